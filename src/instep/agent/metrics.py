@@ -1,0 +1,62 @@
+"""What the workers report, written for front ends: the newest figures, now and then, or not at all."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from instep.agent.workers import Workers
+from instep.coordination.keys import Keys
+from instep.coordination.records import Metrics, View
+from instep.coordination.session import Session
+from instep.errors import EtcdError
+from instep.etcd import Client, Op
+
+log = logging.getLogger("instep")
+
+MIN_INTERVAL_S = 1.0
+RANKS_PER_SECOND = 500
+"""The whole run writes at most about so many metrics keys a second, however large it is."""
+BATCH = 100
+TIMEOUT_S = 2.0
+
+
+class MetricsWriter:
+    """On the node's lease, so that figures of a rank that is gone go too. Dropped when etcd is away."""
+
+    def __init__(
+        self, client: Client, keys: Keys, session: Session, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._client = client
+        self._keys = keys
+        self._session = session
+        self._clock = clock
+        self._next_at = 0.0
+        self._written: dict[int, Metrics] = {}
+
+    async def write(self, workers: Workers, view: View | None, step_time_s: float) -> None:
+        """Writes what has changed since the last time, if it is time again."""
+        now, lease_id = self._clock(), self._session.lease_id
+        if view is None or not lease_id or now < self._next_at:
+            return
+        self._next_at = now + max(MIN_INTERVAL_S, view.world_size / RANKS_PER_SECOND)
+        news = {
+            worker.rank: Metrics(
+                rank=worker.rank,
+                step=worker.step if worker.step >= 0 else None,
+                step_time_s=step_time_s or None,
+                metrics=dict(worker.metrics),
+            )
+            for worker in workers
+            if worker.view == view.number
+        }
+        news = {rank: record for rank, record in news.items() if self._written.get(rank) != record}
+        puts = [Op.put(self._keys.metrics_of(rank), record.encode(), lease=lease_id) for rank, record in news.items()]
+        try:
+            for start in range(0, len(puts), BATCH):
+                await self._client.txn([], puts[start : start + BATCH], timeout_s=TIMEOUT_S)
+        except EtcdError as error:
+            log.debug("metrics dropped: %s", error)
+            return
+        self._written.update(news)

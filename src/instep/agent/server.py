@@ -1,0 +1,68 @@
+"""The agent's socket: takes connections of processes of our own user, nobody else's."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from pathlib import Path
+
+from instep.agent.connection import Connection, OnEnd, OnMessage
+
+log = logging.getLogger("instep")
+
+BACKLOG = 256
+
+
+class Server:
+    """Listens on a unix socket in a private folder and hands each connection its callbacks."""
+
+    def __init__(self, path: Path, on_message: OnMessage, on_died: OnEnd, on_closed: OnEnd) -> None:
+        self._path = path
+        self._callbacks = (on_message, on_died, on_closed)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.connections: set[Connection] = set()
+
+    def start(self) -> None:
+        """Takes the path over from an agent that died: the folder's lock says that there is no other."""
+        self._path.unlink(missing_ok=True)
+        before = os.umask(0o177)
+        try:
+            self._listener.bind(str(self._path))
+        finally:
+            os.umask(before)
+        self._listener.listen(BACKLOG)
+        self._listener.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
+    def close(self) -> None:
+        """First the path goes, so that a worker which comes now starts another agent."""
+        self._path.unlink(missing_ok=True)
+        asyncio.get_running_loop().remove_reader(self._listener)
+        self._listener.close()
+        for connection in list(self.connections):
+            connection.close()
+        self.connections.clear()
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError as error:
+            log.warning("a connection could not be accepted: %s", error)
+            return
+        on_message, on_died, on_closed = self._callbacks
+
+        def ended(tell: OnEnd) -> OnEnd:
+            def forget(connection: Connection) -> None:
+                self.connections.discard(connection)
+                tell(connection)
+
+            return forget
+
+        connection = Connection(sock, on_message, ended(on_died), ended(on_closed))
+        if connection.uid != os.getuid():
+            log.error("a process of user %d tried to connect", connection.uid)
+            connection.close()
+            return
+        self.connections.add(connection)

@@ -1,0 +1,114 @@
+"""The agent as a process: its log, its socket, its client, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+from instep.agent.node import Node
+from instep.agent.server import Server
+from instep.coordination.connect import open_client
+from instep.coordination.keys import Keys
+from instep.errors import EtcdDenied, EtcdError, InstepError, SettingsError
+from instep.runtime import RuntimeFolder
+from instep.settings import Settings
+from instep.wire import Message
+
+log = logging.getLogger("instep")
+
+LOG_BYTES = 1024 * 1024
+LINGER_S = 2.0
+"""How long an agent that cannot work stays, so that each worker hears why from the first one started."""
+HOST_CHARACTERS = 14
+
+
+def serve(folder_path: str, run: str, settings_text: str) -> int:
+    """Runs one agent to its end and returns the process's exit code."""
+    folder = RuntimeFolder(Path(folder_path))
+    _set_up_log(folder)
+    os.chdir("/")
+    try:
+        asyncio.run(_serve(folder, run, Settings.from_json(settings_text)))
+    except Exception:
+        log.exception("the agent failed")
+        return 1
+    return 0
+
+
+async def _serve(folder: RuntimeFolder, run: str, settings: Settings) -> None:
+    log.info("agent %d of run %s starts with %r", os.getpid(), run, settings)
+    try:
+        client = open_client(settings)
+    except InstepError as error:
+        await _refuse_everybody(folder, error)
+        return
+    async with client:
+        node = Node(client, Keys(settings.namespace, run), _node_name(folder), settings.ttl_s)
+        server = Server(folder.socket, node.on_message, node.on_died, node.on_closed)
+        server.start()
+        serving = asyncio.create_task(node.run())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
+        try:
+            await serving
+        except asyncio.CancelledError:
+            log.warning("the agent was told to stop")
+        except InstepError as error:
+            log.error("%s", error)
+            node.fail_all(error, _kind(error))
+            await asyncio.sleep(LINGER_S)
+        finally:
+            server.close()
+    log.info("agent %d ends", os.getpid())
+
+
+async def _refuse_everybody(folder: RuntimeFolder, error: InstepError) -> None:
+    """Settings that cannot work: whoever comes hears so."""
+    log.error("%s", error)
+
+    def refuse(connection: object, message: Message) -> None:
+        if message["t"] == "hello":
+            connection.send({"t": "failure", "kind": _kind(error), "text": str(error)})  # type: ignore[attr-defined]
+
+    server = Server(folder.socket, refuse, lambda connection: None, lambda connection: None)
+    server.start()
+    await asyncio.sleep(LINGER_S)
+    server.close()
+
+
+def _kind(error: InstepError) -> str:
+    if isinstance(error, EtcdDenied):
+        return "denied"
+    if isinstance(error, SettingsError):
+        return "settings"
+    return "etcd" if isinstance(error, EtcdError) else "agent"
+
+
+def _node_name(folder: RuntimeFolder) -> str:
+    """The node's name, kept in the folder: what an agent promised before it died still stands in its name."""
+    try:
+        name = folder.node.read_text().strip()
+    except FileNotFoundError:
+        name = ""
+    if not name:
+        name = f"{_host()}-{secrets.token_hex(2)}"
+        folder.node.write_text(name)
+    return name
+
+
+def _host() -> str:
+    kept = "".join(c if c.isalnum() or c == "-" else "-" for c in socket.gethostname())
+    return kept[-HOST_CHARACTERS:].strip("-") or "node"
+
+
+def _set_up_log(folder: RuntimeFolder) -> None:
+    handler = RotatingFileHandler(folder.log, maxBytes=LOG_BYTES, backupCount=1)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(os.environ.get("INSTEP_AGENT_LOG", "INFO"))

@@ -1,0 +1,82 @@
+"""What an operator can do to a run, once: the command line, the terminal and web views and the tuner call these.
+
+Async functions over an open etcd client. They return frozen facts with `.to_json()`, raise errors of
+`instep.errors`, and print nothing.
+
+    async with connect(resolve()) as client:
+        keys = Keys("/training", "gpt-a")
+        written = await set_values(client, keys, {"lr": "1e-4"}, reason="loss spike")
+        receipt = await wait(client, keys, written, timeout_s=60)
+        assert receipt.holds
+"""
+
+from __future__ import annotations
+
+from instep.control._assignments import parse_assignments
+from instep.control._change import Written, default_author, set_values
+from instep.control._connect import connect
+from instep.control._facts import Facts, ValueChange
+from instep.control._follow import ChangeReceipt, Progress, follow, wait
+from instep.control._get import Value, Values, get
+from instep.control._history import Attempt, Entry, History, history
+from instep.control._runs import Runs, RunSummary, runs
+from instep.control._stand import Outcome
+from instep.control._status import (
+    LeaderFacts,
+    NodeWaiting,
+    PlanFacts,
+    RankFacts,
+    RanksAtStep,
+    Status,
+    StepFacts,
+    ViewFacts,
+    status,
+    watch_status,
+)
+from instep.control._text import format_change, format_changes, format_value, one_line
+from instep.coordination.keys import Keys
+
+__all__ = [
+    # reaching a run
+    "Keys",
+    "connect",
+    # looking
+    "runs",
+    "status",
+    "watch_status",
+    "get",
+    "history",
+    # changing
+    "parse_assignments",
+    "default_author",
+    "set_values",
+    "follow",
+    "wait",
+    # facts
+    "Facts",
+    "Runs",
+    "RunSummary",
+    "Status",
+    "ViewFacts",
+    "LeaderFacts",
+    "RankFacts",
+    "RanksAtStep",
+    "StepFacts",
+    "PlanFacts",
+    "NodeWaiting",
+    "Value",
+    "Values",
+    "ValueChange",
+    "Written",
+    "Progress",
+    "ChangeReceipt",
+    "Outcome",
+    "History",
+    "Entry",
+    "Attempt",
+    # words
+    "format_value",
+    "format_change",
+    "format_changes",
+    "one_line",
+]

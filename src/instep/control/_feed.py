@@ -1,0 +1,62 @@
+"""Several watches as one stream of events, each begun where a reading ended."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+from instep.etcd import Client, Event
+
+_Item = Event | Exception
+
+
+class Feed:
+    """Events of all prefixes added, in order for each prefix; between prefixes there is no order.
+
+    An async context manager, for one consumer. An error of any watch (Compacted above all) is raised by `next`.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._queue: asyncio.Queue[_Item] = asyncio.Queue()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    def add(self, prefix: str, start_revision: int) -> None:
+        """Watch `prefix` from a revision on; a second time is passed over."""
+        if prefix not in self._tasks:
+            self._tasks[prefix] = asyncio.create_task(self._watch(prefix, start_revision))
+
+    def watches(self, prefix: str) -> bool:
+        return prefix in self._tasks
+
+    async def next(self) -> list[Event]:
+        """All that has come, at least one event. Raises what ended a watch. Cancelling it loses nothing."""
+        items = [await self._queue.get()]
+        while not self._queue.empty():
+            items.append(self._queue.get_nowait())
+        events: list[Event] = []
+        for item in items:
+            if isinstance(item, Exception):
+                raise item
+            events.append(item)
+        return events
+
+    async def _watch(self, prefix: str, start_revision: int) -> None:
+        try:
+            async with self._client.watch(prefix, start_revision=start_revision) as watch:
+                async for batch in watch:
+                    for event in batch.events:
+                        self._queue.put_nowait(event)
+        except Exception as error:  # noqa: BLE001 - handed to the consumer, whatever it is
+            self._queue.put_nowait(error)

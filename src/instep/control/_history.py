@@ -1,0 +1,191 @@
+"""What was changed, by whom, why, and what became of it: the plans that stand in etcd, and open rejections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from instep.control._facts import Facts, ValueChange
+from instep.control._load import load, load_receipts
+from instep.control._picture import Picture
+from instep.control._runs import require_run
+from instep.control._text import one_line
+from instep.coordination.keys import Keys
+from instep.coordination.records import Plan, Rejected
+from instep.errors import Compacted, SettingsError
+from instep.etcd import Client
+from instep.scalar import Scalar, parse_scalar
+
+DEFAULT_LIMIT = 20
+MAX_LIMIT = 1000
+_RECEIPTS_READ = 50
+
+EntryOutcome = Literal["open", "committed", "applied", "aborted", "rejected"]
+"""open: not decided. committed: decided, not yet applied everywhere. aborted: its last attempt was, and it is planned
+again if still desired. rejected: refused by the schema or a worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt(Facts):
+    """A plan for the same change that was aborted before the one that stands."""
+
+    plan: int
+    gate: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry(Facts):
+    """One change. `step` is the first step run with its values, as receipts tell, else as agreed; None if not applied.
+
+    `ranks` counts receipts; None when they are too old to be kept or read. `refusal` is why it was aborted or
+    rejected; `reason` is what its author said.
+    """
+
+    plan: int | None
+    outcome: EntryOutcome
+    changes: tuple[ValueChange, ...]
+    gate: int | None
+    step: int | None
+    ranks: int | None
+    author: str | None
+    reason: str | None
+    refusal: str | None
+    opened_at: str | None
+    revision: int
+    change_id: str | None
+    attempts: tuple[Attempt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class History(Facts):
+    run: str
+    revision: int
+    entries: tuple[Entry, ...]
+    """The newest first."""
+
+
+async def history(client: Client, keys: Keys, limit: int = DEFAULT_LIMIT) -> History:
+    """The newest `limit` changes; etcd keeps those of the last 1000 plans, and receipts of the last 100.
+
+    Raises RunNotFound. Receipts are read for the newest 50 changes at most.
+    """
+    if not 1 <= limit <= MAX_LIMIT:
+        raise SettingsError(f"the limit of {limit} changes is not usable: give 1 to {MAX_LIMIT}")
+    picture = await _read(client, keys, limit)
+    if picture.empty:
+        await require_run(client, keys)
+    return History(keys.run, picture.revision, entries_of(picture)[:limit])
+
+
+def entries_of(picture: Picture) -> tuple[Entry, ...]:
+    """Changes, the newest first; attempts of one change are one entry."""
+    groups: dict[int, list[Plan]] = {}
+    for _, plan in sorted(picture.plans.items()):
+        groups.setdefault(plan.revision, []).append(plan)
+    entries = [_entry(picture, plans) for plans in groups.values()]
+    alone: dict[int, list[Rejected]] = {}
+    for record in picture.rejected.values():
+        if record.revision not in groups:
+            alone.setdefault(record.revision, []).append(record)
+    entries += [_rejected(picture, revision, records) for revision, records in alone.items()]
+    return tuple(sorted(entries, key=lambda entry: entry.revision, reverse=True))
+
+
+async def _read(client: Client, keys: Keys, limit: int) -> Picture:
+    """Enough plans for `limit` changes: attempts of one change are several plans, so perhaps not at the first try."""
+    plans = 2 * limit
+    while True:
+        picture = await load(client, keys, plans=plans, receipts=0)
+        if len(picture.plans) < plans or len({plan.revision for plan in picture.plans.values()}) > limit:
+            break
+        plans *= 4
+    newest = [entry.plan for entry in entries_of(picture)[: min(limit, _RECEIPTS_READ)]]
+    try:
+        await load_receipts(client, picture, [number for number in newest if number is not None], picture.revision)
+    except Compacted:
+        pass  # a history without counts of receipts is still the history
+    return picture
+
+
+def _entry(picture: Picture, plans: list[Plan]) -> Entry:
+    plan = plans[-1]
+    decision = picture.decisions.get(plan.number)
+    steps = picture.steps_applied(plan.number)
+    committed = decision is not None and decision.commit
+    refusal = None
+    if decision is not None and not decision.commit:
+        refusal = one_line(decision.reason or "no reason was given")
+    outcome = _outcome(picture, plan)
+    return Entry(
+        plan=plan.number,
+        outcome=outcome,
+        changes=_changes(plan.values, plan.previous),
+        gate=plan.gate,
+        step=(min(steps.values(), default=plan.gate) if outcome == "applied" else None) if committed else None,
+        ranks=len(steps) or None,
+        author=plan.author,
+        reason=plan.reason,
+        refusal=refusal,
+        opened_at=plan.opened_at,
+        revision=plan.revision,
+        change_id=plan.change_id,
+        attempts=tuple(_attempt(picture, earlier) for earlier in plans[:-1]),
+    )
+
+
+def _outcome(picture: Picture, plan: Plan) -> EntryOutcome:
+    decision = picture.decisions.get(plan.number)
+    if decision is None:
+        return "open"
+    if not decision.commit:
+        return "rejected" if decision.refused else "aborted"
+    # A plan is opened only when the one before it was applied by all, so only the newest can still be under way.
+    if picture.newest_plan is not plan or picture.view is None or picture.view.number != plan.view:
+        return "applied"
+    waiting = picture.ranks() - picture.ranks_left() - picture.steps_applied(plan.number).keys()
+    return "committed" if waiting else "applied"
+
+
+def _attempt(picture: Picture, plan: Plan) -> Attempt:
+    decision = picture.decisions.get(plan.number)
+    return Attempt(plan.number, plan.gate, one_line((decision.reason if decision else None) or "no reason was given"))
+
+
+def _changes(values: dict[str, Scalar], previous: dict[str, Scalar]) -> tuple[ValueChange, ...]:
+    return tuple(
+        ValueChange(name, previous.get(name), value, previous.get(name) is not None) for name, value in values.items()
+    )
+
+
+def _rejected(picture: Picture, revision: int, records: list[Rejected]) -> Entry:
+    first = records[0]
+    agreed = picture.agreed.values if picture.agreed else {}
+    change = picture.changes.get(first.change_id or "")
+    values = {record.name: _value(record.value) for record in records}
+    return Entry(
+        plan=None,
+        outcome="rejected",
+        changes=_changes(values, {name: agreed.get(name) for name in values}),
+        gate=None,
+        step=None,
+        ranks=None,
+        author=first.author,
+        reason=change.reason if change else None,
+        refusal=one_line(_reasons(records)),
+        opened_at=None,
+        revision=revision,
+        change_id=first.change_id,
+    )
+
+
+def _reasons(records: Iterable[Rejected]) -> str:
+    return "; ".join(f"{record.name}: {record.reason}" for record in records)
+
+
+def _value(text: str) -> Scalar:
+    try:
+        return parse_scalar(text)
+    except ValueError:
+        return text

@@ -1,0 +1,84 @@
+"""Reading a run: few requests, all at one revision, so that what is told together was true together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+from typing import Any
+
+from instep.control._picture import Picture
+from instep.coordination.keys import Keys
+from instep.errors import Compacted
+from instep.etcd import Client, Listing, Op
+
+PLANS_READ = 12
+"""The newest plans that a reading looks at, unless told otherwise: enough to see the attempts of an open change."""
+RECEIPTS_READ = 4
+"""The newest plans whose acks and receipts are read: two keys a node each."""
+PAGE_SIZE = 2000
+_TRIES = 3
+
+
+async def load(
+    client: Client,
+    keys: Keys,
+    *,
+    plans: int = PLANS_READ,
+    receipts: int = RECEIPTS_READ,
+    members: bool = False,
+    metrics: bool = False,
+) -> Picture:
+    """The run at one revision, that of the picture. Members and metrics are one key a rank: read only when asked."""
+    for attempt in range(_TRIES):
+        try:
+            return await _load(client, keys, plans, receipts, members, metrics)
+        except Compacted:
+            if attempt == _TRIES - 1:
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
+async def _load(
+    client: Client, keys: Keys, plans: int, receipts: int, members: bool, metrics: bool
+) -> Picture:
+    single = [Op.get(key) for key in (keys.view, keys.agreed, keys.leader, keys.schema)]
+    ranges = [Op.range(prefix) for prefix in (keys.config, keys.changes, keys.rejected, keys.left)]
+    result = await client.txn([], [*single, *ranges])
+    picture = Picture(keys, revision=result.revision)
+    for part in result.results:
+        if isinstance(part, Listing):
+            picture.put_all(part.kvs)
+    revision = result.revision
+    more = [client.range(keys.plans, revision=revision, newest_first=True, limit=2 * plans)]
+    if members:
+        more.append(client.range(keys.members, revision=revision, page_size=PAGE_SIZE))
+    if metrics:
+        more.append(client.range(keys.metrics, revision=revision, page_size=PAGE_SIZE))
+    for listing in await together(more):
+        picture.put_all(listing.kvs)
+    await load_receipts(client, picture, sorted(picture.plans)[-receipts:] if receipts else (), revision)
+    picture.revision = revision
+    return picture
+
+
+async def load_receipts(client: Client, picture: Picture, numbers: Iterable[int], revision: int) -> None:
+    """Adds the acks and receipts of these plans, as they stood at `revision`."""
+    prefixes = [
+        prefix
+        for number in numbers
+        for prefix in (f"{picture.keys.acks}{number}/", picture.keys.receipts_of(number))
+    ]
+    wanted = [client.range(prefix, revision=revision, page_size=PAGE_SIZE) for prefix in prefixes]
+    for listing in await together(wanted):
+        picture.put_all(listing.kvs)
+
+
+async def together(wanted: list[Coroutine[Any, Any, Listing]]) -> list[Listing]:
+    """All at once; the first failure ends the rest and is raised as it is."""
+    tasks = [asyncio.ensure_future(one) for one in wanted]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,194 @@
+"""A run as its keys in etcd tell it: built from a reading, kept up to date by events. Pure.
+
+A record that cannot be read is passed over, as the agents do: anyone with access to etcd can write one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from instep.coordination.desired import Desired
+from instep.coordination.keys import Keys
+from instep.coordination.membership import Registered, active_nodes, missing_ranks
+from instep.coordination.records import (
+    Ack,
+    Agreed,
+    Change,
+    Decision,
+    Leader,
+    Left,
+    Member,
+    Metrics,
+    Plan,
+    Receipt,
+    Record,
+    Rejected,
+    View,
+)
+from instep.coordination.schema import Schema
+from instep.etcd import KeyValue
+from instep.names import MAX_VALUE_BYTES
+
+R = TypeVar("R", bound=Record)
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@dataclass(slots=True)
+class Picture:
+    """The facts of one run. Only what was read is there: members and metrics are left out where nobody asks."""
+
+    keys: Keys
+    revision: int = 0
+    schema: Schema = field(default_factory=lambda: Schema(None))
+    schema_revision: int = 0
+    view: View | None = None
+    agreed: Agreed | None = None
+    leader: Leader | None = None
+    desired: dict[str, Desired] = field(default_factory=dict)
+    changes: dict[str, Change] = field(default_factory=dict)
+    rejected: dict[str, Rejected] = field(default_factory=dict)
+    plans: dict[int, Plan] = field(default_factory=dict)
+    decisions: dict[int, Decision] = field(default_factory=dict)
+    acks: dict[int, dict[str, Ack]] = field(default_factory=dict)
+    receipts: dict[int, dict[str, Receipt]] = field(default_factory=dict)
+    left: dict[str, Left] = field(default_factory=dict)
+    members: dict[str, Registered] = field(default_factory=dict)
+    metrics: dict[int, Metrics] = field(default_factory=dict)
+    empty: bool = True
+    """True while no key of the run has been seen."""
+
+    def put_all(self, kvs: Iterable[KeyValue]) -> None:
+        for kv in kvs:
+            self.put(kv)
+
+    def put(self, kv: KeyValue) -> None:
+        """Take in one key as it stands in etcd."""
+        if not kv.key.startswith(self.keys.root):
+            return
+        self.empty = False
+        self.revision = max(self.revision, kv.mod_revision)
+        match kv.key[len(self.keys.root) :].split("/"):
+            case ["state", *rest]:
+                self._put_state(rest, kv)
+            case ["reports", *rest]:
+                self._put_report(rest, kv)
+            case ["config", name]:
+                # Longer values are refused anyway; there is no use in holding them here.
+                self.desired[name] = Desired(name, kv.text[: MAX_VALUE_BYTES + 1], kv.mod_revision)
+            case ["changes", change_id]:
+                _keep(self.changes, change_id, _record(Change, kv))
+            case ["schema"]:
+                self.schema, self.schema_revision = Schema.decode(kv.value), kv.mod_revision
+
+    def delete(self, key: str) -> None:
+        """Take in that a key is gone; only of those whose absence says something."""
+        match key.removeprefix(self.keys.root).split("/"):
+            case ["config", name]:
+                self.desired.pop(name, None)
+            case ["state", "rejected", name]:
+                self.rejected.pop(name, None)
+            case ["state", "leader"]:
+                self.leader = None
+            case ["reports", "left", node]:
+                self.left.pop(node, None)
+
+    def _put_state(self, path: list[str], kv: KeyValue) -> None:
+        match path:
+            case ["view"]:
+                self.view = _record(View, kv)
+            case ["agreed"]:
+                self.agreed = _record(Agreed, kv)
+            case ["leader"]:
+                self.leader = _record(Leader, kv)
+            case ["rejected", name]:
+                _keep(self.rejected, name, _record(Rejected, kv))
+            case ["plans", number] if number.isdecimal():
+                _keep(self.plans, int(number), _record(Plan, kv))
+            case ["plans", number, "decision"] if number.isdecimal():
+                _keep(self.decisions, int(number), _record(Decision, kv))
+
+    def _put_report(self, path: list[str], kv: KeyValue) -> None:
+        match path:
+            case ["acks", number, node] if number.isdecimal():
+                _keep(self.acks.setdefault(int(number), {}), node, _record(Ack, kv))
+            case ["receipts", number, node] if number.isdecimal():
+                _keep(self.receipts.setdefault(int(number), {}), node, _record(Receipt, kv))
+            case ["left", node]:
+                _keep(self.left, node, _record(Left, kv))
+            case ["members", *_]:
+                member = _record(Member, kv)
+                _keep(self.members, kv.key, Registered(member, kv.create_revision) if member else None)
+            case ["metrics", rank] if rank.isdecimal():
+                _keep(self.metrics, int(rank), _record(Metrics, kv))
+
+    # -- ranks ----------------------------------------------------------------------------------------------------
+
+    @property
+    def live(self) -> bool:
+        """Whether any worker holds its registration, which lives on its node's lease."""
+        return bool(self.members)
+
+    def ranks_left(self) -> set[int]:
+        """Ranks of the view that ended cleanly."""
+        if self.view is None:
+            return set()
+        number = self.view.number
+        return {
+            rank
+            for node, members in self.view.nodes.items()
+            if (record := self.left.get(node)) is not None and record.view == number
+            for rank in members.ranks
+            if rank in record.ranks
+        }
+
+    def ranks(self) -> set[int]:
+        """Ranks of the view."""
+        if self.view is None:
+            return set()
+        return {rank for members in self.view.nodes.values() for rank in members.ranks}
+
+    def ranks_missing(self) -> set[int]:
+        """Ranks of the view that neither live nor ended cleanly; needs the members to have been read."""
+        if self.view is None:
+            return set()
+        return set(missing_ranks(self.view, self.members.values(), self.left))
+
+    def ranks_armed(self, number: int) -> set[int]:
+        """Ranks that promised to wait for the decision of plan `number`."""
+        return {rank for ack in self.acks.get(number, {}).values() for rank in ack.ranks}
+
+    def steps_applied(self, number: int) -> dict[int, int]:
+        """Step by rank: the first step that was run with the values of plan `number`."""
+        return {
+            rank: step for receipt in self.receipts.get(number, {}).values() for rank, step in receipt.steps.items()
+        }
+
+    def ended(self) -> bool:
+        """True when every rank of the view ended cleanly."""
+        return self.view is not None and not active_nodes(self.view, self.left)
+
+    # -- plans ----------------------------------------------------------------------------------------------------
+
+    @property
+    def newest_plan(self) -> Plan | None:
+        return self.plans[max(self.plans)] if self.plans else None
+
+    def open_plan(self) -> Plan | None:
+        """The plan that is not decided yet; there is one at most."""
+        plan = self.newest_plan
+        return plan if plan is not None and plan.number not in self.decisions else None
+
+
+def _record(kind: type[R], kv: KeyValue) -> R | None:
+    try:
+        return kind.decode(kv.value)
+    except ValueError:
+        return None
+
+
+def _keep(into: dict[K, V], key: K, record: V | None) -> None:
+    if record is not None:
+        into[key] = record

@@ -1,0 +1,110 @@
+"""The runs of a namespace, one line of facts each."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+from dataclasses import dataclass
+from typing import Literal
+
+from instep.control._discover import run_names
+from instep.control._picture import Picture
+from instep.coordination.keys import Keys
+from instep.errors import RunNotFound
+from instep.etcd import Client, Listing, Op
+from instep.control._facts import Facts
+
+_AT_ONCE = 8
+_METRICS_LOOKED_AT = 64
+_NAMED = 10
+
+RunState = Literal["training", "forming", "ended", "stopped", "new"]
+"""training: a view stands and workers live. forming: workers live, no view yet. ended: all ranks left cleanly.
+stopped: no worker lives, though they did not leave cleanly. new: only written to, never joined."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary(Facts):
+    """`step` is the highest one that the first 64 ranks reported last; None while none is known."""
+
+    name: str
+    state: RunState
+    live: bool
+    world_size: int | None
+    view: int | None
+    step: int | None
+    leader_rank: int | None
+    leader_host: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Runs(Facts):
+    namespace: str
+    runs: tuple[RunSummary, ...]
+
+
+async def runs(client: Client, namespace: str) -> Runs:
+    """Every run of the namespace, at most 1000; each at a revision of its own. A few requests a run."""
+    names = await run_names(client, namespace)
+    slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def summary(name: str) -> RunSummary:
+        async with slots:
+            return await _summary(client, Keys(namespace, name))
+
+    tasks = [asyncio.ensure_future(summary(name)) for name in names]
+    try:
+        return Runs(namespace, tuple(await asyncio.gather(*tasks)))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def require_run(client: Client, keys: Keys) -> None:
+    """Raises RunNotFound, naming the runs that are there, when the run has no key at all."""
+    if not (await client.range(keys.root, limit=1, keys_only=True)).kvs:
+        raise run_not_found(keys, await run_names(client, keys.namespace))
+
+
+def run_not_found(keys: Keys, names: tuple[str, ...], *, cure: str = "") -> RunNotFound:
+    """One sentence: what is not there, what may have been meant, and what is there."""
+    close = difflib.get_close_matches(keys.run, names, n=1, cutoff=0.6)
+    if close:
+        hint = f": did you mean {close[0]!r}?"
+    elif names:
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        hint = f": there are {', '.join(names[:_NAMED])}{more}."
+    else:
+        hint = ": no run is there yet."
+    return RunNotFound(f"No run {keys.run!r} is in {keys.namespace}{hint}{cure}")
+
+
+def state_of(picture: Picture) -> RunState:
+    """In one word how the run is; needs its members, or some of them, to have been read."""
+    if picture.live:
+        return "training" if picture.view is not None else "forming"
+    if picture.view is None:
+        return "new"
+    return "ended" if picture.ended() else "stopped"
+
+
+async def _summary(client: Client, keys: Keys) -> RunSummary:
+    ops = [Op.get(keys.view), Op.get(keys.leader), Op.range(keys.left)]
+    ops += [Op.range(keys.members, limit=1), Op.range(keys.metrics, limit=_METRICS_LOOKED_AT)]
+    picture = Picture(keys)
+    for part in (await client.txn([], ops)).results:
+        if isinstance(part, Listing):
+            picture.put_all(part.kvs)
+    steps = [item.step for item in picture.metrics.values() if item.step is not None]
+    leader = picture.leader if picture.live else None
+    return RunSummary(
+        name=keys.run,
+        state=state_of(picture),
+        live=picture.live,
+        world_size=picture.view.world_size if picture.view else None,
+        view=picture.view.number if picture.view else None,
+        step=max(steps, default=None),
+        leader_rank=leader.rank if leader else None,
+        leader_host=(leader.host or leader.node) if leader else None,
+    )

@@ -1,0 +1,255 @@
+"""How a run is now: who leads, which ranks live, at which step, with which values, and what is under way."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from instep.control._facts import Facts, ValueChange
+from instep.control._feed import Feed
+from instep.control._get import Value, values_of
+from instep.control._history import Entry, entries_of
+from instep.control._load import load
+from instep.control._picture import Picture
+from instep.control._runs import RunState, require_run, state_of
+from instep.coordination.keys import Keys
+from instep.coordination.records import Plan, format_ranks
+from instep.errors import Compacted
+from instep.etcd import Client
+from instep.scalar import Scalar
+
+MAX_GROUPS = 12
+"""Groups of ranks, and nodes that are waited for, that a status names one by one."""
+RECENT = 3
+_MIN_PAUSE_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class ViewFacts(Facts):
+    number: int
+    world_size: int
+    nodes: int
+    fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderFacts(Facts):
+    node: str
+    host: str
+    rank: int
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class RankFacts(Facts):
+    """Ranks of the view as ranges (`0-5,7`), empty when there are none."""
+
+    alive: str
+    missing: str
+    left: str
+    alive_count: int
+    missing_count: int
+    left_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class RanksAtStep(Facts):
+    step: int
+    ranks: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepFacts(Facts):
+    """From the ranks' latest reports, which may be seconds old. `groups` names the 12 largest, the furthest first."""
+
+    lowest: int
+    highest: int
+    reporting: int
+    groups: tuple[RanksAtStep, ...]
+    step_time_s: float | None
+    metrics_rank: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What rank `metrics_rank`, the lowest that reports, said last."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeWaiting(Facts):
+    node: str
+    host: str
+    ranks: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFacts(Facts):
+    """The plan under way: open until decided, then committed until every rank has applied it."""
+
+    number: int
+    state: str
+    gate: int
+    attempt: int
+    changes: tuple[ValueChange, ...]
+    author: str | None
+    reason: str | None
+    armed: int
+    applied: int
+    ranks: int
+    waiting: tuple[NodeWaiting, ...]
+    """Nodes that have not answered, or not applied it: the first 12."""
+    waiting_more: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status(Facts):
+    run: str
+    namespace: str
+    endpoint: str
+    revision: int
+    state: RunState
+    live: bool
+    view: ViewFacts | None
+    leader: LeaderFacts | None
+    ranks: RankFacts
+    steps: StepFacts | None
+    values: tuple[Value, ...]
+    plan: PlanFacts | None
+    recent: tuple[Entry, ...]
+
+
+async def status(client: Client, keys: Keys) -> Status:
+    """The run at one revision of etcd. Raises RunNotFound. Summaries stay small at any number of ranks."""
+    picture = await load(client, keys, members=True, metrics=True)
+    if picture.empty:
+        await require_run(client, keys)
+    return status_of(picture, client.endpoint)
+
+
+async def watch_status(client: Client, keys: Keys, *, tick_s: float = 1.0) -> AsyncGenerator[Status]:
+    """A status at once, then after every change of state or config and every `tick_s` seconds, without end.
+
+    At most ten a second, and less often where reading takes long: it rests ten times as long as it reads, unless the
+    run's state changes. Close it (`contextlib.aclosing`) when you leave.
+    """
+    while True:
+        began = time.monotonic()
+        now = await status(client, keys)
+        with suppress(Compacted):
+            async with Feed(client) as feed:
+                for prefix in (keys.state, keys.config, keys.left):
+                    feed.add(prefix, now.revision + 1)
+                while True:
+                    yield now
+                    spent_s = time.monotonic() - began
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(feed.next(), max(tick_s, 10 * spent_s))
+                    await asyncio.sleep(_MIN_PAUSE_S)
+                    began = time.monotonic()
+                    now = await status(client, keys)
+
+
+def status_of(picture: Picture, endpoint: str) -> Status:
+    """The status that a picture with members and metrics shows. Pure."""
+    view, leader = picture.view, picture.leader
+    return Status(
+        run=picture.keys.run,
+        namespace=picture.keys.namespace,
+        endpoint=endpoint,
+        revision=picture.revision,
+        state=state_of(picture),
+        live=picture.live,
+        view=ViewFacts(view.number, view.world_size, len(view.nodes), view.fresh) if view else None,
+        leader=LeaderFacts(leader.node, leader.host or leader.node, leader.rank, leader.token)
+        if leader and picture.live
+        else None,
+        ranks=_ranks(picture),
+        steps=_steps(picture),
+        values=values_of(picture),
+        plan=_plan(picture),
+        recent=tuple(entry for entry in entries_of(picture) if entry.outcome not in ("open", "committed"))[:RECENT],
+    )
+
+
+def _ranks(picture: Picture) -> RankFacts:
+    left, missing = picture.ranks_left(), picture.ranks_missing()
+    if picture.view is None:
+        alive = {item.member.rank for item in picture.members.values()}
+    else:
+        alive = picture.ranks() - left - missing
+    return RankFacts(
+        format_ranks(alive), format_ranks(missing), format_ranks(left), len(alive), len(missing), len(left)
+    )
+
+
+def _steps(picture: Picture) -> StepFacts | None:
+    reports = {rank: item for rank, item in sorted(picture.metrics.items())}
+    by_step: dict[int, list[int]] = {}
+    for rank, item in reports.items():
+        if item.step is not None:
+            by_step.setdefault(item.step, []).append(rank)
+    if not by_step:
+        return None
+    largest = sorted(by_step, key=lambda step: len(by_step[step]), reverse=True)[:MAX_GROUPS]
+    times = [item.step_time_s for item in reports.values() if item.step_time_s is not None]
+    first = min(reports)
+    return StepFacts(
+        lowest=min(by_step),
+        highest=max(by_step),
+        reporting=sum(map(len, by_step.values())),
+        groups=tuple(
+            RanksAtStep(step, format_ranks(by_step[step]), len(by_step[step])) for step in sorted(largest, reverse=True)
+        ),
+        step_time_s=max(times, default=None),
+        metrics_rank=first,
+        metrics=dict(reports[first].metrics),
+    )
+
+
+def _plan(picture: Picture) -> PlanFacts | None:
+    plan = picture.newest_plan
+    decision = picture.decisions.get(plan.number) if plan else None
+    if plan is None or (decision is not None and not decision.commit):
+        return None
+    if picture.view is None or picture.view.number != plan.view:
+        return None
+    applied = picture.steps_applied(plan.number).keys() & picture.ranks()
+    counting = (picture.ranks() - picture.ranks_left()) | applied
+    armed = picture.ranks_armed(plan.number) & counting if decision is None else counting
+    waiting = counting - (armed if decision is None else applied)
+    if decision is not None and not waiting:
+        return None
+    nodes = _nodes_waiting(picture, waiting)
+    previous: dict[str, Scalar] = plan.previous
+    return PlanFacts(
+        number=plan.number,
+        state="open" if decision is None else "committed",
+        gate=plan.gate,
+        attempt=_attempt(picture, plan),
+        changes=tuple(
+            ValueChange(name, previous.get(name), value, previous.get(name) is not None)
+            for name, value in plan.values.items()
+        ),
+        author=plan.author,
+        reason=plan.reason,
+        armed=len(armed),
+        applied=len(applied),
+        ranks=len(counting),
+        waiting=nodes[:MAX_GROUPS],
+        waiting_more=max(0, len(nodes) - MAX_GROUPS),
+    )
+
+
+def _attempt(picture: Picture, plan: Plan) -> int:
+    return sum(1 for other in picture.plans.values() if other.revision == plan.revision)
+
+
+def _nodes_waiting(picture: Picture, waiting: set[int]) -> tuple[NodeWaiting, ...]:
+    hosts = {item.member.node: item.member.host for item in picture.members.values()}
+    nodes = picture.view.nodes if picture.view else {}
+    return tuple(
+        NodeWaiting(node, hosts.get(node, ""), format_ranks(ranks))
+        for node, members in nodes.items()
+        if (ranks := [rank for rank in members.ranks if rank in waiting])
+    )

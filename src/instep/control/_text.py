@@ -1,0 +1,70 @@
+"""How values and facts are written for people. Pure; nothing here adds colour or prints."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from decimal import Decimal
+
+from instep.control._facts import ValueChange
+from instep.scalar import Scalar, format_scalar
+
+MAX_SHOWN = 40
+"""Characters of one value in a sentence."""
+
+_BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_./:@+-]*\Z")
+_LITERALS = ("true", "false", "null", "NaN", "Infinity")
+
+
+def format_value(value: Scalar) -> str:
+    """The value as short as it can be written without loss: `3e-4` for 0.0003, `cosine` for "cosine".
+
+    Text that could be mistaken for another kind of value keeps its quotes; long text is cut at 40 characters.
+    """
+    if isinstance(value, float):
+        return _short_float(value)
+    if isinstance(value, str) and _BARE.match(value) and value not in _LITERALS:
+        return shortened(value)
+    return shortened(one_line(format_scalar(value)))
+
+
+def format_change(change: ValueChange) -> str:
+    """`lr 3e-4 → 1e-4`, or `lr → 1e-4` for one that had no value before."""
+    before = f" {format_value(change.before)}" if change.was_set else ""
+    return f"{change.name}{before} → {format_value(change.after)}"
+
+
+def format_changes(changes: Iterable[ValueChange]) -> str:
+    return ", ".join(format_change(change) for change in changes)
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks, terminal controls and what hides or reorders text: anyone can write it to etcd."""
+    return "".join(" " if char in "\t\n\r" else char for char in text if char in "\t\n\r" or not _hidden(char))
+
+
+def shortened(text: str, limit: int = MAX_SHOWN) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 rank`, `3 ranks`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _hidden(char: str) -> bool:
+    return unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def _short_float(value: float) -> str:
+    plain = repr(value)
+    sign, digits, exponent = Decimal(plain).normalize().as_tuple()
+    if not isinstance(exponent, int) or not any(digits):
+        return plain
+    power = exponent + len(digits) - 1
+    if -3 < power < 5:
+        return plain
+    mantissa = str(digits[0]) + ("." + "".join(map(str, digits[1:])) if len(digits) > 1 else "")
+    scientific = f"{'-' if sign else ''}{mantissa}e{power}"
+    return scientific if len(scientific) < len(plain) or "e" in plain else plain

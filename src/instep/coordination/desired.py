@@ -1,0 +1,182 @@
+"""From desired values to the next change. Pure: level-triggered, so no put can be lost by arriving at a bad moment.
+
+All keys of one etcd revision are one change: planned together or rejected together. Of a key written twice before
+anybody could plan it, the later value is the desired one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from instep.coordination.records import Rejected
+from instep.coordination.schema import Schema
+from instep.scalar import Scalar, same
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What stands in `config/<name>`: its text, and the revision that wrote it."""
+
+    name: str
+    text: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The values a fresh view starts from, and the desired ones that could not be taken."""
+
+    values: dict[str, Scalar]
+    rejections: tuple[Rejected, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The oldest change to be made: either values to plan, or rejections to record."""
+
+    revision: int
+    values: dict[str, Scalar] = field(default_factory=dict)
+    rejections: tuple[Rejected, ...] = ()
+
+
+def next_change(
+    desired: Mapping[str, Desired],
+    agreed: Mapping[str, Scalar],
+    schema: Schema,
+    rejected: Mapping[str, Rejected],
+) -> Wanted | None:
+    """The oldest revision whose values are neither agreed nor rejected; None when all is settled."""
+    for revision, group in _by_revision(desired):
+        if any(_is_rejected(item, rejected) for item in group):
+            continue
+        values, rejections = _judge(group, agreed, schema)
+        if rejections:
+            return Wanted(revision, rejections=rejections)
+        if values:
+            return Wanted(revision, values=values)
+    return None
+
+
+def settled_rejections(
+    desired: Mapping[str, Desired],
+    agreed: Mapping[str, Scalar],
+    schema: Schema,
+    rejected: Mapping[str, Rejected],
+) -> tuple[str, ...]:
+    """Names whose recorded rejection speaks of a value that no longer stands, or that has been agreed since."""
+    return tuple(
+        name
+        for name, record in rejected.items()
+        if name not in desired
+        or desired[name].revision != record.revision
+        or (record.by == "fixed" and _is_agreed(desired[name], agreed, schema))
+    )
+
+
+def pending_revisions(
+    desired: Mapping[str, Desired],
+    agreed: Mapping[str, Scalar],
+    schema: Schema,
+    rejected: Mapping[str, Rejected],
+) -> frozenset[int]:
+    """Revisions of desired values that still wait to be planned."""
+    return frozenset(
+        item.revision
+        for item in desired.values()
+        if not _is_rejected(item, rejected) and not _is_agreed(item, agreed, schema)
+    )
+
+
+def start_values(
+    desired: Mapping[str, Desired],
+    agreed: Mapping[str, Scalar] | None,
+    schema: Schema,
+    rejected: Mapping[str, Rejected],
+) -> Start:
+    """The desired values over the defaults. For one that is not usable the last agreed value holds, else the default.
+
+    Training must be able to restart at night although somebody wrote nonsense: so nonsense is passed over, recorded
+    and reported, and never fatal.
+    """
+    fallback = {name: value for name, value in (agreed or {}).items() if _fits(name, value, schema)}
+    values = schema.defaults()
+    rejections: list[Rejected] = []
+    for item in desired.values():
+        record = rejected.get(item.name)
+        if record and record.by == "worker" and record.revision == item.revision:
+            rejection = record
+        else:
+            try:
+                values[item.name] = schema.parse(item.name, item.text)
+                continue
+            except ValueError as error:
+                rejection = _rejection(item, str(error), "schema")
+        rejections.append(rejection)
+        if item.name in fallback:
+            values[item.name] = fallback[item.name]
+    return Start(values, tuple(rejections))
+
+
+def _by_revision(desired: Mapping[str, Desired]) -> list[tuple[int, list[Desired]]]:
+    groups: dict[int, list[Desired]] = {}
+    for item in sorted(desired.values(), key=lambda item: (item.revision, item.name)):
+        groups.setdefault(item.revision, []).append(item)
+    return list(groups.items())
+
+
+def _judge(
+    group: list[Desired], agreed: Mapping[str, Scalar], schema: Schema
+) -> tuple[dict[str, Scalar], tuple[Rejected, ...]]:
+    values: dict[str, Scalar] = {}
+    problems: dict[str, Rejected] = {}
+    for item in group:
+        try:
+            value = schema.parse(item.name, item.text)
+        except ValueError as error:
+            problems[item.name] = _rejection(item, str(error), "schema")
+            continue
+        if item.name in agreed and same(agreed[item.name], value):
+            continue
+        if schema.is_fixed(item.name):
+            reason = "it is fixed while the run goes on; the next start of the run reads it"
+            problems[item.name] = _rejection(item, reason, "fixed")
+            continue
+        values[item.name] = value
+    if not problems:
+        return values, ()
+    blame = ", ".join(problems)
+    companions = tuple(
+        _rejection(item, f"it was written together with {blame}, which was rejected", problems[min(problems)].by)
+        for item in group
+        if item.name in values
+    )
+    return {}, (*problems.values(), *companions)
+
+
+def _fits(name: str, value: Scalar, schema: Schema) -> bool:
+    if not schema.any_scalar and name not in schema.names:
+        return False
+    try:
+        schema.check(name, value)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_agreed(item: Desired, agreed: Mapping[str, Scalar], schema: Schema) -> bool:
+    try:
+        return item.name in agreed and same(agreed[item.name], schema.parse(item.name, item.text))
+    except ValueError:
+        return False
+
+
+def _is_rejected(item: Desired, rejected: Mapping[str, Rejected]) -> bool:
+    record = rejected.get(item.name)
+    return record is not None and record.revision == item.revision
+
+
+def _rejection(item: Desired, reason: str, by: str) -> Rejected:
+    return Rejected.model_validate(
+        {"name": item.name, "value": item.text[:200], "revision": item.revision, "reason": reason, "by": by}
+    )

@@ -1,0 +1,167 @@
+"""Where everything of a run lives in etcd. `state/` flows down to every agent, `reports/` flows up to the leader.
+
+A key that every node writes is never watched by every node: that would be n² events (1.6 million a change at 1280
+nodes).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from instep.names import check_namespace, check_run_name
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one run below its namespace. Names are checked here, so that no key can leave its run."""
+
+    namespace: str
+    run: str
+
+    def __post_init__(self) -> None:
+        check_namespace(self.namespace)
+        check_run_name(self.run)
+
+    @property
+    def root(self) -> str:
+        return f"{self.namespace}/{self.run}/"
+
+    # -- written by operators -------------------------------------------------------------------------------------
+
+    @property
+    def desires(self) -> str:
+        """Prefix of `changes/`, `commands/` and `config/` together: one watch, so that a put and its author arrive as
+        one."""
+        return f"{self.root}c"
+
+    @property
+    def config(self) -> str:
+        """Prefix: one key a hyperparameter, holding its desired value as one JSON scalar."""
+        return f"{self.root}config/"
+
+    def config_of(self, name: str) -> str:
+        return f"{self.config}{name}"
+
+    @property
+    def changes(self) -> str:
+        """Prefix: author and reason of a put, written in the same txn as the put."""
+        return f"{self.root}changes/"
+
+    def change(self, change_id: str) -> str:
+        return f"{self.changes}{change_id}"
+
+    @property
+    def schema(self) -> str:
+        """JSON Schema of the hyperparameters of the current view."""
+        return f"{self.root}schema"
+
+    # -- election -------------------------------------------------------------------------------------------------
+
+    @property
+    def election(self) -> str:
+        """Prefix of the candidates. The slash at its end keeps it from matching a longer name."""
+        return f"{self.root}election/"
+
+    def candidate(self, incarnation: str) -> str:
+        return f"{self.election}{incarnation}"
+
+    # -- state: flows down ----------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        return f"{self.root}state/"
+
+    @property
+    def leader(self) -> str:
+        return f"{self.state}leader"
+
+    @property
+    def view(self) -> str:
+        return f"{self.state}view"
+
+    @property
+    def agreed(self) -> str:
+        return f"{self.state}agreed"
+
+    @property
+    def plans(self) -> str:
+        return f"{self.state}plans/"
+
+    def plan(self, number: int) -> str:
+        return f"{self.plans}{number}"
+
+    def decision(self, number: int) -> str:
+        return f"{self.plans}{number}/decision"
+
+    @property
+    def rejected(self) -> str:
+        return f"{self.state}rejected/"
+
+    def rejected_of(self, name: str) -> str:
+        return f"{self.rejected}{name}"
+
+    @property
+    def forming(self) -> str:
+        """Which ranks the next view still waits for."""
+        return f"{self.state}forming"
+
+    @property
+    def refused(self) -> str:
+        return f"{self.state}refused/"
+
+    def refused_of(self, incarnation: str) -> str:
+        return f"{self.refused}{incarnation}"
+
+    # -- reports: flow up -----------------------------------------------------------------------------------------
+
+    @property
+    def members(self) -> str:
+        return f"{self.root}reports/members/"
+
+    def member(self, rank: int, incarnation: str) -> str:
+        """One key a registration, not a rank: a stray second join must not overwrite the first one's place."""
+        return f"{self.members}{rank}/{incarnation}"
+
+    @property
+    def schemas(self) -> str:
+        return f"{self.root}reports/schemas/"
+
+    def schema_of(self, digest: str) -> str:
+        return f"{self.schemas}{digest}"
+
+    @property
+    def acks(self) -> str:
+        return f"{self.root}reports/acks/"
+
+    def ack(self, number: int, node: str) -> str:
+        return f"{self.acks}{number}/{node}"
+
+    @property
+    def receipts(self) -> str:
+        return f"{self.root}reports/receipts/"
+
+    def receipts_of(self, number: int) -> str:
+        return f"{self.receipts}{number}/"
+
+    def receipt(self, number: int, node: str) -> str:
+        return f"{self.receipts}{number}/{node}"
+
+    @property
+    def left(self) -> str:
+        """Prefix: ranks of a node that ended cleanly and run no more steps. On no lease, like an ack."""
+        return f"{self.root}reports/left/"
+
+    def left_of(self, node: str) -> str:
+        return f"{self.left}{node}"
+
+    @property
+    def metrics(self) -> str:
+        return f"{self.root}reports/metrics/"
+
+    def metrics_of(self, rank: int) -> str:
+        return f"{self.metrics}{rank}"
+
+
+def last_part(key: str) -> str:
+    """`lr` for `/training/gpt-a/config/lr`."""
+    return key.rsplit("/", 1)[-1]

@@ -1,0 +1,264 @@
+"""The leader's loop: mirrors what flows up, asks the pure decision, carries it out as one guarded txn, and again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from instep.coordination import membership
+from instep.coordination.desired import Desired
+from instep.coordination.keys import Keys, last_part
+from instep.coordination.leading import (
+    Abort,
+    Action,
+    Commit,
+    FormView,
+    OpenPlan,
+    Progress,
+    Refuse,
+    Reject,
+    Situation,
+    Tidy,
+    next_action,
+)
+from instep.coordination.margin import Margin
+from instep.coordination.membership import Registered
+from instep.coordination.mirror import Mirror, cancelled
+from instep.coordination.records import Change, Left, Member, Receipt
+from instep.coordination.schema import Schema
+from instep.coordination.state import RunState
+from instep.coordination.transactions import Fence, for_action
+from instep.errors import EtcdError, EtcdUnavailable
+from instep.etcd import Client, Event
+
+log = logging.getLogger("instep")
+
+RETRY_S = 0.2
+CATCH_UP_S = 0.5
+TICK_S = 1.0
+"""How often the leader looks again when nothing happened: only time-outs depend on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How far this node's own workers are."""
+
+    step: int | None
+    step_time_s: float
+
+
+class Leadership:
+    """One term of office. `run` ends when cancelled; a txn refused for its token does nothing and is not repeated.
+
+    Limit: everything decided here may be decided by a leader that has been replaced; etcd refuses it then.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        keys: Keys,
+        fence: Fence,
+        state: RunState,
+        *,
+        pace: Callable[[], Pace],
+        ttl_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client = client
+        self._keys = keys
+        self._fence = fence
+        self._state = state
+        self._pace = pace
+        self._grace_s = ttl_s + 2.0
+        self._clock = clock
+        self._wake = asyncio.Event()
+        self._margin = Margin()
+        self._opened: dict[int, float] = {}
+        self._acked_at = 0.0
+        self._strangers_since: dict[str, float] = {}
+        self._desires = Mirror(client, keys.desires, self._on_events)
+        self._members = Mirror(client, keys.members, self._on_events)
+        self._acks = Mirror(client, keys.acks, self._on_events)
+        self._receipts = Mirror(client, keys.receipts, self._on_events)
+        self._left = Mirror(client, keys.left, self._on_events)
+        self._schemas = Mirror(client, keys.schemas, self._on_events)
+
+    def __repr__(self) -> str:
+        return f"Leadership(token={self._fence.token}, {self._state!r})"
+
+    def wake(self) -> None:
+        """Something that the decision looks at has changed."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        mirrors = (self._desires, self._members, self._acks, self._receipts, self._left, self._schemas)
+        tasks = [asyncio.create_task(mirror.run()) for mirror in mirrors]
+        try:
+            for mirror in mirrors:
+                await mirror.wait_listed()
+            await self._lead()
+        finally:
+            await cancelled(*tasks)
+
+    async def _lead(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                while (action := next_action(self.situation())) is not None:
+                    if not await self._do(action):
+                        break
+            except EtcdUnavailable as error:
+                log.warning("leading waits for etcd: %s", error)
+                await asyncio.sleep(RETRY_S)
+                self._wake.set()
+            except EtcdError as error:
+                log.error("leading met a refusal: %s", error)
+                await asyncio.sleep(TICK_S)
+            try:
+                async with asyncio.timeout(TICK_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    async def _do(self, action: Action) -> bool:
+        """Carries one action out; False when etcd's state has moved on, which the mirrors will show."""
+        view_revision = self._state.view_revision
+        if isinstance(action, OpenPlan):
+            action = OpenPlan(action.plan.model_copy(update={"opened_at": _now()}))
+        sent_at = self._clock()
+        txn = for_action(action, self._keys, self._fence, view_revision)
+        result = await self._client.txn(txn.compares, txn.then)
+        took_s = self._clock() - sent_at
+        if not result.succeeded:
+            log.info("%s was overtaken by events", type(action).__name__)
+            return False
+        self._learn(action, sent_at, took_s)
+        await self._caught_up(action, result.revision)
+        return True
+
+    def _learn(self, action: Action, sent_at: float, took_s: float) -> None:
+        match action:
+            case OpenPlan():
+                self._opened = {action.plan.number: sent_at}
+                self._margin.round_trip_s = took_s
+                log.info("plan %d for step %d: %s", action.plan.number, action.plan.gate, action.plan.values)
+            case Commit():
+                opened_at = self._opened.get(action.plan.number)
+                if opened_at is not None:
+                    waited_s = self._pace().step_time_s
+                    self._margin.committed(self._clock() - opened_at - waited_s / 2)
+                log.info("plan %d is agreed", action.plan.number)
+            case Abort():
+                log.info("plan %d is aborted: %s", action.number, action.decision.reason)
+            case FormView():
+                log.info("view %d formed: %s", action.view.number, _summary(action))
+            case Reject():
+                for item in action.rejections:
+                    log.warning("%s=%s is rejected: %s", item.name, item.value, item.reason)
+            case Refuse():
+                for refused in action.refused:
+                    log.warning("refused: %s", refused.reason)
+            case _:
+                pass
+
+    async def _caught_up(self, action: Action, revision: int) -> None:
+        """Waits until our own write shows in the mirror, so that the next decision does not repeat this one."""
+        only_changes = isinstance(action, Tidy) and not action.rejections
+        mirror = self._desires if only_changes else self._state.mirror
+        await mirror.wait_revision(revision, CATCH_UP_S)
+
+    # -- what the decision looks at -------------------------------------------------------------------------------
+
+    def situation(self) -> Situation:
+        state, keys = self._state, self._keys
+        plan, decision = state.plan, state.decision
+        if decision is not None and not decision.commit and plan is not None and plan.number in self._opened:
+            del self._opened[plan.number]
+            if decision.step is not None:
+                self._margin.aborted()
+        registered = self._registered()
+        pace = self._pace()
+        number = plan.number if plan is not None else 0
+        return Situation(
+            view=state.view,
+            agreed=state.agreed,
+            registered=registered,
+            left={
+                last_part(item.key): left
+                for item in self._left.keys.values()
+                if (left := Left.decode_or_none(item.value)) is not None
+            },
+            plan=plan,
+            decision=decision,
+            plan_age_s=self._clock() - self._opened.setdefault(number, self._clock()),
+            acked=frozenset(last_part(item.key) for item in self._acks.under(f"{keys.acks}{number}/")),
+            receipts={
+                last_part(item.key): receipt
+                for item in self._receipts.under(keys.receipts_of(number))
+                if (receipt := Receipt.decode_or_none(item.value)) is not None
+            },
+            desired={
+                name: Desired(name, item.text, item.mod_revision)
+                for item in self._desires.under(keys.config)
+                if "/" not in (name := item.key.removeprefix(keys.config)) and name
+            },
+            changes={
+                item.mod_revision: change
+                for item in self._desires.under(keys.changes)
+                if (change := Change.decode_or_none(item.value)) is not None
+            },
+            rejected=state.rejected,
+            schemas={last_part(item.key): item.text for item in self._schemas.keys.values()},
+            schema=self._schema(),
+            forming=state.forming,
+            lasting_strangers=self._lasting_strangers(registered),
+            progress=Progress(pace.step, pace.step_time_s, self._margin.steps(pace.step_time_s)),
+        )
+
+    def _registered(self) -> tuple[Registered, ...]:
+        refused = self._state.refused
+        found = (
+            Registered(member, item.create_revision)
+            for item in self._members.keys.values()
+            if (member := Member.decode_or_none(item.value)) is not None and member.incarnation not in refused
+        )
+        return tuple(found)
+
+    def _schema(self) -> Schema:
+        view = self._state.view
+        item = self._schemas.get(self._keys.schema_of(view.schema_digest)) if view is not None else None
+        return _decoded_schema(item.value if item is not None else None)
+
+    def _lasting_strangers(self, registered: tuple[Registered, ...]) -> frozenset[str]:
+        now = self._clock()
+        strangers = membership.strangers(self._state.view, registered)
+        self._strangers_since = {name: self._strangers_since.get(name, now) for name in strangers}
+        return frozenset(name for name, since in self._strangers_since.items() if now - since >= self._grace_s)
+
+    def _on_events(self, events: tuple[Event, ...]) -> None:
+        self._wake.set()
+
+
+def _summary(action: FormView) -> str:
+    kind = "a fresh start" if action.view.fresh else "going on"
+    return f"{action.view.world_size} ranks on {len(action.view.nodes)} nodes, {kind}"
+
+
+_schemas_seen: dict[bytes | None, Schema] = {}
+
+
+def _decoded_schema(text: bytes | None) -> Schema:
+    if text not in _schemas_seen:
+        _schemas_seen.clear()
+        _schemas_seen[text] = Schema.decode(text)
+    return _schemas_seen[text]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+

@@ -1,0 +1,320 @@
+"""What the leader does next. Pure: a situation in, one action out; the caller carries it out and asks again.
+
+Every action becomes one guarded txn (see transactions.py), so a leader that has been replaced without knowing it can
+decide what it likes: etcd refuses it. The protocol and its proof are in docs/protocol/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from instep.coordination import membership
+from instep.coordination.desired import (
+    Desired,
+    next_change,
+    pending_revisions,
+    settled_rejections,
+    start_values,
+)
+from instep.coordination.membership import Registered
+from instep.coordination.records import (
+    Agreed,
+    Change,
+    Decision,
+    Forming,
+    Left,
+    Plan,
+    Receipt,
+    Refused,
+    Rejected,
+    Snapshot,
+    View,
+    format_ranks,
+)
+from instep.coordination.schema import Schema
+
+MAX_TIDIED = 50
+"""Records deleted by one txn; etcd allows 128 operations."""
+PLAN_TIMEOUT_S = 60.0
+"""A plan nobody decides in this time, or in three times what its gate should take, is aborted and made anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far this node's own workers are: `step` is the highest one started, None before the first boundary."""
+
+    step: int | None = None
+    step_time_s: float = 0.0
+    margin_steps: int = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """All that the leader's decision looks at."""
+
+    view: View | None = None
+    agreed: Agreed | None = None
+    registered: tuple[Registered, ...] = ()
+    left: Mapping[str, Left] = field(default_factory=dict)
+    plan: Plan | None = None
+    decision: Decision | None = None
+    plan_age_s: float = 0.0
+    acked: frozenset[str] = frozenset()
+    receipts: Mapping[str, Receipt] = field(default_factory=dict)
+    desired: Mapping[str, Desired] = field(default_factory=dict)
+    changes: Mapping[int, Change] = field(default_factory=dict)
+    rejected: Mapping[str, Rejected] = field(default_factory=dict)
+    schemas: Mapping[str, str] = field(default_factory=dict)
+    schema: Schema = field(default_factory=lambda: Schema(None))
+    lasting_strangers: frozenset[str] = frozenset()
+    """Incarnations that have disagreed with the rest for longer than a lease lives."""
+    progress: Progress = Progress()
+    forming: Forming | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FormView:
+    view: View
+    agreed: Agreed
+    schema: Schema
+    rejections: tuple[Rejected, ...]
+    abort_plan: int | None
+    """An undecided plan of the view before: its abort is part of the same txn, so it can no longer be committed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    refused: tuple[Refused, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPlan:
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    plan: Plan
+    agreed: Agreed
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    number: int
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    rejections: tuple[Rejected, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tidy:
+    """Records that speak of values which no longer stand, or that are done with."""
+
+    rejections: tuple[str, ...]
+    changes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Tells those who wait which ranks are missing."""
+
+    forming: Forming
+
+
+Action = Announce | FormView | Refuse | OpenPlan | Commit | Abort | Reject | Tidy
+
+
+def next_action(now: Situation) -> Action | None:
+    """The one thing to do next, the most urgent first; None when all is as it should be."""
+    return _about_members(now) or _about_open_plan(now) or _about_config(now)
+
+
+def is_settled(now: Situation) -> bool:
+    """True when a new plan may be opened: the one before is aborted, or applied by every node that still runs.
+
+    So at any time at most one committed gate lies ahead of anybody, and one `previous` in `state/agreed` suffices.
+    """
+    if now.plan is None or now.view is None:
+        return True
+    if now.decision is None:
+        return False
+    if not now.decision.commit:
+        return True
+    if now.plan.view < now.view.number and now.view.start.previous is None:
+        return True
+    return membership.active_nodes(now.view, now.left) <= set(now.receipts)
+
+
+def _about_members(now: Situation) -> Action | None:
+    group = membership.next_group(now.view, now.registered)
+    if group is not None and group.schema_digest in now.schemas:
+        return _form_view(now, group)
+    reasons = membership.strangers(now.view, now.registered)
+    refused = tuple(
+        Refused(incarnation=item.member.incarnation, rank=item.member.rank, reason=reasons[item.member.incarnation])
+        for item in now.registered
+        if item.member.incarnation in reasons and item.member.incarnation in now.lasting_strangers
+    )
+    if refused:
+        return Refuse(refused)
+    return _announce(now)
+
+
+def _announce(now: Situation) -> Announce | None:
+    forming = next(iter(membership.groups(now.registered)), None)
+    if forming is None or forming.complete:
+        return None
+    news = Forming(world_size=forming.world_size, missing=format_ranks(forming.missing()))
+    return Announce(news) if news != now.forming else None
+
+
+def _form_view(now: Situation, group: membership.Group) -> FormView:
+    schema = Schema.decode(now.schemas[group.schema_digest])
+    fresh = membership.is_fresh(now.view, group)
+    last_plan = now.plan.number if now.plan else 0
+    number = (now.view.number if now.view else 0) + 1
+    rejections: tuple[Rejected, ...] = tuple(now.rejected.values())
+    if fresh or now.agreed is None:
+        start = start_values(now.desired, now.agreed.values if now.agreed else None, schema, now.rejected)
+        snapshot, rejections = Snapshot(values=start.values, plan=last_plan), start.rejections
+        agreed = Agreed(plan=last_plan, view=number, values=start.values, revision=_newest_revision(now.desired))
+    else:
+        pending = not _applied_everywhere(now)
+        agreed = now.agreed.model_copy(
+            update={"view": number} if pending else {"view": number, "gate": None, "previous": None}
+        )
+        snapshot = Snapshot(
+            values=agreed.values, plan=agreed.plan, gate=agreed.gate, previous=agreed.previous
+        )
+    view = View(
+        number=number,
+        world_size=group.world_size,
+        schema_digest=group.schema_digest,
+        nodes=membership.nodes_of(group),
+        start=snapshot,
+        fresh=fresh,
+    )
+    undecided = now.plan is not None and now.decision is None
+    return FormView(view, agreed, schema, rejections, last_plan if undecided else None)
+
+
+def _applied_everywhere(now: Situation) -> bool:
+    """Whether nobody can still stand before the gate of what was committed last."""
+    if now.agreed is None or now.agreed.previous is None or now.view is None:
+        return True
+    if now.plan is None or now.plan.number == now.agreed.plan:
+        return membership.active_nodes(now.view, now.left) <= set(now.receipts)
+    return True  # a later plan was opened, so this one was settled before
+
+
+def _about_open_plan(now: Situation) -> Action | None:
+    if now.plan is None or now.decision is not None or now.view is None:
+        return None
+    plan = now.plan
+    if plan.view != now.view.number:
+        return Abort(plan.number, Decision(commit=False, reason="the view changed"))
+    if membership.active_nodes(now.view, now.left) <= now.acked:
+        return Commit(plan, _agreed_after(now, plan))
+    limit_s = max(PLAN_TIMEOUT_S, 3 * now.progress.step_time_s * now.progress.margin_steps)
+    if now.plan_age_s > limit_s:
+        reason = f"not every rank had answered after {limit_s:.0f} s"
+        return Abort(plan.number, Decision(commit=False, reason=reason))
+    return None
+
+
+def _agreed_after(now: Situation, plan: Plan) -> Agreed:
+    before = now.agreed.values if now.agreed else {}
+    return Agreed(
+        plan=plan.number,
+        view=plan.view,
+        values={**before, **plan.values},
+        gate=plan.gate,
+        previous=dict(before),
+        revision=plan.revision,
+    )
+
+
+def _about_config(now: Situation) -> Action | None:
+    if now.view is None or now.agreed is None:
+        return None
+    if not is_settled(now):
+        return None
+    tidy = _tidy(now, now.agreed)
+    if tidy is not None:
+        return tidy
+    refused = _refused_by_workers(now)
+    if refused:
+        return Reject(refused)
+    wanted = next_change(now.desired, now.agreed.values, now.schema, now.rejected)
+    if wanted is None:
+        return None
+    change = now.changes.get(wanted.revision)
+    if wanted.rejections:
+        return Reject(tuple(_signed(item, change) for item in wanted.rejections))
+    missing = membership.missing_ranks(now.view, now.registered, now.left)
+    if missing or now.progress.step is None:
+        return None  # nobody to agree with yet; the change stays desired
+    return OpenPlan(_plan(now, wanted.revision, wanted.values, change))
+
+
+def _tidy(now: Situation, agreed: Agreed) -> Tidy | None:
+    rejections = settled_rejections(now.desired, agreed.values, now.schema, now.rejected)
+    open_revisions = pending_revisions(now.desired, agreed.values, now.schema, now.rejected)
+    changes = tuple(change.id for revision, change in now.changes.items() if revision not in open_revisions)
+    if not rejections and not changes:
+        return None
+    return Tidy(rejections[:MAX_TIDIED], changes[:MAX_TIDIED])
+
+
+def _signed(item: Rejected, change: Change | None) -> Rejected:
+    if change is None:
+        return item
+    return item.model_copy(update={"change_id": change.id, "author": change.author})
+
+
+def _plan(now: Situation, revision: int, values: Mapping[str, object], change: Change | None) -> Plan:
+    assert now.view is not None and now.agreed is not None and now.progress.step is not None
+    started = max(now.progress.step, (now.decision.step or 0) if now.decision else 0)
+    return Plan.model_validate(
+        {
+            "number": (now.plan.number if now.plan else 0) + 1,
+            "view": now.view.number,
+            "gate": started + now.progress.margin_steps,
+            "values": dict(values),
+            "previous": {name: now.agreed.values.get(name) for name in values},
+            "revision": revision,
+            "author": change.author if change else None,
+            "reason": change.reason if change else None,
+            "change_id": change.id if change else None,
+        }
+    )
+
+
+def _refused_by_workers(now: Situation) -> tuple[Rejected, ...]:
+    """Rejections due because a worker could not accept the newest plan's values, unless written again since."""
+    if now.plan is None or now.decision is None or not now.decision.refused:
+        return ()
+    blame = ", ".join(now.decision.refused)
+    return tuple(
+        Rejected(
+            name=name,
+            value=now.desired[name].text[:200],
+            revision=now.plan.revision,
+            reason=now.decision.refused.get(name, f"it was written together with {blame}, which was rejected"),
+            by="worker",
+            change_id=now.plan.change_id,
+            author=now.plan.author,
+        )
+        for name in now.plan.values
+        if name in now.desired
+        and now.desired[name].revision == now.plan.revision
+        and (name not in now.rejected or now.rejected[name].revision != now.plan.revision)
+    )
+
+
+def _newest_revision(desired: Mapping[str, Desired]) -> int:
+    return max((item.revision for item in desired.values()), default=0)

@@ -1,0 +1,144 @@
+"""Which workers form the next view. Pure: registrations in, a view or refusals out; no clock, no network.
+
+Ranks 0 to world_size - 1, all alive, one incarnation each; of two registrations of a rank the later one counts, and
+the earlier is thereby evicted. Registrations that disagree on world size or schema never block those that agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from instep.coordination.records import Left, Member, NodeMembers, View
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A live registration. `create_revision` is etcd's order of arrival."""
+
+    member: Member
+    create_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Registrations that agree with each other: the latest of each rank."""
+
+    world_size: int
+    schema_digest: str
+    by_rank: Mapping[int, Registered]
+
+    @property
+    def complete(self) -> bool:
+        return len(self.by_rank) == self.world_size
+
+    @property
+    def newest(self) -> int:
+        return max(item.create_revision for item in self.by_rank.values())
+
+    @property
+    def oldest(self) -> int:
+        return min(item.create_revision for item in self.by_rank.values())
+
+    def missing(self) -> tuple[int, ...]:
+        return tuple(rank for rank in range(self.world_size) if rank not in self.by_rank)
+
+    def incarnations(self) -> dict[int, str]:
+        return {rank: item.member.incarnation for rank, item in self.by_rank.items()}
+
+
+def groups(registered: Iterable[Registered]) -> tuple[Group, ...]:
+    """The registrations sorted into those that agree, the group with the newest arrival first."""
+    sorted_in: dict[tuple[int, str], dict[int, Registered]] = {}
+    for item in sorted(registered, key=lambda item: item.create_revision):
+        member = item.member
+        if member.rank < member.world_size:
+            sorted_in.setdefault((member.world_size, member.schema_digest), {})[member.rank] = item
+    found = [Group(world_size, digest, by_rank) for (world_size, digest), by_rank in sorted_in.items()]
+    return tuple(sorted(found, key=lambda group: group.newest, reverse=True))
+
+
+def next_group(view: View | None, registered: Iterable[Registered]) -> Group | None:
+    """The complete group that must become the next view, or None when the view stands as it is."""
+    for group in groups(registered):
+        if group.complete:
+            return None if view is not None and group.incarnations() == view.incarnations() else group
+    return None
+
+
+def is_fresh(view: View | None, group: Group) -> bool:
+    """True when no worker of the view goes on in the group: then the run starts from the desired config."""
+    return view is None or not set(view.incarnations().values()) & set(group.incarnations().values())
+
+
+def nodes_of(group: Group) -> dict[str, NodeMembers]:
+    """The group as a view names it: by node, ranks rising."""
+    by_node: dict[str, list[Member]] = {}
+    for rank in sorted(group.by_rank):
+        member = group.by_rank[rank].member
+        by_node.setdefault(member.node, []).append(member)
+    return {
+        node: NodeMembers(
+            ranks=tuple(member.rank for member in members),
+            incarnations=tuple(member.incarnation for member in members),
+        )
+        for node, members in by_node.items()
+    }
+
+
+def strangers(view: View | None, registered: Iterable[Registered]) -> dict[str, str]:
+    """Incarnations that disagree with the rest, each with the reason to give it if that lasts.
+
+    The rest is the view while one of its workers lives, else the largest group (of equals the older). A moment of
+    disagreement is no fault: a run that restarts with another world size shows one while the old workers leave. So
+    the caller refuses only those that have disagreed for longer than a lease lives.
+    """
+    items = tuple(registered)
+    found = groups(items)
+    if not found:
+        return {}
+    in_view = set(view.incarnations().values()) if view is not None else set()
+    living = [group for group in found if in_view & set(group.incarnations().values())]
+    usual = living[0] if living else max(found, key=lambda group: (len(group.by_rank), -group.oldest))
+    return {
+        item.member.incarnation: _disagreement(item.member, usual)
+        for item in items
+        if item.member.incarnation not in in_view
+        and (item.member.world_size, item.member.schema_digest) != (usual.world_size, usual.schema_digest)
+    }
+
+
+def missing_ranks(view: View, registered: Iterable[Registered], left: Mapping[str, Left]) -> tuple[int, ...]:
+    """Ranks of the view that neither live nor ended cleanly: nothing can be agreed until they are replaced."""
+    alive = {item.member.incarnation for item in registered}
+    return tuple(
+        rank
+        for node, members in view.nodes.items()
+        for rank, incarnation in zip(members.ranks, members.incarnations, strict=True)
+        if incarnation not in alive and not _has_left(view, left.get(node), rank)
+    )
+
+
+def active_nodes(view: View, left: Mapping[str, Left]) -> frozenset[str]:
+    """Nodes with at least one rank that has not ended cleanly: those whose acks a plan needs."""
+    return frozenset(
+        node
+        for node, members in view.nodes.items()
+        if not all(_has_left(view, left.get(node), rank) for rank in members.ranks)
+    )
+
+
+def _has_left(view: View, record: Left | None, rank: int) -> bool:
+    return record is not None and record.view == view.number and rank in record.ranks
+
+
+def _disagreement(member: Member, usual: Group) -> str:
+    if member.world_size != usual.world_size:
+        return (
+            f"rank {member.rank} on {member.host} says the world size is {member.world_size}, the others say "
+            f"{usual.world_size}: start all ranks with the same WORLD_SIZE, or give this run another name"
+        )
+    return (
+        f"rank {member.rank} on {member.host} declares other hyperparameters than the other ranks (schema "
+        f"{member.schema_digest} instead of {usual.schema_digest}): run the same version of the training script everywhere"
+    )

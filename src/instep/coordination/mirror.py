@@ -1,0 +1,125 @@
+"""A prefix of etcd, held up to date in memory: listed once, then watched; listed again when history is gone.
+
+Every recipe that looks at more than one key looks at a mirror, so that there is one way to be right about watches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from instep.errors import Compacted, EtcdError
+from instep.etcd import Client, Event, KeyValue
+
+log = logging.getLogger("instep")
+
+RETRY_S = 0.5
+
+Changed = Callable[[tuple[Event, ...]], None]
+
+
+class Mirror:
+    """Promise: `keys` goes through the same states as etcd, revision by revision, though it may skip some after a
+    compaction. Limit: it is always a little late, so a decision taken from it must be guarded by its txn.
+
+    `on_change(events)` is called after each batch, in order; after a re-listing with the differences as events.
+    """
+
+    def __init__(
+        self, client: Client, prefix: str, on_change: Changed = lambda events: None
+    ) -> None:
+        self._client = client
+        self._prefix = prefix
+        self._on_change = on_change
+        self._keys: dict[str, KeyValue] = {}
+        self._listed = asyncio.Event()
+        self._moved = asyncio.Event()
+        self._revision = 0
+        self.relistings = 0
+
+    def __repr__(self) -> str:
+        return f"Mirror({self._prefix}, {len(self._keys)} keys at revision {self._revision})"
+
+    @property
+    def keys(self) -> Mapping[str, KeyValue]:
+        return MappingProxyType(self._keys)
+
+    @property
+    def revision(self) -> int:
+        """Every change up to this revision is in; later ones may be missing."""
+        return self._revision
+
+    def under(self, prefix: str) -> list[KeyValue]:
+        return [item for key, item in self._keys.items() if key.startswith(prefix)]
+
+    def get(self, key: str) -> KeyValue | None:
+        return self._keys.get(key)
+
+    async def wait_listed(self) -> None:
+        """Returns when the first listing is in."""
+        await self._listed.wait()
+
+    async def wait_revision(self, revision: int, timeout_s: float) -> None:
+        """Returns when a change at `revision` or later is in, or after `timeout_s`: a no-op write changes nothing."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._revision < revision:
+                    self._moved.clear()
+                    await self._moved.wait()
+
+    def forget(self, key: str) -> None:
+        """Lets go of a key that nobody looks at any more, though etcd still holds it."""
+        self._keys.pop(key, None)
+
+    async def run(self) -> None:
+        """Follows the prefix until cancelled. Outages are ridden out; only a refusal of our credentials is raised
+        when it comes before the first listing."""
+        while True:
+            try:
+                await self._list()
+                async with self._client.watch(self._prefix, start_revision=self._revision + 1) as watch:
+                    async for batch in watch:
+                        self._take(batch.events, batch.revision)
+            except Compacted:
+                self.relistings += 1
+            except EtcdError as error:
+                if not self._listed.is_set():
+                    raise
+                log.warning("following %s stopped (%s): again in %.1f s", self._prefix, error, RETRY_S)
+                await asyncio.sleep(RETRY_S)
+
+    async def _list(self) -> None:
+        listing = await self._client.range(self._prefix)
+        found = {item.key: item for item in listing.kvs}
+        events = [Event("put", item) for key, item in found.items() if not _same(self._keys.get(key), item)]
+        events += [Event("delete", item) for key, item in self._keys.items() if key not in found]
+        events.sort(key=lambda event: event.kv.mod_revision)
+        self._take(tuple(events), listing.revision)
+        self._listed.set()
+
+    def _take(self, events: tuple[Event, ...], revision: int) -> None:
+        self._revision = revision
+        for event in events:
+            if event.kind == "put":
+                self._keys[event.kv.key] = event.kv
+            else:
+                self._keys.pop(event.kv.key, None)
+        if events:
+            self._on_change(events)
+        self._moved.set()
+
+
+def _same(left: KeyValue | None, right: KeyValue) -> bool:
+    return left is not None and left.mod_revision == right.mod_revision
+
+
+async def cancelled(*tasks: asyncio.Task[None]) -> None:
+    """Cancels the tasks and waits until they have ended; what they raise has been dealt with elsewhere."""
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with contextlib.suppress(asyncio.CancelledError, EtcdError):
+            await task

@@ -1,0 +1,177 @@
+"""What one node's agent does with plans, decisions and its workers' answers. Pure: events in, actions out.
+
+One ack speaks for all ranks of the node, so it is given only when each of them has promised (or ended). The agent
+may forget all of this and die: the workers hold their promises, and tell the next agent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from instep.coordination.records import Ack, Decision, Left, Plan, Receipt, View
+
+
+class Life(Enum):
+    ACTIVE = "active"
+    LEFT = "left"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True)
+class TellPlan:
+    rank: int
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class TellDecision:
+    rank: int
+    number: int
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class WriteAck:
+    number: int
+    ack: Ack
+
+
+@dataclass(frozen=True, slots=True)
+class WriteReceipt:
+    number: int
+    receipt: Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class WriteLeft:
+    left: Left
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Try to abort the plan, then read what stands: afterwards its decision is known and final."""
+
+    number: int
+    decision: Decision
+
+
+NodeAction = TellPlan | TellDecision | WriteAck | WriteReceipt | WriteLeft | Settle
+
+
+@dataclass(slots=True)
+class NodeAgreement:
+    """The node's part in agreeing. `ranks` are those that the current view places here."""
+
+    node: str
+    view_number: int = 0
+    life: dict[int, Life] = field(default_factory=dict)
+    incarnations: dict[int, str] = field(default_factory=dict)
+    plan: Plan | None = None
+    decision: Decision | None = None
+    armed: set[int] = field(default_factory=set)
+    applied: dict[int, int] = field(default_factory=dict)
+
+    def on_view(self, view: View, left: Left | None = None) -> None:
+        """A view was formed (or is met anew by a new agent): only those it names on this node count from now on."""
+        if view.number == self.view_number:
+            return
+        mine = view.nodes.get(self.node)
+        before = self.incarnations
+        self.view_number = view.number
+        self.incarnations = dict(zip(mine.ranks, mine.incarnations, strict=True)) if mine else {}
+        gone = set(left.ranks) if left is not None and left.view == view.number else set()
+        self.life = {rank: Life.LEFT if rank in gone else Life.ACTIVE for rank in self.incarnations}
+        self.armed = set()
+        self.applied = {
+            rank: step
+            for rank, step in self.applied.items()
+            if not view.fresh and self.incarnations.get(rank) == before.get(rank, "")
+        }
+
+    def on_plan(self, plan: Plan) -> list[NodeAction]:
+        if plan.view != self.view_number or (self.plan is not None and plan.number <= self.plan.number):
+            return []
+        self.plan, self.decision, self.armed, self.applied = plan, None, set(), {}
+        return [TellPlan(rank, plan) for rank in self._active()] + self._ack()
+
+    def on_decision(self, number: int, decision: Decision) -> list[NodeAction]:
+        """Told to every worker, also of an older plan: one that was out of touch may still stand before its gate."""
+        if self.plan is not None and number == self.plan.number:
+            self.decision = decision
+        return [TellDecision(rank, number, decision) for rank in self._active()]
+
+    def on_joined(self, rank: int) -> list[NodeAction]:
+        """A worker of the view is (again) connected: it hears what is open."""
+        if rank not in self.life:
+            return []
+        self.life[rank] = Life.ACTIVE
+        if self.plan is None or self.plan.view != self.view_number:
+            return []
+        told: list[NodeAction] = [TellPlan(rank, self.plan)]
+        if self.decision is not None:
+            told.append(TellDecision(rank, self.plan.number, self.decision))
+        return told
+
+    def on_armed(self, rank: int, number: int) -> list[NodeAction]:
+        if self.plan is None or number != self.plan.number or rank not in self.life:
+            return []
+        self.armed.add(rank)
+        return self._ack()
+
+    def on_late(self, rank: int, number: int, step: int) -> list[NodeAction]:
+        reason = f"rank {rank} was already at step {step}"
+        return [Settle(number, Decision(commit=False, reason=reason, by=self.node, step=step))]
+
+    def on_refused(self, number: int, problems: dict[str, str], rank: int) -> list[NodeAction]:
+        reason = f"rank {rank} could not accept it: " + "; ".join(f"{k}: {v}" for k, v in problems.items())
+        decision = Decision(commit=False, reason=reason[:1000], by=self.node, refused=problems)
+        return [Settle(number, decision)]
+
+    def on_gate(self, rank: int, number: int, step: int) -> list[NodeAction]:
+        """A worker stands at the gate without knowing the decision."""
+        if self.plan is not None and number == self.plan.number and self.decision is not None:
+            return [TellDecision(rank, number, self.decision)]
+        reason = f"rank {rank} reached step {step} before it was decided"
+        return [Settle(number, Decision(commit=False, reason=reason, by=self.node, step=step))]
+
+    def on_applied(self, rank: int, number: int, step: int) -> list[NodeAction]:
+        if rank not in self.life or (self.plan is not None and number != self.plan.number):
+            return []
+        self.applied[rank] = step
+        return self._receipt(number)
+
+    def on_left(self, rank: int) -> list[NodeAction]:
+        """The worker's loop ended: it runs no more steps, so nothing waits for it."""
+        if rank not in self.life:
+            return []
+        self.life[rank] = Life.LEFT
+        gone = tuple(sorted(rank for rank, life in self.life.items() if life is Life.LEFT))
+        more = self._receipt(self.plan.number) if self.plan and self.applied else []
+        return [WriteLeft(Left(view=self.view_number, ranks=gone)), *self._ack(), *more]
+
+    def on_died(self, rank: int) -> list[NodeAction]:
+        """The worker is gone without a word: an open plan cannot be agreed any more."""
+        if rank not in self.life or self.life[rank] is Life.LEFT:
+            return []
+        self.life[rank] = Life.DEAD
+        if self.plan is None or self.decision is not None or self.plan.view != self.view_number:
+            return []
+        reason = f"rank {rank} died"
+        return [Settle(self.plan.number, Decision(commit=False, reason=reason, by=self.node))]
+
+    def _active(self) -> list[int]:
+        return [rank for rank, life in self.life.items() if life is Life.ACTIVE]
+
+    def _ack(self) -> list[NodeAction]:
+        if self.plan is None or self.decision is not None or self.plan.view != self.view_number or not self.life:
+            return []
+        promised = all(
+            rank in self.armed if life is Life.ACTIVE else life is Life.LEFT for rank, life in self.life.items()
+        )
+        return [WriteAck(self.plan.number, Ack(node=self.node, ranks=tuple(sorted(self.armed))))] if promised else []
+
+    def _receipt(self, number: int) -> list[NodeAction]:
+        if not all(rank in self.applied for rank in self._active()):
+            return []
+        return [WriteReceipt(number, Receipt(node=self.node, steps=dict(sorted(self.applied.items()))))]

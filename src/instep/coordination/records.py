@@ -1,0 +1,260 @@
+"""What the keys hold: JSON documents, checked when read, since anyone with access to etcd can write there."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from instep.scalar import Scalar
+
+
+class Record(BaseModel):
+    """A document in etcd. Unknown fields are passed over, so that a newer version can add some."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
+
+    def encode(self) -> str:
+        return self.model_dump_json(exclude_none=True)
+
+    @classmethod
+    def decode(cls, text: str | bytes) -> Self:
+        """Raises ValueError (pydantic's) when the text is no such document."""
+        return cls.model_validate_json(text)
+
+    @classmethod
+    def decode_or_none(cls, text: str | bytes | None) -> Self | None:
+        """None also for a document that cannot be read: a damaged record must not stop an agent."""
+        if text is None:
+            return None
+        try:
+            return cls.decode(text)
+        except ValidationError:
+            return None
+
+
+class Member(Record):
+    """One registration of one worker; on its node's lease."""
+
+    rank: int = Field(ge=0)
+    world_size: int = Field(ge=1)
+    incarnation: str
+    node: str
+    host: str
+    pid: int
+    schema_digest: str
+
+
+class NodeMembers(Record):
+    """The ranks of one node in a view: parallel, ranks rising; written short since a view may name 1280 nodes."""
+
+    ranks: tuple[int, ...]
+    incarnations: tuple[str, ...]
+
+
+class Snapshot(Record):
+    """What a worker starts a view with: `previous` (if any) before step `gate`, `values` from it on."""
+
+    values: dict[str, Scalar] = Field(default_factory=dict)
+    plan: int = 0
+    gate: int | None = None
+    previous: dict[str, Scalar] | None = None
+
+
+class View(Record):
+    """Who trains: every rank from 0 to world_size - 1 once, each by one incarnation."""
+
+    number: int = Field(ge=1)
+    world_size: int = Field(ge=1)
+    schema_digest: str
+    nodes: dict[str, NodeMembers]
+    start: Snapshot
+    fresh: bool
+    """True when all workers of the view were new, so that `start` was read from the desired config."""
+
+    def incarnations(self) -> dict[int, str]:
+        """Incarnation by rank."""
+        return {
+            rank: incarnation
+            for node in self.nodes.values()
+            for rank, incarnation in zip(node.ranks, node.incarnations, strict=True)
+        }
+
+    def encode(self) -> str:
+        document = self.model_dump(exclude_none=True, exclude={"nodes"})
+        nodes = {
+            name: [format_ranks(node.ranks), "".join(node.incarnations)] for name, node in self.nodes.items()
+        }
+        return json.dumps({**document, "nodes": nodes}, separators=(",", ":"))
+
+    @classmethod
+    def decode(cls, text: str | bytes) -> Self:
+        document = json.loads(text)
+        if isinstance(document, dict) and isinstance(document.get("nodes"), dict):
+            document["nodes"] = {
+                name: _node_from_short(short) for name, short in document["nodes"].items()
+            }
+        return cls.model_validate(document)
+
+
+class Plan(Record):
+    """A change proposed for step `gate`. `values` are those that change; the rest of the agreed ones stay."""
+
+    number: int = Field(ge=1)
+    view: int
+    gate: int
+    kind: Literal["config"] = "config"
+    values: dict[str, Scalar]
+    previous: dict[str, Scalar]
+    revision: int
+    author: str | None = None
+    reason: str | None = None
+    change_id: str | None = None
+    opened_at: str | None = None
+    """Wall clock of the leader's host, for people only: no decision looks at it."""
+
+
+class Decision(Record):
+    """Written once per plan, never changed."""
+
+    commit: bool
+    reason: str | None = None
+    by: str | None = None
+    step: int | None = None
+    """With an abort because a rank was late: the step that rank stood at."""
+    refused: dict[str, str] | None = None
+    """With an abort because a worker could not accept the values: reason by name. Not to be planned again."""
+
+
+class Agreed(Record):
+    """The values that every rank has. `previous` held before step `gate`."""
+
+    plan: int
+    view: int
+    values: dict[str, Scalar]
+    gate: int | None = None
+    previous: dict[str, Scalar] | None = None
+    revision: int = 0
+
+
+class Leader(Record):
+    """Who leads; `token` is the create revision of the candidate key and fences every guarded write."""
+
+    node: str
+    rank: int
+    incarnation: str
+    candidate: str
+    token: int
+    host: str = ""
+
+
+class Ack(Record):
+    """All ranks of a node promised not to run step `gate` before they know the decision. Never withdrawn."""
+
+    node: str
+    ranks: tuple[int, ...]
+
+
+class Receipt(Record):
+    """All ranks of a node that still run applied the plan, each before it ran `step`."""
+
+    node: str
+    steps: dict[int, int]
+    """Step by rank: the first step run with the new values."""
+
+
+class Left(Record):
+    """Ranks of a node that ended cleanly in `view`."""
+
+    view: int
+    ranks: tuple[int, ...]
+
+
+class Rejected(Record):
+    """A desired value that is not applied, and why. It stands until the key is written again."""
+
+    name: str
+    value: str
+    revision: int
+    reason: str
+    by: Literal["schema", "fixed", "worker"] = "schema"
+    change_id: str | None = None
+    author: str | None = None
+
+
+class Refused(Record):
+    """A registration that cannot become part of the run."""
+
+    incarnation: str
+    rank: int
+    reason: str
+
+
+class Forming(Record):
+    """Which ranks the next view still waits for; for those who wait, no decision looks at it."""
+
+    world_size: int
+    missing: str
+
+    @property
+    def missing_ranks(self) -> tuple[int, ...]:
+        return parse_ranks(self.missing)
+
+
+class Change(Record):
+    """Who asked for a put and why; written in the same txn, so its revision names the change."""
+
+    id: str
+    names: tuple[str, ...]
+    author: str | None = None
+    reason: str | None = None
+
+
+class Metrics(Record):
+    """The latest report of one rank; may be seconds old, and is dropped when etcd is away."""
+
+    rank: int
+    step: int | None = None
+    step_time_s: float | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+def format_ranks(ranks: Iterable[int]) -> str:
+    """`0-3,6` for 0, 1, 2, 3, 6."""
+    parts: list[str] = []
+    first = last = -9
+    for rank in [*sorted(ranks), -1]:
+        if rank == last + 1:
+            last = rank
+            continue
+        if first >= 0:
+            parts.append(str(first) if first == last else f"{first}-{last}")
+        first = last = rank
+    return ",".join(parts)
+
+
+def parse_ranks(text: str) -> tuple[int, ...]:
+    """The reverse of format_ranks; raises ValueError for anything else."""
+    ranks: list[int] = []
+    for part in filter(None, text.split(",")):
+        if not re.fullmatch(r"\d{1,7}(-\d{1,7})?", part):
+            raise ValueError(f"{part!r} is no range of ranks")
+        first, _, last = part.partition("-")
+        ranks.extend(range(int(first), int(last or first) + 1))
+    return tuple(ranks)
+
+
+INCARNATION_LENGTH = 5
+
+
+def _node_from_short(short: object) -> Mapping[str, object]:
+    if not (isinstance(short, list) and len(short) == 2 and all(isinstance(part, str) for part in short)):
+        raise ValueError(f"a view names a node by its ranks and incarnations, not by {short!r}")
+    ranks, joined = parse_ranks(short[0]), short[1]
+    if len(joined) != len(ranks) * INCARNATION_LENGTH:
+        raise ValueError("a view names one incarnation for each rank")
+    starts = range(0, len(joined), INCARNATION_LENGTH)
+    return {"ranks": ranks, "incarnations": tuple(joined[start : start + INCARNATION_LENGTH] for start in starts)}

@@ -1,0 +1,137 @@
+"""What a hyperparameter may hold, from the JSON Schema that the run's own pydantic model gives.
+
+The first check, made without the training script: it knows types, bounds, lengths, patterns and enumerations. A
+validator written in Python is known to the workers alone; they check each change again before they promise it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from instep.names import check_hyperparameter_name
+from instep.scalar import Scalar, format_scalar, parse_scalar, same, shortened
+
+FIXED_KEY = "x-instep-fixed"
+"""Marks, in the JSON Schema, a hyperparameter that is read at the start of a view and refused while it runs."""
+
+_TYPES: Mapping[str, Any] = {"number": float, "integer": int, "string": str, "boolean": bool, "null": None}
+_CONSTRAINTS: Mapping[str, str] = {
+    "minimum": "ge",
+    "maximum": "le",
+    "exclusiveMinimum": "gt",
+    "exclusiveMaximum": "lt",
+    "multipleOf": "multiple_of",
+    "minLength": "min_length",
+    "maxLength": "max_length",
+    "pattern": "pattern",
+}
+
+
+class Schema:
+    """The hyperparameters of a run: names, types, bounds, defaults. Immutable; without a document any scalar goes."""
+
+    def __init__(self, document: Mapping[str, Any] | None) -> None:
+        self.document = None if document is None else dict(document)
+        self._fields: Mapping[str, Mapping[str, Any]] = (document or {}).get("properties", {})
+        self._definitions: Mapping[str, Mapping[str, Any]] = (document or {}).get("$defs", {})
+        self._adapters: dict[str, TypeAdapter[Any]] = {}
+
+    def __repr__(self) -> str:
+        return f"Schema({', '.join(self.names) if self.document is not None else 'any scalar'})"
+
+    @classmethod
+    def decode(cls, text: str | bytes | None) -> Schema:
+        """A schema key's text; one that cannot be read accepts any scalar, since the workers check again."""
+        try:
+            document = json.loads(text) if text else None
+        except ValueError:
+            document = None
+        return cls(document if isinstance(document, dict) else None)
+
+    def encode(self) -> str:
+        return json.dumps(self.document, sort_keys=True, separators=(",", ":"))
+
+    @cached_property
+    def digest(self) -> str:
+        """Short hash by which workers compare their schemas."""
+        return hashlib.sha256(self.encode().encode()).hexdigest()[:8]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._fields)
+
+    @property
+    def any_scalar(self) -> bool:
+        """True when the run was joined without a schema."""
+        return self.document is None
+
+    def is_fixed(self, name: str) -> bool:
+        return bool(self._fields.get(name, {}).get(FIXED_KEY))
+
+    def is_text(self, name: str) -> bool:
+        """True when the hyperparameter holds text, so that a person need not type the quotes."""
+        field = self._resolved(self._fields.get(name, {}))
+        kinds = [field, *(self._resolved(option) for option in field.get("anyOf", ()))]
+        return any(kind.get("type") == "string" for kind in kinds)
+
+    def defaults(self) -> dict[str, Scalar]:
+        return {name: field["default"] for name, field in self._fields.items() if "default" in field}
+
+    def parse(self, name: str, text: str) -> Scalar:
+        """The value that the JSON text of hyperparameter `name` stands for. Raises ValueError with the reason."""
+        if not self.any_scalar and name not in self._fields:
+            raise ValueError(f"no hyperparameter has this name; there are {', '.join(self.names) or 'none'}")
+        return self.check(name, parse_scalar(text))
+
+    def check(self, name: str, value: Scalar) -> Scalar:
+        """The value as the field's type holds it (1 as 1.0 in a float field). Raises ValueError with the reason."""
+        if self.any_scalar:
+            return value
+        try:
+            checked: Scalar = self._adapter(name).validate_json(json.dumps(value))
+        except ValidationError as error:
+            raise ValueError(_reason(error, value)) from None
+        return checked
+
+    def _adapter(self, name: str) -> TypeAdapter[Any]:
+        if name not in self._adapters:
+            annotation = self._annotation(self._fields[name])
+            self._adapters[name] = TypeAdapter(annotation, config=ConfigDict(strict=True))
+        return self._adapters[name]
+
+    def _annotation(self, field: Mapping[str, Any]) -> Any:
+        field = self._resolved(field)
+        if "enum" in field or "const" in field:
+            choices = tuple(field.get("enum", (field.get("const"),)))
+            return Literal[choices]  # the choices are known only now
+        if "anyOf" in field:
+            return Union[tuple(self._annotation(option) for option in field["anyOf"])]  # noqa: UP007 - built at run time
+        kind = _TYPES.get(field.get("type", ""), Any)
+        constraints = {ours: field[theirs] for theirs, ours in _CONSTRAINTS.items() if theirs in field}
+        return Annotated[kind, Field(**constraints)] if constraints and kind is not Any else kind
+
+    def _resolved(self, field: Mapping[str, Any]) -> Mapping[str, Any]:
+        reference = field.get("$ref")
+        if not isinstance(reference, str):
+            return field
+        return {**self._definitions.get(reference.rsplit("/", 1)[-1], {}), **field}
+
+
+def check_names(schema_names: tuple[str, ...]) -> None:
+    """Raises SettingsError for a name that cannot be part of a key."""
+    for name in schema_names:
+        check_hyperparameter_name(name)
+
+
+def _reason(error: ValidationError, value: Scalar) -> str:
+    messages = dict.fromkeys(detail["msg"][:1].lower() + detail["msg"][1:] for detail in error.errors())
+    return f"{shortened(format_scalar(value))}: {' or '.join(messages)}"
+
+
+__all__ = ["FIXED_KEY", "Schema", "check_names", "format_scalar", "parse_scalar", "same"]

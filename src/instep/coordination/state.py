@@ -1,0 +1,89 @@
+"""What flows down to every agent: the run's view, agreed values, newest plan, its decision, the leader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from instep.coordination.keys import Keys, last_part
+from instep.coordination.mirror import Mirror
+from instep.coordination.records import Agreed, Decision, Forming, Leader, Plan, Refused, Rejected, View
+from instep.etcd import Client, Event
+
+
+_Record = TypeVar("_Record", Rejected, Refused)
+
+
+class RunState:
+    """`state/` read as records. Of the plans only the newest is held: the older ones are history, in etcd.
+
+    `on_change(events)` runs after each batch, when the attributes show it.
+    """
+
+    def __init__(self, client: Client, keys: Keys, on_change: Callable[[tuple[Event, ...]], None]) -> None:
+        self._keys = keys
+        self._on_change = on_change
+        self.mirror = Mirror(client, keys.state, self._take)
+        self.view: View | None = None
+        self.view_revision = 0
+        self.agreed: Agreed | None = None
+        self.leader: Leader | None = None
+        self.plan: Plan | None = None
+        self.decision: Decision | None = None
+        self.forming: Forming | None = None
+        self.rejected: dict[str, Rejected] = {}
+        self.refused: dict[str, Refused] = {}
+
+    def __repr__(self) -> str:
+        view = self.view.number if self.view else 0
+        return f"RunState(view {view}, plan {self.plan.number if self.plan else 0}, {self.mirror!r})"
+
+    def _take(self, events: tuple[Event, ...]) -> None:
+        for event in events:
+            self._take_one(event)
+        self._on_change(events)
+
+    def _take_one(self, event: Event) -> None:
+        keys, key = self._keys, event.kv.key
+        value = event.kv.value if event.kind == "put" else None
+        if key == keys.view:
+            self.view = _view(value)
+            self.view_revision = event.kv.mod_revision if value is not None else 0
+        elif key == keys.agreed:
+            self.agreed = Agreed.decode_or_none(value)
+        elif key == keys.leader:
+            self.leader = Leader.decode_or_none(value)
+        elif key == keys.forming:
+            self.forming = Forming.decode_or_none(value)
+        elif key.startswith(keys.plans):
+            self._take_plan(key, value)
+        elif key.startswith(keys.rejected):
+            _hold(self.rejected, last_part(key), Rejected.decode_or_none(value))
+        elif key.startswith(keys.refused):
+            _hold(self.refused, last_part(key), Refused.decode_or_none(value))
+
+    def _take_plan(self, key: str, value: bytes | None) -> None:
+        self.mirror.forget(key)
+        newest = self.plan.number if self.plan else 0
+        if key.endswith("/decision"):
+            decision = Decision.decode_or_none(value)
+            if decision is not None and key == self._keys.decision(newest):
+                self.decision = decision
+            return
+        plan = Plan.decode_or_none(value)
+        if plan is not None and plan.number > newest:
+            self.plan, self.decision = plan, None
+
+
+def _hold(held: dict[str, _Record], name: str, record: _Record | None) -> None:
+    if record is None:
+        held.pop(name, None)
+    else:
+        held[name] = record
+
+
+def _view(value: bytes | None) -> View | None:
+    try:
+        return View.decode(value) if value is not None else None
+    except ValueError:
+        return None

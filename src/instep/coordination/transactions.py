@@ -1,0 +1,159 @@
+"""Each decision as one etcd txn: what must still be true, and what is then written. Pure.
+
+The guards are the protocol: the leader's token on everything it writes, the view's revision where a view matters,
+and the absence of a decision, so that a plan is decided exactly once by whoever comes first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from instep.coordination.keys import Keys
+from instep.coordination.leading import (
+    Abort,
+    Action,
+    Announce,
+    Commit,
+    FormView,
+    OpenPlan,
+    Refuse,
+    Reject,
+    Tidy,
+)
+from instep.coordination.records import Ack, Decision, Leader, Left, Receipt
+from instep.etcd import Compare, Op
+
+HISTORY_PLANS = 1000
+"""Plans kept in etcd; older ones are deleted as new ones are opened."""
+RECEIPTS_KEPT = 100
+"""Plans whose acks and receipts are kept: 2 keys a node each, so few where nodes are many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Txn:
+    """To be sent as it stands; it may be sent again, for whoever wins writes the same or nothing."""
+
+    compares: tuple[Compare, ...]
+    then: tuple[Op, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """The leader's right to write: its candidate key still has the create revision that is its token."""
+
+    candidate: str
+    token: int
+
+    def compare(self) -> Compare:
+        return Compare.create_revision(self.candidate, "==", self.token)
+
+
+def for_action(action: Action, keys: Keys, fence: Fence, view_revision: int) -> Txn:
+    """The txn that carries out a leader's action; `view_revision` is the mod revision of `state/view`, 0 if absent."""
+    same_view = Compare.mod_revision(keys.view, "==", view_revision)
+    match action:
+        case FormView():
+            return _form_view(action, keys, fence, same_view)
+        case OpenPlan():
+            return _open_plan(action, keys, fence, same_view)
+        case Commit():
+            number = action.plan.number
+            decision = Decision(commit=True, by="leader")
+            return Txn(
+                (fence.compare(), same_view, _undecided(keys, number)),
+                (
+                    Op.put(keys.decision(number), decision.encode()),
+                    Op.put(keys.agreed, action.agreed.encode()),
+                ),
+            )
+        case Announce():
+            return Txn((fence.compare(),), (Op.put(keys.forming, action.forming.encode()),))
+        case Abort():
+            return abort(keys, action.number, action.decision)
+        case Reject():
+            return Txn(
+                (fence.compare(),),
+                tuple(Op.put(keys.rejected_of(item.name), item.encode()) for item in action.rejections),
+            )
+        case Tidy():
+            outdated = [keys.rejected_of(name) for name in action.rejections]
+            outdated += [keys.change(change_id) for change_id in action.changes]
+            return Txn((fence.compare(),), tuple(Op.delete(key) for key in outdated))
+        case Refuse():
+            return Txn(
+                (fence.compare(),),
+                tuple(Op.put(keys.refused_of(item.incarnation), item.encode()) for item in action.refused),
+            )
+
+
+def abort(keys: Keys, number: int, decision: Decision) -> Txn:
+    """Anybody may abort a plan that exists and is not decided; of all who try exactly one is the decision."""
+    return Txn(
+        (Compare.present(keys.plan(number)), _undecided(keys, number)),
+        (Op.put(keys.decision(number), decision.encode()),),
+    )
+
+
+def acknowledge(keys: Keys, number: int, ack: Ack) -> Txn:
+    """Create-only: an ack is never withdrawn or changed."""
+    key = keys.ack(number, ack.node)
+    return Txn((Compare.absent(key),), (Op.put(key, ack.encode()),))
+
+
+def write_receipt(keys: Keys, number: int, receipt: Receipt) -> Txn:
+    """Later receipts of the same node only add ranks, so the last one stands."""
+    return Txn((), (Op.put(keys.receipt(number, receipt.node), receipt.encode()),))
+
+
+def write_left(keys: Keys, node: str, left: Left) -> Txn:
+    return Txn((), (Op.put(keys.left_of(node), left.encode()),))
+
+
+def proclaim(keys: Keys, leader: Leader) -> Txn:
+    """Tells every agent who leads; refused unless the candidate still holds its token."""
+    fence = Fence(leader.candidate, leader.token)
+    return Txn((fence.compare(),), (Op.put(keys.leader, leader.encode()),))
+
+
+def _undecided(keys: Keys, number: int) -> Compare:
+    return Compare.absent(keys.decision(number))
+
+
+def _form_view(action: FormView, keys: Keys, fence: Fence, same_view: Compare) -> Txn:
+    compares = [fence.compare(), same_view]
+    then = [
+        Op.put(keys.view, action.view.encode()),
+        Op.put(keys.agreed, action.agreed.encode()),
+        Op.put(keys.schema, action.schema.encode()),
+    ]
+    if action.abort_plan is not None:
+        compares.append(_undecided(keys, action.abort_plan))
+        decision = Decision(commit=False, reason="the view changed")
+        then.append(Op.put(keys.decision(action.abort_plan), decision.encode()))
+    if action.view.fresh:
+        then += [Op.put(keys.rejected_of(item.name), item.encode()) for item in action.rejections[:60]]
+    return Txn(tuple(compares), tuple(then))
+
+
+def _open_plan(action: OpenPlan, keys: Keys, fence: Fence, same_view: Compare) -> Txn:
+    plan = action.plan
+    compares = [fence.compare(), same_view, Compare.absent(keys.plan(plan.number))]
+    if plan.number > 1:
+        compares.append(Compare.present(keys.decision(plan.number - 1)))
+    then = [Op.put(keys.plan(plan.number), plan.encode())]
+    then += [Op.delete(keys.rejected_of(name)) for name in sorted(plan.values)[:40]]
+    then += _forget(keys, plan.number)
+    return Txn(tuple(compares), tuple(then))
+
+
+def _forget(keys: Keys, number: int) -> list[Op]:
+    """What the history no longer holds once plan `number` is there."""
+    ops: list[Op] = []
+    if number > RECEIPTS_KEPT:
+        old = number - RECEIPTS_KEPT
+        ops += [Op.delete(f"{keys.acks}{old}/", prefix=True), Op.delete(keys.receipts_of(old), prefix=True)]
+    if number > HISTORY_PLANS:
+        ops += [Op.delete(keys.plan(number - HISTORY_PLANS)), Op.delete(keys.decision(number - HISTORY_PLANS))]
+    return ops
+
+

@@ -1,0 +1,55 @@
+"""A thin asynchronous etcd v3 client on grpc.aio. It knows nothing of training.
+
+It loads on grpcio >= 1.51 and protobuf >= 4.21, holds to etcd 3.4 to 3.6, and is bound to one event loop.
+"""
+
+from instep.etcd._client import Client
+from instep.etcd._credentials import Credentials
+from instep.etcd._lease import LeaseKeeper, LeaseState, LeaseTiming
+from instep.etcd._ops import Compare, Op, absent, present
+from instep.etcd._tls import Tls
+from instep.etcd._types import (
+    DeleteResult,
+    Event,
+    KeyValue,
+    Lease,
+    Listing,
+    OpResult,
+    PutResult,
+    Statistics,
+    Status,
+    TxnResult,
+    WatchBatch,
+)
+from instep.etcd._watch import Watch
+
+__all__ = [
+    # connecting
+    "Client",
+    "Credentials",
+    "Tls",
+    # keys
+    "KeyValue",
+    "Listing",
+    # transactions
+    "Compare",
+    "Op",
+    "absent",
+    "present",
+    "DeleteResult",
+    "OpResult",
+    "PutResult",
+    "TxnResult",
+    # watching
+    "Watch",
+    "WatchBatch",
+    "Event",
+    # leases
+    "Lease",
+    "LeaseKeeper",
+    "LeaseState",
+    "LeaseTiming",
+    # looking at it
+    "Statistics",
+    "Status",
+]

@@ -1,0 +1,70 @@
+"""The token that etcd gave us, and how to come by another."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeAlias
+
+from instep.etcd import _wire
+from instep.etcd._credentials import Credentials
+from instep.etcd._failures import details_of
+from instep.etcd._grpc import aio
+from instep.etcd._pool import Connection
+
+Metadata: TypeAlias = tuple[tuple[str, str], ...]
+
+
+class Authenticator:
+    """Holds the token and renews it, one renewal at a time however many calls need it.
+
+    The token travels as metadata: gRPC's own call credentials refuse plain-text connections.
+    """
+
+    def __init__(self, credentials: Credentials | None) -> None:
+        self._credentials = credentials
+        self._lock = asyncio.Lock()
+        self.metadata: Metadata | None = None
+        self.generation = 0
+        self.renewals = 0
+
+    def __repr__(self) -> str:
+        return f"Authenticator(user={self.user!r}, generation={self.generation})"
+
+    @property
+    def user(self) -> str | None:
+        return None if self._credentials is None else self._credentials.user
+
+    @property
+    def needed(self) -> bool:
+        """Whether a token must be asked for before the first call."""
+        return self._credentials is not None and self.generation == 0
+
+    async def renew(self, connection: Connection, seen: int, timeout_s: float) -> None:
+        """Have a token newer than generation `seen`. Raises gRPC's error, for the caller's border to translate."""
+        if self._credentials is None:
+            return
+        async with self._lock:
+            if self.generation != seen:
+                return
+            request = _wire.AuthenticateRequest(
+                name=self._credentials.user, password=self._credentials.read_password()
+            )
+            token = await self._ask(connection, request, timeout_s)
+            # etcd without authentication takes no token; it may be switched on later, and then says so.
+            self.metadata = (("token", token),) if token else None
+            self.renewals += self.generation > 0
+            self.generation += 1
+
+    async def _ask(self, connection: Connection, request: object, timeout_s: float) -> str | None:
+        connection.acquire()
+        try:
+            # Never with the old token: etcd 3.4 refuses the request that would replace it.
+            reply = await connection.calls[_wire.AUTHENTICATE](request, timeout=timeout_s)
+        except aio.AioRpcError as error:
+            if "authentication is not enabled" in details_of(error):
+                return None
+            raise
+        finally:
+            connection.release()
+        connection.heard()
+        return str(reply.token)

@@ -1,0 +1,37 @@
+"""A user and where the password comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from instep.errors import SettingsError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """An etcd user with a password or a file that holds it. The file is read again at each authentication."""
+
+    user: str
+    password: str | None = field(default=None, repr=False)
+    password_file: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.user:
+            raise SettingsError("The etcd user name is empty: give the user's name.")
+        if (self.password is None) == (self.password_file is None):
+            raise SettingsError(f"Give the etcd user {self.user} either a password or a password file.")
+
+    def read_password(self) -> str:
+        """The password now; one trailing line break in the file is not part of it."""
+        if self.password is not None:
+            return self.password
+        path = self.password_file or ""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise SettingsError(
+                f"The etcd password file {path} cannot be read ({reason}): correct it."
+            ) from error
+        return text.removesuffix("\n").removesuffix("\r")

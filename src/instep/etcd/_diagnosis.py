@@ -1,0 +1,95 @@
+"""Why a connection cannot be made, asked with the standard library: gRPC says only that it failed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+
+from instep.errors import SettingsError
+from instep.etcd._endpoints import Endpoint
+from instep.etcd._tls import TlsFiles
+
+_LIMIT_S = 1.0
+# The start of HTTP/2 with an empty SETTINGS frame: a server that accepts us answers with its own SETTINGS.
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+
+# OpenSSL's X509_V_ERR_* codes.
+_EXPIRED = 10
+_NOT_YET_VALID = 9
+_NAME_MISMATCH = (62, 64)
+
+
+async def diagnose(endpoint: Endpoint, files: TlsFiles | None) -> str | None:
+    """One sentence with the cure when repeating cannot help, else None. Takes at most about 3 s."""
+    if not endpoint.secure:
+        if await _answers(endpoint, None) == "silent" and await _speaks_tls(endpoint):
+            return f"{endpoint.address} speaks TLS, but was spoken to in plain text: write https:// and give the CA."
+        return None
+    try:
+        context = files.context() if files is not None else ssl.create_default_context()
+    except SettingsError as error:
+        return str(error)
+    context.set_alpn_protocols(["h2"])
+    try:
+        if await _answers(endpoint, context) == "settings":
+            return None
+    except ssl.SSLCertVerificationError as error:
+        return _certificate_reason(endpoint, error)
+    except ssl.SSLError as error:
+        if "ALERT" in (error.reason or ""):
+            return _alert_reason(endpoint, error.reason or "")
+    if await _answers(endpoint, None) == "settings":
+        return f"{endpoint.address} speaks plain text, but was spoken to with TLS: write http://."
+    return None
+
+
+async def _answers(endpoint: Endpoint, context: ssl.SSLContext | None) -> str:
+    """`settings` when the server begins HTTP/2, `silent` when it closes or says nothing, `unreachable` before that."""
+    name = endpoint.host if context is not None else None
+    try:
+        async with asyncio.timeout(_LIMIT_S):
+            reader, writer = await asyncio.open_connection(
+                endpoint.host, endpoint.port, ssl=context, server_hostname=name
+            )
+    except ssl.SSLError:
+        raise
+    except OSError:  # TimeoutError is one
+        return "unreachable"
+    try:
+        async with asyncio.timeout(_LIMIT_S):
+            writer.write(_PREFACE)
+            head = await reader.readexactly(9)
+        return "settings" if head[3] == 4 else "silent"
+    except ssl.SSLError:
+        raise
+    except (OSError, EOFError):
+        return "silent"
+    finally:
+        writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def _speaks_tls(endpoint: Endpoint) -> bool:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        return await _answers(endpoint, context) != "unreachable"
+    except ssl.SSLError as error:
+        return "ALERT" in (error.reason or "")
+
+
+def _certificate_reason(endpoint: Endpoint, error: ssl.SSLCertVerificationError) -> str:
+    place = endpoint.address
+    if error.verify_code in _NAME_MISMATCH:
+        return f"The certificate of {place} is not for {endpoint.host}: use a name that it holds, or have it reissued."
+    if error.verify_code in (_EXPIRED, _NOT_YET_VALID):
+        return f"The certificate of {place} is not valid today ({error.verify_message}): renew it, or set the clock."
+    return f"The certificate of {place} is not signed by a CA that we trust ({error.verify_message}): give its CA."
+
+
+def _alert_reason(endpoint: Endpoint, reason: str) -> str:
+    words = reason.split("ALERT_", 1)[-1].replace("_", " ").lower()
+    return f"{endpoint.address} does not accept our client certificate ({words}): give one that its CA has signed."

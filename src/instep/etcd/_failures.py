@@ -1,0 +1,155 @@
+"""What a failed call means: decided from gRPC's status name and text alone, without I/O."""
+
+from __future__ import annotations
+
+import enum
+
+from instep.errors import Compacted, EtcdDenied, EtcdError, EtcdUnavailable, LeaseLost
+from instep.etcd._grpc import aio
+
+
+class Kind(enum.Enum):
+    """What to do about a failed call."""
+
+    UNSENT = "the request did not reach etcd: any request may be repeated"
+    INTERRUPTED = "the request may have been applied: only a read may be repeated"
+    SILENT = "no answer in time: as interrupted, and the connection is suspect"
+    TOKEN = "the token is not valid (any more): authenticate, then repeat"
+    DENIED = "etcd refused who we are or what we may do"
+    COMPACTED = "the revision asked for is gone"
+    LEASE = "the lease does not exist"
+    OTHER = "etcd refused the request itself"
+
+
+_TOKEN = (
+    "invalid auth token",
+    "revision of auth store is old",
+    "revision in header is old",
+    "user name is empty",
+)
+_DENIED = ("permission denied", "authentication failed", "invalid auth management")
+_UNSENT = (
+    "failed to connect",
+    "resolution failed",
+    "could not resolve",
+    "connection refused",
+    "too many requests",
+)
+_BROKEN = (
+    "rst_stream",
+    "stream removed",
+    "socket closed",
+    "connection reset",
+    "broken pipe",
+    "channel closed",
+)
+
+
+def classify(code: str, details: str) -> Kind:
+    text = details.lower()
+    if code == "UNAUTHENTICATED" or any(sign in text for sign in _TOKEN):
+        return Kind.TOKEN
+    if code == "PERMISSION_DENIED" or any(sign in text for sign in _DENIED):
+        return Kind.DENIED
+    if "has been compacted" in text:
+        return Kind.COMPACTED
+    if "requested lease not found" in text:
+        return Kind.LEASE
+    return _classify_transport(code, text)
+
+
+def _classify_transport(code: str, text: str) -> Kind:
+    if code == "DEADLINE_EXCEEDED":
+        return Kind.SILENT
+    if code in ("UNAVAILABLE", "RESOURCE_EXHAUSTED") and any(sign in text for sign in _UNSENT):
+        return Kind.UNSENT
+    if code == "UNAVAILABLE":
+        return Kind.INTERRUPTED
+    if code in ("INTERNAL", "UNKNOWN", "CANCELLED") and any(sign in text for sign in _BROKEN):
+        return Kind.INTERRUPTED
+    return Kind.OTHER
+
+
+def code_of(error: aio.AioRpcError) -> str:
+    return str(error.code().name)
+
+
+def details_of(error: aio.AioRpcError) -> str:
+    return error.details() or ""
+
+
+def short_reason(code: str, details: str) -> str:
+    """A few words for a sentence about an endpoint that could not be used."""
+    text = details.lower()
+    if "refused" in text:
+        return "connection refused"
+    if "resol" in text:
+        return "the host name does not resolve"
+    if code == "DEADLINE_EXCEEDED" or "timed out" in text or "timeout" in text:
+        return "no answer"
+    if "handshake" in text:
+        return "the TLS handshake failed"
+    if any(sign in text for sign in ("reset", "closed", "rst_stream", "broken pipe")):
+        return "the connection broke"
+    return details.removeprefix("etcdserver: ").splitlines()[0][:120] if details else code.lower()
+
+
+def may_need_diagnosis(details: str) -> bool:
+    """Whether a failed connection may be one that no repetition will cure, such as an unknown certificate."""
+    text = details.lower()
+    if "failed to connect" not in text and "handshake" not in text:
+        return False
+    return not any(
+        sign in text for sign in ("refused", "resol", "timed out", "timeout occurred", "unreachable")
+    )
+
+
+def refusal(
+    code: str, details: str, *, endpoint: str, subject: object, user: str | None, lease: int = 0
+) -> EtcdError:
+    """The typed error for a call that etcd answered with a refusal, in one sentence with its cure."""
+    kind = classify(code, details)
+    who = f"user {user}" if user else "a client without a user"
+    if kind is Kind.TOKEN:
+        return _token_refusal(code, endpoint, user)
+    if kind is Kind.DENIED and "authentication failed" in details.lower():
+        return EtcdDenied(
+            f"etcd at {endpoint} refused the password of {who}: correct user and password.", code=code
+        )
+    if kind is Kind.DENIED:
+        cure = "grant its role that permission" if user else "give a user and a password"
+        return EtcdDenied(f"etcd at {endpoint} does not permit {who} to {subject}: {cure}.", code=code)
+    if kind is Kind.COMPACTED:
+        return Compacted(
+            f"etcd has compacted the revision asked for ({subject}): list again.", compact_revision=0
+        )
+    if kind is Kind.LEASE:
+        return LeaseLost(
+            f"etcd does not know the lease {lease:x} ({subject}): it expired or was revoked.", lease_id=lease
+        )
+    text = details.removeprefix("etcdserver: ")
+    return EtcdError(f"etcd at {endpoint} refused to {subject}: {text or code}.", code=code)
+
+
+def _token_refusal(code: str, endpoint: str, user: str | None) -> EtcdDenied:
+    if user is None:
+        return EtcdDenied(f"etcd at {endpoint} asks who we are: give a user and a password.", code=code)
+    return EtcdDenied(
+        f"etcd at {endpoint} does not accept the token it gave to user {user}: check its authentication settings.",
+        code=code,
+    )
+
+
+def unavailable(
+    reasons: dict[str, str], *, subject: object, timeout_s: float, applied_unknown: bool, code: str
+) -> EtcdUnavailable:
+    """Nobody answered: one sentence that names the endpoints, why each failed, and the cure."""
+    places = ", ".join(f"{endpoint} ({reason})" for endpoint, reason in reasons.items())
+    if applied_unknown:
+        cure = "it was sent and may have been applied, so read before repeating it"
+    else:
+        cure = "check that etcd runs there and that the endpoints are right"
+    message = f"etcd did not answer within {timeout_s:g} s to {subject} at {places}: {cure}."
+    if applied_unknown:
+        message = f"The connection to etcd failed during {subject} at {places}: {cure}."
+    return EtcdUnavailable(message, code=code, applied_unknown=applied_unknown)

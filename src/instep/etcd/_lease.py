@@ -1,0 +1,201 @@
+"""A lease that is kept alive, and for how long it can be relied on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias
+
+from instep.errors import EtcdError, LeaseLost, SettingsError
+
+if TYPE_CHECKING:
+    from instep.etcd._client import Client
+
+LeaseState: TypeAlias = Literal["connected", "suspended", "lost"]
+
+# The least that an etcd with default election settings grants.
+SMALLEST_TTL_S = 2
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTiming:
+    """When a lease is renewed and until when it is believed, all in seconds; checked when made.
+
+    `attempt_s` bounds one attempt at one endpoint, so that a frozen server costs a part of the TTL, not the lease.
+    """
+
+    ttl_s: float
+    renew_every_s: float
+    margin_s: float
+
+    def __post_init__(self) -> None:
+        if self.ttl_s < SMALLEST_TTL_S:
+            raise SettingsError(
+                f"A lease of {self.ttl_s:g} s is too short: etcd grants {SMALLEST_TTL_S} s or more."
+            )
+        if self.margin_s <= 0 or self.renew_every_s <= 0:
+            raise SettingsError("The renew interval and the margin of a lease must be above 0 s.")
+        if self.renew_every_s + 2 * self.attempt_s > self.ttl_s - self.margin_s:
+            raise SettingsError(
+                f"A lease of {self.ttl_s:g} s less a margin of {self.margin_s:g} s leaves no time for two attempts "
+                f"after a renew interval of {self.renew_every_s:g} s: renew more often or lengthen the lease."
+            )
+
+    @property
+    def attempt_s(self) -> float:
+        return min(self.ttl_s / 6, 2.0)
+
+    @property
+    def retry_s(self) -> float:
+        return self.ttl_s / 20
+
+    @classmethod
+    def of(cls, ttl_s: float, renew_every_s: float | None, margin_s: float | None) -> LeaseTiming:
+        return cls(
+            ttl_s,
+            ttl_s / 3 if renew_every_s is None else renew_every_s,
+            ttl_s / 10 if margin_s is None else margin_s,
+        )
+
+    def valid_until(self, sent_at: float) -> float:
+        """From when the keepalive was SENT: etcd counts from its arrival, which is later, so this is never late."""
+        return sent_at + self.ttl_s - self.margin_s
+
+
+class LeaseKeeper:
+    """Owns one lease: grants it on entry, renews it in the background, revokes it on leaving.
+
+    `valid` is computed on each look, from the clock: a process that was stopped past its TTL sees False at once.
+    Once lost, lost for good; a lease that etcd cannot confirm in time counts as lost although etcd may still hold it.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        ttl_s: int = 10,
+        renew_every_s: float | None = None,
+        margin_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client = client
+        self._asked = (renew_every_s, margin_s)
+        self._timing = LeaseTiming.of(ttl_s, renew_every_s, margin_s)
+        self._ttl_s = ttl_s
+        self._clock = clock
+        self._id = 0
+        self._valid_until = 0.0
+        self._endpoint = 0
+        self._confirmed = False
+        self._gone = False
+        self._lost = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.renewals = 0
+
+    def __repr__(self) -> str:
+        return f"LeaseKeeper(lease_id={self._id:x}, {self.state}, {self.remaining_s:.1f} s left)"
+
+    @property
+    def lease_id(self) -> int:
+        """0 before entry."""
+        return self._id
+
+    @property
+    def ttl_s(self) -> float:
+        return self._timing.ttl_s
+
+    @property
+    def remaining_s(self) -> float:
+        """For how long the lease can be relied on without another word from etcd; never below 0."""
+        return 0.0 if self._gone else max(0.0, self._valid_until - self._clock())
+
+    @property
+    def valid(self) -> bool:
+        return self.remaining_s > 0
+
+    @property
+    def state(self) -> LeaseState:
+        """`suspended`: valid, but the last renewal failed."""
+        if not self.valid:
+            return "lost"
+        return "connected" if self._confirmed else "suspended"
+
+    async def wait_lost(self) -> None:
+        """Return when the lease is lost: etcd said so, or its time ran out unconfirmed."""
+        await self._lost.wait()
+
+    async def wait_state_change(self) -> LeaseState:
+        """Return the state after the next change between connected, suspended and lost."""
+        before = self.state
+        while self.state == before and not self._lost.is_set():
+            self._changed.clear()
+            await self._changed.wait()
+        return self.state
+
+    async def __aenter__(self) -> Self:
+        sent_at = self._clock()
+        lease = await self._client.lease_grant(self._ttl_s)
+        self._id = lease.id
+        self._timing = LeaseTiming.of(lease.ttl_s, *self._asked)
+        self._valid_until = self._timing.valid_until(sent_at)
+        self._endpoint = self._client.endpoint_index
+        self._confirmed = True
+        self._task = asyncio.create_task(self._keep(), name=f"lease {lease.id:x}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        gone, self._gone = self._gone, True
+        self._settle(lost=True)
+        if not gone:
+            with contextlib.suppress(EtcdError):
+                await self._client.lease_revoke(self._id, timeout_s=self._timing.attempt_s)
+
+    async def _keep(self) -> None:
+        pause_s = self._timing.renew_every_s
+        while self.valid:
+            await asyncio.sleep(max(0.0, min(pause_s, self.remaining_s)))
+            await self._renew_anywhere()
+            pause_s = self._timing.renew_every_s if self._confirmed else self._timing.retry_s
+        self._gone = True
+        self._settle(lost=True)
+
+    async def _renew_anywhere(self) -> None:
+        for _ in range(self._client.endpoint_count):
+            if await self._renew() or not self.valid:
+                return
+
+    async def _renew(self) -> bool:
+        """One attempt at one endpoint; a failure moves on to the next."""
+        sent_at = self._clock()
+        limit_s = min(self._timing.attempt_s, self.remaining_s)
+        try:
+            await self._client.keepalive(
+                self._id, timeout_s=max(limit_s, 0.01), endpoint_index=self._endpoint
+            )
+        except LeaseLost:
+            self._gone = True
+        except (EtcdError, SettingsError):
+            self._confirmed = False
+            self._endpoint = (self._endpoint + 1) % self._client.endpoint_count
+        else:
+            self.renewals += 1
+            self._confirmed = True
+            self._valid_until = self._timing.valid_until(sent_at)
+        self._settle(lost=False)
+        return self._confirmed
+
+    def _settle(self, *, lost: bool) -> None:
+        if lost:
+            self._lost.set()
+        self._changed.set()

@@ -1,0 +1,44 @@
+"""What each endpoint says of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from instep.errors import EtcdDenied, EtcdError, EtcdUnavailable
+from instep.etcd import _wire
+from instep.etcd._diagnosis import diagnose
+from instep.etcd._transport import Transport
+from instep.etcd._types import Status
+
+
+async def read_statuses(transport: Transport, timeout_s: float | None) -> tuple[Status, ...]:
+    limit_s = transport.timeout_s if timeout_s is None else timeout_s
+    indices = range(len(transport.pool))
+    return tuple(await asyncio.gather(*(_read_status(transport, index, limit_s) for index in indices)))
+
+
+async def _read_status(transport: Transport, index: int, timeout_s: float) -> Status:
+    endpoint = transport.pool.endpoints[index]
+    began = time.monotonic()
+    try:
+        reply = await transport.once(
+            index, _wire.STATUS, _wire.StatusRequest(), "read the status", timeout_s=timeout_s
+        )
+    except EtcdUnavailable as error:
+        reason = await diagnose(endpoint, transport.pool.files)
+        return Status(endpoint=str(endpoint), error=EtcdDenied(reason) if reason else error)
+    except EtcdError as error:
+        return Status(endpoint=str(endpoint), error=error)
+    return Status(
+        endpoint=str(endpoint),
+        version=reply.version,
+        db_size=reply.dbSize,
+        member_id=reply.header.member_id,
+        leader=reply.leader,
+        raft_term=reply.raftTerm,
+        revision=reply.header.revision,
+        is_learner=reply.isLearner,
+        alarms=tuple(reply.errors),
+        latency_ms=(time.monotonic() - began) * 1000,
+    )

@@ -1,0 +1,122 @@
+"""One watch stream on one connection, and whether anything still answers at its other end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import Any
+
+from instep.etcd import _wire
+from instep.etcd._auth import Metadata
+from instep.etcd._grpc import EOF, aio
+from instep.etcd._pool import Connection
+
+
+class StreamBroken(Exception):  # noqa: N818  # never leaves the package
+    """The stream is over. `silent`: etcd stopped answering; `error`: what gRPC said, if it said anything."""
+
+    def __init__(self, *, silent: bool = False, error: aio.AioRpcError | None = None) -> None:
+        super().__init__(str(error))
+        self.silent = silent
+        self.error = error
+
+
+class Stream:
+    """Asks for progress every `probe_s` while waiting, and gives up `silence_s` after an unanswered question.
+
+    The question is for liveness only: the revision in its answer means nothing to a watch that is catching up.
+    """
+
+    def __init__(
+        self, connection: Connection, metadata: Metadata, *, probe_s: float, silence_s: float
+    ) -> None:
+        self.connection = connection
+        self._probe_s = probe_s
+        self._silence_s = silence_s
+        self._asked_at: float | None = None
+        self._next_probe_at = time.monotonic() + probe_s
+        self._reading: asyncio.Task[Any] | None = None
+        self._writing: asyncio.Task[Any] | None = None
+        self._call = connection.watch(metadata=metadata)
+        connection.acquire()
+
+    async def open(self, request: Any, limit_s: float) -> Any:
+        """Send the create request and return the first response, within `limit_s`."""
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._call.write(request)
+                response = await self._call.read()
+        except TimeoutError:
+            raise StreamBroken(silent=True) from None
+        except aio.AioRpcError as error:
+            raise StreamBroken(error=error) from error
+        except asyncio.InvalidStateError:  # written to a call that has ended: the read says why
+            raise await self._end() from None
+        if response is EOF:
+            raise StreamBroken
+        self._heard()
+        return response
+
+    async def receive(self) -> Any:
+        """The next response. May be cancelled without losing one. Raises StreamBroken when the stream is over."""
+        while True:
+            reading = self._reading
+            if reading is None:
+                reading = self._reading = asyncio.create_task(self._call.read())
+            pause_s = max(0.0, self._next_probe_at - time.monotonic())
+            done, _ = await asyncio.wait({reading}, timeout=pause_s)
+            if done:
+                self._reading = None
+                return self._outcome(reading)
+            self._probe()
+
+    def _outcome(self, task: asyncio.Task[Any]) -> Any:
+        if task.cancelled():
+            raise StreamBroken
+        error = task.exception()
+        if error is not None:
+            raise StreamBroken(error=error if isinstance(error, aio.AioRpcError) else None) from error
+        if task.result() is EOF:
+            raise StreamBroken
+        self._heard()
+        return task.result()
+
+    def _heard(self) -> None:
+        self._asked_at = None
+        self._next_probe_at = time.monotonic() + self._probe_s
+        self.connection.heard()
+
+    def _probe(self) -> None:
+        now = time.monotonic()
+        if self._asked_at is not None and now - self._asked_at >= self._silence_s:
+            raise StreamBroken(silent=True)
+        if self.connection.retired:
+            raise StreamBroken
+        self._next_probe_at = now + self._probe_s
+        if self._asked_at is None:
+            self._asked_at = now
+        if self._writing is None or self._writing.done():
+            # Not awaited: a cancelled write would end the stream, and its failure shows as silence anyway.
+            self._writing = asyncio.create_task(self._ask())
+
+    async def _ask(self) -> None:
+        with contextlib.suppress(aio.AioRpcError, asyncio.InvalidStateError):
+            await self._call.write(_wire.WatchRequest(progress_request=_wire.WatchProgressRequest()))
+
+    async def _end(self) -> StreamBroken:
+        try:
+            await self._call.read()
+        except aio.AioRpcError as error:
+            return StreamBroken(error=error)
+        return StreamBroken()
+
+    async def close(self) -> None:
+        self._call.cancel()
+        tasks = [task for task in (self._reading, self._writing) if task is not None]
+        self._reading = self._writing = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._call.code()
+        self.connection.release()

@@ -1,0 +1,128 @@
+"""Certificates: checked when the client is made, looked at again when their files change on disk."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from instep.errors import SettingsError
+from instep.etcd._grpc import grpc
+
+Fingerprint: TypeAlias = tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """Paths of PEM files. Without `cacert` the certificate authorities that gRPC knows are trusted.
+
+    A key that its group or others can read is refused unless `allow_readable_key`.
+    """
+
+    cacert: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    allow_readable_key: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.cert is None) != (self.key is None):
+            raise SettingsError(
+                "A client certificate needs its key and a key its certificate: give both or none."
+            )
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(path for path in (self.cacert, self.cert, self.key) if path is not None)
+
+
+class TlsFiles:
+    """The contents of the files of one `Tls`, and whether they have changed since they were last loaded."""
+
+    def __init__(self, tls: Tls) -> None:
+        self._tls = tls
+        self._loaded: Fingerprint = ()
+        self.context()
+
+    def __repr__(self) -> str:
+        return f"TlsFiles({', '.join(self._tls.paths) or 'no files'})"
+
+    def context(self) -> ssl.SSLContext:
+        """The files as a context of the standard library, or SettingsError with what is wrong with them."""
+        for path in self._tls.paths:
+            _read(path)
+        if self._tls.key is not None and not self._tls.allow_readable_key:
+            _check_private(self._tls.key)
+        try:
+            context = ssl.create_default_context(cafile=self._tls.cacert)
+        except (ssl.SSLError, OSError) as error:
+            raise SettingsError(
+                f"{self._tls.cacert} holds no certificate authority in PEM form: give the CA's certificate."
+            ) from error
+        context.set_alpn_protocols(["h2"])
+        if self._tls.cert is not None:
+            self._load_pair(context, self._tls.cert, self._tls.key)
+        return context
+
+    def _load_pair(self, context: ssl.SSLContext, cert: str, key: str | None) -> None:
+        try:
+            # An encrypted key would otherwise make OpenSSL ask for its password on the terminal.
+            context.load_cert_chain(cert, key, password=lambda: "")
+        except (ssl.SSLError, OSError, ValueError) as error:
+            reason = getattr(error, "reason", None) or "not PEM, or the key is encrypted"
+            raise SettingsError(
+                f"{cert} and {key} are not a certificate and its unencrypted key in PEM form "
+                f"({str(reason).replace('_', ' ').lower()}): give a pair that belongs together."
+            ) from error
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """What gRPC needs for a new connection, from the files as they are now."""
+        fingerprint = self._fingerprint()
+        self.context()
+        tls = self._tls
+        cacert, cert, key = (
+            None if path is None else _read(path) for path in (tls.cacert, tls.cert, tls.key)
+        )
+        self._loaded = fingerprint
+        return grpc.ssl_channel_credentials(root_certificates=cacert, private_key=key, certificate_chain=cert)
+
+    def changed(self) -> bool:
+        """Whether the files differ from those loaded and are usable: half a rotation is no change yet."""
+        if self._fingerprint() == self._loaded:
+            return False
+        try:
+            self.context()
+        except SettingsError:
+            return False
+        return True
+
+    def _fingerprint(self) -> Fingerprint:
+        found = []
+        for path in self._tls.paths:
+            try:
+                status = os.stat(path)
+            except OSError:
+                found.append((0, 0, 0))
+            else:
+                found.append((status.st_ino, status.st_mtime_ns, status.st_size))
+        return tuple(found)
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise SettingsError(
+            f"{path} cannot be read ({error.strerror}): correct the path or its mode."
+        ) from error
+
+
+def _check_private(path: str) -> None:
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    if mode & 0o077:
+        raise SettingsError(
+            f"The key {path} can be read by others than its owner (mode {mode:04o}): "
+            f"run `chmod 600 {path}`, or allow a readable key."
+        )

@@ -1,0 +1,241 @@
+"""Calls: to the current endpoint, on to the next when it fails, again where repeating is safe, never without a limit."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from instep.errors import EtcdDenied, EtcdError
+from instep.etcd import _failures, _wire
+from instep.etcd._auth import Authenticator, Metadata
+from instep.etcd._diagnosis import diagnose
+from instep.etcd._failures import Kind
+from instep.etcd._grpc import aio, grpc
+from instep.etcd._pool import Connection, Pool
+
+_PAUSE_S = 0.1
+_MOST_RENEWALS = 2
+
+
+@dataclass(slots=True)
+class _Trial:
+    """One call and what was tried for it so far."""
+
+    subject: object
+    timeout_s: float
+    deadline: float
+    repeatable: bool
+    lease: int
+    reasons: dict[str, str] = field(default_factory=dict)
+    tried: int = 0
+    renewals: int = 0
+    generation: int = 0
+    sent: bool = False
+    denial: str | None = None
+
+    @property
+    def left_s(self) -> float:
+        return max(0.001, self.deadline - time.monotonic())
+
+    def share_s(self, endpoints: int) -> float:
+        """The time for the next attempt: half of what is left while other endpoints have not been tried yet."""
+        return self.left_s if self.tried % endpoints == endpoints - 1 else self.left_s / 2
+
+
+class Transport:
+    """Carries one client's calls; `linked` tells whether the last word from any endpoint was an answer."""
+
+    def __init__(self, pool: Pool, auth: Authenticator, timeout_s: float) -> None:
+        self.pool = pool
+        self.auth = auth
+        self.timeout_s = timeout_s
+        self.linked = False
+        self.calls = 0
+        self.failures = 0
+        self.watch_resumes = 0
+
+    def __repr__(self) -> str:
+        return f"Transport({self.pool!r}, linked={self.linked}, calls={self.calls}, failures={self.failures})"
+
+    async def unary(
+        self,
+        method: _wire.Method,
+        request: Any,
+        subject: object,
+        *,
+        timeout_s: float | None = None,
+        repeatable: bool = False,
+        lease: int = 0,
+    ) -> Any:
+        """The reply, within `timeout_s`, or a typed error. `subject` is what is done, for a message ("put a/b").
+
+        A call that is not `repeatable` is made again only when it certainly did not reach etcd.
+        """
+        limit = self.timeout_s if timeout_s is None else timeout_s
+        trial = _Trial(subject, limit, time.monotonic() + limit, repeatable, lease)
+        self.calls += 1
+        while True:
+            connection = self.pool.connection()
+            try:
+                return await self._attempt(connection, method, request, trial)
+            except aio.AioRpcError as error:
+                await self._recover(connection, error, trial)
+
+    async def once(
+        self,
+        index: int,
+        method: _wire.Method,
+        request: Any,
+        subject: object,
+        *,
+        timeout_s: float,
+        lease: int = 0,
+    ) -> Any:
+        """One attempt at one endpoint of the caller's choice, repeated only to renew a token."""
+        trial = _Trial(subject, timeout_s, time.monotonic() + timeout_s, True, lease)
+        self.calls += 1
+        while True:
+            connection = self.pool.connection(index)
+            try:
+                return await self._send(connection, method, request, trial, trial.left_s)
+            except aio.AioRpcError as error:
+                await self._recover_once(connection, error, trial)
+
+    async def authenticate(self, timeout_s: float | None) -> None:
+        """Have a new token, from whichever endpoint gives one."""
+        limit = self.timeout_s if timeout_s is None else timeout_s
+        trial = _Trial("authenticate", limit, time.monotonic() + limit, True, 0)
+        while True:
+            connection = self.pool.connection()
+            try:
+                return await self.auth.renew(connection, self.auth.generation, trial.share_s(len(self.pool)))
+            except aio.AioRpcError as error:
+                await self._recover(connection, error, trial)
+
+    def stream_metadata(self) -> Metadata:
+        """etcd ends a stream so marked when its member loses the quorum, instead of keeping it open and silent."""
+        return (*(self.auth.metadata or ()), ("hasleader", "true"))
+
+    async def _attempt(
+        self, connection: Connection, method: _wire.Method, request: Any, trial: _Trial
+    ) -> Any:
+        trial.sent = False
+        share_s = trial.share_s(len(self.pool))
+        if not connection.proven and not trial.repeatable and not await connection.ready(share_s):
+            raise _never_connected()
+        return await self._send(
+            connection, method, request, trial, share_s if trial.repeatable else trial.left_s
+        )
+
+    async def _send(
+        self, connection: Connection, method: _wire.Method, request: Any, trial: _Trial, timeout_s: float
+    ) -> Any:
+        auth = self.auth
+        if auth.needed:
+            await auth.renew(connection, 0, timeout_s)
+        trial.generation = auth.generation
+        metadata = self.stream_metadata() if method is _wire.LEASE_KEEPALIVE else auth.metadata
+        trial.sent = True
+        connection.acquire()
+        try:
+            reply = await connection.calls[method](request, timeout=timeout_s, metadata=metadata)
+        finally:
+            connection.release()
+        connection.heard()
+        self.linked = True
+        return reply
+
+    async def _recover(self, connection: Connection, error: aio.AioRpcError, trial: _Trial) -> None:
+        """Prepare the next attempt, or raise what the call ends with."""
+        kind = _failures.classify(_failures.code_of(error), _failures.details_of(error))
+        if kind is Kind.TOKEN and await self._renew(connection, trial):
+            return
+        if kind not in (Kind.UNSENT, Kind.INTERRUPTED, Kind.SILENT):
+            raise self.refusal(error, connection, trial.subject, trial.lease) from error
+        self._note_failure(connection, error, kind, trial)
+        if trial.sent and kind is not Kind.UNSENT and not trial.repeatable:
+            raise self._unavailable(error, trial, unknown=True) from error
+        if kind is Kind.UNSENT:
+            trial.denial = await self.denial(connection, error) or trial.denial
+        if time.monotonic() + _PAUSE_S >= trial.deadline:
+            raise self._unavailable(error, trial, unknown=False) from error
+        if trial.tried % len(self.pool) == 0:
+            if trial.denial is not None:
+                raise EtcdDenied(trial.denial, code=_failures.code_of(error)) from error
+            await asyncio.sleep(_PAUSE_S * random.uniform(0.5, 1.0))
+
+    async def _recover_once(self, connection: Connection, error: aio.AioRpcError, trial: _Trial) -> None:
+        kind = _failures.classify(_failures.code_of(error), _failures.details_of(error))
+        if kind is Kind.TOKEN and await self._renew(connection, trial):
+            return
+        if kind not in (Kind.UNSENT, Kind.INTERRUPTED, Kind.SILENT):
+            raise self.refusal(error, connection, trial.subject, trial.lease) from error
+        self._note_failure(connection, error, kind, trial)
+        raise self._unavailable(error, trial, unknown=False) from error
+
+    def _note_failure(
+        self, connection: Connection, error: aio.AioRpcError, kind: Kind, trial: _Trial
+    ) -> None:
+        reason = _failures.short_reason(_failures.code_of(error), _failures.details_of(error))
+        trial.reasons[str(connection.endpoint)] = reason
+        trial.tried += 1
+        self.failed(connection, suspect=kind is Kind.SILENT)
+
+    def failed(self, connection: Connection, *, suspect: bool) -> None:
+        self.failures += 1
+        self.linked = False
+        self.pool.failed(connection, suspect=suspect)
+
+    async def denial(self, connection: Connection, error: aio.AioRpcError) -> str | None:
+        """Why this endpoint will never take us, if it can be known."""
+        if not _failures.may_need_diagnosis(_failures.details_of(error)):
+            return None
+        return await diagnose(connection.endpoint, self.pool.files)
+
+    async def _renew(self, connection: Connection, trial: _Trial) -> bool:
+        trial.renewals += 1
+        if self.auth.user is None or trial.renewals > _MOST_RENEWALS:
+            return False
+        try:
+            await self.auth.renew(connection, trial.generation, trial.left_s)
+        except aio.AioRpcError as error:
+            kind = _failures.classify(_failures.code_of(error), _failures.details_of(error))
+            if kind in (Kind.UNSENT, Kind.INTERRUPTED, Kind.SILENT):
+                # The call itself was refused unapplied: it may be made again elsewhere.
+                self._note_failure(connection, error, kind, trial)
+                if time.monotonic() < trial.deadline:
+                    return True
+                raise self._unavailable(error, trial, unknown=False) from error
+            raise self.refusal(error, connection, trial.subject, trial.lease) from error
+        return True
+
+    def refusal(
+        self, error: aio.AioRpcError, connection: Connection, subject: object, lease: int = 0
+    ) -> EtcdError:
+        self.failures += 1
+        return _failures.refusal(
+            _failures.code_of(error),
+            _failures.details_of(error),
+            endpoint=str(connection.endpoint),
+            subject=subject,
+            user=self.auth.user,
+            lease=lease,
+        )
+
+    def _unavailable(self, error: aio.AioRpcError, trial: _Trial, *, unknown: bool) -> EtcdError:
+        return _failures.unavailable(
+            trial.reasons,
+            subject=trial.subject,
+            timeout_s=trial.timeout_s,
+            applied_unknown=unknown,
+            code=_failures.code_of(error),
+        )
+
+
+def _never_connected() -> aio.AioRpcError:
+    return aio.AioRpcError(
+        grpc.StatusCode.UNAVAILABLE, aio.Metadata(), aio.Metadata(), "failed to connect: timed out", None
+    )

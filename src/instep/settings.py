@@ -1,0 +1,170 @@
+"""How to reach etcd: arguments first, then INSTEP_ variables, then etcdctl's own, then a running `instep local`.
+
+An argument given in code always wins over the environment; nothing is contacted here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from urllib.parse import urlsplit
+
+from instep.errors import SettingsError
+from instep.names import DEFAULT_NAMESPACE, check_namespace
+
+DEFAULT_TTL_S = 10
+MIN_TTL_S = 2
+"""The smallest TTL that a default etcd cluster grants."""
+MAX_TTL_S = 3600
+DEFAULT_PORT = 2379
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Where etcd is and who we are there. Secrets are held as paths where possible, and never shown in repr."""
+
+    endpoints: tuple[str, ...]
+    namespace: str = DEFAULT_NAMESPACE
+    cacert: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    allow_readable_key: bool = False
+    user: str | None = None
+    password_file: str | None = None
+    password: str | None = None
+    ttl_s: int = DEFAULT_TTL_S
+    origin: str = "arguments"
+    """Where the endpoints came from, for messages: the argument, a variable's name, or `instep local`."""
+
+    def __post_init__(self) -> None:
+        if not self.endpoints:
+            raise SettingsError("no etcd endpoint was given: set INSTEP_ETCD, for example https://etcd-0:2379")
+        if bool(self.cert) != bool(self.key):
+            raise SettingsError(
+                "a client certificate needs its key and the reverse: set both INSTEP_CERT and INSTEP_KEY"
+            )
+        if self.user and not (self.password_file or self.password is not None):
+            raise SettingsError(f"user {self.user!r} has no password: set INSTEP_PASSWORD_FILE to the file that holds it")
+        if not MIN_TTL_S <= self.ttl_s <= MAX_TTL_S:
+            raise SettingsError(f"INSTEP_TTL_S is {self.ttl_s}: it must lie between {MIN_TTL_S} and {MAX_TTL_S} seconds")
+
+    def __repr__(self) -> str:
+        user = f", user={self.user!r}" if self.user else ""
+        return f"Settings({','.join(self.endpoints)}, namespace={self.namespace!r}{user}, from {self.origin})"
+
+    @property
+    def secure(self) -> bool:
+        """True when the endpoints are reached with TLS."""
+        return self.endpoints[0].startswith("https://")
+
+    def to_json(self) -> str:
+        """The whole of it, secrets included: only for a pipe to a process of our own."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        fields = json.loads(text)
+        return cls(**{**fields, "endpoints": tuple(fields["endpoints"])})
+
+
+def resolve(
+    etcd: str | Sequence[str] | Settings | None = None,
+    *,
+    namespace: str | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """The settings that hold, from the argument, the environment or a running `instep local`.
+
+    Raises SettingsError, with the cure, when there is no etcd to be found or a value is not usable.
+    """
+    env = os.environ if environ is None else environ
+    if isinstance(etcd, Settings):
+        return etcd if namespace is None else replace(etcd, namespace=check_namespace(namespace))
+    text, origin = _endpoints_text(etcd, env)
+    cert = env.get("INSTEP_CERT") or env.get("ETCDCTL_CERT")
+    cacert = env.get("INSTEP_CACERT") or env.get("ETCDCTL_CACERT")
+    user, password = _user(env)
+    return Settings(
+        endpoints=parse_endpoints(text, secure_by_default=bool(cacert or cert)),
+        namespace=check_namespace(namespace or env.get("INSTEP_NAMESPACE") or DEFAULT_NAMESPACE),
+        cacert=cacert,
+        cert=cert,
+        key=env.get("INSTEP_KEY") or env.get("ETCDCTL_KEY"),
+        allow_readable_key=env.get("INSTEP_ALLOW_READABLE_KEY", "") in ("1", "true", "yes"),
+        user=user,
+        password_file=env.get("INSTEP_PASSWORD_FILE"),
+        password=password,
+        ttl_s=_ttl(env),
+        origin=origin,
+    )
+
+
+def parse_endpoints(text: str, *, secure_by_default: bool = False) -> tuple[str, ...]:
+    """`https://a:2379,b:2379` as full addresses: a scheme given once holds for those after it.
+
+    Raises SettingsError for an unknown scheme, a missing host, a port that is none, or http mixed with https.
+    """
+    scheme = "https" if secure_by_default else "http"
+    endpoints: list[str] = []
+    for part in (piece.strip() for piece in text.split(",")):
+        if not part:
+            continue
+        if "://" in part:
+            scheme = part.split("://", 1)[0]
+        endpoints.append(_endpoint(part if "://" in part else f"{scheme}://{part}", part))
+    if not endpoints:
+        raise SettingsError(f"{text!r} names no etcd endpoint: give host:port, for example https://etcd-0:2379")
+    if len({endpoint.split("://", 1)[0] for endpoint in endpoints}) > 1:
+        raise SettingsError(f"{text!r} mixes http and https: all members of a cluster are reached the same way")
+    return tuple(dict.fromkeys(endpoints))
+
+
+def _endpoint(url: str, given: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https"):
+        raise SettingsError(f"the endpoint {given!r} has the scheme {parts.scheme!r}: use http:// or https://")
+    try:
+        port = parts.port or DEFAULT_PORT
+    except ValueError:
+        raise SettingsError(f"the endpoint {given!r} has no usable port: give host:port with a port up to 65535") from None
+    if not parts.hostname or parts.path not in ("", "/") or parts.query or parts.username:
+        raise SettingsError(f"the endpoint {given!r} is not host:port, for example https://etcd-0:2379")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}:{port}"
+
+
+def _endpoints_text(etcd: str | Sequence[str] | None, env: Mapping[str, str]) -> tuple[str, str]:
+    if etcd:
+        return (etcd if isinstance(etcd, str) else ",".join(etcd)), "the argument etcd="
+    for variable in ("INSTEP_ETCD", "ETCDCTL_ENDPOINTS"):
+        if env.get(variable):
+            return env[variable], variable
+    from instep import local  # late: only development machines have one, and it need not be loaded elsewhere
+
+    found = local.find()
+    if found is None:
+        raise SettingsError(
+            "no etcd is configured: set INSTEP_ETCD (for example https://etcd-0:2379,https://etcd-1:2379), "
+            "or start one for development with 'instep local'"
+        )
+    return found.endpoint, "instep local"
+
+
+def _user(env: Mapping[str, str]) -> tuple[str | None, str | None]:
+    if env.get("INSTEP_USER"):
+        return env["INSTEP_USER"], None
+    text = env.get("ETCDCTL_USER")
+    if not text:
+        return None, None
+    user, separator, password = text.partition(":")
+    return user, (password if separator else env.get("ETCDCTL_PASSWORD"))
+
+
+def _ttl(env: Mapping[str, str]) -> int:
+    text = env.get("INSTEP_TTL_S") or str(DEFAULT_TTL_S)
+    try:
+        return int(text)
+    except ValueError:
+        raise SettingsError(f"INSTEP_TTL_S is {text!r}: it must be a whole number of seconds, such as 10") from None

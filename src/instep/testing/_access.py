@@ -1,0 +1,79 @@
+"""How clients of a server under test prove who they are: certificates, users, or nothing."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from instep.errors import SettingsError
+from instep.testing._binaries import EtcdBinary
+from instep.testing._certificates import Certificates
+from instep.testing._etcdctl import run_etcdctl
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """A server's certificates (None: no TLS) and users with their passwords (empty: no authentication)."""
+
+    certificates: Certificates | None
+    users: Mapping[str, str]
+
+    def context(self) -> ssl.SSLContext | None:
+        """The TLS context of a client, for servers with TLS."""
+        return self.certificates.client_context() if self.certificates else None
+
+    def flags(self, endpoints: Sequence[str], *, with_user: bool = True) -> list[str]:
+        """The flags with which etcdctl reaches `endpoints` as the first user."""
+        flags = [f"--endpoints={','.join(endpoints)}"]
+        if self.certificates is not None:
+            tls = self.certificates
+            flags += [f"--cacert={tls.ca}", f"--cert={tls.cert}", f"--key={tls.key}"]
+        if with_user and self.users:
+            flags.append("--user={}:{}".format(*self._first_user()))
+        return flags
+
+    def environment(self, endpoints: Sequence[str], folder: Path) -> dict[str, str]:
+        """The INSTEP_* variables of a client process; the password goes to a 0600 file in `folder`."""
+        variables = {"INSTEP_ETCD": ",".join(endpoints)}
+        if self.certificates is not None:
+            tls = self.certificates
+            variables |= {"INSTEP_CACERT": tls.ca, "INSTEP_CERT": tls.cert, "INSTEP_KEY": tls.key}
+        if self.users:
+            user, password = self._first_user()
+            path = folder / "password"
+            _write_secret(path, password + "\n")
+            variables |= {"INSTEP_USER": user, "INSTEP_PASSWORD_FILE": str(path)}
+        return variables
+
+    def enable_auth(self, binary: EtcdBinary, endpoints: Sequence[str]) -> None:
+        """Create the users on a server that has none, each with the root role, and turn authentication on."""
+        flags = self.flags(endpoints, with_user=False)
+        # etcd wants a user named root before it turns authentication on.
+        for user, password in ({"root": self._first_user()[1]} | dict(self.users)).items():
+            run_etcdctl(binary, flags, ["user", "add", f"{user}:{password}"])
+            run_etcdctl(binary, flags, ["user", "grant-role", user, "root"])
+        run_etcdctl(binary, flags, ["auth", "enable"])
+
+    def _first_user(self) -> tuple[str, str]:
+        return next(iter(self.users.items()))
+
+
+def users(auth: str | Mapping[str, str] | None) -> dict[str, str]:
+    """The users that "user:password", or a mapping of users to passwords, names."""
+    if auth is None:
+        return {}
+    if not isinstance(auth, str):
+        return dict(auth)
+    user, separator, password = auth.partition(":")
+    if not (user and separator and password):
+        raise SettingsError('auth is "user:password", or a mapping of users to passwords')
+    return {user: password}
+
+
+def _write_secret(path: Path, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)

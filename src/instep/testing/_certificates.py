@@ -1,0 +1,80 @@
+"""Throw-away certificates for servers under test."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from instep.errors import SettingsError
+
+if TYPE_CHECKING:
+    import trustme
+
+
+class Certificates:
+    """A certificate authority of its own in `folder`, a server certificate and a client certificate.
+
+    `ca`, `cert` and `key` are what a client needs, as paths; the key has mode 0600. `server` holds the
+    server's certificate and key in one file, so that replacing it is atomic. The client certificate has no
+    common name: etcd would take it for a user.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._authority = _authority()
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.ca = str(folder / "ca.pem")
+        self.cert = str(folder / "client.pem")
+        self.key = str(folder / "client.key")
+        self.server = str(folder / "server.pem")
+        _write(self.ca, self._authority.cert_pem.bytes(), 0o644)
+        self.rotate()
+
+    def rotate(self) -> None:
+        """Replace the client's and the server's certificate and key in their places by new ones of the same
+        CA.
+
+        Each file is replaced atomically; a reader may see the new certificate beside the old key for an
+        instant. etcd reads its own at every handshake, so that it needs no restart.
+        """
+        server = self._authority.issue_cert("localhost", "127.0.0.1", "::1")
+        client = self._authority.issue_cert("client.instep.test")
+        _write(self.server, _chain(server) + server.private_key_pem.bytes(), 0o600)
+        _write(self.key, client.private_key_pem.bytes(), 0o600)
+        _write(self.cert, _chain(client), 0o644)
+
+    def foreign(self) -> Certificates:
+        """Certificates of another authority: the server does not trust them, nor they the server."""
+        number = sum(1 for _ in self._folder.glob("foreign-*")) + 1
+        return Certificates(self._folder / f"foreign-{number}")
+
+    def client_context(self) -> ssl.SSLContext:
+        """A context with which the standard library's clients reach the server."""
+        context = ssl.create_default_context(cafile=self.ca)
+        context.load_cert_chain(self.cert, self.key)
+        return context
+
+    def __repr__(self) -> str:
+        return f"<Certificates {self._folder}>"
+
+
+def _authority() -> trustme.CA:
+    try:
+        import trustme  # only servers with TLS need it
+    except ImportError as error:
+        raise SettingsError("a server with TLS needs trustme: pip install 'instep[testing]'") from error
+    return trustme.CA()
+
+
+def _chain(certificate: trustme.LeafCert) -> bytes:
+    return b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
+
+
+def _write(path: str, content: bytes, mode: int) -> None:
+    temporary = f"{path}.new"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with open(descriptor, "wb") as file:
+        file.write(content)
+    os.replace(temporary, path)

@@ -1,0 +1,38 @@
+"""Running etcdctl against one server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+
+from instep.errors import EtcdError, SettingsError
+from instep.testing._binaries import EtcdBinary
+
+_TIMEOUT_S = 30.0
+
+
+def run_etcdctl(binary: EtcdBinary, flags: Sequence[str], args: Sequence[str], *, check: bool = True) -> str:
+    """What etcdctl prints, without the last newline. `flags` come first, so that `args` can override them.
+
+    With `check`, a failure raises EtcdError with what it said; without, its complaint is part of the answer.
+    """
+    if binary.etcdctl is None:
+        raise SettingsError(f"no etcdctl lies beside {binary.path}")
+    # etcdctl refuses to run when a setting comes both from its environment and as a flag.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCDCTL_")}
+    command = f"etcdctl {' '.join(args)}"
+    try:
+        answer = subprocess.run(
+            [binary.etcdctl, *flags, *args],
+            env=environment | {"ETCDCTL_API": "3"},
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EtcdError(f"{command} did not end within {_TIMEOUT_S:g} s") from error
+    if check and answer.returncode != 0:
+        raise EtcdError(f"{command} failed: {answer.stderr.strip() or answer.stdout.strip()}")
+    return (answer.stdout if check else answer.stdout + answer.stderr).removesuffix("\n")

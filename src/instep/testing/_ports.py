@@ -1,0 +1,60 @@
+"""Free ports on loopback that stay free while a server is down."""
+
+from __future__ import annotations
+
+import errno
+import random
+import socket
+from pathlib import Path
+
+from instep.errors import EtcdError
+
+_LOWEST = 10_000
+_TRIES = 200
+_chance = random.SystemRandom()
+
+
+def free_ports(count: int, host: str) -> list[int]:
+    """`count` different ports on which `host` can listen now. Another process may take one before the caller
+    does.
+
+    They lie below the kernel's range for outgoing connections where there is room: a client that reconnects
+    to a server that is down could otherwise be given the very port, and then the server could not come back.
+    """
+    ports: set[int] = set()
+    highest = _first_outgoing_port() - 1
+    for _ in range(_TRIES):
+        if len(ports) == count:
+            return sorted(ports)
+        port = _chance.randint(_LOWEST, highest) if highest - _LOWEST >= 1000 else 0
+        taken = _bind(host, port)
+        if taken:
+            ports.add(taken)
+    raise EtcdError(f"no {count} free ports on {host} after {_TRIES} tries")
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether `host` can listen on `port` now."""
+    return _bind(host, port) != 0
+
+
+def _bind(host: str, port: int) -> int:
+    """Listen on `port` (0: any) for a moment; the port that was free, or 0 when it was taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                return 0
+            raise
+        return int(probe.getsockname()[1])
+
+
+def _first_outgoing_port() -> int:
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0

@@ -1,0 +1,166 @@
+"""One server process: started so that it ends with its parent, signalled, waited for, its log kept."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+from instep.errors import EtcdError
+
+_STOP_TIMEOUT_S = 5.0
+_KILL_TIMEOUT_S = 10.0
+
+# Runs in the child before the server replaces it. A preexec_fn would run Python between fork and exec, which
+# may deadlock in a parent with threads (grpc's, torch's). The parent may have died before prctl, hence the
+# second look.
+_DIE_WITH_PARENT = """
+import ctypes, os, sys
+PR_SET_PDEATHSIG, SIGKILL = 1, 9
+if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) != 0:
+    sys.exit("prctl: " + os.strerror(ctypes.get_errno()))
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the parent is gone")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class ServerProcess:
+    """A running program in its own session, its output appended to `log`.
+
+    With `die_with_parent` the kernel kills it when this process ends in whatever way, SIGKILL included;
+    without, it lives on.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        log: Path,
+        die_with_parent: bool = True,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.command = list(command)
+        self.log = log
+        python = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())]
+        prefix = python if die_with_parent else []
+
+        def spawn() -> subprocess.Popen[bytes]:
+            with log.open("ab") as output:
+                return subprocess.Popen(
+                    prefix + self.command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=dict(environment) if environment is not None else None,
+                    start_new_session=True,
+                    cwd=log.parent,
+                )
+
+        self._process = _spawner().call(spawn) if die_with_parent else spawn()
+        self.pid = self._process.pid
+
+    @property
+    def exit_status(self) -> int | None:
+        """None while it runs, else its exit status (minus the signal that killed it)."""
+        return self._process.poll()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send one signal; EtcdError when the process has ended."""
+        if self.exit_status is not None:
+            raise EtcdError(f"etcd (pid {self.pid}) has ended with status {self.exit_status}")
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait, as long as it takes, until it ends; its exit status."""
+        return self._process.wait()
+
+    def kill(self) -> None:
+        """End it at once as a crash would (SIGKILL), if it has not ended; it is gone on return."""
+        self._process.kill()
+        self._process.wait(_KILL_TIMEOUT_S)
+
+    def stop(self) -> None:
+        """Ask it to end, also when it is paused; after 5 s kill it. Returns when it is gone."""
+        if self.exit_status is not None:
+            return
+        self._process.terminate()
+        self._process.send_signal(signal.SIGCONT)
+        try:
+            self._process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def disown(self) -> None:
+        """Leave it running and forget it: it is not waited for any more."""
+        # Popen warns about a child that it never saw end; this one is meant to outlive us.
+        self._process.returncode = 0
+
+    def log_tail(self, lines: int = 30) -> str:
+        """The last lines of the log."""
+        return tail(self.log, lines)
+
+    def __repr__(self) -> str:
+        status = self.exit_status
+        return f"<ServerProcess pid={self.pid} {'running' if status is None else f'ended with {status}'}>"
+
+
+def tail(path: Path, lines: int) -> str:
+    """The last `lines` lines of a text file, at most 64 KiB of it; empty when it is not there."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 65536))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])
+
+
+_Spawn = Callable[[], subprocess.Popen[bytes]]
+_Result = Future[subprocess.Popen[bytes]]
+
+
+class _Spawner:
+    """A thread that never ends and starts the processes.
+
+    The kernel's parent-death signal is sent when the THREAD that forked ends, not the process: a server
+    started in a short-lived thread would be killed with it.
+    """
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self._work: queue.SimpleQueue[tuple[_Spawn, _Result]] = queue.SimpleQueue()
+        threading.Thread(target=self._serve, name="instep-spawner", daemon=True).start()
+
+    def call(self, spawn: _Spawn) -> subprocess.Popen[bytes]:
+        result: _Result = Future()
+        self._work.put((spawn, result))
+        return result.result()
+
+    def _serve(self) -> None:
+        while True:
+            spawn, result = self._work.get()
+            try:
+                result.set_result(spawn())
+            except OSError as error:
+                result.set_exception(EtcdError(f"cannot start a server: {error}"))
+            del spawn, result
+
+
+_spawner_lock = threading.Lock()
+_the_spawner: _Spawner | None = None
+
+
+def _spawner() -> _Spawner:
+    global _the_spawner
+    with _spawner_lock:
+        # A forked child has the object but not the thread.
+        if _the_spawner is None or _the_spawner.owner != os.getpid():
+            _the_spawner = _Spawner()
+        return _the_spawner

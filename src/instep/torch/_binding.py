@@ -1,0 +1,192 @@
+"""`bind`: an optimizer that holds the agreed values from now on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from instep.errors import BindError
+
+from ._knob import Knob
+from ._plan import checked_optimizer, checked_value, plan_knobs
+from ._ratio import Number, why_unusable
+from ._run import SteeredRun, agreed_in
+from ._schedulers import checked_schedulers
+from ._watch import watch, watch_loads
+
+logger = logging.getLogger("instep")
+
+# Two bindings of one key would each take what the other wrote for the user's own ratio.
+_bound: WeakKeyDictionary[Optimizer, set[str]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class BindingStatistics:
+    """What a binding has done so far.
+
+    `changes` counts agreed changes that were applied, `loads` the loads of the optimizer or a scheduler after
+    which the agreed values were put back, `refused` the agreed values that were no usable number and were not
+    applied.
+    """
+
+    agreed: Mapping[str, Number]
+    ratios: Mapping[str, tuple[float, ...]]
+    changes: int
+    loads: int
+    refused: int
+
+
+class Binding:
+    """What `bind` returns. It needs no keeping: the run and the optimizer keep it alive."""
+
+    def __init__(
+        self, optimizer: Optimizer, knobs: Sequence[Knob], roots: Sequence[LRScheduler], mode: str
+    ) -> None:
+        self._optimizer = optimizer
+        self._knobs = tuple(knobs)
+        self._roots = tuple(roots)
+        self._mode = mode
+        self._changes = self._loads = self._refused = 0
+        self._warned = False
+        self._undo: list[Callable[[], None]] = []
+
+    def __repr__(self) -> str:
+        parts = [type(self._optimizer).__name__, *map(repr, self._knobs)]
+        if self._roots:
+            parts.append(f"{self._mode} {', '.join(type(root).__name__ for root in self._roots)}")
+        return f"<Binding {'; '.join(parts)}{'' if self._undo else '; released'}>"
+
+    @property
+    def statistics(self) -> BindingStatistics:
+        """A snapshot; it does not change afterwards."""
+        return BindingStatistics(
+            agreed={str(knob.field): knob.agreed for knob in self._knobs if knob.agreed is not None},
+            ratios={str(knob.field): tuple(knob.ratios) for knob in self._knobs},
+            changes=self._changes,
+            loads=self._loads,
+            refused=self._refused,
+        )
+
+    def release(self) -> None:
+        """Stop steering. The optimizer keeps the values it has, an overridden scheduler has its effect again.
+
+        The optimizer's defaults stay at the values agreed last, so binding it anew finds the same ratios.
+        """
+        while self._undo:
+            self._undo.pop()()
+
+    def _start(self, run: SteeredRun, values: Sequence[Number]) -> None:
+        keys = {str(knob.field) for knob in self._knobs}
+        _bound.setdefault(self._optimizer, set()).update(keys)
+        self._undo.append(lambda: _bound[self._optimizer].difference_update(keys))
+        self._undo.append(watch_loads(self._optimizer, self._loaded))
+        for root in self._roots:
+            listeners = {"before_step": self._before_step, "after_step": self._after_step}
+            self._undo.append(watch(root, **listeners, after_load=self._schedule_loaded))
+        for knob, value in zip(self._knobs, values, strict=True):
+            knob.apply(value)
+            if 1.0 not in knob.ratios:
+                logger.warning("no group has the optimizer's default %s; bound as %r", knob.field, knob)
+        run.on_change(self._changed)
+
+    def _changed(self, _old: object, new: object) -> None:
+        if not self._undo:
+            return
+        applied = [self._apply(knob, agreed_in(new, knob.name)) for knob in self._knobs]
+        if any(applied):
+            self._changes += 1
+            self._warn_of_stranger()
+
+    def _apply(self, knob: Knob, value: Any) -> bool:
+        if value == knob.agreed and type(value) is type(knob.agreed):
+            return False
+        reason = why_unusable(value, knob.kind)
+        if reason is not None:
+            self._refused += 1
+            logger.error("%s %s; the optimizer keeps %s=%r", knob.name, reason, knob.field, knob.agreed)
+            return False
+        knob.apply(value)
+        return True
+
+    def _warn_of_stranger(self) -> None:
+        steered = any(knob.field.key == "lr" for knob in self._knobs)
+        strange = any("initial_lr" in group for group in self._optimizer.param_groups)
+        if steered and strange and not self._roots and not self._warned:
+            self._warned = True
+            logger.warning(
+                "the groups have initial_lr, as from a scheduler that would undo the agreed lr: "
+                "build the scheduler before bind, and pass it as scheduler="
+            )
+
+    def _loaded(self) -> None:
+        if not self._undo:
+            return
+        self._loads += 1
+        stale = [(knob, saved) for knob in self._knobs if (saved := knob.reload()) is not None]
+        if stale:
+            won = ", ".join(f"{knob.name} {knob.agreed:g} (checkpoint: {saved:g})" for knob, saved in stale)
+            logger.info("the live value won over the checkpoint's: %s", won)
+
+    def _schedule_loaded(self) -> None:
+        if self._undo:
+            self._loads += 1
+            for knob in self._knobs:
+                knob.reload_schedule()
+
+    def _before_step(self) -> None:
+        if self._undo:
+            for knob in self._knobs:
+                knob.before_step()
+
+    def _after_step(self) -> None:
+        if self._undo:
+            for knob in self._knobs:
+                knob.after_step()
+
+
+def bind(
+    run: SteeredRun,
+    optimizer: Optimizer,
+    *,
+    scheduler: LRScheduler | Sequence[LRScheduler] | None = None,
+    mode: Literal["scale", "override"] = "scale",
+    **names: str,
+) -> Binding:
+    """Make `optimizer` hold the agreed values from this call on: `bind(run, optimizer, lr="lr")`.
+
+    A keyword is a key of the parameter groups, its value the name of a hyperparameter in `run.config`; one
+    element of a tuple is `**{"betas.0": "beta1"}`. A group's ratio is its value over
+    `optimizer.defaults[key]` at the call, and the group holds ratio x agreed value: at once, after every
+    change, and after `load_state_dict`, where the live value wins over the checkpoint's. So bind before
+    loading a checkpoint. An agreed value that is no usable number (a run without a schema takes any) is
+    logged as an error and not applied.
+
+    With `scheduler` (or several) and mode "scale", the agreed lr scales the scheduler's whole curve, floors
+    such as `eta_min` included, and what the groups hold is ratio x agreed value x the schedule's share at
+    that point. With mode "override" the schedule has no effect: the values are written again after each of
+    its steps.
+
+    Limits: numbers inside a LambdaLR's function or a scheduler of your own, beyond `base_lrs`, are not
+    scaled. A scheduler built later is not known: build it first. BindError, before anything was changed, for
+    what cannot be steered.
+    """
+    if mode not in ("scale", "override"):
+        raise BindError(f'mode is {mode!r}: use "scale" or "override"')
+    checked_optimizer(optimizer)
+    roots = checked_schedulers(scheduler, optimizer)
+    knobs = plan_knobs(optimizer, names, roots, override=mode == "override")
+    taken = _bound.get(optimizer, set()).intersection(str(knob.field) for knob in knobs)
+    if taken:
+        raise BindError(
+            f"{', '.join(sorted(taken))} of this optimizer is bound already: release() that binding first"
+        )
+    values = [checked_value(run.config, knob) for knob in knobs]
+    binding = Binding(optimizer, knobs, roots, mode)
+    binding._start(run, values)
+    return binding

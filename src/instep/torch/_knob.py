@@ -1,0 +1,163 @@
+"""One bound key: the ratios its groups keep, and the agreed value they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+import torch
+from instep.errors import BindError
+
+from ._field import Field, Group, number_in, rounded_like
+from ._ratio import Kind, Number, anchor_of, ratio_of, share_of
+from ._schedulers import publish_lrs
+
+
+class Knob:
+    """Holds `ratio x agreed` under one key of every group, and says what a checkpoint held instead.
+
+    The groups are looked up at each use: `load_state_dict` replaces them. Their tensors are remembered,
+    because a compiled step or a CUDA graph reads those and no others: a loaded copy gives way to the tensor
+    it replaced.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        field: Field,
+        name: str,
+        *,
+        kind: Kind,
+        default: float,
+        ratios: Sequence[float],
+    ) -> None:
+        self.field = field
+        self.name = name
+        self.kind = kind
+        self.ratios = list(ratios)
+        self.agreed: Number | None = None
+        self._optimizer = optimizer
+        self._anchor = default
+        self._tensors = [field.tensor(group) for group in self._groups]
+
+    def __repr__(self) -> str:
+        ratios = ", ".join(f"{ratio:.6g}" for ratio in self.ratios)
+        return f"{self.field} = ({ratios}) × {self.name} {self.agreed!r}"
+
+    @property
+    def _groups(self) -> Sequence[Group]:
+        return self._optimizer.param_groups
+
+    def apply(self, agreed: Number) -> None:
+        """Make every group hold its share of `agreed`, and the optimizer's default be `agreed`.
+
+        The default follows so that a group added later starts from the agreed value, with the ratio it asks
+        for.
+        """
+        self._meet_new_groups()
+        self.agreed = agreed
+        self._anchor = anchor_of(agreed, self._anchor)
+        self._write()
+        self._follow_default(agreed)
+
+    def reload(self) -> float | None:
+        """Do the same after the optimizer was loaded.
+
+        Returns the agreed value that the checkpoint was made with, if it differs from the live one and can be
+        told.
+        """
+        if self.agreed is None:
+            return None
+        found = (self._stale(group, ratio) for group, ratio in zip(self._groups, self.ratios, strict=False))
+        stale = next((value for value in found if value is not None), None)
+        self._restore_tensors()
+        self._write()
+        return stale
+
+    def before_step(self) -> None:
+        """The schedulers are about to step."""
+
+    def after_step(self) -> None:
+        """The schedulers have stepped."""
+
+    def reload_schedule(self) -> None:
+        """A scheduler was loaded."""
+
+    def _write(self) -> None:
+        assert self.agreed is not None
+        for group, ratio in zip(self._groups, self.ratios, strict=False):
+            self.field.write(group, share_of(ratio, self.agreed, self.kind))
+
+    def _stale(self, group: Group, ratio: float) -> float | None:
+        """The agreed value that `group` was loaded with, if not the live one; None also at ratio 0."""
+        assert self.agreed is not None
+        held = self.field.held(group)
+        loaded = number_in(held)
+        live = rounded_like(held, share_of(ratio, self.agreed, self.kind))
+        return None if ratio == 0 or loaded == live else loaded / ratio
+
+    def _restore_tensors(self) -> None:
+        loaded = [number_in(self.field.held(group)) for group in self._groups]
+        for group, tensor, value in zip(self._groups, self._tensors, loaded, strict=False):
+            if tensor is not None and self.field.held(group) is not tensor:
+                self.field.put(group, tensor)
+                self.field.write(group, value)
+
+    def _meet_new_groups(self) -> None:
+        default = number_in(self.field.held(self._optimizer.defaults))
+        for group in self._groups[len(self.ratios) :]:
+            value = number_in(self.field.held(group))
+            self.ratios.append(1.0 if value == default else checked_ratio(self.field, value, self._anchor))
+            self._tensors.append(self.field.tensor(group))
+
+    def _follow_default(self, agreed: Number) -> None:
+        defaults = self._optimizer.defaults
+        held = self.field.held(defaults)
+        # A tensor default is often the very tensor that the groups hold, with a schedule's value in it.
+        shared = isinstance(held, torch.Tensor) and any(self.field.held(g) is held for g in self._groups)
+        if not shared:
+            self.field.write(defaults, share_of(1.0, agreed, self.kind))
+
+
+class OverrideKnob(Knob):
+    """A knob that writes its values again after each step and load of the schedulers, which so have no effect."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        field: Field,
+        name: str,
+        *,
+        kind: Kind,
+        default: float,
+        ratios: Sequence[float],
+        roots: Sequence[LRScheduler],
+    ) -> None:
+        super().__init__(optimizer, field, name, kind=kind, default=default, ratios=ratios)
+        self._roots = tuple(roots)
+
+    def after_step(self) -> None:
+        """Write over what the schedulers wrote."""
+        self._write()
+
+    def reload_schedule(self) -> None:
+        """Write over what a loaded scheduler says the lr is."""
+        self._write()
+
+    def _write(self) -> None:
+        super()._write()
+        if self.field.key == "lr":
+            publish_lrs(self._roots, [self.field.held(group) for group in self._groups])
+
+
+def checked_ratio(field: Field, value: float, default: float) -> float:
+    """What `value` is to `default`. BindError when the default is zero and the value is not."""
+    ratio = ratio_of(value, default)
+    if ratio is None:
+        raise BindError(
+            f"a group has {field}={value:g} but the optimizer's default is 0, so there is no ratio to keep: "
+            f"construct the optimizer with the {field} that the agreed value stands for"
+        )
+    return ratio

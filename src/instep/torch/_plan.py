@@ -1,0 +1,155 @@
+"""Checking what `bind` was asked for, and choosing how each key is held. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler
+
+from instep.errors import BindError
+from torch import Tensor
+
+from ._curve import CurveKnob
+from ._field import Field, Group, number_in
+from ._knob import Knob, OverrideKnob, checked_ratio
+from ._ratio import Kind, Number, why_unusable
+from ._run import agreed_in, is_agreed
+from ._schedulers import leaves_of, peak_lrs, refuse_cycled, refuse_unscalable
+
+LR = Field("lr")
+
+
+def checked_optimizer(optimizer: object) -> None:
+    """BindError unless it is an optimizer of torch that can be told of loads."""
+    if not isinstance(optimizer, Optimizer) or not hasattr(
+        optimizer, "_optimizer_load_state_dict_post_hooks"
+    ):
+        raise BindError(
+            f"the optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer: "
+            "pass the torch optimizer that it wraps"
+        )
+
+
+def checked_value(config: object, knob: Knob) -> Number:
+    """The agreed value for `knob`. BindError when the run has none, or one that its key cannot hold."""
+    if not is_agreed(config, knob.name):
+        raise BindError(
+            f"the run has no hyperparameter {knob.name!r} to bind {knob.field} to: "
+            "add it to the schema, or set it before the run starts"
+        )
+    value: Any = agreed_in(config, knob.name)
+    reason = why_unusable(value, knob.kind)
+    if reason is not None:
+        raise BindError(f"the hyperparameter {knob.name!r} {reason}: {knob.field} of the optimizer needs one")
+    return value  # type: ignore[no-any-return]
+
+
+def plan_knobs(
+    optimizer: Optimizer, names: Mapping[str, str], roots: Sequence[LRScheduler], *, override: bool
+) -> list[Knob]:
+    """One knob for each key of `names`. BindError for a key that cannot be steered."""
+    if not names:
+        raise BindError('nothing to bind: name at least one key, as in bind(run, optimizer, lr="lr")')
+    leaves = list(leaves_of(roots))
+    knobs: list[Knob] = []
+    for text, name in names.items():
+        field = _checked_field(optimizer, text)
+        if field == LR and not roots:
+            _refuse_unknown_schedule(optimizer)
+        if not override:
+            refuse_cycled(leaves, text)
+            if field == LR:
+                refuse_unscalable(leaves)
+                _refuse_lost_default(optimizer, leaves)
+        knobs.append(_knob(optimizer, field, name, roots, override=override))
+    return knobs
+
+
+def _knob(
+    optimizer: Optimizer, field: Field, name: str, roots: Sequence[LRScheduler], *, override: bool
+) -> Knob:
+    kind = field.kind(optimizer.defaults)
+    assert kind is not None, "checked with the field"
+    peaks = peak_lrs(roots, optimizer.param_groups) if field == LR and override else None
+    bases = peaks or [_base(group, field, scheduled=bool(roots)) for group in optimizer.param_groups]
+    default = max(peaks) if peaks else _default(optimizer, field, bases)
+    if kind is Kind.FLAG and set(bases) != {default}:
+        raise BindError(
+            f"a group differs from the default in {field}, which is a bool without a ratio: give all the same"
+        )
+    ratios = [checked_ratio(field, base, default) for base in bases]
+    if override and roots:
+        return OverrideKnob(optimizer, field, name, kind=kind, default=default, ratios=ratios, roots=roots)
+    if field != LR or not roots:
+        return Knob(optimizer, field, name, kind=kind, default=default, ratios=ratios)
+    if default == 0:
+        raise BindError(
+            "the optimizer's default lr is 0, so its schedule has no scale: construct it with another lr"
+        )
+    return CurveKnob(optimizer, field, name, default=default, ratios=ratios, roots=roots)
+
+
+def _checked_field(optimizer: Optimizer, text: str) -> Field:
+    field = Field.parse(text)
+    for group in (optimizer.defaults, *optimizer.param_groups):
+        try:
+            held, kind = field.held(group), field.kind(group)
+        except (KeyError, IndexError):
+            known = ", ".join(_steerable(optimizer.param_groups[0]))
+            raise BindError(f"{type(optimizer).__name__} has no {text!r} to bind: it has {known}") from None
+        if kind is None:
+            cure = f"bind {text}.0 or {text}.1" if isinstance(held, tuple | list) else "bind another key"
+            raise BindError(
+                f"{text} of {type(optimizer).__name__} holds {held!r}, which is no number: {cure}"
+            )
+    return field
+
+
+def _steerable(group: Group) -> list[str]:
+    candidates = [Field(key) for key in group if key not in ("params", "initial_lr")]
+    tuples = [field.key for field in candidates if isinstance(group[field.key], tuple)]
+    elements = [Field(key, index) for key in tuples for index in range(len(group[key]))]
+    return [str(field) for field in (*candidates, *elements) if field.kind(group) is not None]
+
+
+def _refuse_unknown_schedule(optimizer: Optimizer) -> None:
+    if any("initial_lr" in group for group in optimizer.param_groups):
+        raise BindError(
+            "a scheduler was built on this optimizer and would undo an agreed lr: pass it, as in "
+            'bind(run, optimizer, lr="lr", scheduler=scheduler)'
+        )
+
+
+def _refuse_lost_default(optimizer: Optimizer, leaves: Sequence[LRScheduler]) -> None:
+    held = optimizer.defaults["lr"]
+    shared = isinstance(held, Tensor) and any(group["lr"] is held for group in optimizer.param_groups)
+    if shared and any(isinstance(leaf, CyclicLR) for leaf in leaves):
+        raise BindError(
+            "CyclicLR wrote its base_lr into the tensor that is also the optimizer's default lr: "
+            'give each group a tensor of its own, or use mode="override"'
+        )
+
+
+def _base(group: Group, field: Field, *, scheduled: bool) -> float:
+    """What the user set: under a schedule, which has already changed lr, that is `initial_lr`."""
+    if not scheduled or field != LR:
+        return number_in(field.held(group))
+    base = group.get("initial_lr", group["lr"])
+    if isinstance(base, Tensor) and base is group["lr"] and "initial_lr" in group:
+        raise BindError(
+            "lr and initial_lr of a group are one tensor, as SequentialLR of older torch makes them, so the lr "
+            "that the schedule started from is lost: construct the optimizer with a float lr, or update torch"
+        )
+    return number_in(base)
+
+
+def _default(optimizer: Optimizer, field: Field, bases: Sequence[float]) -> float:
+    """The optimizer's default; if it is the very tensor a group holds, what was in it before a schedule."""
+    held = field.held(optimizer.defaults)
+    if isinstance(held, Tensor):
+        for group, base in zip(optimizer.param_groups, bases, strict=True):
+            if field.held(group) is held:
+                return base
+    return number_in(held)

@@ -1,0 +1,128 @@
+"""What worker and agent say to each other on the node: framed JSON on a unix socket, and three shared words.
+
+The words are why a step boundary costs nothing: the worker looks at one of them instead of asking the kernel. The
+worker creates them (a memfd), passes the descriptor to each agent it meets, and both map the same page.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import mmap
+import os
+import socket
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+PROTOCOL = 1
+"""Raised when the messages change, so that a worker and an agent of different versions say so."""
+
+Message = dict[str, Any]
+
+_HEADER = struct.Struct("!I")
+_WORD_BYTES = 8
+_WORDS = 3
+
+
+class WireError(Exception):
+    """The other side sent what no version of this protocol sends."""
+
+
+def encode(message: Mapping[str, Any]) -> bytes:
+    body = json.dumps(message, separators=(",", ":")).encode()
+    if len(body) > MAX_MESSAGE_BYTES:
+        raise WireError(f"a message of {len(body)} bytes is over the limit of {MAX_MESSAGE_BYTES}")
+    return _HEADER.pack(len(body)) + body
+
+
+class Decoder:
+    """Bytes in, whole messages out; holds at most one message that is not complete."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """Raises WireError on a frame that is too long or no JSON object; the connection is then useless."""
+        self._buffer += data
+        while len(self._buffer) >= _HEADER.size:
+            (length,) = _HEADER.unpack_from(self._buffer)
+            if length > MAX_MESSAGE_BYTES:
+                raise WireError(f"a frame of {length} bytes is over the limit of {MAX_MESSAGE_BYTES}")
+            end = _HEADER.size + length
+            if len(self._buffer) < end:
+                return
+            body = bytes(self._buffer[_HEADER.size : end])
+            del self._buffer[:end]
+            yield _message(body)
+
+    @property
+    def partial(self) -> bool:
+        """True while the rest of a message is still to come."""
+        return bool(self._buffer)
+
+
+def _message(body: bytes) -> Message:
+    try:
+        message = json.loads(body)
+    except ValueError:
+        raise WireError("a frame holds no JSON") from None
+    if not isinstance(message, dict) or not isinstance(message.get("t"), str):
+        raise WireError("a frame holds no message")
+    return message
+
+
+class Words:
+    """The shared page: `mail` counts what the agent has sent, `step` and `at` tell it how far the worker is.
+
+    Each word has one writer. `at` is the monotonic time of the boundary, the same clock for both processes.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._map = mmap.mmap(descriptor, _WORDS * _WORD_BYTES)
+        self.integers = memoryview(self._map).cast("q")
+        self.floats = memoryview(self._map).cast("d")
+
+    @property
+    def mail(self) -> int:
+        return self.integers[0]
+
+    def count_mail(self) -> None:
+        """The agent, after a message has gone into the socket."""
+        self.integers[0] += 1
+
+    @property
+    def step(self) -> int:
+        """The last boundary passed; -1 before the first."""
+        return self.integers[1]
+
+    @property
+    def at(self) -> float:
+        return self.floats[2]
+
+    def close(self) -> None:
+        self.integers.release()
+        self.floats.release()
+        self._map.close()
+
+
+def create_words() -> tuple[Words, int]:
+    """New words and the descriptor to pass on, which the caller closes in the end."""
+    descriptor = os.memfd_create("instep", os.MFD_CLOEXEC)
+    os.ftruncate(descriptor, _WORDS * _WORD_BYTES)
+    words = Words(descriptor)
+    words.integers[1] = -1
+    return words, descriptor
+
+
+def receive_with_descriptor(sock: socket.socket, size: int) -> tuple[bytes, int | None]:
+    """Data, and the descriptor that came with it, if one did. Further ones are closed, not kept."""
+    data, ancillary, _flags, _address = sock.recvmsg(size, socket.CMSG_SPACE(4 * array.array("i").itemsize))
+    descriptors = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
+    for extra in descriptors[1:]:
+        os.close(extra)
+    return data, (descriptors[0] if descriptors else None)

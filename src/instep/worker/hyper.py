@@ -1,0 +1,128 @@
+"""Hyperparameters as a training script declares them, and as it reads them.
+
+A value is checked twice: by JSON Schema wherever somebody writes it, and by the model itself, with all its validators,
+in every worker before it promises to apply it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, ValidationError
+from pydantic_core import PydanticUndefined
+
+from instep.errors import ConfigError, SettingsError
+from instep.names import check_hyperparameter_name
+from instep.scalar import Scalar
+
+FIXED_KEY = "x-instep-fixed"
+_SCALAR_TYPES = {"number", "integer", "string", "boolean", "null"}
+
+
+class Hyperparameters(BaseModel):
+    """Base of a run's hyperparameters: a frozen pydantic model whose fields are scalars, each with a default.
+
+    Validation is strict (no text for a number). Raises SettingsError when the class is used in a run and a field has no
+    default, holds more than one value, or has a name that cannot be part of a key.
+    """
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+
+def fixed(default: Any, **constraints: Any) -> Any:
+    """A hyperparameter that is read at the start of a view and refused while it runs. Takes `Field`'s constraints."""
+    return Field(default, json_schema_extra={FIXED_KEY: True}, **constraints)
+
+
+class FreeConfig(Mapping[str, Scalar]):
+    """The config of a run that was joined without a schema: read-only, by key or as attributes."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[str, Scalar]) -> None:
+        self._values = dict(values)
+
+    def __getitem__(self, name: str) -> Scalar:
+        return self._values[name]
+
+    def __getattr__(self, name: str) -> Scalar:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        try:
+            return self._values[name]
+        except KeyError:
+            raise AttributeError(f"no hyperparameter {name!r} is set; there are {sorted(self._values)}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"FreeConfig({', '.join(f'{name}={value!r}' for name, value in self._values.items())})"
+
+
+class Codec:
+    """Between agreed values and the object that the training script reads. One per run; holds no values."""
+
+    def __init__(self, model: object) -> None:
+        if not (model is None or (isinstance(model, type) and issubclass(model, BaseModel))):
+            raise SettingsError(f"the schema must be a subclass of instep.Hyperparameters, not {model!r}")
+        self._model = model
+        self.document = None if model is None else _document(model)
+
+    def decode(self, values: Mapping[str, Scalar]) -> Any:
+        """A new frozen config. Raises ConfigError naming each value that the model does not accept."""
+        if self._model is None:
+            return FreeConfig(values)
+        try:
+            return self._model.model_validate_json(json.dumps(dict(values)))
+        except ValidationError as error:
+            problems = _problems(error, values)
+            listed = "; ".join(f"{name}: {reason}" for name, reason in problems.items())
+            raise ConfigError(
+                f"the agreed hyperparameters do not fit {self._model.__name__} ({listed}): write a usable value with "
+                "'instep set', or start all ranks with the same version of the script",
+                problems=problems,
+            ) from None
+
+
+def _document(model: type[BaseModel]) -> dict[str, Any]:
+    without_default = [name for name, field in model.model_fields.items() if field.is_required()]
+    if without_default:
+        raise SettingsError(f"{model.__name__}.{without_default[0]} has no default: give every hyperparameter one")
+    try:
+        document = model.model_json_schema()
+    except PydanticUserError as error:
+        raise SettingsError(f"{model.__name__} has no JSON Schema ({error}): use plain scalar fields") from None
+    for name, field in document.get("properties", {}).items():
+        check_hyperparameter_name(name)
+        if not _is_scalar(field, document.get("$defs", {})):
+            raise SettingsError(
+                f"{model.__name__}.{name} does not hold one scalar: a hyperparameter is a number, text, true, false or null"
+            )
+        if model.model_fields[name].get_default(call_default_factory=True) is PydanticUndefined:
+            raise SettingsError(f"{model.__name__}.{name} has no default: give every hyperparameter one")
+    return document
+
+
+def _is_scalar(field: Mapping[str, Any], definitions: Mapping[str, Mapping[str, Any]]) -> bool:
+    if "$ref" in field:
+        return _is_scalar(definitions.get(str(field["$ref"]).rsplit("/", 1)[-1], {}), definitions)
+    options = field.get("anyOf") or field.get("allOf")
+    if options:
+        return all(_is_scalar(option, definitions) for option in options)
+    if "enum" in field or "const" in field:
+        return all(not isinstance(choice, (list, dict)) for choice in field.get("enum", [field.get("const")]))
+    return field.get("type") in _SCALAR_TYPES
+
+
+def _problems(error: ValidationError, values: Mapping[str, Scalar]) -> dict[str, str]:
+    problems: dict[str, str] = {}
+    for detail in error.errors():
+        name = str(detail["loc"][0]) if detail["loc"] else ", ".join(values)
+        problems.setdefault(name, detail["msg"][:1].lower() + detail["msg"][1:])
+    return problems

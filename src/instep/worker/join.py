@@ -1,0 +1,152 @@
+"""How a training process becomes a worker of a run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import string
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, overload
+
+from instep.errors import JoinTimeout, SettingsError
+from instep.names import check_run_name
+from instep.settings import resolve
+from instep.worker.hyper import Codec, FreeConfig, Hyperparameters
+from instep.worker.link import AgentLink, LinkLost
+from instep.worker.run import Run
+
+log = logging.getLogger("instep")
+
+INCARNATION_LENGTH = 5
+_ALPHABET = string.ascii_letters + string.digits
+SAY_EVERY_S = 10.0
+
+Hyper = TypeVar("Hyper", bound=Hyperparameters)
+
+
+@overload
+def join(
+    name: str,
+    schema: type[Hyper],
+    *,
+    etcd: str | Sequence[str] | None = ...,
+    namespace: str | None = ...,
+    rank: int | None = ...,
+    world_size: int | None = ...,
+    timeout_s: float = ...,
+    etcd_patience_s: float = ...,
+) -> Run[Hyper]: ...
+
+
+@overload
+def join(
+    name: str,
+    schema: None = None,
+    *,
+    etcd: str | Sequence[str] | None = ...,
+    namespace: str | None = ...,
+    rank: int | None = ...,
+    world_size: int | None = ...,
+    timeout_s: float = ...,
+    etcd_patience_s: float = ...,
+) -> Run[FreeConfig]: ...
+
+
+def join(
+    name: str,
+    schema: type[Hyperparameters] | None = None,
+    *,
+    etcd: str | Sequence[str] | None = None,
+    namespace: str | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
+    timeout_s: float = 300.0,
+    etcd_patience_s: float = 300.0,
+) -> Run[Any]:
+    """Joins run `name` and returns when all ranks are there, each with the same values.
+
+    `rank` and `world_size` come from RANK and WORLD_SIZE if not given, else 0 of 1. `etcd` and `namespace` come from
+    the INSTEP_ variables if not given. `timeout_s` bounds the whole wait for etcd and the other ranks; `etcd_patience_s`
+    bounds each later wait at a gate. A rank that joins again takes the place of its former process.
+
+    Raises SettingsError (bad arguments; nothing was contacted), EtcdDenied (credentials or certificates refused),
+    JoinRefused (this rank disagrees with the others), JoinTimeout, ConfigError, AgentError.
+    """
+    check_run_name(name)
+    rank, world_size = _place(rank, world_size, os.environ)
+    codec = Codec(schema)
+    settings = resolve(etcd, namespace=namespace)
+    if settings.origin == "instep local":
+        log.warning("no etcd is configured: using the one of 'instep local' at %s", settings.endpoints[0])
+    link = AgentLink(name, settings)
+    run: Run[Any] = Run(
+        name,
+        link,
+        codec,
+        rank=rank,
+        world_size=world_size,
+        incarnation="".join(secrets.choice(_ALPHABET) for _ in range(INCARNATION_LENGTH)),
+        etcd_patience_s=etcd_patience_s,
+    )
+    try:
+        _wait_for_view(run, link, timeout_s)
+    except BaseException:
+        run.close(clean=False)
+        raise
+    return run
+
+
+def _wait_for_view(run: Run[Any], link: AgentLink, timeout_s: float) -> None:
+    started = time.monotonic()
+    waiting_for, missing = "the node's agent", ()
+    say_at = started + SAY_EVERY_S
+    while not run._is_joined():
+        now = time.monotonic()
+        if now - started >= timeout_s:
+            raise JoinTimeout(
+                f"rank {run.rank} could not join {run.name!r} in {timeout_s:g} s: it waited for {waiting_for}",
+                missing=missing,
+            )
+        if now >= say_at:
+            log.warning("rank %d waits for %s (%.0f s)", run.rank, waiting_for, now - started)
+            say_at = now + SAY_EVERY_S
+        try:
+            if not link.connected:
+                link.wait_connected(timeout_s - (now - started))
+                run._introduce()
+            link.wait_readable(min(0.5, timeout_s))
+            messages = link.receive()
+        except LinkLost:
+            continue
+        for message in messages:
+            if message["t"] == "waiting":
+                waiting_for, missing = message["text"], tuple(message.get("missing", ()))
+                if message.get("urgent"):
+                    say_at = 0.0
+        run._hear(messages, step=0)
+
+
+def _place(rank: int | None, world_size: int | None, environ: Mapping[str, str]) -> tuple[int, int]:
+    size = _number(world_size, "world_size", "WORLD_SIZE", environ, default=1)
+    place = _number(rank, "rank", "RANK", environ, default=0)
+    if size < 1:
+        raise SettingsError(f"the world size is {size}: it must be at least 1")
+    if not 0 <= place < size:
+        raise SettingsError(f"rank {place} does not exist in a world of {size}: ranks run from 0 to {size - 1}")
+    return place, size
+
+
+def _number(given: int | None, name: str, variable: str, environ: Mapping[str, str], *, default: int) -> int:
+    if given is not None:
+        if isinstance(given, bool) or not isinstance(given, int):
+            raise SettingsError(f"{name} is {given!r}: it must be a whole number")
+        return given
+    text = environ.get(variable) or str(default)
+    try:
+        return int(text)
+    except ValueError:
+        raise SettingsError(f"{variable} is {text!r}: it must be a whole number") from None
+
+

@@ -1,0 +1,204 @@
+"""The worker's end of the socket to its agent. No thread: it moves only when the training loop lets it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Final
+
+from instep.errors import AgentError
+from instep.runtime import RuntimeFolder
+from instep.settings import Settings
+from instep.wire import Decoder, Message, WireError, Words, create_words, encode
+from instep.worker.spawn import log_tail, start_agent
+
+START_TIMEOUT_S: Final = 20.0
+RETRY_S: Final = 0.02
+MAX_OUTBOX_BYTES: Final = 1024 * 1024
+MAX_RESTART_PAUSE_S: Final = 30.0
+
+
+class LinkLost(Exception):
+    """The agent is gone, or speaks nonsense: connect again."""
+
+
+class AgentLink:
+    """A connection that can be lost and made anew; whoever uses it then introduces itself again.
+
+    Nothing here waits unless the name of the method says so.
+    """
+
+    def __init__(self, run: str, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._run = run
+        self._settings = settings
+        self._clock = clock
+        self._folder = RuntimeFolder.of(run, settings)
+        self._socket: socket.socket | None = None
+        self._decoder = Decoder()
+        self._outbox = bytearray()
+        self._launcher: subprocess.Popen[bytes] | None = None
+        self._start_at = 0.0
+        self._start_pause_s = 0.5
+        self.words, self._descriptor = create_words()
+        self.heard_at = 0.0
+        self.starts = 0
+
+    def __repr__(self) -> str:
+        return f"AgentLink({self._folder.socket}, {'connected' if self.connected else 'apart'})"
+
+    @property
+    def connected(self) -> bool:
+        return self._socket is not None
+
+    def wait_connected(self, timeout_s: float) -> None:
+        """Connects, starting an agent where there is none. Raises AgentError with the agent's own words if it fails."""
+        deadline = self._clock() + min(timeout_s, START_TIMEOUT_S)
+        while not self.try_connect():
+            if self._clock() >= deadline:
+                raise AgentError(
+                    f"the node's agent did not answer on {self._folder.socket}; its log ends: {log_tail(self._folder)}"
+                )
+            time.sleep(RETRY_S)
+
+    def try_connect(self) -> bool:
+        """One attempt: connects, or sees to it that somebody starts an agent. True when connected."""
+        self._reap()
+        if self._socket is not None:
+            return True
+        attempt = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            attempt.connect(str(self._folder.socket))
+        except OSError:
+            attempt.close()
+            self._start_if_due()
+            return False
+        attempt.setblocking(False)
+        self._socket = attempt
+        self._decoder, self._outbox = Decoder(), bytearray()
+        self.heard_at = self._clock()
+        return True
+
+    def introduce(self, hello: Message) -> None:
+        """The first message of a connection, with the descriptor of the shared words."""
+        assert self._socket is not None
+        data = encode(hello)
+        try:
+            sent = socket.send_fds(self._socket, [data], [self._descriptor])
+        except OSError as error:
+            self.drop()
+            raise LinkLost(str(error)) from None
+        self._outbox += data[sent:]
+        self.flush()
+
+    def send(self, message: Message, *, droppable: bool = False) -> None:
+        """Queues a message and sends what the socket takes. A droppable one is left out when others still wait."""
+        if droppable and (self._outbox or not self.connected):
+            return
+        self._outbox += encode(message)
+        if len(self._outbox) > MAX_OUTBOX_BYTES:
+            self.drop()
+            raise LinkLost("the agent takes no more messages")
+        self.flush()
+
+    def flush(self) -> None:
+        if self._socket is None:
+            raise LinkLost("not connected")
+        while self._outbox:
+            try:
+                sent = self._socket.send(self._outbox, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self.drop()
+                raise LinkLost(str(error)) from None
+            del self._outbox[:sent]
+
+    def receive(self) -> list[Message]:
+        """All messages that are there now. Raises LinkLost when the agent has gone."""
+        if self._socket is None:
+            raise LinkLost("not connected")
+        messages: list[Message] = []
+        while True:
+            try:
+                data = self._socket.recv(65536, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return messages
+            except OSError as error:
+                data, reason = b"", str(error)
+            else:
+                reason = "the agent closed the connection"
+            if not data:
+                self.drop()
+                if messages:
+                    return messages  # what it said last still counts; the next call tells that it has gone
+                raise LinkLost(reason)
+            self.heard_at = self._clock()
+            try:
+                messages.extend(self._decoder.feed(data))
+            except WireError as error:
+                self.drop()
+                raise LinkLost(str(error)) from None
+
+    def wait_readable(self, timeout_s: float) -> None:
+        """Waits until the agent says something or goes, at most `timeout_s` seconds."""
+        if self._socket is None:
+            raise LinkLost("not connected")
+        poller = select.poll()
+        poller.register(self._socket, select.POLLIN | (select.POLLOUT if self._outbox else 0))
+        poller.poll(max(0.0, timeout_s) * 1000)
+        self.flush()
+
+    def kill_agent(self) -> None:
+        """Ends an agent that is connected but silent (stopped, or stuck): a new one can take its place."""
+        if self._socket is None:
+            return
+        pid = struct.unpack("3i", self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        self.drop()
+        if pid > 1:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                pass  # it ended by itself, or is in another container: nothing more to do from here
+
+    def drop(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def close(self) -> None:
+        """Gives everything back. In a forked child this closes the child's copies only."""
+        self.drop()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+            self.words.close()
+        self._reap()
+
+    def _start_if_due(self) -> None:
+        now = self._clock()
+        if now < self._start_at:
+            return
+        lock = self._folder.claim()
+        if lock is None:
+            return  # one is starting, or about to end
+        try:
+            self._launcher = start_agent(self._folder, self._run, self._settings, lock)
+        finally:
+            os.close(lock)
+        self.starts += 1
+        self._start_at = now + self._start_pause_s
+        self._start_pause_s = min(MAX_RESTART_PAUSE_S, self._start_pause_s * 2)
+
+    def calm(self) -> None:
+        """The agent works: the next start, should one be needed, need not wait."""
+        self._start_pause_s = 0.5
+
+    def _reap(self) -> None:
+        if self._launcher is not None and self._launcher.poll() is not None:
+            self._launcher = None

@@ -1,0 +1,37 @@
+"""What a rank reports about itself: the newest figures, sent now and then, dropped when nobody takes them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from instep.worker.link import AgentLink
+
+log = logging.getLogger("instep")
+
+MAX_METRICS = 64
+
+
+class Reports:
+    """Holds one value a name. Tensors are detached when given and read when sent, so `report` itself never waits."""
+
+    def __init__(self) -> None:
+        self._latest: dict[str, Any] = {}
+
+    def update(self, metrics: Mapping[str, object]) -> None:
+        for name, value in metrics.items():
+            detach = getattr(value, "detach", None)
+            self._latest[name] = value if detach is None else detach()
+
+    def send_to(self, link: AgentLink, step: int) -> None:
+        if not self._latest:
+            return
+        latest, self._latest = self._latest, {}
+        figures: dict[str, float] = {}
+        for name, value in list(latest.items())[:MAX_METRICS]:
+            try:
+                figures[name] = float(value)
+            except (TypeError, ValueError, RuntimeError):
+                log.warning("the metric %r is not a number and was not reported: %.80r", name, value)
+        link.send({"t": "report", "step": step, "metrics": figures}, droppable=True)

@@ -1,0 +1,65 @@
+"""Starting the node's agent: exec'd, in its own session, its settings given through a pipe and never shown."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import instep
+from instep.errors import AgentError
+from instep.runtime import RuntimeFolder
+from instep.settings import Settings
+
+SETTINGS_TIMEOUT_S = 10.0
+LOG_TAIL_CHARACTERS = 600
+
+
+def start_agent(
+    folder: RuntimeFolder, run: str, settings: Settings, lock: int
+) -> subprocess.Popen[bytes]:
+    """Starts an agent and returns its launcher, which ends at once: the agent itself is nobody's child.
+
+    The agent inherits `lock`, so there is never a second one. Raises AgentError when no process can be started at all;
+    an agent that fails later says why in the folder's log.
+    """
+    try:
+        with folder.log.open("ab") as log:
+            launcher = subprocess.Popen(
+                [sys.executable, "-P", "-m", "instep.agent", str(folder.path), run, str(lock)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+                pass_fds=(lock,),
+                env=_environment(),
+            )
+    except OSError as error:
+        raise AgentError(f"the node's agent could not be started with {sys.executable}: {error}") from None
+    assert launcher.stdin is not None
+    try:
+        launcher.stdin.write(settings.to_json().encode())
+        launcher.stdin.close()
+    except BrokenPipeError:
+        pass  # it ended at once; its log says why, and the caller's time-out shows that log
+    return launcher
+
+
+def log_tail(folder: RuntimeFolder) -> str:
+    """The end of the agent's log, for the message of an error."""
+    try:
+        text = folder.log.read_text(errors="replace")
+    except OSError:
+        return "it left no log"
+    return text[-LOG_TAIL_CHARACTERS:].strip() or "its log is empty"
+
+
+def _environment() -> dict[str, str]:
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}
+    parent = Path(instep.__file__).resolve().parent.parent
+    if parent.name not in ("site-packages", "dist-packages"):
+        # A checkout that the script put on its own path: the agent must find the same one.
+        known = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
+        environment["PYTHONPATH"] = os.pathsep.join([str(parent), *known])
+    return environment

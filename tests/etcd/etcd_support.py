@@ -1,0 +1,57 @@
+"""What the tests of instep.etcd share."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from instep.etcd import Event, Watch
+
+T = TypeVar("T")
+
+LIMIT_S = 60.0
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run one test's coroutine with a limit, and check that it leaves no task behind."""
+
+    async def limited() -> T:
+        async with asyncio.timeout(LIMIT_S):
+            result = await main
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not left, left
+        return result
+
+    return asyncio.run(limited())
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]], limit_s: float = 20.0) -> float:
+    """Wait until the condition holds; returns how long it took in seconds."""
+    began = time.monotonic()
+    async with asyncio.timeout(limit_s):
+        while True:
+            holds = condition()
+            if isinstance(holds, Awaitable):
+                holds = await holds
+            if holds:
+                return time.monotonic() - began
+            await asyncio.sleep(0.01)
+
+
+async def events(watch: Watch, count: int) -> list[Event]:
+    """The next `count` events or somewhat more: whole batches."""
+    found: list[Event] = []
+    async for batch in _batches(watch):
+        found.extend(batch)
+        if len(found) >= count:
+            break
+    return found
+
+
+async def _batches(watch: Watch) -> AsyncIterator[tuple[Event, ...]]:
+    async for batch in watch:
+        assert batch.events
+        assert batch.revision == batch.events[-1].kv.mod_revision
+        yield batch.events

@@ -1,0 +1,163 @@
+"""Servers that are down, frozen or lost in the middle of a call."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from etcd_support import run, until
+
+from instep.errors import EtcdUnavailable, SettingsError
+from instep.etcd import Client, Op
+from instep.testing import EtcdServer
+
+
+def test_nobody_there_is_one_sentence_within_the_time_out() -> None:
+    async def main() -> None:
+        async with Client(["127.0.0.1:1", "127.0.0.1:2"], timeout_s=0.8) as client:
+            for write in (False, True):
+                began = time.monotonic()
+                with pytest.raises(EtcdUnavailable) as failed:
+                    await (client.put("a", "1") if write else client.get("a"))
+                assert time.monotonic() - began < 1.2
+                assert str(failed.value) == (
+                    f"etcd did not answer within 0.8 s to {'put' if write else 'get'} a at "
+                    "http://127.0.0.1:1 (connection refused), http://127.0.0.1:2 (connection refused): "
+                    "check that etcd runs there and that the endpoints are right."
+                ) or sorted(str(failed.value)) == sorted(
+                    f"etcd did not answer within 0.8 s to {'put' if write else 'get'} a at "
+                    "http://127.0.0.1:1 (connection refused), http://127.0.0.1:2 (connection refused): "
+                    "check that etcd runs there and that the endpoints are right."
+                )
+                assert not failed.value.applied_unknown
+            assert client.link == "suspended"
+
+    run(main())
+
+
+def test_a_host_name_that_does_not_resolve_is_named() -> None:
+    async def main() -> None:
+        async with Client(["http://no-such-host.invalid:2379"], timeout_s=1.5) as client:
+            with pytest.raises(EtcdUnavailable, match=r"no-such-host\.invalid:2379"):
+                await client.get("a")
+
+    run(main())
+
+
+def test_a_host_name_with_several_addresses_is_tried_through(shared_server: EtcdServer) -> None:
+    async def main() -> None:
+        async with Client([f"localhost:{shared_server.port}"]) as client:
+            assert await client.put("named", "1")
+
+    run(main())
+
+
+def test_calls_go_on_at_the_next_endpoint_and_stay_there(shared_server: EtcdServer) -> None:
+    async def main() -> None:
+        async with Client(["127.0.0.1:1", shared_server.endpoint]) as client:
+            began = time.monotonic()
+            assert await client.put("next", "1")
+            assert time.monotonic() - began < 1
+            assert client.endpoint == shared_server.endpoint
+            await client.get("next")
+            assert client.statistics().switches == 1
+
+    run(main())
+
+
+def test_a_server_that_comes_back_within_the_time_out_is_waited_for(server: EtcdServer) -> None:
+    async def main() -> None:
+        async with Client([server.endpoint], timeout_s=20) as client:
+            await client.put("back", "1")
+            server.kill()
+            starting = asyncio.create_task(asyncio.to_thread(server.start))
+            found = await client.get("back")
+            assert found is not None
+            assert await client.put("back", "2")
+            await starting
+
+    run(main())
+
+
+def test_a_frozen_server_costs_a_read_a_part_of_its_time() -> None:
+    async def main(frozen: EtcdServer, other: EtcdServer) -> None:
+        async with Client([frozen.endpoint, other.endpoint], timeout_s=2) as client:
+            await client.get("frozen")
+            frozen.pause()
+            try:
+                await client.get("frozen")
+            finally:
+                frozen.resume()
+            assert client.endpoint == other.endpoint
+
+    with EtcdServer() as frozen, EtcdServer() as other:
+        run(main(frozen, other))
+
+
+def test_a_write_without_an_answer_is_not_repeated_and_says_so(server: EtcdServer) -> None:
+    async def main() -> None:
+        async with Client([server.endpoint], timeout_s=0.5) as client:
+            await client.put("once", "1")
+            server.pause()
+            with pytest.raises(EtcdUnavailable, match="may have been applied") as failed:
+                await client.txn([], [Op.put("once", "2")])
+            assert failed.value.applied_unknown
+            with pytest.raises(EtcdUnavailable, match="no answer"):
+                await client.get("once")
+            server.resume()
+            found = await client.get("once", timeout_s=10)
+            assert found is not None
+            assert found.version <= 2
+
+    run(main())
+
+
+def test_a_write_to_a_server_frozen_before_the_first_contact_goes_elsewhere() -> None:
+    async def main(frozen: EtcdServer, other: EtcdServer) -> None:
+        frozen.pause()
+        try:
+            async with Client([frozen.endpoint, other.endpoint], timeout_s=4) as client:
+                assert await client.put("first", "1")
+                assert client.endpoint == other.endpoint
+        finally:
+            frozen.resume()
+
+    with EtcdServer() as frozen, EtcdServer() as other:
+        run(main(frozen, other))
+
+
+def test_an_idle_client_survives_a_restart_unnoticed(server: EtcdServer) -> None:
+    async def main() -> None:
+        async with Client([server.endpoint], timeout_s=10) as client:
+            await client.put("idle", "1")
+            await asyncio.to_thread(server.restart)
+
+            async def written() -> bool:
+                try:
+                    return bool(await client.put("idle", "2"))
+                except EtcdUnavailable:
+                    return False
+
+            await until(written)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["", "ftp://a:1", "http://", "a:notaport", "http://a:1/path", "http://user@a:1", "a:0", "a:70000", "http://a b"],
+)
+def test_what_is_no_endpoint_is_refused_at_once(endpoint: str) -> None:
+    with pytest.raises(SettingsError):
+        Client([endpoint])
+
+
+def test_endpoints_may_leave_out_scheme_and_port() -> None:
+    assert Client(["etcd"]).endpoint == "http://etcd:2379"
+    assert Client(["[::1]:1"]).endpoint == "http://[::1]:1"
+    assert Client(["https://etcd/"]).endpoint == "https://etcd:2379"
+    with pytest.raises(SettingsError, match="at least one"):
+        Client([])
+    with pytest.raises(SettingsError, match="more than 0 s"):
+        Client(["etcd"], timeout_s=0)

@@ -1,0 +1,140 @@
+"""Leases: granted, kept, believed only as long as they can be."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from etcd_support import run, until
+
+from instep.errors import EtcdUnavailable, LeaseLost, SettingsError
+from instep.etcd import Client, LeaseKeeper, LeaseTiming
+from instep.testing import EtcdServer
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_lease_takes_its_keys_with_it(shared_server: EtcdServer) -> None:
+    async def main() -> None:
+        async with Client([shared_server.endpoint]) as client:
+            lease = await client.lease_grant(30)
+            assert lease.ttl_s == 30
+            await client.put("lease/a", "1", lease=lease.id)
+            found = await client.get("lease/a")
+            assert found is not None
+            assert found.lease == lease.id
+            assert await client.keepalive(lease.id) == 30
+            await client.lease_revoke(lease.id)
+            assert await client.get("lease/a") is None
+            with pytest.raises(LeaseLost) as lost:
+                await client.keepalive(lease.id)
+            assert lost.value.lease_id == lease.id
+            await client.lease_revoke(lease.id)
+
+    run(main())
+
+
+def test_a_kept_lease_outlives_its_ttl_and_ends_with_its_keeper(shared_server: EtcdServer) -> None:
+    async def main() -> None:
+        async with Client([shared_server.endpoint]) as client:
+            async with LeaseKeeper(client, ttl_s=2) as keeper:
+                await client.put("kept", "1", lease=keeper.lease_id)
+                await until(lambda: keeper.renewals >= 5)
+                assert keeper.state == "connected"
+                assert 0 < keeper.remaining_s <= 1.8
+                assert await client.get("kept") is not None
+            assert await client.get("kept") is None
+            assert not keeper.valid
+
+    run(main())
+
+
+def test_a_lease_revoked_by_others_is_lost_at_the_next_renewal(shared_server: EtcdServer) -> None:
+    async def main() -> None:
+        async with Client([shared_server.endpoint]) as client, LeaseKeeper(client, ttl_s=2) as keeper:
+            await client.lease_revoke(keeper.lease_id)
+            async with asyncio.timeout(3):
+                await keeper.wait_lost()
+            assert (keeper.state, keeper.valid, keeper.remaining_s) == ("lost", False, 0.0)
+
+    run(main())
+
+
+def test_a_lease_is_suspended_then_lost_when_nobody_answers(server: EtcdServer) -> None:
+    async def main() -> None:
+        async with Client([server.endpoint], timeout_s=1) as client, LeaseKeeper(client, ttl_s=3) as keeper:
+            server.pause()
+            try:
+                async with asyncio.timeout(10):
+                    assert await keeper.wait_state_change() == "suspended"
+                    assert keeper.valid
+                    await keeper.wait_lost()
+                assert keeper.state == "lost"
+            finally:
+                server.resume()
+
+    run(main())
+
+
+def test_a_lease_comes_back_to_connected_after_a_short_freeze(server: EtcdServer) -> None:
+    async def main() -> None:
+        async with Client([server.endpoint]) as client, LeaseKeeper(client, ttl_s=6) as keeper:
+            server.pause()
+            async with asyncio.timeout(10):
+                assert await keeper.wait_state_change() == "suspended"
+                server.resume()
+                assert await keeper.wait_state_change() == "connected"
+
+    run(main())
+
+
+def test_validity_is_counted_from_the_sending_and_seen_by_the_clock_alone(shared_server: EtcdServer) -> None:
+    async def main() -> None:
+        clock = Clock()
+        async with Client([shared_server.endpoint]) as client:
+            keeper = LeaseKeeper(client, ttl_s=60, margin_s=5, clock=clock)
+            assert (keeper.valid, keeper.state, keeper.lease_id) == (False, "lost", 0)
+            async with keeper:
+                assert keeper.remaining_s == 55
+                clock.now += 54.9
+                assert keeper.valid
+                clock.now += 0.2
+                assert (keeper.valid, keeper.state) == (False, "lost")
+
+    run(main())
+
+
+def test_a_lease_that_cannot_be_granted_raises() -> None:
+    async def main() -> None:
+        async with Client(["127.0.0.1:1"], timeout_s=0.3) as client:
+            with pytest.raises(EtcdUnavailable, match="grant a lease of 10 s"):
+                await LeaseKeeper(client).__aenter__()
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "timing",
+    [
+        (1.0, 0.3, 0.1),
+        (10.0, 0.0, 1.0),
+        (10.0, 3.0, 0.0),
+        (10.0, 8.0, 1.0),
+        (10.0, 3.0, 5.0),
+    ],
+)
+def test_timing_that_cannot_work_is_refused(timing: tuple[float, float, float]) -> None:
+    with pytest.raises(SettingsError):
+        LeaseTiming(*timing)
+
+
+def test_the_default_timing_leaves_room_for_two_attempts_at_every_ttl() -> None:
+    for ttl_s in range(2, 600):
+        timing = LeaseTiming.of(ttl_s, None, None)
+        assert timing.renew_every_s + 2 * timing.attempt_s <= ttl_s - timing.margin_s
