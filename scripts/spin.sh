@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Explore docs/protocol/agreement.pml with Spin and print a table. Exits 1 if a promise is broken, if a search does not
 # complete within its bounds (180 s and 5500 MB each), or if a mutant that must be caught is not.
-# Takes about five minutes on one core; `quick` explores smaller bounds, and all mutants, in about half a minute.
+# Takes six to seven minutes on one core; `quick` explores smaller bounds, and all mutants, in about a minute.
 #
 # Spin is taken from PATH, or else from Debian's package, unpacked into .cache/spin (no root needed).
 # usage: scripts/spin.sh [quick]
@@ -52,7 +52,7 @@ explore() {
     safe:safe | caught:assertion | caught:deadlock) ;;
     *) verdict=WRONG failed=1 ;;
   esac
-  printf '%-56s %10s %6s %7s  %-10s %s\n' "$name" "${states:--}" "${depth:--}" "$seconds" "$result" "$verdict"
+  printf '%-64s %10s %6s %7s  %-10s %s\n' "$name" "${states:--}" "${depth:--}" "$seconds" "$result" "$verdict"
 }
 
 judge() {
@@ -65,13 +65,13 @@ judge() {
 }
 
 heading() {
-  printf '\n%-56s %10s %6s %7s  %-10s %s\n' "$1" states depth seconds found ''
+  printf '\n%-64s %10s %6s %7s  %-10s %s\n' "$1" states depth seconds found ''
 }
 
 # bounds RANKS STEPS PLANS CRASHES FORGETS ELECTIONS [MACRO...]
 bounds() {
   local ranks=$1 steps=$2 plans=$3 crashes=$4 forgets=$5 elections=$6
-  local name="$1 ranks, $2 steps, $3 plans; crashes $4, $5; elections $6"
+  local name="ranks $1, steps $2, plans $3; crashes $4, $5; elections $6"
   shift 6
   [ $# -eq 0 ] || name="$name, drifting"
   explore safe "$name" RANKS="$ranks" STEPS="$steps" PLANS="$plans" CRASHES="$crashes" FORGETS="$forgets" \

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from instep import local
+from instep import discovery, local
 from instep.errors import SettingsError
 from instep.testing._health import is_healthy, wait_until
 from instep.testing._ports import free_ports
@@ -139,9 +139,9 @@ def test_a_discovery_file_that_makes_no_sense_is_no_etcd(port: int, content: str
 def test_one_whose_port_does_not_answer_is_not_found(port: int) -> None:
     started = local.start(port=port)
     silent = replace(started, endpoint=f"http://127.0.0.1:{free_ports(1, '127.0.0.1')[0]}")
-    local._write(silent)
+    discovery.write(silent)
     assert local.find() is None
-    local._write(started)
+    discovery.write(started)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,17 +1,17 @@
 /*
- * Step agreement with views.
+ * Step agreement with views. README.md beside this file says what is abstracted and what has been found.
  *
- * Promise: in one lineage of training, all ranks that run a step run it with the same configuration
- * (`run_step`), and every run ends with every rank having left its loop (no invalid end state). Every counter here is bounded and
- * monotone, so there is no infinite run: "no invalid end state" also says that nobody waits for ever.
- *
- * Macros MUTANT_* break one rule each; LIMIT_* goes beyond what is promised. README.md says which of them must fail.
+ * The promise: in one lineage of training, all ranks that run a step run it with the same configuration (`run_step`),
+ * and every run ends with every rank having left its loop (no invalid end state). Every counter here is bounded and
+ * only ever used up, so there is no infinite run: "no invalid end state" also says that nobody waits for ever.
  *
  * Each etcd transaction is one atomic step. Whatever it does not compare, its author has read earlier and may be
  * stale. Messages have no queues: a delivery is an optional step, so it may come arbitrarily late or never.
+ *
+ * Macros MUTANT_* break one rule each; LIMIT_* goes beyond what is promised. scripts/spin.sh knows which must fail.
  */
 
-/* -- bounds ---------------------------------------------------------------------------------------------------- */
+/* -- bounds -------------------------------------------------------------------------------------------------------- */
 
 #ifndef RANKS
 #define RANKS 2         /* 2: nodes {0} {1}; 3: nodes {0,1} {2} */
@@ -41,7 +41,7 @@
    when a view of only new workers was formed. */
 #define CONFIGS (PLANS + 1 + CRASHES)
 
-/* -- etcd ------------------------------------------------------------------------------------------------------ */
+/* -- etcd ---------------------------------------------------------------------------------------------------------- */
 
 #define NONE 0
 #define COMMIT 1
@@ -62,14 +62,14 @@ byte acks;                      /* reports/acks/<newest plan>: bit set of nodes 
 byte receipts = ALL_RANKS;      /* ranks that have applied `agreed`: a truth that etcd may learn late */
 byte incarnation[RANKS];        /* reports/members/<rank>: the latest to register */
 
-/* -- workers and agents: what they hold in memory and others may ask for ----------------------------------------- */
+/* -- workers and agents: what they hold in memory and others may ask for ------------------------------------------- */
 
 byte promise[RANKS];            /* worker: the plan whose gate it will not pass unknowing; 0: none */
 bool left[RANKS];               /* worker: its loop has ended */
 byte heard[NODES];              /* agent: local ranks known to be armed for plan `heard_of` */
 byte heard_of[NODES];
 
-/* -- the training itself, as an observer sees it ------------------------------------------------------------------ */
+/* -- the training itself, as an observer sees it ------------------------------------------------------------------- */
 
 byte started[RANKS];            /* newest step that each rank has given its part to */
 byte parts[STEPS + 1];          /* ranks that have a part in the step */
@@ -128,7 +128,7 @@ inline lose_part(me) {
   fi
 }
 
-/* -- a worker: one process for all incarnations of a rank --------------------------------------------------------- */
+/* -- a worker: one process for all incarnations of a rank ---------------------------------------------------------- */
 
 inline crash(me) {
   crashes--;
@@ -287,7 +287,7 @@ end:
 }
 #endif
 
-/* -- an agent: one per node -------------------------------------------------------------------------------------- */
+/* -- an agent: one per node ---------------------------------------------------------------------------------------- */
 
 /* A worker that has left is armed for gates after its last step only: the others may still have that step to run. */
 #ifdef MUTANT_LEFT_IS_ARMED
@@ -323,7 +323,7 @@ end:
   :: HEAR(me, 2)
 #endif
 
-     /* One ack for the node. By now a worker that was armed may have died: its ack binds nobody wrongly. */
+     /* One ack for the node. A worker that was armed may have died by now: harmless. */
   :: atomic { OPEN(plans) && heard_of[me] == plans && ARMED(me) && !(acks & (1 << me)) -> acks = acks | (1 << me) }
 
      /* The agent crashes. Its successor asks the workers, which hold their promises. */
@@ -331,7 +331,7 @@ end:
   od
 }
 
-/* -- any agent ------------------------------------------------------------------------------------------------------ */
+/* -- any agent ----------------------------------------------------------------------------------------------------- */
 
 #ifdef MUTANT_COMMIT_ANY_VIEW
 #define SAME_VIEW(p) true

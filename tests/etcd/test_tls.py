@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -134,11 +135,40 @@ def test_a_missing_client_certificate_is_named(secure: EtcdServer) -> None:
 
 
 def test_a_certificate_for_another_name_is_named(secure: EtcdServer) -> None:
-    tls = tls_of(secure.certificates)
-    client = Client([f"https://127.0.0.2:{secure.port}"], tls=tls)
-    with EtcdServer(tls=True, host="0.0.0.0") as server:
-        client = Client([f"https://127.0.0.2:{server.port}"], tls=tls_of(server.certificates))
-        assert "is not for 127.0.0.2" in run(denied(client))
+    async def main() -> str:
+        async with forwarded_from("127.0.0.2", secure.port):
+            return await denied(Client([f"https://127.0.0.2:{secure.port}"], tls=tls_of(secure.certificates)))
+
+    assert "is not for 127.0.0.2: use a name that it holds" in run(main())
+
+
+@asynccontextmanager
+async def forwarded_from(host: str, port: int) -> AsyncIterator[None]:
+    """Another address for the server at 127.0.0.1."""
+    serving: set[asyncio.Task[object]] = set()
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65536):
+                writer.write(data)
+        finally:
+            writer.transport.abort()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        serving.add(task)
+        there, back = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(copy(reader, back), copy(there, writer), return_exceptions=True)
+
+    forwarder = await asyncio.start_server(serve, host, port)
+    try:
+        yield
+    finally:
+        forwarder.close()
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
 
 
 def test_a_plain_text_port_spoken_to_with_tls_is_named(secure: EtcdServer, shared_server: EtcdServer) -> None:

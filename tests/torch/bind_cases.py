@@ -94,9 +94,7 @@ def nested(optimizer: Optimizer, lr: float) -> lrs.LRScheduler:
 
 
 def cyclic(optimizer: Optimizer, lr: float) -> lrs.LRScheduler:
-    return lrs.CyclicLR(
-        optimizer, [lr * 0.2, lr * 0.02], [lr, lr * RATIO], step_size_up=3, cycle_momentum=False
-    )
+    return lrs.CyclicLR(optimizer, [lr * 0.2, lr * 0.02], [lr, lr * RATIO], step_size_up=3, cycle_momentum=False)
 
 
 SCHEDULERS: Mapping[str, Callable[[Optimizer, float], lrs.LRScheduler]] = {

@@ -57,9 +57,7 @@ def test_twelve_changes_of_a_tensor_lr_cost_no_recompilation_and_every_step_uses
     assert parameter.item() == pytest.approx(expected - 0.5 / 13, rel=1e-5)
 
 
-@pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:.*lr_scheduler.step"
-)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:.*lr_scheduler.step")
 def test_a_scheduled_tensor_lr_costs_no_recompilation_even_through_an_agreed_zero(
     compiled_count: list[int],
 ) -> None:

@@ -66,9 +66,7 @@ def assert_plain_keys(bound: Training, name: str) -> None:
 
 @every_scheduler
 @either_order
-def test_a_checkpoint_made_while_zero_was_agreed_resumes_at_its_point_at_another_value(
-    name: str, order: str
-) -> None:
+def test_a_checkpoint_made_while_zero_was_agreed_resumes_at_its_point_at_another_value(name: str, order: str) -> None:
     first, twin = training(name, 0.1), training(name, 0.04)
     run = TinyRun(lr=0.1)
     instep.torch.bind(run, first.optimizer, lr="lr", scheduler=first.scheduler)
@@ -104,9 +102,7 @@ def test_a_run_that_holds_zero_takes_the_point_of_a_checkpoint_made_before(name:
 
 @every_scheduler
 @either_order
-def test_a_checkpoint_made_while_zero_was_agreed_still_knows_the_point_of_its_schedule(
-    name: str, order: str
-) -> None:
+def test_a_checkpoint_made_while_zero_was_agreed_still_knows_the_point_of_its_schedule(name: str, order: str) -> None:
     first, twin = training(name, 0.1), training(name, 0.04)
     run = TinyRun(lr=0.1)
     instep.torch.bind(run, first.optimizer, lr="lr", scheduler=first.scheduler)
@@ -125,7 +121,7 @@ def test_a_checkpoint_made_while_zero_was_agreed_still_knows_the_point_of_its_sc
     assert resumed.steps(8) == close(twin.steps(8))
 
 
-# ReduceLROnPlateau alone leaves no `initial_lr` in the groups: its checkpoint does not tell what it reduced from.
+# ReduceLROnPlateau alone leaves no `initial_lr` in the groups: so its checkpoint tells no point.
 @pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "ReduceLROnPlateau"])
 def test_a_checkpoint_made_before_the_run_was_bound_is_taken_at_the_live_value(name: str) -> None:
     plain, twin = training(name, 0.1), training(name, 0.04)
@@ -154,9 +150,7 @@ def test_an_overridden_value_stands_after_both_loads(order: str) -> None:
     first = training("StepLR", 0.1)
     first.steps(5)
     resumed = training("StepLR", 0.1)
-    instep.torch.bind(
-        TinyRun(lr=0.3), resumed.optimizer, lr="lr", scheduler=resumed.scheduler, mode="override"
-    )
+    instep.torch.bind(TinyRun(lr=0.3), resumed.optimizer, lr="lr", scheduler=resumed.scheduler, mode="override")
     load(resumed, saved(first), order)
     assert resumed.steps(3) == [pytest.approx([0.3, 0.03])] * 3
     assert resumed.scheduler.last_epoch == 8
@@ -212,9 +206,7 @@ def test_the_line_tells_an_agreed_zero_from_the_value_before_it(
     checkpoint = saved(bound)
     run.agree(lr=live)
     load(bound, checkpoint, "scheduler first")
-    assert caplog.messages == [
-        f"the live value won over the checkpoint's: lr {live:g} (checkpoint: {saved_at:g})"
-    ]
+    assert caplog.messages == [f"the live value won over the checkpoint's: lr {live:g} (checkpoint: {saved_at:g})"]
 
 
 def test_the_tensor_that_a_compiled_step_reads_is_still_the_one_in_the_groups_after_a_load() -> None:

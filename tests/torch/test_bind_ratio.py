@@ -35,9 +35,7 @@ def test_zero_is_in_ratio_only_to_what_it_equals() -> None:
 
 
 @given(share=st.floats(0, 10), base=positive, path=st.lists(positive, min_size=1, max_size=6))
-def test_a_point_of_a_schedule_survives_any_way_to_a_base(
-    share: float, base: float, path: list[float]
-) -> None:
+def test_a_point_of_a_schedule_survives_any_way_to_a_base(share: float, base: float, path: list[float]) -> None:
     at, value = base, share * base
     for target in path:
         value, at = rebased(value, at, target), target

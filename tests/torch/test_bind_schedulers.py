@@ -40,9 +40,7 @@ def test_after_a_change_the_lr_is_that_of_a_run_that_used_the_new_value_from_the
 
 @every_scheduler
 @pytest.mark.parametrize("tensors", [False, True], ids=["float", "tensor"])
-def test_a_schedule_goes_on_while_zero_is_agreed_and_is_found_again_after_it(
-    name: str, tensors: bool
-) -> None:
+def test_a_schedule_goes_on_while_zero_is_agreed_and_is_found_again_after_it(name: str, tensors: bool) -> None:
     frozen, twin = training(name, 0.1, tensors=tensors), training(name, 0.04)
     run = TinyRun(lr=0.1)
     instep.torch.bind(run, frozen.optimizer, lr="lr", scheduler=frozen.scheduler)
@@ -191,16 +189,12 @@ def test_a_scheduler_built_after_bind_is_reported_at_the_next_change(
     lrs.ExponentialLR(optimizer, 0.9)
     for lr in (0.2, 0.3):
         run.agree(lr=lr)
-    assert [r.levelname for r in caplog.records if "build the scheduler before bind" in r.message] == [
-        "WARNING"
-    ]
+    assert [r.levelname for r in caplog.records if "build the scheduler before bind" in r.message] == ["WARNING"]
 
 
 def test_a_scheduler_of_another_optimizer_or_none_of_torch_is_refused() -> None:
     with pytest.raises(BindError, match="another optimizer"):
-        instep.torch.bind(
-            TinyRun(lr=0.1), two_groups(0.1), lr="lr", scheduler=training("StepLR", 0.1).scheduler
-        )
+        instep.torch.bind(TinyRun(lr=0.1), two_groups(0.1), lr="lr", scheduler=training("StepLR", 0.1).scheduler)
     with pytest.raises(BindError, match="not a torch"):
         instep.torch.bind(TinyRun(lr=0.1), two_groups(0.1), lr="lr", scheduler=object())  # type: ignore[arg-type]
 
@@ -259,9 +253,7 @@ def test_a_bound_scheduler_can_be_pickled() -> None:
 
 def test_released_a_scheduler_is_of_its_own_class_again_and_overridden_no_more() -> None:
     freed = training("ExponentialLR", 0.1)
-    binding = instep.torch.bind(
-        TinyRun(lr=0.1), freed.optimizer, lr="lr", scheduler=freed.scheduler, mode="override"
-    )
+    binding = instep.torch.bind(TinyRun(lr=0.1), freed.optimizer, lr="lr", scheduler=freed.scheduler, mode="override")
     freed.steps(3)
     binding.release()
     assert type(freed.scheduler) is lrs.ExponentialLR

@@ -48,9 +48,8 @@ def test_ratios_survive_an_agreed_zero() -> None:
 
 def test_a_no_decay_group_stays_without_decay() -> None:
     decay, none = parameters(2)
-    optimizer = AdamW(
-        [{"params": [decay]}, {"params": [none], "weight_decay": 0.0}], lr=1e-3, weight_decay=0.1
-    )
+    groups: list[dict[str, Any]] = [{"params": [decay]}, {"params": [none], "weight_decay": 0.0}]
+    optimizer = AdamW(groups, lr=1e-3, weight_decay=0.1)
     run = TinyRun(wd=0.1)
     instep.torch.bind(run, optimizer, weight_decay="wd")
     run.agree(wd=0.4)

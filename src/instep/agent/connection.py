@@ -22,22 +22,23 @@ OnEnd = Callable[["Connection"], None]
 
 
 class Connection:
-    """Calls `on_message` for each message and one of `on_died`, `on_closed` at the end.
+    """Calls `on_message` for each message, and `on_died` when the worker's process has ended.
 
-    A worker's death is learned from its pid, not from the socket: forked children hold the socket open. Limit: where
-    the worker's pid cannot be seen (another pid namespace) only the end of the socket tells.
+    A death is learned from the pid, not from the socket: forked children hold the socket open, and a worker that
+    closes it may connect again. Limit: where the pid cannot be seen (another pid namespace) the end of the socket is
+    taken for the worker's.
     """
 
-    def __init__(self, sock: socket.socket, on_message: OnMessage, on_died: OnEnd, on_closed: OnEnd) -> None:
+    def __init__(self, sock: socket.socket, on_message: OnMessage, on_died: OnEnd) -> None:
         self._loop = asyncio.get_running_loop()
         self._socket = sock
         self._on_message = on_message
         self._on_died = on_died
-        self._on_closed = on_closed
         self._decoder = Decoder()
         self._outbox = bytearray()
         self._mail_waiting = 0
         self._closed = False
+        self._deaf = False
         self.words: Words | None = None
         self.pid, self.uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         sock.setblocking(False)
@@ -49,17 +50,18 @@ class Connection:
 
     @property
     def closed(self) -> bool:
+        """True once this end has let go of the worker: it died, left, or was replaced."""
         return self._closed
 
     def send(self, message: Message) -> None:
         """Queues the message; the worker's mail word rises when it is in the socket."""
-        if self._closed:
+        if self._closed or self._deaf:
             return
         self._outbox += encode(message)
         self._mail_waiting += 1
         if len(self._outbox) > MAX_OUTBOX_BYTES:
             log.error("worker %d takes no messages: its connection is dropped", self.pid)
-            self._end(self._on_closed)
+            self._hang_up()
             return
         self._writable()
 
@@ -68,12 +70,10 @@ class Connection:
         if self._closed:
             return
         self._closed = True
-        self._loop.remove_reader(self._socket)
-        self._loop.remove_writer(self._socket)
+        self._stop_listening()
         if self._pidfd >= 0:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
-        self._socket.close()
         if self.words is not None:
             self.words.close()
             self.words = None
@@ -94,15 +94,27 @@ class Connection:
 
     def _died(self) -> None:
         if not self._closed:
-            self._read_all()  # what it said last, such as that it left cleanly, comes first
+            self._readable()  # what it said last, such as that it left cleanly, comes first
         if not self._closed:
-            self._end(self._on_died)
+            self.close()
+            self._on_died(self)
+
+    def _hang_up(self) -> None:
+        """The socket is of no more use. The process may live and connect again, so its pid is watched on."""
+        self._stop_listening()
+        if self._pidfd < 0:
+            self._loop.call_soon(self._died)
+
+    def _stop_listening(self) -> None:
+        if self._deaf:
+            return
+        self._deaf = True
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._socket.close()
 
     def _readable(self) -> None:
-        self._read_all()
-
-    def _read_all(self) -> None:
-        while not self._closed:
+        while not self._deaf:
             try:
                 data, descriptor = receive_with_descriptor(self._socket, READ_BYTES)
             except BlockingIOError:
@@ -112,7 +124,7 @@ class Connection:
             if descriptor is not None:
                 self._map(descriptor)
             if not data:
-                self._end(self._on_closed)
+                self._hang_up()
                 return
             try:
                 for message in self._decoder.feed(data):
@@ -120,7 +132,7 @@ class Connection:
                         self._on_message(self, message)
             except (WireError, KeyError, TypeError, ValueError) as error:
                 log.error("worker %d said what cannot be understood (%r)", self.pid, error)
-                self._end(self._on_closed)
+                self._hang_up()
 
     def _map(self, descriptor: int) -> None:
         try:
@@ -145,7 +157,3 @@ class Connection:
         if self.words is not None and self._mail_waiting:
             self._mail_waiting = 0
             self.words.count_mail()
-
-    def _end(self, tell: OnEnd) -> None:
-        self.close()
-        tell(self)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from instep.agent.connection import Connection
@@ -106,7 +107,7 @@ class Node:
         if worker is None:
             return
         if message["t"] == "leave":
-            self._on_gone(worker, clean=bool(message["clean"]))
+            self._on_gone(worker, clean=bool(message["clean"]), last_step=int(message["step"]))
         elif message["t"] == "report":
             worker.metrics = {str(name): float(value) for name, value in message["metrics"].items()}
         elif self._is_in_view(worker):
@@ -116,12 +117,6 @@ class Node:
         worker = self._workers.of(connection)
         if worker is not None:
             log.warning("rank %d (pid %d) died", worker.rank, worker.member.pid)
-            self._on_gone(worker, clean=False)
-
-    def on_closed(self, connection: Connection) -> None:
-        """The socket ended. A process that is known to live may connect again; of one unseen this is the end."""
-        worker = self._workers.of(connection)
-        if worker is not None and connection.pid <= 0:
             self._on_gone(worker, clean=False)
 
     def _answered(self, rank: int, message: Message) -> list[NodeAction]:
@@ -140,7 +135,7 @@ class Node:
             case _:
                 return []
 
-    def _on_hello(self, worker: LocalWorker, undecided: Iterable[int]) -> None:
+    def _on_hello(self, worker: LocalWorker, undecided: int | None) -> None:
         log.info("rank %d of %d (pid %d) is here", worker.rank, worker.member.world_size, worker.member.pid)
         self._workers.add(worker)
         self._empty.clear()
@@ -149,15 +144,16 @@ class Node:
         self._effects.start(self._office.stand())
         if self._listed:
             self._meet(worker)
-        for number in undecided:
-            self._effects.look_up(number, self._teller(number))
+        if undecided is not None:
+            self._effects.look_up(undecided, self._teller(undecided))
 
-    def _on_gone(self, worker: LocalWorker, *, clean: bool) -> None:
+    def _on_gone(self, worker: LocalWorker, *, clean: bool, last_step: int = -1) -> None:
         in_view = self._is_in_view(worker)
         self._workers.remove(worker)
         worker.connection.close()
         if in_view:
-            self._do(self._agreement.on_left(worker.rank) if clean else self._agreement.on_died(worker.rank))
+            agreement, rank = self._agreement, worker.rank
+            self._do(agreement.on_left(rank, last_step) if clean else agreement.on_died(rank))
         self._effects.start(self._registry.forget(worker))
         self._effects.start(self._office.stand())
         if not len(self._workers):
@@ -281,7 +277,7 @@ class Node:
         step, at = self._workers.furthest()
         self._pace.observe(step, at)
         known = step >= 0 and self._pace.step_time_s > 0
-        return Pace(step if known else None, self._pace.step_time_s)
+        return Pace(step if known else None, self._pace.step_time_s, max(0.0, time.monotonic() - at))
 
     def _note_link(self) -> None:
         linked = self._client.link == "connected"

@@ -18,9 +18,10 @@ BACKLOG = 256
 class Server:
     """Listens on a unix socket in a private folder and hands each connection its callbacks."""
 
-    def __init__(self, path: Path, on_message: OnMessage, on_died: OnEnd, on_closed: OnEnd) -> None:
+    def __init__(self, path: Path, on_message: OnMessage, on_died: OnEnd) -> None:
         self._path = path
-        self._callbacks = (on_message, on_died, on_closed)
+        self._on_message = on_message
+        self._on_died = on_died
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.connections: set[Connection] = set()
 
@@ -51,18 +52,13 @@ class Server:
         except OSError as error:
             log.warning("a connection could not be accepted: %s", error)
             return
-        on_message, on_died, on_closed = self._callbacks
-
-        def ended(tell: OnEnd) -> OnEnd:
-            def forget(connection: Connection) -> None:
-                self.connections.discard(connection)
-                tell(connection)
-
-            return forget
-
-        connection = Connection(sock, on_message, ended(on_died), ended(on_closed))
+        connection = Connection(sock, self._on_message, self._forget)
         if connection.uid != os.getuid():
             log.error("a process of user %d tried to connect", connection.uid)
             connection.close()
             return
         self.connections.add(connection)
+
+    def _forget(self, connection: Connection) -> None:
+        self.connections.discard(connection)
+        self._on_died(connection)

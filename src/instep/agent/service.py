@@ -11,6 +11,7 @@ import socket
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
+from instep.agent.connection import Connection
 from instep.agent.node import Node
 from instep.agent.server import Server
 from instep.coordination.connect import open_client
@@ -50,7 +51,7 @@ async def _serve(folder: RuntimeFolder, run: str, settings: Settings) -> None:
         return
     async with client:
         node = Node(client, Keys(settings.namespace, run), _node_name(folder), settings.ttl_s)
-        server = Server(folder.socket, node.on_message, node.on_died, node.on_closed)
+        server = Server(folder.socket, node.on_message, node.on_died)
         server.start()
         serving = asyncio.create_task(node.run())
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -72,11 +73,10 @@ async def _refuse_everybody(folder: RuntimeFolder, error: InstepError) -> None:
     """Settings that cannot work: whoever comes hears so."""
     log.error("%s", error)
 
-    def refuse(connection: object, message: Message) -> None:
-        if message["t"] == "hello":
-            connection.send({"t": "failure", "kind": _kind(error), "text": str(error)})  # type: ignore[attr-defined]
+    def refuse(connection: Connection, message: Message) -> None:
+        connection.send({"t": "failure", "kind": _kind(error), "text": str(error)})
 
-    server = Server(folder.socket, refuse, lambda connection: None, lambda connection: None)
+    server = Server(folder.socket, refuse, lambda connection: None)
     server.start()
     await asyncio.sleep(LINGER_S)
     server.close()

@@ -40,8 +40,8 @@ def check_values(
 ) -> dict[str, Scalar]:
     """The values as the fields hold them (1 as 1.0 in a float field).
 
-    Raises ConfigError with every problem at once: a name the schema does not have, a value it does not accept, and,
-    while the run is live, another value for a hyperparameter that is fixed.
+    Raises ConfigError with every problem at once: a name the schema does not have, a value it does not
+    accept, and, while the run is live, another value for a hyperparameter that is fixed.
     """
     values: dict[str, Scalar] = {}
     problems: dict[str, str] = {}
@@ -70,7 +70,11 @@ def unknown_name(name: str, known: Iterable[str]) -> str:
     names = tuple(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     there = f"there are {', '.join(names)}" if names else "the run has none"
-    return f"no hyperparameter has this name; did you mean {close[0]}?" if close else f"no hyperparameter has this name; {there}"
+    return (
+        f"no hyperparameter has this name; did you mean {close[0]}?"
+        if close
+        else f"no hyperparameter has this name; {there}"
+    )
 
 
 def _value(name: str, text: str, schema: Schema) -> Scalar:

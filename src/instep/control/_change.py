@@ -70,10 +70,10 @@ async def set_values(
 ) -> Written:
     """Write desired values, given as text (JSON, or bare words for text fields), with who wants them and why.
 
-    They are checked before anything is written, and written only while the schema they were checked against stands.
-    They take effect when the run's ranks have agreed: see `follow`. With `create` a run that is not there yet is
-    given values to start with. Raises ConfigError with all problems, RunNotFound, or EtcdUnavailable, whose
-    `applied_unknown` tells that the write may have happened.
+    They are checked before anything is written, and written only while the schema they were checked against
+    stands. They take effect when the run's ranks have agreed: see `follow`. With `create` a run that is not
+    there yet is given values to start with. Raises ConfigError with all problems, RunNotFound, or
+    EtcdUnavailable, whose `applied_unknown` tells that the write may have happened.
     """
     asked_at_s = monotonic()
     for name in texts:
@@ -101,18 +101,14 @@ async def _look(client: Client, keys: Keys) -> Picture:
     return _picture(keys, await client.txn([], ops))
 
 
-async def _write(
-    client: Client, before: Picture, values: Mapping[str, Scalar], change: Change
-) -> Picture | None:
+async def _write(client: Client, before: Picture, values: Mapping[str, Scalar], change: Change) -> Picture | None:
     """The run as it was at the write; None when the schema was no longer the one that the values were checked with."""
     keys = before.keys
     puts = [Op.put(keys.config_of(name), format_scalar(value)) for name, value in values.items()]
     puts.append(Op.put(keys.change(change.id), change.encode()))
     reads = [Op.get(keys.agreed), Op.range(keys.members, limit=1)]
     try:
-        result = await client.txn(
-            [Compare.mod_revision(keys.schema, "==", before.schema_revision)], [*puts, *reads]
-        )
+        result = await client.txn([Compare.mod_revision(keys.schema, "==", before.schema_revision)], [*puts, *reads])
     except EtcdUnavailable as error:
         revision = await _settled(client, before, values, change) if error.applied_unknown else None
         if revision is None:
@@ -121,9 +117,7 @@ async def _write(
     return _at(_picture(keys, result), result.revision) if result.succeeded else None
 
 
-async def _settled(
-    client: Client, before: Picture, values: Mapping[str, Scalar], change: Change
-) -> int | None:
+async def _settled(client: Client, before: Picture, values: Mapping[str, Scalar], change: Change) -> int | None:
     """The revision of a write whose reply was lost, if it is in etcd; None when that cannot be said."""
     ops = [Op.get(before.keys.change(change.id)), *(Op.get(before.keys.config_of(name)) for name in values)]
     try:
@@ -134,7 +128,8 @@ async def _settled(
     marks = [kv.mod_revision for kv in kvs if kv.key == before.keys.change(change.id)]
     if marks:
         return marks[0]
-    # The leader removes the mark when the change is settled; the values then stand alone, all of one new revision.
+    # The leader removes the mark when the change is settled; the values then stand alone, all of one new
+    # revision.
     texts = {before.keys.config_of(name): format_scalar(value) for name, value in values.items()}
     revisions = {kv.mod_revision for kv in kvs}
     same_write = len(kvs) == len(texts) and len(revisions) == 1 and all(texts[kv.key] == kv.text for kv in kvs)

@@ -14,7 +14,8 @@ _Item = Event | Exception
 class Feed:
     """Events of all prefixes added, in order for each prefix; between prefixes there is no order.
 
-    An async context manager, for one consumer. An error of any watch (Compacted above all) is raised by `next`.
+    An async context manager, for one consumer. An error of any watch (Compacted above all) is raised by
+    `next`.
     """
 
     def __init__(self, client: Client) -> None:

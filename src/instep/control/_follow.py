@@ -43,8 +43,8 @@ class Progress(Facts):
 class ChangeReceipt(Facts):
     """What became of a change. `outcome` is one of `Outcome`, rejected excepted: that is raised.
 
-    `step` is the first step run with the new values, the same on all ranks; None where no plan was needed. `took_s`
-    is from before the write until the last answer was seen here.
+    `step` is the first step run with the new values, the same on all ranks; None where no plan was needed.
+    `took_s` is from before the write until the last answer was seen here.
     """
 
     outcome: Outcome
@@ -75,9 +75,9 @@ async def follow(
 ) -> AsyncGenerator[Progress | ChangeReceipt]:
     """What happens to a change: Progress as often as it moves, then one ChangeReceipt, and the end.
 
-    Raises ChangeRejected when the run refuses it, and ReceiptTimeout, which says how far it got, after `timeout_s`
-    seconds; the change then stays desired. etcd trouble is ridden out until then. Close it (`contextlib.aclosing`)
-    when you leave before its end.
+    Raises ChangeRejected when the run refuses it, and ReceiptTimeout, which says how far it got, after
+    `timeout_s` seconds; the change then stays desired. etcd trouble is ridden out until then. Close it
+    (`contextlib.aclosing`) when you leave before its end.
     """
     deadline = monotonic() + timeout_s
     last: Stand | None = None
@@ -204,7 +204,9 @@ def _changes(picture: Picture, written: Written, stand: Stand) -> tuple[ValueCha
     if plan is None or stand.outcome != "applied":
         return written.changes
     return tuple(
-        ValueChange(change.name, plan.previous.get(change.name), change.after, plan.previous.get(change.name) is not None)
+        ValueChange(
+            change.name, plan.previous.get(change.name), change.after, plan.previous.get(change.name) is not None
+        )
         if change.name in plan.values
         else change
         for change in written.changes
@@ -215,7 +217,7 @@ def _rejected(written: Written, stand: Stand) -> ChangeRejected:
     what = format_changes(written.changes)
     return ChangeRejected(
         f"{what}: rejected by the run, the agreed values are unchanged: {stand.detail}",
-        problems={name: stand.detail or "" for name in written.values},
+        problems=dict.fromkeys(written.values, stand.detail or ""),
     )
 
 

@@ -26,8 +26,9 @@ ValueState = Literal["agreed", "pending", "rejected"]
 class Value(Facts):
     """One hyperparameter. `agreed` is what every rank has, `desired` what was last written for it.
 
-    `state` is pending or rejected when the desired value is not the agreed one, and `why` then says what it waits
-    for or why it was refused. A desired value that cannot be parsed is given as the text that stands in etcd.
+    `state` is pending or rejected when the desired value is not the agreed one, and `why` then says what it
+    waits for or why it was refused. A desired value that cannot be parsed is given as the text that stands in
+    etcd.
     """
 
     name: str
@@ -50,7 +51,9 @@ class Values(Facts):
 
 
 async def get(client: Client, keys: Keys, name: str | None = None) -> Values:
-    """All hyperparameters of a run, or one. Raises RunNotFound, or ConfigError for a name that the run does not have."""
+    """All hyperparameters of a run, or one. Raises RunNotFound, or ConfigError for a name that the run does
+    not have.
+    """
     if name is not None:
         check_hyperparameter_name(name)
     picture = await load(client, keys, members=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,8 +23,8 @@ MAX_LIMIT = 1000
 _RECEIPTS_READ = 50
 
 EntryOutcome = Literal["open", "committed", "applied", "aborted", "rejected"]
-"""open: not decided. committed: decided, not yet applied everywhere. aborted: its last attempt was, and it is planned
-again if still desired. rejected: refused by the schema or a worker."""
+"""open: not decided. committed: decided, not yet applied everywhere. aborted: its last attempt was, and it is
+planned again if still desired. rejected: refused by the schema or a worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +103,8 @@ async def _read(client: Client, keys: Keys, limit: int) -> Picture:
             break
         plans *= 4
     newest = [entry.plan for entry in entries_of(picture)[: min(limit, _RECEIPTS_READ)]]
-    try:
+    with suppress(Compacted):  # a history without counts of receipts is still the history
         await load_receipts(client, picture, [number for number in newest if number is not None], picture.revision)
-    except Compacted:
-        pass  # a history without counts of receipts is still the history
     return picture
 
 
@@ -141,7 +140,8 @@ def _outcome(picture: Picture, plan: Plan) -> EntryOutcome:
         return "open"
     if not decision.commit:
         return "rejected" if decision.refused else "aborted"
-    # A plan is opened only when the one before it was applied by all, so only the newest can still be under way.
+    # A plan is opened only when the one before it was applied by all, so only the newest can still be under
+    # way.
     if picture.newest_plan is not plan or picture.view is None or picture.view.number != plan.view:
         return "applied"
     waiting = picture.ranks() - picture.ranks_left() - picture.steps_applied(plan.number).keys()

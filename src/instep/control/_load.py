@@ -38,9 +38,7 @@ async def load(
     raise AssertionError("the last try returns or raises")
 
 
-async def _load(
-    client: Client, keys: Keys, plans: int, receipts: int, members: bool, metrics: bool
-) -> Picture:
+async def _load(client: Client, keys: Keys, plans: int, receipts: int, members: bool, metrics: bool) -> Picture:
     single = [Op.get(key) for key in (keys.view, keys.agreed, keys.leader, keys.schema)]
     ranges = [Op.range(prefix) for prefix in (keys.config, keys.changes, keys.rejected, keys.left)]
     result = await client.txn([], [*single, *ranges])
@@ -64,9 +62,7 @@ async def _load(
 async def load_receipts(client: Client, picture: Picture, numbers: Iterable[int], revision: int) -> None:
     """Adds the acks and receipts of these plans, as they stood at `revision`."""
     prefixes = [
-        prefix
-        for number in numbers
-        for prefix in (f"{picture.keys.acks}{number}/", picture.keys.receipts_of(number))
+        prefix for number in numbers for prefix in (f"{picture.keys.acks}{number}/", picture.keys.receipts_of(number))
     ]
     wanted = [client.range(prefix, revision=revision, page_size=PAGE_SIZE) for prefix in prefixes]
     for listing in await together(wanted):

@@ -124,7 +124,7 @@ class Picture:
             case ["metrics", rank] if rank.isdecimal():
                 _keep(self.metrics, int(rank), _record(Metrics, kv))
 
-    # -- ranks ----------------------------------------------------------------------------------------------------
+    # -- ranks -----------------------------------------------------------------------------------------------
 
     @property
     def live(self) -> bool:
@@ -170,7 +170,7 @@ class Picture:
         """True when every rank of the view ended cleanly."""
         return self.view is not None and not active_nodes(self.view, self.left)
 
-    # -- plans ----------------------------------------------------------------------------------------------------
+    # -- plans -----------------------------------------------------------------------------------------------
 
     @property
     def newest_plan(self) -> Plan | None:

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from instep.control._discover import run_names
+from instep.control._facts import Facts
 from instep.control._picture import Picture
 from instep.coordination.keys import Keys
 from instep.errors import RunNotFound
 from instep.etcd import Client, Listing, Op
-from instep.control._facts import Facts
 
 _AT_ONCE = 8
 _METRICS_LOOKED_AT = 64
 _NAMED = 10
 
 RunState = Literal["training", "forming", "ended", "stopped", "new"]
-"""training: a view stands and workers live. forming: workers live, no view yet. ended: all ranks left cleanly.
-stopped: no worker lives, though they did not leave cleanly. new: only written to, never joined."""
+"""training: a view stands and workers live. forming: workers live, no view yet. ended: all ranks left
+cleanly. stopped: no worker lives, though they did not leave cleanly. new: only written to, never joined."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """How far a written change has come. Pure: a run's picture and the change in, one stand out.
 
-Level-triggered like the leader's own decisions, so that no event can be missed: what etcd holds now says it all. In
-`state/` every attempt is kept, so even a watch that starts late tells the same story.
+Level-triggered like the leader's own decisions, so that no event can be missed: what etcd holds now says it
+all. In `state/` every attempt is kept, so even a watch that starts late tells the same story.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from instep.scalar import same
 
 Stage = Literal["written", "planned", "aborted", "committed", "done"]
 Outcome = Literal["applied", "started", "already", "rejected", "superseded", "ended"]
-"""applied: before one step, on all ranks. started: the values a new view started with. already: every rank had them.
-rejected: the run refused them. superseded: written again before anybody could plan them. ended: the run ended first."""
+"""applied: before one step, on all ranks. started: the values a new view started with. already: every rank
+had them. rejected: the run refused them. superseded: written again before anybody could plan them. ended: the
+run ended first."""
 
 SETTLED_OUTCOMES: tuple[Outcome, ...] = ("applied", "started", "already")
 DOUBTFUL_OUTCOMES: tuple[Outcome, ...] = ("superseded", "ended")

@@ -130,8 +130,8 @@ async def status(client: Client, keys: Keys) -> Status:
 async def watch_status(client: Client, keys: Keys, *, tick_s: float = 1.0) -> AsyncGenerator[Status]:
     """A status at once, then after every change of state or config and every `tick_s` seconds, without end.
 
-    At most ten a second, and less often where reading takes long: it rests ten times as long as it reads, unless the
-    run's state changes. Close it (`contextlib.aclosing`) when you leave.
+    At most ten a second, and less often where reading takes long: it rests ten times as long as it reads,
+    unless the run's state changes. Close it (`contextlib.aclosing`) when you leave.
     """
     while True:
         began = time.monotonic()
@@ -184,7 +184,7 @@ def _ranks(picture: Picture) -> RankFacts:
 
 
 def _steps(picture: Picture) -> StepFacts | None:
-    reports = {rank: item for rank, item in sorted(picture.metrics.items())}
+    reports = dict(sorted(picture.metrics.items()))
     by_step: dict[int, list[int]] = {}
     for rank, item in reports.items():
         if item.step is not None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from decimal import Decimal
 
 from instep.control._facts import ValueChange
-from instep.scalar import Scalar, format_scalar
+from instep.scalar import Scalar, format_scalar, same
 
 MAX_SHOWN = 40
 """Characters of one value in a sentence."""
@@ -30,8 +30,10 @@ def format_value(value: Scalar) -> str:
 
 
 def format_change(change: ValueChange) -> str:
-    """`lr 3e-4 → 1e-4`, or `lr → 1e-4` for one that had no value before."""
+    """`lr 3e-4 → 1e-4`; `lr → 1e-4` for one that had no value before; `lr 3e-4` for one that stays as it is."""
     before = f" {format_value(change.before)}" if change.was_set else ""
+    if change.was_set and same(change.before, change.after):
+        return f"{change.name}{before}"
     return f"{change.name}{before} → {format_value(change.after)}"
 
 

@@ -25,13 +25,13 @@ from instep.coordination.leading import (
     Tidy,
     next_action,
 )
-from instep.coordination.margin import Margin
+from instep.coordination.margin import Ahead, Margin
 from instep.coordination.membership import Registered
 from instep.coordination.mirror import Mirror, cancelled
-from instep.coordination.records import Change, Left, Member, Receipt
+from instep.coordination.records import Change, Decision, Left, Member, Receipt
 from instep.coordination.schema import Schema
 from instep.coordination.state import RunState
-from instep.coordination.transactions import Fence, for_action
+from instep.coordination.transactions import Fence, Seen, for_action
 from instep.errors import EtcdError, EtcdUnavailable
 from instep.etcd import Client, Event
 
@@ -45,10 +45,26 @@ TICK_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How far this node's own workers are."""
+    """How far this node's own workers are: the one ahead runs `step`, since `since_s` seconds."""
 
     step: int | None
     step_time_s: float
+    since_s: float = 0.0
+
+    @property
+    def done(self) -> float:
+        """Steps done, and the part done of the one being run."""
+        part = self.since_s / self.step_time_s if self.step_time_s > 0 else 0.0
+        return (self.step or 0) + min(1.0, part)
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """Of a plan that this leader opened: the boundary at which ranks should answer it."""
+
+    number: int
+    gate: int
+    arming: int
 
 
 class Leadership:
@@ -78,7 +94,8 @@ class Leadership:
         self._wake = asyncio.Event()
         self._margin = Margin()
         self._opened: dict[int, float] = {}
-        self._acked_at = 0.0
+        self._ahead = Ahead(1, 2)
+        self._foreseen: Foreseen | None = None
         self._strangers_since: dict[str, float] = {}
         self._desires = Mirror(client, keys.desires, self._on_events)
         self._members = Mirror(client, keys.members, self._on_events)
@@ -126,11 +143,11 @@ class Leadership:
 
     async def _do(self, action: Action) -> bool:
         """Carries one action out; False when etcd's state has moved on, which the mirrors will show."""
-        view_revision = self._state.view_revision
+        seen = Seen(self._state.view_revision, self._state.agreed_revision)
         if isinstance(action, OpenPlan):
             action = OpenPlan(action.plan.model_copy(update={"opened_at": _now()}))
         sent_at = self._clock()
-        txn = for_action(action, self._keys, self._fence, view_revision)
+        txn = for_action(action, self._keys, self._fence, seen)
         result = await self._client.txn(txn.compares, txn.then)
         took_s = self._clock() - sent_at
         if not result.succeeded:
@@ -143,14 +160,16 @@ class Leadership:
     def _learn(self, action: Action, sent_at: float, took_s: float) -> None:
         match action:
             case OpenPlan():
-                self._opened = {action.plan.number: sent_at}
-                self._margin.round_trip_s = took_s
+                plan = action.plan
+                self._opened = {plan.number: sent_at}
+                self._foreseen = Foreseen(plan.number, plan.gate, plan.gate - self._ahead.gate + self._ahead.arming)
+                self._margin.opened(took_s)
                 log.info("plan %d for step %d: %s", action.plan.number, action.plan.gate, action.plan.values)
             case Commit():
-                opened_at = self._opened.get(action.plan.number)
-                if opened_at is not None:
-                    waited_s = self._pace().step_time_s
-                    self._margin.committed(self._clock() - opened_at - waited_s / 2)
+                foreseen, self._foreseen = self._foreseen, None
+                if foreseen is not None and foreseen.number == action.plan.number:
+                    pace = self._pace()
+                    self._margin.committed((pace.done - foreseen.arming) * pace.step_time_s)
                 log.info("plan %d is agreed", action.plan.number)
             case Abort():
                 log.info("plan %d is aborted: %s", action.number, action.decision.reason)
@@ -165,6 +184,14 @@ class Leadership:
             case _:
                 pass
 
+    def _learn_abort(self, number: int, decision: Decision, pace: Pace) -> None:
+        """Once for each plan, however often the situation is looked at."""
+        foreseen = self._foreseen
+        if foreseen is not None and foreseen.number == number:
+            self._foreseen = None
+            if decision.step is not None:
+                self._margin.aborted((foreseen.gate - foreseen.arming) * pace.step_time_s)
+
     async def _caught_up(self, action: Action, revision: int) -> None:
         """Waits until our own write shows in the mirror, so that the next decision does not repeat this one."""
         only_changes = isinstance(action, Tidy) and not action.rejections
@@ -176,12 +203,11 @@ class Leadership:
     def situation(self) -> Situation:
         state, keys = self._state, self._keys
         plan, decision = state.plan, state.decision
-        if decision is not None and not decision.commit and plan is not None and plan.number in self._opened:
-            del self._opened[plan.number]
-            if decision.step is not None:
-                self._margin.aborted()
         registered = self._registered()
         pace = self._pace()
+        if plan is not None and decision is not None and not decision.commit:
+            self._learn_abort(plan.number, decision, pace)
+        self._ahead = self._margin.ahead(pace.step_time_s, pace.since_s)
         number = plan.number if plan is not None else 0
         return Situation(
             view=state.view,
@@ -216,7 +242,7 @@ class Leadership:
             schema=self._schema(),
             forming=state.forming,
             lasting_strangers=self._lasting_strangers(registered),
-            progress=Progress(pace.step, pace.step_time_s, self._margin.steps(pace.step_time_s)),
+            progress=Progress(pace.step, pace.step_time_s, self._ahead.gate),
         )
 
     def _registered(self) -> tuple[Registered, ...]:

@@ -144,7 +144,7 @@ def is_settled(now: Situation) -> bool:
         return False
     if not now.decision.commit:
         return True
-    if now.plan.view < now.view.number and now.view.start.previous is None:
+    if now.view.fresh and now.plan.view < now.view.number:
         return True
     return membership.active_nodes(now.view, now.left) <= set(now.receipts)
 
@@ -183,10 +183,9 @@ def _form_view(now: Situation, group: membership.Group) -> FormView:
         snapshot, rejections = Snapshot(values=start.values, plan=last_plan), start.rejections
         agreed = Agreed(plan=last_plan, view=number, values=start.values, revision=_newest_revision(now.desired))
     else:
-        pending = not _applied_everywhere(now)
-        agreed = now.agreed.model_copy(
-            update={"view": number} if pending else {"view": number, "gate": None, "previous": None}
-        )
+        # The gate goes with it even when everybody has passed it: one that comes back from a checkpoint starts before
+        # it again (docs/protocol/, mutant FORGET_PREVIOUS).
+        agreed = now.agreed.model_copy(update={"view": number})
         snapshot = Snapshot(
             values=agreed.values, plan=agreed.plan, gate=agreed.gate, previous=agreed.previous
         )
@@ -202,21 +201,16 @@ def _form_view(now: Situation, group: membership.Group) -> FormView:
     return FormView(view, agreed, schema, rejections, last_plan if undecided else None)
 
 
-def _applied_everywhere(now: Situation) -> bool:
-    """Whether nobody can still stand before the gate of what was committed last."""
-    if now.agreed is None or now.agreed.previous is None or now.view is None:
-        return True
-    if now.plan is None or now.plan.number == now.agreed.plan:
-        return membership.active_nodes(now.view, now.left) <= set(now.receipts)
-    return True  # a later plan was opened, so this one was settled before
-
-
 def _about_open_plan(now: Situation) -> Action | None:
     if now.plan is None or now.decision is not None or now.view is None:
         return None
     plan = now.plan
     if plan.view != now.view.number:
         return Abort(plan.number, Decision(commit=False, reason="the view changed"))
+    passed = membership.last_step_left(now.view, now.left)
+    if passed >= plan.gate:
+        reason = f"a rank that has left had already run step {passed}"
+        return Abort(plan.number, Decision(commit=False, reason=reason, step=passed))
     if membership.active_nodes(now.view, now.left) <= now.acked:
         return Commit(plan, _agreed_after(now, plan))
     limit_s = max(PLAN_TIMEOUT_S, 3 * now.progress.step_time_s * now.progress.margin_steps)
@@ -273,12 +267,13 @@ def _tidy(now: Situation, agreed: Agreed) -> Tidy | None:
 def _signed(item: Rejected, change: Change | None) -> Rejected:
     if change is None:
         return item
-    return item.model_copy(update={"change_id": change.id, "author": change.author})
+    return item.model_copy(update={"change_id": change.id, "author": change.author, "why": change.reason})
 
 
 def _plan(now: Situation, revision: int, values: Mapping[str, object], change: Change | None) -> Plan:
     assert now.view is not None and now.agreed is not None and now.progress.step is not None
-    started = max(now.progress.step, (now.decision.step or 0) if now.decision else 0)
+    late = (now.decision.step or 0) if now.decision else 0
+    started = max(now.progress.step, late, membership.last_step_left(now.view, now.left))
     return Plan.model_validate(
         {
             "number": (now.plan.number if now.plan else 0) + 1,
@@ -308,6 +303,7 @@ def _refused_by_workers(now: Situation) -> tuple[Rejected, ...]:
             by="worker",
             change_id=now.plan.change_id,
             author=now.plan.author,
+            why=now.plan.reason,
         )
         for name in now.plan.values
         if name in now.desired

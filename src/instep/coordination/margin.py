@@ -1,7 +1,8 @@
-"""How far ahead a gate is set: far enough that the decision is known everywhere when the first rank gets there.
+"""How far ahead a gate is set: far enough that the decision is there when the first rank gets to it.
 
-Too small a margin costs an abort (harmless, the change is planned again); too large a one costs time. So the margin
-follows what agreeing has taken lately, and doubles after an abort.
+Too small a margin costs an abort (harmless, the change is planned again); too large a one costs time. Ranks answer at a
+boundary, and which one is foreseen from where the running step stands. What comes after it (acks, the decision, ranks
+that lag) is learned, in steps that the run went on meanwhile: a run that stands still for a while teaches nothing wrong.
 """
 
 from __future__ import annotations
@@ -10,37 +11,60 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-MIN_STEPS = 2
 MAX_STEPS = 100_000
 MAX_FACTOR = 64
-SAFETY = 1.5
-REMEMBERED = 16
+REMEMBERED = 48
+COVERED = 0.95
+"""The part of the remembered plans that the margin would have been enough for. Measured with 8 ranks and 5 ms steps:
+see docs/benchmarks.md for the aborts it leaves."""
+UNKNOWN_TRIPS = 3
+"""Writes to etcd between the boundary and the decision, and as much again in hand, before any plan has been seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """Steps from the one being run: ranks answer at the boundary `arming` ahead, the gate is `gate` ahead."""
+
+    arming: int
+    gate: int
 
 
 @dataclass(slots=True)
 class Margin:
-    """Learns from the plans of one leader; `round_trip_s` is that of a write to etcd, until plans have been seen."""
+    """Learns from the plans of one leader; times in seconds."""
 
-    round_trip_s: float = 0.01
+    write_s: float = 0.01
+    """What a write to etcd takes, until it is visible to the workers."""
     factor: int = 1
-    _latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    _rests_s: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
-    def steps(self, step_time_s: float) -> int:
-        """Steps from the one being run now to the gate: at least two."""
+    def ahead(self, step_time_s: float, since_s: float) -> Ahead:
+        """`since_s`: time since the last boundary. The gate is at least two steps ahead."""
         step_time_s = max(step_time_s, 1e-6)
-        latency_s = max(self._latencies_s, default=6 * self.round_trip_s)
-        # A rank answers at its next boundary: up to one whole step beside the latency of the messages themselves.
-        if latency_s * SAFETY < 0.05 * step_time_s:
-            ahead = MIN_STEPS
-        else:
-            ahead = 2 + math.ceil(latency_s * SAFETY / step_time_s)
-        return min(MAX_STEPS, ahead * self.factor)
+        # A step that takes longer than usual may end at any moment, and no later step with it.
+        arming = max(1, math.ceil((min(since_s, step_time_s) + self.write_s) / step_time_s))
+        rest = 1 + math.floor(self.rest_s / step_time_s)
+        arming = min(arming, MAX_STEPS)
+        return Ahead(arming, min(MAX_STEPS, (arming + rest) * self.factor))
 
-    def committed(self, latency_s: float) -> None:
-        """A plan was decided; `latency_s` is what messages took, without the wait for boundaries."""
-        self._latencies_s.append(max(0.0, latency_s))
+    @property
+    def rest_s(self) -> float:
+        """From the boundary at which ranks answer to the decision."""
+        if not self._rests_s:
+            return UNKNOWN_TRIPS * self.write_s
+        ordered = sorted(self._rests_s)
+        return ordered[math.ceil(COVERED * len(ordered)) - 1]
+
+    def opened(self, write_s: float) -> None:
+        """A plan was written, which took `write_s`."""
+        self.write_s += (write_s - self.write_s) / 4
+
+    def committed(self, rest_s: float) -> None:
+        """A plan was decided `rest_s` after the boundary that was foreseen."""
+        self._rests_s.append(max(0.0, rest_s))
         self.factor = max(1, self.factor // 2)
 
-    def aborted(self) -> None:
-        """A rank came to the gate too early."""
+    def aborted(self, had_s: float) -> None:
+        """A rank came to the gate too early, which lay `had_s` after the boundary that was foreseen."""
+        self._rests_s.append(2 * had_s)
         self.factor = min(MAX_FACTOR, self.factor * 2)

@@ -128,6 +128,11 @@ def active_nodes(view: View, left: Mapping[str, Left]) -> frozenset[str]:
     )
 
 
+def last_step_left(view: View, left: Mapping[str, Left]) -> int:
+    """The highest step run by a rank of the view that has left; a gate at or before it would have been passed."""
+    return max((left[node].last_step for node in view.nodes if node in left and left[node].view == view.number), default=-1)
+
+
 def _has_left(view: View, record: Left | None, rank: int) -> bool:
     return record is not None and record.view == view.number and rank in record.ranks
 

@@ -117,9 +117,10 @@ def _same(left: KeyValue | None, right: KeyValue) -> bool:
 
 
 async def cancelled(*tasks: asyncio.Task[None]) -> None:
-    """Cancels the tasks and waits until they have ended; what they raise has been dealt with elsewhere."""
+    """Cancels the tasks and waits until they have ended; what they raise has been dealt with elsewhere.
+
+    Not by suppressing CancelledError: that would also swallow the cancellation of whoever waits here.
+    """
     for task in tasks:
         task.cancel()
-    for task in tasks:
-        with contextlib.suppress(asyncio.CancelledError, EtcdError):
-            await task
+    await asyncio.gather(*tasks, return_exceptions=True)

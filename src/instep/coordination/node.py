@@ -71,6 +71,8 @@ class NodeAgreement:
     decision: Decision | None = None
     armed: set[int] = field(default_factory=set)
     applied: dict[int, int] = field(default_factory=dict)
+    last_step: int = -1
+    """The highest step run by a rank that has left; a gate must lie after it."""
 
     def on_view(self, view: View, left: Left | None = None) -> None:
         """A view was formed (or is met anew by a new agent): only those it names on this node count from now on."""
@@ -80,7 +82,8 @@ class NodeAgreement:
         before = self.incarnations
         self.view_number = view.number
         self.incarnations = dict(zip(mine.ranks, mine.incarnations, strict=True)) if mine else {}
-        gone = set(left.ranks) if left is not None and left.view == view.number else set()
+        mine_left = left if left is not None and left.view == view.number else Left(view=view.number, ranks=())
+        gone, self.last_step = set(mine_left.ranks), mine_left.last_step
         self.life = {rank: Life.LEFT if rank in gone else Life.ACTIVE for rank in self.incarnations}
         self.armed = set()
         self.applied = {
@@ -93,7 +96,7 @@ class NodeAgreement:
         if plan.view != self.view_number or (self.plan is not None and plan.number <= self.plan.number):
             return []
         self.plan, self.decision, self.armed, self.applied = plan, None, set(), {}
-        return [TellPlan(rank, plan) for rank in self._active()] + self._ack()
+        return [TellPlan(rank, plan) for rank in self._active()] + self._answer()
 
     def on_decision(self, number: int, decision: Decision) -> list[NodeAction]:
         """Told to every worker, also of an older plan: one that was out of touch may still stand before its gate."""
@@ -117,7 +120,7 @@ class NodeAgreement:
         if self.plan is None or number != self.plan.number or rank not in self.life:
             return []
         self.armed.add(rank)
-        return self._ack()
+        return self._answer()
 
     def on_late(self, rank: int, number: int, step: int) -> list[NodeAction]:
         reason = f"rank {rank} was already at step {step}"
@@ -141,14 +144,16 @@ class NodeAgreement:
         self.applied[rank] = step
         return self._receipt(number)
 
-    def on_left(self, rank: int) -> list[NodeAction]:
-        """The worker's loop ended: it runs no more steps, so nothing waits for it."""
+    def on_left(self, rank: int, last_step: int) -> list[NodeAction]:
+        """The worker's loop ended after `last_step`: it runs no more steps, so no later gate waits for it."""
         if rank not in self.life:
             return []
         self.life[rank] = Life.LEFT
+        self.last_step = max(self.last_step, last_step)
         gone = tuple(sorted(rank for rank, life in self.life.items() if life is Life.LEFT))
+        left = WriteLeft(Left(view=self.view_number, ranks=gone, last_step=self.last_step))
         more = self._receipt(self.plan.number) if self.plan and self.applied else []
-        return [WriteLeft(Left(view=self.view_number, ranks=gone)), *self._ack(), *more]
+        return [left, *self._answer(), *more]
 
     def on_died(self, rank: int) -> list[NodeAction]:
         """The worker is gone without a word: an open plan cannot be agreed any more."""
@@ -163,9 +168,14 @@ class NodeAgreement:
     def _active(self) -> list[int]:
         return [rank for rank, life in self.life.items() if life is Life.ACTIVE]
 
-    def _ack(self) -> list[NodeAction]:
+    def _answer(self) -> list[NodeAction]:
+        """An ack when all have promised; an abort when one that has left ran past the gate; else nothing yet."""
         if self.plan is None or self.decision is not None or self.plan.view != self.view_number or not self.life:
             return []
+        if any(life is Life.LEFT for life in self.life.values()) and self.last_step >= self.plan.gate:
+            reason = f"a rank that has left had already run step {self.last_step}"
+            decision = Decision(commit=False, reason=reason, by=self.node, step=self.last_step)
+            return [Settle(self.plan.number, decision)]
         promised = all(
             rank in self.armed if life is Life.ACTIVE else life is Life.LEFT for rank, life in self.life.items()
         )

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from instep.scalar import Scalar
 
@@ -32,7 +32,7 @@ class Record(BaseModel):
             return None
         try:
             return cls.decode(text)
-        except ValidationError:
+        except ValueError:
             return None
 
 
@@ -167,10 +167,14 @@ class Receipt(Record):
 
 
 class Left(Record):
-    """Ranks of a node that ended cleanly in `view`."""
+    """Ranks of a node that ended cleanly in `view`; `last_step` is the highest that one of them ran, -1 for none.
+
+    They count as having promised only gates after that step: a gate at or before it they have passed unasked.
+    """
 
     view: int
     ranks: tuple[int, ...]
+    last_step: int = -1
 
 
 class Rejected(Record):
@@ -183,6 +187,8 @@ class Rejected(Record):
     by: Literal["schema", "fixed", "worker"] = "schema"
     change_id: str | None = None
     author: str | None = None
+    why: str | None = None
+    """The reason that the author gave for the change."""
 
 
 class Refused(Record):

@@ -27,6 +27,7 @@ class RunState:
         self.view: View | None = None
         self.view_revision = 0
         self.agreed: Agreed | None = None
+        self.agreed_revision = 0
         self.leader: Leader | None = None
         self.plan: Plan | None = None
         self.decision: Decision | None = None
@@ -47,10 +48,11 @@ class RunState:
         keys, key = self._keys, event.kv.key
         value = event.kv.value if event.kind == "put" else None
         if key == keys.view:
-            self.view = _view(value)
+            self.view = View.decode_or_none(value)
             self.view_revision = event.kv.mod_revision if value is not None else 0
         elif key == keys.agreed:
             self.agreed = Agreed.decode_or_none(value)
+            self.agreed_revision = event.kv.mod_revision if value is not None else 0
         elif key == keys.leader:
             self.leader = Leader.decode_or_none(value)
         elif key == keys.forming:
@@ -80,10 +82,3 @@ def _hold(held: dict[str, _Record], name: str, record: _Record | None) -> None:
         held.pop(name, None)
     else:
         held[name] = record
-
-
-def _view(value: bytes | None) -> View | None:
-    try:
-        return View.decode(value) if value is not None else None
-    except ValueError:
-        return None

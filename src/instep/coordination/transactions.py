@@ -48,12 +48,20 @@ class Fence:
         return Compare.create_revision(self.candidate, "==", self.token)
 
 
-def for_action(action: Action, keys: Keys, fence: Fence, view_revision: int) -> Txn:
-    """The txn that carries out a leader's action; `view_revision` is the mod revision of `state/view`, 0 if absent."""
-    same_view = Compare.mod_revision(keys.view, "==", view_revision)
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Mod revisions of what a decision was taken from; 0 for a key that was absent."""
+
+    view: int = 0
+    agreed: int = 0
+
+
+def for_action(action: Action, keys: Keys, fence: Fence, seen: Seen) -> Txn:
+    """The txn that carries out a leader's action, if what it was decided from still stands."""
+    same_view = Compare.mod_revision(keys.view, "==", seen.view)
     match action:
         case FormView():
-            return _form_view(action, keys, fence, same_view)
+            return _form_view(action, keys, (fence.compare(), same_view, _same_agreed(keys, seen)))
         case OpenPlan():
             return _open_plan(action, keys, fence, same_view)
         case Commit():
@@ -119,8 +127,13 @@ def _undecided(keys: Keys, number: int) -> Compare:
     return Compare.absent(keys.decision(number))
 
 
-def _form_view(action: FormView, keys: Keys, fence: Fence, same_view: Compare) -> Txn:
-    compares = [fence.compare(), same_view]
+def _same_agreed(keys: Keys, seen: Seen) -> Compare:
+    """Newcomers start from `agreed`: a commit that slipped in since it was read would leave them without it."""
+    return Compare.mod_revision(keys.agreed, "==", seen.agreed)
+
+
+def _form_view(action: FormView, keys: Keys, guards: tuple[Compare, ...]) -> Txn:
+    compares = list(guards)
     then = [
         Op.put(keys.view, action.view.encode()),
         Op.put(keys.agreed, action.agreed.encode()),

@@ -40,15 +40,13 @@ class Authenticator:
         return self._credentials is not None and self.generation == 0
 
     async def renew(self, connection: Connection, seen: int, timeout_s: float) -> None:
-        """Have a token newer than generation `seen`. Raises gRPC's error, for the caller's border to translate."""
+        """Have a token newer than generation `seen`, or raise gRPC's error for the caller to translate."""
         if self._credentials is None:
             return
         async with self._lock:
             if self.generation != seen:
                 return
-            request = _wire.AuthenticateRequest(
-                name=self._credentials.user, password=self._credentials.read_password()
-            )
+            request = _wire.AuthenticateRequest(name=self._credentials.user, password=self._credentials.read_password())
             token = await self._ask(connection, request, timeout_s)
             # etcd without authentication takes no token; it may be switched on later, and then says so.
             self.metadata = (("token", token),) if token else None

@@ -29,9 +29,9 @@ _RELISTS = 3
 class Client:
     """An etcd v3 client for one event loop; connects when first used.
 
-    Every call ends within `timeout_s` (seconds, the call's or the client's) with a result or a typed error. Reads are
-    repeated at other endpoints within that time; writes only when they certainly did not reach etcd, else they end
-    with EtcdUnavailable and `applied_unknown`.
+    Every call ends within `timeout_s` (seconds, the call's or the client's) with a result or a typed error.
+    Reads are repeated at other endpoints within that time; writes only when they certainly did not reach
+    etcd, else they end with EtcdUnavailable and `applied_unknown`.
     """
 
     def __init__(
@@ -43,9 +43,7 @@ class Client:
         timeout_s: float = 5.0,
     ) -> None:
         if timeout_s <= 0:
-            raise SettingsError(
-                f"A time-out of {timeout_s:g} s leaves no time for any answer: give more than 0 s."
-            )
+            raise SettingsError(f"A time-out of {timeout_s:g} s leaves no time for any answer: give more than 0 s.")
         parsed = parse_endpoints(endpoints, tls=tls is not None)
         if credentials is not None:
             credentials.read_password()
@@ -87,7 +85,7 @@ class Client:
 
     @property
     def link(self) -> Literal["connected", "suspended"]:
-        """`connected` when the last thing heard from any endpoint was an answer; `suspended` before the first."""
+        """`connected` when the last call or watch was answered; `suspended` before the first answer."""
         return "connected" if self._transport.linked else "suspended"
 
     def statistics(self) -> Statistics:
@@ -102,7 +100,7 @@ class Client:
             watches=self._watches_made,
         )
 
-    # -- keys ----------------------------------------------------------------------------------------------------
+    # -- keys ------------------------------------------------------------------------------------------------
 
     async def get(self, key: str, *, timeout_s: float | None = None) -> KeyValue | None:
         """The key as the cluster agrees on it now, or None when there is none."""
@@ -121,10 +119,11 @@ class Client:
         page_size: int = 500,
         timeout_s: float | None = None,
     ) -> Listing:
-        """All keys under `prefix`, as they were at one revision (now, or `revision`), at most `limit` if above 0.
+        """All keys under `prefix` at one revision: now, or `revision`; at most `limit` if above 0.
 
-        Read in pages of `page_size` keys, so that a large directory is no large message. `newest_first` orders by
-        creation, the latest first; that is one request and needs a `limit`. `timeout_s` bounds the whole reading.
+        Read in pages of `page_size` keys, so that a large directory is no large message. `newest_first`
+        orders by creation, the latest first; that is one request and needs a `limit`. `timeout_s` bounds the
+        whole reading.
         """
         if newest_first and limit <= 0:
             raise SettingsError("Keys in order of creation are read in one request: give a limit.")
@@ -150,16 +149,12 @@ class Client:
                     raise
         raise AssertionError("unreachable")
 
-    async def put(
-        self, key: str, value: str | bytes, *, lease: int = 0, timeout_s: float | None = None
-    ) -> int:
+    async def put(self, key: str, value: str | bytes, *, lease: int = 0, timeout_s: float | None = None) -> int:
         """Write one key; returns the revision it was written at."""
         data = encode_value(value)
         check_size(len(key) + len(data), f"The value of {key}")
         request = _wire.PutRequest(key=encode_key(key), value=data, lease=lease)
-        reply = await self._transport.unary(
-            _wire.PUT, request, f"put {key}", timeout_s=timeout_s, lease=lease
-        )
+        reply = await self._transport.unary(_wire.PUT, request, f"put {key}", timeout_s=timeout_s, lease=lease)
         return int(reply.header.revision)
 
     async def delete(self, key: str, *, prefix: bool = False, timeout_s: float | None = None) -> int:
@@ -177,7 +172,7 @@ class Client:
         *,
         timeout_s: float | None = None,
     ) -> TxnResult:
-        """Do `then` if all of `compares` hold, else `otherwise`, at one revision. Never repeated once it was sent."""
+        """Do `then` if all of `compares` hold, else `otherwise`. Never repeated once it was sent."""
         request = txn_request(compares, then, otherwise)
         subject = TxnSubject(compares, then, otherwise)
         reply = await self._transport.unary(_wire.TXN, request, subject, timeout_s=timeout_s)
@@ -192,7 +187,7 @@ class Client:
         probe_s: float = PROBE_S,
         silence_s: float = SILENCE_S,
     ) -> Watch:
-        """Follow all keys under `key` (or it alone) from `start_revision` on, 0 meaning from now; see Watch."""
+        """Follow the keys under `key` (or it alone) from `start_revision` on, 0 meaning now; see Watch."""
         if probe_s <= 0 or silence_s <= 0 or start_revision < 0:
             raise SettingsError(
                 "A watch needs a probe interval and a silence limit above 0 s, and no revision below 0."
@@ -203,7 +198,7 @@ class Client:
         self._watches_made += 1
         return watch
 
-    # -- leases --------------------------------------------------------------------------------------------------
+    # -- leases ----------------------------------------------------------------------------------------------
 
     async def lease_grant(self, ttl_s: int, *, timeout_s: float | None = None) -> Lease:
         """A new lease. If its reply is lost, so is the lease: it expires unused after its TTL."""
@@ -231,7 +226,7 @@ class Client:
     async def keepalive(
         self, lease_id: int, *, timeout_s: float | None = None, endpoint_index: int | None = None
     ) -> int:
-        """Renew the lease once and return its TTL in seconds, or raise LeaseLost. LeaseKeeper does it on and on."""
+        """Renew the lease once, for as long as is returned in seconds, or raise LeaseLost."""
         request = _wire.LeaseKeepAliveRequest(ID=lease_id)
         subject = f"keep the lease {lease_id:x} alive"
         if endpoint_index is None:
@@ -247,7 +242,7 @@ class Client:
             raise LeaseLost(f"The lease {lease_id:x} is gone: it expired or was revoked.", lease_id=lease_id)
         return int(reply.TTL)
 
-    # -- the cluster ---------------------------------------------------------------------------------------------
+    # -- the cluster -----------------------------------------------------------------------------------------
 
     async def authenticate(self, *, timeout_s: float | None = None) -> None:
         """Ask for a new token now, with the password as it is now. Without credentials this does nothing."""
@@ -263,6 +258,4 @@ class Client:
         await self._transport.unary(_wire.COMPACT, request, f"compact at {revision}", timeout_s=timeout_s)
 
     async def _read(self, request: Any, subject: str, timeout_s: float | None) -> Any:
-        return await self._transport.unary(
-            _wire.RANGE, request, subject, timeout_s=timeout_s, repeatable=True
-        )
+        return await self._transport.unary(_wire.RANGE, request, subject, timeout_s=timeout_s, repeatable=True)

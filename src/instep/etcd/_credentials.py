@@ -31,7 +31,5 @@ class Credentials:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise SettingsError(
-                f"The etcd password file {path} cannot be read ({reason}): correct it."
-            ) from error
+            raise SettingsError(f"The etcd password file {path} cannot be read ({reason}): correct it.") from error
         return text.removesuffix("\n").removesuffix("\r")

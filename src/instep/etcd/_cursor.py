@@ -9,10 +9,10 @@ from instep.etcd._types import Event, WatchBatch
 
 
 class Cursor:
-    """Delivers every revision from `next_revision` on once, whole and in order, however often the stream breaks.
+    """Delivers every revision from `next_revision` on once, whole and in order, over any streams.
 
-    `next_revision` follows events only, never the revision in a response's header: while a watch catches up, the
-    header runs ahead of the events. 0 means "from now", until the first stream's answer pins it.
+    `next_revision` follows events only, never the revision in a response's header: while a watch catches up,
+    the header runs ahead of the events. 0 means "from now", until the first stream's answer pins it.
     """
 
     def __init__(self, start_revision: int) -> None:
@@ -32,7 +32,7 @@ class Cursor:
             self.next_revision = header_revision + 1
 
     def feed(self, response: Any) -> WatchBatch | None:
-        """What can be delivered now. A response marked `fragment` may end inside a revision: that part waits."""
+        """What can be delivered now. A `fragment` may end inside a revision: that part waits."""
         for wire_event in response.events:
             if wire_event.kv.mod_revision >= self.next_revision:
                 self._partial.append(event(wire_event))

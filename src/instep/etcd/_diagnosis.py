@@ -45,7 +45,7 @@ async def diagnose(endpoint: Endpoint, files: TlsFiles | None) -> str | None:
 
 
 async def _answers(endpoint: Endpoint, context: ssl.SSLContext | None) -> str:
-    """`settings` when the server begins HTTP/2, `silent` when it closes or says nothing, `unreachable` before that."""
+    """`settings`: the server begins HTTP/2; `silent`: it closes or says nothing; else `unreachable`."""
     name = endpoint.host if context is not None else None
     try:
         async with asyncio.timeout(_LIMIT_S):

@@ -45,7 +45,7 @@ def _parse(text: str, tls: bool) -> Endpoint:
     except ValueError:
         host, port, parts = None, None, urlsplit("")
     extra = parts.path.rstrip("/") or parts.query or parts.fragment or parts.username
-    if not host or extra or parts.scheme not in ("", "http", "https") or port == 0:
+    if not host or " " in host or extra or parts.scheme not in ("", "http", "https") or port == 0:
         raise SettingsError(f"{text!r} is not an etcd endpoint: write http://HOST:PORT or https://HOST:PORT.")
     if tls and parts.scheme == "http":
         raise SettingsError(

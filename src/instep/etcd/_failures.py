@@ -99,30 +99,22 @@ def may_need_diagnosis(details: str) -> bool:
     text = details.lower()
     if "failed to connect" not in text and "handshake" not in text:
         return False
-    return not any(
-        sign in text for sign in ("refused", "resol", "timed out", "timeout occurred", "unreachable")
-    )
+    return not any(sign in text for sign in ("refused", "resol", "timed out", "timeout occurred", "unreachable"))
 
 
-def refusal(
-    code: str, details: str, *, endpoint: str, subject: object, user: str | None, lease: int = 0
-) -> EtcdError:
+def refusal(code: str, details: str, *, endpoint: str, subject: object, user: str | None, lease: int = 0) -> EtcdError:
     """The typed error for a call that etcd answered with a refusal, in one sentence with its cure."""
     kind = classify(code, details)
     who = f"user {user}" if user else "a client without a user"
     if kind is Kind.TOKEN:
         return _token_refusal(code, endpoint, user)
     if kind is Kind.DENIED and "authentication failed" in details.lower():
-        return EtcdDenied(
-            f"etcd at {endpoint} refused the password of {who}: correct user and password.", code=code
-        )
+        return EtcdDenied(f"etcd at {endpoint} refused the password of {who}: correct user and password.", code=code)
     if kind is Kind.DENIED:
         cure = "grant its role that permission" if user else "give a user and a password"
         return EtcdDenied(f"etcd at {endpoint} does not permit {who} to {subject}: {cure}.", code=code)
     if kind is Kind.COMPACTED:
-        return Compacted(
-            f"etcd has compacted the revision asked for ({subject}): list again.", compact_revision=0
-        )
+        return Compacted(f"etcd has compacted the revision asked for ({subject}): list again.", compact_revision=0)
     if kind is Kind.LEASE:
         return LeaseLost(
             f"etcd does not know the lease {lease:x} ({subject}): it expired or was revoked.", lease_id=lease

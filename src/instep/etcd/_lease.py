@@ -25,7 +25,8 @@ SMALLEST_TTL_S = 2
 class LeaseTiming:
     """When a lease is renewed and until when it is believed, all in seconds; checked when made.
 
-    `attempt_s` bounds one attempt at one endpoint, so that a frozen server costs a part of the TTL, not the lease.
+    `attempt_s` bounds one attempt at one endpoint, so that a frozen server costs a part of the TTL, not the
+    lease.
     """
 
     ttl_s: float
@@ -34,9 +35,7 @@ class LeaseTiming:
 
     def __post_init__(self) -> None:
         if self.ttl_s < SMALLEST_TTL_S:
-            raise SettingsError(
-                f"A lease of {self.ttl_s:g} s is too short: etcd grants {SMALLEST_TTL_S} s or more."
-            )
+            raise SettingsError(f"A lease of {self.ttl_s:g} s is too short: etcd grants {SMALLEST_TTL_S} s or more.")
         if self.margin_s <= 0 or self.renew_every_s <= 0:
             raise SettingsError("The renew interval and the margin of a lease must be above 0 s.")
         if self.renew_every_s + 2 * self.attempt_s > self.ttl_s - self.margin_s:
@@ -62,15 +61,16 @@ class LeaseTiming:
         )
 
     def valid_until(self, sent_at: float) -> float:
-        """From when the keepalive was SENT: etcd counts from its arrival, which is later, so this is never late."""
+        """Counted from when the keepalive was SENT: etcd counts from its arrival, which is later."""
         return sent_at + self.ttl_s - self.margin_s
 
 
 class LeaseKeeper:
     """Owns one lease: grants it on entry, renews it in the background, revokes it on leaving.
 
-    `valid` is computed on each look, from the clock: a process that was stopped past its TTL sees False at once.
-    Once lost, lost for good; a lease that etcd cannot confirm in time counts as lost although etcd may still hold it.
+    `valid` is computed on each look, from the clock: a process that was stopped past its TTL sees False at
+    once. Once lost, lost for good; a lease that etcd cannot confirm in time counts as lost although etcd may
+    still hold it.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class LeaseKeeper:
 
     @property
     def state(self) -> LeaseState:
-        """`suspended`: valid, but the last renewal failed."""
+        """`suspended`: valid, but no endpoint answered the last renewal."""
         if not self.valid:
             return "lost"
         return "connected" if self._confirmed else "suspended"
@@ -155,8 +155,8 @@ class LeaseKeeper:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        gone, self._gone = self._gone, True
-        self._settle(lost=True)
+        gone = self._gone
+        self._declare_lost()
         if not gone:
             with contextlib.suppress(EtcdError):
                 await self._client.lease_revoke(self._id, timeout_s=self._timing.attempt_s)
@@ -167,35 +167,36 @@ class LeaseKeeper:
             await asyncio.sleep(max(0.0, min(pause_s, self.remaining_s)))
             await self._renew_anywhere()
             pause_s = self._timing.renew_every_s if self._confirmed else self._timing.retry_s
-        self._gone = True
-        self._settle(lost=True)
+        self._declare_lost()
 
     async def _renew_anywhere(self) -> None:
         for _ in range(self._client.endpoint_count):
-            if await self._renew() or not self.valid:
+            if await self._renew():
                 return
+            if not self.valid:
+                break
+        self._confirmed = False
+        self._changed.set()
 
     async def _renew(self) -> bool:
-        """One attempt at one endpoint; a failure moves on to the next."""
+        """One attempt at one endpoint; a failure turns to the next."""
         sent_at = self._clock()
         limit_s = min(self._timing.attempt_s, self.remaining_s)
         try:
-            await self._client.keepalive(
-                self._id, timeout_s=max(limit_s, 0.01), endpoint_index=self._endpoint
-            )
+            await self._client.keepalive(self._id, timeout_s=max(limit_s, 0.01), endpoint_index=self._endpoint)
         except LeaseLost:
             self._gone = True
+            return False
         except (EtcdError, SettingsError):
-            self._confirmed = False
             self._endpoint = (self._endpoint + 1) % self._client.endpoint_count
-        else:
-            self.renewals += 1
-            self._confirmed = True
-            self._valid_until = self._timing.valid_until(sent_at)
-        self._settle(lost=False)
-        return self._confirmed
+            return False
+        self.renewals += 1
+        self._confirmed = True
+        self._valid_until = self._timing.valid_until(sent_at)
+        self._changed.set()
+        return True
 
-    def _settle(self, *, lost: bool) -> None:
-        if lost:
-            self._lost.set()
+    def _declare_lost(self) -> None:
+        self._gone = True
+        self._lost.set()
         self._changed.set()

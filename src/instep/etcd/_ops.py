@@ -19,7 +19,7 @@ _TARGETS = {"version": 0, "create_revision": 1, "mod_revision": 2, "value": 3}
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """One condition of a transaction on one key; make it with the class methods. A missing key has only zeros."""
+    """One condition on one key; make it with the class methods. A missing key has only zeros."""
 
     wire: Any
     text: str

@@ -16,7 +16,7 @@ from instep.etcd._tls import TlsFiles
 
 _LOOK_AT_FILES_EVERY_S = 1.0
 # A connection on which etcd was heard this recently is not the reason for an unanswered call.
-_FRESH_S = 1.0
+_FRESH_S = 1.5
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
@@ -38,9 +38,7 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
 class Connection:
     """One gRPC channel to one endpoint. Closes once it is retired and its last user has released it."""
 
-    def __init__(
-        self, index: int, endpoint: Endpoint, channel: aio.Channel, on_idle: Callable[[Connection], None]
-    ):
+    def __init__(self, index: int, endpoint: Endpoint, channel: aio.Channel, on_idle: Callable[[Connection], None]):
         self.index = index
         self.endpoint = endpoint
         self.channel = channel
@@ -50,9 +48,7 @@ class Connection:
         self._users = 0
         self._on_idle = on_idle
         self.calls: dict[_wire.Method, Any] = {
-            m: channel.unary_unary(
-                m.path, request_serializer=m.serialize, response_deserializer=m.deserialize
-            )
+            m: channel.unary_unary(m.path, request_serializer=m.serialize, response_deserializer=m.deserialize)
             for m in _wire.UNARY
         }
         watch = _wire.WATCH
@@ -61,9 +57,7 @@ class Connection:
         )
 
     def __repr__(self) -> str:
-        return (
-            f"Connection({self.endpoint}, proven={self.proven}, retired={self.retired}, users={self._users})"
-        )
+        return f"Connection({self.endpoint}, proven={self.proven}, retired={self.retired}, users={self._users})"
 
     def acquire(self) -> None:
         self._users += 1
@@ -81,6 +75,30 @@ class Connection:
     def heard(self) -> None:
         self.proven = True
         self.heard_at = time.monotonic()
+
+    @property
+    def fresh(self) -> bool:
+        """Whether etcd was heard on it a moment ago; a watch makes it say something every second."""
+        return self.proven and self.heard_lately
+
+    @property
+    def heard_lately(self) -> bool:
+        return time.monotonic() - self.heard_at < _FRESH_S
+
+    async def answers(self, metadata: Any, limit_s: float) -> bool:
+        """Whether the server says anything within `limit_s`; a refusal is an answer too."""
+        self.acquire()
+        try:
+            await self.calls[_wire.STATUS](_wire.StatusRequest(), timeout=limit_s, metadata=metadata)
+        except aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                return False
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                return True  # the call itself then fails at once, and says why
+        finally:
+            self.release()
+        self.heard()
+        return True
 
     async def ready(self, limit_s: float) -> bool:
         """Whether the connection stands within `limit_s`; nothing of ours is sent on it."""
@@ -139,12 +157,12 @@ class Pool:
         return connection
 
     def failed(self, connection: Connection, *, suspect: bool) -> None:
-        """Turn to the next endpoint. `suspect`: the connection looks alive but does not answer; never use it again."""
+        """Turn to the next endpoint. `suspect`: the connection stands but is silent; replace it."""
         connection.proven = False
         if connection.index == self._current and len(self) > 1 and not connection.retired:
             self._current = (self._current + 1) % len(self)
             self.switches += 1
-        if suspect and time.monotonic() - connection.heard_at > _FRESH_S:
+        if suspect and not connection.heard_lately:
             self._replace(connection)
 
     def _connect(self, index: int) -> Connection:
@@ -199,7 +217,7 @@ class Pool:
 async def _let_grpc_finish() -> None:
     """Wait for the tasks with which gRPC notices that its calls have ended: milliseconds, at most 0.2 s."""
     deadline = time.monotonic() + 0.2
-    while any(_is_compiled(task) for task in asyncio.all_tasks()) and time.monotonic() < deadline:
+    while any(_is_compiled(task) for task in asyncio.all_tasks()) and time.monotonic() < deadline:  # noqa: ASYNC110  # gRPC offers nothing to wait for
         await asyncio.sleep(0.001)
 
 

@@ -16,9 +16,7 @@ _DESCEND = 2
 _BY_CREATION = 2
 
 
-async def read_newest(
-    read: Read, start: bytes, end: bytes, *, revision: int, limit: int, keys_only: bool
-) -> Listing:
+async def read_newest(read: Read, start: bytes, end: bytes, *, revision: int, limit: int, keys_only: bool) -> Listing:
     request = _wire.RangeRequest(
         key=start,
         range_end=end,
@@ -34,13 +32,11 @@ async def read_newest(
 async def read_pages(
     read: Read, start: bytes, end: bytes, *, revision: int, limit: int, keys_only: bool, page_size: int
 ) -> Listing:
-    """All pages at the revision of the first; a page too large for one message is asked for again in halves."""
+    """All pages at the revision of the first; a page too large for a message is asked for in halves."""
     kvs: list[KeyValue] = []
     while True:
         size = min(page_size, limit - len(kvs)) if limit else page_size
-        request = _wire.RangeRequest(
-            key=start, range_end=end, revision=revision, limit=size, keys_only=keys_only
-        )
+        request = _wire.RangeRequest(key=start, range_end=end, revision=revision, limit=size, keys_only=keys_only)
         try:
             reply = await read(request)
         except EtcdError as error:

@@ -22,9 +22,7 @@ async def _read_status(transport: Transport, index: int, timeout_s: float) -> St
     endpoint = transport.pool.endpoints[index]
     began = time.monotonic()
     try:
-        reply = await transport.once(
-            index, _wire.STATUS, _wire.StatusRequest(), "read the status", timeout_s=timeout_s
-        )
+        reply = await transport.once(index, _wire.STATUS, _wire.StatusRequest(), "read the status", timeout_s=timeout_s)
     except EtcdUnavailable as error:
         reason = await diagnose(endpoint, transport.pool.files)
         return Status(endpoint=str(endpoint), error=EtcdDenied(reason) if reason else error)

@@ -13,7 +13,7 @@ from instep.etcd._grpc import EOF, aio
 from instep.etcd._pool import Connection
 
 
-class StreamBroken(Exception):  # noqa: N818  # never leaves the package
+class StreamBroken(Exception):  # never leaves the package
     """The stream is over. `silent`: etcd stopped answering; `error`: what gRPC said, if it said anything."""
 
     def __init__(self, *, silent: bool = False, error: aio.AioRpcError | None = None) -> None:
@@ -25,12 +25,11 @@ class StreamBroken(Exception):  # noqa: N818  # never leaves the package
 class Stream:
     """Asks for progress every `probe_s` while waiting, and gives up `silence_s` after an unanswered question.
 
-    The question is for liveness only: the revision in its answer means nothing to a watch that is catching up.
+    The question is for liveness only: the revision in its answer means nothing to a watch that is catching
+    up.
     """
 
-    def __init__(
-        self, connection: Connection, metadata: Metadata, *, probe_s: float, silence_s: float
-    ) -> None:
+    def __init__(self, connection: Connection, metadata: Metadata, *, probe_s: float, silence_s: float) -> None:
         self.connection = connection
         self._probe_s = probe_s
         self._silence_s = silence_s
@@ -59,8 +58,8 @@ class Stream:
         return response
 
     async def receive(self) -> Any:
-        """The next response. May be cancelled without losing one. Raises StreamBroken when the stream is over."""
-        while True:
+        """The next response, or StreamBroken when there is none. May be cancelled without losing any."""
+        while not self.connection.retired:
             reading = self._reading
             if reading is None:
                 reading = self._reading = asyncio.create_task(self._call.read())
@@ -70,6 +69,7 @@ class Stream:
                 self._reading = None
                 return self._outcome(reading)
             self._probe()
+        raise StreamBroken
 
     def _outcome(self, task: asyncio.Task[Any]) -> Any:
         if task.cancelled():
@@ -91,8 +91,6 @@ class Stream:
         now = time.monotonic()
         if self._asked_at is not None and now - self._asked_at >= self._silence_s:
             raise StreamBroken(silent=True)
-        if self.connection.retired:
-            raise StreamBroken
         self._next_probe_at = now + self._probe_s
         if self._asked_at is None:
             self._asked_at = now

@@ -29,9 +29,7 @@ class Tls:
 
     def __post_init__(self) -> None:
         if (self.cert is None) != (self.key is None):
-            raise SettingsError(
-                "A client certificate needs its key and a key its certificate: give both or none."
-            )
+            raise SettingsError("A client certificate needs its key and a key its certificate: give both or none.")
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -82,9 +80,7 @@ class TlsFiles:
         fingerprint = self._fingerprint()
         self.context()
         tls = self._tls
-        cacert, cert, key = (
-            None if path is None else _read(path) for path in (tls.cacert, tls.cert, tls.key)
-        )
+        cacert, cert, key = (None if path is None else _read(path) for path in (tls.cacert, tls.cert, tls.key))
         self._loaded = fingerprint
         return grpc.ssl_channel_credentials(root_certificates=cacert, private_key=key, certificate_chain=cert)
 
@@ -114,9 +110,7 @@ def _read(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise SettingsError(
-            f"{path} cannot be read ({error.strerror}): correct the path or its mode."
-        ) from error
+        raise SettingsError(f"{path} cannot be read ({error.strerror}): correct the path or its mode.") from error
 
 
 def _check_private(path: str) -> None:

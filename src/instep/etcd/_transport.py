@@ -1,4 +1,4 @@
-"""Calls: to the current endpoint, on to the next when it fails, again where repeating is safe, never without a limit."""
+"""Calls: to the current endpoint, then to the next, again where repeating is safe, within a limit."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Trial:
         return max(0.001, self.deadline - time.monotonic())
 
     def share_s(self, endpoints: int) -> float:
-        """The time for the next attempt: half of what is left while other endpoints have not been tried yet."""
+        """The time for the next attempt: half of what is left while an endpoint is still untried."""
         return self.left_s if self.tried % endpoints == endpoints - 1 else self.left_s / 2
 
 
@@ -70,7 +70,7 @@ class Transport:
         repeatable: bool = False,
         lease: int = 0,
     ) -> Any:
-        """The reply, within `timeout_s`, or a typed error. `subject` is what is done, for a message ("put a/b").
+        """The reply within `timeout_s`, or a typed error, which names the `subject`: what is done ("put a/b").
 
         A call that is not `repeatable` is made again only when it certainly did not reach etcd.
         """
@@ -116,19 +116,29 @@ class Transport:
                 await self._recover(connection, error, trial)
 
     def stream_metadata(self) -> Metadata:
-        """etcd ends a stream so marked when its member loses the quorum, instead of keeping it open and silent."""
+        """With the mark that makes etcd end a stream when its member loses the quorum."""
         return (*(self.auth.metadata or ()), ("hasleader", "true"))
 
-    async def _attempt(
-        self, connection: Connection, method: _wire.Method, request: Any, trial: _Trial
-    ) -> Any:
+    async def _attempt(self, connection: Connection, method: _wire.Method, request: Any, trial: _Trial) -> Any:
         trial.sent = False
         share_s = trial.share_s(len(self.pool))
-        if not connection.proven and not trial.repeatable and not await connection.ready(share_s):
-            raise _never_connected()
-        return await self._send(
-            connection, method, request, trial, share_s if trial.repeatable else trial.left_s
-        )
+        if not trial.repeatable and not await self._stands(connection, share_s):
+            raise _no_answer()
+        return await self._send(connection, method, request, trial, share_s if trial.repeatable else trial.left_s)
+
+    async def _stands(self, connection: Connection, limit_s: float) -> bool:
+        """Whether a write may be trusted to this connection. A frozen server would swallow it, its fate unknown."""
+        if connection.fresh:
+            return True
+        if connection.proven and len(self.pool) == 1:
+            return True  # there is nowhere else to go
+        began = time.monotonic()
+        if not await connection.ready(limit_s):
+            return False
+        if len(self.pool) == 1:
+            return True
+        left_s = max(0.001, limit_s - (time.monotonic() - began))
+        return await connection.answers(self.auth.metadata, left_s)
 
     async def _send(
         self, connection: Connection, method: _wire.Method, request: Any, trial: _Trial, timeout_s: float
@@ -176,9 +186,7 @@ class Transport:
         self._note_failure(connection, error, kind, trial)
         raise self._unavailable(error, trial, unknown=False) from error
 
-    def _note_failure(
-        self, connection: Connection, error: aio.AioRpcError, kind: Kind, trial: _Trial
-    ) -> None:
+    def _note_failure(self, connection: Connection, error: aio.AioRpcError, kind: Kind, trial: _Trial) -> None:
         reason = _failures.short_reason(_failures.code_of(error), _failures.details_of(error))
         trial.reasons[str(connection.endpoint)] = reason
         trial.tried += 1
@@ -212,9 +220,7 @@ class Transport:
             raise self.refusal(error, connection, trial.subject, trial.lease) from error
         return True
 
-    def refusal(
-        self, error: aio.AioRpcError, connection: Connection, subject: object, lease: int = 0
-    ) -> EtcdError:
+    def refusal(self, error: aio.AioRpcError, connection: Connection, subject: object, lease: int = 0) -> EtcdError:
         self.failures += 1
         return _failures.refusal(
             _failures.code_of(error),
@@ -235,7 +241,7 @@ class Transport:
         )
 
 
-def _never_connected() -> aio.AioRpcError:
+def _no_answer() -> aio.AioRpcError:
     return aio.AioRpcError(
-        grpc.StatusCode.UNAVAILABLE, aio.Metadata(), aio.Metadata(), "failed to connect: timed out", None
+        grpc.StatusCode.DEADLINE_EXCEEDED, aio.Metadata(), aio.Metadata(), "no answer before the request was sent", None
     )

@@ -10,7 +10,7 @@ from instep.errors import EtcdError
 
 @dataclass(frozen=True, slots=True)
 class KeyValue:
-    """One key as etcd held it at `mod_revision`. In a delete event only `key` and `mod_revision` mean something."""
+    """One key as of `mod_revision`. In a delete event only `key` and `mod_revision` mean something."""
 
     key: str
     value: bytes
@@ -80,7 +80,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """What one endpoint says of itself, or `error` when it did not answer (the other fields are then empty)."""
+    """What one endpoint says of itself, or its `error`; the other fields are then empty."""
 
     endpoint: str
     version: str = ""

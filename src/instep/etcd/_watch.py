@@ -1,4 +1,4 @@
-"""A watch: every change of a range of keys, once and in order, across broken streams and restarted servers."""
+"""A watch: every change of a range of keys, once and in order, across broken streams."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ _GRPC_ERRORS = (aio.AioRpcError, StreamBroken)
 class Watch:
     """Made by `Client.watch`; entered, it has a stream, and iterated, it gives batches of whole revisions.
 
-    Promise: every event with a revision from the start on (from now: above `created_revision`) is delivered once, in
-    order. A broken stream is replaced without end; a frozen server is noticed `probe_s` + `silence_s` after its last
-    word while someone waits for a batch. Limit: history that etcd compacts while the watch is behind is gone, and
-    the watch ends with Compacted. It ends with EtcdDenied when etcd withdraws the permission, and at its first
-    connection with EtcdUnavailable when nobody answers in the client's time. One consumer at a time.
+    Promise: every event with a revision from the start on (from now: above `created_revision`) is delivered
+    once, in order. A broken stream is replaced without end; a frozen server is noticed `probe_s` +
+    `silence_s` after its last word while someone waits for a batch. Limit: history that etcd compacts while
+    the watch is behind is gone, and the watch ends with Compacted. It ends with EtcdDenied when etcd
+    withdraws the permission, and at its first connection with EtcdUnavailable when nobody answers in the
+    client's time. One consumer at a time.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Watch:
 
     @property
     def next_revision(self) -> int:
-        """The lowest revision that may still be delivered; a new watch from here loses nothing and repeats nothing."""
+        """The lowest revision that may still be delivered; a new watch from here carries on exactly."""
         return self._cursor.next_revision
 
     @property
@@ -115,7 +116,7 @@ class Watch:
             await stream.close()
 
     async def _connect(self, *, ride_out: bool) -> None:
-        """Get a stream, trying endpoints in turn without end. `ride_out`: a refused handshake may pass (a rotation)."""
+        """Get a stream, trying endpoints without end. `ride_out`: a refused handshake may pass."""
         while not self._closed:
             connection = self._transport.pool.connection()
             stream: Stream | None = None
@@ -164,9 +165,7 @@ class Watch:
         if rpc_error is None:
             return
         kind = _failures.classify(_failures.code_of(rpc_error), _failures.details_of(rpc_error))
-        if kind is Kind.TOKEN or (
-            kind is Kind.DENIED and "permission denied" in _failures.details_of(rpc_error)
-        ):
+        if kind is Kind.TOKEN or (kind is Kind.DENIED and "permission denied" in _failures.details_of(rpc_error)):
             await self._on_refused_token(_failures.details_of(rpc_error))
         elif kind is Kind.DENIED:
             raise self._transport.refusal(rpc_error, connection, self._subject)
@@ -184,7 +183,7 @@ class Watch:
         await stream.close()
 
     async def _on_canceled(self, response: Any) -> None:
-        """etcd ended the watch: for good when its history is gone or it denies us, else there will be another."""
+        """etcd ended the watch: for good when its history is gone or it denies us."""
         if self._stream is not None:
             stream, self._stream = self._stream, None
             await stream.close()

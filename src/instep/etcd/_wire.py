@@ -1,9 +1,9 @@
 """etcd's wire messages and methods, built at import without generated code.
 
-Generated stubs refuse protobuf runtimes older than their generator; a descriptor built here loads on every protobuf
-from 4.21 on. The pool is private, so another etcd library in the process cannot conflict with it. Numbers and names
-are those of etcd's rpc.proto and kv.proto; only the fields that this client uses are described. Enumerations are
-carried as int32, which is the same on the wire.
+Generated stubs refuse protobuf runtimes older than their generator; a descriptor built here loads on every
+protobuf from 4.21 on. The pool is private, so another etcd library in the process cannot conflict with it.
+Numbers and names are those of etcd's rpc.proto and kv.proto; only the fields that this client uses are
+described. Enumerations are carried as int32, which is the same on the wire.
 """
 
 from __future__ import annotations
@@ -14,43 +14,55 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-# One message a line; a field is name:number:type. "*" repeats, "|" puts the field into the message's one union.
-_TABLE = """\
-ResponseHeader cluster_id:1:uint64 member_id:2:uint64 revision:3:int64 raft_term:4:uint64
-KeyValue key:1:bytes create_revision:2:int64 mod_revision:3:int64 version:4:int64 value:5:bytes lease:6:int64
-Event type:1:int32 kv:2:KeyValue
-RangeRequest key:1:bytes range_end:2:bytes limit:3:int64 revision:4:int64 sort_order:5:int32 sort_target:6:int32 \
-serializable:7:bool keys_only:8:bool
-RangeResponse header:1:ResponseHeader kvs:2:KeyValue* more:3:bool count:4:int64
-PutRequest key:1:bytes value:2:bytes lease:3:int64
-PutResponse header:1:ResponseHeader
-DeleteRangeRequest key:1:bytes range_end:2:bytes
-DeleteRangeResponse header:1:ResponseHeader deleted:2:int64
-RequestOp request_range:1:RangeRequest| request_put:2:PutRequest| request_delete_range:3:DeleteRangeRequest|
-ResponseOp response_range:1:RangeResponse| response_put:2:PutResponse| response_delete_range:3:DeleteRangeResponse|
-Compare result:1:int32 target:2:int32 key:3:bytes version:4:int64| create_revision:5:int64| mod_revision:6:int64| \
-value:7:bytes|
-TxnRequest compare:1:Compare* success:2:RequestOp* failure:3:RequestOp*
-TxnResponse header:1:ResponseHeader succeeded:2:bool responses:3:ResponseOp*
-CompactionRequest revision:1:int64 physical:2:bool
-CompactionResponse header:1:ResponseHeader
-WatchCreateRequest key:1:bytes range_end:2:bytes start_revision:3:int64 fragment:8:bool
-WatchProgressRequest
-WatchRequest create_request:1:WatchCreateRequest| progress_request:3:WatchProgressRequest|
-WatchResponse header:1:ResponseHeader watch_id:2:int64 created:3:bool canceled:4:bool compact_revision:5:int64 \
-cancel_reason:6:string fragment:7:bool events:11:Event*
-LeaseGrantRequest TTL:1:int64 ID:2:int64
-LeaseGrantResponse header:1:ResponseHeader ID:2:int64 TTL:3:int64 error:4:string
-LeaseRevokeRequest ID:1:int64
-LeaseRevokeResponse header:1:ResponseHeader
-LeaseKeepAliveRequest ID:1:int64
-LeaseKeepAliveResponse header:1:ResponseHeader ID:2:int64 TTL:3:int64
-StatusRequest
-StatusResponse header:1:ResponseHeader version:2:string dbSize:3:int64 leader:4:uint64 raftIndex:5:uint64 \
-raftTerm:6:uint64 raftAppliedIndex:7:uint64 errors:8:string* dbSizeInUse:9:int64 isLearner:10:bool
-AuthenticateRequest name:1:string password:2:string
-AuthenticateResponse header:1:ResponseHeader token:2:string
-"""
+# A field is name:number:type. "*" repeats it, "|" puts it into its message's one union.
+_TABLE = {
+    "ResponseHeader": "cluster_id:1:uint64 member_id:2:uint64 revision:3:int64 raft_term:4:uint64",
+    "KeyValue": (
+        "key:1:bytes create_revision:2:int64 mod_revision:3:int64 version:4:int64 value:5:bytes lease:6:int64"
+    ),
+    "Event": "type:1:int32 kv:2:KeyValue",
+    "RangeRequest": (
+        "key:1:bytes range_end:2:bytes limit:3:int64 revision:4:int64 sort_order:5:int32 sort_target:6:int32 "
+        "serializable:7:bool keys_only:8:bool"
+    ),
+    "RangeResponse": "header:1:ResponseHeader kvs:2:KeyValue* more:3:bool count:4:int64",
+    "PutRequest": "key:1:bytes value:2:bytes lease:3:int64",
+    "PutResponse": "header:1:ResponseHeader",
+    "DeleteRangeRequest": "key:1:bytes range_end:2:bytes",
+    "DeleteRangeResponse": "header:1:ResponseHeader deleted:2:int64",
+    "RequestOp": ("request_range:1:RangeRequest| request_put:2:PutRequest| request_delete_range:3:DeleteRangeRequest|"),
+    "ResponseOp": (
+        "response_range:1:RangeResponse| response_put:2:PutResponse| response_delete_range:3:DeleteRangeResponse|"
+    ),
+    "Compare": (
+        "result:1:int32 target:2:int32 key:3:bytes "
+        "version:4:int64| create_revision:5:int64| mod_revision:6:int64| value:7:bytes|"
+    ),
+    "TxnRequest": "compare:1:Compare* success:2:RequestOp* failure:3:RequestOp*",
+    "TxnResponse": "header:1:ResponseHeader succeeded:2:bool responses:3:ResponseOp*",
+    "CompactionRequest": "revision:1:int64 physical:2:bool",
+    "CompactionResponse": "header:1:ResponseHeader",
+    "WatchCreateRequest": "key:1:bytes range_end:2:bytes start_revision:3:int64 fragment:8:bool",
+    "WatchProgressRequest": "",
+    "WatchRequest": "create_request:1:WatchCreateRequest| progress_request:3:WatchProgressRequest|",
+    "WatchResponse": (
+        "header:1:ResponseHeader watch_id:2:int64 created:3:bool canceled:4:bool compact_revision:5:int64 "
+        "cancel_reason:6:string fragment:7:bool events:11:Event*"
+    ),
+    "LeaseGrantRequest": "TTL:1:int64 ID:2:int64",
+    "LeaseGrantResponse": "header:1:ResponseHeader ID:2:int64 TTL:3:int64 error:4:string",
+    "LeaseRevokeRequest": "ID:1:int64",
+    "LeaseRevokeResponse": "header:1:ResponseHeader",
+    "LeaseKeepAliveRequest": "ID:1:int64",
+    "LeaseKeepAliveResponse": "header:1:ResponseHeader ID:2:int64 TTL:3:int64",
+    "StatusRequest": "",
+    "StatusResponse": (
+        "header:1:ResponseHeader version:2:string dbSize:3:int64 leader:4:uint64 raftIndex:5:uint64 "
+        "raftTerm:6:uint64 raftAppliedIndex:7:uint64 errors:8:string* dbSizeInUse:9:int64 isLearner:10:bool"
+    ),
+    "AuthenticateRequest": "name:1:string password:2:string",
+    "AuthenticateResponse": "header:1:ResponseHeader token:2:string",
+}
 
 _PACKAGE = "etcdserverpb"
 _FIELD = descriptor_pb2.FieldDescriptorProto
@@ -83,14 +95,13 @@ def _add_field(message: descriptor_pb2.DescriptorProto, text: str) -> None:
 
 def _build() -> dict[str, Any]:
     file = descriptor_pb2.FileDescriptorProto(name="instep/etcd.proto", package=_PACKAGE, syntax="proto3")
-    for line in _TABLE.strip().splitlines():
-        name, *fields = line.split()
+    for name, fields in _TABLE.items():
         message = file.message_type.add(name=name)
-        for field in fields:
+        for field in fields.split():
             _add_field(message, field)
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
-    return {m.name: _message_class(pool, f"{_PACKAGE}.{m.name}") for m in file.message_type}
+    return {name: _message_class(pool, f"{_PACKAGE}.{name}") for name in _TABLE}
 
 
 def _message_class(pool: descriptor_pool.DescriptorPool, full_name: str) -> Any:
@@ -121,17 +132,13 @@ StatusRequest = _MESSAGES["StatusRequest"]
 AuthenticateRequest = _MESSAGES["AuthenticateRequest"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Method:
     """One remote method: its path and how its messages become bytes and back."""
 
     path: str
     serialize: Any
     deserialize: Any
-
-    @property
-    def name(self) -> str:
-        return self.path.rsplit("/", 1)[1]
 
 
 def _method(service: str, name: str, request: str, response: str) -> Method:
@@ -146,10 +153,15 @@ TXN = _method("KV", "Txn", "TxnRequest", "TxnResponse")
 COMPACT = _method("KV", "Compact", "CompactionRequest", "CompactionResponse")
 LEASE_GRANT = _method("Lease", "LeaseGrant", "LeaseGrantRequest", "LeaseGrantResponse")
 LEASE_REVOKE = _method("Lease", "LeaseRevoke", "LeaseRevokeRequest", "LeaseRevokeResponse")
-# A stream on etcd's side. One request and its one reply are the same bytes as a unary call, which has a deadline.
+# A stream on etcd's side. One request and its one reply are the same bytes as a unary call, which has a
+# deadline of its own.
 LEASE_KEEPALIVE = _method("Lease", "LeaseKeepAlive", "LeaseKeepAliveRequest", "LeaseKeepAliveResponse")
 STATUS = _method("Maintenance", "Status", "StatusRequest", "StatusResponse")
 AUTHENTICATE = _method("Auth", "Authenticate", "AuthenticateRequest", "AuthenticateResponse")
 WATCH = _method("Watch", "Watch", "WatchRequest", "WatchResponse")
 
-UNARY = (RANGE, PUT, DELETE, TXN, COMPACT, LEASE_GRANT, LEASE_REVOKE, LEASE_KEEPALIVE, STATUS, AUTHENTICATE)
+UNARY = (
+    *(RANGE, PUT, DELETE, TXN, COMPACT),
+    *(LEASE_GRANT, LEASE_REVOKE, LEASE_KEEPALIVE),
+    *(STATUS, AUTHENTICATE),
+)

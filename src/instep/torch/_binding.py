@@ -45,9 +45,7 @@ class BindingStatistics:
 class Binding:
     """What `bind` returns. It needs no keeping: the run and the optimizer keep it alive."""
 
-    def __init__(
-        self, optimizer: Optimizer, knobs: Sequence[Knob], roots: Sequence[LRScheduler], mode: str
-    ) -> None:
+    def __init__(self, optimizer: Optimizer, knobs: Sequence[Knob], roots: Sequence[LRScheduler], mode: str) -> None:
         self._optimizer = optimizer
         self._knobs = tuple(knobs)
         self._roots = tuple(roots)
@@ -183,9 +181,7 @@ def bind(
     knobs = plan_knobs(optimizer, names, roots, override=mode == "override")
     taken = _bound.get(optimizer, set()).intersection(str(knob.field) for knob in knobs)
     if taken:
-        raise BindError(
-            f"{', '.join(sorted(taken))} of this optimizer is bound already: release() that binding first"
-        )
+        raise BindError(f"{', '.join(sorted(taken))} of this optimizer is bound already: release() that binding first")
     values = [checked_value(run.config, knob) for knob in knobs]
     binding = Binding(optimizer, knobs, roots, mode)
     binding._start(run, values)

@@ -12,7 +12,7 @@ from ._knob import Knob
 from ._ratio import Kind, Number, point_of, rebased
 from ._schedulers import Leaf, leaves_of, publish_lrs
 
-# With the scheduler, so that a checkpoint made while the agreed lr is zero still knows the point of the schedule.
+# In the scheduler, so that a checkpoint made at an agreed zero still knows the point of the schedule.
 HELD_POINTS = "instep_held_points"
 
 
@@ -88,10 +88,8 @@ class CurveKnob(Knob):
             delattr(self._roots[0], HELD_POINTS)
 
     def _shares(self) -> list[tuple[Group, float]]:
-        """The groups that have a ratio, and the base of each: of the last agreed value that was not zero."""
-        return [
-            (group, ratio * self._anchor) for group, ratio in zip(self._groups, self.ratios, strict=False)
-        ]
+        """The groups, and the base of each: its share of the last agreed value that was not zero."""
+        return [(group, ratio * self._anchor) for group, ratio in zip(self._groups, self.ratios, strict=False)]
 
     def _write(self) -> None:
         # All groups are read before one is written: they may share one tensor.

@@ -122,7 +122,7 @@ class Knob:
 
 
 class OverrideKnob(Knob):
-    """A knob that writes its values again after each step and load of the schedulers, which so have no effect."""
+    """A knob that writes again after each step and load of the schedulers, which so have no effect."""
 
     def __init__(
         self,

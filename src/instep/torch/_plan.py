@@ -23,9 +23,7 @@ LR = Field("lr")
 
 def checked_optimizer(optimizer: object) -> None:
     """BindError unless it is an optimizer of torch that can be told of loads."""
-    if not isinstance(optimizer, Optimizer) or not hasattr(
-        optimizer, "_optimizer_load_state_dict_post_hooks"
-    ):
+    if not isinstance(optimizer, Optimizer) or not hasattr(optimizer, "_optimizer_load_state_dict_post_hooks"):
         raise BindError(
             f"the optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer: "
             "pass the torch optimizer that it wraps"
@@ -67,9 +65,7 @@ def plan_knobs(
     return knobs
 
 
-def _knob(
-    optimizer: Optimizer, field: Field, name: str, roots: Sequence[LRScheduler], *, override: bool
-) -> Knob:
+def _knob(optimizer: Optimizer, field: Field, name: str, roots: Sequence[LRScheduler], *, override: bool) -> Knob:
     kind = field.kind(optimizer.defaults)
     assert kind is not None, "checked with the field"
     peaks = peak_lrs(roots, optimizer.param_groups) if field == LR and override else None
@@ -85,9 +81,7 @@ def _knob(
     if field != LR or not roots:
         return Knob(optimizer, field, name, kind=kind, default=default, ratios=ratios)
     if default == 0:
-        raise BindError(
-            "the optimizer's default lr is 0, so its schedule has no scale: construct it with another lr"
-        )
+        raise BindError("the optimizer's default lr is 0, so its schedule has no scale: construct it with another lr")
     return CurveKnob(optimizer, field, name, default=default, ratios=ratios, roots=roots)
 
 
@@ -101,9 +95,7 @@ def _checked_field(optimizer: Optimizer, text: str) -> Field:
             raise BindError(f"{type(optimizer).__name__} has no {text!r} to bind: it has {known}") from None
         if kind is None:
             cure = f"bind {text}.0 or {text}.1" if isinstance(held, tuple | list) else "bind another key"
-            raise BindError(
-                f"{text} of {type(optimizer).__name__} holds {held!r}, which is no number: {cure}"
-            )
+            raise BindError(f"{text} of {type(optimizer).__name__} holds {held!r}, which is no number: {cure}")
     return field
 
 
@@ -146,7 +138,7 @@ def _base(group: Group, field: Field, *, scheduled: bool) -> float:
 
 
 def _default(optimizer: Optimizer, field: Field, bases: Sequence[float]) -> float:
-    """The optimizer's default; if it is the very tensor a group holds, what was in it before a schedule."""
+    """The optimizer's default; if a group holds that very tensor, what was in it before a schedule."""
     held = field.held(optimizer.defaults)
     if isinstance(held, Tensor):
         for group, base in zip(optimizer.param_groups, bases, strict=True):

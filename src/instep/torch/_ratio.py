@@ -54,7 +54,7 @@ def share_of(ratio: float, agreed: Number, kind: Kind) -> Number:
 
 
 def point_of(value: float, base: float) -> float:
-    """How far up its schedule `value` stands: what it is to `base`. A base of zero counts as standing on it."""
+    """Where on its schedule `value` is: what it is to `base`. A base of zero counts as standing on it."""
     return 1.0 if base == 0 else value / base
 
 

@@ -34,9 +34,7 @@ def checked_schedulers(given: object, optimizer: Optimizer) -> tuple[LRScheduler
                 "pass the torch scheduler that it wraps"
             )
         if root.optimizer is not optimizer:
-            raise BindError(
-                f"the {type(root).__name__} steers another optimizer: pass the one built on this optimizer"
-            )
+            raise BindError(f"the {type(root).__name__} steers another optimizer: pass the one built on this optimizer")
     return roots
 
 
@@ -77,9 +75,7 @@ def refuse_cycled(leaves: Sequence[LRScheduler], key: str) -> None:
     """BindError when a scheduler writes the momentum that `key` is to hold."""
     cycled = ("momentum", "betas.0", "betas")
     if key in cycled and any(getattr(leaf, "cycle_momentum", False) for leaf in leaves):
-        raise BindError(
-            f"the scheduler cycles {key}, which is bound too: pass cycle_momentum=False to the scheduler"
-        )
+        raise BindError(f"the scheduler cycles {key}, which is bound too: pass cycle_momentum=False to the scheduler")
 
 
 def peak_lrs(roots: Sequence[LRScheduler], groups: Sequence[Group]) -> list[float] | None:

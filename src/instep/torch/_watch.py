@@ -1,7 +1,7 @@
 """Being told when an optimizer was loaded, and when a scheduler has stepped or was loaded.
 
-torch has no hooks for a scheduler. It gets a class of its own, derived from its class. An attribute on the instance would be simpler,
-but `state_dict()` of a scheduler is its `__dict__`, so it would end up in every checkpoint.
+torch has no hooks for a scheduler. It gets a class of its own, derived from its class. An attribute on the
+instance would be simpler, but `state_dict()` of a scheduler is its `__dict__`: it would be in every checkpoint.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 Told = Callable[[], None]
 
 
-def watch(
-    scheduler: LRScheduler, *, before_step: Told, after_step: Told, after_load: Told
-) -> Callable[[], None]:
+def watch(scheduler: LRScheduler, *, before_step: Told, after_step: Told, after_load: Told) -> Callable[[], None]:
     """Call these around `step()` and after `load_state_dict()` of this one scheduler, until released.
 
     Returns the function that releases it. `isinstance`, the class's name, `state_dict()` and pickling stay as
@@ -64,8 +62,8 @@ def watch_loads(optimizer: Optimizer, told: Told) -> Callable[[], None]:
     """Call `told` after each `load_state_dict()` of the optimizer, until the returned function is called."""
     if type(optimizer).load_state_dict is Optimizer.load_state_dict:
         return optimizer.register_load_state_dict_post_hook(lambda _: told()).remove
-    # A load of its own may write after the hooks have run, as ZeroRedundancyOptimizer's does. What is in an optimizer's
-    # `__dict__` is not in its state dict, so here an attribute will do.
+    # A load of its own may write after the hooks have run, as ZeroRedundancyOptimizer's does. An optimizer's
+    # `__dict__` is not its state dict, so here an attribute will do.
     plain = optimizer.load_state_dict
 
     def load_state_dict(*args: Any, **kwargs: Any) -> None:

@@ -7,7 +7,7 @@ memory is the only place that matters for it; agents come and go.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from instep.scalar import Scalar
@@ -19,6 +19,8 @@ NEVER = 2**62
 class Answer(Enum):
     ARMED = "armed"
     LATE = "late"
+    LATER = "later"
+    """Not before the promise that stands is settled: ask again then."""
     KNOWN = "known"
 
 
@@ -47,70 +49,74 @@ class Apply:
 
 
 class Gate:
-    """The promises of one worker. `next_gate` is the first step that needs a closer look."""
+    """At most one promise at a time, the inherited one of a newcomer included: whoever joins learns only one gate and
+    what held before it, so no second gate may lie ahead of anybody (docs/protocol/, mutant PROMISE_TWO).
+
+    `next_gate` is the first step that needs a closer look.
+    """
 
     def __init__(self) -> None:
-        self._promises: dict[int, Promise] = {}
+        self._promise: Promise | None = None
         self._settled = 0
         self.next_gate = NEVER
 
     def __repr__(self) -> str:
-        waiting = ", ".join(f"plan {p.number} at step {p.gate}" for p in self._promises.values())
-        return f"Gate({waiting or 'nothing promised'})"
+        promise = self._promise
+        return f"Gate({f'plan {promise.number} at step {promise.gate}' if promise else 'nothing promised'})"
 
     @property
-    def undecided(self) -> tuple[int, ...]:
-        return tuple(number for number, promise in self._promises.items() if promise.commit is None)
+    def undecided(self) -> int | None:
+        """The plan that was promised and whose decision is not known."""
+        promise = self._promise
+        return promise.number if promise is not None and promise.commit is None else None
 
     def start(self, plan: int) -> None:
-        """A view begins: every plan up to this one is past, except for what `committed` adds."""
+        """A view begins: every plan up to this one is past, except for what `inherit` adds."""
         self._settled = plan
-        self._promises.clear()
-        self._look()
+        self._hold(None)
 
-    def committed(self, number: int, gate: int, values: Mapping[str, Scalar]) -> None:
+    def inherit(self, number: int, gate: int, values: Mapping[str, Scalar]) -> None:
         """A decision made before this worker came, for a step it has still before it."""
-        self._promises[number] = Promise(number, gate, values, commit=True)
-        self._look()
+        self._hold(Promise(number, gate, values, commit=True))
 
     def hear_plan(self, number: int, gate: int, values: Mapping[str, Scalar], next_step: int) -> Answer:
         """`next_step` is the step about to be run: it has not begun, so `gate` may be equal to it."""
-        if number in self._promises:
-            return Answer.ARMED if self._promises[number].commit is None else Answer.KNOWN
-        if number <= self._settled:
+        promise = self._promise
+        if promise is not None and number == promise.number:
+            return Answer.ARMED if promise.commit is None else Answer.KNOWN
+        if number <= self._settled or (promise is not None and number < promise.number):
             return Answer.KNOWN
+        if promise is not None:
+            return Answer.LATER
         if next_step > gate:
             return Answer.LATE
-        self._promises[number] = Promise(number, gate, values)
-        self._look()
+        self._hold(Promise(number, gate, values))
         return Answer.ARMED
 
     def hear_decision(self, number: int, commit: bool) -> None:
         """Decisions of plans never promised are none of this worker's business: they can only be aborts."""
-        promise = self._promises.get(number)
-        if promise is None:
+        promise = self._promise
+        if promise is None or number != promise.number:
             return
         if commit:
-            self._promises[number] = Promise(number, promise.gate, promise.values, commit=True)
+            self._hold(replace(promise, commit=True))
         else:
-            self._settle(number)
+            self._settle(promise)
 
     def at(self, step: int) -> Wait | Apply | None:
         """What must be done before `step` may run; ask again until there is nothing."""
-        for number in sorted(self._promises):
-            promise = self._promises[number]
-            if promise.gate > step:
-                continue
-            if promise.commit is None:
-                return Wait(number)
-            self._settle(number)
-            return Apply(number, promise.values)
-        return None
+        promise = self._promise
+        if promise is None or promise.gate > step:
+            return None
+        if promise.commit is None:
+            return Wait(promise.number)
+        self._settle(promise)
+        return Apply(promise.number, promise.values)
 
-    def _settle(self, number: int) -> None:
-        del self._promises[number]
-        self._settled = max(self._settled, number)
-        self._look()
+    def _settle(self, promise: Promise) -> None:
+        self._settled = max(self._settled, promise.number)
+        self._hold(None)
 
-    def _look(self) -> None:
-        self.next_gate = min((promise.gate for promise in self._promises.values()), default=NEVER)
+    def _hold(self, promise: Promise | None) -> None:
+        self._promise = promise
+        self.next_gate = promise.gate if promise is not None else NEVER

@@ -7,16 +7,18 @@ import select
 import signal
 import socket
 import struct
-import subprocess
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from instep.errors import AgentError
 from instep.runtime import RuntimeFolder
 from instep.settings import Settings
 from instep.wire import Decoder, Message, WireError, Words, create_words, encode
 from instep.worker.spawn import log_tail, start_agent
+
+if TYPE_CHECKING:
+    import subprocess
 
 START_TIMEOUT_S: Final = 20.0
 RETRY_S: Final = 0.02

@@ -12,6 +12,7 @@ import socket
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Generic, Self
 
@@ -35,6 +36,20 @@ AGENT_SILENCE_S: Final = 10.0
 ETCD_PATIENCE_S: Final = 300.0
 
 Config = TypeVar("Config", default=Any)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a worker starts its first view with: `previous` before step `gate`, `values` from it on."""
+
+    values: Mapping[str, Scalar]
+    plan: int
+    gate: int | None
+    previous: Mapping[str, Scalar] | None
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Start:
+        return cls(document["values"], document["plan"], document.get("gate"), document.get("previous"))
 
 
 class Run(Generic[Config]):
@@ -66,7 +81,9 @@ class Run(Generic[Config]):
         self._patience_s = etcd_patience_s
         self._values: dict[str, Scalar] = {}
         self._gate = Gate()
-        self._prepared: dict[int, Config] = {}
+        self._prepared: tuple[int, Config] | None = None
+        self._postponed: Message | None = None
+        self._start: Start | None = None
         self._callbacks: list[Callable[[Config, Config], object]] = []
         self._reports = Reports()
         self._applied: tuple[int, int] | None = None
@@ -170,7 +187,7 @@ class Run(Generic[Config]):
             "pid": os.getpid(),
             "schema": self._codec.document,
             "view": self._view,
-            "undecided": list(self._gate.undecided),
+            "undecided": self._gate.undecided,
         }
 
     def _introduce(self) -> None:
@@ -190,25 +207,25 @@ class Run(Generic[Config]):
         self._view, self._state = number, "training"
         if not first:
             return
-        start = message["start"]
-        gate, previous, values = start.get("gate"), start.get("previous"), start["values"]
-        self._gate.start(start["plan"])
-        self._values = dict(values if previous is None else previous)
+        self._start = start = Start.of(message["start"])
+        self._gate.start(start.plan)
+        self._values = dict(start.values)
         self.config = self._codec.decode(self._values)
-        if previous is not None and gate is not None:
-            self._gate.committed(start["plan"], gate, values)
 
     # -- the boundary, when there is something to do ------------------------------------------------------------------
 
     def _look_closer(self, step: int, now: float) -> None:
         self._check_usable(step)
         self._next_look = now + CHECK_S
+        if self._start is not None:
+            self._begin(self._start, step)
         self._exchange(step)
         while (due := self._gate.at(step)) is not None:
             if isinstance(due, Apply):
                 self._apply(due.number, due.values, step)
             else:
                 self._await_decision(due.number, step)
+            self._hear_postponed(step)
         if self._failure is not None:
             self._next_look = 0.0
             raise self._failure
@@ -220,6 +237,17 @@ class Run(Generic[Config]):
             raise InstepError(f"the run {self.name!r} was left: join again before the next step")
         if step <= self._step:
             raise StepError(f"step {step} follows step {self._step}: the steps given to a run must rise")
+
+    def _begin(self, start: Start, step: int) -> None:
+        """The first boundary: only now is it known on which side of the last agreed gate this worker begins."""
+        self._start = None
+        if start.gate is None or start.previous is None:
+            return
+        if step < start.gate:
+            self._use(start.previous, None)
+            self._gate.inherit(start.plan, start.gate, start.values)
+        else:
+            self._tell_applied(start.plan, step)
 
     def _exchange(self, step: int) -> None:
         """Hears what the agent has said and sends what waits; a lost agent is replaced without waiting for it."""
@@ -248,8 +276,7 @@ class Run(Generic[Config]):
                     self._hear_plan(message, step)
                 case "decision":
                     self._gate.hear_decision(message["n"], message["commit"])
-                    if not message["commit"]:
-                        self._prepared.pop(message["n"], None)
+                    self._hear_postponed(step)
                 case "leads":
                     self._leads = message["leads"]
                 case "failure":
@@ -261,40 +288,53 @@ class Run(Generic[Config]):
                 case _:
                     pass  # from a newer agent; PROTOCOL guards against what must be understood
 
+    def _hear_postponed(self, step: int) -> None:
+        if self._postponed is not None:
+            message, self._postponed = self._postponed, None
+            self._hear_plan(message, step)
+
     def _hear_plan(self, message: Message, step: int) -> None:
         number, values = message["n"], message["values"]
-        try:
-            config = self._codec.decode({**self._values, **values})
-        except ConfigError as error:
-            named = {name: error.problems[name] for name in values if name in error.problems}
-            problems = named or dict.fromkeys(values, "; ".join(error.problems.values()))
-            self._link.send({"t": "refused", "n": number, "problems": problems})
-            return
         answer = self._gate.hear_plan(number, message["gate"], values, step)
-        if answer is Answer.ARMED:
-            self._prepared[number] = config
-            self._link.send({"t": "armed", "n": number})
+        if answer is Answer.LATER:
+            self._postponed = message
         elif answer is Answer.LATE:
             self._link.send({"t": "late", "n": number, "step": step})
+        elif answer is Answer.ARMED:
+            try:
+                self._prepared = (number, self._codec.decode({**self._values, **values}))
+            except ConfigError as error:
+                named = {name: error.problems[name] for name in values if name in error.problems}
+                problems = named or dict.fromkeys(values, "; ".join(error.problems.values()))
+                self._link.send({"t": "refused", "n": number, "problems": problems})
+            else:
+                self._link.send({"t": "armed", "n": number})
 
     def _apply(self, number: int, values: Mapping[str, Scalar], step: int) -> None:
-        self._values = {**self._values, **values}
-        prepared = self._prepared.pop(number, None)
-        old, self.config = self.config, prepared if prepared is not None else self._codec.decode(self._values)
-        for function in self._callbacks:
-            function(old, self.config)
+        prepared, self._prepared = self._prepared, None
+        self._use({**self._values, **values}, prepared[1] if prepared and prepared[0] == number else None)
+        self._tell_applied(number, step)
+
+    def _tell_applied(self, number: int, step: int) -> None:
         self._applied = (number, step)
         try:
             self._link.send({"t": "applied", "n": number, "step": step})
         except LinkLost:
             self._next_look = 0.0  # told again after the next introduction
 
+    def _use(self, values: Mapping[str, Scalar], prepared: Config | None) -> None:
+        """From here on these values hold: decoded, told to whoever asked to be told."""
+        self._values = dict(values)
+        old, self.config = self.config, prepared if prepared is not None else self._codec.decode(self._values)
+        for function in self._callbacks:
+            function(old, self.config)
+
     def _await_decision(self, number: int, step: int) -> None:
         """Waits at a gate until plan `number` is decided: for etcd, never for another rank."""
         started = time.monotonic()
         say_at = started + 0.5
         asked = False
-        while number in self._gate.undecided and self._failure is None:
+        while number == self._gate.undecided and self._failure is None:
             waited_s = time.monotonic() - started
             if waited_s >= self._patience_s:
                 raise GateTimeout(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import instep
 from instep.errors import AgentError
 from instep.runtime import RuntimeFolder
 from instep.settings import Settings
+
+if TYPE_CHECKING:
+    import subprocess
 
 SETTINGS_TIMEOUT_S = 10.0
 LOG_TAIL_CHARACTERS = 600
@@ -24,6 +27,8 @@ def start_agent(
     The agent inherits `lock`, so there is never a second one. Raises AgentError when no process can be started at all;
     an agent that fails later says why in the folder's log.
     """
+    import subprocess  # 5 ms that `import instep` does not take: one worker of a node needs it
+
     try:
         with folder.log.open("ab") as log:
             launcher = subprocess.Popen(

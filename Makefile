@@ -1,0 +1,46 @@
+# Two commands are all a newcomer needs: `make demo` and `make test`. Each makes its own virtualenv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench compat model recording etcd-versions clean
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## a real run of four processes, steered live, in about a minute
+	$(BIN)/instep demo $(DEMO_ARGS)
+
+test: lint  ## everything CI runs
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## the figures in docs/benchmarks.md, as ratios measured in one run
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+compat: $(READY)  ## the client's tests with the oldest and the newest grpcio and protobuf
+	PYTHON=$(PYTHON) bash scripts/compat.sh
+
+model: ## explores the protocol's Promela model with Spin, and its mutants
+	bash scripts/spin.sh
+
+recording: $(READY)  ## records docs/demo.svg from a real run of the demo
+	$(BIN)/python scripts/record_demo.py
+
+etcd-versions: ## fetches Debian's etcd versions for the tests to use
+	bash scripts/etcd-versions.sh
+
+clean: ## removes what the targets above have made
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build

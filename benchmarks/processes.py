@@ -1,0 +1,37 @@
+"""What Linux says of a process: its processor time and its memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MB = 1e6
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time of all threads so far, in seconds, counted in nanoseconds (`stat` counts in 10 ms)."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+def memory_mb(pid: int | str = "self") -> dict[str, float]:
+    """`Rss`: all pages it has mapped; `Pss`: shared pages counted in part; `Private`: what its end would free."""
+    fields: dict[str, float] = {}
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+        name, amount, *_ = line.split()
+        fields[name.rstrip(":")] = int(amount) * 1024 / MB
+    private = fields["Private_Clean"] + fields["Private_Dirty"]
+    return {"Rss": fields["Rss"], "Pss": fields["Pss"], "Private": private}
+
+
+def find_agent(folder: Path) -> int:
+    """The pid of the agent that serves below `folder`. Raises ProcessLookupError when there is none."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue  # it has ended since
+        if b"instep.agent" in words and any(word.startswith(bytes(folder)) for word in words):
+            return int(entry.name)
+    raise ProcessLookupError(f"no agent serves below {folder}")

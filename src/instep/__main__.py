@@ -1,0 +1,3 @@
+from instep.cli import main
+
+main()

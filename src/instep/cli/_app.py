@@ -1,0 +1,66 @@
+"""The commands put together, and the border where errors become sentences and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Annotated
+
+import typer
+
+from instep.cli import _get, _history, _local, _runs, _set, _status
+from instep.cli._options import EtcdOption, NamespaceOption, remember
+from instep.cli._output import line, sentence, talk
+from instep.errors import InstepError
+
+app = typer.Typer(
+    name="instep",
+    help="Keep every rank of a training run in step with its operators.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def run() -> None:
+    """Parse the arguments, do the command, end the process."""
+    try:
+        app(prog_name="instep")
+    except InstepError as error:
+        talk(f"instep: {sentence(str(error))}")
+        sys.exit(error.exit_code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from instep import __version__
+
+        line(f"instep {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    etcd: EtcdOption = None,
+    namespace: NamespaceOption = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    remember(etcd, namespace)
+
+
+def demo() -> None:
+    """The whole story on one machine, in a minute."""
+    code = importlib.import_module("instep.demo").main()
+    if code:
+        raise typer.Exit(code)
+
+
+app.command("demo")(demo)
+app.command("local")(_local.local)
+app.command("runs")(_runs.runs)
+app.command("status")(_status.status)
+app.command("get")(_get.get)
+app.command("set")(_set.set_values)
+app.command("history")(_history.history)

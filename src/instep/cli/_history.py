@@ -1,0 +1,85 @@
+"""`instep history`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from instep.cli._options import EtcdOption, JsonOption, NamespaceOption, RunArgument, with_run
+from instep.cli._output import document, show, talk
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+    from instep.control import Entry
+
+
+def history(
+    run: RunArgument,
+    limit: Annotated[int, typer.Option("--limit", "-n", help="How many changes, 1 to 1000.")] = 20,
+    etcd: EtcdOption = None,
+    namespace: NamespaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what was changed, by whom, why, and what became of it; the newest first."""
+    from instep import control
+
+    found = with_run(lambda client, keys: control.history(client, keys, limit), run, etcd, namespace)
+    if as_json:
+        document(found.to_json())
+    elif found.entries:
+        show(history_table(found.entries))
+    else:
+        talk(f"run {run} has had no changes yet")
+
+
+def history_table(entries: Iterable[Entry]) -> Table:
+    """One row a change: its plan, what became of it, what it changed, who wanted it and why."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from instep.cli._style import safe
+    from instep.control import format_changes
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for no_wrap in (True, True, True, False, False):
+        table.add_column(overflow="fold", no_wrap=no_wrap)
+    for entry in entries:
+        number = f"#{entry.plan}" if entry.plan is not None else "–"
+        who = Text(safe(entry.author), style="dim")
+        if entry.reason:
+            who.append(f" “{safe(entry.reason)}”", style="")
+        opened = Text(_local_time(entry.opened_at), style="dim")
+        table.add_row(Text(number, style="dim"), opened, _outcome(entry), format_changes(entry.changes), who)
+        for remark in _remarks(entry):
+            table.add_row("", "", "", Text(remark, style="dim"), "")
+    return table
+
+
+def _outcome(entry: Entry) -> Text:
+    from instep.cli._style import OUTCOME
+
+    text = OUTCOME.text(entry.outcome)
+    if entry.outcome == "applied":
+        text.append(f" at step {entry.step}", style="")
+    elif entry.outcome in ("open", "committed"):
+        text.append(f" for step {entry.gate}", style="")
+    return text
+
+
+def _remarks(entry: Entry) -> list[str]:
+    remarks = [entry.refusal] if entry.refusal else []
+    remarks += [f"attempt #{attempt.plan} for step {attempt.gate}: {attempt.reason}" for attempt in entry.attempts]
+    return remarks
+
+
+def _local_time(opened_at: str | None) -> str:
+    """`11-23 05:30:27` in the time zone of whoever looks; empty when the plan does not say."""
+    try:
+        return datetime.fromisoformat(opened_at or "").astimezone().strftime("%m-%d %H:%M:%S")
+    except (ValueError, OSError, OverflowError):
+        return ""

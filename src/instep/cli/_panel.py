@@ -1,0 +1,116 @@
+"""A status as a page: labels on the left, facts on the right; nothing that is empty is shown."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from instep.cli._history import history_table
+from instep.cli._style import STATE, safe
+from instep.cli._values import values_table
+from instep.control import NodeWaiting, PlanFacts, RankFacts, Status, StepFacts, format_changes
+
+_METRICS_SHOWN = 6
+
+
+def status_panel(now: Status, *, trouble: str | None = None, hint: str = "") -> RenderableType:
+    """The page; `trouble` says that what it shows may be old, and why."""
+    parts: list[RenderableType] = [_title(now), _facts(now)]
+    if now.values:
+        parts += [_heading("values"), Padding(values_table(now.values), (0, 0, 0, 2), expand=False)]
+    if now.plan is not None:
+        parts += [
+            _heading(f"plan {now.plan.number}, {now.plan.state}"),
+            Padding(_plan(now.plan), (0, 0, 0, 2), expand=False),
+        ]
+    if now.recent:
+        parts += [_heading("recent changes"), Padding(history_table(now.recent), (0, 0, 0, 2), expand=False)]
+    if trouble:
+        parts += [Text(""), Text(f"etcd does not answer; this may be old. {safe(trouble)}", style="red")]
+    if hint:
+        parts += [Text(""), Text(hint, style="dim")]
+    return Group(*parts)
+
+
+def _title(now: Status) -> Text:
+    title = Text(now.run, style="bold")
+    title.append("  ")
+    title.append_text(STATE.text(now.state))
+    if now.view is not None:
+        nodes = f"{now.view.nodes} node{'' if now.view.nodes == 1 else 's'}"
+        ranks = f"{now.view.world_size} rank{'' if now.view.world_size == 1 else 's'}"
+        title.append(f"  {ranks} on {nodes}, view {now.view.number}", style="dim")
+    return title
+
+
+def _facts(now: Status) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    if now.leader is not None:
+        table.add_row("leader", f"rank {now.leader.rank} on {safe(now.leader.host)}, token {now.leader.token}")
+    table.add_row("ranks", _ranks(now.ranks))
+    if now.steps is not None:
+        table.add_row("step", _steps(now.steps))
+        if now.steps.metrics:
+            table.add_row("report", _metrics(now.steps))
+    table.add_row("etcd", f"{now.endpoint}{now.namespace}, revision {now.revision}")
+    return table
+
+
+def _heading(text: str) -> Text:
+    return Text(f"\n{text}", style="dim")
+
+
+def _ranks(ranks: RankFacts) -> Text:
+    text = Text()
+    for word, which, style in (
+        ("alive", ranks.alive, ""),
+        ("missing", ranks.missing, "red"),
+        ("left", ranks.left, "dim"),
+    ):
+        if which:
+            text.append(f"{', ' if text else ''}{which} {word}", style=style)
+    return text or Text("none alive", style="red")
+
+
+def _steps(steps: StepFacts) -> str:
+    if steps.lowest == steps.highest:
+        text = str(steps.highest)
+    else:
+        text = ", ".join(f"{group.step} (rank {group.ranks})" for group in steps.groups)
+        text = text if len(text) <= 60 else f"{steps.lowest} to {steps.highest}"
+    if steps.step_time_s is not None:
+        text += f", {_duration(steps.step_time_s)} a step"
+    return text
+
+
+def _metrics(steps: StepFacts) -> str:
+    shown = list(steps.metrics.items())[:_METRICS_SHOWN]
+    more = " …" if len(steps.metrics) > len(shown) else ""
+    return "  ".join(f"{safe(name)} {value:.4g}" for name, value in shown) + f"{more}  (rank {steps.metrics_rank})"
+
+
+def _plan(plan: PlanFacts) -> Group:
+    first = Text(format_changes(plan.changes))
+    if plan.author:
+        first.append(f"  {safe(plan.author)}", style="dim")
+    if plan.reason:
+        first.append(f" “{safe(plan.reason)}”")
+    verb, number = ("armed", plan.armed) if plan.state == "open" else ("applied", plan.applied)
+    attempt = f", attempt {plan.attempt}" if plan.attempt > 1 else ""
+    parts = [first, Text(f"step {plan.gate}: {verb} on {number}/{plan.ranks} ranks{attempt}")]
+    if plan.waiting:
+        parts.append(Text(f"waits for {_nodes(plan.waiting, plan.waiting_more)}", style="yellow"))
+    return Group(*parts)
+
+
+def _nodes(waiting: tuple[NodeWaiting, ...], more: int) -> str:
+    named = ", ".join(f"rank {node.ranks} on {safe(node.host or node.node)}" for node in waiting)
+    return f"{named} and {more} more nodes" if more else named
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"

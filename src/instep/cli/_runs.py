@@ -1,0 +1,41 @@
+"""`instep runs`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from instep.cli._options import EtcdOption, JsonOption, NamespaceOption, with_client
+from instep.cli._output import document, show, talk
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from instep.control import Runs
+
+
+def runs(etcd: EtcdOption = None, namespace: NamespaceOption = None, as_json: JsonOption = False) -> None:
+    """List the runs that etcd knows: live or not, ranks, leader, step."""
+    from instep import control
+
+    found = with_client(control.runs, etcd, namespace)
+    if as_json:
+        document(found.to_json())
+    elif found.runs:
+        show(_table(found))
+    else:
+        talk(f"no run is in {found.namespace}: one appears when a training script calls instep.join")
+
+
+def _table(found: Runs) -> Table:
+    from rich.table import Table
+
+    from instep.cli._style import STATE, header
+
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    for name in ("run", "state", "ranks", "step", "view", "leader"):
+        header(table, name, right=name in ("ranks", "step", "view"))
+    for run in found.runs:
+        leader = "" if run.leader_rank is None else f"rank {run.leader_rank} on {run.leader_host}"
+        numbers = ("" if number is None else str(number) for number in (run.world_size, run.step, run.view))
+        table.add_row(run.name, STATE.text(run.state), *numbers, leader)
+    return table

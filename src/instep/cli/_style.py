@@ -1,0 +1,34 @@
+"""The few colours there are: green is well, yellow waits, red needs a person, dim is what one rarely reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.table import Table
+from rich.text import Text
+
+from instep.control import one_line
+
+
+@dataclass(frozen=True, slots=True)
+class Palette:
+    """A style for each word that facts use."""
+
+    styles: Mapping[str, str]
+
+    def text(self, word: str) -> Text:
+        return Text(word, style=self.styles.get(word, ""))
+
+
+STATE = Palette({"training": "green", "forming": "yellow", "stopped": "red", "ended": "dim", "new": "dim"})
+OUTCOME = Palette({"applied": "green", "committed": "yellow", "open": "yellow", "aborted": "yellow", "rejected": "red"})
+
+
+def header(table: Table, name: str, *, right: bool = False) -> None:
+    table.add_column(name, justify="right" if right else "left", overflow="fold")
+
+
+def safe(text: str | None) -> str:
+    """Text that someone wrote to etcd, fit for a terminal: one line and no control characters."""
+    return one_line(text or "")

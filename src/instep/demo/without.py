@@ -1,0 +1,149 @@
+"""The same training without Instep: each rank asks etcd by itself and obeys when it hears of a change.
+
+A script for a process of its own (`python without.py EXAMPLE ...`): it imports the example, and so torch, once
+and forks one process a rank. It is what people write by hand. Every rank asks every ten steps' time, each at
+moments of its own, since no two processes share a clock's phase; the phases are spread evenly here so that the
+outcome does not hang on luck. Nothing else differs from the example: same model, data, loss and DDP.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import importlib.util
+import json
+import multiprocessing
+import multiprocessing.connection
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+WARM = 3
+"""The first steps are slower and are not measured."""
+CHECK_AT = 10
+"""The step after which the ranks are compared for the first time: before anything is changed."""
+SAY_AT = 15
+"""The step at which the change is called for."""
+LR = 3e-3
+PERIOD_STEPS = 10
+_TIMEOUT_S = 10.0
+
+
+class Ear:
+    """One rank's own way to hear of changes."""
+
+    def __init__(self, endpoint: str, key: str, period_s: float, phase: float) -> None:
+        self._request = urllib.request.Request(
+            f"{endpoint}/v3/kv/range", json.dumps({"key": base64.b64encode(key.encode()).decode()}).encode()
+        )
+        self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+        self.period_s = period_s
+        self._next_at = (time.monotonic() // period_s + 1 + phase) * period_s
+
+    def listen(self) -> float | None:
+        """What etcd holds, if it is time to ask."""
+        if time.monotonic() < self._next_at:
+            return None
+        self._next_at += self.period_s
+        with self._open(self._request, timeout=_TIMEOUT_S) as answer:
+            found = json.load(answer).get("kvs", [])
+        return float(base64.b64decode(found[0]["value"])) if found else None
+
+
+def train(rank: int, example: Any, options: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    meeting = f"file://{options.proof / 'meeting'}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=options.ranks)
+    torch.manual_seed(0)
+    model = example.parallel(example.CharTransformer(example.Hyper().dropout))
+    opt = torch.optim.AdamW(model.parameters(), lr=LR)
+    source, used, ear, before = example.batches(rank), example.Used(), None, ""
+    began = 0.0
+    for step in range(options.steps):
+        if step == WARM:
+            began = time.monotonic()
+        if step == CHECK_AT:
+            before = example.digest(model)
+            period_s = _same_everywhere((time.monotonic() - began) / (CHECK_AT - WARM) * PERIOD_STEPS)
+            ear = Ear(options.etcd, options.key, period_s, rank / options.ranks)
+        if rank == 0 and step == SAY_AT:
+            (options.proof / "now").touch()
+        heard = ear.listen() if ear else None
+        if heard is not None:
+            for group in opt.param_groups:
+                group["lr"] = heard
+        loss = example.loss_of(model, next(source))
+        opt.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        opt.step()
+        used.note(step, lr=opt.param_groups[0]["lr"])
+    used.write(
+        options.proof / f"rank-{rank}.json",
+        rank,
+        model,
+        before=before,
+        period_s=ear.period_s if ear else None,
+        difference=_difference(model),
+    )
+
+
+def _same_everywhere(value: float) -> float:
+    shared = torch.tensor([value], dtype=torch.float64)
+    dist.broadcast(shared, 0)
+    return float(shared)
+
+
+def _difference(model: torch.nn.Module) -> float:
+    """The largest difference between a parameter of this rank and the same one of rank 0."""
+    mine = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    first = mine.clone()
+    dist.broadcast(first, 0)
+    return float((mine - first).abs().max())
+
+
+def _rank(rank: int, example: Any, options: argparse.Namespace) -> None:
+    train(rank, example, options)
+    example.gc.collect()  # the reducer of DDP must be gone before its process group
+    dist.destroy_process_group()
+
+
+def _load(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("example", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["example"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("example", type=Path)
+    parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--etcd", required=True)
+    parser.add_argument("--key", required=True)
+    parser.add_argument("--proof", type=Path, required=True)
+    options = parser.parse_args()
+    example = _load(options.example)
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=_rank, args=(rank, example, options)) for rank in range(options.ranks)]
+    for process in ranks:
+        process.start()
+    while alive := [process.sentinel for process in ranks if process.exitcode is None]:
+        multiprocessing.connection.wait(alive)
+        if any(process.exitcode for process in ranks):  # the others would wait for it in a collective
+            for process in ranks:
+                process.kill()
+    return max(abs(process.exitcode or 0) for process in ranks)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

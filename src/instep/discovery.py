@@ -1,0 +1,101 @@
+"""Where the local etcd of `instep local` is to be found: a small file, one per user.
+
+The standard library only, one file read and one connection: `find()` is what a training process calls.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from urllib.parse import urlsplit
+
+DEFAULT_PORT = 2379
+LOOPBACK = "127.0.0.1"
+
+_CONNECT_TIMEOUT_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalEtcd:
+    """The etcd that runs: where it listens, which process it is, where its data and its log lie.
+
+    `started` names the process beyond its pid: the machine's boot and the process's start in it.
+    """
+
+    endpoint: str
+    pid: int
+    started: str
+    version: str
+    data_dir: str
+    log: str
+
+
+def home() -> Path:
+    """The folder of the local etcd: $XDG_DATA_HOME/instep, by default ~/.local/share/instep."""
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "instep"
+
+
+def find() -> LocalEtcd | None:
+    """The local etcd that runs now, if one does: its process is the one that was started and its port
+    answers.
+
+    Takes at most 0.5 s, and no connection at all when none was started.
+    """
+    known = read()
+    return known if known is not None and lives(known) and answers(known.endpoint) else None
+
+
+def start_of(pid: int) -> str | None:
+    """What tells this process from every other that had or will have its pid; None when it has ended."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # The name in parentheses may itself hold spaces and parentheses.
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return None
+    return None if state in "ZX" else f"{boot}/{rest[18]}"
+
+
+def lives(local: LocalEtcd) -> bool:
+    return start_of(local.pid) == local.started
+
+
+def answers(endpoint: str) -> bool:
+    url = urlsplit(endpoint)
+    try:
+        with socket.create_connection((url.hostname or LOOPBACK, url.port or DEFAULT_PORT), _CONNECT_TIMEOUT_S):
+            return True
+    except OSError:
+        return False
+
+
+def discovery_file() -> Path:
+    return home() / "local.json"
+
+
+def read() -> LocalEtcd | None:
+    try:
+        found = json.loads(discovery_file().read_text(encoding="utf-8"))
+        if not (isinstance(found["pid"], int) and found["started"]):
+            return None
+        urlsplit(found["endpoint"]).port  # noqa: B018  raises for what is no endpoint
+        return LocalEtcd(**{field.name: found[field.name] for field in fields(LocalEtcd)})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+        # RuntimeError: there is no home, as in a container whose user has no entry in passwd.
+        return None
+
+
+def write(local: LocalEtcd) -> None:
+    temporary = discovery_file().with_suffix(".new")
+    temporary.write_text(json.dumps(asdict(local), indent=1) + "\n", encoding="utf-8")
+    temporary.replace(discovery_file())
+
+
+def forget(local: LocalEtcd) -> None:
+    """Remove the discovery file, unless it speaks of another etcd by now."""
+    if read() == local:
+        discovery_file().unlink(missing_ok=True)

@@ -1,0 +1,387 @@
+"""Everything that can happen to a run, in any order that hypothesis can think of, and what must hold in the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from model_cluster import NOT_FOR_WORKERS, Cluster, Host, Worker
+from virtual_loop import virtual_time
+
+from instep.coordination.records import Left, Rejected
+from instep.scalar import parse_scalar
+
+LAYOUTS = (((0,), (1,)), ((0, 1), (2,)), ((0,), (1,), (2,)), ((0,), (1, 2, 3)))
+LANES = ("state", "acks", "receipts", "left", "members", "c", "election", "schemas")
+GOOD = {"lr": ("0.1", "0.2", "0.3", "0.4"), "clip": ("1.0", "2.0", "3.0", "4")}
+BAD = {"lr": ("2", "0.1.2", '"much"', "NaN"), "clip": ("-1", str(NOT_FOR_WORKERS)), "size": ("16", "x"), "warp": ("9",)}
+ROUNDS = 400
+
+good_change = st.fixed_dictionaries({}, optional={name: st.sampled_from(texts) for name, texts in GOOD.items()})
+bad_put = st.sampled_from([(name, text) for name, texts in BAD.items() for text in texts])
+ranks = st.integers(0, 3)
+hosts = st.integers(0, 2)
+lanes = st.sampled_from(LANES)
+
+DEFAULT = settings(
+    max_examples=150,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    phases=(Phase.explicit, Phase.generate, Phase.shrink),
+)
+DEEP = settings(DEFAULT, max_examples=20_000, stateful_step_count=80, derandomize=False)
+PROFILE = DEEP if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else DEFAULT
+
+
+class AgreementMachine(RuleBasedStateMachine):
+    """The rules that every run knows. The promise itself is checked in model_training and model_cluster as it happens."""
+
+    lockstep = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = contextlib.ExitStack()
+        self.cluster: Cluster
+        self.stop = 0
+        self.puts: dict[int, dict[str, str]] = {}
+
+    @initialize(layout=st.sampled_from(LAYOUTS), stop=st.sampled_from([0, 0, 0, 6, 10]))
+    def begin(self, layout: tuple[tuple[int, ...], ...], stop: int) -> None:
+        self.stop = stop
+        self.cluster = Cluster(layout, lockstep=self.lockstep)
+        self.stack.enter_context(virtual_time(self.cluster.loop))
+        self.stack.enter_context(self.cluster)
+        for _ in range(5):
+            self.everyone(1)
+
+    # -- training goes on ---------------------------------------------------------------------------------------------
+
+    @rule(count=st.integers(1, 4))
+    def everyone(self, count: int) -> None:
+        for _ in range(2 * count):
+            for worker in tuple(self.cluster.workers.values()):
+                self._advance(worker)
+            self.cluster.loop.advance(0.05)
+
+    @rule(rank=ranks, count=st.integers(1, 3))
+    def one(self, rank: int, count: int) -> None:
+        worker = self._worker(rank)
+        for _ in range(count):
+            self._advance(worker)
+        self.cluster.loop.advance(0.01)
+
+    @rule(seconds=st.sampled_from([0.3, 1.1, 6.0, 70.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.cluster.loop.advance(seconds)
+
+    # -- people want things -------------------------------------------------------------------------------------------
+
+    @rule(change=good_change, author=st.sampled_from([None, "ana"]))
+    def want(self, change: dict[str, str], author: str | None) -> None:
+        if change:
+            self._put(change, author)
+
+    @rule(bad=bad_put, change=good_change)
+    def want_what_cannot_be(self, bad: tuple[str, str], change: dict[str, str]) -> None:
+        self._put({**change, bad[0]: bad[1]}, None)
+
+    # -- etcd is slow, or answers what is never heard ----------------------------------------------------------------
+
+    @rule(host=hosts)
+    def hold_calls(self, host: int) -> None:
+        self._host(host).client.hold_calls()
+
+    @rule(host=hosts)
+    def release_calls(self, host: int) -> None:
+        self._host(host).client.release_calls()
+        self.cluster.loop.settle()
+
+    @precondition(lambda self: any(host.node and host.client.pending for host in self._hosts()))
+    @rule(host=hosts, which=st.integers(0, 5), fate=st.sampled_from(["answer", "answer", "lose", "lose_reply"]))
+    def one_call(self, host: int, which: int, fate: str) -> None:
+        pending = self._host(host).client.pending
+        if pending:
+            request = pending[which % len(pending)]
+            pending.remove(request)
+            getattr(request, fate)()
+        self.cluster.loop.settle()
+
+    @precondition(lambda self: self.cluster.strays)
+    @rule(which=st.integers(0, 5))
+    def a_call_of_the_dead_arrives(self, which: int) -> None:
+        strays = self.cluster.strays
+        strays.pop(which % len(strays)).answer()
+        self.cluster.loop.settle()
+
+    @rule(host=hosts, lane=lanes)
+    def hold_watch(self, host: int, lane: str) -> None:
+        self._host(host).client.hold_watch(lane)
+
+    @precondition(lambda self: any(host.node and host.client.held_lanes for host in self._hosts()))
+    @rule(host=hosts, lane=lanes, batches=st.sampled_from([1, 2, None]))
+    def release_watch(self, host: int, lane: str, batches: int | None) -> None:
+        self._host(host).client.release_watch(lane, batches)
+        self.cluster.loop.settle()
+
+    @rule(host=hosts)
+    def lease_ends(self, host: int) -> None:
+        for lease in tuple(self._host(host).client.leases):
+            self.cluster.store.revoke(lease)
+        self.cluster.loop.settle()
+
+    @precondition(lambda self: self.cluster.dead_clients)
+    @rule()
+    def leases_of_the_dead_end(self) -> None:
+        self._end_leases_of_the_dead()
+
+    # -- the streams between workers and agents -------------------------------------------------------------------------
+
+    @rule(rank=ranks, up=st.booleans())
+    def hold_stream(self, rank: int, up: bool) -> None:
+        delays = self._worker(rank).delays
+        if up:
+            delays.up_held = True
+        else:
+            delays.down_held = True
+
+    @rule(rank=ranks, count=st.sampled_from([1, 2, None]))
+    def release_up(self, rank: int, count: int | None) -> None:
+        self._release(self._worker(rank), up=count)
+
+    @rule(rank=ranks, count=st.sampled_from([1, 2, None]))
+    def release_down(self, rank: int, count: int | None) -> None:
+        self._release(self._worker(rank), down=count)
+
+    @rule(rank=ranks)
+    def cut(self, rank: int) -> None:
+        self.cluster.cut(self._worker(rank))
+
+    # -- agents die -----------------------------------------------------------------------------------------------------
+
+    @rule(host=hosts, keep_down=st.booleans(), back=st.booleans())
+    def agent_dies(self, host: int, keep_down: bool, back: bool) -> None:
+        found = self._host(host)
+        found.crash(keep_down=keep_down)
+        found.may_start = back
+        self.cluster.loop.settle()
+
+    @rule(host=hosts)
+    def agent_may_start(self, host: int) -> None:
+        self._host(host).may_start = True
+
+    # -- what holds after every step --------------------------------------------------------------------------------------
+
+    @invariant()
+    def decisions_stand(self) -> None:
+        if hasattr(self, "cluster"):
+            self.cluster.check_history()
+
+    def teardown(self) -> None:
+        with self.stack:
+            if hasattr(self, "cluster"):
+                self.come_to_rest()
+
+    # -- the end: no more faults --------------------------------------------------------------------------------------------
+
+    def come_to_rest(self) -> None:
+        """Nothing that was wanted is lost, nobody waits for ever."""
+        self._heal()
+        for _ in range(ROUNDS):
+            if not self._unmet():
+                break
+            for worker in tuple(self.cluster.workers.values()):
+                self._advance(worker)
+                self._advance(worker)
+            self._time_out_collectives()
+            self._replace_the_dead()
+            self.cluster.loop.advance(0.5)
+            self.cluster.check_history()
+        unmet = self._unmet()
+        assert not unmet, f"{unmet}; {self._describe()}"
+
+    def _heal(self) -> None:
+        while self.cluster.strays:
+            self.cluster.strays.pop(0).answer()
+        for host in self._hosts():
+            host.may_start = True
+            if host.node is not None:
+                host.client.release_calls()
+                for lane in LANES:
+                    host.client.release_watch(lane)
+        for worker in (*self.cluster.workers.values(), *self.cluster.evicting):
+            self._release(worker, up=None, down=None)
+        self._end_leases_of_the_dead()
+        self.cluster.loop.settle()
+
+    def _time_out_collectives(self) -> None:
+        """A worker in a step looks after no agent: without one it is no member, so nobody can take the place of the
+        rank that it waits for. Its collective runs into its time-out, and it dies."""
+        for worker in tuple(self.cluster.workers.values()):
+            connection = worker.link.connection
+            apart = connection is None or connection.closed
+            if worker.alive and worker.inside and apart and not self.cluster.training.may_finish(worker.step):
+                self.cluster.kill(worker, lose_part=True)
+
+    def _replace_the_dead(self) -> None:
+        for worker in tuple(self.cluster.workers.values()):
+            if not worker.alive and worker.rank not in self.cluster.training.left:
+                self.cluster.start(worker.rank, worker.host)
+
+    def _unmet(self) -> list[str]:
+        if self._left_unheard():
+            return []
+        active = [worker for worker in self.cluster.workers.values() if worker.alive]
+        if not active:
+            return []
+        if any(worker.step == 0 for worker in active) or len(active) + len(self.cluster.training.left) < len(
+            self.cluster.workers
+        ):
+            return ["not every rank trains"]
+        if self.cluster.training.left and self.lockstep:
+            return ["not every rank has ended"]
+        agreed = self.cluster.agreed()
+        assert agreed is not None
+        found = [
+            f"rank {worker.rank} has {worker.values()} instead of {agreed.values}"
+            for worker in active
+            if worker.values() != agreed.values
+        ]
+        return found + [problem for item in self._desired() if (problem := self._judge(item, agreed.values))]
+
+    def _left_unheard(self) -> bool:
+        """A rank ended cleanly when no agent heard of it, or none could write it down: it counts as dead."""
+        view = self.cluster.view()
+        if view is None:
+            return False
+        left: set[int] = set()
+        for item in self.cluster.store.range(self.cluster.keys.left).kvs:
+            record = Left.decode_or_none(item.value)
+            if record is not None and record.view == view.number:
+                left |= set(record.ranks)
+        return bool(self.cluster.training.left - left)
+
+    def _desired(self) -> list[tuple[str, str, int]]:
+        keys = self.cluster.keys
+        return [
+            (item.key.removeprefix(keys.config), item.text, item.mod_revision)
+            for item in self.cluster.store.range(keys.config).kvs
+        ]
+
+    def _judge(self, item: tuple[str, str, int], agreed: dict[str, Any]) -> str | None:
+        name, text, revision = item
+        record = self.cluster.store.get(self.cluster.keys.rejected_of(name))
+        rejected = Rejected.decode_or_none(record.value if record else None)
+        is_rejected = rejected is not None and rejected.revision == revision
+        together = self.puts[revision].items()
+        if all(_is_good(other, given) for other, given in together):
+            if is_rejected:
+                return f"{name}={text} is good and was rejected: {rejected}"
+            return None if agreed[name] == parse_scalar(text) else f"{name}={text} is good and was lost"
+        if _is_good(name, text):
+            return None if is_rejected or agreed[name] == parse_scalar(text) else f"{name}={text} is neither"
+        if name == "size" and text == "16" and agreed[name] == 16:
+            return None
+        return None if is_rejected else f"{name}={text} is bad and nobody says so"
+
+    def _describe(self) -> str:
+        cluster = self.cluster
+        state = {item.key.removeprefix(cluster.keys.root): item.text for item in cluster.store.range(cluster.keys.root).kvs}
+        return f"{list(cluster.workers.values())}, {[host.node for host in self._hosts()]}, {state}"
+
+    # -- helpers --------------------------------------------------------------------------------------------------------------
+
+    def _hosts(self) -> list[Host]:
+        return self.cluster.hosts
+
+    def _host(self, index: int) -> Host:
+        return self._hosts()[index % len(self._hosts())]
+
+    def _worker(self, index: int) -> Worker:
+        return self.cluster.workers[index % self.cluster.world_size]
+
+    def _advance(self, worker: Worker) -> None:
+        if worker.alive and self.stop and worker.step > self.stop and not worker.inside:
+            self._leave(worker)
+        self.cluster.go(worker)
+
+    def _leave(self, worker: Worker) -> None:
+        self.cluster.leave(worker)
+
+    def _put(self, values: dict[str, str], author: str | None) -> None:
+        self.puts[self.cluster.put(values, author)] = values
+
+    def _release(self, worker: Worker, **streams: int | None) -> None:
+        connection = worker.link.connection
+        for name, count in streams.items():
+            if count is None:
+                setattr(worker.delays, f"{name}_held", False)
+            if connection is not None and name == "down":
+                connection.pump_down(count)
+            if connection is not None and name == "up":
+                self.cluster.loop.call_soon(connection.pump_up, count)
+        self.cluster.loop.settle()
+
+    def _end_leases_of_the_dead(self) -> None:
+        while self.cluster.dead_clients:
+            for lease in self.cluster.dead_clients.pop().leases:
+                self.cluster.store.revoke(lease)
+        self.cluster.loop.settle()
+
+
+def _is_good(name: str, text: str) -> bool:
+    return text in GOOD.get(name, ())
+
+
+class LockstepMachine(AgreementMachine):
+    """A collective in every step; workers die, are replaced one by one or all together, or are evicted."""
+
+    @rule(rank=ranks, lose_part=st.booleans())
+    def worker_dies(self, rank: int, lose_part: bool) -> None:
+        worker = self._worker(rank)
+        if worker.alive:
+            self.cluster.kill(worker, lose_part=lose_part)
+
+    @rule(rank=ranks, host=hosts, same_host=st.booleans())
+    def worker_starts(self, rank: int, host: int, same_host: bool) -> None:
+        """Also where one still lives, which is evicted by it."""
+        worker = self._worker(rank)
+        if worker.rank not in self.cluster.training.left:
+            self.cluster.start(worker.rank, worker.host if same_host else self._host(host))
+
+    @rule(resume_at=st.integers(0, 20))
+    def all_start_again(self, resume_at: int) -> None:
+        if self.cluster.training.left:
+            return
+        for worker in tuple(self.cluster.workers.values()):
+            if worker.alive:
+                self.cluster.kill(worker, lose_part=True)
+        self.cluster.training.resume_at = resume_at
+        for worker in tuple(self.cluster.workers.values()):
+            self.cluster.start(worker.rank, worker.host)
+
+    @rule()
+    def the_evicted_look(self) -> None:
+        for worker in tuple(self.cluster.evicting):
+            self.cluster.look(worker)
+
+
+class DriftingMachine(AgreementMachine):
+    """No collective: ranks are as far apart as they like. No worker dies, for nobody could say where to start again."""
+
+    lockstep = False
+
+    @rule(rank=ranks)
+    def leave(self, rank: int) -> None:
+        worker = self._worker(rank)
+        if worker.alive and worker.step and not worker.inside:
+            self.cluster.leave(worker)
+
+
+__all__ = ["DEFAULT", "PROFILE", "AgreementMachine", "DriftingMachine", "Left", "LockstepMachine"]

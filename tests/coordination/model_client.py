@@ -1,0 +1,228 @@
+"""The client of one node as the agent sees it, with a network in between that a test can hold up, cut and lose."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Self, TypeVar
+
+from model_etcd import ModelEtcd
+
+from instep.errors import EtcdError, EtcdUnavailable, LeaseLost
+from instep.etcd import Compare, Event, KeyValue, Lease, Listing, Op, TxnResult, WatchBatch
+
+T = TypeVar("T")
+
+TIMEOUT_S = 5.0
+
+
+class Request(Generic[T]):
+    """One call under way: its execution at the server and its reply are two events, and either may be lost."""
+
+    def __init__(self, text: str, execute: Callable[[], T], future: asyncio.Future[T]) -> None:
+        self.text = text
+        self._execute = execute
+        self._future = future
+
+    def __repr__(self) -> str:
+        return f"Request({self.text})"
+
+    def answer(self) -> None:
+        """Executed, and its reply arrives (if anybody still waits for it)."""
+        try:
+            result = self._execute()
+        except EtcdError as error:
+            if not self._future.done():
+                self._future.set_exception(error)
+            return
+        if not self._future.done():
+            self._future.set_result(result)
+
+    def lose_reply(self) -> None:
+        with contextlib.suppress(EtcdError):
+            self._execute()
+        self.lose()
+
+    def lose(self) -> None:
+        if not self._future.done():
+            self._future.set_exception(EtcdUnavailable("the connection broke", applied_unknown=True))
+
+
+class ModelClient:
+    """What the agent uses of instep.etcd.Client. Each of `lanes` can be held: what is on it then waits for a test.
+
+    Lanes: `calls` (all requests), and for watches the part of the run below which they look (`state`, `members`, ...).
+    """
+
+    def __init__(self, store: ModelEtcd, root: str) -> None:
+        self.store = store
+        self.endpoint_index = 0
+        self.endpoint_count = 1
+        self.link = "connected"
+        self.calls_held = False
+        self.dead = False
+        self.pending: deque[Request[Any]] = deque()
+        self.watches: list[ModelWatch] = []
+        self.held_lanes: dict[str, int] = {}
+        self.leases: set[int] = set()
+        self._root = root
+        store.watchers.append(self.wake)
+
+    # -- what the agent calls ---------------------------------------------------------------------------------------
+
+    async def get(self, key: str, *, timeout_s: float | None = None) -> KeyValue | None:
+        return await self._call(f"get {key}", lambda: self.store.get(key), timeout_s)
+
+    async def range(self, prefix: str, *, timeout_s: float | None = None) -> Listing:
+        return await self._call(f"range {prefix}", lambda: self.store.range(prefix), timeout_s)
+
+    async def delete(self, key: str, *, timeout_s: float | None = None) -> int:
+        def execute() -> int:
+            return self.store.txn((), (Op.delete(key),)).results[0].deleted  # type: ignore[union-attr]
+
+        return await self._call(f"delete {key}", execute, timeout_s)
+
+    async def txn(
+        self,
+        compares: Sequence[Compare],
+        then: Sequence[Op],
+        otherwise: Sequence[Op] = (),
+        *,
+        timeout_s: float | None = None,
+    ) -> TxnResult:
+        text = "; ".join(op.text for op in then)
+        return await self._call(text, lambda: self.store.txn(compares, then, otherwise), timeout_s)
+
+    async def lease_grant(self, ttl_s: int, *, timeout_s: float | None = None) -> Lease:
+        def execute() -> Lease:
+            lease = self.store.grant()
+            self.leases.add(lease)
+            return Lease(lease, ttl_s)
+
+        return await self._call("grant", execute, timeout_s)
+
+    async def lease_revoke(self, lease_id: int, *, timeout_s: float | None = None) -> None:
+        await self._call("revoke", lambda: self.store.revoke(lease_id), timeout_s)
+
+    async def keepalive(
+        self, lease_id: int, *, timeout_s: float | None = None, endpoint_index: int | None = None
+    ) -> int:
+        def execute() -> int:
+            if not self.store.has_lease(lease_id):
+                raise LeaseLost("the lease is gone", lease_id=lease_id)
+            return 10
+
+        return await self._call("keepalive", execute, timeout_s)
+
+    def watch(self, key: str, *, prefix: bool = True, start_revision: int = 0) -> ModelWatch:
+        return ModelWatch(self, key, prefix, start_revision, self.lane_of(key))
+
+    # -- what the test does to it -----------------------------------------------------------------------------------
+
+    def hold_calls(self) -> None:
+        self.calls_held = True
+
+    def release_calls(self) -> None:
+        self.calls_held = False
+        while self.pending:
+            self.pending.popleft().answer()
+
+    def hold_watch(self, lane: str) -> None:
+        self.held_lanes.setdefault(lane, self.store.revision)
+
+    def release_watch(self, lane: str, batches: int | None = None) -> None:
+        """Lets so many revisions more through, or all from now on."""
+        if lane not in self.held_lanes:
+            return
+        if batches is None:
+            del self.held_lanes[lane]
+        else:
+            self.held_lanes[lane] = min(self.held_lanes[lane] + batches, self.store.revision)
+        self.wake()
+
+    def wake(self) -> None:
+        for watch in self.watches:
+            watch.moved.set()
+
+    def visible(self, lane: str) -> int:
+        return self.held_lanes.get(lane, self.store.revision)
+
+    def lane_of(self, key: str) -> str:
+        parts = key.removeprefix(self._root).split("/")
+        return parts[1] if parts[0] == "reports" else parts[0]
+
+    async def _call(self, text: str, execute: Callable[[], T], timeout_s: float | None) -> T:
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        if self.dead:
+            return await future
+        request = Request(text, execute, future)
+        if self.calls_held:
+            self.pending.append(request)
+        else:
+            asyncio.get_running_loop().call_soon(self._arrive, request)
+        try:
+            async with asyncio.timeout(TIMEOUT_S if timeout_s is None else timeout_s):
+                return await future
+        except TimeoutError:
+            raise EtcdUnavailable("no answer in time", applied_unknown=True) from None
+
+    def _arrive(self, request: Request[Any]) -> None:
+        if self.dead or self.calls_held:
+            self.pending.append(request)
+        else:
+            request.answer()
+
+
+class ModelWatch:
+    """Delivers whole revisions in order, each once, as far as its lane lets it see."""
+
+    def __init__(self, client: ModelClient, key: str, prefix: bool, start_revision: int, lane: str) -> None:
+        self._client = client
+        self._key = key
+        self._prefix = prefix
+        self._next = start_revision
+        self._lane = lane
+        self.moved = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        await asyncio.sleep(0)
+        self._next = self._next or self._client.store.revision + 1
+        self._client.watches.append(self)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._client.watches.remove(self)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> WatchBatch:
+        while True:
+            self.moved.clear()
+            batch = self._look()
+            if batch is not None:
+                await asyncio.sleep(0)
+                return batch
+            await self.moved.wait()
+
+    def _look(self) -> WatchBatch | None:
+        if self._client.dead:
+            return None
+        history = self._client.store.history
+        last = self._client.visible(self._lane)
+        for batch in history[max(0, self._next - 2) :]:
+            if batch.revision > last:
+                return None
+            if batch.revision < self._next:
+                continue
+            self._next = batch.revision + 1
+            events = tuple(event for event in batch.events if self._covers(event))
+            if events:
+                return WatchBatch(batch.revision, events)
+        return None
+
+    def _covers(self, event: Event) -> bool:
+        key = event.kv.key
+        return key.startswith(self._key) if self._prefix else key == self._key

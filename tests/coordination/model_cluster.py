@@ -1,0 +1,335 @@
+"""A whole run in one process: the agents' and workers' own code, with etcd, sockets, time and training modelled.
+
+What is real: Node, with all that it wires (agreement, election, leadership, registry, effects, mirrors), and Run, with
+its gate. What is not: etcd, the network, the sockets, the clock, and that a worker at a gate blocks its process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Self, cast
+
+from model_client import ModelClient, Request
+from model_etcd import ModelEtcd
+from model_link import Delays, ModelConnection, ModelLink
+from model_training import Training
+from pydantic import Field, field_validator
+from virtual_loop import VirtualLoop
+
+from instep.agent.node import Node
+from instep.coordination.keys import Keys
+from instep.coordination.records import Agreed, Decision, Plan, View
+from instep.errors import InstepError
+from instep.etcd import Client, Op
+from instep.scalar import Scalar
+from instep.worker.hyper import Codec, Hyperparameters, fixed
+from instep.worker.link import AgentLink, LinkLost
+from instep.worker.run import Run
+
+TTL_S = 10
+STEP_S = 0.05
+NOT_FOR_WORKERS = 0.5
+"""A value of `clip` that the schema takes and the script's own validator does not."""
+
+
+class Hyper(Hyperparameters):
+    lr: float = Field(0.1, gt=0, le=1)
+    clip: float = Field(1.0, ge=0)
+    size: int = fixed(8)
+
+    @field_validator("clip")
+    @classmethod
+    def _usable(cls, value: float) -> float:
+        if value == NOT_FOR_WORKERS:
+            raise ValueError("not with this script")
+        return value
+
+
+class Host:
+    """One node: its agent, if there is one, and the connections that the agent has."""
+
+    def __init__(self, name: str, cluster: Cluster) -> None:
+        self.name = name
+        self.loop = cluster.loop
+        self.client: ModelClient
+        self.node: Node | None = None
+        self.connections: list[ModelConnection] = []
+        self.may_start = True
+        self._cluster = cluster
+        self._serving: asyncio.Task[None] | None = None
+
+    def listens(self) -> bool:
+        """Whether there is an agent to connect to; one is started if there may be."""
+        if self.node is None and self.may_start:
+            self.loop.call_soon(self._start)
+            self.loop.settle()
+        return self.node is not None
+
+    def crash(self, *, keep_down: bool) -> None:
+        """The agent dies where it stands; what it sent to etcd may still arrive there."""
+        if self.node is None:
+            return
+        self.client.dead = True
+        self.client.wake()
+        self._cluster.strays.extend(self.client.pending)
+        self.client.pending.clear()
+        self._cluster.dead_clients.append(self.client)
+        for connection in self.connections:
+            connection.break_off(keep_down=keep_down)
+        self.connections.clear()
+        self.node, self._serving = None, None
+
+    def _start(self) -> None:
+        self.client = ModelClient(self._cluster.store, self._cluster.keys.root)
+        self.node = Node(cast(Client, self.client), self._cluster.keys, self.name, TTL_S)
+        self._serving = self.loop.create_task(self.node.run())
+        self._serving.add_done_callback(self._ended)
+
+    def _ended(self, serving: asyncio.Task[None]) -> None:
+        """The agent's process has ended of itself; what it waited for from etcd is still under way."""
+        if serving is not self._serving:
+            return
+        self.crash(keep_down=True)
+        if not serving.cancelled():
+            serving.result()
+
+
+class AtGate(Exception):
+    """The worker's process is blocked before a step until it hears a decision."""
+
+
+class SteppedRun(Run[Any]):
+    """A Run that says so where it would block at a gate: `boundary` is then called again."""
+
+    asked: ModelConnection | None = None
+    model_link: ModelLink
+
+    def _await_decision(self, number: int, step: int) -> None:
+        if self._failure is not None:
+            return
+        link = self.model_link
+        with contextlib.suppress(LinkLost):
+            if not link.connected and link.try_connect():
+                self._introduce()
+            if link.connected and self.asked is not link.connection:
+                link.send({"t": "gate", "n": number, "step": step})
+                self.asked = link.connection
+        raise AtGate
+
+    def _apply(self, number: int, values: Mapping[str, Scalar], step: int) -> None:
+        self.on_apply(number)
+        super()._apply(number, values, step)
+
+    on_apply: Callable[[int], None]
+
+
+class Worker:
+    """One training process, driven boundary by boundary."""
+
+    def __init__(self, cluster: Cluster, rank: int, incarnation: str, host: Host) -> None:
+        self.rank = rank
+        self.incarnation = incarnation
+        self.host = host
+        self.delays = Delays()
+        self.alive = True
+        self.step = 0
+        """The step it runs next, or is in; 0 before it has joined."""
+        self.inside = False
+        self.error: InstepError | None = None
+        self.link = ModelLink(host, self.delays)
+        self._cluster = cluster
+        self.run = SteppedRun(
+            "m",
+            cast(AgentLink, self.link),
+            Codec(Hyper),
+            rank=rank,
+            world_size=cluster.world_size,
+            incarnation=incarnation,
+        )
+        self.run.model_link = self.link
+        self.run.on_apply = cluster.check_applied
+
+    def __repr__(self) -> str:
+        where = "in" if self.inside else "before"
+        return f"Worker(rank {self.rank}, {self.incarnation}, {where} step {self.step}, {self.run!r})"
+
+    def advance(self) -> bool:
+        """Does the next thing it can do: join, enter a step, or come out of it. False when it has to wait."""
+        if not self.alive:
+            return False
+        try:
+            if self.step == 0:
+                return self._join()
+            return self._come_out() if self.inside else self._enter_step()
+        except AtGate:
+            return False
+        except InstepError as error:
+            self.error = error
+            self._cluster.kill(self, lose_part=False)
+            return False
+
+    def values(self) -> dict[str, Any]:
+        return cast("dict[str, Any]", self.run.config.model_dump())
+
+    def _join(self) -> bool:
+        """As instep.worker.join waits for the view."""
+        if not self.run._is_joined():
+            with contextlib.suppress(LinkLost):
+                if not self.link.connected and self.link.try_connect():
+                    self.run._introduce()
+                self.run._hear(self.link.receive(), step=0)
+        if not self.run._is_joined():
+            return False
+        self.step = self._cluster.training.enter(self.rank)
+        return True
+
+    def _enter_step(self) -> bool:
+        self.run.boundary(self.step)
+        self._cluster.training.run(self.rank, self.step, self.values())
+        self.inside = True
+        return True
+
+    def _come_out(self) -> bool:
+        training = self._cluster.training
+        if not training.may_finish(self.step):
+            return False
+        training.finish(self.step)
+        self.inside = False
+        self.step += 1
+        return True
+
+
+class Cluster:
+    """The run, what can happen to it, and what must hold whatever happens."""
+
+    def __init__(self, layout: tuple[tuple[int, ...], ...], *, lockstep: bool) -> None:
+        self.loop = VirtualLoop()
+        self.store = ModelEtcd()
+        self.keys = Keys("/training", "m")
+        self.world_size = sum(len(ranks) for ranks in layout)
+        self.training = Training(self.world_size, lockstep=lockstep)
+        self.hosts = [Host(f"n{i}", self) for i in range(len(layout))]
+        self.strays: list[Request[Any]] = []
+        self.dead_clients: list[ModelClient] = []
+        self.evicting: list[Worker] = []
+        self._incarnations = 0
+        self._checked = 0
+        self._committed: dict[int, bool] = {}
+        self.workers: dict[int, Worker] = {}
+        for host, ranks in zip(self.hosts, layout, strict=True):
+            for rank in ranks:
+                self.start(rank, host)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for host in self.hosts:
+            host.crash(keep_down=False)
+        self.loop.shut()
+
+    # -- what happens -----------------------------------------------------------------------------------------------
+
+    def start(self, rank: int, host: Host) -> Worker:
+        """A new process for the rank. One that still lives is out of the training at once, but does not know it."""
+        former = self.workers.get(rank)
+        if former is not None and former.alive:
+            self.evicting.append(former)
+            self._out_of_training(former, lose_part=True)
+        self._incarnations += 1
+        worker = self.workers[rank] = Worker(self, rank, f"{self._incarnations:05d}", host)
+        self.go(worker)
+        return worker
+
+    def go(self, *workers: Worker) -> bool:
+        moved = False
+        for worker in workers or tuple(self.workers.values()):
+            moved |= worker.advance()
+            self.loop.settle()
+        return moved
+
+    def kill(self, worker: Worker, *, lose_part: bool) -> None:
+        worker.alive = False
+        if worker in self.evicting:
+            self.evicting.remove(worker)
+        else:
+            self._out_of_training(worker, lose_part=lose_part)
+        worker.link.die()
+        self.loop.settle()
+
+    def look(self, evicted: Worker) -> None:
+        """One that was replaced comes to its next boundary; having heard of it, it ends."""
+        try:
+            if evicted.step:
+                evicted.run.boundary(evicted.step + evicted.inside)
+        except AtGate:
+            pass
+        except InstepError:
+            self.kill(evicted, lose_part=False)
+        self.loop.settle()
+
+    def leave(self, worker: Worker) -> None:
+        """Its loop has ended."""
+        worker.run.close()
+        worker.alive = False
+        self.training.leave(worker.rank)
+        worker.link.die()
+        self.loop.settle()
+
+    def cut(self, worker: Worker) -> None:
+        """The worker drops its connection; it connects again at its next boundary."""
+        worker.link.drop()
+        self.loop.settle()
+
+    def put(self, values: dict[str, str], author: str | None = None) -> int:
+        ops = [Op.put(self.keys.config_of(name), text) for name, text in values.items()]
+        if author is not None:
+            change = {"id": f"c{self.store.revision}", "names": list(values), "author": author}
+            ops.append(Op.put(self.keys.change(str(change["id"])), json.dumps(change)))
+        revision = self.store.txn((), ops).revision
+        self.loop.settle()
+        return revision
+
+    def _out_of_training(self, worker: Worker, *, lose_part: bool) -> None:
+        if worker.step:
+            self.training.die(worker.rank, worker.step if worker.inside else None, lose_part=lose_part)
+
+    # -- what must hold ---------------------------------------------------------------------------------------------
+
+    def check_applied(self, number: int) -> None:
+        """A value is applied only when its plan was committed."""
+        decision = Decision.decode_or_none(self._value(self.keys.decision(number)))
+        assert decision is not None, f"plan {number} was applied undecided"
+        assert decision.commit, f"plan {number} was applied although it was aborted"
+
+    def check_history(self) -> None:
+        """A decision, once there, never changes; plans are created once, and one at a time."""
+        for batch in self.store.history[self._checked :]:
+            for event in batch.events:
+                if not event.kv.key.startswith(self.keys.plans) or event.kind != "put":
+                    continue
+                assert event.kv.version == 1, f"{event.kv.key} was written again"
+                number = int(event.kv.key.removeprefix(self.keys.plans).split("/")[0])
+                if not event.kv.key.endswith("/decision") and number > 1:
+                    before = self.store.get(self.keys.decision(number - 1))
+                    assert before is not None and before.mod_revision < batch.revision, f"plan {number} came too early"
+        self._checked = len(self.store.history)
+
+    # -- what etcd says ---------------------------------------------------------------------------------------------
+
+    def _value(self, key: str) -> bytes | None:
+        found = self.store.get(key)
+        return found.value if found is not None else None
+
+    def agreed(self) -> Agreed | None:
+        return Agreed.decode_or_none(self._value(self.keys.agreed))
+
+    def view(self) -> View | None:
+        value = self._value(self.keys.view)
+        return View.decode(value) if value is not None else None
+
+    def plan(self, number: int) -> Plan | None:
+        return Plan.decode_or_none(self._value(self.keys.plan(number)))

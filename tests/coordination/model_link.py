@@ -1,0 +1,169 @@
+"""The stream between a worker and its agent, in memory: in order, delayed or cut as a test likes, never reordered."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from typing import TYPE_CHECKING
+
+from instep.wire import Decoder, Message, Words, create_words, encode
+from instep.worker.link import LinkLost
+
+if TYPE_CHECKING:
+    from model_cluster import Host
+
+DEATH = b""
+"""Stands in the stream to the agent where the worker's pid was seen to end."""
+
+
+class Delays:
+    """What holds a worker's streams up; it outlives any one connection."""
+
+    def __init__(self) -> None:
+        self.up_held = False
+        self.down_held = False
+
+
+class ModelConnection:
+    """The agent's end, as Node sees a Connection. `up` and `down` are what is on its way."""
+
+    def __init__(self, host: Host, words: Words, delays: Delays) -> None:
+        self.pid = 1
+        self.words: Words | None = words
+        self.closed = False
+        self.cut = False
+        self.up: deque[bytes] = deque()
+        self.down: deque[bytes] = deque()
+        self._mail = words
+        self._host = host
+        self._node = host.node
+        self._delays = delays
+        self._decoder = Decoder()
+        self.arrived: list[bytes] = []
+
+    # -- for the node -----------------------------------------------------------------------------------------------
+
+    def send(self, message: Message) -> None:
+        if self.closed or self.cut:
+            return
+        self.down.append(encode(message))
+        if not self._delays.down_held:
+            self.pump_down()
+
+    def close(self) -> None:
+        """What was sent can still be read by the worker; nothing more is heard from it."""
+        self.closed = True
+        self.words = None
+
+    # -- for the worker ---------------------------------------------------------------------------------------------
+
+    def say(self, data: bytes) -> None:
+        self.up.append(data)
+        if not self._delays.up_held:
+            self._host.loop.call_soon(self.pump_up)
+
+    def pump_down(self, count: int | None = None) -> None:
+        while self.down and (count is None or count > 0):
+            self.arrived.append(self.down.popleft())
+            self._mail.count_mail()
+            count = None if count is None else count - 1
+
+    def pump_up(self, count: int | None = None) -> None:
+        """In the loop, as the agent reads its socket."""
+        while self.up and not self.closed and (count is None or count > 0):
+            data = self.up.popleft()
+            count = None if count is None else count - 1
+            node = self._node
+            assert node is not None
+            if data == DEATH:
+                self.close()
+                node.on_died(self)  # type: ignore[arg-type]
+                return
+            for message in self._decoder.feed(data):
+                node.on_message(self, message)  # type: ignore[arg-type]
+
+    def hang_up(self) -> None:
+        """The worker has closed its end: what it said is still read, nothing reaches it any more."""
+        self.cut = True
+        self.arrived.clear()
+        self.down.clear()
+
+    def break_off(self, *, keep_down: bool) -> None:
+        """The agent has died: nothing more is read from the worker, and what was not in the socket yet is lost."""
+        self.up.clear()
+        if keep_down:
+            self.pump_down()
+        self.down.clear()
+        self.close()
+
+
+class ModelLink:
+    """The worker's end, as Run sees an AgentLink."""
+
+    def __init__(self, host: Host, delays: Delays) -> None:
+        self.words, descriptor = create_words()
+        os.close(descriptor)
+        self.connection: ModelConnection | None = None
+        self.heard_at = 0.0
+        self.made: list[ModelConnection] = []
+        self._host = host
+        self._delays = delays
+        self._decoder = Decoder()
+
+    @property
+    def connected(self) -> bool:
+        return self.connection is not None
+
+    def try_connect(self) -> bool:
+        if self.connection is None and self._host.listens():
+            self.connection = ModelConnection(self._host, self.words, self._delays)
+            self._host.connections.append(self.connection)
+            self.made.append(self.connection)
+            self._decoder = Decoder()
+        return self.connection is not None
+
+    def introduce(self, hello: Message) -> None:
+        self.send(hello)
+
+    def send(self, message: Message, *, droppable: bool = False) -> None:
+        if self.connection is None or self.connection.closed:
+            if droppable:
+                return
+            self.drop()
+            raise LinkLost("not connected")
+        self.connection.say(encode(message))
+
+    def flush(self) -> None:
+        if self.connection is None:
+            raise LinkLost("not connected")
+
+    def receive(self) -> list[Message]:
+        connection = self.connection
+        if connection is None:
+            raise LinkLost("not connected")
+        data, connection.arrived = connection.arrived, []
+        messages = [message for part in data for message in self._decoder.feed(part)]
+        if connection.closed and not connection.down:
+            self.drop()
+            if not messages:
+                raise LinkLost("the agent closed the connection")
+        return messages
+
+    def drop(self) -> None:
+        if self.connection is not None:
+            self.connection.hang_up()
+        self.connection = None
+
+    def die(self) -> None:
+        """The process has ended, which an agent learns from the pid, whatever became of the sockets."""
+        self.drop()
+        for connection in self.made:
+            if not connection.closed:
+                connection.say(DEATH)
+
+    def calm(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.drop()
+

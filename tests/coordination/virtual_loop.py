@@ -1,0 +1,82 @@
+"""An asyncio loop whose time moves only when a test says so: the same run every time, and no waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+MAX_ROUNDS = 20_000
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """`settle` runs everything that is due now; `advance` lets seconds pass, timer by timer."""
+
+    _ready: Any
+    _scheduled: Any
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+        super().__init__()
+
+    def time(self) -> float:
+        return self.now_s
+
+    def settle(self) -> None:
+        for _ in range(MAX_ROUNDS):
+            self.call_soon(self.stop)
+            self.run_forever()
+            if not self._ready and not self._is_due():
+                return
+        raise AssertionError("the tasks never come to rest")
+
+    def advance(self, seconds: float) -> None:
+        end = self.now_s + seconds
+        self.settle()
+        while self._scheduled and self._scheduled[0]._when <= end:
+            self.now_s = max(self.now_s, self._scheduled[0]._when)
+            self.settle()
+        self.now_s = end
+
+    def shut(self) -> None:
+        """Ends every task, also those that would rather wait, and closes."""
+        for _ in range(20):
+            tasks = asyncio.all_tasks(self)
+            if not tasks:
+                break
+            for task in tasks:
+                task.cancel()
+            self.advance(10.0)
+        left = asyncio.all_tasks(self)
+        self.close()
+        assert not left, left
+
+    def _is_due(self) -> bool:
+        while self._scheduled and self._scheduled[0]._cancelled:
+            self.call_soon(self.stop)
+            self.run_forever()
+        return bool(self._scheduled) and self._scheduled[0]._when <= self.now_s
+
+
+@contextlib.contextmanager
+def virtual_time(loop: VirtualLoop) -> Iterator[None]:
+    """Every clock that the agent's own code looks at becomes the loop's; its log is silent."""
+    from instep.agent.metrics import MetricsWriter
+    from instep.coordination.leadership import Leadership
+    from instep.etcd import LeaseKeeper
+
+    log = logging.getLogger("instep")
+    disabled = log.disabled
+    with contextlib.ExitStack() as stack:
+        for owner in (Leadership, LeaseKeeper):
+            stack.enter_context(mock.patch.dict(owner.__init__.__kwdefaults__, clock=loop.time))
+        stack.enter_context(mock.patch.object(MetricsWriter.__init__, "__defaults__", (loop.time,)))
+        stack.enter_context(mock.patch("time.monotonic", loop.time))
+        log.disabled = True
+        try:
+            yield
+        finally:
+            log.disabled = disabled

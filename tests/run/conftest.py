@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from run.harness import TrainingRun
+
+from instep.testing import EtcdServer
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose path is short enough for sockets below it."""
+    path = Path(tempfile.mkdtemp(prefix="ins-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def training(etcd: EtcdServer, short_folder: Path, namespace: str) -> Iterator[TrainingRun]:
+    """A run on the shared etcd server, which the test must leave alone."""
+    run = TrainingRun(etcd, short_folder, namespace=namespace)
+    yield run
+    run.close()
+
+
+@pytest.fixture
+def fragile_training(etcd_server: EtcdServer, short_folder: Path, namespace: str) -> Iterator[TrainingRun]:
+    """A run on an etcd server of its own, which the test may break."""
+    run = TrainingRun(etcd_server, short_folder, namespace=namespace)
+    yield run
+    run.close()

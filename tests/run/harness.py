@@ -1,0 +1,230 @@
+"""Runs of real training processes against a real etcd, and what they did."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from instep.etcd import Client, Op
+from instep.runtime import RuntimeFolder
+from instep.settings import resolve
+from instep.testing import EtcdServer
+
+TRAINER = Path(__file__).with_name("trainer.py")
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+PATIENCE_S = 60.0
+
+Event = dict[str, Any]
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> Any:
+    """The condition's first true value; fails the test with `what` if there is none in time."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not seen in {timeout_s:g} s: {what}"
+        time.sleep(0.01)
+    return value
+
+
+class Trainer:
+    """One worker process and all the events it has said."""
+
+    def __init__(self, arguments: list[str], environment: Mapping[str, str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(TRAINER), *arguments],
+            env={**os.environ, "PYTHONPATH": str(SOURCE), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.events: list[Event] = []
+        self.errors: list[str] = []
+        self._readers = [
+            threading.Thread(target=self._read_events, daemon=True),
+            threading.Thread(target=self._read_errors, daemon=True),
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read_events(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.events.append(json.loads(line))
+
+    def _read_errors(self) -> None:
+        assert self.process.stderr is not None
+        self.errors.extend(self.process.stderr)
+
+    def said(self, event: str) -> list[Event]:
+        return [item for item in list(self.events) if item["event"] == event]
+
+    def wait_said(self, event: str, timeout_s: float = PATIENCE_S) -> Event:
+        return wait_for(lambda: self.said(event) or self._ended(event), event, timeout_s)[-1]
+
+    def _ended(self, event: str) -> None:
+        if self.process.poll() is not None and not any(reader.is_alive() for reader in self._readers):
+            assert self.said(event), f"ended with {self.process.returncode} without {event}: {self.events} {self.errors}"
+
+    def wait_config(self, timeout_s: float = PATIENCE_S, **values: Any) -> int:
+        """The first step that ran with these values."""
+
+        def seen() -> list[Event]:
+            return [e for e in self.said("config") if all(e["config"].get(k) == v for k, v in values.items())]
+
+        return int(wait_for(lambda: seen() or self._ended("config"), f"config {values}", timeout_s)[0]["step"])
+
+    def finish(self, timeout_s: float = PATIENCE_S) -> int:
+        code = self.process.wait(timeout_s)
+        for reader in self._readers:
+            reader.join(timeout_s)
+        return code
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        self.process.send_signal(number)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.finish()
+        for pipe in (self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+class TrainingRun:
+    """Trainers of one run on one or more nodes, each node a runtime folder of its own."""
+
+    def __init__(self, server: EtcdServer, folder: Path, *, namespace: str, ttl_s: int = 2) -> None:
+        self.server = server
+        self.namespace = namespace
+        self._folder = folder
+        self._ttl_s = ttl_s
+        self._stops = 0
+        self.trainers: list[Trainer] = []
+
+    def node(self, name: str) -> Path:
+        path = self._folder / name
+        path.mkdir(mode=0o700, exist_ok=True)
+        return path
+
+    def environment(self, node: str = "a") -> dict[str, str]:
+        return {
+            **self.server.environment(),
+            "INSTEP_NAMESPACE": self.namespace,
+            "INSTEP_RUNTIME_DIR": str(self.node(node)),
+            "INSTEP_TTL_S": str(self._ttl_s),
+        }
+
+    def start(
+        self,
+        rank: int,
+        world_size: int,
+        *arguments: str,
+        node: str = "a",
+        environment: Mapping[str, str] | None = None,
+    ) -> Trainer:
+        place = {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
+        trainer = Trainer(
+            [f"--stop-file={self.stop_file}", *arguments],
+            {**self.environment(node), **place, **(environment or {})},
+        )
+        self.trainers.append(trainer)
+        return trainer
+
+    def start_all(self, world_size: int, *arguments: str, nodes: str = "a") -> list[Trainer]:
+        """Ranks spread over the nodes in blocks; returns when all have joined."""
+        each = world_size // len(nodes)
+        trainers = [
+            self.start(rank, world_size, *arguments, node=nodes[min(rank // each, len(nodes) - 1)])
+            for rank in range(world_size)
+        ]
+        for trainer in trainers:
+            trainer.wait_said("joined")
+        return trainers
+
+    @property
+    def stop_file(self) -> Path:
+        return self._folder / f"stop-{self._stops}"
+
+    def stop(self, *trainers: Trainer) -> list[Event]:
+        """Lets the trainers end; returns what each said last, after checking that they ended well."""
+        self.stop_file.touch()
+        self._stops += 1
+        chosen = trainers or tuple(self.trainers)
+        done = [trainer.wait_said("done") for trainer in chosen]
+        for trainer in chosen:
+            assert trainer.finish() == 0, trainer.errors
+        return done
+
+    def put(self, name: str, text: str, run: str = "gpt-a") -> None:
+        self.server.etcdctl("put", f"{self.namespace}/{run}/config/{name}", text)
+
+    def put_together(self, run: str = "gpt-a", **values: object) -> None:
+        """All values in one txn: one revision, one change."""
+        puts = [Op.put(f"{self.namespace}/{run}/config/{k}", json.dumps(v)) for k, v in values.items()]
+
+        async def write() -> None:
+            async with Client(self.server.endpoints) as client:
+                await client.txn([], puts)
+
+        asyncio.run(write())
+
+    def key(self, path: str, run: str = "gpt-a") -> Any:
+        text = self.server.etcdctl("get", "--print-value-only", f"{self.namespace}/{run}/{path}")
+        return json.loads(text) if text else None
+
+    def keys(self, path: str, run: str = "gpt-a") -> list[str]:
+        text = self.server.etcdctl("get", "--prefix", "--keys-only", f"{self.namespace}/{run}/{path}")
+        return [line for line in text.splitlines() if line]
+
+    def agent_pid(self, node: str = "a", run: str = "gpt-a") -> int:
+        """The pid of the node's agent, from the peer credentials of its socket."""
+        import socket
+        import struct
+
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(str(self.folder_of(node, run).socket))
+            return int(struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
+
+    def folder_of(self, node: str = "a", run: str = "gpt-a") -> RuntimeFolder:
+        environment = self.environment(node)
+        settings = resolve(environ=environment)
+        before = os.environ.get("INSTEP_RUNTIME_DIR")
+        os.environ["INSTEP_RUNTIME_DIR"] = environment["INSTEP_RUNTIME_DIR"]
+        try:
+            return RuntimeFolder.of(run, settings)
+        finally:
+            if before is None:
+                del os.environ["INSTEP_RUNTIME_DIR"]
+            else:
+                os.environ["INSTEP_RUNTIME_DIR"] = before
+
+    def agent_log(self, node: str = "a", run: str = "gpt-a") -> str:
+        return self.folder_of(node, run).log.read_text()
+
+    def close(self) -> None:
+        for trainer in self.trainers:
+            trainer.close()
+
+
+def at_step(trainer: Trainer, step: int) -> dict[str, Any]:
+    """The config that the trainer ran `step` with."""
+    return next(e["config"] for e in reversed(trainer.said("config")) if e["step"] <= step)
+
+
+def assert_in_step(*trainers: Trainer) -> None:
+    """No step was run with two configs: the promise, checked on what the trainers recorded."""
+    last = min(trainer.said("done")[-1]["step"] if trainer.said("done") else 0 for trainer in trainers)
+    changes = {event["step"] for trainer in trainers for event in trainer.said("config")}
+    for step in sorted(step for step in changes if step < last):
+        configs = [at_step(trainer, step) for trainer in trainers]
+        assert all(config == configs[0] for config in configs), f"step {step} was run with {configs}"

@@ -1,0 +1,231 @@
+"""What breaks while a run trains, and what that costs: never a step with two configs, never a change."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+from run.harness import TrainingRun, assert_in_step, wait_for
+
+LONGEST_PAUSE_S = 1.5
+"""What a boundary may take while an agent is replaced: training does not wait for the new one."""
+
+
+def test_killing_the_agent_loses_no_change_and_stops_no_step(training: TrainingRun) -> None:
+    trainers = training.start_all(3)
+    for number in range(1, 4):
+        training.server  # noqa: B018
+        agent = training.agent_pid()
+        import os
+
+        os.kill(agent, signal.SIGKILL)
+        training.put("lr", str(number / 100))
+        assert len({trainer.wait_config(lr=number / 100) for trainer in trainers}) == 1
+    for item in training.stop():
+        assert item["longest_boundary_s"] < LONGEST_PAUSE_S
+    assert_in_step(*trainers)
+
+
+def test_an_agent_killed_between_promise_and_decision_changes_nothing(training: TrainingRun) -> None:
+    """Slow steps keep plans open for long, so that the kills fall into every part of a plan."""
+    import os
+
+    trainers = training.start_all(3, "--step-s=0.05", nodes="abc")
+    for number in range(1, 6):
+        training.put("lr", str(number / 100))
+        time_to_kill = "abc"[number % 3]
+        wait_for(lambda n=number: len(training.keys("state/plans/")) >= n, "a plan")
+        os.kill(training.agent_pid(time_to_kill), signal.SIGKILL)
+        assert len({trainer.wait_config(lr=number / 100) for trainer in trainers}) == 1
+    training.stop()
+    assert_in_step(*trainers)
+
+
+def test_the_death_of_the_worker_that_started_the_agent_leaves_the_agent_alive(training: TrainingRun) -> None:
+    first = training.start(0, 2)
+    wait_for(lambda: training.folder_of().socket.exists(), "the agent")
+    agent = training.agent_pid()
+    second = training.start(1, 2)
+    second.wait_said("joined")
+    first.kill()
+    first.finish()
+    again = training.start(0, 2)
+    again.wait_said("joined")
+    assert training.agent_pid() == agent
+    training.put("lr", "0.01")
+    assert len({trainer.wait_config(lr=0.01) for trainer in (again, second)}) == 1
+    training.stop(again, second)
+
+
+def test_a_restarted_rank_gets_what_the_others_have_agreed(training: TrainingRun) -> None:
+    trainers = training.start_all(3, nodes="ab")
+    training.put("lr", "0.01")
+    for trainer in trainers:
+        trainer.wait_config(lr=0.01)
+    trainers[0].kill()
+    trainers[0].finish()
+    again = training.start(0, 3)
+    joined = again.wait_said("joined")
+    assert joined["view"] == 2
+    assert joined["config"]["lr"] == 0.01
+    training.put("clip", "5.5")
+    for trainer in (again, *trainers[1:]):
+        trainer.wait_config(clip=5.5)
+    training.stop(again, *trainers[1:])
+
+
+def test_a_change_made_while_a_rank_is_missing_waits_for_its_replacement(training: TrainingRun) -> None:
+    trainers = training.start_all(2)
+    trainers[1].kill()
+    trainers[1].finish()
+    wait_for(lambda: len(training.keys("reports/members/")) == 1, "the dead rank's registration to go")
+    training.put("lr", "0.01")
+    again = training.start(1, 2)
+    again.wait_said("joined")
+    for trainer in (trainers[0], again):
+        trainer.wait_config(lr=0.01)
+    training.stop(trainers[0], again)
+
+
+def test_the_leading_worker_is_replaced_as_soon_as_it_dies(training: TrainingRun) -> None:
+    trainers = training.start_all(3)
+    leader = wait_for(lambda: training.key("state/leader"), "a leader")
+    victim = trainers[leader["rank"]]
+    victim.kill()
+    killed_at = time.monotonic()
+    wait_for(lambda: training.key("state/leader")["token"] > leader["token"], "another leader")
+    assert time.monotonic() - killed_at < 1.5
+    assert training.key("state/leader")["rank"] != leader["rank"]
+    victim.finish()
+    training.stop(*(trainer for trainer in trainers if trainer is not victim))
+
+
+def test_the_leading_node_lost_to_a_freeze_is_replaced_after_its_lease(training: TrainingRun) -> None:
+    import os
+
+    trainers = training.start_all(2, nodes="ab")
+    leader = wait_for(lambda: training.key("state/leader"), "a leader")
+    frozen, other = ("a", "b") if leader["rank"] == 0 else ("b", "a")
+    agent = training.agent_pid(frozen)
+    os.kill(agent, signal.SIGSTOP)
+    try:
+        wait_for(lambda: training.key("state/leader")["token"] > leader["token"], "another leader", 10)
+        assert training.key("state/leader")["node"] == training.folder_of(other).node.read_text()
+    finally:
+        os.kill(agent, signal.SIGCONT)
+    training.put("lr", "0.01")
+    assert len({trainer.wait_config(lr=0.01) for trainer in trainers}) == 1
+    training.stop()
+    assert_in_step(*trainers)
+
+
+def test_etcd_paused_beyond_the_lease_loses_no_change_and_stops_no_step(fragile_training: TrainingRun) -> None:
+    training = fragile_training
+    trainers = training.start_all(2)
+    training.put("lr", "0.01")
+    training.server.pause()
+    stepped = [trainer.wait_said("joined") for trainer in trainers]
+    assert stepped
+    time.sleep(5)  # what is tested is a time: twice the lease, with etcd away
+    training.server.resume()
+    training.put("clip", "2.5")
+    for trainer in trainers:
+        trainer.wait_config(lr=0.01, clip=2.5)
+    training.stop()
+    assert_in_step(*trainers)
+
+
+def test_etcd_killed_and_restarted_is_ridden_out(fragile_training: TrainingRun) -> None:
+    training = fragile_training
+    trainers = training.start_all(2, nodes="ab")
+    for number in range(1, 3):
+        training.server.kill()
+        training.server.restart()
+        training.put("lr", str(number / 100))
+        assert len({trainer.wait_config(lr=number / 100) for trainer in trainers}) == 1
+    training.stop()
+    assert_in_step(*trainers)
+
+
+def test_a_rank_that_holds_the_gil_longer_than_the_lease_costs_nobody_anything(training: TrainingRun) -> None:
+    holder = training.start(0, 2, "--hold-gil-s=6")
+    other = training.start(1, 2, "--step-s=0.05")
+    holder.wait_said("holding")
+    members = training.keys("reports/members/")
+    other.wait_said("config")
+    holder.wait_said("held")
+    assert training.keys("reports/members/") == members
+    assert "the lease was lost" not in training.agent_log()
+    assert training.key("state/view")["number"] == 1
+    training.put("lr", "0.01")
+    for trainer in (holder, other):
+        trainer.wait_config(lr=0.01)
+    training.stop(holder, other)
+
+
+def test_forked_children_neither_crash_nor_disturb(training: TrainingRun) -> None:
+    trainers = [training.start(rank, 2, "--fork=80") for rank in range(2)]
+    for trainer in trainers:
+        trainer.wait_said("joined")
+    training.put("lr", "0.01")
+    assert len({trainer.wait_config(lr=0.01) for trainer in trainers}) == 1
+    for item in training.stop():
+        assert item["children"] == [0] * 80
+    assert_in_step(*trainers)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_dead_worker_is_noticed_although_a_child_holds_its_socket(training: TrainingRun, number: int) -> None:
+    """The child outlives the worker; only the worker's pid tells."""
+    trainers = training.start_all(2)
+    trainers[0].kill(number)
+    died_at = time.monotonic()
+    wait_for(lambda: len(training.keys("reports/members/")) == 1, "the registration to go")
+    assert time.monotonic() - died_at < 1.5
+    trainers[0].finish()
+    training.stop(trainers[1])
+
+
+def test_the_agent_leaves_when_its_last_worker_has_gone(training: TrainingRun) -> None:
+    training.start_all(2)
+    training.stop()
+    wait_for(lambda: not training.folder_of().socket.exists(), "the agent to leave")
+    wait_for(lambda: not training.keys("election/") and not training.keys("reports/members/"), "its keys to go")
+
+
+def test_a_rank_at_a_gate_waits_for_etcd_and_then_goes_on(fragile_training: TrainingRun) -> None:
+    """Changes made all the time while etcd stops and goes: some pause falls between a promise and its decision."""
+    training = fragile_training
+    trainers = training.start_all(2, "--step-s=0.002", nodes="ab")
+    for number in range(1, 9):
+        training.put("lr", str(number / 100))
+        training.server.pause()
+        time.sleep(0.3)  # the length of the outage
+        training.server.resume()
+    for trainer in trainers:
+        trainer.wait_config(lr=0.08)
+    training.stop()
+    assert_in_step(*trainers)
+
+
+def test_patience_at_a_gate_ends_with_an_error_that_says_so(fragile_training: TrainingRun) -> None:
+    training = fragile_training
+    trainers = training.start_all(2, "--step-s=0.002", "--patience-s=1.5", nodes="ab")
+    raised = None
+    for number in range(1, 40):
+        training.put("lr", str(number / 100))
+        training.server.pause()
+        time.sleep(0.01 * (number % 5))
+        ended = [trainer for trainer in trainers if trainer.process.poll() is not None]
+        deadline = time.monotonic() + 2.5
+        while not ended and time.monotonic() < deadline and number % 4 == 0:
+            ended = [trainer for trainer in trainers if trainer.process.poll() is not None]
+            time.sleep(0.05)
+        training.server.resume()
+        if ended:
+            raised = ended[0].wait_said("error")
+            break
+    if raised is not None:
+        assert raised["kind"] == "GateTimeout"
+        assert raised["exit_code"] == 9

@@ -1,0 +1,123 @@
+"""A small training process for the tests: steps, records what it ran with, and can be told to misbehave."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+import instep
+
+
+class Hyper(instep.Hyperparameters):
+    lr: float = Field(3e-4, gt=0, le=1)
+    clip: float = Field(1.0, gt=0)
+    batch_size: int = Field(32, ge=1)
+    name: str = "adam"
+    dropout: float = instep.fixed(0.1)
+
+    @model_validator(mode="after")
+    def _clip_above_lr(self) -> Hyper:
+        if self.clip <= self.lr:
+            raise ValueError("clip must be above lr")
+        return self
+
+
+class OtherHyper(instep.Hyperparameters):
+    lr: float = 1.0
+
+
+SCHEMAS = {"hyper": Hyper, "other": OtherHyper, "none": None}
+
+
+def say(**event: object) -> None:
+    print(json.dumps(event), flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--run", default="gpt-a")
+    parser.add_argument("--schema", default="hyper", choices=SCHEMAS)
+    parser.add_argument("--steps", type=int, default=10**9)
+    parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--step-s", type=float, default=0.01)
+    parser.add_argument("--stop-file", type=Path, required=True)
+    parser.add_argument("--timeout-s", type=float, default=60)
+    parser.add_argument("--patience-s", type=float, default=120)
+    parser.add_argument("--hold-gil-s", type=float, default=0)
+    parser.add_argument("--fork", type=int, default=0)
+    options = parser.parse_args()
+    try:
+        run = instep.join(
+            options.run,
+            SCHEMAS[options.schema],
+            timeout_s=options.timeout_s,
+            etcd_patience_s=options.patience_s,
+        )
+    except instep.InstepError as error:
+        say(event="error", kind=type(error).__name__, text=str(error), exit_code=error.exit_code)
+        return error.exit_code
+    say(event="joined", rank=run.rank, view=run.view, config=dict(run.config), pid=os.getpid())
+    try:
+        with run:
+            train(run, options)
+    except instep.InstepError as error:
+        say(event="error", kind=type(error).__name__, text=str(error), exit_code=error.exit_code)
+        return error.exit_code
+    return 0
+
+
+def train(run: instep.Run[instep.Hyperparameters], options: argparse.Namespace) -> None:
+    """Says each step at which the config differs from that of the step before, and the longest pause of a boundary."""
+    before: dict[str, object] | None = None
+    longest_s, step = 0.0, options.start
+    forked: list[int] = []
+    while step < options.steps and not options.stop_file.exists():
+        began = time.monotonic()
+        run.boundary(step)
+        longest_s = max(longest_s, time.monotonic() - began)
+        now = dict(run.config)
+        if now != before:
+            say(event="config", step=step, config=now)
+            before = now
+        if step == options.start + 20:
+            misbehave(options, forked)
+        run.report(loss=1.0 / (step + 1))
+        time.sleep(options.step_s)
+        step += 1
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in forked]
+    say(
+        event="done",
+        step=step,
+        longest_boundary_s=longest_s,
+        leads=run.leads,
+        view=run.view,
+        children=codes,
+        threads=threading.active_count(),
+        grpc="grpc" in sys.modules,
+        torch="torch" in sys.modules,
+    )
+
+
+def misbehave(options: argparse.Namespace, forked: list[int]) -> None:
+    if options.hold_gil_s:
+        say(event="holding")
+        ctypes.PyDLL(None).usleep(int(options.hold_gil_s * 1e6))
+        say(event="held")
+    for _ in range(options.fork):
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(0.2)
+            os._exit(0)
+        forked.append(pid)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
