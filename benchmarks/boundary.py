@@ -14,7 +14,7 @@ US = 1e6
 
 
 async def measure(*, quick: bool) -> list[Figure]:
-    rounds = 60 if quick else 400
+    rounds = 40 if quick else 400
     with EtcdServer(fsync=True) as server, tempfile.TemporaryDirectory(prefix="instep-bench-") as folder:
         store = Path(folder) / "store"
         async with Fleet(server, "boundary", RANKS, str(rounds), str(store)) as fleet:

@@ -32,7 +32,7 @@ class Samples:
 
 
 async def measure(*, quick: bool) -> list[Figure]:
-    changes = 30 if quick else 120
+    changes = 25 if quick else 120
     figures = _figures(await _sample(changes, ranks=RANKS, fsync=True, steps="sleep"), f"{RANKS} ranks", promised=True)
     if not quick:
         unsynced = await _sample(changes, ranks=RANKS, fsync=False, steps="sleep")

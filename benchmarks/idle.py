@@ -14,12 +14,12 @@ from instep.testing import EtcdServer
 
 RANKS = 8
 STEP_S = 0.1
-SETTLE_S = 3.0
+SETTLE_S = 2.0
 PARTS = 4
 
 
 async def measure(*, quick: bool) -> list[Figure]:
-    window_s = 6.0 if quick else 20.0
+    window_s = 5.0 if quick else 20.0
     with EtcdServer(fsync=True) as server:
         async with RawStub(server.endpoint) as raw, Fleet(server, "steps", RANKS, str(STEP_S), "sleep") as fleet:
             await fleet.start()

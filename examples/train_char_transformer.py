@@ -89,8 +89,7 @@ def train(steps: int, name: str, proof: Path | None) -> None:
             norm = nn.utils.clip_grad_norm_(model.parameters(), run.config.clip)
             opt.step()
             run.report(loss=loss, grad_norm=norm)
-            used.note(step, lr=opt.param_groups[0]["lr"], weight_decay=opt.param_groups[0]["weight_decay"],
-                      clip=run.config.clip)  # fmt: skip
+            used.note(step, opt.param_groups[0], clip=run.config.clip)
             if run.rank == 0 and step % 50 == 0:
                 print(f"step {step:5}  loss {loss.item():.3f}  {run.config}", flush=True)
         if proof:
@@ -104,7 +103,8 @@ class Used:
         self.steps = 0
         self.changes: list[tuple[int, dict[str, float]]] = []
 
-    def note(self, step: int, **values: float) -> None:
+    def note(self, step: int, group: dict[str, Any], **more: float) -> None:
+        values = {"lr": group["lr"], "weight_decay": group["weight_decay"], **more}
         self.steps += 1
         if not self.changes or self.changes[-1][1] != values:
             self.changes.append((step, values))

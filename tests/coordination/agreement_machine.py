@@ -13,13 +13,14 @@ from model_cluster import NOT_FOR_WORKERS, Cluster, Host, Worker
 from virtual_loop import virtual_time
 
 from instep.coordination.records import Left, Rejected
+from instep.errors import ConfigError
 from instep.scalar import parse_scalar
 
 LAYOUTS = (((0,), (1,)), ((0, 1), (2,)), ((0,), (1,), (2,)), ((0,), (1, 2, 3)))
 LANES = ("state", "acks", "receipts", "left", "members", "c", "election", "schemas")
 GOOD = {"lr": ("0.1", "0.2", "0.3", "0.4"), "clip": ("1.0", "2.0", "3.0", "4")}
 BAD = {"lr": ("2", "0.1.2", '"much"', "NaN"), "clip": ("-1", str(NOT_FOR_WORKERS)), "size": ("16", "x"), "warp": ("9",)}
-ROUNDS = 400
+ROUNDS = 160
 
 good_change = st.fixed_dictionaries({}, optional={name: st.sampled_from(texts) for name, texts in GOOD.items()})
 bad_put = st.sampled_from([(name, text) for name, texts in BAD.items() for text in texts])
@@ -199,6 +200,7 @@ class AgreementMachine(RuleBasedStateMachine):
             for worker in tuple(self.cluster.workers.values()):
                 self._advance(worker)
                 self._advance(worker)
+            self._cure_what_no_worker_takes()
             self._time_out_collectives()
             self._replace_the_dead()
             self.cluster.loop.advance(0.5)
@@ -220,6 +222,11 @@ class AgreementMachine(RuleBasedStateMachine):
         self._end_leases_of_the_dead()
         self.cluster.loop.settle()
 
+    def _cure_what_no_worker_takes(self) -> None:
+        """A fresh start with a value that only the script's own validator refuses fails, and says what to do."""
+        if any(isinstance(worker.error, ConfigError) for worker in self.cluster.workers.values()):
+            self._put({"clip": "1.0"}, None)
+
     def _time_out_collectives(self) -> None:
         """A worker in a step looks after no agent: without one it is no member, so nobody can take the place of the
         rank that it waits for. Its collective runs into its time-out, and it dies."""
@@ -235,6 +242,10 @@ class AgreementMachine(RuleBasedStateMachine):
                 self.cluster.start(worker.rank, worker.host)
 
     def _unmet(self) -> list[str]:
+        for worker in tuple(self.cluster.evicting):
+            self.cluster.look(worker)
+        if self.cluster.evicting:
+            return [f"{worker} was replaced and does not know it" for worker in self.cluster.evicting]
         if self._left_unheard():
             return []
         active = [worker for worker in self.cluster.workers.values() if worker.alive]
@@ -366,6 +377,7 @@ class LockstepMachine(AgreementMachine):
         for worker in tuple(self.cluster.workers.values()):
             self.cluster.start(worker.rank, worker.host)
 
+    @precondition(lambda self: self.cluster.evicting)
     @rule()
     def the_evicted_look(self) -> None:
         for worker in tuple(self.cluster.evicting):

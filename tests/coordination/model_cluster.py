@@ -264,7 +264,8 @@ class Cluster:
         """One that was replaced comes to its next boundary; having heard of it, it ends."""
         try:
             if evicted.step:
-                evicted.run.boundary(evicted.step + evicted.inside)
+                evicted.step += 1
+                evicted.run.boundary(evicted.step)
         except AtGate:
             pass
         except InstepError:

@@ -166,7 +166,7 @@ class TrainingRun:
         return done
 
     def put(self, name: str, text: str, run: str = "gpt-a") -> None:
-        self.server.etcdctl("put", f"{self.namespace}/{run}/config/{name}", text)
+        self.server.etcdctl("put", "--", f"{self.namespace}/{run}/config/{name}", text)
 
     def put_together(self, run: str = "gpt-a", **values: object) -> None:
         """All values in one txn: one revision, one change."""

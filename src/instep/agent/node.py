@@ -167,7 +167,7 @@ class Node:
     async def _follow_state(self) -> None:
         while True:
             try:
-                left = await self._client.get(self._keys.left_of(self._name))
+                left = await self._client.get(self._keys.left_of(self._name), timeout_s=TICK_S)
                 self._left_before = Left.decode_or_none(left.value if left is not None else None)
                 await self._state.mirror.run()
             except EtcdUnavailable as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -24,8 +25,10 @@ from instep.wire import Message
 log = logging.getLogger("instep")
 
 LOG_BYTES = 1024 * 1024
-LINGER_S = 2.0
-"""How long an agent that cannot work stays, so that each worker hears why from the first one started."""
+FIRST_WORKER_S = 5.0
+LINGER_S = 0.2
+"""How long an agent that cannot work stays once it has said so: not long, or it would refuse with settings that have
+been mended meanwhile."""
 HOST_CHARACTERS = 14
 
 
@@ -73,11 +76,17 @@ async def _refuse_everybody(folder: RuntimeFolder, error: InstepError) -> None:
     """Settings that cannot work: whoever comes hears so."""
     log.error("%s", error)
 
+    told = asyncio.Event()
+
     def refuse(connection: Connection, message: Message) -> None:
         connection.send({"t": "failure", "kind": _kind(error), "text": str(error)})
+        told.set()
 
     server = Server(folder.socket, refuse, lambda connection: None)
     server.start()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FIRST_WORKER_S):
+            await told.wait()
     await asyncio.sleep(LINGER_S)
     server.close()
 

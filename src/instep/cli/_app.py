@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from typing import Annotated
 
 import typer
 
-from instep.cli import _get, _history, _local, _runs, _set, _status
+from instep.cli import _demo, _get, _history, _local, _runs, _set, _status
 from instep.cli._options import EtcdOption, NamespaceOption, remember
 from instep.cli._output import line, sentence, talk
 from instep.errors import InstepError
@@ -50,14 +49,7 @@ def options(
     remember(etcd, namespace)
 
 
-def demo() -> None:
-    """The whole story on one machine, in a minute."""
-    code = importlib.import_module("instep.demo").main()
-    if code:
-        raise typer.Exit(code)
-
-
-app.command("demo")(demo)
+app.command("demo")(_demo.demo)
 app.command("local")(_local.local)
 app.command("runs")(_runs.runs)
 app.command("status")(_status.status)

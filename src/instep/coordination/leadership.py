@@ -286,5 +286,3 @@ def _decoded_schema(text: bytes | None) -> Schema:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-

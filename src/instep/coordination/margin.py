@@ -2,7 +2,7 @@
 
 Too small a margin costs an abort (harmless, the change is planned again); too large a one costs time. Ranks answer at a
 boundary, and which one is foreseen from where the running step stands. What comes after it (acks, the decision, ranks
-that lag) is learned, in steps that the run went on meanwhile: a run that stands still for a while teaches nothing wrong.
+that lag) is learned, in steps that the run went on meanwhile, so that a run which stands still teaches nothing wrong.
 """
 
 from __future__ import annotations

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 __all__ = ["main"]
 
-DEFAULT_STEPS = 500
+DEFAULT_STEPS = 400
 DEFAULT_RANKS = 4
 
 
-def main(
-    steps: int = DEFAULT_STEPS, ranks: int = DEFAULT_RANKS, *, keep: bool = False, as_json: bool = False
-) -> int:
+def main(steps: int = DEFAULT_STEPS, ranks: int = DEFAULT_RANKS, *, keep: bool = False, as_json: bool = False) -> int:
     """Run the demo and return its exit code: 0 when everything it claims held, 1 when something did not.
 
     With `keep` the training goes on after the changes, for the user to steer, until it is interrupted, which

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
@@ -22,6 +22,7 @@ END_S: Final = 8.0
 LEAVE_S: Final = 4.0
 """How long the agent may take to leave after its last worker."""
 _POLL_S: Final = 0.05
+_TAIL_LINES: Final = 25
 
 # Runs in the child before the program replaces it: the kernel then tells it when the demo was killed outright.
 _END_WITH_PARENT = """
@@ -40,15 +41,18 @@ class Program:
     An async context manager; on leaving the program is told to end (SIGTERM), and killed after 8 s.
     """
 
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], *, log: Path) -> None:
+    def __init__(
+        self, arguments: Sequence[str], environment: Mapping[str, str], *, log: Path, tell: Callable[[str], None]
+    ) -> None:
         self._arguments = arguments
         self._environment = environment
-        self.log = log
+        self._log = log
+        self._tell = tell
         self._output: IO[bytes] | None = None
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
-        self._output = self.log.open("wb")
+        self._output = self._log.open("wb")
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", "-c", _END_WITH_PARENT, str(os.getpid()), sys.executable),
             *self._arguments,
@@ -75,14 +79,13 @@ class Program:
                 await self._process.wait()
 
     async def wait(self) -> None:
-        """Returns when it has ended well. Raises InstepError, with the end of its log, when it ended badly."""
+        """Returns when it has ended well. Tells the end of its log and raises InstepError when it ended badly."""
         assert self._process is not None
         status = await self._process.wait()
         if status != 0:
-            raise InstepError(f"{self.log.stem} ended with status {status}; the end of its log:\n{self.log_tail()}")
-
-    def log_tail(self, lines: int = 25) -> str:
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+            lines = self._log.read_text(errors="replace").splitlines()
+            self._tell("\n".join(lines[-_TAIL_LINES:]))
+            raise InstepError(f"{self._log.stem} ended with status {status}: the end of its log is shown above")
 
 
 def sweep(mark: str) -> list[int]:

@@ -82,7 +82,7 @@ def train(rank: int, example: Any, options: argparse.Namespace) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         opt.step()
-        used.note(step, lr=opt.param_groups[0]["lr"])
+        used.note(step, opt.param_groups[0])
     used.write(
         options.proof / f"rank-{rank}.json",
         rank,

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, overload
 from instep.errors import JoinTimeout, SettingsError
 from instep.names import check_run_name
 from instep.settings import resolve
+from instep.wire import Message
 from instep.worker.hyper import Codec, FreeConfig, Hyperparameters
 from instep.worker.link import AgentLink, LinkLost
 from instep.worker.run import Run
@@ -120,12 +121,21 @@ def _wait_for_view(run: Run[Any], link: AgentLink, timeout_s: float) -> None:
             messages = link.receive()
         except LinkLost:
             continue
+        if link.starts == 0 and any(_is_of_the_agent(message) for message in messages):
+            # Another worker started this agent, maybe with settings that have been mended since: ask one of our own.
+            link.drop()
+            continue
         for message in messages:
             if message["t"] == "waiting":
                 waiting_for, missing = message["text"], tuple(message.get("missing", ()))
                 if message.get("urgent"):
                     say_at = 0.0
         run._hear(messages, step=0)
+
+
+def _is_of_the_agent(message: Message) -> bool:
+    """True for a failure of the agent's own settings, not of this worker's place in the run."""
+    return message["t"] == "failure" and message.get("kind") in ("settings", "denied")
 
 
 def _place(rank: int | None, world_size: int | None, environ: Mapping[str, str]) -> tuple[int, int]:

@@ -1,0 +1,74 @@
+"""How far ahead a gate is set."""
+
+from __future__ import annotations
+
+from instep.coordination.margin import MAX_FACTOR, MAX_STEPS, REMEMBERED, Ahead, Margin
+
+
+def test_slow_steps_need_two() -> None:
+    """One for the boundary at which ranks answer, one for the decision."""
+    margin = Margin(write_s=0.002)
+    assert margin.ahead(step_time_s=1.0, since_s=0.3).gate == 2
+
+
+def test_a_step_about_to_end_answers_a_boundary_later() -> None:
+    margin = Margin(write_s=0.002)
+    assert margin.ahead(step_time_s=1.0, since_s=0.999).arming == 2
+
+
+def test_a_step_that_takes_longer_than_usual_ends_as_a_usual_one_would() -> None:
+    margin = Margin(write_s=0.002)
+    assert margin.ahead(step_time_s=1.0, since_s=30.0) == margin.ahead(step_time_s=1.0, since_s=1.0)
+
+
+def test_fast_steps_over_a_slow_network_need_dozens() -> None:
+    assert 24 <= Margin(write_s=0.02).ahead(step_time_s=0.001, since_s=0.0).gate <= 100
+
+
+def test_it_covers_what_agreeing_took_lately() -> None:
+    margin = Margin(write_s=0.002)
+    for rest_ms in range(REMEMBERED):
+        margin.committed(rest_ms / 1000)
+    ahead = margin.ahead(step_time_s=0.001, since_s=0.0)
+    assert REMEMBERED * 0.9 <= ahead.gate - ahead.arming <= REMEMBERED
+
+
+def test_a_rare_outlier_is_not_waited_for() -> None:
+    margin = Margin(write_s=0.002)
+    before = _with_usual_plans(margin)
+    margin.committed(3.0)
+    assert margin.ahead(step_time_s=0.005, since_s=0.0) == before
+
+
+def test_the_plan_after_an_abort_has_twice_the_margin_and_the_one_after_that_the_usual() -> None:
+    margin = Margin(write_s=0.002)
+    before = _with_usual_plans(margin)
+    margin.aborted(0.01)
+    assert margin.ahead(step_time_s=0.005, since_s=0.0).gate == 2 * before.gate
+    margin.committed(0.006)
+    assert margin.ahead(step_time_s=0.005, since_s=0.0) == before
+
+
+def test_aborts_that_go_on_widen_the_margin_for_good() -> None:
+    margin = Margin(write_s=0.002)
+    before = _with_usual_plans(margin)
+    for _ in range(4):
+        margin.aborted(0.01)
+        margin.committed(0.006)
+    while margin.factor > 1:
+        margin.committed(0.006)
+    assert margin.ahead(step_time_s=0.005, since_s=0.0).gate > before.gate
+
+
+def test_it_has_bounds() -> None:
+    margin = Margin()
+    for _ in range(100):
+        margin.aborted(1e9)
+    assert margin.factor == MAX_FACTOR
+    assert margin.ahead(step_time_s=0.0, since_s=1e9).gate == MAX_STEPS
+
+
+def _with_usual_plans(margin: Margin) -> Ahead:
+    for _ in range(REMEMBERED):
+        margin.committed(0.006)
+    return margin.ahead(step_time_s=0.005, since_s=0.0)
