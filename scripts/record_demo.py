@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pyte
 
-COLUMNS, ROWS = 104, 34
+COLUMNS, ROWS = 112, 32
 QUIET_S, SPEED, FRAME_S, LAST_S = 1.0, 2.0, 0.25, 8.0
 LIMIT_BYTES = 400_000
 CELL_W, CELL_H, MARGIN, BAR = 8.0, 18, 14, 30

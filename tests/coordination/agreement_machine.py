@@ -244,8 +244,9 @@ class AgreementMachine(RuleBasedStateMachine):
     def _unmet(self) -> list[str]:
         for worker in tuple(self.cluster.evicting):
             self.cluster.look(worker)
-        if self.cluster.evicting:
-            return [f"{worker} was replaced and does not know it" for worker in self.cluster.evicting]
+        unaware = [worker for worker in self.cluster.evicting if worker.run.view]
+        if unaware:
+            return [f"{worker} was replaced and does not know it" for worker in unaware]
         if self._left_unheard():
             return []
         active = [worker for worker in self.cluster.workers.values() if worker.alive]

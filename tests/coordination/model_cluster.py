@@ -176,15 +176,19 @@ class Worker:
 
     def _join(self) -> bool:
         """As instep.worker.join waits for the view."""
+        if not self.listen():
+            return False
+        self.step = self._cluster.training.enter(self.rank)
+        return True
+
+    def listen(self) -> bool:
+        """Before it has joined: True when it has."""
         if not self.run._is_joined():
             with contextlib.suppress(LinkLost):
                 if not self.link.connected and self.link.try_connect():
                     self.run._introduce()
                 self.run._hear(self.link.receive(), step=0)
-        if not self.run._is_joined():
-            return False
-        self.step = self._cluster.training.enter(self.rank)
-        return True
+        return self.run._is_joined()
 
     def _enter_step(self) -> bool:
         self.run.boundary(self.step)
@@ -263,7 +267,7 @@ class Cluster:
     def look(self, evicted: Worker) -> None:
         """One that was replaced comes to its next boundary; having heard of it, it ends."""
         try:
-            if evicted.step:
+            if evicted.run.view or evicted.listen():
                 evicted.step += 1
                 evicted.run.boundary(evicted.step)
         except AtGate:

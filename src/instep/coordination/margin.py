@@ -65,6 +65,6 @@ class Margin:
         self.factor = max(1, self.factor // 2)
 
     def aborted(self, had_s: float) -> None:
-        """A rank came to the gate too early, which lay `had_s` after the boundary that was foreseen."""
-        self._rests_s.append(2 * had_s)
+        """A rank came to the gate too early, which lay `had_s` after the boundary that was foreseen: it takes more."""
+        self._rests_s.append(1.1 * had_s)
         self.factor = min(MAX_FACTOR, self.factor * 2)

@@ -56,7 +56,7 @@ def _same_parameters(evidence: Evidence) -> Check:
     found = f"{_count(len(hashes), 'hash', 'hashes')}: {_shortened(hashes)}"
     return Check(
         claim=f"all {evidence.ranks} ranks hold bit-identical parameters",
-        how="sha256 of all parameters, by each rank",
+        how="sha256 on each rank",
         found=found if _complete(evidence, evidence.trained) else _incomplete(evidence, evidence.trained),
         held=_complete(evidence, evidence.trained) and len(hashes) == 1,
     )
@@ -67,10 +67,10 @@ def _same_values(evidence: Evidence) -> Check:
     same = all(record == records[0] for record in records)
     ran = all(proof.steps == evidence.steps for proof in evidence.trained)
     changed = ", ".join(str(step) for step, _ in records[0][1:]) if records else ""
-    found = f"equal records, values changed at {changed or 'no step'}" if same else "the records differ"
+    found = f"equal, changed at {changed or 'no step'}" if same else "the records differ"
     return Check(
-        claim="every step ran with the same values on all ranks",
-        how=f"read at each of {evidence.steps} steps, from the optimizers",
+        claim="all ranks used equal values at every step",
+        how=f"{evidence.steps} steps, from the optimizers",
         found=found if ran else f"steps run: {', '.join(str(proof.steps) for proof in evidence.trained)}",
         held=_complete(evidence, evidence.trained) and same and ran,
     )
@@ -87,7 +87,7 @@ def _one_step(evidence: Evidence, steered: Steered) -> Check:
     held = receipt.holds and receipt.applied == evidence.ranks and first == {receipt.step}
     return Check(
         claim=f"{format_changes(receipt.changes)} at one step",
-        how=f"{steered.by}: the receipt against each rank's record",
+        how=f"{steered.by}; from the optimizers",
         found=f"step {_steps(first)} on {evidence.ranks} ranks, {receipt.took_s:.2f} s"
         if held
         else f"receipt: {receipt.outcome} at step {receipt.step}; ranks: step {_steps(first)}",
@@ -98,7 +98,7 @@ def _one_step(evidence: Evidence, steered: Steered) -> Check:
 def _refused(refusal: Refusal) -> Check:
     return Check(
         claim=f"{refusal.asked} is refused before it is written",
-        how="the key in etcd, before and after",
+        how="its key in etcd",
         found=f"etcd still holds {refusal.after}" if not refusal.written else f"etcd holds {refusal.after}",
         held=not refusal.written and refusal.before == refusal.after,
     )
@@ -108,10 +108,10 @@ def _footprint(evidence: Evidence) -> Check:
     grpc = any(proof.grpc for proof in evidence.trained)
     threads = {name for proof in evidence.trained for name in proof.threads if name != "MainThread"}
     found = ["grpc was imported"] if grpc else ["no grpc"]
-    found.append(f"threads: {', '.join(sorted(threads))}" if threads else "no further thread")
+    found.append(f"threads: {', '.join(sorted(threads))}" if threads else "no thread but the main one")
     return Check(
-        claim="the trainers hold no etcd connection and no thread",
-        how="sys.modules and threading, in each rank",
+        claim="trainers have no etcd client, no thread",
+        how="sys.modules, threading",
         found=", ".join(found),
         held=_complete(evidence, evidence.trained) and not grpc and not threads,
     )
@@ -123,13 +123,12 @@ def _drifted(evidence: Evidence) -> Check:
     heard = [proof.first_step_with("lr", evidence.alone_lr) for proof in evidence.alone]
     difference = max((float(proof.more.get("difference", 0.0)) for proof in evidence.alone), default=0.0)
     complete = [proof.rank for proof in evidence.alone] == list(range(evidence.ranks))
-    found = (
-        f"applied at steps {', '.join('never' if step is None else str(step) for step in heard)}: "
-        f"{_count(len(before), 'hash', 'hashes')} before, {len(after)} after, parameters up to {difference:.1e} apart"
-    )
+    steps = ", ".join("never" if step is None else str(step) for step in heard)
+    apart = f"at {steps}; {_count(len(after), 'hash', 'hashes')}, up to {difference:.1e} apart"
+    found = apart if len(before) == 1 else f"{len(before)} hashes before anything was changed"
     return Check(
         claim="without Instep the ranks drift apart",
-        how="same training, each rank asks etcd itself",
+        how="the same training, own polling",
         found=found if complete else _incomplete(evidence, evidence.alone),
         held=complete and len(before) == 1 and len(after) > 1 and difference > 0,
     )

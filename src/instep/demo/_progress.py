@@ -66,6 +66,8 @@ class Progress:
             self._reported = (status.steps.lowest, time.monotonic())
             if "loss" in status.steps.metrics:
                 self.losses.append(status.steps.metrics["loss"])
+        if status.state == "ended" and self.steps is not None:
+            self._reported = (self.steps, time.monotonic())
         known = {entry.plan for entry in self.entries}
         self.entries += [entry for entry in reversed(status.recent) if entry.plan not in known]
         self._show(self)

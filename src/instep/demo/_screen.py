@@ -70,7 +70,7 @@ class Screen:
 
     def summary(self, checks: Sequence[Check], took_s: float) -> None:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
-        for header, style in (("", ""), ("claim", ""), ("how it was checked", "dim"), ("what was found", "")):
+        for header, style in (("", ""), ("claim", ""), ("checked by", "dim"), ("found", "")):
             table.add_column(header, style=style, overflow="fold")
         for item in checks:
             mark = Text("✓", style="bold green") if item.held else Text("✗", style="bold red")
@@ -116,11 +116,11 @@ def _figures(now: Progress) -> str:
 
 
 def _curve(losses: Sequence[float]) -> str:
-    """The newest losses as a line of blocks, the highest of all as the tallest."""
+    """The newest losses as a line of blocks."""
     shown = losses[-_CURVE:]
     if not shown:
         return ""
-    low, high = min(losses), max(losses)
+    low, high = min(shown), max(shown)
     scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
     return "".join(_BLOCKS[round((loss - low) * scale)] for loss in shown)
 

@@ -1,0 +1,108 @@
+"""The demo itself: real etcd, real torchrun, real training, on two ranks and few steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.torch
+pytest.importorskip("torch")
+
+TIMEOUT_S = 150.0
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short one: sockets lie in it. It is TMPDIR of the demo and of all its processes, and so names them."""
+    with tempfile.TemporaryDirectory(prefix="d") as path:
+        yield Path(path)
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "instep", "demo", "--ranks", "2", *arguments],
+        env={**os.environ, "TMPDIR": str(folder), "INSTEP_NAMESPACE": "/of-somebody", "RANK": "3"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def processes_of(folder: Path) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            environment = (entry / "environ").read_bytes() if entry.name.isdecimal() else b""
+        except OSError:
+            continue
+        if f"TMPDIR={folder}".encode() in environment.split(b"\0"):
+            found.append(int(entry.name))
+    return found
+
+
+def test_the_demo_proves_what_it_claims_and_leaves_nothing(folder: Path) -> None:
+    demo = start(folder, "--steps", "120", "--json")
+    out, err = demo.communicate(timeout=TIMEOUT_S)
+    assert demo.returncode == 0, err
+    found = json.loads(out)
+    assert found["held"]
+    assert [item["held"] for item in found["checks"]] == [True] * 8
+    assert [change["receipt"]["applied"] for change in found["changes"]] == [2, 2, 2]
+    assert not found["refused"]["written"]
+    assert len({rank["sha256"] for rank in found["without"]}) == 2
+    assert processes_of(folder) == []
+    assert list(folder.iterdir()) == []
+
+
+def test_sigterm_in_the_middle_of_training_ends_everything(folder: Path) -> None:
+    demo = start(folder, "--steps", "5000", "--json")
+    assert demo.stderr is not None
+    said = []
+    for line in demo.stderr:
+        said.append(line)
+        if "applied at step" in line:
+            break
+    assert len(processes_of(folder)) > 3, said
+    demo.send_signal(signal.SIGTERM)
+    out, _ = demo.communicate(timeout=TIMEOUT_S)
+    assert (demo.returncode, out) == (128 + signal.SIGTERM, "")
+    assert processes_of(folder) == []
+    assert list(folder.iterdir()) == []
+
+
+def test_a_killed_rank_ends_the_demo_with_an_error(folder: Path) -> None:
+    demo = start(folder, "--steps", "5000")
+    deadline = time.monotonic() + TIMEOUT_S
+    while not (ranks := [pid for pid in processes_of(folder) if _is_rank(pid)]):
+        assert time.monotonic() < deadline
+        assert demo.poll() is None
+        time.sleep(0.05)
+    os.kill(ranks[0], signal.SIGKILL)
+    _, err = demo.communicate(timeout=TIMEOUT_S)
+    assert demo.returncode == 1
+    assert "torchrun ended with status 1" in err
+    assert processes_of(folder) == []
+
+
+@pytest.mark.parametrize("arguments", [("--steps", "10"), ("--ranks", "1")])
+def test_a_demo_that_could_show_nothing_is_refused_at_once(folder: Path, arguments: tuple[str, ...]) -> None:
+    demo = start(folder, *arguments)
+    _, err = demo.communicate(timeout=TIMEOUT_S)
+    assert demo.returncode == 2
+    assert arguments[0] in err
+
+
+def _is_rank(pid: int) -> bool:
+    try:
+        return b"LOCAL_RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
