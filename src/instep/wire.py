@@ -1,4 +1,4 @@
-"""What worker and agent say to each other on the node: framed JSON on a unix socket, and three shared words.
+"""What worker and agent say to each other on the node: framed JSON on a unix socket, and four shared words.
 
 The words are why a step boundary costs nothing: the worker looks at one of them instead of asking the kernel. The
 worker creates them (a memfd), passes the descriptor to each agent it meets, and both map the same page.
@@ -23,7 +23,7 @@ Message = dict[str, Any]
 
 _HEADER = struct.Struct("!I")
 _WORD_BYTES = 8
-_WORDS = 3
+_WORDS = 4
 
 
 class WireError(Exception):
@@ -74,7 +74,8 @@ def _message(body: bytes) -> Message:
 
 
 class Words:
-    """The shared page: `mail` counts what the agent has sent, `step` and `at` tell it how far the worker is.
+    """The shared page: `mail` counts what the agent has sent and `beat` is when it last could; `step` and `at` tell it
+    how far the worker is.
 
     Each word has one writer. `at` is the monotonic time of the boundary, the same clock for both processes.
     """
@@ -100,6 +101,14 @@ class Words:
     @property
     def at(self) -> float:
         return self.floats[2]
+
+    @property
+    def beat(self) -> float:
+        return self.floats[3]
+
+    def set_beat(self, now: float) -> None:
+        """The agent, once a second: it is neither stopped nor stuck."""
+        self.floats[3] = now
 
     def close(self) -> None:
         self.integers.release()

@@ -21,6 +21,7 @@ LANES = ("state", "acks", "receipts", "left", "members", "c", "election", "schem
 GOOD = {"lr": ("0.1", "0.2", "0.3", "0.4"), "clip": ("1.0", "2.0", "3.0", "4")}
 BAD = {"lr": ("2", "0.1.2", '"much"', "NaN"), "clip": ("-1", str(NOT_FOR_WORKERS)), "size": ("16", "x"), "warp": ("9",)}
 ROUNDS = 160
+PATIENCE = 20
 
 good_change = st.fixed_dictionaries({}, optional={name: st.sampled_from(texts) for name, texts in GOOD.items()})
 bad_put = st.sampled_from([(name, text) for name, texts in BAD.items() for text in texts])
@@ -194,9 +195,11 @@ class AgreementMachine(RuleBasedStateMachine):
     def come_to_rest(self) -> None:
         """Nothing that was wanted is lost, nobody waits for ever."""
         self._heal()
-        for _ in range(ROUNDS):
+        for number in range(ROUNDS):
             if not self._unmet():
                 break
+            if number == PATIENCE:
+                self._end_doubles()
             for worker in tuple(self.cluster.workers.values()):
                 self._advance(worker)
                 self._advance(worker)
@@ -221,6 +224,15 @@ class AgreementMachine(RuleBasedStateMachine):
             self._release(worker, up=None, down=None)
         self._end_leases_of_the_dead()
         self.cluster.loop.settle()
+
+    def _end_doubles(self) -> None:
+        """Of two processes of a rank the one that registered later counts, which need not be the one started later: an
+        agent that was away registers its workers when it is back. People then end the one that they did not want."""
+        view = self.cluster.view()
+        named = view.incarnations().values() if view is not None else ()
+        for worker in tuple(self.cluster.evicting):
+            if worker.incarnation in named or not worker.run.view:
+                self.cluster.kill(worker, lose_part=False)
 
     def _cure_what_no_worker_takes(self) -> None:
         """A fresh start with a value that only the script's own validator refuses fails, and says what to do."""

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from run.harness import TrainingRun
 
 from instep.testing import EtcdServer
+from run.harness import TrainingRun
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from run.harness import Trainer, TrainingRun, assert_in_step, wait_for
 
 from instep.testing import EtcdServer
+from run.harness import Trainer, TrainingRun, assert_in_step, wait_for
 
 
 def failed(trainer: Trainer, kind: str, *parts: str) -> str:

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from run.harness import SOURCE, Event, TrainingRun, wait_for
 
 pytest.importorskip("torch")

@@ -39,12 +39,12 @@ class Effects:
         """Sends the txn until etcd has answered it, whatever the answer."""
         self.start(self._write(txn))
 
-    def settle(self, number: int, decision: Decision, tell: Callable[[Decision], None], trouble: Callable[[], None]) -> None:
-        """Tries to make `decision` that of plan `number`; then tells the one that stands. `trouble` is called while
-        etcd does not answer. A second call for the same plan joins the first."""
+    def settle(self, number: int, decision: Decision, tell: Callable[[Decision], None]) -> None:
+        """Tries to make `decision` that of plan `number`; then tells the one that stands. A second call for the same
+        plan joins the first."""
         if number not in self._settling:
             self._settling.add(number)
-            self.start(self._settle(number, decision, tell, trouble))
+            self.start(self._settle(number, decision, tell))
 
     def look_up(self, number: int, tell: Callable[[Decision], None]) -> None:
         """Tells the decision of plan `number` if there is one."""
@@ -59,15 +59,11 @@ class Effects:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _write(self, txn: Txn) -> None:
-        await self._insist(txn, (), lambda: None)
+        await self._insist(txn, ())
 
-    async def _settle(
-        self, number: int, decision: Decision, tell: Callable[[Decision], None], trouble: Callable[[], None]
-    ) -> None:
+    async def _settle(self, number: int, decision: Decision, tell: Callable[[Decision], None]) -> None:
         try:
-            result = await self._insist(
-                abort(self._keys, number, decision), (Op.get(self._keys.decision(number)),), trouble
-            )
+            result = await self._insist(abort(self._keys, number, decision), (Op.get(self._keys.decision(number)),))
         finally:
             self._settling.discard(number)
         if result.succeeded:
@@ -80,23 +76,22 @@ class Effects:
         tell(stands or Decision(commit=False, reason="the plan is no longer in etcd"))
 
     async def _look_up(self, number: int, tell: Callable[[Decision], None]) -> None:
-        result = await self._insist(Txn((), (Op.get(self._keys.decision(number)),)), (), lambda: None)
+        result = await self._insist(Txn((), (Op.get(self._keys.decision(number)),)), ())
         listing = result.results[0]
         if isinstance(listing, Listing) and listing.kvs:
             decision = Decision.decode_or_none(listing.kvs[0].value)
             if decision is not None:
                 tell(decision)
 
-    async def _insist(self, txn: Txn, otherwise: tuple[Op, ...], trouble: Callable[[], None]) -> TxnResult:
+    async def _insist(self, txn: Txn, otherwise: tuple[Op, ...]) -> TxnResult:
         pause_s = FIRST_PAUSE_S
         while True:
             try:
                 return await self._client.txn(txn.compares, txn.then, otherwise, timeout_s=ATTEMPT_S)
-            except EtcdUnavailable:
-                trouble()
+            except EtcdUnavailable as error:
+                log.debug("a write waits for etcd: %s", error)
             except EtcdError as error:
                 log.error("etcd refuses a write that must be made: %s", error)
-                trouble()
             await asyncio.sleep(pause_s)
             pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
 

@@ -80,6 +80,7 @@ class Node:
             asyncio.create_task(self._follow_state()),
             asyncio.create_task(self._office.run()),
             asyncio.create_task(self._tick()),
+            asyncio.create_task(self._beat()),
             asyncio.create_task(self._wait_empty()),
         ]
         try:
@@ -241,7 +242,7 @@ class Node:
                 case WriteLeft(left):
                     self._effects.write(write_left(self._keys, self._name, left))
                 case Settle(number, decision):
-                    self._effects.settle(number, decision, self._teller(number), self._tell_busy)
+                    self._effects.settle(number, decision, self._teller(number))
                 case _:
                     pass  # for a worker that is not connected: it hears it when it is
 
@@ -250,11 +251,6 @@ class Node:
             self._do(self._agreement.on_decision(number, decision))
 
         return tell
-
-    def _tell_busy(self) -> None:
-        """A worker at a gate must be able to tell an agent that waits for etcd from one that is stuck."""
-        for worker in self._workers:
-            worker.tell({"t": "busy"})
 
     def _tell_waiting(self, text: str, *, missing: tuple[int, ...] = (), urgent: bool = False) -> None:
         for worker in self._workers:
@@ -272,6 +268,13 @@ class Node:
                 text, missing = _waiting_for(self._state)
                 self._tell_waiting(text, missing=missing)
             await self._metrics.write(self._workers, self._state.view, self._pace.step_time_s)
+
+    async def _beat(self) -> None:
+        """Shows the workers that this agent runs: one that is stopped or stuck is replaced by them."""
+        while True:
+            for worker in self._workers:
+                worker.beat(time.monotonic())
+            await asyncio.sleep(TICK_S)
 
     def _measure(self) -> Pace:
         step, at = self._workers.furthest()

@@ -60,3 +60,8 @@ class LocalWorker:
 
     def tell(self, message: Message) -> None:
         self.connection.send(message)
+
+    def beat(self, now: float) -> None:
+        words = self.connection.words
+        if words is not None:
+            words.set_beat(now)

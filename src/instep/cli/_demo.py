@@ -10,7 +10,7 @@ from instep.cli._options import JsonOption
 
 
 def demo(
-    steps: Annotated[int, typer.Option("--steps", help="Steps to train; at least 100.")] = 400,
+    steps: Annotated[int, typer.Option("--steps", help="Steps to train; at least 100.")] = 500,
     ranks: Annotated[int, typer.Option("--ranks", help="Ranks to train on, 2 to 64.")] = 4,
     keep: Annotated[bool, typer.Option("--keep", help="Go on training, for you to steer, until Ctrl-C.")] = False,
     as_json: JsonOption = False,

@@ -1,8 +1,9 @@
-"""From settings to an etcd client."""
+"""From settings to an etcd client, for people: they wait longer for one answer than an agent does."""
 
 from __future__ import annotations
 
-from instep.etcd import Client, Credentials, Tls
+from instep.coordination.connect import open_client
+from instep.etcd import Client
 from instep.settings import Settings
 
 TIMEOUT_S = 5.0
@@ -14,20 +15,4 @@ def connect(settings: Settings, *, timeout_s: float = TIMEOUT_S) -> Client:
 
     Raises SettingsError when a certificate, key or password file cannot be used.
     """
-    tls = None
-    if settings.secure:
-        tls = Tls(
-            cacert=settings.cacert,
-            cert=settings.cert,
-            key=settings.key,
-            allow_readable_key=settings.allow_readable_key,
-        )
-    credentials = None
-    if settings.user:
-        from_file = settings.password_file is not None
-        credentials = Credentials(
-            user=settings.user,
-            password=None if from_file else settings.password,
-            password_file=settings.password_file,
-        )
-    return Client(settings.endpoints, tls=tls, credentials=credentials, timeout_s=timeout_s)
+    return open_client(settings, timeout_s)

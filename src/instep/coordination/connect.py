@@ -21,6 +21,8 @@ def open_client(settings: Settings, timeout_s: float = CALL_TIMEOUT_S) -> Client
     credentials = None
     if settings.user is not None:
         credentials = Credentials(
-            user=settings.user, password=settings.password, password_file=settings.password_file
+            user=settings.user,
+            password=None if settings.password_file else settings.password,
+            password_file=settings.password_file,
         )
     return Client(settings.endpoints, tls=tls, credentials=credentials, timeout_s=timeout_s)

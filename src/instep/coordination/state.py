@@ -10,7 +10,6 @@ from instep.coordination.mirror import Mirror
 from instep.coordination.records import Agreed, Decision, Forming, Leader, Plan, Refused, Rejected, View
 from instep.etcd import Client, Event
 
-
 _Record = TypeVar("_Record", Rejected, Refused)
 
 

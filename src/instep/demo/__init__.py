@@ -9,7 +9,7 @@ from __future__ import annotations
 
 __all__ = ["main"]
 
-DEFAULT_STEPS = 400
+DEFAULT_STEPS = 500
 DEFAULT_RANKS = 4
 
 
@@ -21,6 +21,7 @@ def main(steps: int = DEFAULT_STEPS, ranks: int = DEFAULT_RANKS, *, keep: bool =
     it, no process of it is left. To be called in the main thread. Raises SettingsError when torch or etcd is
     missing, and InstepError when the training itself fails.
     """
-    from instep.demo._play import Options, perform
+    from instep.demo._perform import perform
+    from instep.demo._play import Options
 
     return perform(Options(steps=steps, ranks=ranks, keep=keep), as_json=as_json)

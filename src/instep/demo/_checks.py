@@ -108,7 +108,7 @@ def _footprint(evidence: Evidence) -> Check:
     grpc = any(proof.grpc for proof in evidence.trained)
     threads = {name for proof in evidence.trained for name in proof.threads if name != "MainThread"}
     found = ["grpc was imported"] if grpc else ["no grpc"]
-    found.append(f"threads: {', '.join(sorted(threads))}" if threads else "no thread but the main one")
+    found.append(f"threads: {', '.join(sorted(threads))}" if threads else "one thread")
     return Check(
         claim="trainers have no etcd client, no thread",
         how="sys.modules, threading",

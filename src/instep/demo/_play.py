@@ -1,28 +1,20 @@
-"""The demo from its first line to its exit code."""
+"""The demo, act by act: train and steer with Instep, then the same without it."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import signal
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any, Final
-
-from rich.console import Console
+from typing import Final
 
 from instep.control import ChangeReceipt, Keys, connect, format_changes
-from instep.demo._checks import Check, Evidence, Steered, check
+from instep.demo._checks import Evidence, Steered
 from instep.demo._operator import Operator, Refusal
 from instep.demo._processes import Program
 from instep.demo._progress import Progress
 from instep.demo._proof import RankProof, read_proofs
 from instep.demo._screen import Screen, exports
-from instep.demo._stage import RUN, SCRIPT, Stage, check_needs, training_script
+from instep.demo._stage import RUN, SCRIPT, Stage, training_script
 from instep.errors import InstepError, SettingsError
 from instep.etcd import Client
 
@@ -32,7 +24,6 @@ ALONE_LR: Final = 1e-3
 UNENDING_STEPS: Final = 1_000_000_000
 MIN_STEPS: Final = 100
 MAX_RANKS: Final = 64
-_PIPED_WIDTH: Final = 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,30 +41,6 @@ class Options:
             raise SettingsError(
                 f"--ranks is {self.ranks}: give 2 to {MAX_RANKS}, for one rank cannot drift from itself"
             )
-
-
-def perform(options: Options, *, as_json: bool) -> int:
-    """See `instep.demo.main`."""
-    check_needs()
-    screen = Screen(_console(as_json))
-    began = time.monotonic()
-    with _interruptible() as interrupted:
-        play: Play | None = None
-        try:
-            with Stage() as stage:
-                play = Play(options, stage, screen)
-                evidence = asyncio.run(play.play())
-        except KeyboardInterrupt:
-            kept = play is not None and play.kept
-            screen.end("ended" if kept else "interrupted", ", and nothing of it is left")
-            return 0 if kept else 128 + interrupted[-1]
-    checks = check(evidence)
-    took_s = time.monotonic() - began
-    screen.heading("what was claimed, and what was found")
-    screen.summary(checks, took_s)
-    if as_json:
-        print(json.dumps(_document(evidence, checks, play.etcd, took_s), ensure_ascii=False, indent=2))  # noqa: T201
-    return 0 if all(item.held for item in checks) else 1
 
 
 @dataclass(slots=True)
@@ -119,7 +86,7 @@ class Play:
         try:
             async with torchrun, asyncio.TaskGroup() as tasks:
                 training = tasks.create_task(torchrun.wait())
-                with self.screen.moving():
+                with self.screen.moving(progress):
                     watching = tasks.create_task(progress.watch())
                     operator = Operator(client, keys, stage.server)
                     steered, refusal = await self._steer(operator, progress, training)
@@ -213,47 +180,3 @@ _TO_TRY: Final = (
     f"instep history {RUN}",
     f"etcdctl --endpoints $INSTEP_ETCD put /training/{RUN}/config/clip 2",
 )
-
-
-def _console(as_json: bool) -> Console:
-    console = Console(stderr=as_json, markup=False, emoji=False, highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = _PIPED_WIDTH
-    return console
-
-
-@contextmanager
-def _interruptible() -> Iterator[list[int]]:
-    """SIGTERM and SIGHUP end the demo as Ctrl-C does. Yields which of them came."""
-    came = [int(signal.SIGINT)]
-
-    def interrupt(number: int, _frame: FrameType | None) -> None:
-        came.append(number)
-        signal.raise_signal(signal.SIGINT)
-
-    # A shell starts background jobs with SIGINT ignored.
-    handlers: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler}
-    handlers |= {signal.SIGTERM: interrupt, signal.SIGHUP: interrupt}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _document(evidence: Evidence, checks: tuple[Check, ...], etcd: str, took_s: float) -> dict[str, Any]:
-    return {
-        "held": all(item.held for item in checks),
-        "ranks": evidence.ranks,
-        "steps": evidence.steps,
-        "etcd": etcd,
-        "took_s": round(took_s, 1),
-        "changes": [steered.to_json() for steered in evidence.steered],
-        "refused": evidence.refusal.to_json(),
-        "without": [
-            {"rank": proof.rank, "step": proof.first_step_with("lr", evidence.alone_lr), "sha256": proof.sha256}
-            for proof in evidence.alone
-        ],
-        "checks": [item.to_json() for item in checks],
-    }

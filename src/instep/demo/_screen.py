@@ -28,7 +28,6 @@ class Screen:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live: Live | None = None
         self._heading = 0
         self._line_at = 0.0
 
@@ -50,21 +49,19 @@ class Screen:
         self._print(Padding(Text.assemble(mark, one_line(sentence)), (0, 0, 0, 3), expand=False))
 
     @contextmanager
-    def moving(self) -> Iterator[None]:
-        """While it lasts, `progress` draws at the foot of the page."""
+    def moving(self, now: Progress) -> Iterator[None]:
+        """While it lasts, the progress is drawn at the foot of the page."""
         if not self._console.is_terminal:
             yield
             return
-        with Live(console=self._console, refresh_per_second=8, transient=True) as self._live:
-            try:
-                yield
-            finally:
-                self._live = None
+        with Live(get_renderable=lambda: _moving(now), console=self._console, refresh_per_second=8, transient=True):
+            yield
 
     def progress(self, now: Progress) -> None:
-        if self._live is not None:
-            self._live.update(_moving(now))
-        elif time.monotonic() - self._line_at >= _LINE_EVERY_S and -1 < now.step != now.steps:
+        """Something has been reported: a line of it now and then, where nothing can move."""
+        if self._console.is_terminal:
+            return
+        if time.monotonic() - self._line_at >= _LINE_EVERY_S and -1 < now.step != now.steps:
             self._line_at = time.monotonic()
             self.say(f"{_at(now)}  {_figures(now)}", style="dim")
 

@@ -77,6 +77,7 @@ class Stage:
             **self.server.environment(),
             "INSTEP_RUNTIME_DIR": str(self.folder / "node"),
             TAG: self.mark,
+            "TMPDIR": str(self.subfolder("tmp")),  # torch leaves folders behind
             "PYTHONPATH": _python_path(),
             "PYTHONUNBUFFERED": "1",
             "OMP_NUM_THREADS": "1",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-import torch
 from instep.errors import BindError
 
 from ._field import Field, Group, number_in, rounded_like

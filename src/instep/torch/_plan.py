@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler
 
 from instep.errors import BindError
-from torch import Tensor
 
 from ._curve import CurveKnob
 from ._field import Field, Group, number_in

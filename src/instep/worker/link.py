@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from instep.errors import AgentError
 from instep.runtime import RuntimeFolder
 from instep.settings import Settings
-from instep.wire import Decoder, Message, WireError, Words, create_words, encode
+from instep.wire import Decoder, Message, WireError, create_words, encode
 from instep.worker.spawn import log_tail, start_agent
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ class AgentLink:
         self._start_at = 0.0
         self._start_pause_s = 0.5
         self.words, self._descriptor = create_words()
-        self.heard_at = 0.0
         self.starts = 0
 
     def __repr__(self) -> str:
@@ -83,7 +82,6 @@ class AgentLink:
         attempt.setblocking(False)
         self._socket = attempt
         self._decoder, self._outbox = Decoder(), bytearray()
-        self.heard_at = self._clock()
         return True
 
     def introduce(self, hello: Message) -> None:
@@ -140,7 +138,6 @@ class AgentLink:
                 if messages:
                     return messages  # what it said last still counts; the next call tells that it has gone
                 raise LinkLost(reason)
-            self.heard_at = self._clock()
             try:
                 messages.extend(self._decoder.feed(data))
             except WireError as error:

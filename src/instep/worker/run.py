@@ -25,14 +25,13 @@ from instep.worker.failure import failure_from
 from instep.worker.gate import Answer, Apply, Gate
 from instep.worker.hyper import Codec
 from instep.worker.link import AgentLink, LinkLost
+from instep.worker.pulse import Pulse
 from instep.worker.reports import Reports
 
 log = logging.getLogger("instep")
 
 CHECK_S: Final = 1.0
 """How often a boundary looks whether the agent still lives, and sends what was reported."""
-AGENT_SILENCE_S: Final = 10.0
-"""An agent that says nothing for so long while a rank waits at a gate is replaced."""
 ETCD_PATIENCE_S: Final = 300.0
 
 Config = TypeVar("Config", default=Any)
@@ -86,6 +85,7 @@ class Run(Generic[Config]):
         self._start: Start | None = None
         self._callbacks: list[Callable[[Config, Config], object]] = []
         self._reports = Reports()
+        self._pulse = Pulse()
         self._applied: tuple[int, int] | None = None
         self._view = 0
         self._leads = False
@@ -262,6 +262,7 @@ class Run(Generic[Config]):
             self._hear(self._link.receive(), step)
             self._reports.send_to(self._link, step)
             self._link.flush()
+            self._replace_stopped_agent()
         except LinkLost as lost:
             log.warning("rank %d lost its agent (%s): training goes on, another is started", self.rank, lost)
             self._next_look = 0.0
@@ -357,15 +358,15 @@ class Run(Generic[Config]):
                 self._link.wait_readable(0.25)
                 self._mail = self._integers[0]
                 self._hear(self._link.receive(), step)
-                self._replace_silent_agent()
+                self._replace_stopped_agent()
             except LinkLost:
                 continue
             except InstepError as error:
                 log.warning("%s", error)
 
-    def _replace_silent_agent(self) -> None:
-        if time.monotonic() - self._link.heard_at > AGENT_SILENCE_S:
-            log.warning("the agent of rank %d has been silent for %.0f s: replacing it", self.rank, AGENT_SILENCE_S)
+    def _replace_stopped_agent(self) -> None:
+        if self._link.connected and self._pulse.is_stopped(self._link.words.beat, time.monotonic()):
+            log.warning("the agent of rank %d is stopped or stuck: replacing it", self.rank)
             self._link.kill_agent()
 
     def _became_child(self) -> None:
@@ -378,7 +379,7 @@ class Run(Generic[Config]):
         self._link.close()
 
 
-_NOWHERE = (memoryview(bytearray(24)).cast("q"), memoryview(bytearray(24)).cast("d"))
+_NOWHERE = (memoryview(bytearray(32)).cast("q"), memoryview(bytearray(32)).cast("d"))
 _alive: weakref.WeakSet[Run[Any]] = weakref.WeakSet()
 
 
