@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import stat
 from pathlib import Path
@@ -31,6 +30,8 @@ class RuntimeFolder:
     @classmethod
     def of(cls, run: str, settings: Settings) -> RuntimeFolder:
         """Workers with the same run, namespace and etcd share one folder and so one agent."""
+        import hashlib  # late: it loads a cryptographic library, which not every trainer has loaded
+
         identity = "\0".join([run, settings.namespace, *sorted(settings.endpoints), settings.user or ""])
         digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         return cls(_base() / digest)

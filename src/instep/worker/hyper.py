@@ -28,7 +28,10 @@ class Hyperparameters(BaseModel):
     default, holds more than one value, or has a name that cannot be part of a key.
     """
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+    # defer_build: the validator is built when the run is joined, not while the trainer imports its modules.
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, extra="forbid", strict=True, validate_default=True, defer_build=True
+    )
 
 
 def fixed(default: Any, **constraints: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import string
 import time
 from collections.abc import Mapping, Sequence
@@ -88,7 +87,7 @@ def join(
         codec,
         rank=rank,
         world_size=world_size,
-        incarnation="".join(secrets.choice(_ALPHABET) for _ in range(INCARNATION_LENGTH)),
+        incarnation=_incarnation(),
         etcd_patience_s=etcd_patience_s,
     )
     try:
@@ -131,6 +130,12 @@ def _wait_for_view(run: Run[Any], link: AgentLink, timeout_s: float) -> None:
                 if message.get("urgent"):
                     say_at = 0.0
         run._hear(messages, step=0)
+
+
+def _incarnation() -> str:
+    """Names this process's place among all that had or will have its rank: about 900 million are possible."""
+    number = int.from_bytes(os.urandom(8), "big")
+    return "".join(_ALPHABET[number // len(_ALPHABET) ** place % len(_ALPHABET)] for place in range(INCARNATION_LENGTH))
 
 
 def _is_of_the_agent(message: Message) -> bool:
