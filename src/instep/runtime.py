@@ -25,7 +25,9 @@ class RuntimeFolder:
         _make_private(path.parent)
         _make_private(path)
         if len(os.fsencode(self.socket)) > MAX_SOCKET_PATH:
-            raise SettingsError(f"the path {self.socket} is too long for a socket: set INSTEP_RUNTIME_DIR to a shorter one")
+            raise SettingsError(
+                f"the path {self.socket} is too long for a socket: set INSTEP_RUNTIME_DIR to a shorter one"
+            )
 
     @classmethod
     def of(cls, run: str, settings: Settings) -> RuntimeFolder:

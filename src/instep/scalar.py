@@ -17,9 +17,13 @@ def parse_scalar(text: str) -> Scalar:
     try:
         value = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
-        raise ValueError(f"{shortened(text)} is not JSON: write a number, true, false, null, or text in quotes") from None
+        raise ValueError(
+            f"{shortened(text)} is not JSON: write a number, true, false, null, or text in quotes"
+        ) from None
     if isinstance(value, (list, dict)):
-        raise ValueError(f"{shortened(text)} is not one value: a hyperparameter is a number, a text, true, false or null")
+        raise ValueError(
+            f"{shortened(text)} is not one value: a hyperparameter is a number, a text, true, false or null"
+        )
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{shortened(text)} is beyond what a float can hold")
     return value  # type: ignore[no-any-return]  # json.loads is untyped; the cases above leave scalars

@@ -47,9 +47,13 @@ class Settings:
                 "a client certificate needs its key and the reverse: set both INSTEP_CERT and INSTEP_KEY"
             )
         if self.user and not (self.password_file or self.password is not None):
-            raise SettingsError(f"user {self.user!r} has no password: set INSTEP_PASSWORD_FILE to the file that holds it")
+            raise SettingsError(
+                f"user {self.user!r} has no password: set INSTEP_PASSWORD_FILE to the file that holds it"
+            )
         if not MIN_TTL_S <= self.ttl_s <= MAX_TTL_S:
-            raise SettingsError(f"INSTEP_TTL_S is {self.ttl_s}: it must lie between {MIN_TTL_S} and {MAX_TTL_S} seconds")
+            raise SettingsError(
+                f"INSTEP_TTL_S is {self.ttl_s}: it must lie between {MIN_TTL_S} and {MAX_TTL_S} seconds"
+            )
 
     def __repr__(self) -> str:
         user = f", user={self.user!r}" if self.user else ""
@@ -129,7 +133,9 @@ def _endpoint(url: str, given: str) -> str:
     try:
         port = parts.port or DEFAULT_PORT
     except ValueError:
-        raise SettingsError(f"the endpoint {given!r} has no usable port: give host:port with a port up to 65535") from None
+        raise SettingsError(
+            f"the endpoint {given!r} has no usable port: give host:port with a port up to 65535"
+        ) from None
     if not parts.hostname or parts.path not in ("", "/") or parts.query or parts.username:
         raise SettingsError(f"the endpoint {given!r} is not host:port, for example https://etcd-0:2379")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname

@@ -72,7 +72,9 @@ class Trainer:
 
     def _ended(self, event: str) -> None:
         if self.process.poll() is not None and not any(reader.is_alive() for reader in self._readers):
-            assert self.said(event), f"ended with {self.process.returncode} without {event}: {self.events} {self.errors}"
+            assert self.said(event), (
+                f"ended with {self.process.returncode} without {event}: {self.events} {self.errors}"
+            )
 
     def wait_config(self, timeout_s: float = PATIENCE_S, **values: Any) -> int:
         """The first step that ran with these values."""

@@ -160,14 +160,10 @@ def test_the_server_dies_with_its_parent_even_when_that_is_killed(tmp_path: Path
 
 
 def test_a_forked_child_that_exits_leaves_the_server_alone(etcd_server: EtcdServer) -> None:
-    code = (
-        "import os, sys; from instep.testing import EtcdServer; s = EtcdServer().start(); pid = os.fork()\n"
-    )
+    code = "import os, sys; from instep.testing import EtcdServer; s = EtcdServer().start(); pid = os.fork()\n"
     code += "if not pid: sys.exit(0)\n"
     code += "os.waitpid(pid, 0); print(s.healthy); s.close()"
-    answer = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert answer.stdout.strip() == "True"
     assert etcd_server.healthy
 
@@ -200,9 +196,7 @@ def test_etcdctl_ignores_the_users_own_settings(etcd: EtcdServer, monkeypatch: p
     assert "is healthy" in etcd.etcdctl("endpoint", "health", check=False)
 
 
-def test_the_plugin_gives_each_test_a_namespace_of_its_own(
-    namespace: str, request: pytest.FixtureRequest
-) -> None:
+def test_the_plugin_gives_each_test_a_namespace_of_its_own(namespace: str, request: pytest.FixtureRequest) -> None:
     assert namespace.startswith("/test-")
     assert not namespace.endswith("/")
     assert request.getfixturevalue("namespace") == namespace

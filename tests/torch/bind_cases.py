@@ -8,10 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch.optim import SGD, Optimizer
 from torch.optim import lr_scheduler as lrs
-
-import torch
 
 RATIO = 0.1
 

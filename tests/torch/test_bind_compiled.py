@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
 from bind_cases import TinyRun
 from torch.optim import SGD
 from torch.optim import lr_scheduler as lrs
 
 import instep.torch
-import torch
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ import logging
 from typing import Any
 
 import pytest
+import torch
 from bind_cases import SCHEDULERS, TinyRun, Training, close, parameters, training, two_groups, values
 from torch.optim import SGD
 
 import instep.torch
-import torch
 
 every_scheduler = pytest.mark.parametrize("name", SCHEDULERS)
 either_order = pytest.mark.parametrize("order", ["optimizer first", "scheduler first"])

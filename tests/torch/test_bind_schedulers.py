@@ -6,13 +6,13 @@ import copy
 import pickle
 
 import pytest
+import torch
 from bind_cases import SCHEDULERS, TinyRun, Training, close, training, two_groups, values
 from torch.optim import SGD
 from torch.optim import lr_scheduler as lrs
 from torch.optim.swa_utils import SWALR
 
 import instep.torch
-import torch
 from instep.errors import BindError
 
 every_scheduler = pytest.mark.parametrize("name", SCHEDULERS)

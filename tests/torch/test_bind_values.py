@@ -9,11 +9,11 @@ import weakref
 from typing import Any
 
 import pytest
+import torch
 from bind_cases import TinyRun, parameters, two_groups, values
 from torch.optim import SGD, Adam, AdamW
 
 import instep.torch
-import torch
 from instep.errors import BindError
 
 

@@ -318,10 +318,12 @@ def _decisions(events: tuple[Event, ...], keys: Keys) -> Iterator[tuple[int, Dec
 
 def _evicted(worker: LocalWorker, view: View) -> str:
     if worker.rank >= view.world_size:
-        return f"rank {worker.rank} is no part of view {view.number}, which has {view.world_size} ranks: stop this process"
+        return (
+            f"rank {worker.rank} is no part of view {view.number}, which has {view.world_size} ranks: stop this process"
+        )
     return (
-        f"rank {worker.rank} was taken over by another process that joined later (view {view.number}): stop this process; "
-        "if both were meant to run, give each its own RANK, as torchrun does"
+        f"rank {worker.rank} was taken over by another process that joined later (view {view.number}): stop this "
+        "process; if both were meant to run, give each its own RANK, as torchrun does"
     )
 
 

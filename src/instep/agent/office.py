@@ -97,9 +97,7 @@ class Office:
             await asyncio.sleep(RETRY_S)
             return
         log.info("leading with token %d", fence.token)
-        self._leadership = Leadership(
-            self._client, self._keys, fence, self._state, pace=self._pace, ttl_s=self._ttl_s
-        )
+        self._leadership = Leadership(self._client, self._keys, fence, self._state, pace=self._pace, ttl_s=self._ttl_s)
         term = asyncio.create_task(self._leadership.run())
         over = asyncio.create_task(self._election.lost(fence))
         try:

@@ -186,9 +186,7 @@ def _form_view(now: Situation, group: membership.Group) -> FormView:
         # The gate goes with it even when everybody has passed it: one that comes back from a checkpoint starts before
         # it again (docs/protocol/, mutant FORGET_PREVIOUS).
         agreed = now.agreed.model_copy(update={"view": number})
-        snapshot = Snapshot(
-            values=agreed.values, plan=agreed.plan, gate=agreed.gate, previous=agreed.previous
-        )
+        snapshot = Snapshot(values=agreed.values, plan=agreed.plan, gate=agreed.gate, previous=agreed.previous)
     view = View(
         number=number,
         world_size=group.world_size,
@@ -271,7 +269,9 @@ def _signed(item: Rejected, change: Change | None) -> Rejected:
 
 
 def _plan(now: Situation, revision: int, values: Mapping[str, object], change: Change | None) -> Plan:
-    assert now.view is not None and now.agreed is not None and now.progress.step is not None
+    assert now.view is not None
+    assert now.agreed is not None
+    assert now.progress.step is not None
     late = (now.decision.step or 0) if now.decision else 0
     started = max(now.progress.step, late, membership.last_step_left(now.view, now.left))
     return Plan.model_validate(

@@ -130,7 +130,9 @@ def active_nodes(view: View, left: Mapping[str, Left]) -> frozenset[str]:
 
 def last_step_left(view: View, left: Mapping[str, Left]) -> int:
     """The highest step run by a rank of the view that has left; a gate at or before it would have been passed."""
-    return max((left[node].last_step for node in view.nodes if node in left and left[node].view == view.number), default=-1)
+    return max(
+        (left[node].last_step for node in view.nodes if node in left and left[node].view == view.number), default=-1
+    )
 
 
 def _has_left(view: View, record: Left | None, rank: int) -> bool:
@@ -145,5 +147,5 @@ def _disagreement(member: Member, usual: Group) -> str:
         )
     return (
         f"rank {member.rank} on {member.host} declares other hyperparameters than the other ranks (schema "
-        f"{member.schema_digest} instead of {usual.schema_digest}): run the same version of the training script everywhere"
+        f"{member.schema_digest} instead of {usual.schema_digest}): run the same version of the script everywhere"
     )

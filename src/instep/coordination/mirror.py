@@ -28,9 +28,7 @@ class Mirror:
     `on_change(events)` is called after each batch, in order; after a re-listing with the differences as events.
     """
 
-    def __init__(
-        self, client: Client, prefix: str, on_change: Changed = lambda events: None
-    ) -> None:
+    def __init__(self, client: Client, prefix: str, on_change: Changed = lambda events: None) -> None:
         self._client = client
         self._prefix = prefix
         self._on_change = on_change

@@ -85,18 +85,14 @@ class View(Record):
 
     def encode(self) -> str:
         document = self.model_dump(exclude_none=True, exclude={"nodes"})
-        nodes = {
-            name: [format_ranks(node.ranks), "".join(node.incarnations)] for name, node in self.nodes.items()
-        }
+        nodes = {name: [format_ranks(node.ranks), "".join(node.incarnations)] for name, node in self.nodes.items()}
         return json.dumps({**document, "nodes": nodes}, separators=(",", ":"))
 
     @classmethod
     def decode(cls, text: str | bytes) -> Self:
         document = json.loads(text)
         if isinstance(document, dict) and isinstance(document.get("nodes"), dict):
-            document["nodes"] = {
-                name: _node_from_short(short) for name, short in document["nodes"].items()
-            }
+            document["nodes"] = {name: _node_from_short(short) for name, short in document["nodes"].items()}
         return cls.model_validate(document)
 
 

@@ -168,5 +168,3 @@ def _forget(keys: Keys, number: int) -> list[Op]:
     if number > HISTORY_PLANS:
         ops += [Op.delete(keys.plan(number - HISTORY_PLANS)), Op.delete(keys.decision(number - HISTORY_PLANS))]
     return ops
-
-

@@ -105,7 +105,7 @@ def _document(model: type[BaseModel]) -> dict[str, Any]:
         check_hyperparameter_name(name)
         if not _is_scalar(field, document.get("$defs", {})):
             raise SettingsError(
-                f"{model.__name__}.{name} does not hold one scalar: a hyperparameter is a number, text, true, false or null"
+                f"{model.__name__}.{name} does not hold one scalar: use a number, text, true, false or null"
             )
         if model.model_fields[name].get_default(call_default_factory=True) is PydanticUndefined:
             raise SettingsError(f"{model.__name__}.{name} has no default: give every hyperparameter one")

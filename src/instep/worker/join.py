@@ -68,8 +68,8 @@ def join(
     """Joins run `name` and returns when all ranks are there, each with the same values.
 
     `rank` and `world_size` come from RANK and WORLD_SIZE if not given, else 0 of 1. `etcd` and `namespace` come from
-    the INSTEP_ variables if not given. `timeout_s` bounds the whole wait for etcd and the other ranks; `etcd_patience_s`
-    bounds each later wait at a gate. A rank that joins again takes the place of its former process.
+    the INSTEP_ variables if not given. `timeout_s` bounds the whole wait for etcd and the other ranks;
+    `etcd_patience_s` bounds each later wait at a gate. A rank that joins again takes the place of its former process.
 
     Raises SettingsError (bad arguments; nothing was contacted), EtcdDenied (credentials or certificates refused),
     JoinRefused (this rank disagrees with the others), JoinTimeout, ConfigError, AgentError.
@@ -163,5 +163,3 @@ def _number(given: int | None, name: str, variable: str, environ: Mapping[str, s
         return int(text)
     except ValueError:
         raise SettingsError(f"{variable} is {text!r}: it must be a whole number") from None
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -160,10 +161,9 @@ class AgentLink:
         pid = struct.unpack("3i", self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
         self.drop()
         if pid > 1:
-            try:
+            # It may have ended by itself, or be in another container: nothing more to do from here.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                pass  # it ended by itself, or is in another container: nothing more to do from here
 
     def drop(self) -> None:
         if self._socket is not None:

@@ -54,8 +54,8 @@ class Start:
 class Run(Generic[Config]):
     """This worker's place in the run, from `instep.join`. Use it in the training thread only.
 
-    `config` holds the agreed values: the same on every rank at every step, a new frozen object after each change. Promise:
-    a change is applied by all ranks at the boundary before the same step, or by none. Limit: a rank that reaches the
+    `config` holds the agreed values: the same on every rank at every step, a new frozen object after each change.
+    Promise: a change is applied by all ranks at the boundary before the same step, or by none. Limit: a rank that reaches the
     gate of a change which it has acknowledged waits there while etcd cannot be read, at most `etcd_patience_s`.
     """
 
@@ -124,8 +124,8 @@ class Run(Generic[Config]):
     def boundary(self, step: int) -> None:
         """Call before running `step`: agreed changes apply here. Steps must rise from call to call.
 
-        Raises StepError (the step does not rise), Evicted (another process took this rank over), GateTimeout (etcd could
-        not be read at a gate), and whatever an `on_change` function raises.
+        Raises StepError (the step does not rise), Evicted (another process took this rank over), GateTimeout (etcd
+        could not be read at a gate), and whatever an `on_change` function raises.
         """
         now = time.monotonic()
         if (
@@ -147,7 +147,8 @@ class Run(Generic[Config]):
     def report(self, **metrics: object) -> None:
         """Latest figures for operators, tuner and front ends: numbers, or tensors of one element.
 
-        Never waits: the newest values are sent at a boundary, at most once a second, and dropped when nobody takes them.
+        Never waits: the newest values are sent at a boundary, at most once a second, or dropped when nobody takes
+        them. Reading a tensor on a GPU when it is sent waits for the work queued there, once a second at most.
         """
         self._reports.update(metrics)
 
@@ -339,8 +340,8 @@ class Run(Generic[Config]):
             waited_s = time.monotonic() - started
             if waited_s >= self._patience_s:
                 raise GateTimeout(
-                    f"rank {self.rank} waited {waited_s:.0f} s before step {step} for the decision on change {number}: etcd "
-                    "cannot be read; bring it back and restart the run, nothing was guessed",
+                    f"rank {self.rank} waited {waited_s:.0f} s before step {step} for the decision on change {number}: "
+                    "etcd cannot be read; bring it back and restart the run, nothing was guessed",
                     step=step,
                     waited_s=waited_s,
                 )

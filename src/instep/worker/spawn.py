@@ -19,9 +19,7 @@ SETTINGS_TIMEOUT_S = 10.0
 LOG_TAIL_CHARACTERS = 600
 
 
-def start_agent(
-    folder: RuntimeFolder, run: str, settings: Settings, lock: int
-) -> subprocess.Popen[bytes]:
+def start_agent(folder: RuntimeFolder, run: str, settings: Settings, lock: int) -> subprocess.Popen[bytes]:
     """Starts an agent and returns its launcher, which ends at once: the agent itself is nobody's child.
 
     The agent inherits `lock`, so there is never a second one. Raises AgentError when no process can be started at all;
