@@ -43,8 +43,8 @@ def _check(name: object, what: str, example: str) -> str:
         raise SettingsError(f"a {what} must be text such as {example!r}, not {name!r}")
     if len(name) > MAX_LENGTH or not _PART.match(name):
         raise SettingsError(
-            f"the {what} {_shortened(name)} is not usable: it holds only letters, digits, '.', '_' and '-', starts with "
-            f"a letter or digit and has {MAX_LENGTH} characters at most, such as {example!r}"
+            f"the {what} {_shortened(name)} is not usable: it holds only letters, digits, '.', '_' and '-', starts "
+            f"with a letter or digit and has {MAX_LENGTH} characters at most, such as {example!r}"
         )
     return name
 

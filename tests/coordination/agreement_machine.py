@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Collection
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
@@ -195,11 +196,14 @@ class AgreementMachine(RuleBasedStateMachine):
     def come_to_rest(self) -> None:
         """Nothing that was wanted is lost, nobody waits for ever."""
         self._heal()
+        self._end_doubles(())
         for number in range(ROUNDS):
-            if not self._unmet():
-                break
+            unmet = self._unmet()
+            if not unmet:
+                return
             if number == PATIENCE:
-                self._end_doubles()
+                view = self.cluster.view()
+                self._end_doubles(view.incarnations().values() if view is not None else ())
             for worker in tuple(self.cluster.workers.values()):
                 self._advance(worker)
                 self._advance(worker)
@@ -208,8 +212,7 @@ class AgreementMachine(RuleBasedStateMachine):
             self._replace_the_dead()
             self.cluster.loop.advance(0.5)
             self.cluster.check_history()
-        unmet = self._unmet()
-        assert not unmet, f"{unmet}; {self._describe()}"
+        raise AssertionError(f"{unmet}; {self._describe()}")
 
     def _heal(self) -> None:
         while self.cluster.strays:
@@ -225,11 +228,9 @@ class AgreementMachine(RuleBasedStateMachine):
         self._end_leases_of_the_dead()
         self.cluster.loop.settle()
 
-    def _end_doubles(self) -> None:
+    def _end_doubles(self, named: Collection[str]) -> None:
         """Of two processes of a rank the one that registered later counts, which need not be the one started later: an
         agent that was away registers its workers when it is back. People then end the one that they did not want."""
-        view = self.cluster.view()
-        named = view.incarnations().values() if view is not None else ()
         for worker in tuple(self.cluster.evicting):
             if worker.incarnation in named or not worker.run.view:
                 self.cluster.kill(worker, lose_part=False)

@@ -9,9 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from instep.coordination import membership
-from instep.coordination.desired import Desired
-from instep.coordination.keys import Keys, last_part
+from instep.coordination.keys import Keys
 from instep.coordination.leading import (
     Abort,
     Action,
@@ -26,14 +24,13 @@ from instep.coordination.leading import (
     next_action,
 )
 from instep.coordination.margin import Ahead, Margin
-from instep.coordination.membership import Registered
-from instep.coordination.mirror import Mirror, cancelled
-from instep.coordination.records import Change, Decision, Left, Member, Receipt
-from instep.coordination.schema import Schema
+from instep.coordination.mirror import cancelled
+from instep.coordination.picture import Picture
+from instep.coordination.records import Decision
 from instep.coordination.state import RunState
-from instep.coordination.transactions import Fence, Seen, for_action
+from instep.coordination.transactions import Fence, for_action
 from instep.errors import EtcdError, EtcdUnavailable
-from instep.etcd import Client, Event
+from instep.etcd import Client
 
 log = logging.getLogger("instep")
 
@@ -89,20 +86,12 @@ class Leadership:
         self._fence = fence
         self._state = state
         self._pace = pace
-        self._grace_s = ttl_s + 2.0
         self._clock = clock
         self._wake = asyncio.Event()
         self._margin = Margin()
-        self._opened: dict[int, float] = {}
         self._ahead = Ahead(1, 2)
         self._foreseen: Foreseen | None = None
-        self._strangers_since: dict[str, float] = {}
-        self._desires = Mirror(client, keys.desires, self._on_events)
-        self._members = Mirror(client, keys.members, self._on_events)
-        self._acks = Mirror(client, keys.acks, self._on_events)
-        self._receipts = Mirror(client, keys.receipts, self._on_events)
-        self._left = Mirror(client, keys.left, self._on_events)
-        self._schemas = Mirror(client, keys.schemas, self._on_events)
+        self._picture = Picture(client, keys, state, self.wake, grace_s=ttl_s + 2.0, clock=clock)
 
     def __repr__(self) -> str:
         return f"Leadership(token={self._fence.token}, {self._state!r})"
@@ -112,11 +101,9 @@ class Leadership:
         self._wake.set()
 
     async def run(self) -> None:
-        mirrors = (self._desires, self._members, self._acks, self._receipts, self._left, self._schemas)
-        tasks = [asyncio.create_task(mirror.run()) for mirror in mirrors]
+        tasks = self._picture.run()
         try:
-            for mirror in mirrors:
-                await mirror.wait_listed()
+            await self._picture.wait_listed()
             await self._lead()
         finally:
             await cancelled(*tasks)
@@ -125,7 +112,7 @@ class Leadership:
         while True:
             self._wake.clear()
             try:
-                while (action := next_action(self.situation())) is not None:
+                while (action := next_action(self._situation())) is not None:
                     if not await self._do(action):
                         break
             except EtcdUnavailable as error:
@@ -143,7 +130,7 @@ class Leadership:
 
     async def _do(self, action: Action) -> bool:
         """Carries one action out; False when etcd's state has moved on, which the mirrors will show."""
-        seen = Seen(self._state.view_revision, self._state.agreed_revision)
+        seen = self._picture.seen()
         if isinstance(action, OpenPlan):
             action = OpenPlan(action.plan.model_copy(update={"opened_at": _now()}))
         sent_at = self._clock()
@@ -153,15 +140,14 @@ class Leadership:
         if not result.succeeded:
             log.info("%s was overtaken by events", type(action).__name__)
             return False
-        self._learn(action, sent_at, took_s)
+        self._learn(action, took_s)
         await self._caught_up(action, result.revision)
         return True
 
-    def _learn(self, action: Action, sent_at: float, took_s: float) -> None:
+    def _learn(self, action: Action, took_s: float) -> None:
         match action:
             case OpenPlan():
                 plan = action.plan
-                self._opened = {plan.number: sent_at}
                 self._foreseen = Foreseen(plan.number, plan.gate, plan.gate - self._ahead.gate + self._ahead.arming)
                 self._margin.opened(took_s)
                 log.info("plan %d for step %d: %s", action.plan.number, action.plan.gate, action.plan.values)
@@ -195,93 +181,20 @@ class Leadership:
     async def _caught_up(self, action: Action, revision: int) -> None:
         """Waits until our own write shows in the mirror, so that the next decision does not repeat this one."""
         only_changes = isinstance(action, Tidy) and not action.rejections
-        mirror = self._desires if only_changes else self._state.mirror
+        mirror = self._picture.desires if only_changes else self._state.mirror
         await mirror.wait_revision(revision, CATCH_UP_S)
 
-    # -- what the decision looks at -------------------------------------------------------------------------------
-
-    def situation(self) -> Situation:
-        state, keys = self._state, self._keys
-        plan, decision = state.plan, state.decision
-        registered = self._registered()
-        pace = self._pace()
+    def _situation(self) -> Situation:
+        pace, plan, decision = self._pace(), self._state.plan, self._state.decision
         if plan is not None and decision is not None and not decision.commit:
             self._learn_abort(plan.number, decision, pace)
         self._ahead = self._margin.ahead(pace.step_time_s, pace.since_s)
-        number = plan.number if plan is not None else 0
-        return Situation(
-            view=state.view,
-            agreed=state.agreed,
-            registered=registered,
-            left={
-                last_part(item.key): left
-                for item in self._left.keys.values()
-                if (left := Left.decode_or_none(item.value)) is not None
-            },
-            plan=plan,
-            decision=decision,
-            plan_age_s=self._clock() - self._opened.setdefault(number, self._clock()),
-            acked=frozenset(last_part(item.key) for item in self._acks.under(f"{keys.acks}{number}/")),
-            receipts={
-                last_part(item.key): receipt
-                for item in self._receipts.under(keys.receipts_of(number))
-                if (receipt := Receipt.decode_or_none(item.value)) is not None
-            },
-            desired={
-                name: Desired(name, item.text, item.mod_revision)
-                for item in self._desires.under(keys.config)
-                if "/" not in (name := item.key.removeprefix(keys.config)) and name
-            },
-            changes={
-                item.mod_revision: change
-                for item in self._desires.under(keys.changes)
-                if (change := Change.decode_or_none(item.value)) is not None
-            },
-            rejected=state.rejected,
-            schemas={last_part(item.key): item.text for item in self._schemas.keys.values()},
-            schema=self._schema(),
-            forming=state.forming,
-            lasting_strangers=self._lasting_strangers(registered),
-            progress=Progress(pace.step, pace.step_time_s, self._ahead.gate),
-        )
-
-    def _registered(self) -> tuple[Registered, ...]:
-        refused = self._state.refused
-        found = (
-            Registered(member, item.create_revision)
-            for item in self._members.keys.values()
-            if (member := Member.decode_or_none(item.value)) is not None and member.incarnation not in refused
-        )
-        return tuple(found)
-
-    def _schema(self) -> Schema:
-        view = self._state.view
-        item = self._schemas.get(self._keys.schema_of(view.schema_digest)) if view is not None else None
-        return _decoded_schema(item.value if item is not None else None)
-
-    def _lasting_strangers(self, registered: tuple[Registered, ...]) -> frozenset[str]:
-        now = self._clock()
-        strangers = membership.strangers(self._state.view, registered)
-        self._strangers_since = {name: self._strangers_since.get(name, now) for name in strangers}
-        return frozenset(name for name, since in self._strangers_since.items() if now - since >= self._grace_s)
-
-    def _on_events(self, events: tuple[Event, ...]) -> None:
-        self._wake.set()
+        return self._picture.situation(Progress(pace.step, pace.step_time_s, self._ahead.gate))
 
 
 def _summary(action: FormView) -> str:
     kind = "a fresh start" if action.view.fresh else "going on"
     return f"{action.view.world_size} ranks on {len(action.view.nodes)} nodes, {kind}"
-
-
-_schemas_seen: dict[bytes | None, Schema] = {}
-
-
-def _decoded_schema(text: bytes | None) -> Schema:
-    if text not in _schemas_seen:
-        _schemas_seen.clear()
-        _schemas_seen[text] = Schema.decode(text)
-    return _schemas_seen[text]
 
 
 def _now() -> str:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 from instep.errors import Compacted, EtcdError
 from instep.etcd import Client, Event, KeyValue
@@ -28,11 +29,21 @@ class Mirror:
     `on_change(events)` is called after each batch, in order; after a re-listing with the differences as events.
     """
 
-    def __init__(self, client: Client, prefix: str, on_change: Changed = lambda events: None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        prefix: str,
+        on_change: Changed = lambda events: None,
+        *,
+        decode: Callable[[bytes], Any] | None = None,
+    ) -> None:
         self._client = client
         self._prefix = prefix
         self._on_change = on_change
+        self._decode = decode
         self._keys: dict[str, KeyValue] = {}
+        self.records: dict[str, Any] = {}
+        """Each value decoded once, when it arrives, by `decode`; those that it makes None of are left out."""
         self._listed = asyncio.Event()
         self._moved = asyncio.Event()
         self._revision = 0
@@ -105,9 +116,19 @@ class Mirror:
                 self._keys[event.kv.key] = event.kv
             else:
                 self._keys.pop(event.kv.key, None)
+            self._decode_one(event)
         if events:
             self._on_change(events)
         self._moved.set()
+
+    def _decode_one(self, event: Event) -> None:
+        if self._decode is None:
+            return
+        record = self._decode(event.kv.value) if event.kind == "put" else None
+        if record is None:
+            self.records.pop(event.kv.key, None)
+        else:
+            self.records[event.kv.key] = record
 
 
 def _same(left: KeyValue | None, right: KeyValue) -> bool:

@@ -25,8 +25,10 @@ from instep.etcd import Compare, Op
 
 HISTORY_PLANS = 1000
 """Plans kept in etcd; older ones are deleted as new ones are opened."""
-RECEIPTS_KEPT = 100
-"""Plans whose acks and receipts are kept: 2 keys a node each, so few where nodes are many."""
+RECEIPTS_KEPT = 20
+"""Plans whose receipts are kept: one key a node each, and the leader mirrors them."""
+ACKS_KEPT = 2
+"""Plans whose acks are kept: a decided plan needs none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +164,10 @@ def _open_plan(action: OpenPlan, keys: Keys, fence: Fence, same_view: Compare) -
 def _forget(keys: Keys, number: int) -> list[Op]:
     """What the history no longer holds once plan `number` is there."""
     ops: list[Op] = []
+    if number > ACKS_KEPT:
+        ops.append(Op.delete(f"{keys.acks}{number - ACKS_KEPT}/", prefix=True))
     if number > RECEIPTS_KEPT:
-        old = number - RECEIPTS_KEPT
-        ops += [Op.delete(f"{keys.acks}{old}/", prefix=True), Op.delete(keys.receipts_of(old), prefix=True)]
+        ops.append(Op.delete(keys.receipts_of(number - RECEIPTS_KEPT), prefix=True))
     if number > HISTORY_PLANS:
         ops += [Op.delete(keys.plan(number - HISTORY_PLANS)), Op.delete(keys.decision(number - HISTORY_PLANS))]
     return ops

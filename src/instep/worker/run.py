@@ -55,8 +55,8 @@ class Run(Generic[Config]):
     """This worker's place in the run, from `instep.join`. Use it in the training thread only.
 
     `config` holds the agreed values: the same on every rank at every step, a new frozen object after each change.
-    Promise: a change is applied by all ranks at the boundary before the same step, or by none. Limit: a rank that reaches the
-    gate of a change which it has acknowledged waits there while etcd cannot be read, at most `etcd_patience_s`.
+    Promise: a change is applied by all ranks at the boundary before the same step, or by none. Limit: a rank that
+    reaches the gate of a change which it has acknowledged waits there while etcd cannot be read, at most `etcd_patience_s`.
     """
 
     def __init__(

@@ -1,0 +1,136 @@
+"""What a leader's decision looks at, held up to date: the run's state, and the reports that only the leader watches."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from instep.coordination import membership
+from instep.coordination.desired import Desired
+from instep.coordination.keys import Keys, last_part
+from instep.coordination.leading import Progress, Situation
+from instep.coordination.membership import Registered
+from instep.coordination.mirror import Mirror
+from instep.coordination.records import Change, Left, Member, Receipt
+from instep.coordination.schema import Schema
+from instep.coordination.state import RunState
+from instep.coordination.transactions import Seen
+from instep.etcd import Client, Event
+
+
+class Picture:
+    """Limit: each mirror may lag behind etcd by itself, so what is decided from it is guarded by its txn."""
+
+    def __init__(
+        self,
+        client: Client,
+        keys: Keys,
+        state: RunState,
+        on_change: Callable[[], None],
+        *,
+        grace_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        def changed(events: tuple[Event, ...]) -> None:
+            on_change()
+
+        self._keys = keys
+        self._state = state
+        self._grace_s = grace_s
+        self._clock = clock
+        self._strangers_since: dict[str, float] = {}
+        self._plan_since: tuple[int, float] = (0, 0.0)
+        self._schema: tuple[bytes | None, Schema] = (None, Schema(None))
+        self.desires = Mirror(client, keys.desires, changed)
+        self._members = Mirror(client, keys.members, changed, decode=Member.decode_or_none)
+        self._acks = Mirror(client, keys.acks, changed)
+        self._receipts = Mirror(client, keys.receipts, changed, decode=Receipt.decode_or_none)
+        self._left = Mirror(client, keys.left, changed, decode=Left.decode_or_none)
+        self._schemas = Mirror(client, keys.schemas, changed)
+
+    def __repr__(self) -> str:
+        return f"Picture({self._state!r}, {self._members!r})"
+
+    @property
+    def mirrors(self) -> tuple[Mirror, ...]:
+        return (self.desires, self._members, self._acks, self._receipts, self._left, self._schemas)
+
+    def run(self) -> list[asyncio.Task[None]]:
+        """Starts following; the caller cancels the tasks."""
+        return [asyncio.create_task(mirror.run()) for mirror in self.mirrors]
+
+    async def wait_listed(self) -> None:
+        for mirror in self.mirrors:
+            await mirror.wait_listed()
+
+    def seen(self) -> Seen:
+        """The revisions that a decision taken now stands on."""
+        return Seen(self._state.view_revision, self._state.agreed_revision)
+
+    def situation(self, progress: Progress) -> Situation:
+        state, keys = self._state, self._keys
+        number = state.plan.number if state.plan is not None else 0
+        registered = self._registered()
+        return Situation(
+            view=state.view,
+            agreed=state.agreed,
+            registered=registered,
+            left={last_part(key): left for key, left in self._left.records.items()},
+            plan=state.plan,
+            decision=state.decision,
+            plan_age_s=self._age_of_plan(number),
+            acked=frozenset(last_part(item.key) for item in self._acks.under(f"{keys.acks}{number}/")),
+            receipts={
+                last_part(key): receipt
+                for key, receipt in self._receipts.records.items()
+                if key.startswith(keys.receipts_of(number))
+            },
+            desired=self._desired(),
+            changes=self._changes(),
+            rejected=state.rejected,
+            schemas={last_part(item.key): item.text for item in self._schemas.keys.values()},
+            schema=self._schema_of_view(),
+            forming=state.forming,
+            lasting_strangers=self._lasting_strangers(registered),
+            progress=progress,
+        )
+
+    def _registered(self) -> tuple[Registered, ...]:
+        refused, keys = self._state.refused, self._members.keys
+        return tuple(
+            Registered(member, keys[key].create_revision)
+            for key, member in self._members.records.items()
+            if member.incarnation not in refused
+        )
+
+    def _desired(self) -> dict[str, Desired]:
+        config = self._keys.config
+        named = ((item.key.removeprefix(config), item) for item in self.desires.under(config))
+        return {name: Desired(name, item.text, item.mod_revision) for name, item in named if name and "/" not in name}
+
+    def _changes(self) -> dict[int, Change]:
+        found = (
+            (item.mod_revision, Change.decode_or_none(item.value)) for item in self.desires.under(self._keys.changes)
+        )
+        return {revision: change for revision, change in found if change is not None}
+
+    def _age_of_plan(self, number: int) -> float:
+        now = self._clock()
+        if self._plan_since[0] != number:
+            self._plan_since = (number, now)
+        return now - self._plan_since[1]
+
+    def _schema_of_view(self) -> Schema:
+        view = self._state.view
+        item = self._schemas.get(self._keys.schema_of(view.schema_digest)) if view is not None else None
+        text = item.value if item is not None else None
+        if text != self._schema[0]:
+            self._schema = (text, Schema.decode(text))
+        return self._schema[1]
+
+    def _lasting_strangers(self, registered: tuple[Registered, ...]) -> frozenset[str]:
+        now = self._clock()
+        strangers = membership.strangers(self._state.view, registered)
+        self._strangers_since = {name: self._strangers_since.get(name, now) for name in strangers}
+        return frozenset(name for name, since in self._strangers_since.items() if now - since >= self._grace_s)
