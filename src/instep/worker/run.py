@@ -56,7 +56,7 @@ class Run(Generic[Config]):
 
     `config` holds the agreed values: the same on every rank at every step, a new frozen object after each change.
     Promise: a change is applied by all ranks at the boundary before the same step, or by none. Limit: a rank that
-    reaches the gate of a change which it has acknowledged waits there while etcd cannot be read, at most `etcd_patience_s`.
+    reaches the gate of a change that it has promised waits there while etcd cannot be read, at most `etcd_patience_s`.
     """
 
     def __init__(
