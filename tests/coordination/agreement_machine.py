@@ -223,7 +223,7 @@ class AgreementMachine(RuleBasedStateMachine):
                 host.client.release_calls()
                 for lane in LANES:
                     host.client.release_watch(lane)
-        for worker in (*self.cluster.workers.values(), *self.cluster.evicting):
+        for worker in self.cluster.ever:
             self._release(worker, up=None, down=None)
         self._end_leases_of_the_dead()
         self.cluster.loop.settle()
@@ -260,7 +260,7 @@ class AgreementMachine(RuleBasedStateMachine):
         unaware = [worker for worker in self.cluster.evicting if worker.run.view]
         if unaware:
             return [f"{worker} was replaced and does not know it" for worker in unaware]
-        if self._left_unheard():
+        if self._left_unheard() or self._cannot_go_on():
             return []
         active = [worker for worker in self.cluster.workers.values() if worker.alive]
         if not active:
@@ -279,6 +279,13 @@ class AgreementMachine(RuleBasedStateMachine):
             if worker.values() != agreed.values
         ]
         return found + [problem for item in self._desired() if (problem := self._judge(item, agreed.values))]
+
+    def _cannot_go_on(self) -> bool:
+        """A rank has ended and another one died: no view can have all ranks, so whoever comes waits in vain."""
+        left = self.cluster.training.left
+        return bool(left) and any(
+            rank not in left and (not worker.alive or not worker.step) for rank, worker in self.cluster.workers.items()
+        )
 
     def _left_unheard(self) -> bool:
         """A rank ended cleanly when no agent heard of it, or none could write it down: it counts as dead."""
@@ -343,14 +350,14 @@ class AgreementMachine(RuleBasedStateMachine):
         self.puts[self.cluster.put(values, author)] = values
 
     def _release(self, worker: Worker, **streams: int | None) -> None:
-        connection = worker.link.connection
         for name, count in streams.items():
             if count is None:
                 setattr(worker.delays, f"{name}_held", False)
-            if connection is not None and name == "down":
-                connection.pump_down(count)
-            if connection is not None and name == "up":
-                self.cluster.loop.call_soon(connection.pump_up, count)
+            for connection in worker.link.made:
+                if name == "down":
+                    connection.pump_down(count)
+                else:
+                    self.cluster.loop.call_soon(connection.pump_up, count)
         self.cluster.loop.settle()
 
     def _end_leases_of_the_dead(self) -> None:
@@ -377,7 +384,7 @@ class LockstepMachine(AgreementMachine):
     def worker_starts(self, rank: int, host: int, same_host: bool) -> None:
         """Also where one still lives, which is evicted by it."""
         worker = self._worker(rank)
-        if worker.rank not in self.cluster.training.left:
+        if not self.cluster.training.left:
             self.cluster.start(worker.rank, worker.host if same_host else self._host(host))
 
     @rule(resume_at=st.integers(0, 20))

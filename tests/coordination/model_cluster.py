@@ -219,6 +219,7 @@ class Cluster:
         self.strays: list[Request[Any]] = []
         self.dead_clients: list[ModelClient] = []
         self.evicting: list[Worker] = []
+        self.ever: list[Worker] = []
         self._incarnations = 0
         self._checked = 0
         self._committed: dict[int, bool] = {}
@@ -245,6 +246,7 @@ class Cluster:
             self._out_of_training(former, lose_part=True)
         self._incarnations += 1
         worker = self.workers[rank] = Worker(self, rank, f"{self._incarnations:05d}", host)
+        self.ever.append(worker)
         self.go(worker)
         return worker
 

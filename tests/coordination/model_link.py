@@ -154,6 +154,11 @@ class ModelLink:
             self.connection.hang_up()
         self.connection = None
 
+    def kill_agent(self) -> None:
+        if self.connection is not None and self.connection in self._host.connections:
+            self._host.crash(keep_down=False)
+        self.drop()
+
     def die(self) -> None:
         """The process has ended, which an agent learns from the pid, whatever became of the sockets."""
         self.drop()

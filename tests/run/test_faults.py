@@ -230,3 +230,20 @@ def test_patience_at_a_gate_ends_with_an_error_that_says_so(fragile_training: Tr
     assert (error["kind"], error["exit_code"], patient.finish()) == ("GateTimeout", 9, 9)
     assert "etcd cannot be read" in error["text"]
     assert all(event["config"]["lr"] == 3e-4 for event in patient.said("config"))
+
+
+def test_a_run_that_crashed_comes_back_with_another_world_size(training: TrainingRun) -> None:
+    before = training.start_all(2, nodes="ab")
+    training.put("lr", "0.01")
+    for trainer in before:
+        trainer.wait_config(lr=0.01)
+        trainer.kill()
+        trainer.finish()
+    again = training.start_all(3, nodes="abc")
+    for trainer in again:
+        joined = trainer.said("joined")[0]
+        assert (joined["view"], joined["config"]["lr"]) == (2, 0.01)
+    training.put("clip", "2.5")
+    assert len({trainer.wait_config(clip=2.5) for trainer in again}) == 1
+    training.stop(*again)
+    assert_in_step(*again)

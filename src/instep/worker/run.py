@@ -221,7 +221,7 @@ class Run(Generic[Config]):
         if self._start is not None:
             self._begin(self._start, step)
         self._exchange(step)
-        while (due := self._gate.at(step)) is not None:
+        while self._failure is None and (due := self._gate.at(step)) is not None:
             if isinstance(due, Apply):
                 self._apply(due.number, due.values, step)
             else:
