@@ -22,6 +22,8 @@ def _check(text: str, *, live: bool = True, schema: Schema = _SCHEMA) -> dict[st
     [
         ("lr=1e-4", 1e-4),
         ("lr=1", 1.0),
+        ("lr=.5", 0.5),
+        ("lr=1.", 1.0),
         ("sched=cosine", "cosine"),
         ('sched="cosine"', "cosine"),
         ("note=a=b", "a=b"),

@@ -10,7 +10,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from model_etcd import ModelEtcd
 
-from instep.errors import EtcdError, EtcdUnavailable, LeaseLost
+from instep.errors import EtcdError, EtcdUnavailable
 from instep.etcd import Compare, Event, KeyValue, Lease, Listing, Op, TxnResult, WatchBatch
 
 T = TypeVar("T")
@@ -110,8 +110,7 @@ class ModelClient:
         self, lease_id: int, *, timeout_s: float | None = None, endpoint_index: int | None = None
     ) -> int:
         def execute() -> int:
-            if not self.store.has_lease(lease_id):
-                raise LeaseLost("the lease is gone", lease_id=lease_id)
+            self.store.keep(lease_id)
             return 10
 
         return await self._call("keepalive", execute, timeout_s)

@@ -211,7 +211,7 @@ class Cluster:
 
     def __init__(self, layout: tuple[tuple[int, ...], ...], *, lockstep: bool) -> None:
         self.loop = VirtualLoop()
-        self.store = ModelEtcd()
+        self.store = ModelEtcd(self.loop.time)
         self.keys = Keys("/training", "m")
         self.world_size = sum(len(ranks) for ranks in layout)
         self.training = Training(self.world_size, lockstep=lockstep)
@@ -224,6 +224,7 @@ class Cluster:
         self._checked = 0
         self._committed: dict[int, bool] = {}
         self.workers: dict[int, Worker] = {}
+        self.loop.call_later(0.5, self._expire_leases)
         for host, ranks in zip(self.hosts, layout, strict=True):
             for rank in ranks:
                 self.start(rank, host)
@@ -299,6 +300,11 @@ class Cluster:
         revision = self.store.txn((), ops).revision
         self.loop.settle()
         return revision
+
+    def _expire_leases(self) -> None:
+        """As etcd does, twice a second."""
+        self.store.expire(self.loop.time() - TTL_S)
+        self.loop.call_later(0.5, self._expire_leases)
 
     def _out_of_training(self, worker: Worker, *, lose_part: bool) -> None:
         if worker.step:

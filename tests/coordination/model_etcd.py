@@ -24,13 +24,15 @@ _FIELDS = {0: "version", 1: "create_revision", 2: "mod_revision", 3: "value"}
 class ModelEtcd:
     """One linearizable store. `history` holds every revision that changed something, oldest first, never compacted."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = lambda: 0.0) -> None:
         self.revision = 1
         self.watchers: list[Callable[[], None]] = []
         self.history: list[WatchBatch] = []
         self._keys: dict[str, KeyValue] = {}
         self._leases: dict[int, set[str]] = {}
+        self._renewed_at: dict[int, float] = {}
         self._next_lease = 0x1000
+        self._clock = clock
 
     def __repr__(self) -> str:
         return f"ModelEtcd({len(self._keys)} keys at revision {self.revision}, {len(self._leases)} leases)"
@@ -63,10 +65,19 @@ class ModelEtcd:
     def grant(self) -> int:
         self._next_lease += 1
         self._leases[self._next_lease] = set()
+        self._renewed_at[self._next_lease] = self._clock()
         return self._next_lease
 
-    def has_lease(self, lease: int) -> bool:
-        return lease in self._leases
+    def keep(self, lease: int) -> None:
+        """Raises LeaseLost when it is gone."""
+        if lease not in self._leases:
+            raise LeaseLost("requested lease not found", lease_id=lease)
+        self._renewed_at[lease] = self._clock()
+
+    def expire(self, before: float) -> None:
+        """Ends the leases last renewed earlier than that."""
+        for lease in [lease for lease in self._leases if self._renewed_at[lease] < before]:
+            self.revoke(lease)
 
     def revoke(self, lease: int) -> None:
         """Also what its end does: all its keys go, in one revision."""

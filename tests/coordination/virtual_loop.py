@@ -10,6 +10,8 @@ from typing import Any
 from unittest import mock
 
 MAX_ROUNDS = 20_000
+INSTANT_S = 1e-7
+"""Time is never quite still, so that what waits for less than a float can tell does not wait for ever."""
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -27,6 +29,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def settle(self) -> None:
         for _ in range(MAX_ROUNDS):
+            self.now_s += INSTANT_S
             self.call_soon(self.stop)
             self.run_forever()
             if not self._ready and not self._is_due():
@@ -39,7 +42,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         while self._scheduled and self._scheduled[0]._when <= end:
             self.now_s = max(self.now_s, self._scheduled[0]._when)
             self.settle()
-        self.now_s = end
+        self.now_s = max(self.now_s, end)
 
     def shut(self) -> None:
         """Ends every task, also those that would rather wait, and closes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 
 from instep.coordination.schema import Schema
@@ -97,13 +98,39 @@ def _value(name: str, text: str, schema: Schema) -> Scalar:
 
 
 def _parsed(name: str, text: str, schema: Schema) -> Scalar:
-    """As JSON first; where the field holds text, what a person typed may also be that text, without quotes."""
+    """As JSON first; else as people type it: text without quotes, and numbers such as .5 and 1_000."""
     try:
         return schema.parse(name, text)
     except ValueError:
-        if not schema.is_text(name) or text.startswith('"'):
+        if schema.is_text(name) and not text.startswith('"'):
+            return schema.check(name, text)
+        number = _typed_number(text)
+        if number is None:
             raise
-    return schema.check(name, text)
+    return schema.check(name, number)
+
+
+def _typed_number(text: str) -> float | int | None:
+    """What Python reads as a number and JSON does not; None for all else, NaN and infinities included."""
+    for read in (_int, _float):
+        number = read(text)
+        if number is not None:
+            return number if math.isfinite(number) else None
+    return None
+
+
+def _int(text: str) -> float | int | None:
+    try:
+        return int(text)
+    except ValueError:
+        return None
+
+
+def _float(text: str) -> float | int | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _safe(argument: str) -> str:
