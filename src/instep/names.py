@@ -8,8 +8,14 @@ from instep.errors import SettingsError
 
 DEFAULT_NAMESPACE = "/training"
 MAX_LENGTH = 100
+INCARNATION_LENGTH = 5
+"""Characters that tell a worker's process from all others that had or will have its rank."""
+FIXED_KEY = "x-instep-fixed"
+"""Marks, in the JSON Schema, a hyperparameter that is read at the start of a view and refused while it runs."""
 MAX_VALUE_BYTES = 64 * 1024
-"""The largest JSON text of one hyperparameter: a plan of many must still fit in etcd's 1.5 MiB request."""
+"""The largest JSON text of one hyperparameter."""
+MAX_TOTAL_BYTES = 256 * 1024
+"""The most that all values of a run may have together: a view holds them four times, and etcd takes 1.5 MiB."""
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _NAMESPACE = re.compile(r"(/[A-Za-z0-9][A-Za-z0-9._-]*)+\Z")
@@ -23,6 +29,11 @@ def check_run_name(name: object) -> str:
 def check_hyperparameter_name(name: object) -> str:
     """Returns `name` if it can name a hyperparameter; raises SettingsError with the rule otherwise."""
     return _check(name, "hyperparameter name", "lr")
+
+
+def is_hyperparameter_name(name: str) -> bool:
+    """For keys that anybody may have written: one that cannot be a name is nobody's hyperparameter."""
+    return len(name) <= MAX_LENGTH and _PART.match(name) is not None
 
 
 def check_namespace(namespace: object) -> str:

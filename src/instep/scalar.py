@@ -26,6 +26,8 @@ def parse_scalar(text: str) -> Scalar:
         )
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{shortened(text)} is beyond what a float can hold")
+    if isinstance(value, str) and not _is_utf8(value):
+        raise ValueError(f"{shortened(text)} holds a lone surrogate: it is no text that UTF-8 can hold")
     return value  # type: ignore[no-any-return]  # json.loads is untyped; the cases above leave scalars
 
 
@@ -37,6 +39,14 @@ def format_scalar(value: Scalar) -> str:
 def same(left: Scalar, right: Scalar) -> bool:
     """Equal in value and kind: 1 and True differ, 1 and 1.0 do not."""
     return left == right and isinstance(left, bool) == isinstance(right, bool)
+
+
+def _is_utf8(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _no_constant(text: str) -> Scalar:

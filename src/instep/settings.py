@@ -46,6 +46,11 @@ class Settings:
             raise SettingsError(
                 "a client certificate needs its key and the reverse: set both INSTEP_CERT and INSTEP_KEY"
             )
+        if not self.secure and (self.cacert or self.cert):
+            raise SettingsError(
+                f"certificates are set, but {self.endpoints[0]} says http://: use https://, or unset INSTEP_CACERT and "
+                "INSTEP_CERT"
+            )
         if self.user and not (self.password_file or self.password is not None):
             raise SettingsError(
                 f"user {self.user!r} has no password: set INSTEP_PASSWORD_FILE to the file that holds it"
@@ -127,19 +132,24 @@ def parse_endpoints(text: str, *, secure_by_default: bool = False) -> tuple[str,
 
 
 def _endpoint(url: str, given: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https"):
-        raise SettingsError(f"the endpoint {given!r} has the scheme {parts.scheme!r}: use http:// or https://")
     try:
-        port = parts.port or DEFAULT_PORT
+        parts = urlsplit(url)
+        port = DEFAULT_PORT if parts.port is None else parts.port
     except ValueError:
         raise SettingsError(
-            f"the endpoint {given!r} has no usable port: give host:port with a port up to 65535"
+            f"the endpoint {_public(given)!r} has no usable host or port: give host:port with a port up to 65535"
         ) from None
-    if not parts.hostname or parts.path not in ("", "/") or parts.query or parts.username:
-        raise SettingsError(f"the endpoint {given!r} is not host:port, for example https://etcd-0:2379")
+    if parts.scheme not in ("http", "https"):
+        raise SettingsError(f"the endpoint {_public(given)!r} has the scheme {parts.scheme!r}: use http:// or https://")
+    if not parts.hostname or not port or parts.path not in ("", "/") or parts.query or parts.username is not None:
+        raise SettingsError(f"the endpoint {_public(given)!r} is not host:port, for example https://etcd-0:2379")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}:{port}"
+
+
+def _public(given: str) -> str:
+    """Without what stands before an @: somebody may have put a password there."""
+    return given.rpartition("@")[2]
 
 
 def _endpoints_text(etcd: str | Sequence[str] | None, env: Mapping[str, str]) -> tuple[str, str]:

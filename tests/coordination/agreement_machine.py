@@ -208,7 +208,8 @@ class AgreementMachine(RuleBasedStateMachine):
                 self._advance(worker)
                 self._advance(worker)
             self._cure_what_no_worker_takes()
-            self._time_out_collectives()
+            if number >= PATIENCE:
+                self._time_out_collectives()
             self._replace_the_dead()
             self.cluster.loop.advance(0.5)
             self.cluster.check_history()
@@ -241,13 +242,13 @@ class AgreementMachine(RuleBasedStateMachine):
             self._put({"clip": "1.0"}, None)
 
     def _time_out_collectives(self) -> None:
-        """A worker in a step looks after no agent: without one it is no member, so nobody can take the place of the
-        rank that it waits for. Its collective runs into its time-out, and it dies."""
-        for worker in tuple(self.cluster.workers.values()):
-            connection = worker.link.connection
-            apart = connection is None or connection.closed
-            if worker.alive and worker.inside and apart and not self.cluster.training.may_finish(worker.step):
-                self.cluster.kill(worker, lose_part=True)
+        """A worker in a step looks after nothing. When it is no member (its agent died, or it was replaced), nobody
+        can take the place of the rank that it waits for: its collective runs into its time-out, and it dies."""
+        cluster = self.cluster
+        for worker in tuple(cluster.workers.values()):
+            stuck = worker.alive and worker.inside and not cluster.training.may_finish(worker.step)
+            if stuck and cluster.store.get(cluster.keys.member(worker.rank, worker.incarnation)) is None:
+                cluster.kill(worker, lose_part=True)
 
     def _replace_the_dead(self) -> None:
         for worker in tuple(self.cluster.workers.values()):

@@ -30,7 +30,7 @@ from instep.worker.link import AgentLink, LinkLost
 from instep.worker.run import Run
 
 TTL_S = 10
-STEP_S = 0.05
+STEP_S = 0.01
 NOT_FOR_WORKERS = 0.5
 """A value of `clip` that the schema takes and the script's own validator does not."""
 
@@ -191,6 +191,7 @@ class Worker:
         return self.run._is_joined()
 
     def _enter_step(self) -> bool:
+        self._cluster.loop.advance(STEP_S)
         self.run.boundary(self.step)
         self._cluster.training.run(self.rank, self.step, self.values())
         self.inside = True
@@ -272,6 +273,7 @@ class Cluster:
         try:
             if evicted.run.view or evicted.listen():
                 evicted.step += 1
+                self.loop.advance(STEP_S)
                 evicted.run.boundary(evicted.step)
         except AtGate:
             pass

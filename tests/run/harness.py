@@ -225,7 +225,7 @@ def at_step(trainer: Trainer, step: int) -> dict[str, Any]:
 
 def assert_in_step(*trainers: Trainer) -> None:
     """No step was run with two configs: the promise, checked on what the trainers recorded."""
-    last = min(trainer.said("done")[-1]["step"] if trainer.said("done") else 0 for trainer in trainers)
+    last = min(trainer.said("done")[-1]["step"] for trainer in trainers)
     changes = {event["step"] for trainer in trainers for event in trainer.said("config")}
     for step in sorted(step for step in changes if step < last):
         configs = [at_step(trainer, step) for trainer in trainers]

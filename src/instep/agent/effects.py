@@ -10,7 +10,7 @@ from typing import Any
 from instep.coordination.keys import Keys
 from instep.coordination.records import Decision
 from instep.coordination.transactions import Txn, abort
-from instep.errors import EtcdError, EtcdUnavailable
+from instep.errors import EtcdUnavailable, InstepError
 from instep.etcd import Client, Listing, Op, TxnResult
 
 log = logging.getLogger("instep")
@@ -90,7 +90,7 @@ class Effects:
                 return await self._client.txn(txn.compares, txn.then, otherwise, timeout_s=ATTEMPT_S)
             except EtcdUnavailable as error:
                 log.debug("a write waits for etcd: %s", error)
-            except EtcdError as error:
+            except InstepError as error:
                 log.error("etcd refuses a write that must be made: %s", error)
             await asyncio.sleep(pause_s)
             pause_s = min(LONGEST_PAUSE_S, pause_s * 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -33,7 +34,7 @@ from instep.coordination.records import Decision, Left, View
 from instep.coordination.session import Session
 from instep.coordination.state import RunState
 from instep.coordination.transactions import acknowledge, write_left, write_receipt
-from instep.errors import EtcdUnavailable, InstepError
+from instep.errors import EtcdDenied, EtcdUnavailable, InstepError
 from instep.etcd import Client, Event
 from instep.wire import Message
 
@@ -43,6 +44,7 @@ TICK_S: Final = 1.0
 FIRST_WORKER_S: Final = 30.0
 """An agent to which nobody comes in this time goes."""
 DRAIN_S: Final = 3.0
+LEAVE_S: Final = 30.0
 
 
 class Node:
@@ -66,6 +68,8 @@ class Node:
         self._linked = True
         self._empty = asyncio.Event()
         self._somebody = asyncio.Event()
+        self.on_empty: Callable[[], None] = lambda: None
+        """Called when the last worker has gone: from then on nobody may come."""
 
     def __repr__(self) -> str:
         return f"Node({self._name}, {self._workers!r}, {self._state!r})"
@@ -139,9 +143,8 @@ class Node:
     def _on_hello(self, worker: LocalWorker, undecided: int | None) -> None:
         log.info("rank %d of %d (pid %d) is here", worker.rank, worker.member.world_size, worker.member.pid)
         self._workers.add(worker)
-        self._empty.clear()
         self._somebody.set()
-        self._effects.start(self._registry.register(worker))
+        self._effects.start(self._register(worker))
         self._effects.start(self._office.stand())
         if self._listed:
             self._meet(worker)
@@ -205,7 +208,8 @@ class Node:
             return
         if self._is_in_view(worker):
             start = view.start.model_dump()
-            worker.tell({"t": "welcome" if not worker.view else "view", "view": view.number, "start": start})
+            kind = "welcome" if not worker.view else "view"
+            worker.tell({"t": kind, "view": view.number, "start": start, "node": self._name})
             worker.view = view.number
             self._do(self._agreement.on_joined(worker.rank))
         elif worker.view and view.number > worker.view:
@@ -221,8 +225,24 @@ class Node:
             self._empty.set()
 
     async def _on_lease(self, lease_id: int) -> None:
-        await self._registry.register_all()
+        try:
+            await self._registry.register_all()
+        except EtcdDenied as error:
+            self._deny(error)
         await self._office.stand()
+
+    async def _register(self, worker: LocalWorker) -> None:
+        try:
+            await self._registry.register(worker)
+        except EtcdDenied as error:
+            self._deny(error)
+
+    def _deny(self, error: EtcdDenied) -> None:
+        """etcd lets us read but not write: those who wait hear it at once, those who train go on training."""
+        log.error("%s", error)
+        for worker in self._workers:
+            if not worker.view:
+                self._part_with(worker, "denied", str(error))
 
     # -- carrying out -----------------------------------------------------------------------------------------------
 
@@ -303,7 +323,12 @@ class Node:
         except TimeoutError:
             log.warning("no worker came in %.0f s", FIRST_WORKER_S)
             return
-        await self._empty.wait()
+        while len(self._workers):
+            self._empty.clear()
+            await self._empty.wait()
+        self.on_empty()
+        # Leaving must not hang on anything: what is left in etcd ends with the lease.
+        asyncio.get_running_loop().call_later(LEAVE_S, os._exit, 1)
 
 
 def _decisions(events: tuple[Event, ...], keys: Keys) -> Iterator[tuple[int, Decision]]:

@@ -17,12 +17,13 @@ from instep.coordination.records import Leader
 from instep.coordination.session import Session
 from instep.coordination.state import RunState
 from instep.coordination.transactions import Fence, proclaim
-from instep.errors import EtcdError
+from instep.errors import EtcdError, EtcdUnavailable
 from instep.etcd import Client
 
 log = logging.getLogger("instep")
 
 RETRY_S = 0.2
+FAILED_TERM_S = 2.0
 
 
 class Office:
@@ -72,8 +73,11 @@ class Office:
                         value = {"node": self._node, "rank": worker.rank, "incarnation": worker.incarnation}
                         await self._election.stand(f"{worker.incarnation}-{lease_id:x}", json.dumps(value))
                     return
+                except EtcdUnavailable as error:
+                    log.warning("the candidate key could not be written yet: %s", error)
                 except EtcdError as error:
-                    log.warning("the candidate key could not be written: %s", error)
+                    log.error("the candidate key cannot be written: %s", error)
+                    return
                 await asyncio.sleep(RETRY_S)
 
     async def resign(self) -> None:
@@ -90,6 +94,9 @@ class Office:
             except EtcdError as error:
                 log.warning("this term of office ended: %s", error)
                 await asyncio.sleep(RETRY_S)
+            except Exception:  # an error in deciding ends a term, not the agent and its workers
+                log.exception("this term of office ended with an error")
+                await asyncio.sleep(FAILED_TERM_S)
 
     async def _serve(self, fence: Fence) -> None:
         worker = self._workers.would_lead()

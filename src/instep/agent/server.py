@@ -37,11 +37,16 @@ class Server:
         self._listener.setblocking(False)
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
-    def close(self) -> None:
-        """First the path goes, so that a worker which comes now starts another agent."""
+    def stop_accepting(self) -> None:
+        """The path goes first, so that a worker which comes now starts another agent as soon as this one has ended."""
+        if self._listener.fileno() < 0:
+            return
         self._path.unlink(missing_ok=True)
         asyncio.get_running_loop().remove_reader(self._listener)
         self._listener.close()
+
+    def close(self) -> None:
+        self.stop_accepting()
         for connection in list(self.connections):
             connection.close()
         self.connections.clear()

@@ -32,20 +32,20 @@ been mended meanwhile."""
 HOST_CHARACTERS = 14
 
 
-def serve(folder_path: str, run: str, settings_text: str) -> int:
-    """Runs one agent to its end and returns the process's exit code."""
+def serve(folder_path: str, run: str, settings_text: str, node: str) -> int:
+    """Runs one agent to its end and returns the process's exit code. `node` may be empty: then it is a new node."""
     folder = RuntimeFolder(Path(folder_path))
     _set_up_log(folder)
     os.chdir("/")
     try:
-        asyncio.run(_serve(folder, run, Settings.from_json(settings_text)))
+        asyncio.run(_serve(folder, run, Settings.from_json(settings_text), node))
     except Exception:
         log.exception("the agent failed")
         return 1
     return 0
 
 
-async def _serve(folder: RuntimeFolder, run: str, settings: Settings) -> None:
+async def _serve(folder: RuntimeFolder, run: str, settings: Settings, name: str) -> None:
     log.info("agent %d of run %s starts with %r", os.getpid(), run, settings)
     try:
         client = open_client(settings)
@@ -53,8 +53,9 @@ async def _serve(folder: RuntimeFolder, run: str, settings: Settings) -> None:
         await _refuse_everybody(folder, error)
         return
     async with client:
-        node = Node(client, Keys(settings.namespace, run), _node_name(folder), settings.ttl_s)
+        node = Node(client, Keys(settings.namespace, run), _node_name(folder, name), settings.ttl_s)
         server = Server(folder.socket, node.on_message, node.on_died)
+        node.on_empty = server.stop_accepting
         server.start()
         serving = asyncio.create_task(node.run())
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -99,14 +100,14 @@ def _kind(error: InstepError) -> str:
     return "etcd" if isinstance(error, EtcdError) else "agent"
 
 
-def _node_name(folder: RuntimeFolder) -> str:
-    """The node's name, kept in the folder: what an agent promised before it died still stands in its name."""
-    try:
-        name = folder.node.read_text().strip()
-    except FileNotFoundError:
-        name = ""
-    if not name:
-        name = f"{_host()}-{secrets.token_hex(2)}"
+def _node_name(folder: RuntimeFolder, known: str) -> str:
+    """The node's name: as its workers know it, else as the folder keeps it, else a new one.
+
+    What an agent promised before it died still stands in its name.
+    """
+    kept = folder.node.read_text().strip() if folder.node.exists() else ""
+    name = known or kept or f"{_host()}-{secrets.token_hex(2)}"
+    if name != kept:
         folder.node.write_text(name)
     return name
 
@@ -120,4 +121,5 @@ def _set_up_log(folder: RuntimeFolder) -> None:
     handler = RotatingFileHandler(folder.log, maxBytes=LOG_BYTES, backupCount=1)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
-    log.setLevel(os.environ.get("INSTEP_AGENT_LOG", "INFO"))
+    level = os.environ.get("INSTEP_AGENT_LOG", "INFO").upper()
+    log.setLevel(level if level in logging.getLevelNamesMapping() else "INFO")

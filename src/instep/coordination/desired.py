@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from instep.coordination.records import Rejected
 from instep.coordination.schema import Schema
-from instep.scalar import Scalar, same
+from instep.names import MAX_TOTAL_BYTES
+from instep.scalar import Scalar, format_scalar, same
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,10 @@ def start_values(
             rejection = record
         else:
             try:
-                values[item.name] = schema.parse(item.name, item.text)
+                value = schema.parse(item.name, item.text)
+                if _total_bytes({**values, item.name: value}) > MAX_TOTAL_BYTES:
+                    raise ValueError(f"all values together would have over {MAX_TOTAL_BYTES} bytes")
+                values[item.name] = value
                 continue
             except ValueError as error:
                 rejection = _rejection(item, str(error), "schema")
@@ -143,6 +147,13 @@ def _judge(
             problems[item.name] = _rejection(item, reason, "fixed")
             continue
         values[item.name] = value
+    if not problems and _total_bytes({**agreed, **values}) > MAX_TOTAL_BYTES:
+        problems = {
+            name: _rejection(item, f"all values together would have over {MAX_TOTAL_BYTES} bytes", "schema")
+            for item in group
+            if (name := item.name) in values
+        }
+        return {}, tuple(problems.values())
     if not problems:
         return values, ()
     blame = ", ".join(problems)
@@ -152,6 +163,10 @@ def _judge(
         if item.name in values
     )
     return {}, (*problems.values(), *companions)
+
+
+def _total_bytes(values: Mapping[str, Scalar]) -> int:
+    return sum(len(name) + len(format_scalar(value).encode()) + 8 for name, value in values.items())
 
 
 def _fits(name: str, value: Scalar, schema: Schema) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from instep.coordination.keys import Keys
 from instep.coordination.session import Session
 from instep.coordination.transactions import Fence
-from instep.errors import EtcdError
+from instep.errors import InstepError
 from instep.etcd import Client, Compare, Op
 
 log = logging.getLogger("instep")
@@ -66,12 +66,14 @@ class Election:
         while True:
             try:
                 fence = await self._lead_or_wait()
-            except EtcdError as error:
+            except InstepError as error:
                 log.warning("the election cannot be followed (%s)", error)
                 await asyncio.sleep(RETRY_S)
                 continue
             if fence is not None and self._session.valid:
                 return fence
+            if fence is not None:
+                await asyncio.sleep(RETRY_S)  # etcd still holds the key of a lease that we cannot rely on
 
     async def lost(self, fence: Fence) -> None:
         """Returns when the candidate key that carried the token is gone."""
@@ -79,7 +81,7 @@ class Election:
             try:
                 await self._wait_gone(fence.candidate, fence.token)
                 return
-            except EtcdError as error:
+            except InstepError as error:
                 log.warning("our own candidate cannot be watched (%s)", error)
                 await asyncio.sleep(RETRY_S)
 

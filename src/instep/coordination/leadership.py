@@ -29,7 +29,7 @@ from instep.coordination.picture import Picture
 from instep.coordination.records import Decision
 from instep.coordination.state import RunState
 from instep.coordination.transactions import Fence, for_action
-from instep.errors import EtcdError, EtcdUnavailable
+from instep.errors import EtcdUnavailable, InstepError
 from instep.etcd import Client
 
 log = logging.getLogger("instep")
@@ -119,7 +119,7 @@ class Leadership:
                 log.warning("leading waits for etcd: %s", error)
                 await asyncio.sleep(RETRY_S)
                 self._wake.set()
-            except EtcdError as error:
+            except InstepError as error:
                 log.error("leading met a refusal: %s", error)
                 await asyncio.sleep(TICK_S)
             try:

@@ -66,5 +66,5 @@ class Margin:
 
     def aborted(self, had_s: float) -> None:
         """A rank came to the gate too early, which lay `had_s` after the boundary that was foreseen: it takes more."""
-        self._rests_s.append(1.1 * had_s)
+        self._rests_s.append(1.1 * had_s / self.factor)  # what was learned before; the factor is for the retry alone
         self.factor = min(MAX_FACTOR, self.factor * 2)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from instep.errors import Compacted, EtcdError
+from instep.errors import Compacted, InstepError
 from instep.etcd import Client, Event, KeyValue
 
 log = logging.getLogger("instep")
@@ -94,7 +94,7 @@ class Mirror:
                         self._take(batch.events, batch.revision)
             except Compacted:
                 self.relistings += 1
-            except EtcdError as error:
+            except InstepError as error:
                 if not self._listed.is_set():
                     raise
                 log.warning("following %s stopped (%s): again in %.1f s", self._prefix, error, RETRY_S)

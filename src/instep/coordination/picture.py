@@ -17,6 +17,7 @@ from instep.coordination.schema import Schema
 from instep.coordination.state import RunState
 from instep.coordination.transactions import Seen
 from instep.etcd import Client, Event
+from instep.names import is_hyperparameter_name
 
 
 class Picture:
@@ -107,7 +108,9 @@ class Picture:
     def _desired(self) -> dict[str, Desired]:
         config = self._keys.config
         named = ((item.key.removeprefix(config), item) for item in self.desires.under(config))
-        return {name: Desired(name, item.text, item.mod_revision) for name, item in named if name and "/" not in name}
+        return {
+            name: Desired(name, item.text, item.mod_revision) for name, item in named if is_hyperparameter_name(name)
+        }
 
     def _changes(self) -> dict[int, Change]:
         found = (

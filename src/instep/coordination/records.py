@@ -9,6 +9,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from instep.names import INCARNATION_LENGTH
 from instep.scalar import Scalar
 
 
@@ -41,8 +42,8 @@ class Member(Record):
 
     rank: int = Field(ge=0)
     world_size: int = Field(ge=1)
-    incarnation: str
-    node: str
+    incarnation: str = Field(pattern=rf"^[A-Za-z0-9]{{{INCARNATION_LENGTH}}}$")
+    node: str = Field(pattern=r"^[A-Za-z0-9-]{1,40}$")
     host: str
     pid: int
     schema_digest: str
@@ -247,9 +248,6 @@ def parse_ranks(text: str) -> tuple[int, ...]:
         first, _, last = part.partition("-")
         ranks.extend(range(int(first), int(last or first) + 1))
     return tuple(ranks)
-
-
-INCARNATION_LENGTH = 5
 
 
 def _node_from_short(short: object) -> Mapping[str, object]:

@@ -14,11 +14,8 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from instep.names import check_hyperparameter_name
+from instep.names import FIXED_KEY
 from instep.scalar import Scalar, format_scalar, parse_scalar, same, shortened
-
-FIXED_KEY = "x-instep-fixed"
-"""Marks, in the JSON Schema, a hyperparameter that is read at the start of a view and refused while it runs."""
 
 _TYPES: Mapping[str, Any] = {"number": float, "integer": int, "string": str, "boolean": bool, "null": None}
 _CONSTRAINTS: Mapping[str, str] = {
@@ -123,15 +120,9 @@ class Schema:
         return {**self._definitions.get(reference.rsplit("/", 1)[-1], {}), **field}
 
 
-def check_names(schema_names: tuple[str, ...]) -> None:
-    """Raises SettingsError for a name that cannot be part of a key."""
-    for name in schema_names:
-        check_hyperparameter_name(name)
-
-
 def _reason(error: ValidationError, value: Scalar) -> str:
     messages = dict.fromkeys(detail["msg"][:1].lower() + detail["msg"][1:] for detail in error.errors())
     return f"{shortened(format_scalar(value))}: {' or '.join(messages)}"
 
 
-__all__ = ["FIXED_KEY", "Schema", "check_names", "format_scalar", "parse_scalar", "same"]
+__all__ = ["Schema", "format_scalar", "parse_scalar", "same"]

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from instep.errors import EtcdError, LeaseLost
+from instep.errors import InstepError
 from instep.etcd import Client, LeaseKeeper
 
 log = logging.getLogger("instep")
@@ -54,7 +54,7 @@ class Session:
                     pause_s = RETRY_S
                     await keeper.wait_lost()
                     log.warning("the lease was lost; taking a new one")
-            except (EtcdError, LeaseLost) as error:
+            except InstepError as error:
                 log.warning("no lease can be had (%s): again in %.1f s", error, pause_s)
             finally:
                 self._keeper = None

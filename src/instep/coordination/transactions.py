@@ -25,6 +25,8 @@ from instep.etcd import Compare, Op
 
 HISTORY_PLANS = 1000
 """Plans kept in etcd; older ones are deleted as new ones are opened."""
+MAX_REJECTIONS = 60
+"""Rejections written by one txn; etcd allows 128 operations. Of a larger change the first stand for the rest."""
 RECEIPTS_KEPT = 20
 """Plans whose receipts are kept: one key a node each, and the leader mirrors them."""
 ACKS_KEPT = 2
@@ -83,7 +85,9 @@ def for_action(action: Action, keys: Keys, fence: Fence, seen: Seen) -> Txn:
         case Reject():
             return Txn(
                 (fence.compare(),),
-                tuple(Op.put(keys.rejected_of(item.name), item.encode()) for item in action.rejections),
+                tuple(
+                    Op.put(keys.rejected_of(item.name), item.encode()) for item in action.rejections[:MAX_REJECTIONS]
+                ),
             )
         case Tidy():
             outdated = [keys.rejected_of(name) for name in action.rejections]
@@ -140,13 +144,16 @@ def _form_view(action: FormView, keys: Keys, guards: tuple[Compare, ...]) -> Txn
         Op.put(keys.view, action.view.encode()),
         Op.put(keys.agreed, action.agreed.encode()),
         Op.put(keys.schema, action.schema.encode()),
+        Op.delete(keys.left, prefix=True),
+        Op.delete(keys.forming),
     ]
     if action.abort_plan is not None:
         compares.append(_undecided(keys, action.abort_plan))
         decision = Decision(commit=False, reason="the view changed")
         then.append(Op.put(keys.decision(action.abort_plan), decision.encode()))
     if action.view.fresh:
-        then += [Op.put(keys.rejected_of(item.name), item.encode()) for item in action.rejections[:60]]
+        then += [Op.put(keys.rejected_of(item.name), item.encode()) for item in action.rejections[:MAX_REJECTIONS]]
+        then.append(Op.delete(keys.refused, prefix=True))
     return Txn(tuple(compares), tuple(then))
 
 
@@ -156,7 +163,6 @@ def _open_plan(action: OpenPlan, keys: Keys, fence: Fence, same_view: Compare) -
     if plan.number > 1:
         compares.append(Compare.present(keys.decision(plan.number - 1)))
     then = [Op.put(keys.plan(plan.number), plan.encode())]
-    then += [Op.delete(keys.rejected_of(name)) for name in sorted(plan.values)[:40]]
     then += _forget(keys, plan.number)
     return Txn(tuple(compares), tuple(then))
 

@@ -14,10 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, Validation
 from pydantic_core import PydanticUndefined
 
 from instep.errors import ConfigError, SettingsError
-from instep.names import check_hyperparameter_name
+from instep.names import FIXED_KEY, check_hyperparameter_name
 from instep.scalar import Scalar
 
-FIXED_KEY = "x-instep-fixed"
 _SCALAR_TYPES = {"number", "integer", "string", "boolean", "null"}
 
 
@@ -98,7 +97,7 @@ def _document(model: type[BaseModel]) -> dict[str, Any]:
     if without_default:
         raise SettingsError(f"{model.__name__}.{without_default[0]} has no default: give every hyperparameter one")
     try:
-        document = model.model_json_schema()
+        document = model.model_json_schema(by_alias=False)
     except PydanticUserError as error:
         raise SettingsError(f"{model.__name__} has no JSON Schema ({error}): use plain scalar fields") from None
     for name, field in document.get("properties", {}).items():
@@ -107,8 +106,12 @@ def _document(model: type[BaseModel]) -> dict[str, Any]:
             raise SettingsError(
                 f"{model.__name__}.{name} does not hold one scalar: use a number, text, true, false or null"
             )
-        if model.model_fields[name].get_default(call_default_factory=True) is PydanticUndefined:
-            raise SettingsError(f"{model.__name__}.{name} has no default: give every hyperparameter one")
+        if model.model_fields[name].default is PydanticUndefined:
+            raise SettingsError(
+                f"{model.__name__}.{name} gets its default from a function, so ranks could differ: give a plain value"
+            )
+        if model.model_fields[name].validation_alias is not None:
+            raise SettingsError(f"{model.__name__}.{name} has an alias: a hyperparameter has one name, drop the alias")
     return document
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 from instep.errors import JoinTimeout, SettingsError
-from instep.names import check_run_name
+from instep.names import INCARNATION_LENGTH, check_run_name
 from instep.settings import resolve
 from instep.wire import Message
 from instep.worker.hyper import Codec, FreeConfig, Hyperparameters
@@ -19,7 +19,6 @@ from instep.worker.run import Run
 
 log = logging.getLogger("instep")
 
-INCARNATION_LENGTH = 5
 _ALPHABET = string.ascii_letters + string.digits
 SAY_EVERY_S = 10.0
 

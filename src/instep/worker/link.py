@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from instep.errors import AgentError
+from instep.errors import AgentError, InstepError
 from instep.runtime import RuntimeFolder
 from instep.settings import Settings
 from instep.wire import Decoder, Message, WireError, create_words, encode
@@ -20,6 +21,8 @@ from instep.worker.spawn import log_tail, start_agent
 
 if TYPE_CHECKING:
     import subprocess
+
+log = logging.getLogger("instep")
 
 START_TIMEOUT_S: Final = 20.0
 RETRY_S: Final = 0.02
@@ -50,6 +53,9 @@ class AgentLink:
         self._start_pause_s = 0.5
         self.words, self._descriptor = create_words()
         self.starts = 0
+        self.node = ""
+        """The node's name as its agent has given it; the next agent must speak for the same node."""
+        self._problem = ""
 
     def __repr__(self) -> str:
         return f"AgentLink({self._folder.socket}, {'connected' if self.connected else 'apart'})"
@@ -63,9 +69,8 @@ class AgentLink:
         deadline = self._clock() + min(timeout_s, START_TIMEOUT_S)
         while not self.try_connect():
             if self._clock() >= deadline:
-                raise AgentError(
-                    f"the node's agent did not answer on {self._folder.socket}; its log ends: {log_tail(self._folder)}"
-                )
+                problem = self._problem or f"its log ends: {log_tail(self._folder)}"
+                raise AgentError(f"the node's agent did not answer on {self._folder.socket}; {problem}")
             time.sleep(RETRY_S)
 
     def try_connect(self) -> bool:
@@ -145,6 +150,12 @@ class AgentLink:
                 self.drop()
                 raise LinkLost(str(error)) from None
 
+    def flush_within(self, timeout_s: float) -> None:
+        """Sends all that waits, or as much as the agent takes in the time."""
+        deadline = self._clock() + timeout_s
+        while self._outbox and (left_s := deadline - self._clock()) > 0:
+            self.wait_readable(min(left_s, RETRY_S))
+
     def wait_readable(self, timeout_s: float) -> None:
         """Waits until the agent says something or goes, at most `timeout_s` seconds."""
         if self._socket is None:
@@ -183,14 +194,19 @@ class AgentLink:
         now = self._clock()
         if now < self._start_at:
             return
-        lock = self._folder.claim()
-        if lock is None:
-            return  # one is starting, or about to end
         try:
-            self._launcher = start_agent(self._folder, self._run, self._settings, lock)
-        finally:
-            os.close(lock)
-        self.starts += 1
+            lock = self._folder.claim()
+            if lock is None:
+                return  # one is starting, or about to end
+            try:
+                self._launcher = start_agent(self._folder, self._run, self._settings, lock, self.node)
+            finally:
+                os.close(lock)
+        except (OSError, InstepError) as error:
+            self._problem = str(error)
+            log.warning("the node's agent cannot be started: %s", error)
+        else:
+            self.starts += 1
         self._start_at = now + self._start_pause_s
         self._start_pause_s = min(MAX_RESTART_PAUSE_S, self._start_pause_s * 2)
 

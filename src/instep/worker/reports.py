@@ -18,6 +18,7 @@ class Reports:
 
     def __init__(self) -> None:
         self._latest: dict[str, Any] = {}
+        self._refused: set[str] = set()
 
     def update(self, metrics: Mapping[str, object]) -> None:
         for name, value in metrics.items():
@@ -32,6 +33,8 @@ class Reports:
         for name, value in list(latest.items())[:MAX_METRICS]:
             try:
                 figures[name] = float(value)
-            except (TypeError, ValueError, RuntimeError):
-                log.warning("the metric %r is not a number and was not reported: %.80r", name, value)
+            except (TypeError, ValueError, RuntimeError, OverflowError):
+                if name not in self._refused:
+                    self._refused.add(name)
+                    log.warning("the metric %r is not a number and is not reported: %.80r", name, value)
         link.send({"t": "report", "step": step, "metrics": figures}, droppable=True)

@@ -18,7 +18,7 @@ from typing import Any, Final, Generic, Self
 
 from typing_extensions import TypeVar
 
-from instep.errors import ConfigError, Evicted, GateTimeout, InstepError, StepError
+from instep.errors import ConfigError, Evicted, GateTimeout, InstepError, JoinRefused, StepError
 from instep.scalar import Scalar
 from instep.wire import PROTOCOL, Message
 from instep.worker.failure import failure_from
@@ -33,6 +33,7 @@ log = logging.getLogger("instep")
 CHECK_S: Final = 1.0
 """How often a boundary looks whether the agent still lives, and sends what was reported."""
 ETCD_PATIENCE_S: Final = 300.0
+GOODBYE_S: Final = 2.0
 
 Config = TypeVar("Config", default=Any)
 
@@ -55,6 +56,9 @@ class Run(Generic[Config]):
     """This worker's place in the run, from `instep.join`. Use it in the training thread only.
 
     `config` holds the agreed values: the same on every rank at every step, a new frozen object after each change.
+    Before the first boundary it holds the newest agreed values; a worker that begins before the step from which they
+    hold gets the ones before them at its first boundary.
+
     Promise: a change is applied by all ranks at the boundary before the same step, or by none. Limit: a rank that
     reaches the gate of a change that it has promised waits there while etcd cannot be read, at most `etcd_patience_s`.
     """
@@ -158,14 +162,24 @@ class Run(Generic[Config]):
             return
         if self._state != "forked":
             try:
-                self._link.flush()
-                self._link.send({"t": "leave", "clean": clean, "step": self._step})
-            except LinkLost:
-                log.debug("left without an agent to tell")
+                self._say_goodbye(clean)
+            except (LinkLost, InstepError) as error:
+                level = logging.WARNING if self._view else logging.DEBUG
+                log.log(level, "rank %d left without an agent to tell (%s)", self.rank, error)
         self._state = "closed"
         self._next_look = 0.0
         self._integers, self._floats = _NOWHERE
         self._link.close()
+
+    def _say_goodbye(self, clean: bool) -> None:
+        """A rank that nobody knows to have left would be waited for in every later change: worth a moment."""
+        joined = self._view > 0 and self._state == "training"
+        if joined and not self._link.connected:
+            self._link.wait_connected(GOODBYE_S)
+            self._introduce()
+        self._link.send({"t": "leave", "clean": clean, "step": self._step})
+        if joined:
+            self._link.flush_within(GOODBYE_S)
 
     def __enter__(self) -> Self:
         return self
@@ -206,6 +220,7 @@ class Run(Generic[Config]):
         number = int(message["view"])
         first = self._view == 0
         self._view, self._state = number, "training"
+        self._link.node = str(message.get("node", ""))
         if not first:
             return
         self._start = start = Start.of(message["start"])
@@ -282,13 +297,20 @@ class Run(Generic[Config]):
                 case "leads":
                     self._leads = message["leads"]
                 case "failure":
-                    self._failure = failure_from(message, self.rank)
-                    if isinstance(self._failure, Evicted):
-                        self._state = "evicted"
+                    self._hear_failure(failure_from(message, self.rank))
                 case "note":
                     log.log(message["level"], "%s", message["text"])
                 case _:
                     pass  # from a newer agent; PROTOCOL guards against what must be understood
+
+    def _hear_failure(self, failure: InstepError) -> None:
+        """An agent that cannot work ends a join, but never a training that has begun."""
+        if self._view and not isinstance(failure, Evicted | JoinRefused):
+            log.warning("rank %d: %s; training goes on, changes wait", self.rank, failure)
+            return
+        self._failure = failure
+        if isinstance(failure, Evicted):
+            self._state = "evicted"
 
     def _hear_postponed(self, step: int) -> None:
         if self._postponed is not None:

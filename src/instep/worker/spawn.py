@@ -15,22 +15,22 @@ from instep.settings import Settings
 if TYPE_CHECKING:
     import subprocess
 
-SETTINGS_TIMEOUT_S = 10.0
 LOG_TAIL_CHARACTERS = 600
 
 
-def start_agent(folder: RuntimeFolder, run: str, settings: Settings, lock: int) -> subprocess.Popen[bytes]:
+def start_agent(folder: RuntimeFolder, run: str, settings: Settings, lock: int, node: str) -> subprocess.Popen[bytes]:
     """Starts an agent and returns its launcher, which ends at once: the agent itself is nobody's child.
 
-    The agent inherits `lock`, so there is never a second one. Raises AgentError when no process can be started at all;
-    an agent that fails later says why in the folder's log.
+    `node` is the name it must speak for, empty if that is not known. The agent inherits `lock`, so there is never a
+    second one. Raises AgentError when no process can be started at all; an agent that fails later says why in the
+    folder's log.
     """
     import subprocess  # 5 ms that `import instep` does not take: one worker of a node needs it
 
     try:
         with folder.log.open("ab") as log:
             launcher = subprocess.Popen(
-                [sys.executable, "-P", "-m", "instep.agent", str(folder.path), run, str(lock)],
+                [sys.executable, "-P", "-m", "instep.agent", str(folder.path), run, str(lock), node],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=log,

@@ -1,0 +1,226 @@
+"""The layers of ARCHITECTURE.md, read from the imports themselves: they point down only."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import instep
+
+SOURCE = Path(instep.__file__).resolve().parent
+ROOT = "the package itself"
+
+LAYERS: dict[str, int] = {
+    **dict.fromkeys(("errors", "names", "scalar", "settings", "discovery", "runtime", "wire"), 0),
+    "etcd": 1,
+    "coordination": 2,
+    **dict.fromkeys(("agent", "worker", "control"), 3),
+    **dict.fromkeys(("torch", "cli", "demo", "local", "testing", "__main__", ROOT), 4),
+}
+
+SIDEWAYS: dict[tuple[str, str], str] = {
+    ("__main__", "cli"): "it is the command line",
+    ("demo", "testing"): "the demo breaks a real cluster",
+    ("demo", ROOT): "where the package lies",
+}
+"""The only imports of another package of the same layer, each with its reason."""
+
+LATE: dict[tuple[str, str], str] = {
+    ("cli", "demo"): "a command",
+    ("cli", "local"): "a command",
+    ("cli", ROOT): "its version",
+    ("local", "testing"): "how a server is started",
+}
+"""The same, but only inside functions (or for types): loading the one must not load the other."""
+
+ABOVE: dict[str, str] = {"instep.worker.spawn": "where the package lies, so that the agent finds the same one"}
+"""Modules that may name the bare package although it is above them."""
+
+PYDANTIC = frozenset({"pydantic", "pydantic_core", "typing_extensions"})
+FOREIGN: dict[str, frozenset[str]] = {
+    "etcd": frozenset({"grpc", "google"}),
+    "coordination": PYDANTIC,
+    "worker": PYDANTIC,
+    "torch": frozenset({"torch"}),
+    "cli": frozenset({"typer", "rich"}),
+    "demo": frozenset({"torch", "numpy", "rich"}),
+    "testing": frozenset({"pytest", "trustme"}),
+}
+"""What each package may import besides the standard library. No entry: nothing."""
+
+
+@dataclass(frozen=True)
+class Import:
+    module: str
+    """Full dotted name, relative imports resolved."""
+    line: int
+    late: bool
+    """Inside a function, or for type checkers only."""
+
+
+def imports_of(module: str, source: str, *, is_package: bool = False) -> Iterator[Import]:
+    yield from _walk(ast.parse(source), module if is_package else module.rpartition(".")[0], late=False)
+
+
+def _walk(node: ast.AST, package: str, late: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (Import(alias.name, child.lineno, late) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            yield from (Import(name, child.lineno, late) for name in _from(child, package))
+        else:
+            inside = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) or _is_for_types(child)
+            yield from _walk(child, package, late or inside)
+
+
+def _from(node: ast.ImportFrom, package: str) -> set[str]:
+    """The modules that a `from` import loads: submodules where the package itself is named."""
+    up = package.split(".")[: len(package.split(".")) - (node.level - 1)] if node.level else []
+    base = ".".join([*up, *([node.module] if node.module else [])])
+    return {f"{base}.{alias.name}" if _is_module(f"{base}.{alias.name}") else base for alias in node.names}
+
+
+def _is_module(name: str) -> bool:
+    first, *rest = name.split(".")
+    path = SOURCE.joinpath(*rest)
+    return first == "instep" and bool(rest) and (path.is_dir() or path.with_suffix(".py").is_file())
+
+
+def _is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def unit_of(module: str) -> str:
+    """The package or top module that a dotted name belongs to."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ROOT
+
+
+def imports_in(module: str, path: Path) -> Iterator[Import]:
+    return imports_of(module, path.read_text(encoding="utf-8"), is_package=path.name == "__init__.py")
+
+
+def complaints(module: str, source: str, *, is_package: bool = False) -> list[str]:
+    """What is wrong with the imports of `module` (its full dotted name)."""
+    found = [(item, _why_not(module, item)) for item in imports_of(module, source, is_package=is_package)]
+    return [f"{module}, line {item.line}: {item.module}: {reason}" for item, reason in found if reason]
+
+
+def _why_not(module: str, item: Import) -> str | None:
+    if item.module.split(".")[0] == "instep":
+        return _why_not_ours(module, item)
+    top = item.module.split(".")[0]
+    if top in sys.stdlib_module_names or top in FOREIGN.get(unit_of(module), frozenset()):
+        return None
+    return f"{unit_of(module)} may not import {top}"
+
+
+def _why_not_ours(module: str, item: Import) -> str | None:
+    ours, theirs = unit_of(module), unit_of(item.module)
+    if theirs not in LAYERS:
+        return "it is in no layer: give it one here and in ARCHITECTURE.md"
+    if ours == theirs or LAYERS[ours] == LAYERS[theirs] == 0:  # layer 0 is one group of modules
+        return None
+    if item.module == "instep" and module in ABOVE:
+        return None
+    if ours == "worker" and LAYERS[theirs] > 0:
+        return "worker needs layer 0 only"
+    if LAYERS[theirs] < LAYERS[ours] or (ours, theirs) in SIDEWAYS:
+        return None
+    if (ours, theirs) in LATE:
+        return None if item.late else "only inside a function"
+    return f"layer {LAYERS[ours]} may not import {theirs} of layer {LAYERS[theirs]}"
+
+
+def modules() -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        found[".".join(["instep", *(parts[:-1] if parts[-1] == "__init__" else parts)])] = path
+    return found
+
+
+MODULES = modules()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down_only(module: str) -> None:
+    path = MODULES[module]
+    assert complaints(module, path.read_text(encoding="utf-8"), is_package=path.name == "__init__.py") == []
+
+
+def test_every_module_is_in_a_layer() -> None:
+    assert {unit_of(module) for module in MODULES} == set(LAYERS)
+
+
+def test_every_exception_to_the_rule_is_in_use() -> None:
+    used: set[tuple[str, str]] = set()
+    for module, path in MODULES.items():
+        for item in imports_in(module, path):
+            if item.module.split(".")[0] == "instep":
+                used.add((unit_of(module), unit_of(item.module)))
+    assert {*SIDEWAYS, *LATE, ("worker", ROOT)} <= used
+
+
+def test_no_module_needs_itself_to_be_loaded() -> None:
+    graph = {
+        module: {
+            item.module
+            for item in imports_in(module, path)
+            if item.module in MODULES and item.module not in ("instep", module) and not item.late
+        }
+        for module, path in MODULES.items()
+    }
+    TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "reason"),
+    [
+        ("instep.etcd._client", "from instep.coordination.keys import Keys", "layer 1 may not import coordination"),
+        ("instep.coordination.node", "import instep.agent.node", "layer 2 may not import agent"),
+        ("instep.agent.node", "from instep.worker.gate import Gate", "layer 3 may not import worker"),
+        ("instep.agent.node", "from instep import worker", "layer 3 may not import worker"),
+        ("instep.control._get", "def f():\n    from instep.cli import main", "layer 3 may not import cli"),
+        ("instep.coordination.keys", "from ..agent.node import Node", "layer 2 may not import agent"),
+        ("instep.errors", "from instep.etcd import Client", "layer 0 may not import etcd"),
+        ("instep.etcd._client", "import instep", "layer 1 may not import the package itself"),
+        ("instep.torch._run", "from instep.testing import EtcdServer", "layer 4 may not import testing"),
+        ("instep.testing._server", "from instep.local import start", "layer 4 may not import local"),
+        ("instep.cli._demo", "from instep.demo import main", "only inside a function"),
+        ("instep.local", "if True:\n    from instep.testing import EtcdServer", "only inside a function"),
+        ("instep.worker.run", "from instep.coordination.schema import Schema", "worker needs layer 0 only"),
+        ("instep.worker.run", "from instep.etcd import Client", "worker needs layer 0 only"),
+        ("instep.worker.join", "import instep", "worker needs layer 0 only"),
+        ("instep.worker.run", "import torch", "worker may not import torch"),
+        ("instep.worker.run", "import grpc.aio", "worker may not import grpc"),
+        ("instep.worker.run", "if TYPE_CHECKING:\n    import numpy", "worker may not import numpy"),
+        ("instep.agent.node", "import grpc", "agent may not import grpc"),
+        ("instep.coordination.keys", "from google.protobuf import message", "coordination may not import google"),
+        ("instep.cli._set", "import torch.nn as nn", "cli may not import torch"),
+        ("instep.wire", "import pydantic", "wire may not import pydantic"),
+        ("instep.agent.node", "from instep.novelty import thing", "in no layer"),
+    ],
+)
+def test_a_wrong_import_is_complained_about(module: str, source: str, reason: str) -> None:
+    (complaint,) = complaints(module, source)
+    assert reason in complaint
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("instep.torch._run", "import torch.optim\nfrom ._knob import Knob\nfrom instep.errors import BindError"),
+        ("instep.cli._demo", "def command():\n    from instep.demo import main"),
+        ("instep.worker.spawn", "import instep"),
+        ("instep.settings", "from instep import names\nimport instep.errors"),
+    ],
+)
+def test_a_right_import_is_not(module: str, source: str) -> None:
+    assert complaints(module, source) == []

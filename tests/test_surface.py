@@ -1,0 +1,139 @@
+"""What people import and call, pinned: a name that goes or a parameter that changes fails here first."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import instep
+import instep.etcd
+import instep.testing
+from instep import errors
+
+PACKAGE = {
+    *("join", "Run", "Hyperparameters", "FreeConfig", "fixed"),
+    *("InstepError", "AgentError", "BindError", "ChangeRejected", "ConfigError"),
+    *("EtcdError", "EtcdDenied", "EtcdUnavailable", "Compacted", "LeaseLost"),
+    *("Evicted", "GateTimeout", "JoinError", "JoinRefused", "JoinTimeout"),
+    *("ReceiptTimeout", "RunNotFound", "SettingsError", "StepError"),
+    "__version__",
+}
+TORCH = {"bind", "Binding", "BindingStatistics", "SteeredRun"}
+TESTING = {"EtcdServer", "Certificates", "EtcdBinary", "etcd_versions", "find_etcd"}
+ETCD = {
+    *("Client", "Credentials", "Tls"),
+    *("KeyValue", "Listing"),
+    *("Compare", "Op", "absent", "present", "DeleteResult", "OpResult", "PutResult", "TxnResult"),
+    *("Watch", "WatchBatch", "Event"),
+    *("Lease", "LeaseKeeper", "LeaseState", "LeaseTiming"),
+    *("Statistics", "Status"),
+}
+RUN = {"boundary", "close", "leads", "on_change", "report", "steps", "view"}
+RUN_ATTRIBUTES = {"config", "name", "rank", "world_size"}
+
+NOT_IN_A_TRAINER = (
+    *("grpc", "google.protobuf", "torch", "numpy", "typer", "rich"),
+    *("asyncio", "subprocess", "multiprocessing", "ssl", "concurrent.futures"),
+    *("instep.etcd", "instep.coordination", "instep.agent", "instep.control", "instep.testing", "instep.torch"),
+)
+
+A_TRAINER_LOADS = """
+import os, sys, threading
+import instep
+
+class Hyper(instep.Hyperparameters):
+    lr: float = 3e-4
+
+print(*[name for name in sys.argv[1:] if name in sys.modules])
+print(threading.active_count(), len(os.listdir("/proc/self/task")))
+"""
+
+Parameters = dict[str, tuple[inspect._ParameterKind, Any]]
+POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
+BY_NAME = inspect.Parameter.KEYWORD_ONLY
+NONE_GIVEN = inspect.Parameter.empty
+
+
+def parameters(function: Any) -> Parameters:
+    return {name: (item.kind, item.default) for name, item in inspect.signature(function).parameters.items()}
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [("instep", PACKAGE), ("instep.testing", TESTING), ("instep.etcd", ETCD)],
+)
+def test_the_public_names_are_these(module: str, names: set[str]) -> None:
+    check_names(module, names)
+
+
+@pytest.mark.torch
+def test_the_public_names_for_torch_are_these() -> None:
+    pytest.importorskip("torch")
+    check_names("instep.torch", TORCH)
+
+
+def check_names(module: str, names: set[str]) -> None:
+    package = importlib.import_module(module)
+    assert set(package.__all__) == names
+    assert len(package.__all__) == len(names)
+    for name in names:
+        assert getattr(package, name) is not None
+
+
+def test_every_error_is_public_and_is_an_instep_error() -> None:
+    defined = {
+        name: kind
+        for name, kind in vars(errors).items()
+        if inspect.isclass(kind) and issubclass(kind, Exception) and kind.__module__ == errors.__name__
+    }
+    assert defined.keys() <= PACKAGE
+    assert all(issubclass(kind, instep.InstepError) for kind in defined.values())
+    assert all(1 <= kind.exit_code < 126 for kind in defined.values())
+
+
+def test_what_may_be_called_on_a_run_is_this() -> None:
+    assert {name for name in dir(instep.Run) if not name.startswith("_")} - RUN_ATTRIBUTES == RUN
+
+
+def test_join_takes_what_it_always_took() -> None:
+    assert parameters(instep.join) == {
+        "name": (POSITIONAL, NONE_GIVEN),
+        "schema": (POSITIONAL, None),
+        "etcd": (BY_NAME, None),
+        "namespace": (BY_NAME, None),
+        "rank": (BY_NAME, None),
+        "world_size": (BY_NAME, None),
+        "timeout_s": (BY_NAME, 300.0),
+        "etcd_patience_s": (BY_NAME, 300.0),
+    }
+
+
+@pytest.mark.torch
+def test_bind_takes_what_it_always_took() -> None:
+    pytest.importorskip("torch")
+    bind = importlib.import_module("instep.torch").bind
+    assert parameters(bind) == {
+        "run": (POSITIONAL, NONE_GIVEN),
+        "optimizer": (POSITIONAL, NONE_GIVEN),
+        "scheduler": (BY_NAME, None),
+        "mode": (BY_NAME, "scale"),
+        "names": (inspect.Parameter.VAR_KEYWORD, NONE_GIVEN),
+    }
+
+
+def test_a_training_script_pays_for_no_client_no_thread_and_no_event_loop() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", A_TRAINER_LOADS, *NOT_IN_A_TRAINER],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    loaded, threads = done.stdout.splitlines()
+    assert loaded == ""
+    assert threads == "1 1"
