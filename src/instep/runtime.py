@@ -57,7 +57,8 @@ class RuntimeFolder:
         The lock belongs to the open file: it passes to an agent that inherits the descriptor, and the kernel frees it
         when the last holder has died.
         """
-        _make_private(self.path)  # somebody who cleans /tmp may have removed it
+        for folder in (self.path.parent, self.path):
+            _make_private(folder)  # somebody who cleans /tmp may have removed it
         descriptor = os.open(self.path / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

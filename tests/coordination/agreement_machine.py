@@ -210,6 +210,7 @@ class AgreementMachine(RuleBasedStateMachine):
             self._cure_what_no_worker_takes()
             if number >= PATIENCE:
                 self._time_out_collectives()
+                self._skip_ahead()
             self._replace_the_dead()
             self.cluster.loop.advance(0.5)
             self.cluster.check_history()
@@ -249,6 +250,18 @@ class AgreementMachine(RuleBasedStateMachine):
             stuck = worker.alive and worker.inside and not cluster.training.may_finish(worker.step)
             if stuck and cluster.store.get(cluster.keys.member(worker.rank, worker.incarnation)) is None:
                 cluster.kill(worker, lose_part=True)
+
+    def _skip_ahead(self) -> None:
+        """A gate may lie far ahead, where a plan took long to be agreed: training gets there in the end."""
+        agreed, training = self.cluster.agreed(), self.cluster.training
+        active = [worker for worker in self.cluster.workers.values() if worker.alive]
+        if agreed is None or agreed.gate is None or any(worker.inside or not worker.step for worker in active):
+            return
+        near = agreed.gate - 2
+        if all(worker.step < near for worker in active):
+            training.finished = near - 1
+            for worker in active:
+                worker.step, training.started[worker.rank] = near, near - 1
 
     def _replace_the_dead(self) -> None:
         for worker in tuple(self.cluster.workers.values()):

@@ -112,6 +112,7 @@ class TrainingRun:
         self._ttl_s = ttl_s
         self._stops = 0
         self.trainers: list[Trainer] = []
+        self.extra_environment: dict[str, str] = {}
 
     def node(self, name: str) -> Path:
         path = self._folder / name

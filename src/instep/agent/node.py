@@ -65,7 +65,10 @@ class Node:
         self._metrics = MetricsWriter(client, keys, self._session)
         self._left_before: Left | None = None
         self._listed = False
+        self._early: list[Callable[[], None]] = []
+        """What workers said before it was known where the run stands."""
         self._linked = True
+        self._dead_since: float | None = None
         self._empty = asyncio.Event()
         self._somebody = asyncio.Event()
         self.on_empty: Callable[[], None] = lambda: None
@@ -108,6 +111,9 @@ class Node:
         if message["t"] == "hello":
             self._on_hello(LocalWorker.from_hello(message, self._name, connection), message["undecided"])
             return
+        if not self._listed:
+            self._early.append(lambda: self.on_message(connection, message))
+            return
         worker = self._workers.of(connection)
         if worker is None:
             return
@@ -119,6 +125,9 @@ class Node:
             self._do(self._answered(worker.rank, message))
 
     def on_died(self, connection: Connection) -> None:
+        if not self._listed:
+            self._early.append(lambda: self.on_died(connection))
+            return
         worker = self._workers.of(connection)
         if worker is not None:
             log.warning("rank %d (pid %d) died", worker.rank, worker.member.pid)
@@ -200,6 +209,9 @@ class Node:
                 self._part_with(worker, "refused", refused.reason)
         self._workers.tell_leader(self._state.leader)
         self._office.wake()
+        early, self._early = self._early, []
+        for say in early:
+            say()
 
     def _meet(self, worker: LocalWorker) -> None:
         """Tells a worker where it stands in the view: in it, waiting for it, or replaced."""
@@ -284,10 +296,24 @@ class Node:
             await asyncio.sleep(TICK_S)
             self._pace.observe(*self._workers.furthest())
             self._note_link()
+            self._give_up_on_the_dead()
             if self._linked:
                 text, missing = _waiting_for(self._state)
                 self._tell_waiting(text, missing=missing)
             await self._metrics.write(self._workers, self._state.view, self._pace.step_time_s)
+
+    def _give_up_on_the_dead(self) -> None:
+        """An agent that never reached etcd and has no living worker left has nothing to wait for."""
+        living = [worker for worker in self._workers if not worker.connection.closed]
+        if self._listed or living or not len(self._workers):
+            self._dead_since = None
+            return
+        now = time.monotonic()
+        self._dead_since = self._dead_since or now
+        if now - self._dead_since > LEAVE_S:
+            for worker in self._workers:
+                self._workers.remove(worker)
+            self._empty.set()
 
     async def _beat(self) -> None:
         """Shows the workers that this agent runs: one that is stopped or stuck is replaced by them."""

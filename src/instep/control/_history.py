@@ -20,7 +20,7 @@ from instep.scalar import Scalar, parse_scalar
 
 DEFAULT_LIMIT = 20
 MAX_LIMIT = 1000
-_RECEIPTS_READ = 50
+_RECEIPTS_READ = 20
 
 EntryOutcome = Literal["open", "committed", "applied", "aborted", "rejected"]
 """open: not decided. committed: decided, not yet applied everywhere. aborted: its last attempt was, and it is
@@ -68,7 +68,7 @@ class History(Facts):
 
 
 async def history(client: Client, keys: Keys, limit: int = DEFAULT_LIMIT) -> History:
-    """The newest `limit` changes; etcd keeps those of the last 1000 plans, and receipts of the last 100.
+    """The newest `limit` changes; etcd keeps those of the last 1000 plans, and receipts of the last 20.
 
     Raises RunNotFound. Receipts are read for the newest 50 changes at most.
     """

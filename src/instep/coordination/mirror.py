@@ -26,7 +26,8 @@ class Mirror:
     """Promise: `keys` goes through the same states as etcd, revision by revision, though it may skip some after a
     compaction. Limit: it is always a little late, so a decision taken from it must be guarded by its txn.
 
-    `on_change(events)` is called after each batch, in order; after a re-listing with the differences as events.
+    `on_change(events)` is called after the first listing, even an empty one, and after each batch, in order; after a
+    re-listing with the differences as events.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Mirror:
             else:
                 self._keys.pop(event.kv.key, None)
             self._decode_one(event)
-        if events:
+        if events or not self._listed.is_set():
             self._on_change(events)
         self._moved.set()
 

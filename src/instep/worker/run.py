@@ -34,6 +34,7 @@ CHECK_S: Final = 1.0
 """How often a boundary looks whether the agent still lives, and sends what was reported."""
 ETCD_PATIENCE_S: Final = 300.0
 GOODBYE_S: Final = 2.0
+GOODBYES: Final = 2
 
 Config = TypeVar("Config", default=Any)
 
@@ -161,11 +162,7 @@ class Run(Generic[Config]):
         if self._state == "closed":
             return
         if self._state != "forked":
-            try:
-                self._say_goodbye(clean)
-            except (LinkLost, InstepError) as error:
-                level = logging.WARNING if self._view else logging.DEBUG
-                log.log(level, "rank %d left without an agent to tell (%s)", self.rank, error)
+            self._say_goodbye(clean)
         self._state = "closed"
         self._next_look = 0.0
         self._integers, self._floats = _NOWHERE
@@ -174,12 +171,20 @@ class Run(Generic[Config]):
     def _say_goodbye(self, clean: bool) -> None:
         """A rank that nobody knows to have left would be waited for in every later change: worth a moment."""
         joined = self._view > 0 and self._state == "training"
-        if joined and not self._link.connected:
-            self._link.wait_connected(GOODBYE_S)
-            self._introduce()
-        self._link.send({"t": "leave", "clean": clean, "step": self._step})
-        if joined:
-            self._link.flush_within(GOODBYE_S)
+        for _ in range(GOODBYES if joined else 1):
+            try:
+                if joined and not self._link.connected:
+                    self._link.wait_connected(GOODBYE_S)
+                    self._introduce()
+                self._link.send({"t": "leave", "clean": clean, "step": self._step})
+                if joined:
+                    self._link.flush_within(GOODBYE_S)
+                return
+            except LinkLost:
+                continue  # the agent died unnoticed: the next one hears it
+            except InstepError as error:
+                log.warning("%s", error)
+        log.log(logging.WARNING if joined else logging.DEBUG, "rank %d left without an agent to tell", self.rank)
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,147 @@
+"""An agent that cannot work, folders that vanish, records that nobody should have written: training goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from instep.testing import EtcdServer
+from run.harness import TrainingRun, assert_in_step, wait_for
+
+
+def test_an_agent_that_cannot_read_its_password_any_more_ends_no_training(
+    short_folder: Path, tmp_path: Path, namespace: str
+) -> None:
+    with EtcdServer(auth="ann:secret") as server:
+        training = TrainingRun(server, short_folder, namespace=namespace)
+        password = tmp_path / "password"
+        shutil.copy(server.environment()["INSTEP_PASSWORD_FILE"], password)
+        trainers = [training.start(rank, 2, environment={"INSTEP_PASSWORD_FILE": str(password)}) for rank in range(2)]
+        for trainer in trainers:
+            trainer.wait_said("joined")
+        kept = password.read_text()
+        password.unlink()
+        os.kill(training.agent_pid(), signal.SIGKILL)
+        wait_for(lambda: any("training goes on" in line for line in trainers[0].errors), "the rank to say so")
+        password.write_text(kept)
+        password.chmod(0o600)
+        training.put("lr", "0.01")
+        assert len({trainer.wait_config(lr=0.01) for trainer in trainers}) == 1
+        training.stop()
+        assert_in_step(*trainers)
+        training.close()
+
+
+def test_a_runtime_folder_that_was_cleaned_away_costs_nothing(training: TrainingRun) -> None:
+    trainers = training.start_all(2)
+    agent = training.agent_pid()
+    shutil.rmtree(training.node("a"))
+    os.kill(agent, signal.SIGKILL)
+    training.put("lr", "0.01")
+    assert len({trainer.wait_config(lr=0.01) for trainer in trainers}) == 1
+    for item in training.stop():
+        assert item["longest_boundary_s"] < 1.5
+    assert_in_step(*trainers)
+
+
+def test_a_rank_that_leaves_while_its_agent_is_away_is_known_to_have_left(
+    training: TrainingRun, tmp_path: Path
+) -> None:
+    end = tmp_path / "end"
+    leaver = training.start(0, 2, f"--stop-file={end}", node="a")
+    other = training.start(1, 2, node="b")
+    leaver.wait_said("joined")
+    os.kill(training.agent_pid("a"), signal.SIGKILL)
+    end.touch()
+    assert leaver.finish() == 0
+    training.put("lr", "0.01")
+    other.wait_config(lr=0.01)
+    training.stop(other)
+
+
+def test_values_that_are_too_large_together_are_rejected_and_the_run_starts_again(training: TrainingRun) -> None:
+    trainers = training.start_all(2, "--schema=none")
+    large = {f"v{number}": "x" * 60_000 for number in range(14)}
+    for name, value in large.items():
+        training.put(name, json.dumps(value))
+    wait_for(lambda: len(training.keys("state/rejected/")) == 10, "the ones past the bound to be rejected")
+    training.put("lr", "1")
+    assert len({trainer.wait_config(lr=1) for trainer in trainers}) == 1
+    training.stop()
+    again = training.start_all(2, "--schema=none")
+    assert again[0].said("joined")[0]["config"]["lr"] == 1
+    training.stop(*again)
+
+
+def test_text_that_is_no_text_and_names_that_are_no_names_stop_nobody(training: TrainingRun) -> None:
+    trainers = training.start_all(2)
+    agent = training.agent_pid()
+    training.put("name", '"\\ud800"')
+    training.put("a name", "1")
+    training.put("deep/er", "1")
+    assert "lone surrogate" in wait_for(lambda: training.key("state/rejected/name"), "the rejection")["reason"]
+    training.put("lr", "0.01")
+    assert len({trainer.wait_config(lr=0.01) for trainer in trainers}) == 1
+    assert training.agent_pid() == agent
+    training.stop()
+    again = training.start_all(2)
+    training.stop(*again)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("reports/members/0/x", '{"rank":0,"world_size":2,"incarnation":"toolong","node":"x","host":"h","pid":1}'),
+        ("reports/members/1/zzzzz", "garbage"),
+        ("reports/acks/1/nobody", "garbage"),
+        ("reports/left/nobody", '{"view":1,"ranks":[0,1],"last_step":5}'),
+        ("reports/receipts/1/nobody", "[]"),
+        ("changes/zzz", "[]"),
+        ("state/rejected/lr", "garbage"),
+        ("state/forming", "garbage"),
+        ("state/leader", "garbage"),
+        ("election/0", "garbage"),
+    ],
+)
+def test_a_record_that_nobody_should_have_written_stops_nobody(training: TrainingRun, path: str, text: str) -> None:
+    trainers = training.start_all(2)
+    training.server.etcdctl("put", "--", f"{training.namespace}/gpt-a/{path}", text)
+    training.put("lr", "0.01")
+    assert len({trainer.wait_config(lr=0.01) for trainer in trainers}) == 1
+    assert training.key("state/view")["number"] == 1
+    training.stop()
+    assert_in_step(*trainers)
+
+
+@pytest.fixture
+def readers(short_folder: Path, tmp_path: Path, namespace: str) -> Iterator[TrainingRun]:
+    """A run whose user may read everything and write nothing."""
+    with EtcdServer(auth="ann:secret") as server:
+        for command in (
+            ("role", "add", "reader"),
+            ("role", "grant-permission", "reader", "--prefix=true", "read", ""),
+            ("user", "add", "eve:secret"),
+            ("user", "grant-role", "eve", "reader"),
+        ):
+            server.etcdctl(*command)
+        password = tmp_path / "eve"
+        password.write_text("secret\n")
+        password.chmod(0o600)
+        run = TrainingRun(server, short_folder, namespace=namespace)
+        run.extra_environment = {"INSTEP_USER": "eve", "INSTEP_PASSWORD_FILE": str(password)}
+        yield run
+        run.close()
+
+
+def test_a_user_who_may_not_write_hears_so_at_once(readers: TrainingRun) -> None:
+    trainer = readers.start(0, 1, environment=readers.extra_environment)
+    error = trainer.wait_said("error")
+    assert error["kind"] == "EtcdDenied"
+    assert "permission" in error["text"]
+    assert trainer.finish() == 4

@@ -1,0 +1,173 @@
+"""From what stands in etcd to the next change."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instep.coordination.desired import (
+    Desired,
+    Wanted,
+    next_change,
+    pending_revisions,
+    settled_rejections,
+    start_values,
+)
+from instep.coordination.records import Rejected
+from instep.scalar import Scalar, format_scalar
+from unit.parts import ANY, SCHEMA, desired, rejected
+
+AGREED = SCHEMA.defaults()
+
+TEXTS = st.sampled_from(["0.1", "0.5", "1", "32", "-1", "7", "nonsense", "[]", "true", "null"])
+DESIRED = st.dictionaries(
+    st.sampled_from(["lr", "clip", "batch", "dropout", "stranger"]), st.tuples(TEXTS, st.integers(1, 3))
+).map(lambda found: desired(**found))
+
+
+def test_nothing_is_wanted_when_what_stands_is_what_is_agreed() -> None:
+    assert next_change(desired(lr=("0.1", 3), batch=("32", 4)), AGREED, SCHEMA, {}) is None
+
+
+def test_the_same_number_written_otherwise_is_no_change() -> None:
+    assert next_change(desired(lr=("1e-1", 3), clip=("1", 4)), AGREED, SCHEMA, {}) is None
+
+
+def test_all_keys_of_one_revision_are_one_change_and_the_oldest_comes_first() -> None:
+    stands = desired(lr=("0.5", 8), batch=("64", 7), clip=("2.0", 7))
+    assert next_change(stands, AGREED, SCHEMA, {}) == Wanted(7, {"batch": 64, "clip": 2.0})
+    assert next_change(stands, {**AGREED, "batch": 64, "clip": 2.0}, SCHEMA, {}) == Wanted(8, {"lr": 0.5})
+
+
+def test_a_value_agreed_already_is_no_part_of_its_change() -> None:
+    wanted = next_change(desired(lr=("0.5", 7), clip=("1.0", 7)), AGREED, SCHEMA, {})
+    assert wanted == Wanted(7, {"lr": 0.5})
+
+
+def test_a_value_that_does_not_validate_takes_its_companions_with_it() -> None:
+    wanted = next_change(desired(lr=("5", 7), clip=("2.0", 7)), AGREED, SCHEMA, {})
+    assert wanted is not None
+    assert wanted.values == {}
+    by_name = {item.name: item for item in wanted.rejections}
+    assert by_name.keys() == {"lr", "clip"}
+    assert "less than or equal to 1" in by_name["lr"].reason
+    assert "together with lr" in by_name["clip"].reason
+    assert (by_name["clip"].value, by_name["clip"].revision) == ("2.0", 7)
+
+
+def test_a_companion_that_would_have_changed_nothing_is_not_blamed() -> None:
+    wanted = next_change(desired(lr=("5", 7), clip=("1.0", 7)), AGREED, SCHEMA, {})
+    assert wanted is not None
+    assert [item.name for item in wanted.rejections] == ["lr"]
+
+
+def test_a_rejected_revision_does_not_hold_up_the_next_one() -> None:
+    stands = desired(lr=("5", 7), batch=("64", 8))
+    assert next_change(stands, AGREED, SCHEMA, rejected("lr", 7)) == Wanted(8, {"batch": 64})
+
+
+def test_a_rejection_ends_when_the_key_is_written_again() -> None:
+    assert next_change(desired(lr=("0.5", 9)), AGREED, SCHEMA, rejected("lr", 7)) == Wanted(9, {"lr": 0.5})
+
+
+def test_a_fixed_value_is_refused_while_the_run_goes_on() -> None:
+    wanted = next_change(desired(dropout=("0.5", 7)), AGREED, SCHEMA, {})
+    assert wanted is not None
+    assert [(item.name, item.by) for item in wanted.rejections] == [("dropout", "fixed")]
+
+
+def test_a_fixed_value_put_back_to_the_agreed_one_is_no_change() -> None:
+    assert next_change(desired(dropout=("0.1", 7)), AGREED, SCHEMA, {}) is None
+
+
+def test_without_a_schema_any_new_name_with_a_scalar_is_a_change() -> None:
+    assert next_change(desired(temperature=('"hot"', 3)), {}, ANY, {}) == Wanted(3, {"temperature": "hot"})
+    wanted = next_change(desired(temperature=("[1]", 3)), {}, ANY, {})
+    assert wanted is not None
+    assert [item.name for item in wanted.rejections] == ["temperature"]
+
+
+def test_a_long_text_is_recorded_cut_short() -> None:
+    wanted = next_change(desired(lr=("9" * 5000, 3)), AGREED, SCHEMA, {})
+    assert wanted is not None
+    assert len(wanted.rejections[0].value) == 200
+    assert len(wanted.rejections[0].encode()) < 1000
+
+
+# -- what is done with ---------------------------------------------------------------------------------------------
+
+
+def test_a_rejection_is_settled_when_its_key_is_gone_or_written_again() -> None:
+    held = {**rejected("lr", 7), **rejected("clip", 7), **rejected("batch", 7)}
+    stands = desired(lr=("5", 7), clip=("2.0", 9))
+    assert set(settled_rejections(stands, AGREED, SCHEMA, held)) == {"clip", "batch"}
+
+
+def test_a_fixed_value_that_a_restart_took_is_settled() -> None:
+    held = rejected("dropout", 7, by="fixed")
+    assert settled_rejections(desired(dropout=("0.5", 7)), AGREED, SCHEMA, held) == ()
+    assert settled_rejections(desired(dropout=("0.5", 7)), {**AGREED, "dropout": 0.5}, SCHEMA, held) == ("dropout",)
+
+
+def test_a_revision_is_pending_until_it_is_agreed_or_rejected() -> None:
+    stands = desired(lr=("0.5", 7), clip=("1.0", 8), batch=("-4", 9))
+    assert pending_revisions(stands, AGREED, SCHEMA, {}) == {7, 9}
+    assert pending_revisions(stands, {**AGREED, "lr": 0.5}, SCHEMA, rejected("batch", 9)) == frozenset()
+
+
+# -- a fresh start -------------------------------------------------------------------------------------------------
+
+
+def test_a_fresh_view_starts_from_the_desired_values_over_the_defaults() -> None:
+    start = start_values(desired(lr=("0.5", 7)), {**AGREED, "clip": 9.0}, SCHEMA, {})
+    assert start.values == {**AGREED, "lr": 0.5}
+    assert start.rejections == ()
+
+
+def test_a_fixed_value_is_taken_by_a_fresh_start() -> None:
+    held = rejected("dropout", 7, by="fixed")
+    assert start_values(desired(dropout=("0.5", 7)), AGREED, SCHEMA, held).values["dropout"] == 0.5
+
+
+def test_for_nonsense_the_last_agreed_value_holds_and_the_default_only_without_one() -> None:
+    stands = desired(lr=("nonsense", 7), batch=("0", 8))
+    start = start_values(stands, {"lr": 0.25}, SCHEMA, {})
+    assert (start.values["lr"], start.values["batch"]) == (0.25, 32)
+    assert {(item.name, item.revision) for item in start.rejections} == {("lr", 7), ("batch", 8)}
+
+
+def test_an_agreed_value_that_the_new_schema_does_not_take_is_no_fallback() -> None:
+    start = start_values(desired(lr=("nonsense", 7)), {"lr": 50.0, "gone": 1}, SCHEMA, {})
+    assert start.values == AGREED
+
+
+def test_what_a_worker_refused_is_not_started_from_although_the_schema_takes_it() -> None:
+    held = rejected("lr", 7, by="worker")
+    start = start_values(desired(lr=("0.5", 7)), {"lr": 0.25}, SCHEMA, held)
+    assert start.values["lr"] == 0.25
+    assert [item.by for item in start.rejections] == ["worker"]
+    assert start_values(desired(lr=("0.5", 9)), {"lr": 0.25}, SCHEMA, held).values["lr"] == 0.5
+
+
+@given(DESIRED)
+def test_a_fresh_start_always_has_values_that_the_schema_takes(stands: dict[str, Desired]) -> None:
+    start = start_values(stands, None, SCHEMA, {})
+    assert start.values.keys() == set(SCHEMA.names)
+    for name, value in start.values.items():
+        assert SCHEMA.check(name, value) == value
+    assert all(item.name in stands for item in start.rejections)
+
+
+@given(DESIRED)
+def test_carrying_out_what_is_wanted_comes_to_an_end_and_leaves_nothing_pending(stands: dict[str, Desired]) -> None:
+    values: dict[str, Scalar] = dict(AGREED)
+    held: dict[str, Rejected] = {}
+    seen: list[int] = []
+    while (wanted := next_change(stands, values, SCHEMA, held)) is not None:
+        assert bool(wanted.values) != bool(wanted.rejections)
+        values |= wanted.values
+        held |= {item.name: item for item in wanted.rejections}
+        seen.append(wanted.revision)
+    assert seen == sorted(set(seen))
+    assert pending_revisions(stands, values, SCHEMA, held) == frozenset()
+    assert all(SCHEMA.parse(name, format_scalar(value)) == value for name, value in values.items())

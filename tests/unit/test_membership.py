@@ -1,0 +1,183 @@
+"""Which workers form a view."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instep.coordination.membership import (
+    Registered,
+    active_nodes,
+    groups,
+    is_fresh,
+    last_step_left,
+    missing_ranks,
+    next_group,
+    nodes_of,
+    strangers,
+)
+from unit.parts import incarnation, left, registered, view
+
+TWO = view({"a": {0: 10}, "b": {1: 11}})
+"""Rank 0 on node a, rank 1 on node b."""
+
+CROWD = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(1, 4), st.sampled_from(["d1", "d2"])), min_size=0, max_size=12
+).map(
+    lambda found: [
+        registered(rank, at, world_size=size, digest=digest) for at, (rank, size, digest) in enumerate(found, 1)
+    ]
+)
+
+
+def test_a_view_forms_when_every_rank_is_there() -> None:
+    assert next_group(None, [registered(0, 10)]) is None
+    group = next_group(None, [registered(0, 10), registered(1, 11)])
+    assert group is not None
+    assert group.incarnations() == {0: incarnation(10), 1: incarnation(11)}
+
+
+def test_a_view_stands_as_long_as_its_own_workers_are_the_latest() -> None:
+    assert next_group(TWO, [registered(0, 10), registered(1, 11)]) is None
+
+
+def test_a_later_registration_of_a_rank_evicts_the_earlier_one() -> None:
+    group = next_group(TWO, [registered(0, 10), registered(1, 11), registered(1, 12)])
+    assert group is not None
+    assert group.incarnations()[1] == incarnation(12)
+
+
+def test_the_order_in_which_registrations_are_listed_means_nothing() -> None:
+    arrived = [registered(0, 10), registered(1, 12), registered(1, 11)]
+    found = {str(sorted(next_group(None, order).incarnations().items())) for order in (arrived, arrived[::-1])}  # type: ignore[union-attr]
+    assert len(found) == 1
+    assert incarnation(12) in found.pop()
+
+
+def test_a_worker_that_died_leaves_a_view_that_lacks_it() -> None:
+    assert next_group(TWO, [registered(0, 10)]) is None
+    assert missing_ranks(TWO, [registered(0, 10)], {}) == (1,)
+    assert groups([registered(0, 10)])[0].missing() == (1,)
+
+
+def test_a_rank_that_left_is_not_missing() -> None:
+    assert missing_ranks(TWO, [registered(0, 10)], {"b": left(1)}) == ()
+    assert missing_ranks(TWO, [registered(0, 10)], {"b": left(1, view=7)}) == (1,)
+
+
+def test_those_who_disagree_do_not_keep_the_others_from_forming() -> None:
+    crowd = [registered(0, 10), registered(1, 11), registered(0, 12, digest="other"), registered(3, 13, world_size=8)]
+    group = next_group(None, crowd)
+    assert group is not None
+    assert group.incarnations() == {0: incarnation(10), 1: incarnation(11)}
+
+
+def test_a_rank_beyond_its_own_world_is_in_no_group() -> None:
+    assert groups([registered(2, 10, world_size=2)]) == ()
+
+
+def test_of_two_complete_groups_the_one_with_the_newest_arrival_forms() -> None:
+    crowd = [registered(0, 10), registered(1, 11), *(registered(rank, 20 + rank, world_size=3) for rank in range(3))]
+    group = next_group(TWO, crowd)
+    assert group is not None
+    assert group.world_size == 3
+
+
+# -- strangers -----------------------------------------------------------------------------------------------------
+
+
+def test_who_disagrees_with_a_living_view_is_told_so_and_the_view_is_not() -> None:
+    crowd = [registered(0, 10), registered(1, 11), registered(0, 12, world_size=4)]
+    reasons = strangers(TWO, crowd)
+    assert reasons.keys() == {incarnation(12)}
+    assert "says the world size is 4, the others say 2" in reasons[incarnation(12)]
+
+
+def test_other_hyperparameters_are_a_disagreement_too() -> None:
+    reasons = strangers(TWO, [registered(0, 10), registered(1, 11), registered(0, 12, digest="other")])
+    assert "other hyperparameters" in reasons[incarnation(12)]
+
+
+def test_without_a_view_the_largest_group_is_the_rest_and_of_equals_the_older() -> None:
+    equals = [registered(0, 10, world_size=4), registered(0, 11, world_size=3)]
+    assert strangers(None, equals).keys() == {incarnation(11)}
+    larger = [*equals, registered(1, 12, world_size=3)]
+    assert strangers(None, larger).keys() == {incarnation(10)}
+
+
+def test_a_view_whose_workers_are_all_gone_speaks_for_nobody() -> None:
+    crowd = [registered(rank, 20 + rank, world_size=3) for rank in range(3)]
+    assert strangers(TWO, crowd) == {}
+
+
+def test_nobody_is_a_stranger_in_an_empty_house() -> None:
+    assert strangers(None, []) == {}
+    assert strangers(TWO, []) == {}
+
+
+# -- views ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_view_is_fresh_only_when_no_worker_goes_on() -> None:
+    goes_on = next_group(TWO, [registered(0, 10), registered(1, 12)])
+    anew = next_group(TWO, [registered(0, 20), registered(1, 21)])
+    assert goes_on is not None
+    assert anew is not None
+    assert is_fresh(None, goes_on)
+    assert not is_fresh(TWO, goes_on)
+    assert is_fresh(TWO, anew)
+
+
+def test_a_view_names_nodes_with_their_ranks_rising() -> None:
+    crowd = [
+        registered(3, 10, world_size=4),
+        registered(1, 11, world_size=4),
+        registered(0, 12, world_size=4, node="b"),
+        registered(2, 13, world_size=4, node="b"),
+    ]
+    (group,) = groups(crowd)
+    nodes = nodes_of(group)
+    assert {node: members.ranks for node, members in nodes.items()} == {"b": (0, 2), "a": (1, 3)}
+    assert nodes["a"].incarnations == (incarnation(11), incarnation(10))
+
+
+def test_a_node_is_active_until_all_its_ranks_have_left_this_view() -> None:
+    pair = view({"a": {0: 10, 1: 11}, "b": {2: 12}})
+    assert active_nodes(pair, {}) == {"a", "b"}
+    assert active_nodes(pair, {"a": left(0)}) == {"a", "b"}
+    assert active_nodes(pair, {"a": left(0, 1)}) == {"b"}
+    assert active_nodes(pair, {"a": left(0, 1, view=2)}) == {"a", "b"}
+
+
+def test_the_last_step_left_is_the_highest_of_this_view() -> None:
+    records = {"a": left(0, last_step=7), "b": left(1, last_step=9), "elsewhere": left(5, last_step=99)}
+    assert last_step_left(TWO, {}) == -1
+    assert last_step_left(TWO, records) == 9
+    assert last_step_left(TWO, {**records, "b": left(1, view=3, last_step=9)}) == 7
+
+
+@given(CROWD, st.randoms(use_true_random=False))
+def test_whoever_forms_a_view_is_the_latest_of_its_rank(crowd: list[Registered], chance: random.Random) -> None:
+    group = next_group(None, crowd)
+    shuffled = list(crowd)
+    chance.shuffle(shuffled)
+    assert next_group(None, shuffled) == group
+    if group is None:
+        return
+    assert sorted(group.by_rank) == list(range(group.world_size))
+    for rank, chosen in group.by_rank.items():
+        rivals = [
+            item
+            for item in crowd
+            if (item.member.rank, item.member.world_size, item.member.schema_digest)
+            == (rank, group.world_size, group.schema_digest)
+        ]
+        assert chosen == max(rivals, key=lambda item: item.create_revision)
+
+
+@given(CROWD)
+def test_there_is_always_somebody_who_is_no_stranger(crowd: list[Registered]) -> None:
+    usable = {item.member.incarnation for item in crowd if item.member.rank < item.member.world_size}
+    assert not usable or usable - strangers(None, crowd).keys()
