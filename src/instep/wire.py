@@ -66,7 +66,7 @@ class Decoder:
 def _message(body: bytes) -> Message:
     try:
         message = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise WireError("a frame holds no JSON") from None
     if not isinstance(message, dict) or not isinstance(message.get("t"), str):
         raise WireError("a frame holds no message")

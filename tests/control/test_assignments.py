@@ -55,7 +55,7 @@ def test_a_value_is_taken_as_its_field_holds_it(text: str, value: Scalar) -> Non
         ("zzz=1", "there are lr, clip"),
         ("note=" + "x" * 70_000, "65536"),
         ("note=" + "\u0001" * 20_000, "65536"),
-        ('note="\\ud800"', "invalid JSON"),
+        ('note="\\ud800"', "lone surrogate"),
         ("note=\udcff", "UTF-8"),
         ("dropout=0.2", "fixed"),
     ],

@@ -67,6 +67,8 @@ class ModelClient:
         self.watches: list[ModelWatch] = []
         self.held_lanes: dict[str, int] = {}
         self.leases: set[int] = set()
+        self.never: list[asyncio.Future[Any]] = []
+        """Held, so that what waits for them is not collected before its loop ends."""
         self._root = root
         store.watchers.append(self.wake)
 
@@ -155,6 +157,7 @@ class ModelClient:
     async def _call(self, text: str, execute: Callable[[], T], timeout_s: float | None) -> T:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         if self.dead:
+            self.never.append(future)
             return await future
         request = Request(text, execute, future)
         if self.calls_held:

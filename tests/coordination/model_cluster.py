@@ -58,6 +58,7 @@ class Host:
         self.node: Node | None = None
         self.connections: list[ModelConnection] = []
         self.may_start = True
+        self.accepts = True
         self._cluster = cluster
         self._serving: asyncio.Task[None] | None = None
 
@@ -66,7 +67,10 @@ class Host:
         if self.node is None and self.may_start:
             self.loop.call_soon(self._start)
             self.loop.settle()
-        return self.node is not None
+        return self.node is not None and self.accepts
+
+    def _stop_accepting(self) -> None:
+        self.accepts = False
 
     def crash(self, *, keep_down: bool) -> None:
         """The agent dies where it stands; what it sent to etcd may still arrive there."""
@@ -77,6 +81,7 @@ class Host:
         self._cluster.strays.extend(self.client.pending)
         self.client.pending.clear()
         self._cluster.dead_clients.append(self.client)
+        self._cluster.graveyard.append((self.node, self._serving, self.client))
         for connection in self.connections:
             connection.break_off(keep_down=keep_down)
         self.connections.clear()
@@ -85,6 +90,8 @@ class Host:
     def _start(self) -> None:
         self.client = ModelClient(self._cluster.store, self._cluster.keys.root)
         self.node = Node(cast(Client, self.client), self._cluster.keys, self.name, TTL_S)
+        self.node.on_empty = self._stop_accepting
+        self.accepts = True
         self._serving = self.loop.create_task(self.node.run())
         self._serving.add_done_callback(self._ended)
 
@@ -219,6 +226,7 @@ class Cluster:
         self.hosts = [Host(f"n{i}", self) for i in range(len(layout))]
         self.strays: list[Request[Any]] = []
         self.dead_clients: list[ModelClient] = []
+        self.graveyard: list[object] = []
         self.evicting: list[Worker] = []
         self.ever: list[Worker] = []
         self._incarnations = 0

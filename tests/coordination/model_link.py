@@ -6,6 +6,7 @@ import os
 from collections import deque
 from typing import TYPE_CHECKING
 
+from instep.errors import AgentError
 from instep.wire import Decoder, Message, Words, create_words, encode
 from instep.worker.link import LinkLost
 
@@ -104,6 +105,8 @@ class ModelLink:
         self.words, descriptor = create_words()
         os.close(descriptor)
         self.connection: ModelConnection | None = None
+        self.node = ""
+        self.starts = 0
         self.heard_at = 0.0
         self.made: list[ModelConnection] = []
         self._host = host
@@ -122,6 +125,11 @@ class ModelLink:
             self._decoder = Decoder()
         return self.connection is not None
 
+    def wait_connected(self, timeout_s: float) -> None:
+        """As if the time had passed: nothing else can happen meanwhile."""
+        if not self.try_connect():
+            raise AgentError("the node's agent did not answer")
+
     def introduce(self, hello: Message) -> None:
         self.send(hello)
 
@@ -136,6 +144,9 @@ class ModelLink:
     def flush(self) -> None:
         if self.connection is None:
             raise LinkLost("not connected")
+
+    def flush_within(self, timeout_s: float) -> None:
+        self.flush()
 
     def receive(self) -> list[Message]:
         connection = self.connection

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -26,6 +27,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self.now_s
+
+    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+        """An agent that is to end its process at some time does not end ours."""
+        if callback is os._exit:
+            callback, args = _nothing, ()
+        return super().call_later(delay, callback, *args, context=context)
 
     def settle(self) -> None:
         for _ in range(MAX_ROUNDS):
@@ -62,6 +69,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             self.call_soon(self.stop)
             self.run_forever()
         return bool(self._scheduled) and self._scheduled[0]._when <= self.now_s
+
+
+def _nothing() -> None:
+    pass
 
 
 @contextlib.contextmanager

@@ -175,7 +175,7 @@ def test_a_rank_that_holds_the_gil_longer_than_the_lease_costs_nobody_anything(t
 def test_forked_children_neither_crash_nor_disturb(training: TrainingRun) -> None:
     trainers = [training.start(rank, 2, "--fork=80") for rank in range(2)]
     for trainer in trainers:
-        trainer.wait_said("joined")
+        trainer.wait_said("forked")
     training.put("lr", "0.01")
     assert len({trainer.wait_config(lr=0.01) for trainer in trainers}) == 1
     for item in training.stop():

@@ -117,6 +117,8 @@ def misbehave(options: argparse.Namespace, forked: list[int]) -> None:
             time.sleep(0.2)
             os._exit(0)
         forked.append(pid)
+    if forked:
+        say(event="forked")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from enum import Enum
@@ -136,9 +137,64 @@ def test_fixed_fields_and_text_fields_are_known() -> None:
     assert not SCHEMA.is_text("lr")
 
 
-@pytest.mark.parametrize("text", [None, b"", b"{", b"[1]", b"null", b'"text"', b"\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(None, b"", b"{", b"[1]", b"null", b'"text"', b"\xff", b"[" * 100_000),
+        b'{"properties": 5}',
+        b'{"properties": {"lr": 5}}',
+        b'{"properties": {"lr": {"anyOf": 5}}}',
+        b'{"properties": {"lr": {"default": [1]}}}',
+        b'{"$defs": 5}',
+    ],
+)
 def test_a_schema_that_cannot_be_read_leaves_the_check_to_the_workers(text: bytes | None) -> None:
     assert Schema.decode(text).any_scalar
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"type": "string", "pattern": "^(?=a)ab$"},
+        {"type": "string", "pattern": "("},
+        {"type": ["number"]},
+        {"type": "number", "minimum": "x"},
+        {"type": "number", "minLength": 1},
+        {"enum": []},
+        {"anyOf": []},
+        {"anyOf": [5]},
+        {"$ref": "#/$defs/loop"},
+        {"$ref": "#/$defs/nowhere"},
+    ],
+)
+def test_a_field_that_only_the_workers_can_check_takes_any_scalar(field: dict[str, object]) -> None:
+    loop = {"anyOf": [{"$ref": "#/$defs/loop"}]}
+    schema = Schema.decode(json.dumps({"properties": {"x": field, "lr": {"type": "number"}}, "$defs": {"loop": loop}}))
+    assert schema.parse("x", "0.5") == 0.5
+    assert schema.is_text("x") in (True, False)
+    with pytest.raises(ValueError, match="valid number"):
+        schema.parse("lr", "true")
+
+
+KEYWORDS = st.sampled_from(["type", "enum", "const", "anyOf", "$ref", "minimum", "maximum", "pattern", "minLength"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.sampled_from(["number", "string", "a", "#/a"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYWORDS | st.just("default"), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    JSON | st.fixed_dictionaries({"properties": st.fixed_dictionaries({"x": JSON}), "$defs": st.just({"a": {}}) | JSON})
+)
+def test_whatever_stands_there_as_a_schema_a_value_is_taken_or_refused(document: object) -> None:
+    schema = Schema.decode(json.dumps(document))
+    assert schema.is_text("x") in (True, False)
+    assert schema.is_fixed("x") in (True, False)
+    assert all(value is None or isinstance(value, (bool, int, float, str)) for value in schema.defaults().values())
+    for text in ("0.5", '"a"', "null"):
+        with contextlib.suppress(ValueError):
+            schema.parse("x", text)
 
 
 def test_a_schema_survives_its_way_through_etcd() -> None:

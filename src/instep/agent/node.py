@@ -43,7 +43,8 @@ log = logging.getLogger("instep")
 TICK_S: Final = 1.0
 FIRST_WORKER_S: Final = 30.0
 """An agent to which nobody comes in this time goes."""
-DRAIN_S: Final = 3.0
+DRAIN_S: Final = 10.0
+"""What a last rank left to be written (that it has left, its receipt) is tried for so long when etcd is away."""
 LEAVE_S: Final = 30.0
 
 
@@ -118,6 +119,7 @@ class Node:
         if worker is None:
             return
         if message["t"] == "leave":
+            worker.tell({"t": "bye"})
             self._on_gone(worker, clean=bool(message["clean"]), last_step=int(message["step"]))
         elif message["t"] == "report":
             worker.metrics = {str(name): float(value) for name, value in message["metrics"].items()}

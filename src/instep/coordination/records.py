@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from instep.names import INCARNATION_LENGTH
 from instep.scalar import Scalar
 
+MAX_RANKS = 1_000_000
+"""What a damaged document may make us hold; the design is for 10,240."""
+
 
 class Record(BaseModel):
     """A document in etcd. Unknown fields are passed over, so that a newer version can add some."""
@@ -33,7 +36,7 @@ class Record(BaseModel):
             return None
         try:
             return cls.decode(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
 
 
@@ -240,13 +243,16 @@ def format_ranks(ranks: Iterable[int]) -> str:
 
 
 def parse_ranks(text: str) -> tuple[int, ...]:
-    """The reverse of format_ranks; raises ValueError for anything else."""
+    """The reverse of format_ranks; raises ValueError for anything else, and for more than a million ranks."""
     ranks: list[int] = []
     for part in filter(None, text.split(",")):
-        if not re.fullmatch(r"\d{1,7}(-\d{1,7})?", part):
-            raise ValueError(f"{part!r} is no range of ranks")
+        if not re.fullmatch(r"[0-9]{1,7}(-[0-9]{1,7})?", part):
+            raise ValueError(f"{part[:40]!r} is no range of ranks")
         first, _, last = part.partition("-")
-        ranks.extend(range(int(first), int(last or first) + 1))
+        more = range(int(first), int(last or first) + 1)
+        if not more or len(ranks) + len(more) > MAX_RANKS:
+            raise ValueError(f"{part!r} is no range of ranks, or one of too many")
+        ranks.extend(more)
     return tuple(ranks)
 
 

@@ -29,6 +29,9 @@ _CONSTRAINTS: Mapping[str, str] = {
     "pattern": "pattern",
 }
 
+_ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
+"""For a field that only the workers can check."""
+
 
 class Schema:
     """The hyperparameters of a run: names, types, bounds, defaults. Immutable; without a document any scalar goes."""
@@ -47,9 +50,9 @@ class Schema:
         """A schema key's text; one that cannot be read accepts any scalar, since the workers check again."""
         try:
             document = json.loads(text) if text else None
-        except ValueError:
+        except (ValueError, RecursionError):
             document = None
-        return cls(document if isinstance(document, dict) else None)
+        return cls(document if _is_readable(document) else None)
 
     def encode(self) -> str:
         return json.dumps(self.document, sort_keys=True, separators=(",", ":"))
@@ -74,7 +77,8 @@ class Schema:
     def is_text(self, name: str) -> bool:
         """True when the hyperparameter holds text, so that a person need not type the quotes."""
         field = self._resolved(self._fields.get(name, {}))
-        kinds = [field, *(self._resolved(option) for option in field.get("anyOf", ()))]
+        options = field.get("anyOf", ())
+        kinds = [field, *(self._resolved(option) for option in options if isinstance(option, Mapping))]
         return any(kind.get("type") == "string" for kind in kinds)
 
     def defaults(self) -> dict[str, Scalar]:
@@ -94,12 +98,18 @@ class Schema:
             checked: Scalar = self._adapter(name).validate_json(json.dumps(value))
         except ValidationError as error:
             raise ValueError(_reason(error, value)) from None
+        except TypeError:  # a constraint that does not go with the type: left to the workers
+            return value
         return checked
 
     def _adapter(self, name: str) -> TypeAdapter[Any]:
         if name not in self._adapters:
-            annotation = self._annotation(self._fields[name])
-            self._adapters[name] = TypeAdapter(annotation, config=ConfigDict(strict=True))
+            try:
+                annotation = self._annotation(self._fields[name])
+                adapter = TypeAdapter(annotation, config=ConfigDict(strict=True))
+            except Exception:  # noqa: BLE001 - pydantic raises all sorts for what it cannot build, such as a look-ahead
+                adapter = _ANYTHING
+            self._adapters[name] = adapter
         return self._adapters[name]
 
     def _annotation(self, field: Mapping[str, Any]) -> Any:
@@ -118,6 +128,21 @@ class Schema:
         if not isinstance(reference, str):
             return field
         return {**self._definitions.get(reference.rsplit("/", 1)[-1], {}), **field}
+
+
+def _is_readable(document: object) -> bool:
+    if not isinstance(document, dict):
+        return False
+    parts = (document.get("properties", {}), document.get("$defs", {}))
+    return all(isinstance(part, dict) and all(map(_is_field, part.values())) for part in parts)
+
+
+def _is_field(field: object) -> bool:
+    return (
+        isinstance(field, dict)
+        and isinstance(field.get("anyOf", []), list)
+        and not isinstance(field.get("default"), (list, dict))
+    )
 
 
 def _reason(error: ValidationError, value: Scalar) -> str:

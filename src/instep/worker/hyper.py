@@ -7,6 +7,7 @@ in every worker before it promises to apply it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -106,7 +107,12 @@ def _document(model: type[BaseModel]) -> dict[str, Any]:
             raise SettingsError(
                 f"{model.__name__}.{name} does not hold one scalar: use a number, text, true, false or null"
             )
-        if model.model_fields[name].default is PydanticUndefined:
+        default = model.model_fields[name].default
+        if isinstance(default, float) and not math.isfinite(default):
+            raise SettingsError(
+                f"{model.__name__}.{name} is {default} by default: JSON has finite numbers and null only"
+            )
+        if default is PydanticUndefined:
             raise SettingsError(
                 f"{model.__name__}.{name} gets its default from a function, so ranks could differ: give a plain value"
             )

@@ -150,11 +150,14 @@ class AgentLink:
                 self.drop()
                 raise LinkLost(str(error)) from None
 
-    def flush_within(self, timeout_s: float) -> None:
-        """Sends all that waits, or as much as the agent takes in the time."""
+    def wait_message(self, kind: str, timeout_s: float) -> bool:
+        """Waits for a message of that kind, passing over others; False when none came in time."""
         deadline = self._clock() + timeout_s
-        while self._outbox and (left_s := deadline - self._clock()) > 0:
-            self.wait_readable(min(left_s, RETRY_S))
+        while (left_s := deadline - self._clock()) > 0:
+            self.wait_readable(left_s)
+            if any(message["t"] == kind for message in self.receive()):
+                return True
+        return False
 
     def wait_readable(self, timeout_s: float) -> None:
         """Waits until the agent says something or goes, at most `timeout_s` seconds."""

@@ -33,8 +33,7 @@ log = logging.getLogger("instep")
 CHECK_S: Final = 1.0
 """How often a boundary looks whether the agent still lives, and sends what was reported."""
 ETCD_PATIENCE_S: Final = 300.0
-GOODBYE_S: Final = 2.0
-GOODBYES: Final = 2
+GOODBYE_S: Final = 3.0
 
 Config = TypeVar("Config", default=Any)
 
@@ -169,22 +168,28 @@ class Run(Generic[Config]):
         self._link.close()
 
     def _say_goodbye(self, clean: bool) -> None:
-        """A rank that nobody knows to have left would be waited for in every later change: worth a moment."""
+        """A rank that nobody knows to have left would be waited for in every later change: worth a moment.
+
+        An agent that dies now takes what it has not read with it, so its answer is waited for.
+        """
         joined = self._view > 0 and self._state == "training"
-        for _ in range(GOODBYES if joined else 1):
+        deadline = time.monotonic() + (GOODBYE_S if joined else 0.0)
+        while True:
+            left_s = deadline - time.monotonic()
             try:
                 if joined and not self._link.connected:
-                    self._link.wait_connected(GOODBYE_S)
+                    self._link.wait_connected(left_s)
                     self._introduce()
                 self._link.send({"t": "leave", "clean": clean, "step": self._step})
-                if joined:
-                    self._link.flush_within(GOODBYE_S)
-                return
+                if not joined or self._link.wait_message("bye", left_s):
+                    return
             except LinkLost:
-                continue  # the agent died unnoticed: the next one hears it
+                pass  # the agent died before it answered: the next one hears it
             except InstepError as error:
                 log.warning("%s", error)
-        log.log(logging.WARNING if joined else logging.DEBUG, "rank %d left without an agent to tell", self.rank)
+            if time.monotonic() >= deadline:
+                break
+        log.log(logging.WARNING if joined else logging.DEBUG, "rank %d left, and no agent has answered", self.rank)
 
     def __enter__(self) -> Self:
         return self

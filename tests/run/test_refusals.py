@@ -139,7 +139,7 @@ def test_a_run_name_that_cannot_be_a_key_is_refused_before_anything_is_contacted
         ({"INSTEP_TTL_S": "1"}, "between 2 and 3600"),
         ({"INSTEP_NAMESPACE": "no-slash"}, "starts with a slash"),
         ({"INSTEP_ETCD": "ftp://etcd:2379"}, "use http:// or https://"),
-        ({"INSTEP_ETCD": "etcd:99999"}, "no usable port"),
+        ({"INSTEP_ETCD": "etcd:99999"}, "no usable host or port"),
         ({"INSTEP_USER": "ann"}, "INSTEP_PASSWORD_FILE"),
         ({"INSTEP_RUNTIME_DIR": "/proc/nowhere"}, "INSTEP_RUNTIME_DIR"),
         ({"INSTEP_ETCD": "", "XDG_DATA_HOME": "/tmp/nothing-here"}, "instep local"),

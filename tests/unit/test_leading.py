@@ -1,0 +1,340 @@
+"""What the leader does next, from a situation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instep.coordination.leading import (
+    PLAN_TIMEOUT_S,
+    Abort,
+    Announce,
+    Commit,
+    FormView,
+    OpenPlan,
+    Progress,
+    Refuse,
+    Reject,
+    Situation,
+    Tidy,
+    is_settled,
+    next_action,
+)
+from instep.coordination.records import Change, Decision, Forming, Receipt
+from unit.parts import DIGEST, SCHEMA, agreed, desired, incarnation, left, plan, registered, rejected, view
+
+TWO = view({"a": {0: 10}, "b": {1: 11}})
+BOTH = (registered(0, 10, node="a"), registered(1, 11, node="b"))
+COMMIT, ABORT = Decision(commit=True), Decision(commit=False)
+APPLIED = {"a": Receipt(node="a", steps={0: 10}), "b": Receipt(node="b", steps={1: 10})}
+DEFAULTS = SCHEMA.defaults()
+
+
+def now(**more: Any) -> Situation:
+    """A run of two ranks on two nodes at step 20, where nothing is to be done."""
+    calm: dict[str, Any] = {
+        "view": TWO,
+        "agreed": agreed(),
+        "registered": BOTH,
+        "schemas": {DIGEST: SCHEMA.encode()},
+        "schema": SCHEMA,
+        "progress": Progress(step=20, step_time_s=0.1, margin_steps=4),
+    }
+    return Situation(**{**calm, **more})
+
+
+def test_when_all_is_as_it_should_be_nothing_is_done() -> None:
+    assert next_action(now()) is None
+
+
+# -- members -------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_view_starts_from_the_desired_values() -> None:
+    first = now(view=None, agreed=None, desired=desired(lr=("0.5", 7), clip=("nonsense", 8)))
+    action = next_action(first)
+    assert isinstance(action, FormView)
+    assert (action.view.number, action.view.fresh) == (1, True)
+    assert action.view.start.values == action.agreed.values == {**DEFAULTS, "lr": 0.5}
+    assert action.agreed.revision == 8
+    assert [item.name for item in action.rejections] == ["clip"]
+    assert action.abort_plan is None
+
+
+def test_a_view_does_not_form_before_its_schema_is_there() -> None:
+    assert next_action(now(view=None, agreed=None, schemas={})) is None
+
+
+def test_while_workers_go_on_a_newcomer_gets_what_is_agreed_and_not_what_is_desired() -> None:
+    held = agreed({**DEFAULTS, "lr": 0.5}, plan=3, gate=30, previous=DEFAULTS)
+    action = next_action(
+        now(
+            agreed=held,
+            registered=(*BOTH, registered(1, 12, node="b")),
+            plan=plan(3, gate=30),
+            decision=COMMIT,
+            desired=desired(lr=("0.9", 9)),
+        )
+    )
+    assert isinstance(action, FormView)
+    assert (action.view.number, action.view.fresh) == (2, False)
+    start = action.view.start
+    assert (start.values, start.plan, start.gate, start.previous) == (held.values, 3, 30, DEFAULTS)
+    assert action.agreed == held.model_copy(update={"view": 2})
+    assert action.view.incarnations()[1] == incarnation(12)
+
+
+def test_forming_a_view_aborts_the_plan_that_was_open() -> None:
+    newcomer = (*BOTH, registered(1, 12, node="b"))
+    action = next_action(now(registered=newcomer, plan=plan(4)))
+    assert isinstance(action, FormView)
+    assert action.abort_plan == 4
+    action = next_action(now(registered=newcomer, plan=plan(4), decision=ABORT))
+    assert isinstance(action, FormView)
+    assert action.abort_plan is None
+
+
+def test_a_run_that_starts_anew_goes_on_counting_its_plans() -> None:
+    anew = (registered(0, 20), registered(1, 21))
+    action = next_action(now(registered=anew, plan=plan(7), decision=COMMIT, desired=desired(lr=("0.5", 7))))
+    assert isinstance(action, FormView)
+    assert action.view.fresh
+    assert (action.agreed.plan, action.view.start.plan, action.view.start.gate) == (7, 7, None)
+    assert action.agreed.values == {**DEFAULTS, "lr": 0.5}
+
+
+def test_those_who_wait_are_told_who_is_missing_once() -> None:
+    one = (registered(2, 12, world_size=4),)
+    news = Forming(world_size=4, missing="0-1,3")
+    assert next_action(now(view=None, registered=one)) == Announce(news)
+    assert next_action(now(view=None, registered=one, forming=news)) is None
+
+
+def test_only_those_who_have_disagreed_for_long_are_refused() -> None:
+    stranger = registered(0, 12, world_size=8)
+    crowd = (*BOTH, stranger)
+    assert not isinstance(next_action(now(registered=crowd)), Refuse)
+    action = next_action(now(registered=crowd, lasting_strangers=frozenset({stranger.member.incarnation})))
+    assert isinstance(action, Refuse)
+    assert [item.incarnation for item in action.refused] == [incarnation(12)]
+    assert "world size is 8" in action.refused[0].reason
+
+
+def test_who_no_longer_disagrees_is_not_refused() -> None:
+    assert next_action(now(lasting_strangers=frozenset({incarnation(10)}))) is None
+
+
+# -- an open plan --------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_committed_when_every_node_has_acknowledged_and_not_before() -> None:
+    assert next_action(now(plan=plan())) is None
+    assert next_action(now(plan=plan(), acked=frozenset({"a"}))) is None
+    action = next_action(now(plan=plan(), acked=frozenset({"a", "b", "elsewhere"})))
+    assert isinstance(action, Commit)
+    assert action.agreed.values == {**DEFAULTS, "lr": 0.5}
+    assert (action.agreed.gate, action.agreed.plan, action.agreed.previous) == (10, 1, DEFAULTS)
+
+
+def test_a_node_whose_ranks_have_all_left_need_not_acknowledge() -> None:
+    action = next_action(now(plan=plan(), acked=frozenset({"a"}), left={"b": left(1, last_step=9)}))
+    assert isinstance(action, Commit)
+
+
+def test_a_plan_whose_gate_a_rank_had_passed_when_it_left_is_aborted_even_with_all_acks() -> None:
+    action = next_action(now(plan=plan(gate=10), acked=frozenset({"a", "b"}), left={"b": left(1, last_step=10)}))
+    assert isinstance(action, Abort)
+    assert action.decision.step == 10
+
+
+def test_a_plan_of_another_view_is_aborted_even_with_all_acks() -> None:
+    action = next_action(now(plan=plan(view=7), acked=frozenset({"a", "b"})))
+    assert isinstance(action, Abort)
+    assert action.decision == Decision(commit=False, reason="the view changed")
+
+
+def test_a_plan_that_nobody_decides_is_aborted_in_the_end() -> None:
+    assert next_action(now(plan=plan(), plan_age_s=PLAN_TIMEOUT_S)) is None
+    action = next_action(now(plan=plan(), plan_age_s=PLAN_TIMEOUT_S + 1))
+    assert isinstance(action, Abort)
+    assert not action.decision.commit
+
+
+def test_a_run_of_long_steps_gets_the_time_it_needs() -> None:
+    slow = Progress(step=20, step_time_s=100.0, margin_steps=2)
+    assert next_action(now(plan=plan(), plan_age_s=599.0, progress=slow)) is None
+    assert isinstance(next_action(now(plan=plan(), plan_age_s=601.0, progress=slow)), Abort)
+
+
+# -- is it settled? ------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_settled_when_it_is_aborted_or_applied_by_every_node_that_runs() -> None:
+    assert is_settled(now())
+    assert not is_settled(now(plan=plan()))
+    assert is_settled(now(plan=plan(), decision=ABORT))
+    assert not is_settled(now(plan=plan(), decision=COMMIT))
+    assert not is_settled(now(plan=plan(), decision=COMMIT, receipts={"a": APPLIED["a"]}))
+    assert is_settled(now(plan=plan(), decision=COMMIT, receipts=APPLIED))
+
+
+def test_a_node_that_has_left_owes_no_receipt() -> None:
+    assert is_settled(now(plan=plan(), decision=COMMIT, receipts={"a": APPLIED["a"]}, left={"b": left(1)}))
+
+
+def test_a_fresh_view_owes_nothing_to_the_plans_before_it() -> None:
+    anew = view({"a": {0: 20}, "b": {1: 21}}, number=2)
+    assert is_settled(now(view=anew, plan=plan(view=1), decision=COMMIT))
+    goes_on = view({"a": {0: 10}, "b": {1: 21}}, number=2, fresh=False)
+    assert not is_settled(now(view=goes_on, plan=plan(view=1), decision=COMMIT))
+
+
+# -- config --------------------------------------------------------------------------------------------------------
+
+
+def test_a_change_becomes_a_plan_some_steps_ahead() -> None:
+    change = Change(id="c1", names=("lr",), author="ann", reason="spike")
+    action = next_action(now(desired=desired(lr=("0.5", 7)), changes={7: change}))
+    assert isinstance(action, OpenPlan)
+    opened = action.plan
+    assert (opened.number, opened.view, opened.gate, opened.revision) == (1, 1, 24, 7)
+    assert (opened.values, opened.previous) == ({"lr": 0.5}, {"lr": 0.1})
+    assert (opened.author, opened.reason, opened.change_id) == ("ann", "spike", "c1")
+
+
+def test_no_plan_is_opened_while_one_is_not_settled() -> None:
+    wish = desired(lr=("0.5", 7))
+    assert next_action(now(desired=wish, plan=plan(clip=2.0))) is None
+    assert next_action(now(desired=wish, plan=plan(clip=2.0), decision=COMMIT)) is None
+    action = next_action(now(desired=wish, plan=plan(clip=2.0), decision=COMMIT, receipts=APPLIED))
+    assert isinstance(action, OpenPlan)
+    assert action.plan.number == 2
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"progress": Progress(step=None)},
+        {"registered": BOTH[:1]},
+        {"view": None, "registered": ()},
+        {"agreed": None},
+    ],
+    ids=["nobody has begun", "a rank is missing", "no view", "nothing agreed"],
+)
+def test_a_change_waits_while_there_is_nobody_to_agree_with(more: dict[str, Any]) -> None:
+    assert not isinstance(next_action(now(desired=desired(lr=("0.5", 7)), **more)), OpenPlan)
+
+
+@pytest.mark.parametrize(
+    ("more", "gate"),
+    [
+        ({}, 24),
+        ({"plan": plan(3), "decision": Decision(commit=False, step=99)}, 103),
+        ({"plan": plan(3), "decision": Decision(commit=False, step=5)}, 24),
+        ({"left": {"b": left(1, last_step=50)}}, 54),
+    ],
+    ids=["our own step", "a rank that was late", "one that was not", "a rank that left"],
+)
+def test_the_gate_lies_after_the_furthest_rank_that_is_known(more: dict[str, Any], gate: int) -> None:
+    action = next_action(now(desired=desired(lr=("0.5", 7)), **more))
+    assert isinstance(action, OpenPlan)
+    assert action.plan.gate == gate
+
+
+def test_an_aborted_change_is_planned_again() -> None:
+    action = next_action(now(desired=desired(lr=("0.5", 7)), plan=plan(3, revision=7), decision=ABORT))
+    assert isinstance(action, OpenPlan)
+    assert (action.plan.number, action.plan.values) == (4, {"lr": 0.5})
+
+
+def test_a_value_that_does_not_validate_is_rejected_with_the_name_of_who_asked() -> None:
+    change = Change(id="c1", names=("lr",), author="ann", reason="hot")
+    action = next_action(now(desired=desired(lr=("50", 7)), changes={7: change}))
+    assert isinstance(action, Reject)
+    (item,) = action.rejections
+    assert (item.name, item.value, item.author, item.why, item.change_id) == ("lr", "50", "ann", "hot", "c1")
+
+
+def test_what_a_worker_refused_is_rejected_and_not_planned_again() -> None:
+    refusal = Decision(commit=False, refused={"lr": "not with adam"})
+    wish = desired(lr=("0.5", 7), clip=("2.0", 7))
+    action = next_action(now(desired=wish, plan=plan(revision=7, lr=0.5, clip=2.0), decision=refusal))
+    assert isinstance(action, Reject)
+    assert {item.name: item.by for item in action.rejections} == {"lr": "worker", "clip": "worker"}
+    held = {item.name: item for item in action.rejections}
+    after = now(desired=wish, plan=plan(revision=7, lr=0.5, clip=2.0), decision=refusal, rejected=held)
+    assert next_action(after) is None
+
+
+def test_what_was_written_again_since_a_worker_refused_it_is_planned() -> None:
+    refusal = Decision(commit=False, refused={"lr": "not with adam"})
+    action = next_action(now(desired=desired(lr=("0.25", 9)), plan=plan(revision=7), decision=refusal))
+    assert isinstance(action, OpenPlan)
+    assert action.plan.values == {"lr": 0.25}
+
+
+def test_rejections_and_changes_that_are_done_with_are_tidied() -> None:
+    action = next_action(
+        now(
+            desired=desired(lr=("0.1", 9)),
+            rejected=rejected("lr", 7),
+            changes={9: Change(id="done", names=("lr",))},
+        )
+    )
+    assert action == Tidy(("lr",), ("done",))
+
+
+def test_the_author_of_a_change_that_waits_is_kept() -> None:
+    waiting = now(
+        desired=desired(lr=("0.5", 7)), changes={7: Change(id="c", names=("lr",))}, progress=Progress(step=None)
+    )
+    assert next_action(waiting) is None
+
+
+# -- the most urgent first -----------------------------------------------------------------------------------------
+
+
+def test_a_view_comes_before_a_commit_and_a_commit_before_the_next_change() -> None:
+    everything: dict[str, Any] = {
+        "plan": plan(),
+        "acked": frozenset({"a", "b"}),
+        "desired": desired(clip=("2.0", 9), batch=("-1", 8)),
+        "rejected": rejected("lr", 1),
+    }
+    newcomer = (*BOTH, registered(1, 12, node="b"))
+    assert isinstance(next_action(now(**everything, registered=newcomer)), FormView)
+    assert isinstance(next_action(now(**everything)), Commit)
+    done = {**everything, "decision": COMMIT, "receipts": APPLIED}
+    assert isinstance(next_action(now(**done)), Tidy)
+    assert isinstance(next_action(now(**{**done, "rejected": {}})), Reject)
+    assert isinstance(next_action(now(**{**done, "rejected": rejected("batch", 8)})), OpenPlan)
+
+
+ACKS = st.frozensets(st.sampled_from(["a", "b", "c"]))
+LEFT = st.dictionaries(
+    st.sampled_from(["a", "b"]),
+    st.builds(
+        lambda rank, view, step: left(rank, view=view, last_step=step), *[st.integers(0, 2)] * 2, st.integers(5, 15)
+    ),
+)
+
+
+@given(
+    acked=ACKS, gone=LEFT, age_s=st.sampled_from([0.0, 1e4]), there=st.sets(st.sampled_from(BOTH)), of=st.integers(1, 2)
+)
+def test_a_commit_always_has_the_acks_of_all_who_run_and_a_gate_that_nobody_has_passed(
+    acked: frozenset[str], gone: dict[str, Any], age_s: float, there: set[Any], of: int
+) -> None:
+    open_plan = plan(view=of)
+    action = next_action(now(plan=open_plan, acked=acked, left=gone, plan_age_s=age_s, registered=tuple(there)))
+    if not isinstance(action, Commit):
+        return
+    assert of == TWO.number
+    for node, rank in (("a", 0), ("b", 1)):
+        record = gone.get(node)
+        has_left = record is not None and record.view == TWO.number and rank in record.ranks
+        assert node in acked or has_left
+        assert not has_left or record.last_step < open_plan.gate

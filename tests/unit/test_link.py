@@ -1,0 +1,253 @@
+"""The worker's end of the socket, with an agent that says what the test wants it to say."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from instep.errors import AgentError
+from instep.runtime import RuntimeFolder
+from instep.settings import Settings
+from instep.wire import Decoder, Message, Words, encode, receive_with_descriptor
+from instep.worker.link import MAX_OUTBOX_BYTES, AgentLink, LinkLost
+from instep.worker.spawn import LOG_TAIL_CHARACTERS, log_tail, start_agent
+
+SETTINGS = Settings(endpoints=("http://127.0.0.1:1",))
+TIMEOUT_S = 10.0
+
+
+class ScriptedAgent:
+    """Holds the folder's claim, as an agent does, so that no link ever starts a real one."""
+
+    def __init__(self) -> None:
+        self.folder = RuntimeFolder.of("gpt", SETTINGS)
+        self._claim = self.folder.claim()
+        self._listener: socket.socket | None = None
+        self._connection: socket.socket | None = None
+
+    def listen(self) -> None:
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.settimeout(TIMEOUT_S)
+        self._listener.bind(str(self.folder.socket))
+        self._listener.listen()
+
+    @property
+    def connection(self) -> socket.socket:
+        if self._connection is None:
+            assert self._listener is not None
+            self._connection, _ = self._listener.accept()
+            self._connection.settimeout(TIMEOUT_S)
+        return self._connection
+
+    def say(self, *messages: Message) -> None:
+        self.connection.sendall(b"".join(map(encode, messages)))
+
+    def hang_up(self) -> None:
+        self.connection.close()
+        self._connection = None
+
+    def close(self) -> None:
+        for each in (self._connection, self._listener):
+            if each is not None:
+                each.close()
+        assert self._claim is not None
+        os.close(self._claim)
+
+
+@pytest.fixture
+def agent(runtime_dir: Path) -> Iterator[ScriptedAgent]:
+    scripted = ScriptedAgent()
+    yield scripted
+    scripted.close()
+
+
+@pytest.fixture
+def link(agent: ScriptedAgent) -> Iterator[AgentLink]:
+    """Connected to the agent."""
+    agent.listen()
+    connected = AgentLink("gpt", SETTINGS)
+    assert connected.try_connect()
+    yield connected
+    connected.close()
+
+
+def heard(connection: socket.socket, number: int) -> list[Message]:
+    decoder, messages = Decoder(), list[Message]()
+    while len(messages) < number:
+        messages.extend(decoder.feed(connection.recv(65536)))
+    return messages
+
+
+def test_messages_go_both_ways_in_order(agent: ScriptedAgent, link: AgentLink) -> None:
+    link.send({"t": "one"})
+    link.send({"t": "two"})
+    assert [message["t"] for message in heard(agent.connection, 2)] == ["one", "two"]
+    agent.say({"t": "three"}, {"t": "four"})
+    link.wait_readable(TIMEOUT_S)
+    assert [message["t"] for message in link.receive()] == ["three", "four"]
+
+
+def test_when_nothing_was_said_nothing_is_waited_for(link: AgentLink) -> None:
+    assert link.receive() == []
+
+
+def test_the_introduction_brings_the_shared_words(agent: ScriptedAgent, link: AgentLink) -> None:
+    link.introduce({"t": "hello"})
+    data, descriptor = receive_with_descriptor(agent.connection, 65536)
+    assert list(Decoder().feed(data)) == [{"t": "hello"}]
+    assert descriptor is not None
+    words = Words(descriptor)
+    os.close(descriptor)
+    link.words.integers[1] = 41
+    words.count_mail()
+    assert (words.step, link.words.mail) == (41, 1)
+    words.close()
+
+
+def test_an_agent_that_hangs_up_is_a_lost_link(agent: ScriptedAgent, link: AgentLink) -> None:
+    assert agent.connection
+    agent.hang_up()
+    with pytest.raises(LinkLost, match="closed the connection"):
+        link.receive()
+    assert not link.connected
+
+
+def test_what_the_agent_said_last_still_counts(agent: ScriptedAgent, link: AgentLink) -> None:
+    agent.say({"t": "decision"})
+    agent.hang_up()
+    assert [message["t"] for message in link.receive()] == ["decision"]
+    with pytest.raises(LinkLost):
+        link.receive()
+
+
+def test_an_agent_that_talks_nonsense_is_a_lost_link(agent: ScriptedAgent, link: AgentLink) -> None:
+    agent.connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    with pytest.raises(LinkLost, match="over the limit"):
+        link.receive()
+    assert not link.connected
+
+
+def test_a_link_lost_can_be_made_anew_and_half_a_message_is_forgotten(agent: ScriptedAgent, link: AgentLink) -> None:
+    agent.connection.sendall(encode({"t": "half"})[:-2])
+    link.wait_readable(TIMEOUT_S)
+    assert link.receive() == []
+    agent.hang_up()
+    with pytest.raises(LinkLost):
+        link.receive()
+    assert link.try_connect()
+    agent.say({"t": "whole"})
+    link.wait_readable(TIMEOUT_S)
+    assert [message["t"] for message in link.receive()] == ["whole"]
+
+
+def test_an_agent_that_takes_nothing_costs_bounded_memory_and_no_time(agent: ScriptedAgent, link: AgentLink) -> None:
+    assert agent.connection
+    sizes: list[int] = []
+
+    def talk_on() -> None:
+        while True:
+            sizes.append(len(link._outbox))
+            link.send({"t": "x" * 10_000})
+
+    with pytest.raises(LinkLost, match="takes no more"):
+        talk_on()
+    assert max(sizes) <= MAX_OUTBOX_BYTES
+    assert not link.connected
+
+
+def test_a_droppable_message_is_left_out_while_others_wait(agent: ScriptedAgent, link: AgentLink) -> None:
+    connection = agent.connection
+    kept = 0
+    while not link._outbox:
+        link.send({"t": "kept", "filler": "x" * 10_000})
+        kept += 1
+    link.send({"t": "dropped"}, droppable=True)
+    link.send({"t": "kept"})
+    decoder, messages = Decoder(), list[Message]()
+    while len(messages) <= kept:
+        messages.extend(decoder.feed(connection.recv(1 << 20)))
+        link.flush()
+    assert [message["t"] for message in messages] == ["kept"] * (kept + 1)
+
+
+def test_all_that_waits_is_sent_in_the_time_that_is_given(agent: ScriptedAgent, link: AgentLink) -> None:
+    while not link._outbox:
+        link.send({"t": "x" * 10_000})
+    link.flush_within(0.05)
+    assert link._outbox
+    agent.connection.setblocking(True)
+    waiting = len(link._outbox)
+    while waiting:
+        agent.connection.recv(1 << 20)
+        link.flush_within(0.05)
+        waiting = len(link._outbox)
+    assert link.connected
+
+
+def test_apart_from_its_agent_a_link_says_so_and_drops_what_may_be_dropped(agent: ScriptedAgent) -> None:
+    link = AgentLink("gpt", SETTINGS)
+    for use in (link.flush, link.receive, lambda: link.wait_readable(1.0), lambda: link.send({"t": "x"})):
+        with pytest.raises(LinkLost, match="not connected"):
+            use()
+    link.send({"t": "x"}, droppable=True)
+    link.kill_agent()
+    link.close()
+
+
+def test_where_somebody_holds_the_claim_no_other_agent_is_started(agent: ScriptedAgent) -> None:
+    link = AgentLink("gpt", SETTINGS)
+    assert not link.try_connect()
+    assert link.starts == 0
+    agent.listen()
+    assert link.try_connect()
+    link.close()
+
+
+def test_an_agent_that_never_answers_is_given_up_with_its_own_words(agent: ScriptedAgent) -> None:
+    agent.folder.log.write_text("the certificate has expired\n")
+    ticks = count(0.0, 5.0)
+    link = AgentLink("gpt", SETTINGS, clock=lambda: next(ticks))
+    with pytest.raises(AgentError, match="the certificate has expired"):
+        link.wait_connected(300.0)
+    link.close()
+
+
+def test_a_closed_link_gives_its_descriptors_back_and_may_be_closed_again(agent: ScriptedAgent) -> None:
+    agent.listen()
+    before = len(os.listdir("/proc/self/fd"))
+    link = AgentLink("gpt", SETTINGS)
+    assert link.try_connect()
+    link.close()
+    link.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+# -- starting one --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("runtime_dir")
+def test_an_agent_that_cannot_be_started_at_all_is_an_agent_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RuntimeFolder.of("gpt", SETTINGS)
+    claim = folder.claim()
+    assert claim is not None
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    with pytest.raises(AgentError, match="could not be started with /nonexistent/python"):
+        start_agent(folder, "gpt", SETTINGS, claim, "")
+    os.close(claim)
+
+
+@pytest.mark.usefixtures("runtime_dir")
+def test_the_end_of_a_log_is_told_and_no_more() -> None:
+    folder = RuntimeFolder.of("gpt", SETTINGS)
+    assert log_tail(folder) == "it left no log"
+    folder.log.write_bytes(b"")
+    assert log_tail(folder) == "its log is empty"
+    folder.log.write_bytes(b"x" * 10_000 + b"\xff the end\n")
+    assert log_tail(folder).endswith("the end")
+    assert len(log_tail(folder)) <= LOG_TAIL_CHARACTERS

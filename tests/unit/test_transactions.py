@@ -1,0 +1,181 @@
+"""The guards: what must still be true for each action, and what it then writes."""
+
+from __future__ import annotations
+
+import pytest
+
+from instep.coordination.keys import Keys
+from instep.coordination.leading import Abort, Action, Announce, Commit, FormView, OpenPlan, Refuse, Reject, Tidy
+from instep.coordination.records import Ack, Decision, Forming, Leader, Receipt, Refused, Rejected
+from instep.coordination.transactions import (
+    ACKS_KEPT,
+    HISTORY_PLANS,
+    MAX_REJECTIONS,
+    RECEIPTS_KEPT,
+    Fence,
+    Seen,
+    Txn,
+    abort,
+    acknowledge,
+    for_action,
+    proclaim,
+    write_left,
+    write_receipt,
+)
+from instep.etcd import Compare
+from unit.parts import SCHEMA, agreed, incarnation, left, plan, view
+
+KEYS = Keys("/training", "gpt-a")
+ROOT = "/training/gpt-a/"
+FENCE = Fence(f"{ROOT}election/aaaaa", 77)
+SEEN = Seen(view=41, agreed=42)
+TWO = view({"a": {0: 10}, "b": {1: 11}})
+MAX_OPS = 128
+"""etcd's limit for the operations of one txn."""
+
+LEADS = Compare.create_revision(FENCE.candidate, "==", 77)
+SAME_VIEW = Compare.mod_revision(f"{ROOT}state/view", "==", 41)
+SAME_AGREED = Compare.mod_revision(f"{ROOT}state/agreed", "==", 42)
+
+
+def undecided(number: int) -> Compare:
+    return Compare.absent(f"{ROOT}state/plans/{number}/decision")
+
+
+def form(*, abort_plan: int | None = None, fresh: bool = True, rejections: int = 0) -> FormView:
+    items = tuple(Rejected(name=f"x{n}", value="", revision=1, reason="") for n in range(rejections))
+    return FormView(TWO.model_copy(update={"fresh": fresh}), agreed(), SCHEMA, items, abort_plan)
+
+
+def carry_out(action: Action) -> Txn:
+    return for_action(action, KEYS, FENCE, SEEN)
+
+
+def writes(txn: Txn) -> set[str]:
+    return {op.text.replace(ROOT, "") for op in txn.then}
+
+
+@pytest.mark.parametrize(
+    ("action", "guards"),
+    [
+        (form(), [LEADS, SAME_VIEW, SAME_AGREED]),
+        (form(abort_plan=3), [LEADS, SAME_VIEW, SAME_AGREED, undecided(3)]),
+        (OpenPlan(plan(1)), [LEADS, SAME_VIEW, Compare.absent(f"{ROOT}state/plans/1")]),
+        (
+            OpenPlan(plan(4)),
+            [
+                LEADS,
+                SAME_VIEW,
+                Compare.absent(f"{ROOT}state/plans/4"),
+                Compare.present(f"{ROOT}state/plans/3/decision"),
+            ],
+        ),
+        (Commit(plan(4), agreed()), [LEADS, SAME_VIEW, undecided(4)]),
+        (Abort(4, Decision(commit=False)), [Compare.present(f"{ROOT}state/plans/4"), undecided(4)]),
+        (Announce(Forming(world_size=2, missing="1")), [LEADS]),
+        (Reject((Rejected(name="lr", value="", revision=1, reason=""),)), [LEADS]),
+        (Tidy(("lr",), ("c1",)), [LEADS]),
+        (Refuse((Refused(incarnation=incarnation(1), rank=0, reason=""),)), [LEADS]),
+    ],
+    ids=lambda part: type(part).__name__ if not isinstance(part, list) else "",
+)
+def test_an_action_is_guarded_by_exactly_this(action: Action, guards: list[Compare]) -> None:
+    compares = carry_out(action).compares
+    assert sorted(map(repr, compares)) == sorted(map(repr, guards))
+    assert all(guard in compares for guard in guards)
+
+
+@pytest.mark.parametrize(
+    ("action", "expected"),
+    [
+        (Commit(plan(4), agreed()), {"put state/plans/4/decision", "put state/agreed"}),
+        (Abort(4, Decision(commit=False)), {"put state/plans/4/decision"}),
+        (OpenPlan(plan(1)), {"put state/plans/1"}),
+        (Announce(Forming(world_size=2, missing="1")), {"put state/forming"}),
+        (Tidy(("lr",), ("c1",)), {"delete state/rejected/lr", "delete changes/c1"}),
+    ],
+    ids=lambda part: type(part).__name__ if not isinstance(part, set) else "",
+)
+def test_an_action_writes_exactly_this(action: Action, expected: set[str]) -> None:
+    assert writes(carry_out(action)) == expected
+
+
+def test_a_new_view_brings_its_values_its_schema_and_the_abort_of_the_open_plan() -> None:
+    assert {"put state/view", "put state/agreed", "put schema", "put state/plans/3/decision"} <= writes(
+        carry_out(form(abort_plan=3))
+    )
+
+
+def test_only_a_fresh_view_writes_down_what_it_could_not_take() -> None:
+    assert "put state/rejected/x0" in writes(carry_out(form(rejections=1)))
+    assert "put state/rejected/x0" not in writes(carry_out(form(rejections=1, fresh=False)))
+
+
+def test_the_decision_that_a_commit_writes_says_commit() -> None:
+    txn = carry_out(Commit(plan(4), agreed()))
+    (put,) = [op.wire.request_put for op in txn.then if op.wire.request_put.key.endswith(b"/decision")]
+    assert Decision.decode(put.value).commit
+
+
+def test_no_action_has_more_operations_than_etcd_takes() -> None:
+    many = tuple(Rejected(name=f"x{n}", value="", revision=1, reason="") for n in range(500))
+    names = tuple(f"x{n}" for n in range(50))
+    wide = plan(HISTORY_PLANS + 5, **{f"x{n}": 1.0 for n in range(500)})
+    for action in (form(abort_plan=3, rejections=500), OpenPlan(wide), Reject(many), Tidy(names, names)):
+        txn = carry_out(action)
+        assert len(txn.then) <= MAX_OPS
+        assert len({op.text for op in txn.then}) == len(txn.then)
+
+
+def test_a_change_too_large_for_one_txn_is_rejected_by_its_first_names() -> None:
+    many = tuple(Rejected(name=f"x{n}", value="", revision=1, reason="") for n in range(500))
+    assert len(carry_out(Reject(many)).then) == MAX_REJECTIONS
+
+
+def test_history_is_forgotten_bit_by_bit() -> None:
+    number = HISTORY_PLANS + 5
+    assert writes(carry_out(OpenPlan(plan(number)))) == {
+        f"put state/plans/{number}",
+        f"delete reports/acks/{number - ACKS_KEPT}/*",
+        f"delete reports/receipts/{number - RECEIPTS_KEPT}/*",
+        "delete state/plans/5",
+        "delete state/plans/5/decision",
+    }
+
+
+def test_the_prefix_of_one_plan_is_not_that_of_another() -> None:
+    txn = carry_out(OpenPlan(plan(1 + ACKS_KEPT)))
+    (delete,) = [op.wire.request_delete_range for op in txn.then if KEYS.acks in op.text]
+    assert not delete.key <= KEYS.ack(10, "a").encode() < delete.range_end
+    assert delete.key <= KEYS.ack(1, "a").encode() < delete.range_end
+
+
+# -- what nodes write ----------------------------------------------------------------------------------------------
+
+
+def test_anybody_may_abort_a_plan_that_is_there_and_undecided() -> None:
+    txn = abort(KEYS, 4, Decision(commit=False, by="b"))
+    assert set(map(repr, txn.compares)) == {repr(Compare.present(KEYS.plan(4))), repr(undecided(4))}
+    assert writes(txn) == {"put state/plans/4/decision"}
+
+
+def test_an_ack_is_created_and_never_changed() -> None:
+    txn = acknowledge(KEYS, 4, Ack(node="a", ranks=(0,)))
+    assert txn.compares == (Compare.absent(f"{ROOT}reports/acks/4/a"),)
+    assert writes(txn) == {"put reports/acks/4/a"}
+
+
+def test_acks_receipts_and_goodbyes_stand_on_no_lease() -> None:
+    for txn in (
+        acknowledge(KEYS, 4, Ack(node="a", ranks=(0,))),
+        write_receipt(KEYS, 4, Receipt(node="a", steps={0: 10})),
+        write_left(KEYS, "a", left(0)),
+    ):
+        assert [op.wire.request_put.lease for op in txn.then] == [0]
+
+
+def test_only_who_holds_the_token_can_say_that_it_leads() -> None:
+    leader = Leader(node="a", rank=0, incarnation=incarnation(1), candidate=FENCE.candidate, token=77)
+    txn = proclaim(KEYS, leader)
+    assert txn.compares == (LEADS,)
+    assert writes(txn) == {"put state/leader"}
