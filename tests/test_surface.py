@@ -86,7 +86,7 @@ def check_names(module: str, names: set[str]) -> None:
 
 
 def test_every_error_is_public_and_is_an_instep_error() -> None:
-    defined = {
+    defined: dict[str, Any] = {
         name: kind
         for name, kind in vars(errors).items()
         if inspect.isclass(kind) and issubclass(kind, Exception) and kind.__module__ == errors.__name__

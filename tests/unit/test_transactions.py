@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from instep.coordination.keys import Keys
@@ -120,7 +122,7 @@ def test_the_decision_that_a_commit_writes_says_commit() -> None:
 def test_no_action_has_more_operations_than_etcd_takes() -> None:
     many = tuple(Rejected(name=f"x{n}", value="", revision=1, reason="") for n in range(500))
     names = tuple(f"x{n}" for n in range(50))
-    wide = plan(HISTORY_PLANS + 5, **{f"x{n}": 1.0 for n in range(500)})
+    wide = plan(HISTORY_PLANS + 5, **dict[str, Any]({f"x{n}": 1.0 for n in range(500)}))
     for action in (form(abort_plan=3, rejections=500), OpenPlan(wide), Reject(many), Tidy(names, names)):
         txn = carry_out(action)
         assert len(txn.then) <= MAX_OPS

@@ -74,6 +74,7 @@ class Node:
         self._somebody = asyncio.Event()
         self.on_empty: Callable[[], None] = lambda: None
         """Called when the last worker has gone: from then on nobody may come."""
+        self.on_tick: Callable[[], None] = lambda: None
 
     def __repr__(self) -> str:
         return f"Node({self._name}, {self._workers!r}, {self._state!r})"
@@ -197,6 +198,7 @@ class Node:
             self._agreement.on_view(view, self._left_before)
             for worker in self._workers:
                 self._meet(worker)
+            self._effects.start(self._register_all())
         if not first:
             for number, decision in _decisions(events, self._keys):
                 if plan is not None and number < plan.number:
@@ -239,11 +241,15 @@ class Node:
             self._empty.set()
 
     async def _on_lease(self, lease_id: int) -> None:
+        await self._register_all()
+        await self._office.stand()
+
+    async def _register_all(self) -> None:
+        """Also in a new view: a registration says whether its worker has trained before."""
         try:
             await self._registry.register_all()
         except EtcdDenied as error:
             self._deny(error)
-        await self._office.stand()
 
     async def _register(self, worker: LocalWorker) -> None:
         try:
@@ -297,6 +303,8 @@ class Node:
         while True:
             await asyncio.sleep(TICK_S)
             self._pace.observe(*self._workers.furthest())
+            self.on_tick()
+            self._effects.start(self._office.stand())  # our candidate key may have been deleted
             self._note_link()
             self._give_up_on_the_dead()
             if self._linked:

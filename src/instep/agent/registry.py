@@ -60,7 +60,7 @@ class Registry:
                     key = self._keys.schema_of(schema.digest)
                     await self._client.txn([Compare.absent(key)], [Op.put(key, schema.encode())])
                 puts = [
-                    Op.put(self._keys.member(worker.rank, worker.incarnation), worker.member.encode(), lease=lease_id)
+                    Op.put(self._keys.member(worker.rank, worker.incarnation), worker.record().encode(), lease=lease_id)
                     for worker in here
                 ]
                 await self._client.txn([], puts)

@@ -37,6 +37,15 @@ class Server:
         self._listener.setblocking(False)
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
+    def stay_reachable(self) -> None:
+        """Binds anew when somebody has removed the socket: workers that come later must find it."""
+        if self._listener.fileno() >= 0 and not self._path.exists() and self._path.parent.exists():
+            log.warning("the socket %s was removed: making it again", self._path)
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.start()
+
     def stop_accepting(self) -> None:
         """The path goes first, so that a worker which comes now starts another agent as soon as this one has ended."""
         if self._listener.fileno() < 0:

@@ -55,7 +55,7 @@ async def _serve(folder: RuntimeFolder, run: str, settings: Settings, name: str)
     async with client:
         node = Node(client, Keys(settings.namespace, run), _node_name(folder, name), settings.ttl_s)
         server = Server(folder.socket, node.on_message, node.on_died)
-        node.on_empty = server.stop_accepting
+        node.on_empty, node.on_tick = server.stop_accepting, server.stay_reachable
         server.start()
         serving = asyncio.create_task(node.run())
         for number in (signal.SIGTERM, signal.SIGINT):

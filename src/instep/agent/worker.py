@@ -47,6 +47,10 @@ class LocalWorker:
     def incarnation(self) -> str:
         return self.member.incarnation
 
+    def record(self) -> Member:
+        """Its registration, as of now."""
+        return self.member.model_copy(update={"view": self.view})
+
     @property
     def step(self) -> int:
         """The last boundary it passed; -1 before the first."""

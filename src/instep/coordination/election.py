@@ -90,6 +90,8 @@ class Election:
         candidates = sorted(listing.kvs, key=lambda item: item.create_revision)
         ours = self._candidacy
         place = next((i for i, item in enumerate(candidates) if ours is not None and item.key == ours.key), None)
+        if place is None and ours is self._candidacy:
+            self._candidacy = None  # somebody deleted it, or its lease ended: stand again
         if place is None or ours is None:
             await asyncio.sleep(RETRY_S)  # not standing (no lease, or no worker yet)
             return None

@@ -144,8 +144,8 @@ def is_settled(now: Situation) -> bool:
         return False
     if not now.decision.commit:
         return True
-    if now.view.fresh and now.plan.view < now.view.number:
-        return True
+    if now.agreed is not None and now.agreed.gate is None:
+        return True  # nothing has been committed since the run began anew
     return membership.active_nodes(now.view, now.left) <= set(now.receipts)
 
 
@@ -176,7 +176,7 @@ def _form_view(now: Situation, group: membership.Group) -> FormView:
     schema = Schema.decode(now.schemas[group.schema_digest])
     fresh = membership.is_fresh(now.view, group)
     last_plan = now.plan.number if now.plan else 0
-    number = (now.view.number if now.view else 0) + 1
+    number = max(now.view.number if now.view else 0, *(item.member.view for item in group.by_rank.values())) + 1
     rejections: tuple[Rejected, ...] = tuple(now.rejected.values())
     if fresh or now.agreed is None:
         start = start_values(now.desired, now.agreed.values if now.agreed else None, schema, now.rejected)

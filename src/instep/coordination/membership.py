@@ -58,17 +58,40 @@ def groups(registered: Iterable[Registered]) -> tuple[Group, ...]:
     return tuple(sorted(found, key=lambda group: group.newest, reverse=True))
 
 
+def without_ghosts(view: View | None, registered: Iterable[Registered]) -> tuple[Registered, ...]:
+    """Without those that have trained in an earlier view and are not in this one: their place was given away while
+    their node could not be reached, and they hold values of long ago."""
+    if view is None:
+        return tuple(registered)
+    members = set(view.incarnations().values())
+    return tuple(item for item in registered if not item.member.view or item.member.incarnation in members)
+
+
 def next_group(view: View | None, registered: Iterable[Registered]) -> Group | None:
-    """The complete group that must become the next view, or None when the view stands as it is."""
-    for group in groups(registered):
+    """The complete group that must become the next view, or None when the view stands as it is.
+
+    While a worker of the view lives, only a group of the same world size and schema can: one that disagrees is a
+    stranger, such as a script started without torchrun under the name of a run that trains.
+    """
+    found = groups(registered)
+    members = set(view.incarnations().values()) if view is not None else set()
+    lives = any(members & set(group.incarnations().values()) for group in found)
+    for group in found:
+        if (
+            lives
+            and view is not None
+            and (group.world_size, group.schema_digest) != (view.world_size, view.schema_digest)
+        ):
+            continue
         if group.complete:
             return None if view is not None and group.incarnations() == view.incarnations() else group
     return None
 
 
 def is_fresh(view: View | None, group: Group) -> bool:
-    """True when no worker of the view goes on in the group: then the run starts from the desired config."""
-    return view is None or not set(view.incarnations().values()) & set(group.incarnations().values())
+    """True when no worker of the group has trained before: then the run starts from the desired config."""
+    members = set(view.incarnations().values()) if view is not None else set()
+    return not any(item.member.view or item.member.incarnation in members for item in group.by_rank.values())
 
 
 def nodes_of(group: Group) -> dict[str, NodeMembers]:

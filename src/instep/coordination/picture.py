@@ -81,11 +81,16 @@ class Picture:
             plan=state.plan,
             decision=state.decision,
             plan_age_s=self._age_of_plan(number),
-            acked=frozenset(last_part(item.key) for item in self._acks.under(f"{keys.acks}{number}/")),
+            acked=frozenset(
+                last_part(item.key)
+                for item in self._acks.under(f"{keys.acks}{number}/")
+                if item.create_revision > state.plan_revision  # else it answered a plan of a former life
+            ),
             receipts={
                 last_part(key): receipt
                 for key, receipt in self._receipts.records.items()
                 if key.startswith(keys.receipts_of(number))
+                and self._receipts.keys[key].create_revision > state.plan_revision
             },
             desired=self._desired(),
             changes=self._changes(),
@@ -99,11 +104,12 @@ class Picture:
 
     def _registered(self) -> tuple[Registered, ...]:
         refused, keys = self._state.refused, self._members.keys
-        return tuple(
+        registered = (
             Registered(member, keys[key].create_revision)
             for key, member in self._members.records.items()
-            if member.incarnation not in refused
+            if member.incarnation not in refused and key == self._keys.member(member.rank, member.incarnation)
         )
+        return membership.without_ghosts(self._state.view, registered)
 
     def _desired(self) -> dict[str, Desired]:
         config = self._keys.config
@@ -113,10 +119,12 @@ class Picture:
         }
 
     def _changes(self) -> dict[int, Change]:
-        found = (
-            (item.mod_revision, Change.decode_or_none(item.value)) for item in self.desires.under(self._keys.changes)
-        )
-        return {revision: change for revision, change in found if change is not None}
+        found = ((item, Change.decode_or_none(item.value)) for item in self.desires.under(self._keys.changes))
+        return {
+            item.mod_revision: change.model_copy(update={"id": last_part(item.key)})
+            for item, change in found
+            if change is not None
+        }
 
     def _age_of_plan(self, number: int) -> float:
         now = self._clock()

@@ -50,6 +50,8 @@ class Member(Record):
     host: str
     pid: int
     schema_digest: str
+    view: int = 0
+    """The newest view that the worker was in, 0 for one that is new: only a new one can take a place."""
 
 
 class NodeMembers(Record):

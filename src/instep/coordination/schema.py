@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal, Union
@@ -100,6 +101,8 @@ class Schema:
             raise ValueError(_reason(error, value)) from None
         except TypeError:  # a constraint that does not go with the type: left to the workers
             return value
+        if isinstance(checked, float) and not math.isfinite(checked):
+            raise ValueError(f"{shortened(format_scalar(value))} is beyond what a float can hold")
         return checked
 
     def _adapter(self, name: str) -> TypeAdapter[Any]:

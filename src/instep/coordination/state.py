@@ -29,6 +29,8 @@ class RunState:
         self.agreed_revision = 0
         self.leader: Leader | None = None
         self.plan: Plan | None = None
+        self.plan_revision = 0
+        """When the newest plan was created: what answers it was created later."""
         self.decision: Decision | None = None
         self.forming: Forming | None = None
         self.rejected: dict[str, Rejected] = {}
@@ -57,13 +59,13 @@ class RunState:
         elif key == keys.forming:
             self.forming = Forming.decode_or_none(value)
         elif key.startswith(keys.plans):
-            self._take_plan(key, value)
+            self._take_plan(key, value, event.kv.create_revision)
         elif key.startswith(keys.rejected):
             _hold(self.rejected, last_part(key), Rejected.decode_or_none(value))
         elif key.startswith(keys.refused):
             _hold(self.refused, last_part(key), Refused.decode_or_none(value))
 
-    def _take_plan(self, key: str, value: bytes | None) -> None:
+    def _take_plan(self, key: str, value: bytes | None, create_revision: int) -> None:
         self.mirror.forget(key)
         newest = self.plan.number if self.plan else 0
         if key.endswith("/decision"):
@@ -73,7 +75,7 @@ class RunState:
             return
         plan = Plan.decode_or_none(value)
         if plan is not None and plan.number > newest:
-            self.plan, self.decision = plan, None
+            self.plan, self.plan_revision, self.decision = plan, create_revision, None
 
 
 def _hold(held: dict[str, _Record], name: str, record: _Record | None) -> None:

@@ -162,7 +162,12 @@ def _open_plan(action: OpenPlan, keys: Keys, fence: Fence, same_view: Compare) -
     compares = [fence.compare(), same_view, Compare.absent(keys.plan(plan.number))]
     if plan.number > 1:
         compares.append(Compare.present(keys.decision(plan.number - 1)))
-    then = [Op.put(keys.plan(plan.number), plan.encode())]
+    then = [
+        Op.put(keys.plan(plan.number), plan.encode()),
+        # Answers to a plan of this number from a former life of the run, should its state have been deleted by hand.
+        Op.delete(f"{keys.acks}{plan.number}/", prefix=True),
+        Op.delete(keys.receipts_of(plan.number), prefix=True),
+    ]
     then += _forget(keys, plan.number)
     return Txn(tuple(compares), tuple(then))
 

@@ -77,6 +77,7 @@ class Gate:
 
     def inherit(self, number: int, gate: int, values: Mapping[str, Scalar]) -> None:
         """A decision made before this worker came, for a step it has still before it."""
+        assert self._promise is None, "a worker inherits before it promises"
         self._hold(Promise(number, gate, values, commit=True))
 
     def hear_plan(self, number: int, gate: int, values: Mapping[str, Scalar], next_step: int) -> Answer:

@@ -116,6 +116,7 @@ def _wait_for_view(run: Run[Any], link: AgentLink, timeout_s: float) -> None:
                 link.wait_connected(timeout_s - (now - started))
                 run._introduce()
             link.wait_readable(min(0.5, timeout_s))
+            run._replace_stopped_agent()
             messages = link.receive()
         except LinkLost:
             continue

@@ -7,6 +7,7 @@ There is no thread: nothing happens between boundaries, so a value never changes
 from __future__ import annotations
 
 import logging
+import operator
 import os
 import socket
 import time
@@ -241,10 +242,12 @@ class Run(Generic[Config]):
     # -- the boundary, when there is something to do ------------------------------------------------------------------
 
     def _look_closer(self, step: int, now: float) -> None:
+        step = _index(step)
         self._check_usable(step)
         self._next_look = now + CHECK_S
         if self._start is not None:
             self._begin(self._start, step)
+            self._hear_postponed(step)
         self._exchange(step)
         while self._failure is None and (due := self._gate.at(step)) is not None:
             if isinstance(due, Apply):
@@ -328,6 +331,9 @@ class Run(Generic[Config]):
             self._hear_plan(message, step)
 
     def _hear_plan(self, message: Message, step: int) -> None:
+        if self._start is not None:
+            self._postponed = message  # not before it is known on which side of the last gate this worker begins
+            return
         number, values = message["n"], message["values"]
         answer = self._gate.hear_plan(number, message["gate"], values, step)
         if answer is Answer.LATER:
@@ -410,6 +416,13 @@ class Run(Generic[Config]):
         self._next_look = 0.0
         self._integers, self._floats = _NOWHERE
         self._link.close()
+
+
+def _index(step: object) -> int:
+    try:
+        return operator.index(step)  # type: ignore[arg-type]  # that is what is tried
+    except TypeError:
+        raise StepError(f"a step is a whole number, not {step!r}") from None
 
 
 _NOWHERE = (memoryview(bytearray(32)).cast("q"), memoryview(bytearray(32)).cast("d"))
