@@ -13,6 +13,7 @@ from instep.worker.link import LinkLost
 if TYPE_CHECKING:
     from model_cluster import Host
 
+WAIT_S = 0.2
 DEATH = b""
 """Stands in the stream to the agent where the worker's pid was seen to end."""
 
@@ -126,9 +127,18 @@ class ModelLink:
         return self.connection is not None
 
     def wait_connected(self, timeout_s: float) -> None:
-        """As if the time had passed: nothing else can happen meanwhile."""
         if not self.try_connect():
+            self._host.loop.advance(max(timeout_s, WAIT_S))
             raise AgentError("the node's agent did not answer")
+
+    def wait_message(self, kind: str, timeout_s: float) -> bool:
+        left_s = timeout_s
+        while left_s > 0:
+            self._host.loop.advance(WAIT_S)
+            left_s -= WAIT_S
+            if any(message["t"] == kind for message in self.receive()):
+                return True
+        return False
 
     def introduce(self, hello: Message) -> None:
         self.send(hello)
@@ -144,9 +154,6 @@ class ModelLink:
     def flush(self) -> None:
         if self.connection is None:
             raise LinkLost("not connected")
-
-    def flush_within(self, timeout_s: float) -> None:
-        self.flush()
 
     def receive(self) -> list[Message]:
         connection = self.connection

@@ -173,12 +173,13 @@ def test_a_run_of_long_steps_gets_the_time_it_needs() -> None:
 
 
 def test_a_plan_is_settled_when_it_is_aborted_or_applied_by_every_node_that_runs() -> None:
+    gated = agreed(plan=1, gate=10)
     assert is_settled(now())
     assert not is_settled(now(plan=plan()))
     assert is_settled(now(plan=plan(), decision=ABORT))
-    assert not is_settled(now(plan=plan(), decision=COMMIT))
-    assert not is_settled(now(plan=plan(), decision=COMMIT, receipts={"a": APPLIED["a"]}))
-    assert is_settled(now(plan=plan(), decision=COMMIT, receipts=APPLIED))
+    assert not is_settled(now(agreed=gated, plan=plan(), decision=COMMIT))
+    assert not is_settled(now(agreed=gated, plan=plan(), decision=COMMIT, receipts={"a": APPLIED["a"]}))
+    assert is_settled(now(agreed=gated, plan=plan(), decision=COMMIT, receipts=APPLIED))
 
 
 def test_a_node_that_has_left_owes_no_receipt() -> None:
@@ -189,7 +190,13 @@ def test_a_fresh_view_owes_nothing_to_the_plans_before_it() -> None:
     anew = view({"a": {0: 20}, "b": {1: 21}}, number=2)
     assert is_settled(now(view=anew, plan=plan(view=1), decision=COMMIT))
     goes_on = view({"a": {0: 10}, "b": {1: 21}}, number=2, fresh=False)
-    assert not is_settled(now(view=goes_on, plan=plan(view=1), decision=COMMIT))
+    gated = agreed(plan=1, gate=10)
+    assert not is_settled(now(view=goes_on, agreed=gated, plan=plan(view=1), decision=COMMIT))
+
+
+def test_a_partial_restart_after_a_fresh_view_owes_nothing_to_the_plans_before_that() -> None:
+    goes_on = view({"a": {0: 10}, "b": {1: 21}}, number=3, fresh=False)
+    assert is_settled(now(view=goes_on, agreed=agreed(plan=1), plan=plan(view=1), decision=COMMIT))
 
 
 # -- config --------------------------------------------------------------------------------------------------------
@@ -208,8 +215,9 @@ def test_a_change_becomes_a_plan_some_steps_ahead() -> None:
 def test_no_plan_is_opened_while_one_is_not_settled() -> None:
     wish = desired(lr=("0.5", 7))
     assert next_action(now(desired=wish, plan=plan(clip=2.0))) is None
-    assert next_action(now(desired=wish, plan=plan(clip=2.0), decision=COMMIT)) is None
-    action = next_action(now(desired=wish, plan=plan(clip=2.0), decision=COMMIT, receipts=APPLIED))
+    gated = agreed(plan=1, gate=10)
+    assert next_action(now(desired=wish, agreed=gated, plan=plan(clip=2.0), decision=COMMIT)) is None
+    action = next_action(now(desired=wish, agreed=gated, plan=plan(clip=2.0), decision=COMMIT, receipts=APPLIED))
     assert isinstance(action, OpenPlan)
     assert action.plan.number == 2
 

@@ -17,6 +17,7 @@ from instep.coordination.membership import (
     next_group,
     nodes_of,
     strangers,
+    without_ghosts,
 )
 from unit.parts import incarnation, left, registered, view
 
@@ -79,10 +80,30 @@ def test_a_rank_beyond_its_own_world_is_in_no_group() -> None:
 
 
 def test_of_two_complete_groups_the_one_with_the_newest_arrival_forms() -> None:
-    crowd = [registered(0, 10), registered(1, 11), *(registered(rank, 20 + rank, world_size=3) for rank in range(3))]
+    crowd = [registered(0, 12), registered(1, 13), *(registered(rank, 20 + rank, world_size=3) for rank in range(3))]
     group = next_group(TWO, crowd)
     assert group is not None
     assert group.world_size == 3
+
+
+def test_while_a_worker_of_the_view_lives_no_group_of_another_size_takes_its_place() -> None:
+    """A script started without torchrun, under the name of a run that trains, is complete with one rank."""
+    assert next_group(TWO, [registered(0, 10), registered(1, 11), registered(0, 20, world_size=1)]) is None
+
+
+def test_one_that_trained_before_and_lost_its_place_cannot_take_it_back() -> None:
+    ghost = registered(0, 5)
+    ghost = Registered(ghost.member.model_copy(update={"view": 1}), 99)
+    kept = without_ghosts(TWO, [registered(0, 10), registered(1, 11), ghost])
+    assert {item.member.incarnation for item in kept} == {incarnation(10), incarnation(11)}
+
+
+def test_workers_that_have_trained_are_no_fresh_start_even_when_the_view_was_deleted() -> None:
+    group = next_group(
+        None, [Registered(registered(0, 10).member.model_copy(update={"view": 3}), 1)] + [registered(1, 11)]
+    )
+    assert group is not None
+    assert not is_fresh(None, group)
 
 
 # -- strangers -----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ There is no thread: nothing happens between boundaries, so a value never changes
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import operator
 import os
@@ -173,24 +174,27 @@ class Run(Generic[Config]):
 
         An agent that dies now takes what it has not read with it, so its answer is waited for.
         """
-        joined = self._view > 0 and self._state == "training"
-        deadline = time.monotonic() + (GOODBYE_S if joined else 0.0)
-        while True:
-            left_s = deadline - time.monotonic()
+        leave = {"t": "leave", "clean": clean, "step": self._step}
+        if not self._view or self._state != "training":
+            with contextlib.suppress(LinkLost):
+                self._link.send(leave)
+            return
+        deadline = time.monotonic() + GOODBYE_S
+        answered, lost = False, True
+        while lost and not answered and (left_s := deadline - time.monotonic()) > 0:
             try:
-                if joined and not self._link.connected:
+                if not self._link.connected:
                     self._link.wait_connected(left_s)
                     self._introduce()
-                self._link.send({"t": "leave", "clean": clean, "step": self._step})
-                if not joined or self._link.wait_message("bye", left_s):
-                    return
+                self._link.send(leave)
+                answered, lost = self._link.wait_message("bye", left_s), False
             except LinkLost:
                 pass  # the agent died before it answered: the next one hears it
             except InstepError as error:
                 log.warning("%s", error)
-            if time.monotonic() >= deadline:
-                break
-        log.log(logging.WARNING if joined else logging.DEBUG, "rank %d left, and no agent has answered", self.rank)
+                lost = False
+        if not answered:
+            log.warning("rank %d left, and no agent has answered", self.rank)
 
     def __enter__(self) -> Self:
         return self
