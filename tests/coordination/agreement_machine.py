@@ -20,6 +20,7 @@ from instep.scalar import parse_scalar
 LAYOUTS = (((0,), (1,)), ((0, 1), (2,)), ((0,), (1,), (2,)), ((0,), (1, 2, 3)))
 LANES = ("state", "acks", "receipts", "left", "members", "c", "election", "schemas")
 BAD = {"lr": ("2", "0.1.2", '"much"', "NaN"), "clip": ("-1", str(NOT_FOR_WORKERS)), "size": ("16",), "warp": ("9",)}
+PHASES = ("state/plans/", "reports/acks/", "/decision", "reports/receipts/")
 ROUNDS = 160
 PATIENCE = 20
 
@@ -93,14 +94,16 @@ class AgreementMachine(RuleBasedStateMachine):
     def want(self, names: tuple[str, ...], author: str | None) -> None:
         self._put(self._good(names), author)
 
-    @rule(names=good_names, after=st.sampled_from(["plans/", "plans/", "decision"]))
-    def want_until(self, names: tuple[str, ...], after: str) -> None:
-        """A change, and training until it is planned or decided: the moment at which faults matter."""
-        plans, before = self.cluster.keys.plans, self.cluster.store.revision
+    @rule(names=good_names, phase=st.sampled_from(PHASES), held=st.sampled_from([None, None, *LANES[:3]]), host=hosts)
+    def want_until(self, names: tuple[str, ...], phase: str, held: str | None, host: int) -> None:
+        """A change, and training until it has come so far: the moment at which faults matter."""
+        if held is not None:
+            self._host(host).client.hold_watch(held)
+        keys, before = self.cluster.keys, self.cluster.store.revision
         self._put(self._good(names), None)
         for _ in range(6):
-            changed = self.cluster.store.range(plans).kvs
-            if any(item.mod_revision > before and after in item.key for item in changed):
+            changed = [item for item in self.cluster.store.range(keys.root).kvs if item.mod_revision > before]
+            if any(phase in item.key for item in changed):
                 break
             for worker in tuple(self.cluster.workers.values()):
                 self._advance(worker)
@@ -437,6 +440,10 @@ class DriftingMachine(AgreementMachine):
     """No collective: ranks are as far apart as they like. No worker dies, for nobody could say where to start again."""
 
     lockstep = False
+
+    @rule(rank=ranks, count=st.integers(4, 12))
+    def run_ahead(self, rank: int, count: int) -> None:
+        self.one(rank, count)
 
     @rule(rank=ranks)
     def leave(self, rank: int) -> None:

@@ -111,7 +111,7 @@ class AtGate(Exception):
 class SteppedRun(Run[Any]):
     """A Run that says so where it would block at a gate: `boundary` is then called again."""
 
-    asked: ModelConnection | None = None
+    asked: tuple[ModelConnection | None, int] = (None, 0)
     model_link: ModelLink
 
     def _await_decision(self, number: int, step: int) -> None:
@@ -121,9 +121,9 @@ class SteppedRun(Run[Any]):
         with contextlib.suppress(LinkLost):
             if not link.connected and link.try_connect():
                 self._introduce()
-            if link.connected and self.asked is not link.connection:
+            if link.connected and self.asked != (link.connection, number):
                 link.send({"t": "gate", "n": number, "step": step})
-                self.asked = link.connection
+                self.asked = (link.connection, number)
         raise AtGate
 
     def _apply(self, number: int, values: Mapping[str, Scalar], step: int) -> None:

@@ -72,3 +72,15 @@ def _with_usual_plans(margin: Margin) -> Ahead:
     for _ in range(REMEMBERED):
         margin.committed(0.006)
     return margin.ahead(step_time_s=0.005, since_s=0.0)
+
+
+def test_aborts_in_a_row_double_the_gate_and_are_forgotten_after_some_commits() -> None:
+    margin = Margin(write_s=0.001)
+    usual = margin.ahead(0.005, 0.0).gate
+    for _ in range(5):
+        ahead = margin.ahead(0.005, 0.0)
+        margin.aborted((ahead.gate - ahead.arming) * 0.005)
+    assert margin.ahead(0.005, 0.0).gate <= 64 * (usual + 8)
+    for _ in range(8):
+        margin.committed(0.003)
+    assert margin.ahead(0.005, 0.0).gate <= usual + 8

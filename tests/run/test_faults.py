@@ -213,8 +213,7 @@ def test_a_rank_at_a_gate_waits_for_etcd_and_then_goes_on(fragile_training: Trai
     training.server.pause()
     wait_for(lambda: any("waits before step" in line for line in waiting.errors), "the rank to say that it waits")
     training.server.resume()
-    for trainer in (waiting, stuck):
-        trainer.wait_config(lr=0.01)
+    wait_for(lambda: training.key("state/plans/1/decision"), "the decision", 10)
     done = training.stop(waiting, stuck)
     assert done[0]["longest_boundary_s"] > 0.5
     assert_in_step(waiting, stuck)

@@ -145,3 +145,69 @@ def test_a_user_who_may_not_write_hears_so_at_once(readers: TrainingRun) -> None
     assert error["kind"] == "EtcdDenied"
     assert "permission" in error["text"]
     assert trainer.finish() == 4
+
+
+def test_a_rank_whose_place_was_given_away_cannot_take_it_back(training: TrainingRun) -> None:
+    """Its node was out of reach beyond its lease; back again, it holds values of long ago."""
+    ghost = training.start(0, 2, node="a")
+    other = training.start(1, 2, node="b")
+    for trainer in (ghost, other):
+        trainer.wait_said("joined")
+    agent = training.agent_pid("a")
+    os.kill(agent, signal.SIGSTOP)
+    heir = training.start(0, 2, node="c")
+    assert heir.wait_said("joined")["view"] == 2
+    training.put("lr", "0.01")
+    assert len({trainer.wait_config(lr=0.01) for trainer in (heir, other)}) == 1
+    os.kill(agent, signal.SIGCONT)
+    assert ghost.wait_said("error")["kind"] == "Evicted"
+    assert all(event["config"]["lr"] == 3e-4 for event in ghost.said("config"))
+    training.put("lr", "0.02")
+    assert len({trainer.wait_config(lr=0.02) for trainer in (heir, other)}) == 1
+    assert training.key("state/view")["number"] == 2
+    training.stop(heir, other)
+    assert_in_step(heir, other)
+
+
+def test_an_agent_replaced_while_etcd_is_away_answers_its_rank_at_the_gate(short_folder: Path, namespace: str) -> None:
+    with EtcdServer() as server:
+        training = TrainingRun(server, short_folder, namespace=namespace)
+        waiting = training.start(0, 2, "--step-s=0.5")
+        stuck = training.start(1, 2, "--hold-gil-s=12", node="b")
+        stuck.wait_said("holding")
+        training.put("lr", "0.01")
+        wait_for(lambda: training.keys("reports/acks/"), "the promise of the rank that is not stuck")
+        server.pause()
+        os.kill(training.agent_pid("a"), signal.SIGKILL)
+        wait_for(lambda: any("waits before step" in line for line in waiting.errors), "the rank to say that it waits")
+        server.resume()
+        wait_for(lambda: training.key("state/plans/1/decision"), "the decision", 10)
+        training.stop()
+        assert_in_step(waiting, stuck)
+        training.close()
+
+
+def test_a_script_started_without_torchrun_does_not_take_a_run_over(training: TrainingRun) -> None:
+    trainers = training.start_all(2)
+    lonely = training.start(0, 1, node="c")
+    error = lonely.wait_said("error")
+    assert error["kind"] == "JoinRefused"
+    assert "the world size is 1, the others say 2" in error["text"]
+    training.put("lr", "0.01")
+    assert len({trainer.wait_config(lr=0.01) for trainer in trainers}) == 1
+    training.stop(*trainers)
+
+
+def test_answers_from_before_the_state_was_deleted_count_for_nothing(training: TrainingRun) -> None:
+    trainers = training.start_all(2, nodes="ab")
+    for lr in (0.01, 0.02):
+        training.put("lr", str(lr))
+        for trainer in trainers:
+            trainer.wait_config(lr=lr)
+    training.stop(*trainers)
+    training.server.etcdctl("del", "--prefix", f"{training.namespace}/gpt-a/state/")
+    again = training.start_all(2, nodes="ab")
+    training.put("lr", "0.03")
+    assert len({trainer.wait_config(lr=0.03) for trainer in again}) == 1
+    training.stop(*again)
+    assert_in_step(*again)

@@ -99,9 +99,8 @@ def test_one_that_trained_before_and_lost_its_place_cannot_take_it_back() -> Non
 
 
 def test_workers_that_have_trained_are_no_fresh_start_even_when_the_view_was_deleted() -> None:
-    group = next_group(
-        None, [Registered(registered(0, 10).member.model_copy(update={"view": 3}), 1)] + [registered(1, 11)]
-    )
+    trained = Registered(registered(0, 10).member.model_copy(update={"view": 3}), 1)
+    group = next_group(None, [trained, registered(1, 11)])
     assert group is not None
     assert not is_fresh(None, group)
 

@@ -24,7 +24,7 @@ from instep.errors import ConfigError, Evicted, GateTimeout, InstepError, JoinRe
 from instep.scalar import Scalar
 from instep.wire import PROTOCOL, Message
 from instep.worker.failure import failure_from
-from instep.worker.gate import Answer, Apply, Gate
+from instep.worker.gate import NEVER, Answer, Apply, Gate
 from instep.worker.hyper import Codec
 from instep.worker.link import AgentLink, LinkLost
 from instep.worker.pulse import Pulse
@@ -310,6 +310,8 @@ class Run(Generic[Config]):
                     self._hear_plan(message, step)
                 case "decision":
                     self._gate.hear_decision(message["n"], message["commit"])
+                    if self._postponed is not None and self._postponed["n"] == message["n"]:
+                        self._postponed = None  # decided without this worker, so aborted: nothing to promise
                     self._hear_postponed(step)
                 case "leads":
                     self._leads = message["leads"]
@@ -330,9 +332,13 @@ class Run(Generic[Config]):
             self._state = "evicted"
 
     def _hear_postponed(self, step: int) -> None:
-        if self._postponed is not None:
-            message, self._postponed = self._postponed, None
+        if self._postponed is None:
+            return
+        message, self._postponed = self._postponed, None
+        try:
             self._hear_plan(message, step)
+        except LinkLost:
+            self._next_look = 0.0  # the next agent tells the plan again
 
     def _hear_plan(self, message: Message, step: int) -> None:
         if self._start is not None:
@@ -424,9 +430,12 @@ class Run(Generic[Config]):
 
 def _index(step: object) -> int:
     try:
-        return operator.index(step)  # type: ignore[arg-type]  # that is what is tried
+        number = operator.index(step)  # type: ignore[arg-type]  # that is what is tried
     except TypeError:
         raise StepError(f"a step is a whole number, not {step!r}") from None
+    if not 0 <= number < NEVER:
+        raise StepError(f"step {number} is out of range: steps are counted from 0 to {NEVER - 1}")
+    return number
 
 
 _NOWHERE = (memoryview(bytearray(32)).cast("q"), memoryview(bytearray(32)).cast("d"))
