@@ -15,27 +15,31 @@ from instep.testing import EtcdServer
 from run.harness import TrainingRun, assert_in_step, wait_for
 
 
-def test_an_agent_that_cannot_read_its_password_any_more_ends_no_training(
-    short_folder: Path, tmp_path: Path, namespace: str
-) -> None:
+@pytest.fixture
+def guarded(short_folder: Path, namespace: str) -> Iterator[TrainingRun]:
     with EtcdServer(auth="ann:secret") as server:
-        training = TrainingRun(server, short_folder, namespace=namespace)
-        password = tmp_path / "password"
-        shutil.copy(server.environment()["INSTEP_PASSWORD_FILE"], password)
-        trainers = [training.start(rank, 2, environment={"INSTEP_PASSWORD_FILE": str(password)}) for rank in range(2)]
-        for trainer in trainers:
-            trainer.wait_said("joined")
-        kept = password.read_text()
-        password.unlink()
-        os.kill(training.agent_pid(), signal.SIGKILL)
-        wait_for(lambda: any("training goes on" in line for line in trainers[0].errors), "the rank to say so")
-        password.write_text(kept)
-        password.chmod(0o600)
-        training.put("lr", "0.01")
-        assert len({trainer.wait_config(lr=0.01) for trainer in trainers}) == 1
-        training.stop()
-        assert_in_step(*trainers)
-        training.close()
+        run = TrainingRun(server, short_folder, namespace=namespace)
+        yield run
+        run.close()
+
+
+def test_an_agent_that_cannot_read_its_password_any_more_ends_no_training(guarded: TrainingRun, tmp_path: Path) -> None:
+    password = tmp_path / "password"
+    shutil.copy(guarded.server.environment()["INSTEP_PASSWORD_FILE"], password)
+    environment = {"INSTEP_PASSWORD_FILE": str(password)}
+    trainers = [guarded.start(rank, 2, environment=environment) for rank in range(2)]
+    for trainer in trainers:
+        trainer.wait_said("joined")
+    kept = password.read_text()
+    password.unlink()
+    os.kill(guarded.agent_pid(), signal.SIGKILL)
+    wait_for(lambda: any("training goes on" in line for line in trainers[0].errors), "the rank to say so")
+    password.write_text(kept)
+    password.chmod(0o600)
+    guarded.put("lr", "0.01")
+    assert len({trainer.wait_config(lr=0.01) for trainer in trainers}) == 1
+    guarded.stop()
+    assert_in_step(*trainers)
 
 
 def test_a_runtime_folder_that_was_cleaned_away_costs_nothing(training: TrainingRun) -> None:
@@ -169,22 +173,20 @@ def test_a_rank_whose_place_was_given_away_cannot_take_it_back(training: Trainin
     assert_in_step(heir, other)
 
 
-def test_an_agent_replaced_while_etcd_is_away_answers_its_rank_at_the_gate(short_folder: Path, namespace: str) -> None:
-    with EtcdServer() as server:
-        training = TrainingRun(server, short_folder, namespace=namespace)
-        waiting = training.start(0, 2, "--step-s=0.5")
-        stuck = training.start(1, 2, "--hold-gil-s=12", node="b")
-        stuck.wait_said("holding")
-        training.put("lr", "0.01")
-        wait_for(lambda: training.keys("reports/acks/"), "the promise of the rank that is not stuck")
-        server.pause()
-        os.kill(training.agent_pid("a"), signal.SIGKILL)
-        wait_for(lambda: any("waits before step" in line for line in waiting.errors), "the rank to say that it waits")
-        server.resume()
-        wait_for(lambda: training.key("state/plans/1/decision"), "the decision", 10)
-        training.stop()
-        assert_in_step(waiting, stuck)
-        training.close()
+def test_an_agent_replaced_while_etcd_is_away_answers_its_rank_at_the_gate(fragile_training: TrainingRun) -> None:
+    training = fragile_training
+    waiting = training.start(0, 2, "--step-s=0.5")
+    stuck = training.start(1, 2, "--hold-gil-s=12", node="b")
+    stuck.wait_said("holding")
+    training.put("lr", "0.01")
+    wait_for(lambda: training.keys("reports/acks/"), "the promise of the rank that is not stuck")
+    training.server.pause()
+    os.kill(training.agent_pid("a"), signal.SIGKILL)
+    wait_for(lambda: any("waits before step" in line for line in waiting.errors), "the rank to say that it waits")
+    training.server.resume()
+    wait_for(lambda: training.key("state/plans/1/decision"), "the decision", 10)
+    training.stop()
+    assert_in_step(waiting, stuck)
 
 
 def test_a_script_started_without_torchrun_does_not_take_a_run_over(training: TrainingRun) -> None:
