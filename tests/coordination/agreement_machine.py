@@ -267,6 +267,9 @@ class AgreementMachine(RuleBasedStateMachine):
         """A gate may lie far ahead, where a plan took long to be agreed: training gets there in the end."""
         agreed, training = self.cluster.agreed(), self.cluster.training
         active = [worker for worker in self.cluster.workers.values() if worker.alive]
+        for worker in active:
+            if worker.inside:
+                self._advance(worker)
         if agreed is None or agreed.gate is None or any(worker.inside or not worker.step for worker in active):
             return
         near = agreed.gate - 2
