@@ -44,7 +44,7 @@ PROFILE = DEEP if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else DEFAULT
 
 
 class AgreementMachine(RuleBasedStateMachine):
-    """The rules that every run knows. The promise itself is checked in model_training and model_cluster as it happens."""
+    """The rules of every run. The promise itself is checked in model_training and model_cluster as it happens."""
 
     lockstep = True
 
@@ -65,7 +65,7 @@ class AgreementMachine(RuleBasedStateMachine):
         for _ in range(5):
             self.everyone(1)
 
-    # -- training goes on ---------------------------------------------------------------------------------------------
+    # -- training goes on --------------------------------------------------------------------------------------------
 
     @rule(count=st.integers(1, 4))
     def everyone(self, count: int) -> None:
@@ -88,7 +88,7 @@ class AgreementMachine(RuleBasedStateMachine):
             host.may_start = True
         self.cluster.loop.advance(seconds)
 
-    # -- people want things -------------------------------------------------------------------------------------------
+    # -- people want things ------------------------------------------------------------------------------------------
 
     @rule(names=good_names, author=st.sampled_from([None, "ana"]))
     def want(self, names: tuple[str, ...], author: str | None) -> None:
@@ -159,7 +159,7 @@ class AgreementMachine(RuleBasedStateMachine):
             self.cluster.store.revoke(lease)
         self.cluster.loop.settle()
 
-    # -- the streams between workers and agents -------------------------------------------------------------------------
+    # -- the streams between workers and agents ----------------------------------------------------------------------
 
     @rule(rank=ranks, up=st.booleans())
     def hold_stream(self, rank: int, up: bool) -> None:
@@ -182,7 +182,7 @@ class AgreementMachine(RuleBasedStateMachine):
     def all_flows(self) -> None:
         self._heal()
 
-    # -- agents die -----------------------------------------------------------------------------------------------------
+    # -- agents die --------------------------------------------------------------------------------------------------
 
     @rule(host=hosts, keep_down=st.booleans(), back=st.sampled_from([True, True, False]))
     def agent_dies(self, host: int, keep_down: bool, back: bool) -> None:
@@ -191,7 +191,7 @@ class AgreementMachine(RuleBasedStateMachine):
         found.may_start = back
         self.cluster.loop.settle()
 
-    # -- what holds after every step --------------------------------------------------------------------------------------
+    # -- what holds after every step ---------------------------------------------------------------------------------
 
     @invariant()
     def decisions_stand(self) -> None:
@@ -203,7 +203,7 @@ class AgreementMachine(RuleBasedStateMachine):
             if hasattr(self, "cluster"):
                 self.come_to_rest()
 
-    # -- the end: no more faults --------------------------------------------------------------------------------------------
+    # -- the end: no more faults -------------------------------------------------------------------------------------
 
     def come_to_rest(self) -> None:
         """Nothing that was wanted is lost, nobody waits for ever."""
@@ -353,10 +353,12 @@ class AgreementMachine(RuleBasedStateMachine):
 
     def _describe(self) -> str:
         cluster = self.cluster
-        state = {item.key.removeprefix(cluster.keys.root): item.text for item in cluster.store.range(cluster.keys.root).kvs}
+        state = {
+            item.key.removeprefix(cluster.keys.root): item.text for item in cluster.store.range(cluster.keys.root).kvs
+        }
         return f"{list(cluster.workers.values())}, {[host.node for host in self._hosts()]}, {state}"
 
-    # -- helpers --------------------------------------------------------------------------------------------------------------
+    # -- helpers -----------------------------------------------------------------------------------------------------
 
     def _hosts(self) -> list[Host]:
         return self.cluster.hosts

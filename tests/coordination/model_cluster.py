@@ -338,7 +338,8 @@ class Cluster:
                 number = int(event.kv.key.removeprefix(self.keys.plans).split("/")[0])
                 if not event.kv.key.endswith("/decision") and number > 1:
                     before = self.store.get(self.keys.decision(number - 1))
-                    assert before is not None and before.mod_revision < batch.revision, f"plan {number} came too early"
+                    decided = before is not None and before.mod_revision < batch.revision
+                    assert decided, f"plan {number} came too early"
         self._checked = len(self.store.history)
 
     # -- what etcd says ---------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ class ModelEtcd:
         return self.txn((), (Op.put(key, value, lease=lease),)).revision
 
     def txn(self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()) -> TxnResult:
-        """Raises LeaseLost for a put on a lease that is gone, EtcdError for a key written twice; nothing is done then."""
+        """Raises LeaseLost for a put on a lost lease, EtcdError for a key written twice; nothing is done then."""
         succeeded = all(self._holds(compare.wire) for compare in compares)
         branch = then if succeeded else otherwise
         self._check_branch(branch)

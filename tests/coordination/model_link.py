@@ -189,4 +189,3 @@ class ModelLink:
 
     def close(self) -> None:
         self.drop()
-
