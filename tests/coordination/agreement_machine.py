@@ -31,7 +31,7 @@ hosts = st.integers(0, 2)
 lanes = st.sampled_from(LANES)
 
 DEFAULT = settings(
-    max_examples=150,
+    max_examples=250,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,
@@ -39,6 +39,7 @@ DEFAULT = settings(
     suppress_health_check=list(HealthCheck),
     phases=(Phase.explicit, Phase.generate, Phase.shrink),
 )
+HUNT = settings(DEFAULT, max_examples=600, phases=(Phase.generate,), report_multiple_bugs=False)
 DEEP = settings(DEFAULT, max_examples=20_000, stateful_step_count=80, derandomize=False)
 PROFILE = DEEP if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else DEFAULT
 
@@ -56,14 +57,21 @@ class AgreementMachine(RuleBasedStateMachine):
         self.wanted = 0
         self.puts: dict[int, dict[str, str]] = {}
 
-    @initialize(layout=st.sampled_from(LAYOUTS), stop=st.sampled_from([0, 0, 0, 6, 10]))
+    @initialize(layout=st.sampled_from(LAYOUTS), stop=st.sampled_from([0, 0, 0, 8, 14]))
     def begin(self, layout: tuple[tuple[int, ...], ...], stop: int) -> None:
+        self.begin_with(layout, stop)
+
+    def begin_with(self, layout: tuple[tuple[int, ...], ...], stop: int) -> None:
+        """Each rank joins; at step `stop`, unless it is 0, its loop ends."""
         self.stop = stop
         self.cluster = Cluster(layout, lockstep=self.lockstep)
         self.stack.enter_context(virtual_time(self.cluster.loop))
         self.stack.enter_context(self.cluster)
-        for _ in range(5):
+        for _ in range(100):
+            if all(worker.step > 2 for worker in self.cluster.workers.values()):
+                return
             self.everyone(1)
+        raise AssertionError(f"the run does not begin: {self._describe()}")
 
     # -- training goes on --------------------------------------------------------------------------------------------
 
@@ -340,7 +348,7 @@ class AgreementMachine(RuleBasedStateMachine):
         record = self.cluster.store.get(self.cluster.keys.rejected_of(name))
         rejected = Rejected.decode_or_none(record.value if record else None)
         is_rejected = rejected is not None and rejected.revision == revision
-        together = self.puts[revision].items()
+        together = self.puts.get(revision, {name: text}).items()
         if all(_is_good(other, given) for other, given in together):
             if is_rejected:
                 return f"{name}={text} is good and was rejected: {rejected}"
@@ -457,4 +465,4 @@ class DriftingMachine(AgreementMachine):
             self.cluster.leave(worker)
 
 
-__all__ = ["DEFAULT", "PROFILE", "AgreementMachine", "DriftingMachine", "Left", "LockstepMachine"]
+__all__ = ["DEFAULT", "HUNT", "PROFILE", "AgreementMachine", "DriftingMachine", "LockstepMachine"]

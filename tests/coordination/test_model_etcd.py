@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from random import Random
+from typing import Literal, TypeAlias
 
 import pytest
 from model_etcd import ModelEtcd
 
 from instep.etcd import Client, Compare, DeleteResult, Event, Listing, Op, OpResult, TxnResult
 from instep.testing import EtcdServer
+
+Relation: TypeAlias = Literal["==", "!=", "<", ">"]
 
 ROUNDS = 300
 KEYS = ("a", "a/1", "a/2", "b", "b/1")
@@ -61,7 +64,7 @@ def _random_txn(
 
 def _random_compare(random: Random, revision: int, offset: int) -> Compare:
     key = random.choice(KEYS)
-    relation = random.choice(["==", "!=", "<", ">"])
+    relation: Relation = random.choice(("==", "!=", "<", ">"))
     back = random.randrange(12)
     match random.randrange(6):
         case 0:

@@ -195,7 +195,7 @@ class Node:
         first, self._listed = not self._listed, True
         view, plan = self._state.view, self._state.plan
         if view is not None and view.number != self._agreement.view_number:
-            self._agreement.on_view(view, self._left_before)
+            self._do(self._agreement.on_view(view, self._left_before))
             for worker in self._workers:
                 self._meet(worker)
             self._effects.start(self._register_all())

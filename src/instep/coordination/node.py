@@ -74,10 +74,13 @@ class NodeAgreement:
     last_step: int = -1
     """The highest step run by a rank that has left; a gate must lie after it."""
 
-    def on_view(self, view: View, left: Left | None = None) -> None:
-        """A view was formed (or is met anew by a new agent): only those it names on this node count from now on."""
+    def on_view(self, view: View, left: Left | None = None) -> list[NodeAction]:
+        """A view was formed (or is met anew by a new agent): only those it names on this node count from now on.
+
+        A receipt that waited for a rank which is here no longer is due now: nobody would tell of it again.
+        """
         if view.number == self.view_number:
-            return
+            return []
         mine = view.nodes.get(self.node)
         before = self.incarnations
         self.view_number = view.number
@@ -91,6 +94,7 @@ class NodeAgreement:
             for rank, step in self.applied.items()
             if not view.fresh and self.incarnations.get(rank) == before.get(rank, "")
         }
+        return self._receipt(self.plan.number) if self.plan is not None and self.applied else []
 
     def on_plan(self, plan: Plan) -> list[NodeAction]:
         if plan.view != self.view_number or (self.plan is not None and plan.number <= self.plan.number):

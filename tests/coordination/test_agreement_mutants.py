@@ -1,0 +1,96 @@
+"""The machine is not blind: with one rule of the protocol broken it finds the violation, and where that takes a rare
+chain of events the chain is written down here. Every chain holds with the protocol as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import agreement_mutants as mutants
+import pytest
+from agreement_machine import HUNT, AgreementMachine, DriftingMachine, LockstepMachine
+from agreement_mutants import Mutant
+from hypothesis.stateful import run_state_machine_as_test
+
+TWO_NODES = ((0,), (1,))
+
+Machine = type[AgreementMachine]
+Chain = Callable[[AgreementMachine], None]
+
+
+@pytest.mark.parametrize(
+    ("machine", "mutant"),
+    [
+        (LockstepMachine, mutants.pass_the_gate_undecided),
+        (LockstepMachine, mutants.commit_without_all_acks),
+        (DriftingMachine, mutants.pass_the_gate_undecided),
+        (DriftingMachine, mutants.commit_without_all_acks),
+        (DriftingMachine, mutants.acknowledge_before_all_are_armed),
+    ],
+    ids=lambda item: item.__name__,
+)
+def test_the_machine_finds_a_broken_rule(machine: Machine, mutant: Mutant) -> None:
+    with mutant(), pytest.raises(AssertionError, match=r"runs with|instead of|was applied"):
+        run_state_machine_as_test(machine, settings=HUNT)
+
+
+def a_rank_is_replaced_between_commit_and_gate(machine: AgreementMachine) -> None:
+    cluster = machine.cluster
+    cluster.put({"lr": "0.2"})
+    while (agreed := cluster.agreed()) is None or agreed.gate is None:
+        for worker in cluster.workers.values():
+            cluster.go(worker)
+    assert all(worker.step < agreed.gate for worker in cluster.workers.values())
+    cluster.kill(cluster.workers[1], lose_part=True)
+    cluster.start(1, cluster.hosts[1])
+
+
+def a_rank_is_replaced_when_all_have_promised_and_the_leader_does_not_know(machine: AgreementMachine) -> None:
+    cluster = machine.cluster
+    for host in cluster.hosts:
+        host.client.hold_watch("acks")
+    cluster.put({"lr": "0.2"})
+    while len(cluster.store.range(cluster.keys.acks).kvs) < 2:
+        for worker in cluster.workers.values():
+            cluster.go(worker)
+    cluster.start(1, cluster.hosts[1])
+    for host in cluster.hosts:
+        host.client.release_watch("acks")
+    cluster.loop.settle()
+
+
+def a_rank_leaves_far_ahead_of_the_one_that_leads(machine: AgreementMachine) -> None:
+    cluster = machine.cluster
+    assert cluster.training.lockstep is False
+    while cluster.workers[1].step < cluster.workers[0].step + 20 or cluster.workers[1].inside:
+        cluster.go(cluster.workers[1])
+    cluster.leave(cluster.workers[1])
+    cluster.put({"lr": "0.2"})
+
+
+CHAINS: list[tuple[Machine, Chain, Mutant]] = [
+    (LockstepMachine, a_rank_is_replaced_between_commit_and_gate, mutants.newcomers_ignore_the_gate),
+    (LockstepMachine, a_rank_is_replaced_between_commit_and_gate, mutants.forget_the_previous_values),
+    (
+        LockstepMachine,
+        a_rank_is_replaced_when_all_have_promised_and_the_leader_does_not_know,
+        mutants.view_leaves_the_plan_open_and_commit_ignores_the_view,
+    ),
+    (DriftingMachine, a_rank_leaves_far_ahead_of_the_one_that_leads, mutants.who_left_counts_as_armed),
+]
+
+
+@pytest.mark.parametrize(("machine", "chain", "mutant"), CHAINS, ids=lambda item: item.__name__)
+def test_a_chain_of_events_keeps_the_promise_and_breaks_it_with_the_rule_broken(
+    machine: Machine, chain: Chain, mutant: Mutant
+) -> None:
+    _play(machine, chain)
+    with mutant(), pytest.raises(AssertionError, match="runs with"):
+        _play(machine, chain)
+
+
+def _play(machine: Machine, chain: Chain) -> None:
+    playing = machine()
+    playing.begin_with(TWO_NODES, stop=0)
+    with playing.stack:
+        chain(playing)
+        playing.come_to_rest()
