@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench compat model recording etcd-versions clean
+.PHONY: help demo test test-long lint bench compat model recording etcd-versions clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -21,6 +21,9 @@ demo: $(READY)  ## a real run of four processes, steered live, in about a minute
 
 test: lint  ## everything CI runs
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-long: $(READY)  ## the tests marked long too: many-fold repeats, long freezes
+	INSTEP_LONG=1 $(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -275,8 +275,9 @@ class AgreementMachine(RuleBasedStateMachine):
         """A gate may lie far ahead, where a plan took long to be agreed: training gets there in the end."""
         agreed, training = self.cluster.agreed(), self.cluster.training
         active = [worker for worker in self.cluster.workers.values() if worker.alive]
-        for worker in active:
-            if worker.inside:
+        top = max((worker.step + worker.inside for worker in active), default=0)
+        for worker in active * 4:
+            if worker.step < top:
                 self._advance(worker)
         if agreed is None or agreed.gate is None or any(worker.inside or not worker.step for worker in active):
             return
@@ -361,9 +362,8 @@ class AgreementMachine(RuleBasedStateMachine):
 
     def _describe(self) -> str:
         cluster = self.cluster
-        state = {
-            item.key.removeprefix(cluster.keys.root): item.text for item in cluster.store.range(cluster.keys.root).kvs
-        }
+        found = ((item.key.removeprefix(cluster.keys.root), item.text) for item in cluster.store.range("/").kvs)
+        state = {key: text for key, text in found if not key.startswith(("schema", "reports/schemas", "reports/metrics"))}
         return f"{list(cluster.workers.values())}, {[host.node for host in self._hosts()]}, {state}"
 
     # -- helpers -----------------------------------------------------------------------------------------------------

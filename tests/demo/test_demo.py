@@ -50,7 +50,7 @@ def processes_of(folder: Path) -> list[int]:
 
 
 def test_the_demo_proves_what_it_claims_and_leaves_nothing(folder: Path) -> None:
-    demo = start(folder, "--steps", "120", "--json")
+    demo = start(folder, "--steps", "800", "--json")
     out, err = demo.communicate(timeout=TIMEOUT_S)
     assert demo.returncode == 0, err
     found = json.loads(out)
