@@ -1,0 +1,42 @@
+"""The verdicts of several checkers as one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from instep.testing.checkers.verdict import Answer, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Printable with `str`. It has passed when there are verdicts and all of them are yes."""
+
+    verdicts: tuple[Verdict, ...]
+
+    @classmethod
+    def of(cls, verdicts: Iterable[Verdict]) -> Report:
+        return cls(tuple(verdicts))
+
+    @property
+    def answer(self) -> Answer:
+        """`no` if one of them is, else `undecided` if one of them is or there are none, else `yes`."""
+        answers = {verdict.answer for verdict in self.verdicts}
+        if "no" in answers:
+            return "no"
+        return "yes" if answers == {"yes"} else "undecided"
+
+    @property
+    def passed(self) -> bool:
+        return self.answer == "yes"
+
+    def __str__(self) -> str:
+        return "\n".join([*map(str, self.verdicts), f"verdict: {self.answer}"])
+
+    def as_json(self) -> dict[str, object]:
+        """For `json.dumps`."""
+        return {"answer": self.answer, "verdicts": [verdict.as_json() for verdict in self.verdicts]}
+
+    def to_json(self) -> str:
+        return json.dumps(self.as_json(), indent=2)

@@ -1,0 +1,98 @@
+"""What a checker says: yes, no, or that it could not tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Literal, TypeAlias
+
+from instep.testing.checkers.operation import Operation
+
+Answer: TypeAlias = Literal["yes", "no", "undecided"]
+
+MOST_KEPT = 50
+"""Violations kept of one verdict; the others are counted."""
+_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One broken rule, in a sentence that names what broke it."""
+
+    rule: str
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.sentence}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`yes`: what was recorded keeps the promise. `no`: it does not; `violations` say where. `undecided`: the checker
+    ran out of time, or nothing was recorded, so nothing was shown.
+
+    `checked` counts the records looked at. `violations` holds the first 50 of `found`. `offending` is the part of a
+    history that cannot be explained, the operation that shows it last.
+    """
+
+    answer: Answer
+    checker: str = ""
+    checked: int = 0
+    violations: tuple[Violation, ...] = ()
+    found: int = 0
+    note: str = ""
+    offending: tuple[Operation, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether the answer is yes: an undecided check has not passed."""
+        return self.answer == "yes"
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.checker or 'check'}: {self.answer} ({self.checked} records{', ' + self.note if self.note else ''})"
+        )
+        lines = [f"  {violation}" for violation in self.violations[:_SHOWN]]
+        if self.found > _SHOWN:
+            lines.append(f"  and {self.found - _SHOWN} more")
+        if self.offending:
+            lines.append(f"  the last of the {len(self.offending)} operations that cannot be explained together:")
+            lines.extend(f"    {operation}" for operation in self.offending[-_SHOWN:])
+        return "\n".join([head, *lines])
+
+    def as_json(self) -> dict[str, object]:
+        """The facts as JSON can hold them; of `offending` the sentences."""
+        facts = asdict(self)
+        facts["violations"] = [asdict(violation) for violation in self.violations]
+        facts["offending"] = [str(operation) for operation in self.offending]
+        return facts
+
+
+class Findings:
+    """Gathers what one checker finds: counts all of it, keeps a little, and ends as its verdict."""
+
+    def __init__(self, checker: str) -> None:
+        self.checker = checker
+        self.checked = 0
+        self.found = 0
+        self._kept: list[Violation] = []
+
+    def __repr__(self) -> str:
+        return f"Findings({self.checker}: {self.found} in {self.checked})"
+
+    def add(self, rule: str, sentence: str) -> None:
+        self.extend([Violation(rule, sentence)])
+
+    def extend(self, violations: Iterable[Violation]) -> None:
+        for violation in violations:
+            self.found += 1
+            if len(self._kept) < MOST_KEPT:
+                self._kept.append(violation)
+
+    def verdict(self, note: str = "") -> Verdict:
+        """No violation is a yes, unless nothing was looked at."""
+        if self.found:
+            return Verdict("no", self.checker, self.checked, tuple(self._kept), self.found, note)
+        if not self.checked:
+            return Verdict("undecided", self.checker, note=note or "nothing was recorded")
+        return Verdict("yes", self.checker, self.checked, note=note)
