@@ -13,7 +13,7 @@ import pytest
 from instep.errors import EtcdError, SettingsError
 from instep.testing import Certificates, EtcdServer, etcd_versions
 from instep.testing._etcdctl import run_etcdctl
-from instep.testing._health import is_healthy
+from instep.testing._health import is_healthy, wait_until
 
 
 def server_serial(server: EtcdServer) -> str:
@@ -60,10 +60,36 @@ def test_rotation_replaces_the_certificates_in_their_places_without_a_restart() 
         assert server.pid == pid
 
 
+def test_a_client_certificate_expires_and_is_good_again_when_rotated() -> None:
+    with EtcdServer(tls=True) as server:
+        server.certificates.rotate(client_expires_in_s=0.5)
+        assert is_healthy(server.endpoint, server.certificates.client_context())
+        assert wait_until(lambda: not is_healthy(server.endpoint, server.certificates.client_context()), timeout_s=5)
+        assert server.healthy, "the harness has a certificate of its own"
+        assert server.etcdctl("put", "lr", "1") == "OK"
+        server.certificates.rotate()
+        assert is_healthy(server.endpoint, server.certificates.client_context())
+
+
+def test_a_server_certificate_that_has_expired_is_refused_by_clients() -> None:
+    with EtcdServer(tls=True) as server:
+        server.certificates.rotate(server_expires_in_s=-1)
+        assert not is_healthy(server.endpoint, server.certificates.client_context())
+        server.certificates.rotate()
+        assert is_healthy(server.endpoint, server.certificates.client_context())
+
+
+@pytest.mark.parametrize(("host", "reached"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]")])
+def test_a_server_on_all_addresses_is_reached_over_loopback(host: str, reached: str) -> None:
+    with EtcdServer(tls=True, host=host) as server:
+        assert server.endpoint == f"https://{reached}:{server.port}"
+        assert server.etcdctl("put", "lr", "1") == "OK"
+
+
 def test_keys_are_readable_by_their_owner_only(tmp_path: Path) -> None:
     certificates = Certificates(tmp_path)
     certificates.rotate()
-    for path in (certificates.key, certificates.server):
+    for path in (certificates.key, certificates.server, certificates.harness):
         assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
 
 

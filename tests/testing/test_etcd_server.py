@@ -191,6 +191,11 @@ def test_etcdctl_fails_with_what_it_said_or_returns_it(etcd: EtcdServer) -> None
     assert "unknown command" in etcd.etcdctl("no-such-command", check=False)
 
 
+def test_endpoints_given_to_etcdctl_take_the_place_of_the_servers_own(etcd: EtcdServer) -> None:
+    with pytest.raises(EtcdError, match="failed"):
+        etcd.etcdctl("--endpoints=http://127.0.0.1:1", "--command-timeout=200ms", "get", "a")
+
+
 def test_etcdctl_ignores_the_users_own_settings(etcd: EtcdServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ETCDCTL_ENDPOINTS", "http://127.0.0.1:1")
     assert "is healthy" in etcd.etcdctl("endpoint", "health", check=False)

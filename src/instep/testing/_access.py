@@ -22,17 +22,17 @@ class Access:
     users: Mapping[str, str]
 
     def context(self) -> ssl.SSLContext | None:
-        """The TLS context of a client, for servers with TLS."""
-        return self.certificates.client_context() if self.certificates else None
+        """The TLS context of the harness, for servers with TLS."""
+        return self.certificates.harness_context() if self.certificates else None
 
     def flags(self, endpoints: Sequence[str], *, with_user: bool = True) -> list[str]:
         """The flags with which etcdctl reaches `endpoints` as the first user."""
         flags = [f"--endpoints={','.join(endpoints)}"]
         if self.certificates is not None:
             tls = self.certificates
-            flags += [f"--cacert={tls.ca}", f"--cert={tls.cert}", f"--key={tls.key}"]
+            flags += [f"--cacert={tls.ca}", f"--cert={tls.harness}", f"--key={tls.harness}"]
         if with_user and self.users:
-            flags.append("--user={}:{}".format(*self._first_user()))
+            flags.append("--user={}:{}".format(*self.first_user()))
         return flags
 
     def environment(self, endpoints: Sequence[str], folder: Path) -> dict[str, str]:
@@ -42,7 +42,7 @@ class Access:
             tls = self.certificates
             variables |= {"INSTEP_CACERT": tls.ca, "INSTEP_CERT": tls.cert, "INSTEP_KEY": tls.key}
         if self.users:
-            user, password = self._first_user()
+            user, password = self.first_user()
             path = folder / "password"
             _write_secret(path, password + "\n")
             variables |= {"INSTEP_USER": user, "INSTEP_PASSWORD_FILE": str(path)}
@@ -52,12 +52,13 @@ class Access:
         """Create the users on a server that has none, each with the root role, and turn authentication on."""
         flags = self.flags(endpoints, with_user=False)
         # etcd wants a user named root before it turns authentication on.
-        for user, password in ({"root": self._first_user()[1]} | dict(self.users)).items():
+        for user, password in ({"root": self.first_user()[1]} | dict(self.users)).items():
             run_etcdctl(binary, flags, ["user", "add", f"{user}:{password}"])
             run_etcdctl(binary, flags, ["user", "grant-role", user, "root"])
         run_etcdctl(binary, flags, ["auth", "enable"])
 
-    def _first_user(self) -> tuple[str, str]:
+    def first_user(self) -> tuple[str, str]:
+        """The name and the password of the user that the harness itself is, where there are users."""
         return next(iter(self.users.items()))
 
 

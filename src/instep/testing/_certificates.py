@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import ssl
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,30 +22,37 @@ class Certificates:
 
     `ca`, `cert` and `key` are what a client needs, as paths; the key has mode 0600. `server` holds the
     server's certificate and key in one file, so that replacing it is atomic. The client certificate has no
-    common name: etcd would take it for a user.
+    common name: etcd would take it for a user. The harness has a client certificate of its own, `harness`, also
+    with its key in one file, so that it still gets in when that of the clients has expired. The server's is good
+    for loopback and for `hosts`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, hosts: Sequence[str] = ()) -> None:
         self._authority = _authority()
         self._folder = folder
+        self._hosts = tuple(hosts)
         folder.mkdir(parents=True, exist_ok=True)
         self.ca = str(folder / "ca.pem")
         self.cert = str(folder / "client.pem")
         self.key = str(folder / "client.key")
         self.server = str(folder / "server.pem")
+        self.harness = str(folder / "harness.pem")
         _write(self.ca, self._authority.cert_pem.bytes(), 0o644)
+        _write(self.harness, _joined(self._issue(None, "harness.instep.test")), 0o600)
         self.rotate()
 
-    def rotate(self) -> None:
+    def rotate(self, *, client_expires_in_s: float | None = None, server_expires_in_s: float | None = None) -> None:
         """Replace the client's and the server's certificate and key in their places by new ones of the same
         CA.
 
         Each file is replaced atomically; a reader may see the new certificate beside the old key for an
-        instant. etcd reads its own at every handshake, so that it needs no restart.
+        instant. etcd reads its own at every handshake, so that it needs no restart. A certificate that expires
+        does so up to 1 s later than asked for (they count whole seconds), below 0 s it is expired at once; by
+        default it outlives every test. Connections that stand are not looked at again by etcd.
         """
-        server = self._authority.issue_cert("localhost", "127.0.0.1", "::1")
-        client = self._authority.issue_cert("client.instep.test")
-        _write(self.server, _chain(server) + server.private_key_pem.bytes(), 0o600)
+        server = self._issue(server_expires_in_s, "localhost", "127.0.0.1", "::1", *self._hosts)
+        client = self._issue(client_expires_in_s, "client.instep.test")
+        _write(self.server, _joined(server), 0o600)
         _write(self.key, client.private_key_pem.bytes(), 0o600)
         _write(self.cert, _chain(client), 0o644)
 
@@ -56,6 +67,18 @@ class Certificates:
         context.load_cert_chain(self.cert, self.key)
         return context
 
+    def harness_context(self) -> ssl.SSLContext:
+        """The same for the harness, whatever has become of the clients' certificate."""
+        context = ssl.create_default_context(cafile=self.ca)
+        context.load_cert_chain(self.harness)
+        return context
+
+    def _issue(self, expires_in_s: float | None, *names: str) -> trustme.LeafCert:
+        if expires_in_s is None:
+            return self._authority.issue_cert(*names)
+        expiry = datetime.fromtimestamp(math.ceil(time.time() + expires_in_s), UTC)
+        return self._authority.issue_cert(*names, not_after=expiry)
+
     def __repr__(self) -> str:
         return f"<Certificates {self._folder}>"
 
@@ -66,6 +89,10 @@ def _authority() -> trustme.CA:
     except ImportError as error:
         raise SettingsError("a server with TLS needs trustme: pip install 'instep[testing]'") from error
     return trustme.CA()
+
+
+def _joined(certificate: trustme.LeafCert) -> bytes:
+    return _chain(certificate) + certificate.private_key_pem.bytes()
 
 
 def _chain(certificate: trustme.LeafCert) -> bytes:

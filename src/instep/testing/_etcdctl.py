@@ -13,7 +13,7 @@ _TIMEOUT_S = 30.0
 
 
 def run_etcdctl(binary: EtcdBinary, flags: Sequence[str], args: Sequence[str], *, check: bool = True) -> str:
-    """What etcdctl prints, without the last newline. `flags` come first, so that `args` can override them.
+    """What etcdctl prints, without the last newline. A flag in `args` overrides the same one in `flags`.
 
     With `check`, a failure raises EtcdError with what it said; without, its complaint is part of the answer.
     """
@@ -24,7 +24,7 @@ def run_etcdctl(binary: EtcdBinary, flags: Sequence[str], args: Sequence[str], *
     command = f"etcdctl {' '.join(args)}"
     try:
         answer = subprocess.run(
-            [binary.etcdctl, *flags, *args],
+            [binary.etcdctl, *_without(flags, args), *args],
             env=environment | {"ETCDCTL_API": "3"},
             capture_output=True,
             text=True,
@@ -36,3 +36,9 @@ def run_etcdctl(binary: EtcdBinary, flags: Sequence[str], args: Sequence[str], *
     if check and answer.returncode != 0:
         raise EtcdError(f"{command} failed: {answer.stderr.strip() or answer.stdout.strip()}")
     return (answer.stdout if check else answer.stdout + answer.stderr).removesuffix("\n")
+
+
+def _without(flags: Sequence[str], args: Sequence[str]) -> list[str]:
+    """The flags that `args` do not give anew: etcdctl would add up lists, such as endpoints, given twice."""
+    given = {arg.partition("=")[0] for arg in args if arg.startswith("--")}
+    return [flag for flag in flags if flag.partition("=")[0] not in given]

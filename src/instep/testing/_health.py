@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import ssl
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
+
+from instep.errors import EtcdDenied, EtcdError
 
 _POLL_S = 0.02
 _REQUEST_TIMEOUT_S = 1.0
@@ -15,6 +20,74 @@ _REQUEST_TIMEOUT_S = 1.0
 
 def is_healthy(endpoint: str, context: ssl.SSLContext | None = None) -> bool:
     """Whether the member says that it has a leader and that a read through it succeeds. At most 1 s."""
+    try:
+        return _request(endpoint, context, "GET", "/health").get("health") == "true"
+    except EtcdError:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class MemberStatus:
+    """What a member says of itself. `leader` is 0 when it knows none; `revision` is that of its own store."""
+
+    member: int
+    leader: int
+    term: int
+    revision: int
+
+
+def status(endpoint: str, context: ssl.SSLContext | None = None, token: str | None = None) -> MemberStatus:
+    """What the member says of itself; EtcdError when it does not answer within 1 s, EtcdDenied when it refuses."""
+    answer = _request(endpoint, context, "POST", "/v3/maintenance/status", b"{}", token)
+    if "code" in answer:
+        raise EtcdDenied(f"{endpoint} refused to give its status: {answer.get('message')}")
+    try:
+        header = answer["header"]
+        # Numbers of 64 bits are strings in etcd's JSON, and those that are 0 are left out.
+        return MemberStatus(
+            member=int(header["member_id"]),
+            leader=int(answer.get("leader", 0)),
+            term=int(header.get("raft_term", 0)),
+            revision=int(header.get("revision", 0)),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise EtcdError(f"{endpoint} gave no status but {answer}") from error
+
+
+def authenticate(endpoint: str, context: ssl.SSLContext | None, user: str, password: str) -> str:
+    """A token for the user; EtcdError when there is none within 1 s: a member without a quorum gives none."""
+    body = json.dumps({"name": user, "password": password}).encode()
+    answer = _request(endpoint, context, "POST", "/v3/auth/authenticate", body)
+    if "token" not in answer:
+        raise EtcdDenied(f"{endpoint} refused {user}: {answer.get('message', answer)}")
+    return str(answer["token"])
+
+
+def answers_peers(peer_url: str) -> bool:
+    """Whether the member talks to other members, with a quorum or without. At most 1 s."""
+    try:
+        return "etcdserver" in _request(peer_url, None, "GET", "/version")
+    except EtcdError:
+        return False
+
+
+def is_open(host: str, port: int) -> bool:
+    """Whether a TCP connection to the port succeeds."""
+    try:
+        socket.create_connection((host, port), timeout=_REQUEST_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def _request(
+    endpoint: str,
+    context: ssl.SSLContext | None,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    token: str | None = None,
+) -> dict[str, Any]:
     url = urlsplit(endpoint)
     host, port = url.hostname or "", url.port
     connection: http.client.HTTPConnection
@@ -23,13 +96,15 @@ def is_healthy(endpoint: str, context: ssl.SSLContext | None = None) -> bool:
     else:
         connection = http.client.HTTPConnection(host, port, timeout=_REQUEST_TIMEOUT_S)
     try:
-        connection.request("GET", "/health")
+        connection.request(method, path, body, {} if token is None else {"Authorization": token})
         answer = json.loads(connection.getresponse().read())
-    except (OSError, http.client.HTTPException, ValueError):
-        return False
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise EtcdError(f"{endpoint}{path} did not answer: {error}") from error
     finally:
         connection.close()
-    return isinstance(answer, dict) and answer.get("health") == "true"
+    if not isinstance(answer, dict):
+        raise EtcdError(f"{endpoint}{path} answered {answer!r}")
+    return answer
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float) -> bool:

@@ -19,6 +19,8 @@ class PortTaken(EtcdError):
 
 def check_ports(member: Member) -> None:
     """Raise PortTaken when the member cannot listen on both of its ports now."""
+    if member.prefix:
+        return
     for port in (member.client_port, member.peer_port):
         if not _ports.is_free(member.host, port):
             raise PortTaken(f"port {port} on {member.host} is taken: end what listens there, or use port=0")
@@ -39,11 +41,16 @@ def wait_until_healthy(
     settled = wait_until(
         lambda: process.exit_status is not None or is_healthy(member.client_url, context), timeout_s=timeout_s
     )
-    status = process.exit_status
-    if settled and status is None:
+    if settled and process.exit_status is None:
         return
+    error = failure(process, timeout_s)
     process.kill()
-    tail = process.log_tail()
-    what = f"did not serve within {timeout_s:g} s" if status is None else f"ended with status {status}"
+    raise error
+
+
+def failure(process: ServerProcess, waited_s: float) -> EtcdError:
+    """Why a process does not serve after `waited_s`, with the end of its log."""
+    status, tail = process.exit_status, process.log_tail()
+    what = f"did not serve within {waited_s:g} s" if status is None else f"ended with status {status}"
     kind = PortTaken if "address already in use" in tail else EtcdError
-    raise kind(f"etcd {what}; the end of its log:\n{tail}")
+    return kind(f"etcd {what}; the end of its log:\n{tail}")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -16,6 +17,8 @@ from instep.errors import EtcdError
 
 _STOP_TIMEOUT_S = 5.0
 _KILL_TIMEOUT_S = 10.0
+_PAUSE_TIMEOUT_S = 10.0
+_PAUSE_POLL_S = 0.001
 
 # Runs in the child before the server replaces it. A preexec_fn would run Python between fork and exec, which
 # may deadlock in a parent with threads (grpc's, torch's). The parent may have died before prctl, hence the
@@ -65,6 +68,7 @@ class ServerProcess:
 
         self._process = _spawner().call(spawn) if die_with_parent else spawn()
         self.pid = self._process.pid
+        self.paused = False
 
     @property
     def exit_status(self) -> int | None:
@@ -77,6 +81,24 @@ class ServerProcess:
             raise EtcdError(f"etcd (pid {self.pid}) has ended with status {self.exit_status}")
         self._process.send_signal(number)
 
+    def pause(self) -> None:
+        """Freeze it (SIGSTOP). Returns when every thread of it has stopped; EtcdError when one has not in 10 s.
+
+        The signal alone is not enough: a thread that is running goes on for a moment after `kill` returned.
+        """
+        self.signal(signal.SIGSTOP)
+        self.paused = True
+        deadline = time.monotonic() + _PAUSE_TIMEOUT_S
+        while not self._stopped():
+            if time.monotonic() >= deadline:
+                raise EtcdError(f"etcd (pid {self.pid}) did not stop within {_PAUSE_TIMEOUT_S:g} s of SIGSTOP")
+            time.sleep(_PAUSE_POLL_S)
+
+    def resume(self) -> None:
+        """Let it go on (SIGCONT)."""
+        self.signal(signal.SIGCONT)
+        self.paused = False
+
     def wait(self) -> int:
         """Wait, as long as it takes, until it ends; its exit status."""
         return self._process.wait()
@@ -85,6 +107,10 @@ class ServerProcess:
         """End it at once as a crash would (SIGKILL), if it has not ended; it is gone on return."""
         self._process.kill()
         self._process.wait(_KILL_TIMEOUT_S)
+
+    def send_kill(self) -> None:
+        """Send SIGKILL without waiting, if it has not ended."""
+        self._process.kill()
 
     def stop(self) -> None:
         """Ask it to end, also when it is paused; after 5 s kill it. Returns when it is gone."""
@@ -106,9 +132,23 @@ class ServerProcess:
         """The last lines of the log."""
         return tail(self.log, lines)
 
+    def _stopped(self) -> bool:
+        try:
+            tasks = list(Path(f"/proc/{self.pid}/task").iterdir())
+        except OSError:
+            return True  # it has ended
+        return all(_is_stopped(task) for task in tasks)
+
     def __repr__(self) -> str:
         status = self.exit_status
         return f"<ServerProcess pid={self.pid} {'running' if status is None else f'ended with {status}'}>"
+
+
+def _is_stopped(task: Path) -> bool:
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0] in "TtZX"
+    except OSError:
+        return True  # it has ended
 
 
 def tail(path: Path, lines: int) -> str:

@@ -3,6 +3,7 @@
 | fixture | scope | gives |
 |---|---|---|
 | `etcd_server` | test | an `EtcdServer` of its own, to be paused, killed and restarted |
+| `etcd_cluster` | test | an `EtcdCluster` of three members of its own, to be broken |
 | `etcd` | session | one shared `EtcdServer`: do not break it, and write below `namespace` only |
 | `tls_etcd` | session | one shared `EtcdServer` that demands client certificates: `certificates` has them |
 | `namespace` | test | a prefix that no other test of the session uses, such as `/test-3-the-tests-name` |
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from instep.testing import EtcdServer
+    from instep.testing import EtcdCluster, EtcdServer
 
 _NAME_LENGTH = 40
 _numbers = itertools.count(1)
@@ -34,6 +35,15 @@ def etcd_server() -> Iterator[EtcdServer]:
 
     with EtcdServer() as server:
         yield server
+
+
+@pytest.fixture
+def etcd_cluster() -> Iterator[EtcdCluster]:
+    """A fresh cluster of three members of this test's own."""
+    from instep.testing import EtcdCluster
+
+    with EtcdCluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

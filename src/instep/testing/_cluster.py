@@ -1,0 +1,270 @@
+"""A real etcd cluster for a test: members started, broken and restarted at will."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, Self
+
+from instep.errors import EtcdError, EtcdUnavailable, SettingsError
+from instep.testing._access import Access, users
+from instep.testing._binaries import find_etcd
+from instep.testing._certificates import Certificates
+from instep.testing._command import Member
+from instep.testing._etcdctl import run_etcdctl
+from instep.testing._health import MemberStatus, wait_until
+from instep.testing._launch import START_TIMEOUT_S, PortTaken
+from instep.testing._layout import Layout, joined
+from instep.testing._member import EtcdMember
+from instep.testing._namespaces import NamespaceNetwork
+from instep.testing._network import Network, Place, ProxiedNetwork
+from instep.testing._partitions import Partitions
+from instep.testing._resources import NAMESPACES, Resources
+from instep.testing._service import EtcdService
+
+_PORT_TRIES = 5
+_LEADER_TIMEOUT_S = 15.0
+_POLL_S = 0.05
+
+
+class EtcdCluster(Partitions, EtcdService):
+    """A real etcd cluster on loopback, for a `with` block or between `start()` and `close()`.
+
+    `members` is how many; `version`, `tls`, `auth`, `auth_token_ttl_s`, `fsync` and `extra_args` are as for
+    `EtcdServer` and hold for each. Peers talk without TLS. `proxied=True` puts proxies between the members and
+    before the clients, for partitions; the harness itself asks members past them. `network="namespaces"` gives
+    each member a network namespace, for partitions in which packets are lost (root only; the harness is a client
+    there like others). The members die with this process, however that ends. One cluster is not for use from
+    several threads at once. The members' clock is the machine's: no clock can be stepped here.
+    """
+
+    def __init__(
+        self,
+        members: int = 3,
+        *,
+        version: str | None = None,
+        tls: bool = False,
+        auth: str | Mapping[str, str] | None = None,
+        auth_token_ttl_s: int | None = None,
+        fsync: bool = False,
+        proxied: bool = False,
+        network: Literal["loopback", "namespaces"] = "loopback",
+        extra_args: Sequence[str] = (),
+    ) -> None:
+        if members < 1:
+            raise SettingsError(f"a cluster has at least one member, not {members}")
+        if proxied and network == "namespaces":
+            raise SettingsError("a cluster has proxies or network namespaces, not both")
+        self.binary = find_etcd(version)
+        names = users(auth)
+        self._names = [f"m{number}" for number in range(1, members + 1)]
+        self._members: tuple[EtcdMember, ...] = ()
+        self._started = False
+        self._is_proxied = proxied
+        self._network: Network | None = None
+        self._resources = Resources()
+        self._own(self._resources)
+        self._spaces = self._namespaces() if network == "namespaces" else None
+        hosts = list(self._spaces.addresses.values()) if self._spaces is not None else []
+        folder = self._resources.folder
+        self.access = Access(Certificates(folder / "certificates", hosts) if tls else None, names)
+        self._layout = Layout(
+            names=self._names,
+            folder=folder,
+            certificates=self.access.certificates,
+            fsync=fsync,
+            auth_token_ttl_s=auth_token_ttl_s,
+            cheap_passwords=bool(names),
+            extra_args=tuple(extra_args),
+        )
+
+    # -- facts -----------------------------------------------------------------------------------------------
+
+    @property
+    def version(self) -> str:
+        """The version of every member, such as "3.5.16"."""
+        return self.binary.version
+
+    @property
+    def members(self) -> tuple[EtcdMember, ...]:
+        """The members, the same objects over kills and restarts."""
+        if not self._started:
+            raise EtcdError("this etcd cluster has not been started: call start() or use it in a with block")
+        return self._members
+
+    @property
+    def endpoints(self) -> list[str]:
+        """The client URLs of all members; they stay the same over restarts."""
+        return [member.endpoint for member in self.members]
+
+    def leader(self, timeout_s: float = _LEADER_TIMEOUT_S, *, other_than: EtcdMember | None = None) -> EtcdMember:
+        """The member that leads: it says so itself, and most members name it, all in the same term.
+
+        Asked until that holds, for another member than `other_than` if that is given: one that has just been
+        cut off still leads until its followers miss it. Raises EtcdUnavailable when there is none within
+        `timeout_s`. It may change while this returns.
+        """
+        deadline = time.monotonic() + timeout_s
+        while (leader := self._leader_now()) is None or leader is other_than:
+            if time.monotonic() >= deadline:
+                besides = f" but {other_than.name}" if other_than is not None else ""
+                raise EtcdUnavailable(f"the etcd cluster had no leader{besides} for {timeout_s:g} s")
+            time.sleep(_POLL_S)
+        return leader
+
+    def followers(self, timeout_s: float = _LEADER_TIMEOUT_S) -> tuple[EtcdMember, ...]:
+        """All members but the leader, also those that do not run; raises as `leader` does."""
+        leader = self.leader(timeout_s)
+        return tuple(member for member in self.members if member is not leader)
+
+    # -- life ------------------------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Start the members that do not run and wait until all serve, at most 30 s.
+
+        Raises EtcdError with the end of a member's log when it ends instead.
+        """
+        if self._started:
+            for member in self._members:
+                member.launch()
+            self.wait_healthy()
+        else:
+            self._first_start()
+        return self
+
+    def stop(self) -> None:
+        """End all members in order, paused or not, each after 5 s by force. Data and ports are kept."""
+        leader = self._leader_now()
+        with ThreadPoolExecutor(len(self._names)) as pool:
+            list(pool.map(EtcdMember.stop, [member for member in self._members if member is not leader]))
+        # Last, or it would wait for a successor among members that are leaving too.
+        if leader is not None:
+            leader.stop()
+
+    def kill(self) -> None:
+        """End all members that run as a crash of the machine would, together (SIGKILL)."""
+        running = [member for member in self._members if member.running]
+        with ThreadPoolExecutor(len(self._names)) as pool:
+            list(pool.map(EtcdMember.kill, running))
+
+    def wait_healthy(self, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Return when every member serves and they have a leader.
+
+        Raises EtcdError with the end of its log for the first that does not in time, or that does not run.
+        """
+        deadline = time.monotonic() + timeout_s
+        for member in self._members:
+            member.wait_healthy(max(0.0, deadline - time.monotonic()))
+        if not wait_until(lambda: self._leader_now() is not None, timeout_s=max(0.1, deadline - time.monotonic())):
+            raise EtcdUnavailable(f"the etcd cluster had no leader within {timeout_s:g} s")
+
+    # -- what traffic must stand -----------------------------------------------------------------------------
+
+    def compact(self, revision: int | None = None) -> int:
+        """Forget the history before `revision`, by default all but the newest; the revision compacted at."""
+        if revision is None:
+            revision = max((answer.revision for answer in self._answers().values()), default=0)
+        if not revision:
+            raise EtcdUnavailable("no member of the etcd cluster told its revision")
+        self.etcdctl("compact", str(revision))
+        return revision
+
+    def defragment(self, member: EtcdMember) -> None:
+        """Defragment one member's database; it answers nobody meanwhile. At most 30 s."""
+        run_etcdctl(self.binary, self.access.flags([member.direct_endpoint]), ["defrag"])
+
+    def __repr__(self) -> str:
+        running = sum(member.running for member in self._members)
+        state = f"{running} of {len(self._names)} members running" if self._started else "not started"
+        return f"<EtcdCluster {self.version} {state}{self._extras}>"
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    def _first_start(self) -> None:
+        for left in reversed(range(_PORT_TRIES)):
+            self._members = self._made()
+            try:
+                for member in self._members:
+                    # One by one: a new member asks the others who they are, and waits a second for one that
+                    # listens and does not serve yet.
+                    member.launch()
+                    member.wait_for_peers()
+                self.wait_healthy()
+            except PortTaken:
+                self._forget()
+                if not left:
+                    raise
+            else:
+                break
+        self._started = True
+        if self.access.users:
+            self.access.enable_auth(self.binary, self._etcdctl_endpoints)
+
+    def _made(self) -> tuple[EtcdMember, ...]:
+        settings = self._layout.members(self._spaces.addresses if self._spaces is not None else {})
+        if self._spaces is not None:
+            settings = [member.within(self._spaces.prefix(member.name)) for member in settings]
+        elif self._is_proxied:
+            network = self._proxies(settings)
+            settings = [member.behind(*network.ports(member.name)) for member in settings]
+        folder = self._resources.folder
+        return tuple(
+            EtcdMember(self.binary, member, self.access, self._resources, log=folder / f"{member.name}.log")
+            for member in joined(settings)
+        )
+
+    def _proxies(self, settings: Sequence[Member]) -> ProxiedNetwork:
+        places = [Place(member.name, member.host, member.client_port, member.peer_port) for member in settings]
+        self._network = network = ProxiedNetwork(places, self._resources.pids)
+        self._resources.before_release.append(network.close)
+        return network
+
+    def _namespaces(self) -> NamespaceNetwork:
+        folder = self._resources.folder
+        (folder / NAMESPACES).touch()
+        self._network = network = NamespaceNetwork(folder.name, self._names)
+        self._resources.before_release.append(network.close)
+        return network
+
+    def _forget(self) -> None:
+        """End the members of a start that failed; the next try begins with nothing."""
+        self.kill()
+        for member in self._members:
+            shutil.rmtree(member.data_dir, ignore_errors=True)
+        if self._is_proxied and self._network is not None:
+            self._network.close()
+
+    @property
+    def _etcdctl_endpoints(self) -> list[str]:
+        # etcdctl waits for members that do not answer: it is told of those that do.
+        with ThreadPoolExecutor(len(self._names)) as pool:
+            healthy = pool.map(lambda member: member.healthy, self._members)
+            found = [member.direct_endpoint for member, well in zip(self._members, healthy, strict=True) if well]
+        return found or [member.direct_endpoint for member in self._members]
+
+    def _answers(self) -> dict[EtcdMember, MemberStatus]:
+        """What the members that answer within 1 s say of themselves."""
+        asked = [member for member in self._members if member.running and not member.paused]
+        if not asked:
+            return {}
+        with ThreadPoolExecutor(len(asked)) as pool:
+            return {member: answer for member, answer in zip(asked, pool.map(_status, asked), strict=True) if answer}
+
+    def _leader_now(self) -> EtcdMember | None:
+        answers = self._answers()
+        for member, own in answers.items():
+            if own.leader != own.member:
+                continue
+            followed = sum(answer.leader == own.member and answer.term == own.term for answer in answers.values())
+            if followed > len(self._names) // 2:
+                return member
+        return None
+
+
+def _status(member: EtcdMember) -> MemberStatus | None:
+    try:
+        return member.status()
+    except EtcdError:
+        return None

@@ -1,0 +1,51 @@
+"""What the members of a cluster are started with, before it is known how they reach one another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from instep.testing._certificates import Certificates
+from instep.testing._command import Member
+from instep.testing._ports import free_ports
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What all members have in common, and their names in order."""
+
+    names: Sequence[str]
+    folder: Path
+    certificates: Certificates | None
+    fsync: bool
+    auth_token_ttl_s: int | None
+    cheap_passwords: bool
+    extra_args: Sequence[str]
+
+    def members(self, hosts: Mapping[str, str]) -> list[Member]:
+        """The members on ports that are free now, each at its host, by default on loopback."""
+        ports = iter(free_ports(2 * len(self.names), LOOPBACK))
+        return [
+            Member(
+                name=name,
+                data_dir=self.folder / name,
+                host=hosts.get(name, LOOPBACK),
+                client_port=next(ports),
+                peer_port=next(ports),
+                certificates=self.certificates,
+                fsync=self.fsync,
+                auth_token_ttl_s=self.auth_token_ttl_s,
+                cheap_passwords=self.cheap_passwords,
+                extra_args=self.extra_args,
+            )
+            for name in self.names
+        ]
+
+
+def joined(members: Sequence[Member]) -> list[Member]:
+    """The same members as one cluster."""
+    cluster = {member.name: member.advertised_peer_url for member in members}
+    return [member.joined(cluster) for member in members]

@@ -1,0 +1,111 @@
+"""A port that hands each connection to the line it belongs to."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+from instep.errors import EtcdError
+from instep.testing._health import wait_until
+from instep.testing._line import Line
+from instep.testing._loop import LoopThread
+from instep.testing._pair import Side
+from instep.testing._ports import free_ports
+
+_BACKLOG = 128
+_LISTEN_TIMEOUT_S = 5.0
+_PORT_TRIES = 5
+
+Route = Callable[[int], Line | None]
+"""The line of a connection from this port of this machine; None: it is reset."""
+
+
+class Listener:
+    """Listens on `host` at `port` (0: a free one) from the start; it keeps its port while it refuses."""
+
+    def __init__(self, thread: LoopThread, host: str, port: int, route: Route) -> None:
+        self._thread = thread
+        self._host = host
+        self._route = route
+        self._socket: socket.socket | None = None
+        self._arriving: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self.port = port
+        if port:
+            self.listen()
+        else:
+            self._listen_anywhere()
+
+    def listen(self) -> None:
+        """Accept connections; EtcdError when another process has taken the port for 5 s."""
+        if self._socket is not None or self._closed:
+            return
+        # The port may be probed for being free by somebody at this very moment.
+        if not wait_until(self._listens, timeout_s=_LISTEN_TIMEOUT_S):
+            raise EtcdError(f"port {self.port} on {self._host} is taken: a proxy cannot listen there")
+
+    def refuse(self) -> None:
+        """Refuse connections; those that stand are left alone."""
+        if self._socket is not None:
+            self._thread.call(self._stop, self._socket)
+            self._socket = None
+
+    def close(self) -> bool:
+        """Refuse for good; False when that was so before."""
+        if self._closed:
+            return False
+        self.refuse()
+        self._closed = True
+        return True
+
+    def _listen_anywhere(self) -> None:
+        for _ in range(_PORT_TRIES):
+            (self.port,) = free_ports(1, self._host)
+            if self._listens():
+                return
+        raise EtcdError(f"no port on {self._host} for a proxy after {_PORT_TRIES} tries")
+
+    def _listens(self) -> bool:
+        plain = socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET, socket.SOCK_STREAM)
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            plain.bind((self._host, self.port))
+            plain.listen(_BACKLOG)
+        except OSError:
+            plain.close()
+            return False
+        plain.setblocking(False)
+        self._socket = plain
+        self._thread.call(self._thread.loop.add_reader, plain, self._accept, plain)
+        return True
+
+    # -- in the proxy's thread. Not asyncio's own server: one that is closed loses sockets that are just arriving ----
+
+    def _stop(self, plain: socket.socket) -> None:
+        self._thread.loop.remove_reader(plain)
+        plain.close()
+
+    def _accept(self, plain: socket.socket) -> None:
+        try:
+            arrived, _ = plain.accept()
+        except OSError:
+            return  # it has gone already
+        task = self._thread.loop.create_task(self._take(arrived))
+        self._arriving.add(task)
+        task.add_done_callback(self._arriving.discard)
+
+    async def _take(self, arrived: socket.socket) -> None:
+        try:
+            arrived.setblocking(False)
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: Side("up", self._made), arrived)
+        except OSError:
+            arrived.close()
+
+    def _made(self, client: Side) -> None:
+        assert client.transport is not None
+        line = self._route(client.transport.get_extra_info("peername")[1])
+        if line is None:
+            client.reset()
+        else:
+            line.serve(client)

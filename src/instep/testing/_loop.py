@@ -1,0 +1,74 @@
+"""An event loop in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from instep.errors import EtcdError
+
+T = TypeVar("T")
+
+_CALL_TIMEOUT_S = 10.0
+_SETTLE_TIMEOUT_S = 1.0
+_TURNS = 3
+"""Transports close their sockets in callbacks of callbacks."""
+
+
+class LoopThread:
+    """Runs callbacks for other threads until it is closed. A daemon thread; a forked child has none."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def call(self, function: Callable[..., T], *args: Any) -> T:
+        """What `function` returns, run in the loop's thread; EtcdError when it is closed or busy for 10 s."""
+
+        async def called() -> T:
+            return function(*args)
+
+        return self.run(called())
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` returns, run in the loop's thread; errors as of `call`."""
+        if self.loop.is_closed():
+            work.close()
+            raise EtcdError("this proxy has been closed: make a new one")
+        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            return future.result(_CALL_TIMEOUT_S)
+        except TimeoutError as error:
+            future.cancel()
+            raise EtcdError(f"the proxy's thread was busy for {_CALL_TIMEOUT_S:g} s") from error
+
+    def close(self) -> None:
+        """End the loop after its pending callbacks, and the thread."""
+        if self.loop.is_closed():
+            return
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(_CALL_TIMEOUT_S)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_forever()
+            self.loop.run_until_complete(_settle())
+        finally:
+            self.loop.close()
+
+
+async def _settle() -> None:
+    """Let what is under way end: asyncio loses a socket whose acceptance is cancelled half-way."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    if left:
+        _, late = await asyncio.wait(left, timeout=_SETTLE_TIMEOUT_S)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+    for _ in range(_TURNS):
+        await asyncio.sleep(0)

@@ -1,0 +1,135 @@
+"""The network of a cluster: a proxy before each member's client port and one before its peer port."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from instep.testing._line import Line
+from instep.testing._link import Link
+from instep.testing._listener import Listener
+from instep.testing._loop import LoopThread
+from instep.testing._owners import owner
+from instep.testing._proxy import Proxy
+
+
+class Network(Protocol):
+    """What partitions are made of: between members, by name, and between a member and its clients."""
+
+    def partition(self, groups: Sequence[Sequence[str]]) -> None: ...
+
+    def block(self, sender: str, receiver: str) -> None: ...
+
+    def hold_clients(self, name: str) -> None: ...
+
+    def heal(self) -> None: ...
+
+    def proxy(self, name: str) -> Proxy: ...
+
+    def between(self, one: str, other: str) -> tuple[Link, Link]: ...
+
+    def close(self) -> None: ...
+
+
+Pids = Callable[[], Mapping[str, int]]
+"""The processes of the members that run, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a member listens itself."""
+
+    name: str
+    host: str
+    client_port: int
+    peer_port: int
+
+
+class ProxiedNetwork:
+    """Proxies between members and before clients, all in one thread.
+
+    All members dial one and the same peer URL of a member, so its proxy finds out who dials: the member whose
+    process owns the connection's other end. A connection of nobody known is reset.
+    """
+
+    def __init__(self, places: Sequence[Place], pids: Pids) -> None:
+        self._pids = pids
+        self._thread = LoopThread("instep-network")
+        self._names = [place.name for place in places]
+        self.clients: dict[str, Proxy] = {}
+        self.peers: dict[str, Listener] = {}
+        self.links: dict[tuple[str, str], Link] = {}
+        self._lines: dict[tuple[str, str], Line] = {}
+        try:
+            for place in places:
+                self._open(place)
+        except BaseException:
+            self.close()
+            raise
+
+    def ports(self, name: str) -> tuple[int, int]:
+        """The ports of a member's proxies, for clients and for peers."""
+        return self.clients[name].port, self.peers[name].port
+
+    def block(self, sender: str, receiver: str) -> None:
+        """Hold back whatever one member sends to another, on the connections of both."""
+        self.links[sender, receiver].black_hole("up")
+        self.links[receiver, sender].black_hole("down")
+
+    def between(self, one: str, other: str) -> tuple[Link, Link]:
+        """The connections that the one dials, and those that the other dials."""
+        return self.links[one, other], self.links[other, one]
+
+    def partition(self, groups: Sequence[Sequence[str]]) -> None:
+        """Hold back everything between members of different groups."""
+        for left, right in itertools.combinations(groups, 2):
+            for one, other in itertools.product(left, right):
+                for link in self.between(one, other):
+                    link.black_hole()
+
+    def hold_clients(self, name: str) -> None:
+        """Hold back everything between a member and its clients."""
+        self.clients[name].black_hole()
+
+    def proxy(self, name: str) -> Proxy:
+        """The proxy before a member's client port."""
+        return self.clients[name]
+
+    def heal(self) -> None:
+        """End all faults of all links."""
+        for link in self._all():
+            link.heal()
+
+    def close(self) -> None:
+        """Reset all connections and stop; for good."""
+        for listener in self.peers.values():
+            listener.close()
+        for proxy in self.clients.values():
+            proxy.close()
+        for link in self.links.values():
+            link.cut()
+        self._thread.close()
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    def _all(self) -> Iterator[Link]:
+        yield from self.links.values()
+        yield from self.clients.values()
+
+    def _open(self, place: Place) -> None:
+        self.clients[place.name] = Proxy(place.host, place.client_port, thread=self._thread)
+        for dialler in self._names:
+            if dialler != place.name:
+                line = Line(f"{dialler} to {place.name}", (place.host, place.peer_port))
+                self._lines[dialler, place.name] = line
+                self.links[dialler, place.name] = Link(self._thread, line)
+        self.peers[place.name] = Listener(self._thread, place.host, 0, lambda port: self._line_of(port, place.name))
+
+    def _line_of(self, source_port: int, name: str) -> Line | None:
+        listener = self.peers.get(name)
+        if listener is None:
+            return None
+        dialler = owner(source_port, listener.port, self._pids())
+        return None if dialler is None else self._lines.get((dialler, name))

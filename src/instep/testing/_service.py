@@ -1,0 +1,79 @@
+"""What a server and a cluster have in common: how clients get in, and an end that gives everything back."""
+
+from __future__ import annotations
+
+import weakref
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Self
+
+from instep.errors import SettingsError
+from instep.testing._access import Access
+from instep.testing._binaries import EtcdBinary
+from instep.testing._certificates import Certificates
+from instep.testing._etcdctl import run_etcdctl
+from instep.testing._resources import Resources
+
+
+class EtcdService(ABC):
+    """Something that serves etcd's API at `endpoints`, for a `with` block or between `start()` and `close()`."""
+
+    binary: EtcdBinary
+    access: Access
+    _resources: Resources
+
+    def _own(self, resources: Resources) -> None:
+        """Give the resources back when this object is closed, or dropped without that."""
+        self._release = weakref.finalize(self, resources.release)
+
+    @abstractmethod
+    def start(self) -> Self:
+        """Start it and wait until it serves."""
+
+    @property
+    @abstractmethod
+    def endpoints(self) -> list[str]:
+        """The client URLs of all members."""
+
+    @property
+    def _etcdctl_endpoints(self) -> list[str]:
+        return self.endpoints
+
+    @property
+    def certificates(self) -> Certificates:
+        """The certificates of a server with TLS."""
+        if self.access.certificates is None:
+            raise SettingsError(f"this server has no TLS: make it with {type(self).__name__}(tls=True)")
+        return self.access.certificates
+
+    def environment(self) -> dict[str, str]:
+        """The INSTEP_* variables with which a client process reaches the endpoints as the first user."""
+        return self.access.environment(self.endpoints, self._resources.folder)
+
+    def etcdctl(self, *args: str, check: bool = True) -> str:
+        """Run etcdctl with the harness's certificate and the first user; flags in `args` win over those.
+
+        Returns what it printed, without the last newline. A failure raises EtcdError; with `check=False` its
+        complaint is returned after what was printed. At most 30 s.
+        """
+        return run_etcdctl(self.binary, self.access.flags(self._etcdctl_endpoints), args, check=check)
+
+    def close(self) -> None:
+        """End it for good and remove its temporary folder, logs included."""
+        self._release()
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def _extras(self) -> str:
+        return (" tls" if self.access.certificates else "") + (" auth" if self.access.users else "")
