@@ -18,13 +18,19 @@ from instep import errors
 PACKAGE = {
     *("join", "Run", "Hyperparameters", "FreeConfig", "fixed"),
     *("InstepError", "AgentError", "BindError", "ChangeRejected", "ConfigError"),
-    *("EtcdError", "EtcdDenied", "EtcdUnavailable", "Compacted", "LeaseLost"),
+    *("EtcdError", "EtcdDenied", "EtcdFull", "EtcdUnavailable", "Compacted", "LeaseLost"),
     *("Evicted", "GateTimeout", "JoinError", "JoinRefused", "JoinTimeout"),
     *("ReceiptTimeout", "RunNotFound", "SettingsError", "StepError"),
+    *("Fenced", "LockTimeout", "BarrierTimeout", "BarrierFull", "NameTaken", "BudgetSpent"),
     "__version__",
 }
 TORCH = {"bind", "Binding", "BindingStatistics", "SteeredRun"}
-TESTING = {"EtcdServer", "Certificates", "EtcdBinary", "etcd_versions", "find_etcd"}
+TESTING = {
+    *("EtcdServer", "EtcdCluster", "EtcdMember", "MemberStatus", "Certificates"),
+    *("Proxy", "Link", "LinkStatistics"),
+    *("EtcdBinary", "etcd_versions", "find_etcd"),
+    *("namespaces_refusal", "slow_disk_refusal"),
+}
 ETCD = {
     *("Client", "Credentials", "Tls"),
     *("KeyValue", "Listing"),
@@ -32,6 +38,12 @@ ETCD = {
     *("Watch", "WatchBatch", "Event"),
     *("Lease", "LeaseKeeper", "LeaseState", "LeaseTiming"),
     *("Statistics", "Status"),
+}
+COORDINATION = {
+    *("Session", "SessionStatistics", "LinkState", "Fence", "Lock", "LockStatistics"),
+    *("Election", "ElectionStatistics", "Incumbent", "DoubleBarrier", "BarrierStatistics"),
+    *("Group", "GroupMember", "GroupStatistics", "Changes"),
+    *("RetryBudget", "BudgetStatistics", "Spent", "Reset"),
 }
 RUN = {"boundary", "close", "leads", "on_change", "report", "steps", "view"}
 RUN_ATTRIBUTES = {"config", "name", "rank", "world_size"}
@@ -65,7 +77,7 @@ def parameters(function: Any) -> Parameters:
 
 @pytest.mark.parametrize(
     ("module", "names"),
-    [("instep", PACKAGE), ("instep.testing", TESTING), ("instep.etcd", ETCD)],
+    [("instep", PACKAGE), ("instep.testing", TESTING), ("instep.etcd", ETCD), ("instep.coordination", COORDINATION)],
 )
 def test_the_public_names_are_these(module: str, names: set[str]) -> None:
     check_names(module, names)

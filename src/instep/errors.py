@@ -53,6 +53,16 @@ class EtcdDenied(EtcdError):
     exit_code = 4
 
 
+class EtcdFull(EtcdError):
+    """etcd's database has reached its quota (alarm NOSPACE): it takes no writes until space is made and the alarm is
+    disarmed. Reads, deletions and leases that stand go on."""
+
+    REASON = (
+        "its database has reached its quota (alarm NOSPACE); compact and defragment it, then run 'etcdctl alarm "
+        "disarm', and raise --quota-backend-bytes if it fills up again"
+    )
+
+
 class Compacted(EtcdError):
     """The revision asked for is gone. List again, then watch from there. `compact_revision` is the oldest left."""
 
@@ -155,3 +165,60 @@ class BindError(InstepError):
     """An optimizer or scheduler that Instep cannot steer as asked."""
 
     exit_code = 2
+
+
+# -- recipes -------------------------------------------------------------------------------------------------------
+
+
+class Fenced(InstepError):
+    """Another has come after us, so what we wanted to write was refused. `token` is ours, which no longer counts."""
+
+    def __init__(self, message: str, *, token: int) -> None:
+        super().__init__(message)
+        self.token = token
+
+
+class LockTimeout(InstepError):
+    """The lock was not had in time. `holder` is what its holder says of itself, `ahead` how many came before us."""
+
+    def __init__(self, message: str, *, waited_s: float, holder: str = "", ahead: int = 0) -> None:
+        super().__init__(message)
+        self.waited_s = waited_s
+        self.holder = holder
+        self.ahead = ahead
+
+
+class BarrierTimeout(InstepError):
+    """Not all came to the barrier, or left it, in time. `missing` names them where names are known; `missing_count`
+    tells how many they are, as far as etcd could say."""
+
+    def __init__(self, message: str, *, waited_s: float, missing: Sequence[str] = (), missing_count: int = 0) -> None:
+        super().__init__(message)
+        self.waited_s = waited_s
+        self.missing = tuple(missing)
+        self.missing_count = missing_count
+
+
+class BarrierFull(InstepError):
+    """As many as the barrier is for are there already, or the round before has not been left by all yet."""
+
+    def __init__(self, message: str, *, count: int) -> None:
+        super().__init__(message)
+        self.count = count
+
+
+class NameTaken(InstepError):
+    """Another session holds that name. It is free again when that one leaves, or when its lease has ended."""
+
+    def __init__(self, message: str, *, name: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class BudgetSpent(InstepError):
+    """There is no attempt left for this cause until somebody resets the budget."""
+
+    def __init__(self, message: str, *, cause: str, limit: int) -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.limit = limit

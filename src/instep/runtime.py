@@ -51,6 +51,11 @@ class RuntimeFolder:
         """Holds the node's name, so that an agent started after a crash speaks for the same node."""
         return self.path / "node"
 
+    @property
+    def roster(self) -> Path:
+        """Who trains on this node: for the agent that comes after one that died."""
+        return self.path / "roster"
+
     def claim(self) -> int | None:
         """The locked descriptor that makes its holder this folder's agent, or None while there is one.
 

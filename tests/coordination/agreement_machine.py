@@ -14,7 +14,6 @@ from model_cluster import NOT_FOR_WORKERS, Cluster, Host, Worker
 from virtual_loop import virtual_time
 
 from instep.coordination.records import Left, Rejected
-from instep.errors import ConfigError
 from instep.scalar import parse_scalar
 
 LAYOUTS = (((0,), (1,)), ((0, 1), (2,)), ((0,), (1,), (2,)), ((0,), (1, 2, 3)))
@@ -161,6 +160,11 @@ class AgreementMachine(RuleBasedStateMachine):
         self._host(host).client.release_watch(lane, batches)
         self.cluster.loop.settle()
 
+    @rule(full=st.booleans())
+    def database(self, full: bool) -> None:
+        """Reaches its quota, or has space again. What people put is put all the same: it was a moment before."""
+        self.cluster.store.full = full
+
     @rule(host=hosts)
     def lease_ends(self, host: int) -> None:
         for lease in tuple(self._host(host).client.leases):
@@ -227,7 +231,6 @@ class AgreementMachine(RuleBasedStateMachine):
             for worker in tuple(self.cluster.workers.values()):
                 self._advance(worker)
                 self._advance(worker)
-            self._cure_what_no_worker_takes()
             if number >= PATIENCE:
                 self._time_out_collectives()
                 self._skip_ahead()
@@ -237,6 +240,7 @@ class AgreementMachine(RuleBasedStateMachine):
         raise AssertionError(f"{unmet}; {self._describe()}")
 
     def _heal(self) -> None:
+        self.cluster.store.full = False
         while self.cluster.strays:
             self.cluster.strays.pop(0).answer()
         for host in self._hosts():
@@ -256,11 +260,6 @@ class AgreementMachine(RuleBasedStateMachine):
         for worker in tuple(self.cluster.evicting):
             if worker.incarnation in named or not worker.run.view:
                 self.cluster.kill(worker, lose_part=False)
-
-    def _cure_what_no_worker_takes(self) -> None:
-        """A fresh start with a value that only the script's own validator refuses fails, and says what to do."""
-        if any(isinstance(worker.error, ConfigError) for worker in self.cluster.workers.values()):
-            self._put({"clip": "1.0"}, None)
 
     def _time_out_collectives(self) -> None:
         """A worker in a step looks after nothing. When it is no member (its agent died, or it was replaced), nobody
@@ -363,7 +362,9 @@ class AgreementMachine(RuleBasedStateMachine):
     def _describe(self) -> str:
         cluster = self.cluster
         found = ((item.key.removeprefix(cluster.keys.root), item.text) for item in cluster.store.range("/").kvs)
-        state = {key: text for key, text in found if not key.startswith(("schema", "reports/schemas", "reports/metrics"))}
+        state = {
+            key: text for key, text in found if not key.startswith(("schema", "reports/schemas", "reports/metrics"))
+        }
         return f"{list(cluster.workers.values())}, {[host.node for host in self._hosts()]}, {state}"
 
     # -- helpers -----------------------------------------------------------------------------------------------------

@@ -156,6 +156,19 @@ def no_fence_around_the_newest_agreed() -> Any:
     return mock.patch.object(leadership, "for_action", for_action)
 
 
+def commit_without_the_mark() -> Any:
+    """A plan is committed although a rank, with no space to write an abort, has made sure that it is not."""
+    real = transactions.for_action
+
+    def for_action(action: Action, *rest: Any) -> Txn:
+        made = real(action, *rest)
+        return Txn(tuple(item for item in made.compares if "state/open/" not in item.text), made.then)
+
+    from instep.coordination import leadership
+
+    return mock.patch.object(leadership, "for_action", for_action)
+
+
 LOCKSTEP: dict[str, Mutant] = {
     mutant.__name__: mutant
     for mutant in (
@@ -178,5 +191,6 @@ DRIFTING: dict[str, Mutant] = {
         pass_the_gate_undecided,
         promise_too_late,
         who_left_counts_as_armed,
+        commit_without_the_mark,
     )
 }

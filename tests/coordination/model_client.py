@@ -10,7 +10,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from model_etcd import ModelEtcd
 
-from instep.errors import EtcdError, EtcdUnavailable
+from instep.errors import EtcdError, EtcdFull, EtcdUnavailable
 from instep.etcd import Compare, Event, KeyValue, Lease, Listing, Op, TxnResult, WatchBatch
 
 T = TypeVar("T")
@@ -94,11 +94,15 @@ class ModelClient:
         *,
         timeout_s: float | None = None,
     ) -> TxnResult:
-        text = "; ".join(op.text for op in then)
-        return await self._call(text, lambda: self.store.txn(compares, then, otherwise), timeout_s)
+        def execute() -> TxnResult:
+            self._need_space()
+            return self.store.txn(compares, then, otherwise)
+
+        return await self._call("; ".join(op.text for op in then), execute, timeout_s)
 
     async def lease_grant(self, ttl_s: int, *, timeout_s: float | None = None) -> Lease:
         def execute() -> Lease:
+            self._need_space()
             lease = self.store.grant()
             self.leases.add(lease)
             return Lease(lease, ttl_s)
@@ -119,6 +123,10 @@ class ModelClient:
 
     def watch(self, key: str, *, prefix: bool = True, start_revision: int = 0) -> ModelWatch:
         return ModelWatch(self, key, prefix, start_revision, self.lane_of(key))
+
+    def _need_space(self) -> None:
+        if self.store.full:
+            raise EtcdFull("the database has reached its quota")
 
     # -- what the test does to it -----------------------------------------------------------------------------------
 

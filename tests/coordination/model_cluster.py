@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self, cast
 
 from model_client import ModelClient, Request
@@ -20,8 +20,10 @@ from pydantic import Field, field_validator
 from virtual_loop import VirtualLoop
 
 from instep.agent.node import Node
+from instep.agent.worker import LocalWorker
 from instep.coordination.keys import Keys
-from instep.coordination.records import Agreed, Decision, Plan, View
+from instep.coordination.records import Agreed, Decision, Member, Plan, View
+from instep.coordination.schema import Schema
 from instep.errors import InstepError
 from instep.etcd import Client, Op
 from instep.scalar import Scalar
@@ -48,6 +50,48 @@ class Hyper(Hyperparameters):
         return value
 
 
+class ModelAbsentee:
+    """Where the connection of a worker will be that has not met this agent yet."""
+
+    pid = 1
+    words = None
+
+    def __init__(self, incarnation: str, on_died: Callable[[Any], None]) -> None:
+        self.incarnation = incarnation
+        self.closed = False
+        self._on_died = on_died
+
+    def send(self, message: object) -> None: ...
+
+    def close(self) -> None:
+        self.closed = True
+
+    def die(self) -> None:
+        if not self.closed:
+            self.close()
+            self._on_died(self)
+
+
+class ModelRoster:
+    """The file that outlives agents."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._kept: list[tuple[Member, Schema]] = []
+
+    def save(self, workers: Iterable[LocalWorker]) -> None:
+        self._kept = [(worker.record(), worker.schema) for worker in workers if worker.view]
+
+    def load(self, node: str, on_died: Callable[[Any], None]) -> list[LocalWorker]:
+        found = []
+        for member, schema in self._kept:
+            if self._host.lives(member.incarnation):
+                absentee = ModelAbsentee(member.incarnation, on_died)
+                self._host.absentees.append(absentee)
+                found.append(LocalWorker(member, schema, cast(Any, absentee), view=member.view, absent=True))
+        return found
+
+
 class Host:
     """One node: its agent, if there is one, and the connections that the agent has."""
 
@@ -57,6 +101,8 @@ class Host:
         self.client: ModelClient
         self.node: Node | None = None
         self.connections: list[ModelConnection] = []
+        self.absentees: list[ModelAbsentee] = []
+        self.roster = ModelRoster(self)
         self.may_start = True
         self.accepts = True
         self._cluster = cluster
@@ -68,6 +114,15 @@ class Host:
             self.loop.call_soon(self._start)
             self.loop.settle()
         return self.node is not None and self.accepts
+
+    def lives(self, incarnation: str) -> bool:
+        return any(worker.incarnation == incarnation and worker.alive for worker in self._cluster.ever)
+
+    def see_death(self, incarnation: str) -> None:
+        """Of a worker that this agent has not met: its pid tells."""
+        for absentee in self.absentees:
+            if absentee.incarnation == incarnation:
+                self.loop.call_soon(absentee.die)
 
     def _stop_accepting(self) -> None:
         self.accepts = False
@@ -85,11 +140,12 @@ class Host:
         for connection in self.connections:
             connection.break_off(keep_down=keep_down)
         self.connections.clear()
+        self.absentees.clear()
         self.node, self._serving = None, None
 
     def _start(self) -> None:
         self.client = ModelClient(self._cluster.store, self._cluster.keys.root)
-        self.node = Node(cast(Client, self.client), self._cluster.keys, self.name, TTL_S)
+        self.node = Node(cast(Client, self.client), self._cluster.keys, self.name, TTL_S, self.roster)
         self.node.on_empty = self._stop_accepting
         self.accepts = True
         self._serving = self.loop.create_task(self.node.run())
@@ -274,6 +330,7 @@ class Cluster:
         else:
             self._out_of_training(worker, lose_part=lose_part)
         worker.link.die()
+        worker.host.see_death(worker.incarnation)
         self.loop.settle()
 
     def look(self, evicted: Worker) -> None:
@@ -295,6 +352,7 @@ class Cluster:
         worker.alive = False
         self.training.leave(worker.rank)
         worker.link.die()
+        worker.host.see_death(worker.incarnation)
         self.loop.settle()
 
     def cut(self, worker: Worker) -> None:

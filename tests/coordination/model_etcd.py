@@ -26,6 +26,9 @@ class ModelEtcd:
 
     def __init__(self, clock: Callable[[], float] = lambda: 0.0) -> None:
         self.revision = 1
+        self.full = False
+        """The database has reached its quota: clients may read and delete, and that is all (some versions refuse even a
+        txn that only reads)."""
         self.watchers: list[Callable[[], None]] = []
         self.history: list[WatchBatch] = []
         self._keys: dict[str, KeyValue] = {}

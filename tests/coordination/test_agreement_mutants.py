@@ -67,6 +67,26 @@ def a_rank_leaves_far_ahead_of_the_one_that_leads(machine: AgreementMachine) -> 
     cluster.put({"lr": "0.2"})
 
 
+def the_database_is_full_while_a_rank_comes_to_its_gate(machine: AgreementMachine) -> None:
+    cluster = machine.cluster
+    for host in cluster.hosts:
+        host.client.hold_watch("acks")
+    cluster.put({"lr": "0.2"})
+    while len(cluster.store.range(cluster.keys.acks).kvs) < 2:
+        cluster.go()
+    plan = cluster.plan(1)
+    assert plan is not None
+    cluster.store.full = True
+    while cluster.workers[0].step <= plan.gate:
+        cluster.go(cluster.workers[0])
+        cluster.loop.advance(0.02)
+    assert cluster.workers[1].step < plan.gate
+    cluster.store.full = False
+    for host in cluster.hosts:
+        host.client.release_watch("acks")
+    cluster.loop.settle()
+
+
 CHAINS: list[tuple[Machine, Chain, Mutant]] = [
     (LockstepMachine, a_rank_is_replaced_between_commit_and_gate, mutants.newcomers_ignore_the_gate),
     (LockstepMachine, a_rank_is_replaced_between_commit_and_gate, mutants.forget_the_previous_values),
@@ -75,6 +95,7 @@ CHAINS: list[tuple[Machine, Chain, Mutant]] = [
         a_rank_is_replaced_when_all_have_promised_and_the_leader_does_not_know,
         mutants.view_leaves_the_plan_open_and_commit_ignores_the_view,
     ),
+    (DriftingMachine, the_database_is_full_while_a_rank_comes_to_its_gate, mutants.commit_without_the_mark),
     (DriftingMachine, a_rank_leaves_far_ahead_of_the_one_that_leads, mutants.who_left_counts_as_armed),
 ]
 

@@ -149,6 +149,40 @@ def test_what_a_worker_refused_is_not_started_from_although_the_schema_takes_it(
     assert start_values(desired(lr=("0.5", 9)), {"lr": 0.25}, SCHEMA, held).values["lr"] == 0.5
 
 
+def test_an_agreed_value_that_no_worker_takes_any_more_is_no_fallback() -> None:
+    held = rejected("lr", 7, by="worker")
+    assert start_values(desired(lr=("0.5", 7)), {"lr": 0.5}, SCHEMA, held).values["lr"] == AGREED["lr"]
+
+
+def test_a_worker_tries_what_the_schema_takes_by_revisions_over_what_holds_without_it() -> None:
+    stands = desired(lr=("0.5", 7), clip=("2.0", 7), batch=("8", 5), dropout=("nonsense", 6))
+    start = start_values(stands, {**AGREED, "lr": 0.25}, SCHEMA, {})
+    assert start.trial is not None
+    assert start.trial.values == start.values
+    assert start.trial.base == {**AGREED, "lr": 0.25}
+    assert start.trial.groups() == [(5, {"batch": 8}), (7, {"clip": 2.0, "lr": 0.5})]
+
+
+def test_what_a_worker_refuses_is_rejected_by_revisions_and_the_next_start_goes_without() -> None:
+    stands = desired(lr=("0.5", 7), clip=("2.0", 7), batch=("8", 5))
+    trial = start_values(stands, None, SCHEMA, {}).trial
+    assert trial is not None
+    rejections = trial.rejections({7: {"clip": "clip must be above lr"}})
+    assert {item.name: item.reason for item in rejections} == {
+        "clip": "clip must be above lr",
+        "lr": "it was written together with clip, which was rejected",
+    }
+    again = start_values(stands, None, SCHEMA, {item.name: item for item in rejections})
+    assert again.values == {**AGREED, "batch": 8}
+    assert again.trial is not None
+    assert again.trial.groups() == [(5, {"batch": 8})]
+
+
+def test_nothing_is_tried_where_nothing_is_desired_or_anything_goes() -> None:
+    assert start_values({}, None, SCHEMA, {}).trial is None
+    assert start_values(desired(lr=("0.5", 7)), None, ANY, {}).trial is None
+
+
 @given(DESIRED)
 def test_a_fresh_start_always_has_values_that_the_schema_takes(stands: dict[str, Desired]) -> None:
     start = start_values(stands, None, SCHEMA, {})

@@ -191,6 +191,57 @@ def test_other_scalars_can_be_declared(annotation: Any, default: Any) -> None:
     assert codec.decode({}).x == default
 
 
+# -- what a start can do without -----------------------------------------------------------------------------------
+
+
+class Ordered(instep.Hyperparameters):
+    """Low must stay below high, which no JSON Schema can say; and nobody may ask for 13."""
+
+    low: float = 1.0
+    high: float = 2.0
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Ordered:
+        if self.low >= self.high:
+            raise ValueError("low must be below high")
+        return self
+
+    @field_validator("seed")
+    @classmethod
+    def _lucky(cls, seed: int) -> int:
+        if seed == 13:
+            raise ValueError("13 is not lucky")
+        return seed
+
+
+DEFAULTS = {"low": 1.0, "high": 2.0, "seed": 0}
+
+
+def refused(*groups: tuple[int, dict[str, Any]], base: dict[str, Any] = DEFAULTS) -> dict[int, dict[str, str]]:
+    values = dict(base)
+    for _, change in groups:
+        values.update(change)
+    return dict(Codec(Ordered).refusals(values, base, groups))
+
+
+def test_values_that_fit_together_are_all_taken_whatever_their_order() -> None:
+    assert refused((5, {"low": 7.0}), (6, {"high": 9.0}), (7, {"seed": 4})) == {}
+
+
+def test_only_what_the_validators_refuse_is_left_out_with_its_reason() -> None:
+    assert refused((5, {"seed": 13}), (6, {"high": 9.0})) == {5: {"seed": "value error, 13 is not lucky"}}
+    assert refused((5, {"low": 7.0}), (6, {"seed": 3})) == {5: {"low": "value error, low must be below high"}}
+
+
+def test_a_value_that_needs_another_one_written_later_is_taken_with_it() -> None:
+    assert refused((5, {"low": 7.0}), (6, {"high": 9.0}), (7, {"seed": 13})).keys() == {7}
+
+
+def test_what_was_written_together_is_left_out_together() -> None:
+    assert refused((5, {"seed": 13, "high": 9.0})).keys() == {5}
+
+
 # -- without a class -----------------------------------------------------------------------------------------------
 
 

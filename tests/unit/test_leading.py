@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from instep.coordination.leading import (
     Progress,
     Refuse,
     Reject,
+    Restore,
     Situation,
     Tidy,
     is_settled,
@@ -346,3 +348,18 @@ def test_a_commit_always_has_the_acks_of_all_who_run_and_a_gate_that_nobody_has_
         has_left = record is not None and record.view == TWO.number and rank in record.ranks
         assert node in acked or has_left
         assert record is None or not has_left or record.last_step < open_plan.gate
+
+
+# -- what somebody deleted -----------------------------------------------------------------------------------------
+
+
+def test_what_was_deleted_is_restored_before_anything_else() -> None:
+    lost = {"/training/gpt-a/state/agreed": "{}"}
+    assert next_action(now(lost=lost)) == Restore(lost)
+
+
+def test_no_view_is_formed_of_workers_that_have_trained_with_nobody_knows_which_values() -> None:
+    """The desired values may be others than those that the ones which train hold."""
+    there = tuple(replace(item, member=item.member.model_copy(update={"view": 3})) for item in BOTH)
+    action = next_action(now(view=None, agreed=None, registered=there))
+    assert not isinstance(action, FormView)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
 from instep.coordination.leading import Abort, Action, Announce, Commit, FormView, OpenPlan, Refuse, Reject, Tidy
 from instep.coordination.records import Ack, Decision, Forming, Leader, Receipt, Refused, Rejected
@@ -14,7 +15,6 @@ from instep.coordination.transactions import (
     HISTORY_PLANS,
     MAX_REJECTIONS,
     RECEIPTS_KEPT,
-    Fence,
     Seen,
     Txn,
     abort,
@@ -35,7 +35,7 @@ TWO = view({"a": {0: 10}, "b": {1: 11}})
 MAX_OPS = 128
 """etcd's limit for the operations of one txn."""
 
-LEADS = Compare.create_revision(FENCE.candidate, "==", 77)
+LEADS = Compare.create_revision(FENCE.key, "==", 77)
 SAME_VIEW = Compare.mod_revision(f"{ROOT}state/view", "==", 41)
 SAME_AGREED = Compare.mod_revision(f"{ROOT}state/agreed", "==", 42)
 
@@ -72,7 +72,7 @@ def writes(txn: Txn) -> set[str]:
                 Compare.present(f"{ROOT}state/plans/3/decision"),
             ],
         ),
-        (Commit(plan(4), agreed()), [LEADS, SAME_VIEW, undecided(4)]),
+        (Commit(plan(4), agreed()), [LEADS, SAME_VIEW, undecided(4), Compare.present(f"{ROOT}state/open/4")]),
         (Abort(4, Decision(commit=False)), [Compare.present(f"{ROOT}state/plans/4"), undecided(4)]),
         (Announce(Forming(world_size=2, missing="1")), [LEADS]),
         (Reject((Rejected(name="lr", value="", revision=1, reason=""),)), [LEADS]),
@@ -90,9 +90,12 @@ def test_an_action_is_guarded_by_exactly_this(action: Action, guards: list[Compa
 @pytest.mark.parametrize(
     ("action", "expected"),
     [
-        (Commit(plan(4), agreed()), {"put state/plans/4/decision", "put state/agreed"}),
-        (Abort(4, Decision(commit=False)), {"put state/plans/4/decision"}),
-        (OpenPlan(plan(1)), {"put state/plans/1", "delete reports/acks/1/*", "delete reports/receipts/1/*"}),
+        (Commit(plan(4), agreed()), {"put state/plans/4/decision", "put state/agreed", "delete state/open/4"}),
+        (Abort(4, Decision(commit=False)), {"put state/plans/4/decision", "delete state/open/4"}),
+        (
+            OpenPlan(plan(1)),
+            {"put state/plans/1", "put state/open/1", "delete reports/acks/1/*", "delete reports/receipts/1/*"},
+        ),
         (Announce(Forming(world_size=2, missing="1")), {"put state/forming"}),
         (Tidy(("lr",), ("c1",)), {"delete state/rejected/lr", "delete changes/c1"}),
     ],
@@ -138,6 +141,7 @@ def test_history_is_forgotten_bit_by_bit() -> None:
     number = HISTORY_PLANS + 5
     assert writes(carry_out(OpenPlan(plan(number)))) == {
         f"put state/plans/{number}",
+        f"put state/open/{number}",
         f"delete reports/acks/{number}/*",
         f"delete reports/receipts/{number}/*",
         f"delete reports/acks/{number - ACKS_KEPT}/*",
@@ -160,7 +164,14 @@ def test_the_prefix_of_one_plan_is_not_that_of_another() -> None:
 def test_anybody_may_abort_a_plan_that_is_there_and_undecided() -> None:
     txn = abort(KEYS, 4, Decision(commit=False, by="b"))
     assert set(map(repr, txn.compares)) == {repr(Compare.present(KEYS.plan(4))), repr(undecided(4))}
-    assert writes(txn) == {"put state/plans/4/decision"}
+    assert writes(txn) == {"put state/plans/4/decision", "delete state/open/4"}
+
+
+def test_a_plan_without_its_mark_cannot_be_committed() -> None:
+    """A rank at a gate may go on once the mark is deleted: that needs no space in etcd's database."""
+    opened, committed = carry_out(OpenPlan(plan(4))), carry_out(Commit(plan(4), agreed()))
+    assert "put state/open/4" in writes(opened)
+    assert Compare.present(f"{ROOT}state/open/4") in committed.compares
 
 
 def test_an_ack_is_created_and_never_changed() -> None:
@@ -179,7 +190,7 @@ def test_acks_receipts_and_goodbyes_stand_on_no_lease() -> None:
 
 
 def test_only_who_holds_the_token_can_say_that_it_leads() -> None:
-    leader = Leader(node="a", rank=0, incarnation=incarnation(1), candidate=FENCE.candidate, token=77)
+    leader = Leader(node="a", rank=0, incarnation=incarnation(1), candidate=FENCE.key, token=77)
     txn = proclaim(KEYS, leader)
     assert txn.compares == (LEADS,)
     assert writes(txn) == {"put state/leader"}

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
+from instep.agent.space import Space
 from instep.coordination.keys import Keys
+from instep.coordination.outage import Outage
 from instep.coordination.records import Decision
 from instep.coordination.transactions import Txn, abort
-from instep.errors import EtcdUnavailable, InstepError
+from instep.errors import EtcdError, EtcdFull, InstepError
 from instep.etcd import Client, Listing, Op, TxnResult
 
 log = logging.getLogger("instep")
+
+T = TypeVar("T")
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
@@ -24,11 +28,16 @@ class Effects:
     """Runs writes in the background. Each is idempotent by its own compares, so a lost reply is settled by sending it
     again; `drain` waits for those under way."""
 
-    def __init__(self, client: Client, keys: Keys) -> None:
+    def __init__(self, client: Client, keys: Keys, space: Space) -> None:
         self._client = client
         self._keys = keys
+        self._space = space
         self._tasks: set[asyncio.Task[None]] = set()
         self._settling: set[int] = set()
+        self._outage = Outage("a write that must be made waits")
+
+    def __repr__(self) -> str:
+        return f"Effects({len(self._tasks)} under way, settling {sorted(self._settling)})"
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -59,39 +68,78 @@ class Effects:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _write(self, txn: Txn) -> None:
-        await self._insist(txn, ())
+        await self._insist(lambda: self._send(txn))
 
     async def _settle(self, number: int, decision: Decision, tell: Callable[[Decision], None]) -> None:
         try:
-            result = await self._insist(abort(self._keys, number, decision), (Op.get(self._keys.decision(number)),))
+            try:
+                stands = await self._abort(number, decision)
+            except EtcdFull:
+                stands = await self._abort_without_space(number, decision)
         finally:
             self._settling.discard(number)
-        if result.succeeded:
-            log.info("plan %d is aborted: %s", number, decision.reason)
-            tell(decision)
-            return
-        listing = result.results[0]
-        stands = Decision.decode_or_none(listing.kvs[0].value) if isinstance(listing, Listing) and listing.kvs else None
-        # No decision and no plan: it is so old that the history has let go of it, and nobody can commit it any more.
-        tell(stands or Decision(commit=False, reason="the plan is no longer in etcd"))
+        tell(stands)
+
+    async def _abort(self, number: int, decision: Decision) -> Decision:
+        """The decision that stands afterwards. Raises EtcdFull.
+
+        Where there is neither a plan nor a decision somebody has deleted them, a commit maybe: nobody guesses, they are
+        waited for, and the rank's own patience ends that.
+        """
+        read = Op.get(self._keys.decision(number))
+        txn = abort(self._keys, number, decision)
+        missing = Outage(f"plan {number} is not in etcd any more")
+        while True:
+            result = await self._insist(lambda: self._send(txn, (read,)), but=EtcdFull)
+            if result.succeeded:
+                log.info("plan %d is aborted: %s", number, decision.reason)
+                return decision
+            listing = result.results[0]
+            if isinstance(listing, Listing) and listing.kvs:
+                stands = Decision.decode_or_none(listing.kvs[0].value)
+                if stands is not None:
+                    missing.over()
+                    return stands
+            missing.met(EtcdError("its decision is waited for"))
+            await asyncio.sleep(LONGEST_PAUSE_S / 2)
+
+    async def _abort_without_space(self, number: int, decision: Decision) -> Decision:
+        """A full database takes no abort, but it deletes: without its mark the plan cannot be committed any more. So a
+        rank at the gate may go on at once, and the record follows when there is space."""
+        await self._insist(lambda: self._client.delete(self._keys.open_mark(number), timeout_s=ATTEMPT_S))
+        stands = await self._insist(lambda: self._read_decision(number))
+        if stands is None:
+            log.info("plan %d cannot be committed any more: %s", number, decision.reason)
+            self.write(abort(self._keys, number, decision))
+        return stands or decision
 
     async def _look_up(self, number: int, tell: Callable[[Decision], None]) -> None:
-        result = await self._insist(Txn((), (Op.get(self._keys.decision(number)),)), ())
-        listing = result.results[0]
-        if isinstance(listing, Listing) and listing.kvs:
-            decision = Decision.decode_or_none(listing.kvs[0].value)
-            if decision is not None:
-                tell(decision)
+        decision = await self._insist(lambda: self._read_decision(number))
+        if decision is not None:
+            tell(decision)
 
-    async def _insist(self, txn: Txn, otherwise: tuple[Op, ...]) -> TxnResult:
+    async def _read_decision(self, number: int) -> Decision | None:
+        item = await self._client.get(self._keys.decision(number), timeout_s=ATTEMPT_S)
+        return Decision.decode_or_none(item.value) if item is not None else None
+
+    async def _send(self, txn: Txn, otherwise: tuple[Op, ...] = ()) -> TxnResult:
+        result = await self._client.txn(txn.compares, txn.then, otherwise, timeout_s=ATTEMPT_S)
+        self._outage.over()
+        self._space.written()
+        return result
+
+    async def _insist(self, attempt: Callable[[], Awaitable[T]], but: type[EtcdError] | tuple[()] = ()) -> T:
+        """The result of the first attempt that does not fail; only a `but` ends it."""
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                return await self._client.txn(txn.compares, txn.then, otherwise, timeout_s=ATTEMPT_S)
-            except EtcdUnavailable as error:
-                log.debug("a write waits for etcd: %s", error)
+                return await attempt()
             except InstepError as error:
-                log.error("etcd refuses a write that must be made: %s", error)
+                self._outage.met(error)
+                if isinstance(error, EtcdError):
+                    self._space.refused(error)
+                if isinstance(error, but):
+                    raise
             await asyncio.sleep(pause_s)
             pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
 

@@ -6,12 +6,13 @@ import logging
 import time
 from collections.abc import Callable
 
+from instep.agent.space import Space
 from instep.agent.workers import Workers
 from instep.coordination.keys import Keys
 from instep.coordination.records import Metrics, View
 from instep.coordination.session import Session
 from instep.errors import EtcdError
-from instep.etcd import Client, Op
+from instep.etcd import Client, Compare, Op
 
 log = logging.getLogger("instep")
 
@@ -26,20 +27,27 @@ class MetricsWriter:
     """On the node's lease, so that figures of a rank that is gone go too. Dropped when etcd is away."""
 
     def __init__(
-        self, client: Client, keys: Keys, session: Session, clock: Callable[[], float] = time.monotonic
+        self,
+        client: Client,
+        keys: Keys,
+        session: Session,
+        space: Space,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._keys = keys
         self._session = session
+        self._space = space
         self._clock = clock
         self._next_at = 0.0
         self._written: dict[int, Metrics] = {}
 
-    async def write(self, workers: Workers, view: View | None, step_time_s: float) -> None:
-        """Writes what has changed since the last time, if it is time again."""
+    async def write(self, workers: Workers, view: View | None, step_time_s: float) -> bool:
+        """Writes what has changed since the last time, if it is time again. False when a worker's registration turns
+        out to be gone although the lease stands: somebody has deleted it."""
         now, lease_id = self._clock(), self._session.lease_id
         if view is None or not lease_id or now < self._next_at:
-            return
+            return True
         self._next_at = now + max(MIN_INTERVAL_S, view.world_size / RANKS_PER_SECOND)
         news = {
             worker.rank: Metrics(
@@ -53,10 +61,21 @@ class MetricsWriter:
         }
         news = {rank: record for rank, record in news.items() if self._written.get(rank) != record}
         puts = [Op.put(self._keys.metrics_of(rank), record.encode(), lease=lease_id) for rank, record in news.items()]
+        there = [
+            Compare.present(self._keys.member(worker.rank, worker.incarnation))
+            for worker in workers
+            if worker.rank in news and worker.view == view.number
+        ]
+        registered = True
         try:
-            for start in range(0, len(puts), BATCH):
-                await self._client.txn([], puts[start : start + BATCH], timeout_s=TIMEOUT_S)
+            for part in (slice(start, start + BATCH) for start in range(0, len(puts), BATCH)):
+                result = await self._client.txn(there[part], puts[part], puts[part], timeout_s=TIMEOUT_S)
+                registered &= result.succeeded
         except EtcdError as error:
             log.debug("metrics dropped: %s", error)
-            return
+            self._space.refused(error)
+            return True
+        if puts:
+            self._space.written()
         self._written.update(news)
+        return registered

@@ -9,12 +9,16 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from instep.agent.absentee import Absentee
 from instep.agent.connection import Connection
 from instep.agent.effects import Effects
 from instep.agent.metrics import MetricsWriter
 from instep.agent.office import Office
 from instep.agent.pace import PaceMeter
 from instep.agent.registry import Registry
+from instep.agent.roster import NoRoster, Roster
+from instep.agent.space import Space
+from instep.agent.tryouts import Tryouts
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
 from instep.coordination.keys import Keys
@@ -30,11 +34,12 @@ from instep.coordination.node import (
     WriteLeft,
     WriteReceipt,
 )
+from instep.coordination.outage import Outage
 from instep.coordination.records import Decision, Left, View
 from instep.coordination.session import Session
 from instep.coordination.state import RunState
 from instep.coordination.transactions import acknowledge, write_left, write_receipt
-from instep.errors import EtcdDenied, EtcdUnavailable, InstepError
+from instep.errors import EtcdDenied, EtcdFull, EtcdUnavailable, InstepError
 from instep.etcd import Client, Event
 from instep.wire import Message
 
@@ -51,20 +56,34 @@ LEAVE_S: Final = 30.0
 class Node:
     """All that one agent does for one run. `run` returns when the last worker has gone."""
 
-    def __init__(self, client: Client, keys: Keys, name: str, ttl_s: int) -> None:
+    def __init__(self, client: Client, keys: Keys, name: str, ttl_s: int, roster: Roster | None = None) -> None:
         self._client = client
         self._keys = keys
         self._name = name
         self._workers = Workers()
+        self._roster = roster or NoRoster()
         self._agreement = NodeAgreement(name)
         self._pace = PaceMeter()
-        self._effects = Effects(client, keys)
+        self._space = Space(self._note)
+        self._effects = Effects(client, keys, self._space)
         self._state = RunState(client, keys, self._on_state)
-        self._session = Session(client, ttl_s, self._on_lease)
-        self._registry = Registry(client, keys, self._session, self._workers)
-        self._office = Office(client, keys, self._session, self._state, self._workers, name, self._measure, ttl_s)
-        self._metrics = MetricsWriter(client, keys, self._session)
+        self._session = Session(client, ttl_s=ttl_s, on_lease=self._on_lease)
+        self._registry = Registry(client, keys, self._session, self._workers, self._space)
+        self._tryouts = Tryouts(self._workers)
+        self._office = Office(
+            client,
+            keys,
+            self._session,
+            self._state,
+            self._workers,
+            name,
+            pace=self._measure,
+            try_out=self._tryouts.ask,
+            ttl_s=ttl_s,
+        )
+        self._metrics = MetricsWriter(client, keys, self._session, self._space)
         self._left_before: Left | None = None
+        self._unlisted = Outage("the run's state cannot be read")
         self._listed = False
         self._early: list[Callable[[], None]] = []
         """What workers said before it was known where the run stands."""
@@ -84,6 +103,7 @@ class Node:
 
         Raises EtcdDenied or SettingsError when etcd will not have us at all.
         """
+        self._adopt()
         serving = [
             asyncio.create_task(self._session.run()),
             asyncio.create_task(self._follow_state()),
@@ -100,6 +120,14 @@ class Node:
             await self._effects.drain(DRAIN_S)
             await self._office.resign()
             await cancelled(*serving)
+
+    def _adopt(self) -> None:
+        """Workers that a former agent served and that have not come yet are registered all the same: one of them may
+        wait in a step for a rank that died, and its replacement needs all the others."""
+        for worker in self._roster.load(self._name, self.on_died):
+            log.info("rank %d (pid %d) lives, and is waited for", worker.rank, worker.connection.pid)
+            self._workers.add(worker)
+            self._somebody.set()
 
     def fail_all(self, error: InstepError, kind: str) -> None:
         """Tells every worker that nothing can be done for it, and why."""
@@ -119,7 +147,9 @@ class Node:
         worker = self._workers.of(connection)
         if worker is None:
             return
-        if message["t"] == "leave":
+        if message["t"] == "tried":
+            self._tryouts.answered(message)
+        elif message["t"] == "leave":
             worker.tell({"t": "bye"})
             self._on_gone(worker, clean=bool(message["clean"]), last_step=int(message["step"]))
         elif message["t"] == "report":
@@ -127,7 +157,7 @@ class Node:
         elif self._is_in_view(worker):
             self._do(self._answered(worker.rank, message))
 
-    def on_died(self, connection: Connection) -> None:
+    def on_died(self, connection: Connection | Absentee) -> None:
         if not self._listed:
             self._early.append(lambda: self.on_died(connection))
             return
@@ -154,6 +184,9 @@ class Node:
 
     def _on_hello(self, worker: LocalWorker, undecided: int | None) -> None:
         log.info("rank %d of %d (pid %d) is here", worker.rank, worker.member.world_size, worker.member.pid)
+        for other in self._workers:
+            if other.rank == worker.rank and other.incarnation != worker.incarnation and other.absent:
+                self._on_gone(other, clean=False)  # replaced: it will hear so when it comes
         self._workers.add(worker)
         self._somebody.set()
         self._effects.start(self._register(worker))
@@ -166,6 +199,7 @@ class Node:
     def _on_gone(self, worker: LocalWorker, *, clean: bool, last_step: int = -1) -> None:
         in_view = self._is_in_view(worker)
         self._workers.remove(worker)
+        self._roster.save(self._workers)
         worker.connection.close()
         if in_view:
             agreement, rank = self._agreement, worker.rank
@@ -187,12 +221,13 @@ class Node:
                 self._left_before = Left.decode_or_none(left.value if left is not None else None)
                 await self._state.mirror.run()
             except EtcdUnavailable as error:
-                log.warning("%s", error)
+                self._unlisted.met(error)
                 self._tell_waiting(str(error), urgent=True)
                 await asyncio.sleep(TICK_S)
 
     def _on_state(self, events: tuple[Event, ...]) -> None:
         first, self._listed = not self._listed, True
+        self._unlisted.over()
         view, plan = self._state.view, self._state.plan
         if view is not None and view.number != self._agreement.view_number:
             self._do(self._agreement.on_view(view, self._left_before))
@@ -225,8 +260,10 @@ class Node:
         if self._is_in_view(worker):
             start = view.start.model_dump()
             kind = "welcome" if not worker.view else "view"
+            if worker.view != view.number:
+                worker.view = view.number
+                self._roster.save(self._workers)
             worker.tell({"t": kind, "view": view.number, "start": start, "node": self._name})
-            worker.view = view.number
             self._do(self._agreement.on_joined(worker.rank))
         elif worker.view and view.number > worker.view:
             self._part_with(worker, "evicted", _evicted(worker, view))
@@ -235,6 +272,7 @@ class Node:
         log.warning("rank %d: %s", worker.rank, text)
         worker.tell({"t": "failure", "kind": kind, "text": text})
         self._workers.remove(worker)
+        self._roster.save(self._workers)
         self._effects.start(self._registry.forget(worker))
         self._effects.start(self._office.stand())
         if not len(self._workers):
@@ -307,10 +345,13 @@ class Node:
             self._effects.start(self._office.stand())  # our candidate key may have been deleted
             self._note_link()
             self._give_up_on_the_dead()
+            if isinstance(self._session.trouble, EtcdFull):
+                self._space.refused(self._session.trouble)
             if self._linked:
                 text, missing = _waiting_for(self._state)
-                self._tell_waiting(text, missing=missing)
-            await self._metrics.write(self._workers, self._state.view, self._pace.step_time_s)
+                self._tell_waiting(self._space.problem or text, missing=missing)
+            if not await self._metrics.write(self._workers, self._state.view, self._pace.step_time_s):
+                self._effects.start(self._register_all())
 
     def _give_up_on_the_dead(self) -> None:
         """An agent that never reached etcd and has no living worker left has nothing to wait for."""
@@ -349,6 +390,10 @@ class Node:
             else "etcd does not answer: training goes on with the agreed values, changes wait"
         )
         log.warning("%s", text)
+        self._note(text)
+
+    def _note(self, text: str) -> None:
+        """For people who look at the training's own log: through one rank of the node."""
         for worker in list(self._workers)[:1]:
             worker.tell({"t": "note", "level": logging.WARNING, "text": text})
 

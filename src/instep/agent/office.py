@@ -10,13 +10,15 @@ from collections.abc import Callable
 
 from instep.agent.workers import Workers
 from instep.coordination.election import Election
+from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
-from instep.coordination.leadership import Leadership, Pace
+from instep.coordination.leadership import Leadership, Pace, TryOut
 from instep.coordination.mirror import cancelled
+from instep.coordination.outage import Outage
 from instep.coordination.records import Leader
 from instep.coordination.session import Session
 from instep.coordination.state import RunState
-from instep.coordination.transactions import Fence, proclaim
+from instep.coordination.transactions import proclaim
 from instep.errors import EtcdError, EtcdUnavailable
 from instep.etcd import Client
 
@@ -38,7 +40,9 @@ class Office:
         state: RunState,
         workers: Workers,
         node: str,
+        *,
         pace: Callable[[], Pace],
+        try_out: TryOut,
         ttl_s: float,
     ) -> None:
         self._client = client
@@ -48,10 +52,12 @@ class Office:
         self._workers = workers
         self._node = node
         self._pace = pace
+        self._try_out = try_out
         self._ttl_s = ttl_s
-        self._election = Election(client, keys, session)
+        self._election = Election(client, session, keys.election)
         self._lock = asyncio.Lock()
         self._leadership: Leadership | None = None
+        self._outage = Outage("the candidate key cannot be written")
 
     def __repr__(self) -> str:
         return f"Office({self._leadership or self._election!r})"
@@ -71,12 +77,13 @@ class Office:
                         await self._election.resign()
                     elif lease_id:
                         value = {"node": self._node, "rank": worker.rank, "incarnation": worker.incarnation}
-                        await self._election.stand(f"{worker.incarnation}-{lease_id:x}", json.dumps(value))
+                        await self._election.stand(worker.incarnation, json.dumps(value))
+                    self._outage.over()
                     return
                 except EtcdUnavailable as error:
-                    log.warning("the candidate key could not be written yet: %s", error)
+                    self._outage.met(error)
                 except EtcdError as error:
-                    log.error("the candidate key cannot be written: %s", error)
+                    self._outage.met(error)
                     return
                 await asyncio.sleep(RETRY_S)
 
@@ -88,7 +95,7 @@ class Office:
     async def run(self) -> None:
         """Campaigns and leads, over and over, until cancelled."""
         while True:
-            fence = await self._election.campaign()
+            fence = await self._election.elected()
             try:
                 await self._serve(fence)
             except EtcdError as error:
@@ -104,7 +111,15 @@ class Office:
             await asyncio.sleep(RETRY_S)
             return
         log.info("leading with token %d", fence.token)
-        self._leadership = Leadership(self._client, self._keys, fence, self._state, pace=self._pace, ttl_s=self._ttl_s)
+        self._leadership = Leadership(
+            self._client,
+            self._keys,
+            fence,
+            self._state,
+            pace=self._pace,
+            try_out=self._try_out,
+            ttl_s=self._ttl_s,
+        )
         term = asyncio.create_task(self._leadership.run())
         over = asyncio.create_task(self._election.lost(fence))
         try:
@@ -117,12 +132,12 @@ class Office:
             log.info("the term with token %d is over", fence.token)
 
     async def _proclaim(self, fence: Fence) -> bool:
-        candidate = await self._client.get(fence.candidate)
+        candidate = await self._client.get(fence.key)
         if candidate is None or candidate.create_revision != fence.token:
             return False
         named = json.loads(candidate.value)
         host = next((w.member.host for w in self._workers if w.incarnation == named["incarnation"]), "")
-        leader = Leader(**named, candidate=fence.candidate, token=fence.token, host=host)
+        leader = Leader(**named, candidate=fence.key, token=fence.token, host=host)
         txn = proclaim(self._keys, leader)
         result = await self._client.txn(txn.compares, txn.then)
         if result.succeeded:

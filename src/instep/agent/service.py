@@ -14,6 +14,7 @@ from pathlib import Path
 
 from instep.agent.connection import Connection
 from instep.agent.node import Node
+from instep.agent.roster import RosterFile
 from instep.agent.server import Server
 from instep.coordination.connect import open_client
 from instep.coordination.keys import Keys
@@ -53,7 +54,8 @@ async def _serve(folder: RuntimeFolder, run: str, settings: Settings, name: str)
         await _refuse_everybody(folder, error)
         return
     async with client:
-        node = Node(client, Keys(settings.namespace, run), _node_name(folder, name), settings.ttl_s)
+        keys, roster = Keys(settings.namespace, run), RosterFile(folder.roster)
+        node = Node(client, keys, _node_name(folder, name), settings.ttl_s, roster)
         server = Server(folder.socket, node.on_message, node.on_died)
         node.on_empty, node.on_tick = server.stop_accepting, server.stay_reachable
         server.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from instep.agent.absentee import Absentee
 from instep.agent.connection import Connection
 from instep.coordination.records import Member
 from instep.coordination.schema import Schema
@@ -17,9 +18,11 @@ class LocalWorker:
 
     member: Member
     schema: Schema
-    connection: Connection
+    connection: Connection | Absentee
     view: int = 0
     """The view it was welcomed to; 0 while it waits for one."""
+    absent: bool = False
+    """It lives, and was met by a former agent of this node only."""
     told_leads: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from instep.agent.absentee import Absentee
 from instep.agent.connection import Connection
 from instep.agent.worker import LocalWorker
 from instep.coordination.records import Leader, View
@@ -35,7 +36,7 @@ class Workers:
         if self._by_incarnation.get(worker.incarnation) is worker:
             del self._by_incarnation[worker.incarnation]
 
-    def of(self, connection: Connection) -> LocalWorker | None:
+    def of(self, connection: Connection | Absentee) -> LocalWorker | None:
         return next((worker for worker in self if worker.connection is connection), None)
 
     def in_view(self, view: View | None, node: str) -> dict[int, LocalWorker]:

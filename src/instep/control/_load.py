@@ -8,7 +8,7 @@ from typing import Any
 
 from instep.control._picture import Picture
 from instep.coordination.keys import Keys
-from instep.errors import Compacted
+from instep.errors import Compacted, EtcdFull
 from instep.etcd import Client, Listing, Op
 
 PLANS_READ = 12
@@ -39,14 +39,10 @@ async def load(
 
 
 async def _load(client: Client, keys: Keys, plans: int, receipts: int, members: bool, metrics: bool) -> Picture:
-    single = [Op.get(key) for key in (keys.view, keys.agreed, keys.leader, keys.schema)]
-    ranges = [Op.range(prefix) for prefix in (keys.config, keys.changes, keys.rejected, keys.left)]
-    result = await client.txn([], [*single, *ranges])
-    picture = Picture(keys, revision=result.revision)
-    for part in result.results:
-        if isinstance(part, Listing):
-            picture.put_all(part.kvs)
-    revision = result.revision
+    revision, parts = await _first(client, keys)
+    picture = Picture(keys, revision=revision)
+    for part in parts:
+        picture.put_all(part.kvs)
     more = [client.range(keys.plans, revision=revision, newest_first=True, limit=2 * plans)]
     if members:
         more.append(client.range(keys.members, revision=revision, page_size=PAGE_SIZE))
@@ -57,6 +53,19 @@ async def _load(client: Client, keys: Keys, plans: int, receipts: int, members: 
     await load_receipts(client, picture, sorted(picture.plans)[-receipts:] if receipts else (), revision)
     picture.revision = revision
     return picture
+
+
+async def _first(client: Client, keys: Keys) -> tuple[int, list[Listing]]:
+    """What every reading needs, in one request, and its revision."""
+    single = (keys.view, keys.agreed, keys.leader, keys.schema)
+    prefixes = (keys.config, keys.changes, keys.rejected, keys.left)
+    try:
+        result = await client.txn([], [*map(Op.get, single), *map(Op.range, prefixes)])
+    except EtcdFull:
+        # Some versions of etcd refuse any txn while their database is full, also one that only reads.
+        revision = (await client.range(keys.config, limit=1)).revision
+        return revision, await together([client.range(key, revision=revision) for key in (*single, *prefixes)])
+    return result.revision, [part for part in result.results if isinstance(part, Listing)]
 
 
 async def load_receipts(client: Client, picture: Picture, numbers: Iterable[int], revision: int) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from instep.control._facts import Facts, ValueChange
 from instep.control._feed import Feed
@@ -17,7 +17,7 @@ from instep.control._picture import Picture
 from instep.control._runs import RunState, require_run, state_of
 from instep.coordination.keys import Keys
 from instep.coordination.records import Plan, format_ranks
-from instep.errors import Compacted
+from instep.errors import Compacted, EtcdError, EtcdFull
 from instep.etcd import Client
 from instep.scalar import Scalar
 
@@ -25,6 +25,7 @@ MAX_GROUPS = 12
 """Groups of ranks, and nodes that are waited for, that a status names one by one."""
 RECENT = 3
 _MIN_PAUSE_S = 0.1
+_ALARMS_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +118,33 @@ class Status(Facts):
     values: tuple[Value, ...]
     plan: PlanFacts | None
     recent: tuple[Entry, ...]
+    trouble: str | None = None
+    """What is wrong with etcd itself, and the cure, in one sentence: while it lasts, changes wait."""
 
 
 async def status(client: Client, keys: Keys) -> Status:
     """The run at one revision of etcd. Raises RunNotFound. Summaries stay small at any number of ranks."""
-    picture = await load(client, keys, members=True, metrics=True)
-    if picture.empty:
-        await require_run(client, keys)
-    return status_of(picture, client.endpoint)
+    trouble = asyncio.ensure_future(_trouble(client))
+    try:
+        picture = await load(client, keys, members=True, metrics=True)
+        if picture.empty:
+            await require_run(client, keys)
+        return replace(status_of(picture, client.endpoint), trouble=await trouble)
+    finally:
+        trouble.cancel()
+
+
+async def _trouble(client: Client) -> str | None:
+    """None also when etcd does not tell: a status must not fail for want of it."""
+    try:
+        alarms = await client.alarms(timeout_s=_ALARMS_S)
+    except EtcdError:
+        return None
+    if "NOSPACE" in alarms:
+        return f"etcd takes no writes, so changes wait while training goes on: {EtcdFull.REASON}"
+    if alarms:
+        return f"etcd has raised the alarm {', '.join(alarms)}: see 'etcdctl alarm list' and etcd's own log"
+    return None
 
 
 async def watch_status(client: Client, keys: Keys, *, tick_s: float = 1.0) -> AsyncGenerator[Status]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from instep.coordination.records import Rejected
 from instep.coordination.schema import Schema
+from instep.coordination.trial import Taken, Trial
 from instep.names import MAX_TOTAL_BYTES
 from instep.scalar import Scalar, format_scalar, same
 
@@ -30,6 +31,8 @@ class Start:
 
     values: dict[str, Scalar]
     rejections: tuple[Rejected, ...] = ()
+    trial: Trial | None = None
+    """For a worker to try; None when there is nothing that only a worker could refuse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,25 +104,38 @@ def start_values(
     and reported, and never fatal.
     """
     fallback = {name: value for name, value in (agreed or {}).items() if _fits(name, value, schema)}
-    values = schema.defaults()
+    values, base = schema.defaults(), schema.defaults()
     rejections: list[Rejected] = []
+    taken: list[Taken] = []
     for item in desired.values():
-        record = rejected.get(item.name)
-        if record and record.by == "worker" and record.revision == item.revision:
-            rejection = record
-        else:
-            try:
-                value = schema.parse(item.name, item.text)
-                if _total_bytes({**values, item.name: value}) > MAX_TOTAL_BYTES:
-                    raise ValueError(f"all values together would have over {MAX_TOTAL_BYTES} bytes")
-                values[item.name] = value
-                continue
-            except ValueError as error:
-                rejection = _rejection(item, str(error), "schema")
+        parsed, rejection = _usable(item, values, schema, rejected.get(item.name))
+        # What was agreed in a former life is no way out where it is the very value that cannot be used now.
+        if item.name in fallback and not any(same(fallback[item.name], value) for value in parsed):
+            base[item.name] = fallback[item.name]
+        if rejection is None:
+            values[item.name] = parsed[0]
+            taken.append(Taken(item.name, parsed[0], item.text, item.revision))
+            continue
         rejections.append(rejection)
-        if item.name in fallback:
-            values[item.name] = fallback[item.name]
-    return Start(values, tuple(rejections))
+        if item.name in base:
+            values[item.name] = base[item.name]
+    trial = Trial(values, base, tuple(taken)) if taken and not schema.any_scalar else None
+    return Start(values, tuple(rejections), trial)
+
+
+def _usable(
+    item: Desired, values: Mapping[str, Scalar], schema: Schema, record: Rejected | None
+) -> tuple[tuple[Scalar, ...], Rejected | None]:
+    """The value if the schema takes it, and why it cannot be used, if it cannot."""
+    try:
+        value = schema.parse(item.name, item.text)
+    except ValueError as error:
+        return (), _rejection(item, str(error), "schema")
+    if record is not None and record.by == "worker" and record.revision == item.revision:
+        return (value,), record
+    if _total_bytes({**values, item.name: value}) > MAX_TOTAL_BYTES:
+        return (value,), _rejection(item, f"all values together would have over {MAX_TOTAL_BYTES} bytes", "schema")
+    return (value,), None
 
 
 def _by_revision(desired: Mapping[str, Desired]) -> list[tuple[int, list[Desired]]]:

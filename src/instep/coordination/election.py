@@ -1,113 +1,191 @@
-"""Leader election among nodes: the oldest candidate leads, and its create revision is the fencing token.
-
-After etcd's concurrency package (client/v3/concurrency/election.go): each candidate waits for the one before it only,
-so a leader's death wakes one node and not all.
-"""
+"""Leader election: the oldest candidate leads, and the create revision of its key is the fencing token."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from instep.coordination.keys import Keys
+from instep.coordination.changes import Changes
+from instep.coordination.fence import Fence
+from instep.coordination.outage import Outage
+from instep.coordination.queue import Queue, in_order
 from instep.coordination.session import Session
-from instep.coordination.transactions import Fence
-from instep.errors import InstepError
-from instep.etcd import Client, Compare, Op
-
-log = logging.getLogger("instep")
-
-RETRY_S = 0.2
+from instep.coordination.waiting import RETRY_S, first_of
+from instep.errors import EtcdUnavailable, Fenced, InstepError
+from instep.etcd import Client, Compare, KeyValue, Op
 
 
 @dataclass(frozen=True, slots=True)
-class Candidacy:
-    """Our key in the election. The value names the worker that would lead."""
+class Incumbent:
+    """Who leads, as of a moment that has passed: the value it proclaims, and its right to write."""
 
-    key: str
     value: str
-    lease_id: int
+    fence: Fence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ElectionStatistics:
+    """Counts since the election was made. `fenced`: proclamations refused because another led already."""
+
+    won: int
+    lost: int
+    proclaimed: int
+    fenced: int
+
+
+def incumbent_of(entries: Mapping[str, KeyValue], prefix: str) -> Incumbent | None:
+    """The oldest candidate."""
+    queue = in_order(entries.values(), prefix)
+    return Incumbent(queue[0].text, Fence(queue[0].key, queue[0].create_revision)) if queue else None
 
 
 class Election:
-    """Promise: `campaign` returns with the token of the oldest candidate key while our lease was still valid after the
-    last wait. Limit: that is true of the past; only a txn that compares the token is protected by it.
+    """One candidate in the election under `prefix`, on the session's lease.
+
+    Promise: `campaign` returns the fence of the oldest candidate key while our lease was still valid after the last
+    wait. Tokens rise from leader to leader, and a txn with `fence.compare()` is refused once another leads.
+    Limit: all else is true of the past. Two may believe at once that they lead, for as long as a reply travels; nothing
+    outside etcd is protected unless it refuses lower tokens. Look at `leading` before each act: it is False as soon as
+    the lease cannot be renewed ("suspended"), before anybody else can lead. One campaign at a time.
     """
 
-    def __init__(self, client: Client, keys: Keys, session: Session) -> None:
+    def __init__(self, client: Client, session: Session, prefix: str) -> None:
         self._client = client
-        self._keys = keys
         self._session = session
-        self._candidacy: Candidacy | None = None
+        self._queue = Queue(client, session, prefix)
+        self._fence: Fence | None = None
+        self._lease_id = 0
+        self._won = self._lost = self._proclaimed = self._fenced = 0
 
     def __repr__(self) -> str:
-        return f"Election({self._keys.election}, {self._candidacy.key if self._candidacy else 'no candidate'})"
+        return f"Election({f'token {self._fence.token}' if self._fence else 'not elected'}, {self._queue!r})"
 
-    async def stand(self, incarnation: str, value: str) -> None:
-        """Creates our candidate key; one that stood for another worker goes in the same txn. Safe to repeat."""
-        candidacy = Candidacy(self._keys.candidate(incarnation), value, self._session.lease_id)
-        if candidacy == self._candidacy or not candidacy.lease_id:
-            return
-        then = [Op.put(candidacy.key, value, lease=candidacy.lease_id)]
-        if self._candidacy is not None and self._candidacy.key != candidacy.key:
-            then.append(Op.delete(self._candidacy.key))
-        await self._client.txn([Compare.absent(candidacy.key)], then)
-        self._candidacy = candidacy
+    def statistics(self) -> ElectionStatistics:
+        return ElectionStatistics(won=self._won, lost=self._lost, proclaimed=self._proclaimed, fenced=self._fenced)
 
-    async def resign(self) -> None:
-        """Takes our candidate key away, so that the next one leads at once."""
-        candidacy, self._candidacy = self._candidacy, None
-        if candidacy is not None:
-            await self._client.delete(candidacy.key)
+    # -- leading ----------------------------------------------------------------------------------------------------
 
-    async def campaign(self) -> Fence:
-        """Waits until our candidate key is the oldest. Rides out outages; cancel it to stop waiting."""
-        while True:
-            try:
-                fence = await self._lead_or_wait()
-            except InstepError as error:
-                log.warning("the election cannot be followed (%s)", error)
-                await asyncio.sleep(RETRY_S)
-                continue
-            if fence is not None and self._session.valid:
-                return fence
-            if fence is not None:
-                await asyncio.sleep(RETRY_S)  # etcd still holds the key of a lease that we cannot rely on
+    @property
+    def fence(self) -> Fence | None:
+        """Of the term that was won last; None after `resign`, and once `lost` or `proclaim` have seen its end."""
+        return self._fence
+
+    @property
+    def leading(self) -> bool:
+        """Whether we may act as leader: elected, and our lease is renewed as it should be."""
+        session = self._session
+        return self._fence is not None and session.lease_id == self._lease_id and session.link == "connected"
+
+    async def campaign(self, value: str) -> Fence:
+        """Stands with `value` and waits until elected. It waits as long as others lead, and rides out outages and lost
+        leases: bound it with `asyncio.timeout`. Cancelled, or refused by etcd, it leaves no candidate behind.
+        """
+        if self._fence is not None and self._queue.standing and self._session.lease_id == self._lease_id:
+            return self._fence
+        try:
+            return self._elected(await self._queue.win(value))
+        except BaseException:
+            await self.resign()
+            raise
 
     async def lost(self, fence: Fence) -> None:
-        """Returns when the candidate key that carried the token is gone."""
+        """Returns when the term is over: its key is gone, or its lease can no longer be relied on."""
+        outage = Outage("our own candidate cannot be watched")
         while True:
             try:
-                await self._wait_gone(fence.candidate, fence.token)
-                return
+                await first_of(self._queue.gone(fence), self._session.wait_lost(self._lease_id))
+                break
             except InstepError as error:
-                log.warning("our own candidate cannot be watched (%s)", error)
+                outage.met(error)
                 await asyncio.sleep(RETRY_S)
+        outage.over()
+        self._over(fence)
 
-    async def _lead_or_wait(self) -> Fence | None:
-        listing = await self._client.range(self._keys.election)
-        candidates = sorted(listing.kvs, key=lambda item: item.create_revision)
-        ours = self._candidacy
-        place = next((i for i, item in enumerate(candidates) if ours is not None and item.key == ours.key), None)
-        if place is None and ours is self._candidacy:
-            self._candidacy = None  # somebody deleted it, or its lease ended: stand again
-        if place is None or ours is None:
-            await asyncio.sleep(RETRY_S)  # not standing (no lease, or no worker yet)
-            return None
-        if place == 0:
-            return Fence(ours.key, candidates[0].create_revision)
-        before = candidates[place - 1]
-        await self._wait_gone(before.key, before.create_revision)
-        return None
+    async def proclaim(self, value: str) -> None:
+        """Replaces the value of our candidate key, for those who `observe`. Raises Fenced when we no longer lead, and
+        EtcdUnavailable when it is not known in the client's time whether it was written: then call it again.
+        """
+        fence = self._fence
+        if fence is None:
+            raise Fenced("We do not lead: win a campaign before proclaiming a value.", token=0)
+        if not await self._write(fence, value):
+            self._fenced += 1
+            self._over(fence)
+            raise Fenced(f"Another leads: the term with token {fence.token} is over.", token=fence.token)
+        self._proclaimed += 1
 
-    async def _wait_gone(self, key: str, create_revision: int) -> None:
-        """Returns when the key is deleted, or is another one than that of `create_revision`."""
-        async with self._client.watch(key, prefix=False) as watch:
-            current = await self._client.get(key)
-            if current is None or current.create_revision != create_revision:
-                return
-            async for batch in watch:
-                for event in batch.events:
-                    if event.kind == "delete" or event.kv.create_revision != create_revision:
-                        return
+    async def resign(self) -> None:
+        """Takes our candidate key away, so that the next one leads at once: within about a second, or by the session
+        as soon as etcd answers."""
+        if self._fence is not None:
+            self._over(self._fence)
+        await self._queue.leave()
+
+    # -- looking ----------------------------------------------------------------------------------------------------
+
+    async def incumbent(self) -> Incumbent | None:
+        """Who leads now, as the cluster agrees."""
+        listing = await self._client.range(self._queue.prefix)
+        return incumbent_of({item.key: item for item in listing.kvs}, self._queue.prefix)
+
+    def observe(self) -> Changes[Incumbent | None]:
+        """Who leads, and each change of it or of its value; see Changes. No lease and no candidate is needed."""
+        prefix = self._queue.prefix
+        return Changes(self._client, prefix, lambda entries: incumbent_of(entries, prefix))
+
+    # -- for who decides himself when to stand ----------------------------------------------------------------------
+
+    async def stand(self, name: str, value: str) -> None:
+        """Creates our candidate key; one that stood for another name or value goes in the same txn. After an error
+        call it again. Without a lease this does nothing."""
+        await self._queue.enter(value, name)
+
+    async def elected(self) -> Fence:
+        """Waits until a candidate that `stand` has created is the oldest. Rides out outages and refusals."""
+        outage = Outage("the election cannot be followed")
+        while True:
+            try:
+                fence = await self._queue.turn()
+            except InstepError as error:
+                outage.met(error)
+                await asyncio.sleep(RETRY_S)
+                continue
+            outage.over()
+            if fence is not None:
+                return self._elected(fence)
+            if not self._queue.standing:
+                await asyncio.sleep(RETRY_S)  # no lease, or nobody to stand for yet
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _elected(self, fence: Fence) -> Fence:
+        if fence != self._fence:
+            self._won += 1
+        self._fence, self._lease_id = fence, self._queue.lease_id
+        return fence
+
+    def _over(self, fence: Fence) -> None:
+        if self._fence == fence:
+            self._fence = None
+            self._lost += 1
+
+    async def _write(self, fence: Fence, value: str) -> bool:
+        """Guarded by the mod revision too: a request that comes late must not undo a later proclamation."""
+        current = await self._client.get(fence.key)
+        if current is None or current.create_revision != fence.token:
+            return False
+        unchanged = Compare.mod_revision(fence.key, "==", current.mod_revision)
+        put = Op.put(fence.key, value, lease=current.lease)
+        try:
+            if (await self._client.txn([fence.compare(), unchanged], [put])).succeeded:
+                return True
+        except EtcdUnavailable as error:
+            if not error.applied_unknown:
+                raise
+        settled = await self._client.get(fence.key)
+        if settled is None or settled.create_revision != fence.token:
+            return False
+        if settled.text != value:
+            raise EtcdUnavailable("The value could not be proclaimed: call it again.", applied_unknown=True)
+        return True

@@ -93,6 +93,11 @@ class Keys:
     def decision(self, number: int) -> str:
         return f"{self.plans}{number}/decision"
 
+    def open_mark(self, number: int) -> str:
+        """Stands while plan `number` may still be committed. An etcd whose database is full takes no decision, but it
+        deletes: without the mark the plan can only be aborted, so a rank at its gate may go on."""
+        return f"{self.state}open/{number}"
+
     @property
     def rejected(self) -> str:
         return f"{self.state}rejected/"

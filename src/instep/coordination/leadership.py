@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeAlias
 
+from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
 from instep.coordination.leading import (
     Abort,
@@ -19,20 +21,26 @@ from instep.coordination.leading import (
     Progress,
     Refuse,
     Reject,
+    Restore,
     Situation,
     Tidy,
     next_action,
 )
 from instep.coordination.margin import Ahead, Margin
 from instep.coordination.mirror import cancelled
+from instep.coordination.outage import Outage
 from instep.coordination.picture import Picture
-from instep.coordination.records import Decision
+from instep.coordination.records import Decision, View
 from instep.coordination.state import RunState
-from instep.coordination.transactions import Fence, for_action
+from instep.coordination.transactions import for_action
+from instep.coordination.trial import Refusals, Trial
 from instep.errors import EtcdUnavailable, InstepError
 from instep.etcd import Client
 
 log = logging.getLogger("instep")
+
+TryOut: TypeAlias = Callable[[View, Trial], Awaitable[Refusals]]
+"""Has a worker of the view try its values; empty when it takes all, or when there is none to ask."""
 
 RETRY_S = 0.2
 CATCH_UP_S = 0.5
@@ -78,6 +86,7 @@ class Leadership:
         state: RunState,
         *,
         pace: Callable[[], Pace],
+        try_out: TryOut | None = None,
         ttl_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -86,8 +95,10 @@ class Leadership:
         self._fence = fence
         self._state = state
         self._pace = pace
+        self._try_out = try_out
         self._clock = clock
         self._wake = asyncio.Event()
+        self._outage = Outage("leading waits for etcd")
         self._margin = Margin()
         self._ahead = Ahead(1, 2)
         self._foreseen: Foreseen | None = None
@@ -113,14 +124,16 @@ class Leadership:
             self._wake.clear()
             try:
                 while (action := next_action(self._situation())) is not None:
-                    if not await self._do(action):
+                    done = await self._do(action)
+                    self._outage.over()
+                    if not done:
                         break
             except EtcdUnavailable as error:
-                log.warning("leading waits for etcd: %s", error)
+                self._outage.met(error)
                 await asyncio.sleep(RETRY_S)
                 self._wake.set()
             except InstepError as error:
-                log.error("leading met a refusal: %s", error)
+                self._outage.met(error)
                 await asyncio.sleep(TICK_S)
             try:
                 async with asyncio.timeout(TICK_S):
@@ -131,6 +144,8 @@ class Leadership:
     async def _do(self, action: Action) -> bool:
         """Carries one action out; False when etcd's state has moved on, which the mirrors will show."""
         seen = self._picture.seen()
+        if isinstance(action, FormView):
+            action = await self._tried(action)
         if isinstance(action, OpenPlan):
             action = OpenPlan(action.plan.model_copy(update={"opened_at": _now()}))
         sent_at = self._clock()
@@ -143,6 +158,13 @@ class Leadership:
         self._learn(action, took_s)
         await self._caught_up(action, result.revision)
         return True
+
+    async def _tried(self, action: FormView) -> FormView | Reject:
+        """The action itself, or first the rejection of what a worker of the view cannot take."""
+        if action.trial is None or self._try_out is None:
+            return action
+        rejections = action.trial.rejections(await self._try_out(action.view, action.trial))
+        return Reject(rejections) if rejections else action
 
     def _learn(self, action: Action, took_s: float) -> None:
         match action:
@@ -161,6 +183,8 @@ class Leadership:
                 log.info("plan %d is aborted: %s", action.number, action.decision.reason)
             case FormView():
                 log.info("view %d formed: %s", action.view.number, _summary(action))
+            case Restore():
+                log.warning("somebody deleted %s: written again", ", ".join(action.lost))
             case Reject():
                 for item in action.rejections:
                     log.warning("%s=%s is rejected: %s", item.name, item.value, item.reason)

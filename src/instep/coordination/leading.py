@@ -33,6 +33,7 @@ from instep.coordination.records import (
     format_ranks,
 )
 from instep.coordination.schema import Schema
+from instep.coordination.trial import Trial
 
 MAX_TIDIED = 50
 """Records deleted by one txn; etcd allows 128 operations."""
@@ -71,6 +72,15 @@ class Situation:
     """Incarnations that have disagreed with the rest for longer than a lease lives."""
     progress: Progress = Progress()
     forming: Forming | None = None
+    lost: Mapping[str, str] = field(default_factory=dict)
+    """Keys of the run's state that somebody has deleted while it lives, and what they held."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Writes what was deleted as it was; refused for a key that is there again."""
+
+    lost: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +91,8 @@ class FormView:
     rejections: tuple[Rejected, ...]
     abort_plan: int | None
     """An undecided plan of the view before: its abort is part of the same txn, so it can no longer be committed."""
+    trial: Trial | None = None
+    """To be tried by a worker of the view first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +137,13 @@ class Announce:
     forming: Forming
 
 
-Action = Announce | FormView | Refuse | OpenPlan | Commit | Abort | Reject | Tidy
+Action = Announce | FormView | Refuse | OpenPlan | Commit | Abort | Reject | Restore | Tidy
 
 
 def next_action(now: Situation) -> Action | None:
     """The one thing to do next, the most urgent first; None when all is as it should be."""
+    if now.lost:
+        return Restore(dict(now.lost))
     return _about_members(now) or _about_open_plan(now) or _about_config(now)
 
 
@@ -151,7 +165,7 @@ def is_settled(now: Situation) -> bool:
 
 def _about_members(now: Situation) -> Action | None:
     group = membership.next_group(now.view, now.registered)
-    if group is not None and group.schema_digest in now.schemas:
+    if group is not None and group.schema_digest in now.schemas and _can_start(now, group):
         return _form_view(now, group)
     reasons = membership.strangers(now.view, now.registered)
     refused = tuple(
@@ -162,6 +176,11 @@ def _about_members(now: Situation) -> Action | None:
     if refused:
         return Refuse(refused)
     return _announce(now)
+
+
+def _can_start(now: Situation, group: membership.Group) -> bool:
+    """Not when some have trained and nobody knows with which values: newcomers would start with others."""
+    return now.agreed is not None or membership.is_fresh(now.view, group)
 
 
 def _announce(now: Situation) -> Announce | None:
@@ -178,9 +197,11 @@ def _form_view(now: Situation, group: membership.Group) -> FormView:
     last_plan = now.plan.number if now.plan else 0
     number = max(now.view.number if now.view else 0, *(item.member.view for item in group.by_rank.values())) + 1
     rejections: tuple[Rejected, ...] = tuple(now.rejected.values())
+    trial: Trial | None = None
     if fresh or now.agreed is None:
         start = start_values(now.desired, now.agreed.values if now.agreed else None, schema, now.rejected)
         snapshot, rejections = Snapshot(values=start.values, plan=last_plan), start.rejections
+        trial = start.trial
         agreed = Agreed(plan=last_plan, view=number, values=start.values, revision=_newest_revision(now.desired))
     else:
         # The gate goes with it even when everybody has passed it: one that comes back from a checkpoint starts before
@@ -196,7 +217,7 @@ def _form_view(now: Situation, group: membership.Group) -> FormView:
         fresh=fresh,
     )
     undecided = now.plan is not None and now.decision is None
-    return FormView(view, agreed, schema, rejections, last_plan if undecided else None)
+    return FormView(view, agreed, schema, rejections, last_plan if undecided else None, trial)
 
 
 def _about_open_plan(now: Situation) -> Action | None:

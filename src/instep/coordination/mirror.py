@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from instep.coordination.outage import Outage
 from instep.errors import Compacted, InstepError
 from instep.etcd import Client, Event, KeyValue
-
-log = logging.getLogger("instep")
 
 RETRY_S = 0.5
 
@@ -49,6 +47,7 @@ class Mirror:
         self._moved = asyncio.Event()
         self._revision = 0
         self.relistings = 0
+        self._outage = Outage(f"{prefix} cannot be followed")
 
     def __repr__(self) -> str:
         return f"Mirror({self._prefix}, {len(self._keys)} keys at revision {self._revision})"
@@ -98,7 +97,7 @@ class Mirror:
             except InstepError as error:
                 if not self._listed.is_set():
                     raise
-                log.warning("following %s stopped (%s): again in %.1f s", self._prefix, error, RETRY_S)
+                self._outage.met(error)
                 await asyncio.sleep(RETRY_S)
 
     async def _list(self) -> None:
@@ -109,6 +108,7 @@ class Mirror:
         events.sort(key=lambda event: event.kv.mod_revision)
         self._take(tuple(events), listing.revision)
         self._listed.set()
+        self._outage.over()
 
     def _take(self, events: tuple[Event, ...], revision: int) -> None:
         self._revision = revision

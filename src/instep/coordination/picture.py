@@ -100,6 +100,7 @@ class Picture:
             forming=state.forming,
             lasting_strangers=self._lasting_strangers(registered),
             progress=progress,
+            lost=state.lost,
         )
 
     def _registered(self) -> tuple[Registered, ...]:

@@ -1,37 +1,99 @@
-"""A node's lease and everything that stands on it. Lost, it is taken anew and its keys are written again."""
+"""One lease and everything that stands on it. Lost, it is taken anew and its keys are written again."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import logging
-from collections.abc import Awaitable, Callable
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, TypeAlias
 
-from instep.errors import InstepError
-from instep.etcd import Client, LeaseKeeper
+from instep.coordination.mirror import cancelled
+from instep.coordination.outage import Outage
+from instep.coordination.waiting import first_of
+from instep.errors import EtcdError, InstepError, LeaseLost, SettingsError
+from instep.etcd import Client, LeaseKeeper, LeaseState, LeaseTiming
 
 log = logging.getLogger("instep")
 
 RETRY_S = 0.2
 MAX_RETRY_S = 2.0
+REVOKE_S = 1.0
+REMEMBERED_LEASES = 16
 
-OnLease = Callable[[int], Awaitable[None]]
+LinkState: TypeAlias = LeaseState
+OnLease: TypeAlias = Callable[[int], Awaitable[None]]
+OnLink: TypeAlias = Callable[[LinkState], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionStatistics:
+    """Counts since the session was made; `chores` are under way now."""
+
+    leases: int
+    losses: int
+    suspensions: int
+    chores: int
 
 
 class Session:
-    """Promise: while `lease_id` is not 0 the lease could be shown to be valid a moment ago, and each time a new one is
-    taken `on_lease(lease_id)` has written the node's keys on it. Limit: between two leases the node's keys are gone,
-    and others may have acted on that; whoever was leader must win again.
+    """Promise: while `lease_id` is not 0 the lease could be shown to be valid a moment ago, by the monotonic clock
+    alone; and each time a lease is taken, what was given to `on_lease` or `each_lease` has been awaited with its id.
+
+    `link` is "connected"; "suspended" when no endpoint answered the last renewal but the lease still holds by our own
+    reckoning: stop acting as leader; "lost" when there is no lease that can be relied on: what stood on it is no longer
+    ours. Limit: "suspended" is noticed at the next renewal, up to a third of `ttl_s` (seconds) late, "lost" on each
+    look; `on_link` and `wait_link` hear of a state when the event loop runs, and may miss one that was short. Between
+    two leases the keys are gone, and others may have acted on that; whoever was leader must win again.
+
+    `async with Session(client)` takes the first lease or raises what the client raises; leaving revokes it, unless
+    etcd is away: its keys then end with the TTL. For one event loop and one use.
     """
 
-    def __init__(self, client: Client, ttl_s: int, on_lease: OnLease) -> None:
+    def __init__(
+        self,
+        client: Client,
+        *,
+        ttl_s: int = 10,
+        on_lease: OnLease | None = None,
+        on_link: OnLink | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        LeaseTiming.of(ttl_s, None, None)
         self._client = client
         self._ttl_s = ttl_s
-        self._on_lease = on_lease
+        self._on_link = on_link
+        self._clock = clock
+        self._listeners: list[OnLease] = [] if on_lease is None else [on_lease]
         self._keeper: LeaseKeeper | None = None
-        self.leases = 0
+        self._noted: LinkState = "lost"
+        self._changed = asyncio.Event()
+        self._begun = asyncio.Event()
+        self._failure: InstepError | None = None
+        self.trouble: InstepError | None = None
+        """Why there is no lease; None while there is one, and before the first attempt."""
+        self._had: deque[int] = deque(maxlen=REMEMBERED_LEASES)
+        self._abandoned: int = 0
+        self._running = False
+        self._task: asyncio.Task[None] | None = None
+        self._chores: set[asyncio.Task[Any]] = set()
+        self._serials = itertools.count(1)
+        self._leases = self._losses = self._suspensions = 0
 
     def __repr__(self) -> str:
-        return f"Session({self._keeper or 'no lease'}, {self.leases} leases so far)"
+        return f"Session({self._keeper or 'no lease'}, {self._leases} leases so far)"
+
+    def statistics(self) -> SessionStatistics:
+        return SessionStatistics(
+            leases=self._leases, losses=self._losses, suspensions=self._suspensions, chores=len(self._chores)
+        )
+
+    # -- how it stands ----------------------------------------------------------------------------------------------
 
     @property
     def lease_id(self) -> int:
@@ -42,21 +104,168 @@ class Session:
     def valid(self) -> bool:
         return self.lease_id != 0
 
+    @property
+    def link(self) -> LinkState:
+        return "lost" if self._keeper is None else self._keeper.state
+
+    @property
+    def remaining_s(self) -> float:
+        """For how long the lease can be relied on without another word from etcd, in seconds."""
+        return 0.0 if self._keeper is None else self._keeper.remaining_s
+
+    def owns(self, lease_id: int) -> bool:
+        """Whether a lease is or was this session's, of the last 16."""
+        return lease_id in self._had
+
+    async def wait_link(self, *wanted: LinkState) -> LinkState:
+        """Returns the link's state once it is one of `wanted`."""
+        while (link := self.link) not in wanted:
+            await self._changed.wait()
+        return link
+
+    async def wait_lease(self) -> int:
+        """Returns the lease, once there is one. Raises LeaseLost when the session is not running (any more)."""
+        while not (lease_id := self.lease_id):
+            if not self._running:
+                raise LeaseLost("The session has ended, or was not entered: there is no lease.", lease_id=0)
+            await self._changed.wait()
+        return lease_id
+
+    async def wait_lost(self, lease_id: int) -> None:
+        """Returns when that lease can no longer be relied on."""
+        while lease_id and self.lease_id == lease_id:
+            await self._changed.wait()
+
+    # -- what others leave to it ------------------------------------------------------------------------------------
+
+    def each_lease(self, write: OnLease) -> Callable[[], None]:
+        """Has `write(lease_id)` awaited for each lease taken from now on; the function returned ends that."""
+        self._listeners.append(write)
+
+        def end() -> None:
+            with contextlib.suppress(ValueError):
+                self._listeners.remove(write)
+
+        return end
+
+    def serial(self) -> int:
+        """Another number at each call, so that a key on our lease has a name that no other recipe's key has or had."""
+        return next(self._serials)
+
+    def chore(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any] | None:
+        """Carries on with work that nobody waits for any more, such as deleting a key, until the session ends; None
+        when it has ended, and its keys with it."""
+        if not self._running:
+            work.close()
+            return None
+        task = asyncio.get_running_loop().create_task(work)
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+        return task
+
+    # -- its life ---------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        if self._task is not None:
+            raise SettingsError("A session is entered once: make another one.")
+        self._task = asyncio.create_task(self.run(), name="session")
+        try:
+            await self._begun.wait()
+            if self._failure is not None:
+                raise self._failure
+            if self._task.done():
+                self._task.result()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Gives the lease and all that stands on it up."""
+        if self._task is not None:
+            await cancelled(self._task)
+
     async def run(self) -> None:
-        """Keeps a lease until cancelled, then revokes it."""
+        """Keeps a lease until cancelled, then revokes it: for those who have a task of their own for it."""
+        outage = Outage("no lease can be had")
         pause_s = RETRY_S
-        while True:
-            try:
-                async with LeaseKeeper(self._client, ttl_s=self._ttl_s) as keeper:
-                    self._keeper = keeper
-                    self.leases += 1
-                    await self._on_lease(keeper.lease_id)
-                    pause_s = RETRY_S
-                    await keeper.wait_lost()
+        self._running = True
+        try:
+            while True:
+                before = self._leases
+                try:
+                    await self._serve_lease(outage)
                     log.warning("the lease was lost; taking a new one")
-            except InstepError as error:
-                log.warning("no lease can be had (%s): again in %.1f s", error, pause_s)
+                except InstepError as error:
+                    outage.met(error)
+                    self.trouble = error
+                    self._fail(error)
+                pause_s = RETRY_S if self._leases > before else min(MAX_RETRY_S, pause_s * 2)
+                await asyncio.sleep(pause_s)
+        finally:
+            self._running = False
+            self._begun.set()
+            self._changed.set()
+            await cancelled(*self._chores)
+
+    async def _serve_lease(self, outage: Outage) -> None:
+        async with LeaseKeeper(self._client, ttl_s=self._ttl_s, clock=self._clock) as keeper:
+            self._had.append(keeper.lease_id)
+            self._leases += 1
+            self._keeper = keeper
+            self._note()
+            following = asyncio.create_task(self._follow(keeper))
+            try:
+                await first_of(self._announce(keeper.lease_id), keeper.wait_lost())
+                outage.over()
+                self.trouble = None
+                self._begun.set()
+                await self._revoke_former()
+                await keeper.wait_lost()
+                self._abandoned = keeper.lease_id
+                self._losses += 1
             finally:
+                await cancelled(following)
                 self._keeper = None
-            await asyncio.sleep(pause_s)
-            pause_s = min(MAX_RETRY_S, pause_s * 2)
+                self._note()
+
+    async def _announce(self, lease_id: int) -> None:
+        for write in tuple(self._listeners):
+            await write(lease_id)
+
+    async def _follow(self, keeper: LeaseKeeper) -> None:
+        while await keeper.wait_state_change() != "lost":
+            self._note()
+        self._note()
+
+    async def _revoke_former(self) -> None:
+        """etcd may hold a lease that we gave up for longer than its TTL (it restarts when etcd changes leader), and
+        others would wait for its keys."""
+        former, self._abandoned = self._abandoned, 0
+        if former:
+            with contextlib.suppress(EtcdError):
+                await self._client.lease_revoke(former, timeout_s=REVOKE_S)
+
+    def _fail(self, error: InstepError) -> None:
+        if not self._begun.is_set():
+            self._failure = error
+            self._begun.set()
+
+    def _note(self) -> None:
+        link = self.link
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+        if link == self._noted:
+            return
+        self._noted = link
+        self._suspensions += link == "suspended"
+        if self._on_link is not None:
+            try:
+                self._on_link(link)
+            except Exception:  # an error in what the user does about it must not end the lease
+                log.exception("on_link(%r) failed", link)

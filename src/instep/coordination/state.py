@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from instep.coordination.keys import Keys, last_part
 from instep.coordination.mirror import Mirror
-from instep.coordination.records import Agreed, Decision, Forming, Leader, Plan, Refused, Rejected, View
-from instep.etcd import Client, Event
+from instep.coordination.records import (
+    Agreed,
+    Decision,
+    Forming,
+    Leader,
+    Plan,
+    Record,
+    Refused,
+    Rejected,
+    View,
+)
+from instep.etcd import Client, Event, KeyValue
 
 _Record = TypeVar("_Record", Rejected, Refused)
 
@@ -35,6 +45,10 @@ class RunState:
         self.forming: Forming | None = None
         self.rejected: dict[str, Rejected] = {}
         self.refused: dict[str, Refused] = {}
+        self._decision_revision = 0
+        self._leader_revision = 0
+        self.lost: dict[str, str] = {}
+        """What somebody has deleted from a run that lives, by key, as it was: for the leader to write again."""
 
     def __repr__(self) -> str:
         view = self.view.number if self.view else 0
@@ -48,6 +62,9 @@ class RunState:
     def _take_one(self, event: Event) -> None:
         keys, key = self._keys, event.kv.key
         value = event.kv.value if event.kind == "put" else None
+        if event.kind == "delete" and self._is_loss(key, event.kv.mod_revision):
+            return
+        self.lost.pop(key, None)
         if key == keys.view:
             self.view = View.decode_or_none(value)
             self.view_revision = event.kv.mod_revision if value is not None else 0
@@ -56,26 +73,46 @@ class RunState:
             self.agreed_revision = event.kv.mod_revision if value is not None else 0
         elif key == keys.leader:
             self.leader = Leader.decode_or_none(value)
+            self._leader_revision = event.kv.mod_revision
         elif key == keys.forming:
             self.forming = Forming.decode_or_none(value)
         elif key.startswith(keys.plans):
-            self._take_plan(key, value, event.kv.create_revision)
+            self._take_plan(key, value, event.kv)
         elif key.startswith(keys.rejected):
             _hold(self.rejected, last_part(key), Rejected.decode_or_none(value))
         elif key.startswith(keys.refused):
             _hold(self.refused, last_part(key), Refused.decode_or_none(value))
 
-    def _take_plan(self, key: str, value: bytes | None, create_revision: int) -> None:
+    def _is_loss(self, key: str, revision: int) -> bool:
+        """Nobody has reason to delete these, so what stood there holds on, and is kept for the leader to restore.
+
+        Only where the deletion itself was watched: a listing after a compaction may have passed over a later value.
+        """
+        for known, record, since in self._lasting():
+            if key == known and record is not None and revision > since:
+                self.lost[key] = record.encode()
+                return True
+        return False
+
+    def _lasting(self) -> Iterator[tuple[str, Record | None, int]]:
+        keys, number = self._keys, self.plan.number if self.plan is not None else 0
+        yield keys.view, self.view, self.view_revision
+        yield keys.agreed, self.agreed, self.agreed_revision
+        yield keys.leader, self.leader, self._leader_revision
+        yield keys.plan(number), self.plan, self.plan_revision
+        yield keys.decision(number), self.decision, self._decision_revision
+
+    def _take_plan(self, key: str, value: bytes | None, item: KeyValue) -> None:
         self.mirror.forget(key)
         newest = self.plan.number if self.plan else 0
         if key.endswith("/decision"):
             decision = Decision.decode_or_none(value)
             if decision is not None and key == self._keys.decision(newest):
-                self.decision = decision
+                self.decision, self._decision_revision = decision, item.mod_revision
             return
         plan = Plan.decode_or_none(value)
         if plan is not None and plan.number > newest:
-            self.plan, self.plan_revision, self.decision = plan, create_revision, None
+            self.plan, self.plan_revision, self.decision = plan, item.create_revision, None
 
 
 def _hold(held: dict[str, _Record], name: str, record: _Record | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
 from instep.coordination.leading import (
     Abort,
@@ -18,6 +19,7 @@ from instep.coordination.leading import (
     OpenPlan,
     Refuse,
     Reject,
+    Restore,
     Tidy,
 )
 from instep.coordination.records import Ack, Decision, Leader, Left, Receipt
@@ -42,17 +44,6 @@ class Txn:
 
 
 @dataclass(frozen=True, slots=True)
-class Fence:
-    """The leader's right to write: its candidate key still has the create revision that is its token."""
-
-    candidate: str
-    token: int
-
-    def compare(self) -> Compare:
-        return Compare.create_revision(self.candidate, "==", self.token)
-
-
-@dataclass(frozen=True, slots=True)
 class Seen:
     """Mod revisions of what a decision was taken from; 0 for a key that was absent."""
 
@@ -72,12 +63,16 @@ def for_action(action: Action, keys: Keys, fence: Fence, seen: Seen) -> Txn:
             number = action.plan.number
             decision = Decision(commit=True, by="leader")
             return Txn(
-                (fence.compare(), same_view, _undecided(keys, number)),
+                (fence.compare(), same_view, _undecided(keys, number), Compare.present(keys.open_mark(number))),
                 (
                     Op.put(keys.decision(number), decision.encode()),
                     Op.put(keys.agreed, action.agreed.encode()),
+                    Op.delete(keys.open_mark(number)),
                 ),
             )
+        case Restore():
+            absent = tuple(Compare.absent(key) for key in action.lost)
+            return Txn((fence.compare(), *absent), tuple(Op.put(key, text) for key, text in action.lost.items()))
         case Announce():
             return Txn((fence.compare(),), (Op.put(keys.forming, action.forming.encode()),))
         case Abort():
@@ -104,7 +99,7 @@ def abort(keys: Keys, number: int, decision: Decision) -> Txn:
     """Anybody may abort a plan that exists and is not decided; of all who try exactly one is the decision."""
     return Txn(
         (Compare.present(keys.plan(number)), _undecided(keys, number)),
-        (Op.put(keys.decision(number), decision.encode()),),
+        (Op.put(keys.decision(number), decision.encode()), Op.delete(keys.open_mark(number))),
     )
 
 
@@ -151,6 +146,7 @@ def _form_view(action: FormView, keys: Keys, guards: tuple[Compare, ...]) -> Txn
         compares.append(_undecided(keys, action.abort_plan))
         decision = Decision(commit=False, reason="the view changed")
         then.append(Op.put(keys.decision(action.abort_plan), decision.encode()))
+        then.append(Op.delete(keys.open_mark(action.abort_plan)))
     if action.view.fresh:
         then += [Op.put(keys.rejected_of(item.name), item.encode()) for item in action.rejections[:MAX_REJECTIONS]]
         then.append(Op.delete(keys.refused, prefix=True))
@@ -164,6 +160,7 @@ def _open_plan(action: OpenPlan, keys: Keys, fence: Fence, same_view: Compare) -
         compares.append(Compare.present(keys.decision(plan.number - 1)))
     then = [
         Op.put(keys.plan(plan.number), plan.encode()),
+        Op.put(keys.open_mark(plan.number), "1"),
         # Answers to a plan of this number from a former life of the run, should its state have been deleted by hand.
         Op.delete(f"{keys.acks}{plan.number}/", prefix=True),
         Op.delete(keys.receipts_of(plan.number), prefix=True),

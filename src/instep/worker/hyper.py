@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, ValidationError
 from pydantic_core import PydanticUndefined
@@ -19,6 +19,10 @@ from instep.names import FIXED_KEY, check_hyperparameter_name
 from instep.scalar import Scalar
 
 _SCALAR_TYPES = {"number", "integer", "string", "boolean", "null"}
+
+
+Groups: TypeAlias = Sequence[tuple[int, Mapping[str, Scalar]]]
+"""Values by the revision that wrote them, the oldest first."""
 
 
 class Hyperparameters(BaseModel):
@@ -91,6 +95,42 @@ class Codec:
                 "'instep set', or start all ranks with the same version of the script",
                 problems=problems,
             ) from None
+
+    def problems(self, values: Mapping[str, Scalar], change: Mapping[str, Scalar]) -> dict[str, str]:
+        """Why `values` with `change` cannot be used, by the names that changed; empty when they can."""
+        try:
+            self.decode({**values, **change})
+        except ConfigError as error:
+            named = {name: error.problems[name] for name in change if name in error.problems}
+            return named or dict.fromkeys(change, "; ".join(error.problems.values()))
+        return {}
+
+    def refusals(
+        self, values: Mapping[str, Scalar], base: Mapping[str, Scalar], groups: Groups
+    ) -> list[tuple[int, dict[str, str]]]:
+        """What must be left out of `values` so that a run can start with the rest; nothing when all of it can be used.
+
+        Each group is added to `base` as one, and those that did not fit are tried again until none more fits: a value
+        may need another one, also one that was written later. Limit: the most that could be taken is not searched for.
+        """
+        if self._fits(values):
+            return []
+        accepted, waiting, fitted = dict(base), list(groups), True
+        while fitted:
+            fitted = False
+            for group in list(waiting):
+                if self._fits({**accepted, **group[1]}):
+                    accepted.update(group[1])
+                    waiting.remove(group)
+                    fitted = True
+        return [(revision, self.problems(accepted, change)) for revision, change in waiting]
+
+    def _fits(self, values: Mapping[str, Scalar]) -> bool:
+        try:
+            self.decode(values)
+        except ConfigError:
+            return False
+        return True
 
 
 def _document(model: type[BaseModel]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any, Final, Generic, Self
 
 from typing_extensions import TypeVar
 
-from instep.errors import ConfigError, Evicted, GateTimeout, InstepError, JoinRefused, StepError
+from instep.errors import Evicted, GateTimeout, InstepError, JoinRefused, StepError
 from instep.scalar import Scalar
 from instep.wire import PROTOCOL, Message
 from instep.worker.failure import failure_from
@@ -313,6 +313,10 @@ class Run(Generic[Config]):
                     if self._postponed is not None and self._postponed["n"] == message["n"]:
                         self._postponed = None  # decided without this worker, so aborted: nothing to promise
                     self._hear_postponed(step)
+                case "try":
+                    refused = self._codec.refusals(message["values"], message["base"], message["groups"])
+                    with contextlib.suppress(LinkLost):  # the next agent asks again
+                        self._link.send({"t": "tried", "n": message["n"], "refused": refused})
                 case "leads":
                     self._leads = message["leads"]
                 case "failure":
@@ -351,14 +355,12 @@ class Run(Generic[Config]):
         elif answer is Answer.LATE:
             self._link.send({"t": "late", "n": number, "step": step})
         elif answer is Answer.ARMED:
-            try:
-                self._prepared = (number, self._codec.decode({**self._values, **values}))
-            except ConfigError as error:
-                named = {name: error.problems[name] for name in values if name in error.problems}
-                problems = named or dict.fromkeys(values, "; ".join(error.problems.values()))
+            problems = self._codec.problems(self._values, values)
+            if problems:
                 self._link.send({"t": "refused", "n": number, "problems": problems})
-            else:
-                self._link.send({"t": "armed", "n": number})
+                return
+            self._prepared = (number, self._codec.decode({**self._values, **values}))
+            self._link.send({"t": "armed", "n": number})
 
     def _apply(self, number: int, values: Mapping[str, Scalar], step: int) -> None:
         prepared, self._prepared = self._prepared, None

@@ -1,0 +1,102 @@
+"""The node's workers that train, kept beside the agent's socket for the agent that comes after a crash.
+
+Without it a worker that waits in a collective for another one that died would be known to nobody until its next
+boundary, which it may never come to: the one it waits for could not be replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from instep.agent.absentee import Absentee
+from instep.agent.worker import LocalWorker
+from instep.coordination.records import Member
+from instep.coordination.schema import Schema
+
+log = logging.getLogger("instep")
+
+
+class Roster(Protocol):
+    """What the node needs of it."""
+
+    def save(self, workers: Iterable[LocalWorker]) -> None:
+        """Called before a worker is told of a view: what is kept must never know less than the worker does."""
+
+    def load(self, node: str, on_died: Callable[[Any], None]) -> list[LocalWorker]:
+        """Those that still live, each absent until it connects."""
+
+
+class NoRoster:
+    """Nothing is kept."""
+
+    def save(self, workers: Iterable[LocalWorker]) -> None: ...
+
+    def load(self, node: str, on_died: Callable[[Any], None]) -> list[LocalWorker]:
+        return []
+
+
+class RosterFile:
+    """Limit: it outlives processes, not the machine; and a worker whose pid cannot be seen (another pid namespace) is
+    not kept. Trouble with the file is logged and costs nothing but what it is for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __repr__(self) -> str:
+        return f"RosterFile({self._path})"
+
+    def save(self, workers: Iterable[LocalWorker]) -> None:
+        kept = [_entry(worker) for worker in workers if worker.view and worker.connection.pid > 0]
+        part = self._path.with_suffix(".part")
+        try:
+            part.write_text(json.dumps({"boot": _boot(), "workers": kept}))
+            part.replace(self._path)
+        except OSError as error:
+            log.warning("the roster %s cannot be written: %s", self._path, error)
+            self._path.unlink(missing_ok=True)  # an old one would tell of workers that have left
+
+    def load(self, node: str, on_died: Callable[[Any], None]) -> list[LocalWorker]:
+        try:
+            document = json.loads(self._path.read_text())
+            if document["boot"] != _boot():
+                return []
+            living = [entry for entry in document["workers"] if _started(int(entry["pid"])) == entry["started"]]
+            return [_worker(entry, node, on_died) for entry in living]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("the roster %s cannot be used: %r", self._path, error)
+            return []
+
+
+def _entry(worker: LocalWorker) -> dict[str, Any]:
+    pid = worker.connection.pid
+    record = json.loads(worker.record().encode())
+    return {"pid": pid, "started": _started(pid), "member": record, "schema": worker.schema.document}
+
+
+def _worker(entry: dict[str, Any], node: str, on_died: Callable[[Any], None]) -> LocalWorker:
+    member = Member.model_validate({**entry["member"], "node": node})
+    schema = Schema(entry["schema"])
+    return LocalWorker(member, schema, Absentee(int(entry["pid"]), on_died), view=member.view, absent=True)
+
+
+def _started(pid: int) -> int:
+    """When the process began, in clock ticks since the machine did; 0 for none. A pid alone may be another's by now."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] in ("Z", "X") else int(fields[19])
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return str(os.getpid())  # not known: then no roster can be trusted

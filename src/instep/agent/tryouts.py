@@ -1,0 +1,60 @@
+"""Asking a local worker that waits to join whether it could start with given values."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from instep.agent.worker import LocalWorker
+from instep.agent.workers import Workers
+from instep.coordination.records import View
+from instep.coordination.trial import Refusals, Trial, decode_refusals
+from instep.wire import Message
+
+log = logging.getLogger("instep")
+
+ANSWER_S = 5.0
+
+NOTHING: Mapping[int, Mapping[str, str]] = {}
+
+
+class Tryouts:
+    """Promise: `ask` ends within `ANSWER_S` seconds with what one worker of the view refuses. Limit: nothing is refused
+    where none of them is on this node or none answers; their joins then end with the error that names the values."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self._number = 0
+        self._answer: asyncio.Future[Refusals] | None = None
+
+    def __repr__(self) -> str:
+        return f"Tryouts({self._number} so far)"
+
+    async def ask(self, view: View, trial: Trial) -> Refusals:
+        """One at a time: it is the leader's loop that asks."""
+        worker = self._somebody(view)
+        if worker is None:
+            return NOTHING
+        self._number += 1
+        self._answer = asyncio.get_running_loop().create_future()
+        document = {"values": dict(trial.values), "base": dict(trial.base), "groups": trial.groups()}
+        worker.tell({"t": "try", "n": self._number, **document})
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return await self._answer
+        except TimeoutError:
+            log.warning("rank %d did not try the values of the next view in %.0f s", worker.rank, ANSWER_S)
+            return NOTHING
+        finally:
+            self._answer = None
+
+    def answered(self, message: Message) -> None:
+        """Raises KeyError, TypeError or ValueError when it cannot be understood."""
+        refused = decode_refusals(message["refused"])
+        if self._answer is not None and message["n"] == self._number and not self._answer.done():
+            self._answer.set_result(refused)
+
+    def _somebody(self, view: View) -> LocalWorker | None:
+        named = set(view.incarnations().values())
+        return next((worker for worker in self._workers if not worker.view and worker.incarnation in named), None)

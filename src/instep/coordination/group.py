@@ -1,0 +1,214 @@
+"""Who is there: named members, each on the lease of its own session."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from instep.coordination.changes import Changes
+from instep.coordination.naming import as_prefix, check_name, check_timeout
+from instep.coordination.queue import GONE
+from instep.coordination.session import Session
+from instep.coordination.waiting import GIVE_UP_S, PASSING, RETRY_S
+from instep.errors import EtcdUnavailable, InstepError, LeaseLost, NameTaken, SettingsError
+from instep.etcd import Client, Compare, KeyValue, Op
+
+log = logging.getLogger("instep")
+
+JOIN_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMember:
+    """`token` is the create revision of its key: another one after each time it was away."""
+
+    name: str
+    value: str
+    token: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupStatistics:
+    """Counts since the group was made. `replaced`: our name was another's when our lease had been lost."""
+
+    joins: int
+    rejoins: int
+    replaced: int
+
+
+@dataclass(slots=True)
+class _Membership:
+    name: str
+    value: str
+    number: int
+    lease_id: int = 0
+    """Of the lease that it was last written on; 0 before."""
+    doubtful_on: int = 0
+    """The lease of a create that may still be on its way."""
+    left: bool = False
+
+
+def members_of(entries: Iterable[KeyValue], prefix: str) -> Mapping[str, GroupMember]:
+    """The members by name, in order of their coming."""
+    found = [item for item in entries if "/" not in item.key.removeprefix(prefix)]
+    found.sort(key=lambda item: (item.create_revision, item.key))
+    names = ((item.key.removeprefix(prefix), item) for item in found)
+    return MappingProxyType({name: GroupMember(name, item.text, item.create_revision) for name, item in names})
+
+
+class Group:
+    """The members under `prefix`, and at most one membership of our own, on the session's lease.
+
+    Promise: a member that has joined is listed until it leaves or its session ends, and joins again by itself when its
+    session has taken a new lease. A name has one holder: NameTaken while another session holds it, never a silent
+    eviction. Limit: a member that died is listed until its lease's TTL is over; between two leases of a session its
+    member is away, and another may take its name: then `joined` stays False and the log says so. A key deleted by hand
+    is not noticed. What `members` and `watch` give is of a moment that has passed.
+    """
+
+    def __init__(self, client: Client, session: Session, prefix: str) -> None:
+        self._client = client
+        self._session = session
+        self._prefix = as_prefix(prefix)
+        self._lock = asyncio.Lock()
+        self._ours: _Membership | None = None
+        self._end: Callable[[], None] = lambda: None
+        self._joins = self._rejoins = self._replaced = 0
+
+    def __repr__(self) -> str:
+        name = f"{self._ours.name!r}{'' if self.joined else ' (away)'}" if self._ours else "not a member"
+        return f"Group({self._prefix}, {name})"
+
+    def statistics(self) -> GroupStatistics:
+        return GroupStatistics(joins=self._joins, rejoins=self._rejoins, replaced=self._replaced)
+
+    @property
+    def joined(self) -> bool:
+        """Whether our member stands on a lease that can be relied on."""
+        return self._ours is not None and self._ours.lease_id != 0 and self._ours.lease_id == self._session.lease_id
+
+    async def join(self, name: str, value: str = "", *, timeout_s: float = JOIN_TIMEOUT_S) -> None:
+        """Becomes the member `name`; called again with the same name it replaces the value.
+
+        Raises NameTaken at once when another session holds the name, and EtcdUnavailable when it could not be written
+        in `timeout_s` seconds: nothing of it is left then, or will be removed by the session.
+        """
+        check_timeout(timeout_s)
+        check_name(name, "a member")
+        if self._ours is not None and self._ours.name != name:
+            raise SettingsError(f"This group object is the member {self._ours.name!r} already: leave first.")
+        fresh = self._ours is None
+        try:
+            async with asyncio.timeout(timeout_s), self._lock:
+                ours = self._ours = self._ours or _Membership(name, value, self._session.serial())
+                ours.value = value
+                await self._write(ours)
+        except BaseException as error:
+            if fresh:
+                await self.leave()
+            if isinstance(error, TimeoutError):
+                raise EtcdUnavailable(f"{self._prefix}{name} could not be joined in {timeout_s:g} s.") from None
+            raise
+        if fresh:
+            self._joins += 1
+            self._end = self._session.each_lease(self._rejoin)
+
+    async def leave(self) -> None:
+        """Takes our member away: within about a second, or by the session as soon as etcd answers."""
+        self._end()
+        ours, self._ours = self._ours, None
+        if ours is None:
+            return
+        ours.left = True
+        removing = self._session.chore(self._insist(ours))
+        if removing is not None:
+            await asyncio.wait([removing], timeout=GIVE_UP_S)
+
+    async def members(self) -> Mapping[str, GroupMember]:
+        """Who is there now, as the cluster agrees."""
+        return members_of((await self._client.range(self._prefix)).kvs, self._prefix)
+
+    def watch(self) -> Changes[Mapping[str, GroupMember]]:
+        """Who is there, and each change of it; see Changes. No membership is needed."""
+        prefix = self._prefix
+        return Changes(self._client, prefix, lambda entries: members_of(entries.values(), prefix))
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    async def _rejoin(self, lease_id: int) -> None:
+        async with self._lock:
+            ours = self._ours
+            if ours is None or ours.lease_id == lease_id:
+                return
+            try:
+                await self._write(ours)
+                self._rejoins += 1
+            except NameTaken as taken:
+                self._replaced += 1
+                log.warning("%s: it was taken while our lease was lost", taken)
+            except LeaseLost:
+                return  # the next lease brings us back
+            except InstepError as error:
+                log.error("%s%s cannot be joined again: %s", self._prefix, ours.name, error)
+
+    async def _write(self, ours: _Membership) -> None:
+        """Puts our key on the session's lease. Rides out outages; raises LeaseLost when there is no lease any more."""
+        lease_id = await self._session.wait_lease()
+        while self._session.lease_id == lease_id and not ours.left:
+            try:
+                if await self._written(ours, lease_id):
+                    ours.lease_id = lease_id
+                    return
+            except PASSING:
+                await asyncio.sleep(RETRY_S)
+        raise LeaseLost(f"The lease of {self._prefix}{ours.name} was lost.", lease_id=lease_id)
+
+    async def _written(self, ours: _Membership, lease_id: int) -> bool:
+        key = self._prefix + ours.name
+        current = await self._client.get(key)
+        if current is not None and not self._session.owns(current.lease):
+            raise NameTaken(f"Another session is the member {key}.", name=ours.name)
+        if current is not None and (current.lease, current.text) == (lease_id, ours.value):
+            return True
+        same = Compare.mod_revision(key, "==", current.mod_revision if current is not None else 0)
+        was_doubtful_on, ours.doubtful_on = ours.doubtful_on, lease_id
+        try:
+            put = Op.put(key, ours.value, lease=lease_id)
+            result = await self._client.txn([same, Compare.absent(self._tombstone(ours, lease_id))], [put])
+        except InstepError as error:
+            if not (isinstance(error, EtcdUnavailable) and error.applied_unknown):
+                ours.doubtful_on = was_doubtful_on
+            raise
+        ours.doubtful_on = was_doubtful_on
+        return result.succeeded
+
+    async def _insist(self, ours: _Membership) -> None:
+        while True:
+            try:
+                async with self._lock:  # after a joining again that is under way
+                    if await self._removed(ours):
+                        return
+            except PASSING:
+                await asyncio.sleep(RETRY_S)
+            except InstepError as error:
+                log.error("the member %s%s cannot be removed: %s", self._prefix, ours.name, error)
+                return
+
+    async def _removed(self, ours: _Membership) -> bool:
+        key = self._prefix + ours.name
+        lease_id = ours.doubtful_on
+        if lease_id and lease_id == self._session.lease_id:
+            # First, so that nothing of ours can be created after the look below.
+            await self._client.put(self._tombstone(ours, lease_id), "", lease=lease_id)
+        current = await self._client.get(key)
+        if current is None or not self._session.owns(current.lease):
+            return True
+        same = Compare.mod_revision(key, "==", current.mod_revision)
+        return (await self._client.txn([same], [Op.delete(key)])).succeeded
+
+    def _tombstone(self, ours: _Membership, lease_id: int) -> str:
+        """Keeps a create of this membership that comes late from being applied."""
+        return f"{self._prefix}{GONE}{ours.name}-{lease_id:x}-{ours.number}"

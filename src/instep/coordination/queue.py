@@ -1,0 +1,252 @@
+"""A queue of keys on leases, in the order of their creation: what the election and the lock are made of.
+
+After etcd's concurrency package (client/v3/concurrency): each waits for the one before it only, so that the end of one
+wakes one and not all. Unlike there, a lease is checked after every wait (etcd issue 19597).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from instep.coordination.fence import Fence
+from instep.coordination.naming import as_prefix
+from instep.coordination.outage import Outage
+from instep.coordination.session import Session
+from instep.coordination.waiting import GIVE_UP_S, PASSING, RETRY_S, first_of
+from instep.errors import EtcdUnavailable, InstepError, LeaseLost
+from instep.etcd import Client, Compare, KeyValue, Op
+
+log = logging.getLogger("instep")
+
+GONE: Final = ".gone/"
+MOST_REMOVED: Final = 40
+"""Entries removed by one txn; etcd allows 128 operations."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """Our key. `doubtful`: a txn that would create it may still be on its way, and could arrive after its removal."""
+
+    key: str
+    value: str
+    lease_id: int
+    entered: bool = False
+    doubtful: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """`before` holds those who come first, the oldest first."""
+
+    token: int
+    before: tuple[KeyValue, ...]
+
+
+def in_order(entries: Iterable[KeyValue], prefix: str) -> list[KeyValue]:
+    """The entries of a queue, the one in front first."""
+    found = [item for item in entries if "/" not in item.key.removeprefix(prefix)]
+    return sorted(found, key=lambda item: (item.create_revision, item.key))
+
+
+def place_of(key: str, queue: Iterable[KeyValue]) -> Place | None:
+    """Where `key` stands in a queue that is in order; None when it is not there."""
+    before: list[KeyValue] = []
+    for item in queue:
+        if item.key == key:
+            return Place(item.create_revision, tuple(before))
+        before.append(item)
+    return None
+
+
+def tombstone(key: str, prefix: str) -> str:
+    """The key that keeps a late create of `key` from being applied."""
+    return f"{prefix}{GONE}{key.removeprefix(prefix)}"
+
+
+def removals(former: Iterable[Entry], prefix: str, lease_id: int) -> list[Op]:
+    """What takes these entries away for good. One of another lease than `lease_id` needs no tombstone: it ends with its
+    lease, whenever it is created."""
+    ops: list[Op] = []
+    for entry in former:
+        ops.append(Op.delete(entry.key))
+        if entry.doubtful and entry.lease_id == lease_id:
+            ops.append(Op.put(tombstone(entry.key, prefix), "", lease=lease_id))
+    return ops
+
+
+class Queue:
+    """One participant's place in the queue under `prefix`: at most one entry, on the session's lease.
+
+    Promise: `turn` gives a fence only while our entry is the oldest and our lease is valid after the last wait; an
+    entry that was given up is removed, also when the reply to its creation or its removal was lost. Limit: that is
+    true of the past; and while etcd is away a removal waits for it, at most until the session's lease has ended.
+    """
+
+    def __init__(self, client: Client, session: Session, prefix: str) -> None:
+        self.prefix = as_prefix(prefix)
+        self._client = client
+        self._session = session
+        self._entry: Entry | None = None
+        self._former: list[Entry] = []
+        self.ahead: tuple[KeyValue, ...] = ()
+        """Who stood before us at the last look."""
+
+    def __repr__(self) -> str:
+        return f"Queue({self.prefix}, {self._entry.key if self._entry else 'no entry'}, {len(self.ahead)} ahead)"
+
+    @property
+    def standing(self) -> bool:
+        """Whether our entry is in etcd, as far as we know, on a lease that can be relied on."""
+        entry = self._entry
+        return entry is not None and entry.entered and entry.lease_id == self._session.lease_id
+
+    @property
+    def lease_id(self) -> int:
+        """That of our entry; 0 without one."""
+        return self._entry.lease_id if self._entry is not None else 0
+
+    async def enter(self, value: str, name: str = "") -> None:
+        """Creates our entry on the session's lease; one of another value, name or lease goes in the same txn.
+
+        Without a lease this does nothing. After an error call it again: the entry is not created twice.
+        """
+        lease_id = self._session.lease_id
+        if not lease_id:
+            return
+        entry = self._wanted(value, name, lease_id)
+        if entry.entered:
+            return
+        former = self._former[:MOST_REMOVED]
+        compares = [Compare.absent(entry.key), Compare.absent(tombstone(entry.key, self.prefix))]
+        then = [Op.put(entry.key, value, lease=lease_id), *removals(former, self.prefix, lease_id)]
+        was_doubtful, entry.doubtful = entry.doubtful, True  # also when this call is cancelled
+        try:
+            await self._client.txn(compares, then)  # refused: it exists, an earlier attempt was applied
+        except InstepError as error:
+            entry.doubtful = was_doubtful or (isinstance(error, EtcdUnavailable) and error.applied_unknown)
+            raise
+        entry.doubtful = was_doubtful
+        entry.entered = True
+        self._removed(former)
+
+    async def turn(self) -> Fence | None:
+        """One look and, behind somebody, one wait for that entry's end. None: look again, or enter again."""
+        place, revision = await self._look()
+        entry = self._entry
+        if place is None or entry is None:
+            return None
+        if place.before:
+            gone = self._deleted(place.before[-1].key, revision + 1)
+            await first_of(gone, self._session.wait_lost(entry.lease_id))
+            return None
+        return self._fence(entry, place)
+
+    async def try_win(self, value: str) -> Fence | None:
+        """One attempt to be the first, without waiting for others. The caller leaves when it failed."""
+        await self.enter(value)
+        place, _ = await self._look()
+        if self._entry is None:
+            raise LeaseLost("There is no lease that can be relied on.", lease_id=0)
+        return None if place is None else self._fence(self._entry, place)
+
+    async def win(self, value: str) -> Fence:
+        """Enters, again where need be, and waits until it is our turn. Rides out outages; cancel it to stop."""
+        outage = Outage(f"the queue {self.prefix} cannot be followed")
+        while True:
+            await self._session.wait_lease()
+            try:
+                await self.enter(value)
+                fence = await self.turn()
+            except PASSING as error:
+                outage.met(error)
+                await asyncio.sleep(RETRY_S)
+                continue
+            outage.over()
+            if fence is not None:
+                return fence
+
+    async def gone(self, fence: Fence) -> None:
+        """Returns when the key that carried the token is gone."""
+        async with self._client.watch(fence.key, prefix=False) as watch:
+            current = await self._client.get(fence.key)
+            if current is None or current.create_revision != fence.token:
+                return
+            async for batch in watch:
+                if any(event.kind == "delete" for event in batch.events):
+                    return
+
+    async def leave(self) -> None:
+        """Removes our entry now: within about a second, or by the session as soon as etcd answers. Never raises for
+        etcd's sake."""
+        self._drop()
+        if not self._former:
+            return
+        removing = self._session.chore(self._remove())
+        if removing is not None:
+            await asyncio.wait([removing], timeout=GIVE_UP_S)
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    async def _look(self) -> tuple[Place | None, int]:
+        """Where our entry stands, and the revision of this look."""
+        entry = self._entry
+        entered = entry is not None and entry.entered
+        listing = await self._client.range(self.prefix)
+        queue = in_order(listing.kvs, self.prefix)
+        place = None if entry is None else place_of(entry.key, queue)
+        self.ahead = tuple(queue) if place is None else place.before
+        if entry is not self._entry:
+            return None, listing.revision
+        if place is None and entered:
+            self._drop()  # somebody deleted it, or its lease ended
+        return place, listing.revision
+
+    def _fence(self, entry: Entry, place: Place) -> Fence | None:
+        """Only at the front, and with a lease that is still valid now, after the wait."""
+        leads = not place.before and entry.lease_id == self._session.lease_id
+        return Fence(entry.key, place.token) if leads else None
+
+    def _wanted(self, value: str, name: str, lease_id: int) -> Entry:
+        stem = f"{self.prefix}{f'{name}-' if name else ''}{lease_id:x}-"
+        entry = self._entry
+        if entry is not None and (entry.key.rpartition("-")[0] + "-", entry.value) == (stem, value):
+            return entry
+        self._drop()
+        # A number, so that an entry that was removed is never created again by a request that comes late.
+        self._entry = Entry(f"{stem}{self._session.serial()}", value, lease_id)
+        return self._entry
+
+    def _drop(self) -> None:
+        entry, self._entry = self._entry, None
+        if entry is not None and (entry.entered or entry.doubtful):
+            self._former.append(entry)
+
+    def _removed(self, former: list[Entry]) -> None:
+        self._former = [entry for entry in self._former if entry not in former]
+
+    async def _remove(self) -> None:
+        while former := self._former[:MOST_REMOVED]:
+            try:
+                await self._remove_now(former)
+            except PASSING:
+                await asyncio.sleep(RETRY_S)
+            except InstepError as error:
+                log.error("an entry of %s cannot be removed: %s", self.prefix, error)
+                return
+
+    async def _remove_now(self, former: list[Entry]) -> None:
+        try:
+            await self._client.txn([], removals(former, self.prefix, self._session.lease_id))
+        except LeaseLost:
+            await self._client.txn([], removals(former, self.prefix, 0))
+        self._removed(former)
+
+    async def _deleted(self, key: str, revision: int) -> None:
+        async with self._client.watch(key, prefix=False, start_revision=revision) as watch:
+            async for batch in watch:
+                if any(event.kind == "delete" for event in batch.events):
+                    return

@@ -1,0 +1,149 @@
+"""Contenders for every recipe at once, each with a client and a session of its own, and what they record."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from recipe_support import T, station, until
+
+from instep.coordination import DoubleBarrier, Election, Fence, Group, Lock, RetryBudget, Session
+from instep.errors import BudgetSpent, EtcdUnavailable, LeaseLost
+from instep.etcd import Client, Op
+from instep.testing.checkers import Accepted, Hold, Passage
+
+TTL_S = 6
+CALL_S = 2.0
+PATIENCE_S = 20.0
+TIDY_S = 1.5
+"""How much longer than its time-out a call may take: it tidies up for 1 s, on a busy machine."""
+LIMIT = 40
+
+
+@dataclass
+class Contest:
+    """What is fought over, and what came of it."""
+
+    endpoints: Sequence[str]
+    over: bool = False
+    rounds: dict[str, int] = field(default_factory=dict)
+    last_round: int | None = None
+    holds: list[Hold] = field(default_factory=list)
+    accepted: list[tuple[int, Accepted]] = field(default_factory=list)
+    passages: list[Passage] = field(default_factory=list)
+    spent: list[str] = field(default_factory=list)
+    slowest_s: float = 0.0
+    leases_lost: int = 0
+
+    def end(self) -> None:
+        """Everybody comes to an end; at the barrier all go through the same rounds."""
+        self.over = True
+        self.last_round = max(self.rounds.values(), default=0) + 1
+
+    async def goes_on(self) -> None:
+        """Waits until each recipe has been had once more."""
+        before = self._had()
+        await until(lambda: all(now > then for now, then in zip(self._had(), before, strict=True)))
+
+    def _had(self) -> tuple[int, int, int]:
+        locked = sum(hold.name == "lock" for hold in self.holds)
+        return locked, len(self.holds) - locked, len(self.passages)
+
+    def writes(self, name: str) -> list[Accepted]:
+        """In the order in which etcd accepted them."""
+        return [write for _, write in sorted(self.accepted, key=lambda item: item[0]) if write.name == name]
+
+    async def locker(self, who: str) -> None:
+        async with station(self._turned(who), ttl_s=TTL_S, timeout_s=CALL_S) as (client, session):
+            lock = Lock(client, session, "contest/lock", holder=who)
+            while not self.over:
+                fence = await self._timed(lock.acquire(PATIENCE_S), PATIENCE_S)
+                await self._use("lock", who, client, session, fence, lambda: lock.held)
+                await self._timed(lock.release(), 0)
+            self.leases_lost += session.statistics().losses
+
+    async def candidate(self, who: str) -> None:
+        async with station(self._turned(who), ttl_s=TTL_S, timeout_s=CALL_S) as (client, session):
+            election = Election(client, session, "contest/election")
+            while not self.over:
+                fence = await election.campaign(who)
+                await self._use("election", who, client, session, fence, lambda: election.leading)
+                await self._timed(election.resign(), 0)
+            self.leases_lost += session.statistics().losses
+
+    async def walker(self, who: str, count: int) -> None:
+        async with station(self._turned(who), ttl_s=TTL_S, timeout_s=CALL_S) as (client, session):
+            barrier = DoubleBarrier(client, session, "contest/barrier", count)
+            while self.last_round is None or self.rounds.get(who, 0) < self.last_round:
+                entered_at = time.monotonic()
+                number = await self._timed(barrier.enter(who, PATIENCE_S), PATIENCE_S)
+                passed_at = time.monotonic()
+                self.rounds[who] = self.rounds.get(who, 0) + 1
+                left_at, lost_at = time.monotonic(), None
+                try:
+                    await self._timed(barrier.leave(PATIENCE_S), PATIENCE_S)
+                except LeaseLost:
+                    lost_at = left_at
+                gone_at = None if lost_at else time.monotonic()
+                self.passages.append(Passage("b", number, who, entered_at, passed_at, left_at, gone_at, lost_at))
+            self.leases_lost += session.statistics().losses
+
+    async def spender(self, who: str) -> None:
+        async with Client(self._turned(who), timeout_s=CALL_S) as client:
+            budget, number = RetryBudget(client, "contest/budget", LIMIT, timeout_s=PATIENCE_S), 0
+            while not self.over:
+                try:
+                    await self._timed(budget.spend("cause", f"{who}-{number}"), PATIENCE_S)
+                except BudgetSpent:
+                    return
+                self.spent.append(f"{who}-{number}")
+                number += 1
+                await asyncio.sleep(0.2)
+
+    async def member(self, who: str) -> None:
+        async with station(self._turned(who), ttl_s=TTL_S, timeout_s=CALL_S) as (client, session):
+            group = Group(client, session, "contest/group")
+            await self._timed(group.join(who, timeout_s=PATIENCE_S), PATIENCE_S)
+            async with group.watch() as changes:
+                assert who in await anext(changes)
+                while not self.over:
+                    assert group.joined
+                    with contextlib.suppress(EtcdUnavailable):
+                        assert who in await self._timed(group.members(), CALL_S)
+                    await asyncio.sleep(0.2)
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    async def _use(
+        self, name: str, who: str, client: Client, session: Session, fence: Fence, holding: Callable[[], bool]
+    ) -> None:
+        """Writes a few times while it believes to hold, each time guarded by the token."""
+        acquired_at = until = time.monotonic()
+        valid_until = acquired_at + session.remaining_s
+        for _ in range(3):
+            now, remaining_s = time.monotonic(), session.remaining_s
+            if not holding():
+                break
+            until, valid_until = now, max(valid_until, now + remaining_s)
+            try:
+                result = await client.txn([fence.compare()], [Op.put(f"contest/{name}-data", who)])
+            except EtcdUnavailable:
+                continue
+            if result.succeeded:
+                self.accepted.append((result.revision, Accepted(name, who, fence.token)))
+        self.holds.append(Hold(name, who, fence.token, acquired_at, until, valid_until))
+
+    async def _timed(self, call: Awaitable[T], limit_s: float) -> T:
+        began = time.monotonic()
+        try:
+            return await call
+        finally:
+            self.slowest_s = max(self.slowest_s, time.monotonic() - began - limit_s)
+
+    def _turned(self, who: str) -> list[str]:
+        """Each begins at another member."""
+        turn = ord(who[-1]) % len(self.endpoints)
+        return [*self.endpoints[turn:], *self.endpoints[:turn]]

@@ -1,0 +1,313 @@
+"""The election: the oldest candidate leads, and its token is what counts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import pytest
+from recipe_support import keys, run, station, until
+
+from instep.coordination import Changes, Election, Incumbent, Session
+from instep.errors import EtcdUnavailable, Fenced
+from instep.etcd import Client, Listing, Op
+from instep.testing import EtcdServer, Proxy
+
+
+def test_the_next_one_leads_when_the_leader_resigns(etcd: EtcdServer, namespace: str) -> None:
+    async def main() -> None:
+        async with station(etcd.endpoints) as (a, ours), station(etcd.endpoints) as (b, theirs):
+            first, second = Election(a, ours, namespace), Election(b, theirs, namespace)
+            assert await first.incumbent() is None
+            fence = await first.campaign("a")
+            assert await first.campaign("a") == fence
+            assert (first.leading, second.leading) == (True, False)
+            waiting = asyncio.create_task(second.campaign("b"))
+            await until(lambda: _count(a, namespace, 2))
+            assert await second.incumbent() == Incumbent("a", fence)
+            await first.resign()
+            assert not first.leading
+            assert (await waiting).token > fence.token
+            assert (first.statistics().won, first.statistics().lost) == (1, 1)
+
+    run(main())
+
+
+def test_observers_see_each_leader_and_what_it_proclaims(etcd: EtcdServer, namespace: str) -> None:
+    async def main() -> None:
+        async with (
+            station(etcd.endpoints) as (a, ours),
+            station(etcd.endpoints) as (b, theirs),
+            Client(etcd.endpoints) as stranger,
+        ):
+            first, second = Election(a, ours, namespace), Election(b, theirs, namespace)
+            async with Election(stranger, ours, namespace).observe() as leaders:
+                assert await anext(leaders) is None
+                await first.campaign("a")
+                assert await _value(leaders) == "a"
+                await first.proclaim("a, at work")
+                assert await _value(leaders) == "a, at work"
+                waiting = asyncio.create_task(second.campaign("b"))
+                await until(lambda: _count(a, namespace, 2))
+                await first.resign()
+                assert await _value(leaders) == "b"
+                assert await waiting == second.fence
+
+    run(main())
+
+
+def test_a_leader_whose_key_was_deleted_by_hand_learns_it_and_is_fenced_off(etcd: EtcdServer, namespace: str) -> None:
+    async def main() -> None:
+        async with station(etcd.endpoints) as (client, session):
+            election = Election(client, session, namespace)
+            fence = await election.campaign("a")
+            over = asyncio.create_task(election.lost(fence))
+            await client.delete(fence.key)
+            await over
+            assert not election.leading
+            with pytest.raises(Fenced):
+                await election.proclaim("b")
+            assert not (await client.txn([fence.compare()], [Op.put(f"{namespace}-data", "1")])).succeeded
+            assert (await election.campaign("a")).token > fence.token
+
+    run(main())
+
+
+def test_a_proclamation_that_comes_too_late_is_refused(etcd: EtcdServer, namespace: str) -> None:
+    async def main() -> None:
+        async with station(etcd.endpoints) as (client, session):
+            election = Election(client, session, namespace)
+            with pytest.raises(Fenced, match="do not lead"):
+                await election.proclaim("a")
+            fence = await election.campaign("a")
+            await client.delete(fence.key)
+            with pytest.raises(Fenced, match="is over") as fenced:
+                await election.proclaim("b")
+            assert fenced.value.token == fence.token
+            assert election.statistics().fenced == 1
+
+    run(main())
+
+
+def test_a_candidate_whose_session_was_lost_stands_again(etcd: EtcdServer, namespace: str) -> None:
+    async def main() -> None:
+        async with station(etcd.endpoints) as (a, ours), station(etcd.endpoints, ttl_s=2) as (b, theirs):
+            first, second = Election(a, ours, namespace), Election(b, theirs, namespace)
+            await first.campaign("a")
+            waiting = asyncio.create_task(second.campaign("b"))
+            await until(lambda: _count(a, namespace, 2))
+            await a.lease_revoke(theirs.lease_id)
+            await until(lambda: _count(a, namespace, 1))
+            await until(lambda: _count(a, namespace, 2))
+            await first.resign()
+            await waiting
+            assert second.leading
+
+    run(main())
+
+
+class OverrunClient(Client):
+    """Its next listing takes so long that the lease has run out by our own clock when it is there."""
+
+    now = 0.0
+    slow = False
+
+    async def range(self, prefix: str, **options: Any) -> Listing:
+        listing = await super().range(prefix, **options)
+        if self.slow:
+            self.now += 100
+        return listing
+
+
+@pytest.mark.parametrize("at", ["while waiting", "while looking"])
+def test_who_cannot_rely_on_its_lease_after_the_wait_is_not_elected(etcd: EtcdServer, namespace: str, at: str) -> None:
+    """Its key is the oldest then, and its lease still stands in etcd (etcd issue 19597)."""
+
+    async def main() -> None:
+        async with (
+            station(etcd.endpoints) as (a, ours),
+            OverrunClient(etcd.endpoints) as b,
+            Session(b, ttl_s=60, clock=lambda: b.now) as theirs,
+        ):
+            first, second = Election(a, ours, namespace), Election(b, theirs, namespace)
+            await first.campaign("a")
+            waiting = asyncio.create_task(second.campaign("b"))
+            await until(lambda: _count(a, namespace, 2))
+            b.slow = at == "while looking"
+            b.now += 0 if b.slow else 100
+            await first.resign()
+            await until(lambda: theirs.lease_id == 0)
+            incumbent = await first.incumbent()
+            assert incumbent is not None
+            assert incumbent.value == "b"
+            for _ in range(10):
+                await b.get(namespace)
+            assert not waiting.done()
+            waiting.cancel()
+            await asyncio.wait([waiting])
+
+    run(main())
+
+
+def test_a_leader_stops_to_act_before_its_lease_is_lost(etcd_server: EtcdServer) -> None:
+    async def main() -> None:
+        async with station(etcd_server.endpoints, ttl_s=3, timeout_s=1) as (client, session):
+            election = Election(client, session, "suspended")
+            fence = await election.campaign("a")
+            over = asyncio.create_task(election.lost(fence))
+            etcd_server.pause()
+            try:
+                assert await session.wait_link("suspended", "lost") == "suspended"
+                assert (session.valid, election.leading) == (True, False)
+                await over
+                assert session.link == "lost"
+            finally:
+                etcd_server.resume()
+            assert (await election.campaign("a")).token > fence.token
+
+    run(main())
+
+
+def test_observers_outlive_a_restart_and_a_compaction(etcd_server: EtcdServer) -> None:
+    async def main() -> None:
+        async with station(etcd_server.endpoints, ttl_s=30) as (client, session):
+            election = Election(client, session, "watched")
+            async with election.observe() as leaders:
+                assert await anext(leaders) is None
+                await election.campaign("a")
+                assert await _value(leaders) == "a"
+                etcd_server.kill()
+                await asyncio.to_thread(etcd_server.restart)
+                await election.proclaim("b")
+                revision = await client.put("other", "1")
+                await client.compact(revision)
+                assert await _value(leaders) == "b"
+                await election.proclaim("c")
+                assert await _value(leaders) == "c"
+
+    run(main())
+
+
+def test_an_observer_that_etcd_does_not_answer_at_first_is_told(etcd_server: EtcdServer) -> None:
+    async def main() -> None:
+        async with station(etcd_server.endpoints, timeout_s=0.5) as (client, session):
+            etcd_server.pause()
+            try:
+                with pytest.raises(EtcdUnavailable):
+                    await Election(client, session, "away").observe().__aenter__()
+            finally:
+                etcd_server.resume()
+
+    run(main())
+
+
+def test_a_lost_reply_makes_no_second_candidate(etcd: EtcdServer, namespace: str) -> None:
+    async def main(proxy: Proxy) -> None:
+        async with station([proxy.endpoint]) as (client, session):
+            election = Election(client, session, namespace)
+            proxy.lose_next_reply(namespace.encode())
+            await election.campaign("a")
+            assert await _count(client, namespace, 1)
+            proxy.lose_next_reply(b"proclaimed")
+            await election.proclaim("proclaimed")
+            incumbent = await election.incumbent()
+            assert incumbent is not None
+            assert incumbent.value == "proclaimed"
+            assert proxy.statistics().replies_lost == 2
+
+    with Proxy("127.0.0.1", etcd.port) as proxy:
+        run(main(proxy))
+
+
+def test_a_candidate_whose_creation_was_never_confirmed_goes_when_another_stands(
+    etcd: EtcdServer, namespace: str
+) -> None:
+    """As when the worker that would have led dies in that moment."""
+
+    async def main(proxy: Proxy) -> None:
+        async with station([proxy.endpoint]) as (client, session):
+            election = Election(client, session, namespace)
+            proxy.lose_next_reply(namespace.encode())
+            with pytest.raises(EtcdUnavailable):
+                await election.stand("dead", "dead")
+
+            async def stood() -> bool:
+                with contextlib.suppress(EtcdUnavailable):  # the broken connection may take this one with it too
+                    await election.stand("alive", "alive")
+                    return True
+                return False
+
+            await until(stood)
+            (candidate,) = await keys(client, namespace)
+            assert candidate.text == "alive"
+            assert (await election.elected()).token == candidate.create_revision
+
+    with Proxy("127.0.0.1", etcd.port) as proxy:
+        run(main(proxy))
+
+
+def test_a_resignation_without_etcd_is_made_up_for(etcd_server: EtcdServer) -> None:
+    async def main() -> None:
+        async with station(etcd_server.endpoints, ttl_s=30, timeout_s=0.5) as (client, session):
+            election = Election(client, session, "resigned")
+            await election.campaign("a")
+            etcd_server.pause()
+            await election.resign()
+            etcd_server.resume()
+            await until(lambda: _count(client, "resigned", 0))
+
+    run(main())
+
+
+def test_a_creation_that_arrives_after_the_resignation_leaves_no_candidate(etcd_server: EtcdServer) -> None:
+    async def main() -> None:
+        async with station(etcd_server.endpoints, ttl_s=30, timeout_s=0.4) as (client, session):
+            election = Election(client, session, "late")
+            etcd_server.pause()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.6):
+                    await election.campaign("a")
+            etcd_server.resume()
+            async with station(etcd_server.endpoints) as (other, theirs):
+                async with asyncio.timeout(10):
+                    await Election(other, theirs, "late").campaign("b")
+            await until(lambda: session.statistics().chores == 0)
+            assert await keys(client, "late") == []
+
+    run(main())
+
+
+def test_a_candidate_waits_for_the_one_before_it_only(etcd: EtcdServer, namespace: str) -> None:
+    async def main() -> None:
+        async with (
+            station(etcd.endpoints) as (a, ours),
+            station(etcd.endpoints) as (b, theirs),
+            station(etcd.endpoints) as (c, last),
+        ):
+            first, second, third = (Election(*one, namespace) for one in ((a, ours), (b, theirs), (c, last)))
+            await first.campaign("a")
+            in_between = asyncio.create_task(second.campaign("b"))
+            await until(lambda: _count(a, namespace, 2))
+            waiting = asyncio.create_task(third.campaign("c"))
+            await until(lambda: _count(a, namespace, 3))
+            in_between.cancel()
+            await asyncio.wait([in_between])
+            assert not waiting.done()
+            await first.resign()
+            assert await waiting == third.fence
+
+    run(main())
+
+
+async def _value(leaders: Changes[Incumbent | None]) -> str:
+    """Of the next leader that there is."""
+    async with asyncio.timeout(20):
+        async for incumbent in leaders:
+            if incumbent is not None:
+                return incumbent.value
+    raise AssertionError("unreachable")
+
+
+async def _count(client: Client, prefix: str, count: int) -> bool:
+    return len(await keys(client, prefix)) == count

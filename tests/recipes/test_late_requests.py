@@ -1,0 +1,158 @@
+"""A request that etcd applies long after its sender has given it up: whatever was done since stays as it is.
+
+It happens: a server that was frozen carries out what lies in its buffers when it wakes, and a member without a quorum
+holds what it was told until there is one again. No reading settles that; each recipe has to guard its requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import pytest
+from recipe_support import at_once, keys, run
+
+from instep.coordination import DoubleBarrier, Election, Group, Lock, RetryBudget, Session
+from instep.errors import BarrierTimeout, EtcdUnavailable
+from instep.etcd import Client, Compare, Op, TxnResult
+from instep.testing import EtcdServer
+
+Request = tuple[Sequence[Compare], Sequence[Op]]
+
+
+class LateClient(Client):
+    """Its network keeps the next transaction that puts a key back, and delivers it when the test says so."""
+
+    def __init__(self, endpoints: Iterable[str]) -> None:
+        super().__init__(list(endpoints))
+        self._keeps = ""
+        self._kept: Request | None = None
+
+    def keep_next(self, key: str) -> None:
+        self._keeps = f"put {key}"
+
+    async def txn(
+        self,
+        compares: Sequence[Compare],
+        then: Sequence[Op],
+        otherwise: Sequence[Op] = (),
+        *,
+        timeout_s: float | None = None,
+    ) -> TxnResult:
+        if self._keeps and any(op.text.startswith(self._keeps) for op in then):
+            self._keeps, self._kept = "", (compares, then)
+            raise EtcdUnavailable("no answer", applied_unknown=True)
+        return await super().txn(compares, then, otherwise, timeout_s=timeout_s)
+
+    async def deliver(self) -> bool:
+        """Whether etcd did anything with it."""
+        assert self._kept is not None, "nothing was kept"
+        compares, then = self._kept
+        return (await super().txn(compares, then)).succeeded
+
+
+def test_a_released_lock_stays_free(etcd: EtcdServer, namespace: str) -> None:
+    async def main() -> None:
+        async with LateClient(etcd.endpoints) as client, Session(client) as session:
+            lock = Lock(client, session, namespace)
+            client.keep_next(namespace)
+            async with lock:
+                assert len(await keys(client, namespace)) == 1
+            assert not await client.deliver()
+            assert await keys(client, namespace) == []
+
+    run(main())
+
+
+def test_who_resigned_is_no_candidate_again(etcd: EtcdServer, namespace: str) -> None:
+    async def main() -> None:
+        async with LateClient(etcd.endpoints) as client, Session(client) as session:
+            election = Election(client, session, namespace)
+            client.keep_next(namespace)
+            await election.campaign("a")
+            await election.resign()
+            assert not await client.deliver()
+            assert await keys(client, namespace) == []
+
+    run(main())
+
+
+def test_a_candidate_that_was_replaced_stays_replaced(etcd: EtcdServer, namespace: str) -> None:
+    async def main() -> None:
+        async with LateClient(etcd.endpoints) as client, Session(client) as session:
+            election = Election(client, session, namespace)
+            client.keep_next(namespace)
+            with pytest.raises(EtcdUnavailable):
+                await election.stand("dead", "dead")
+            await election.stand("alive", "alive")
+            assert not await client.deliver()
+            assert [item.text for item in await keys(client, namespace)] == ["alive"]
+
+    run(main())
+
+
+def test_an_older_proclamation_does_not_undo_a_newer_one(etcd: EtcdServer, namespace: str) -> None:
+    async def main() -> None:
+        async with LateClient(etcd.endpoints) as client, Session(client) as session:
+            election = Election(client, session, namespace)
+            await election.campaign("a")
+            client.keep_next(namespace)
+            with pytest.raises(EtcdUnavailable):
+                await election.proclaim("older")
+            await election.proclaim("newer")
+            assert not await client.deliver()
+            assert [item.text for item in await keys(client, namespace)] == ["newer"]
+
+    run(main())
+
+
+def test_who_left_a_barrier_is_not_there_again(etcd: EtcdServer, namespace: str) -> None:
+    async def main() -> None:
+        async with LateClient(etcd.endpoints) as client, Session(client) as session:
+            first, second = (DoubleBarrier(client, session, namespace, 2) for _ in range(2))
+            client.keep_next(f"{namespace}/members/x")
+            await at_once(first.enter("x", 20), second.enter("y", 20))
+            await at_once(first.leave(20), second.leave(20))
+            assert not await client.deliver()
+            assert await keys(client, f"{namespace}/members") == []
+
+    run(main())
+
+
+def test_who_gave_up_at_a_barrier_is_not_there_again(etcd: EtcdServer, namespace: str) -> None:
+    async def main() -> None:
+        async with LateClient(etcd.endpoints) as client, Session(client) as session:
+            client.keep_next(f"{namespace}/members/x")
+            with pytest.raises(BarrierTimeout):
+                await DoubleBarrier(client, session, namespace, 2).enter("x", 0.1)
+            assert not await client.deliver()
+            assert await keys(client, f"{namespace}/members") == []
+
+    run(main())
+
+
+def test_who_left_a_group_is_no_member_again(etcd: EtcdServer, namespace: str) -> None:
+    async def main() -> None:
+        async with LateClient(etcd.endpoints) as client, Session(client) as session:
+            group = Group(client, session, namespace)
+            client.keep_next(f"{namespace}/x")
+            await group.join("x")
+            await group.leave()
+            assert not await client.deliver()
+            assert await group.members() == {}
+            await group.join("x")
+            assert list(await group.members()) == ["x"]
+
+    run(main())
+
+
+def test_an_attempt_is_counted_once(etcd: EtcdServer, namespace: str) -> None:
+    async def main() -> None:
+        async with LateClient(etcd.endpoints) as client:
+            budget = RetryBudget(client, namespace, 5)
+            client.keep_next(namespace)
+            assert await budget.spend("oom", "1") == 4
+            await budget.reset("ops", "a new node")
+            assert not await client.deliver()
+            assert await budget.remaining("oom") == 5
+
+    run(main())

@@ -1,0 +1,182 @@
+"""A session: one lease, what stands on it, and how far it can be relied on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from recipe_support import run, until
+
+from instep.coordination import LinkState, Session
+from instep.errors import EtcdUnavailable, LeaseLost, SettingsError
+from instep.etcd import Client
+from instep.testing import EtcdServer
+
+
+def test_what_stands_on_a_session_ends_with_it(etcd: EtcdServer, namespace: str) -> None:
+    async def main() -> None:
+        async with Client([etcd.endpoint]) as client:
+            async with Session(client, ttl_s=60) as session:
+                assert (session.link, session.valid) == ("connected", True)
+                await client.put(f"{namespace}/a", "1", lease=session.lease_id)
+            assert await client.get(f"{namespace}/a") is None
+            assert (session.link, session.lease_id) == ("lost", 0)
+            with pytest.raises(LeaseLost, match="has ended"):
+                await session.wait_lease()
+
+    run(main())
+
+
+def test_a_session_that_cannot_begin_says_why_in_the_clients_time() -> None:
+    async def main() -> None:
+        async with Client(["127.0.0.1:1"], timeout_s=0.5) as client:
+            began = time.monotonic()
+            with pytest.raises(EtcdUnavailable, match="grant a lease"):
+                await Session(client).__aenter__()
+            assert time.monotonic() - began < 2
+
+    run(main())
+
+
+def test_a_ttl_that_etcd_would_not_grant_is_refused_at_once() -> None:
+    async def main() -> None:
+        async with Client(["127.0.0.1:1"]) as client:
+            with pytest.raises(SettingsError, match="too short"):
+                Session(client, ttl_s=1)
+
+    run(main())
+
+
+def test_a_server_that_freezes_suspends_and_then_loses_the_link_and_gives_a_new_lease(etcd_server: EtcdServer) -> None:
+    async def main() -> None:
+        heard: list[LinkState] = []
+        leases: list[int] = []
+
+        async def write(lease_id: int) -> None:
+            leases.append(lease_id)
+            await client.put("on/a/lease", "1", lease=lease_id)
+
+        async with Client([etcd_server.endpoint], timeout_s=1) as client:
+            async with Session(client, ttl_s=3, on_lease=write, on_link=heard.append) as session:
+                first = session.lease_id
+                etcd_server.pause()
+                try:
+                    assert await session.wait_link("suspended", "lost") == "suspended"
+                    assert session.valid
+                    await session.wait_link("lost")
+                    assert session.lease_id == 0
+                finally:
+                    etcd_server.resume()
+                await session.wait_lost(first)
+                second = await session.wait_lease()
+                assert second != first
+                await until(lambda: len(leases) == 2)
+                assert leases == [first, second]
+                await until(lambda: _stands_on(client, second))
+                assert session.owns(first)
+                assert session.owns(second)
+            assert heard == ["connected", "suspended", "lost", "connected", "lost"]
+            statistics = session.statistics()
+            assert (statistics.leases, statistics.losses, statistics.suspensions) == (2, 1, 1)
+
+    run(main())
+
+
+async def _stands_on(client: Client, lease_id: int) -> bool:
+    found = await client.get("on/a/lease")
+    return found is not None and found.lease == lease_id
+
+
+def test_a_short_freeze_only_suspends(etcd_server: EtcdServer) -> None:
+    async def main() -> None:
+        async with Client([etcd_server.endpoint]) as client, Session(client, ttl_s=6) as session:
+            lease_id = session.lease_id
+            etcd_server.pause()
+            await session.wait_link("suspended")
+            etcd_server.resume()
+            await session.wait_link("connected")
+            assert session.lease_id == lease_id
+
+    run(main())
+
+
+def test_a_lease_revoked_by_others_is_replaced(etcd: EtcdServer) -> None:
+    async def main() -> None:
+        async with Client([etcd.endpoint]) as client, Session(client, ttl_s=2) as session:
+            first = session.lease_id
+            await client.lease_revoke(first)
+            await session.wait_lost(first)
+            assert await session.wait_lease() != first
+
+    run(main())
+
+
+def test_a_process_that_stood_still_beyond_the_ttl_sees_at_once_that_its_lease_is_lost(etcd: EtcdServer) -> None:
+    async def main() -> None:
+        async with Client([etcd.endpoint]) as client, Session(client, ttl_s=2) as session:
+            assert session.valid
+            time.sleep(2.1)  # noqa: ASYNC251  # nothing of this process runs meanwhile: that is the fault
+            assert (session.link, session.lease_id) == ("lost", 0)
+
+    run(main())
+
+
+def test_what_is_written_at_each_lease_can_be_ended(etcd: EtcdServer) -> None:
+    async def main() -> None:
+        leases: list[int] = []
+
+        async def write(lease_id: int) -> None:
+            leases.append(lease_id)
+
+        async with Client([etcd.endpoint]) as client, Session(client, ttl_s=2) as session:
+            end = session.each_lease(write)
+            first = session.lease_id
+            await client.lease_revoke(first)
+            await session.wait_lost(first)
+            second = await session.wait_lease()
+            await until(lambda: leases == [second])
+            end()
+            end()
+            await client.lease_revoke(second)
+            await session.wait_lost(second)
+            await session.wait_lease()
+            assert leases == [second]
+
+    run(main())
+
+
+def test_an_error_in_what_the_user_does_about_the_link_does_not_end_the_lease(
+    etcd: EtcdServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(link: LinkState) -> None:
+        raise RuntimeError(link)
+
+    async def main() -> None:
+        async with Client([etcd.endpoint]) as client, Session(client, on_link=fail) as session:
+            assert session.valid
+            assert "connected" in repr(session)
+
+    run(main())
+    assert "on_link('connected') failed" in caplog.text
+
+
+def test_a_chore_is_done_after_its_caller_and_ends_with_the_session(etcd: EtcdServer) -> None:
+    async def main() -> None:
+        done: list[str] = []
+
+        async def chore(text: str) -> None:
+            done.append(text)
+
+        async def never() -> None:
+            await asyncio.Event().wait()
+
+        async with Client([etcd.endpoint]) as client:
+            async with Session(client) as session:
+                session.chore(chore("a"))
+                session.chore(never())
+                await until(lambda: done == ["a"])
+                assert session.statistics().chores == 1
+            assert session.chore(chore("b")) is None
+
+    run(main())
