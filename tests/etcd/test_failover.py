@@ -8,8 +8,8 @@ import time
 import pytest
 from etcd_support import freeze, run, until
 
-from instep.errors import EtcdUnavailable, SettingsError
-from instep.etcd import Client, Op
+from instep.errors import EtcdError, EtcdUnavailable, SettingsError
+from instep.etcd import Client, KeyValue, Op
 from instep.testing import EtcdServer
 
 
@@ -121,6 +121,48 @@ def test_a_write_to_a_server_frozen_before_the_first_contact_goes_elsewhere() ->
 
     with EtcdServer() as frozen, EtcdServer() as other:
         run(main(frozen, other))
+
+
+def test_a_connection_replaced_under_a_waiting_write_costs_it_nothing() -> None:
+    async def main(frozen: EtcdServer, other: EtcdServer) -> None:
+        freeze(frozen)
+        try:
+            async with Client([frozen.endpoint, other.endpoint], timeout_s=8) as client:
+                writes = [asyncio.create_task(client.put(f"under/{n}", "1")) for n in range(3)]
+                # Without an answer in its half of 0.4 s the read has the connection replaced.
+                read = await asyncio.gather(client.get("under/0", timeout_s=0.4), return_exceptions=True)
+                assert read[0] is None or isinstance(read[0], KeyValue | EtcdUnavailable)
+                assert all(await asyncio.gather(*writes))
+        finally:
+            frozen.resume()
+
+    with EtcdServer() as frozen, EtcdServer() as other:
+        run(main(frozen, other))
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_a_client_closed_under_a_waiting_call_says_so(server: EtcdServer, sent: bool) -> None:
+    async def main() -> None:
+        client = Client([server.endpoint], timeout_s=8)
+        if sent:
+            await client.put("closed", "1")
+        freeze(server)
+        try:
+            calls = [
+                asyncio.create_task(call) for call in (client.put("closed", "1"), client.get("closed"), client.status())
+            ]
+            before = client.statistics().calls
+            await until(lambda: client.statistics().calls == before + 3)
+            await client.close()
+            for call in calls[:2]:
+                with pytest.raises(EtcdError, match="client is closed"):
+                    await call
+            (status,) = await calls[2]
+            assert "client is closed" in str(status.error)
+        finally:
+            server.resume()
+
+    run(main())
 
 
 def test_a_write_of_an_idle_client_is_not_lost_in_a_frozen_server() -> None:

@@ -126,7 +126,7 @@ def test_a_lease_that_cannot_be_granted_raises() -> None:
         (10.0, 0.0, 1.0),
         (10.0, 3.0, 0.0),
         (10.0, 8.0, 1.0),
-        (10.0, 3.0, 5.0),
+        (10.0, 3.5, 5.0),
     ],
 )
 def test_timing_that_cannot_work_is_refused(timing: tuple[float, float, float]) -> None:
@@ -138,3 +138,8 @@ def test_the_default_timing_leaves_room_for_two_attempts_at_every_ttl() -> None:
     for ttl_s in range(2, 600):
         timing = LeaseTiming.of(ttl_s, None, None)
         assert timing.renew_every_s + 2 * timing.attempt_s <= ttl_s - timing.margin_s
+
+
+def test_the_default_timing_rides_out_a_frozen_leader_for_most_of_its_ttl() -> None:
+    for ttl_s, rides_out_s in ((5, 4.0), (10, 8.0), (30, 25.0), (60, 52.0)):
+        assert LeaseTiming.of(ttl_s, None, None).rides_out_s == pytest.approx(rides_out_s)

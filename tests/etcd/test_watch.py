@@ -245,6 +245,22 @@ def test_a_closed_watch_ends_its_iteration(shared_server: EtcdServer) -> None:
     run(main())
 
 
+def test_closing_the_client_ends_a_watch_that_is_looking_for_a_server(server: EtcdServer) -> None:
+    async def main() -> None:
+        client = Client([server.endpoint])
+        watch = await client.watch("seek/").__aenter__()
+        waiting = asyncio.create_task(anext(watch, None))
+        freeze(server)
+        try:
+            await until(lambda: not watch.connected)
+            await client.close()
+            assert await waiting is None
+        finally:
+            server.resume()
+
+    run(main())
+
+
 def test_a_watch_that_nobody_answers_fails_in_the_clients_time() -> None:
     async def main() -> None:
         async with Client(["127.0.0.1:1"], timeout_s=0.7) as client:

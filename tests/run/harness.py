@@ -17,7 +17,7 @@ from typing import Any
 from instep.etcd import Client, Op
 from instep.runtime import RuntimeFolder
 from instep.settings import resolve
-from instep.testing import EtcdServer
+from instep.testing import EtcdCluster, EtcdServer
 
 TRAINER = Path(__file__).with_name("trainer.py")
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -105,7 +105,7 @@ class Trainer:
 class TrainingRun:
     """Trainers of one run on one or more nodes, each node a runtime folder of its own."""
 
-    def __init__(self, server: EtcdServer, folder: Path, *, namespace: str, ttl_s: int = 2) -> None:
+    def __init__(self, server: EtcdServer | EtcdCluster, folder: Path, *, namespace: str, ttl_s: int = 2) -> None:
         self.server = server
         self.namespace = namespace
         self._folder = folder

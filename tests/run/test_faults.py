@@ -186,7 +186,9 @@ def test_forked_children_neither_crash_nor_disturb(training: TrainingRun) -> Non
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_dead_worker_is_noticed_although_a_child_holds_its_socket(training: TrainingRun, number: int) -> None:
     """The child outlives the worker; only the worker's pid tells."""
-    trainers = training.start_all(2)
+    trainers = training.start_all(2, "--fork=1", "--child-s=4")
+    for trainer in trainers:
+        trainer.wait_said("forked")
     trainers[0].kill(number)
     died_at = time.monotonic()
     wait_for(lambda: len(training.keys("reports/members/")) == 1, "the registration to go")

@@ -53,6 +53,8 @@ def main() -> int:
     parser.add_argument("--patience-s", type=float, default=120)
     parser.add_argument("--hold-gil-s", type=float, default=0)
     parser.add_argument("--fork", type=int, default=0)
+    parser.add_argument("--child-s", type=float, default=0.2)
+    parser.add_argument("--barrier", type=Path)
     options = parser.parse_args()
     try:
         run = instep.join(
@@ -89,6 +91,8 @@ def train(run: instep.Run[instep.Hyperparameters], options: argparse.Namespace) 
             before = now
         if step == options.start + 20:
             misbehave(options, forked)
+        if options.barrier and options.barrier.exists():
+            wait_at(options.barrier)
         run.report(loss=1.0 / (step + 1))
         time.sleep(options.step_s)
         step += 1
@@ -106,6 +110,13 @@ def train(run: instep.Run[instep.Hyperparameters], options: argparse.Namespace) 
     )
 
 
+def wait_at(barrier: Path) -> None:
+    """Waits inside a step while the file is there, as a collective does for a rank that is not."""
+    say(event="waiting")
+    while barrier.exists():
+        time.sleep(0.01)
+
+
 def misbehave(options: argparse.Namespace, forked: list[int]) -> None:
     if options.hold_gil_s:
         say(event="holding")
@@ -114,7 +125,7 @@ def misbehave(options: argparse.Namespace, forked: list[int]) -> None:
     for _ in range(options.fork):
         pid = os.fork()
         if pid == 0:
-            time.sleep(0.2)
+            time.sleep(options.child_s)
             os._exit(0)
         forked.append(pid)
     if forked:

@@ -27,6 +27,8 @@ def status_panel(now: Status, *, trouble: str | None = None, hint: str = "") -> 
         ]
     if now.recent:
         parts += [_heading("recent changes"), Padding(history_table(now.recent), (0, 0, 0, 2), expand=False)]
+    if now.trouble:
+        parts += [Text(""), Text(safe(now.trouble), style="red")]
     if trouble:
         parts += [Text(""), Text(f"etcd does not answer; this may be old. {safe(trouble)}", style="red")]
     if hint:

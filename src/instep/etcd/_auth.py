@@ -6,10 +6,10 @@ import asyncio
 from typing import TypeAlias
 
 from instep.etcd import _wire
+from instep.etcd._connection import Connection
 from instep.etcd._credentials import Credentials
 from instep.etcd._failures import details_of
 from instep.etcd._grpc import aio
-from instep.etcd._pool import Connection
 
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
@@ -54,7 +54,6 @@ class Authenticator:
             self.generation += 1
 
     async def _ask(self, connection: Connection, request: object, timeout_s: float) -> str | None:
-        connection.acquire()
         try:
             # Never with the old token: etcd 3.4 refuses the request that would replace it.
             reply = await connection.calls[_wire.AUTHENTICATE](request, timeout=timeout_s)
@@ -62,7 +61,5 @@ class Authenticator:
             if "authentication is not enabled" in details_of(error):
                 return None
             raise
-        finally:
-            connection.release()
-        connection.heard()
+        connection.heard(reply)
         return str(reply.token)

@@ -17,7 +17,7 @@ from instep.etcd._endpoints import parse_endpoints
 from instep.etcd._ops import Compare, Op, TxnSubject, txn_request, txn_result
 from instep.etcd._pool import Pool
 from instep.etcd._ranges import read_newest, read_pages
-from instep.etcd._status import read_statuses
+from instep.etcd._status import alarm_names, read_statuses
 from instep.etcd._tls import Tls, TlsFiles
 from instep.etcd._transport import Transport
 from instep.etcd._types import KeyValue, Lease, Listing, Statistics, Status, TxnResult
@@ -68,7 +68,7 @@ class Client:
         """End all watches and connections. Calls still running fail; later ones raise EtcdError."""
         for watch in list(self._watches):
             await watch.close()
-        await self._transport.pool.close()
+        await self._transport.close()
 
     @property
     def endpoint(self) -> str:
@@ -251,6 +251,13 @@ class Client:
     async def status(self, *, timeout_s: float | None = None) -> tuple[Status, ...]:
         """What each endpoint says of itself, asked all at once; one that does not answer has an `error`."""
         return await read_statuses(self._transport, timeout_s)
+
+    async def alarms(self, *, timeout_s: float | None = None) -> tuple[str, ...]:
+        """The cluster's alarms (NOSPACE, CORRUPT), as the endpoint in use knows them; none when all is well."""
+        reply = await self._transport.unary(
+            _wire.STATUS, _wire.StatusRequest(), "read the alarms", timeout_s=timeout_s, repeatable=True
+        )
+        return alarm_names(reply.errors)
 
     async def compact(self, revision: int, *, timeout_s: float | None = None) -> None:
         """Forget the history below `revision`."""

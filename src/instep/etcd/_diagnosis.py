@@ -92,4 +92,10 @@ def _certificate_reason(endpoint: Endpoint, error: ssl.SSLCertVerificationError)
 
 def _alert_reason(endpoint: Endpoint, reason: str) -> str:
     words = reason.split("ALERT_", 1)[-1].replace("_", " ").lower()
-    return f"{endpoint.address} does not accept our client certificate ({words}): give one that its CA has signed."
+    if words == "certificate expired":
+        return f"{endpoint.address} says that our client certificate has expired: put a new one in its place."
+    # etcd 3.4 calls an expired one bad, too.
+    return (
+        f"{endpoint.address} does not accept our client certificate ({words}): give one that its CA has signed and "
+        "that has not expired."
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from instep.errors import Compacted, EtcdDenied, EtcdError, EtcdUnavailable, LeaseLost
+from instep.errors import Compacted, EtcdDenied, EtcdError, EtcdFull, EtcdUnavailable, LeaseLost
 from instep.etcd._grpc import aio
 
 
@@ -18,6 +18,7 @@ class Kind(enum.Enum):
     DENIED = "etcd refused who we are or what we may do"
     COMPACTED = "the revision asked for is gone"
     LEASE = "the lease does not exist"
+    FULL = "the database has reached its quota: no writes until people make space"
     OTHER = "etcd refused the request itself"
 
 
@@ -42,6 +43,9 @@ _BROKEN = (
     "connection reset",
     "broken pipe",
     "channel closed",
+    # What a server says as it stands when a request's time is over while it waits for its quorum.
+    "context deadline exceeded",
+    "context canceled",
 )
 
 
@@ -55,6 +59,8 @@ def classify(code: str, details: str) -> Kind:
         return Kind.COMPACTED
     if "requested lease not found" in text:
         return Kind.LEASE
+    if "database space exceeded" in text:
+        return Kind.FULL
     return _classify_transport(code, text)
 
 
@@ -85,7 +91,7 @@ def short_reason(code: str, details: str) -> str:
         return "connection refused"
     if "resol" in text:
         return "the host name does not resolve"
-    if code == "DEADLINE_EXCEEDED" or "timed out" in text or "timeout" in text:
+    if code == "DEADLINE_EXCEEDED" or any(sign in text for sign in ("timed out", "timeout", "deadline exceeded")):
         return "no answer"
     if "handshake" in text:
         return "the TLS handshake failed"
@@ -119,6 +125,8 @@ def refusal(code: str, details: str, *, endpoint: str, subject: object, user: st
         return LeaseLost(
             f"etcd does not know the lease {lease:x} ({subject}): it expired or was revoked.", lease_id=lease
         )
+    if kind is Kind.FULL:
+        return EtcdFull(f"etcd at {endpoint} takes no writes: {EtcdFull.REASON}.", code=code)
     text = details.removeprefix("etcdserver: ")
     return EtcdError(f"etcd at {endpoint} refused to {subject}: {text or code}.", code=code)
 

@@ -19,6 +19,7 @@ LeaseState: TypeAlias = Literal["connected", "suspended", "lost"]
 
 # The least that an etcd with default election settings grants.
 SMALLEST_TTL_S = 2
+_LONGEST_ATTEMPT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,9 @@ class LeaseTiming:
     """When a lease is renewed and until when it is believed, all in seconds; checked when made.
 
     `attempt_s` bounds one attempt at one endpoint, so that a frozen server costs a part of the TTL, not the
-    lease.
+    lease. Renewals are frequent, because a leader of etcd that wakes from a freeze may still revoke what has
+    run out by its own clock meanwhile, though others kept it alive (docs/decisions/0008-leases.md): a freeze
+    of up to `rides_out_s` finds every lease still running.
     """
 
     ttl_s: float
@@ -46,7 +49,12 @@ class LeaseTiming:
 
     @property
     def attempt_s(self) -> float:
-        return min(self.ttl_s / 6, 2.0)
+        return min(self.ttl_s / 6, _tenth(self.ttl_s), _LONGEST_ATTEMPT_S)
+
+    @property
+    def rides_out_s(self) -> float:
+        """The longest freeze of etcd's leader that cannot cost the lease while the other members answer."""
+        return self.ttl_s - self.renew_every_s - self.attempt_s
 
     @property
     def retry_s(self) -> float:
@@ -56,13 +64,18 @@ class LeaseTiming:
     def of(cls, ttl_s: float, renew_every_s: float | None, margin_s: float | None) -> LeaseTiming:
         return cls(
             ttl_s,
-            ttl_s / 3 if renew_every_s is None else renew_every_s,
+            min(ttl_s / 3, _tenth(ttl_s)) if renew_every_s is None else renew_every_s,
             ttl_s / 10 if margin_s is None else margin_s,
         )
 
     def valid_until(self, sent_at: float) -> float:
         """Counted from when the keepalive was SENT: etcd counts from its arrival, which is later."""
         return sent_at + self.ttl_s - self.margin_s
+
+
+def _tenth(ttl_s: float) -> float:
+    """A tenth of the TTL, but 0.5 s at least: short leases are not to flood etcd."""
+    return max(0.5, ttl_s / 10)
 
 
 class LeaseKeeper:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 import types
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 from instep.errors import EtcdError
-from instep.etcd import _wire
+from instep.etcd._connection import Connection
 from instep.etcd._endpoints import Endpoint
 from instep.etcd._grpc import aio, grpc
 from instep.etcd._tls import TlsFiles
 
 _LOOK_AT_FILES_EVERY_S = 1.0
-# A connection on which etcd was heard this recently is not the reason for an unanswered call.
-_FRESH_S = 1.5
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
@@ -33,86 +31,6 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
-
-
-class Connection:
-    """One gRPC channel to one endpoint. Closes once it is retired and its last user has released it."""
-
-    def __init__(self, index: int, endpoint: Endpoint, channel: aio.Channel, on_idle: Callable[[Connection], None]):
-        self.index = index
-        self.endpoint = endpoint
-        self.channel = channel
-        self.proven = False
-        self.retired = False
-        self.heard_at = 0.0
-        self._users = 0
-        self._on_idle = on_idle
-        self.calls: dict[_wire.Method, Any] = {
-            m: channel.unary_unary(m.path, request_serializer=m.serialize, response_deserializer=m.deserialize)
-            for m in _wire.UNARY
-        }
-        watch = _wire.WATCH
-        self.watch: Any = channel.stream_stream(
-            watch.path, request_serializer=watch.serialize, response_deserializer=watch.deserialize
-        )
-
-    def __repr__(self) -> str:
-        return f"Connection({self.endpoint}, proven={self.proven}, retired={self.retired}, users={self._users})"
-
-    def acquire(self) -> None:
-        self._users += 1
-
-    def release(self) -> None:
-        self._users -= 1
-        if self.retired and not self._users:
-            self._on_idle(self)
-
-    def retire(self) -> None:
-        self.retired = True
-        if not self._users:
-            self._on_idle(self)
-
-    def heard(self) -> None:
-        self.proven = True
-        self.heard_at = time.monotonic()
-
-    @property
-    def fresh(self) -> bool:
-        """Whether etcd was heard on it a moment ago; a watch makes it say something every second."""
-        return self.proven and self.heard_lately
-
-    @property
-    def heard_lately(self) -> bool:
-        return time.monotonic() - self.heard_at < _FRESH_S
-
-    async def answers(self, metadata: Any, limit_s: float) -> bool:
-        """Whether the server says anything within `limit_s`; a refusal is an answer too."""
-        self.acquire()
-        try:
-            await self.calls[_wire.STATUS](_wire.StatusRequest(), timeout=limit_s, metadata=metadata)
-        except aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                return False
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
-                return True  # the call itself then fails at once, and says why
-        finally:
-            self.release()
-        self.heard()
-        return True
-
-    async def ready(self, limit_s: float) -> bool:
-        """Whether the connection stands within `limit_s`; nothing of ours is sent on it."""
-        try:
-            async with asyncio.timeout(limit_s):
-                state = self.channel.get_state(try_to_connect=True)
-                while state is not grpc.ChannelConnectivity.READY:
-                    if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-                        return True  # the call itself fails at once then, unsent, and says why
-                    await self.channel.wait_for_state_change(state)
-                    state = self.channel.get_state(try_to_connect=True)
-        except TimeoutError:
-            return False
-        return True
 
 
 class Pool:
@@ -147,7 +65,7 @@ class Pool:
     def connection(self, index: int | None = None) -> Connection:
         """The connection to the current endpoint or to another; made if need be, not waited for."""
         if self._closed:
-            raise EtcdError("The etcd client is closed: make a new one.")
+            raise _client_closed()
         if self.files is not None:
             self._look_at_files(self.files)
         index = self._current if index is None else index
@@ -157,13 +75,22 @@ class Pool:
         return connection
 
     def failed(self, connection: Connection, *, suspect: bool) -> None:
-        """Turn to the next endpoint. `suspect`: the connection stands but is silent; replace it."""
-        connection.proven = False
+        """Turn to the next endpoint. `suspect`: the connection stands but is silent; replace it.
+
+        It may have been that of the leader, whom the others do not miss yet: nothing is proven any more.
+        """
+        for known in filter(None, self._connections):
+            known.proven = False
         if connection.index == self._current and len(self) > 1 and not connection.retired:
             self._current = (self._current + 1) % len(self)
             self.switches += 1
         if suspect and not connection.heard_lately:
             self._replace(connection)
+
+    def raise_if_closed(self, error: BaseException) -> None:
+        """Say what gRPC's error means when the client was closed under a call, whose task nobody cancelled."""
+        if self._closed and not was_cancelled():
+            raise _client_closed() from error
 
     def _connect(self, index: int) -> Connection:
         endpoint = self.endpoints[index]
@@ -172,15 +99,17 @@ class Pool:
         else:
             credentials = grpc.ssl_channel_credentials() if self.files is None else self.files.credentials()
             channel = aio.secure_channel(endpoint.target, credentials, options=_OPTIONS)
-        return Connection(index, endpoint, channel, self._close_soon)
+        generation = 0 if self.files is None else self.files.generation
+        return Connection(index, endpoint, channel, self._close_soon, files_generation=generation)
 
     def _look_at_files(self, files: TlsFiles) -> None:
         now = time.monotonic()
         if now < self._look_at:
             return
         self._look_at = now + _LOOK_AT_FILES_EVERY_S
-        if any(self._connections) and files.changed():
-            for connection in filter(None, list(self._connections)):
+        files.refresh()
+        for connection in filter(None, list(self._connections)):
+            if connection.files_generation != files.generation:
                 self._replace(connection)
 
     def _replace(self, connection: Connection) -> None:
@@ -212,6 +141,16 @@ class Pool:
         if self._closing:
             await asyncio.gather(*self._closing, return_exceptions=True)
         await _let_grpc_finish()
+
+
+def _client_closed() -> EtcdError:
+    return EtcdError("The etcd client is closed: make a new one.")
+
+
+def was_cancelled() -> bool:
+    """Whether the current task was asked to end; gRPC raises the same error when only its call was."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _let_grpc_finish() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
+from collections.abc import Iterable
 
 from instep.errors import EtcdDenied, EtcdError, EtcdUnavailable
 from instep.etcd import _wire
@@ -40,3 +42,8 @@ async def _read_status(transport: Transport, index: int, timeout_s: float) -> St
         alarms=tuple(reply.errors),
         latency_ms=(time.monotonic() - began) * 1000,
     )
+
+
+def alarm_names(errors: Iterable[str]) -> tuple[str, ...]:
+    """`("NOSPACE",)` for `memberID:123 alarm:NOSPACE`, each once; other complaints of etcd's status are left out."""
+    return tuple(dict.fromkeys(name for text in errors for name in re.findall(r"alarm:([A-Z]+)", text)))

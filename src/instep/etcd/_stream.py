@@ -9,8 +9,8 @@ from typing import Any
 
 from instep.etcd import _wire
 from instep.etcd._auth import Metadata
+from instep.etcd._connection import Connection
 from instep.etcd._grpc import EOF, aio
-from instep.etcd._pool import Connection
 
 
 class StreamBroken(Exception):  # never leaves the package
@@ -54,7 +54,7 @@ class Stream:
             raise await self._end() from None
         if response is EOF:
             raise StreamBroken
-        self._heard()
+        self._heard(response)
         return response
 
     async def receive(self) -> Any:
@@ -79,13 +79,13 @@ class Stream:
             raise StreamBroken(error=error if isinstance(error, aio.AioRpcError) else None) from error
         if task.result() is EOF:
             raise StreamBroken
-        self._heard()
+        self._heard(task.result())
         return task.result()
 
-    def _heard(self) -> None:
+    def _heard(self, response: Any) -> None:
         self._asked_at = None
         self._next_probe_at = time.monotonic() + self._probe_s
-        self.connection.heard()
+        self.connection.heard(response, led=False)
 
     def _probe(self) -> None:
         now = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 import stat
@@ -37,15 +38,19 @@ class Tls:
 
 
 class TlsFiles:
-    """The contents of the files of one `Tls`, and whether they have changed since they were last loaded."""
+    """The contents of the files of one `Tls` as they were when they last could be used.
+
+    `generation` rises each time they have been replaced; half a replacement is none yet.
+    """
 
     def __init__(self, tls: Tls) -> None:
         self._tls = tls
-        self._loaded: Fingerprint = ()
-        self.context()
+        self._seen: Fingerprint = ()
+        self.generation = 0
+        self._load()
 
     def __repr__(self) -> str:
-        return f"TlsFiles({', '.join(self._tls.paths) or 'no files'})"
+        return f"TlsFiles({', '.join(self._tls.paths) or 'no files'}, generation={self.generation})"
 
     def context(self) -> ssl.SSLContext:
         """The files as a context of the standard library, or SettingsError with what is wrong with them."""
@@ -76,23 +81,24 @@ class TlsFiles:
             ) from error
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """What gRPC needs for a new connection, from the files as they are now."""
+        """What gRPC needs for a new connection."""
+        cacert, cert, key = self._contents
+        return grpc.ssl_channel_credentials(root_certificates=cacert, private_key=key, certificate_chain=cert)
+
+    def refresh(self) -> None:
+        """Take up the files if they have been replaced by others that can be used."""
+        if self._fingerprint() != self._seen:
+            with contextlib.suppress(SettingsError):
+                self._load()
+
+    def _load(self) -> None:
+        # Taken first: what changes while we read is read again the next time.
         fingerprint = self._fingerprint()
         self.context()
         tls = self._tls
-        cacert, cert, key = (None if path is None else _read(path) for path in (tls.cacert, tls.cert, tls.key))
-        self._loaded = fingerprint
-        return grpc.ssl_channel_credentials(root_certificates=cacert, private_key=key, certificate_chain=cert)
-
-    def changed(self) -> bool:
-        """Whether the files differ from those loaded and are usable: half a rotation is no change yet."""
-        if self._fingerprint() == self._loaded:
-            return False
-        try:
-            self.context()
-        except SettingsError:
-            return False
-        return True
+        self._contents = tuple(None if path is None else _read(path) for path in (tls.cacert, tls.cert, tls.key))
+        self._seen = fingerprint
+        self.generation += 1
 
     def _fingerprint(self) -> Fingerprint:
         found = []

@@ -11,10 +11,12 @@ from typing import Any
 from instep.errors import EtcdDenied, EtcdError
 from instep.etcd import _failures, _wire
 from instep.etcd._auth import Authenticator, Metadata
+from instep.etcd._connection import Connection
 from instep.etcd._diagnosis import diagnose
 from instep.etcd._failures import Kind
 from instep.etcd._grpc import aio, grpc
-from instep.etcd._pool import Connection, Pool
+from instep.etcd._pool import Pool
+from instep.etcd._unanswered import Unanswered
 
 _PAUSE_S = 0.1
 _MOST_RENEWALS = 2
@@ -51,6 +53,7 @@ class Transport:
     def __init__(self, pool: Pool, auth: Authenticator, timeout_s: float) -> None:
         self.pool = pool
         self.auth = auth
+        self._unanswered = Unanswered(auth)
         self.timeout_s = timeout_s
         self.linked = False
         self.calls = 0
@@ -78,11 +81,14 @@ class Transport:
         trial = _Trial(subject, limit, time.monotonic() + limit, repeatable, lease)
         self.calls += 1
         while True:
-            connection = self.pool.connection()
-            try:
-                return await self._attempt(connection, method, request, trial)
-            except aio.AioRpcError as error:
-                await self._recover(connection, error, trial)
+            with self.pool.connection() as connection:
+                try:
+                    return await self._attempt(connection, method, request, trial)
+                except aio.AioRpcError as error:
+                    await self._recover(connection, error, trial)
+                except (aio.UsageError, asyncio.CancelledError) as error:
+                    self.pool.raise_if_closed(error)
+                    raise
 
     async def once(
         self,
@@ -98,22 +104,33 @@ class Transport:
         trial = _Trial(subject, timeout_s, time.monotonic() + timeout_s, True, lease)
         self.calls += 1
         while True:
-            connection = self.pool.connection(index)
-            try:
-                return await self._send(connection, method, request, trial, trial.left_s)
-            except aio.AioRpcError as error:
-                await self._recover_once(connection, error, trial)
+            with self.pool.connection(index) as connection:
+                try:
+                    return await self._send(connection, method, request, trial, trial.left_s)
+                except aio.AioRpcError as error:
+                    await self._recover_once(connection, error, trial)
+                except (aio.UsageError, asyncio.CancelledError) as error:
+                    self.pool.raise_if_closed(error)
+                    raise
 
     async def authenticate(self, timeout_s: float | None) -> None:
         """Have a new token, from whichever endpoint gives one."""
         limit = self.timeout_s if timeout_s is None else timeout_s
         trial = _Trial("authenticate", limit, time.monotonic() + limit, True, 0)
         while True:
-            connection = self.pool.connection()
-            try:
-                return await self.auth.renew(connection, self.auth.generation, trial.share_s(len(self.pool)))
-            except aio.AioRpcError as error:
-                await self._recover(connection, error, trial)
+            with self.pool.connection() as connection:
+                try:
+                    return await self.auth.renew(connection, self.auth.generation, trial.share_s(len(self.pool)))
+                except aio.AioRpcError as error:
+                    await self._recover(connection, error, trial)
+                except (aio.UsageError, asyncio.CancelledError) as error:
+                    self.pool.raise_if_closed(error)
+                    raise
+
+    async def close(self) -> None:
+        """Close every connection; calls still running fail."""
+        await self._unanswered.close()
+        await self.pool.close()
 
     def stream_metadata(self) -> Metadata:
         """With the mark that makes etcd end a stream when its member loses the quorum."""
@@ -149,12 +166,9 @@ class Transport:
         trial.generation = auth.generation
         metadata = self.stream_metadata() if method is _wire.LEASE_KEEPALIVE else auth.metadata
         trial.sent = True
-        connection.acquire()
-        try:
-            reply = await connection.calls[method](request, timeout=timeout_s, metadata=metadata)
-        finally:
-            connection.release()
-        connection.heard()
+        call = connection.calls[method](request, timeout=timeout_s, metadata=metadata)
+        reply = await (self._unanswered.answer(call, connection) if method in _wire.WRITES else call)
+        connection.heard(reply, led=method is not _wire.STATUS)
         self.linked = True
         return reply
 

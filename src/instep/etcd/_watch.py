@@ -9,10 +9,12 @@ from typing import Any, Self
 
 from instep.errors import Compacted, EtcdDenied, EtcdError, EtcdUnavailable
 from instep.etcd import _failures, _wire
+from instep.etcd._connection import Connection
 from instep.etcd._cursor import Cursor
 from instep.etcd._encoding import decode_key
 from instep.etcd._failures import Kind
 from instep.etcd._grpc import aio
+from instep.etcd._pool import was_cancelled
 from instep.etcd._stream import Stream, StreamBroken
 from instep.etcd._transport import Transport
 from instep.etcd._types import WatchBatch
@@ -73,6 +75,11 @@ class Watch:
     def connected(self) -> bool:
         return self._stream is not None
 
+    @property
+    def endpoint(self) -> str | None:
+        """Where its stream comes from now, None while it has none."""
+        return None if self._stream is None else str(self._stream.connection.endpoint)
+
     async def __aenter__(self) -> Self:
         try:
             async with asyncio.timeout(self._transport.timeout_s):
@@ -118,25 +125,36 @@ class Watch:
     async def _connect(self, *, ride_out: bool) -> None:
         """Get a stream, trying endpoints without end. `ride_out`: a refused handshake may pass."""
         while not self._closed:
-            connection = self._transport.pool.connection()
-            stream: Stream | None = None
-            try:
-                await self._authenticate_first(connection)
-                metadata = self._transport.stream_metadata()
-                stream = Stream(connection, metadata, probe_s=self._probe_s, silence_s=self._silence_s)
-                response = await stream.open(self._request(), self._silence_s)
-                if not response.canceled:
-                    self._stand(stream, response)
+            with self._transport.pool.connection() as connection:
+                if await self._connect_once(connection, ride_out):
                     return
-                await self._on_canceled(response)
-            except _GRPC_ERRORS as error:
-                await self._on_failed_open(connection, error, ride_out)
-            finally:
-                if stream is not None and stream is not self._stream:
-                    await stream.close()
             await self._pause()
 
-    async def _authenticate_first(self, connection: Any) -> None:
+    async def _connect_once(self, connection: Connection, ride_out: bool) -> bool:
+        stream: Stream | None = None
+        try:
+            await self._authenticate_first(connection)
+            metadata = self._transport.stream_metadata()
+            stream = Stream(connection, metadata, probe_s=self._probe_s, silence_s=self._silence_s)
+            response = await stream.open(self._request(), self._silence_s)
+            if not response.canceled:
+                self._stand(stream, response)
+                return True
+            await self._on_canceled(response)
+        except _GRPC_ERRORS as error:
+            await self._on_failed_open(connection, error, ride_out)
+        except (aio.UsageError, asyncio.CancelledError) as error:
+            if not self._closed:  # else the client was closed, and with it this watch
+                self._transport.pool.raise_if_closed(error)
+                raise
+            if was_cancelled():
+                raise
+        finally:
+            if stream is not None and stream is not self._stream:
+                await stream.close()
+        return False
+
+    async def _authenticate_first(self, connection: Connection) -> None:
         if self._transport.auth.needed:
             await self._transport.auth.renew(connection, 0, self._transport.timeout_s)
 
@@ -207,7 +225,8 @@ class Watch:
                 code, reason, endpoint=str(connection.endpoint), subject=self._subject, user=auth.user
             )
         try:
-            await auth.renew(connection, auth.generation, self._transport.timeout_s)
+            with connection:
+                await auth.renew(connection, auth.generation, self._transport.timeout_s)
         except aio.AioRpcError as error:
             if _failures.classify(_failures.code_of(error), _failures.details_of(error)) is Kind.DENIED:
                 raise self._transport.refusal(error, connection, self._subject) from error

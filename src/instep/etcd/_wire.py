@@ -165,3 +165,5 @@ UNARY = (
     *(LEASE_GRANT, LEASE_REVOKE, LEASE_KEEPALIVE),
     *(STATUS, AUTHENTICATE),
 )
+# What goes through etcd's log, by way of its leader.
+WRITES = frozenset((PUT, DELETE, TXN, COMPACT, LEASE_GRANT, LEASE_REVOKE))

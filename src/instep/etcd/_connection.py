@@ -1,0 +1,124 @@
+"""One gRPC channel to one endpoint, and what is known of its other end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from instep.etcd import _wire
+from instep.etcd._endpoints import Endpoint
+from instep.etcd._grpc import aio, grpc
+
+# A connection on which etcd was heard this recently is not the reason for an unanswered call.
+_FRESH_S = 1.5
+# A key that nobody has: what counts is that a read is answered.
+_PROBE = _wire.RangeRequest(key=b"\0", keys_only=True)
+
+
+class Connection:
+    """One gRPC channel to one endpoint. Closes once it is retired and its last user has released it."""
+
+    def __init__(
+        self,
+        index: int,
+        endpoint: Endpoint,
+        channel: aio.Channel,
+        on_idle: Callable[[Connection], None],
+        *,
+        files_generation: int = 0,
+    ) -> None:
+        self.index = index
+        self.files_generation = files_generation
+        self.endpoint = endpoint
+        self.channel = channel
+        self.proven = False
+        self.retired = False
+        self.heard_at = 0.0
+        self.term = 0
+        self._users = 0
+        self._on_idle = on_idle
+        self.calls: dict[_wire.Method, Any] = {
+            m: channel.unary_unary(m.path, request_serializer=m.serialize, response_deserializer=m.deserialize)
+            for m in _wire.UNARY
+        }
+        watch = _wire.WATCH
+        self.watch: Any = channel.stream_stream(
+            watch.path, request_serializer=watch.serialize, response_deserializer=watch.deserialize
+        )
+
+    def __repr__(self) -> str:
+        return f"Connection({self.endpoint}, proven={self.proven}, retired={self.retired}, users={self._users})"
+
+    def __enter__(self) -> Self:
+        """In use: it stays open, also when it is retired meanwhile."""
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def acquire(self) -> None:
+        self._users += 1
+
+    def release(self) -> None:
+        self._users -= 1
+        if self.retired and not self._users:
+            self._on_idle(self)
+
+    def retire(self) -> None:
+        self.retired = True
+        if not self._users:
+            self._on_idle(self)
+
+    def heard(self, reply: Any, *, led: bool = True) -> None:
+        """etcd has answered, and told the term of its leader. `led`: with the leader's help, so there was one."""
+        self.proven = self.proven or led
+        self.heard_at = time.monotonic()
+        if reply is not None:
+            self.term = reply.header.raft_term
+
+    @property
+    def fresh(self) -> bool:
+        """Whether etcd was heard on it a moment ago; a watch makes it say something every second."""
+        return self.proven and self.heard_lately
+
+    @property
+    def heard_lately(self) -> bool:
+        return time.monotonic() - self.heard_at < _FRESH_S
+
+    async def answers(self, metadata: Any, limit_s: float) -> bool:
+        """Whether the server answers within `limit_s` and has a leader to talk to; a refusal is an answer too.
+
+        Asked with a read that needs the leader: a write given to a member that does not know yet that its
+        leader is gone is lost, and nobody says so.
+        """
+        try:
+            reply = await self.calls[_wire.RANGE](_PROBE, timeout=limit_s, metadata=metadata)
+        except aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                return False
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                return True  # the call itself then fails at once, and says why
+            self.heard(None)
+            return True
+        self.heard(reply)
+        return True
+
+    async def ready(self, limit_s: float) -> bool:
+        """Whether the connection stands within `limit_s`; nothing of ours is sent on it."""
+        try:
+            async with asyncio.timeout(limit_s):
+                state = self.channel.get_state(try_to_connect=True)
+                while state is not grpc.ChannelConnectivity.READY:
+                    if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                        return True  # the call itself fails at once then, unsent, and says why
+                    await self.channel.wait_for_state_change(state)
+                    state = self.channel.get_state(try_to_connect=True)
+        except TimeoutError:
+            return False
+        return True

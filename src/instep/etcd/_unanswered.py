@@ -1,0 +1,115 @@
+"""Writes that will never be answered: given to a member whose leader died before it could have them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from instep.etcd import _wire
+from instep.etcd._auth import Authenticator
+from instep.etcd._connection import Connection
+from instep.etcd._grpc import aio, grpc
+from instep.etcd._pool import was_cancelled
+
+# A write may well take this long; then its member is asked whether etcd has changed its leader since.
+PATIENCE_S = 0.5
+LOOK_EVERY_S = 0.25
+_STATUS_S = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """One write that has been sent and not answered."""
+
+    call: Any
+    connection: Connection
+    term: int
+    sent_at: float
+    doomed: bool = False
+    given_up: bool = False
+
+
+class Unanswered:
+    """Ends a write early, its fate unknown, when etcd has elected another leader since it was sent.
+
+    A member passes a write on to its leader once; when that leader is dead already and nobody has noticed, the
+    write is lost without a word, and its caller would wait for its whole time-out (etcd's own is 7 s). Promise:
+    such a write ends about 1 s after the election. Limit: one that the new leader still gets, but takes longer
+    than that to apply, ends as unknown too, which is true of it.
+    """
+
+    def __init__(self, auth: Authenticator) -> None:
+        self._auth = auth
+        self._waiting: set[_Waiting] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._asking: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"Unanswered({len(self._waiting)} writes)"
+
+    async def answer(self, call: Any, connection: Connection) -> Any:
+        """The reply to a call just made, or gRPC's error."""
+        waiting = _Waiting(call, connection, connection.term, time.monotonic())
+        self._waiting.add(waiting)
+        if self._timer is None:
+            self._look_in(PATIENCE_S)
+        try:
+            return await call
+        except asyncio.CancelledError:
+            if waiting.given_up and not was_cancelled():
+                raise _leader_changed() from None
+            raise
+        finally:
+            self._waiting.discard(waiting)
+
+    async def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for task in self._asking:
+            task.cancel()
+        await asyncio.gather(*self._asking, return_exceptions=True)
+
+    def _look_in(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        """A timer rather than a task for each write: most are answered long before anyone looks."""
+        self._timer = None
+        before = time.monotonic() - PATIENCE_S
+        late = [waiting for waiting in self._waiting if waiting.sent_at <= before and waiting.term]
+        for waiting in late:
+            if waiting.doomed:
+                waiting.given_up = True
+                waiting.call.cancel()
+        if late and not self._asking:
+            for connection in {waiting.connection for waiting in late}:
+                task = asyncio.create_task(self._ask(connection))
+                self._asking.add(task)
+                task.add_done_callback(self._asking.discard)
+        if self._waiting:
+            self._look_in(LOOK_EVERY_S)
+
+    async def _ask(self, connection: Connection) -> None:
+        """Mark the writes that were sent in an earlier term; their answers have until the next look."""
+        with connection:
+            call = connection.calls[_wire.STATUS]
+            try:
+                reply = await call(_wire.StatusRequest(), timeout=_STATUS_S, metadata=self._auth.metadata)
+            except (aio.AioRpcError, aio.UsageError):
+                return
+        for waiting in self._waiting:
+            if waiting.connection is connection and reply.leader and waiting.term < reply.header.raft_term:
+                waiting.doomed = True
+
+
+def _leader_changed() -> aio.AioRpcError:
+    return aio.AioRpcError(
+        grpc.StatusCode.UNAVAILABLE,
+        aio.Metadata(),
+        aio.Metadata(),
+        "etcd changed its leader before it answered",
+        None,
+    )

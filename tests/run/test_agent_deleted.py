@@ -1,0 +1,49 @@
+"""Somebody deletes what the run itself keeps in etcd, while it trains: what the agents know is written again."""
+
+from __future__ import annotations
+
+import pytest
+
+from run.harness import TrainingRun, wait_for
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "state/",
+        "state/agreed",
+        "state/view",
+        "state/plans/",
+        "reports/members/",
+        "election/",
+    ],
+)
+def test_what_somebody_deletes_from_a_run_that_trains_stops_no_change(training: TrainingRun, path: str) -> None:
+    trainers = training.start_all(2, nodes="ab")
+    training.put("lr", "0.01")
+    for trainer in trainers:
+        trainer.wait_config(lr=0.01)
+    wait_for(lambda: training.keys("reports/receipts/"), "the receipts")
+    training.server.etcdctl("del", "--prefix", f"{training.namespace}/gpt-a/{path}")
+    training.put("lr", "0.02")
+    (step,) = {trainer.wait_config(lr=0.02) for trainer in trainers}
+    trainers[1].kill()
+    trainers[1].finish()
+    again = training.start(1, 2, f"--start={step + 1}", node="b")
+    assert again.wait_said("joined")["config"]["lr"] == 0.02
+    training.put("lr", "0.03")
+    assert len({trainer.wait_config(lr=0.03) for trainer in (trainers[0], again)}) == 1
+    training.stop(trainers[0], again)
+
+
+def test_a_state_that_nobody_remembers_is_not_made_up(training: TrainingRun) -> None:
+    """A value that was desired, and agreed by nobody, must not reach a newcomer alone."""
+    trainers = training.start_all(2)
+    training.put("clip", "1e-9")
+    wait_for(lambda: training.key("state/rejected/clip"), "the rejection")
+    training.server.etcdctl("del", "--prefix", f"{training.namespace}/gpt-a/state/")
+    wait_for(lambda: training.key("state/agreed"), "what was agreed to be there again")
+    assert training.key("state/agreed")["values"]["clip"] == 1.0
+    training.put("lr", "0.01")
+    assert len({trainer.wait_config(lr=0.01) for trainer in trainers}) == 1
+    training.stop(*trainers)

@@ -1,0 +1,66 @@
+"""The agent and one of its ranks die together, while another rank waits for that one inside a step."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from run.harness import TrainingRun, assert_in_step, wait_for
+
+
+def test_a_rank_that_died_with_its_agent_is_replaced_while_the_other_waits_for_it(
+    training: TrainingRun, tmp_path: Path
+) -> None:
+    """The other one passes no boundary until the new one is there: as in a collective."""
+    barrier = tmp_path / "barrier"
+    alone = training.start(0, 2, f"--barrier={barrier}")
+    victim = training.start(1, 2)
+    for trainer in (alone, victim):
+        trainer.wait_said("joined")
+    training.put("lr", "0.01")
+    for trainer in (alone, victim):
+        trainer.wait_config(lr=0.01)
+    barrier.touch()
+    alone.wait_said("waiting")
+    os.kill(training.agent_pid(), signal.SIGKILL)
+    victim.kill()
+    victim.finish()
+    again = training.start(1, 2)
+    joined = again.wait_said("joined")
+    assert joined["view"] == 2
+    barrier.unlink()
+    training.put("lr", "0.02")
+    assert len({trainer.wait_config(lr=0.02) for trainer in (alone, again)}) == 1
+    training.stop(alone, again)
+    assert_in_step(alone, again)
+
+
+def test_a_worker_that_died_before_the_next_agent_came_is_not_registered(training: TrainingRun) -> None:
+    trainers = training.start_all(3)
+    os.kill(training.agent_pid(), signal.SIGSTOP)
+    trainers[2].kill()
+    trainers[2].finish()
+    os.kill(training.agent_pid(), signal.SIGKILL)
+    wait_for(lambda: len(training.keys("reports/members/")) == 2, "the two that live to be registered alone")
+    again = training.start(2, 3)
+    again.wait_said("joined")
+    training.put("lr", "0.01")
+    assert len({trainer.wait_config(lr=0.01) for trainer in (*trainers[:2], again)}) == 1
+    training.stop(*trainers[:2], again)
+
+
+def test_a_rank_started_again_takes_the_place_of_its_former_process_that_still_lives(training: TrainingRun) -> None:
+    """The former one hangs, and its agent is new: what is known of it is its place on the roster."""
+    trainers = training.start_all(2)
+    trainers[1].kill(signal.SIGSTOP)
+    os.kill(training.agent_pid(), signal.SIGKILL)
+    wait_for(lambda: "is waited for" in training.agent_log(), "the next agent to know of it")
+    again = training.start(1, 2)
+    assert again.wait_said("joined")["view"] == 2
+    training.put("lr", "0.01")
+    assert len({trainer.wait_config(lr=0.01) for trainer in (trainers[0], again)}) == 1
+    trainers[1].kill(signal.SIGCONT)
+    assert trainers[1].wait_said("error")["kind"] == "Evicted"
+    training.stop(trainers[0], again)
+    assert_in_step(trainers[0], again)

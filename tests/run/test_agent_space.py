@@ -1,0 +1,130 @@
+"""etcd's database reaches its quota: training goes on, people are told, and nothing need be restarted afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from instep.errors import EtcdFull
+from instep.etcd import Client
+from instep.testing import EtcdServer
+from run.harness import SOURCE, TrainingRun, assert_in_step, wait_for
+
+QUOTA_BYTES = 2 * 1024 * 1024
+LONGEST_PAUSE_S = 1.5
+CURE = ("compact", "defragment", "etcdctl alarm disarm", "--quota-backend-bytes")
+
+
+@pytest.fixture
+def training(short_folder: Path, namespace: str) -> Iterator[TrainingRun]:
+    """A run on an etcd with room for little."""
+    with EtcdServer(extra_args=[f"--quota-backend-bytes={QUOTA_BYTES}"]) as server:
+        run = TrainingRun(server, short_folder, namespace=namespace)
+        yield run
+        run.close()
+
+
+def fill(server: EtcdServer) -> None:
+    """Writes until the database takes no more."""
+
+    async def write() -> None:
+        async with Client(server.endpoints) as client:
+            for number in range(1000):
+                await client.put(f"/junk/{number}", "x" * 100_000)
+
+    with pytest.raises(EtcdFull, match="takes no writes"):
+        asyncio.run(write())
+
+
+def cure(server: EtcdServer) -> None:
+    """What the sentence says."""
+    server.etcdctl("del", "--prefix", "/junk/")
+    found = json.loads(server.etcdctl("get", "nothing", "-w", "json"))
+    server.etcdctl("compact", str(found["header"]["revision"]))
+    server.etcdctl("defrag")
+    server.etcdctl("alarm", "disarm")
+
+
+def instep(training: TrainingRun, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **training.environment(), "PYTHONPATH": str(SOURCE)}
+    command = [sys.executable, "-m", "instep", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_full_database_stops_changes_only_until_there_is_space_again(training: TrainingRun) -> None:
+    trainers = training.start_all(2, nodes="ab")
+    training.put("lr", "0.01")
+    for trainer in trainers:
+        trainer.wait_config(lr=0.01)
+    fill(training.server)
+    wait_for(lambda: all("takes no writes" in training.agent_log(node) for node in "ab"), "the agents to say so")
+    wait_for(lambda: any("takes no writes" in line for line in trainers[0].errors), "the training's log to say so")
+    shown = instep(training, "status", "gpt-a")
+    refused = instep(training, "set", "gpt-a", "lr=0.02")
+    assert (shown.returncode, refused.returncode) == (0, 3)
+    for part in ("takes no writes", *CURE):
+        assert part in " ".join(shown.stdout.split())
+        assert part in refused.stderr
+    assert json.loads(instep(training, "status", "gpt-a", "--json").stdout)["trouble"]
+    os.kill(training.agent_pid("a"), signal.SIGKILL)
+    wait_for(lambda: training.agent_log("a").count("is here") == 2, "the rank to meet its next agent")
+    cure(training.server)
+    training.put("lr", "0.02")
+    assert len({trainer.wait_config(lr=0.02) for trainer in trainers}) == 1
+    assert len(training.keys("reports/members/")) == 2
+    for node in "ab":
+        log = training.agent_log(node)
+        assert log.count(CURE[2]) <= 2, "once for each agent of the node"
+        assert sum("full" in line for line in log.splitlines()) < 12, log
+    assert "takes writes again" in training.agent_log("b")
+    for item in training.stop():
+        assert item["longest_boundary_s"] < LONGEST_PAUSE_S
+    assert_in_step(*trainers)
+
+
+def test_a_worker_that_joins_while_the_database_is_full_hears_why_it_waits(training: TrainingRun) -> None:
+    fill(training.server)
+    short = training.start(0, 2, "--timeout-s=3")
+    error = short.wait_said("error")
+    assert error["kind"] == "JoinTimeout"
+    for part in ("takes no writes", *CURE):
+        assert part in error["text"], error
+    short.finish()
+    trainers = [training.start(rank, 2, node="ab"[rank]) for rank in range(2)]
+    wait_for(lambda: any("takes no writes" in line for line in trainers[0].errors), "the worker to say why it waits")
+    cure(training.server)
+    for trainer in trainers:
+        trainer.wait_said("joined")
+    training.put("lr", "0.01")
+    assert len({trainer.wait_config(lr=0.01) for trainer in trainers}) == 1
+    training.stop(*trainers)
+    assert_in_step(*trainers)
+
+
+def test_a_rank_at_a_gate_goes_on_though_the_database_takes_no_decision(training: TrainingRun) -> None:
+    """One rank is stuck, so the plan stays open; the other one comes to its gate when no abort can be written."""
+    going = training.start(0, 2, "--step-s=0.2")
+    stuck = training.start(1, 2, "--step-s=0.2", "--hold-gil-s=6", node="b")
+    stuck.wait_said("holding")
+    training.put("lr", "0.01")
+    wait_for(lambda: training.keys("reports/acks/"), "the promise of the rank that is not stuck")
+    going.kill(signal.SIGSTOP)
+    fill(training.server)
+    going.kill(signal.SIGCONT)
+    wait_for(lambda: "cannot be committed any more" in training.agent_log("a"), "the rank to come to its gate")
+    assert training.key("state/plans/1/decision") is None
+    stuck.wait_said("held")
+    cure(training.server)
+    assert len({trainer.wait_config(lr=0.01) for trainer in (going, stuck)}) == 1
+    assert training.key("state/plans/1/decision")["commit"] is False
+    done = training.stop(going, stuck)
+    assert done[0]["longest_boundary_s"] < 4, "a moment at the gate, and the time it was stopped"
+    assert_in_step(going, stuck)

@@ -1,0 +1,35 @@
+"""A fresh start with values that only the training script itself can refuse."""
+
+from __future__ import annotations
+
+from run.harness import TrainingRun, assert_in_step, wait_for
+
+
+def test_a_value_that_only_the_script_refuses_does_not_keep_a_run_from_starting(training: TrainingRun) -> None:
+    """Clip must be above lr, which no JSON Schema says; what was written beside it is taken."""
+    training.put("clip", "1e-9")
+    training.put("batch_size", "64")
+    trainers = training.start_all(4, nodes="ab")
+    for trainer in trainers:
+        config = trainer.said("joined")[0]["config"]
+        assert (config["clip"], config["batch_size"]) == (1.0, 64)
+    rejected = wait_for(lambda: training.key("state/rejected/clip"), "the rejection")
+    assert "clip must be above lr" in rejected["reason"]
+    training.put("clip", "2.5")
+    assert len({trainer.wait_config(clip=2.5) for trainer in trainers}) == 1
+    wait_for(lambda: training.key("state/rejected/clip") is None, "the rejection to go")
+    training.stop(*trainers)
+    assert_in_step(*trainers)
+
+
+def test_for_such_a_value_the_last_agreed_one_holds_at_the_next_start(training: TrainingRun) -> None:
+    trainers = training.start_all(2)
+    training.put("clip", "2.5")
+    for trainer in trainers:
+        trainer.wait_config(clip=2.5)
+    training.stop(*trainers)
+    training.put("clip", "1e-9")
+    again = training.start_all(2)
+    for trainer in again:
+        assert trainer.said("joined")[0]["config"]["clip"] == 2.5
+    training.stop(*again)
