@@ -35,7 +35,7 @@ log = logging.getLogger("instep")
 CHECK_S: Final = 1.0
 """How often a boundary looks whether the agent still lives, and sends what was reported."""
 ETCD_PATIENCE_S: Final = 300.0
-GOODBYE_S: Final = 3.0
+GOODBYE_S: Final = 8.0
 
 Config = TypeVar("Config", default=Any)
 
