@@ -1,0 +1,192 @@
+"""How soon a client is at work again after a server of its cluster has been killed or frozen, or has come back."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from time import monotonic
+
+from benchmarks.figures import Figure, median, quantile
+from instep.errors import EtcdError
+from instep.etcd import Client, Watch
+from instep.testing import EtcdCluster, EtcdMember, EtcdServer
+
+MEMBERS = 3
+DOWN_S = 2.5
+LIMIT_S = 30.0
+CALL_TIMEOUT_S = 5.0
+LOOK_S = 0.002
+KEY = "/bench/recovery"
+
+Fault = Callable[[Client], AbstractAsyncContextManager[EtcdMember]]
+"""Breaks a member, given as it is broken, and mends it on leaving."""
+
+
+@dataclass(slots=True)
+class Samples:
+    """Seconds from the fault to each kind of recovery."""
+
+    calls: list[float] = field(default_factory=list)
+    calls_after_leader: list[float] = field(default_factory=list)
+    watches: list[float] = field(default_factory=list)
+
+
+async def measure(*, quick: bool) -> list[Figure]:
+    kills, freezes, returns = (3, 1, 1) if quick else (21, 4, 5)
+    with EtcdCluster(MEMBERS) as cluster:
+        killed = await _sample_kills(cluster, kills)
+        frozen = await _sample_freezes(cluster, freezes)
+    with EtcdServer() as server:
+        returned = await _sample_returns(server, returns)
+    return [*_kill_figures(killed), *_freeze_figures(frozen), _return_figure(returned)]
+
+
+def _kill_figures(samples: Samples) -> list[Figure]:
+    note = f"{len(samples.calls)} kills, each member in turn; puts one after another, any of which may fail"
+    return [
+        Figure(
+            measure="a server of 3 killed, until calls succeed: median",
+            value=median(samples.calls),
+            unit="s",
+            target=2.0,
+            note=note,
+        ),
+        Figure(measure="the same: p95", value=quantile(samples.calls, 0.95), unit="s"),
+        Figure(
+            measure="the same, when it was the leader: median",
+            value=median(samples.calls_after_leader),
+            unit="s",
+            note=f"{len(samples.calls_after_leader)} of these kills; etcd elects another within 1 to 2 s",
+        ),
+        Figure(
+            measure="the server of a watch killed, until it stands elsewhere: median",
+            value=median(samples.watches),
+            unit="s",
+            target=1.0,
+            note=f"{len(samples.watches)} of these kills",
+        ),
+    ]
+
+
+def _freeze_figures(samples: Samples) -> list[Figure]:
+    note = f"{len(samples.calls)} freezes of the server that the client uses"
+    return [
+        Figure(
+            measure="a server of 3 frozen, until a write succeeds: longest",
+            value=max(samples.calls),
+            unit="s",
+            target=4.0,
+            note=note,
+        ),
+        Figure(
+            measure="a server of 3 frozen, until the watch has left it: longest",
+            value=max(samples.watches),
+            unit="s",
+            target=4.0,
+            note=note,
+        ),
+    ]
+
+
+def _return_figure(watches: list[float]) -> Figure:
+    return Figure(
+        measure="the only server is back, until the watch has resumed: longest",
+        value=max(watches),
+        unit="s",
+        target=1.0,
+        note=f"{len(watches)} times, after {DOWN_S:g} s without it; from its port being open",
+    )
+
+
+async def _sample_kills(cluster: EtcdCluster, kills: int) -> Samples:
+    turn = itertools.cycle(cluster.members)
+
+    @asynccontextmanager
+    async def killed(_client: Client) -> AsyncIterator[EtcdMember]:
+        member = next(turn)
+        await asyncio.to_thread(member.kill)
+        yield member
+        await asyncio.to_thread(member.restart)
+
+    return await _sample(cluster, kills, killed)
+
+
+async def _sample_freezes(cluster: EtcdCluster, freezes: int) -> Samples:
+    members = {member.endpoint: member for member in cluster.members}
+
+    @asynccontextmanager
+    async def frozen(client: Client) -> AsyncIterator[EtcdMember]:
+        member = members[client.endpoint]
+        await asyncio.to_thread(member.pause)
+        try:
+            yield member
+        finally:
+            member.resume()
+
+    return await _sample(cluster, freezes, frozen)
+
+
+async def _sample(cluster: EtcdCluster, faults: int, fault: Fault) -> Samples:
+    """Break a member and mend it again, so many times, beside a client that writes and watches."""
+    samples = Samples()
+    async with Client(cluster.endpoints, timeout_s=CALL_TIMEOUT_S) as client, client.watch(KEY) as watch:
+        reading = asyncio.create_task(_read(watch))
+        for _ in range(faults):
+            await _written(client)
+            leader = await asyncio.to_thread(cluster.leader)
+            watched, resumes = watch.endpoint, watch.resumes
+            began = monotonic()
+            async with fault(client) as member:
+                had_the_watch = member.endpoint == watched
+                calls, resumed = await asyncio.gather(_written(client), _resumed(watch, resumes + had_the_watch))
+            samples.calls.append(calls - began)
+            if member is leader:
+                samples.calls_after_leader.append(calls - began)
+            if had_the_watch:
+                samples.watches.append(resumed - began)
+            await asyncio.to_thread(cluster.wait_healthy)
+        await watch.close()
+        await reading
+    return samples
+
+
+async def _sample_returns(server: EtcdServer, returns: int) -> list[float]:
+    watches: list[float] = []
+    async with Client(server.endpoints, timeout_s=CALL_TIMEOUT_S) as client, client.watch(KEY) as watch:
+        reading = asyncio.create_task(_read(watch))
+        for _ in range(returns):
+            await asyncio.to_thread(server.kill)
+            await asyncio.sleep(DOWN_S)
+            resumes = watch.resumes + 1
+            await asyncio.to_thread(server.restart)
+            began = monotonic()
+            watches.append(await _resumed(watch, resumes) - began)
+        await watch.close()
+        await reading
+    return watches
+
+
+async def _written(client: Client) -> float:
+    """When a put has succeeded, tried again and again."""
+    while True:
+        try:
+            await client.put(KEY, "1")
+        except EtcdError:
+            continue
+        return monotonic()
+
+
+async def _resumed(watch: Watch, resumes: int) -> float:
+    """When the watch has resumed so many times."""
+    async with asyncio.timeout(LIMIT_S):
+        while watch.resumes < resumes:  # noqa: ASYNC110  # a count, which nothing announces
+            await asyncio.sleep(LOOK_S)
+    return monotonic()
+
+
+async def _read(watch: Watch) -> None:
+    async for _batch in watch:
+        pass
