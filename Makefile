@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint bench compat model recording etcd-versions clean
+.PHONY: help demo test test-long lint bench chaos compat model recording etcd-versions clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,10 @@ lint: $(READY)  ## ruff and mypy
 
 bench: $(READY)  ## the figures in docs/benchmarks.md, as ratios measured in one run
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+chaos: $(READY)  ## a run and clients under random faults, checked: SEED= DURATION_S= ETCD= KEEP=1 CHAOS_ARGS=
+	$(BIN)/python -m chaos --duration-s $(or $(DURATION_S),600) $(if $(SEED),--seed $(SEED)) \
+		$(if $(ETCD),--etcd $(ETCD)) $(if $(KEEP),--keep) $(CHAOS_ARGS)
 
 compat: $(READY)  ## the client's tests with the oldest and the newest grpcio and protobuf
 	PYTHON=$(PYTHON) bash scripts/compat.sh

@@ -1,0 +1,179 @@
+"""Carries the plan of faults out: one lane a sort of process, all lanes at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from chaos.faults import MEMBERS, RANKS_PER_NODE, WORLD_SIZE, Fault, Lane
+from chaos.nodes import Node
+from chaos.ranks import Ranks
+from chaos.servers import Servers
+
+Compact = Callable[[], Awaitable[bool]]
+
+
+class Conductor:
+    """Breaks and mends. While fire is held no new fault begins; those that are open are mended.
+
+    `open` counts the faults that are not mended yet. A plan is late after holding fire: `late_s` says by how much.
+    """
+
+    def __init__(
+        self, servers: Servers, nodes: Sequence[Node], ranks: Ranks, *, compact: Compact, journal: Path
+    ) -> None:
+        self.done: Counter[str] = Counter()
+        self.missed: Counter[str] = Counter()
+        self.open: dict[Lane, Fault] = {}
+        self.agent_kills = 0
+        self.worker_kills = 0
+        self.ranks_lock = asyncio.Lock()
+        """Held while ranks are killed and started: whoever restarts them all must not meet a fault doing the same."""
+        self._servers = servers
+        self._nodes = nodes
+        self._ranks = ranks
+        self._compact = compact
+        self._journal = journal
+        self._fire = asyncio.Event()
+        self._fire.set()
+
+    def __repr__(self) -> str:
+        return f"Conductor({sum(self.done.values())} faults, open: {', '.join(map(str, self.open.values())) or 'none'})"
+
+    def hold_fire(self, held: bool) -> None:
+        if held:
+            self._fire.clear()
+        else:
+            self._fire.set()
+
+    @property
+    def held(self) -> bool:
+        return not self._fire.is_set()
+
+    async def run(self, faults: Sequence[Fault], duration_s: float) -> None:
+        """Ends when all faults have been mended, or those not yet begun have missed their time."""
+        began = time.monotonic()
+        lanes = [[fault for fault in faults if fault.lane is lane] for lane in Lane]
+        async with asyncio.TaskGroup() as group:
+            for lane in lanes:
+                group.create_task(self._run_lane(lane, began, began + duration_s))
+
+    async def _run_lane(self, faults: Sequence[Fault], began: float, until: float) -> None:
+        late_s = 0.0
+        for fault in faults:
+            await asyncio.sleep(max(0.0, began + fault.at_s + late_s - time.monotonic()))
+            await self._fire.wait()
+            late_s = max(0.0, time.monotonic() - began - fault.at_s)
+            if time.monotonic() + fault.for_s > until:
+                return
+            self.open[fault.lane] = fault
+            at = time.monotonic()
+            try:
+                done = await self._do(fault)
+            finally:
+                del self.open[fault.lane]
+            (self.done if done else self.missed)[fault.kind] += 1
+            self._note(fault, at, done=done)
+
+    def _note(self, fault: Fault, at: float, *, done: bool) -> None:
+        line = {**asdict(fault), "done": done, "began": at, "ended": time.monotonic()}
+        with self._journal.open("a") as journal:
+            journal.write(json.dumps(line) + "\n")
+
+    async def _do(self, fault: Fault) -> bool:
+        """False when there was nothing to break: no agent there at that moment, for example."""
+        match fault.lane:
+            case Lane.SERVERS:
+                return await self._break_servers(fault)
+            case Lane.AGENTS:
+                return await self._break_agent(fault, self._nodes[fault.target])
+            case Lane.WORKERS:
+                return await self._break_workers(fault)
+
+    async def _break_servers(self, fault: Fault) -> bool:
+        others = tuple(member for member in range(MEMBERS) if member != fault.target)
+        match fault.kind:
+            case "member killed":
+                await self._servers.killed((fault.target,), fault.for_s, fault.kind)
+            case "member frozen":
+                await self._servers.frozen((fault.target,), fault.for_s, fault.kind)
+            case "member isolated":
+                await self._servers.isolated(fault.target, fault.for_s, fault.kind)
+            case "quorum killed":
+                await self._servers.killed(others, fault.for_s, fault.kind)
+            case "quorum frozen":
+                await self._servers.frozen(others, fault.for_s, fault.kind)
+            case "history compacted":
+                return await self._compact()
+            case "member defragmented":
+                await self._servers.defragmented(fault.target)
+            case _:
+                raise AssertionError(f"no such fault: {fault}")
+        return True
+
+    async def _break_agent(self, fault: Fault, node: Node) -> bool:
+        match fault.kind:
+            case "agent killed":
+                killed = node.signal_agent(signal.SIGKILL) is not None
+                self.agent_kills += killed
+                return killed
+            case "agent frozen" | "agent frozen until replaced":
+                pid = node.signal_agent(signal.SIGSTOP)
+                await asyncio.sleep(fault.for_s)
+                if pid is not None:
+                    node.signal_agent(signal.SIGCONT, pid)
+                return pid is not None
+            case "agent cut off":
+                node.cut_off()
+            case "agent unanswered":
+                node.silence()
+            case _:
+                raise AssertionError(f"no such fault: {fault}")
+        await asyncio.sleep(fault.for_s)
+        node.heal()
+        return True
+
+    async def _break_workers(self, fault: Fault) -> bool:
+        match fault.kind:
+            case "worker killed":
+                await self._replace((fault.target,), fault.for_s)
+            case "node's workers killed":
+                first = fault.target * RANKS_PER_NODE
+                await self._replace(tuple(range(first, first + RANKS_PER_NODE)), fault.for_s)
+            case "all workers killed":
+                await self._replace(tuple(range(WORLD_SIZE)), fault.for_s)
+            case "worker and agent killed":
+                self.agent_kills += self._ranks.node_of(fault.target).signal_agent(signal.SIGKILL) is not None
+                await self._replace((fault.target,), fault.for_s)
+            case "worker frozen":
+                async with self.ranks_lock:
+                    self._ranks.signal(fault.target, signal.SIGSTOP)
+                    await asyncio.sleep(fault.for_s)
+                    self._ranks.signal(fault.target, signal.SIGCONT)
+            case "interpreter held":
+                async with self.ranks_lock:
+                    held = self._ranks.hold_interpreter(fault.target, fault.for_s)
+                    await asyncio.sleep(fault.for_s)
+                return held
+            case _:
+                raise AssertionError(f"no such fault: {fault}")
+        return True
+
+    async def _replace(self, ranks: tuple[int, ...], after_s: float) -> None:
+        self.worker_kills += 1
+        await self.restart(ranks, after_s)
+
+    async def restart(self, ranks: tuple[int, ...], after_s: float = 0.0) -> None:
+        """Kills these ranks and starts them again after a while, as torchrun would. All of them begin a new epoch."""
+        async with self.ranks_lock:
+            self._ranks.kill(ranks)
+            await asyncio.sleep(after_s)
+            if len(ranks) == WORLD_SIZE:
+                self._ranks.begin_epoch()
+            self._ranks.start(ranks)

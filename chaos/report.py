@@ -1,0 +1,137 @@
+"""What a session did and what came of it: for people as a table, for machines as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from chaos.judge import Finding, longest_boundary_s
+from chaos.prober import Recovery, calls_succeed_after, watch_resumes_after
+from chaos.replay import Replay
+from chaos.world import World
+
+LEAST_AN_HOUR = {
+    "changes committed": 1000,
+    "members killed or stopped": 100,
+    "agents killed": 50,
+    "workers killed": 200,
+}
+MEDIAN_S = {
+    "calls succeed after: member killed": 2.0,
+    "watch resumes after: member killed": 1.0,
+    "calls succeed after: member frozen": 4.0,
+    "watch resumes after: member frozen": 4.0,
+    "calls succeed after: member isolated": 4.0,
+    "watch resumes after: member isolated": 4.0,
+}
+"""Of a watch: later than the success of the first put after the fault."""
+ENOUGH_FOR_A_MEDIAN = 10
+PROPORTION_FROM_S = 600.0
+"""From this duration on, the least counts of an hour must be reached in proportion."""
+HOUR_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    seed: int
+    duration_s: float
+    etcd: str
+    counts: dict[str, int]
+    faults: dict[str, int]
+    figures_s: dict[str, float]
+    recoveries: dict[str, Recovery]
+    findings: list[Finding]
+    failure: str | None = None
+    missed: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return self.failure is None and not self.missed and all(finding.held for finding in self.findings)
+
+    def as_json(self) -> dict[str, object]:
+        return {"passed": self.passed, **asdict(self)}
+
+    def table(self) -> str:
+        rows = [*((name, str(count)) for name, count in {**self.counts, **self.faults}.items())]
+        rows += [(name, f"{figure:.2f} s") for name, figure in self.figures_s.items()]
+        rows += [
+            (name, f"{found.median_s:.2f} s at the median of {found.faults}, {found.longest_s:.2f} s at most")
+            for name, found in self.recoveries.items()
+        ]
+        lines = [f"seed {self.seed}, {self.duration_s:g} s, etcd {self.etcd}"]
+        lines += [f"  {name:<44} {value}" for name, value in rows]
+        lines += [str(finding) for finding in self.findings]
+        lines += [f"TOO FEW {missed}" for missed in self.missed]
+        if self.failure is not None:
+            lines.append(f"FAILED  {self.failure}")
+        return "\n".join(lines)
+
+
+def counts_of(world: World, replay: Replay) -> dict[str, int]:
+    conductor, ranks = world.conductor, world.ranks
+    return {
+        "changes committed": replay.commits,
+        "changes asked for": world.operator.puts,
+        "plans aborted": replay.aborts,
+        "values rejected": replay.rejections,
+        "members killed or stopped": world.servers.kills_and_stops,
+        "agents killed": conductor.agent_kills,
+        "workers killed": conductor.worker_kills,
+        "worker processes killed": ranks.kills,
+        "steps": ranks.board.lowest_arrived() + 1,
+        "views": replay.views,
+        "terms of leaders": replay.terms,
+        "fresh starts of all ranks": ranks.epoch - 1,
+        "of them for a collective's time-out": world.monitor.collective_timeouts,
+        "calls of clients": world.calls.count,
+        "calls that failed": world.calls.failures,
+        "resumes of the watch": world.watcher.resumes,
+    }
+
+
+def figures_of(world: World) -> dict[str, float]:
+    clock = world.monitor.clock
+    return {
+        "longest stall": clock.longest_s,
+        "longest stall without a fault": clock.longest_unexplained_s,
+        "fire held": world.monitor.held_s,
+        "longest boundary": longest_boundary_s(world),
+        "longest lag of the clients' loop": world.calls.longest_lag_s,
+    }
+
+
+def recoveries_of(world: World) -> dict[str, Recovery]:
+    prober, found = world.prober, {}
+    for kind in ("member killed", "member frozen", "member isolated"):
+        outages = [outage for outage in world.servers.outages if outage.kind == kind]
+        found[f"calls succeed after: {kind}"] = Recovery.of(calls_succeed_after(outages, prober.successes))
+        delays = watch_resumes_after(outages, prober.puts, world.watcher.heard)
+        found[f"watch resumes after: {kind}"] = Recovery.of(delays)
+    return found
+
+
+def slow_recoveries(recoveries: Mapping[str, Recovery]) -> Finding:
+    """Medians against what is promised, where there were enough faults for one."""
+    problems = [
+        f"{name}: {found.median_s:.2f} s at the median of {found.faults}, promised are {MEDIAN_S[name]:g} s"
+        for name, found in recoveries.items()
+        if found.faults >= ENOUGH_FOR_A_MEDIAN and found.median_s > MEDIAN_S[name]
+    ]
+    faults = sum(found.faults for found in recoveries.values())
+    return Finding("Clients recover in the time promised", f"{faults} recoveries", tuple(problems))
+
+
+def too_few(counts: dict[str, int], duration_s: float) -> list[str]:
+    """What a session of this duration should have done more of."""
+    if duration_s < PROPORTION_FROM_S:
+        return []
+    wanted = {name: int(least * duration_s / HOUR_S) for name, least in LEAST_AN_HOUR.items()}
+    return [f"{name}: {counts[name]} of {least}" for name, least in wanted.items() if counts[name] < least]
+
+
+def faults_of(world: World) -> dict[str, int]:
+    done, missed = world.conductor.done, world.conductor.missed
+    return {
+        **{f"fault: {kind}": count for kind, count in sorted(done.items())},
+        **{f"nothing to break: {kind}": count for kind, count in sorted(missed.items())},
+    }

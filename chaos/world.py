@@ -1,0 +1,122 @@
+"""Everything of one session: the cluster, the nodes, the ranks, and the clients beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from chaos.bystanders import Bystander
+from chaos.chronicle import Reference, Watcher, compact
+from chaos.clocked import Calls
+from chaos.conduct import Conductor
+from chaos.faults import NODES
+from chaos.monitor import Monitor
+from chaos.nodes import Node
+from chaos.operator import Operator, keys_of
+from chaos.prober import Prober
+from chaos.ranks import Ranks
+from chaos.registers import RegisterClient
+from chaos.servers import Servers
+from instep.errors import EtcdError
+from instep.etcd import Client
+from instep.testing import EtcdCluster
+from instep.testing.checkers import History
+
+NAMESPACE: Final = "/chaos"
+PREFIX: Final = f"{NAMESPACE}/"
+CLIENT_TIMEOUT_S: Final = 5.0
+STEP_S: Final = 0.02
+REGISTER_CLIENTS: Final = 3
+REGISTER_PAUSE_S: Final = 0.4
+
+
+class World:
+    """What a session needs, on a cluster that runs; for an `async with` block, so that nothing is left of it."""
+
+    def __init__(self, folder: Path, cluster: EtcdCluster, seed: int) -> None:
+        self.folder = folder
+        self.version = cluster.version
+        self._cluster = cluster
+        self._stack = contextlib.AsyncExitStack()
+        self.clients: list[Client] = []
+        self.calls = Calls()
+        self.keys = keys_of(NAMESPACE)
+        self.servers = Servers(cluster)
+        self.nodes = [Node(name, folder, cluster.endpoints, NAMESPACE) for name in "abcdefgh"[:NODES]]
+        self.ranks = Ranks(folder, self.nodes, step_s=STEP_S)
+        self.watcher = Watcher(self.client(), PREFIX, folder / "watched.jsonl")
+        self.reference = Reference(cluster.endpoints, PREFIX, folder / "reference.jsonl", self.calls)
+        self.operator = Operator(self.client(), self.keys, self.calls, seed)
+        self.prober = Prober(self.client(), f"{PREFIX}beat", self.calls)
+        self.history = History(folder / "calls.jsonl")
+        self.registers = [self._register_client(number, seed) for number in range(REGISTER_CLIENTS)]
+        self.bystanders = [self._bystander(number, seed) for number in range(NODES)]
+        self.conductor = Conductor(
+            self.servers, self.nodes, self.ranks, compact=self._compact, journal=folder / "done.jsonl"
+        )
+        self.monitor = Monitor(self.ranks, self.nodes, self.conductor)
+
+    def __repr__(self) -> str:
+        return f"World({self._cluster!r}, {self.ranks!r})"
+
+    def client(self, endpoints: Sequence[str] = ()) -> Client:
+        """A client of its own for each who works beside the run; closed with the world."""
+        client = Client(endpoints or self._cluster.endpoints, timeout_s=CLIENT_TIMEOUT_S)
+        self._stack.push_async_callback(client.close)
+        self.clients.append(client)
+        return client
+
+    def _register_client(self, number: int, seed: int) -> RegisterClient:
+        return RegisterClient(
+            f"client-{number}",
+            self.client(),
+            f"{PREFIX}registers/",
+            self.history,
+            self.calls,
+            seed=seed * 1000 + number,
+            pause_s=REGISTER_PAUSE_S,
+        )
+
+    def _bystander(self, number: int, seed: int) -> Bystander:
+        return Bystander(
+            f"bystander-{number}",
+            self.client(self.nodes[number].endpoints),
+            f"{PREFIX}bystanders/",
+            self.history,
+            self.calls,
+            count=NODES,
+            seed=seed * 1000 + 500 + number,
+        )
+
+    async def keep_evidence(self) -> None:
+        """After a failure, for one who looks for its cause: the rest of the history, and the members' logs."""
+        with contextlib.suppress(EtcdError, TimeoutError):
+            await self.reference.extend()
+        for member in self._cluster.members:
+            shutil.copy(member.log, self.folder / f"etcd-{member.name}.log")
+
+    def flush(self) -> None:
+        """What has been recorded can be read from the files."""
+        self.watcher.close()
+        self.reference.close()
+        self.history.close()
+
+    async def _compact(self) -> bool:
+        return await compact(self.clients[0], self.reference, self.watcher, self.calls)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.ranks.close()
+        for node in self.nodes:
+            node.close()
+        await self._stack.aclose()
+        self.flush()
+        self.servers.close()

@@ -1,0 +1,46 @@
+"""The whole of chaos, for a minute: real agents and a real cluster, broken at random, and every checker."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SEED = 1
+DURATION_S = 60
+TIMEOUT_S = 240.0
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short path: sockets lie below it."""
+    with tempfile.TemporaryDirectory(prefix="ins-", dir="/tmp") as path:
+        yield Path(path)
+
+
+def test_a_minute_of_chaos_breaks_no_promise(folder: Path) -> None:
+    """No step with two configs, no change lost, one leader by token, watches, keys and locks are true, no hang."""
+    document = folder / "report.json"
+    command = [sys.executable, "-m", "chaos", f"--seed={SEED}", f"--duration-s={DURATION_S}", f"--json={document}"]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
+    found = json.loads(document.read_text())
+    assert found["passed"]
+    assert found["counts"]["changes committed"] > 5
+    assert found["counts"]["workers killed"] > 2
+    assert not list(folder.glob("instep-chaos-*")), "a session that held leaves nothing behind"

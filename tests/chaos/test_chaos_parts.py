@@ -1,0 +1,225 @@
+"""The pure parts of chaos: its plan, its clock of stalls, and its replay of a run's history."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from chaos.bystanders import NO_ROUND, overlap_s, with_rounds
+from chaos.faults import KINDS, LONGEST_GAP_S, Lane, load, plan, save
+from chaos.operator import keys_of
+from chaos.replay import Replay
+from chaos.stalls import StallClock
+from chaos.steps import against_history, read_runs
+
+from instep.coordination.records import Agreed, Decision, Leader, Plan, Snapshot, View
+from instep.etcd import Event, KeyValue
+from instep.testing.checkers import Passage, check_barrier
+
+HOUR_S = 3600.0
+KEYS = keys_of("/t")
+VALUES = {"lr": 0.1}
+
+
+def test_a_seed_always_gives_the_same_plan(tmp_path: Path) -> None:
+    assert plan(7, 300) == plan(7, 300) != plan(8, 300)
+    save(plan(7, 300), tmp_path / "plan")
+    assert load(tmp_path / "plan") == plan(7, 300)
+
+
+def test_an_hour_holds_about_twice_what_is_asked_for() -> None:
+    for seed in range(5):
+        done = Counter(fault.kind for fault in plan(seed, HOUR_S))
+        assert set(done) == {kind.name for kind in KINDS}
+        assert done["member killed"] + done["member frozen"] > 200
+        assert done["agent killed"] > 100
+        assert done["worker killed"] > 250
+
+
+def test_faults_of_one_lane_never_overlap_and_all_end_in_time() -> None:
+    for lane in Lane:
+        faults = [fault for fault in plan(3, 600) if fault.lane is lane]
+        for before, after in itertools.pairwise(faults):
+            assert 0 < after.at_s - before.at_s - before.for_s <= LONGEST_GAP_S + 0.01
+        assert faults[-1].at_s + faults[-1].for_s <= 600
+
+
+def test_a_stall_is_explained_only_while_something_is_broken() -> None:
+    clock = StallClock()
+    for second in range(10):
+        clock.look(float(second), (1, 5), broken=second < 4)
+    assert clock.standing_s == 9.0
+    assert clock.unexplained_s == 6.0
+    clock.look(10.0, (1, 6), broken=False)
+    assert clock.standing_s == clock.unexplained_s == 0.0
+    assert clock.longest_unexplained_s == 6.0
+
+
+class Etcd:
+    """Just enough of etcd to write a history: keys, revisions, events."""
+
+    def __init__(self) -> None:
+        self.revision = 1
+        self.events: list[Event] = []
+        self._created: dict[str, tuple[int, int]] = {}
+
+    def write(self, *changes: tuple[str, str | None]) -> int:
+        self.revision += 1
+        for key, value in changes:
+            created, version = self._created.get(key, (self.revision, 0))
+            if value is None:
+                del self._created[key]
+                self.events.append(Event("delete", KeyValue(key, b"", 0, self.revision, 0, 0)))
+                continue
+            self._created[key] = (created, version + 1)
+            kv = KeyValue(key, value.encode(), created, self.revision, version + 1, 0)
+            self.events.append(Event("put", kv))
+        return self.revision
+
+
+@pytest.fixture
+def etcd() -> Etcd:
+    return Etcd()
+
+
+def lead(etcd: Etcd, name: str = "a", token: int | None = None) -> int:
+    key = KEYS.candidate(name)
+    created = etcd.write((key, "{}"))
+    leader = Leader(node=name, rank=0, incarnation="i", candidate=key, token=created if token is None else token)
+    etcd.write((KEYS.leader, leader.encode()))
+    return created
+
+
+def begin(etcd: Etcd) -> None:
+    view = View(
+        number=1, world_size=1, schema_digest="d", nodes={}, start=Snapshot(values={"lr": 1.0}, plan=0), fresh=True
+    )
+    agreed = Agreed(plan=0, view=1, values={"lr": 1.0})
+    etcd.write((KEYS.view, view.encode()), (KEYS.agreed, agreed.encode()))
+
+
+def open_plan(etcd: Etcd, number: int) -> None:
+    proposed = Plan(number=number, view=1, gate=number * 10, values=VALUES, previous={}, revision=1)
+    etcd.write((KEYS.plan(number), proposed.encode()))
+
+
+def commit(etcd: Etcd, number: int, lr: float) -> None:
+    open_plan(etcd, number)
+    agreed = Agreed(plan=number, view=1, values={"lr": lr}, gate=number * 10, previous={})
+    etcd.write((KEYS.decision(number), Decision(commit=True).encode()), (KEYS.agreed, agreed.encode()))
+
+
+def replayed(etcd: Etcd) -> Replay:
+    replay = Replay(KEYS)
+    replay.feed(etcd.events)
+    return replay
+
+
+def test_a_history_by_the_rules_is_accepted(etcd: Etcd) -> None:
+    lead(etcd)
+    begin(etcd)
+    commit(etcd, 1, 0.1)
+    etcd.write((KEYS.candidate("a"), None), (KEYS.candidate("b"), "{}"))
+    leader = Leader(node="b", rank=0, incarnation="i", candidate=KEYS.candidate("b"), token=etcd.revision)
+    etcd.write((KEYS.leader, leader.encode()))
+    commit(etcd, 2, 0.2)
+    replay = replayed(etcd)
+    assert replay.problems == []
+    assert (replay.commits, replay.terms, replay.views) == (2, 2, 1)
+
+
+def test_a_write_after_the_leaders_candidate_was_gone_is_found(etcd: Etcd) -> None:
+    lead(etcd)
+    begin(etcd)
+    etcd.write((KEYS.candidate("a"), None))
+    open_plan(etcd, 1)
+    assert "although nobody led" in replayed(etcd).problems[0]
+
+
+def test_a_token_that_falls_is_found(etcd: Etcd) -> None:
+    lead(etcd, "a")
+    lead(etcd, "b", token=1)
+    assert any("the token 1 follows" in problem for problem in replayed(etcd).problems)
+
+
+def test_a_leader_that_is_not_the_oldest_candidate_is_found(etcd: Etcd) -> None:
+    etcd.write((KEYS.candidate("older"), "{}"))
+    lead(etcd, "b")
+    assert "not of the oldest candidate" in replayed(etcd).problems[0]
+
+
+def test_a_plan_opened_before_the_last_was_decided_is_found(etcd: Etcd) -> None:
+    lead(etcd)
+    begin(etcd)
+    open_plan(etcd, 1)
+    open_plan(etcd, 2)
+    assert "while plan 1 was not decided" in replayed(etcd).problems[0]
+
+
+def test_a_decision_that_is_changed_is_found(etcd: Etcd) -> None:
+    lead(etcd)
+    begin(etcd)
+    commit(etcd, 1, 0.1)
+    etcd.write((KEYS.decision(1), Decision(commit=False).encode()))
+    assert "decision on plan 1 was changed" in replayed(etcd).problems[0]
+
+
+def records(path: Path, *lines: dict[str, object]) -> Path:
+    common = {"rank": 0, "epoch": 1, "life": 1, "view": 1}
+    path.write_text("".join(json.dumps({**common, **line}) + "\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("second", "last", "wrong"),
+    [(10, 30, 0), (11, 30, 1), (9, 30, 1)],
+    ids=["at the gate", "a step late", "a step early"],
+)
+def test_a_rank_must_change_exactly_at_the_gate(etcd: Etcd, tmp_path: Path, second: int, last: int, wrong: int) -> None:
+    lead(etcd)
+    begin(etcd)
+    commit(etcd, 1, 0.5)
+    path = records(
+        tmp_path / "rank",
+        {"event": "runs", "step": 0, "values": {"lr": 1.0}},
+        {"event": "runs", "step": second, "values": {"lr": 0.5}},
+    )
+    steps, problems = against_history(read_runs(path, {1: last}), replayed(etcd))
+    assert steps == last + 1
+    assert len(problems) == wrong
+
+
+def test_a_life_that_was_killed_has_run_what_the_board_says(tmp_path: Path) -> None:
+    path = records(
+        tmp_path / "rank",
+        {"event": "runs", "step": 0, "values": VALUES},
+        {"event": "joined", "step": 8, "life": 2},
+        {"event": "runs", "step": 8, "life": 2, "values": VALUES},
+        {"event": "done", "step": 20, "life": 2, "values": VALUES},
+    )
+    assert [(run.life, run.first, run.last) for run in read_runs(path, {1: 7})] == [(1, 0, 7), (2, 8, 20)]
+
+
+def test_who_gave_up_at_a_barrier_may_have_been_counted_in() -> None:
+    others = [Passage("m", 1, name, 10.0, 11.0, 12.0, 13.0) for name in ("a", "b")]
+    gave_up = Passage("m", NO_ROUND, "c", 2.0, lost_at=10.5)
+    assert check_barrier(with_rounds([*others, gave_up]), 3).passed
+    assert not check_barrier(with_rounds([*others, Passage("m", NO_ROUND, "c", 11.5, lost_at=12.0)]), 3).passed
+
+
+def test_who_lost_its_session_at_a_barrier_may_be_in_the_next_round() -> None:
+    first = [Passage("m", 1, name, 10.0, 11.0, 12.0, 13.0) for name in ("a", "b")]
+    second = [Passage("m", 2, name, 13.5, 14.0, 14.5, 15.0) for name in ("a", "b")]
+    again = Passage("m", 2, "c", 10.0, 14.0, 14.5, 15.0)
+    assert check_barrier(with_rounds([*first, *second, again]), 3).passed
+    late = Passage("m", 2, "c", 11.5, 14.0, 14.5, 15.0)
+    assert not check_barrier(with_rounds([*first, *second, late]), 3).passed
+
+
+def test_only_servers_that_end_leases_early_excuse_two_holders() -> None:
+    assert overlap_s("3.5.1") > 0
+    assert overlap_s("3.4.23") > 0
+    assert overlap_s("3.5.16") == overlap_s("3.5.30") == overlap_s("3.6.1") == 0
