@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -34,6 +35,62 @@ def test_a_rank_that_died_with_its_agent_is_replaced_while_the_other_waits_for_i
     assert len({trainer.wait_config(lr=0.02) for trainer in (alone, again)}) == 1
     training.stop(alone, again)
     assert_in_step(alone, again)
+
+
+def test_an_agent_killed_while_its_rank_waits_for_one_of_another_node_is_replaced_at_once(
+    training: TrainingRun, tmp_path: Path
+) -> None:
+    """No rank of the agent's node passes a boundary, and the one they wait for needs that node to be registered."""
+    barrier = tmp_path / "barrier"
+    alone = training.start(0, 2, f"--barrier={barrier}", node="a")
+    victim = training.start(1, 2, node="b")
+    for trainer in (alone, victim):
+        trainer.wait_said("joined")
+    barrier.touch()
+    alone.wait_said("waiting")
+    before = training.agent_pid("a")
+    os.kill(before, signal.SIGKILL)
+    victim.kill()
+    victim.finish()
+    again = training.start(1, 2, node="b")
+    assert again.wait_said("joined")["view"] == 2
+    assert training.agent_pid("a") != before
+    barrier.unlink()
+    training.put("lr", "0.02")
+    assert len({trainer.wait_config(lr=0.02) for trainer in (alone, again)}) == 1
+    training.stop(alone, again)
+    assert_in_step(alone, again)
+
+
+def test_an_agent_that_has_ended_by_itself_is_not_started_again(training: TrainingRun) -> None:
+    trainer = training.start(0, 1)
+    trainer.wait_said("joined")
+    training.stop(trainer)
+    wait_for(lambda: not _processes_of(training), "the agent and its guardian to end")
+
+
+def test_an_agent_whose_guardian_was_killed_serves_on(training: TrainingRun) -> None:
+    trainer = training.start(0, 1)
+    trainer.wait_said("joined")
+    agent = training.agent_pid()
+    (guardian,) = (pid for pid in _processes_of(training) if pid != agent)
+    os.kill(guardian, signal.SIGKILL)
+    training.put("lr", "0.01")
+    trainer.wait_config(lr=0.01)
+    os.kill(agent, signal.SIGKILL)
+    training.put("lr", "0.02")
+    trainer.wait_config(lr=0.02)
+    training.stop(trainer)
+
+
+def _processes_of(training: TrainingRun) -> list[int]:
+    folder = bytes(training.folder_of().path)
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdecimal() and folder in (entry / "cmdline").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+    return found
 
 
 def test_a_worker_that_died_before_the_next_agent_came_is_not_registered(training: TrainingRun) -> None:

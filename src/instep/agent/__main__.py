@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
+
+from instep.agent.guardian import guard
+from instep.runtime import RuntimeFolder
 
 
 def main() -> int:
     folder, run, lock, node = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
     settings = sys.stdin.read()
-    if os.fork():  # before anything heavy: the launcher ends, and the agent is nobody's child
+    if os.fork():  # before anything heavy: the launcher ends, and what it has started is nobody's child
         return 0
-    os.set_inheritable(lock, False)
-    from instep.agent.service import serve
 
-    return serve(folder, run, settings, node)
+    def agent() -> int:
+        from instep.agent.service import serve
+
+        return serve(folder, run, settings, node)
+
+    return guard(RuntimeFolder(Path(folder)), lock, agent)
 
 
 if __name__ == "__main__":

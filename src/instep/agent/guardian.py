@@ -1,0 +1,53 @@
+"""The agent's parent: starts another agent when one is killed, also while no worker passes a boundary.
+
+Workers start a new agent too, at their next boundary. But ranks that wait in a collective for one that died pass none,
+and the one they wait for cannot be replaced while nobody speaks for them. Whoever has the folder's lock is the agent,
+so it does not matter who comes first.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Final
+
+from instep.errors import InstepError
+from instep.runtime import RuntimeFolder
+
+FIRST_PAUSE_S: Final = 0.1
+LONGEST_PAUSE_S: Final = 10.0
+MAX_RESTARTS: Final = 20
+"""After so many deaths in a row the workers' own boundaries must do."""
+SETTLED_S: Final = 60.0
+"""An agent that has lived for so long starts the count anew."""
+
+
+def guard(folder: RuntimeFolder, lock: int, serve: Callable[[], int]) -> int:
+    """Runs `serve` in a child that alone holds `lock`, and again whenever a signal kills it. Returns in each child with
+    its exit code, and in the parent when a child has ended by itself or somebody else has started an agent.
+
+    Limit: what kills this process too (the end of a container) is not survived. It must not have started threads.
+    """
+    restarts, held = 0, lock
+    while True:
+        began = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            os.set_inheritable(held, False)
+            return serve()
+        os.close(held)  # the lock is the agent's: were it ours too, nobody could replace us both
+        _, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status):
+            return 0
+        restarts = 1 if time.monotonic() - began > SETTLED_S else restarts + 1
+        if restarts > MAX_RESTARTS:
+            return 1
+        time.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (restarts - 1)))
+        try:
+            again = folder.claim()
+        except (InstepError, OSError):
+            again = None
+        if again is None:
+            return 0
+        held = again
