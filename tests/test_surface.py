@@ -39,6 +39,13 @@ ETCD = {
     *("Lease", "LeaseKeeper", "LeaseState", "LeaseTiming"),
     *("Statistics", "Status"),
 }
+CHECKERS = {
+    *("History", "Call", "Operation", "Reply", "Value", "may_have_happened", "load_records", "save_records"),
+    *("check_linearizability", "check_revisions", "Hold", "Accepted", "check_exclusion", "check_fencing"),
+    *("WatchEvent", "WatchStarted", "WatchReceived", "Reference", "received", "check_watch"),
+    *("Passage", "check_barrier", "ConfigRun", "Commit", "Desired", "config_digest"),
+    *("check_steps", "check_commits", "check_changes", "Answer", "Verdict", "Violation", "Report"),
+}
 COORDINATION = {
     *("Session", "SessionStatistics", "LinkState", "Fence", "Lock", "LockStatistics"),
     *("Election", "ElectionStatistics", "Incumbent", "DoubleBarrier", "BarrierStatistics"),
@@ -77,7 +84,13 @@ def parameters(function: Any) -> Parameters:
 
 @pytest.mark.parametrize(
     ("module", "names"),
-    [("instep", PACKAGE), ("instep.testing", TESTING), ("instep.etcd", ETCD), ("instep.coordination", COORDINATION)],
+    [
+        ("instep", PACKAGE),
+        ("instep.testing", TESTING),
+        ("instep.testing.checkers", CHECKERS),
+        ("instep.etcd", ETCD),
+        ("instep.coordination", COORDINATION),
+    ],
 )
 def test_the_public_names_are_these(module: str, names: set[str]) -> None:
     check_names(module, names)
