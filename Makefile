@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST_ARGS ?=
+# Most tests wait for servers and processes most of the time.
+PARALLEL ?= --numprocesses 2 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-long lint bench chaos compat model recording etcd-versions clean
@@ -20,7 +22,7 @@ demo: $(READY)  ## a real run of four processes, steered live, in about a minute
 	$(BIN)/instep demo $(DEMO_ARGS)
 
 test: lint  ## everything CI runs
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 test-long: $(READY)  ## the tests marked long too: many-fold repeats, long freezes
 	INSTEP_LONG=1 $(BIN)/python -m pytest -m long $(PYTEST_ARGS)

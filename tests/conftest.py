@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 
+import hypothesis
 import pytest
 
 from instep.testing import fixtures
+
+# A time limit for one example is a timed test; and the same examples every time, so that a failure is repeatable.
+hypothesis.settings.register_profile("instep", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("instep")
 
 
 def pytest_configure(config: pytest.Config) -> None:
