@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import hypothesis
 import pytest
@@ -15,7 +16,13 @@ hypothesis.settings.load_profile("instep")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the plugin under its entry point's name, unless pytest has found that."""
+    """Register the plugin under its entry point's name, unless pytest has found that.
+
+    A shell starts background jobs with SIGINT ignored, and all their processes inherit that: tests of Ctrl-C would wait
+    for ever.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not config.pluginmanager.has_plugin("instep"):
         config.pluginmanager.register(fixtures, "instep")
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,10 +32,15 @@ def port(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[int]:
 NOTHING_IN_IT = json.dumps(dict.fromkeys(["endpoint", "pid", "started", "version", "data_dir", "log"]))
 
 
-def process(code: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", f"from instep import local; {code}"], stdout=subprocess.PIPE, text=True
-    )
+@contextmanager
+def process(code: str) -> Iterator[subprocess.Popen[str]]:
+    """A process of its own; one that a failed test leaves behind is killed."""
+    words = [sys.executable, "-c", f"from instep import local; {code}"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
 
 
 def test_nothing_is_found_and_nothing_stopped_when_none_was_started(port: int) -> None:
