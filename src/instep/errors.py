@@ -31,6 +31,8 @@ class EtcdError(InstepError):
     """etcd answered with an error, or could not be asked. `code` is the gRPC status name, if there was one."""
 
     exit_code = 3
+    applied_unknown = False
+    """Whether a write that ended with this error may have been applied."""
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
         super().__init__(message)
@@ -55,8 +57,13 @@ class EtcdDenied(EtcdError):
 
 class EtcdFull(EtcdError):
     """etcd's database has reached its quota (alarm NOSPACE): it takes no writes until space is made and the alarm is
-    disarmed. Reads, deletions and leases that stand go on."""
+    disarmed. Reads, deletions and leases that stand go on.
 
+    etcd applies a write that was on its way when the quota was reached and refuses it all the same: so its fate is not
+    known, but it is settled; a reading tells.
+    """
+
+    applied_unknown = True
     REASON = (
         "its database has reached its quota (alarm NOSPACE); compact and defragment it, then run 'etcdctl alarm "
         "disarm', and raise --quota-backend-bytes if it fills up again"

@@ -75,7 +75,7 @@ class RuntimeFolder:
 
 def _base() -> Path:
     given = os.environ.get("INSTEP_RUNTIME_DIR")
-    return Path(given) if given else Path("/tmp") / f"instep-{os.getuid()}"
+    return Path(given).absolute() if given else Path("/tmp") / f"instep-{os.getuid()}"
 
 
 def _make_private(path: Path) -> None:

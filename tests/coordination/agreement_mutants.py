@@ -13,8 +13,9 @@ from instep.coordination.leading import Action, Commit, FormView, Situation
 from instep.coordination.node import NodeAction, NodeAgreement, WriteAck
 from instep.coordination.records import Ack
 from instep.coordination.transactions import Txn
+from instep.wire import Message
+from instep.worker.agreement import Agreement
 from instep.worker.gate import Answer, Apply, Gate, Promise, Wait
-from instep.worker.run import Run
 
 Mutant = Callable[[], contextlib.AbstractContextManager[Any]]
 
@@ -119,10 +120,11 @@ def view_leaves_the_plan_open_and_commit_ignores_the_view() -> Iterator[None]:
 
 
 def newcomers_ignore_the_gate() -> Any:
-    def ignore(self: Run[Any], start: object, step: int) -> None:
+    def ignore(self: Agreement[Any], step: int) -> list[Message]:
         self._start = None
+        return self.hear_postponed(step)
 
-    return mock.patch.object(Run, "_begin", ignore)
+    return mock.patch.object(Agreement, "begin", ignore)
 
 
 def forget_the_previous_values() -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Self, cast
 
 from model_client import ModelClient, Request
@@ -26,7 +26,7 @@ from instep.coordination.records import Agreed, Decision, Member, Plan, View
 from instep.coordination.schema import Schema
 from instep.errors import InstepError
 from instep.etcd import Client, Op
-from instep.scalar import Scalar
+from instep.worker.gate import Apply
 from instep.worker.hyper import Codec, Hyperparameters, fixed
 from instep.worker.link import AgentLink, LinkLost
 from instep.worker.run import Run
@@ -171,20 +171,20 @@ class SteppedRun(Run[Any]):
     model_link: ModelLink
 
     def _await_decision(self, number: int, step: int) -> None:
-        if self._failure is not None:
+        if self._conversation.failure is not None:
             return
         link = self.model_link
         with contextlib.suppress(LinkLost):
             if not link.connected and link.try_connect():
-                self._introduce()
+                self._conversation.introduce()
             if link.connected and self.asked != (link.connection, number):
                 link.send({"t": "gate", "n": number, "step": step})
                 self.asked = (link.connection, number)
         raise AtGate
 
-    def _apply(self, number: int, values: Mapping[str, Scalar], step: int) -> None:
-        self.on_apply(number)
-        super()._apply(number, values, step)
+    def _apply(self, due: Apply, step: int) -> None:
+        self.on_apply(due.number)
+        super()._apply(due, step)
 
     on_apply: Callable[[int], None]
 
@@ -246,12 +246,13 @@ class Worker:
 
     def listen(self) -> bool:
         """Before it has joined: True when it has."""
-        if not self.run._is_joined():
+        conversation = self.run._conversation
+        if not conversation.is_joined():
             with contextlib.suppress(LinkLost):
                 if not self.link.connected and self.link.try_connect():
-                    self.run._introduce()
-                self.run._hear(self.link.receive(), step=0)
-        return self.run._is_joined()
+                    conversation.introduce()
+                conversation.hear(self.link.receive(), step=0)
+        return conversation.is_joined()
 
     def _enter_step(self) -> bool:
         self._cluster.loop.advance(STEP_S)

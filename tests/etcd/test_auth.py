@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -148,6 +149,24 @@ def test_many_calls_at_once_share_one_authentication(calm: EtcdServer) -> None:
             assert client.statistics().reauthentications == 0
 
     run(main())
+
+
+def test_calls_that_wait_for_one_authentication_end_in_their_own_time() -> None:
+    """Not one after the other, each after its time-out: the server is frozen, and only one may ask at a time."""
+
+    async def main(server: EtcdServer) -> None:
+        async with Client([server.endpoint], credentials=ROOT, timeout_s=1) as client:
+            await client.get("a")
+            server.pause()
+            began = time.monotonic()
+            ended = await asyncio.gather(*(client.authenticate() for _ in range(6)), return_exceptions=True)
+            took_s = time.monotonic() - began
+            server.resume()
+            assert all(isinstance(error, EtcdUnavailable) for error in ended), ended
+            assert took_s < 2.5
+
+    with EtcdServer(auth="root:secret") as server:
+        run(main(server))
 
 
 def test_credentials_work_where_authentication_is_off_or_turned_on_later(server: EtcdServer) -> None:

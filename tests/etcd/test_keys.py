@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import pytest
 from etcd_support import run
@@ -226,5 +227,22 @@ def test_status_and_statistics_tell_what_is_going_on(shared_server: EtcdServer) 
             assert "connection refused" in str(gone.error)
             assert client.statistics().calls == 3
             assert "127.0.0.1" in repr(client)
+
+    run(main())
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, math.nan])
+def test_a_client_without_time_for_an_answer_is_refused(timeout_s: float) -> None:
+    with pytest.raises(SettingsError, match="leaves no time"):
+        Client(["127.0.0.1:1"], timeout_s=timeout_s)
+
+
+def test_a_call_with_a_time_out_that_is_no_number_is_refused_rather_than_endless() -> None:
+    async def main() -> None:
+        async with Client(["127.0.0.1:1"]) as client:
+            with pytest.raises(SettingsError, match="leaves no time"):
+                await client.get("a", timeout_s=math.nan)
+            with pytest.raises(SettingsError, match="leaves no time"):
+                await client.put("a", "1", timeout_s=math.nan)
 
     run(main())

@@ -110,6 +110,23 @@ def test_validity_is_counted_from_the_sending_and_seen_by_the_clock_alone(shared
     run(main())
 
 
+def test_a_lease_that_was_seen_to_be_lost_is_not_renewed(shared_server: EtcdServer) -> None:
+    """A process that stood still for most of its TTL: etcd still holds the lease, but others may have acted on its
+    loss."""
+
+    async def main() -> None:
+        clock = Clock()
+        async with Client([shared_server.endpoint]) as client, LeaseKeeper(client, ttl_s=2, clock=clock) as keeper:
+            await asyncio.sleep(0)  # it waits for the time of its next renewal
+            clock.now += 1.9
+            assert not keeper.valid
+            async with asyncio.timeout(10):
+                await keeper.wait_lost()
+            assert (keeper.valid, keeper.renewals) == (False, 0)
+
+    run(main())
+
+
 def test_a_lease_that_cannot_be_granted_raises() -> None:
     async def main() -> None:
         async with Client(["127.0.0.1:1"], timeout_s=0.3) as client:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -60,6 +61,35 @@ def test_an_agent_killed_while_its_rank_waits_for_one_of_another_node_is_replace
     assert len({trainer.wait_config(lr=0.02) for trainer in (alone, again)}) == 1
     training.stop(alone, again)
     assert_in_step(alone, again)
+
+
+def test_an_agent_whose_folder_was_cleaned_away_comes_back_under_its_name(
+    training: TrainingRun, tmp_path: Path
+) -> None:
+    """No rank passes a boundary, so it is the agent's parent that starts the next one: the view names that node."""
+    barrier = tmp_path / "barrier"
+    trainers = [training.start(rank, 2, f"--barrier={barrier}") for rank in range(2)]
+    for trainer in trainers:
+        trainer.wait_said("joined")
+    barrier.touch()
+    for trainer in trainers:
+        trainer.wait_said("waiting")
+    agent = training.agent_pid()
+    shutil.rmtree(training.node("a"))
+    os.kill(agent, signal.SIGKILL)
+    wait_for(training.folder_of().socket.exists, "the next agent")
+    barrier.unlink()
+    training.put("lr", "0.01")
+    assert len({trainer.wait_config(lr=0.01) for trainer in trainers}) == 1
+    training.stop(*trainers)
+
+
+def test_an_agent_and_its_guardian_hold_nothing_of_the_trainer(training: TrainingRun) -> None:
+    trainer = training.start(0, 1)
+    trainer.wait_said("joined")
+    for pid in wait_for(lambda: len(found := _processes_of(training)) == 2 and found, "the launcher to end"):
+        assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
+    training.stop(trainer)
 
 
 def test_an_agent_that_has_ended_by_itself_is_not_started_again(training: TrainingRun) -> None:

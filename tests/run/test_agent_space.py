@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -13,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from instep.agent.effects import Effects
+from instep.agent.space import Space
+from instep.coordination.keys import Keys
+from instep.coordination.records import Decision
 from instep.errors import EtcdFull
 from instep.etcd import Client
 from instep.testing import EtcdServer
@@ -128,3 +133,23 @@ def test_a_rank_at_a_gate_goes_on_though_the_database_takes_no_decision(training
     done = training.stop(going, stuck)
     assert done[0]["longest_boundary_s"] < 4, "a moment at the gate, and the time it was stopped"
     assert_in_step(going, stuck)
+
+
+def test_a_plan_deleted_to_make_space_is_not_taken_for_an_abort(
+    training: TrainingRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was committed, and others have applied it; the one at the gate is told nothing before it is known."""
+    keys = Keys(training.namespace, "gpt-a")
+    told: list[Decision] = []
+
+    async def main() -> None:
+        async with Client(training.server.endpoints) as client:
+            effects = Effects(client, keys, Space(lambda text: None))
+            effects.settle(1, Decision(commit=False), told.append)
+            await asyncio.to_thread(wait_for, lambda: "is not in etcd any more" in caplog.text, "a word about it")
+            await effects.drain(0.1)
+
+    fill(training.server)
+    with caplog.at_level(logging.WARNING, "instep"):
+        asyncio.run(main())
+    assert told == []

@@ -350,6 +350,18 @@ def test_a_commit_always_has_the_acks_of_all_who_run_and_a_gate_that_nobody_has_
         assert record is None or not has_left or record.last_step < open_plan.gate
 
 
+def test_a_plan_that_can_no_longer_be_committed_is_aborted_by_the_leader() -> None:
+    """A rank went past its gate while the database was full, and its agent died before it could write the abort."""
+    action = next_action(now(plan=plan(3), acked=frozenset({"a", "b"}), open=False))
+    assert isinstance(action, Abort)
+    assert action.number == 3
+
+
+def test_a_plan_that_was_committed_is_not_aborted_because_its_decision_was_deleted() -> None:
+    committed = agreed().model_copy(update={"plan": 3})
+    assert next_action(now(plan=plan(3), acked=frozenset({"a", "b"}), agreed=committed, open=False)) is None
+
+
 # -- what somebody deleted -----------------------------------------------------------------------------------------
 
 

@@ -100,3 +100,11 @@ def test_the_end_of_an_absent_worker_is_noticed() -> None:
 
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         asyncio.run(follow(child))
+
+
+def test_a_worker_that_had_died_when_the_roster_was_written_is_not_found(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    roster = RosterFile(tmp_path / "roster")
+    roster.save([worker(1, ended.pid)])
+    assert loaded(roster) == []

@@ -7,21 +7,25 @@ import sys
 from pathlib import Path
 
 from instep.agent.guardian import guard
+from instep.agent.name import node_name
 from instep.runtime import RuntimeFolder
 
 
 def main() -> int:
-    folder, run, lock, node = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+    path, run, lock, known = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
     settings = sys.stdin.read()
     if os.fork():  # before anything heavy: the launcher ends, and what it has started is nobody's child
         return 0
+    os.chdir("/")  # the trainer's folder may be wanted away
+    folder = RuntimeFolder(Path(path))
+    name = node_name(folder, known)  # here, so that each agent has the same one, also when the folder was cleaned away
 
     def agent() -> int:
         from instep.agent.service import serve
 
-        return serve(folder, run, settings, node)
+        return serve(path, run, settings, name)
 
-    return guard(RuntimeFolder(Path(folder)), lock, agent)
+    return guard(folder, lock, agent)
 
 
 if __name__ == "__main__":

@@ -105,9 +105,20 @@ class Effects:
 
     async def _abort_without_space(self, number: int, decision: Decision) -> Decision:
         """A full database takes no abort, but it deletes: without its mark the plan cannot be committed any more. So a
-        rank at the gate may go on at once, and the record follows when there is space."""
+        rank at the gate may go on at once, and the record follows when there is space.
+
+        Not where the plan is gone too, as in `_abort`: who makes space by hand may have deleted a commit.
+        """
         await self._insist(lambda: self._client.delete(self._keys.open_mark(number), timeout_s=ATTEMPT_S))
-        stands = await self._insist(lambda: self._read_decision(number))
+        missing = Outage(f"plan {number} is not in etcd any more")
+        while True:
+            is_there = await self._insist(lambda: self._is_there(number))
+            stands = await self._insist(lambda: self._read_decision(number))
+            if is_there or stands is not None:
+                break
+            missing.met(EtcdError("its decision is waited for"))
+            await asyncio.sleep(LONGEST_PAUSE_S / 2)
+        missing.over()
         if stands is None:
             log.info("plan %d cannot be committed any more: %s", number, decision.reason)
             self.write(abort(self._keys, number, decision))
@@ -117,6 +128,9 @@ class Effects:
         decision = await self._insist(lambda: self._read_decision(number))
         if decision is not None:
             tell(decision)
+
+    async def _is_there(self, number: int) -> bool:
+        return await self._client.get(self._keys.plan(number), timeout_s=ATTEMPT_S) is not None
 
     async def _read_decision(self, number: int) -> Decision | None:
         item = await self._client.get(self._keys.decision(number), timeout_s=ATTEMPT_S)

@@ -8,6 +8,7 @@ so it does not matter who comes first.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from typing import Final
@@ -29,6 +30,7 @@ def guard(folder: RuntimeFolder, lock: int, serve: Callable[[], int]) -> int:
 
     Limit: what kills this process too (the end of a container) is not survived. It must not have started threads.
     """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a trainer that ignores it hands that on: there is no waiting then
     restarts, held = 0, lock
     while True:
         began = time.monotonic()

@@ -58,6 +58,7 @@ class Office:
         self._lock = asyncio.Lock()
         self._leadership: Leadership | None = None
         self._outage = Outage("the candidate key cannot be written")
+        self._ended = Outage("this term of office ended")
 
     def __repr__(self) -> str:
         return f"Office({self._leadership or self._election!r})"
@@ -99,7 +100,7 @@ class Office:
             try:
                 await self._serve(fence)
             except EtcdError as error:
-                log.warning("this term of office ended: %s", error)
+                self._ended.met(error)
                 await asyncio.sleep(RETRY_S)
             except Exception:  # an error in deciding ends a term, not the agent and its workers
                 log.exception("this term of office ended with an error")
@@ -110,6 +111,7 @@ class Office:
         if worker is None or not await self._proclaim(fence):
             await asyncio.sleep(RETRY_S)
             return
+        self._ended.over()
         log.info("leading with token %d", fence.token)
         self._leadership = Leadership(
             self._client,

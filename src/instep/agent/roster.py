@@ -65,7 +65,8 @@ class RosterFile:
             document = json.loads(self._path.read_text())
             if document["boot"] != _boot():
                 return []
-            living = [entry for entry in document["workers"] if _started(int(entry["pid"])) == entry["started"]]
+            kept = [entry for entry in document["workers"] if entry["started"]]  # not who had died when it was written
+            living = [entry for entry in kept if _started(int(entry["pid"])) == entry["started"]]
             return [_worker(entry, node, on_died) for entry in living]
         except FileNotFoundError:
             return []

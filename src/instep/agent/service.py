@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 import logging
 import os
-import secrets
 import signal
-import socket
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from instep.agent.connection import Connection
+from instep.agent.name import keep_node_name
 from instep.agent.node import Node
 from instep.agent.roster import RosterFile
 from instep.agent.server import Server
@@ -30,11 +29,10 @@ FIRST_WORKER_S = 5.0
 LINGER_S = 0.2
 """How long an agent that cannot work stays once it has said so: not long, or it would refuse with settings that have
 been mended meanwhile."""
-HOST_CHARACTERS = 14
 
 
 def serve(folder_path: str, run: str, settings_text: str, node: str) -> int:
-    """Runs one agent to its end and returns the process's exit code. `node` may be empty: then it is a new node."""
+    """Runs one agent to its end and returns the process's exit code. `node` is the name that it speaks for."""
     folder = RuntimeFolder(Path(folder_path))
     _set_up_log(folder)
     os.chdir("/")
@@ -55,7 +53,8 @@ async def _serve(folder: RuntimeFolder, run: str, settings: Settings, name: str)
         return
     async with client:
         keys, roster = Keys(settings.namespace, run), RosterFile(folder.roster)
-        node = Node(client, keys, _node_name(folder, name), settings.ttl_s, roster)
+        node = Node(client, keys, name, settings.ttl_s, roster)
+        keep_node_name(folder, name)
         server = Server(folder.socket, node.on_message, node.on_died)
         node.on_empty, node.on_tick = server.stop_accepting, server.stay_reachable
         server.start()
@@ -100,23 +99,6 @@ def _kind(error: InstepError) -> str:
     if isinstance(error, SettingsError):
         return "settings"
     return "etcd" if isinstance(error, EtcdError) else "agent"
-
-
-def _node_name(folder: RuntimeFolder, known: str) -> str:
-    """The node's name: as its workers know it, else as the folder keeps it, else a new one.
-
-    What an agent promised before it died still stands in its name.
-    """
-    kept = folder.node.read_text().strip() if folder.node.exists() else ""
-    name = known or kept or f"{_host()}-{secrets.token_hex(2)}"
-    if name != kept:
-        folder.node.write_text(name)
-    return name
-
-
-def _host() -> str:
-    kept = "".join(c if c.isalnum() or c == "-" else "-" for c in socket.gethostname())
-    return kept[-HOST_CHARACTERS:].strip("-") or "node"
 
 
 def _set_up_log(folder: RuntimeFolder) -> None:

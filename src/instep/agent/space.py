@@ -21,6 +21,7 @@ class Space:
         self._tell = tell
         self._clock = clock
         self._since = 0.0
+        self._last: EtcdError | None = None
         self.problem: str | None = None
         """The sentence for people, with the cure; None while etcd takes writes."""
 
@@ -28,8 +29,11 @@ class Space:
         return f"Space({self.problem or 'enough'})"
 
     def refused(self, error: EtcdError) -> None:
-        """A write has failed; only a full database matters here."""
-        if not isinstance(error, EtcdFull) or self.problem is not None:
+        """A write has failed; only a full database matters here, and each error once: it may be told of late."""
+        if not isinstance(error, EtcdFull) or error is self._last:
+            return
+        self._last = error
+        if self.problem is not None:
             return
         self.problem, self._since = str(error), self._clock()
         self._say(f"{error} Training goes on with the agreed values, changes wait.")

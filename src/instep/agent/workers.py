@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 from instep.agent.absentee import Absentee
@@ -15,6 +16,8 @@ class Workers:
 
     def __init__(self) -> None:
         self._by_incarnation: dict[str, LocalWorker] = {}
+        self._somebody = asyncio.Event()
+        self._nobody = asyncio.Event()
 
     def __iter__(self) -> Iterator[LocalWorker]:
         return iter(list(self._by_incarnation.values()))
@@ -31,10 +34,23 @@ class Workers:
         if former is not None and former.connection is not worker.connection:
             former.connection.close()
         self._by_incarnation[worker.incarnation] = worker
+        self._somebody.set()
 
     def remove(self, worker: LocalWorker) -> None:
         if self._by_incarnation.get(worker.incarnation) is worker:
             del self._by_incarnation[worker.incarnation]
+        if not self._by_incarnation:
+            self._nobody.set()
+
+    async def wait_first(self) -> None:
+        """Until somebody has come, who may have gone since."""
+        await self._somebody.wait()
+
+    async def wait_gone(self) -> None:
+        """Until nobody is here."""
+        while self._by_incarnation:
+            self._nobody.clear()
+            await self._nobody.wait()
 
     def of(self, connection: Connection | Absentee) -> LocalWorker | None:
         return next((worker for worker in self if worker.connection is connection), None)

@@ -17,7 +17,7 @@ from instep.control._runs import run_not_found
 from instep.control._text import one_line
 from instep.coordination.keys import Keys
 from instep.coordination.records import Change
-from instep.errors import ConfigError, EtcdUnavailable, SettingsError
+from instep.errors import ConfigError, EtcdFull, EtcdUnavailable, SettingsError
 from instep.etcd import Client, Compare, Listing, Op, TxnResult
 from instep.names import check_hyperparameter_name
 from instep.scalar import Scalar, format_scalar, same
@@ -109,7 +109,7 @@ async def _write(client: Client, before: Picture, values: Mapping[str, Scalar], 
     reads = [Op.get(keys.agreed), Op.range(keys.members, limit=1)]
     try:
         result = await client.txn([Compare.mod_revision(keys.schema, "==", before.schema_revision)], [*puts, *reads])
-    except EtcdUnavailable as error:
+    except (EtcdFull, EtcdUnavailable) as error:
         revision = await _settled(client, before, values, change) if error.applied_unknown else None
         if revision is None:
             raise

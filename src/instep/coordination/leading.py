@@ -61,6 +61,8 @@ class Situation:
     plan: Plan | None = None
     decision: Decision | None = None
     plan_age_s: float = 0.0
+    open: bool = True
+    """Whether the newest plan's mark stands, without which it cannot be committed."""
     acked: frozenset[str] = frozenset()
     receipts: Mapping[str, Receipt] = field(default_factory=dict)
     desired: Mapping[str, Desired] = field(default_factory=dict)
@@ -230,6 +232,8 @@ def _about_open_plan(now: Situation) -> Action | None:
     if passed >= plan.gate:
         reason = f"a rank that has left had already run step {passed}"
         return Abort(plan.number, Decision(commit=False, reason=reason, step=passed))
+    if not now.open:
+        return _without_mark(plan, now.agreed)
     if membership.active_nodes(now.view, now.left) <= now.acked:
         return Commit(plan, _agreed_after(now, plan))
     limit_s = max(PLAN_TIMEOUT_S, 3 * now.progress.step_time_s * now.progress.margin_steps)
@@ -237,6 +241,16 @@ def _about_open_plan(now: Situation) -> Action | None:
         reason = f"not every rank had answered after {limit_s:.0f} s"
         return Abort(plan.number, Decision(commit=False, reason=reason))
     return None
+
+
+def _without_mark(plan: Plan, agreed: Agreed | None) -> Abort | None:
+    """A rank has gone past its gate while the database was full, and whoever was to record it may have died.
+
+    Nothing is made up for a plan that was committed, or may have been, and whose decision somebody has deleted.
+    """
+    if agreed is None or agreed.plan >= plan.number:
+        return None
+    return Abort(plan.number, Decision(commit=False, reason="a rank reached its gate while etcd took no writes"))
 
 
 def _agreed_after(now: Situation, plan: Plan) -> Agreed:

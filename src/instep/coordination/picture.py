@@ -81,6 +81,7 @@ class Picture:
             plan=state.plan,
             decision=state.decision,
             plan_age_s=self._age_of_plan(number),
+            open=state.mirror.get(keys.open_mark(number)) is not None,
             acked=frozenset(
                 last_part(item.key)
                 for item in self._acks.under(f"{keys.acks}{number}/")

@@ -7,7 +7,6 @@ wakes one and not all. Unlike there, a lease is checked after every wait (etcd i
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -16,11 +15,9 @@ from instep.coordination.fence import Fence
 from instep.coordination.naming import as_prefix
 from instep.coordination.outage import Outage
 from instep.coordination.session import Session
-from instep.coordination.waiting import GIVE_UP_S, PASSING, RETRY_S, first_of
-from instep.errors import EtcdUnavailable, InstepError, LeaseLost
+from instep.coordination.waiting import PASSING, RETRY_S, first_of, tidied
+from instep.errors import EtcdFull, EtcdUnavailable, InstepError, LeaseLost
 from instep.etcd import Client, Compare, KeyValue, Op
-
-log = logging.getLogger("instep")
 
 GONE: Final = ".gone/"
 MOST_REMOVED: Final = 40
@@ -29,13 +26,15 @@ MOST_REMOVED: Final = 40
 
 @dataclass(slots=True)
 class Entry:
-    """Our key. `doubtful`: a txn that would create it may still be on its way, and could arrive after its removal."""
+    """Our key. `doubtful`: a txn that would create it may still be on its way, and could arrive after its removal.
+    `unsaid`: it may be there, although etcd has refused it for want of space."""
 
     key: str
     value: str
     lease_id: int
     entered: bool = False
     doubtful: bool = False
+    unsaid: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +93,8 @@ class Queue:
         self._former: list[Entry] = []
         self.ahead: tuple[KeyValue, ...] = ()
         """Who stood before us at the last look."""
+        self.trouble: InstepError | None = None
+        """What `win` rode out last; None once etcd has answered since."""
 
     def __repr__(self) -> str:
         return f"Queue({self.prefix}, {self._entry.key if self._entry else 'no entry'}, {len(self.ahead)} ahead)"
@@ -128,6 +129,7 @@ class Queue:
             await self._client.txn(compares, then)  # refused: it exists, an earlier attempt was applied
         except InstepError as error:
             entry.doubtful = was_doubtful or (isinstance(error, EtcdUnavailable) and error.applied_unknown)
+            entry.unsaid = entry.unsaid or isinstance(error, EtcdFull)
             raise
         entry.doubtful = was_doubtful
         entry.entered = True
@@ -163,6 +165,7 @@ class Queue:
                 fence = await self.turn()
             except PASSING as error:
                 outage.met(error)
+                self.trouble = error
                 await asyncio.sleep(RETRY_S)
                 continue
             outage.over()
@@ -185,9 +188,7 @@ class Queue:
         self._drop()
         if not self._former:
             return
-        removing = self._session.chore(self._remove())
-        if removing is not None:
-            await asyncio.wait([removing], timeout=GIVE_UP_S)
+        await tidied(self._session, self._remove_some, f"an entry of {self.prefix}")
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -196,6 +197,7 @@ class Queue:
         entry = self._entry
         entered = entry is not None and entry.entered
         listing = await self._client.range(self.prefix)
+        self.trouble = None
         queue = in_order(listing.kvs, self.prefix)
         place = None if entry is None else place_of(entry.key, queue)
         self.ahead = tuple(queue) if place is None else place.before
@@ -222,28 +224,21 @@ class Queue:
 
     def _drop(self) -> None:
         entry, self._entry = self._entry, None
-        if entry is not None and (entry.entered or entry.doubtful):
+        if entry is not None and (entry.entered or entry.doubtful or entry.unsaid):
             self._former.append(entry)
 
     def _removed(self, former: list[Entry]) -> None:
         self._former = [entry for entry in self._former if entry not in former]
 
-    async def _remove(self) -> None:
-        while former := self._former[:MOST_REMOVED]:
-            try:
-                await self._remove_now(former)
-            except PASSING:
-                await asyncio.sleep(RETRY_S)
-            except InstepError as error:
-                log.error("an entry of %s cannot be removed: %s", self.prefix, error)
-                return
-
-    async def _remove_now(self, former: list[Entry]) -> None:
+    async def _remove_some(self) -> bool:
+        """True when none is left."""
+        former = self._former[:MOST_REMOVED]
         try:
             await self._client.txn([], removals(former, self.prefix, self._session.lease_id))
         except LeaseLost:
             await self._client.txn([], removals(former, self.prefix, 0))
         self._removed(former)
+        return not self._former
 
     async def _deleted(self, key: str, revision: int) -> None:
         async with self._client.watch(key, prefix=False, start_revision=revision) as watch:

@@ -115,6 +115,8 @@ class Plan(Record):
     author: str | None = None
     reason: str | None = None
     change_id: str | None = None
+    created: int | None = None
+    """Of one that was deleted and written again: the revision that first created it. What answers it came later."""
     opened_at: str | None = None
     """Wall clock of the leader's host, for people only: no decision looks at it."""
 

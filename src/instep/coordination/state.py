@@ -99,8 +99,12 @@ class RunState:
         yield keys.view, self.view, self.view_revision
         yield keys.agreed, self.agreed, self.agreed_revision
         yield keys.leader, self.leader, self._leader_revision
-        yield keys.plan(number), self.plan, self.plan_revision
+        yield keys.plan(number), self._plan_as_created(), self.plan_revision
         yield keys.decision(number), self.decision, self._decision_revision
+
+    def _plan_as_created(self) -> Plan | None:
+        """Written again it has another create revision, and what has answered it is older than that."""
+        return self.plan.model_copy(update={"created": self.plan_revision}) if self.plan is not None else None
 
     def _take_plan(self, key: str, value: bytes | None, item: KeyValue) -> None:
         self.mirror.forget(key)
@@ -112,7 +116,7 @@ class RunState:
             return
         plan = Plan.decode_or_none(value)
         if plan is not None and plan.number > newest:
-            self.plan, self.plan_revision, self.decision = plan, item.create_revision, None
+            self.plan, self.plan_revision, self.decision = plan, plan.created or item.create_revision, None
 
 
 def _hold(held: dict[str, _Record], name: str, record: _Record | None) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TypeAlias
 
 from instep.etcd import _wire
 from instep.etcd._connection import Connection
 from instep.etcd._credentials import Credentials
 from instep.etcd._failures import details_of
-from instep.etcd._grpc import aio
+from instep.etcd._grpc import aio, grpc
 
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
@@ -40,18 +41,27 @@ class Authenticator:
         return self._credentials is not None and self.generation == 0
 
     async def renew(self, connection: Connection, seen: int, timeout_s: float) -> None:
-        """Have a token newer than generation `seen`, or raise gRPC's error for the caller to translate."""
+        """Have a token newer than generation `seen` within `timeout_s` seconds, the wait for a renewal under way
+        included, or raise gRPC's error for the caller to translate."""
         if self._credentials is None:
             return
-        async with self._lock:
+        deadline = time.monotonic() + timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._lock.acquire()
+        except TimeoutError:
+            raise _not_in_time() from None
+        try:
             if self.generation != seen:
                 return
             request = _wire.AuthenticateRequest(name=self._credentials.user, password=self._credentials.read_password())
-            token = await self._ask(connection, request, timeout_s)
+            token = await self._ask(connection, request, max(0.001, deadline - time.monotonic()))
             # etcd without authentication takes no token; it may be switched on later, and then says so.
             self.metadata = (("token", token),) if token else None
             self.renewals += self.generation > 0
             self.generation += 1
+        finally:
+            self._lock.release()
 
     async def _ask(self, connection: Connection, request: object, timeout_s: float) -> str | None:
         try:
@@ -63,3 +73,7 @@ class Authenticator:
             raise
         connection.heard(reply)
         return str(reply.token)
+
+
+def _not_in_time() -> aio.AioRpcError:
+    return aio.AioRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, aio.Metadata(), aio.Metadata(), "no token in time", None)

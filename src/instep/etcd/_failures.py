@@ -71,8 +71,8 @@ def _classify_transport(code: str, text: str) -> Kind:
         return Kind.UNSENT
     if code == "UNAVAILABLE":
         return Kind.INTERRUPTED
-    if code in ("INTERNAL", "UNKNOWN", "CANCELLED") and any(sign in text for sign in _BROKEN):
-        return Kind.INTERRUPTED
+    if code in ("INTERNAL", "CANCELLED") or (code == "UNKNOWN" and any(sign in text for sign in _BROKEN)):
+        return Kind.INTERRUPTED  # etcd refuses nothing with the first two: a proxy or gRPC says so in the middle
     return Kind.OTHER
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -177,8 +178,10 @@ class LeaseKeeper:
     async def _keep(self) -> None:
         pause_s = self._timing.renew_every_s
         while self.valid:
-            await asyncio.sleep(max(0.0, min(pause_s, self.remaining_s)))
-            await self._renew_anywhere()
+            # Nodes that were cut off together must not renew together ever after.
+            await asyncio.sleep(max(0.0, min(pause_s * random.uniform(0.9, 1.0), self.remaining_s)))
+            if self.valid:  # else others may have acted on its loss, though etcd still holds it
+                await self._renew_anywhere()
             pause_s = self._timing.renew_every_s if self._confirmed else self._timing.retry_s
         self._declare_lost()
 
@@ -203,6 +206,8 @@ class LeaseKeeper:
         except (EtcdError, SettingsError):
             self._endpoint = (self._endpoint + 1) % self._client.endpoint_count
             return False
+        if not self.valid:
+            return False  # its time ran out meanwhile, which may have been seen
         self.renewals += 1
         self._confirmed = True
         self._valid_until = self._timing.valid_until(sent_at)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from instep.errors import EtcdDenied, EtcdError
+from instep.errors import EtcdDenied, EtcdError, SettingsError
 from instep.etcd import _failures, _wire
 from instep.etcd._auth import Authenticator, Metadata
 from instep.etcd._connection import Connection
@@ -37,6 +38,10 @@ class _Trial:
     generation: int = 0
     sent: bool = False
     denial: str | None = None
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.timeout_s):  # with it no deadline would ever pass
+            raise SettingsError("A time-out that is not a number leaves no time for any answer: give more than 0 s.")
 
     @property
     def left_s(self) -> float:
@@ -162,7 +167,9 @@ class Transport:
     ) -> Any:
         auth = self.auth
         if auth.needed:
+            began = time.monotonic()
             await auth.renew(connection, 0, timeout_s)
+            timeout_s = max(0.001, timeout_s - (time.monotonic() - began))
         trial.generation = auth.generation
         metadata = self.stream_metadata() if method is _wire.LEASE_KEEPALIVE else auth.metadata
         trial.sent = True

@@ -13,6 +13,7 @@ from instep.errors import JoinTimeout, SettingsError
 from instep.names import INCARNATION_LENGTH, check_run_name
 from instep.settings import resolve
 from instep.wire import Message
+from instep.worker.conversation import Conversation
 from instep.worker.hyper import Codec, FreeConfig, Hyperparameters
 from instep.worker.link import AgentLink, LinkLost
 from instep.worker.run import Run
@@ -90,18 +91,18 @@ def join(
         etcd_patience_s=etcd_patience_s,
     )
     try:
-        _wait_for_view(run, link, timeout_s)
+        _wait_for_view(run, run._conversation, link, timeout_s)
     except BaseException:
         run.close(clean=False)
         raise
     return run
 
 
-def _wait_for_view(run: Run[Any], link: AgentLink, timeout_s: float) -> None:
+def _wait_for_view(run: Run[Any], conversation: Conversation, link: AgentLink, timeout_s: float) -> None:
     started = time.monotonic()
     waiting_for, missing = "the node's agent", ()
     say_at = started + SAY_EVERY_S
-    while not run._is_joined():
+    while not conversation.is_joined():
         now = time.monotonic()
         if now - started >= timeout_s:
             raise JoinTimeout(
@@ -114,9 +115,9 @@ def _wait_for_view(run: Run[Any], link: AgentLink, timeout_s: float) -> None:
         try:
             if not link.connected:
                 link.wait_connected(timeout_s - (now - started))
-                run._introduce()
+                conversation.introduce()
             link.wait_readable(min(0.5, timeout_s))
-            run._replace_stopped_agent()
+            conversation.replace_stopped_agent()
             messages = link.receive()
         except LinkLost:
             continue
@@ -129,7 +130,7 @@ def _wait_for_view(run: Run[Any], link: AgentLink, timeout_s: float) -> None:
                 waiting_for, missing = message["text"], tuple(message.get("missing", ()))
                 if message.get("urgent"):
                     say_at = 0.0
-        run._hear(messages, step=0)
+        conversation.hear(messages, step=0)
 
 
 def _incarnation() -> str:

@@ -1,0 +1,67 @@
+"""What the node's workers are told for people, to be seen in the training's own log."""
+
+from __future__ import annotations
+
+import logging
+
+from instep.agent.workers import Workers
+from instep.coordination.state import RunState
+from instep.etcd import Client
+
+log = logging.getLogger("instep")
+
+
+class Bulletin:
+    """Notes go through one rank of the node, so that a sentence is there once; what is waited for goes to every worker
+    that waits to join."""
+
+    def __init__(self, client: Client, state: RunState, workers: Workers) -> None:
+        self._client = client
+        self._state = state
+        self._workers = workers
+        self._linked = True
+
+    def __repr__(self) -> str:
+        return f"Bulletin({'etcd answers' if self._linked else 'etcd does not answer'})"
+
+    def note(self, text: str) -> None:
+        for worker in list(self._workers)[:1]:
+            worker.tell({"t": "note", "level": logging.WARNING, "text": text})
+
+    def note_link(self) -> None:
+        """Says it once when etcd does not answer any more, and once when it does again."""
+        linked = self._client.link == "connected"
+        if linked == self._linked:
+            return
+        self._linked = linked
+        text = (
+            "etcd answers again"
+            if linked
+            else "etcd does not answer: training goes on with the agreed values, changes wait"
+        )
+        log.warning("%s", text)
+        self.note(text)
+
+    def tell_unlisted(self, problem: str) -> None:
+        """The run's state cannot be read: those who wait hear why at once."""
+        self._tell_waiting(problem, urgent=True)
+
+    def tell_awaited(self, problem: str | None) -> None:
+        """What those who wait are waiting for: that `problem` is over, if there is one, else as the state says."""
+        if self._linked:
+            text, missing = _awaited(self._state)
+            self._tell_waiting(problem or text, missing=missing)
+
+    def _tell_waiting(self, text: str, *, missing: tuple[int, ...] = (), urgent: bool = False) -> None:
+        for worker in self._workers:
+            if not worker.view:
+                worker.tell({"t": "waiting", "text": text, "missing": list(missing), "urgent": urgent})
+
+
+def _awaited(state: RunState) -> tuple[str, tuple[int, ...]]:
+    forming = state.forming
+    if state.leader is None:
+        return "a leader to be elected", ()
+    if forming is None or not forming.missing:
+        return "the view to be formed", ()
+    return f"ranks {forming.missing} of {forming.world_size} to join", forming.missing_ranks

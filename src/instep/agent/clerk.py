@@ -1,0 +1,140 @@
+"""Carries out the node's part in the agreement: plans and decisions to the workers, their answers to etcd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from instep.agent.effects import Effects
+from instep.agent.worker import LocalWorker
+from instep.agent.workers import Workers
+from instep.coordination.keys import Keys
+from instep.coordination.node import (
+    NodeAction,
+    NodeAgreement,
+    Settle,
+    TellDecision,
+    TellPlan,
+    WriteAck,
+    WriteLeft,
+    WriteReceipt,
+)
+from instep.coordination.records import Decision, Left
+from instep.coordination.state import RunState
+from instep.coordination.transactions import acknowledge, write_left, write_receipt
+from instep.etcd import Event
+from instep.wire import Message
+
+
+class Clerk:
+    """Decides nothing: `NodeAgreement` does. Promise: what it says must be written is tried until it is. Limit: what
+    is for a worker that is not connected is dropped; `joined` tells it what is open then."""
+
+    def __init__(self, node: str, keys: Keys, state: RunState, workers: Workers, effects: Effects) -> None:
+        self._node = node
+        self._keys = keys
+        self._state = state
+        self._workers = workers
+        self._effects = effects
+        self._agreement = NodeAgreement(node)
+
+    def __repr__(self) -> str:
+        return f"Clerk({self._agreement!r})"
+
+    def members(self) -> dict[int, LocalWorker]:
+        """By rank, the workers that are here and in the view: whose answers count."""
+        return self._workers.in_view(self._state.view, self._node)
+
+    # -- what etcd says ---------------------------------------------------------------------------------------------
+
+    def enter_view(self, left: Left | None) -> bool:
+        """False where the view is none, or the one that is known. `left` says who of it ended under a former agent."""
+        view = self._state.view
+        if view is None or view.number == self._agreement.view_number:
+            return False
+        self._do(self._agreement.on_view(view, left))
+        return True
+
+    def follow_plans(self, events: tuple[Event, ...]) -> None:
+        """`events` also brings decisions of plans that have been followed by others meanwhile."""
+        plan, decision = self._state.plan, self._state.decision
+        if plan is None:
+            return
+        for number, earlier in _decisions(events, self._keys):
+            if number < plan.number:
+                self._do(self._agreement.on_decision(number, earlier))
+        self._do(self._agreement.on_plan(plan))
+        if decision is not None and self._agreement.decision is None:
+            self._do(self._agreement.on_decision(plan.number, decision))
+
+    def look_up(self, number: int) -> None:
+        """Passes on the decision of plan `number` if there is one: a worker has promised it to a former agent."""
+        self._effects.look_up(number, self._teller(number))
+
+    # -- what workers of the view say, and what becomes of them -----------------------------------------------------
+
+    def hear(self, rank: int, message: Message) -> None:
+        """Raises KeyError, TypeError or ValueError when it cannot be understood."""
+        self._do(self._answered(rank, message))
+
+    def joined(self, rank: int) -> None:
+        self._do(self._agreement.on_joined(rank))
+
+    def left(self, rank: int, last_step: int) -> None:
+        self._do(self._agreement.on_left(rank, last_step))
+
+    def died(self, rank: int) -> None:
+        self._do(self._agreement.on_died(rank))
+
+    def _answered(self, rank: int, message: Message) -> list[NodeAction]:
+        agreement, number = self._agreement, int(message["n"])
+        match message["t"]:
+            case "armed":
+                return agreement.on_armed(rank, number)
+            case "late":
+                return agreement.on_late(rank, number, int(message["step"]))
+            case "refused":
+                return agreement.on_refused(number, dict(message["problems"]), rank)
+            case "gate":
+                return agreement.on_gate(rank, number, int(message["step"]))
+            case "applied":
+                return agreement.on_applied(rank, number, int(message["step"]))
+            case _:
+                return []
+
+    # -- carrying out -----------------------------------------------------------------------------------------------
+
+    def _do(self, actions: list[NodeAction]) -> None:
+        local = self.members()
+        for action in actions:
+            match action:
+                case TellPlan(rank, plan) if rank in local:
+                    values = plan.model_dump()["values"]
+                    local[rank].tell({"t": "plan", "n": plan.number, "gate": plan.gate, "values": values})
+                case TellDecision(rank, number, decision) if rank in local:
+                    local[rank].tell({"t": "decision", "n": number, "commit": decision.commit})
+                case WriteAck(number, ack):
+                    self._effects.write(acknowledge(self._keys, number, ack))
+                case WriteReceipt(number, receipt):
+                    self._effects.write(write_receipt(self._keys, number, receipt))
+                case WriteLeft(left):
+                    self._effects.write(write_left(self._keys, self._node, left))
+                case Settle(number, decision):
+                    self._effects.settle(number, decision, self._teller(number))
+                case _:
+                    pass  # for a worker that is not connected: it hears it when it is
+
+    def _teller(self, number: int) -> Callable[[Decision], None]:
+        def tell(decision: Decision) -> None:
+            self._do(self._agreement.on_decision(number, decision))
+
+        return tell
+
+
+def _decisions(events: tuple[Event, ...], keys: Keys) -> Iterator[tuple[int, Decision]]:
+    for event in events:
+        key = event.kv.key
+        if event.kind == "put" and key.startswith(keys.plans) and key.endswith("/decision"):
+            number = key.removeprefix(keys.plans).removesuffix("/decision")
+            decision = Decision.decode_or_none(event.kv.value)
+            if decision is not None and number.isdigit():
+                yield int(number), decision

@@ -1,0 +1,223 @@
+"""Where the node meets its workers: who comes, what they say, who stays, who goes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from instep.agent.absentee import Absentee
+from instep.agent.clerk import Clerk
+from instep.agent.connection import Connection
+from instep.agent.effects import Effects
+from instep.agent.office import Office
+from instep.agent.registry import Registry
+from instep.agent.roster import Roster
+from instep.agent.tryouts import Tryouts
+from instep.agent.worker import LocalWorker
+from instep.agent.workers import Workers
+from instep.coordination.records import View
+from instep.coordination.state import RunState
+from instep.errors import EtcdDenied
+from instep.wire import Message
+
+log = logging.getLogger("instep")
+
+GIVE_UP_S: Final = 30.0
+"""The dead are kept for so long by an agent that could not tell etcd of them."""
+
+
+class Reception:
+    """Every worker that comes is registered and stands for election until it goes; its roster entry, registration and
+    candidacy go with it. What workers say before `open` is heard then: it needs to be known where the run stands.
+    `is_open` tells whether it is."""
+
+    def __init__(
+        self,
+        node: str,
+        state: RunState,
+        workers: Workers,
+        roster: Roster,
+        *,
+        effects: Effects,
+        clerk: Clerk,
+        registry: Registry,
+        office: Office,
+        tryouts: Tryouts,
+    ) -> None:
+        self._node = node
+        self._state = state
+        self._workers = workers
+        self._roster = roster
+        self._effects = effects
+        self._clerk = clerk
+        self._registry = registry
+        self._office = office
+        self._tryouts = tryouts
+        self.is_open = False
+        self._early: list[Callable[[], None]] = []
+        self._dead_since: float | None = None
+
+    def __repr__(self) -> str:
+        return f"Reception({self._workers!r}, {'open' if self.is_open else f'{len(self._early)} wait to be heard'})"
+
+    def adopt(self) -> None:
+        """Workers that a former agent served and that have not come yet are registered all the same: one of them may
+        wait in a step for a rank that died, and its replacement needs all the others."""
+        for worker in self._roster.load(self._node, self.on_died):
+            log.info("rank %d (pid %d) lives, and is waited for", worker.rank, worker.connection.pid)
+            self._workers.add(worker)
+
+    def open(self) -> None:
+        """The run's state is known: hears what was said before, and from now on everything at once."""
+        self.is_open = True
+        early, self._early = self._early, []
+        for say in early:
+            say()
+
+    # -- what workers say -------------------------------------------------------------------------------------------
+
+    def on_message(self, connection: Connection, message: Message) -> None:
+        """One message of a worker. Raises KeyError, TypeError or ValueError when it cannot be understood."""
+        if message["t"] == "hello":
+            self._on_hello(LocalWorker.from_hello(message, self._node, connection), message["undecided"])
+            return
+        if not self.is_open:
+            self._early.append(lambda: self.on_message(connection, message))
+            return
+        worker = self._workers.of(connection)
+        if worker is None:
+            return
+        if message["t"] == "tried":
+            self._tryouts.answered(message)
+        elif message["t"] == "leave":
+            worker.tell({"t": "bye"})
+            self._on_gone(worker, clean=bool(message["clean"]), last_step=int(message["step"]))
+        elif message["t"] == "report":
+            worker.metrics = {str(name): float(value) for name, value in message["metrics"].items()}
+        elif self._is_member(worker):
+            self._clerk.hear(worker.rank, message)
+
+    def on_died(self, connection: Connection | Absentee) -> None:
+        if not self.is_open:
+            self._early.append(lambda: self.on_died(connection))
+            return
+        worker = self._workers.of(connection)
+        if worker is not None:
+            log.warning("rank %d (pid %d) died", worker.rank, worker.member.pid)
+            self._on_gone(worker, clean=False)
+
+    def _on_hello(self, worker: LocalWorker, undecided: int | None) -> None:
+        log.info("rank %d of %d (pid %d) is here", worker.rank, worker.member.world_size, worker.member.pid)
+        for other in self._workers:
+            if other.rank == worker.rank and other.incarnation != worker.incarnation and other.absent:
+                self._on_gone(other, clean=False)  # replaced: it will hear so when it comes
+        self._workers.add(worker)
+        self._effects.start(self._register(worker))
+        self._effects.start(self._office.stand())
+        if self.is_open:
+            self._meet(worker)
+        if undecided is not None:
+            self._clerk.look_up(undecided)
+
+    def _on_gone(self, worker: LocalWorker, *, clean: bool, last_step: int = -1) -> None:
+        was_member = self._is_member(worker)
+        self._strike(worker)
+        worker.connection.close()
+        if was_member and clean:
+            self._clerk.left(worker.rank, last_step)
+        elif was_member:
+            self._clerk.died(worker.rank)
+        self._forget(worker)
+
+    def _is_member(self, worker: LocalWorker) -> bool:
+        return self._clerk.members().get(worker.rank) is worker
+
+    # -- where they stand -------------------------------------------------------------------------------------------
+
+    def meet_all(self) -> None:
+        """In a new view. A registration says whether its worker has trained before, so all are made again."""
+        for worker in self._workers:
+            self._meet(worker)
+        self._effects.start(self.register_all())
+
+    def part_with_refused(self) -> None:
+        """Those whose registration the leader could not take."""
+        for worker in self._workers:
+            refused = self._state.refused.get(worker.incarnation)
+            if refused is not None:
+                self._part_with(worker, "refused", refused.reason)
+
+    def give_up_on_the_dead(self, now: float) -> None:
+        """An agent that never reached etcd and has no living worker left has nothing to wait for. `now` in seconds on
+        the monotonic clock."""
+        living = [worker for worker in self._workers if not worker.connection.closed]
+        if self.is_open or living or not len(self._workers):
+            self._dead_since = None
+            return
+        self._dead_since = self._dead_since or now
+        if now - self._dead_since > GIVE_UP_S:
+            for worker in self._workers:
+                self._workers.remove(worker)
+
+    def _meet(self, worker: LocalWorker) -> None:
+        """Tells a worker where it stands in the view: in it, waiting for it, or replaced."""
+        view = self._state.view
+        if view is None:
+            return
+        if self._is_member(worker):
+            start = view.start.model_dump()
+            kind = "welcome" if not worker.view else "view"
+            if worker.view != view.number:
+                worker.view = view.number
+                self._roster.save(self._workers)
+            worker.tell({"t": kind, "view": view.number, "start": start, "node": self._node})
+            self._clerk.joined(worker.rank)
+        elif worker.view and view.number > worker.view:
+            self._part_with(worker, "evicted", _evicted(worker, view))
+
+    def _part_with(self, worker: LocalWorker, kind: str, text: str) -> None:
+        log.warning("rank %d: %s", worker.rank, text)
+        worker.tell({"t": "failure", "kind": kind, "text": text})
+        self._strike(worker)
+        self._forget(worker)
+
+    def _strike(self, worker: LocalWorker) -> None:
+        self._workers.remove(worker)
+        self._roster.save(self._workers)
+
+    # -- what etcd knows of them ------------------------------------------------------------------------------------
+
+    async def register_all(self) -> None:
+        try:
+            await self._registry.register_all()
+        except EtcdDenied as error:
+            self._deny(error)
+
+    async def _register(self, worker: LocalWorker) -> None:
+        try:
+            await self._registry.register(worker)
+        except EtcdDenied as error:
+            self._deny(error)
+
+    def _deny(self, error: EtcdDenied) -> None:
+        """etcd lets us read but not write: those who wait hear it at once, those who train go on training."""
+        log.error("%s", error)
+        for worker in self._workers:
+            if not worker.view:
+                self._part_with(worker, "denied", str(error))
+
+    def _forget(self, worker: LocalWorker) -> None:
+        self._effects.start(self._registry.forget(worker))
+        self._effects.start(self._office.stand())
+
+
+def _evicted(worker: LocalWorker, view: View) -> str:
+    if worker.rank >= view.world_size:
+        return (
+            f"rank {worker.rank} is no part of view {view.number}, which has {view.world_size} ranks: stop this process"
+        )
+    return (
+        f"rank {worker.rank} was taken over by another process that joined later (view {view.number}): stop this "
+        "process; if both were meant to run, give each its own RANK, as torchrun does"
+    )

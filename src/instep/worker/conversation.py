@@ -1,0 +1,225 @@
+"""What a worker and its node's agent say to each other, over a link that may be lost at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterable
+from typing import Any, Final, Literal
+
+from instep.errors import Evicted, GateTimeout, InstepError, JoinRefused
+from instep.wire import PROTOCOL, Message
+from instep.worker.agreement import Agreement
+from instep.worker.failure import failure_from
+from instep.worker.link import AgentLink, LinkLost
+from instep.worker.pulse import Pulse
+from instep.worker.reports import Reports
+
+log = logging.getLogger("instep")
+
+RECONNECT_S: Final = 0.1
+GOODBYE_S: Final = 8.0
+
+
+class Conversation:
+    """Says who this worker is to every agent it meets, hears what concerns the agreement, and keeps the rest: `view`
+    (0 before the first), `leads`, and the `failure` that ends the run.
+
+    Only `await_decision` and `leave` wait, each with a bound. `mail` is the shared word of that name as it was before
+    the link was read last, and `next_look` when to look again at the latest, in seconds on the monotonic clock.
+    """
+
+    def __init__(
+        self, link: AgentLink, agreement: Agreement[Any], *, rank: int, world_size: int, incarnation: str
+    ) -> None:
+        self._link = link
+        self._agreement = agreement
+        self._rank = rank
+        self._world_size = world_size
+        self._incarnation = incarnation
+        self._pulse = Pulse()
+        self.reports = Reports()
+        self.view = 0
+        self.leads = False
+        self.failure: InstepError | None = None
+        self.mail = 0
+        self.next_look = 0.0
+
+    def __repr__(self) -> str:
+        return f"Conversation(rank {self._rank}, view {self.view}, {self._link!r})"
+
+    @property
+    def standing(self) -> Literal["joining", "training", "evicted"]:
+        if isinstance(self.failure, Evicted):
+            return "evicted"
+        return "training" if self.view else "joining"
+
+    def is_joined(self) -> bool:
+        """Raises the failure, if there is one."""
+        if self.failure is not None:
+            raise self.failure
+        return self.view > 0
+
+    # -- saying -----------------------------------------------------------------------------------------------------
+
+    def introduce(self) -> None:
+        """After each (re)connection: who this is, and what it has applied that its old agent may not have told."""
+        self._link.introduce(self._hello())
+        if self._agreement.applied is not None:
+            self._link.send(self._agreement.applied)
+
+    def _hello(self) -> Message:
+        return {
+            "t": "hello",
+            "protocol": PROTOCOL,
+            "rank": self._rank,
+            "world_size": self._world_size,
+            "incarnation": self._incarnation,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "schema": self._agreement.schema,
+            "view": self.view,
+            "undecided": self._agreement.gate.undecided,
+        }
+
+    def tell(self, messages: Iterable[Message]) -> None:
+        """What is lost on the way is made up for with the next agent, which is looked for at the next boundary."""
+        for message in messages:
+            try:
+                self._link.send(message)
+            except LinkLost:
+                self.next_look = 0.0
+
+    def exchange(self, step: int) -> None:
+        """Hears what the agent has said and sends what waits; a lost agent is replaced without waiting for it."""
+        try:
+            if not self._link.connected:
+                if not self._link.try_connect():
+                    self.next_look = min(self.next_look, time.monotonic() + RECONNECT_S)
+                    return
+                log.warning("rank %d has a new agent on its node", self._rank)
+                self.introduce()
+            self.hear(self._link.receive(), step)
+            self.reports.send_to(self._link, step)
+            self._link.flush()
+            self.replace_stopped_agent()
+        except LinkLost as lost:
+            log.warning("rank %d lost its agent (%s): training goes on, another is started", self._rank, lost)
+            self.next_look = 0.0
+
+    def await_decision(self, number: int, step: int, patience_s: float) -> None:
+        """Waits at a gate until plan `number` is decided: for etcd, never for another rank. Raises GateTimeout."""
+        started = time.monotonic()
+        say_at = started + 0.5
+        asked = False
+        while number == self._agreement.gate.undecided and self.failure is None:
+            waited_s = time.monotonic() - started
+            if waited_s >= patience_s:
+                raise _gate_timeout(self._rank, number, step, waited_s)
+            if time.monotonic() >= say_at:
+                log.warning(
+                    "rank %d waits before step %d: etcd has not answered for %.1f s", self._rank, step, waited_s
+                )
+                say_at += 10.0
+            try:
+                if not self._link.connected:
+                    self._link.wait_connected(min(2.0, patience_s))
+                    self.introduce()
+                    asked = False
+                if not asked:
+                    self._link.send({"t": "gate", "n": number, "step": step})
+                    asked = True
+                self._link.wait_readable(0.25)
+                self.mail = self._link.words.mail
+                self.hear(self._link.receive(), step)
+                self.replace_stopped_agent()
+            except LinkLost:
+                continue
+            except InstepError as error:
+                log.warning("%s", error)
+
+    def leave(self, step: int, *, clean: bool) -> None:
+        """A rank that nobody knows to have left would be waited for in every later change: worth a moment.
+
+        An agent that dies now takes what it has not read with it, so its answer is waited for.
+        """
+        leave = {"t": "leave", "clean": clean, "step": step}
+        if self.standing != "training":
+            with contextlib.suppress(LinkLost):
+                self._link.send(leave)
+            return
+        deadline = time.monotonic() + GOODBYE_S
+        answered, lost = False, True
+        while lost and not answered and (left_s := deadline - time.monotonic()) > 0:
+            try:
+                if not self._link.connected:
+                    self._link.wait_connected(left_s)
+                    self.introduce()
+                self._link.send(leave)
+                answered, lost = self._link.wait_message("bye", left_s), False
+            except LinkLost:
+                pass  # the agent died before it answered: the next one hears it
+            except InstepError as error:
+                log.warning("%s", error)
+                lost = False
+        if not answered:
+            log.warning("rank %d left, and no agent has answered", self._rank)
+
+    def close(self) -> None:
+        self._link.close()
+
+    def replace_stopped_agent(self) -> None:
+        if self._link.connected and self._pulse.is_stopped(self._link.words.beat, time.monotonic()):
+            log.warning("the agent of rank %d is stopped or stuck: replacing it", self._rank)
+            self._link.kill_agent()
+
+    # -- hearing ----------------------------------------------------------------------------------------------------
+
+    def hear(self, messages: Iterable[Message], step: int) -> None:
+        """`step` is the one about to be run. Raises LinkLost when an answer cannot be given."""
+        for message in messages:
+            match message["t"]:
+                case "welcome" | "view":
+                    self._enter_view(message)
+                    self._link.calm()
+                case "plan":
+                    for answer in self._agreement.hear_plan(message, step):
+                        self._link.send(answer)
+                case "decision":
+                    self.tell(self._agreement.hear_decision(message["n"], message["commit"], step))
+                case "try":
+                    with contextlib.suppress(LinkLost):  # the next agent asks again
+                        self._link.send(self._agreement.refusals(message))
+                case "leads":
+                    self.leads = message["leads"]
+                case "failure":
+                    self._hear_failure(failure_from(message, self._rank))
+                case "note":
+                    log.log(message["level"], "%s", message["text"])
+                case _:
+                    pass  # from a newer agent; PROTOCOL guards against what must be understood
+
+    def _enter_view(self, message: Message) -> None:
+        first, self.view = self.view == 0, int(message["view"])
+        self._link.node = str(message.get("node", ""))
+        if first:
+            self._agreement.start(message["start"])
+
+    def _hear_failure(self, failure: InstepError) -> None:
+        """An agent that cannot work ends a join, but never a training that has begun."""
+        if self.view and not isinstance(failure, Evicted | JoinRefused):
+            log.warning("rank %d: %s; training goes on, changes wait", self._rank, failure)
+            return
+        self.failure = failure
+
+
+def _gate_timeout(rank: int, number: int, step: int, waited_s: float) -> GateTimeout:
+    return GateTimeout(
+        f"rank {rank} waited {waited_s:.0f} s before step {step} for the decision on change {number}: "
+        "etcd cannot be read; bring it back and restart the run, nothing was guessed",
+        step=step,
+        waited_s=waited_s,
+    )

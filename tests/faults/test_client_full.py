@@ -1,0 +1,82 @@
+"""A database that reaches its quota while writes are on their way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from instep.coordination import Election, Session
+from instep.errors import EtcdFull
+from instep.etcd import Client, Compare, Op, TxnResult
+from instep.testing import EtcdServer
+
+QUOTA_BYTES = 4 * 1024 * 1024
+AT_ONCE = 100
+VALUE = "x" * 20_000
+
+
+@pytest.fixture
+def small() -> Iterator[EtcdServer]:
+    with EtcdServer(extra_args=[f"--quota-backend-bytes={QUOTA_BYTES}"]) as server:
+        yield server
+
+
+def test_a_write_refused_for_want_of_space_may_have_been_applied_and_says_so(small: EtcdServer) -> None:
+    async def main() -> None:
+        refused: dict[str, EtcdFull] = {}
+        async with Client(small.endpoints) as client:
+
+            async def write(key: str) -> None:
+                try:
+                    await client.txn([Compare.absent(key)], [Op.put(key, VALUE)])
+                except EtcdFull as error:
+                    refused[key] = error
+
+            for burst in range(20):
+                await asyncio.gather(*(write(f"/fill/{burst}-{number}") for number in range(AT_ONCE)))
+                if refused:
+                    break
+            there = {item.key for item in (await client.range("/fill/", keys_only=True)).kvs}
+        assert there & set(refused), "none of them was applied: nothing was shown"
+        assert all(error.applied_unknown for error in refused.values())
+
+    asyncio.run(main())
+
+
+class BrimfulClient(Client):
+    """The next txn that puts a key reaches etcd just as its quota does: applied, and refused."""
+
+    brimful = False
+
+    async def txn(
+        self,
+        compares: Sequence[Compare],
+        then: Sequence[Op],
+        otherwise: Sequence[Op] = (),
+        *,
+        timeout_s: float | None = None,
+    ) -> TxnResult:
+        result = await super().txn(compares, then, otherwise, timeout_s=timeout_s)
+        if self.brimful:
+            self.brimful = False
+            raise EtcdFull("the database has reached its quota")
+        return result
+
+
+def test_a_candidate_that_was_refused_and_created_all_the_same_is_taken_back() -> None:
+    """Else it would stand before everybody for as long as its session lives."""
+
+    async def main(server: EtcdServer) -> None:
+        async with BrimfulClient(server.endpoints) as client, Session(client) as session:
+            election = Election(client, session, "/vote/")
+            client.brimful = True
+            with pytest.raises(EtcdFull):
+                await election.stand("a", "1")
+            assert len((await client.range("/vote/")).kvs) == 1
+            await election.resign()
+            assert (await client.range("/vote/")).kvs == ()
+
+    with EtcdServer() as server:
+        asyncio.run(main(server))
