@@ -109,6 +109,7 @@ def test_who_is_lost_need_not_be_waited_for() -> None:
         ("enter", [passage("a", 0, 1, 5, 8), passage("b", 2, 3, 6, 8)]),
         ("enter", [passage("a", 1, 3, 5, 8), passage("b", 0, None, None, None, lost=0.5), passage("c", 4, 4, 5, 8)]),
         ("enter", [passage("a", 0, 1, 5, 8)]),
+        ("enter", [passage("a", 0, None, lost=9), passage("a", 1, 3, 5, 8)]),
         ("leave", [passage("a", 0, 3, 4, 5), passage("b", 2, 3, 6, 8)]),
         ("leave", [passage("a", 0, 3, 4, 5), passage("b", 2, 3)]),
         ("most", [passage("a", 0, 3, 4, 8), passage("b", 1, 3, 4, 8), passage("c", 2, 3, 4, 8)]),
@@ -123,3 +124,29 @@ def test_who_is_lost_need_not_be_waited_for() -> None:
 )
 def test_each_rule_of_barriers_catches_what_no_other_does(rule: str, passages: list[Passage]) -> None:
     assert rules(check_barrier(passages, 2)) == {rule}
+
+
+@pytest.mark.parametrize("overlap_s", [-1.0, math.nan])
+def test_an_overlap_that_no_two_holds_could_exceed_is_refused(overlap_s: float) -> None:
+    with pytest.raises(SettingsError, match="0 or more"):
+        check_exclusion([Hold("lock", "a", 1, 0.0, 5.0), Hold("lock", "b", 2, 1.0, 5.0)], overlap_s=overlap_s)
+
+
+def test_one_that_was_lost_and_came_again_is_there_once() -> None:
+    again = passage("a", 2, 4, 5, 6)
+    assert check_barrier([passage("a", 0, lost=1), again, passage("b", 3, 4, 5, 6)], 2).passed
+    assert not check_barrier([passage("a", 0, lost=3), again, passage("b", 5, 6, 7, 8)], 2).passed
+
+
+def test_a_barrier_for_nobody_is_refused() -> None:
+    for count in (0, -1):
+        with pytest.raises(SettingsError, match="1 participant or more"):
+            check_barrier([passage("a", 0, 1, 2, 3)], count)
+
+
+@pytest.mark.parametrize(
+    ("times", "lost"), [((1, 0), None), ((0, 2, 1), None), ((0, 1, 3, 2), None), ((0, 3, None, 2), None), ((1,), 0.5)]
+)
+def test_a_passage_whose_times_do_not_rise_is_refused(times: tuple[float | None, ...], lost: float | None) -> None:
+    with pytest.raises(SettingsError, match="do not rise"):
+        passage("a", *times, lost=lost)

@@ -79,7 +79,9 @@ def test_a_last_line_cut_off_by_a_crash_is_passed_over(tmp_path: Path) -> None:
     assert tuple(History.load(path).records()) == RECORDS[:1]
 
 
-@pytest.mark.parametrize("line", ["nonsense", '{"_":"Stranger"}', "{}", '{"_":"Hold","name":"x"}'])
+@pytest.mark.parametrize(
+    "line", ["nonsense", '{"_":"Stranger"}', "{}", '{"_":"Hold","name":"x"}', "5", "null", "[1]", "[" * 100_000]
+)
 def test_a_line_that_is_no_record_is_refused(tmp_path: Path, line: str) -> None:
     (tmp_path / "h.jsonl").write_text(line + "\n")
     with pytest.raises(SettingsError, match="not a line of a history"):
@@ -178,3 +180,15 @@ def test_the_checkers_load_no_grpc_and_no_torch() -> None:
     code = "import sys, instep.testing.checkers; print([n for n in ('grpc', 'torch', 'asyncio') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "h.jsonl").write_bytes(b"\x80\xff\n")
+    with pytest.raises(SettingsError, match="not a line of a history"):
+        History.load(tmp_path / "h.jsonl")
+
+
+def test_a_history_does_not_write_over_another(tmp_path: Path) -> None:
+    (tmp_path / "h.jsonl").touch()
+    with pytest.raises(SettingsError, match="is there already"):
+        History(tmp_path / "h.jsonl")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pytest
 
@@ -153,11 +154,32 @@ def test_what_takes_too_many_states_is_undecided_and_says_on_which_key() -> None
     verdict = check_linearizability([*hard(), put("1-2", "a", key="easy")], max_states=2000)
     assert verdict.answer == "undecided"
     assert not verdict.passed
-    assert verdict.note.endswith(" on k")
+    assert verdict.note == "no decision in 2000 situations on k"
 
 
 def test_what_takes_too_long_by_the_clock_is_undecided() -> None:
-    assert check_linearizability(hard(), budget_s=20.0, clock=itertools.count().__next__).answer == "undecided"
+    verdict = check_linearizability(hard(), budget_s=20.0, clock=itertools.count().__next__)
+    assert (verdict.answer, verdict.note) == ("undecided", "no decision in 20 s on k")
+
+
+@pytest.mark.parametrize("times", ["1-2", "1-"], ids=["known", "unknown"])
+def test_the_time_given_is_kept_also_when_thousands_are_concurrent(times: str) -> None:
+    """A situation takes milliseconds to look at then."""
+    crowd = [op(times, "cas_value", f"v{n}", f"v{(n * 7) % 10_000}", reply=_done(times)) for n in range(10_000)]
+    reads = [get("1-3", found(f"v{(n * 3) % 10_000}")) for n in range(100)]
+    began = time.monotonic()
+    verdict = check_linearizability([*crowd, *reads], initial={"k": "v0"}, budget_s=0.5)
+    assert time.monotonic() - began < 0.5 + 1.5
+    assert verdict.answer == "undecided"
+
+
+def _done(times: str) -> Reply | None:
+    return None if times.endswith("-") else wrote()
+
+
+def test_a_put_that_was_refused_is_an_error_of_the_record() -> None:
+    with pytest.raises(SettingsError, match="a put of k is never refused"):
+        op("1-2", "put", "a", reply=refused())
 
 
 def test_a_hard_key_does_not_hide_a_plain_fault_in_another() -> None:

@@ -58,7 +58,7 @@ class Contest:
 
     async def locker(self, who: str) -> None:
         async with station(self._turned(who), ttl_s=TTL_S, timeout_s=CALL_S) as (client, session):
-            lock = Lock(client, session, "contest/lock", holder=who)
+            lock = Lock(client, session, "/contest/lock", holder=who)
             while not self.over:
                 fence = await self._timed(lock.acquire(PATIENCE_S), PATIENCE_S)
                 await self._use("lock", who, client, session, fence, lambda: lock.held)
@@ -67,7 +67,7 @@ class Contest:
 
     async def candidate(self, who: str) -> None:
         async with station(self._turned(who), ttl_s=TTL_S, timeout_s=CALL_S) as (client, session):
-            election = Election(client, session, "contest/election")
+            election = Election(client, session, "/contest/election")
             while not self.over:
                 fence = await election.campaign(who)
                 await self._use("election", who, client, session, fence, lambda: election.leading)
@@ -76,7 +76,7 @@ class Contest:
 
     async def walker(self, who: str, count: int) -> None:
         async with station(self._turned(who), ttl_s=TTL_S, timeout_s=CALL_S) as (client, session):
-            barrier = DoubleBarrier(client, session, "contest/barrier", count)
+            barrier = DoubleBarrier(client, session, "/contest/barrier", count)
             while self.last_round is None or self.rounds.get(who, 0) < self.last_round:
                 entered_at = time.monotonic()
                 number = await self._timed(barrier.enter(who, PATIENCE_S), PATIENCE_S)
@@ -93,7 +93,7 @@ class Contest:
 
     async def spender(self, who: str) -> None:
         async with Client(self._turned(who), timeout_s=CALL_S) as client:
-            budget, number = RetryBudget(client, "contest/budget", LIMIT, timeout_s=PATIENCE_S), 0
+            budget, number = RetryBudget(client, "/contest/budget", LIMIT, timeout_s=PATIENCE_S), 0
             while not self.over:
                 try:
                     await self._timed(budget.spend("cause", f"{who}-{number}"), PATIENCE_S)
@@ -105,7 +105,7 @@ class Contest:
 
     async def member(self, who: str) -> None:
         async with station(self._turned(who), ttl_s=TTL_S, timeout_s=CALL_S) as (client, session):
-            group = Group(client, session, "contest/group")
+            group = Group(client, session, "/contest/group")
             await self._timed(group.join(who, timeout_s=PATIENCE_S), PATIENCE_S)
             async with group.watch() as changes:
                 assert who in await anext(changes)
@@ -129,7 +129,7 @@ class Contest:
                 break
             until, valid_until = now, max(valid_until, now + remaining_s)
             try:
-                result = await client.txn([fence.compare()], [Op.put(f"contest/{name}-data", who)])
+                result = await client.txn([fence.compare()], [Op.put(f"/contest/{name}-data", who)])
             except EtcdUnavailable:
                 continue
             if result.succeeded:

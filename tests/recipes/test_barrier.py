@@ -9,7 +9,7 @@ import pytest
 from recipe_support import at_once, keys, run, station, until
 
 from instep.coordination import DoubleBarrier, Session
-from instep.errors import BarrierFull, BarrierTimeout, LeaseLost, NameTaken, SettingsError
+from instep.errors import BarrierFull, BarrierTimeout, EtcdUnavailable, LeaseLost, NameTaken, SettingsError
 from instep.etcd import Client
 from instep.testing import EtcdServer, Proxy
 
@@ -106,10 +106,14 @@ def test_what_cannot_be_a_barrier_is_refused_before_etcd_is_asked() -> None:
         async with Client(["127.0.0.1:1"]) as client:
             session = Session(client)
             with pytest.raises(SettingsError, match="1 to 2000"):
-                DoubleBarrier(client, session, "b", 0)
+                DoubleBarrier(client, session, "/b", 0)
             with pytest.raises(SettingsError, match="3 different names"):
-                DoubleBarrier(client, session, "b", 3, ["a", "b", "b"])
-            barrier = DoubleBarrier(client, session, "b", 2, ["a", "b"])
+                DoubleBarrier(client, session, "/b", 3, ["a", "b", "b"])
+            with pytest.raises(SettingsError, match=r"a whole number, not 2\.5"):
+                DoubleBarrier(client, session, "/b", 2.5)  # type: ignore[arg-type]  # as from a file of settings
+            with pytest.raises(SettingsError, match="are a list"):
+                DoubleBarrier(client, session, "/b", 2, "ab")
+            barrier = DoubleBarrier(client, session, "/b", 2, ["a", "b"])
             for name, timeout_s in (("c", 1.0), ("a", 0.0), ("a/b", 1.0), ("", 1.0), ("..", 1.0)):
                 with pytest.raises(SettingsError):
                     await barrier.enter(name, timeout_s)
@@ -207,17 +211,19 @@ def test_lost_replies_change_nothing(etcd: EtcdServer, namespace: str) -> None:
 def test_a_registration_that_arrives_after_its_sender_gave_up_leaves_nobody_there(etcd_server: EtcdServer) -> None:
     async def main() -> None:
         async with station(etcd_server.endpoints, ttl_s=30, timeout_s=0.4) as (client, session):
-            barrier = DoubleBarrier(client, session, "late", 2, ("x", "y"))
+            barrier = DoubleBarrier(client, session, "/late", 2, ("x", "y"))
             etcd_server.pause()
             began = time.monotonic()
             with pytest.raises(BarrierTimeout) as late:
                 await barrier.enter("x", 0.6)
             assert late.value.missing == ("y",)
+            assert "x itself could not register" in str(late.value)
+            assert isinstance(late.value.__cause__, EtcdUnavailable)
             assert time.monotonic() - began < 2.5
             etcd_server.resume()
             await until(lambda: session.statistics().chores == 0)
-            assert await _here(client, "late", 0)
-            other = DoubleBarrier(client, session, "late", 2, ("x", "y"))
+            assert await _here(client, "/late", 0)
+            other = DoubleBarrier(client, session, "/late", 2, ("x", "y"))
             await at_once(barrier.enter("x", 20), other.enter("y", 20))
             await at_once(barrier.leave(20), other.leave(20))
 
@@ -226,3 +232,24 @@ def test_a_registration_that_arrives_after_its_sender_gave_up_leaves_nobody_ther
 
 async def _here(client: Client, prefix: str, count: int) -> bool:
     return len(await keys(client, f"{prefix}/members")) == count
+
+
+def test_it_can_be_entered_again_after_a_time_out_of_the_callers_own_while_it_tidied_up(
+    etcd_server: EtcdServer,
+) -> None:
+    async def main() -> None:
+        async with station(etcd_server.endpoints, timeout_s=1) as (client, session):
+            barrier = DoubleBarrier(client, session, "/b", 2)
+            etcd_server.pause()
+            try:
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.5):
+                        await barrier.enter("a", 0.3)
+            finally:
+                etcd_server.resume()
+            other = DoubleBarrier(client, session, "/b", 2)
+            await at_once(barrier.enter("a", 20), other.enter("b", 20))
+            await at_once(barrier.leave(20), other.leave(20))
+            assert not await keys(client, "/b/members")
+
+    run(main())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 from recipe_support import at_once, run
 
 from instep.coordination import Reset, RetryBudget, Spent
+from instep.coordination.budget import HISTORY, MAX_CAUSES, MAX_LIMIT, MAX_WORD_BYTES, Account
 from instep.errors import BudgetSpent, ConfigError, EtcdUnavailable, SettingsError
 from instep.etcd import Client
 from instep.testing import EtcdServer, Proxy
@@ -88,7 +90,7 @@ def test_a_lost_reply_counts_once(etcd: EtcdServer, namespace: str) -> None:
 def test_a_frozen_server_ends_in_time_and_the_same_attempt_can_be_given_again(etcd_server: EtcdServer) -> None:
     async def main() -> None:
         async with Client(etcd_server.endpoints, timeout_s=0.4) as client:
-            budget = RetryBudget(client, "frozen", 3, timeout_s=1)
+            budget = RetryBudget(client, "/frozen", 3, timeout_s=1)
             await budget.spend("oom", "1")
             etcd_server.pause()
             began = time.monotonic()
@@ -96,7 +98,7 @@ def test_a_frozen_server_ends_in_time_and_the_same_attempt_can_be_given_again(et
                 await budget.spend("oom", "2")
             assert time.monotonic() - began < 1.5
             etcd_server.resume()
-            patient = RetryBudget(client, "frozen", 3)
+            patient = RetryBudget(client, "/frozen", 3)
             assert await patient.spend("oom", "2") == 1
             etcd_server.kill()
             await asyncio.to_thread(etcd_server.restart)
@@ -108,12 +110,14 @@ def test_a_frozen_server_ends_in_time_and_the_same_attempt_can_be_given_again(et
 def test_the_history_is_bounded_and_the_count_is_not_cut_with_it(etcd: EtcdServer, namespace: str) -> None:
     async def main() -> None:
         async with Client(etcd.endpoints) as client:
-            budget = RetryBudget(client, namespace, 1000)
-            for number in range(205):
+            budget = RetryBudget(client, namespace, 200)
+            for number in range(198):
                 await budget.spend("oom", str(number))
+            for number in range(5):
+                await budget.spend("preempted", str(number))
             assert len(await budget.history()) == 200
-            assert await budget.remaining("oom") == 795
-            assert await budget.spend("oom", "0") == 795
+            assert await budget.remaining("oom") == 2
+            assert await budget.spend("oom", "0") == 2
 
     run(main())
 
@@ -129,14 +133,60 @@ def test_what_is_no_budget_gives_nothing_away(etcd: EtcdServer, namespace: str) 
     run(main())
 
 
+def test_a_repeated_attempt_under_a_lowered_limit_leaves_none_and_never_less(etcd: EtcdServer, namespace: str) -> None:
+    async def main() -> None:
+        async with Client(etcd.endpoints) as client:
+            budget = RetryBudget(client, namespace, 3)
+            for attempt in ("1", "2", "3"):
+                await budget.spend("oom", attempt)
+            assert await RetryBudget(client, namespace, 1).spend("oom", "1") == 0
+
+    run(main())
+
+
+def test_an_account_at_its_limits_is_one_value_that_etcd_takes(etcd: EtcdServer, namespace: str) -> None:
+    """Words of quotes, which JSON doubles: no longer ones are allowed."""
+
+    async def main() -> None:
+        async with Client(etcd.endpoints) as client:
+            causes = [f"{number:02}".ljust(MAX_WORD_BYTES, '"') for number in range(MAX_CAUSES)]
+            spent = [
+                Spent(cause, f"{number:03}".ljust(MAX_WORD_BYTES, '"'))
+                for cause in causes
+                for number in range(MAX_LIMIT)
+            ]
+            resets = [Reset("\x01" * 500, "\x01" * 500, {}, str(number)) for number in range(HISTORY)]
+            for account in (Account(tuple(spent[:-1]), tuple(spent[-HISTORY:])), Account((), tuple(resets))):
+                await client.put(f"{namespace}/budget", account.encode())
+                budget = RetryBudget(client, namespace, dict.fromkeys(causes, MAX_LIMIT))
+                await budget.spend(spent[-1].cause, spent[-1].attempt)
+                await budget.reset("\x01" * 500, "\x01" * 500)
+
+    run(main())
+
+
+LIMITS_THAT_ARE_NONE: list[Any] = [
+    *(-1, 201, 2.5, True, "3", {}, {"a/b": 1}, {"": 1}, {"a": 2.5}, {"a": 201}, {7: 1}),
+    {str(number): 1 for number in range(17)},
+]
+
+
 def test_what_cannot_be_spent_or_reset_is_refused_before_etcd_is_asked() -> None:
     async def main() -> None:
         async with Client(["127.0.0.1:1"]) as client:
-            for limit in (-1, 1001):
-                with pytest.raises(SettingsError):
-                    RetryBudget(client, "b", limit)
-            budget = RetryBudget(client, "b", 3)
-            for cause, attempt in (("", "1"), ("a/b", "1"), ("a", ""), ("a", "x" * 65)):
+            for limit in LIMITS_THAT_ARE_NONE:
+                with pytest.raises(SettingsError, match="cause"):
+                    RetryBudget(client, "/b", limit)
+            budget = RetryBudget(client, "/b", 3)
+            for cause, attempt in (
+                ("", "1"),
+                ("a/b", "1"),
+                ("é" * 33, "1"),
+                ("a", ""),
+                ("a", "x" * 65),
+                ("a", "é" * 33),
+                ("a", "\n"),
+            ):
                 with pytest.raises(SettingsError):
                     await budget.spend(cause, attempt)
             for who, why in (("", "why"), ("who", " ")):

@@ -10,7 +10,7 @@ import pytest
 from recipe_support import keys, run, station, until
 
 from instep.coordination import Changes, Election, Incumbent, Session
-from instep.errors import EtcdUnavailable, Fenced
+from instep.errors import EtcdUnavailable, Fenced, SettingsError
 from instep.etcd import Client, Listing, Op
 from instep.testing import EtcdServer, Proxy
 
@@ -30,6 +30,26 @@ def test_the_next_one_leads_when_the_leader_resigns(etcd: EtcdServer, namespace:
             assert not first.leading
             assert (await waiting).token > fence.token
             assert (first.statistics().won, first.statistics().lost) == (1, 1)
+
+    run(main())
+
+
+def test_one_election_object_is_for_one_task_and_a_value_is_replaced_by_proclaiming(
+    etcd: EtcdServer, namespace: str
+) -> None:
+    async def main() -> None:
+        async with station(etcd.endpoints) as (a, ours), station(etcd.endpoints) as (b, theirs):
+            first, second = Election(a, ours, namespace), Election(b, theirs, namespace)
+            fence = await first.campaign("a")
+            assert await first.campaign("b") == fence
+            assert await second.incumbent() == Incumbent("a", fence)
+            waiting = asyncio.create_task(second.campaign("b"))
+            await until(lambda: _count(a, namespace, 2))
+            with pytest.raises(SettingsError, match="in a campaign already"):
+                await second.campaign("c")
+            await first.resign()
+            assert await waiting == second.fence
+            assert await second.campaign("b") == second.fence
 
     run(main())
 
@@ -153,7 +173,7 @@ def test_who_cannot_rely_on_its_lease_after_the_wait_is_not_elected(etcd: EtcdSe
 def test_a_leader_stops_to_act_before_its_lease_is_lost(etcd_server: EtcdServer) -> None:
     async def main() -> None:
         async with station(etcd_server.endpoints, ttl_s=3, timeout_s=1) as (client, session):
-            election = Election(client, session, "suspended")
+            election = Election(client, session, "/suspended")
             fence = await election.campaign("a")
             over = asyncio.create_task(election.lost(fence))
             etcd_server.pause()
@@ -172,7 +192,7 @@ def test_a_leader_stops_to_act_before_its_lease_is_lost(etcd_server: EtcdServer)
 def test_observers_outlive_a_restart_and_a_compaction(etcd_server: EtcdServer) -> None:
     async def main() -> None:
         async with station(etcd_server.endpoints, ttl_s=30) as (client, session):
-            election = Election(client, session, "watched")
+            election = Election(client, session, "/watched")
             async with election.observe() as leaders:
                 assert await anext(leaders) is None
                 await election.campaign("a")
@@ -195,7 +215,7 @@ def test_an_observer_that_etcd_does_not_answer_at_first_is_told(etcd_server: Etc
             etcd_server.pause()
             try:
                 with pytest.raises(EtcdUnavailable):
-                    await Election(client, session, "away").observe().__aenter__()
+                    await Election(client, session, "/away").observe().__aenter__()
             finally:
                 etcd_server.resume()
 
@@ -250,12 +270,12 @@ def test_a_candidate_whose_creation_was_never_confirmed_goes_when_another_stands
 def test_a_resignation_without_etcd_is_made_up_for(etcd_server: EtcdServer) -> None:
     async def main() -> None:
         async with station(etcd_server.endpoints, ttl_s=30, timeout_s=0.5) as (client, session):
-            election = Election(client, session, "resigned")
+            election = Election(client, session, "/resigned")
             await election.campaign("a")
             etcd_server.pause()
             await election.resign()
             etcd_server.resume()
-            await until(lambda: _count(client, "resigned", 0))
+            await until(lambda: _count(client, "/resigned", 0))
 
     run(main())
 
@@ -263,7 +283,7 @@ def test_a_resignation_without_etcd_is_made_up_for(etcd_server: EtcdServer) -> N
 def test_a_creation_that_arrives_after_the_resignation_leaves_no_candidate(etcd_server: EtcdServer) -> None:
     async def main() -> None:
         async with station(etcd_server.endpoints, ttl_s=30, timeout_s=0.4) as (client, session):
-            election = Election(client, session, "late")
+            election = Election(client, session, "/late")
             etcd_server.pause()
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.6):
@@ -271,9 +291,9 @@ def test_a_creation_that_arrives_after_the_resignation_leaves_no_candidate(etcd_
             etcd_server.resume()
             async with station(etcd_server.endpoints) as (other, theirs):
                 async with asyncio.timeout(10):
-                    await Election(other, theirs, "late").campaign("b")
+                    await Election(other, theirs, "/late").campaign("b")
             await until(lambda: session.statistics().chores == 0)
-            assert await keys(client, "late") == []
+            assert await keys(client, "/late") == []
 
     run(main())
 

@@ -124,7 +124,7 @@ def test_a_lost_reply_changes_nothing(etcd: EtcdServer, namespace: str) -> None:
 def test_a_joining_that_arrives_after_its_sender_gave_up_leaves_no_member(etcd_server: EtcdServer) -> None:
     async def main() -> None:
         async with station(etcd_server.endpoints, ttl_s=30, timeout_s=0.4) as (client, session):
-            group = Group(client, session, "late")
+            group = Group(client, session, "/late")
             etcd_server.pause()
             began = time.monotonic()
             with pytest.raises(EtcdUnavailable, match=r"could not be joined in 0\.6 s"):
@@ -132,7 +132,7 @@ def test_a_joining_that_arrives_after_its_sender_gave_up_leaves_no_member(etcd_s
             assert time.monotonic() - began < 2.5
             etcd_server.resume()
             await until(lambda: session.statistics().chores == 0)
-            assert await keys(client, "late") == []
+            assert await keys(client, "/late") == []
 
     run(main())
 
@@ -140,7 +140,7 @@ def test_a_joining_that_arrives_after_its_sender_gave_up_leaves_no_member(etcd_s
 def test_a_watch_goes_on_after_a_restart(etcd_server: EtcdServer) -> None:
     async def main() -> None:
         async with station(etcd_server.endpoints, ttl_s=30) as (client, session):
-            group = Group(client, session, "restart")
+            group = Group(client, session, "/restart")
             await group.join("x", "1")
             async with group.watch() as changes:
                 assert await _seen(changes) == {"x": "1"}

@@ -195,14 +195,14 @@ def test_a_request_that_arrives_after_its_sender_gave_up_leaves_no_key(etcd_serv
                 etcd_server.pause()
                 began = time.monotonic()
                 with pytest.raises(LockTimeout, match="did not say"):
-                    await Lock(client, session, "late").acquire(timeout_s=0.3)
+                    await Lock(client, session, "/late").acquire(timeout_s=0.3)
                 assert time.monotonic() - began < 2.5
                 etcd_server.resume()
-                async with Lock(client, session, "late", timeout_s=10):
-                    assert await _count(client, "late", 1), number
+                async with Lock(client, session, "/late", timeout_s=10):
+                    assert await _count(client, "/late", 1), number
             assert session.statistics().losses == 0
             await until(lambda: session.statistics().chores == 0)
-            assert await keys(client, "late") == []
+            assert await keys(client, "/late") == []
 
     run(main())
 
@@ -210,7 +210,7 @@ def test_a_request_that_arrives_after_its_sender_gave_up_leaves_no_key(etcd_serv
 def test_a_release_without_etcd_is_made_up_for_by_the_session(etcd_server: EtcdServer) -> None:
     async def main() -> None:
         async with station(etcd_server.endpoints, ttl_s=30, timeout_s=0.5) as (client, session):
-            lock = Lock(client, session, "made/up")
+            lock = Lock(client, session, "/made/up")
             await lock.acquire()
             etcd_server.pause()
             began = time.monotonic()
@@ -218,7 +218,7 @@ def test_a_release_without_etcd_is_made_up_for_by_the_session(etcd_server: EtcdS
             assert time.monotonic() - began < 2
             assert not lock.held
             etcd_server.resume()
-            await until(lambda: _count(client, "made/up", 0))
+            await until(lambda: _count(client, "/made/up", 0))
 
     run(main())
 
@@ -229,10 +229,10 @@ def test_a_server_killed_and_restarted_costs_the_holder_nothing(etcd_server: Etc
             station(etcd_server.endpoints, ttl_s=20) as (a, ours),
             station(etcd_server.endpoints, ttl_s=20) as (b, theirs),
         ):
-            first, second = Lock(a, ours, "restart"), Lock(b, theirs, "restart")
+            first, second = Lock(a, ours, "/restart"), Lock(b, theirs, "/restart")
             fence = await first.acquire()
             waiting = asyncio.create_task(second.acquire())
-            await until(lambda: _count(a, "restart", 2))
+            await until(lambda: _count(a, "/restart", 2))
             etcd_server.kill()
             await asyncio.to_thread(etcd_server.restart)
             assert first.held
@@ -264,3 +264,21 @@ def test_many_in_one_process_pass_one_by_one(etcd: EtcdServer, namespace: str) -
 
 async def _count(client: Client, prefix: str, count: int) -> bool:
     return len(await keys(client, prefix)) == count
+
+
+def test_a_lock_that_was_released_inside_its_block_does_not_hide_the_blocks_own_error(
+    etcd: EtcdServer, namespace: str
+) -> None:
+    async def main() -> None:
+        async with station(etcd.endpoints) as (client, session):
+            lock = Lock(client, session, namespace)
+
+            async def block() -> None:
+                async with lock:
+                    await lock.release()
+                    raise RuntimeError("the block's own")
+
+            with pytest.raises(RuntimeError, match="the block's own"):
+                await block()
+
+    run(main())

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 
-from instep.coordination.barrier_scene import Entrant, Round, Scene, Step, missing, next_step, opened, scene_of
+from instep.coordination.barrier_scene import Entrant, Round, Scene, Step, next_step, not_all_came, opened, scene_of
 from instep.coordination.budget import HISTORY, Account, Reset, Spent, after_reset, after_spending
 from instep.coordination.election import incumbent_of
 from instep.coordination.group import members_of
-from instep.coordination.naming import as_prefix, check_name
+from instep.coordination.naming import as_prefix, check_name, check_timeout
 from instep.coordination.queue import Entry, Place, in_order, place_of, removals
-from instep.errors import SettingsError
+from instep.errors import BarrierTimeout, EtcdFull, SettingsError
 from instep.etcd import KeyValue
 
 
@@ -58,6 +60,13 @@ def scene(waiting: str = "", inside: str = "", number: int = 1) -> Scene:
     return Scene(50, Round(number, MappingProxyType(members)), 40, entrants)
 
 
+def timed_out(
+    now: Scene | None, names: Sequence[str] | None, *, registered: bool = True, trouble: EtcdFull | None = None
+) -> BarrierTimeout:
+    """What the participant "a" of three is told."""
+    return not_all_came(now, "/b/", 3, names, "a", 1.0, registered=registered, trouble=trouble)
+
+
 @pytest.mark.parametrize(
     ("now", "registered", "ours", "step"),
     [
@@ -89,8 +98,31 @@ def test_the_first_to_come_are_let_in_and_the_number_rises() -> None:
 
 
 def test_who_is_missing_is_named_where_names_are_known() -> None:
-    assert missing(scene(waiting="b"), 3, ("a", "b", "c")) == (("a", "c"), 2)
-    assert missing(scene(waiting="b"), 3, None) == ((), 2)
+    late = timed_out(scene(waiting="ab"), ("a", "b", "c"))
+    assert (late.missing, late.missing_count) == (("c",), 1)
+    assert str(late) == "Not all came to the barrier /b/ in 1 s: c missing."
+    late = timed_out(scene(waiting="ab"), None)
+    assert (late.missing, late.missing_count) == ((), 1)
+    assert "1 of 3 missing" in str(late)
+
+
+def test_one_that_could_not_register_says_so_and_is_not_missing_itself() -> None:
+    full = EtcdFull("no space.")
+    late = timed_out(scene(waiting="b"), ("a", "b", "c"), registered=False, trouble=full)
+    assert (late.missing, late.missing_count) == (("c",), 1)
+    assert str(late).endswith(": a itself could not register, and c missing. Trouble with etcd until then: no space.")
+    late = timed_out(scene(waiting="bc"), None, registered=False, trouble=full)
+    assert (late.missing, late.missing_count) == ((), 0)
+    assert "a itself could not register, and all others are there" in str(late)
+    late = timed_out(None, ("a", "b", "c"), registered=False)
+    assert (late.missing, late.missing_count) == (("b", "c"), 2)
+    assert "etcd did not say who is there" in str(late)
+
+
+def test_a_barrier_that_all_have_reached_and_nobody_could_open_says_that() -> None:
+    late = timed_out(scene(waiting="abc"), ("a", "b", "c"), trouble=EtcdFull("no space"))
+    assert (late.missing, late.missing_count) == ((), 0)
+    assert "all are there, but it could not be opened" in str(late)
 
 
 def test_a_member_that_came_back_under_a_former_name_is_not_inside() -> None:
@@ -148,12 +180,18 @@ def test_the_history_keeps_its_end() -> None:
 
 def test_a_prefix_ends_with_one_slash() -> None:
     assert as_prefix("/locks/a") == as_prefix("/locks/a/") == as_prefix("/locks/a//") == "/locks/a/"
-    for prefix in ("", "/", "//"):
-        with pytest.raises(SettingsError):
+    for prefix in (None, "", "/", "//", b"/locks", "locks/a", "/locks\0a", "/locks\n", " /locks"):
+        with pytest.raises(SettingsError, match="such as /locks/data"):
             as_prefix(prefix)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\nb", "x" * 201])
-def test_what_cannot_be_one_part_of_a_key_is_no_name(name: str) -> None:
+@pytest.mark.parametrize("timeout_s", [0, -1.0, float("nan"), True, "5", None])
+def test_a_time_out_is_a_number_of_seconds_above_0(timeout_s: Any) -> None:
+    with pytest.raises(SettingsError, match="time-out"):
+        check_timeout(timeout_s)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\nb", "x" * 201, None, 7])
+def test_what_cannot_be_one_part_of_a_key_is_no_name(name: object) -> None:
     with pytest.raises(SettingsError, match="cannot be a member"):
         check_name(name, "a member")

@@ -72,9 +72,9 @@ async def lap(cluster: EtcdCluster, contest: Contest) -> None:
 
 async def nothing_is_left(cluster: EtcdCluster) -> None:
     async with station(cluster.endpoints) as (client, session):
-        assert dict(await Group(client, session, "contest/group").members()) == {}
+        assert dict(await Group(client, session, "/contest/group").members()) == {}
         for recipe in ("lock", "election", "barrier/members"):
-            assert not (await client.range(f"contest/{recipe}/")).kvs, recipe
-        history = await RetryBudget(client, "contest/budget", LIMIT).history()
+            assert not (await client.range(f"/contest/{recipe}/")).kvs, recipe
+        history = await RetryBudget(client, "/contest/budget", LIMIT).history()
         attempts = [item.attempt for item in history if isinstance(item, Spent)]
         assert len(attempts) == len(set(attempts)) <= LIMIT

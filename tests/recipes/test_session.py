@@ -48,6 +48,12 @@ def test_a_ttl_that_etcd_would_not_grant_is_refused_at_once() -> None:
     run(main())
 
 
+def test_a_ttl_of_no_whole_seconds_is_refused() -> None:
+    for ttl_s in (2.5, True, "10"):
+        with pytest.raises(SettingsError, match="whole seconds"):
+            Session(Client(["127.0.0.1:1"]), ttl_s=ttl_s)  # type: ignore[arg-type]  # as from a file of settings
+
+
 def test_a_server_that_freezes_suspends_and_then_loses_the_link_and_gives_a_new_lease(etcd_server: EtcdServer) -> None:
     async def main() -> None:
         heard: list[LinkState] = []
@@ -178,5 +184,65 @@ def test_a_chore_is_done_after_its_caller_and_ends_with_the_session(etcd: EtcdSe
                 await until(lambda: done == ["a"])
                 assert session.statistics().chores == 1
             assert session.chore(chore("b")) is None
+
+    run(main())
+
+
+def test_who_waits_for_a_state_of_the_link_is_told_when_the_session_ends(etcd: EtcdServer) -> None:
+    async def main() -> None:
+        async with Client([etcd.endpoint]) as client:
+            async with Session(client) as session:
+                waiting = asyncio.create_task(session.wait_link("suspended"))
+                await asyncio.sleep(0)
+            with pytest.raises(LeaseLost, match="has ended"):
+                await waiting
+            with pytest.raises(LeaseLost, match="has ended"):
+                await session.wait_link("connected", "suspended")
+            assert await session.wait_link("lost") == "lost"
+
+    run(main())
+
+
+@pytest.mark.parametrize("wanted", [(), ("conected",), ("lost", "gone")])
+def test_a_state_that_no_link_has_is_refused(wanted: tuple[LinkState, ...]) -> None:
+    async def main() -> None:
+        async with Client(["127.0.0.1:1"]) as client:
+            with pytest.raises(SettingsError, match="connected, suspended, lost"):
+                await Session(client).wait_link(*wanted)
+
+    run(main())
+
+
+def test_an_error_in_what_is_written_at_a_later_lease_does_not_end_the_session(
+    etcd: EtcdServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        leases: list[int] = []
+
+        async def write(lease_id: int) -> None:
+            leases.append(lease_id)
+            if len(leases) == 1:
+                raise RuntimeError("not this time")
+
+        async with Client([etcd.endpoint]) as client, Session(client) as session:
+            session.each_lease(write)
+            first = session.lease_id
+            await client.lease_revoke(first)
+            await session.wait_lost(first)
+            await until(lambda: len(leases) == 2)
+            assert await session.wait_lease() == leases[1]
+
+    run(main())
+    assert "not this time" in caplog.text
+
+
+def test_an_error_in_what_is_written_at_the_first_lease_is_raised(etcd: EtcdServer) -> None:
+    async def fail(lease_id: int) -> None:
+        raise RuntimeError("never")
+
+    async def main() -> None:
+        async with Client([etcd.endpoint]) as client:
+            with pytest.raises(RuntimeError, match="never"):
+                await Session(client, on_lease=fail).__aenter__()
 
     run(main())

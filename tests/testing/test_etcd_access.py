@@ -7,11 +7,12 @@ import socket
 import ssl
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from instep.errors import EtcdError, SettingsError
-from instep.testing import Certificates, EtcdServer, etcd_versions
+from instep.testing import Certificates, EtcdCluster, EtcdServer, etcd_versions
 from instep.testing._etcdctl import run_etcdctl
 from instep.testing._health import is_healthy, wait_until
 
@@ -131,7 +132,8 @@ def test_tls_and_users_go_together() -> None:
         assert "tls auth" in repr(server)
 
 
-@pytest.mark.parametrize("auth", ["alice", "alice:", ":secret"])
-def test_half_a_user_is_refused(auth: str) -> None:
-    with pytest.raises(SettingsError, match="user:password"):
-        EtcdServer(auth=auth)
+@pytest.mark.parametrize("auth", ["", "alice", "alice:", ":secret", {}, {"alice": ""}, {"a:b": "secret"}, {"alice": 7}])
+def test_half_a_user_and_no_user_at_all_are_refused(auth: Any) -> None:
+    for make in (EtcdServer, EtcdCluster):
+        with pytest.raises(SettingsError, match="user:password"):
+            make(auth=auth)

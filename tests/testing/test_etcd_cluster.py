@@ -153,8 +153,17 @@ def test_what_needs_a_started_cluster_says_so() -> None:
     cluster = EtcdCluster()
     with pytest.raises(EtcdError, match="has not been started"):
         cluster.members  # noqa: B018  asking is what fails
+    with pytest.raises(EtcdError, match="has not been started"):
+        cluster.etcdctl("get", "lr")
     assert "not started" in repr(cluster)
     cluster.close()
+    with pytest.raises(EtcdError, match="this etcd cluster has been closed"):
+        cluster.etcdctl("get", "lr")
+
+
+def test_a_network_that_is_none_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r'"loopback" or "namespaces", not .namespace.$'):
+        EtcdCluster(network="namespace")  # type: ignore[arg-type]  # a slip of the pen
 
 
 def test_a_member_that_ends_instead_of_serving_shows_the_end_of_its_log() -> None:
@@ -171,6 +180,8 @@ def test_closing_ends_all_members_and_removes_their_files(etcd_cluster: EtcdClus
     assert not members[0].log.parent.exists()
     with pytest.raises(EtcdError, match="closed"):
         members[0].start()
+    with pytest.raises(EtcdError, match="closed"):
+        etcd_cluster.etcdctl("get", "lr")
 
 
 _PARENT = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from instep.errors import EtcdError, SettingsError
 from instep.testing import EtcdServer, etcd_versions
 from instep.testing._health import wait_until
+from instep.testing._process import _spawner
 
 
 def gone(pid: int) -> bool:
@@ -172,12 +174,21 @@ def test_what_needs_a_running_server_says_so() -> None:
     server = EtcdServer()
     with pytest.raises(EtcdError, match="has not been started"):
         server.endpoint  # noqa: B018  asking is what fails
+    with pytest.raises(EtcdError, match="has not been started"):
+        server.etcdctl("get", "lr")
     with pytest.raises(EtcdError, match="is not running"):
         server.pause()
     with pytest.raises(SettingsError, match="no TLS"):
         server.certificates  # noqa: B018  asking is what fails
     assert "not started" in repr(server)
     server.close()
+    with pytest.raises(EtcdError, match="this etcd server has been closed"):
+        server.etcdctl("get", "lr")
+
+
+def test_a_port_that_no_server_can_have_is_refused() -> None:
+    with pytest.raises(SettingsError, match="from 0 to 65535"):
+        EtcdServer(port=70_000)
 
 
 def test_its_settings_reach_a_client_process_through_the_environment(etcd: EtcdServer) -> None:
@@ -219,3 +230,27 @@ def test_the_plugin_imports_nothing_heavy() -> None:
         env=dict(os.environ),
     )
     assert not {"grpc", "torch", "trustme", "ssl", "instep.testing._server"} & set(answer.stdout.split())
+
+
+def test_a_process_that_nobody_waits_for_any_more_is_ended() -> None:
+    """The user's ctrl-C may come just while a server is being started."""
+    interrupted = threading.Event()
+    started: list[subprocess.Popen[bytes]] = []
+
+    def spawn() -> subprocess.Popen[bytes]:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupted.wait(10)
+        started.append(subprocess.Popen(["sleep", "60"]))
+        return started[0]
+
+    with pytest.raises(KeyboardInterrupt):
+        _spawner().call(spawn)
+    interrupted.set()
+    assert wait_until(lambda: bool(started) and started[0].poll() is not None, timeout_s=10)
+
+
+def test_an_argument_that_no_command_line_takes_is_an_error_and_the_next_server_starts() -> None:
+    with pytest.raises(TypeError, match="int"):
+        EtcdServer(extra_args=["--max-txn-ops", 128]).start()  # type: ignore[list-item]  # the mistake that is made
+    with EtcdServer() as server:
+        assert server.running

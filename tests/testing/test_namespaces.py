@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,3 +77,22 @@ def test_what_namespaces_need_is_said_with_the_way_round(monkeypatch: pytest.Mon
 def test_proxies_and_namespaces_exclude_one_another() -> None:
     with pytest.raises(SettingsError, match="not both"):
         EtcdCluster(proxied=True, network="namespaces")
+
+
+@allowed
+def test_an_interrupt_while_they_are_made_leaves_none_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = shutil.which("ip")
+    wrapper = tmp_path / "ip"
+    wrapper.write_text(f"""#!/bin/sh
+{real} "$@"
+status=$?
+case "$*" in "netns add"*) trap "" INT; kill -INT $PPID; sleep 0.1;; esac
+exit $status
+""")
+    wrapper.chmod(0o755)
+    before = devices()
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        with pytest.raises(KeyboardInterrupt):
+            EtcdCluster(network="namespaces")
+    assert wait_until(lambda: devices() <= before, timeout_s=5)

@@ -135,6 +135,31 @@ def test_slow_links_delay_what_needs_a_quorum(cluster: EtcdCluster) -> None:
     assert cluster.leader() is leader
 
 
+def test_a_fault_of_the_network_that_would_be_none_is_refused_and_nothing_is_applied(cluster: EtcdCluster) -> None:
+    a, b, c = cluster.members
+    with EtcdCluster(members=1, proxied=True) as other:
+        stranger = other.members[0]
+        for fault in (
+            lambda: cluster.isolate(stranger),
+            lambda: cluster.cut_clients(stranger),
+            lambda: cluster.block(a, stranger),
+            lambda: cluster.links(stranger, a),
+            lambda: cluster.partition([a], [b, stranger]),
+        ):
+            with pytest.raises(SettingsError, match="is no member of this cluster"):
+                fault()
+    for fault in (lambda: cluster.block(a, a), lambda: cluster.links(b, b)):
+        with pytest.raises(SettingsError, match="name two members"):
+            fault()
+    with pytest.raises(SettingsError, match="each member once"):
+        cluster.partition([a, b], [b, c])
+    for groups in ([], [[a]], [[a], []], [a, b]):
+        with pytest.raises(SettingsError, match="two groups of members or more"):
+            cluster.partition(*groups)  # type: ignore[arg-type]  # the last are no groups
+    links = [link for pair in ((a, b), (b, c), (a, c)) for link in cluster.links(*pair)]
+    assert all("no fault" in repr(fine) for fine in (*links, *map(cluster.proxy, cluster.members)))
+
+
 def test_a_cluster_without_proxies_cannot_be_partitioned(etcd_cluster: EtcdCluster) -> None:
     with pytest.raises(SettingsError, match="proxied=True"):
         etcd_cluster.isolate(etcd_cluster.members[0])

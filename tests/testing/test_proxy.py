@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from plain_server import LIMIT_S, PlainClient, PlainServer
@@ -153,6 +155,42 @@ def test_many_bytes_pass_a_delay_whole(proxy: Proxy) -> None:
         sender.start()
         assert [client.hear() for _ in lines] == [f"echo {line}" for line in lines]
         sender.join()
+
+
+NO_FAULTS: dict[str, Callable[[Any], object]] = {
+    "a direction that is none": lambda proxy: proxy.black_hole("upp"),
+    "a delay in no direction": lambda proxy: proxy.delay(1, ways=""),
+    "a delay that is no number": lambda proxy: proxy.delay(math.nan),
+    "a delay for ever": lambda proxy: proxy.delay(math.inf),
+    "a jitter for ever": lambda proxy: proxy.delay(1, math.inf),
+    "a request that contains a number": lambda proxy: proxy.lose_next_reply(7),
+    "fewer bytes than none": lambda proxy: proxy.lose_next_reply(after_bytes=-1),
+    "half a byte": lambda proxy: proxy.lose_next_reply(after_bytes=0.5),
+}
+
+
+@pytest.mark.parametrize("name", NO_FAULTS)
+def test_a_fault_that_is_none_is_refused_and_nothing_is_wrong_then(proxy: Proxy, name: str) -> None:
+    with pytest.raises(SettingsError):
+        NO_FAULTS[name](proxy)
+    assert "no fault" in repr(proxy)
+
+
+@pytest.mark.parametrize("port", [-1, 65_536, 80.0, True, "80"])
+def test_a_port_that_is_none_is_refused(port: Any) -> None:
+    with pytest.raises(SettingsError, match="a port is a whole number"):
+        Proxy("127.0.0.1", 80, port=port)
+    with pytest.raises(SettingsError, match="a port is a whole number"):
+        Proxy("127.0.0.1", port)
+
+
+def test_a_request_can_be_told_by_text(proxy: Proxy) -> None:
+    proxy.lose_next_reply("käse")
+    with PlainClient(proxy.port) as client:
+        assert client.ask("brot") == "echo brot"
+        with pytest.raises(ConnectionError):
+            client.ask("käse")
+    assert proxy.statistics().replies_lost == 1
 
 
 def test_a_negative_delay_is_refused(proxy: Proxy) -> None:

@@ -13,11 +13,12 @@ from types import MappingProxyType
 
 from instep.coordination.barrier_scene import Entrant, Scene, Step, next_step, not_all_came, not_all_left, opened
 from instep.coordination.barrier_store import BarrierStore
-from instep.coordination.naming import as_prefix, check_name, check_timeout
+from instep.coordination.naming import as_prefix, check_name, check_timeout, is_whole
 from instep.coordination.session import Session
-from instep.coordination.waiting import GIVE_UP_S, PASSING, RETRY_S, first_of
+from instep.coordination.waiting import PASSING, RETRY_S, first_of, insist, tidied
 from instep.errors import (
     BarrierFull,
+    BarrierTimeout,
     EtcdUnavailable,
     InstepError,
     LeaseLost,
@@ -59,7 +60,11 @@ class _Visit:
     """A create may still be on its way."""
     inside: bool = False
     given_up: bool = False
+    registered: bool = False
+    """Whether etcd has confirmed the registration that was asked for last."""
     scene: Scene | None = None
+    trouble: InstepError | None = None
+    """What was ridden out last; None once etcd has done what was asked since."""
 
 
 class DoubleBarrier:
@@ -78,8 +83,10 @@ class DoubleBarrier:
     def __init__(
         self, client: Client, session: Session, prefix: str, count: int, names: Sequence[str] | None = None
     ) -> None:
-        if not 1 <= count <= MAX_COUNT:
-            raise SettingsError(f"A barrier is for 1 to {MAX_COUNT} participants, not {count}.")
+        if not is_whole(count) or not 1 <= count <= MAX_COUNT:
+            raise SettingsError(f"A barrier is for 1 to {MAX_COUNT} participants, a whole number, not {count!r}.")
+        if isinstance(names, str):
+            raise SettingsError(f"The names of a barrier are a list, such as ['a', 'b'], not {names!r}.")
         if names is not None and (len(names) != count or len(set(names)) != count):
             raise SettingsError(f"A barrier for {count} needs {count} different names, or none.")
         self._prefix = as_prefix(prefix)
@@ -110,26 +117,46 @@ class DoubleBarrier:
     async def enter(self, name: str, timeout_s: float) -> int:
         """Waits at most `timeout_s` seconds (and one more to tidy up) until all are here; returns the round's number.
 
-        Raises BarrierTimeout with who is missing, BarrierFull, and NameTaken when another session has that name.
+        Raises BarrierTimeout with who is missing and what kept us from registering, if anything did; BarrierFull; and
+        NameTaken when another session has that name.
         """
         visit = self._begin(name, timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                await self._go_in(visit)
-        except TimeoutError:
-            if not await self._withdraw(visit):
-                self._visit = None
-                self._timeouts += 1
-                scene = visit.scene
-                raise not_all_came(scene, self._prefix, self._count, self._names, name, timeout_s) from None
+            await self._come(visit, timeout_s)
         except BaseException as error:
-            visit.given_up = True
-            await self._withdraw(visit)
-            self._visit = None
+            self._abandon(visit)  # also when the tidying up was cancelled
+            self._timeouts += isinstance(error, BarrierTimeout)
             self._refused += isinstance(error, (BarrierFull, NameTaken))
             raise
         self._entered += 1
         return visit.round
+
+    async def _come(self, visit: _Visit, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._go_in(visit)
+        except TimeoutError:
+            trouble = visit.trouble or self._session.trouble
+            if not await self._withdraw(visit):
+                raise not_all_came(
+                    visit.scene,
+                    self._prefix,
+                    self._count,
+                    self._names,
+                    visit.name,
+                    timeout_s,
+                    registered=visit.registered,
+                    trouble=trouble,
+                ) from trouble
+        except BaseException:
+            await self._give_up(visit)
+            raise
+
+    def _abandon(self, visit: _Visit) -> None:
+        """Takes no part any more; a withdrawal that found us let in at the very end begins again."""
+        visit.given_up, self._visit = True, None
+        if visit.inside:
+            self._session.chore(insist(lambda: self._withdrawn(visit), self._called()))
 
     def _begin(self, name: str, timeout_s: float) -> _Visit:
         check_timeout(timeout_s)
@@ -150,8 +177,10 @@ class DoubleBarrier:
                 waited = await self._step_in(visit, recheck_s)
             except PASSING as error:
                 log.debug("the barrier %s waits for etcd: %s", self._prefix, error)
+                visit.trouble = error
                 await asyncio.sleep(RETRY_S)
                 continue
+            visit.trouble = None
             recheck_s = min(LONGEST_RECHECK_S, recheck_s * 2) if waited else RECHECK_S
 
     async def _step_in(self, visit: _Visit, recheck_s: float) -> bool:
@@ -166,6 +195,7 @@ class DoubleBarrier:
             case Step.OPEN:
                 await self._store.write_round(scene, opened(scene, self._count))
             case Step.WAIT:
+                visit.trouble = None
                 await self._wait(scene, recheck_s, visit.lease_id)
                 return True
             case Step.ENTERED:
@@ -183,6 +213,7 @@ class DoubleBarrier:
         if present is None or present.visit != visit.token or present.lease_id != self._session.lease_id:
             return False
         visit.created, visit.lease_id = present.created, present.lease_id
+        visit.registered = True
         return True
 
     async def _register(self, visit: _Visit, scene: Scene) -> None:
@@ -190,8 +221,9 @@ class DoubleBarrier:
         if not lease_id:
             return
         was_doubtful, visit.doubtful = visit.doubtful, True  # also when this call is cancelled
+        visit.registered = False
         try:
-            await self._store.register(visit.name, visit.token, lease_id, scene)
+            visit.registered = await self._store.register(visit.name, visit.token, lease_id, scene)
         except InstepError as error:
             visit.doubtful = was_doubtful or (isinstance(error, EtcdUnavailable) and error.applied_unknown)
             raise
@@ -228,9 +260,10 @@ class DoubleBarrier:
             async with asyncio.timeout(timeout_s):
                 await self._go_out(visit)
         except TimeoutError:
+            trouble = visit.trouble
             await self._give_up(visit)
             self._timeouts += 1
-            raise not_all_left(visit.scene, self._prefix, visit.name, timeout_s) from None
+            raise not_all_left(visit.scene, self._prefix, visit.name, timeout_s, trouble) from trouble
         except BaseException:
             await self._give_up(visit)
             raise
@@ -250,21 +283,19 @@ class DoubleBarrier:
                         await self._store.write_round(scene, replace(scene.round, members=MappingProxyType({})))
                     return
                 else:
+                    visit.trouble = None
                     await self._wait(scene, recheck_s, 0)
                     recheck_s = min(LONGEST_RECHECK_S, recheck_s * 2)
             except PASSING as error:
                 log.debug("the barrier %s waits for etcd: %s", self._prefix, error)
+                visit.trouble = error
                 await asyncio.sleep(RETRY_S)
 
     # -- giving up --------------------------------------------------------------------------------------------------
 
     async def _withdraw(self, visit: _Visit) -> bool:
         """Takes our registration away unless we were let in before: then True, and we are inside after all."""
-        withdrawing = self._session.chore(self._insist(visit))
-        if withdrawing is None:
-            return False
-        await asyncio.wait([withdrawing], timeout=GIVE_UP_S)
-        if not withdrawing.done():
+        if not await tidied(self._session, lambda: self._withdrawn(visit), self._called()):
             visit.given_up = True
         return visit.inside and not visit.given_up
 
@@ -272,16 +303,8 @@ class DoubleBarrier:
         visit.given_up = True
         await self._withdraw(visit)
 
-    async def _insist(self, visit: _Visit) -> None:
-        while True:
-            try:
-                if await self._withdrawn(visit):
-                    return
-            except PASSING:
-                await asyncio.sleep(RETRY_S)
-            except InstepError as error:
-                log.error("a registration at the barrier %s cannot be removed: %s", self._prefix, error)
-                return
+    def _called(self) -> str:
+        return f"a registration at the barrier {self._prefix}"
 
     async def _withdrawn(self, visit: _Visit) -> bool:
         """True when nothing more is to be done: removed, or let in while the caller still takes that."""

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from instep.errors import BarrierTimeout
+from instep.coordination.waiting import because
+from instep.errors import BarrierTimeout, InstepError
 from instep.etcd import KeyValue
 
 
@@ -114,37 +115,47 @@ def opened(scene: Scene, count: int) -> Round:
     return Round(scene.round.number + 1, MappingProxyType(first))
 
 
-def missing(scene: Scene, count: int, names: Sequence[str] | None) -> tuple[tuple[str, ...], int]:
-    """Who has not come, where names are known, and how many they are."""
-    here = {one.name for one in scene.waiting}
-    if names is None:
-        return (), max(0, count - len(here))
-    absent = tuple(name for name in names if name not in here)
-    return absent, len(absent)
-
-
 def not_all_came(
-    scene: Scene | None, prefix: str, count: int, names: Sequence[str] | None, name: str, waited_s: float
+    scene: Scene | None,
+    prefix: str,
+    count: int,
+    names: Sequence[str] | None,
+    name: str,
+    waited_s: float,
+    *,
+    registered: bool,
+    trouble: InstepError | None,
 ) -> BarrierTimeout:
-    """The error of the participant `name`, from the last scene that it saw."""
-    absent, number = (tuple(names or ()), count) if scene is None else missing(scene, count, names)
-    absent = tuple(one for one in absent if one != name)
-    who = ", ".join(absent) if absent else f"{number} of {count}"
+    """The error of the participant `name`, from the last scene that it saw. It never counts itself as missing: one that
+    could not register says so."""
+    absent: tuple[str, ...] = tuple(one for one in names or () if one != name)
+    number = count - 1
+    if scene is not None:
+        here = {one.name for one in scene.waiting} | {name}
+        absent, number = tuple(one for one in absent if one not in here), max(0, count - len(here))
+    who = f"{', '.join(absent) or f'{number} of {count}'} missing" if number else "all others are there"
+    if scene is None:
+        who = "etcd did not say who is there"
+    elif registered and not number:
+        who = "all are there, but it could not be opened"
+    ourselves = "" if registered else f"{name} itself could not register, and "
     return BarrierTimeout(
-        f"Not all came to the barrier {prefix} in {waited_s:g} s: {who} missing.",
+        f"Not all came to the barrier {prefix} in {waited_s:g} s: {ourselves}{who}.{because(trouble)}",
         waited_s=waited_s,
         missing=absent,
-        missing_count=len(absent) or number,
+        missing_count=number,
     )
 
 
-def not_all_left(scene: Scene | None, prefix: str, name: str, waited_s: float) -> BarrierTimeout:
+def not_all_left(
+    scene: Scene | None, prefix: str, name: str, waited_s: float, trouble: InstepError | None
+) -> BarrierTimeout:
     """The same on the way out."""
     inside = scene.inside if scene is not None else ()
     still = tuple(sorted(one.name for one in inside if one.name != name))
     who = ", ".join(still) or "etcd did not say who"
     return BarrierTimeout(
-        f"Not all left the barrier {prefix} in {waited_s:g} s: {who}.",
+        f"Not all left the barrier {prefix} in {waited_s:g} s: {who}.{because(trouble)}",
         waited_s=waited_s,
         missing=still,
         missing_count=len(still),

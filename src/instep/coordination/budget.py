@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import random
 import secrets
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from instep.coordination.naming import as_prefix, check_name, check_timeout
-from instep.coordination.waiting import RETRY_S
-from instep.errors import BudgetSpent, ConfigError, EtcdFull, EtcdUnavailable, SettingsError
+from instep.coordination.naming import as_prefix, check_name, check_timeout, is_whole
+from instep.coordination.waiting import RETRY_S, because
+from instep.errors import BudgetSpent, ConfigError, EtcdFull, EtcdUnavailable, InstepError, SettingsError
 from instep.etcd import Client, Compare, Op
 
 log = logging.getLogger("instep")
 
-MAX_LIMIT: Final = 1000
+# All of an account is one value, and etcd takes 1.5 MiB: each entry has two words, and JSON doubles a quote.
+MAX_LIMIT: Final = 200
 MAX_CAUSES: Final = 16
-MAX_ATTEMPT_ID: Final = 64
+MAX_WORD_BYTES: Final = 64
+"""Of a cause and of an attempt's id, in UTF-8."""
+MAX_REASON: Final = 1000
 HISTORY: Final = 200
 CONFLICT_PAUSE_S: Final = 0.02
 TIMEOUT_S: Final = 10.0
@@ -60,7 +64,8 @@ class Account:
 
     def encode(self) -> str:
         spent = [[item.cause, item.attempt] for item in self.spent]
-        return json.dumps({"spent": spent, "history": [_encode(item) for item in self.history]})
+        history = [_encode(item) for item in self.history]
+        return json.dumps({"spent": spent, "history": history}, ensure_ascii=False)
 
     @classmethod
     def decode(cls, value: bytes) -> Account:
@@ -117,19 +122,19 @@ class RetryBudget:
     Promise: since the last reset no cause is counted more than its limit, whoever spends at the same time; an attempt
     id is counted once, also when it is given again after a lost reply or a restart; each call ends within `timeout_s`
     seconds. Limit: after a reset an id counts anew. What to do when nothing is left is the caller's. The history keeps
-    the last 200 entries, and no times: hosts' clocks are not to be compared. At most 16 causes with 1000 attempts each.
+    the last 200 entries, and no times: hosts' clocks are not to be compared. At most 16 causes with 200 attempts each;
+    a cause and an id have at most 64 bytes.
     """
 
     def __init__(
         self, client: Client, prefix: str, limit: int | Mapping[str, int], *, timeout_s: float = TIMEOUT_S
     ) -> None:
-        limits = [limit] if isinstance(limit, int) else list(limit.values())
-        if any(not 0 <= number <= MAX_LIMIT for number in limits):
-            raise SettingsError(f"A cause has 0 to {MAX_LIMIT} attempts.")
         self._client = client
         self._key = f"{as_prefix(prefix)}budget"
-        self._limit = limit
+        self._limit = _check_limit(limit)
         self._timeout_s = check_timeout(timeout_s)
+        self._trouble: InstepError | None = None
+        """What was ridden out last; None once etcd has done what was asked since."""
         self._spent = self._repeated = self._refused = self._conflicts = 0
 
     def __repr__(self) -> str:
@@ -142,9 +147,9 @@ class RetryBudget:
 
     async def spend(self, cause: str, attempt_id: str) -> int:
         """Counts one attempt; returns how many are left. Raises BudgetSpent when there was none, and EtcdUnavailable
-        when etcd did not say in time: then give the same `attempt_id` again."""
-        one, limit = Spent(check_name(cause, "a cause"), _check_id(attempt_id)), self._limit_of(cause)
-        async with _Bounded(self._timeout_s, self._key):
+        with the reason when etcd did not say in time: then give the same `attempt_id` again."""
+        one, limit = Spent(_check_cause(cause), _check_id(attempt_id)), self._limit_of(cause)
+        async with self._bounded():
             while True:
                 account, revision = await self._read()
                 after = after_spending(account, one, limit)
@@ -153,7 +158,7 @@ class RetryBudget:
                     raise BudgetSpent(f"All {limit} attempts for {cause!r} are spent.", cause=cause, limit=limit)
                 if after is account:
                     self._repeated += 1
-                    return limit - account.count(cause)
+                    return max(0, limit - account.count(cause))  # the limit may have been lowered since
                 if len(after.by_cause()) > MAX_CAUSES:
                     raise SettingsError(f"A budget has at most {MAX_CAUSES} causes: {cause!r} would be one more.")
                 if await self._written(after, revision):
@@ -162,20 +167,20 @@ class RetryBudget:
 
     async def remaining(self, cause: str) -> int:
         """How many attempts are left for `cause`; others may spend them."""
-        async with _Bounded(self._timeout_s, self._key):
+        async with self._bounded():
             return max(0, self._limit_of(cause) - (await self._read())[0].count(cause))
 
     async def history(self) -> tuple[Spent | Reset, ...]:
         """What was spent and reset, oldest first: the last 200 entries."""
-        async with _Bounded(self._timeout_s, self._key):
+        async with self._bounded():
             return (await self._read())[0].history
 
     async def reset(self, who: str, why: str) -> None:
         """Gives every cause all its attempts back, and notes who did it and why."""
-        if not who.strip() or not why.strip() or len(who) + len(why) > 1000:
-            raise SettingsError("A reset needs to say who and why, in at most 1000 characters.")
+        if not who.strip() or not why.strip() or len(who) + len(why) > MAX_REASON:
+            raise SettingsError(f"A reset needs to say who and why, in at most {MAX_REASON} characters.")
         token = secrets.token_hex(8)
-        async with _Bounded(self._timeout_s, self._key):
+        async with self._bounded():
             while True:
                 account, revision = await self._read()
                 after = after_reset(account, who, why, token)
@@ -183,6 +188,20 @@ class RetryBudget:
                     return
 
     # -- inside -----------------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def _bounded(self) -> AsyncIterator[None]:
+        """`asyncio.timeout` with our own error, which says what was in the way."""
+        self._trouble = None
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                yield
+        except TimeoutError:
+            raise EtcdUnavailable(
+                f"etcd did not settle {self._key} in {self._timeout_s:g} s: call again with the same arguments."
+                f"{because(self._trouble)}",
+                applied_unknown=True,
+            ) from self._trouble
 
     def _limit_of(self, cause: str) -> int:
         if isinstance(self._limit, int):
@@ -196,7 +215,8 @@ class RetryBudget:
         while True:
             try:
                 found = await self._client.get(self._key)
-            except EtcdUnavailable:
+            except EtcdUnavailable as error:
+                self._trouble = error
                 await asyncio.sleep(RETRY_S)
                 continue
             if found is None:
@@ -214,35 +234,40 @@ class RetryBudget:
                 return True
         except (EtcdUnavailable, EtcdFull) as error:
             log.debug("%s waits for etcd: %s", self._key, error)
+            self._trouble = error
             await asyncio.sleep(RETRY_S)
             return False
+        self._trouble = None
         self._conflicts += 1
         await asyncio.sleep(random.uniform(0, CONFLICT_PAUSE_S))
         return False
 
 
-class _Bounded:
-    """`asyncio.timeout` with our own error."""
-
-    def __init__(self, timeout_s: float, key: str) -> None:
-        self._timeout = asyncio.timeout(timeout_s)
-        self._timeout_s = timeout_s
-        self._key = key
-
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-
-    async def __aexit__(self, *error: Any) -> None:
-        try:
-            await self._timeout.__aexit__(*error)
-        except TimeoutError:
-            raise EtcdUnavailable(
-                f"etcd did not settle {self._key} in {self._timeout_s:g} s: call again with the same arguments.",
-                applied_unknown=True,
-            ) from None
+def _check_limit(limit: int | Mapping[str, int]) -> int | dict[str, int]:
+    """Its own copy, so that what is checked here is what holds."""
+    if not isinstance(limit, Mapping):
+        return _check_number(limit)
+    if not 1 <= len(limit) <= MAX_CAUSES:
+        raise SettingsError(f"A budget has 1 to {MAX_CAUSES} causes, not {len(limit)}.")
+    return {_check_cause(cause): _check_number(number) for cause, number in limit.items()}
 
 
-def _check_id(attempt_id: str) -> str:
-    if not 0 < len(attempt_id) <= MAX_ATTEMPT_ID:
-        raise SettingsError(f"An attempt id has 1 to {MAX_ATTEMPT_ID} characters.")
-    return attempt_id
+def _check_number(number: int) -> int:
+    if not is_whole(number) or not 0 <= number <= MAX_LIMIT:
+        raise SettingsError(f"A cause has 0 to {MAX_LIMIT} attempts, a whole number, not {number!r}.")
+    return number
+
+
+def _check_cause(cause: str) -> str:
+    if len(check_name(cause, "a cause").encode()) > MAX_WORD_BYTES:
+        raise SettingsError(f"{cause!r} is too long for a cause: it has at most {MAX_WORD_BYTES} bytes.")
+    return cause
+
+
+def _check_id(attempt_id: object) -> str:
+    text = attempt_id if isinstance(attempt_id, str) and attempt_id.isprintable() else ""
+    if not 0 < len(text.encode()) <= MAX_WORD_BYTES:
+        raise SettingsError(
+            f"{attempt_id!r} cannot be an attempt's id: give printable text of 1 to {MAX_WORD_BYTES} bytes."
+        )
+    return text

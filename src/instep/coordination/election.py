@@ -12,7 +12,7 @@ from instep.coordination.outage import Outage
 from instep.coordination.queue import Queue, in_order
 from instep.coordination.session import Session
 from instep.coordination.waiting import RETRY_S, first_of
-from instep.errors import EtcdUnavailable, Fenced, InstepError
+from instep.errors import EtcdUnavailable, Fenced, InstepError, SettingsError
 from instep.etcd import Client, Compare, KeyValue, Op
 
 
@@ -47,7 +47,8 @@ class Election:
     wait. Tokens rise from leader to leader, and a txn with `fence.compare()` is refused once another leads.
     Limit: all else is true of the past. Two may believe at once that they lead, for as long as a reply travels; nothing
     outside etcd is protected unless it refuses lower tokens. Look at `leading` before each act: it is False as soon as
-    the lease cannot be renewed ("suspended"), before anybody else can lead. One campaign at a time.
+    the lease cannot be renewed ("suspended"), before anybody else can lead. One task, one Election object;
+    a campaign under way is given up by cancelling it.
     """
 
     def __init__(self, client: Client, session: Session, prefix: str) -> None:
@@ -56,6 +57,7 @@ class Election:
         self._queue = Queue(client, session, prefix)
         self._fence: Fence | None = None
         self._lease_id = 0
+        self._busy = False
         self._won = self._lost = self._proclaimed = self._fenced = 0
 
     def __repr__(self) -> str:
@@ -80,14 +82,21 @@ class Election:
     async def campaign(self, value: str) -> Fence:
         """Stands with `value` and waits until elected. It waits as long as others lead, and rides out outages and lost
         leases: bound it with `asyncio.timeout`. Cancelled, or refused by etcd, it leaves no candidate behind.
+
+        Who leads already gets its fence at once, and the value that others see stays as it is: `proclaim` replaces it.
         """
+        if self._busy:
+            raise SettingsError("This Election object is in a campaign already: give each task an Election of its own.")
         if self._fence is not None and self._queue.standing and self._session.lease_id == self._lease_id:
             return self._fence
+        self._busy = True
         try:
             return self._elected(await self._queue.win(value))
         except BaseException:
             await self.resign()
             raise
+        finally:
+            self._busy = False
 
     async def lost(self, fence: Fence) -> None:
         """Returns when the term is over: its key is gone, or its lease can no longer be relied on."""

@@ -12,7 +12,7 @@ from instep.coordination.changes import Changes
 from instep.coordination.naming import as_prefix, check_name, check_timeout
 from instep.coordination.queue import GONE
 from instep.coordination.session import Session
-from instep.coordination.waiting import GIVE_UP_S, PASSING, RETRY_S
+from instep.coordination.waiting import PASSING, RETRY_S, because, tidied
 from instep.errors import EtcdUnavailable, InstepError, LeaseLost, NameTaken, SettingsError
 from instep.etcd import Client, Compare, KeyValue, Op
 
@@ -75,6 +75,8 @@ class Group:
         self._prefix = as_prefix(prefix)
         self._lock = asyncio.Lock()
         self._ours: _Membership | None = None
+        self._trouble: InstepError | None = None
+        """What our writing rode out last; None once it was done."""
         self._end: Callable[[], None] = lambda: None
         self._joins = self._rejoins = self._replaced = 0
 
@@ -93,8 +95,8 @@ class Group:
     async def join(self, name: str, value: str = "", *, timeout_s: float = JOIN_TIMEOUT_S) -> None:
         """Becomes the member `name`; called again with the same name it replaces the value.
 
-        Raises NameTaken at once when another session holds the name, and EtcdUnavailable when it could not be written
-        in `timeout_s` seconds: nothing of it is left then, or will be removed by the session.
+        Raises NameTaken at once when another session holds the name, and EtcdUnavailable with the reason when it could
+        not be written in `timeout_s` seconds: nothing of it is left then, or will be removed by the session.
         """
         check_timeout(timeout_s)
         check_name(name, "a member")
@@ -107,10 +109,12 @@ class Group:
                 ours.value = value
                 await self._write(ours)
         except BaseException as error:
+            trouble = self._trouble or self._session.trouble
             if fresh:
                 await self.leave()
             if isinstance(error, TimeoutError):
-                raise EtcdUnavailable(f"{self._prefix}{name} could not be joined in {timeout_s:g} s.") from None
+                sentence = f"{self._prefix}{name} could not be joined in {timeout_s:g} s.{because(trouble)}"
+                raise EtcdUnavailable(sentence) from trouble
             raise
         if fresh:
             self._joins += 1
@@ -123,9 +127,7 @@ class Group:
         if ours is None:
             return
         ours.left = True
-        removing = self._session.chore(self._insist(ours))
-        if removing is not None:
-            await asyncio.wait([removing], timeout=GIVE_UP_S)
+        await tidied(self._session, lambda: self._removed(ours), f"the member {self._prefix}{ours.name}")
 
     async def members(self) -> Mapping[str, GroupMember]:
         """Who is there now, as the cluster agrees."""
@@ -156,13 +158,15 @@ class Group:
 
     async def _write(self, ours: _Membership) -> None:
         """Puts our key on the session's lease. Rides out outages; raises LeaseLost when there is no lease any more."""
+        self._trouble = None
         lease_id = await self._session.wait_lease()
         while self._session.lease_id == lease_id and not ours.left:
             try:
                 if await self._written(ours, lease_id):
-                    ours.lease_id = lease_id
+                    ours.lease_id, self._trouble = lease_id, None
                     return
-            except PASSING:
+            except PASSING as error:
+                self._trouble = error
                 await asyncio.sleep(RETRY_S)
         raise LeaseLost(f"The lease of {self._prefix}{ours.name} was lost.", lease_id=lease_id)
 
@@ -185,19 +189,11 @@ class Group:
         ours.doubtful_on = was_doubtful_on
         return result.succeeded
 
-    async def _insist(self, ours: _Membership) -> None:
-        while True:
-            try:
-                async with self._lock:  # after a joining again that is under way
-                    if await self._removed(ours):
-                        return
-            except PASSING:
-                await asyncio.sleep(RETRY_S)
-            except InstepError as error:
-                log.error("the member %s%s cannot be removed: %s", self._prefix, ours.name, error)
-                return
-
     async def _removed(self, ours: _Membership) -> bool:
+        async with self._lock:  # after a joining again that is under way
+            return await self._removed_now(ours)
+
+    async def _removed_now(self, ours: _Membership) -> bool:
         key = self._prefix + ours.name
         lease_id = ours.doubtful_on
         if lease_id and lease_id == self._session.lease_id:

@@ -10,8 +10,8 @@ from instep.coordination.fence import Fence
 from instep.coordination.naming import check_timeout
 from instep.coordination.queue import Queue
 from instep.coordination.session import Session
-from instep.coordination.waiting import first_of
-from instep.errors import LockTimeout, SettingsError
+from instep.coordination.waiting import because, first_of
+from instep.errors import InstepError, LockTimeout, SettingsError
 from instep.etcd import Client
 
 TIMEOUT_S = 60.0
@@ -71,7 +71,7 @@ class Lock:
         """Waits for our turn at most `timeout_s` (seconds; the lock's own if None), over outages and lost leases, and
         one second more to tidy up when it was in vain.
 
-        Raises LockTimeout with who holds it, as far as is known.
+        Raises LockTimeout with who holds it, as far as is known, and with what kept etcd from saying, if that lasts.
         """
         limit_s = self._timeout_s if timeout_s is None else check_timeout(timeout_s)
         self._claim()
@@ -79,10 +79,11 @@ class Lock:
             async with asyncio.timeout(limit_s):
                 return self._got(await self._queue.win(self._holder))
         except BaseException as error:
+            trouble = self._queue.trouble or self._session.trouble
             await self._let_go()
             if isinstance(error, TimeoutError):
                 self._timeouts += 1
-                raise self._timed_out(limit_s) from None
+                raise self._timed_out(limit_s, trouble) from trouble
             raise
 
     async def try_acquire(self) -> Fence | None:
@@ -121,7 +122,8 @@ class Lock:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.release()
+        if self._fence is not None:  # else it was released inside the block
+            await self.release()
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -142,14 +144,14 @@ class Lock:
         finally:
             self._busy = False
 
-    def _timed_out(self, waited_s: float) -> LockTimeout:
+    def _timed_out(self, waited_s: float, trouble: InstepError | None) -> LockTimeout:
         ahead = self._queue.ahead
         holder = ahead[0].text if ahead else ""
         who = "etcd did not say who has it"
         if ahead:
             who = f"{holder or 'somebody'} holds it, {len(ahead)} in all came first"
         return LockTimeout(
-            f"The lock {self._queue.prefix} was not had in {waited_s:g} s: {who}.",
+            f"The lock {self._queue.prefix} was not had in {waited_s:g} s: {who}.{because(trouble)}",
             waited_s=waited_s,
             holder=holder,
             ahead=len(ahead),

@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Final, Self, TypeAlias
 
 from instep.coordination.mirror import cancelled
+from instep.coordination.naming import is_whole
 from instep.coordination.outage import Outage
 from instep.coordination.waiting import first_of
 from instep.errors import EtcdError, InstepError, LeaseLost, SettingsError
@@ -27,6 +28,7 @@ REVOKE_S = 1.0
 REMEMBERED_LEASES = 16
 
 LinkState: TypeAlias = LeaseState
+LINK_STATES: Final[tuple[LinkState, ...]] = ("connected", "suspended", "lost")
 OnLease: TypeAlias = Callable[[int], Awaitable[None]]
 OnLink: TypeAlias = Callable[[LinkState], None]
 
@@ -47,9 +49,11 @@ class Session:
 
     `link` is "connected"; "suspended" when no endpoint answered the last renewal but the lease still holds by our own
     reckoning: stop acting as leader; "lost" when there is no lease that can be relied on: what stood on it is no longer
-    ours. Limit: "suspended" is noticed at the next renewal, up to a third of `ttl_s` (seconds) late, "lost" on each
-    look; `on_link` and `wait_link` hear of a state when the event loop runs, and may miss one that was short. Between
-    two leases the keys are gone, and others may have acted on that; whoever was leader must win again.
+    ours. An error of the user's in what is awaited ends the session at its first lease; at a later one it is logged,
+    and tried again with another lease. Limit: "suspended" is noticed at the next renewal, up to a third of `ttl_s`
+    (seconds) late, "lost" on each look; `on_link` and `wait_link` hear of a state when the event loop runs, and may
+    miss one that was short. Between two leases the keys are gone, and others may have acted on that; whoever was leader
+    must win again.
 
     `async with Session(client)` takes the first lease or raises what the client raises; leaving revokes it, unless
     etcd is away: its keys then end with the TTL. For one event loop and one use.
@@ -64,6 +68,8 @@ class Session:
         on_link: OnLink | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        if not is_whole(ttl_s):
+            raise SettingsError(f"A lease lasts whole seconds: give ttl_s=10 or so, not {ttl_s!r}.")
         LeaseTiming.of(ttl_s, None, None)
         self._client = client
         self._ttl_s = ttl_s
@@ -118,8 +124,12 @@ class Session:
         return lease_id in self._had
 
     async def wait_link(self, *wanted: LinkState) -> LinkState:
-        """Returns the link's state once it is one of `wanted`."""
+        """Returns the link's state once it is one of `wanted`. Raises LeaseLost when the session has ended without."""
+        if not wanted or not set(wanted) <= set(LINK_STATES):
+            raise SettingsError(f"A link is never {wanted!r}: give some of {', '.join(LINK_STATES)}.")
         while (link := self.link) not in wanted:
+            if self._begun.is_set() and not self._running:
+                raise LeaseLost("The session has ended: its link stays lost.", lease_id=0)
             await self._changed.wait()
         return link
 
@@ -205,6 +215,11 @@ class Session:
                     outage.met(error)
                     self.trouble = error
                     self._fail(error)
+                except Exception:  # of what is written at each lease; only the first lease has a caller to be told
+                    if not self._begun.is_set():
+                        raise
+                    log.exception("what is to be written at each lease failed; taking a new one")
+                    before = self._leases  # not again at once
                 pause_s = RETRY_S if self._leases > before else min(MAX_RETRY_S, pause_s * 2)
                 await asyncio.sleep(pause_s)
         finally:

@@ -66,12 +66,18 @@ def users(auth: str | Mapping[str, str] | None) -> dict[str, str]:
     """The users that "user:password", or a mapping of users to passwords, names."""
     if auth is None:
         return {}
-    if not isinstance(auth, str):
-        return dict(auth)
-    user, separator, password = auth.partition(":")
-    if not (user and separator and password):
-        raise SettingsError('auth is "user:password", or a mapping of users to passwords')
-    return {user: password}
+    if isinstance(auth, str):
+        user, _, password = auth.partition(":")
+        auth = {user: password}
+    if not auth or not all(_is_user(user, password) for user, password in auth.items()):
+        raise SettingsError('auth is "user:password", or a mapping of one user or more to passwords; None: no users')
+    return dict(auth)
+
+
+def _is_user(user: object, password: object) -> bool:
+    """etcdctl takes both in one word, with a colon between."""
+    texts = isinstance(user, str) and isinstance(password, str)
+    return texts and bool(user) and bool(password) and ":" not in str(user)
 
 
 def _write_secret(path: Path, text: str) -> None:

@@ -21,6 +21,7 @@ from instep.testing._member import EtcdMember
 from instep.testing._namespaces import NamespaceNetwork
 from instep.testing._network import Network, Place, ProxiedNetwork
 from instep.testing._partitions import Partitions
+from instep.testing._ports import is_whole
 from instep.testing._resources import NAMESPACES, Resources
 from instep.testing._service import EtcdService
 
@@ -53,8 +54,10 @@ class EtcdCluster(Partitions, EtcdService):
         network: Literal["loopback", "namespaces"] = "loopback",
         extra_args: Sequence[str] = (),
     ) -> None:
-        if members < 1:
-            raise SettingsError(f"a cluster has at least one member, not {members}")
+        if not is_whole(members) or members < 1:
+            raise SettingsError(f"a cluster has at least one member, not {members!r}")
+        if network not in ("loopback", "namespaces"):
+            raise SettingsError(f'the network of a cluster is "loopback" or "namespaces", not {network!r}')
         if proxied and network == "namespaces":
             raise SettingsError("a cluster has proxies or network namespaces, not both")
         self.binary = find_etcd(version)
@@ -91,7 +94,7 @@ class EtcdCluster(Partitions, EtcdService):
     def members(self) -> tuple[EtcdMember, ...]:
         """The members, the same objects over kills and restarts."""
         if not self._started:
-            raise EtcdError("this etcd cluster has not been started: call start() or use it in a with block")
+            raise EtcdError(f"{self._called} has not been started: call start() or use it in a with block")
         return self._members
 
     @property
@@ -202,6 +205,10 @@ class EtcdCluster(Partitions, EtcdService):
         if self.access.users:
             self.access.enable_auth(self.binary, self._etcdctl_endpoints)
 
+    @property
+    def _called(self) -> str:
+        return "this etcd cluster"
+
     def _made(self) -> tuple[EtcdMember, ...]:
         settings = self._layout.members(self._spaces.addresses if self._spaces is not None else {})
         if self._spaces is not None:
@@ -239,10 +246,11 @@ class EtcdCluster(Partitions, EtcdService):
     @property
     def _etcdctl_endpoints(self) -> list[str]:
         # etcdctl waits for members that do not answer: it is told of those that do.
-        with ThreadPoolExecutor(len(self._names)) as pool:
-            healthy = pool.map(lambda member: member.healthy, self._members)
-            found = [member.direct_endpoint for member, well in zip(self._members, healthy, strict=True) if well]
-        return found or [member.direct_endpoint for member in self._members]
+        members = self.members
+        with ThreadPoolExecutor(len(members)) as pool:
+            healthy = pool.map(lambda member: member.healthy, members)
+            found = [member.direct_endpoint for member, well in zip(members, healthy, strict=True) if well]
+        return found or [member.direct_endpoint for member in members]
 
     def _answers(self) -> dict[EtcdMember, MemberStatus]:
         """What the members that answer within 1 s say of themselves."""

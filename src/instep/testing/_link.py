@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from instep.errors import SettingsError
@@ -9,8 +10,10 @@ from instep.testing._faults import Loss
 from instep.testing._flow import Way
 from instep.testing._line import Line, LinkStatistics
 from instep.testing._loop import LoopThread
+from instep.testing._ports import is_whole
 
 Ways = Literal["up", "down", "both"]
+_WAYS: dict[str, tuple[Way, ...]] = {"up": ("up",), "down": ("down",), "both": ("up", "down")}
 
 
 class Link:
@@ -51,19 +54,21 @@ class Link:
 
     def delay(self, delay_s: float, jitter_s: float = 0.0, ways: Ways = "both") -> None:
         """Let what comes wait `delay_s`, and up to `jitter_s` more at random; the order of bytes is kept."""
-        if delay_s < 0 or jitter_s < 0:
-            raise SettingsError("a delay is 0 s or more")
+        if not all(math.isfinite(seconds) and seconds >= 0 for seconds in (delay_s, jitter_s)):
+            raise SettingsError(f"a delay is 0 s or more, and ends: not {delay_s:g} s and {jitter_s:g} s of jitter")
         self._thread.call(self._line.delay, delay_s, jitter_s, _both(ways))
 
-    def lose_next_reply(self, containing: bytes = b"", *, after_bytes: int = 0) -> None:
+    def lose_next_reply(self, containing: bytes | str = b"", *, after_bytes: int = 0) -> None:
         """Let one request through, swallow what its connection brings back, then reset that connection.
 
-        The request is the first whose bytes hold `containing`, such as a key (with TLS they hold nothing that
-        can be found); by default whatever a client says next, which may be a ping. `after_bytes` of what comes
-        back still pass. The reset comes when the server has been silent for 0.1 s after something was
-        swallowed: as far as bytes tell, it has answered then. `statistics().replies_lost` counts.
+        The request is the first whose bytes hold `containing`, such as a key (text is looked for as UTF-8; with
+        TLS they hold nothing that can be found); by default whatever a client says next, which may be a ping.
+        `after_bytes` of what comes back still pass. The reset comes when the server has been silent for 0.1 s
+        after something was swallowed: as far as bytes tell, it has answered then. `statistics().replies_lost` counts.
         """
-        self._thread.call(self._line.lose, Loss(containing, after_bytes))
+        if not is_whole(after_bytes) or after_bytes < 0:
+            raise SettingsError(f"the bytes of a reply that still pass are 0 or more, not {after_bytes!r}")
+        self._thread.call(self._line.lose, Loss(_as_bytes(containing), after_bytes))
 
     def heal(self) -> None:
         """End all faults; what was held back goes on."""
@@ -78,4 +83,15 @@ class Link:
 
 
 def _both(ways: Ways) -> tuple[Way, ...]:
-    return ("up", "down") if ways == "both" else (ways,)
+    found = _WAYS.get(ways)
+    if found is None:
+        raise SettingsError(f'a direction is "up", "down" or "both", not {ways!r}')
+    return found
+
+
+def _as_bytes(containing: object) -> bytes:
+    if isinstance(containing, str):
+        return containing.encode()
+    if isinstance(containing, bytes):
+        return containing
+    raise SettingsError(f"what a request contains is bytes or text, not {containing!r}")

@@ -60,6 +60,9 @@ class NamespaceNetwork:
         except EtcdError as error:
             self.close()
             raise SettingsError(f"this machine makes no network namespaces ({error}): {_CURE}") from error
+        except BaseException:
+            self.close()
+            raise
         self._held: set[tuple[str, str]] = set()
 
     def prefix(self, name: str) -> list[str]:

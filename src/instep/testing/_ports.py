@@ -7,9 +7,10 @@ import random
 import socket
 from pathlib import Path
 
-from instep.errors import EtcdError
+from instep.errors import EtcdError, SettingsError
 
 _LOWEST = 10_000
+_HIGHEST = 65_535
 _TRIES = 200
 _chance = random.SystemRandom()
 
@@ -31,6 +32,18 @@ def free_ports(count: int, host: str) -> list[int]:
         if taken:
             ports.add(taken)
     raise EtcdError(f"no {count} free ports on {host} after {_TRIES} tries")
+
+
+def check_port(port: int, lowest: int = 0) -> int:
+    """Returns `port` if there is such a one; raises SettingsError otherwise."""
+    if not is_whole(port) or not lowest <= port <= _HIGHEST:
+        raise SettingsError(f"a port is a whole number from {lowest} to {_HIGHEST}, not {port!r}")
+    return port
+
+
+def is_whole(number: object) -> bool:
+    """Whether it is a whole number by its type: True and 2.0 are none."""
+    return isinstance(number, int) and not isinstance(number, bool)
 
 
 def is_free(host: str, port: int) -> bool:

@@ -181,7 +181,11 @@ class _Spawner:
     def call(self, spawn: _Spawn) -> subprocess.Popen[bytes]:
         result: _Result = Future()
         self._work.put((spawn, result))
-        return result.result()
+        try:
+            return result.result()
+        except BaseException:  # such as the user's ctrl-C: nobody will know of the process
+            result.add_done_callback(_kill_unwanted)
+            raise
 
     def _serve(self) -> None:
         while True:
@@ -190,7 +194,14 @@ class _Spawner:
                 result.set_result(spawn())
             except OSError as error:
                 result.set_exception(EtcdError(f"cannot start a server: {error}"))
+            except Exception as error:  # noqa: BLE001  # an argument that is no string, say: the caller's to know
+                result.set_exception(error)
             del spawn, result
+
+
+def _kill_unwanted(result: _Result) -> None:
+    if result.exception() is None:
+        result.result().kill()
 
 
 _spawner_lock = threading.Lock()

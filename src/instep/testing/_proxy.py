@@ -9,6 +9,7 @@ from instep.testing._line import Line
 from instep.testing._link import Link
 from instep.testing._listener import Listener
 from instep.testing._loop import LoopThread
+from instep.testing._ports import check_port
 
 _HOST = "127.0.0.1"
 
@@ -21,6 +22,8 @@ class Proxy(Link):
     """
 
     def __init__(self, target_host: str, target_port: int, *, port: int = 0, thread: LoopThread | None = None) -> None:
+        check_port(target_port, 1)
+        check_port(port)
         self._owned = LoopThread("instep-proxy") if thread is None else None
         thread = thread or self._owned
         assert thread is not None

@@ -13,7 +13,7 @@ from instep.testing._certificates import Certificates
 from instep.testing._command import Member
 from instep.testing._launch import PortTaken, wait_until_healthy
 from instep.testing._member import EtcdMember
-from instep.testing._ports import free_ports
+from instep.testing._ports import check_port, free_ports
 from instep.testing._resources import Resources
 from instep.testing._service import EtcdService
 
@@ -45,6 +45,7 @@ class EtcdServer(EtcdMember, EtcdService):
         fsync: bool = False,
         extra_args: Sequence[str] = (),
     ) -> None:
+        check_port(port)
         binary, names = find_etcd(version), users(auth)
         resources = Resources()
         self._own(resources)

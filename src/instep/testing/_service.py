@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
-from instep.errors import SettingsError
+from instep.errors import EtcdError, SettingsError
 from instep.testing._access import Access
 from instep.testing._binaries import EtcdBinary
 from instep.testing._certificates import Certificates
@@ -36,6 +36,11 @@ class EtcdService(ABC):
         """The client URLs of all members."""
 
     @property
+    @abstractmethod
+    def _called(self) -> str:
+        """What it is called in errors."""
+
+    @property
     def _etcdctl_endpoints(self) -> list[str]:
         return self.endpoints
 
@@ -54,8 +59,11 @@ class EtcdService(ABC):
         """Run etcdctl with the harness's certificate and the first user; flags in `args` win over those.
 
         Returns what it printed, without the last newline. A failure raises EtcdError; with `check=False` its
-        complaint is returned after what was printed. At most 30 s.
+        complaint is returned after what was printed. At most 30 s; EtcdError at once before `start()` and after
+        `close()`.
         """
+        if self._resources.released:
+            raise EtcdError(f"{self._called} has been closed: make a new one")
         return run_etcdctl(self.binary, self.access.flags(self._etcdctl_endpoints), args, check=check)
 
     def close(self) -> None:

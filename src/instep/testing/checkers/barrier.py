@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
+from instep.errors import SettingsError
 from instep.testing.checkers.jsonl import record
 from instep.testing.checkers.verdict import Findings, Verdict, Violation
 
@@ -30,6 +31,12 @@ class Passage:
     gone_at: float | None = None
     lost_at: float | None = None
 
+    def __post_init__(self) -> None:
+        happened = [self.entered_at, *(at for at in (self.passed_at, self.left_at, self.gone_at) if at is not None)]
+        ends = [(self.entered_at, self.lost_at)] if self.lost_at is not None else []
+        if not all(before <= after for before, after in [*pairwise(happened), *ends]):
+            raise SettingsError(f"the times of {self.who} at {self.barrier} do not rise: use one monotonic clock")
+
     @property
     def inside_until(self) -> float:
         """When it certainly was no longer in."""
@@ -43,8 +50,11 @@ def check_barrier(passages: Iterable[Passage], count: int) -> Verdict:
     """Whether nobody passed before `count` were in at the same time, nobody was gone before all who passed had called
     leave or were lost, and never more than `count` were in; each barrier by itself, each round by itself.
 
-    Limit: a participant counts as present from its call of enter on, which is before its key is in etcd.
+    A participant that came twice counts once. Limit: it counts as present from its call of enter on, which is before
+    its key is in etcd.
     """
+    if count < 1:
+        raise SettingsError(f"a barrier is for 1 participant or more, not {count}")
     found = sorted(passages, key=lambda passage: (passage.barrier, passage.round))
     findings = Findings("barrier")
     findings.checked = len(found)
@@ -61,7 +71,7 @@ def _passed_early(members: list[Passage], count: int) -> Iterator[Violation]:
     full_at = _full_at(members, count)
     for passage in members:
         if passage.passed_at is not None and passage.passed_at < full_at:
-            entered = sum(other.entered_at <= passage.passed_at for other in members)
+            entered = len({other.who for other in members if other.entered_at <= passage.passed_at})
             yield Violation(
                 "enter",
                 f"{_place(passage)}: {passage} passed at {passage.passed_at:.6f}, when {entered} had entered and never "
@@ -70,11 +80,15 @@ def _passed_early(members: list[Passage], count: int) -> Iterator[Violation]:
 
 
 def _full_at(members: list[Passage], count: int) -> float:
-    """When for the first time `count` were present at once."""
-    entries = sorted(passage.entered_at for passage in members)
-    losses = sorted(_or_never(passage.lost_at) for passage in members)
-    for index, at in enumerate(entries, start=1):
-        if index - bisect_left(losses, at) >= count:
+    """When for the first time `count` different ones were present at once; who is lost at a moment still is then."""
+    moves = [(passage.entered_at, 1, passage.who) for passage in members]
+    moves += [(passage.lost_at, -1, passage.who) for passage in members if passage.lost_at is not None]
+    present: Counter[str] = Counter()
+    for at, change, who in sorted(moves, key=lambda move: (move[0], -move[1])):
+        present[who] += change
+        if not present[who]:
+            del present[who]
+        if len(present) >= count:
             return at
     return math.inf
 

@@ -59,6 +59,8 @@ def check_exclusion(holds: Iterable[Hold], *, overlap_s: float = 0.0) -> Verdict
     validity, math.inf where holding is a hint and only tokens count (`run.leads`). Limit: what a holder believed is
     what it recorded; the resource behind the lock is `check_fencing`'s matter.
     """
+    if not overlap_s >= 0:
+        raise SettingsError(f"two cannot believe at once for {overlap_s:g} s: give 0 or more")
     by_name: dict[str, list[Hold]] = {}
     for hold in holds:
         by_name.setdefault(hold.name, []).append(hold)

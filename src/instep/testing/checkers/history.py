@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 from instep.errors import (
     Compacted,
@@ -22,7 +22,7 @@ from instep.testing.checkers.operation import Operation, Reply, Value
 
 T = TypeVar("T")
 
-_REFUSALS = (SettingsError, EtcdDenied, EtcdFull, Compacted, LeaseLost)
+_REFUSALS = (SettingsError, EtcdDenied, Compacted, LeaseLost)
 _READS = ("get",)
 
 
@@ -46,7 +46,7 @@ class History:
         self._lock = threading.Lock()
         self._kept: list[object] = []
         self._count = 0
-        self._file = None if self.path is None else self.path.open("x", encoding="utf-8", buffering=1)
+        self._file = None if self.path is None else _created(self.path)
 
     def __repr__(self) -> str:
         return f"History({self.path or 'in memory'}, {self._count} records)"
@@ -164,8 +164,15 @@ class Call:
         )
 
 
+def _created(path: Path) -> IO[str]:
+    try:
+        return path.open("x", encoding="utf-8", buffering=1)
+    except FileExistsError as error:
+        raise SettingsError(f"{path} is there already: load it, or give another name") from error
+
+
 def may_have_happened(error: BaseException) -> bool:
     """Whether a write that ended with this error may have been applied, now or later. In doubt it may."""
-    if isinstance(error, EtcdUnavailable):
+    if isinstance(error, (EtcdFull, EtcdUnavailable)):
         return error.applied_unknown
     return not isinstance(error, _REFUSALS)

@@ -32,9 +32,13 @@ def encode(item: object) -> str:
 def decode(line: str) -> Any:
     """Raises SettingsError when the line holds no record of ours."""
     try:
-        return _from_json(json.loads(line))
-    except (ValueError, TypeError, KeyError) as error:
-        raise SettingsError(f"not a line of a history: {line[:200]!r} ({error})") from error
+        item = json.loads(line)
+        if isinstance(item, dict):
+            return _from_json(item)
+        reason: object = "it is no object with a type"
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = error
+    raise SettingsError(f"not a line of a history: {line[:200]!r} ({reason})")
 
 
 def save_records(path: Path | str, items: Iterable[object]) -> int:
@@ -49,7 +53,8 @@ def save_records(path: Path | str, items: Iterable[object]) -> int:
 
 def load_records(path: Path | str) -> Iterator[Any]:
     """The records of a file, one by one. A last line without its end is passed over: its writer was killed."""
-    with Path(path).open(encoding="utf-8", newline="\n") as file:
+    # Bytes that are no text make a line that is no record.
+    with Path(path).open(encoding="utf-8", errors="backslashreplace", newline="\n") as file:
         for line in file:
             if line.endswith("\n"):
                 yield decode(line)

@@ -44,17 +44,20 @@ def check_linearizability(
         return Verdict("undecided", _NAME, note="nothing was recorded")
     budget = Budget(clock, clock() + budget_s, max_states)
     undecided: list[str] = []
+    limits: set[str] = set()
     # Short histories first: what they leave of the time is for the long ones.
     for left, (key, found) in zip(range(len(by_key), 0, -1), sorted(by_key.items(), key=_length), strict=True):
         value = (initial or {}).get(key)
-        answer = _decide(found, value, _share(budget, left))
+        share = _share(budget, left)
+        answer = _decide(found, value, share)
         if answer == "no":
             return _no(found, value, checked, budget)
         if answer == "undecided":
             undecided.append(key)
+            limits.add(f"{max_states} situations" if share.states < 0 else f"{budget_s:g} s")
     if undecided:
         names = ", ".join(undecided[:MOST_KEPT])
-        return Verdict("undecided", _NAME, checked, note=f"no decision in {budget_s:g} s on {names}")
+        return Verdict("undecided", _NAME, checked, note=f"no decision in {' and '.join(sorted(limits))} on {names}")
     return Verdict("yes", _NAME, checked, note=f"{len(by_key)} keys, {budget.used} situations")
 
 
@@ -115,7 +118,7 @@ def _shortest_prefix(operations: list[Operation], initial: Value | None, budget:
     """By bisection, since what cannot be explained does not become so by what comes later."""
     ends = sorted(operation.returned_at for operation in operations if operation.returned_at is not None)
     low, high = 0, len(ends) - 1
-    while low < high:
+    while low < high and not budget.out_of_time:
         middle = (low + high) // 2
         if _decide(_until(operations, ends[middle]), initial, _share(budget, 2)) == "no":
             high = middle

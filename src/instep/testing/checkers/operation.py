@@ -81,6 +81,8 @@ class Operation:
             raise SettingsError(f"{self.kind} of {self.key} takes ({', '.join(wanted)}), not {self.args!r}")
         if self.returned_at is not None and self.returned_at < self.called_at:
             raise SettingsError(f"{self.kind} of {self.key} returned before it was called: use one monotonic clock")
+        if self.kind == "put" and self.reply is not None and self.reply.applied is False:
+            raise SettingsError(f"a put of {self.key} is never refused: record one that failed without a reply")
 
     @property
     def known(self) -> bool:

@@ -1,0 +1,60 @@
+"""A database at its quota: what cannot be had in time says that this was why."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from recipe_support import run
+
+from instep.coordination import DoubleBarrier, Group, Lock, RetryBudget, Session
+from instep.errors import BarrierTimeout, EtcdFull, EtcdUnavailable, InstepError, LockTimeout
+from instep.etcd import Client
+from instep.testing import EtcdServer
+
+QUOTA_BYTES = 4 * 1024 * 1024
+VALUE = "x" * 500_000
+WAIT_S = 0.5
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[EtcdServer]:
+    with EtcdServer(extra_args=[f"--quota-backend-bytes={QUOTA_BYTES}"]) as server:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def full(server: EtcdServer) -> AsyncIterator[tuple[Client, Session]]:
+    """A client and a session of a time when there was space, which has been used up since."""
+    async with Client(server.endpoints) as client:
+        server.etcdctl("alarm", "disarm")
+        async with Session(client, ttl_s=30) as session:
+            with contextlib.suppress(EtcdFull):
+                for number in range(100):
+                    await client.put(f"/fill/{number}", VALUE)
+            yield client, session
+
+
+def says_full(error: InstepError) -> bool:
+    return isinstance(error.__cause__, EtcdFull) and "NOSPACE" in str(error)
+
+
+def test_each_time_out_says_that_etcd_is_full(small: EtcdServer) -> None:
+    async def main() -> None:
+        async with full(small) as (client, session):
+            with pytest.raises(LockTimeout) as late:
+                await Lock(client, session, "/lock").acquire(WAIT_S)
+            assert says_full(late.value)
+            with pytest.raises(EtcdUnavailable, match=r"could not be joined in 0\.5 s") as away:
+                await Group(client, session, "/group").join("a", timeout_s=WAIT_S)
+            assert says_full(away.value)
+            with pytest.raises(EtcdUnavailable, match="did not settle") as unsettled:
+                await RetryBudget(client, "/budget", 3, timeout_s=WAIT_S).spend("oom", "1")
+            assert says_full(unsettled.value)
+            with pytest.raises(BarrierTimeout, match="a itself could not register, and b missing") as missing:
+                await DoubleBarrier(client, session, "/barrier", 2, ["a", "b"]).enter("a", WAIT_S)
+            assert missing.value.missing == ("b",)
+            assert says_full(missing.value)
+
+    run(main())
