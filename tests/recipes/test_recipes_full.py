@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from recipe_support import run
+from recipe_support import run, until
 
 from instep.coordination import DoubleBarrier, Group, Lock, RetryBudget, Session
 from instep.errors import BarrierTimeout, EtcdFull, EtcdUnavailable, InstepError, LockTimeout
@@ -18,7 +18,7 @@ VALUE = "x" * 500_000
 WAIT_S = 0.5
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def small() -> Iterator[EtcdServer]:
     with EtcdServer(extra_args=[f"--quota-backend-bytes={QUOTA_BYTES}"]) as server:
         yield server
@@ -28,8 +28,7 @@ def small() -> Iterator[EtcdServer]:
 async def full(server: EtcdServer) -> AsyncIterator[tuple[Client, Session]]:
     """A client and a session of a time when there was space, which has been used up since."""
     async with Client(server.endpoints) as client:
-        server.etcdctl("alarm", "disarm")
-        async with Session(client, ttl_s=30) as session:
+        async with Session(client, ttl_s=5) as session:
             with contextlib.suppress(EtcdFull):
                 for number in range(100):
                     await client.put(f"/fill/{number}", VALUE)
@@ -56,5 +55,17 @@ def test_each_time_out_says_that_etcd_is_full(small: EtcdServer) -> None:
                 await DoubleBarrier(client, session, "/barrier", 2, ["a", "b"]).enter("a", WAIT_S)
             assert missing.value.missing == ("b",)
             assert says_full(missing.value)
+
+    run(main())
+
+
+def test_a_time_out_without_a_lease_says_why_there_is_none(small: EtcdServer) -> None:
+    async def main() -> None:
+        async with full(small) as (client, session):
+            await client.lease_revoke(session.lease_id)
+            await until(lambda: session.trouble is not None)
+            with pytest.raises(LockTimeout) as late:
+                await Lock(client, session, "/lock").acquire(WAIT_S)
+            assert says_full(late.value)
 
     run(main())

@@ -30,7 +30,7 @@ from instep.coordination.outage import Outage
 from instep.coordination.records import Left
 from instep.coordination.session import Session
 from instep.coordination.state import RunState
-from instep.errors import EtcdFull, EtcdUnavailable, InstepError
+from instep.errors import EtcdUnavailable, InstepError
 from instep.etcd import Client, Event
 from instep.wire import Message
 
@@ -54,9 +54,9 @@ class Node:
         self._workers = workers = Workers()
         self._pace = PaceMeter()
         self._state = state = RunState(client, keys, self._on_state)
-        self._session = session = Session(client, ttl_s=ttl_s, on_lease=self._on_lease)
         self._bulletin = Bulletin(client, state, workers)
-        self._space = Space(self._bulletin.note)
+        self._space = space = Space(self._bulletin.note)
+        self._session = session = Session(client, ttl_s=ttl_s, on_lease=self._on_lease, on_trouble=space.refused)
         self._effects = Effects(client, keys, self._space)
         self._clerk = Clerk(name, keys, state, workers, self._effects)
         tryouts = Tryouts(workers)
@@ -158,8 +158,6 @@ class Node:
             self._effects.start(self._office.stand())  # our candidate key may have been deleted
             self._bulletin.note_link()
             self._reception.give_up_on_the_dead(time.monotonic())
-            if isinstance(self._session.trouble, EtcdFull):
-                self._space.refused(self._session.trouble)
             self._bulletin.tell_awaited(self._space.problem)
             if not await self._metrics.write(self._workers, self._state.view, self._pace.step_time_s):
                 self._effects.start(self._reception.register_all())

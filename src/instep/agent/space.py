@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from instep.errors import EtcdError, EtcdFull
+from instep.errors import EtcdFull, InstepError
 
 log = logging.getLogger("instep")
 
@@ -21,19 +21,15 @@ class Space:
         self._tell = tell
         self._clock = clock
         self._since = 0.0
-        self._last: EtcdError | None = None
         self.problem: str | None = None
         """The sentence for people, with the cure; None while etcd takes writes."""
 
     def __repr__(self) -> str:
         return f"Space({self.problem or 'enough'})"
 
-    def refused(self, error: EtcdError) -> None:
-        """A write has failed; only a full database matters here, and each error once: it may be told of late."""
-        if not isinstance(error, EtcdFull) or error is self._last:
-            return
-        self._last = error
-        if self.problem is not None:
+    def refused(self, error: InstepError) -> None:
+        """A write has just failed; only a full database matters here."""
+        if not isinstance(error, EtcdFull) or self.problem is not None:
             return
         self.problem, self._since = str(error), self._clock()
         self._say(f"{error} Training goes on with the agreed values, changes wait.")

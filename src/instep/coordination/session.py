@@ -31,6 +31,8 @@ LinkState: TypeAlias = LeaseState
 LINK_STATES: Final[tuple[LinkState, ...]] = ("connected", "suspended", "lost")
 OnLease: TypeAlias = Callable[[int], Awaitable[None]]
 OnLink: TypeAlias = Callable[[LinkState], None]
+OnTrouble: TypeAlias = Callable[[InstepError], None]
+"""Called with the reason at each attempt that gave no lease."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,7 @@ class Session:
         ttl_s: int = 10,
         on_lease: OnLease | None = None,
         on_link: OnLink | None = None,
+        on_trouble: OnTrouble | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not is_whole(ttl_s):
@@ -74,6 +77,7 @@ class Session:
         self._client = client
         self._ttl_s = ttl_s
         self._on_link = on_link
+        self._on_trouble = on_trouble
         self._clock = clock
         self._listeners: list[OnLease] = [] if on_lease is None else [on_lease]
         self._keeper: LeaseKeeper | None = None
@@ -214,6 +218,8 @@ class Session:
                 except InstepError as error:
                     outage.met(error)
                     self.trouble = error
+                    if self._on_trouble is not None:
+                        self._on_trouble(error)
                     self._fail(error)
                 except Exception:  # of what is written at each lease; only the first lease has a caller to be told
                     if not self._begun.is_set():
