@@ -27,12 +27,11 @@ def small() -> Iterator[EtcdServer]:
 @contextlib.asynccontextmanager
 async def full(server: EtcdServer) -> AsyncIterator[tuple[Client, Session]]:
     """A client and a session of a time when there was space, which has been used up since."""
-    async with Client(server.endpoints) as client:
-        async with Session(client, ttl_s=5) as session:
-            with contextlib.suppress(EtcdFull):
-                for number in range(100):
-                    await client.put(f"/fill/{number}", VALUE)
-            yield client, session
+    async with Client(server.endpoints) as client, Session(client, ttl_s=5) as session:
+        with contextlib.suppress(EtcdFull):
+            for number in range(100):
+                await client.put(f"/fill/{number}", VALUE)
+        yield client, session
 
 
 def says_full(error: InstepError) -> bool:

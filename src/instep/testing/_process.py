@@ -180,8 +180,8 @@ class _Spawner:
 
     def call(self, spawn: _Spawn) -> subprocess.Popen[bytes]:
         result: _Result = Future()
-        self._work.put((spawn, result))
         try:
+            self._work.put((spawn, result))
             return result.result()
         except BaseException:  # such as the user's ctrl-C: nobody will know of the process
             result.add_done_callback(_kill_unwanted)
