@@ -89,7 +89,7 @@ class Fleet:
         await self.hear_all()
         self.say_all(monotonic() + START_IN_S)
 
-    def agent_pid(self) -> int:
+    def agent_pids(self) -> tuple[int, int]:
         return find_agent(self._folder)
 
     async def close(self) -> None:

@@ -23,15 +23,20 @@ def memory_mb(pid: int | str = "self") -> dict[str, float]:
     return {"Rss": fields["Rss"], "Pss": fields["Pss"], "Private": private}
 
 
-def find_agent(folder: Path) -> int:
-    """The pid of the agent that serves below `folder`. Raises ProcessLookupError when there is none."""
+def find_agent(folder: Path) -> tuple[int, int]:
+    """The pids of the agent that serves below `folder` and of its guardian. Raises ProcessLookupError without them."""
+    found: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
             words = (entry / "cmdline").read_bytes().split(b"\0")
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue  # it has ended since
         if b"instep.agent" in words and any(word.startswith(bytes(folder)) for word in words):
-            return int(entry.name)
+            found[int(entry.name)] = parent
+    for pid, parent in found.items():
+        if parent in found:
+            return pid, parent
     raise ProcessLookupError(f"no agent serves below {folder}")
