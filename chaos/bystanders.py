@@ -26,13 +26,15 @@ TIDY_S = 1.0
 LOOK_S = 0.03
 LONGEST_HOLD_S = 1.0
 LONG_HOLDS = 0.2
+OVERLAP_S = float(TTL_S)
+"""For how long two may believe to hold the same. A leader of etcd that was frozen for longer than a lease may end that
+lease when it wakes, on every version tried (docs/decisions/0008); the holder learns of it with its next renewal, or,
+cut off, when the lease would have ended by its own reckoning. What fencing promises has no such allowance."""
 LONG_HOLD_S = 2.5 * TTL_S
 """Now and then one holds on for longer than a lease lasts: it must cease to believe when it cannot be renewed."""
 PAUSE_S = 0.3
 LINGERS_S = 15.0
 """How long a key that was given up may stand, with etcd away and its lease renewed by a change of etcd's leader."""
-ENDS_LEASES_EARLY_BEFORE = ((3, 4, 30), (3, 5, 13))
-"""Older servers of these minor versions end leases that are kept alive, when a frozen leader wakes (etcd #15247)."""
 NO_ROUND = 0
 """Of an attempt to enter that failed: nobody was told which round it would have been."""
 
@@ -182,11 +184,3 @@ def with_rounds(passages: Sequence[Passage]) -> list[Passage]:
             if passage.entered_at <= at <= (until or 0.0) and (number, passage.who) not in inside
         ]
     return found
-
-
-def overlap_s(version: str) -> float:
-    """For how long two may believe to hold the same: not at all, but with a server that ends leases early a holder
-    learns of that with the next renewal only."""
-    parts = tuple(int(part) for part in version.split(".")[:3])
-    faulty = any(parts[:2] == mended[:2] and parts < mended for mended in ENDS_LEASES_EARLY_BEFORE)
-    return float(TTL_S) if faulty else 0.0

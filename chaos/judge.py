@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from chaos.board import Word
-from chaos.bystanders import overlap_s, with_rounds
+from chaos.bystanders import OVERLAP_S, with_rounds
 from chaos.chronicle import FIRST_REVISION, read_pages
 from chaos.faults import WORLD_SIZE
 from chaos.operator import FINAL
@@ -129,7 +129,7 @@ def _registers(world: World) -> Iterator[Finding]:
 
 def _bystanders(world: World) -> Iterator[Finding]:
     holds = world.history.select(Hold)
-    yield _finding("One holder at a time, tokens rise", check_exclusion(holds, overlap_s=overlap_s(world.version)))
+    yield _finding("One holder at a time, tokens rise", check_exclusion(holds, overlap_s=OVERLAP_S))
     yield _finding("Nothing is written below the highest token", check_fencing(_accepted(world)))
     passages = with_rounds(world.history.select(Passage))
     yield _finding("Nobody passes a barrier alone", check_barrier(passages, len(world.bystanders)))

@@ -90,6 +90,8 @@ class Replay:
             path = event.kv.key.removeprefix(self._keys.root)
             if path == event.kv.key:
                 continue
+            if path.startswith("election/.gone/"):
+                continue  # says that a candidate was given up; it stands for nothing
             if path.startswith("election/"):
                 self._stand(event, candidates)
             elif event.kind == "put" and path.startswith("config/"):

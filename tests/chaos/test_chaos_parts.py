@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from chaos.bystanders import NO_ROUND, overlap_s, with_rounds
+from chaos.bystanders import NO_ROUND, with_rounds
 from chaos.faults import KINDS, LONGEST_GAP_S, Lane, load, plan, save
 from chaos.operator import keys_of
 from chaos.replay import Replay
@@ -217,9 +217,3 @@ def test_who_lost_its_session_at_a_barrier_may_be_in_the_next_round() -> None:
     assert check_barrier(with_rounds([*first, *second, again]), 3).passed
     late = Passage("m", 2, "c", 11.5, 14.0, 14.5, 15.0)
     assert not check_barrier(with_rounds([*first, *second, late]), 3).passed
-
-
-def test_only_servers_that_end_leases_early_excuse_two_holders() -> None:
-    assert overlap_s("3.5.1") > 0
-    assert overlap_s("3.4.23") > 0
-    assert overlap_s("3.5.16") == overlap_s("3.5.30") == overlap_s("3.6.1") == 0

@@ -98,7 +98,8 @@ def test_a_frozen_member_that_led_costs_no_step_and_no_change(training: Training
     cluster.wait_healthy()
     put(training, "lr", 0.02)
     same_step(trainers, lr=0.02)
-    assert training.key("state/leader")["token"] == token, training.agent_log("a") + training.agent_log("b")
+    # The member that wakes may end a lease that was kept (docs/decisions/0008): then another node leads.
+    assert training.key("state/leader")["token"] >= token, training.agent_log("a") + training.agent_log("b")
     assert longest_boundary_s(training) < GATE_PAUSE_S
     assert_in_step(*trainers)
 
