@@ -226,3 +226,31 @@ def test_endpoints_may_leave_out_scheme_and_port() -> None:
         Client([])
     with pytest.raises(SettingsError, match="more than 0 s"):
         Client(["etcd"], timeout_s=0)
+
+
+def test_looking_for_the_reason_of_a_failed_connection_takes_none_of_the_callers_time() -> None:
+    """Something that hangs up once and then says nothing might speak TLS: finding out takes seconds of its own."""
+
+    async def main() -> None:
+        met: list[asyncio.BaseTransport] = []
+
+        class HangsUpOnce(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                met.append(transport)
+                if len(met) == 1:
+                    transport.close()
+
+        silent = await asyncio.get_running_loop().create_server(HangsUpOnce, "127.0.0.1", 0)
+        port = silent.sockets[0].getsockname()[1]
+        async with Client([f"http://127.0.0.1:{port}"], timeout_s=0.5) as client:
+            began = time.monotonic()
+            with pytest.raises(EtcdUnavailable):
+                await client.get("lr")
+            took_s = time.monotonic() - began
+        silent.close()
+        for transport in met:
+            transport.close()
+        assert len(met) > 1
+        assert took_s < 1.2
+
+    run(main())

@@ -190,7 +190,7 @@ class Transport:
         if trial.sent and kind is not Kind.UNSENT and not trial.repeatable:
             raise self._unavailable(error, trial, unknown=True) from error
         if kind is Kind.UNSENT:
-            trial.denial = await self.denial(connection, error) or trial.denial
+            trial.denial = await self.denial(connection, error, trial.left_s) or trial.denial
         if time.monotonic() + _PAUSE_S >= trial.deadline:
             raise self._unavailable(error, trial, unknown=False) from error
         if trial.tried % len(self.pool) == 0:
@@ -218,11 +218,15 @@ class Transport:
         self.linked = False
         self.pool.failed(connection, suspect=suspect)
 
-    async def denial(self, connection: Connection, error: aio.AioRpcError) -> str | None:
-        """Why this endpoint will never take us, if it can be known."""
+    async def denial(self, connection: Connection, error: aio.AioRpcError, limit_s: float) -> str | None:
+        """Why this endpoint will never take us, if that can be known within `limit_s`."""
         if not _failures.may_need_diagnosis(_failures.details_of(error)):
             return None
-        return await diagnose(connection.endpoint, self.pool.files)
+        try:
+            async with asyncio.timeout(limit_s):
+                return await diagnose(connection.endpoint, self.pool.files)
+        except TimeoutError:
+            return None
 
     async def _renew(self, connection: Connection, trial: _Trial) -> bool:
         trial.renewals += 1

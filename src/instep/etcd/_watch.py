@@ -188,7 +188,7 @@ class Watch:
         elif kind is Kind.DENIED:
             raise self._transport.refusal(rpc_error, connection, self._subject)
         elif not ride_out:
-            reason = await self._transport.denial(connection, rpc_error)
+            reason = await self._transport.denial(connection, rpc_error, self._transport.timeout_s)
             if reason is not None and self._failed_in_a_row + 1 >= len(self._transport.pool):
                 raise EtcdDenied(reason, code=_failures.code_of(rpc_error))
 
