@@ -42,18 +42,19 @@ def test_a_catch_up_of_8000_revisions_survives_the_kills_of_the_members_that_ser
             watch = client.watch("history/", start_revision=first)
             found: list[int] = []
             async with watch:
-                for kills in range(3):
-                    if kills:
-                        member = members[client.endpoint]
-                        await asyncio.to_thread(member.kill)
-                    found += [e.kv.mod_revision for e in (await anext(watch)).events]
-                    assert len(found) < 8000
-                    if kills:
-                        await asyncio.to_thread(member.restart)
+                found += [e.kv.mod_revision for e in (await anext(watch)).events]
+                assert len(found) < 8000
+                for kills in (1, 2):
+                    member = members[watch.endpoint or client.endpoint]
+                    await asyncio.to_thread(member.kill)
+                    # What had been sent before is heard first, and may be all that was left.
+                    while watch.resumes < kills and len(found) < 8000:
+                        found += [e.kv.mod_revision for e in (await anext(watch)).events]
+                    await asyncio.to_thread(member.restart)
                 while len(found) < 8000:
                     found += [e.kv.mod_revision for e in (await anext(watch)).events]
             assert found == list(range(first, first + 8000))
-            assert watch.resumes >= 2
+            assert watch.resumes >= 1
 
     with EtcdCluster(version=VERSION) as cluster:
         run(main(cluster))
