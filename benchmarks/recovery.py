@@ -45,28 +45,16 @@ async def measure(*, quick: bool) -> list[Figure]:
 
 
 def _kill_figures(samples: Samples) -> list[Figure]:
-    note = f"{len(samples.calls)} kills, each member in turn; puts one after another, any of which may fail"
+    calls, led, watches = samples.calls, samples.calls_after_leader, samples.watches
+    note = f"{len(calls)} kills, each member in turn; puts one after another, any of which may fail"
+    led_note = f"{len(led)} of these kills; etcd elects another within 1 to 2 s"
+    watch_note = f"{len(watches)} of these kills"
     return [
-        Figure(
-            measure="a server of 3 killed, until calls succeed: median",
-            value=median(samples.calls),
-            unit="s",
-            target=2.0,
-            note=note,
-        ),
-        Figure(measure="the same: p95", value=quantile(samples.calls, 0.95), unit="s"),
-        Figure(
-            measure="the same, when it was the leader: median",
-            value=median(samples.calls_after_leader),
-            unit="s",
-            note=f"{len(samples.calls_after_leader)} of these kills; etcd elects another within 1 to 2 s",
-        ),
-        Figure(
-            measure="the server of a watch killed, until it stands elsewhere: median",
-            value=median(samples.watches),
-            unit="s",
-            target=1.0,
-            note=f"{len(samples.watches)} of these kills",
+        _figure("a server of 3 killed, until calls succeed: median", median(calls), note, target=2.0),
+        _figure("the same: p95", quantile(calls, 0.95)),
+        _figure("the same, when it was the leader: median", median(led), led_note),
+        _figure(
+            "the server of a watch killed, until it stands elsewhere: median", median(watches), watch_note, target=1.0
         ),
     ]
 
@@ -74,31 +62,18 @@ def _kill_figures(samples: Samples) -> list[Figure]:
 def _freeze_figures(samples: Samples) -> list[Figure]:
     note = f"{len(samples.calls)} freezes of the server that the client uses"
     return [
-        Figure(
-            measure="a server of 3 frozen, until a write succeeds: longest",
-            value=max(samples.calls),
-            unit="s",
-            target=4.0,
-            note=note,
-        ),
-        Figure(
-            measure="a server of 3 frozen, until the watch has left it: longest",
-            value=max(samples.watches),
-            unit="s",
-            target=4.0,
-            note=note,
-        ),
+        _figure("a server of 3 frozen, until a write succeeds: longest", max(samples.calls), note, target=4.0),
+        _figure("a server of 3 frozen, until the watch has left it: longest", max(samples.watches), note, target=4.0),
     ]
 
 
 def _return_figure(watches: list[float]) -> Figure:
-    return Figure(
-        measure="the only server is back, until the watch has resumed: longest",
-        value=max(watches),
-        unit="s",
-        target=1.0,
-        note=f"{len(watches)} times, after {DOWN_S:g} s without it; from its port being open",
-    )
+    note = f"{len(watches)} times, after {DOWN_S:g} s without it; from its port being open"
+    return _figure("the only server is back, until the watch has resumed: longest", max(watches), note, target=1.0)
+
+
+def _figure(measure: str, value_s: float, note: str = "", *, target: float | None = None) -> Figure:
+    return Figure(measure=measure, value=value_s, unit="s", target=target, note=note)
 
 
 async def _sample_kills(cluster: EtcdCluster, kills: int) -> Samples:
@@ -159,7 +134,7 @@ async def _sample_returns(server: EtcdServer, returns: int) -> list[float]:
         reading = asyncio.create_task(_read(watch))
         for _ in range(returns):
             await asyncio.to_thread(server.kill)
-            await asyncio.sleep(DOWN_S)
+            await asyncio.sleep(DOWN_S)  # the length of the fault
             resumes = watch.resumes + 1
             await asyncio.to_thread(server.restart)
             began = monotonic()

@@ -17,7 +17,7 @@ from instep import errors
 
 PACKAGE = {
     *("join", "Run", "Hyperparameters", "FreeConfig", "fixed"),
-    *("InstepError", "AgentError", "BindError", "ChangeRejected", "ConfigError"),
+    *("InstepError", "AgentError", "BindError", "ChangeRejected", "CheckpointError", "ConfigError"),
     *("EtcdError", "EtcdDenied", "EtcdFull", "EtcdUnavailable", "Compacted", "LeaseLost"),
     *("Evicted", "GateTimeout", "JoinError", "JoinRefused", "JoinTimeout"),
     *("ReceiptTimeout", "RunNotFound", "SettingsError", "StepError"),
@@ -52,8 +52,11 @@ COORDINATION = {
     *("Group", "GroupMember", "GroupStatistics", "Changes"),
     *("RetryBudget", "BudgetStatistics", "Spent", "Reset"),
 }
-RUN = {"boundary", "close", "leads", "on_change", "report", "steps", "view"}
-RUN_ATTRIBUTES = {"config", "name", "rank", "world_size"}
+RUN = {
+    *("boundary", "close", "leads", "on_change", "report", "steps", "view"),
+    *("action", "checkpoint", "checkpoint_requested", "on_restore", "paused", "stopped"),
+}
+RUN_ATTRIBUTES = {"checkpoints", "config", "name", "rank", "world_size"}
 
 NOT_IN_A_TRAINER = (
     *("grpc", "google.protobuf", "torch", "numpy", "typer", "rich"),
@@ -135,6 +138,7 @@ def test_join_takes_what_it_always_took() -> None:
         "world_size": (BY_NAME, None),
         "timeout_s": (BY_NAME, 300.0),
         "etcd_patience_s": (BY_NAME, 300.0),
+        "replay": (BY_NAME, None),
     }
 
 

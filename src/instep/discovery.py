@@ -82,7 +82,7 @@ def read() -> LocalEtcd | None:
         found = json.loads(discovery_file().read_text(encoding="utf-8"))
         if not (isinstance(found["pid"], int) and found["started"]):
             return None
-        urlsplit(found["endpoint"]).port  # noqa: B018  raises for what is no endpoint
+        urlsplit(found["endpoint"]).port  # noqa: B018  # raises for what is no endpoint
         return LocalEtcd(**{field.name: found[field.name] for field in fields(LocalEtcd)})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
         # RuntimeError: there is no home, as in a container whose user has no entry in passwd.

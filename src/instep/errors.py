@@ -168,6 +168,12 @@ class ChangeRejected(ConfigError):
     exit_code = 5
 
 
+class CheckpointError(InstepError):
+    """A checkpoint could not be written, read, or agreed on."""
+
+    exit_code = 12
+
+
 class BindError(InstepError):
     """An optimizer or scheduler that Instep cannot steer as asked."""
 

@@ -198,7 +198,7 @@ def _alone() -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise EtcdError(f"another start holds {file.name}: wait for it, or end it") from None
-                time.sleep(_POLL_S)
+                time.sleep(_POLL_S)  # flock waits without a limit, or not at all
         yield
 
 

@@ -12,6 +12,8 @@ INCARNATION_LENGTH = 5
 """Characters that tell a worker's process from all others that had or will have its rank."""
 FIXED_KEY = "x-instep-fixed"
 """Marks, in the JSON Schema, a hyperparameter that is read at the start of a view and refused while it runs."""
+REPLAY_KEY = "x-instep-replay"
+"""Holds, in the JSON Schema, the digest of the schedule that the run replays."""
 MAX_VALUE_BYTES = 64 * 1024
 """The largest JSON text of one hyperparameter."""
 MAX_TOTAL_BYTES = 256 * 1024

@@ -19,6 +19,10 @@ DEFAULT_TTL_S = 10
 MIN_TTL_S = 2
 """The smallest TTL that a default etcd cluster grants."""
 MAX_TTL_S = 3600
+DEFAULT_STALL_TIMEOUT_S = 60.0
+MIN_STALL_TIMEOUT_S = 1.0
+"""Agents look about once a second."""
+MAX_STALL_TIMEOUT_S = 604800.0
 DEFAULT_PORT = 2379
 
 
@@ -36,6 +40,8 @@ class Settings:
     password_file: str | None = None
     password: str | None = None
     ttl_s: int = DEFAULT_TTL_S
+    stall_timeout_s: float = DEFAULT_STALL_TIMEOUT_S
+    """A worker that passes no step boundary for so long, and for 20 times its step time, does not lead any more."""
     origin: str = "arguments"
     """Where the endpoints came from, for messages: the argument, a variable's name, or `instep local`."""
 
@@ -58,6 +64,12 @@ class Settings:
         if not MIN_TTL_S <= self.ttl_s <= MAX_TTL_S:
             raise SettingsError(
                 f"INSTEP_TTL_S is {self.ttl_s}: it must lie between {MIN_TTL_S} and {MAX_TTL_S} seconds"
+            )
+
+        if not MIN_STALL_TIMEOUT_S <= self.stall_timeout_s <= MAX_STALL_TIMEOUT_S:  # nor when it is no number
+            raise SettingsError(
+                f"INSTEP_STALL_TIMEOUT_S is {self.stall_timeout_s:g}: it must lie between {MIN_STALL_TIMEOUT_S:g} and "
+                f"{MAX_STALL_TIMEOUT_S:g} seconds"
             )
 
     def __repr__(self) -> str:
@@ -107,6 +119,7 @@ def resolve(
         password_file=env.get("INSTEP_PASSWORD_FILE"),
         password=password,
         ttl_s=_ttl(env),
+        stall_timeout_s=_stall_timeout(env),
         origin=origin,
     )
 
@@ -183,3 +196,11 @@ def _ttl(env: Mapping[str, str]) -> int:
         return int(text)
     except ValueError:
         raise SettingsError(f"INSTEP_TTL_S is {text!r}: it must be a whole number of seconds, such as 10") from None
+
+
+def _stall_timeout(env: Mapping[str, str]) -> float:
+    text = env.get("INSTEP_STALL_TIMEOUT_S") or str(DEFAULT_STALL_TIMEOUT_S)
+    try:
+        return float(text)
+    except ValueError:
+        raise SettingsError(f"INSTEP_STALL_TIMEOUT_S is {text!r}: it must be a number of seconds, such as 60") from None

@@ -119,6 +119,11 @@ class AgreementMachine(RuleBasedStateMachine):
     def want_what_cannot_be(self, bad: tuple[str, str], names: tuple[str, ...]) -> None:
         self._put({**self._good(names), bad[0]: bad[1]}, None)
 
+    @rule(kind=st.sampled_from(["pause", "pause", "resume", "checkpoint", "stop", "action"]), save=st.booleans())
+    def command(self, kind: str, save: bool) -> None:
+        if kind != "stop" or self.cluster.store.revision % 3 == 0:  # it ends the run, and with it what can be found out
+            self.cluster.command(kind, save=save, name="nothing" if kind == "action" else None)
+
     # -- etcd is slow, or answers what is never heard ----------------------------------------------------------------
 
     @rule(host=hosts)
@@ -225,6 +230,7 @@ class AgreementMachine(RuleBasedStateMachine):
             unmet = self._unmet()
             if not unmet:
                 return
+            self._resume()
             if number == PATIENCE:
                 view = self.cluster.view()
                 self._end_doubles(view.incarnations().values() if view is not None else ())
@@ -238,6 +244,14 @@ class AgreementMachine(RuleBasedStateMachine):
             self.cluster.loop.advance(0.5)
             self.cluster.check_history()
         raise AssertionError(f"{unmet}; {self._describe()}")
+
+    def _resume(self) -> None:
+        agreed = self.cluster.agreed()
+        if agreed is not None and agreed.course.paused_at is not None and not self._commands():
+            self.cluster.command("resume")
+
+    def _commands(self) -> list[str]:
+        return [item.text for item in self.cluster.store.range(self.cluster.keys.commands).kvs]
 
     def _heal(self) -> None:
         self.cluster.store.full = False
@@ -310,6 +324,8 @@ class AgreementMachine(RuleBasedStateMachine):
             return ["not every rank has ended"]
         agreed = self.cluster.agreed()
         assert agreed is not None
+        if agreed.course.paused_at is not None or self._commands():
+            return [f"{agreed.course}, and {self._commands()} are neither done nor declined"]
         found = [
             f"rank {worker.rank} has {worker.values()} instead of {agreed.values}"
             for worker in active

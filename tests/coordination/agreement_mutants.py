@@ -15,6 +15,7 @@ from instep.coordination.records import Ack
 from instep.coordination.transactions import Txn
 from instep.wire import Message
 from instep.worker.agreement import Agreement
+from instep.worker.course import Course
 from instep.worker.gate import Answer, Apply, Gate, Promise, Wait
 
 Mutant = Callable[[], contextlib.AbstractContextManager[Any]]
@@ -169,6 +170,29 @@ def commit_without_the_mark() -> Any:
     from instep.coordination import leadership
 
     return mock.patch.object(leadership, "for_action", for_action)
+
+
+def newcomers_ignore_the_course() -> Any:
+    """Who joins a run that is paused, or about to stop, trains on."""
+    real = Agreement.start
+
+    def start(self: Agreement[Any], document: Mapping[str, Any], *rest: Any) -> None:
+        real(self, {**document, "course": {}}, *rest)
+
+    return mock.patch.object(Agreement, "start", start)
+
+
+def a_course_holds_when_it_is_promised() -> Any:
+    """A rank does not wait for the decision to pause, to stop or to save."""
+    real = Agreement.hear_plan
+
+    def hear_plan(self: Agreement[Any], message: Message, step: int) -> list[Message]:
+        answers = real(self, message, step)
+        if any(answer["t"] == "armed" for answer in answers) and message.get("course"):
+            self.course = Course.of(message["course"])
+        return answers
+
+    return mock.patch.object(Agreement, "hear_plan", hear_plan)
 
 
 LOCKSTEP: dict[str, Mutant] = {

@@ -182,9 +182,12 @@ class SteppedRun(Run[Any]):
                 self.asked = (link.connection, number)
         raise AtGate
 
-    def _apply(self, due: Apply, step: int) -> None:
+    def _stand(self, step: int) -> None:
+        raise AtGate
+
+    def _apply(self, due: Apply, step: int) -> int:
         self.on_apply(due.number)
-        super()._apply(due, step)
+        return super()._apply(due, step)
 
     on_apply: Callable[[int], None]
 
@@ -257,7 +260,12 @@ class Worker:
     def _enter_step(self) -> bool:
         self._cluster.loop.advance(STEP_S)
         self.run.boundary(self.step)
-        self._cluster.training.run(self.rank, self.step, self.values())
+        if self.run.stopped is not None:
+            self._cluster.check_stopped(self)
+            self._cluster.leave(self)
+            return True
+        self._cluster.check_runs(self)
+        self._cluster.training.run(self.rank, self.step, {**self.values(), "save": self.run.checkpoint_requested})
         self.inside = True
         return True
 
@@ -370,6 +378,11 @@ class Cluster:
         self.loop.settle()
         return revision
 
+    def command(self, kind: str, **fields: object) -> None:
+        name = f"d{self.store.revision}"
+        self.store.txn((), [Op.put(self.keys.command(name), json.dumps({"kind": kind, **fields}))])
+        self.loop.settle()
+
     def _expire_leases(self) -> None:
         """As etcd does, twice a second."""
         self.store.expire(self.loop.time() - TTL_S)
@@ -386,6 +399,27 @@ class Cluster:
         decision = Decision.decode_or_none(self._value(self.keys.decision(number)))
         assert decision is not None, f"plan {number} was applied undecided"
         assert decision.commit, f"plan {number} was applied although it was aborted"
+
+    def check_runs(self, worker: Worker) -> None:
+        """A rank that is in the training runs no step that a pause or a stop has taken from it."""
+        agreed = self.agreed()
+        if agreed is None or worker in self.evicting or not self._is_member(worker):
+            return
+        paused_at, ends_at = agreed.course.paused_at, agreed.course.ends_at
+        assert paused_at is None or worker.step < paused_at, f"{worker} runs step {worker.step}, paused at {paused_at}"
+        assert ends_at is None or worker.step < ends_at, f"{worker} runs step {worker.step}, stopped at {ends_at}"
+
+    def check_stopped(self, worker: Worker) -> None:
+        """Ranks end where it was agreed, not before."""
+        agreed = self.agreed()
+        if agreed is not None and self._is_member(worker):
+            ends_at = agreed.course.ends_at
+            assert ends_at is not None, f"{worker} ended, and nobody has agreed on that"
+            assert worker.step >= ends_at, f"{worker} ended before step {worker.step}, stopped at {ends_at}"
+
+    def _is_member(self, worker: Worker) -> bool:
+        view = self.view()
+        return view is not None and view.incarnations().get(worker.rank) == worker.incarnation
 
     def check_history(self) -> None:
         """A decision, once there, never changes; plans are created once, and one at a time."""

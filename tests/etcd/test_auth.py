@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from etcd_support import run, until
 
+from async_support import run, until
 from instep.errors import EtcdDenied, EtcdUnavailable, SettingsError
 from instep.etcd import Client, Credentials, LeaseKeeper, Op
 from instep.testing import EtcdServer, etcd_versions

@@ -6,8 +6,8 @@ import asyncio
 import time
 
 import pytest
-from etcd_support import freeze, run, until
 
+from async_support import run, until
 from instep.errors import EtcdError, EtcdUnavailable, SettingsError
 from instep.etcd import Client, KeyValue, Op
 from instep.testing import EtcdServer
@@ -80,7 +80,7 @@ def test_a_frozen_server_costs_a_read_a_part_of_its_time() -> None:
     async def main(frozen: EtcdServer, other: EtcdServer) -> None:
         async with Client([frozen.endpoint, other.endpoint], timeout_s=2) as client:
             await client.get("frozen")
-            freeze(frozen)
+            frozen.pause()
             try:
                 await client.get("frozen")
             finally:
@@ -95,7 +95,7 @@ def test_a_write_without_an_answer_is_not_repeated_and_says_so(server: EtcdServe
     async def main() -> None:
         async with Client([server.endpoint], timeout_s=0.5) as client:
             await client.put("once", "1")
-            freeze(server)
+            server.pause()
             with pytest.raises(EtcdUnavailable, match="may have been applied") as failed:
                 await client.txn([], [Op.put("once", "2")])
             assert failed.value.applied_unknown
@@ -111,7 +111,7 @@ def test_a_write_without_an_answer_is_not_repeated_and_says_so(server: EtcdServe
 
 def test_a_write_to_a_server_frozen_before_the_first_contact_goes_elsewhere() -> None:
     async def main(frozen: EtcdServer, other: EtcdServer) -> None:
-        freeze(frozen)
+        frozen.pause()
         try:
             async with Client([frozen.endpoint, other.endpoint], timeout_s=4) as client:
                 assert await client.put("first", "1")
@@ -125,7 +125,7 @@ def test_a_write_to_a_server_frozen_before_the_first_contact_goes_elsewhere() ->
 
 def test_a_connection_replaced_under_a_waiting_write_costs_it_nothing() -> None:
     async def main(frozen: EtcdServer, other: EtcdServer) -> None:
-        freeze(frozen)
+        frozen.pause()
         try:
             async with Client([frozen.endpoint, other.endpoint], timeout_s=8) as client:
                 writes = [asyncio.create_task(client.put(f"under/{n}", "1")) for n in range(3)]
@@ -146,7 +146,7 @@ def test_a_client_closed_under_a_waiting_call_says_so(server: EtcdServer, sent: 
         client = Client([server.endpoint], timeout_s=8)
         if sent:
             await client.put("closed", "1")
-        freeze(server)
+        server.pause()
         try:
             calls = [
                 asyncio.create_task(call) for call in (client.put("closed", "1"), client.get("closed"), client.status())
@@ -169,7 +169,7 @@ def test_a_write_of_an_idle_client_is_not_lost_in_a_frozen_server() -> None:
     async def main(frozen: EtcdServer, other: EtcdServer) -> None:
         async with Client([frozen.endpoint, other.endpoint], timeout_s=2) as client:
             await client.put("idle", "1")
-            freeze(frozen)
+            frozen.pause()
             connection = client._transport.pool.connection()
             await until(lambda: not connection.fresh)
             try:

@@ -6,8 +6,8 @@ import asyncio
 import math
 
 import pytest
-from etcd_support import run
 
+from async_support import run
 from instep.errors import Compacted, EtcdError, LeaseLost, SettingsError
 from instep.etcd import Client, Compare, DeleteResult, Listing, Op, PutResult, absent, present
 from instep.testing import EtcdServer

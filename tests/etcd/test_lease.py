@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from etcd_support import freeze, run, until
 
+from async_support import run, until
 from instep.errors import EtcdUnavailable, LeaseLost, SettingsError
 from instep.etcd import Client, LeaseKeeper, LeaseTiming
 from instep.testing import EtcdServer
@@ -69,7 +69,7 @@ def test_a_lease_revoked_by_others_is_lost_at_the_next_renewal(shared_server: Et
 def test_a_lease_is_suspended_then_lost_when_nobody_answers(server: EtcdServer) -> None:
     async def main() -> None:
         async with Client([server.endpoint], timeout_s=1) as client, LeaseKeeper(client, ttl_s=3) as keeper:
-            freeze(server)
+            server.pause()
             try:
                 async with asyncio.timeout(10):
                     assert await keeper.wait_state_change() == "suspended"
@@ -85,7 +85,7 @@ def test_a_lease_is_suspended_then_lost_when_nobody_answers(server: EtcdServer) 
 def test_a_lease_comes_back_to_connected_after_a_short_freeze(server: EtcdServer) -> None:
     async def main() -> None:
         async with Client([server.endpoint]) as client, LeaseKeeper(client, ttl_s=6) as keeper:
-            freeze(server)
+            server.pause()
             async with asyncio.timeout(10):
                 assert await keeper.wait_state_change() == "suspended"
                 server.resume()

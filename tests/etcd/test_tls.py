@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from etcd_support import run, until
 
+from async_support import run, until
 from instep.errors import EtcdDenied, SettingsError
 from instep.etcd import Client, Credentials, Tls
 from instep.testing import Certificates, EtcdServer

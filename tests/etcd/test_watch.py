@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 
 import pytest
-from etcd_support import events, freeze, run, until
 
+from async_support import run, until
 from instep.errors import Compacted, EtcdUnavailable
-from instep.etcd import Client, Op
+from instep.etcd import Client, Event, Op, Watch
 from instep.testing import EtcdServer
 
 
@@ -113,7 +114,7 @@ def test_a_killed_server_costs_no_event_and_repeats_none(server: EtcdServer) -> 
                         written.append(await client.put("kill/a", str(len(written))))
                     except EtcdUnavailable:
                         maybe += 1  # its event may come or not
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(0)  # the reader's turn
 
             seen: list[int] = []
 
@@ -183,7 +184,7 @@ def test_a_frozen_server_is_left_within_four_seconds() -> None:
         async with Client(endpoints) as client, client.watch("freeze/") as watch:
             assert client.endpoint == frozen.endpoint
             waiting = asyncio.create_task(anext(watch))
-            freeze(frozen)
+            frozen.pause()
             try:
                 took_s = await until(lambda: watch.resumes > 0)
             finally:
@@ -201,7 +202,7 @@ def test_a_single_server_that_was_frozen_is_taken_up_again(server: EtcdServer) -
     async def main() -> None:
         async with Client([server.endpoint]) as client, client.watch("thaw/") as watch:
             waiting = asyncio.create_task(anext(watch))
-            freeze(server)
+            server.pause()
             await until(lambda: not watch.connected)
             assert client.link == "suspended"
             server.resume()
@@ -250,7 +251,7 @@ def test_closing_the_client_ends_a_watch_that_is_looking_for_a_server(server: Et
         client = Client([server.endpoint])
         watch = await client.watch("seek/").__aenter__()
         waiting = asyncio.create_task(anext(watch, None))
-        freeze(server)
+        server.pause()
         try:
             await until(lambda: not watch.connected)
             await client.close()
@@ -282,3 +283,20 @@ def test_many_watches_of_one_client_do_not_disturb_each_other(shared_server: Etc
                 assert [e.kv.text for e in (await anext(watch)).events] == [str(n)]
 
     run(main())
+
+
+async def events(watch: Watch, count: int) -> list[Event]:
+    """The next `count` events or somewhat more: whole batches."""
+    found: list[Event] = []
+    async for batch in batches(watch):
+        found.extend(batch)
+        if len(found) >= count:
+            break
+    return found
+
+
+async def batches(watch: Watch) -> AsyncIterator[tuple[Event, ...]]:
+    async for batch in watch:
+        assert batch.events
+        assert batch.revision == batch.events[-1].kv.mod_revision
+        yield batch.events

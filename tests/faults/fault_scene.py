@@ -11,11 +11,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from fault_calls import CallTimes
-from fault_support import until
 from fault_verdicts import assert_linearizable, assert_watched
 from fault_watching import Follower, history_of
 from fault_writers import Numbers, Registers
 
+from async_support import until
 from instep.errors import EtcdError
 from instep.etcd import Client, KeyValue, LeaseKeeper
 from instep.testing.checkers import History

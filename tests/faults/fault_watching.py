@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from fault_support import until
-
+from async_support import until
 from instep.etcd import Client, Event, Watch, WatchBatch
 
 

@@ -64,13 +64,13 @@ class Numbers:
                 return
             await self._create(self.key(number))
             self.written = number + 1
-            await asyncio.sleep(self._rest_s)
+            await asyncio.sleep(self._rest_s)  # so many writes a second are enough
 
     async def _create(self, key: str) -> None:
         while True:
             if await self._created(key):
                 return
-            await asyncio.sleep(_AGAIN_S)
+            await asyncio.sleep(_AGAIN_S)  # a call may fail at once
 
     async def _created(self, key: str) -> bool:
         try:
@@ -141,8 +141,8 @@ class Registers:
                 self.done += 1
             except EtcdError:
                 self.failed += 1
-                await asyncio.sleep(_AGAIN_S)
-            await asyncio.sleep(chance.uniform(0, 2 * self._rest_s))
+                await asyncio.sleep(_AGAIN_S)  # a call may fail at once
+            await asyncio.sleep(chance.uniform(0, 2 * self._rest_s))  # lanes must meet in each order
 
     async def _get(self, name: str, key: str, _value: str, limit_s: float) -> None:
         with self._history.call(name, "get", key) as op:

@@ -7,9 +7,10 @@ import time
 
 import pytest
 from fault_scene import Scene
-from fault_support import VERSION, run, until
+from fault_support import VERSION
 from fault_watching import Follower
 
+from async_support import run, until
 from instep.errors import EtcdDenied
 from instep.etcd import Client, Tls
 from instep.testing import Certificates, EtcdCluster, EtcdServer
@@ -63,7 +64,7 @@ def test_an_expired_certificate_is_named_and_its_replacement_is_taken_up_without
         expired_at = time.monotonic() + EXPIRES_IN_S + 1.0
         async with Client(server.endpoints, tls=tls, timeout_s=3) as client, Follower(client, "expire/") as follower:
             await client.put("expire/a", "1")
-            await asyncio.sleep(max(0.0, expired_at - time.monotonic()))
+            await asyncio.sleep(max(0.0, expired_at - time.monotonic()))  # its expiry is the fault
             # What stands goes on: certificates are looked at when a connection is made.
             last = await client.put("expire/a", "2")
             await follower.reaches(last)

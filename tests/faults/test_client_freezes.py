@@ -10,8 +10,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 from fault_scene import Scene
-from fault_support import EACH_VERSION, VERSION, run, until
+from fault_support import EACH_VERSION, VERSION
 
+from async_support import run, until
 from instep.etcd import Client, LeaseKeeper, LeaseTiming, Op, present
 from instep.testing import EtcdCluster, EtcdMember
 

@@ -7,8 +7,9 @@ import time
 
 import pytest
 from fault_scene import Scene
-from fault_support import EACH_VERSION, VERSION, run
+from fault_support import EACH_VERSION, VERSION
 
+from async_support import run
 from instep.errors import EtcdUnavailable
 from instep.etcd import Client
 from instep.testing import EtcdCluster, EtcdServer
@@ -106,7 +107,7 @@ def test_a_single_server_that_is_down_for_5_s_costs_time_and_nothing_else() -> N
             await scene.written(100)
             failed = scene.numbers.failed
             await asyncio.to_thread(server.kill)
-            await asyncio.sleep(5.0)
+            await asyncio.sleep(5.0)  # the length of the fault
             assert scene.numbers.failed > failed + 2
             await asyncio.to_thread(server.restart)
             assert await scene.calls_succeed() < 2.0

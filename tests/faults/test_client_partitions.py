@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from fault_scene import Scene
-from fault_support import VERSION, run, until
+from fault_support import VERSION
 
+from async_support import run, until
 from instep.testing import EtcdCluster, EtcdMember
 
 LASTS_S = 3.0
@@ -75,7 +76,7 @@ def test_a_client_leaves_a_member_that_is_cut_off(
             await asyncio.to_thread(cut, cluster, used)
             began = time.monotonic()
             await asyncio.gather(scene.calls_succeed(left_within_s), left_by_the_watch(scene, used, left_within_s))
-            await asyncio.sleep(max(0.0, began + LASTS_S - time.monotonic()))
+            await asyncio.sleep(max(0.0, began + LASTS_S - time.monotonic()))  # the length of the fault
             await asyncio.to_thread(cluster.heal)
             await scene.finish()
 
@@ -95,7 +96,7 @@ def test_members_that_hear_each_other_one_way_only_cost_a_client_nothing(cluster
             await scene.written(30)
             await asyncio.to_thread(what_it_tells_another, cluster, used)
             assert await scene.calls_succeed() < LEFT_WITHIN_S
-            await asyncio.sleep(LASTS_S)
+            await asyncio.sleep(LASTS_S)  # the length of the fault
             await asyncio.to_thread(cluster.heal)
             await scene.finish()
 

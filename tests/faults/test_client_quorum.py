@@ -8,8 +8,9 @@ from collections.abc import Awaitable
 
 import pytest
 from fault_scene import Scene
-from fault_support import VERSION, run, until
+from fault_support import VERSION
 
+from async_support import run, until
 from instep.errors import EtcdUnavailable
 from instep.etcd import Client, Op
 from instep.testing import EtcdCluster, EtcdMember

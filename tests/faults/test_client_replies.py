@@ -6,8 +6,9 @@ import asyncio
 import time
 
 import pytest
-from fault_support import VERSION, run, until
+from fault_support import VERSION
 
+from async_support import run, until
 from instep.errors import EtcdUnavailable
 from instep.etcd import Client, Op, absent
 from instep.testing import EtcdServer, Proxy

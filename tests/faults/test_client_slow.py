@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 from fault_scene import Scene
-from fault_support import VERSION, run, until
+from fault_support import VERSION
 
+from async_support import run, until
 from instep.testing import EtcdCluster, Proxy, slow_disk_refusal
 
 DELAY_S = 0.3

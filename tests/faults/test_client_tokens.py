@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 from fault_scene import Scene
-from fault_support import VERSION, VERSIONS, run, until
+from fault_support import VERSION, VERSIONS
 
+from async_support import run, until
 from instep.etcd import Client, Credentials
 from instep.testing import EtcdCluster
 
@@ -57,7 +58,7 @@ def test_a_token_that_dies_of_age_is_replaced_unnoticed() -> None:
             index = (client.endpoint_index + 1) % 3
 
             async def aged() -> bool:
-                await asyncio.sleep(TOKEN_TTL_S + 0.5)
+                await asyncio.sleep(TOKEN_TTL_S + 0.5)  # the age is the fault
                 assert await client.keepalive(lease.id, endpoint_index=index) == 60
                 await client.put("age/a", "1")
                 return client._transport.auth.generation > token

@@ -8,8 +8,9 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from recipe_support import T, station, until
+from recipe_support import T, station
 
+from async_support import until
 from instep.coordination import DoubleBarrier, Election, Fence, Group, Lock, RetryBudget, Session
 from instep.errors import BudgetSpent, EtcdUnavailable, LeaseLost
 from instep.etcd import Client, Op
@@ -101,7 +102,7 @@ class Contest:
                     return
                 self.spent.append(f"{who}-{number}")
                 number += 1
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.2)  # a few requests a second are contest enough
 
     async def member(self, who: str) -> None:
         async with station(self._turned(who), ttl_s=TTL_S, timeout_s=CALL_S) as (client, session):
@@ -113,7 +114,7 @@ class Contest:
                     assert group.joined
                     with contextlib.suppress(EtcdUnavailable):
                         assert who in await self._timed(group.members(), CALL_S)
-                    await asyncio.sleep(0.2)
+                    await asyncio.sleep(0.2)  # a few requests a second are contest enough
 
     # -- inside -----------------------------------------------------------------------------------------------------
 

@@ -6,8 +6,9 @@ import asyncio
 import time
 
 import pytest
-from recipe_support import at_once, keys, run, station, until
+from recipe_support import at_once, keys, station
 
+from async_support import run, until
 from instep.coordination import DoubleBarrier, Session
 from instep.errors import BarrierFull, BarrierTimeout, EtcdUnavailable, LeaseLost, NameTaken, SettingsError
 from instep.etcd import Client

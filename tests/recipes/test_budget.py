@@ -7,8 +7,9 @@ import time
 from typing import Any
 
 import pytest
-from recipe_support import at_once, run
+from recipe_support import at_once
 
+from async_support import run
 from instep.coordination import Reset, RetryBudget, Spent
 from instep.coordination.budget import HISTORY, MAX_CAUSES, MAX_LIMIT, MAX_WORD_BYTES, Account
 from instep.errors import BudgetSpent, ConfigError, EtcdUnavailable, SettingsError

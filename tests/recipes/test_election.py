@@ -7,8 +7,9 @@ import contextlib
 from typing import Any
 
 import pytest
-from recipe_support import keys, run, station, until
+from recipe_support import keys, station
 
+from async_support import run, until
 from instep.coordination import Changes, Election, Incumbent, Session
 from instep.errors import EtcdUnavailable, Fenced, SettingsError
 from instep.etcd import Client, Listing, Op

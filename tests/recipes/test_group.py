@@ -7,8 +7,9 @@ import time
 from collections.abc import Mapping
 
 import pytest
-from recipe_support import keys, run, station, until
+from recipe_support import keys, station
 
+from async_support import run, until
 from instep.coordination import Changes, Group, GroupMember
 from instep.errors import EtcdUnavailable, NameTaken, SettingsError
 from instep.etcd import Client

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import pytest
-from recipe_support import at_once, keys, run
+from recipe_support import at_once, keys
 
+from async_support import run
 from instep.coordination import DoubleBarrier, Election, Group, Lock, RetryBudget, Session
 from instep.errors import BarrierTimeout, EtcdUnavailable
 from instep.etcd import Client, Compare, Op, TxnResult

@@ -6,8 +6,9 @@ import asyncio
 import time
 
 import pytest
-from recipe_support import at_once, keys, run, station, until
+from recipe_support import at_once, keys, station
 
+from async_support import run, until
 from instep.coordination import Lock
 from instep.errors import LockTimeout, SettingsError
 from instep.etcd import Client, Op
@@ -253,7 +254,7 @@ def test_many_in_one_process_pass_one_by_one(etcd: EtcdServer, namespace: str) -
             async with Lock(client, session, namespace):
                 inside += 1
                 assert inside == 1
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # the others' turn, while we are inside
                 inside -= 1
 
         async with station(etcd.endpoints) as (client, session):

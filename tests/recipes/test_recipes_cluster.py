@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 from recipe_contest import LIMIT, TIDY_S, Contest
-from recipe_support import run, station
+from recipe_support import station
 
+from async_support import run
 from instep.coordination import Group, RetryBudget, Spent
 from instep.testing import EtcdCluster
 from instep.testing.checkers import check_barrier, check_exclusion, check_fencing
@@ -64,7 +65,7 @@ async def lap(cluster: EtcdCluster, contest: Contest) -> None:
         await contest.goes_on()
     leader = await asyncio.to_thread(cluster.leader)
     await asyncio.to_thread(leader.pause)
-    await asyncio.sleep(FREEZE_S)
+    await asyncio.sleep(FREEZE_S)  # the length of the fault
     leader.resume()
     await asyncio.to_thread(cluster.wait_healthy)
     await contest.goes_on()

@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from recipe_support import run, until
 
+from async_support import run, until
 from instep.coordination import DoubleBarrier, Group, Lock, RetryBudget, Session
 from instep.errors import BarrierTimeout, EtcdFull, EtcdUnavailable, InstepError, LockTimeout
 from instep.etcd import Client

@@ -6,8 +6,8 @@ import asyncio
 import time
 
 import pytest
-from recipe_support import run, until
 
+from async_support import run, until
 from instep.coordination import LinkState, Session
 from instep.errors import EtcdUnavailable, LeaseLost, SettingsError
 from instep.etcd import Client
@@ -193,7 +193,7 @@ def test_who_waits_for_a_state_of_the_link_is_told_when_the_session_ends(etcd: E
         async with Client([etcd.endpoint]) as client:
             async with Session(client) as session:
                 waiting = asyncio.create_task(session.wait_link("suspended"))
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # it waits
             with pytest.raises(LeaseLost, match="has ended"):
                 await waiting
             with pytest.raises(LeaseLost, match="has ended"):
@@ -245,4 +245,21 @@ def test_an_error_in_what_is_written_at_the_first_lease_is_raised(etcd: EtcdServ
             with pytest.raises(RuntimeError, match="never"):
                 await Session(client, on_lease=fail).__aenter__()
 
+    run(main())
+
+
+def test_an_error_at_the_first_lease_is_raised_also_when_a_chore_has_to_end_first(etcd: EtcdServer) -> None:
+    async def write(_lease_id: int) -> None:
+        session.chore(asyncio.sleep(60))  # ended with the session
+        raise ValueError("the user's own")
+
+    async def main() -> None:
+        nonlocal session
+        async with Client([etcd.endpoint]) as client:
+            session = Session(client, on_lease=write)
+            with pytest.raises(ValueError, match="the user's own"):
+                async with session:
+                    pytest.fail("it was entered")
+
+    session: Session
     run(main())

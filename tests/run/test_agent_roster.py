@@ -8,7 +8,7 @@ import shutil
 import signal
 from pathlib import Path
 
-from run.harness import TrainingRun, assert_in_step, wait_for
+from run.harness import Trainer, TrainingRun, assert_in_step, wait_for
 
 
 def test_a_rank_that_died_with_its_agent_is_replaced_while_the_other_waits_for_it(
@@ -23,19 +23,7 @@ def test_a_rank_that_died_with_its_agent_is_replaced_while_the_other_waits_for_i
     training.put("lr", "0.01")
     for trainer in (alone, victim):
         trainer.wait_config(lr=0.01)
-    barrier.touch()
-    alone.wait_said("waiting")
-    os.kill(training.agent_pid(), signal.SIGKILL)
-    victim.kill()
-    victim.finish()
-    again = training.start(1, 2)
-    joined = again.wait_said("joined")
-    assert joined["view"] == 2
-    barrier.unlink()
-    training.put("lr", "0.02")
-    assert len({trainer.wait_config(lr=0.02) for trainer in (alone, again)}) == 1
-    training.stop(alone, again)
-    assert_in_step(alone, again)
+    _both_are_replaced(training, barrier, alone, victim, node="a")
 
 
 def test_an_agent_killed_while_its_rank_waits_for_one_of_another_node_is_replaced_at_once(
@@ -47,15 +35,20 @@ def test_an_agent_killed_while_its_rank_waits_for_one_of_another_node_is_replace
     victim = training.start(1, 2, node="b")
     for trainer in (alone, victim):
         trainer.wait_said("joined")
+    _both_are_replaced(training, barrier, alone, victim, node="b")
+
+
+def _both_are_replaced(training: TrainingRun, barrier: Path, alone: Trainer, victim: Trainer, *, node: str) -> None:
+    """The agent of node a and the victim, of `node`, are killed while the other rank waits; then training goes on."""
     barrier.touch()
     alone.wait_said("waiting")
-    before = training.agent_pid("a")
-    os.kill(before, signal.SIGKILL)
+    agent = training.agent_pid("a")
+    os.kill(agent, signal.SIGKILL)
     victim.kill()
     victim.finish()
-    again = training.start(1, 2, node="b")
+    again = training.start(1, 2, node=node)
     assert again.wait_said("joined")["view"] == 2
-    assert training.agent_pid("a") != before
+    assert training.agent_pid("a") != agent
     barrier.unlink()
     training.put("lr", "0.02")
     assert len({trainer.wait_config(lr=0.02) for trainer in (alone, again)}) == 1

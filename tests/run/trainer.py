@@ -55,6 +55,9 @@ def main() -> int:
     parser.add_argument("--fork", type=int, default=0)
     parser.add_argument("--child-s", type=float, default=0.2)
     parser.add_argument("--barrier", type=Path)
+    parser.add_argument("--action", action="append", default=[], choices=["evaluate"])
+    parser.add_argument("--restores", action="store_true")
+    parser.add_argument("--replay")
     options = parser.parse_args()
     try:
         run = instep.join(
@@ -62,6 +65,7 @@ def main() -> int:
             SCHEMAS[options.schema],
             timeout_s=options.timeout_s,
             etcd_patience_s=options.patience_s,
+            replay=options.replay,
         )
     except instep.InstepError as error:
         say(event="error", kind=type(error).__name__, text=str(error), exit_code=error.exit_code)
@@ -79,12 +83,25 @@ def main() -> int:
 def train(run: instep.Run[instep.Hyperparameters], options: argparse.Namespace) -> None:
     """Says each step at which the config differs from that of the step before, and the longest pause of a boundary."""
     before: dict[str, object] | None = None
-    longest_s, step = 0.0, options.start
+    longest_s, step, led = 0.0, options.start, False
     forked: list[int] = []
+    deeds = {"evaluate": lambda: say(event="evaluate", after=step - 1)}
+    for name in options.action:
+        run.action(name)(deeds[name])
+    if options.restores:
+        run.on_restore(lambda manifest: say(event="restored", id=manifest.id, at=step))
     while step < options.steps and not options.stop_file.exists():
         began = time.monotonic()
-        run.boundary(step)
+        step = run.boundary(step)
+        if run.stopped is not None:
+            say(event="stopped", step=step, reason=run.stopped)
+            break
+        if run.checkpoint_requested:
+            say(event="asked to save", step=step)
         longest_s = max(longest_s, time.monotonic() - began)
+        if run.leads != led:
+            led = run.leads
+            say(event="leads", leads=led, step=step, at=time.monotonic())
         now = dict(run.config)
         if now != before:
             say(event="config", step=step, config=now)

@@ -190,7 +190,7 @@ def test_a_node_that_has_left_owes_no_receipt() -> None:
 
 def test_a_fresh_view_owes_nothing_to_the_plans_before_it() -> None:
     anew = view({"a": {0: 20}, "b": {1: 21}}, number=2)
-    assert is_settled(now(view=anew, plan=plan(view=1), decision=COMMIT))
+    assert is_settled(now(view=anew, agreed=agreed(plan=1, began=1), plan=plan(view=1), decision=COMMIT))
     goes_on = view({"a": {0: 10}, "b": {1: 21}}, number=2, fresh=False)
     gated = agreed(plan=1, gate=10)
     assert not is_settled(now(view=goes_on, agreed=gated, plan=plan(view=1), decision=COMMIT))
@@ -198,7 +198,7 @@ def test_a_fresh_view_owes_nothing_to_the_plans_before_it() -> None:
 
 def test_a_partial_restart_after_a_fresh_view_owes_nothing_to_the_plans_before_that() -> None:
     goes_on = view({"a": {0: 10}, "b": {1: 21}}, number=3, fresh=False)
-    assert is_settled(now(view=goes_on, agreed=agreed(plan=1), plan=plan(view=1), decision=COMMIT))
+    assert is_settled(now(view=goes_on, agreed=agreed(plan=1, began=1), plan=plan(view=1), decision=COMMIT))
 
 
 # -- config --------------------------------------------------------------------------------------------------------

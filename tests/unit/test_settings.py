@@ -197,6 +197,10 @@ def test_a_damaged_record_of_a_local_etcd_is_no_local_etcd(text: str) -> None:
         ({"INSTEP_TTL_S": "1.5", **A}, "whole number of seconds"),
         ({"INSTEP_TTL_S": str(MIN_TTL_S - 1), **A}, "must lie between"),
         ({"INSTEP_TTL_S": str(MAX_TTL_S + 1), **A}, "must lie between"),
+        ({"INSTEP_STALL_TIMEOUT_S": "soon", **A}, "a number of seconds"),
+        ({"INSTEP_STALL_TIMEOUT_S": "0.5", **A}, "must lie between"),
+        ({"INSTEP_STALL_TIMEOUT_S": "nan", **A}, "must lie between"),
+        ({"INSTEP_STALL_TIMEOUT_S": "inf", **A}, "must lie between"),
         ({"INSTEP_NAMESPACE": "training", **A}, "starts with a slash"),
         ({"INSTEP_NAMESPACE": "/a//b", **A}, "not usable"),
     ],
@@ -209,6 +213,13 @@ def test_settings_that_cannot_work_are_refused_with_the_cure(env: dict[str, str]
 
 def test_the_lease_may_be_set() -> None:
     assert resolve(environ={**A, "INSTEP_TTL_S": "60"}).ttl_s == 60
+
+
+def test_the_time_after_which_a_hung_worker_leads_no_more_may_be_set_and_reaches_the_agent() -> None:
+    settings = resolve(environ={**A, "INSTEP_STALL_TIMEOUT_S": "2.5"})
+    assert settings.stall_timeout_s == 2.5
+    assert Settings.from_json(settings.to_json()) == settings
+    assert resolve(environ=A).stall_timeout_s == 60
 
 
 # -- secrets -------------------------------------------------------------------------------------------------------

@@ -190,7 +190,21 @@ def test_acks_receipts_and_goodbyes_stand_on_no_lease() -> None:
 
 
 def test_only_who_holds_the_token_can_say_that_it_leads() -> None:
-    leader = Leader(node="a", rank=0, incarnation=incarnation(1), candidate=FENCE.key, token=77)
+    leader = Leader(node="a", rank=0, incarnation=incarnation(1), candidate=FENCE.key, token=77, term=1)
     txn = proclaim(KEYS, leader)
     assert txn.compares == (LEADS,)
-    assert writes(txn) == {"put state/leader"}
+    assert writes(txn) == {"put state/leader", "put history/leaders/1"}
+
+
+def test_the_history_of_leaders_is_bounded_and_word_of_the_former_one_is_taken_away() -> None:
+    former = Leader(node="b", rank=1, incarnation=incarnation(2), candidate="c", token=70, term=TERMS_KEPT)
+    leader = Leader(node="a", rank=0, incarnation=incarnation(1), candidate=FENCE.key, token=77, term=TERMS_KEPT + 1)
+    txn = proclaim(KEYS, leader, former, at="now", why="its process died")
+    assert writes(txn) == {
+        "put state/leader",
+        f"put history/leaders/{TERMS_KEPT + 1}",
+        "delete history/leaders/1",
+        "delete reports/resigned/b",
+    }
+    kept = Term.decode(next(op for op in txn.then if "history" in str(op.wire.request_put.key)).wire.request_put.value)
+    assert (kept.term, kept.token, kept.why) == (TERMS_KEPT + 1, 77, "its process died")

@@ -18,9 +18,9 @@ from instep.coordination.node import (
     WriteLeft,
     WriteReceipt,
 )
-from instep.coordination.records import Decision, Left
+from instep.coordination.records import Decision, FirstStep, Left, Plan
 from instep.coordination.state import RunState
-from instep.coordination.transactions import acknowledge, write_left, write_receipt
+from instep.coordination.transactions import acknowledge, write_first_step, write_left, write_receipt
 from instep.etcd import Event
 from instep.wire import Message
 
@@ -74,6 +74,11 @@ class Clerk:
 
     def hear(self, rank: int, message: Message) -> None:
         """Raises KeyError, TypeError or ValueError when it cannot be understood."""
+        if message["t"] == "began":
+            if rank == 0:  # for all: they run the same steps
+                first = FirstStep(step=message["step"])
+                self._effects.write(write_first_step(self._keys, int(message["view"]), first))
+            return
         self._do(self._answered(rank, message))
 
     def joined(self, rank: int) -> None:
@@ -108,8 +113,7 @@ class Clerk:
         for action in actions:
             match action:
                 case TellPlan(rank, plan) if rank in local:
-                    values = plan.model_dump()["values"]
-                    local[rank].tell({"t": "plan", "n": plan.number, "gate": plan.gate, "values": values})
+                    local[rank].tell(_told(plan))
                 case TellDecision(rank, number, decision) if rank in local:
                     local[rank].tell({"t": "decision", "n": number, "commit": decision.commit})
                 case WriteAck(number, ack):
@@ -128,6 +132,11 @@ class Clerk:
             self._do(self._agreement.on_decision(number, decision))
 
         return tell
+
+
+def _told(plan: Plan) -> Message:
+    document = plan.model_dump(include={"gate", "values", "kind", "name", "course", "checkpoint"}, exclude_none=True)
+    return {"t": "plan", "n": plan.number, **document}
 
 
 def _decisions(events: tuple[Event, ...], keys: Keys) -> Iterator[tuple[int, Decision]]:

@@ -68,7 +68,7 @@ class Effects:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _write(self, txn: Txn) -> None:
-        await self._insist(lambda: self._send(txn))
+        await self.insist(lambda: self._send(txn))
 
     async def _settle(self, number: int, decision: Decision, tell: Callable[[Decision], None]) -> None:
         try:
@@ -90,7 +90,7 @@ class Effects:
         txn = abort(self._keys, number, decision)
         missing = Outage(f"plan {number} is not in etcd any more")
         while True:
-            result = await self._insist(lambda: self._send(txn, (read,)), but=EtcdFull)
+            result = await self.insist(lambda: self._send(txn, (read,)), but=EtcdFull)
             if result.succeeded:
                 log.info("plan %d is aborted: %s", number, decision.reason)
                 return decision
@@ -109,11 +109,11 @@ class Effects:
 
         Not where the plan is gone too, as in `_abort`: who makes space by hand may have deleted a commit.
         """
-        await self._insist(lambda: self._client.delete(self._keys.open_mark(number), timeout_s=ATTEMPT_S))
+        await self.insist(lambda: self._client.delete(self._keys.open_mark(number), timeout_s=ATTEMPT_S))
         missing = Outage(f"plan {number} is not in etcd any more")
         while True:
-            is_there = await self._insist(lambda: self._is_there(number))
-            stands = await self._insist(lambda: self._read_decision(number))
+            is_there = await self.insist(lambda: self._is_there(number))
+            stands = await self.insist(lambda: self._read_decision(number))
             if is_there or stands is not None:
                 break
             missing.met(EtcdError("its decision is waited for"))
@@ -125,7 +125,7 @@ class Effects:
         return stands or decision
 
     async def _look_up(self, number: int, tell: Callable[[Decision], None]) -> None:
-        decision = await self._insist(lambda: self._read_decision(number))
+        decision = await self.insist(lambda: self._read_decision(number))
         if decision is not None:
             tell(decision)
 
@@ -142,7 +142,7 @@ class Effects:
         self._space.written()
         return result
 
-    async def _insist(self, attempt: Callable[[], Awaitable[T]], but: type[EtcdError] | tuple[()] = ()) -> T:
+    async def insist(self, attempt: Callable[[], Awaitable[T]], but: type[EtcdError] | tuple[()] = ()) -> T:
         """The result of the first attempt that does not fail; only a `but` ends it."""
         pause_s = FIRST_PAUSE_S
         while True:

@@ -1,4 +1,4 @@
-"""The agent's parent: starts another agent when one is killed, also while no worker passes a boundary.
+"""The agent's parent: starts another agent when one is killed or fails, also while no worker passes a boundary.
 
 Workers start a new agent too, at their next boundary. But ranks that wait in a collective for one that died pass none,
 and the one they wait for cannot be replaced while nobody speaks for them. Whoever has the folder's lock is the agent,
@@ -25,8 +25,9 @@ SETTLED_S: Final = 60.0
 
 
 def guard(folder: RuntimeFolder, lock: int, serve: Callable[[], int]) -> int:
-    """Runs `serve` in a child that alone holds `lock`, and again whenever a signal kills it. Returns in each child with
-    its exit code, and in the parent when a child has ended by itself or somebody else has started an agent.
+    """Runs `serve` in a child that alone holds `lock`, and again whenever a signal kills it or its exit code is not 0.
+    Returns in each child with that code, and in the parent when a child has ended well, when too many have not, or when
+    somebody else has started an agent.
 
     Limit: what kills this process too (the end of a container) is not survived. It must not have started threads.
     """
@@ -40,12 +41,12 @@ def guard(folder: RuntimeFolder, lock: int, serve: Callable[[], int]) -> int:
             return serve()
         os.close(held)  # the lock is the agent's: were it ours too, nobody could replace us both
         _, status = os.waitpid(child, 0)
-        if not os.WIFSIGNALED(status):
+        if os.waitstatus_to_exitcode(status) == 0:
             return 0
         restarts = 1 if time.monotonic() - began > SETTLED_S else restarts + 1
         if restarts > MAX_RESTARTS:
             return 1
-        time.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (restarts - 1)))
+        time.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (restarts - 1)))  # dying at once must not take a core
         try:
             again = folder.claim()
         except (InstepError, OSError):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from instep.agent.absentee import Absentee
+from instep.agent.archive import Archive
 from instep.agent.bulletin import Bulletin
 from instep.agent.clerk import Clerk
 from instep.agent.connection import Connection
@@ -28,10 +29,11 @@ from instep.coordination.leadership import Pace
 from instep.coordination.mirror import cancelled
 from instep.coordination.outage import Outage
 from instep.coordination.records import Left
-from instep.coordination.session import Session
+from instep.coordination.session import LinkState, Session
 from instep.coordination.state import RunState
 from instep.errors import EtcdUnavailable, InstepError
 from instep.etcd import Client, Event
+from instep.settings import DEFAULT_STALL_TIMEOUT_S
 from instep.wire import Message
 
 log = logging.getLogger("instep")
@@ -47,7 +49,16 @@ LEAVE_S: Final = 30.0
 class Node:
     """All that one agent does for one run. `run` returns when the last worker has gone."""
 
-    def __init__(self, client: Client, keys: Keys, name: str, ttl_s: int, roster: Roster | None = None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        keys: Keys,
+        name: str,
+        ttl_s: int,
+        roster: Roster | None = None,
+        *,
+        stall_timeout_s: float = DEFAULT_STALL_TIMEOUT_S,
+    ) -> None:
         self._client = client
         self._keys = keys
         self._name = name
@@ -56,12 +67,26 @@ class Node:
         self._state = state = RunState(client, keys, self._on_state)
         self._bulletin = Bulletin(client, state, workers)
         self._space = space = Space(self._bulletin.note)
-        self._session = session = Session(client, ttl_s=ttl_s, on_lease=self._on_lease, on_trouble=space.refused)
+        self._session = session = Session(
+            client, ttl_s=ttl_s, on_lease=self._on_lease, on_link=self._on_link, on_trouble=space.refused
+        )
+        self._void_token = 0
+        """Terms up to this token were on a lease that this agent has lost: they are over, whoever says so later."""
         self._effects = Effects(client, keys, self._space)
         self._clerk = Clerk(name, keys, state, workers, self._effects)
+        self._archive = Archive(name, client, keys, session, state, workers, self._effects)
         tryouts = Tryouts(workers)
         self._office = Office(
-            client, keys, session, state, workers, name, pace=self._measure, try_out=tryouts.ask, ttl_s=ttl_s
+            client,
+            keys,
+            session,
+            state,
+            workers,
+            name,
+            pace=self._measure,
+            try_out=tryouts.ask,
+            ttl_s=ttl_s,
+            stall_timeout_s=stall_timeout_s,
         )
         self._reception = Reception(
             name,
@@ -73,6 +98,7 @@ class Node:
             registry=Registry(client, keys, session, workers, self._space),
             office=self._office,
             tryouts=tryouts,
+            archive=self._archive,
         )
         self._metrics = MetricsWriter(client, keys, session, self._space)
         self._left_before: Left | None = None
@@ -115,6 +141,8 @@ class Node:
     def on_message(self, connection: Connection, message: Message) -> None:
         """One message of a worker. Raises KeyError, TypeError or ValueError when it cannot be understood."""
         self._reception.on_message(connection, message)
+        if message["t"] == "hello":
+            self._tell_leader()
 
     def on_died(self, connection: Connection | Absentee) -> None:
         self._reception.on_died(connection)
@@ -140,13 +168,25 @@ class Node:
             self._reception.meet_all()
         self._clerk.follow_plans(news)
         self._reception.part_with_refused()
-        self._workers.tell_leader(self._state.leader)
+        self._tell_leader()
+        self._archive.follow()
         self._office.wake()
         self._reception.open()
+
+    def _tell_leader(self) -> None:
+        leader = self._state.leader
+        holds = leader is not None and self._session.valid and leader.token > self._void_token
+        self._workers.tell_leader(leader if holds else None)
+
+    def _on_link(self, link: LinkState) -> None:
+        if link == "lost" and self._state.leader is not None:
+            self._void_token = self._state.leader.token
+        self._tell_leader()
 
     async def _on_lease(self, lease_id: int) -> None:
         await self._reception.register_all()
         await self._office.stand()
+        self._archive.renew_marks()
 
     # -- as time passes ---------------------------------------------------------------------------------------------
 
@@ -154,9 +194,12 @@ class Node:
         while True:
             await asyncio.sleep(TICK_S)
             self._pace.observe(*self._workers.furthest())
+            self._workers.look(time.monotonic(), self._paused_at())
+            self._tell_leader()
             self.on_tick()
-            self._effects.start(self._office.stand())  # our candidate key may have been deleted
+            self._effects.start(self._office.stand())  # who it names may have stalled, or the key have been deleted
             self._bulletin.note_link()
+            self._archive.look_around()
             self._reception.give_up_on_the_dead(time.monotonic())
             self._bulletin.tell_awaited(self._space.problem)
             if not await self._metrics.write(self._workers, self._state.view, self._pace.step_time_s):
@@ -168,6 +211,9 @@ class Node:
             for worker in self._workers:
                 worker.beat(time.monotonic())
             await asyncio.sleep(TICK_S)
+
+    def _paused_at(self) -> int | None:
+        return self._state.agreed.course.paused_at if self._state.agreed is not None else None
 
     def _measure(self) -> Pace:
         step, at = self._workers.furthest()
@@ -184,5 +230,5 @@ class Node:
             return
         await self._workers.wait_gone()
         self.on_empty()
-        # Leaving must not hang on anything: what is left in etcd ends with the lease.
-        asyncio.get_running_loop().call_later(LEAVE_S, os._exit, 1)
+        # Leaving must not hang on anything: what is left in etcd ends with the lease. 0: nobody needs another agent.
+        asyncio.get_running_loop().call_later(LEAVE_S, os._exit, 0)

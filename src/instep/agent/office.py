@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
 
+from instep.agent.stall import Nomination, nominate
+from instep.agent.succession import Succession
 from instep.agent.workers import Workers
 from instep.coordination.election import Election
 from instep.coordination.fence import Fence
@@ -15,10 +19,10 @@ from instep.coordination.keys import Keys
 from instep.coordination.leadership import Leadership, Pace, TryOut
 from instep.coordination.mirror import cancelled
 from instep.coordination.outage import Outage
-from instep.coordination.records import Leader
+from instep.coordination.queue import in_order
+from instep.coordination.records import CAME_FIRST, Candidate
 from instep.coordination.session import Session
 from instep.coordination.state import RunState
-from instep.coordination.transactions import proclaim
 from instep.errors import EtcdError, EtcdUnavailable
 from instep.etcd import Client
 
@@ -26,11 +30,13 @@ log = logging.getLogger("instep")
 
 RETRY_S = 0.2
 FAILED_TERM_S = 2.0
+ENDS_KEPT = 100
 
 
 class Office:
-    """A candidate names the worker that would lead, the lowest rank on the node; when that worker goes, its key is
-    replaced in one txn: a new key, a new token, and another may lead at once."""
+    """A candidate names the worker that would lead. When that one goes, or shows no progress for `stall_timeout_s` or
+    20 times its step time, whichever is longer, the key is replaced in one txn: a new key, a new token, at the end of
+    the queue, and another may lead at once."""
 
     def __init__(
         self,
@@ -44,6 +50,7 @@ class Office:
         pace: Callable[[], Pace],
         try_out: TryOut,
         ttl_s: float,
+        stall_timeout_s: float,
     ) -> None:
         self._client = client
         self._keys = keys
@@ -54,11 +61,16 @@ class Office:
         self._pace = pace
         self._try_out = try_out
         self._ttl_s = ttl_s
+        self._stall_timeout_s = stall_timeout_s
+        self._succession = Succession(client, keys, state, workers, node)
+        self._nomination: Nomination | None = None
+        self._serving: Fence | None = None
+        self._ends: dict[str, str] = {}
         self._election = Election(client, session, keys.election)
         self._lock = asyncio.Lock()
         self._leadership: Leadership | None = None
         self._outage = Outage("the candidate key cannot be written")
-        self._ended = Outage("this term of office ended")
+        self._failed = Outage("this term of office ended")
 
     def __repr__(self) -> str:
         return f"Office({self._leadership or self._election!r})"
@@ -72,13 +84,8 @@ class Office:
         """Makes our candidate key what it should be for the workers that are here now."""
         async with self._lock:
             while True:
-                worker, lease_id = self._workers.would_lead(), self._session.lease_id
                 try:
-                    if worker is None:
-                        await self._election.resign()
-                    elif lease_id:
-                        value = {"node": self._node, "rank": worker.rank, "incarnation": worker.incarnation}
-                        await self._election.stand(worker.incarnation, json.dumps(value))
+                    await self._stand()
                     self._outage.over()
                     return
                 except EtcdUnavailable as error:
@@ -88,10 +95,16 @@ class Office:
                     return
                 await asyncio.sleep(RETRY_S)
 
+    def ended(self, incarnation: str, how: str) -> None:
+        """A worker has gone. Call it before `stand`: then who leads next can say how the one before it ended."""
+        self._ends[incarnation] = how
+        if len(self._ends) > ENDS_KEPT:
+            del self._ends[next(iter(self._ends))]
+
     async def resign(self) -> None:
         """Lets the next candidate lead at once; if etcd is away, the lease's end does the same later."""
         with contextlib.suppress(EtcdError):
-            await self._election.resign()
+            await self._replace(self._election.resign(), "its agent was stopped")
 
     async def run(self) -> None:
         """Campaigns and leads, over and over, until cancelled."""
@@ -100,19 +113,30 @@ class Office:
             try:
                 await self._serve(fence)
             except EtcdError as error:
-                self._ended.met(error)
+                self._failed.met(error)
                 await asyncio.sleep(RETRY_S)
             except Exception:  # an error in deciding ends a term, not the agent and its workers
                 log.exception("this term of office ended with an error")
                 await asyncio.sleep(FAILED_TERM_S)
 
     async def _serve(self, fence: Fence) -> None:
-        worker = self._workers.would_lead()
-        if worker is None or not await self._proclaim(fence):
-            await asyncio.sleep(RETRY_S)
-            return
-        self._ended.over()
-        log.info("leading with token %d", fence.token)
+        self._serving = fence
+        try:
+            leader = await self._succession.proclaim(fence) if len(self._workers) else None
+            if leader is None:
+                await asyncio.sleep(RETRY_S)
+                return
+            self._failed.over()
+            worker = self._workers.of_incarnation(leader.incarnation)
+            if worker is not None:  # it may wait for the one it follows: it is given time of its own
+                worker.excused_until = max(worker.excused_until, time.monotonic())
+            await self._state.mirror.wait_listed()
+            log.info("rank %d leads with token %d", leader.rank, fence.token)
+            await self._lead(fence)
+        finally:
+            self._serving = None
+
+    async def _lead(self, fence: Fence) -> None:
         self._leadership = Leadership(
             self._client,
             self._keys,
@@ -133,15 +157,64 @@ class Office:
             await cancelled(term, over)
             log.info("the term with token %d is over", fence.token)
 
-    async def _proclaim(self, fence: Fence) -> bool:
-        candidate = await self._client.get(fence.key)
-        if candidate is None or candidate.create_revision != fence.token:
-            return False
-        named = json.loads(candidate.value)
-        host = next((w.member.host for w in self._workers if w.incarnation == named["incarnation"]), "")
-        leader = Leader(**named, candidate=fence.key, token=fence.token, host=host)
-        txn = proclaim(self._keys, leader)
-        result = await self._client.txn(txn.compares, txn.then)
-        if result.succeeded:
-            await self._state.mirror.wait_listed()
-        return result.succeeded
+    # -- the candidate ----------------------------------------------------------------------------------------------
+
+    async def _stand(self) -> None:
+        before, now = self._nomination, await self._nominated()
+        worker = self._workers.of_incarnation(now.incarnation) if now is not None else None
+        if now is None or worker is None:
+            await self._replace(self._election.resign(), self._end_of(before))
+        elif not self._session.lease_id:
+            return
+        else:
+            named = Candidate(
+                node=self._node, rank=worker.rank, incarnation=worker.incarnation, last_resort=now.last_resort
+            )
+            is_other = before is None or (before.incarnation, before.last_resort) != (now.incarnation, now.last_resort)
+            standing = self._election.stand(worker.incarnation, named.encode())
+            await (self._replace(standing, self._end_of(before)) if is_other else standing)
+        self._nomination = now
+
+    async def _replace(self, change: Coroutine[Any, Any, None], why: str | None) -> None:
+        """Lets go of the candidate that stood; if it leads, its successor finds word of why, where there is any."""
+        leading = self._serving
+        if leading is None:
+            await change
+            return
+        if why is None:
+            await change
+        else:
+            await asyncio.gather(self._succession.note_end(leading, why), change)  # the note is sent first
+        if self._serving is leading:
+            self._serving = None
+
+    def _end_of(self, nomination: Nomination | None) -> str | None:
+        if nomination is None:
+            return None
+        worker = self._workers.of_incarnation(nomination.incarnation)
+        if worker is None:
+            return self._ends.get(nomination.incarnation)
+        if not worker.view:
+            return CAME_FIRST
+        return f"it passed no step boundary for {worker.standing().silence_s(time.monotonic()):.0f} s"
+
+    async def _nominated(self) -> Nomination | None:
+        """Whether others could lead is asked only where it matters."""
+        workers, now = [worker.standing() for worker in self._workers], time.monotonic()
+        choose = partial(
+            nominate,
+            self._nomination,
+            workers,
+            now,
+            timeout_s=self._stall_timeout_s,
+            leads=self._serving is not None,
+        )
+        alone = choose(rivals=False)
+        if choose(rivals=True) == alone:
+            return alone
+        return choose(rivals=await self._has_rivals())
+
+    async def _has_rivals(self) -> bool:
+        listing = await self._client.range(self._keys.election)
+        standing = (Candidate.decode_or_none(item.value) for item in in_order(listing.kvs, self._keys.election))
+        return any(other is not None and other.node != self._node and not other.last_resort for other in standing)

@@ -17,6 +17,8 @@ class PaceMeter:
 
     def observe(self, step: int, at: float) -> None:
         """`at` is the monotonic time, in seconds, of the boundary before `step`."""
+        if self._samples and step < self._samples[0][0]:
+            self._samples.clear()  # the run was taken back to a checkpoint
         if step < 0 or (self._samples and step <= self._samples[-1][0]):
             return
         if len(self._samples) > 1 and at - self._samples[-2][1] < SPACING_S:

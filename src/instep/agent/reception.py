@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from instep.agent.absentee import Absentee
+from instep.agent.archive import Archive
 from instep.agent.clerk import Clerk
 from instep.agent.connection import Connection
 from instep.agent.effects import Effects
@@ -44,6 +45,7 @@ class Reception:
         registry: Registry,
         office: Office,
         tryouts: Tryouts,
+        archive: Archive,
     ) -> None:
         self._node = node
         self._state = state
@@ -54,6 +56,7 @@ class Reception:
         self._registry = registry
         self._office = office
         self._tryouts = tryouts
+        self._archive = archive
         self.is_open = False
         self._early: list[Callable[[], None]] = []
         self._dead_since: float | None = None
@@ -95,6 +98,8 @@ class Reception:
             self._on_gone(worker, clean=bool(message["clean"]), last_step=int(message["step"]))
         elif message["t"] == "report":
             worker.metrics = {str(name): float(value) for name, value in message["metrics"].items()}
+        elif message["t"] == "archive":
+            self._archive.hear(worker, message)
         elif self._is_member(worker):
             self._clerk.hear(worker.rank, message)
 
@@ -123,6 +128,7 @@ class Reception:
     def _on_gone(self, worker: LocalWorker, *, clean: bool, last_step: int = -1) -> None:
         was_member = self._is_member(worker)
         self._strike(worker)
+        self._office.ended(worker.incarnation, "it left" if clean else "its process died")
         worker.connection.close()
         if was_member and clean:
             self._clerk.left(worker.rank, last_step)
@@ -172,6 +178,7 @@ class Reception:
                 worker.view = view.number
                 self._roster.save(self._workers)
             worker.tell({"t": kind, "view": view.number, "start": start, "node": self._node})
+            self._archive.welcome(worker)
             self._clerk.joined(worker.rank)
         elif worker.view and view.number > worker.view:
             self._part_with(worker, "evicted", _evicted(worker, view))
@@ -180,6 +187,7 @@ class Reception:
         log.warning("rank %d: %s", worker.rank, text)
         worker.tell({"t": "failure", "kind": kind, "text": text})
         self._strike(worker)
+        self._office.ended(worker.incarnation, f"it was {kind}")
         self._forget(worker)
 
     def _strike(self, worker: LocalWorker) -> None:
@@ -208,6 +216,7 @@ class Reception:
                 self._part_with(worker, "denied", str(error))
 
     def _forget(self, worker: LocalWorker) -> None:
+        self._archive.gone(worker)
         self._effects.start(self._registry.forget(worker))
         self._effects.start(self._office.stand())
 

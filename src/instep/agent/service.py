@@ -53,7 +53,7 @@ async def _serve(folder: RuntimeFolder, run: str, settings: Settings, name: str)
         return
     async with client:
         keys, roster = Keys(settings.namespace, run), RosterFile(folder.roster)
-        node = Node(client, keys, name, settings.ttl_s, roster)
+        node = Node(client, keys, name, settings.ttl_s, roster, stall_timeout_s=settings.stall_timeout_s)
         keep_node_name(folder, name)
         server = Server(folder.socket, node.on_message, node.on_died)
         node.on_empty, node.on_tick = server.stop_accepting, server.stay_reachable

@@ -7,6 +7,8 @@ from typing import Any
 
 from instep.agent.absentee import Absentee
 from instep.agent.connection import Connection
+from instep.agent.pace import PaceMeter
+from instep.agent.stall import Standing
 from instep.coordination.records import Member
 from instep.coordination.schema import Schema
 from instep.wire import Message
@@ -23,7 +25,12 @@ class LocalWorker:
     """The view it was welcomed to; 0 while it waits for one."""
     absent: bool = False
     """It lives, and was met by a former agent of this node only."""
-    told_leads: bool = False
+    told_token: int | None = None
+    """The token it leads with as it was told, 0 for not leading; None before it has been told anything."""
+    pace: PaceMeter = field(default_factory=PaceMeter)
+    excused_until: float = 0.0
+    """Until then, in seconds on the monotonic clock, it may pass no boundary without having stalled; from then on its
+    time counts anew. Set it far ahead when something long begins, to now when that ends."""
     metrics: dict[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -64,6 +71,17 @@ class LocalWorker:
     def at(self) -> float:
         words = self.connection.words
         return words.at if words is not None else 0.0
+
+    def standing(self) -> Standing:
+        return Standing(
+            rank=self.rank,
+            incarnation=self.incarnation,
+            joined=self.view > 0,
+            trains=self.step >= 0 or self.absent,
+            at=self.at,
+            excused_until=self.excused_until,
+            step_time_s=self.pace.step_time_s,
+        )
 
     def tell(self, message: Message) -> None:
         self.connection.send(message)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Final
 
 from instep.agent.absentee import Absentee
 from instep.agent.connection import Connection
 from instep.agent.worker import LocalWorker
 from instep.coordination.records import Leader, View
+
+MISSED_S: Final = 5.0
+"""An agent that has not looked for so long was stopped, or starved, itself."""
 
 
 class Workers:
@@ -18,6 +22,7 @@ class Workers:
         self._by_incarnation: dict[str, LocalWorker] = {}
         self._somebody = asyncio.Event()
         self._nobody = asyncio.Event()
+        self._looked_at = -MISSED_S
 
     def __iter__(self) -> Iterator[LocalWorker]:
         return iter(list(self._by_incarnation.values()))
@@ -33,6 +38,7 @@ class Workers:
         former = self._by_incarnation.get(worker.incarnation)
         if former is not None and former.connection is not worker.connection:
             former.connection.close()
+            worker.pace, worker.excused_until = former.pace, former.excused_until
         self._by_incarnation[worker.incarnation] = worker
         self._somebody.set()
 
@@ -67,18 +73,29 @@ class Workers:
             if incarnation in self._by_incarnation
         }
 
-    def would_lead(self) -> LocalWorker | None:
-        """The one this node's candidate names: the lowest rank that is here."""
-        return min(self, key=lambda worker: worker.rank, default=None)
+    def of_incarnation(self, incarnation: str) -> LocalWorker | None:
+        return self._by_incarnation.get(incarnation)
+
+    def look(self, now: float, paused_at: int | None) -> None:
+        """Measures how fast each one steps. Call it about once a second, `now` in seconds on the monotonic clock: what
+        passed while nobody looked counts as no worker's stall, nor does the time before step `paused_at`."""
+        missed = now - self._looked_at > MISSED_S
+        self._looked_at = now
+        for worker in self:
+            worker.pace.observe(worker.step, worker.at)
+            if missed or (paused_at is not None and worker.step >= paused_at - 1):
+                worker.excused_until = max(worker.excused_until, now)
 
     def furthest(self) -> tuple[int, float]:
         """Step and time of the last boundary of the worker that is ahead; -1 when none has passed one."""
         return max(((worker.step, worker.at) for worker in self), default=(-1, 0.0))
 
     def tell_leader(self, leader: Leader | None) -> None:
-        """Tells each worker that has become, or is no longer, the leader."""
+        """Tells each worker that has become, or is no longer, the leader, or leads with another token; and each that is
+        new here: it may believe what a former agent said."""
         for worker in self:
-            leads = leader is not None and worker.incarnation == leader.incarnation
-            if leads != worker.told_leads:
-                worker.told_leads = leads
-                worker.tell({"t": "leads", "leads": leads})
+            token = leader.token if leader is not None and worker.incarnation == leader.incarnation else 0
+            if token != worker.told_token:
+                worker.told_token = token
+                candidate = leader.candidate if leader is not None and token else ""
+                worker.tell({"t": "leads", "leads": token > 0, "token": token, "candidate": candidate})

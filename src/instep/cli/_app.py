@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from instep.cli import _demo, _get, _history, _local, _runs, _set, _status
+from instep.cli import _demo, _diff, _get, _history, _local, _rollback, _runs, _set, _status
 from instep.cli._options import EtcdOption, NamespaceOption, remember
 from instep.cli._output import line, sentence, talk
 from instep.errors import InstepError
@@ -56,3 +56,5 @@ app.command("status")(_status.status)
 app.command("get")(_get.get)
 app.command("set")(_set.set_values)
 app.command("history")(_history.history)
+app.command("diff")(_diff.diff)
+app.command("rollback")(_rollback.rollback)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from instep.cli._leaders import leaders_table, take_overs
 from instep.cli._options import EtcdOption, JsonOption, NamespaceOption, RunArgument, with_run
 from instep.cli._output import document, show, talk
 
@@ -21,20 +22,36 @@ if TYPE_CHECKING:
 def history(
     run: RunArgument,
     limit: Annotated[int, typer.Option("--limit", "-n", help="How many changes, 1 to 1000.")] = 20,
+    export: Annotated[
+        str | None,
+        typer.Option("--export", metavar="FILE", help="Write the schedule that the run was trained with; '-': stdout."),
+    ] = None,
     etcd: EtcdOption = None,
     namespace: NamespaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what was changed, by whom, why, and what became of it; the newest first."""
+    """Show what was changed, by whom, why, and what became of it; the newest first.
+
+    With --export, write which values held at which step instead: for instep.join(..., replay=FILE).
+    """
     from instep import control
 
+    if export is not None:
+        from instep.cli._export import tell_export
+
+        schedule = with_run(control.schedule, run, etcd, namespace)
+        tell_export(schedule, export, as_json=as_json)
+        return
     found = with_run(lambda client, keys: control.history(client, keys, limit), run, etcd, namespace)
     if as_json:
         document(found.to_json())
-    elif found.entries:
+        return
+    if found.entries:
         show(history_table(found.entries))
     else:
         talk(f"run {run} has had no changes yet")
+    if changed_hands := take_overs(found.leaders):
+        show(leaders_table(changed_hands))
 
 
 def history_table(entries: Iterable[Entry]) -> Table:
@@ -53,7 +70,7 @@ def history_table(entries: Iterable[Entry]) -> Table:
         who = Text(safe(entry.author), style="dim")
         if entry.reason:
             who.append(f" “{safe(entry.reason)}”", style="")
-        opened = Text(_local_time(entry.opened_at), style="dim")
+        opened = Text(local_time(entry.opened_at), style="dim")
         table.add_row(Text(number, style="dim"), opened, _outcome(entry), format_changes(entry.changes), who)
         for remark in _remarks(entry):
             table.add_row("", "", "", Text(remark, style="dim"), "")
@@ -77,7 +94,7 @@ def _remarks(entry: Entry) -> list[str]:
     return remarks
 
 
-def _local_time(opened_at: str | None) -> str:
+def local_time(opened_at: str | None) -> str:
     """`11-23 05:30:27` in the time zone of whoever looks; empty when the plan does not say."""
     try:
         return datetime.fromisoformat(opened_at or "").astimezone().strftime("%m-%d %H:%M:%S")

@@ -48,12 +48,12 @@ def plain(console: Console, renderable: RenderableType) -> str:
 
 def line(text: str) -> None:
     """One fact as one line of stdout, however long."""
-    print(text)  # noqa: T201 - the one place where facts of one line leave
+    print(text)  # noqa: T201  # the one place where facts of one line leave
 
 
 def talk(text: str) -> None:
     """One sentence to the person, on stderr."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - the one place where talk of one line leaves
+    print(text, file=sys.stderr, flush=True)  # noqa: T201  # the one place where talk of one line leaves
 
 
 def sentence(text: str) -> str:

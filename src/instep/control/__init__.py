@@ -15,10 +15,14 @@ from __future__ import annotations
 from instep.control._assignments import parse_assignments
 from instep.control._change import Written, default_author, set_values
 from instep.control._connect import connect
+from instep.control._diff import Diff, Difference, diff, parse_moment
 from instep.control._facts import Facts, ValueChange
 from instep.control._follow import ChangeReceipt, Progress, follow, wait
 from instep.control._get import Value, Values, get
 from instep.control._history import Attempt, Entry, History, history
+from instep.control._leaders import Leading
+from instep.control._past import schedule
+from instep.control._rollback import RolledBack, rollback
 from instep.control._runs import Runs, RunSummary, runs
 from instep.control._stand import Outcome
 from instep.control._status import (
@@ -46,10 +50,14 @@ __all__ = [
     "watch_status",
     "get",
     "history",
+    "diff",
+    "parse_moment",
+    "schedule",
     # changing
     "parse_assignments",
     "default_author",
     "set_values",
+    "rollback",
     "follow",
     "wait",
     # facts
@@ -67,13 +75,17 @@ __all__ = [
     "Value",
     "Values",
     "ValueChange",
+    "Diff",
+    "Difference",
     "Written",
+    "RolledBack",
     "Progress",
     "ChangeReceipt",
     "Outcome",
     "History",
     "Entry",
     "Attempt",
+    "Leading",
     # words
     "format_value",
     "format_change",

@@ -14,6 +14,10 @@ from instep.scalar import Scalar, format_scalar, same
 MAX_VALUES = 100
 """Values in one change: it is one txn, and etcd allows 128 operations."""
 
+REPLAYS = (
+    "the run replays a schedule, so its values come from that file; to steer it, stop it and start it without replay="
+)
+
 
 def parse_assignments(arguments: Iterable[str]) -> dict[str, str]:
     """`["lr=1e-4", "clip=0.5"]` as texts by name.
@@ -42,7 +46,8 @@ def check_values(
     """The values as the fields hold them (1 as 1.0 in a float field).
 
     Raises ConfigError with every problem at once: a name the schema does not have, a value it does not
-    accept, and, while the run is live, another value for a hyperparameter that is fixed.
+    accept, and, while the run is live, another value for a hyperparameter that is fixed, or any at all for a run
+    that replays a schedule.
     """
     values: dict[str, Scalar] = {}
     problems: dict[str, str] = {}
@@ -51,6 +56,9 @@ def check_values(
             values[name] = _value(name, text, schema)
         except ValueError as error:
             problems[name] = str(error)
+            continue
+        if live and schema.replays is not None:
+            problems[name] = REPLAYS
             continue
         unchanged = agreed is not None and name in agreed and same(agreed[name], values[name])
         if live and schema.is_fixed(name) and not unchanged:

@@ -24,7 +24,7 @@ from instep.scalar import Scalar, format_scalar, same
 
 MAX_TEXT = 1000
 """Characters of a reason, and of an author."""
-_TRIES = 5
+TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,37 +78,62 @@ async def set_values(
     asked_at_s = monotonic()
     for name in texts:
         check_hyperparameter_name(name)
-    author = _checked_text(author or default_author(), "author")
-    reason = _checked_text(reason, "reason") if reason else None
-    for _ in range(_TRIES):
-        before = await _look(client, keys)
+    change = change_by(author, reason)
+    for _ in range(TRIES):
+        before = await look(client, keys)
         if before.empty and not create:
             cure = " To give a run that is still to come its first values, use --create."
             raise run_not_found(keys, await run_names(client, keys.namespace), cure=cure)
-        agreed = before.agreed.values if before.agreed else None
-        values = check_values(texts, before.schema, agreed=agreed, live=before.live)
-        change = Change(id=secrets.token_hex(6), names=tuple(values), author=author, reason=reason)
-        after = await _write(client, before, values, change)
-        if after is not None:
-            return _written(after, values, change, asked_at_s)
+        written = await write_checked(client, before, texts, change, asked_at_s)
+        if written is not None:
+            return written
     raise ConfigError(
-        f"nothing was written: the schema of {keys.run} changed {_TRIES} times while the values were checked; try again"
+        f"nothing was written: the schema of {keys.run} changed {TRIES} times while the values were checked; try again"
     )
 
 
-async def _look(client: Client, keys: Keys) -> Picture:
+def change_by(author: str | None, reason: str | None) -> Change:
+    """A change of no names yet. Raises SettingsError for a text that is too long."""
+    author = _checked_text(author or default_author(), "author")
+    reason = _checked_text(reason, "reason") if reason else None
+    return Change(id=secrets.token_hex(6), names=(), author=author, reason=reason)
+
+
+async def write_checked(
+    client: Client,
+    before: Picture,
+    texts: Mapping[str, str],
+    change: Change,
+    asked_at_s: float,
+    guards: tuple[Compare, ...] = (),
+) -> Written | None:
+    """Check the values against a look at the run and write them; None, and nothing written, when the schema has
+    changed since then or a guard does not hold. Raises ConfigError with all problems.
+    """
+    agreed = before.agreed.values if before.agreed else None
+    values = check_values(texts, before.schema, agreed=agreed, live=before.live)
+    change = change.model_copy(update={"names": tuple(values)})
+    after = await _write(client, before, values, change, guards)
+    return _written(after, values, change, asked_at_s) if after is not None else None
+
+
+async def look(client: Client, keys: Keys) -> Picture:
+    """What a change is checked against."""
     ops = [Op.get(keys.schema), Op.get(keys.agreed), Op.range(keys.members, limit=1), Op.range(keys.root, limit=1)]
     return _picture(keys, await client.txn([], ops))
 
 
-async def _write(client: Client, before: Picture, values: Mapping[str, Scalar], change: Change) -> Picture | None:
+async def _write(
+    client: Client, before: Picture, values: Mapping[str, Scalar], change: Change, guards: tuple[Compare, ...]
+) -> Picture | None:
     """The run as it was at the write; None when the schema was no longer the one that the values were checked with."""
     keys = before.keys
     puts = [Op.put(keys.config_of(name), format_scalar(value)) for name, value in values.items()]
     puts.append(Op.put(keys.change(change.id), change.encode()))
     reads = [Op.get(keys.agreed), Op.range(keys.members, limit=1)]
     try:
-        result = await client.txn([Compare.mod_revision(keys.schema, "==", before.schema_revision)], [*puts, *reads])
+        same_schema = Compare.mod_revision(keys.schema, "==", before.schema_revision)
+        result = await client.txn([same_schema, *guards], [*puts, *reads])
     except (EtcdFull, EtcdUnavailable) as error:
         revision = await _settled(client, before, values, change) if error.applied_unknown else None
         if revision is None:

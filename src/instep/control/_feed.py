@@ -59,5 +59,5 @@ class Feed:
                 async for batch in watch:
                     for event in batch.events:
                         self._queue.put_nowait(event)
-        except Exception as error:  # noqa: BLE001 - handed to the consumer, whatever it is
+        except Exception as error:  # noqa: BLE001  # handed to the consumer, whatever it is
             self._queue.put_nowait(error)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from instep.control._facts import Facts, ValueChange
+from instep.control._leaders import Leading, leaders_of
 from instep.control._load import load, load_receipts
 from instep.control._picture import Picture
 from instep.control._runs import require_run
@@ -65,10 +66,13 @@ class History(Facts):
     revision: int
     entries: tuple[Entry, ...]
     """The newest first."""
+    leaders: tuple[Leading, ...] = ()
+    """Who has led the run, the newest first."""
 
 
 async def history(client: Client, keys: Keys, limit: int = DEFAULT_LIMIT) -> History:
-    """The newest `limit` changes; etcd keeps those of the last 1000 plans, and receipts of the last 20.
+    """The newest `limit` changes and leaders; etcd keeps those of the last 1000 plans, receipts of the last 20, and the
+    last 100 leaders.
 
     Raises RunNotFound. Receipts are read for the newest 50 changes at most.
     """
@@ -77,7 +81,8 @@ async def history(client: Client, keys: Keys, limit: int = DEFAULT_LIMIT) -> His
     picture = await _read(client, keys, limit)
     if picture.empty:
         await require_run(client, keys)
-    return History(keys.run, picture.revision, entries_of(picture)[:limit])
+    leaders = await leaders_of(client, keys, limit)
+    return History(keys.run, picture.revision, entries_of(picture)[:limit], leaders)
 
 
 def entries_of(picture: Picture) -> tuple[Entry, ...]:

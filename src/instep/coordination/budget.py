@@ -239,7 +239,7 @@ class RetryBudget:
             return False
         self._trouble = None
         self._conflicts += 1
-        await asyncio.sleep(random.uniform(0, CONFLICT_PAUSE_S))
+        await asyncio.sleep(random.uniform(0, CONFLICT_PAUSE_S))  # or the same ones meet again
         return False
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Generic, Self, TypeVar
 
+from instep.coordination.block import TaskBlock, ended
 from instep.coordination.mirror import Mirror, cancelled
 from instep.coordination.waiting import first_of
 from instep.errors import SettingsError
@@ -15,7 +15,7 @@ from instep.etcd import Client, Event, KeyValue
 T = TypeVar("T")
 
 
-class Changes(Generic[T]):
+class Changes(TaskBlock, Generic[T]):
     """Entered and then iterated, gives the value as it is, and again each time it is another one. It does not end.
 
     Promise: the newest value is always given in the end, over outages, compactions and restarts of etcd. Limit: a value
@@ -27,7 +27,6 @@ class Changes(Generic[T]):
         self._look = look
         self._moved = asyncio.Event()
         self._mirror = Mirror(client, prefix, self._on_change)
-        self._task: asyncio.Task[None] | None = None
         self._given: tuple[T] | None = None
         self._prefix = prefix
 
@@ -36,18 +35,7 @@ class Changes(Generic[T]):
 
     async def __aenter__(self) -> Self:
         """Raises what the client raises when etcd cannot be read at first."""
-        self._task = asyncio.create_task(self._mirror.run(), name=f"changes of {self._prefix}")
-        try:
-            await first_of(self._mirror.wait_listed(), _ended(self._task))
-        except BaseException:
-            await self.close()
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
+        return await self._enter(self._mirror.run(), self._mirror.wait_listed(), f"changes of {self._prefix}")
 
     async def close(self) -> None:
         task, self._task = self._task, None
@@ -68,16 +56,10 @@ class Changes(Generic[T]):
             if self._given is None or self._given[0] != value:
                 self._given = (value,)
                 return value
-            await first_of(self._moved_once(), _ended(task))
+            await first_of(self._moved_once(), ended(task))
 
     async def _moved_once(self) -> None:
         await self._moved.wait()
 
     def _on_change(self, events: tuple[Event, ...]) -> None:
         self._moved.set()
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    """Raises what ended the task; waiting for it does not cancel it."""
-    await asyncio.wait([task])
-    task.result()

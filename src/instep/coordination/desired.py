@@ -85,8 +85,18 @@ def pending_revisions(
     rejected: Mapping[str, Rejected],
 ) -> frozenset[int]:
     """Revisions of desired values that still wait to be planned."""
-    return frozenset(
-        item.revision
+    return frozenset(desired[name].revision for name in pending_names(desired, agreed, schema, rejected))
+
+
+def pending_names(
+    desired: Mapping[str, Desired],
+    agreed: Mapping[str, Scalar],
+    schema: Schema,
+    rejected: Mapping[str, Rejected],
+) -> tuple[str, ...]:
+    """Names of desired values that still wait to be planned."""
+    return tuple(
+        item.name
         for item in desired.values()
         if not _is_rejected(item, rejected) and not _is_agreed(item, agreed, schema)
     )
@@ -104,6 +114,8 @@ def start_values(
     and reported, and never fatal.
     """
     fallback = {name: value for name, value in (agreed or {}).items() if _fits(name, value, schema)}
+    if schema.replays is not None:
+        return Start(schema.defaults())  # those of the schedule; what is desired is for a run that is steered
     values, base = schema.defaults(), schema.defaults()
     rejections: list[Rejected] = []
     taken: list[Taken] = []
@@ -159,8 +171,7 @@ def _judge(
         if item.name in agreed and same(agreed[item.name], value):
             continue
         if schema.is_fixed(item.name):
-            reason = "it is fixed while the run goes on; the next start of the run reads it"
-            problems[item.name] = _rejection(item, reason, "fixed")
+            problems[item.name] = _rejection(item, _why_fixed(schema), "fixed")
             continue
         values[item.name] = value
     if not problems and _total_bytes({**agreed, **values}) > MAX_TOTAL_BYTES:
@@ -179,6 +190,12 @@ def _judge(
         if item.name in values
     )
     return {}, (*problems.values(), *companions)
+
+
+def _why_fixed(schema: Schema) -> str:
+    if schema.replays is not None:
+        return "the run replays a schedule, so its values come from that file; the next start without replay= reads it"
+    return "it is fixed while the run goes on; the next start of the run reads it"
 
 
 def _total_bytes(values: Mapping[str, Scalar]) -> int:

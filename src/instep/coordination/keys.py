@@ -30,8 +30,8 @@ class Keys:
 
     @property
     def desires(self) -> str:
-        """Prefix of `changes/`, `commands/` and `config/` together: one watch, so that a put and its author arrive as
-        one."""
+        """Prefix of `changes/`, `checkpoints/`, `commands/` and `config/` together: one watch, so that a put and its
+        author arrive as one."""
         return f"{self.root}c"
 
     @property
@@ -51,9 +51,61 @@ class Keys:
         return f"{self.changes}{change_id}"
 
     @property
+    def commands(self) -> str:
+        """Prefix: what all ranks are to do at one step; a key is deleted when its command is decided."""
+        return f"{self.root}commands/"
+
+    def command(self, command_id: str) -> str:
+        return f"{self.commands}{command_id}"
+
+    @property
     def schema(self) -> str:
         """JSON Schema of the hyperparameters of the current view."""
         return f"{self.root}schema"
+
+    # -- checkpoints: written by whoever leads ---------------------------------------------------------------------
+
+    @property
+    def checkpoints(self) -> str:
+        """Prefix: one manifest a committed checkpoint, and `latest`."""
+        return f"{self.root}checkpoints/"
+
+    def checkpoint(self, checkpoint_id: str) -> str:
+        return f"{self.checkpoints}{checkpoint_id}"
+
+    @property
+    def latest(self) -> str:
+        return f"{self.checkpoints}latest"
+
+    @property
+    def saving(self) -> str:
+        """The checkpoint that is being written, as announced by who writes it."""
+        return f"{self.state}saving"
+
+    @property
+    def saved(self) -> str:
+        """What `latest` holds, written in the same txn: the one flows down, the other is read."""
+        return f"{self.state}saved"
+
+    @property
+    def resume(self) -> str:
+        """Which checkpoint the ranks of the view are asked about, or have agreed to go on from."""
+        return f"{self.state}resume"
+
+    @property
+    def verified(self) -> str:
+        """Prefix: what a node's ranks found when they looked at that checkpoint."""
+        return f"{self.root}reports/verified/"
+
+    def verified_of(self, node: str) -> str:
+        return f"{self.verified}{node}"
+
+    def readers(self, checkpoint_id: str) -> str:
+        """Prefix: nodes with a rank that reads the checkpoint, each on its lease. It is not forgotten meanwhile."""
+        return f"{self.root}reports/readers/{checkpoint_id}/"
+
+    def reader(self, checkpoint_id: str, node: str) -> str:
+        return f"{self.readers(checkpoint_id)}{node}"
 
     # -- election -------------------------------------------------------------------------------------------------
 
@@ -106,6 +158,14 @@ class Keys:
         return f"{self.rejected}{name}"
 
     @property
+    def declined(self) -> str:
+        """Prefix: commands that were not carried out."""
+        return f"{self.state}declined/"
+
+    def declined_of(self, command_id: str) -> str:
+        return f"{self.declined}{command_id}"
+
+    @property
     def forming(self) -> str:
         """Which ranks the next view still waits for."""
         return f"{self.state}forming"
@@ -116,6 +176,27 @@ class Keys:
 
     def refused_of(self, incarnation: str) -> str:
         return f"{self.refused}{incarnation}"
+
+    # -- history: watched by nobody --------------------------------------------------------------------------------
+
+    @property
+    def starts(self) -> str:
+        """Prefix: what the last 200 views began with, those that were fresh."""
+        return f"{self.root}history/starts/"
+
+    def start_of(self, view: int) -> str:
+        return f"{self.starts}{view}"
+
+    def first_step_of(self, view: int) -> str:
+        return f"{self.start_of(view)}/step"
+
+    @property
+    def terms(self) -> str:
+        """Prefix: the last 100 leaders, by term."""
+        return f"{self.root}history/leaders/"
+
+    def term(self, number: int) -> str:
+        return f"{self.terms}{number}"
 
     # -- reports: flow up -----------------------------------------------------------------------------------------
 
@@ -158,6 +239,10 @@ class Keys:
 
     def left_of(self, node: str) -> str:
         return f"{self.left}{node}"
+
+    def resigned_of(self, node: str) -> str:
+        """Why a node that led has let go of it, until its successor has read that. On no lease."""
+        return f"{self.root}reports/resigned/{node}"
 
     @property
     def metrics(self) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TypeAlias
 
@@ -15,7 +15,9 @@ from instep.coordination.keys import Keys
 from instep.coordination.leading import (
     Abort,
     Action,
+    Ask,
     Commit,
+    Decline,
     FormView,
     OpenPlan,
     Progress,
@@ -145,7 +147,7 @@ class Leadership:
         """Carries one action out; False when etcd's state has moved on, which the mirrors will show."""
         seen = self._picture.seen()
         if isinstance(action, FormView):
-            action = await self._tried(action)
+            action = await self._tried(replace(action, at=_now()))
         if isinstance(action, OpenPlan):
             action = OpenPlan(action.plan.model_copy(update={"opened_at": _now()}))
         sent_at = self._clock()
@@ -170,9 +172,12 @@ class Leadership:
         match action:
             case OpenPlan():
                 plan = action.plan
-                self._foreseen = Foreseen(plan.number, plan.gate, plan.gate - self._ahead.gate + self._ahead.arming)
                 self._margin.opened(took_s)
-                log.info("plan %d for step %d: %s", action.plan.number, action.plan.gate, action.plan.values)
+                if plan.gate != self._paused_at():  # how soon those who stand still answer teaches nothing
+                    arming = plan.gate - self._ahead.gate + self._ahead.arming
+                    self._foreseen = Foreseen(plan.number, plan.gate, arming)
+                what = plan.values or f"{plan.kind} {plan.name or ''}"
+                log.info("plan %d for step %d: %s", plan.number, plan.gate, what)
             case Commit():
                 foreseen, self._foreseen = self._foreseen, None
                 if foreseen is not None and foreseen.number == action.plan.number:
@@ -188,6 +193,13 @@ class Leadership:
             case Reject():
                 for item in action.rejections:
                     log.warning("%s=%s is rejected: %s", item.name, item.value, item.reason)
+            case Decline():
+                command = action.declined.command
+                log.warning("%s %s is declined: %s", command.kind, command.name or "", action.declined.why)
+            case Ask():
+                resume, reasons = action.resume, "; ".join(action.resume.reasons.values())
+                what = "all go on from" if resume.final else "the ranks are asked about"
+                log.info("%s checkpoint %s%s", what, resume.id, f" ({reasons})" if reasons else "")
             case Refuse():
                 for refused in action.refused:
                     log.warning("refused: %s", refused.reason)
@@ -201,6 +213,9 @@ class Leadership:
             self._foreseen = None
             if decision.step is not None:
                 self._margin.aborted((foreseen.gate - foreseen.arming) * pace.step_time_s)
+
+    def _paused_at(self) -> int | None:
+        return self._state.agreed.course.paused_at if self._state.agreed is not None else None
 
     async def _caught_up(self, action: Action, revision: int) -> None:
         """Waits until our own write shows in the mirror, so that the next decision does not repeat this one."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from instep.coordination import membership
+from instep.coordination import commands, membership, resuming
+from instep.coordination.commands import Order
 from instep.coordination.desired import (
     Desired,
+    Wanted,
     next_change,
     pending_revisions,
     settled_rejections,
@@ -21,14 +23,20 @@ from instep.coordination.membership import Registered
 from instep.coordination.records import (
     Agreed,
     Change,
+    Course,
     Decision,
+    Declined,
     Forming,
     Left,
+    Manifest,
     Plan,
+    Pointer,
     Receipt,
     Refused,
     Rejected,
+    Resume,
     Snapshot,
+    Verified,
     View,
     format_ranks,
 )
@@ -67,6 +75,17 @@ class Situation:
     receipts: Mapping[str, Receipt] = field(default_factory=dict)
     desired: Mapping[str, Desired] = field(default_factory=dict)
     changes: Mapping[int, Change] = field(default_factory=dict)
+    orders: tuple[Order, ...] = ()
+    """Commands that wait to be carried out."""
+    declined: Mapping[str, int] = field(default_factory=dict)
+    """Revision of each declined command that is still kept, by its id."""
+    manifests: Mapping[str, Manifest] = field(default_factory=dict)
+    """Committed checkpoints by id, where a decision looks at them."""
+    pointer: Pointer | None = None
+    resume: Resume | None = None
+    resume_is_newer: bool = False
+    """What the ranks have agreed to go on from was written after the newest checkpoint."""
+    verified: Mapping[str, Verified] = field(default_factory=dict)
     rejected: Mapping[str, Rejected] = field(default_factory=dict)
     schemas: Mapping[str, str] = field(default_factory=dict)
     schema: Schema = field(default_factory=lambda: Schema(None))
@@ -95,6 +114,8 @@ class FormView:
     """An undecided plan of the view before: its abort is part of the same txn, so it can no longer be committed."""
     trial: Trial | None = None
     """To be tried by a worker of the view first."""
+    at: str | None = None
+    """Wall clock, for people only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +146,27 @@ class Reject:
 
 
 @dataclass(frozen=True, slots=True)
+class Decline:
+    """A command that is not carried out."""
+
+    id: str
+    declined: Declined
+
+
+@dataclass(frozen=True, slots=True)
 class Tidy:
     """Records that speak of values which no longer stand, or that are done with."""
 
     rejections: tuple[str, ...]
     changes: tuple[str, ...]
+    declined: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Which checkpoint the ranks are asked about next, or all go on from."""
+
+    resume: Resume
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +176,14 @@ class Announce:
     forming: Forming
 
 
-Action = Announce | FormView | Refuse | OpenPlan | Commit | Abort | Reject | Restore | Tidy
+Action = Announce | Ask | FormView | Refuse | OpenPlan | Commit | Abort | Decline | Reject | Restore | Tidy
 
 
 def next_action(now: Situation) -> Action | None:
     """The one thing to do next, the most urgent first; None when all is as it should be."""
     if now.lost:
         return Restore(dict(now.lost))
-    return _about_members(now) or _about_open_plan(now) or _about_config(now)
+    return _about_members(now) or _about_open_plan(now) or _about_resuming(now) or _about_wishes(now)
 
 
 def is_settled(now: Situation) -> bool:
@@ -160,7 +197,7 @@ def is_settled(now: Situation) -> bool:
         return False
     if not now.decision.commit:
         return True
-    if now.agreed is not None and now.agreed.gate is None:
+    if now.agreed is not None and now.plan.number <= now.agreed.began:
         return True  # nothing has been committed since the run began anew
     return membership.active_nodes(now.view, now.left) <= set(now.receipts)
 
@@ -202,14 +239,26 @@ def _form_view(now: Situation, group: membership.Group) -> FormView:
     trial: Trial | None = None
     if fresh or now.agreed is None:
         start = start_values(now.desired, now.agreed.values if now.agreed else None, schema, now.rejected)
-        snapshot, rejections = Snapshot(values=start.values, plan=last_plan), start.rejections
+        course = commands.course_of_fresh_view(now.agreed.course) if now.agreed else Course()
+        snapshot, rejections = Snapshot(values=start.values, plan=last_plan, course=course), start.rejections
         trial = start.trial
-        agreed = Agreed(plan=last_plan, view=number, values=start.values, revision=_newest_revision(now.desired))
+        revision = _newest_revision(now.desired)
+        agreed = Agreed(
+            plan=last_plan, view=number, values=start.values, revision=revision, course=course, began=last_plan
+        )
     else:
         # The gate goes with it even when everybody has passed it: one that comes back from a checkpoint starts before
         # it again (docs/protocol/, mutant FORGET_PREVIOUS).
         agreed = now.agreed.model_copy(update={"view": number})
-        snapshot = Snapshot(values=agreed.values, plan=agreed.plan, gate=agreed.gate, previous=agreed.previous)
+        snapshot = Snapshot(
+            values=agreed.values,
+            plan=agreed.plan,
+            gate=agreed.gate,
+            previous=agreed.previous,
+            course=agreed.course,
+        )
+    offer = resuming.offer(now.view, fresh, now.pointer, now.resume, resume_is_newer=now.resume_is_newer)
+    snapshot = snapshot.model_copy(update={"checkpoint": offer.checkpoint, "vote": offer.vote})
     view = View(
         number=number,
         world_size=group.world_size,
@@ -220,6 +269,16 @@ def _form_view(now: Situation, group: membership.Group) -> FormView:
     )
     undecided = now.plan is not None and now.decision is None
     return FormView(view, agreed, schema, rejections, last_plan if undecided else None, trial)
+
+
+def _about_resuming(now: Situation) -> Ask | None:
+    if now.view is None or not now.verified:
+        return None
+    poll = resuming.Poll(
+        view=now.view, resume=now.resume, verified=now.verified, left=now.left, manifests=now.manifests
+    )
+    resume = resuming.next_resume(poll)
+    return Ask(resume) if resume is not None else None
 
 
 def _about_open_plan(now: Situation) -> Action | None:
@@ -254,18 +313,20 @@ def _without_mark(plan: Plan, agreed: Agreed | None) -> Abort | None:
 
 
 def _agreed_after(now: Situation, plan: Plan) -> Agreed:
-    before = now.agreed.values if now.agreed else {}
-    return Agreed(
-        plan=plan.number,
-        view=plan.view,
-        values={**before, **plan.values},
-        gate=plan.gate,
-        previous=dict(before),
-        revision=plan.revision,
-    )
+    if now.agreed is None:
+        return Agreed(plan=plan.number, view=plan.view, values=plan.values, gate=plan.gate, previous={})
+    before = now.agreed
+    news: dict[str, object] = {"plan": plan.number, "view": plan.view, "course": plan.course or before.course}
+    if plan.kind == "config":
+        values = {**before.values, **plan.values}
+        news |= {"values": values, "gate": plan.gate, "previous": dict(before.values), "revision": plan.revision}
+    if plan.kind == "restore":
+        news |= {"gate": None, "previous": None}  # the steps before it are run again, with what holds now
+    return before.model_copy(update=news)
 
 
-def _about_config(now: Situation) -> Action | None:
+def _about_wishes(now: Situation) -> Action | None:
+    """The oldest of what operators want, a change or a command."""
     if now.view is None or now.agreed is None:
         return None
     if not is_settled(now):
@@ -277,24 +338,83 @@ def _about_config(now: Situation) -> Action | None:
     if refused:
         return Reject(refused)
     wanted = next_change(now.desired, now.agreed.values, now.schema, now.rejected)
-    if wanted is None:
+    if wanted is not None and wanted.rejections:
+        change = now.changes.get(wanted.revision)
+        return Reject(tuple(_signed(item, change) for item in wanted.rejections))
+    order = commands.oldest(now.orders)
+    if order is not None and (wanted is None or order.revision < wanted.revision):
+        return _about_order(now, order, now.agreed.course)
+    return _about_change(now, wanted) if wanted is not None else None
+
+
+def _about_change(now: Situation, wanted: Wanted) -> Action | None:
+    gate = _next_gate(now)
+    if gate is None:
         return None
     change = now.changes.get(wanted.revision)
-    if wanted.rejections:
-        return Reject(tuple(_signed(item, change) for item in wanted.rejections))
-    missing = membership.missing_ranks(now.view, now.registered, now.left)
-    if missing or now.progress.step is None:
-        return None  # nobody to agree with yet; the change stays desired
-    return OpenPlan(_plan(now, wanted.revision, wanted.values, change))
+    return OpenPlan(_plan(now, gate, wanted.revision, wanted.values, change))
+
+
+def _about_order(now: Situation, order: Order, course: Course) -> Action | None:
+    why = _refusal_of(now, order) or commands.why_not(
+        order, course, now.manifests, somebody_left=_somebody_left(now)
+    )
+    if why is not None or order.command is None:
+        return Decline(order.id, commands.declined(order, why or ""))
+    gate = _next_gate(now)
+    if gate is None:
+        return None
+    command = order.command
+    plan = _plan(now, gate, order.revision, {}, None).model_copy(
+        update={
+            "kind": command.kind,
+            "name": command.name,
+            "course": commands.course_after(command, gate, course),
+            "checkpoint": now.manifests.get(command.name or "") if command.kind == "restore" else None,
+            "author": command.author,
+            "reason": command.reason,
+            "change_id": order.id,
+        }
+    )
+    return OpenPlan(plan)
+
+
+def _refusal_of(now: Situation, order: Order) -> str | None:
+    """What a worker said to the newest plan, if that was for this command."""
+    if now.plan is None or now.decision is None or not now.decision.refused or now.plan.change_id != order.id:
+        return None
+    return "; ".join(f"{name}: {reason}" for name, reason in now.decision.refused.items())
+
+
+def _somebody_left(now: Situation) -> bool:
+    return now.view is not None and any(left.view == now.view.number and left.ranks for left in now.left.values())
+
+
+def _next_gate(now: Situation) -> int | None:
+    """Of the next plan; None while there is nobody to agree with: what is wanted stays so.
+
+    While the run is paused all ranks stand before one step, and that is the gate.
+    """
+    assert now.view is not None
+    assert now.agreed is not None
+    if membership.missing_ranks(now.view, now.registered, now.left):
+        return None
+    if now.agreed.course.paused_at is not None:
+        return now.agreed.course.paused_at
+    if now.progress.step is None:
+        return None
+    late = (now.decision.step or 0) if now.decision else 0
+    return max(now.progress.step, late, membership.last_step_left(now.view, now.left)) + now.progress.margin_steps
 
 
 def _tidy(now: Situation, agreed: Agreed) -> Tidy | None:
     rejections = settled_rejections(now.desired, agreed.values, now.schema, now.rejected)
     open_revisions = pending_revisions(now.desired, agreed.values, now.schema, now.rejected)
     changes = tuple(change.id for revision, change in now.changes.items() if revision not in open_revisions)
-    if not rejections and not changes:
+    declined = commands.outdated(now.declined)
+    if not rejections and not changes and not declined:
         return None
-    return Tidy(rejections[:MAX_TIDIED], changes[:MAX_TIDIED])
+    return Tidy(rejections[:MAX_TIDIED], changes[:MAX_TIDIED], declined[:MAX_TIDIED])
 
 
 def _signed(item: Rejected, change: Change | None) -> Rejected:
@@ -303,17 +423,14 @@ def _signed(item: Rejected, change: Change | None) -> Rejected:
     return item.model_copy(update={"change_id": change.id, "author": change.author, "why": change.reason})
 
 
-def _plan(now: Situation, revision: int, values: Mapping[str, object], change: Change | None) -> Plan:
+def _plan(now: Situation, gate: int, revision: int, values: Mapping[str, object], change: Change | None) -> Plan:
     assert now.view is not None
     assert now.agreed is not None
-    assert now.progress.step is not None
-    late = (now.decision.step or 0) if now.decision else 0
-    started = max(now.progress.step, late, membership.last_step_left(now.view, now.left))
     return Plan.model_validate(
         {
             "number": (now.plan.number if now.plan else 0) + 1,
             "view": now.view.number,
-            "gate": started + now.progress.margin_steps,
+            "gate": gate,
             "values": dict(values),
             "previous": {name: now.agreed.values.get(name) for name in values},
             "revision": revision,

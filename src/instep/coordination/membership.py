@@ -151,6 +151,16 @@ def active_nodes(view: View, left: Mapping[str, Left]) -> frozenset[str]:
     )
 
 
+def active_ranks(view: View, left: Mapping[str, Left]) -> frozenset[int]:
+    """Ranks of the view that have not ended cleanly."""
+    return frozenset(
+        rank
+        for node, members in view.nodes.items()
+        for rank in members.ranks
+        if not _has_left(view, left.get(node), rank)
+    )
+
+
 def last_step_left(view: View, left: Mapping[str, Left]) -> int:
     """The highest step run by a rank of the view that has left; a gate at or before it would have been passed."""
     return max(
@@ -170,5 +180,6 @@ def _disagreement(member: Member, usual: Group) -> str:
         )
     return (
         f"rank {member.rank} on {member.host} declares other hyperparameters than the other ranks (schema "
-        f"{member.schema_digest} instead of {usual.schema_digest}): run the same version of the script everywhere"
+        f"{member.schema_digest} instead of {usual.schema_digest}): run the same version of the script everywhere, and "
+        "replay the same schedule on all ranks, or none"
     )

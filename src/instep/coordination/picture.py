@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable
 
 from instep.coordination import membership
+from instep.coordination.commands import Order
 from instep.coordination.desired import Desired
 from instep.coordination.keys import Keys, last_part
 from instep.coordination.leading import Progress, Situation
 from instep.coordination.membership import Registered
 from instep.coordination.mirror import Mirror
-from instep.coordination.records import Change, Left, Member, Receipt
+from instep.coordination.records import Change, Command, Left, Manifest, Member, Pointer, Receipt, Verified
 from instep.coordination.schema import Schema
 from instep.coordination.state import RunState
 from instep.coordination.transactions import Seen
@@ -49,13 +50,14 @@ class Picture:
         self._receipts = Mirror(client, keys.receipts, changed, decode=Receipt.decode_or_none)
         self._left = Mirror(client, keys.left, changed, decode=Left.decode_or_none)
         self._schemas = Mirror(client, keys.schemas, changed)
+        self._verified = Mirror(client, keys.verified, changed, decode=Verified.decode_or_none)
 
     def __repr__(self) -> str:
         return f"Picture({self._state!r}, {self._members!r})"
 
     @property
     def mirrors(self) -> tuple[Mirror, ...]:
-        return (self.desires, self._members, self._acks, self._receipts, self._left, self._schemas)
+        return (self.desires, self._members, self._acks, self._receipts, self._left, self._schemas, self._verified)
 
     def run(self) -> list[asyncio.Task[None]]:
         """Starts following; the caller cancels the tasks."""
@@ -67,12 +69,14 @@ class Picture:
 
     def seen(self) -> Seen:
         """The revisions that a decision taken now stands on."""
-        return Seen(self._state.view_revision, self._state.agreed_revision)
+        return Seen(self._state.view_revision, self._state.agreed_revision, self._pointer()[1])
 
     def situation(self, progress: Progress) -> Situation:
         state, keys = self._state, self._keys
         number = state.plan.number if state.plan is not None else 0
         registered = self._registered()
+        pointer = self._pointer()
+        verified = {last_part(key): record for key, record in self._verified.records.items()}
         return Situation(
             view=state.view,
             agreed=state.agreed,
@@ -95,6 +99,13 @@ class Picture:
             },
             desired=self._desired(),
             changes=self._changes(),
+            orders=(orders := self._orders()),
+            declined=state.declined,
+            manifests=self._manifests() if orders or verified else {},
+            pointer=pointer[0],
+            resume=state.resume,
+            resume_is_newer=state.resume_revision > pointer[1],
+            verified=verified,
             rejected=state.rejected,
             schemas={last_part(item.key): item.text for item in self._schemas.keys.values()},
             schema=self._schema_of_view(),
@@ -126,6 +137,25 @@ class Picture:
             item.mod_revision: change.model_copy(update={"id": last_part(item.key)})
             for item, change in found
             if change is not None
+        }
+
+    def _orders(self) -> tuple[Order, ...]:
+        return tuple(
+            Order(last_part(item.key), item.mod_revision, Command.decode_or_none(item.value))
+            for item in self.desires.under(self._keys.commands)
+        )
+
+    def _pointer(self) -> tuple[Pointer | None, int]:
+        item = self.desires.get(self._keys.latest)
+        return (Pointer.decode_or_none(item.value), item.mod_revision) if item is not None else (None, 0)
+
+    def _manifests(self) -> dict[str, Manifest]:
+        keys = self._keys
+        found = ((item.key, Manifest.decode_or_none(item.value)) for item in self.desires.under(keys.checkpoints))
+        return {
+            manifest.id: manifest
+            for key, manifest in found
+            if manifest is not None and key == keys.checkpoint(manifest.id)
         }
 
     def _age_of_plan(self, number: int) -> float:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Literal, Self
+from typing import Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from instep.names import INCARNATION_LENGTH
 from instep.scalar import Scalar
+
+PlanKind: TypeAlias = Literal["config", "pause", "resume", "stop", "checkpoint", "action", "restore"]
+CommandKind: TypeAlias = Literal["pause", "resume", "stop", "checkpoint", "action", "restore"]
 
 MAX_RANKS = 1_000_000
 """What a damaged document may make us hold; the design is for 10,240."""
@@ -61,6 +64,19 @@ class NodeMembers(Record):
     incarnations: tuple[str, ...]
 
 
+class Course(Record):
+    """What the ranks do beside training on, by step: so whoever joins later does it at the same step."""
+
+    paused_at: int | None = None
+    """They stand before this step until the run is resumed."""
+    save_at: int | None = None
+    """In this step `checkpoint_requested` holds."""
+    ends_at: int | None = None
+    """The first step that is not run."""
+    reason: str | None = None
+    """Why it is paused or ends, for people."""
+
+
 class Snapshot(Record):
     """What a worker starts a view with: `previous` (if any) before step `gate`, `values` from it on."""
 
@@ -68,6 +84,11 @@ class Snapshot(Record):
     plan: int = 0
     gate: int | None = None
     previous: dict[str, Scalar] | None = None
+    course: Course = Course()
+    checkpoint: str | None = None
+    """The newest committed checkpoint when the view was formed; None when there was none."""
+    vote: bool = False
+    """The ranks have still to agree on it: nobody has gone on from a checkpoint since the run began anew."""
 
 
 class View(Record):
@@ -102,13 +123,94 @@ class View(Record):
         return cls.model_validate(document)
 
 
+class StartOfView(Record):
+    """What a fresh view began with: with the plans that follow, what a run was trained with."""
+
+    view: int = Field(ge=1)
+    values: dict[str, Scalar]
+    plan: int = 0
+    """The newest plan of the time before."""
+    checkpoint: str | None = None
+    """The newest committed checkpoint of that moment."""
+    replays: str | None = None
+    """Digest of the schedule that the view's values come from."""
+    at: str | None = None
+    """Wall clock of the leader's host, for people only."""
+
+
+class FirstStep(Record):
+    """Where a fresh view really began: said by its rank 0 at the first boundary."""
+
+    step: int = Field(ge=0)
+
+
+class Command(Record):
+    """Something that all ranks are to do at one step. `name` is the action's, or the checkpoint's to go back to."""
+
+    kind: CommandKind
+    name: str | None = None
+    save: bool = True
+    """Of a stop: whether a checkpoint is saved first."""
+    node: str | None = None
+    """Of a stop: the node that is about to go, and for whose sake the run stops."""
+    author: str | None = None
+    reason: str | None = None
+
+
+class Declined(Record):
+    """A command that was not carried out, and why."""
+
+    command: Command
+    revision: int
+    """The revision that wrote the command."""
+    why: str
+
+
+class Manifest(Record):
+    """A committed checkpoint. Its files are listed, with their sums, in a file of its own beside them: `digest` is that
+    file's sha256, so that neither can be exchanged unnoticed."""
+
+    id: str = Field(pattern=r"^[0-9]{1,19}-[0-9]{1,19}$")
+    """`<step>-<token>`."""
+    step: int = Field(ge=0)
+    """The step whose update it holds: a run goes on with the next one."""
+    token: int
+    path: str
+    """The directory, as the saver's host names it."""
+    layout: Literal["plain", "sharded", "custom"] = "custom"
+    files: int = 0
+    bytes: int = 0
+    digest: str
+    view: int
+    world_size: int
+    config: dict[str, Scalar] = Field(default_factory=dict)
+    plan: int = 0
+    """The newest plan agreed on at `step`."""
+    rank: int
+    host: str
+    node: str
+    duration_s: float
+    lineage: tuple[str, ...] = ()
+    """Ids of the checkpoints that its training went on from, the newest first: the pointer that it replaced, and that
+    one's lineage, 20 at most. A fall-back follows it, never what a run has been taken back from."""
+    committed_at: str
+    """Wall clock of the saver's host, for people only."""
+
+
 class Plan(Record):
-    """A change proposed for step `gate`. `values` are those that change; the rest of the agreed ones stay."""
+    """A change or a command proposed for step `gate`. `values` are those that change; the rest of the agreed ones stay.
+
+    A command changes no value; `course` is what holds from the gate on where it changes that.
+    """
 
     number: int = Field(ge=1)
     view: int
     gate: int
-    kind: Literal["config"] = "config"
+    kind: PlanKind = "config"
+    name: str | None = None
+    course: Course | None = None
+    checkpoint: Manifest | None = None
+    """What the run goes back to."""
     values: dict[str, Scalar]
     previous: dict[str, Scalar]
     revision: int
@@ -134,7 +236,10 @@ class Decision(Record):
 
 
 class Agreed(Record):
-    """The values that every rank has. `previous` held before step `gate`."""
+    """The values that every rank has, `previous` before step `gate`, the last that changed a value; and their course.
+
+    `plan` is the newest that was committed, a command or a change.
+    """
 
     plan: int
     view: int
@@ -142,6 +247,9 @@ class Agreed(Record):
     gate: int | None = None
     previous: dict[str, Scalar] | None = None
     revision: int = 0
+    course: Course = Course()
+    began: int = 0
+    """The newest plan when the run last began anew: nothing up to it binds those who train now."""
 
 
 class Leader(Record):
@@ -153,6 +261,43 @@ class Leader(Record):
     candidate: str
     token: int
     host: str = ""
+    term: int = 0
+    """How many have led the run so far, this one included; a worker that leads again counts again."""
+
+
+class Candidate(Record):
+    """Whom a node's candidate names. The oldest one that stands leads."""
+
+    node: str
+    rank: int
+    incarnation: str
+    last_resort: bool = False
+    """Each worker of the node has led and stalled: who stalls too gains nothing by making way for this one."""
+
+
+CAME_FIRST = "another rank of its node came first"
+"""Why a leader made way before it had trained."""
+
+
+class Term(Record):
+    """One leadership as it was proclaimed, kept for people."""
+
+    term: int = Field(ge=1)
+    node: str
+    rank: int
+    host: str = ""
+    token: int
+    at: str | None = None
+    """Wall clock of the leader's host, for people only."""
+    why: str | None = None
+    """How the one before it ended, as far as its successor could know."""
+
+
+class Resigned(Record):
+    """Why a node has taken its candidate away that had `token`."""
+
+    token: int
+    why: str
 
 
 class Ack(Record):
@@ -221,6 +366,44 @@ class Change(Record):
     names: tuple[str, ...]
     author: str | None = None
     reason: str | None = None
+
+
+class Pointer(Record):
+    """The newest committed checkpoint."""
+
+    id: str
+    step: int
+    token: int
+
+
+class Saving(Record):
+    """A checkpoint that is being written. Limit: it stays when its saver dies; the leader has another token then."""
+
+    id: str
+    step: int
+    token: int
+    rank: int
+
+
+class Resume(Record):
+    """The checkpoint that the ranks of a view are asked to look at; `final`: the one that all of them go on from.
+
+    `id` is None when there is none that can be used; `reasons` says by id why others cannot.
+    """
+
+    view: int
+    id: str | None = None
+    final: bool = False
+    reasons: dict[str, str] = Field(default_factory=dict)
+
+
+class Verified(Record):
+    """Ranks of a node that found checkpoint `id` good, or the problem that one of them found."""
+
+    view: int
+    id: str
+    ranks: tuple[int, ...] = ()
+    problem: str | None = None
 
 
 class Metrics(Record):

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from instep.names import FIXED_KEY
+from instep.names import FIXED_KEY, REPLAY_KEY
 from instep.scalar import Scalar, format_scalar, parse_scalar, same, shortened
 
 _TYPES: Mapping[str, Any] = {"number": float, "integer": int, "string": str, "boolean": bool, "null": None}
@@ -72,8 +72,15 @@ class Schema:
         """True when the run was joined without a schema."""
         return self.document is None
 
+    @property
+    def replays(self) -> str | None:
+        """Digest of the schedule that the run's values come from; None when they are agreed on live."""
+        digest = (self.document or {}).get(REPLAY_KEY)
+        return digest if isinstance(digest, str) else None
+
     def is_fixed(self, name: str) -> bool:
-        return bool(self._fields.get(name, {}).get(FIXED_KEY))
+        """Whether it cannot be changed while the run goes on."""
+        return self.replays is not None or bool(self._fields.get(name, {}).get(FIXED_KEY))
 
     def is_text(self, name: str) -> bool:
         """True when the hyperparameter holds text, so that a person need not type the quotes."""

@@ -10,9 +10,10 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from types import TracebackType
+from enum import Enum, auto
 from typing import Any, Final, Self, TypeAlias
 
+from instep.coordination.block import TaskBlock
 from instep.coordination.mirror import cancelled
 from instep.coordination.naming import is_whole
 from instep.coordination.outage import Outage
@@ -45,7 +46,16 @@ class SessionStatistics:
     chores: int
 
 
-class Session:
+class _Life(Enum):
+    NEW = auto()
+    BEGINNING = auto()
+    """The first lease is being taken."""
+    GOING_ON = auto()
+    """It was had, or could not be had at first and is tried again."""
+    ENDED = auto()
+
+
+class Session(TaskBlock):
     """Promise: while `lease_id` is not 0 the lease could be shown to be valid a moment ago, by the monotonic clock
     alone; and each time a lease is taken, what was given to `on_lease` or `each_lease` has been awaited with its id.
 
@@ -82,15 +92,12 @@ class Session:
         self._listeners: list[OnLease] = [] if on_lease is None else [on_lease]
         self._keeper: LeaseKeeper | None = None
         self._noted: LinkState = "lost"
+        self._life = _Life.NEW
         self._changed = asyncio.Event()
-        self._begun = asyncio.Event()
-        self._failure: InstepError | None = None
         self.trouble: InstepError | None = None
         """Why there is no lease; None while there is one, and before the first attempt."""
         self._had: deque[int] = deque(maxlen=REMEMBERED_LEASES)
         self._abandoned: int = 0
-        self._running = False
-        self._task: asyncio.Task[None] | None = None
         self._chores: set[asyncio.Task[Any]] = set()
         self._serials = itertools.count(1)
         self._leases = self._losses = self._suspensions = 0
@@ -132,7 +139,7 @@ class Session:
         if not wanted or not set(wanted) <= set(LINK_STATES):
             raise SettingsError(f"A link is never {wanted!r}: give some of {', '.join(LINK_STATES)}.")
         while (link := self.link) not in wanted:
-            if self._begun.is_set() and not self._running:
+            if self._life is _Life.ENDED:
                 raise LeaseLost("The session has ended: its link stays lost.", lease_id=0)
             await self._changed.wait()
         return link
@@ -140,7 +147,7 @@ class Session:
     async def wait_lease(self) -> int:
         """Returns the lease, once there is one. Raises LeaseLost when the session is not running (any more)."""
         while not (lease_id := self.lease_id):
-            if not self._running:
+            if not self._runs:
                 raise LeaseLost("The session has ended, or was not entered: there is no lease.", lease_id=0)
             await self._changed.wait()
         return lease_id
@@ -169,7 +176,7 @@ class Session:
     def chore(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any] | None:
         """Carries on with work that nobody waits for any more, such as deleting a key, until the session ends; None
         when it has ended, and its keys with it."""
-        if not self._running:
+        if not self._runs:
             work.close()
             return None
         task = asyncio.get_running_loop().create_task(work)
@@ -182,22 +189,7 @@ class Session:
     async def __aenter__(self) -> Self:
         if self._task is not None:
             raise SettingsError("A session is entered once: make another one.")
-        self._task = asyncio.create_task(self.run(), name="session")
-        try:
-            await self._begun.wait()
-            if self._failure is not None:
-                raise self._failure
-            if self._task.done():
-                self._task.result()
-        except BaseException:
-            await self.close()
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
+        return await self._enter(self.run(), self._first_lease(), "session")
 
     async def close(self) -> None:
         """Gives the lease and all that stands on it up."""
@@ -208,7 +200,7 @@ class Session:
         """Keeps a lease until cancelled, then revokes it: for those who have a task of their own for it."""
         outage = Outage("no lease can be had")
         pause_s = RETRY_S
-        self._running = True
+        self._enter_life(_Life.BEGINNING)
         try:
             while True:
                 before = self._leases
@@ -220,19 +212,24 @@ class Session:
                     self.trouble = error
                     if self._on_trouble is not None:
                         self._on_trouble(error)
-                    self._fail(error)
+                    self._enter_life(_Life.GOING_ON)
                 except Exception:  # of what is written at each lease; only the first lease has a caller to be told
-                    if not self._begun.is_set():
+                    if self._life is _Life.BEGINNING:
                         raise
                     log.exception("what is to be written at each lease failed; taking a new one")
                     before = self._leases  # not again at once
                 pause_s = RETRY_S if self._leases > before else min(MAX_RETRY_S, pause_s * 2)
                 await asyncio.sleep(pause_s)
         finally:
-            self._running = False
-            self._begun.set()
-            self._changed.set()
+            self._enter_life(_Life.ENDED)
             await cancelled(*self._chores)
+
+    async def _first_lease(self) -> None:
+        """Returns when it has been taken, or raises why it was not. A session that has ended before says so itself."""
+        while self._life is not _Life.GOING_ON:
+            await self._changed.wait()
+        if self.trouble is not None:
+            raise self.trouble
 
     async def _serve_lease(self, outage: Outage) -> None:
         async with LeaseKeeper(self._client, ttl_s=self._ttl_s, clock=self._clock) as keeper:
@@ -245,7 +242,7 @@ class Session:
                 await first_of(self._announce(keeper.lease_id), keeper.wait_lost())
                 outage.over()
                 self.trouble = None
-                self._begun.set()
+                self._enter_life(_Life.GOING_ON)
                 await self._revoke_former()
                 await keeper.wait_lost()
                 self._abandoned = keeper.lease_id
@@ -272,15 +269,21 @@ class Session:
             with contextlib.suppress(EtcdError):
                 await self._client.lease_revoke(former, timeout_s=REVOKE_S)
 
-    def _fail(self, error: InstepError) -> None:
-        if not self._begun.is_set():
-            self._failure = error
-            self._begun.set()
+    @property
+    def _runs(self) -> bool:
+        return self._life in (_Life.BEGINNING, _Life.GOING_ON)
+
+    def _enter_life(self, life: _Life) -> None:
+        self._life = life
+        self._wake()
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     def _note(self) -> None:
         link = self.link
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+        self._wake()
         if link == self._noted:
             return
         self._noted = link

@@ -13,9 +13,12 @@ from instep.coordination.records import (
     Forming,
     Leader,
     Plan,
+    Pointer,
     Record,
     Refused,
     Rejected,
+    Resume,
+    Saving,
     View,
 )
 from instep.etcd import Client, Event, KeyValue
@@ -45,6 +48,13 @@ class RunState:
         self.forming: Forming | None = None
         self.rejected: dict[str, Rejected] = {}
         self.refused: dict[str, Refused] = {}
+        self.declined: dict[str, int] = {}
+        """When each was written, by the command's id."""
+        self.saving: Saving | None = None
+        self.saved: Pointer | None = None
+        self.saved_revision = 0
+        self.resume: Resume | None = None
+        self.resume_revision = 0
         self._decision_revision = 0
         self._leader_revision = 0
         self.lost: dict[str, str] = {}
@@ -76,12 +86,26 @@ class RunState:
             self._leader_revision = event.kv.mod_revision
         elif key == keys.forming:
             self.forming = Forming.decode_or_none(value)
+        elif key in (keys.saving, keys.saved, keys.resume):
+            self._take_checkpoint(key, value, event.kv.mod_revision)
         elif key.startswith(keys.plans):
             self._take_plan(key, value, event.kv)
         elif key.startswith(keys.rejected):
             _hold(self.rejected, last_part(key), Rejected.decode_or_none(value))
         elif key.startswith(keys.refused):
             _hold(self.refused, last_part(key), Refused.decode_or_none(value))
+        elif key.startswith(keys.declined):
+            self.declined.pop(last_part(key), None)
+            if value is not None:
+                self.declined[last_part(key)] = event.kv.mod_revision
+
+    def _take_checkpoint(self, key: str, value: bytes | None, revision: int) -> None:
+        if key == self._keys.saving:
+            self.saving = Saving.decode_or_none(value)
+        elif key == self._keys.saved:
+            self.saved, self.saved_revision = Pointer.decode_or_none(value), revision
+        else:
+            self.resume, self.resume_revision = Resume.decode_or_none(value), revision
 
     def _is_loss(self, key: str, revision: int) -> bool:
         """Nobody has reason to delete these, so what stood there holds on, and is kept for the leader to restore.

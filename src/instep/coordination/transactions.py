@@ -14,7 +14,9 @@ from instep.coordination.leading import (
     Abort,
     Action,
     Announce,
+    Ask,
     Commit,
+    Decline,
     FormView,
     OpenPlan,
     Refuse,
@@ -22,15 +24,29 @@ from instep.coordination.leading import (
     Restore,
     Tidy,
 )
-from instep.coordination.records import Ack, Decision, Leader, Left, Receipt
+from instep.coordination.records import (
+    Ack,
+    Decision,
+    FirstStep,
+    Leader,
+    Left,
+    Pointer,
+    Receipt,
+    StartOfView,
+    Term,
+)
 from instep.etcd import Compare, Op
 
 HISTORY_PLANS = 1000
 """Plans kept in etcd; older ones are deleted as new ones are opened."""
 MAX_REJECTIONS = 60
 """Rejections written by one txn; etcd allows 128 operations. Of a larger change the first stand for the rest."""
+TERMS_KEPT = 100
+"""Leaders kept in the history."""
 RECEIPTS_KEPT = 20
 """Plans whose receipts are kept: one key a node each, and the leader mirrors them."""
+STARTS_KEPT = 200
+"""Views whose start is kept for history."""
 ACKS_KEPT = 2
 """Plans whose acks are kept: a decided plan needs none."""
 
@@ -49,6 +65,7 @@ class Seen:
 
     view: int = 0
     agreed: int = 0
+    pointer: int = 0
 
 
 def for_action(action: Action, keys: Keys, fence: Fence, seen: Seen) -> Txn:
@@ -56,23 +73,26 @@ def for_action(action: Action, keys: Keys, fence: Fence, seen: Seen) -> Txn:
     same_view = Compare.mod_revision(keys.view, "==", seen.view)
     match action:
         case FormView():
-            return _form_view(action, keys, (fence.compare(), same_view, _same_agreed(keys, seen)))
+            same_pointer = Compare.mod_revision(keys.latest, "==", seen.pointer)
+            return _form_view(action, keys, (fence.compare(), same_view, _same_agreed(keys, seen), same_pointer))
         case OpenPlan():
             return _open_plan(action, keys, fence, same_view)
         case Commit():
-            number = action.plan.number
-            decision = Decision(commit=True, by="leader")
+            return _commit(action, keys, fence, same_view)
+        case Decline():
             return Txn(
-                (fence.compare(), same_view, _undecided(keys, number), Compare.present(keys.open_mark(number))),
+                (fence.compare(), Compare.present(keys.command(action.id))),
                 (
-                    Op.put(keys.decision(number), decision.encode()),
-                    Op.put(keys.agreed, action.agreed.encode()),
-                    Op.delete(keys.open_mark(number)),
+                    Op.delete(keys.command(action.id)),
+                    Op.put(keys.declined_of(action.id), action.declined.encode()),
                 ),
             )
         case Restore():
             absent = tuple(Compare.absent(key) for key in action.lost)
             return Txn((fence.compare(), *absent), tuple(Op.put(key, text) for key, text in action.lost.items()))
+        case Ask():
+            done = [Op.delete(keys.verified, prefix=True)] if action.resume.final else []
+            return Txn((fence.compare(), same_view), (Op.put(keys.resume, action.resume.encode()), *done))
         case Announce():
             return Txn((fence.compare(),), (Op.put(keys.forming, action.forming.encode()),))
         case Abort():
@@ -87,6 +107,7 @@ def for_action(action: Action, keys: Keys, fence: Fence, seen: Seen) -> Txn:
         case Tidy():
             outdated = [keys.rejected_of(name) for name in action.rejections]
             outdated += [keys.change(change_id) for change_id in action.changes]
+            outdated += [keys.declined_of(command_id) for command_id in action.declined]
             return Txn((fence.compare(),), tuple(Op.delete(key) for key in outdated))
         case Refuse():
             return Txn(
@@ -118,10 +139,23 @@ def write_left(keys: Keys, node: str, left: Left) -> Txn:
     return Txn((), (Op.put(keys.left_of(node), left.encode()),))
 
 
-def proclaim(keys: Keys, leader: Leader) -> Txn:
-    """Tells every agent who leads; refused unless the candidate still holds its token."""
-    fence = Fence(leader.candidate, leader.token)
-    return Txn((fence.compare(),), (Op.put(keys.leader, leader.encode()),))
+def write_first_step(keys: Keys, view: int, first: FirstStep) -> Txn:
+    """Once for each fresh view: only those have a start to which it belongs."""
+    key = keys.first_step_of(view)
+    return Txn((Compare.present(keys.start_of(view)), Compare.absent(key)), (Op.put(key, first.encode()),))
+
+
+def proclaim(
+    keys: Keys, leader: Leader, former: Leader | None = None, *, at: str | None = None, why: str | None = None
+) -> Txn:
+    """Tells every agent, and the history, who leads; refused unless the candidate still holds its token."""
+    term = Term(**leader.model_dump(include={"term", "node", "rank", "host", "token"}), at=at, why=why)
+    then = [Op.put(keys.leader, leader.encode()), Op.put(keys.term(term.term), term.encode())]
+    if term.term > TERMS_KEPT:
+        then.append(Op.delete(keys.term(term.term - TERMS_KEPT)))
+    if former is not None:
+        then.append(Op.delete(keys.resigned_of(former.node)))
+    return Txn((Fence(leader.candidate, leader.token).compare(),), tuple(then))
 
 
 def _undecided(keys: Keys, number: int) -> Compare:
@@ -148,14 +182,59 @@ def _form_view(action: FormView, keys: Keys, guards: tuple[Compare, ...]) -> Txn
         then.append(Op.put(keys.decision(action.abort_plan), decision.encode()))
         then.append(Op.delete(keys.open_mark(action.abort_plan)))
     if action.view.fresh:
+        then.append(Op.delete(keys.commands, prefix=True))  # they were meant for those who trained before
         then += [Op.put(keys.rejected_of(item.name), item.encode()) for item in action.rejections[:MAX_REJECTIONS]]
         then.append(Op.delete(keys.refused, prefix=True))
+        then.append(Op.delete(keys.resume))
+    then += _start_of_view(action, keys)
+    return Txn(tuple(compares), tuple(then))
+
+
+def _start_of_view(action: FormView, keys: Keys) -> list[Op]:
+    view = action.view
+    ops = []
+    if view.fresh:
+        start = StartOfView(
+            view=view.number,
+            values=view.start.values,
+            plan=view.start.plan,
+            checkpoint=view.start.checkpoint,
+            replays=action.schema.replays,
+            at=action.at,
+        )
+        # One of this number is from a former life of the run, should its state have been deleted by hand.
+        ops += [Op.put(keys.start_of(view.number), start.encode()), Op.delete(keys.first_step_of(view.number))]
+    if view.number > STARTS_KEPT:
+        old = view.number - STARTS_KEPT
+        ops += [Op.delete(keys.start_of(old)), Op.delete(keys.first_step_of(old))]
+    return ops
+
+
+def _commit(action: Commit, keys: Keys, fence: Fence, same_view: Compare) -> Txn:
+    plan = action.plan
+    compares = [fence.compare(), same_view, _undecided(keys, plan.number), Compare.present(keys.open_mark(plan.number))]
+    then = [
+        Op.put(keys.decision(plan.number), Decision(commit=True, by="leader").encode()),
+        Op.put(keys.agreed, action.agreed.encode()),
+        Op.delete(keys.open_mark(plan.number)),
+    ]
+    if plan.kind != "config" and plan.change_id:
+        then.append(Op.delete(keys.command(plan.change_id)))
+    if plan.checkpoint is not None:
+        # A restart must not go on from what the run has been taken back from.
+        manifest = plan.checkpoint
+        pointer = Pointer(id=manifest.id, step=manifest.step, token=manifest.token)
+        compares.append(Compare.present(keys.checkpoint(manifest.id)))
+        then += [Op.put(keys.latest, pointer.encode()), Op.put(keys.saved, pointer.encode())]
     return Txn(tuple(compares), tuple(then))
 
 
 def _open_plan(action: OpenPlan, keys: Keys, fence: Fence, same_view: Compare) -> Txn:
     plan = action.plan
     compares = [fence.compare(), same_view, Compare.absent(keys.plan(plan.number))]
+    if plan.kind != "config" and plan.change_id:
+        # A mirror that lags still shows a command that is done with.
+        compares.append(Compare.mod_revision(keys.command(plan.change_id), "==", plan.revision))
     if plan.number > 1:
         compares.append(Compare.present(keys.decision(plan.number - 1)))
     then = [

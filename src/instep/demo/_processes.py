@@ -6,13 +6,13 @@ import asyncio
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
 
 from instep.errors import InstepError
+from instep.testing._health import wait_until
 
 TAG: Final = "INSTEP_DEMO"
 """The environment variable that every process of one demo inherits, however deep: torchrun's workers have
@@ -93,9 +93,7 @@ def sweep(mark: str) -> list[int]:
 
     Returns the pids that had to be killed.
     """
-    deadline = time.monotonic() + LEAVE_S
-    while marked(mark) and time.monotonic() < deadline:
-        time.sleep(_POLL_S)
+    wait_until(lambda: not marked(mark), timeout_s=LEAVE_S, poll_s=_POLL_S)
     return [pid for pid in marked(mark) if _kill(pid, mark)]
 
 

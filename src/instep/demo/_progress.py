@@ -52,12 +52,11 @@ class Progress:
                     async for status in statuses:
                         self._take(status)
             except RunNotFound:
-                await asyncio.sleep(_POLL_S)
+                await asyncio.sleep(_POLL_S)  # its first rank is on the way
 
     async def reach(self, step: int, training: asyncio.Task[None]) -> None:
         """Wait until the ranks are about there, or the training has ended."""
-        # ASYNC110 wants an event; the step is reckoned from the clock.
-        while self.step < step and not training.done():  # noqa: ASYNC110
+        while self.step < step and not training.done():  # noqa: ASYNC110  # reckoned from the clock: there is no event
             await asyncio.sleep(_POLL_S)
 
     def _take(self, status: Status) -> None:

@@ -45,8 +45,13 @@ class Compare:
         return cls._make("mod_revision", key, relation, revision)
 
     @classmethod
-    def absent(cls, key: str) -> Compare:
-        return cls._make("create_revision", key, "==", 0)
+    def absent(cls, key: str, prefix: bool = False) -> Compare:
+        """With `prefix`: no key starts with it."""
+        compare = cls._make("create_revision", key, "==", 0)
+        if not prefix:
+            return compare
+        compare.wire.key, compare.wire.range_end = prefix_range(key)
+        return cls(compare.wire, f"{compare.text} under {key}*")
 
     @classmethod
     def present(cls, key: str) -> Compare:

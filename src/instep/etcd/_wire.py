@@ -36,7 +36,8 @@ _TABLE = {
     ),
     "Compare": (
         "result:1:int32 target:2:int32 key:3:bytes "
-        "version:4:int64| create_revision:5:int64| mod_revision:6:int64| value:7:bytes|"
+        "version:4:int64| create_revision:5:int64| mod_revision:6:int64| value:7:bytes| "
+        "range_end:64:bytes"
     ),
     "TxnRequest": "compare:1:Compare* success:2:RequestOp* failure:3:RequestOp*",
     "TxnResponse": "header:1:ResponseHeader succeeded:2:bool responses:3:ResponseOp*",

@@ -109,13 +109,16 @@ class EtcdCluster(Partitions, EtcdService):
         cut off still leads until its followers miss it. Raises EtcdUnavailable when there is none within
         `timeout_s`. It may change while this returns.
         """
-        deadline = time.monotonic() + timeout_s
-        while (leader := self._leader_now()) is None or leader is other_than:
-            if time.monotonic() >= deadline:
-                besides = f" but {other_than.name}" if other_than is not None else ""
-                raise EtcdUnavailable(f"the etcd cluster had no leader{besides} for {timeout_s:g} s")
-            time.sleep(_POLL_S)
-        return leader
+
+        def another() -> EtcdMember | None:
+            leader = self._leader_now()
+            return None if leader is other_than else leader
+
+        found = wait_until(another, timeout_s=timeout_s, poll_s=_POLL_S)
+        if found is None:
+            besides = f" but {other_than.name}" if other_than is not None else ""
+            raise EtcdUnavailable(f"the etcd cluster had no leader{besides} for {timeout_s:g} s")
+        return found
 
     def followers(self, timeout_s: float = _LEADER_TIMEOUT_S) -> tuple[EtcdMember, ...]:
         """All members but the leader, also those that do not run; raises as `leader` does."""

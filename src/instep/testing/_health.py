@@ -9,10 +9,12 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from instep.errors import EtcdDenied, EtcdError
+
+T = TypeVar("T")
 
 _POLL_S = 0.02
 _REQUEST_TIMEOUT_S = 1.0
@@ -107,11 +109,9 @@ def _request(
     return answer
 
 
-def wait_until(condition: Callable[[], bool], *, timeout_s: float) -> bool:
-    """Ask again and again until the condition holds; False when it did not in `timeout_s`."""
+def wait_until(look: Callable[[], T], *, timeout_s: float, poll_s: float = _POLL_S) -> T:
+    """Look again and again until what is found is true, at most `timeout_s`; what was found last."""
     deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(_POLL_S)
-    return True
+    while not (found := look()) and time.monotonic() < deadline:
+        time.sleep(poll_s)  # it is another process that is looked at: nothing here is told of its changes
+    return found

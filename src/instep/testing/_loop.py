@@ -71,4 +71,4 @@ async def _settle() -> None:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
     for _ in range(_TURNS):
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # what has been closed needs some turns to be gone

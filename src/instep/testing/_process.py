@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
 from instep.errors import EtcdError
+from instep.testing._health import wait_until
 
 _STOP_TIMEOUT_S = 5.0
 _KILL_TIMEOUT_S = 10.0
@@ -88,11 +88,8 @@ class ServerProcess:
         """
         self.signal(signal.SIGSTOP)
         self.paused = True
-        deadline = time.monotonic() + _PAUSE_TIMEOUT_S
-        while not self._stopped():
-            if time.monotonic() >= deadline:
-                raise EtcdError(f"etcd (pid {self.pid}) did not stop within {_PAUSE_TIMEOUT_S:g} s of SIGSTOP")
-            time.sleep(_PAUSE_POLL_S)
+        if not wait_until(self._stopped, timeout_s=_PAUSE_TIMEOUT_S, poll_s=_PAUSE_POLL_S):
+            raise EtcdError(f"etcd (pid {self.pid}) did not stop within {_PAUSE_TIMEOUT_S:g} s of SIGSTOP")
 
     def resume(self) -> None:
         """Let it go on (SIGCONT)."""

@@ -1,6 +1,7 @@
 """What Instep does for PyTorch: the only package that imports torch (2.6 or later)."""
 
 from ._binding import Binding, BindingStatistics, bind
+from ._checkpointer import Checkpointer
 from ._run import SteeredRun
 
 __all__ = [
@@ -9,4 +10,6 @@ __all__ = [
     "Binding",
     "BindingStatistics",
     "SteeredRun",
+    # checkpoints
+    "Checkpointer",
 ]

@@ -11,10 +11,13 @@ from typing import Any, Generic
 
 from typing_extensions import TypeVar
 
-from instep.scalar import Scalar
+from instep.scalar import Scalar, same
 from instep.wire import Message
-from instep.worker.gate import Answer, Apply, Gate
+from instep.worker.course import Course
+from instep.worker.gate import NEVER, Answer, Apply, Gate, Wait
 from instep.worker.hyper import Codec
+from instep.worker.orders import Order, Orders
+from instep.worker.replay import REFUSAL, Replay
 
 Config = TypeVar("Config", default=Any)
 
@@ -27,26 +30,43 @@ class Start:
     plan: int
     gate: int | None
     previous: Mapping[str, Scalar] | None
+    course: Course
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Start:
-        return cls(document["values"], document["plan"], document.get("gate"), document.get("previous"))
+        course = Course.of(document.get("course") or {})
+        return cls(document["values"], document["plan"], document.get("gate"), document.get("previous"), course)
+
+
+@dataclass(frozen=True, slots=True)
+class Stand:
+    """The run is paused: this step waits until it is resumed."""
 
 
 class Agreement(Generic[Config]):
-    """Promise: from `start` on `config` changes in `begin` and `apply` only, that is at a boundary.
+    """Promise: from `start` on `config` and `course` change in `begin` and `apply` only, that is at a boundary.
 
-    `gate` says what is due before a step; `applied` is what every agent must hear of the last change. Methods that
+    `due` says what comes before a step; `applied` is what every agent must hear of the last plan. Methods that
     return messages leave it to the caller to say them: the next agent asks again for those that are lost.
     """
 
-    def __init__(self, codec: Codec) -> None:
+    def __init__(self, codec: Codec, replay: Replay | None = None) -> None:
         self.gate = Gate()
+        self.course = Course()
+        self.orders = Orders()
         self.config: Config
         self.applied: Message | None = None
+        self.plan = 0
+        """The newest plan that this worker has applied or started with."""
+        self.began: Message | None = None
+        """What every agent must hear of the first step of a view."""
         self._codec = codec
+        self._replay = replay
+        self._next_value = NEVER
+        self._view = 0
         self._values: dict[str, Scalar] = {}
         self._start: Start | None = None
+        self._order: Order | None = None
         self._prepared: tuple[int, Config] | None = None
         self._postponed: Message | None = None
         self._callbacks: list[Callable[[Config, Config], object]] = []
@@ -57,7 +77,12 @@ class Agreement(Generic[Config]):
     @property
     def schema(self) -> dict[str, Any] | None:
         """The JSON Schema of what this worker accepts."""
-        return self._codec.document
+        return self._codec.document if self._replay is None else self._replay.document
+
+    @property
+    def values(self) -> dict[str, Scalar]:
+        """What holds now."""
+        return dict(self._values)
 
     def on_change(self, function: Callable[[Config, Config], object]) -> None:
         """From now on `function(old, new)` is called at each change."""
@@ -70,22 +95,27 @@ class Agreement(Generic[Config]):
 
     # -- how it begins ----------------------------------------------------------------------------------------------
 
-    def start(self, document: Mapping[str, Any]) -> None:
-        """The first view gives these values."""
+    def start(self, document: Mapping[str, Any], view: int = 0) -> None:
+        """The first view gives these values, unless they come from a schedule."""
         self._start = start = Start.of(document)
         self.gate.start(start.plan)
-        self._values = dict(start.values)
+        self.plan = start.plan
+        self.course = start.course
+        self._view = view
+        self._values = dict(start.values if self._replay is None else self._replay.schedule.values)
         self.config = self._codec.decode(self._values)
 
     def begin(self, step: int) -> list[Message]:
         """The first boundary: only now is it known on which side of the last agreed gate this worker begins.
 
-        At every later one there is nothing to it.
+        At every later one there is nothing to it but what a schedule says.
         """
+        self._follow_schedule(step)
         if self._start is None:
             return []
         start, self._start = self._start, None
-        said: list[Message] = []
+        self.began = {"t": "began", "view": self._view, "step": step}
+        said = [self.began]
         if start.gate is not None and start.previous is not None:
             if step < start.gate:
                 self._use(start.previous, None)
@@ -101,19 +131,28 @@ class Agreement(Generic[Config]):
         if self._start is not None:
             self._postponed = message  # not before it is known on which side of the last gate this worker begins
             return []
-        number, values = message["n"], message["values"]
-        answer = self.gate.hear_plan(number, message["gate"], values, step)
+        number, values, order = message["n"], message["values"], Order.of(message)
+        # Paused it stands before `step`, wherever the gate is: no step is run before it knows the decision.
+        gate = max(message["gate"], step) if self.course.is_paused(step) else message["gate"]
+        answer = self.gate.hear_plan(number, gate, values, step)
         if answer is Answer.LATER:
             self._postponed = message
         elif answer is Answer.LATE:
             return [{"t": "late", "n": number, "step": step}]
         elif answer is Answer.ARMED:
-            problems = self._codec.problems(self._values, values)
+            problems = self._why_not(values, order)
             if problems:
                 return [{"t": "refused", "n": number, "problems": problems}]
-            self._prepared = (number, self._codec.decode({**self._values, **values}))
+            self._order = order
+            if values:
+                self._prepared = (number, self._codec.decode({**self._values, **values}))
             return [{"t": "armed", "n": number}]
         return []
+
+    def _why_not(self, values: Mapping[str, Scalar], order: Order) -> dict[str, str]:
+        if values and self._replay is not None:
+            return dict.fromkeys(values, REFUSAL)
+        return self._codec.problems(self._values, values) if values else self.orders.why_not(order)
 
     def hear_decision(self, number: int, commit: bool, step: int) -> list[Message]:
         self.gate.hear_decision(number, commit)
@@ -130,15 +169,55 @@ class Agreement(Generic[Config]):
 
     # -- what is due ------------------------------------------------------------------------------------------------
 
-    def apply(self, due: Apply, step: int) -> Message:
-        """Raises whatever an `on_change` function raises; then nobody is told that it was applied."""
+    @property
+    def next_gate(self) -> int:
+        """The first step before which there may be something to do."""
+        return min(self.gate.next_gate, self.course.next_stop, self._next_value)
+
+    def due(self, step: int) -> Wait | Apply | Stand | None:
+        """What must be done before `step` may run; ask again until there is nothing.
+
+        A paused rank never asks for an abort: what it has promised can only be decided while it stands there.
+        """
+        due = self.gate.at(step)
+        if not isinstance(due, Apply) and self.course.is_paused(step):
+            return Stand()
+        return due
+
+    def apply(self, due: Apply, step: int) -> int:
+        """The step to run next: another one only when the run goes back to a checkpoint. `applied` says it was done.
+
+        Raises whatever a function of the script raises; then nobody is told that it was applied.
+        """
         prepared, self._prepared = self._prepared, None
+        order, self._order = self._order, None
         known = prepared[1] if prepared and prepared[0] == due.number else None
-        self._use({**self._values, **due.values}, known)
-        return self._has_applied(due.number, step)
+        if due.values:
+            self._use({**self._values, **due.values}, known)
+        goes_on = None
+        if order is not None and order.number == due.number:
+            self.course = order.course or self.course
+            goes_on = self.orders.act(order)
+            if goes_on is not None:
+                self._follow_schedule(goes_on)
+        self._has_applied(due.number, step)
+        return step if goes_on is None else goes_on
+
+    def _follow_schedule(self, step: int) -> None:
+        """Raises ConfigError when a fixed hyperparameter would have to change now that the worker trains."""
+        if self._replay is None:
+            return
+        values = self._replay.values_at(step)
+        self._next_value = self._replay.next_step
+        if all(name in self._values and same(self._values[name], value) for name, value in values.items()):
+            return
+        if self._start is None:
+            self._replay.check_fixed(self._values, values, step)
+        self._use(values, None)
 
     def _has_applied(self, number: int, step: int) -> Message:
         self.applied = {"t": "applied", "n": number, "step": step}
+        self.plan = number
         return self.applied
 
     def _use(self, values: Mapping[str, Scalar], prepared: Config | None) -> None:

@@ -7,13 +7,14 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal
 
 from instep.errors import Evicted, GateTimeout, InstepError, JoinRefused
 from instep.wire import PROTOCOL, Message
 from instep.worker.agreement import Agreement
 from instep.worker.failure import failure_from
+from instep.worker.ledger import Ledger
 from instep.worker.link import AgentLink, LinkLost
 from instep.worker.pulse import Pulse
 from instep.worker.reports import Reports
@@ -22,14 +23,17 @@ log = logging.getLogger("instep")
 
 RECONNECT_S: Final = 0.1
 GOODBYE_S: Final = 8.0
+LISTEN_S: Final = 0.25
+"""How often what is waited for is looked at when the agent says nothing."""
 
 
 class Conversation:
     """Says who this worker is to every agent it meets, hears what concerns the agreement, and keeps the rest: `view`
     (0 before the first), `leads`, and the `failure` that ends the run.
 
-    Only `await_decision` and `leave` wait, each with a bound. `mail` is the shared word of that name as it was before
-    the link was read last, and `next_look` when to look again at the latest, in seconds on the monotonic clock.
+    Only `await_decision`, `listen`, `wait_until` and `leave` wait, each with a bound. `mail` is the shared word of that
+    name as it was before the link was read last, and `next_look` when to look again at the latest, in seconds on the
+    monotonic clock.
     """
 
     def __init__(
@@ -44,6 +48,9 @@ class Conversation:
         self.reports = Reports()
         self.view = 0
         self.leads = False
+        self.token = 0
+        self.candidate = ""
+        self.ledger = Ledger()
         self.failure: InstepError | None = None
         self.mail = 0
         self.next_look = 0.0
@@ -68,8 +75,12 @@ class Conversation:
     def introduce(self) -> None:
         """After each (re)connection: who this is, and what it has applied that its old agent may not have told."""
         self._link.introduce(self._hello())
-        if self._agreement.applied is not None:
-            self._link.send(self._agreement.applied)
+        self.leads, self.token = False, 0  # until this agent says so
+        for fact in (self._agreement.began, self._agreement.applied):
+            if fact is not None:
+                self._link.send(fact)
+        for message in self.ledger.unanswered():
+            self._link.send(message)
 
     def _hello(self) -> Message:
         return {
@@ -108,6 +119,7 @@ class Conversation:
             self.replace_stopped_agent()
         except LinkLost as lost:
             log.warning("rank %d lost its agent (%s): training goes on, another is started", self._rank, lost)
+            self.leads, self.token = False, 0  # it led by the agent's lease
             self.next_look = 0.0
 
     def await_decision(self, number: int, step: int, patience_s: float) -> None:
@@ -140,6 +152,37 @@ class Conversation:
                 continue
             except InstepError as error:
                 log.warning("%s", error)
+
+    def listen(self, step: int, timeout_s: float) -> None:
+        """Waits for a word of the agent, at most `timeout_s` unless another agent must be found, and hears it."""
+        try:
+            if not self._link.connected:
+                self._link.wait_connected(timeout_s)
+                self.introduce()
+            self._link.wait_readable(timeout_s)
+            self.mail = self._link.words.mail
+            self.hear(self._link.receive(), step)
+            self.reports.send_to(self._link, step)
+            self.replace_stopped_agent()
+        except LinkLost:
+            pass  # the next look finds another agent
+        except InstepError as error:
+            log.warning("%s", error)
+
+    def wait_until(self, until: Callable[[], bool], timeout_s: float, step: int) -> bool:
+        """Hears the agent until the condition holds; False when it did not in time. Raises the failure, if there is
+        one."""
+        deadline = time.monotonic() + timeout_s
+        heard = False
+        while not until():
+            if self.failure is not None:
+                raise self.failure
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 and heard:
+                return False
+            self.listen(step, max(0.0, min(left_s, LISTEN_S)))
+            heard = True
+        return True
 
     def leave(self, step: int, *, clean: bool) -> None:
         """A rank that nobody knows to have left would be waited for in every later change: worth a moment.
@@ -195,6 +238,9 @@ class Conversation:
                         self._link.send(self._agreement.refusals(message))
                 case "leads":
                     self.leads = message["leads"]
+                    self.token, self.candidate = message.get("token", 0), message.get("candidate", "")
+                case "archive":
+                    self.ledger.hear(message)
                 case "failure":
                     self._hear_failure(failure_from(message, self._rank))
                 case "note":
@@ -206,7 +252,7 @@ class Conversation:
         first, self.view = self.view == 0, int(message["view"])
         self._link.node = str(message.get("node", ""))
         if first:
-            self._agreement.start(message["start"])
+            self._agreement.start(message["start"], self.view)
 
     def _hear_failure(self, failure: InstepError) -> None:
         """An agent that cannot work ends a join, but never a training that has begun."""

@@ -16,6 +16,7 @@ from instep.wire import Message
 from instep.worker.conversation import Conversation
 from instep.worker.hyper import Codec, FreeConfig, Hyperparameters
 from instep.worker.link import AgentLink, LinkLost
+from instep.worker.replay import Replay
 from instep.worker.run import Run
 
 log = logging.getLogger("instep")
@@ -37,6 +38,7 @@ def join(
     world_size: int | None = ...,
     timeout_s: float = ...,
     etcd_patience_s: float = ...,
+    replay: str | os.PathLike[str] | None = ...,
 ) -> Run[Hyper]: ...
 
 
@@ -51,6 +53,7 @@ def join(
     world_size: int | None = ...,
     timeout_s: float = ...,
     etcd_patience_s: float = ...,
+    replay: str | os.PathLike[str] | None = ...,
 ) -> Run[FreeConfig]: ...
 
 
@@ -64,19 +67,23 @@ def join(
     world_size: int | None = None,
     timeout_s: float = 300.0,
     etcd_patience_s: float = 300.0,
+    replay: str | os.PathLike[str] | None = None,
 ) -> Run[Any]:
     """Joins run `name` and returns when all ranks are there, each with the same values.
 
     `rank` and `world_size` come from RANK and WORLD_SIZE if not given, else 0 of 1. `etcd` and `namespace` come from
     the INSTEP_ variables if not given. `timeout_s` bounds the whole wait for etcd and the other ranks;
     `etcd_patience_s` bounds each later wait at a gate. A rank that joins again takes the place of its former process.
+    `replay` is a schedule file (`instep history RUN --export FILE`), the same on all ranks: the values come from it, at
+    its steps, and live changes are refused.
 
-    Raises SettingsError (bad arguments; nothing was contacted), EtcdDenied (credentials or certificates refused),
-    JoinRefused (this rank disagrees with the others), JoinTimeout, ConfigError, AgentError.
+    Raises SettingsError (bad arguments, an unusable schedule; nothing was contacted), EtcdDenied (credentials or
+    certificates refused), JoinRefused (this rank disagrees with the others), JoinTimeout, ConfigError, AgentError.
     """
     check_run_name(name)
     rank, world_size = _place(rank, world_size, os.environ)
     codec = Codec(schema)
+    schedule = Replay.read(replay, codec) if replay is not None else None
     settings = resolve(etcd, namespace=namespace)
     if settings.origin == "instep local":
         log.warning("no etcd is configured: using the one of 'instep local' at %s", settings.endpoints[0])
@@ -89,6 +96,7 @@ def join(
         world_size=world_size,
         incarnation=_incarnation(),
         etcd_patience_s=etcd_patience_s,
+        replay=schedule,
     )
     try:
         _wait_for_view(run, run._conversation, link, timeout_s)

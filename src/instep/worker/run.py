@@ -6,24 +6,35 @@ There is no thread: nothing happens between boundaries, so a value never changes
 
 from __future__ import annotations
 
+import logging
 import operator
 import os
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Final, Generic, Self
 
 from instep.errors import InstepError, StepError
-from instep.worker.agreement import Agreement, Config
-from instep.worker.conversation import Conversation
+from instep.names import check_hyperparameter_name
+from instep.worker.agreement import Agreement, Config, Stand
+from instep.worker.checkpoints import Checkpoints
+from instep.worker.conversation import GOODBYE_S, Conversation
 from instep.worker.gate import NEVER, Apply
 from instep.worker.hyper import Codec
 from instep.worker.link import AgentLink
+from instep.worker.orders import Action, Restorer
+from instep.worker.replay import Replay
+from instep.worker.slot import Layout, Slot
+
+log = logging.getLogger("instep")
 
 CHECK_S: Final = 1.0
 """How often a boundary looks whether the agent still lives, and sends what was reported."""
 ETCD_PATIENCE_S: Final = 300.0
+STAND_S: Final = 0.5
+"""How long a paused rank waits for a word of its agent before it looks around again."""
 
 
 class Run(Generic[Config]):
@@ -47,18 +58,24 @@ class Run(Generic[Config]):
         world_size: int,
         incarnation: str,
         etcd_patience_s: float = ETCD_PATIENCE_S,
+        replay: Replay | None = None,
     ) -> None:
         self.name = name
         self.rank = rank
         self.world_size = world_size
-        self._agreement: Agreement[Config] = Agreement(codec)
+        self._agreement: Agreement[Config] = Agreement(codec, replay)
         self._conversation = Conversation(
             link, self._agreement, rank=rank, world_size=world_size, incarnation=incarnation
         )
+        self.checkpoints = Checkpoints(
+            self._conversation, self._agreement, rank=rank, world_size=world_size, next_step=self._next_step
+        )
         self._patience_s = etcd_patience_s
         self._ended = ""
+        self._stopped: str | None = None
+        self._standing = False
         # What every boundary looks at is kept here, not one object further away.
-        self._gate = self._agreement.gate
+        self._next_gate = 0
         self._integers, self._floats = link.words.integers, link.words.floats
         self._step = -1
         self._mail = 0
@@ -86,16 +103,42 @@ class Run(Generic[Config]):
         """Whether this worker leads the run, as of the last boundary. Not a lock: use the fencing token for that."""
         return self._conversation.leads
 
+    @property
+    def checkpoint_requested(self) -> bool:
+        """Whether an operator, or a stop, wants a checkpoint of the step that runs now: the same on every rank."""
+        return self._agreement.course.save_at == self._step
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the run has ended before its last step; None while it goes on."""
+        return self._stopped
+
+    @property
+    def paused(self) -> bool:
+        """Whether this rank stands at a boundary until the run is resumed."""
+        return self._standing
+
     # -- what a training script calls -------------------------------------------------------------------------------
 
     def steps(self, stop: int, start: int = 0) -> Iterator[int]:
-        """Yields the steps from `start` to `stop` - 1, each after its boundary."""
-        for step in range(start, stop):
-            self.boundary(step)
-            yield step
+        """Yields the steps from `start` to `stop` - 1, each after its boundary.
 
-    def boundary(self, step: int) -> None:
-        """Call before running `step`: agreed changes apply here. Steps must rise from call to call.
+        Ends early, on every rank before the same step, when the run is stopped: `stopped` then says why. Goes back when
+        the run is taken back to a checkpoint.
+        """
+        step = start
+        while step < stop:
+            step = self.boundary(step)
+            if self._stopped is not None:
+                return
+            yield step
+            step += 1
+
+    def boundary(self, step: int) -> int:
+        """Call before running `step`: agreed changes and commands apply here. Steps must rise from call to call.
+
+        Returns the step to run now: `step`, or the one after the checkpoint that the run was taken back to. Afterwards
+        look at `stopped`: when it is set, leave the loop without running the step. Waits here while the run is paused.
 
         Raises StepError (the step does not rise), Evicted (another process took this rank over), GateTimeout (etcd
         could not be read at a gate), and whatever an `on_change` function raises.
@@ -103,19 +146,55 @@ class Run(Generic[Config]):
         now = time.monotonic()
         if (
             self._integers[0] != self._mail
-            or step >= self._gate.next_gate
+            or step >= self._next_gate
             or now >= self._next_look
             or step <= self._step
         ):
-            self._look_closer(step, now)
+            step = self._look_closer(step, now)
+            now = time.monotonic()
         self._step = self._integers[1] = step
         self._floats[2] = now
+        return step
 
     def on_change(self, function: Callable[[Config, Config], object]) -> Callable[[Config, Config], object]:
         """Calls `function(old, new)` at the boundary where a change is applied, in the training thread, in order of
         registration. Usable as a decorator. What it raises leaves `boundary`: the rank has then failed."""
         self._agreement.on_change(function)
         return function
+
+    def action(self, name: str) -> Callable[[Action], Action]:
+        """Declares what `instep act RUN NAME` does: the decorated function is called without arguments, in the training
+        thread of every rank, at the boundary before the same step. What it raises leaves `boundary`.
+
+        Declare the same actions on all ranks: one that does not know it refuses it for all.
+        """
+        check_hyperparameter_name(name)
+
+        def declare(function: Action) -> Action:
+            self._agreement.orders.declare(name, function)
+            return function
+
+        return declare
+
+    def on_restore(self, function: Restorer) -> Restorer:
+        """Calls `function(manifest)` when the run is taken back to a checkpoint, on every rank before the same step.
+
+        The step after the checkpoint's follows. Usable as a decorator. What it raises leaves `boundary`.
+        """
+        self._agreement.orders.on_restore(function)
+        return function
+
+    def checkpoint(
+        self, step: int, *, folder: str | os.PathLike[str] = "checkpoints", layout: Layout = "custom"
+    ) -> AbstractContextManager[Slot | None]:
+        """`with run.checkpoint(step) as slot`: on the rank that leads, a slot to write the state after `step` into; on
+        all others None. Leaving the block commits it, or gives it up where the block has raised.
+
+        Promise: only what was committed is ever listed or resumed from. Raises Fenced when another rank leads by then,
+        and CheckpointError when the file system refuses something; when etcd does not answer in 5 s the node's agent
+        goes on committing in the background.
+        """
+        return self.checkpoints.checkpoint(step, folder, layout)
 
     def report(self, **metrics: object) -> None:
         """Latest figures for operators, tuner and front ends: numbers, or tensors of one element.
@@ -129,9 +208,14 @@ class Run(Generic[Config]):
         """Leaves the run. Cleanly means: this worker runs no more steps, so no change waits for it."""
         if self._ended == "closed":
             return
-        if not self._ended:
-            self._conversation.leave(self._step, clean=clean)
-        self._end("closed")
+        try:
+            if not self._ended and clean:
+                self.checkpoints.finish()
+        finally:
+            if not self._ended:
+                self.checkpoints.settle(GOODBYE_S)
+                self._conversation.leave(self._step, clean=clean)
+            self._end("closed")
 
     def __enter__(self) -> Self:
         return self
@@ -143,7 +227,7 @@ class Run(Generic[Config]):
 
     # -- the boundary, when there is something to do ------------------------------------------------------------------
 
-    def _look_closer(self, step: int, now: float) -> None:
+    def _look_closer(self, step: int, now: float) -> int:
         step = _index(step)
         self._check_usable(step)
         conversation = self._conversation
@@ -151,35 +235,74 @@ class Run(Generic[Config]):
         try:
             conversation.tell(self._agreement.begin(step))
             conversation.exchange(step)
-            self._pass_gates(step)
+            self.checkpoints.look()
+            step = self._pass_gates(step)
         finally:
             self._mail, self._next_look = conversation.mail, conversation.next_look
+            self._next_gate = self._agreement.next_gate
         if conversation.failure is not None:
             self._next_look = 0.0
             raise conversation.failure
+        course = self._agreement.course
+        if course.is_over(step):
+            self._stopped = course.reason or "the run was stopped"
+            log.warning("rank %d ends before step %d: %s", self.rank, step, self._stopped)
+        return step
 
-    def _check_usable(self, step: int) -> None:
+    def _next_step(self) -> int:
+        """The first step that has not begun."""
+        self._check_here()
+        return self._step + 1
+
+    def _check_here(self) -> None:
         if self._ended == "forked":
             raise InstepError("this run was joined by the parent process: a forked child cannot step it")
         if self._ended == "closed":
             raise InstepError(f"the run {self.name!r} was left: join again before the next step")
+
+    def _check_usable(self, step: int) -> None:
+        self._check_here()
+        if self._stopped is not None:
+            raise StepError(f"the run was stopped before step {self._step}: leave the loop when run.stopped is set")
         if step <= self._step:
             raise StepError(f"step {step} follows step {self._step}: the steps given to a run must rise")
 
-    def _pass_gates(self, step: int) -> None:
-        """A worker that has failed runs no step, so it has no gate to pass."""
-        while self._conversation.failure is None and (due := self._gate.at(step)) is not None:
+    def _pass_gates(self, step: int) -> int:
+        """The step to run. A worker that has failed runs none, so it has no gate to pass."""
+        while self._conversation.failure is None and (due := self._agreement.due(step)) is not None:
             if isinstance(due, Apply):
-                self._apply(due, step)
+                step = self._apply(due, step)
+            elif isinstance(due, Stand):
+                self._stand(step)
             else:
                 self._await_decision(due.number, step)
             self._conversation.tell(self._agreement.hear_postponed(step))
+        self._standing = False
+        return step
 
-    def _apply(self, due: Apply, step: int) -> None:
-        self._conversation.tell([self._agreement.apply(due, step)])
+    def _apply(self, due: Apply, step: int) -> int:
+        goes_on = self._agreement.apply(due, step)
+        if goes_on != step:
+            log.warning("rank %d goes back from step %d to step %d", self.rank, step, goes_on)
+            self._step = self._integers[1] = goes_on - 1
+        applied = self._agreement.applied
+        self._conversation.tell([applied] if applied is not None else [])
+        return goes_on
 
     def _await_decision(self, number: int, step: int) -> None:
         self._conversation.await_decision(number, step, self._patience_s)
+
+    def _stand(self, step: int) -> None:
+        """A look at what the agent says, while the run is paused before `step`."""
+        if not self._standing:
+            self._standing = True
+            reason = self._agreement.course.reason or "the run is paused"
+            log.warning(
+                "rank %d waits before step %d: %s; 'instep resume %s' lets it go on", self.rank, step, reason, self.name
+            )
+        self._conversation.listen(step, STAND_S)
+        self.checkpoints.look()
+        self._floats[2] = time.monotonic()
 
     # -- the end ----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,276 @@
+"""The node's part in the run's checkpoints: its workers' commits and questions to etcd, and the news to its workers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final
+
+from instep.agent.ballot import Ballot
+from instep.agent.effects import ATTEMPT_S, Effects
+from instep.agent.readers import Readers
+from instep.agent.worker import LocalWorker
+from instep.agent.workers import Workers
+from instep.coordination import checkpoints
+from instep.coordination.checkpoints import Found, Outcome
+from instep.coordination.fence import Fence
+from instep.coordination.keys import Keys
+from instep.coordination.records import Manifest, Saving
+from instep.coordination.session import Session
+from instep.coordination.state import RunState
+from instep.coordination.transactions import Txn
+from instep.errors import EtcdError
+from instep.etcd import Client, KeyValue, Listing, TxnResult
+from instep.wire import Message
+
+log = logging.getLogger("instep")
+
+SAVING_S: Final = 600.0
+"""A leader that saves may pass no boundary for so long, or 5 times its longest save, without having stalled."""
+QUESTION_S: Final = 4.0
+"""A question is answered in this time, if only with what stands in the way: the worker waits a second longer."""
+MAX_LISTED_BYTES: Final = 2 * 1024 * 1024
+"""Of manifests in one answer, the newest; a run with more of them keeps too many."""
+
+
+class Archive:
+    """Promise: a commit is tried until etcd has answered it, one at a time in the order in which they were handed in,
+    and its worker hears the outcome; one that is handed in again, to this agent or the next, has the same outcome."""
+
+    def __init__(
+        self,
+        node: str,
+        client: Client,
+        keys: Keys,
+        session: Session,
+        state: RunState,
+        workers: Workers,
+        effects: Effects,
+    ) -> None:
+        self._node = node
+        self._client = client
+        self._keys = keys
+        self._state = state
+        self._workers = workers
+        self._effects = effects
+        self._writing = asyncio.Lock()
+        self._announced: Saving | None = None
+        self._told: Message | None = None
+        self._patience_s = SAVING_S
+        self._readers = readers = Readers(node, client, keys, session, effects)
+        self._ballot = Ballot(node, client, keys, state, workers, effects, readers)
+
+    def __repr__(self) -> str:
+        return f"Archive({self._announced or 'nothing announced'}, {self._readers!r}, {self._ballot!r})"
+
+    # -- what workers say -------------------------------------------------------------------------------------------
+
+    def hear(self, worker: LocalWorker, message: Message) -> None:
+        """Raises KeyError, TypeError or ValueError when it cannot be understood."""
+        match message["do"]:
+            case "open":
+                worker.excused_until = time.monotonic() + self._patience_s
+                self._announce(_fence(message), Saving.model_validate({**message, "rank": worker.rank}))
+            case "abandon":
+                worker.excused_until = time.monotonic()
+                self._withdraw(message["id"])
+            case "commit":
+                self._take_commit(worker, message)
+            case "list":
+                self._answer(worker, message, self._list)
+            case "forget":
+                ids = [str(item) for item in message["ids"]]
+                self._answer(worker, message, lambda: self._forget(ids))
+            case "read":
+                self._readers.reads(worker.incarnation, message["id"])
+                if "q" in message:
+                    self._answer(worker, message, lambda: self._mark(message["id"]))
+            case "read on":
+                self._readers.has_read(worker.incarnation, message["id"])
+            case "missing":
+                self._answer(worker, message, self._missing)
+            case "resume" | "vote":
+                self._ballot.hear(worker, message)
+            case _:
+                pass
+
+    def gone(self, worker: LocalWorker) -> None:
+        """A worker has left or died."""
+        self._readers.gone(worker.incarnation)
+        self._ballot.gone(worker.incarnation)
+
+    def renew_marks(self) -> None:
+        """There is another lease."""
+        self._readers.mark_all()
+
+    # -- what they hear ---------------------------------------------------------------------------------------------
+
+    def follow(self) -> None:
+        """The run's state has changed."""
+        news = self._news()
+        if news != self._told:
+            self._told = news
+            for worker in self._workers:
+                worker.tell(news)
+        self._ballot.follow()
+
+    def welcome(self, worker: LocalWorker) -> None:
+        """It has become part of the view, or of the next one."""
+        worker.tell(self._news())
+
+    def look_around(self) -> None:
+        """As time passes."""
+        self._ballot.look_around()
+
+    def _news(self) -> Message:
+        state = self._state
+        saved, saving, view = state.saved, state.saving, state.view
+        leads = state.leader is not None and saving is not None and saving.token == state.leader.token
+        return {
+            "t": "archive",
+            "do": "news",
+            "saved": {**saved.model_dump(), "revision": state.saved_revision} if saved is not None else None,
+            "saving": saving.model_dump() if saving is not None and leads else None,
+            "began": state.view_revision if view is not None and view.fresh else 0,
+        }
+
+    def _tell(self, incarnation: str, message: Message) -> None:
+        for worker in self._workers:
+            if worker.incarnation == incarnation:
+                worker.tell(message)
+
+    # -- saving -----------------------------------------------------------------------------------------------------
+
+    def _announce(self, fence: Fence, saving: Saving) -> None:
+        if saving != self._announced:
+            self._announced = saving
+            self._effects.start(self._write_if(saving, checkpoints.announce(self._keys, fence, saving)))
+
+    def _withdraw(self, checkpoint_id: str) -> None:
+        saving = self._announced
+        if saving is not None and saving.id == checkpoint_id:
+            self._announced = None
+            self._effects.start(self._write_if(None, checkpoints.withdraw(self._keys, saving)))
+
+    async def _write_if(self, saving: Saving | None, txn: Txn) -> None:
+        """Unless something else is announced by the time that it is its turn."""
+
+        async def attempt() -> None:
+            if self._announced is saving:
+                await self._send(txn)
+
+        async with self._writing:
+            await self._effects.insist(attempt)
+
+    def _take_commit(self, worker: LocalWorker, message: Message) -> None:
+        document = message["manifest"]
+        try:
+            manifest = Manifest.model_validate({**document, "node": self._node})
+        except ValueError as error:  # closing the connection would bring it back again and again
+            text = f"the node's agent does not take the checkpoint's manifest: {error}"
+            worker.tell({"t": "archive", "do": "failed", "id": "?", "path": document["path"], "text": text})
+            return
+        self._patience_s = max(self._patience_s, 5 * manifest.duration_s)
+        worker.excused_until = time.monotonic()
+        self._effects.start(self._commit(worker.incarnation, _fence(message, manifest.token), manifest))
+
+    async def _commit(self, incarnation: str, fence: Fence, manifest: Manifest) -> None:
+        async with self._writing:
+            outcome = await self._effects.insist(lambda: self._try_commit(fence, manifest))
+            if self._announced is not None and self._announced.id == manifest.id:
+                self._announced = None
+        place = {"t": "archive", "id": manifest.id, "path": manifest.path}
+        if outcome is Outcome.COMMITTED:
+            log.info("checkpoint %s is committed", manifest.id)
+            self._tell(incarnation, {**place, "do": "committed"})
+        else:
+            text = self._fenced(manifest)
+            log.warning("checkpoint %s is refused: %s", manifest.id, text)
+            self._tell(incarnation, {**place, "do": "fenced", "text": text})
+
+    async def _try_commit(self, fence: Fence, manifest: Manifest) -> Outcome:
+        keys = self._keys
+        while True:
+            found = Found(*_items(await self._send(Txn((), checkpoints.look(keys, fence, manifest.id)))))
+            outcome = checkpoints.outcome(manifest, fence, found)
+            if outcome is not Outcome.OPEN:
+                return outcome
+            manifest = manifest.model_copy(update={"lineage": await self._lineage(found)})
+            announced = self._announced is not None and self._announced.id == manifest.id
+            txn = checkpoints.commit(keys, fence, manifest, found, announced=announced)
+            if (await self._send(txn)).succeeded:
+                return Outcome.COMMITTED
+
+    async def _lineage(self, found: Found) -> tuple[str, ...]:
+        pointer = found.newest
+        newest: Manifest | None = None
+        if pointer is not None:
+            item = await self._client.get(self._keys.checkpoint(pointer.id), timeout_s=ATTEMPT_S)
+            newest = Manifest.decode_or_none(item.value) if item is not None else None
+        return checkpoints.lineage(found, newest, self._state.resume, self._state.resume_revision)
+
+    def _fenced(self, manifest: Manifest) -> str:
+        leader = self._state.leader
+        other = leader is not None and leader.token != manifest.token
+        who = f"rank {leader.rank} leads by now" if leader is not None and other else "its token holds no longer"
+        return (
+            f"rank {manifest.rank} no longer leads the run ({who}), so its checkpoint of step {manifest.step} does not "
+            f"count; what it wrote to {manifest.path} may be deleted"
+        )
+
+    # -- questions --------------------------------------------------------------------------------------------------
+
+    def _answer(self, worker: LocalWorker, question: Message, find: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+        async def answer() -> None:
+            reply: dict[str, Any]
+            try:
+                async with asyncio.timeout(QUESTION_S):
+                    reply = await find()
+            except EtcdError as error:
+                reply = {"problem": str(error)}
+            except TimeoutError:
+                reply = {"problem": f"etcd has not answered in {QUESTION_S:g} s about the run's checkpoints"}
+            self._tell(worker.incarnation, {"t": "archive", "do": "answer", "q": question["q"], **reply})
+
+        self._effects.start(answer())
+
+    async def _list(self) -> dict[str, Any]:
+        listing = await self._client.range(self._keys.checkpoints, timeout_s=QUESTION_S)
+        items = sorted(listing.kvs, key=lambda item: item.mod_revision, reverse=True)
+        found: list[dict[str, Any]] = []
+        room = MAX_LISTED_BYTES
+        for item in items:
+            manifest = Manifest.decode_or_none(item.value)
+            room -= len(item.value)
+            if manifest is not None and room > 0 and item.key == self._keys.checkpoint(manifest.id):
+                found.append(manifest.model_dump())
+        return {"manifests": found}
+
+    async def _forget(self, ids: Iterable[str]) -> dict[str, Any]:
+        pointer = await self._client.get(self._keys.latest, timeout_s=ATTEMPT_S)
+        gone: list[str] = []
+        for checkpoint_id in ids:
+            txn = checkpoints.forget(self._keys, checkpoint_id, pointer)
+            if txn is not None and (await self._send(txn)).succeeded:
+                gone.append(checkpoint_id)
+        log.info("forgotten: %s", ", ".join(gone) or "no checkpoint")
+        return {"ids": gone}
+
+    async def _mark(self, checkpoint_id: str) -> dict[str, Any]:
+        return {"there": await self._readers.mark(checkpoint_id) is not None}
+
+    async def _missing(self) -> dict[str, Any]:
+        return {"ranks": await self._ballot.missing()}
+
+    async def _send(self, txn: Txn) -> TxnResult:
+        return await self._client.txn(txn.compares, txn.then, timeout_s=ATTEMPT_S)
+
+
+def _fence(message: Message, token: int | None = None) -> Fence:
+    return Fence(str(message["candidate"]), int(message["token"]) if token is None else token)
+
+
+def _items(result: TxnResult) -> list[KeyValue | None]:
+    return [item.kvs[0] if item.kvs else None for item in result.results if isinstance(item, Listing)]

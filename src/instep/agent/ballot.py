@@ -1,0 +1,192 @@
+"""The node's part in agreeing on the checkpoint to go on from: asks its workers, and tells the leader what they say."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from instep.agent.effects import ATTEMPT_S, Effects
+from instep.agent.readers import Readers
+from instep.agent.worker import LocalWorker
+from instep.agent.workers import Workers
+from instep.coordination import resuming
+from instep.coordination.keys import Keys
+from instep.coordination.records import Manifest, Resume, Verified
+from instep.coordination.state import RunState
+from instep.etcd import Client
+from instep.wire import Message
+
+PARTIAL_S: Final = 1.0
+"""When not all ranks of the node have answered so long after the first, those that have are reported, so that the
+others can be named."""
+
+
+@dataclass(slots=True)
+class Question:
+    """One checkpoint that the ranks of a view are asked about, and what those of this node have said."""
+
+    view: int
+    id: str
+    manifest: Manifest | None = None
+    marked: bool = False
+    good: set[int] = field(default_factory=set)
+    problem: str | None = None
+    since: float = 0.0
+    written: Verified | None = None
+
+    def record(self) -> Verified:
+        ranks = () if self.problem is not None else tuple(sorted(self.good))
+        return Verified(view=self.view, id=self.id, ranks=ranks, problem=self.problem)
+
+
+class Ballot:
+    """Promise: a rank that waits hears each question, and the outcome; from then until its first boundary nobody
+    forgets the checkpoint. A node writes at most a few keys for all its ranks."""
+
+    def __init__(
+        self,
+        node: str,
+        client: Client,
+        keys: Keys,
+        state: RunState,
+        workers: Workers,
+        effects: Effects,
+        readers: Readers,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._node = node
+        self._client = client
+        self._keys = keys
+        self._state = state
+        self._workers = workers
+        self._effects = effects
+        self._readers = readers
+        self._clock = clock
+        self._asking = asyncio.Lock()
+        self._waiting: dict[str, Resume | None] = {}
+        """By incarnation, who wants to go on from a checkpoint, and what it was told last."""
+        self._question: Question | None = None
+
+    def __repr__(self) -> str:
+        return f"Ballot({len(self._waiting)} wait, {self._question})"
+
+    # -- what workers say -------------------------------------------------------------------------------------------
+
+    def hear(self, worker: LocalWorker, message: Message) -> None:
+        """Raises KeyError, TypeError or ValueError when it cannot be understood."""
+        if message["do"] == "resume":
+            self._waiting[worker.incarnation] = None
+            self.follow()
+            return
+        question = self._question
+        if question is None or (message["view"], message["id"]) != (question.view, question.id):
+            return
+        if message["problem"] is None:
+            question.good.add(worker.rank)
+            question.since = question.since or self._clock()
+        elif question.problem is None:
+            question.problem = f"rank {worker.rank} on {worker.member.host}: {message['problem']}"[:500]
+        if question.problem is not None or question.good >= self._ranks_here():
+            self._report(question)
+
+    def gone(self, incarnation: str) -> None:
+        self._waiting.pop(incarnation, None)
+        self._readers.gone(_voter(incarnation))
+
+    # -- what they are asked ----------------------------------------------------------------------------------------
+
+    def follow(self) -> None:
+        """The run's state has changed, or somebody has come: whoever waits hears how it stands."""
+        now = self._now()
+        if now is None or all(told == now for told in self._waiting.values()):
+            return
+        self._effects.start(self._tell(now))
+
+    def look_around(self) -> None:
+        """As time passes."""
+        question = self._question
+        if question is not None and question.good and self._clock() - question.since > PARTIAL_S:
+            self._report(question)
+        for worker in self._workers:
+            if worker.step >= 0:  # it has loaded what it goes on from
+                self._readers.gone(_voter(worker.incarnation))
+
+    async def missing(self) -> list[int]:
+        """Ranks of the view that have said nothing yet about what all are asked. Raises EtcdError."""
+        view, now = self._state.view, self._now()
+        if view is None or now is None or now.id is None:
+            return []
+        listing = await self._client.range(self._keys.verified, timeout_s=ATTEMPT_S)
+        records = [record for item in listing.kvs if (record := Verified.decode_or_none(item.value)) is not None]
+        here = [self._question.record()] if self._question is not None else []
+        return list(resuming.missing(view, now, [*records, *here]))
+
+    def _now(self) -> Resume | None:
+        view = self._state.view
+        return resuming.asked(view, self._state.resume) if view is not None else None
+
+    async def _tell(self, now: Resume) -> None:
+        """The checkpoint is marked as being read before anybody hears of it."""
+        async with self._asking:
+            if now != self._now():
+                return  # another task tells what holds by now
+            question = await self._put(now) if now.id is not None else None
+            if now != self._now():
+                return
+            if question is not None and question.manifest is None and not now.final:
+                question.problem = question.problem or resuming.GONE
+                self._report(question)
+                return
+            manifest = question.manifest.model_dump() if question is not None and question.manifest else None
+            for worker in self._workers:
+                if self._waiting.get(worker.incarnation, now) != now:
+                    self._waiting[worker.incarnation] = now
+                    worker.tell({"t": "archive", "do": "offer", **now.model_dump(), "manifest": manifest})
+
+    async def _put(self, now: Resume) -> Question:
+        """The question about `now`, with the manifest read and marked."""
+        assert now.id is not None
+        question = self._question
+        if question is None or (question.view, question.id) != (now.view, now.id):
+            for incarnation in self._waiting:
+                self._readers.gone(_voter(incarnation))
+            question = self._question = Question(now.view, now.id)
+        for incarnation in self._waiting:
+            self._readers.reads(_voter(incarnation), now.id)
+        if not question.marked:
+            question.manifest = await self._effects.insist(lambda: self._mark(now))
+            question.marked = True
+        return question
+
+    async def _mark(self, now: Resume) -> Manifest | None:
+        """An outage must not hold up what is asked by then."""
+        return await self._readers.mark(now.id) if now.id is not None and now == self._now() else None
+
+    # -- what the leader hears --------------------------------------------------------------------------------------
+
+    def _report(self, question: Question) -> None:
+        record = question.record()
+        if record == question.written or not self._state.view or not self._state.view.start.vote:
+            return
+        question.written = record
+        self._effects.start(self._write(question, record))
+
+    async def _write(self, question: Question, record: Verified) -> None:
+        async def attempt() -> None:
+            if question is self._question and question.written is record:
+                await self._client.put(self._keys.verified_of(self._node), record.encode(), timeout_s=ATTEMPT_S)
+
+        await self._effects.insist(attempt)
+
+    def _ranks_here(self) -> set[int]:
+        view = self._state.view
+        mine = view.nodes.get(self._node) if view is not None else None
+        return set(mine.ranks) if mine is not None else set()
+
+
+def _voter(incarnation: str) -> str:
+    """One that reads because it is asked, until its first boundary."""
+    return f"{incarnation} votes"

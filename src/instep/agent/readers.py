@@ -1,0 +1,70 @@
+"""Which checkpoints this node's workers read: marked on the node's lease, so that nobody forgets them meanwhile."""
+
+from __future__ import annotations
+
+from instep.agent.effects import ATTEMPT_S, Effects
+from instep.coordination import checkpoints
+from instep.coordination.keys import Keys
+from instep.coordination.records import Manifest
+from instep.coordination.session import Session
+from instep.errors import LeaseLost
+from instep.etcd import Client, Listing
+
+
+class Readers:
+    """One key a checkpoint, however many of the node's workers read it. Promise: once `mark` has returned a manifest,
+    the checkpoint stays until nobody here reads it. Limit: while the lease lasts."""
+
+    def __init__(self, node: str, client: Client, keys: Keys, session: Session, effects: Effects) -> None:
+        self._node = node
+        self._client = client
+        self._keys = keys
+        self._session = session
+        self._effects = effects
+        self._by_checkpoint: dict[str, set[str]] = {}
+
+    def __repr__(self) -> str:
+        return f"Readers({', '.join(self._by_checkpoint) or 'none'})"
+
+    def reads(self, incarnation: str, checkpoint_id: str) -> None:
+        self._by_checkpoint.setdefault(checkpoint_id, set()).add(incarnation)
+
+    def has_read(self, incarnation: str, checkpoint_id: str) -> None:
+        readers = self._by_checkpoint.get(checkpoint_id, set())
+        readers.discard(incarnation)
+        if not readers and self._by_checkpoint.pop(checkpoint_id, None) is not None:
+            self._effects.start(self._unmark(checkpoint_id))
+
+    def gone(self, incarnation: str) -> None:
+        for checkpoint_id in list(self._by_checkpoint):
+            if incarnation in self._by_checkpoint[checkpoint_id]:
+                self.has_read(incarnation, checkpoint_id)
+
+    async def mark(self, checkpoint_id: str) -> Manifest | None:
+        """The manifest, or None when the checkpoint was forgotten. Raises EtcdError."""
+        lease_id = self._session.lease_id
+        if not lease_id:
+            raise LeaseLost("the node has no lease at present: try again", lease_id=0)
+        txn = checkpoints.start_reading(self._keys, checkpoint_id, self._node, lease_id)
+        result = await self._client.txn(txn.compares, txn.then, timeout_s=ATTEMPT_S)
+        listing = result.results[-1] if result.succeeded else None
+        return Manifest.decode_or_none(listing.kvs[0].value) if isinstance(listing, Listing) else None
+
+    def mark_all(self) -> None:
+        """On a new lease."""
+        for checkpoint_id in list(self._by_checkpoint):
+            self._effects.start(self._mark_again(checkpoint_id))
+
+    async def _mark_again(self, checkpoint_id: str) -> None:
+        async def attempt() -> None:
+            if checkpoint_id in self._by_checkpoint and self._session.lease_id:
+                await self.mark(checkpoint_id)
+
+        await self._effects.insist(attempt)
+
+    async def _unmark(self, checkpoint_id: str) -> None:
+        async def attempt() -> None:
+            if checkpoint_id not in self._by_checkpoint:
+                await self._client.delete(self._keys.reader(checkpoint_id, self._node), timeout_s=ATTEMPT_S)
+
+        await self._effects.insist(attempt)

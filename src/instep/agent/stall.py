@@ -1,0 +1,108 @@
+"""Which of a node's workers makes no progress, and which one the node's candidate names. Pure.
+
+All times are seconds on the monotonic clock, which the agent and its workers share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+STEPS: Final = 20
+"""A step may take so many times what this worker's steps took lately, however short the time-out is."""
+FIRST_STEPS: Final = 10
+"""Until a step time is known, a step may take so many times the time-out: the first ones compile and warm up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """One local worker, as it is seen now."""
+
+    rank: int
+    incarnation: str
+    joined: bool
+    """It is or was in a view."""
+    trains: bool
+    """It has passed a boundary."""
+    at: float
+    """When it passed the last one."""
+    excused_until: float = 0.0
+    """Its time counts from then on, if that is later."""
+    step_time_s: float = 0.0
+    """0.0 while it is not known."""
+
+    def silence_s(self, now: float) -> float:
+        """For how long it has not shown any progress although it should have."""
+        return now - max(self.at, self.excused_until) if self.trains else 0.0
+
+
+def limit_s(step_time_s: float, timeout_s: float) -> float:
+    """How long a worker of this pace may show no progress before it counts as stalled."""
+    if step_time_s <= 0:
+        return FIRST_STEPS * timeout_s
+    return max(timeout_s, STEPS * step_time_s)
+
+
+def is_stalled(worker: Standing, now: float, timeout_s: float) -> bool:
+    return worker.silence_s(now) > limit_s(worker.step_time_s, timeout_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Nomination:
+    """Whom the candidate names, and what came before. `passed` holds those who have led, or would have led, and were
+    passed over because they stalled, each with the boundary that it had passed last: it is over when they move on."""
+
+    incarnation: str
+    passed: Mapping[str, float] = field(default_factory=dict)
+    last_resort: bool = False
+    """Every worker of the node has been passed over: others should lead, if there are any."""
+
+
+def nominate(
+    before: Nomination | None,
+    workers: Iterable[Standing],
+    now: float,
+    *,
+    timeout_s: float,
+    leads: bool,
+    rivals: bool,
+) -> Nomination | None:
+    """Whom to name now; None when nobody is here. `leads`: our candidate leads the run. `rivals`: another node's
+    candidate stands that is no last resort.
+
+    Promise: who is named stays named while it lives and goes on, so leadership moves only for a reason; a leader that
+    stalls is passed over once, so all of a run that wait for each other have each led for a while in the end, and the
+    last one goes on leading: somebody always leads. Limit: who of those that wait holds up the others cannot be told.
+    """
+    here = {worker.incarnation: worker for worker in workers}
+    if not here:
+        return None
+    stalled = {name for name, worker in here.items() if is_stalled(worker, now, timeout_s)}
+    known = before.passed if before is not None else {}
+    passed: Mapping[str, float] = {name: at for name, at in known.items() if name in stalled and here[name].at == at}
+    healthy = [worker for name, worker in here.items() if name not in stalled]
+    if before is None or before.incarnation not in here:
+        rest = [worker for name, worker in here.items() if name not in passed]
+        return Nomination(_first(healthy or rest or here.values()), passed)
+    if before.incarnation not in stalled:
+        name = before.incarnation if here[before.incarnation].joined else _first(healthy)
+        return Nomination(name, passed, before.last_resort and leads)
+    if healthy:
+        return Nomination(_first(healthy), _with(passed, here[before.incarnation]))
+    if not leads:
+        return replace(before, passed=passed)  # nobody here would be any better
+    passed = _with(passed, here[before.incarnation])
+    rest = [worker for name, worker in here.items() if name not in passed]
+    if rest:
+        return Nomination(_first(rest), passed)
+    return Nomination(before.incarnation, passed, rivals or before.last_resort)
+
+
+def _first(workers: Iterable[Standing]) -> str:
+    """Of those who train the lowest rank, else of all."""
+    return min(workers, key=lambda worker: (not worker.joined, worker.rank)).incarnation
+
+
+def _with(passed: Mapping[str, float], worker: Standing) -> Mapping[str, float]:
+    return {**passed, worker.incarnation: worker.at}

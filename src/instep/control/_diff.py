@@ -1,0 +1,87 @@
+"""In which values two moments of a run differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from instep.control._facts import Facts
+from instep.control._past import Past, load_past
+from instep.coordination.keys import Keys
+from instep.errors import ConfigError, SettingsError
+from instep.etcd import Client
+from instep.scalar import Scalar, same
+
+START, NOW = "start", "now"
+_MAX_DIGITS = 18
+
+
+@dataclass(frozen=True, slots=True)
+class Difference(Facts):
+    """One hyperparameter. `was_set` and `is_set` are False where it had no value; that is then None."""
+
+    name: str
+    before: Scalar
+    after: Scalar
+    was_set: bool
+    is_set: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Diff(Facts):
+    """`before` and `after` name the two moments as they were asked for: a plan's number, `start` or `now`."""
+
+    run: str
+    revision: int
+    before: str
+    after: str
+    changes: tuple[Difference, ...]
+
+
+def parse_moment(text: str) -> str:
+    """`12` for `12` and `#12`, or `start`, or `now`. Raises SettingsError for anything else."""
+    number = text.removeprefix("#")
+    if text in (START, NOW):
+        return text
+    if number.isascii() and number.isdigit() and len(number) <= _MAX_DIGITS:
+        return str(int(number))
+    shown = text if len(text) <= 40 else text[:37] + "..."
+    raise SettingsError(f"{shown!r} names no plan: give its number, as 'instep history' shows it, or start, or now")
+
+
+async def diff(client: Client, keys: Keys, before: str, after: str) -> Diff:
+    """The values that held after plan `before` and after plan `after`, where they differ.
+
+    `start` is what the run first started with, as far as that is kept; `now` what every rank has. Raises
+    RunNotFound, SettingsError for what names no plan, and ConfigError for a plan that is unknown or was
+    aborted, or whose values are not kept any more.
+    """
+    first, second = parse_moment(before), parse_moment(after)
+    past = await load_past(client, keys)
+    old, new = _values(past, first), _values(past, second)
+    return Diff(keys.run, past.picture.revision, first, second, differences(old, new))
+
+
+def differences(old: Mapping[str, Scalar], new: Mapping[str, Scalar]) -> tuple[Difference, ...]:
+    return tuple(
+        Difference(name, old.get(name), new.get(name), name in old, name in new)
+        for name in dict.fromkeys((*old, *new))
+        if not (name in old and name in new and same(old[name], new[name]))
+    )
+
+
+def _values(past: Past, moment: str) -> Mapping[str, Scalar]:
+    picture = past.picture
+    if moment == NOW:
+        if picture.agreed is None:
+            raise ConfigError(f"run {picture.keys.run} has not started yet: no values are agreed")
+        if picture.schema.replays is not None:
+            raise ConfigError(f"run {picture.keys.run} replays a schedule: its file says which values hold at a step")
+        return picture.agreed.values
+    if moment == START:
+        laps = past.timeline.laps()
+        if not laps:
+            raise ConfigError(f"run {picture.keys.run} has not started yet: it has no start")
+        return laps[0].start.values
+    past.check_plan(int(moment))
+    return past.timeline.values_after(int(moment))

@@ -1,0 +1,41 @@
+"""An `async with` block that has a task of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any, Self
+
+from instep.coordination.waiting import first_of
+
+
+class TaskBlock(ABC):
+    """Promise: the task is closed on leaving, and when entering fails or is cancelled: nobody would leave then."""
+
+    _task: asyncio.Task[None] | None = None
+
+    async def _enter(self, work: Coroutine[Any, Any, None], ready: Coroutine[Any, Any, None], name: str) -> Self:
+        """Returns when `ready` has. Raises what it raises, and what ends the work before that."""
+        self._task = task = asyncio.create_task(work, name=name)
+        try:
+            await first_of(ready, ended(task))
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @abstractmethod
+    async def close(self) -> None: ...
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    """Raises what ended the task; waiting for it does not cancel it."""
+    await asyncio.wait([task])
+    task.result()

@@ -1,0 +1,126 @@
+"""How a checkpoint becomes part of a run, and how it is forgotten: what each txn compares and writes. Pure.
+
+A checkpoint is committed when its manifest and the pointer to it stand, both written by one txn that compares the
+saver's token. What lies in a directory and has no manifest was never saved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from instep.coordination.fence import Fence
+from instep.coordination.keys import Keys
+from instep.coordination.records import Manifest, Pointer, Resume, Saving
+from instep.coordination.resuming import LINEAGE
+from instep.coordination.transactions import Txn
+from instep.etcd import Compare, KeyValue, Op
+
+
+class Outcome(Enum):
+    COMMITTED = "committed"
+    FENCED = "fenced"
+    OPEN = "open"
+    """Neither yet: the commit may be sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What stood under the keys that a commit looks at."""
+
+    manifest: KeyValue | None
+    pointer: KeyValue | None
+    candidate: KeyValue | None
+
+    @property
+    def newest(self) -> Pointer | None:
+        return Pointer.decode_or_none(self.pointer.value) if self.pointer is not None else None
+
+
+def look(keys: Keys, fence: Fence, checkpoint_id: str) -> tuple[Op, ...]:
+    """The reads whose results make a Found, in its order."""
+    return (Op.get(keys.checkpoint(checkpoint_id)), Op.get(keys.latest), Op.get(fence.key))
+
+
+def outcome(manifest: Manifest, fence: Fence, found: Found) -> Outcome:
+    """How it stands with a commit that may have been sent before. One that stands is a commit, whoever leads by now."""
+    if found.manifest is not None and is_same(Manifest.decode_or_none(found.manifest.value), manifest):
+        return Outcome.COMMITTED
+    if found.candidate is None or found.candidate.create_revision != fence.token:
+        return Outcome.FENCED
+    return Outcome.OPEN
+
+
+def is_same(stands: Manifest | None, manifest: Manifest) -> bool:
+    """Whether both are one attempt. Its lineage is found anew at each try, and is no part of it."""
+    return stands is not None and stands.model_copy(update={"lineage": manifest.lineage}) == manifest
+
+
+def commit(keys: Keys, fence: Fence, manifest: Manifest, found: Found, *, announced: bool) -> Txn:
+    """Refused when another leads, or when anything has been written since `found`: so a request that comes late, after
+    its retry and whatever followed it, does nothing. `announced`: `state/saving` speaks of this checkpoint."""
+    pointer = Pointer(id=manifest.id, step=manifest.step, token=manifest.token).encode()
+    then = [
+        Op.put(keys.checkpoint(manifest.id), manifest.encode()),
+        Op.put(keys.latest, pointer),
+        Op.put(keys.saved, pointer),
+    ]
+    if announced:
+        then.append(Op.delete(keys.saving))
+    compares = (
+        fence.compare(),
+        Compare.mod_revision(keys.latest, "==", _revision(found.pointer)),
+        Compare.mod_revision(keys.checkpoint(manifest.id), "==", _revision(found.manifest)),
+    )
+    return Txn(compares, tuple(then))
+
+
+def lineage(found: Found, newest: Manifest | None, resume: Resume | None, resume_revision: int) -> tuple[str, ...]:
+    """What a checkpoint that is committed now went on from. `newest` is the manifest that the pointer names, `resume`
+    what the ranks agreed to go on from: that counts where nothing has been committed since."""
+    pointer = found.newest
+    if resume is not None and resume.final and resume_revision > _revision(found.pointer):
+        if resume.id is None:
+            return ()
+        before = newest.lineage if newest is not None else ()
+        older = before[before.index(resume.id) + 1 :] if resume.id in before else ()
+        if pointer is not None and pointer.id == resume.id:
+            older = before
+        return (resume.id, *older)[:LINEAGE]
+    if pointer is None:
+        return ()
+    return (pointer.id, *(newest.lineage if newest is not None else ()))[:LINEAGE]
+
+
+def announce(keys: Keys, fence: Fence, saving: Saving) -> Txn:
+    return Txn((fence.compare(),), (Op.put(keys.saving, saving.encode()),))
+
+
+def withdraw(keys: Keys, saving: Saving) -> Txn:
+    """Of a save that was given up."""
+    return Txn((Compare.value(keys.saving, "==", saving.encode()),), (Op.delete(keys.saving),))
+
+
+def forget(keys: Keys, checkpoint_id: str, pointer: KeyValue | None) -> Txn | None:
+    """None for the newest checkpoint, which is never forgotten. Refused for one that somebody reads."""
+    newest = Pointer.decode_or_none(pointer.value) if pointer is not None else None
+    if newest is None or newest.id == checkpoint_id:
+        return None
+    key = keys.checkpoint(checkpoint_id)
+    compares = (
+        Compare.present(key),
+        Compare.mod_revision(keys.latest, "==", _revision(pointer)),
+        Compare.absent(keys.readers(checkpoint_id), prefix=True),
+    )
+    return Txn(compares, (Op.delete(key),))
+
+
+def start_reading(keys: Keys, checkpoint_id: str, node: str, lease_id: int) -> Txn:
+    """Refused when the checkpoint is not there any more; its manifest is the last result."""
+    key = keys.checkpoint(checkpoint_id)
+    put = Op.put(keys.reader(checkpoint_id, node), "", lease=lease_id)
+    return Txn((Compare.present(key),), (put, Op.get(key)))
+
+
+def _revision(item: KeyValue | None) -> int:
+    return item.mod_revision if item is not None else 0

@@ -1,0 +1,103 @@
+"""From commands to plans: what all ranks do at one step, or why they cannot. Pure.
+
+A command is level-triggered like a desired value: its key stands until it is agreed on or declined, so an abort loses
+nothing. What is done once must not be asked for twice: the txn that commits a command deletes its key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from instep.coordination.records import Command, Course, Declined, Manifest
+
+DECLINED_KEPT = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What stands in `commands/<id>`, and the revision that wrote it."""
+
+    id: str
+    revision: int
+    command: Command | None
+    """None for a document that cannot be read."""
+
+    @property
+    def readable(self) -> Command:
+        """For records and messages about one that cannot be read."""
+        return self.command or Command(kind="checkpoint", reason="not readable")
+
+
+def oldest(orders: Iterable[Order]) -> Order | None:
+    return min(orders, key=lambda order: (order.revision, order.id), default=None)
+
+
+def why_not(order: Order, course: Course, manifests: Mapping[str, Manifest], *, somebody_left: bool) -> str | None:
+    """Why the command cannot be carried out as things stand, with the cure; None when it can."""
+    command = order.command
+    if command is None:
+        return "its key holds no command that this version of Instep knows: use the instep command line"
+    if course.ends_at is not None:
+        return f"the run stops before step {course.ends_at} already"
+    match command.kind:
+        case "pause" if course.paused_at is not None:
+            return "the run is paused already"
+        case "resume" if course.paused_at is None:
+            return "the run is not paused"
+        case "checkpoint" if course.paused_at is not None:
+            return "the run is paused, and a checkpoint is saved within a step: resume it first, or stop it with a save"
+        case "action" if not command.name:
+            return "it names no action"
+        case "restore":
+            return _why_no_restore(command, manifests, somebody_left=somebody_left)
+        case _:
+            return None
+
+
+def course_after(command: Command, gate: int, course: Course) -> Course | None:
+    """What the ranks do from the gate on; None where the command does not change that."""
+    reason = _signed(command)
+    match command.kind:
+        case "pause":
+            return Course(paused_at=gate, save_at=course.save_at, reason=reason)
+        case "resume":
+            return Course(save_at=course.save_at)
+        case "stop" if command.save:
+            return Course(save_at=gate, ends_at=gate + 1, reason=reason)
+        case "stop":
+            return Course(ends_at=gate, reason=reason)
+        case "checkpoint":
+            return Course(save_at=gate)
+        case _:
+            return None
+
+
+def course_of_fresh_view(course: Course) -> Course:
+    """A pause outlives the processes, for who paused a run did not mean until the next crash; all else was for them."""
+    return Course(paused_at=0, reason=course.reason) if course.paused_at is not None else Course()
+
+
+def declined(order: Order, why: str) -> Declined:
+    return Declined(command=order.readable, revision=order.revision, why=why[:1000])
+
+
+def outdated(revisions: Mapping[str, int]) -> tuple[str, ...]:
+    """Ids of the declined commands, given with their revisions, that need not be kept any more: all but the newest."""
+    by_age = sorted(revisions, key=lambda name: revisions[name], reverse=True)
+    return tuple(by_age[DECLINED_KEPT:])
+
+
+def _why_no_restore(command: Command, manifests: Mapping[str, Manifest], *, somebody_left: bool) -> str | None:
+    if command.name not in manifests:
+        there = ", ".join(sorted(manifests, key=lambda name: manifests[name].step)[-5:]) or "none"
+        return f"there is no checkpoint {command.name!r}; there are {there} (instep checkpoints)"
+    if somebody_left:
+        return "a rank has ended its training already, and cannot go back: start the run anew"
+    return None
+
+
+def _signed(command: Command) -> str:
+    did = {"pause": "paused", "stop": "stopped"}.get(command.kind, command.kind)
+    text = f"{did} by {command.author}" if command.author else did
+    return f"{text}: {command.reason}" if command.reason else text

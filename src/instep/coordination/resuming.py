@@ -1,0 +1,107 @@
+"""Which checkpoint the ranks of a fresh view go on from: the newest that all of them found good. Pure.
+
+All are asked about one checkpoint at a time. Where one rank finds a fault, all are asked about the one that it went on
+from: so a run never goes on from what it has been taken back from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from instep.coordination import membership
+from instep.coordination.records import Left, Manifest, Pointer, Resume, Verified, View
+
+LINEAGE = 20
+"""Ancestors that a manifest names."""
+MAX_REASONS = 20
+GONE = "its record is not in etcd any more"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a view starts from. `vote`: its ranks have still to agree on it."""
+
+    checkpoint: str | None
+    vote: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Poll:
+    """All that the leader's decision looks at."""
+
+    view: View
+    resume: Resume | None
+    verified: Mapping[str, Verified]
+    left: Mapping[str, Left]
+    manifests: Mapping[str, Manifest]
+
+
+def offer(
+    view: View | None, fresh: bool, pointer: Pointer | None, resume: Resume | None, *, resume_is_newer: bool
+) -> Offer:
+    """What the view after `view` starts from. `resume_is_newer` than the newest checkpoint."""
+    newest = pointer.id if pointer is not None else None
+    if fresh or view is None:
+        return Offer(newest, vote=newest is not None)
+    if resume is not None and resume.final:
+        return Offer(resume.id if resume_is_newer else newest, vote=False)
+    return Offer(newest, vote=view.start.vote and view.start.checkpoint is not None)
+
+
+def asked(view: View, resume: Resume | None) -> Resume:
+    """What the ranks of the view are asked about now, or have to go on from."""
+    start = view.start
+    if start.vote and resume is not None and resume.view == view.number:
+        return resume
+    return Resume(view=view.number, id=start.checkpoint, final=not start.vote or start.checkpoint is None)
+
+
+def is_open(view: View | None, resume: Resume | None) -> bool:
+    """Whether there is something to agree on."""
+    return view is not None and not asked(view, resume).final
+
+
+def next_resume(poll: Poll) -> Resume | None:
+    """What to write next, None while there is nothing new."""
+    now = asked(poll.view, poll.resume)
+    if now.final or now.id is None:
+        return None
+    answers = [answer for answer in poll.verified.values() if answer.view == now.view and answer.id == now.id]
+    problem = next((answer.problem for answer in answers if answer.problem is not None), None)
+    if problem is None and answers and now.id not in poll.manifests:
+        problem = GONE
+    if problem is not None:
+        return _next_best(now, problem, poll.manifests)
+    good = {rank for answer in answers for rank in answer.ranks}
+    return now.model_copy(update={"final": True}) if good >= membership.active_ranks(poll.view, poll.left) else None
+
+
+def missing(view: View, now: Resume, verified: Iterable[Verified]) -> tuple[int, ...]:
+    """Ranks of the view that have not said anything about the checkpoint that all are asked about."""
+    said = {rank for answer in verified if (answer.view, answer.id) == (now.view, now.id) for rank in answer.ranks}
+    return tuple(sorted(set(view.incarnations()) - said))
+
+
+def _next_best(now: Resume, problem: str, manifests: Mapping[str, Manifest]) -> Resume:
+    assert now.id is not None
+    reasons = dict(list({**now.reasons, now.id: problem[:500]}.items())[-MAX_REASONS:])
+    best = _before(now.id, manifests, {*now.reasons, now.id})
+    return Resume(view=now.view, id=best, final=best is None, reasons=reasons)
+
+
+def _before(checkpoint_id: str, manifests: Mapping[str, Manifest], refused: set[str]) -> str | None:
+    """The newest ancestor that is still there; where the ancestors are not known, the newest that is older by step."""
+    manifest = manifests.get(checkpoint_id)
+    ancestors = manifest.lineage if manifest is not None else ()
+    best = next((item for item in ancestors if item in manifests and item not in refused), None)
+    if best is not None or (manifest is not None and len(ancestors) < LINEAGE):
+        return best
+    step = _step_of(ancestors[-1] if ancestors else checkpoint_id)
+    older = [item for item in manifests.values() if item.step < step and item.id not in refused]
+    return max(older, key=lambda item: (item.step, item.token)).id if older else None
+
+
+def _step_of(checkpoint_id: str) -> int:
+    step = checkpoint_id.partition("-")[0]
+    return int(step) if step.isdecimal() else 0

@@ -1,0 +1,239 @@
+"""Which values held when: starts of views and committed plans, put in order. Pure.
+
+A lap is what followed one fresh start, until the next. A run that went on from a checkpoint ran some steps again, and
+what it was trained with in the end is the way that leads there: whatever came after the checkpoint is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from instep.coordination.records import Decision, FirstStep, Manifest, Plan, StartOfView, View
+from instep.errors import ConfigError
+from instep.scalar import Scalar, same
+from instep.schedule import Schedule, ScheduledChange
+
+Values: TypeAlias = Mapping[str, Scalar]
+
+_ENDLESS = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Lap:
+    """A fresh start and the committed plans that followed, in order. `whole` is False when some are not kept."""
+
+    start: StartOfView
+    plans: tuple[Plan, ...] = ()
+    first_step: int | None = None
+    """None when no step is known to have been run."""
+    whole: bool = True
+
+    def values(self, before: int | None = None) -> dict[str, Scalar]:
+        """What held in the end, or before plan `before`."""
+        held = dict(self.start.values)
+        for plan in self.plans:
+            if before is None or plan.number < before:
+                held |= plan.values
+        return held
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """From `step` on these values held; None when it is not known which."""
+
+    step: int
+    values: Values | None
+    author: str | None = None
+    reason: str | None = None
+
+
+Way: TypeAlias = tuple[Stretch, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeline:
+    """What etcd keeps of a run's history. `plans` and `decisions` by number, `starts` and `first_steps` by view."""
+
+    starts: Mapping[int, StartOfView] = field(default_factory=dict)
+    first_steps: Mapping[int, FirstStep] = field(default_factory=dict)
+    plans: Mapping[int, Plan] = field(default_factory=dict)
+    decisions: Mapping[int, Decision] = field(default_factory=dict)
+    manifests: Mapping[str, Manifest] = field(default_factory=dict)
+    view: View | None = None
+
+    def is_committed(self, number: int) -> bool:
+        decision = self.decisions.get(number)
+        return decision is not None and decision.commit
+
+    def newest_change(self) -> int | None:
+        """Number of the newest committed plan that changed values."""
+        changes = (number for number, plan in self.plans.items() if plan.kind == "config")
+        return max((number for number in changes if self.is_committed(number)), default=None)
+
+    def laps(self) -> tuple[Lap, ...]:
+        """Those whose start is kept, the oldest first."""
+        starts = self._starts()
+        return tuple(map(self._lap, starts, [*starts[1:], None]))
+
+    def values_before(self, number: int) -> dict[str, Scalar]:
+        """What held when plan `number` was made. Raises ConfigError when that is not kept any more."""
+        return self._lap_of(number).values(before=number)
+
+    def values_after(self, number: int) -> dict[str, Scalar]:
+        """What held when plan `number` was committed. Raises ConfigError when that is not kept any more."""
+        return self._lap_of(number).values(before=number + 1)
+
+    def changed_since(self, number: int) -> tuple[str, ...]:
+        """Names that plan `number`, or a later plan or start of the run, changed."""
+        names: dict[str, None] = {}
+        held: dict[str, Scalar] | None = None
+        for lap in self.laps():
+            if held is not None:
+                names |= dict.fromkeys(name for name in _differing(held, lap.start.values) if name in held)
+            for plan in lap.plans:
+                if plan.number >= number:
+                    names |= dict.fromkeys(plan.values)
+            if any(plan.number >= number for plan in lap.plans) or held is not None:
+                held = lap.values()
+        return tuple(names)
+
+    def schedule(self, run: str) -> Schedule:
+        """What the run was trained with, as far as it has come. Raises ConfigError when that cannot be told."""
+        laps = self.laps()
+        whole = laps[0].start.view == 1 if laps else not self.plans
+        way: Way = () if whole else (Stretch(0, None, reason="it is not kept any more"),)
+        passed: list[tuple[int, int, Way]] = []
+        """Views, plans, and the way as it was then: a checkpoint names both."""
+        for lap in laps:
+            if lap.first_step is not None:
+                way = self._through(lap, way, passed)
+        if not any(lap.first_step is not None for lap in laps) and laps:
+            way = (Stretch(0, laps[-1].start.values),)
+        return _schedule(run, way)
+
+    # -- laps -------------------------------------------------------------------------------------------------------
+
+    def _starts(self) -> list[StartOfView]:
+        view, starts = self.view, dict(self.starts)
+        if view is not None and view.fresh and view.number not in starts:
+            start = view.start
+            starts[view.number] = StartOfView(
+                view=view.number, values=start.values, plan=start.plan, checkpoint=start.checkpoint
+            )
+        # Higher ones are from a former life of the run, whose state was deleted by hand.
+        return [starts[number] for number in sorted(starts) if view is None or number <= view.number]
+
+    def _lap(self, start: StartOfView, following: StartOfView | None) -> Lap:
+        last = following.plan if following is not None else max(self.plans, default=start.plan)
+        numbers = range(start.plan + 1, last + 1)
+        ended = following.view if following is not None else _ENDLESS
+        committed = tuple(
+            self.plans[number]
+            for number in numbers
+            if self.is_committed(number) and number in self.plans and start.view <= self.plans[number].view < ended
+        )
+        whole = all(number in self.plans for number in numbers)
+        return Lap(start, committed, self._first_step(start, ended, ran=bool(committed)), whole)
+
+    def _first_step(self, start: StartOfView, ended: int, *, ran: bool) -> int | None:
+        said = self.first_steps.get(start.view)
+        if said is not None:
+            return said.step
+        saved = any(start.view <= manifest.view < ended for manifest in self.manifests.values())
+        if not ran and not saved:
+            return None
+        return _step_of(start.checkpoint) + 1 if start.checkpoint else 0
+
+    def _lap_of(self, number: int) -> Lap:
+        for lap in self.laps():
+            if any(plan.number == number for plan in lap.plans) and lap.whole:
+                return lap
+        raise ConfigError(f"which values held before plan {number} is not kept any more")
+
+    # -- the way ----------------------------------------------------------------------------------------------------
+
+    def _through(self, lap: Lap, way: Way, passed: list[tuple[int, int, Way]]) -> Way:
+        assert lap.first_step is not None
+        start, origin = lap.start, self._origin(lap)
+        held: dict[str, Scalar] = dict(start.values)
+        way = _back_to(lap.first_step, _as_of(origin, passed, way))
+        if start.replays is not None or not lap.whole:
+            kept = "it replayed a schedule, which tells it" if start.replays else "its plans are not all kept any more"
+            return (*way, Stretch(lap.first_step, None, reason=kept))
+        why = f"went on from checkpoint {origin.id}" if origin else f"start of view {start.view}"
+        way = (*way, Stretch(lap.first_step, dict(held), reason=why))
+        passed.append((start.view, start.plan, way))
+        for plan in lap.plans:
+            held |= plan.values
+            if plan.kind == "config":
+                # While a run is paused from its start on, the gate is any step before the one that all stand at.
+                step = max(plan.gate, lap.first_step)
+                way = (*_back_to(step, way), Stretch(step, dict(held), plan.author, plan.reason))
+            elif plan.checkpoint is not None:
+                step = plan.checkpoint.step + 1
+                why = f"taken back to checkpoint {plan.checkpoint.id}"
+                way = _back_to(step, _as_of(plan.checkpoint, passed, way))
+                way = (*way, Stretch(step, dict(held), plan.author, why))
+            passed.append((start.view, plan.number, way))
+        return way
+
+    def _origin(self, lap: Lap) -> Manifest | None:
+        """The checkpoint that the lap went on from, if that is kept: else the way before is taken."""
+        manifest = self.manifests.get(lap.start.checkpoint or "")
+        return manifest if manifest is not None and manifest.step + 1 == lap.first_step else None
+
+
+def _as_of(manifest: Manifest | None, passed: list[tuple[int, int, Way]], way: Way) -> Way:
+    """The way that led to a checkpoint: it may have been left since, and is taken up again now."""
+    if manifest is None:
+        return way
+    views = [view for view, _, _ in passed if view <= manifest.view]
+    known = [one for view, plan, one in passed if view == max(views, default=0) and plan <= manifest.plan]
+    return known[-1] if known else way
+
+
+def _back_to(step: int, way: Way) -> Way:
+    return tuple(stretch for stretch in way if stretch.step < step)
+
+
+def _schedule(run: str, way: Way) -> Schedule:
+    hole = next((stretch for stretch in way if stretch.values is None), None)
+    if hole is not None:
+        raise ConfigError(f"what run {run} was trained with from step {hole.step} on cannot be told: {hole.reason}")
+    if not way:
+        raise ConfigError(f"run {run} has not started yet: there is no schedule")
+    first, *later = way
+    assert first.values is not None
+    changes, held = [], dict(first.values)
+    for stretch in later:
+        assert stretch.values is not None
+        news = {name: value for name, value in stretch.values.items() if name in _differing(held, stretch.values)}
+        if news:
+            changes.append(ScheduledChange(stretch.step, news, stretch.author, stretch.reason))
+            held |= news
+    return Schedule(run, first.values, tuple(changes))
+
+
+def _differing(before: Values, after: Values) -> tuple[str, ...]:
+    """Names of `after` that `before` does not have with the same value."""
+    return tuple(name for name, value in after.items() if name not in before or not same(before[name], value))
+
+
+def _step_of(checkpoint_id: str) -> int:
+    step = checkpoint_id.partition("-")[0]
+    return int(step) if step.isdecimal() else -1
+
+
+def starts_of(items: Iterable[tuple[str, bytes]], prefix: str) -> tuple[dict[int, StartOfView], dict[int, FirstStep]]:
+    """Starts and first steps by view, from keys and values below `prefix`; what cannot be read is passed over."""
+    starts: dict[int, StartOfView] = {}
+    firsts: dict[int, FirstStep] = {}
+    for key, value in items:
+        match key.removeprefix(prefix).split("/"):
+            case [view] if view.isdecimal() and (start := StartOfView.decode_or_none(value)) is not None:
+                starts[int(view)] = start
+            case [view, "step"] if view.isdecimal() and (first := FirstStep.decode_or_none(value)) is not None:
+                firsts[int(view)] = first
+    return starts, firsts

@@ -1,0 +1,52 @@
+"""One attempt at a checkpoint: written, then committed or given up. What goes wrong with it does not end a training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from instep.errors import CheckpointError, Fenced
+from instep.worker.slot import Slot, trouble
+
+log = logging.getLogger("instep")
+
+
+@contextmanager
+def given_up_on_error(slot: Slot) -> Iterator[None]:
+    """In the training thread only."""
+    try:
+        yield
+    except BaseException:
+        slot.abandon()
+        raise
+
+
+@contextmanager
+def told_as_trouble(slot: Slot) -> Iterator[None]:
+    """CheckpointError, with a cure, for what the disk refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise trouble(slot.step, slot.path, error) from error
+
+
+def commit(slot: Slot, committed: Callable[[Slot], object]) -> bool | None:
+    """True: it is committed, and `committed` was called with it. False: it is not, or not yet, and the log says why.
+    None: another leads."""
+    try:
+        if not slot.commit():
+            return False
+    except Fenced as fenced:
+        log.warning("%s", fenced)
+        return None
+    except CheckpointError as error:
+        report_failure(error)
+        return False
+    committed(slot)
+    return True
+
+
+def report_failure(error: Exception) -> None:
+    """An error in the log, for somebody has to do something; training goes on."""
+    log.error("%s; training goes on without this checkpoint", error)

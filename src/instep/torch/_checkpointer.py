@@ -1,0 +1,198 @@
+"""`Checkpointer`: a training's state saved by one of its ranks, or by all together, and found again."""
+
+from __future__ import annotations
+
+import logging
+import operator
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from instep.errors import CheckpointError
+from instep.worker.manifest import verify_manifest
+from instep.worker.run import Run
+from instep.worker.saved import Manifest
+
+from ._housekeeping import Housekeeping
+from ._parts import checked_parts, label_of
+from ._plain import PlainSaver
+
+if TYPE_CHECKING:
+    from ._sharded import ShardedSaver
+
+log = logging.getLogger("instep")
+
+RESUME_S: Final = 600.0
+
+
+class Checkpointer:
+    """Saves `parts`, as in `model=model, optimizer=optimizer`, in directories below `folder`, which all hosts share.
+
+    Promise: exactly one save of a step is committed, by the run's leader of that moment; what `restore` loads was
+    committed and is whole, and every rank loads the same. A save that fails costs that checkpoint, not the training:
+    it is logged as an error, and `save` returns False.
+
+    Limit: parts are what the ranks have in common. State of a single rank (its random numbers, its place in the data)
+    is not saved, unless it is in a part that is the same on all.
+
+    `sharded`: all ranks write, with torch.distributed.checkpoint; needed for FSDP. `background`: `save` returns when
+    the state is copied to the CPU, a thread writes it, and a later boundary commits it: call `wait` before the end.
+    `keep` committed checkpoints are kept (None: all), and for ever those of every `keep_every`th step. `weights_only=
+    False` lets torch load objects of any class from a plain checkpoint, and so run code that is in its files.
+
+    Construct it on all ranks, after `bind`, and use it in the training thread only. CheckpointError for parts that
+    cannot be saved.
+    """
+
+    def __init__(
+        self,
+        run: Run[Any],
+        folder: str | os.PathLike[str],
+        *,
+        keep: int | None = 3,
+        keep_every: int = 0,
+        sharded: bool = False,
+        background: bool = False,
+        weights_only: bool = True,
+        **parts: Any,
+    ) -> None:
+        _check_counts(keep, keep_every)
+        self._run = run
+        self._registry = run.checkpoints
+        self._folder = Path(folder).expanduser().absolute()
+        housekeeping = Housekeeping(run.name, self._folder, self._registry, keep=keep, keep_every=keep_every)
+        self._names = tuple(parts)
+        self._saver = _kind_of_saver(sharded)(
+            run,
+            checked_parts(parts, sharded=sharded),
+            self._folder,
+            housekeeping,
+            background=background,
+            weights_only=weights_only,
+        )
+        run.on_restore(self._go_back)
+        if background:
+            self._registry.in_background(self._saver.later.look, self._saver.later.finish)
+
+    def __repr__(self) -> str:
+        return f"<Checkpointer {self._saver.layout} {', '.join(self._names)} in {self._folder}>"
+
+    def save(self, step: int) -> bool:
+        """Call on every rank after the update of `step`. False when this rank does not know of a committed checkpoint
+        of that step afterwards, and the log says why; in the background, when the save could not be begun.
+
+        Waits until the checkpoint is committed, for etcd no longer than a few seconds. A rank that dies in a plain save
+        is replaced by another at the same step. Raises what a part's `state_dict` raises, and Evicted.
+        """
+        return self._saver.save(_index(step))
+
+    def wait(self) -> bool:
+        """Waits for the save in the background, if there is one, and commits it. False when that failed."""
+        return self._saver.later.finish()
+
+    def restore(self, timeout_s: float = RESUME_S) -> int:
+        """Call on every rank before the first step. Loads the newest checkpoint that every rank finds whole, and
+        returns the step to run next: 0 when the run has no checkpoint.
+
+        Where live values differ from the checkpoint's the live ones win, and the log names them. Raises CheckpointError
+        when there are checkpoints and none can be used (nothing is loaded then), or when one does not fit the parts;
+        BarrierTimeout, with the ranks that have not called it in `timeout_s`.
+        """
+        manifest = self._registry.resume(self._problem, timeout_s)
+        if manifest is None:
+            refused = [f"{name}: {why}" for name, why in self._registry.refused.items()]
+            if refused:
+                raise CheckpointError(
+                    f"none of the checkpoints of {self._run.name!r} can be used ({'; '.join(refused)}): bring one "
+                    "back, or start anew without restore() or under another run name"
+                )
+            return 0
+        with self._registry.reading(manifest):
+            self._load(manifest)
+        return manifest.step + 1
+
+    def _go_back(self, manifest: Manifest) -> None:
+        """The operator's `instep restore`: all ranks are at one boundary."""
+        self._saver.later.finish()
+        problem = self._saver.problem_anywhere(self._problem(manifest))
+        if problem is not None:
+            raise CheckpointError(f"the run cannot go back to checkpoint {manifest.id}: {problem}")
+        self._load(manifest)
+
+    def _problem(self, manifest: Manifest) -> str | None:
+        """None for a checkpoint that this rank can load. CheckpointError for what an older one would not mend."""
+        if manifest.layout == "custom":
+            return "it was saved with run.checkpoint, not by a Checkpointer"
+        if manifest.layout != self._saver.layout:
+            raise CheckpointError(
+                f"checkpoint {manifest.id} is {manifest.layout}: give sharded={manifest.layout == 'sharded'} to the "
+                "Checkpointer"
+            )
+        folder = self._folder_of(manifest)
+        problem = verify_manifest(folder, manifest.digest, only=self._saver.chosen)
+        if problem is not None:
+            return problem
+        there = (label_of(folder) or {}).get("parts", [])
+        missing = [name for name in self._names if name not in there]
+        if missing:
+            raise CheckpointError(
+                f"checkpoint {manifest.id} has no {', '.join(missing)}, it has {', '.join(there)}: leave it out of the "
+                "Checkpointer until the run has gone on from this checkpoint"
+            )
+        return None
+
+    def _folder_of(self, manifest: Manifest) -> Path:
+        """Where the saver put it, or where all of it was moved to."""
+        path = Path(manifest.path)
+        return path if path.is_dir() else self._folder / path.name
+
+    def _load(self, manifest: Manifest) -> None:
+        self._saver.load(manifest, self._folder_of(manifest))
+        if self._run.rank == 0:
+            log.info("the run goes on from checkpoint %s: step %d is next", manifest.id, manifest.step + 1)
+            self._tell_differences(manifest)
+
+    def _tell_differences(self, manifest: Manifest) -> None:
+        changed = _differences(dict(self._run.config), manifest.config)
+        if changed:
+            log.warning("the live values win over those of checkpoint %s: %s", manifest.id, changed)
+        if manifest.world_size != self._run.world_size:
+            log.warning(
+                "checkpoint %s was saved by %d ranks and %d go on from it: the parts are the same for any number, the "
+                "batch of a step and what each rank reads are not",
+                manifest.id,
+                manifest.world_size,
+                self._run.world_size,
+            )
+
+
+def _kind_of_saver(sharded: bool) -> type[PlainSaver] | type[ShardedSaver]:
+    if not sharded:
+        return PlainSaver
+    from ._sharded import ShardedSaver  # half a second of imports that only those who shard need
+
+    return ShardedSaver
+
+
+def _differences(live: Mapping[str, Any], saved: Mapping[str, Any]) -> str:
+    """Names, live values and the checkpoint's where they differ; a name that only one of them has is passed over."""
+    return ", ".join(
+        f"{name} {live[name]!r} (checkpoint: {saved[name]!r})"
+        for name in sorted(live.keys() & saved.keys())
+        if live[name] != saved[name]
+    )
+
+
+def _check_counts(keep: int | None, keep_every: int) -> None:
+    if keep is not None and not (type(keep) is int and keep >= 1):
+        raise CheckpointError(f"keep is {keep!r}: it must be a whole number of at least 1, or None to keep all")
+    if not (type(keep_every) is int and keep_every >= 0):
+        raise CheckpointError(f"keep_every is {keep_every!r}: it must be a whole number, 0 to keep none for good")
+
+
+def _index(step: object) -> int:
+    try:
+        return operator.index(step)  # type: ignore[arg-type]  # that is what is tried
+    except TypeError:
+        raise CheckpointError(f"a step is a whole number, not {step!r}") from None

@@ -1,0 +1,89 @@
+"""What is left of older checkpoints and of attempts that failed: taken off the registry, then off the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from instep.errors import InstepError
+from instep.worker.checkpoints import Checkpoints
+from instep.worker.manifest import MANIFEST
+from instep.worker.slot import Slot
+
+from ._parts import label_of
+from ._retention import Attempt, Kept, attempt_named, to_delete, to_forget
+
+log = logging.getLogger("instep")
+
+
+class Housekeeping:
+    """Of one folder. Deletes only directories that a Checkpointer of this run has labelled as its own.
+
+    Two runs of one name in two etcds, or two namespaces, must not share a folder: here they are one.
+    """
+
+    def __init__(self, run: str, folder: Path, registry: Checkpoints, *, keep: int | None, keep_every: int) -> None:
+        self._run = run
+        self._folder = folder
+        self._registry = registry
+        self._keep = keep
+        self._keep_every = keep_every
+        self._known: set[tuple[int, int]] = set()
+        self._open: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"Housekeeping({self._folder}, keep {self._keep}, every {self._keep_every})"
+
+    def note(self, step: int, token: int) -> None:
+        """A save of this run has begun, here or elsewhere."""
+        self._known.add((step, token))
+
+    def note_open(self, slot: Slot) -> None:
+        """A save of this process has begun: its directory is left alone until it is committed or gone."""
+        self.note(slot.step, slot.token)
+        self._open.add(slot.path.name)
+
+    def tidy(self, slot: Slot) -> None:
+        """After `slot` was committed. What cannot be done now is logged, and tried again after the next one."""
+        self._open.discard(slot.path.name)
+        try:
+            committed = self._registry.list()
+            outdated: tuple[str, ...] = ()
+            if self._keep is not None:
+                kept = [Kept(item.id, item.step) for item in committed]
+                outdated = to_forget(kept, self._keep, self._keep_every)
+            forgotten = set(self._registry.forget(outdated)) if outdated else set()
+        except InstepError as error:
+            log.warning("older checkpoints are kept for now: %s", error)
+            return
+        names = {Path(item.path).name: item.id for item in committed}
+        for name, checkpoint_id in names.items():
+            if checkpoint_id in forgotten and self._is_ours(name):
+                self._delete(name)
+        standing = {name for name, checkpoint_id in names.items() if checkpoint_id not in forgotten}
+        attempts = list(self._attempts())
+        for name in to_delete(attempts, committed=standing, pending=self._open, known=self._known, token=slot.token):
+            log.info("removing %s: it was never committed", self._folder / name)
+            self._delete(name)
+
+    def _attempts(self) -> Iterator[Attempt]:
+        with contextlib.suppress(OSError):
+            for path in sorted(self._folder.iterdir()):
+                attempt = attempt_named(path.name, whole=(path / MANIFEST).exists())
+                if attempt is not None and self._is_ours(path.name):
+                    yield attempt
+
+    def _is_ours(self, name: str) -> bool:
+        label = label_of(self._folder / name) if attempt_named(name, whole=False) else None
+        return label is not None and label.get("run") == self._run
+
+    def _delete(self, name: str) -> None:
+        path = self._folder / name
+        try:
+            (path / MANIFEST).unlink(missing_ok=True)  # first: if we die now, the rest is seen to be of no use
+            shutil.rmtree(path)
+        except OSError as error:
+            log.warning("%s cannot be removed: %s", path, error)

@@ -1,0 +1,145 @@
+"""The parts of a training that a checkpoint holds: what is kept of each, and its file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.serialization import get_unsafe_globals_in_checkpoint
+
+from instep.errors import CheckpointError
+
+log = logging.getLogger("instep")
+
+LABEL: Final = "instep-parts.json"
+"""Says whose attempt a directory is: the first file that is written into it."""
+
+
+@runtime_checkable
+class Part(Protocol):
+    """Anything with a state: a model, an optimizer, a scheduler, a gradient scaler, a sampler."""
+
+    def state_dict(self) -> Any:
+        """What is to be kept."""
+
+    def load_state_dict(self, state_dict: Any, /) -> Any:
+        """Take it back."""
+
+
+def checked_parts(parts: Mapping[str, Any], *, sharded: bool) -> dict[str, Part]:
+    """The parts, wrappers of models taken off. CheckpointError for what cannot be saved, with the cure."""
+    if not parts:
+        raise CheckpointError("a Checkpointer needs parts to save: Checkpointer(run, folder, model=..., optimizer=...)")
+    for name, part in parts.items():
+        if not re.fullmatch(r"[A-Za-z_]\w{0,63}", name, re.ASCII):
+            raise CheckpointError(f"{name!r} cannot name a part: use letters, digits and _, as in model=...")
+        if not isinstance(part, Part):
+            raise CheckpointError(f"{name} is a {type(part).__name__}: it needs state_dict() and load_state_dict()")
+        problem = None if sharded else _why_not_plain(part)
+        if problem is not None:
+            raise CheckpointError(f"{name} {problem}")
+    return {name: unwrapped(part) if isinstance(part, nn.Module) else part for name, part in parts.items()}
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The user's module below DistributedDataParallel and torch.compile: its names hold for every world size."""
+    while True:
+        inner = module.module if isinstance(module, DistributedDataParallel) else getattr(module, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
+
+
+def label(folder: Path, *, run: str, layout: str, names: tuple[str, ...]) -> None:
+    """Says in a new directory what will be in it. Raises OSError."""
+    text = json.dumps(
+        {"instep_checkpoint": 1, "run": run, "layout": layout, "parts": names, "torch": torch.__version__}
+    )
+    (folder / LABEL).write_text(text, encoding="utf-8")
+
+
+def label_of(folder: Path) -> dict[str, Any] | None:
+    """What `label` wrote there; None where it did not."""
+    try:
+        document = json.loads((folder / LABEL).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def write_part(folder: Path, name: str, state: Any) -> None:
+    """One file, flushed to the system but not yet to the disk. Raises OSError when the disk takes no more.
+
+    Through a file of Python's: torch's own says only that a position was not expected when the disk is full.
+    """
+    path = _file_of(folder, name)
+    with path.open("xb") as file:
+        torch.save(state, file)
+    unsafe = get_unsafe_globals_in_checkpoint(os.fspath(path))
+    if unsafe:
+        log.error("the state of %s holds %s: %s", name, ", ".join(sorted(unsafe)), _HOW_TO_TRUST)
+
+
+def read_part(folder: Path, name: str, *, weights_only: bool) -> Any:
+    """What `write_part` wrote, on the CPU. CheckpointError when it cannot be read."""
+    path = _file_of(folder, name)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=weights_only)
+    except FileNotFoundError:
+        there = ", ".join(sorted(file.stem for file in folder.glob("*.pt"))) or "none"
+        raise CheckpointError(
+            f"the checkpoint in {folder} has no part {name!r}, it has {there}: leave it out of the Checkpointer "
+            "until the run has gone on from this checkpoint"
+        ) from None
+    except pickle.UnpicklingError as error:
+        if not weights_only:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        with contextlib.suppress(Exception):
+            unsafe = ", ".join(sorted(get_unsafe_globals_in_checkpoint(os.fspath(path))))
+            raise CheckpointError(f"{path} holds {unsafe}: {_HOW_TO_TRUST}") from error
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except (OSError, EOFError, RuntimeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def give_back(name: str, part: Part, state: Any) -> None:
+    """CheckpointError when the part does not take it: it is another model than the one that was saved."""
+    try:
+        part.load_state_dict(state)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"the checkpoint's {name} does not fit this script's: {error}") from error
+
+
+def _file_of(folder: Path, name: str) -> Path:
+    return folder / f"{name}.pt"
+
+
+def _why_not_plain(part: Part) -> str | None:
+    if isinstance(part, nn.Module):
+        if any(hasattr(parameter, "full_tensor") for parameter in part.parameters()):
+            return "is spread over the ranks: pass sharded=True"
+        if any(type(module).__name__ == "FullyShardedDataParallel" for module in part.modules()):
+            return "is spread over the ranks by FullyShardedDataParallel: pass sharded=True"
+    if isinstance(part, Optimizer) and hasattr(part, "consolidate_state_dict"):
+        return (
+            f"is a {type(part).__name__}, whose state is spread over the ranks: consolidate it yourself "
+            "and save it with run.checkpoint(step)"
+        )
+    return None
+
+
+_HOW_TO_TRUST: Final = (
+    "torch loads that only after torch.serialization.add_safe_globals([...]) for it, or with weights_only=False given "
+    "to the Checkpointer, which runs code that the file brings"
+)

@@ -1,0 +1,178 @@
+"""Saving a state that every rank holds whole: the leader writes it alone, one file a part."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from instep.errors import CheckpointError, EtcdUnavailable, Fenced
+from instep.worker.run import Run
+from instep.worker.saved import Manifest
+from instep.worker.slot import Slot
+
+from ._attempt import commit, given_up_on_error, report_failure, told_as_trouble
+from ._housekeeping import Housekeeping
+from ._later import Later
+from ._parts import Part, give_back, label, read_part, write_part
+from ._snapshot import on_cpu
+from ._turn import Turn, Verdict
+
+log = logging.getLogger("instep")
+
+LOOK_S: Final = 1.0
+ASK_S: Final = 10.0
+"""How often a rank that waits for the saver asks whether etcd still answers."""
+MAX_ASK_S: Final = 60.0
+MAX_TURNS: Final = 3
+
+
+class PlainSaver:
+    """Promise: `save` leaves every rank with this step's checkpoint committed, by whichever rank leads then, or says
+    that it is not. Limit: while etcd is away nothing is committed, and `save` returns after some seconds."""
+
+    layout: Final = "plain"
+
+    def __init__(
+        self,
+        run: Run[Any],
+        parts: Mapping[str, Part],
+        folder: Path,
+        housekeeping: Housekeeping,
+        *,
+        background: bool,
+        weights_only: bool,
+    ) -> None:
+        self._run = run
+        self._registry = run.checkpoints
+        self._parts = dict(parts)
+        self._folder = folder
+        self._housekeeping = housekeeping
+        self._background = background
+        self._weights_only = weights_only
+        self.later = Later(housekeeping.tidy)
+
+    def save(self, step: int) -> bool:
+        self.later.finish()
+        return self._start(step) if self._background else self._save_in_turn(step)
+
+    def chosen(self, number: int, name: str) -> bool:
+        """Of a checkpoint's files those that this rank looks at before it is loaded: all, for it loads all."""
+        return True
+
+    def problem_anywhere(self, problem: str | None) -> str | None:
+        """Each rank has looked at all files, and has found what the others have."""
+        return problem
+
+    def load(self, manifest: Manifest, folder: Path) -> None:
+        """One part after the other, so that no more than one is in memory twice."""
+        for name, part in self._parts.items():
+            give_back(name, part, read_part(folder, name, weights_only=self._weights_only))
+
+    # -- now --------------------------------------------------------------------------------------------------------
+
+    def _save_in_turn(self, step: int) -> bool:
+        turn = Turn(step, time.monotonic())
+        for _ in range(MAX_TURNS):
+            verdict = self._await_turn(turn)
+            if verdict is not Verdict.LEAD:
+                return self._settled(turn, verdict)
+            done = self._lead(step)
+            if done is not None:
+                return done
+            self._registry.wait(lambda: not self._run.leads, LOOK_S)
+            turn.again(time.monotonic())
+        return self._settled(turn, Verdict.NOBODY)
+
+    def _await_turn(self, turn: Turn) -> Verdict:
+        """Waits for the saver to end, or to be replaced; gives up when etcd cannot tell."""
+        pause_s = ASK_S
+        ask_at = time.monotonic() + pause_s
+        while True:
+            if self._registry.wait(lambda: self._look(turn) is not Verdict.WAIT, LOOK_S):
+                return self._look(turn)
+            if time.monotonic() >= ask_at:
+                try:
+                    self._registry.list()
+                except EtcdUnavailable as error:
+                    log.warning("rank %d: %s", self._run.rank, error)
+                    return Verdict.NOBODY
+                pause_s = min(2 * pause_s, MAX_ASK_S)
+                ask_at = time.monotonic() + pause_s
+
+    def _look(self, turn: Turn) -> Verdict:
+        saving = self._registry.saving
+        if saving is not None:
+            self._housekeeping.note(saving.step, saving.token)
+        return turn.look(
+            saved=self._registry.has(turn.step),
+            leads=self._run.leads,
+            saving=saving.step if saving is not None else None,
+            now=time.monotonic(),
+        )
+
+    def _settled(self, turn: Turn, verdict: Verdict) -> bool:
+        if verdict is Verdict.SAVED:
+            return True
+        what = "was given up by its saver" if turn.begun else "has not been begun by anybody"
+        log.warning(
+            "rank %d does not know of a checkpoint of step %d: it %s; training goes on", self._run.rank, turn.step, what
+        )
+        return False
+
+    def _lead(self, step: int) -> bool | None:
+        """True: committed. False: not, or not yet. None: another leads."""
+        try:
+            slot = self._open(step)
+            with given_up_on_error(slot):
+                self._write(slot, self._state())
+        except Fenced:
+            return None
+        except CheckpointError as error:
+            report_failure(error)
+            return False
+        return commit(slot, self._housekeeping.tidy)
+
+    # -- in the background ------------------------------------------------------------------------------------------
+
+    def _start(self, step: int) -> bool:
+        """Only the leader has anything to do, and only as long as it copies its state."""
+        saving = self._registry.saving
+        if saving is not None:
+            self._housekeeping.note(saving.step, saving.token)
+        if not self._run.leads:
+            return True
+        try:
+            slot = self._open(step)
+        except Fenced:
+            return True
+        except CheckpointError as error:
+            report_failure(error)
+            return False
+        with given_up_on_error(slot):
+            state = on_cpu(self._state())
+
+        def write() -> None:
+            self._write(slot, state)
+            slot.seal()
+
+        self.later.start(slot, write)
+        return True
+
+    # -- both -------------------------------------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self._parts.items()}
+
+    def _open(self, step: int) -> Slot:
+        slot = self._registry.open(step, self._folder, self.layout)
+        self._housekeeping.note_open(slot)
+        return slot
+
+    def _write(self, slot: Slot, state: Mapping[str, Any]) -> None:
+        with told_as_trouble(slot):
+            label(slot.path, run=self._run.name, layout=self.layout, names=tuple(self._parts))
+            for name, value in state.items():
+                write_part(slot.path, name, value)

@@ -1,0 +1,188 @@
+"""Saving a state that is spread over the ranks: all write into one directory, the leader commits it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from instep.errors import CheckpointError, Fenced
+from instep.worker.run import Run
+from instep.worker.saved import Manifest
+from instep.worker.slot import Slot
+
+from ._attempt import commit, given_up_on_error, report_failure, told_as_trouble
+from ._housekeeping import Housekeeping
+from ._later import Later
+from ._parts import Part, give_back, label, read_part, write_part
+from ._shards import Shards, check_all_here, result_of
+from ._snapshot import on_cpu
+
+log = logging.getLogger("instep")
+
+LEADERLESS_S: Final = 15.0
+"""How long the ranks wait for one of them to lead; a node that vanished is replaced after its lease's 10 s."""
+LOOK_S: Final = 0.5
+MAX_TURNS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a rank says before a save: the directory that it has opened because it leads, or why it could not."""
+
+    token: int = 0
+    path: str = ""
+    problem: str = ""
+    waited_s: float = 0.0
+
+
+class ShardedSaver:
+    """Promise: after `save` all ranks know the same of its outcome. Limit: a rank that dies in it ends it for all, as
+    in any collective; what was committed before stands."""
+
+    layout: Final = "sharded"
+
+    def __init__(
+        self,
+        run: Run[Any],
+        parts: Mapping[str, Part],
+        folder: Path,
+        housekeeping: Housekeeping,
+        *,
+        background: bool,
+        weights_only: bool,
+    ) -> None:
+        self._run = run
+        self._registry = run.checkpoints
+        self._names = tuple(parts)
+        self._shards = Shards(parts, rank=run.rank, world_size=run.world_size)
+        self._folder = folder
+        self._housekeeping = housekeeping
+        self._background = background
+        self._weights_only = weights_only
+        self.later = Later(housekeeping.tidy)
+
+    def save(self, step: int) -> bool:
+        self.later.finish()
+        for _ in range(MAX_TURNS):
+            offer, slot = self._agree(step)
+            if not offer.path:
+                return False
+            if self._background:
+                self._start(Path(offer.path), slot)
+                return True
+            saved = self._save_together(Path(offer.path), slot)
+            if saved is not None:
+                return saved
+        return False
+
+    def chosen(self, number: int, name: str) -> bool:
+        """Of a checkpoint's files those that this rank looks at: together the ranks look at all."""
+        return number % self._run.world_size == self._run.rank
+
+    def problem_anywhere(self, problem: str | None) -> str | None:
+        """The problem that some rank has found."""
+        return next((found for found in self._shards.tell_all(problem) if found is not None), None)
+
+    def load(self, manifest: Manifest, folder: Path) -> None:
+        self._shards.read(folder)
+        for name, part in self._shards.others.items():
+            give_back(name, part, read_part(folder, name, weights_only=self._weights_only))
+
+    # -- who leads --------------------------------------------------------------------------------------------------
+
+    def _agree(self, step: int) -> tuple[Offer, Slot | None]:
+        """The directory that all ranks write to, and the slot on the rank that leads. All ranks leave with one offer;
+        without a path nobody can save, and the log says why."""
+        started = time.monotonic()
+        while True:
+            slot, mine = self._offer(step, time.monotonic() - started)
+            offers = self._shards.tell_all(mine)
+            chosen = max(offers, key=lambda offer: offer.token)
+            if slot is not None and chosen.path != mine.path:
+                slot.abandon()  # a leader that did not know of its successor
+                slot = None
+            if chosen.path:
+                self._housekeeping.note(step, chosen.token)
+                return chosen, slot
+            problem = next((offer.problem for offer in offers if offer.problem), "")
+            if not problem and max(offer.waited_s for offer in offers) >= LEADERLESS_S:
+                problem = f"no rank leads the run, so nobody can save step {step}"
+            if problem:
+                if self._run.rank == 0:
+                    report_failure(CheckpointError(problem))
+                return Offer(problem=problem), None
+            self._registry.wait(lambda: self._run.leads, LOOK_S)
+
+    def _offer(self, step: int, waited_s: float) -> tuple[Slot | None, Offer]:
+        if not self._run.leads:
+            return None, Offer(waited_s=waited_s)
+        try:
+            slot = self._registry.open(step, self._folder, self.layout)
+            self._housekeeping.note_open(slot)
+            with given_up_on_error(slot), told_as_trouble(slot):
+                label(slot.path, run=self._run.name, layout=self.layout, names=self._names)
+        except Fenced:
+            return None, Offer(waited_s=waited_s)
+        except CheckpointError as error:
+            return None, Offer(problem=str(error))
+        return slot, Offer(token=slot.token, path=str(slot.path))
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    def _save_together(self, path: Path, slot: Slot | None) -> bool | None:
+        """True: committed. False: not, or not yet. None: another leads. On all ranks the same."""
+        with ExitStack() as stack:
+            if slot is not None:
+                stack.enter_context(given_up_on_error(slot))
+            outcome: bool | None = False
+            try:
+                metadata = self._shards.write(path)
+            except OSError as error:
+                problem = f"{path} cannot be written: {error.strerror or error}"
+                if slot is not None:
+                    slot.abandon()
+                    report_failure(CheckpointError(problem))
+                return False
+            if slot is not None:
+                outcome = self._complete(slot, metadata)
+            return self._outcome(slot, outcome)
+
+    def _complete(self, slot: Slot, metadata: Any) -> bool | None:
+        try:
+            with told_as_trouble(slot):
+                check_all_here(slot.path, metadata)
+                for name, part in self._shards.others.items():
+                    write_part(slot.path, name, part.state_dict())
+        except CheckpointError as error:
+            slot.abandon()
+            report_failure(error)
+            return False
+        return commit(slot, self._housekeeping.tidy)
+
+    def _outcome(self, slot: Slot | None, outcome: bool | None) -> bool | None:
+        """What the leader has come to, told to all."""
+        told = self._shards.tell_all((slot is not None, outcome))
+        return next((outcome for leads, outcome in told if leads), False)
+
+    def _start(self, path: Path, slot: Slot | None) -> None:
+        """All ranks have copied their state when this returns; the leader seals the directory when all have written."""
+        others = on_cpu({name: part.state_dict() for name, part in self._shards.others.items()}) if slot else {}
+        written = self._shards.start_writing(path)
+
+        def complete() -> None:
+            if slot is None:
+                with suppress(OSError):  # the leader hears of it too, and tells
+                    result_of(written)
+                return
+            with told_as_trouble(slot):
+                check_all_here(slot.path, result_of(written))
+                for name, state in others.items():
+                    write_part(slot.path, name, state)
+            slot.seal()
+
+        self.later.start(slot, complete)

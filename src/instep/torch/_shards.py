@@ -1,0 +1,158 @@
+"""A checkpoint of which every rank writes its share, by torch.distributed.checkpoint. Collective: all ranks call, or
+none.
+
+The models and optimizers are spread over the ranks' files; the other parts are the same on every rank and are written
+as in a plain checkpoint, by the leader.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
+from torch.optim import Optimizer
+
+from instep.errors import CheckpointError
+
+from ._parts import Part
+from ._snapshot import apart_from_training
+
+T = TypeVar("T")
+
+METADATA: Final = ".metadata"
+
+
+class Shards:
+    """The models and optimizers among `parts`. `others` are those that are the same on every rank.
+
+    Construct it on all ranks: it makes a process group of its own (gloo), so that saves in the background do not get in
+    the way of the training's collectives.
+    """
+
+    def __init__(self, parts: Mapping[str, Part], *, rank: int, world_size: int) -> None:
+        self._models = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+        self._optimizers = {
+            name: (_owner_of(name, part, self._models), part)
+            for name, part in parts.items()
+            if isinstance(part, Optimizer)
+        }
+        if not self._models:
+            raise CheckpointError("sharded=True needs a model among the parts: Checkpointer(..., model=model)")
+        mine = (*self._models, *self._optimizers)
+        self.others = {name: part for name, part in parts.items() if name not in mine}
+        _check_world(rank, world_size)
+        self._group = dist.new_group(backend="gloo")
+
+    def __repr__(self) -> str:
+        return f"Shards({', '.join((*self._models, *self._optimizers))})"
+
+    def tell_all(self, fact: T) -> list[T]:
+        """Every rank's `fact`, by rank. Waits for all of them."""
+        facts: list[T | None] = [None] * dist.get_world_size(self._group)
+        dist.all_gather_object(facts, fact, group=self._group)
+        return facts  # type: ignore[return-value]  # each of them has been written
+
+    def write(self, folder: Path) -> Metadata:
+        """Returns when all ranks have written and flushed their files. OSError, on all ranks, if one could not."""
+        try:
+            written: Metadata = save(self._state(), storage_writer=_writer(folder), process_group=self._group)
+            return written
+        except CheckpointException as error:
+            raise _as_os_error(error) from error
+
+    def start_writing(self, folder: Path) -> Future[Metadata]:
+        """Returns when the state is copied. The future is done when all ranks have written and flushed their files."""
+        state = apart_from_training(self._state())
+        started: Any = async_save(state, storage_writer=_writer(folder), process_group=self._group)
+        # What later versions of torch return for other stagers than the one of this writer.
+        future: Future[Metadata] = getattr(started, "upload_completion", started)
+        return future
+
+    def read(self, folder: Path) -> None:
+        """Loads the models and optimizers. CheckpointError, on all ranks, where they do not fit."""
+        state = self._state()
+        try:
+            load(state, storage_reader=FileSystemReader(folder), process_group=self._group)
+            for name, model in self._models.items():
+                set_model_state_dict(model, state[name])
+            for name, (model, optimizer) in self._optimizers.items():
+                set_optimizer_state_dict(model, optimizer, state[name])
+        except CheckpointException as error:
+            first = next(iter(error.failures.values()))[0]
+            raise CheckpointError(f"the checkpoint in {folder} does not fit this script's parts: {first}") from error
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"the checkpoint in {folder} does not fit this script's parts: {error}") from error
+
+    def _state(self) -> dict[str, Any]:
+        """An optimizer that has no state yet is given one, by a step without gradients and with an lr of 0."""
+        state: dict[str, Any] = {name: get_model_state_dict(model) for name, model in self._models.items()}
+        for name, (model, optimizer) in self._optimizers.items():
+            state[name] = get_optimizer_state_dict(model, optimizer)
+        return state
+
+
+def check_all_here(folder: Path, metadata: Metadata) -> None:
+    """OSError when a rank's file cannot be seen from this host: its folder is another one of the same name."""
+    wanted = {METADATA, *(info.relative_path for info in (metadata.storage_data or {}).values())}
+    for name in sorted(wanted):
+        if not (folder / name).is_file():
+            text = "a rank's file is not there: all hosts must share this folder"
+            raise FileNotFoundError(errno.ENOENT, text, str(folder / name))
+
+
+def result_of(written: Future[Metadata]) -> Metadata:
+    """What a save in the background came to. Waits for it. Raises OSError like `Shards.write`."""
+    try:
+        return written.result()
+    except CheckpointException as error:
+        raise _as_os_error(error) from error
+
+
+def _writer(folder: Path) -> FileSystemWriter:
+    return FileSystemWriter(folder, overwrite=False)
+
+
+def _as_os_error(error: CheckpointException) -> OSError:
+    """The failure of the lowest rank that failed, if they are all the disk's; else the error is raised as it is."""
+    failures = {rank: failure[0] for rank, failure in sorted(error.failures.items())}
+    if not all(isinstance(failure, OSError) for failure in failures.values()):
+        raise RuntimeError(str(error)) from error
+    rank, failure = next(iter(failures.items()))
+    return OSError(getattr(failure, "errno", None) or errno.EIO, f"rank {rank}: {failure}")
+
+
+def _owner_of(name: str, optimizer: Optimizer, models: Mapping[str, nn.Module]) -> nn.Module:
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for model in models.values():
+        if held <= {id(parameter) for parameter in model.parameters()}:
+            return model
+    raise CheckpointError(
+        f"{name} holds parameters of none of the models {', '.join(models) or '(there is none)'}: with sharded=True "
+        "give the model whose parameters it has, and build it after fully_shard"
+    )
+
+
+def _check_world(rank: int, world_size: int) -> None:
+    if not (dist.is_available() and dist.is_initialized()):
+        raise CheckpointError("sharded=True needs torch.distributed: call dist.init_process_group before")
+    if (dist.get_rank(), dist.get_world_size()) != (rank, world_size):
+        raise CheckpointError(
+            f"this process is rank {dist.get_rank()} of {dist.get_world_size()} in torch.distributed and rank {rank} "
+            f"of {world_size} in the run: they must be the same for sharded=True"
+        )

@@ -1,0 +1,289 @@
+"""A worker's part in the run's checkpoints: writing them where it leads, and agreeing on the one to go on from."""
+
+from __future__ import annotations
+
+import logging
+import operator
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final, TypeAlias
+
+from instep.errors import BarrierTimeout, CheckpointError, EtcdUnavailable, Fenced, InstepError, StepError
+from instep.wire import Message
+from instep.worker.agreement import Agreement
+from instep.worker.conversation import Conversation
+from instep.worker.ledger import Ledger
+from instep.worker.saved import Manifest, Pointer, Saving
+from instep.worker.slot import Layout, Saver, Slot, make_directory, trouble
+
+log = logging.getLogger("instep")
+
+COMMIT_WAIT_S: Final = 5.0
+ANSWER_S: Final = 5.0
+RESUME_S: Final = 600.0
+
+Verify: TypeAlias = Callable[[Manifest], str | None]
+"""None for a checkpoint that this rank can go on from, else what is wrong with it, in one sentence."""
+
+
+class Checkpoints:
+    """What `run.checkpoints` is. In the training thread only.
+
+    `saved` and `saving` are as last heard: the newest committed checkpoint, and one that the leader has begun to write.
+    `refused` says by id why checkpoints could not be gone on from.
+    """
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        agreement: Agreement[Any],
+        *,
+        rank: int,
+        world_size: int,
+        next_step: Callable[[], int],
+    ) -> None:
+        self._conversation = conversation
+        self._ledger: Ledger = conversation.ledger
+        self._agreement = agreement
+        self._rank = rank
+        self._world_size = world_size
+        self._next_step = next_step
+        self.refused: dict[str, str] = {}
+        self._background: list[tuple[Callable[[], object], Callable[[], object]]] = []
+
+    def __repr__(self) -> str:
+        return f"Checkpoints(rank {self._rank}, {self._ledger!r})"
+
+    # -- what is known ----------------------------------------------------------------------------------------------
+
+    @property
+    def saved(self) -> Pointer | None:
+        return self._ledger.saved
+
+    @property
+    def saving(self) -> Saving | None:
+        return self._ledger.saving
+
+    def has(self, step: int) -> bool:
+        """Whether a checkpoint of `step` or a later one was committed since the run began anew, as last heard."""
+        saved = self._ledger.saved
+        return saved is not None and saved.step >= step and saved.revision > self._ledger.began
+
+    def list(self) -> tuple[Manifest, ...]:
+        """All committed checkpoints, the newest first. Raises EtcdUnavailable after 5 s at most."""
+        answer = self._ask("list")
+        return tuple(Manifest.of(document) for document in answer["manifests"])
+
+    def wait(self, until: Callable[[], bool], timeout_s: float) -> bool:
+        """Hears the node's agent until the condition holds; False when it did not in time."""
+        return self._conversation.wait_until(until, timeout_s, self._next_step())
+
+    # -- saving -----------------------------------------------------------------------------------------------------
+
+    def open(self, step: int, folder: str | os.PathLike[str] = "checkpoints", layout: Layout = "custom") -> Slot:
+        """A new directory below `folder` for a checkpoint of `step`. Raises Fenced when this worker does not lead, and
+        CheckpointError when the directory cannot be made."""
+        index = _index(step)
+        conversation, agreement = self._conversation, self._agreement
+        conversation.exchange(self._next_step())
+        if not conversation.leads:
+            raise Fenced(f"rank {self._rank} does not lead the run: its leader saves the checkpoints", token=0)
+        saver = Saver(
+            rank=self._rank,
+            world_size=self._world_size,
+            view=conversation.view,
+            token=conversation.token,
+            candidate=conversation.candidate,
+            config=agreement.values,
+            plan=agreement.plan,
+        )
+        slot = Slot(index, make_directory(folder, index, saver.token), layout, saver, self)
+        opening = {"t": "archive", "do": "open", "id": slot.id, "step": index, "token": slot.token}
+        conversation.tell([self._ledger.keep_saying("open", {**opening, "candidate": saver.candidate})])
+        return slot
+
+    @contextmanager
+    def checkpoint(self, step: int, folder: str | os.PathLike[str], layout: Layout) -> Iterator[Slot | None]:
+        """See `Run.checkpoint`."""
+        if not self._conversation.leads:
+            _index(step)
+            yield None
+            return
+        slot = self.open(step, folder, layout)
+        try:
+            yield slot
+        except BaseException as error:
+            slot.abandon()
+            if isinstance(error, OSError):
+                raise trouble(slot.step, slot.path, error) from error
+            raise
+        slot.commit()
+
+    def commit(self, message: Message, path: str) -> bool:
+        """For a slot: hands it in and waits, at most 5 s. Raises Fenced and CheckpointError."""
+        ledger = self._ledger
+        step = self._next_step()
+        if ledger.outcome(path) is None:
+            ledger.keep_quiet("open")
+            self._conversation.tell([ledger.commit(path, message)])
+        if not self._conversation.wait_until(lambda: ledger.outcome(path) is not None, COMMIT_WAIT_S, step):
+            log.warning(
+                "checkpoint %s is not committed yet: etcd has not answered in %.0f s, and is asked again and again",
+                message["manifest"]["id"],
+                COMMIT_WAIT_S,
+            )
+            return False
+        outcome = ledger.outcome(path)
+        assert outcome is not None
+        if outcome["do"] == "fenced":
+            raise Fenced(outcome["text"], token=message["manifest"]["token"])
+        if outcome["do"] == "failed":
+            raise CheckpointError(outcome["text"])
+        return True
+
+    def give_up(self, checkpoint_id: str) -> None:
+        """For a slot that is abandoned."""
+        self._ledger.keep_quiet("open")
+        self._conversation.tell([{"t": "archive", "do": "abandon", "id": checkpoint_id}])
+
+    def in_background(self, look: Callable[[], object], finish: Callable[[], object]) -> None:
+        """For a saver that writes beside the training: `look` is called at boundaries, once a second or more often, and
+        `finish` when the training has ended well."""
+        self._background.append((look, finish))
+
+    def look(self) -> None:
+        """At a boundary."""
+        for look, _ in self._background:
+            look()
+
+    def finish(self) -> None:
+        """Before this worker leaves."""
+        for _, finish in self._background:
+            finish()
+
+    def settle(self, timeout_s: float) -> None:
+        """Before this worker leaves: waits for commits that have not been answered yet."""
+        with suppress(InstepError):  # an evicted worker hears no more answers
+            self._conversation.wait_until(lambda: not self._ledger.commits_open, timeout_s, self._next_step())
+
+    # -- forgetting -------------------------------------------------------------------------------------------------
+
+    def forget(self, ids: Iterable[str]) -> tuple[str, ...]:
+        """Takes checkpoints off the registry and returns those that are off it now: their files may be deleted. Never
+        the newest, nor one that somebody reads. Raises EtcdUnavailable after 5 s at most: some may be off it then."""
+        answer = self._ask("forget", ids=list(ids))
+        return tuple(answer["ids"])
+
+    # -- going on from one ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def reading(self, manifest: Manifest) -> Iterator[None]:
+        """While it lasts the checkpoint is not forgotten. Raises CheckpointError when it was already, and
+        EtcdUnavailable. Limit: on the node's lease, so it protects nothing once the lease is lost."""
+        reading = {"t": "archive", "do": "read", "id": manifest.id}
+        self._ledger.keep_saying(f"read {manifest.id}", reading)
+        try:
+            answer = self._ask("read", id=manifest.id)
+            if not answer["there"]:
+                raise CheckpointError(f"checkpoint {manifest.id} was forgotten: choose another one")
+            yield
+        finally:
+            self._ledger.keep_quiet(f"read {manifest.id}")
+            self._conversation.tell([{"t": "archive", "do": "read on", "id": manifest.id}])
+
+    def resume(self, verify: Verify = lambda manifest: None, timeout_s: float = RESUME_S) -> Manifest | None:
+        """The checkpoint that all ranks go on from: the newest that every one of them has verified. Call it on all
+        ranks before the first step. None when there is none; `refused` then says why, by id.
+
+        Raises BarrierTimeout, with the ranks that have not called it; CheckpointError when a rank that joins others
+        which train already cannot use theirs.
+        """
+        deadline = time.monotonic() + timeout_s
+        ledger, step = self._ledger, self._next_step()
+        ledger.drop_offer()
+        self._conversation.tell([ledger.keep_saying("resume", {"t": "archive", "do": "resume"})])
+        verified: set[tuple[int, str]] = set()
+        try:
+            while True:
+                offer = ledger.offer
+                if offer is not None:
+                    if offer["final"]:
+                        return self._resumed(offer, verified, verify)
+                    self._vote(offer, verified, verify)
+                left_s = deadline - time.monotonic()
+                if not self._conversation.wait_until(lambda seen=offer: ledger.offer is not seen, left_s, step):  # type: ignore[misc]
+                    raise self._timed_out(timeout_s)
+        finally:
+            ledger.keep_quiet("resume", "vote")
+
+    def _vote(self, offer: Message, verified: set[tuple[int, str]], verify: Verify) -> None:
+        manifest, place = Manifest.of(offer["manifest"]), (offer["view"], offer["id"])
+        problem = _problem(manifest, verify)
+        verified.add(place)
+        vote = {"t": "archive", "do": "vote", "view": offer["view"], "id": offer["id"], "problem": problem}
+        self._conversation.tell([self._ledger.keep_saying("vote", vote)])
+
+    def _resumed(self, offer: Message, verified: set[tuple[int, str]], verify: Verify) -> Manifest | None:
+        self.refused = dict(offer["reasons"])
+        for checkpoint_id, why in self.refused.items():
+            log.warning("checkpoint %s cannot be gone on from: %s", checkpoint_id, why)
+        if offer["id"] is None:
+            return None
+        if offer["manifest"] is None:
+            raise CheckpointError(f"checkpoint {offer['id']}, which the others went on from, was forgotten")
+        manifest = Manifest.of(offer["manifest"])
+        voted = any(checkpoint_id == manifest.id for _, checkpoint_id in verified)
+        problem = None if voted else _problem(manifest, verify)
+        if problem is not None:
+            raise CheckpointError(f"the others went on from checkpoint {manifest.id}, and this rank cannot: {problem}")
+        return manifest
+
+    def _timed_out(self, waited_s: float) -> InstepError:
+        try:
+            ranks = self._ask("missing")["ranks"]
+        except InstepError as error:
+            return BarrierTimeout(
+                f"the ranks did not agree on a checkpoint to go on from in {waited_s:g} s; {error}", waited_s=waited_s
+            )
+        missing = [f"rank {rank}" for rank in ranks]
+        names = ", ".join(missing[:20]) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "")
+        text = (
+            f"the ranks did not agree on a checkpoint to go on from in {waited_s:g} s: "
+            f"{names or 'nobody'} has not said anything; every rank must call resume before its first step"
+        )
+        return BarrierTimeout(text, waited_s=waited_s, missing=missing, missing_count=len(missing))
+
+    # -- asking the agent -------------------------------------------------------------------------------------------
+
+    def _ask(self, what: str, **more: Any) -> Message:
+        step = self._next_step()
+        number, question = self._ledger.ask(what, **more)
+        self._conversation.tell([question])
+        try:
+            self._conversation.wait_until(lambda: self._ledger.is_answered(number), ANSWER_S, step)
+        finally:
+            answer = self._ledger.take_answer(number)
+        if answer is None:
+            raise EtcdUnavailable(f"the node's agent has not answered in {ANSWER_S:g} s about the run's checkpoints")
+        if answer.get("problem"):
+            raise EtcdUnavailable(answer["problem"])
+        return answer
+
+
+def _problem(manifest: Manifest, verify: Verify) -> str | None:
+    try:
+        return verify(manifest)
+    except OSError as error:
+        return f"{error.filename or manifest.path} cannot be read: {error.strerror or error}"
+
+
+def _index(step: object) -> int:
+    try:
+        number = operator.index(step)  # type: ignore[arg-type]  # that is what is tried
+    except TypeError:
+        raise StepError(f"a step is a whole number, not {step!r}") from None
+    if number < 0:
+        raise StepError(f"step {number} is out of range: steps are counted from 0")
+    return number

@@ -1,0 +1,112 @@
+"""What this worker has heard of checkpoints, and what it has asked and not heard yet. No socket, no clock."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from instep.wire import Message
+from instep.worker.saved import Pointer, Saving
+
+log = logging.getLogger("instep")
+
+
+class Ledger:
+    """Promise: what was asked stays here until it is answered, so that each new agent can be asked again: `unanswered`.
+
+    Limit: an answer that nobody waits for any more is dropped; only the outcome of a commit is then logged.
+    """
+
+    def __init__(self) -> None:
+        self.saved: Pointer | None = None
+        self.saving: Saving | None = None
+        self.began = 0
+        """The revision at which the run began anew, as far as is known."""
+        self.offer: Message | None = None
+        """The checkpoint that this rank is asked about, or has to go on from."""
+        self._commits: dict[str, Message] = {}
+        self._outcomes: dict[str, Message] = {}
+        self._questions: dict[int, Message] = {}
+        self._answers: dict[int, Message] = {}
+        self._lasting: dict[str, Message] = {}
+        self._last = 0
+
+    def __repr__(self) -> str:
+        return f"Ledger({len(self._commits)} commits and {len(self._questions)} questions open, saved {self.saved})"
+
+    # -- asking -----------------------------------------------------------------------------------------------------
+
+    def commit(self, path: str, message: Message) -> Message:
+        self._commits[path] = message
+        return message
+
+    @property
+    def commits_open(self) -> bool:
+        return bool(self._commits)
+
+    def outcome(self, path: str) -> Message | None:
+        """How the commit of that directory ended; None while that is not known."""
+        return self._outcomes.get(path)
+
+    def ask(self, what: str, **more: Any) -> tuple[int, Message]:
+        """A question and its number."""
+        self._last += 1
+        message = self._questions[self._last] = {"t": "archive", "do": what, "q": self._last, **more}
+        return self._last, message
+
+    def take_answer(self, number: int) -> Message | None:
+        """The answer, or None; afterwards nobody waits for it."""
+        self._questions.pop(number, None)
+        return self._answers.pop(number, None)
+
+    def is_answered(self, number: int) -> bool:
+        return number in self._answers
+
+    def keep_saying(self, name: str, message: Message) -> Message:
+        """To be said to each new agent until `keep_quiet`; what was kept under that name is not said any more."""
+        self._lasting[name] = message
+        return message
+
+    def keep_quiet(self, *names: str) -> None:
+        for name in names:
+            self._lasting.pop(name, None)
+
+    def drop_offer(self) -> None:
+        """It was made to somebody who asked before."""
+        self.offer = None
+
+    def unanswered(self) -> Iterator[Message]:
+        """For an agent that has just been met."""
+        yield from self._lasting.values()
+        yield from self._commits.values()
+        yield from self._questions.values()
+
+    # -- hearing ----------------------------------------------------------------------------------------------------
+
+    def hear(self, message: Message) -> None:
+        match message["do"]:
+            case "news":
+                saved, saving = message["saved"], message["saving"]
+                self.saved = Pointer.of(saved) if saved else None
+                self.saving = Saving.of(saving) if saving else None
+                self.began = max(self.began, message.get("began", 0))
+            case "committed" | "fenced" | "failed":
+                self._hear_outcome(message)
+            case "answer":
+                if message["q"] in self._questions:
+                    self._answers[message["q"]] = message
+            case "offer":
+                self.offer = message
+            case _:
+                pass  # from a newer agent
+
+    def _hear_outcome(self, message: Message) -> None:
+        path = message["path"]
+        if self._commits.pop(path, None) is None:
+            return
+        self._outcomes[path] = message
+        if message["do"] == "committed":
+            log.info("checkpoint %s is committed: %s", message["id"], path)
+        else:
+            log.warning("checkpoint %s is not committed: %s", message["id"], message["text"])

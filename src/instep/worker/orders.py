@@ -1,0 +1,88 @@
+"""What an operator can have all ranks do at one step, as far as the training script has a part in it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from instep.worker.course import Course
+from instep.worker.saved import Manifest
+
+Action: TypeAlias = Callable[[], object]
+Restorer: TypeAlias = Callable[[Manifest], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A plan as the worker hears it: its kind, what it names, and the course that holds from its gate on."""
+
+    number: int
+    kind: str = "config"
+    name: str = ""
+    course: Course | None = None
+    checkpoint: Mapping[str, Any] | None = None
+    """The manifest to go back to."""
+
+    @classmethod
+    def of(cls, message: Mapping[str, Any]) -> Order:
+        course = message.get("course")
+        return cls(
+            message["n"],
+            message.get("kind", "config"),
+            message.get("name") or "",
+            None if course is None else Course.of(course),
+            message.get("checkpoint"),
+        )
+
+
+class Orders:
+    """The script's actions by name, and its functions that load a checkpoint."""
+
+    def __init__(self) -> None:
+        self._actions: dict[str, Action] = {}
+        self._restorers: list[Restorer] = []
+
+    def __repr__(self) -> str:
+        return f"Orders({', '.join(self._actions) or 'no action'}, {len(self._restorers)} to restore)"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._actions)
+
+    def declare(self, name: str, function: Action) -> None:
+        self._actions[name] = function
+
+    def on_restore(self, function: Restorer) -> None:
+        self._restorers.append(function)
+
+    def why_not(self, order: Order) -> dict[str, str]:
+        """Why this worker cannot do it, by what it names; empty when it can."""
+        if order.kind == "action" and order.name not in self._actions:
+            return {order.name: self._unknown(order.name)}
+        if order.kind == "restore" and not self._restorers:
+            return {order.name: "the script has no Checkpointer and no run.on_restore function"}
+        if order.kind not in ("config", "pause", "resume", "stop", "checkpoint", "action", "restore"):
+            return {order.kind: "this worker's version of Instep does not know the command"}
+        return {}
+
+    def act(self, order: Order) -> int | None:
+        """Does it, in the training thread; the step to go on with if that is another one.
+
+        Raises whatever the script's function raises: the rank has then failed.
+        """
+        if order.kind == "action":
+            self._actions[order.name]()
+        if order.kind != "restore" or order.checkpoint is None:
+            return None
+        manifest = Manifest.of(order.checkpoint)
+        for function in self._restorers:
+            function(manifest)
+        return manifest.step + 1
+
+    def _unknown(self, name: str) -> str:
+        declared = ", ".join(sorted(self._actions)) or "none"
+        close = difflib.get_close_matches(name, self._actions, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"the script declares no such action (run.action); it declares {declared}{hint}"

@@ -1,0 +1,188 @@
+"""A checkpoint that is being written: a directory of its own, which counts for nothing until it is committed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal, Protocol
+
+from instep.errors import CheckpointError, Fenced
+from instep.scalar import Scalar
+from instep.wire import Message
+from instep.worker.manifest import Sums, write_manifest
+
+Layout = Literal["plain", "sharded", "custom"]
+
+MAX_ATTEMPTS: Final = 1000
+"""Directories of one step and token that may be there already."""
+_CURES: Final = {
+    errno.ENOSPC: "make room there, or keep fewer checkpoints",
+    errno.EDQUOT: "raise the quota, or keep fewer checkpoints",
+    errno.EROFS: "the file system is mounted read-only: give a folder that can be written",
+    errno.EACCES: "give a folder that this user can write",
+    errno.EPERM: "give a folder that this user can write",
+    errno.ENOTDIR: "a part of the path is a file: give another folder",
+    errno.EEXIST: "there is a file of that name: give another folder",
+    errno.EIO: "look at the disk or the network file system",
+    errno.ESTALE: "look at the network file system",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saver:
+    """Who saves, and what holds in the step that is saved."""
+
+    rank: int
+    world_size: int
+    view: int
+    token: int
+    candidate: str
+    config: Mapping[str, Scalar]
+    plan: int
+
+
+class Counter(Protocol):
+    """Where a slot is handed in."""
+
+    def commit(self, message: Message, path: str) -> bool:
+        """True when it is committed, False when that is not known yet. Raises Fenced."""
+
+    def give_up(self, checkpoint_id: str) -> None: ...
+
+
+class Slot:
+    """Write into `path`, then `commit`. Promise: only what was committed is ever resumed from; `commit` raises Fenced
+    once another leads. Limit: the directory's files must not be changed after `commit` or `seal`.
+
+    `token` is the saver's fencing token and `id` the checkpoint's name in the registry. Use it in the training thread;
+    `seal` alone may run in another one.
+    """
+
+    def __init__(self, step: int, path: Path, layout: Layout, saver: Saver, counter: Counter) -> None:
+        self.step = step
+        self.path = path
+        self.layout = layout
+        self._saver = saver
+        self._counter = counter
+        self._began = time.monotonic()
+        self._sums: Sums | None = None
+        self._said: Message | None = None
+        self._state: Literal["open", "sent", "committed", "fenced", "abandoned"] = "open"
+
+    def __repr__(self) -> str:
+        return f"Slot({self.id}, {self.path}, {self._state})"
+
+    @property
+    def id(self) -> str:
+        return f"{self.step}-{self.token}"
+
+    @property
+    def token(self) -> int:
+        return self._saver.token
+
+    @property
+    def state(self) -> str:
+        return self._state
+
+    def seal(self) -> None:
+        """Lists the files with their sums and has them written to the disk: the part of `commit` that takes as long as
+        reading all of them. Raises CheckpointError."""
+        try:
+            self._sums = write_manifest(self.path)
+        except OSError as error:
+            raise trouble(self.step, self.path, error) from error
+
+    def commit(self) -> bool:
+        """Makes it a checkpoint of the run, the newest. True when it is; False when etcd has not said so in 5 s: the
+        node's agent goes on trying, the outcome is logged, and `commit` may be called again to hear it.
+
+        Raises Fenced (another leads: it will never be one) and CheckpointError (a file cannot be read or written).
+        """
+        if self._state == "committed":
+            return True
+        if self._state == "abandoned":
+            raise CheckpointError(f"the checkpoint of step {self.step} was given up: open another slot")
+        if self._sums is None:
+            try:
+                self.seal()
+            except CheckpointError:
+                self.abandon()
+                raise
+        self._state = "sent"
+        try:
+            self._said = self._said or self._message()
+            committed = self._counter.commit(self._said, str(self.path))
+        except Fenced:
+            self._state = "fenced"
+            raise
+        if committed:
+            self._state = "committed"
+        return committed
+
+    def abandon(self) -> None:
+        """Gives the attempt up and removes its directory; nothing once it was handed in."""
+        if self._state != "open":
+            return
+        self._state = "abandoned"
+        self._counter.give_up(self.id)
+        import shutil  # a training process pays for each import
+
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _message(self) -> Message:
+        assert self._sums is not None
+        saver = self._saver
+        manifest = {
+            "id": self.id,
+            "step": self.step,
+            "token": self.token,
+            "path": str(self.path),
+            "layout": self.layout,
+            "files": self._sums.files,
+            "bytes": self._sums.bytes,
+            "digest": self._sums.digest,
+            "view": saver.view,
+            "world_size": saver.world_size,
+            "config": dict(saver.config),
+            "plan": saver.plan,
+            "rank": saver.rank,
+            "host": socket.gethostname()[:64],
+            "duration_s": round(time.monotonic() - self._began, 6),
+            "committed_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        }
+        return {"t": "archive", "do": "commit", "candidate": saver.candidate, "manifest": manifest}
+
+
+def make_directory(folder: str | os.PathLike[str], step: int, token: int) -> Path:
+    """A new directory for an attempt at `step`, below `folder`, which is made where it is missing. Raises
+    CheckpointError."""
+    parent = Path(folder).expanduser().absolute()
+    try:
+        str(parent).encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(f"the folder {str(parent)!r} has a name that is no text: give another folder") from None
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            path = parent / (f"step-{step}-{token}" if attempt == 1 else f"step-{step}-{token}.{attempt}")
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                return path
+    except OSError as error:
+        raise trouble(step, parent, error) from error
+    raise CheckpointError(f"{parent} holds {MAX_ATTEMPTS} attempts at step {step} already: clean it up")
+
+
+def trouble(step: int, path: Path, error: OSError) -> CheckpointError:
+    """What to raise where the file system has refused something."""
+    where = error.filename if isinstance(error.filename, str) else path
+    reason = error.strerror or str(error)
+    cure = _CURES.get(error.errno or 0, "look at the folder and its file system")
+    return CheckpointError(f"the checkpoint of step {step} cannot be written: {where}: {reason}; {cure}")

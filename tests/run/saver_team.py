@@ -1,0 +1,118 @@
+"""Workers told one by one what to do, each in a process of its own: `saver.py` on the other end of two pipes."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from run.harness import PATIENCE_S, SOURCE, TrainingRun, wait_for
+
+SCRIPT = Path(__file__).with_name("saver.py")
+
+
+class Worker:
+    """One process. `ask` waits for the answer, `tell` does not; answers come in the order of what was told."""
+
+    def __init__(self, rank: int, environment: dict[str, str], folder: Path, command: Sequence[str]) -> None:
+        self.rank = rank
+        self.process = subprocess.Popen(
+            [*command, str(folder)],
+            env={**os.environ, "PYTHONPATH": str(SOURCE), **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._number = 0
+        self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self.log: list[str] = []
+        self._readers = [threading.Thread(target=read, daemon=True) for read in (self._read, self._read_log)]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._answers.put(json.loads(line))
+        self._answers.put(None)
+
+    def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        self.log.extend(self.process.stderr)
+
+    def tell(self, do: str, **arguments: Any) -> None:
+        assert self.process.stdin is not None
+        self._number += 1
+        self.process.stdin.write(json.dumps({"n": self._number, "do": do, **arguments}) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
+        answer = self._answers.get(timeout=timeout_s)
+        assert answer is not None, f"rank {self.rank} ended: {self.log[-20:]}"
+        return answer
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        self.tell(do, **arguments)
+        return self.answer()
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        self.process.send_signal(number)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(PATIENCE_S)
+        for reader in self._readers:
+            reader.join(PATIENCE_S)
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+class Team:
+    """All workers of one run, on one node or more."""
+
+    def __init__(self, training: TrainingRun, folder: Path, script: Path = SCRIPT) -> None:
+        self.training = training
+        self.folder = folder
+        self.script = script
+        self.prefix: tuple[str, ...] = ()
+        """What the workers are started by, if not by themselves."""
+        self.workers: list[Worker] = []
+
+    def join(self, nodes: str) -> list[Worker]:
+        """One rank for each letter, on the node of that name; returns when all have joined."""
+        team = [self.start(rank, len(nodes), node) for rank, node in enumerate(nodes)]
+        for worker in team:
+            joined = worker.answer()
+            assert "error" not in joined, joined
+        return team
+
+    def start(self, rank: int, world_size: int, node: str) -> Worker:
+        place = {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
+        command = (*self.prefix, sys.executable, str(self.script))
+        worker = Worker(rank, {**self.training.environment(node), **place}, self.folder, command)
+        self.workers.append(worker)
+        return worker
+
+    def leader(self, *team: Worker) -> tuple[Worker, list[Worker]]:
+        """Who leads, as all of them have heard, and the others."""
+
+        def led() -> list[Worker]:
+            leading = [worker for worker in team if worker.ask("hear")["leads"]]
+            return leading if len(leading) == 1 else []
+
+        leader: Worker = wait_for(led, "a leader")[0]
+        return leader, [worker for worker in team if worker is not leader]
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.close()

@@ -1,0 +1,392 @@
+"""A Checkpointer on real ranks: what is restored is what was saved, whoever was killed and whatever the disk did."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from run.harness import TrainingRun, wait_for
+from run.saver_team import Team, Worker
+
+pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+SCRIPT = Path(__file__).with_name("torch_saver.py")
+
+
+@pytest.fixture
+def team(training: TrainingRun, tmp_path: Path) -> Iterator[Team]:
+    team = Team(training, tmp_path / "saved", SCRIPT)
+    yield team
+    team.close()
+
+
+@pytest.fixture
+def fragile_team(fragile_training: TrainingRun, tmp_path: Path) -> Iterator[Team]:
+    """On an etcd server of its own."""
+    team = Team(fragile_training, tmp_path / "saved", SCRIPT)
+    yield team
+    team.close()
+
+
+def all_do(team: list[Worker], do: str, **arguments: Any) -> list[dict[str, Any]]:
+    """All at once, as it is for what one rank cannot do alone."""
+    for worker in team:
+        worker.tell(do, **arguments)
+    answers = [worker.answer() for worker in team]
+    for answer in answers:
+        assert "error" not in answer, answer
+    return answers
+
+
+def the_one(answers: list[dict[str, Any]], name: str) -> Any:
+    """What all ranks have answered."""
+    assert all(answer[name] == answers[0][name] for answer in answers), answers
+    return answers[0][name]
+
+
+def leave(team: Team) -> None:
+    """All ranks end well; the next team is another view."""
+    for worker in team.workers:
+        worker.tell("close")
+    for worker in team.workers:
+        worker.answer()
+        worker.close()
+    team.workers.clear()
+
+
+def saved_in(team: Team) -> list[str]:
+    return sorted(path.name for path in team.folder.iterdir())
+
+
+def test_what_is_restored_is_what_was_saved_to_the_bit(team: Team) -> None:
+    """On another number of ranks too: there the log says what is not the same."""
+    ranks = team.join("aab")
+    all_do(ranks, "build")
+    all_do(ranks, "train", start=0, steps=7)
+    saved = all_do(ranks, "keep", step=6)
+    assert the_one(saved, "saved") is True
+    after = the_one(all_do(ranks, "train", start=7, steps=5), "hash")
+    leave(team)
+
+    ranks = team.join("ab")
+    all_do(ranks, "build", seed=1)
+    restored = all_do(ranks, "restore")
+    assert the_one(restored, "next") == 7
+    assert the_one(restored, "hash") == saved[0]["hash"]
+    assert restored[0]["lr"] == saved[0]["lr"]
+    assert the_one(all_do(ranks, "train", start=7, steps=5), "hash") == after
+    wait_for(lambda: any("was saved by 3 ranks and 2 go on" in line for line in ranks[0].log), "the warning")
+
+
+def test_a_run_without_a_checkpoint_begins_at_step_0(team: Team) -> None:
+    ranks = team.join("aa")
+    built = all_do(ranks, "build")
+    restored = all_do(ranks, "restore")
+    assert the_one(restored, "next") == 0
+    assert the_one(restored, "hash") == built[0]["hash"]
+
+
+def test_a_damaged_checkpoint_is_passed_over_by_all_ranks(team: Team) -> None:
+    """Damaged on the disk of all; what the others find does not matter. When none is left nothing is loaded."""
+    ranks = team.join("ab")
+    all_do(ranks, "build")
+    hashes: dict[int, str] = {}
+    for step in (0, 1, 2):
+        all_do(ranks, "train", start=step, steps=1)
+        hashes[step] = the_one(all_do(ranks, "keep", step=step), "hash")
+    leave(team)
+    first, second, third = (team.folder / name for name in saved_in(team))
+    truncate(third / "optimizer.pt")
+    manifest = second / "instep-manifest.json"
+    manifest.write_text(manifest.read_text().replace('"bytes": ', '"bytes": 1'))
+
+    ranks = team.join("ab")
+    built = all_do(ranks, "build", seed=1)
+    restored = all_do(ranks, "restore")
+    assert the_one(restored, "next") == 1
+    assert the_one(restored, "hash") == hashes[0]
+    for worker in ranks:
+        log = "".join(worker.log)
+        assert "optimizer.pt was truncated" in log
+        assert "instep-manifest.json was changed" in log
+    leave(team)
+
+    shutil.rmtree(first)
+    ranks = team.join("ab")
+    all_do(ranks, "build", seed=1)
+    for worker in ranks:
+        worker.tell("restore")
+    for answer in [worker.answer() for worker in ranks]:
+        assert answer["error"] == "CheckpointError"
+        assert "none of the checkpoints of 'gpt-a' can be used" in answer["text"]
+        assert f"{first} is missing" in answer["text"]
+    assert the_one(all_do(ranks, "state"), "hash") == built[0]["hash"]
+
+
+def truncate(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+def test_a_saver_that_is_killed_in_mid_save_is_replaced_at_the_same_step(team: Team, tmp_path: Path) -> None:
+    """And its directory is cleaned up after the save that follows."""
+    hold = tmp_path / "hold"
+    ranks = team.join("aab")
+    all_do(ranks, "build", hold=str(hold))
+    all_do(ranks, "train", start=0, steps=3)
+    leader, others = team.leader(*ranks)
+    hold.touch()
+    for worker in ranks:
+        worker.tell("keep", step=2)
+    wait_for(hold.with_suffix(".seen").exists, "the save to begin")
+    wait_for(lambda: saved_in(team), "its directory")
+    wait_for(lambda: team.training.key("state/saving"), "the news of it")
+    leader.kill()
+    hold.unlink()
+    answers = [worker.answer() for worker in others]
+    assert the_one(answers, "saved") is True, [worker.log for worker in others]
+    (committed,) = team.training.keys("checkpoints/2-")
+    assert saved_in(team) == [f"step-{committed.rpartition('/')[2]}"]
+    for worker in others:
+        worker.kill()
+        worker.close()
+    leader.close()
+    team.workers.clear()
+
+    ranks = team.join("ab")
+    all_do(ranks, "build", hold=str(hold), seed=1)
+    restored = all_do(ranks, "restore")
+    assert the_one(restored, "next") == 3
+    assert the_one(restored, "hash") == answers[0]["hash"]
+
+
+def test_the_last_ones_are_kept_and_every_nth(team: Team) -> None:
+    (rank,) = ranks = team.join("a")
+    all_do(ranks, "build", keep=2, keep_every=4)
+    stranger = team.folder / "step-1-1"
+    for step in range(8):
+        all_do(ranks, "train", start=step, steps=1)
+        all_do(ranks, "keep", step=step)
+        stranger.mkdir(exist_ok=True)  # of a run that this one knows nothing of: no label of ours is in it
+    steps = [int(name.split("-")[0]) for name in rank.ask("list")["ids"]]
+    assert steps == [7, 6, 4, 0]
+    assert {int(name.split("-")[1]) for name in saved_in(team) if name != stranger.name} == set(steps)
+    assert stranger.exists()
+
+
+def test_with_and_without_ddp_it_is_one_checkpoint(team: Team, tmp_path: Path) -> None:
+    ranks = team.join("aa")
+    all_do(ranks, "build", wrap="ddp", world=str(tmp_path / "world"))
+    all_do(ranks, "train", start=0, steps=3)
+    saved = all_do(ranks, "keep", step=2)
+    after = the_one(all_do(ranks, "train", start=3, steps=2), "hash")
+    all_do(ranks, "part")
+    leave(team)
+
+    ranks = team.join("a")
+    all_do(ranks, "build", wrap="compile", seed=1)
+    restored = all_do(ranks, "restore")
+    assert (restored[0]["next"], restored[0]["hash"]) == (3, saved[0]["hash"])
+    assert the_one(all_do(ranks, "train", start=3, steps=2), "hash") == after
+    all_do(ranks, "keep", step=4)
+    leave(team)
+
+    ranks = team.join("aa")
+    all_do(ranks, "build", wrap="ddp", world=str(tmp_path / "another"), seed=2)
+    restored = all_do(ranks, "restore")
+    assert (the_one(restored, "next"), the_one(restored, "hash")) == (5, after)
+    all_do(ranks, "part")
+
+
+def test_a_save_in_the_background_is_committed_at_a_later_boundary_once_it_is_whole(team: Team) -> None:
+    """What it holds is the state at the call of save, whatever the training has done since."""
+    ranks = team.join("aa")
+    all_do(ranks, "build", background=True, ballast=5_000_000)
+    all_do(ranks, "train", start=0, steps=3)
+    saved = all_do(ranks, "keep", step=2)
+    assert team.training.keys("checkpoints/") == []
+    step = 3
+    while not team.training.keys("checkpoints/"):
+        all_do(ranks, "train", start=step, steps=1)
+        step += 1
+    (path,) = team.folder.iterdir()
+    assert (path / "instep-manifest.json").exists()
+    all_do(ranks, "keep", step=step - 1)
+    leave(team)  # which finishes what is still being written
+    assert team.training.key("checkpoints/latest")["step"] == step - 1
+    shutil.rmtree(team.folder / saved_in(team)[-1])
+
+    ranks = team.join("ab")
+    all_do(ranks, "build", ballast=5_000_000, seed=1)
+    restored = all_do(ranks, "restore")
+    assert (the_one(restored, "next"), the_one(restored, "hash")) == (3, saved[0]["hash"])
+
+
+def test_the_live_value_wins_over_the_checkpoint_and_the_log_says_so(team: Team) -> None:
+    team.training.put("lr", "0.25")
+    ranks = team.join("aa")
+    all_do(ranks, "build")
+    all_do(ranks, "train", start=0, steps=3)
+    all_do(ranks, "keep", step=2)
+    leave(team)
+    team.training.put("lr", "0.125")
+
+    ranks = team.join("aa")
+    all_do(ranks, "build", seed=1)
+    assert the_one(all_do(ranks, "restore"), "lr") == 0.125
+    wait_for(
+        lambda: any(
+            "the live values win over" in line and "lr 0.125 (checkpoint: 0.25)" in line for line in ranks[0].log
+        ),
+        "the differences in the log",
+    )
+
+
+def test_a_save_that_the_disk_refuses_costs_the_checkpoint_and_not_the_training(team: Team) -> None:
+    ranks = team.join("aa")
+    all_do(ranks, "build", ballast=100_000)
+    all_do(ranks, "train", start=0, steps=1)
+    assert the_one(all_do(ranks, "keep", step=0), "saved") is True
+    all_do(ranks, "limit_files", size=100_000)
+    all_do(ranks, "train", start=1, steps=1)
+    assert the_one(all_do(ranks, "keep", step=1), "saved") is False
+    assert len(saved_in(team)) == 1
+    log = "".join(line for worker in ranks for line in worker.log)
+    assert "File too large" in log
+    assert "training goes on without this checkpoint" in log
+    all_do(ranks, "limit_files", size=-1)
+    all_do(ranks, "train", start=2, steps=1)
+    assert the_one(all_do(ranks, "keep", step=2), "saved") is True
+
+
+@pytest.mark.parametrize(("options", "reason"), [("size=1m", "No space left"), ("size=8m,ro", "Read-only file system")])
+def test_a_full_or_read_only_file_system_is_survived(team: Team, options: str, reason: str) -> None:
+    team.folder.mkdir()
+    shell = f'mount -t tmpfs -o {options} none "{team.folder}" && exec "$@"'
+    team.prefix = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", shell, "sh")
+    if subprocess.run([*team.prefix, "true"], check=False, capture_output=True).returncode != 0:
+        pytest.skip("no user namespaces here")
+    (rank,) = ranks = team.join("a")
+    all_do(ranks, "build", ballast=1_000_000)
+    all_do(ranks, "train", start=0, steps=1)
+    assert the_one(all_do(ranks, "keep", step=0), "saved") is False
+    wait_for(lambda: any(reason in line for line in rank.log), "the reason")
+    all_do(ranks, "train", start=1, steps=1)
+
+
+def test_what_torch_does_not_load_by_itself_is_told_at_the_save_and_at_the_restore(team: Team) -> None:
+    ranks = team.join("a")
+    all_do(ranks, "build", ballast=10, odd=True)
+    all_do(ranks, "keep", step=0)
+    wait_for(lambda: any("the state of heavy holds" in line and "_Odd" in line for line in ranks[0].log), "the warning")
+    leave(team)
+    ranks = team.join("a")
+    all_do(ranks, "build", ballast=10)
+    answer = ranks[0].ask("restore")
+    assert answer["error"] == "CheckpointError"
+    assert "_Odd" in answer["text"]
+    assert "weights_only=False" in answer["text"]
+
+
+def test_a_checkpoint_that_is_not_for_these_parts_is_refused_with_the_cure(team: Team, tmp_path: Path) -> None:
+    ranks = team.join("a")
+    all_do(ranks, "build")
+    all_do(ranks, "keep", step=0)
+    leave(team)
+    ranks = team.join("a")
+    all_do(ranks, "build", ballast=10)
+    answer = ranks[0].ask("restore")
+    assert answer["error"] == "CheckpointError"
+    assert "has no heavy, it has model, optimizer, scheduler" in answer["text"]
+    leave(team)
+    ranks = team.join("a")
+    all_do(ranks, "build", sharded=True, world=str(tmp_path / "world"))
+    answer = ranks[0].ask("restore")
+    assert answer["error"] == "CheckpointError"
+    assert "give sharded=False to the Checkpointer" in answer["text"]
+
+
+def test_shards_of_all_ranks_are_one_checkpoint_for_any_number_of_ranks(team: Team, tmp_path: Path) -> None:
+    ranks = team.join("ab")
+    all_do(ranks, "build", wrap="fsdp", sharded=True, world=str(tmp_path / "one"), keep=1)
+    all_do(ranks, "train", start=0, steps=3)
+    all_do(ranks, "keep", step=1)
+    saved = all_do(ranks, "keep", step=2)
+    assert the_one(saved, "saved") is True
+    (path,) = team.folder.iterdir()
+    after = the_one(all_do(ranks, "train", start=3, steps=2), "hash")
+    all_do(ranks, "part")
+    leave(team)
+
+    ranks = team.join("ab")
+    all_do(ranks, "build", wrap="fsdp", sharded=True, world=str(tmp_path / "two"), seed=1)
+    restored = all_do(ranks, "restore")
+    assert (the_one(restored, "next"), the_one(restored, "hash")) == (3, saved[0]["hash"])
+    assert the_one(all_do(ranks, "train", start=3, steps=2), "hash") == after
+    all_do(ranks, "part")
+    leave(team)
+
+    ranks = team.join("a")
+    all_do(ranks, "build", wrap="fsdp", sharded=True, world=str(tmp_path / "three"), seed=1)
+    restored = all_do(ranks, "restore")
+    assert (restored[0]["next"], restored[0]["hash"]) == (3, saved[0]["hash"])
+    all_do(ranks, "part")
+    leave(team)
+
+    truncate(path / "__1_0.distcp")  # which only rank 1 looks at
+    ranks = team.join("ab")
+    all_do(ranks, "build", wrap="fsdp", sharded=True, world=str(tmp_path / "four"), seed=1)
+    for worker in ranks:
+        worker.tell("restore")
+    for answer in [worker.answer() for worker in ranks]:
+        assert answer["error"] == "CheckpointError"
+        assert "__1_0.distcp was truncated" in answer["text"]
+    all_do(ranks, "part")
+
+
+def test_shards_are_saved_in_the_background_too(team: Team, tmp_path: Path) -> None:
+    ranks = team.join("aa")
+    all_do(ranks, "build", wrap="fsdp", sharded=True, background=True, world=str(tmp_path / "one"))
+    all_do(ranks, "train", start=0, steps=3)
+    saved = all_do(ranks, "keep", step=2)
+    all_do(ranks, "train", start=3, steps=3)
+    assert the_one(all_do(ranks, "wait"), "saved") is True
+    assert team.training.key("checkpoints/latest")["step"] == 2
+    all_do(ranks, "part")
+    leave(team)
+
+    ranks = team.join("aa")
+    all_do(ranks, "build", wrap="fsdp", sharded=True, world=str(tmp_path / "two"), seed=1)
+    restored = all_do(ranks, "restore")
+    assert (the_one(restored, "next"), the_one(restored, "hash")) == (3, saved[0]["hash"])
+    all_do(ranks, "part")
+
+
+def test_a_save_while_etcd_is_away_holds_the_training_up_for_seconds_only(fragile_team: Team, tmp_path: Path) -> None:
+    """The agent commits it when etcd is back."""
+    team, hold = fragile_team, tmp_path / "hold"
+    ranks = team.join("ab")
+    all_do(ranks, "build", hold=str(hold))
+    all_do(ranks, "train", start=0, steps=1)
+    hold.touch()
+    for worker in ranks:
+        worker.tell("keep", step=0)
+    wait_for(lambda: team.training.key("state/saving"), "the save to be known")
+    server = team.training.server
+    server.freeze()
+    try:
+        hold.unlink()
+        for answer in [worker.answer(40) for worker in ranks]:
+            assert answer["saved"] is False
+            assert answer["took_s"] < 25
+    finally:
+        server.thaw()
+    wait_for(lambda: team.training.key("checkpoints/latest"), "the late commit")
+    all_do(ranks, "train", start=1, steps=1)
+    assert the_one(all_do(ranks, "keep", step=1), "saved") is True

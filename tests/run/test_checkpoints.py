@@ -1,0 +1,123 @@
+"""Checkpoints: exactly one rank saves, what is committed is listed once, and nothing else ever is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from run.harness import TrainingRun, wait_for
+from run.saver_team import Team
+
+
+@pytest.fixture
+def team(training: TrainingRun, tmp_path: Path) -> Iterator[Team]:
+    team = Team(training, tmp_path / "saved" / "deep")
+    yield team
+    team.close()
+
+
+@pytest.fixture
+def fragile_team(fragile_training: TrainingRun, tmp_path: Path) -> Iterator[Team]:
+    """On an etcd server of its own."""
+    team = Team(fragile_training, tmp_path / "saved")
+    yield team
+    team.close()
+
+
+def test_one_rank_saves_and_all_hear_of_it(team: Team) -> None:
+    team.training.put("lr", "0.5")
+    workers = team.join("aab")
+    for worker in workers:
+        worker.ask("step", step=7)
+    answers = [worker.ask("save", step=7, text="seven") for worker in workers]
+    (saved,) = (answer for answer in answers if answer["slot"] is not None)
+    assert saved["state"] == "committed"
+    assert (Path(saved["path"]) / "state").read_text() == "seven"
+    for worker in workers:
+        wait_for(lambda w=worker: (w.ask("hear")["saved"] or {}).get("id") == saved["slot"], "the news")
+        listed = worker.ask("list")
+        assert listed["ids"] == [saved["slot"]]
+        assert listed["newest"]["config"] == {"lr": 0.5}
+        assert listed["newest"]["step"] == 7
+        assert listed["newest"]["path"] == saved["path"]
+        assert worker.ask("has", step=7)["has"]
+        assert not worker.ask("has", step=8)["has"]
+    assert team.training.key("checkpoints/latest")["id"] == team.training.key("state/saved")["id"] == saved["slot"]
+
+
+# -- going on from one ------------------------------------------------------------------------------------------------
+
+
+def save_some(team: Team, nodes: str, *steps: int) -> list[str]:
+    """Checkpoints of these steps by a run that then ends; their ids."""
+    workers = team.join(nodes)
+    leader, _ = team.leader(*workers)
+    ids = [leader.ask("save", step=step)["slot"] for step in steps]
+    assert all(ids)
+    for worker in workers:
+        worker.tell("close")
+    for worker in workers:
+        worker.answer()
+        worker.close()
+    return ids
+
+
+def test_all_ranks_of_a_new_start_go_on_from_the_newest(team: Team) -> None:
+    old = save_some(team, "ab", 10, 20)
+    workers = team.join("aab")  # another world size: what it means is the script's affair
+    assert team.training.key("state/view")["start"]["checkpoint"] == old[-1]
+    for worker in workers:
+        worker.tell("resume")
+    answers = [worker.answer() for worker in workers]
+    assert [answer["id"] for answer in answers] == [old[-1]] * 3
+    assert [answer["seen"] for answer in answers] == [[old[-1]]] * 3
+    assert team.training.keys("reports/verified/") == []
+
+
+def test_a_run_that_has_saved_nothing_goes_on_from_nothing(team: Team) -> None:
+    workers = team.join("ab")
+    for worker in workers:
+        worker.tell("resume")
+    assert [worker.answer()["id"] for worker in workers] == [None, None]
+
+
+def test_a_checkpoint_that_one_rank_finds_damaged_is_passed_over_by_all(team: Team) -> None:
+    first, second, third = save_some(team, "ab", 10, 20, 30)
+    (team.folder / "step-30-{}".format(third.split("-")[1]) / "state").unlink()
+    zero, one, two = team.join("aab")
+    zero.tell("resume")
+    one.tell("resume", refuse=[second])
+    two.tell("resume")
+    for worker in (zero, one, two):
+        answer = worker.answer()
+        assert answer["id"] == first
+        assert set(answer["refused"]) == {second, third}
+        assert "No such file" in answer["refused"][third]
+        assert answer["refused"][second] == "rank 1 on " + answer["refused"][second].split()[3] + " its state is damaged"
+
+
+def test_where_no_checkpoint_is_good_all_hear_why(team: Team) -> None:
+    ids = save_some(team, "a", 10, 20)
+    workers = team.join("ab")
+    for worker in workers:
+        worker.tell("resume", refuse=ids)
+    for worker in workers:
+        answer = worker.answer()
+        assert answer["id"] is None
+        assert set(answer["refused"]) == set(ids)
+
+
+def test_a_rank_that_does_not_resume_is_named(team: Team) -> None:
+    save_some(team, "a", 10)
+    zero, one, two = team.join("aab")
+    zero.tell("resume", timeout_s=3)
+    one.tell("resume", timeout_s=3)
+    for worker in (zero, one):
+        answer = worker.answer()
+        assert answer["error"] == "BarrierTimeout"
+        assert answer["missing"] == ["rank 2"]
+        assert "rank 2 has not said anything" in answer["text"]
+    two.tell("resume", timeout_s=1)
+    assert two.answer()["id"] is not None  # what the others have said still stands

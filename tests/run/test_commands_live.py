@@ -1,0 +1,163 @@
+"""Commands of an operator: done by every rank at one step, or declined with the reason."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Any
+
+from run.harness import Trainer, TrainingRun, wait_for
+
+from instep.coordination.records import Command
+
+
+def order(training: TrainingRun, kind: Any, **fields: Any) -> str:
+    """Writes a command as anything that can put would; its id."""
+    name = uuid.uuid4().hex[:12]
+    document = Command(kind=kind, author="op@here", **fields).encode()
+    training.server.etcdctl("put", "--", f"{training.namespace}/gpt-a/commands/{name}", document)
+    return name
+
+
+def wait_course(training: TrainingRun, **fields: Any) -> dict[str, Any]:
+    def course() -> dict[str, Any] | None:
+        found = training.key("state/agreed")["course"]
+        return found if all(found.get(name) == value for name, value in fields.items()) else None
+
+    return dict(wait_for(course, f"course {fields}"))
+
+
+def wait_declined(training: TrainingRun, name: str) -> str:
+    return str(wait_for(lambda: training.key(f"state/declined/{name}"), "declined")["why"])
+
+
+def paused_at(training: TrainingRun) -> int:
+    def all_stand() -> int | None:
+        at = training.key("state/agreed")["course"].get("paused_at")
+        plan = training.key("state/agreed")["plan"]
+        receipts = training.keys(f"reports/receipts/{plan}/")
+        return at if at is not None and receipts else None
+
+    return int(wait_for(all_stand, "paused"))
+
+
+def steps_said(trainers: list[Trainer], event: str) -> set[int]:
+    return {int(trainer.wait_said(event)["step"]) for trainer in trainers}
+
+
+def test_stop_ends_all_ranks_at_one_step_after_a_save(training: TrainingRun) -> None:
+    """The step with the save is the last one, the same on every rank, and they leave cleanly."""
+    trainers = training.start_all(4, nodes="ab")
+    order(training, "stop", reason="enough")
+    (saved,) = steps_said(trainers, "asked to save")
+    assert steps_said(trainers, "stopped") == {saved + 1}
+    assert trainers[0].wait_said("stopped")["reason"] == "stopped by op@here: enough"
+    assert [trainer.finish() for trainer in trainers] == [0, 0, 0, 0]
+
+
+def test_stop_without_a_save_ends_before_the_gate(training: TrainingRun) -> None:
+    trainers = training.start_all(2)
+    order(training, "stop", save=False)
+    (gate,) = steps_said(trainers, "stopped")
+    assert gate == training.key("state/agreed")["course"]["ends_at"]
+    assert not trainers[0].said("asked to save")
+
+
+def test_paused_ranks_stand_before_one_step_and_take_changes_there(training: TrainingRun) -> None:
+    """A change made while the run is paused holds from the very step they stand before."""
+    trainers = training.start_all(4, nodes="ab")
+    order(training, "pause", reason="look at it")
+    gate = paused_at(training)
+    training.put("lr", "0.01")
+    wait_for(lambda: training.key("state/agreed")["values"]["lr"] == 0.01, "agreed while paused")
+    assert training.key("state/agreed")["gate"] == gate
+    order(training, "resume")
+    assert {trainer.wait_config(lr=0.01) for trainer in trainers} == {gate}
+    training.stop()
+
+
+def test_a_pause_outlives_the_agent_and_the_leader(training: TrainingRun) -> None:
+    import os
+    import signal
+
+    trainers = training.start_all(2, nodes="ab")
+    order(training, "pause")
+    gate = paused_at(training)
+    for node in "ab":
+        os.kill(training.agent_pid(node), signal.SIGKILL)
+    order(training, "resume")
+    wait_for(lambda: "paused_at" not in training.key("state/agreed")["course"], "resumed")
+    training.put("lr", "0.02")
+    steps = {trainer.wait_config(lr=0.02) for trainer in trainers}
+    assert len(steps) == 1
+    assert steps.pop() >= gate
+    training.stop()
+
+
+def test_a_paused_run_that_starts_anew_is_paused_until_it_is_resumed(training: TrainingRun) -> None:
+    trainers = training.start_all(2)
+    order(training, "pause", reason="maintenance")
+    paused_at(training)
+    for trainer in trainers:
+        trainer.kill()
+        trainer.finish()
+    again = training.start_all(2)
+    wait_for(lambda: all(any("maintenance" in text for text in t.errors) for t in again), "waiting, with the reason")
+    order(training, "resume")
+    assert {trainer.wait_said("config")["step"] for trainer in again} == {0}
+    training.stop(*again)
+
+
+def test_an_action_runs_on_every_rank_before_one_step(training: TrainingRun) -> None:
+    trainers = training.start_all(4, "--action=evaluate", nodes="ab")
+    order(training, "action", name="evaluate")
+    assert len({int(trainer.wait_said("evaluate")["after"]) for trainer in trainers}) == 1
+    training.stop()
+    assert all(len(trainer.said("evaluate")) == 1 for trainer in trainers)
+
+
+def test_an_action_that_one_rank_does_not_declare_is_declined(training: TrainingRun) -> None:
+    first = training.start(0, 2, "--action=evaluate")
+    second = training.start(1, 2)
+    first.wait_said("joined")
+    second.wait_said("joined")
+    name = order(training, "action", name="evaluate")
+    assert "declares no such action" in wait_declined(training, name)
+    training.stop()
+    assert not first.said("evaluate")
+
+
+def test_a_checkpoint_is_asked_for_in_one_step(training: TrainingRun) -> None:
+    trainers = training.start_all(2)
+    order(training, "checkpoint")
+    assert len(steps_said(trainers, "asked to save")) == 1
+    training.stop()
+    assert all(len(trainer.said("asked to save")) == 1 for trainer in trainers)
+
+
+def test_what_cannot_be_done_is_declined_with_the_reason(training: TrainingRun) -> None:
+    training.start_all(2)
+    assert wait_declined(training, order(training, "resume")) == "the run is not paused"
+    assert "there is no checkpoint '7-7'" in wait_declined(training, order(training, "restore", name="7-7"))
+    training.server.etcdctl("put", "--", f"{training.namespace}/gpt-a/commands/odd", json.dumps({"kind": "dance"}))
+    assert "no command that this version" in wait_declined(training, "odd")
+    order(training, "pause")
+    paused_at(training)
+    assert wait_declined(training, order(training, "pause")) == "the run is paused already"
+    assert "resume it first" in wait_declined(training, order(training, "checkpoint"))
+    order(training, "resume")
+    training.stop()
+
+
+def test_a_stopped_run_starts_again(training: TrainingRun) -> None:
+    """What was asked of those who trained before is not done to those who come next."""
+    trainers = training.start_all(2)
+    order(training, "stop")
+    assert [trainer.finish() for trainer in trainers] == [0, 0]
+    order(training, "stop", reason="too late")
+    again = training.start_all(2)
+    training.put("lr", "0.05")
+    for trainer in again:
+        trainer.wait_config(lr=0.05)
+    assert not again[0].said("stopped")
+    training.stop(*again)

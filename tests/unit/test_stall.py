@@ -1,0 +1,167 @@
+"""Which of a node's workers stall, and which one its candidate names."""
+
+from __future__ import annotations
+
+import pytest
+
+from instep.agent.stall import FIRST_STEPS, STEPS, Nomination, Standing, is_stalled, nominate
+
+TIMEOUT_S = 60.0
+NOW = 10_000.0
+
+
+def worker(rank: int, silent_s: float = 0.0, *, step_time_s: float = 0.1, joined: bool = True) -> Standing:
+    return Standing(
+        rank=rank, incarnation=f"w{rank}", joined=joined, trains=joined, at=NOW - silent_s, step_time_s=step_time_s
+    )
+
+
+def stuck(*ranks: int, silent_s: float = 100.0) -> list[Standing]:
+    return [worker(rank, silent_s) for rank in ranks]
+
+
+def named(before: Nomination | None, *workers: Standing, leads: bool = True, rivals: bool = False) -> Nomination:
+    chosen = nominate(before, workers, NOW, timeout_s=TIMEOUT_S, leads=leads, rivals=rivals)
+    assert chosen is not None
+    return chosen
+
+
+# -- who stalls ----------------------------------------------------------------------------------------------------
+
+
+def test_no_boundary_for_longer_than_the_time_out_is_a_stall() -> None:
+    assert not is_stalled(worker(0, TIMEOUT_S), NOW, TIMEOUT_S)
+    assert is_stalled(worker(0, TIMEOUT_S + 0.1), NOW, TIMEOUT_S)
+
+
+@pytest.mark.parametrize("step_time_s", [3.1, 30.0, 600.0])
+def test_slow_steps_may_take_many_times_what_they_took_before(step_time_s: float) -> None:
+    assert not is_stalled(worker(0, STEPS * step_time_s, step_time_s=step_time_s), NOW, TIMEOUT_S)
+    assert is_stalled(worker(0, STEPS * step_time_s + 1, step_time_s=step_time_s), NOW, TIMEOUT_S)
+
+
+def test_the_first_steps_may_take_longer_as_they_compile_and_warm_up() -> None:
+    assert not is_stalled(worker(0, FIRST_STEPS * TIMEOUT_S, step_time_s=0.0), NOW, TIMEOUT_S)
+    assert is_stalled(worker(0, FIRST_STEPS * TIMEOUT_S + 1, step_time_s=0.0), NOW, TIMEOUT_S)
+
+
+def test_who_has_passed_no_boundary_yet_has_not_stalled() -> None:
+    assert not is_stalled(worker(0, 10**6, joined=False), NOW, TIMEOUT_S)
+
+
+@pytest.mark.parametrize(("excused_for_s", "stalls"), [(500.0, False), (0.0, False), (-59.0, False), (-61.0, True)])
+def test_the_time_of_who_is_excused_counts_from_the_end_of_that(excused_for_s: float, stalls: bool) -> None:
+    excused = Standing(
+        rank=0,
+        incarnation="w0",
+        joined=True,
+        trains=True,
+        at=NOW - 1000,
+        excused_until=NOW + excused_for_s,
+        step_time_s=0.1,
+    )
+    assert is_stalled(excused, NOW, TIMEOUT_S) == stalls
+
+
+# -- who is named --------------------------------------------------------------------------------------------------
+
+
+def test_nobody_is_named_where_nobody_is() -> None:
+    assert nominate(None, [], NOW, timeout_s=TIMEOUT_S, leads=False, rivals=True) is None
+    assert nominate(Nomination("w0"), [], NOW, timeout_s=TIMEOUT_S, leads=True, rivals=True) is None
+
+
+def test_at_the_start_the_lowest_rank_is_named_in_whatever_order_they_come() -> None:
+    first = named(None, worker(2, joined=False))
+    assert first.incarnation == "w2"
+    assert named(first, worker(2, joined=False), worker(1, joined=False)).incarnation == "w1"
+
+
+def test_who_is_named_stays_named_when_a_lower_rank_comes_back() -> None:
+    assert named(Nomination("w1"), worker(0, joined=False), worker(1)).incarnation == "w1"
+    assert named(Nomination("w1"), worker(0), worker(1)).incarnation == "w1"
+
+
+def test_when_the_named_one_goes_the_lowest_that_trains_follows() -> None:
+    assert named(Nomination("w0"), worker(1, joined=False), worker(2), worker(3)).incarnation == "w2"
+    assert named(Nomination("w0"), worker(1, joined=False)).incarnation == "w1"
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_a_stalled_one_makes_way_for_one_that_goes_on_whether_it_leads_or_not(leads: bool) -> None:
+    assert named(Nomination("w0"), *stuck(0, 1), worker(2), leads=leads).incarnation == "w2"
+
+
+def test_when_the_named_one_goes_while_all_others_are_stuck_the_lowest_of_them_follows() -> None:
+    assert named(Nomination("w0"), *stuck(1, 2)).incarnation == "w1"
+
+
+def test_a_leader_that_stalls_is_passed_over_though_its_siblings_are_stuck_too() -> None:
+    passed = named(Nomination("w0"), *stuck(0, 1, 2))
+    assert passed.incarnation == "w1"
+    assert not passed.last_resort
+
+
+def test_who_takes_over_is_given_time_of_its_own() -> None:
+    given = Standing(
+        rank=1, incarnation="w1", joined=True, trains=True, at=NOW - 100, excused_until=NOW - 1, step_time_s=0.1
+    )
+    before = named(Nomination("w0"), *stuck(0, 1))
+    assert named(before, *stuck(0), given).incarnation == "w1"
+
+
+def test_where_all_wait_for_each_other_each_leads_once_and_the_last_one_stays() -> None:
+    everybody = stuck(0, 1, 2)
+    now = named(None, *everybody)
+    order = [now.incarnation]
+    for _ in range(10):
+        now = named(now, *everybody)
+        order.append(now.incarnation)
+    assert order == ["w0", "w1", *["w2"] * 9]
+    assert not now.last_resort
+
+
+def test_the_last_one_makes_way_for_other_nodes_and_becomes_their_last_resort() -> None:
+    before = named(Nomination("w0"), *stuck(0, 1), rivals=True)
+    last = named(before, *stuck(0, 1), rivals=True)
+    assert (last.incarnation, last.last_resort) == ("w1", True)
+    assert named(last, *stuck(0, 1), leads=False, rivals=True) == last
+    assert named(last, *stuck(0, 1), leads=True, rivals=False).last_resort
+
+
+def test_a_lone_worker_that_stalls_goes_on_leading_where_nobody_else_could() -> None:
+    alone = named(Nomination("w0"), *stuck(0), rivals=False)
+    assert (alone.incarnation, alone.last_resort) == ("w0", False)
+    assert named(Nomination("w0"), *stuck(0), rivals=True).last_resort
+
+
+def test_a_candidate_that_does_not_lead_stays_as_it_is_where_nobody_would_be_better() -> None:
+    before = Nomination("w0")
+    assert named(before, *stuck(0, 1), leads=False) == before
+
+
+def test_once_they_go_on_all_is_forgotten_and_who_leads_goes_on_leading() -> None:
+    last = named(named(Nomination("w0"), *stuck(0, 1), rivals=True), *stuck(0, 1), rivals=True)
+    assert named(last, worker(0), worker(1), leads=False) == Nomination("w1")
+    leading = named(last, worker(0), worker(1), leads=True)
+    assert (leading.incarnation, leading.passed, leading.last_resort) == ("w1", {}, True)
+
+
+def test_who_goes_on_and_stalls_again_may_be_named_again() -> None:
+    before = named(Nomination("w0"), *stuck(0, 1))
+    again = named(before, *stuck(0, silent_s=70), *stuck(1))
+    assert again.incarnation == "w0"
+
+
+def test_a_healthy_slow_run_never_changes_its_leader() -> None:
+    """Steps of 30 s and a time-out of 60 s, looked at every second, with a step of 9 minutes among them."""
+    now, at, nomination = 0.0, 0.0, None
+    lengths = [30.0] * 5 + [540.0] + [30.0] * 5
+    for length in lengths:
+        while now < at + length:
+            standing = Standing(rank=0, incarnation="w0", joined=True, trains=True, at=at, step_time_s=30.0)
+            other = Standing(rank=1, incarnation="w1", joined=True, trains=True, at=at, step_time_s=30.0)
+            nomination = nominate(nomination, [standing, other], now, timeout_s=TIMEOUT_S, leads=True, rivals=True)
+            assert nomination == Nomination("w0")
+            now += 1.0
+        at = now

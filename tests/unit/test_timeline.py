@@ -1,0 +1,270 @@
+"""What a run was trained with, from the starts of its views and its plans."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from instep.coordination.keys import Keys
+from instep.coordination.records import Decision, FirstStep, Manifest, Plan, Snapshot, StartOfView
+from instep.coordination.timeline import Timeline, starts_of
+from instep.errors import ConfigError
+from instep.scalar import Scalar
+from instep.schedule import Schedule
+from unit import parts
+
+COMMIT, ABORT = Decision(commit=True), Decision(commit=False, reason="late")
+
+
+def manifest(step: int, token: int = 7, *, view: int = 1, plan: int = 0) -> Manifest:
+    return Manifest(
+        id=f"{step}-{token}",
+        step=step,
+        token=token,
+        path="x",
+        digest="d",
+        view=view,
+        world_size=2,
+        plan=plan,
+        rank=0,
+        host="h",
+        node="a",
+        duration_s=0.1,
+        committed_at="",
+    )
+
+
+class Story:
+    """A run's past, told move by move."""
+
+    def __init__(self) -> None:
+        self.starts: dict[int, StartOfView] = {}
+        self.first_steps: dict[int, FirstStep] = {}
+        self.plans: dict[int, Plan] = {}
+        self.decisions: dict[int, Decision] = {}
+        self.manifests: dict[str, Manifest] = {}
+        self.view = 0
+
+    def start(
+        self, first_step: int | None = 0, *, checkpoint: Manifest | None = None, replays: str | None = None, **values: Any
+    ) -> None:
+        self.view += 1
+        self.starts[self.view] = StartOfView(
+            view=self.view,
+            values={"lr": 0.1, "clip": 1.0, **values},
+            plan=len(self.plans),
+            checkpoint=checkpoint.id if checkpoint else None,
+            replays=replays,
+        )
+        if first_step is not None:
+            self.first_steps[self.view] = FirstStep(step=first_step)
+        if checkpoint is not None:
+            self.manifests[checkpoint.id] = checkpoint
+
+    def change(self, gate: int, decision: Decision | None = COMMIT, **values: Scalar) -> None:
+        self._add(parts.plan(len(self.plans) + 1, gate=gate, view=self.view, **values), decision)
+
+    def restore(self, gate: int, to: Manifest) -> None:
+        plan = parts.plan(len(self.plans) + 1, gate=gate, view=self.view)
+        news = {"kind": "restore", "name": to.id, "checkpoint": to, "values": {}, "previous": {}}
+        self._add(plan.model_copy(update=news), COMMIT)
+
+    def pause(self, gate: int) -> None:
+        plan = parts.plan(len(self.plans) + 1, gate=gate, view=self.view)
+        self._add(plan.model_copy(update={"kind": "pause", "values": {}, "previous": {}}), COMMIT)
+
+    def _add(self, plan: Plan, decision: Decision | None) -> None:
+        self.plans[plan.number] = plan.model_copy(update={"author": f"author {plan.number}"})
+        if decision is not None:
+            self.decisions[plan.number] = decision
+
+    def timeline(self) -> Timeline:
+        return Timeline(
+            starts=self.starts,
+            first_steps=self.first_steps,
+            plans=self.plans,
+            decisions=self.decisions,
+            manifests=self.manifests,
+        )
+
+    def schedule(self) -> Schedule:
+        return self.timeline().schedule("gpt-a")
+
+    def told(self) -> tuple[dict[str, Scalar], list[tuple[int, dict[str, Scalar]]]]:
+        schedule = self.schedule()
+        return dict(schedule.values), [(change.step, dict(change.values)) for change in schedule.changes]
+
+
+BEGUN: dict[str, Scalar] = {"lr": 0.1, "clip": 1.0}
+
+
+def test_a_run_that_was_never_started_anew_is_its_start_and_its_committed_changes() -> None:
+    story = Story()
+    story.start()
+    story.change(10, lr=0.5)
+    story.change(15, ABORT, lr=0.9)
+    story.pause(17)
+    story.change(20, lr=0.25, clip=2.0)
+    story.change(30, None, lr=0.7)
+    assert story.told() == (BEGUN, [(10, {"lr": 0.5}), (20, {"lr": 0.25, "clip": 2.0})])
+    assert story.schedule().changes[0].author == "author 1"
+
+
+def test_what_came_after_the_checkpoint_that_a_restart_went_on_from_is_left_out() -> None:
+    story = Story()
+    story.start()
+    story.change(10, lr=0.5)
+    story.change(30, lr=0.25)
+    story.start(21, checkpoint=manifest(20, plan=1), lr=0.25)
+    assert story.told() == (BEGUN, [(10, {"lr": 0.5}), (21, {"lr": 0.25})])
+    assert story.schedule().changes[1].reason == "went on from checkpoint 20-7"
+
+
+def test_a_restart_from_the_beginning_leaves_nothing_of_the_time_before() -> None:
+    story = Story()
+    story.start()
+    story.change(10, lr=0.5)
+    story.start(0, lr=0.5)
+    assert story.told() == ({**BEGUN, "lr": 0.5}, [])
+
+
+def test_a_view_that_ran_no_step_counts_for_nothing() -> None:
+    story = Story()
+    story.start()
+    story.change(10, lr=0.5)
+    story.start(None, lr=0.9)
+    assert story.told() == (BEGUN, [(10, {"lr": 0.5})])
+
+
+def test_a_start_whose_first_step_nobody_told_is_taken_to_go_on_from_its_checkpoint() -> None:
+    story = Story()
+    story.start()
+    story.start(None, checkpoint=manifest(20), lr=0.5)
+    story.change(40, lr=0.25)
+    assert story.told() == (BEGUN, [(21, {"lr": 0.5}), (40, {"lr": 0.25})])
+
+
+def test_a_run_taken_back_goes_on_with_the_values_agreed_on_then() -> None:
+    story = Story()
+    story.start()
+    story.change(10, lr=0.5)
+    story.change(30, lr=0.25)
+    story.restore(40, manifest(20, plan=1))
+    story.change(25, clip=3.0)
+    assert story.told() == (BEGUN, [(10, {"lr": 0.5}), (21, {"lr": 0.25}), (25, {"clip": 3.0})])
+
+
+def test_going_back_to_a_checkpoint_that_was_left_takes_up_the_way_that_led_there() -> None:
+    """Steps 21 to 30 were first run with 0.5, then, taken back to 10, with 0.9: the first way has saved step 30."""
+    story = Story()
+    story.start()
+    story.change(20, lr=0.5)
+    story.restore(40, manifest(10, plan=0))
+    story.change(15, lr=0.9)
+    story.restore(50, manifest(30, plan=1))
+    assert story.told() == (BEGUN, [(20, {"lr": 0.5}), (31, {"lr": 0.9})])
+
+
+def test_a_restart_takes_up_the_way_that_led_to_its_checkpoint() -> None:
+    story = Story()
+    story.start()
+    story.change(20, lr=0.5)
+    story.start(11, checkpoint=manifest(10), lr=0.9)
+    story.start(31, checkpoint=manifest(30, view=1, plan=1), lr=0.25)
+    assert story.told() == (BEGUN, [(20, {"lr": 0.5}), (31, {"lr": 0.25})])
+
+
+def test_a_change_of_a_run_that_is_paused_from_its_start_on_holds_from_the_step_that_it_stands_at() -> None:
+    story = Story()
+    story.start()
+    story.change(10, lr=0.5)
+    story.start(21, checkpoint=manifest(20, plan=1), lr=0.5)
+    story.change(0, clip=3.0)
+    assert story.told() == (BEGUN, [(10, {"lr": 0.5}), (21, {"clip": 3.0})])
+
+
+def test_a_run_that_has_not_stepped_is_its_start() -> None:
+    story = Story()
+    story.start(None)
+    assert story.told() == (BEGUN, [])
+
+
+def test_a_view_that_is_known_from_its_state_alone_is_a_start() -> None:
+    view = parts.view({"a": {0: 10}}).model_copy(update={"start": Snapshot(values=BEGUN)})
+    assert Timeline(view=view).laps()[0].start.values == BEGUN
+
+
+@pytest.mark.parametrize("forgotten", [1, 2])
+def test_plans_that_are_not_kept_any_more_are_no_schedule(forgotten: int) -> None:
+    story = Story()
+    story.start()
+    story.change(10, lr=0.5)
+    story.change(20, lr=0.25)
+    story.change(30, lr=0.7)
+    del story.plans[forgotten]
+    with pytest.raises(ConfigError, match="run gpt-a was trained with from step 0 on cannot be told: its plans"):
+        story.schedule()
+    story.start(0, lr=0.7)
+    story.plans[forgotten] = parts.plan(forgotten)
+    del story.plans[forgotten]
+    assert story.told() == ({**BEGUN, "lr": 0.7}, [])
+
+
+def test_a_start_that_is_not_kept_any_more_is_no_schedule() -> None:
+    story = Story()
+    story.start()
+    story.start(21, checkpoint=manifest(20))
+    del story.starts[1]
+    with pytest.raises(ConfigError, match="from step 0 on cannot be told"):
+        story.schedule()
+
+
+def test_steps_that_replayed_a_schedule_are_told_by_that_one() -> None:
+    story = Story()
+    story.start()
+    story.start(21, replays="abc")
+    with pytest.raises(ConfigError, match="from step 21 on cannot be told: it replayed a schedule"):
+        story.schedule()
+
+
+def test_a_run_that_never_started_has_no_schedule() -> None:
+    with pytest.raises(ConfigError, match="run gpt-a has not started yet"):
+        Timeline().schedule("gpt-a")
+
+
+def test_values_before_and_after_a_plan_are_those_of_its_lap() -> None:
+    story = Story()
+    story.start()
+    story.change(10, lr=0.5)
+    story.change(20, clip=2.0)
+    story.start(21, lr=0.9, clip=2.0)
+    story.change(30, lr=0.25)
+    timeline = story.timeline()
+    assert timeline.values_before(1) == BEGUN
+    assert timeline.values_after(1) == timeline.values_before(2) == {"lr": 0.5, "clip": 1.0}
+    assert timeline.values_before(3) == {"lr": 0.9, "clip": 2.0}
+    assert timeline.changed_since(2) == ("clip", "lr")
+    assert timeline.changed_since(3) == ("lr",)
+    assert timeline.newest_change() == 3
+
+
+def test_a_name_that_a_new_script_brings_was_not_changed() -> None:
+    story = Story()
+    story.start()
+    story.change(10, lr=0.5)
+    story.start(11, lr=0.5, decay=0.1)
+    assert story.timeline().changed_since(1) == ("lr",)
+
+
+def test_starts_are_read_from_their_keys_and_nonsense_is_passed_over() -> None:
+    keys = Keys("/training", "gpt-a")
+    start = StartOfView(view=12, values={"lr": 0.1})
+    items = [
+        (keys.start_of(12), start.encode().encode()),
+        (keys.first_step_of(12), b'{"step": 5}'),
+        (keys.start_of(13), b"nonsense"),
+        (f"{keys.starts}x", b"{}"),
+        (keys.first_step_of(14), b'{"step": -5}'),
+    ]
+    assert starts_of(items, keys.starts) == ({12: start}, {12: FirstStep(step=5)})
