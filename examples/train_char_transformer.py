@@ -2,6 +2,7 @@
 
     torchrun --nproc-per-node 4 examples/train_char_transformer.py    # with INSTEP_ETCD set, or an `instep local`
     instep set char-transformer lr=1e-3 --why "loss plateau" --wait   # while it trains, from another terminal
+    instep stop char-transformer                                      # with a checkpoint, which the next start loads
 
 Plain `python` trains on one rank. `--proof FOLDER` writes down what each rank did; `instep demo` reads that.
 """
@@ -15,7 +16,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -32,6 +33,7 @@ import instep.torch
 CONTEXT = 48
 TEXT = "\n".join(topics[name] for name in sorted(topics))
 LETTERS = sorted(set(TEXT))
+NUMBERS = torch.tensor([LETTERS.index(letter) for letter in TEXT])
 
 
 class Hyper(instep.Hyperparameters):
@@ -55,15 +57,12 @@ class CharTransformer(nn.Module):
         return self.head(self.blocks(self.letters(text) + self.places, mask=mask, is_causal=True))
 
 
-def batches(rank: int, size: int = 8) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pieces of the text without end, other ones on each rank, and the letter that follows each letter."""
-    number = {letter: at for at, letter in enumerate(LETTERS)}
-    text = torch.tensor([number[letter] for letter in TEXT])
-    dice = torch.Generator().manual_seed(1000 + rank)
-    while True:
-        starts = torch.randint(len(text) - CONTEXT - 1, (size,), generator=dice).tolist()
-        pieces = torch.stack([text[start : start + CONTEXT + 1] for start in starts])
-        yield pieces[:, :-1], pieces[:, 1:]
+def batch_of(step: int, rank: int, size: int = 8) -> tuple[Tensor, Tensor]:
+    """Pieces of the text, other ones on each rank and in each step, and the letter that follows each letter."""
+    dice = torch.Generator().manual_seed(1000 * step + rank)
+    starts = torch.randint(len(NUMBERS) - CONTEXT - 1, (size,), generator=dice).tolist()
+    pieces = torch.stack([NUMBERS[start : start + CONTEXT + 1] for start in starts])
+    return pieces[:, :-1], pieces[:, 1:]
 
 
 def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -75,44 +74,63 @@ def parallel(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(model) if dist.is_initialized() else model
 
 
-def train(steps: int, name: str, proof: Path | None) -> None:
+def train(steps: int, name: str, folder: Path, every: int, slow_s: float, proof: Path | None) -> None:
     with instep.join(name, Hyper) as run:
         torch.manual_seed(0)
         model = parallel(CharTransformer(run.config.dropout))
         opt = torch.optim.AdamW(model.parameters(), lr=run.config.lr, weight_decay=run.config.weight_decay)
         instep.torch.bind(run, opt, lr="lr", weight_decay="weight_decay")
-        source, used = batches(run.rank), Used()
-        for step in run.steps(steps):  # agreed changes apply here, on every rank before the same step
-            loss = loss_of(model, next(source))
+        ckpt = instep.torch.Checkpointer(run, folder, model=model, optimizer=opt, disk=SlowDisk(slow_s))
+        start = ckpt.restore()  # the newest checkpoint that is whole, the same on every rank
+        notes = Notes(proof, run)
+        notes.write(start=start, sha256=digest(model))
+        for step in run.steps(steps, start=start):  # what was agreed applies here, on every rank before the same step
+            loss = loss_of(model, batch_of(step, run.rank))
             opt.zero_grad()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), run.config.clip)
             opt.step()
             run.report(loss=loss, grad_norm=norm)
-            used.note(step, opt.param_groups[0], clip=run.config.clip)
+            notes.write(step=step, used=used_by(opt, clip=run.config.clip))
+            if run.checkpoint_requested or (step + 1) % every == 0:
+                saved = ckpt.save(step)  # one rank writes; should it die, another one
+                notes.write(saved=step if saved else None, sha256=digest(model))
             if run.rank == 0 and step % 50 == 0:
                 print(f"step {step:5}  loss {loss.item():.3f}  {run.config}", flush=True)
-        if proof:
-            used.write(proof / f"rank-{run.rank}.json", run.rank, model)
+        threads = [thread.name for thread in threading.enumerate()]
+        notes.write(end=digest(model), stopped=run.stopped, grpc="grpc" in sys.modules, threads=threads)
 
 
-class Used:
-    """What the updates of one rank used: a line for each step at which it differs from the step before."""
+def used_by(opt: torch.optim.Optimizer, **more: float) -> dict[str, float]:
+    """What the update of this step used, from the optimizer itself."""
+    return {"lr": opt.param_groups[0]["lr"], "weight_decay": opt.param_groups[0]["weight_decay"], **more}
 
-    def __init__(self) -> None:
-        self.steps = 0
-        self.changes: list[tuple[int, dict[str, float]]] = []
 
-    def note(self, step: int, group: dict[str, Any], **more: float) -> None:
-        values = {"lr": group["lr"], "weight_decay": group["weight_decay"], **more}
-        self.steps += 1
-        if not self.changes or self.changes[-1][1] != values:
-            self.changes.append((step, values))
+class SlowDisk:
+    """A part of each checkpoint that holds nothing and takes its time, as a network file system does."""
 
-    def write(self, path: Path, rank: int, model: nn.Module, **more: object) -> None:
-        facts = {"rank": rank, "steps": self.steps, "used": self.changes, "sha256": digest(model)}
-        facts |= {"grpc": "grpc" in sys.modules, "threads": [thread.name for thread in threading.enumerate()]}
-        path.write_text(json.dumps(facts | more))
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def state_dict(self) -> dict[str, Any]:
+        time.sleep(self._seconds)
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class Notes:
+    """What one rank did, a line of JSON each: it is there although the rank was killed."""
+
+    def __init__(self, folder: Path | None, run: instep.Run[Hyper]) -> None:
+        self._who = {"rank": run.rank, "view": run.view, "pid": os.getpid()}
+        self._file = (folder / f"rank-{run.rank}.jsonl").open("a") if folder else None
+
+    def write(self, **facts: object) -> None:
+        if self._file:
+            self._file.write(json.dumps({**self._who, **facts}) + "\n")
+            self._file.flush()
 
 
 def digest(model: nn.Module) -> str:
@@ -124,12 +142,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--name", default="char-transformer")
+    parser.add_argument("--checkpoints", type=Path, default="checkpoints", metavar="FOLDER")
+    parser.add_argument("--save-every", type=int, default=500, metavar="STEPS")
+    parser.add_argument("--slow-disk", type=float, default=0.0, metavar="S", help="seconds that each save takes longer")
     parser.add_argument("--proof", type=Path, metavar="FOLDER")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if "RANK" in os.environ:  # under torchrun
         dist.init_process_group("gloo")
-    train(options.steps, options.name, options.proof)
+    folder, every = options.checkpoints, options.save_every
+    train(options.steps, options.name, folder, every, options.slow_disk, options.proof)
     if dist.is_initialized():
         gc.collect()  # the reducer of DDP must be gone before its process group
         dist.destroy_process_group()

@@ -18,9 +18,10 @@ from instep import errors
 PACKAGE = {
     *("join", "Run", "Hyperparameters", "FreeConfig", "fixed"),
     *("InstepError", "AgentError", "BindError", "ChangeRejected", "CheckpointError", "ConfigError"),
+    *("CommandRefused", "NotRunning"),
     *("EtcdError", "EtcdDenied", "EtcdFull", "EtcdUnavailable", "Compacted", "LeaseLost"),
     *("Evicted", "GateTimeout", "JoinError", "JoinRefused", "JoinTimeout"),
-    *("ReceiptTimeout", "RunNotFound", "SettingsError", "StepError"),
+    *("Preempted", "ReceiptTimeout", "RunNotFound", "SettingsError", "StepError"),
     *("Fenced", "LockTimeout", "BarrierTimeout", "BarrierFull", "NameTaken", "BudgetSpent"),
     "__version__",
 }

@@ -105,6 +105,16 @@ class RunNotFound(InstepError):
     exit_code = 6
 
 
+class NotRunning(RunNotFound):
+    """No worker of the run trains, so there is nobody to do what was asked; nothing was written."""
+
+
+class CommandRefused(InstepError):
+    """What the run cannot do as things stand: refused before it was written, or declined by the run afterwards."""
+
+    exit_code = 5
+
+
 class JoinError(InstepError):
     """The worker could not become part of the run."""
 
@@ -143,6 +153,18 @@ class GateTimeout(InstepError):
     """A decision that this rank must know before it goes on could not be read from etcd in `waited_s`."""
 
     exit_code = 9
+
+    def __init__(self, message: str, *, step: int, waited_s: float) -> None:
+        super().__init__(message)
+        self.step = step
+        self.waited_s = waited_s
+
+
+class Preempted(InstepError):
+    """This process was told to end (SIGTERM), and the run had not agreed to save and stop while there was time for a
+    save. Nothing was saved now: the newest committed checkpoint stands."""
+
+    exit_code = 13
 
     def __init__(self, message: str, *, step: int, waited_s: float) -> None:
         super().__init__(message)

@@ -33,6 +33,11 @@ def check_hyperparameter_name(name: object) -> str:
     return _check(name, "hyperparameter name", "lr")
 
 
+def check_action_name(name: object) -> str:
+    """Returns `name` if it can name an action; raises SettingsError with the rule otherwise."""
+    return _check(name, "action name", "evaluate")
+
+
 def is_hyperparameter_name(name: str) -> bool:
     """For keys that anybody may have written: one that cannot be a name is nobody's hyperparameter."""
     return len(name) <= MAX_LENGTH and _PART.match(name) is not None

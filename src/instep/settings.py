@@ -23,6 +23,10 @@ DEFAULT_STALL_TIMEOUT_S = 60.0
 MIN_STALL_TIMEOUT_S = 1.0
 """Agents look about once a second."""
 MAX_STALL_TIMEOUT_S = 604800.0
+DEFAULT_GRACE_S = 30.0
+"""What Kubernetes gives unless told otherwise, and torchrun too."""
+MIN_GRACE_S = 1.0
+MAX_GRACE_S = 604800.0
 DEFAULT_PORT = 2379
 
 
@@ -42,6 +46,8 @@ class Settings:
     ttl_s: int = DEFAULT_TTL_S
     stall_timeout_s: float = DEFAULT_STALL_TIMEOUT_S
     """A worker that passes no step boundary for so long, and for 20 times its step time, does not lead any more."""
+    grace_s: float = DEFAULT_GRACE_S
+    """What a training process has from a SIGTERM to its expected end by SIGKILL."""
     origin: str = "arguments"
     """Where the endpoints came from, for messages: the argument, a variable's name, or `instep local`."""
 
@@ -70,6 +76,10 @@ class Settings:
             raise SettingsError(
                 f"INSTEP_STALL_TIMEOUT_S is {self.stall_timeout_s:g}: it must lie between {MIN_STALL_TIMEOUT_S:g} and "
                 f"{MAX_STALL_TIMEOUT_S:g} seconds"
+            )
+        if not MIN_GRACE_S <= self.grace_s <= MAX_GRACE_S:
+            raise SettingsError(
+                f"INSTEP_GRACE_S is {self.grace_s:g}: it must lie between {MIN_GRACE_S:g} and {MAX_GRACE_S:g} seconds"
             )
 
     def __repr__(self) -> str:
@@ -119,7 +129,8 @@ def resolve(
         password_file=env.get("INSTEP_PASSWORD_FILE"),
         password=password,
         ttl_s=_ttl(env),
-        stall_timeout_s=_stall_timeout(env),
+        stall_timeout_s=_seconds(env, "INSTEP_STALL_TIMEOUT_S", DEFAULT_STALL_TIMEOUT_S),
+        grace_s=_seconds(env, "INSTEP_GRACE_S", DEFAULT_GRACE_S),
         origin=origin,
     )
 
@@ -198,9 +209,9 @@ def _ttl(env: Mapping[str, str]) -> int:
         raise SettingsError(f"INSTEP_TTL_S is {text!r}: it must be a whole number of seconds, such as 10") from None
 
 
-def _stall_timeout(env: Mapping[str, str]) -> float:
-    text = env.get("INSTEP_STALL_TIMEOUT_S") or str(DEFAULT_STALL_TIMEOUT_S)
+def _seconds(env: Mapping[str, str], variable: str, default: float) -> float:
+    text = env.get(variable) or str(default)
     try:
         return float(text)
     except ValueError:
-        raise SettingsError(f"INSTEP_STALL_TIMEOUT_S is {text!r}: it must be a number of seconds, such as 60") from None
+        raise SettingsError(f"{variable} is {text!r}: it must be a number of seconds, such as {default:g}") from None

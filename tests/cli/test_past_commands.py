@@ -35,7 +35,10 @@ def env(etcd: EtcdServer, namespace: str) -> dict[str, str]:
 def test_diff_shows_the_values_that_differ(env: dict[str, str]) -> None:
     ended = instep("diff", "gpt-a", "start", "now", env=env)
     assert (ended.code, ended.err) == (0, "")
-    assert [line.split() for line in ended.out.splitlines()] == [["lr", "3e-4", "→", "0.5"], ["clip", "1.0", "→", "2.0"]]
+    assert [line.split() for line in ended.out.splitlines()] == [
+        ["lr", "3e-4", "→", "0.5"],
+        ["clip", "1.0", "→", "2.0"],
+    ]
     same = instep("diff", "gpt-a", "#2", "now", env=env)
     assert (same.code, same.out) == (0, "")
     assert "no value of run gpt-a differs" in same.err

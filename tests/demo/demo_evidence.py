@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 from instep.control import ChangeReceipt, ValueChange
-from instep.demo._checks import Evidence, Steered
+from instep.demo._checks import Evidence, Pause, Steered, Stop, Takeover
 from instep.demo._operator import Refusal
-from instep.demo._proof import RankProof
+from instep.demo._proof import Alone, Life
 
 RANKS = 2
-STEPS = 100
+KILLED_AT = 50
+LAST = 99
 
 
-def trained(rank: int, *, changed_at: int = 40, sha256: str = "aa", grpc: bool = False, thread: str = "") -> RankProof:
-    return RankProof(
-        rank=rank,
-        steps=STEPS,
-        used=((0, {"lr": 3e-3, "clip": 1.0}), (changed_at, {"lr": 1e-3, "clip": 1.0})),
-        sha256=sha256,
+def _used(first: int, last: int, changed_at: int) -> dict[int, dict[str, float]]:
+    return {step: {"lr": 1e-3 if step >= changed_at else 3e-3, "clip": 1.0} for step in range(first, last + 1)}
+
+
+def killed(rank: int, *, changed_at: int = 40, finished: bool = False) -> Life:
+    """Until the accident: rank 0 was killed in mid-save, the others saw it committed."""
+    saved = {} if rank == 0 and not finished else {KILLED_AT: "s50"}
+    return Life(rank, 1, 0, "s0", _used(0, KILLED_AT, changed_at), saved)
+
+
+def gone_on(
+    rank: int,
+    *,
+    sha256: str = "aa",
+    start: int = KILLED_AT + 1,
+    restored: str = "s50",
+    last: int = LAST,
+    grpc: bool = False,
+    thread: str = "",
+) -> Life:
+    return Life(
+        rank,
+        2,
+        start,
+        restored,
+        _used(start, last, 40),
+        {last: sha256},
+        end=sha256,
+        stopped="stopped by rank 1: SIGTERM",
         grpc=grpc,
         threads=("MainThread", *([thread] if thread else [])),
     )
 
 
-def alone(rank: int, *, sha256: str, difference: float, before: str = "start") -> RankProof:
-    used = ((0, {"lr": 3e-3}), (20 + 5 * rank, {"lr": 1e-3}))
-    more = {"before": before, "difference": difference}
-    return RankProof(rank, 60, used, sha256, grpc=False, threads=("MainThread",), more=more)
+def alone(rank: int, *, sha256: str, difference: float, before: str = "start") -> Alone:
+    return Alone(rank, ((0, 3e-3), (20 + 5 * rank, 1e-3)), before, sha256, difference)
 
 
 def receipt(*, step: int = 40, applied: int = RANKS) -> ChangeReceipt:
@@ -47,10 +69,12 @@ def receipt(*, step: int = 40, applied: int = RANKS) -> ChangeReceipt:
 def evidence() -> Evidence:
     return Evidence(
         ranks=RANKS,
-        steps=STEPS,
-        trained=(trained(0), trained(1)),
+        lives=(killed(0), killed(1), gone_on(0), gone_on(1)),
         steered=(Steered("instep set", receipt()),),
         refusal=Refusal("lr=-1", "it must be above 0", "0.001", "0.001", written=False),
+        takeover=Takeover(step=KILLED_AT, killed_rank=0, by_rank=1, took_ms=12.0, saved_by=1),
+        pause=Pause(step=70, stood_s=1.5),
+        stop=Stop(rank=1, checkpoint=LAST, code=0, took_s=0.4),
         alone=(alone(0, sha256="bb", difference=0.0), alone(1, sha256="cc", difference=1e-3)),
         alone_lr=1e-3,
     )

@@ -125,6 +125,7 @@ class TrainingRun:
             "INSTEP_NAMESPACE": self.namespace,
             "INSTEP_RUNTIME_DIR": str(self.node(node)),
             "INSTEP_TTL_S": str(self._ttl_s),
+            **self.extra_environment,
         }
 
     def start(

@@ -41,12 +41,15 @@ def main() -> None:
     parser.add_argument("--step-s", type=float, default=0.0)
     parser.add_argument("--replay")
     parser.add_argument("--checkpoints")
+    parser.add_argument("--save-every", type=int, default=10**9)
     options = parser.parse_args()
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     torch.manual_seed(0)
-    model = DistributedDataParallel(torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1)))
+    model = DistributedDataParallel(
+        torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+    )
     with instep.join("ddp", Hyper, timeout_s=60, replay=options.replay) as run:
         optimizer = torch.optim.SGD(model.parameters(), lr=run.config.lr, momentum=run.config.momentum)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step / 100))
@@ -86,6 +89,8 @@ def train(
         scheduler.step()
         run.report(loss=loss)
         time.sleep(options.step_s)
+        if saver is not None and (step + 1) % options.save_every == 0:
+            say(event="saved", step=step, committed=saver.save(step))
         if (step + 1) % LOOK_EVERY == 0 and told_to_stop(options.stop_file):
             break
     if saver is not None:

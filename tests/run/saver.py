@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import sys
@@ -30,7 +31,9 @@ class Saver:
             answer = dict(getattr(self, what)(**arguments) or {})
         except instep.InstepError as error:
             facts = {name: value for name, value in vars(error).items() if isinstance(value, int | float | str | tuple)}
-            answer = {"error": type(error).__name__, "text": str(error), **facts}
+            answer = {"error": type(error).__name__, "text": str(error), "exit_code": error.exit_code, **facts}
+        except KeyError as error:
+            answer = {"error": "KeyError", "text": str(error)}
         return {**answer, "took_s": time.monotonic() - began, "at": time.monotonic()}
 
     def step(self, step: int) -> dict[str, Any]:
@@ -101,6 +104,12 @@ class Saver:
         manifest = next(item for item in self.run.checkpoints.list() if item.id == id)
         self.readers[id] = stack = contextlib.ExitStack()
         stack.enter_context(self.run.checkpoints.reading(manifest))
+
+    def read_gone(self, id: str, step: int) -> None:
+        """One that is not in the registry any more."""
+        newest = self.run.checkpoints.list()[0]
+        with self.run.checkpoints.reading(dataclasses.replace(newest, id=id, step=step)):
+            raise AssertionError("it is read")
 
     def read_on(self, id: str) -> None:
         self.readers.pop(id).close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import queue
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,16 +89,16 @@ class Team:
         """What the workers are started by, if not by themselves."""
         self.workers: list[Worker] = []
 
-    def join(self, nodes: str) -> list[Worker]:
+    def join(self, nodes: str, **environment: str) -> list[Worker]:
         """One rank for each letter, on the node of that name; returns when all have joined."""
-        team = [self.start(rank, len(nodes), node) for rank, node in enumerate(nodes)]
+        team = [self.start(rank, len(nodes), node, environment) for rank, node in enumerate(nodes)]
         for worker in team:
             joined = worker.answer()
             assert "error" not in joined, joined
         return team
 
-    def start(self, rank: int, world_size: int, node: str) -> Worker:
-        place = {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    def start(self, rank: int, world_size: int, node: str, environment: Mapping[str, str] | None = None) -> Worker:
+        place = {"RANK": str(rank), "WORLD_SIZE": str(world_size), **(environment or {})}
         command = (*self.prefix, sys.executable, str(self.script))
         worker = Worker(rank, {**self.training.environment(node), **place}, self.folder, command)
         self.workers.append(worker)
@@ -112,6 +113,13 @@ class Team:
 
         leader: Worker = wait_for(led, "a leader")[0]
         return leader, [worker for worker in team if worker is not leader]
+
+    def versions(self) -> dict[str, int]:
+        """How often each committed checkpoint's record was written, by id."""
+        prefix = f"{self.training.namespace}/gpt-a/checkpoints/"
+        document = json.loads(self.training.server.etcdctl("get", "--prefix", "-w", "json", prefix))
+        keys = {base64.b64decode(item["key"]).decode(): item["version"] for item in document.get("kvs", [])}
+        return {key.removeprefix(prefix): version for key, version in keys.items() if not key.endswith("/latest")}
 
     def close(self) -> None:
         for worker in self.workers:

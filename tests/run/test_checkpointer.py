@@ -60,14 +60,22 @@ def leave(team: Team) -> None:
     team.workers.clear()
 
 
+def log_of(*ranks: Worker) -> str:
+    """Of ranks that have ended."""
+    return "".join(line for worker in ranks for line in worker.log)
+
+
 def saved_in(team: Team) -> list[str]:
     return sorted(path.name for path in team.folder.iterdir())
 
 
 def test_what_is_restored_is_what_was_saved_to_the_bit(team: Team) -> None:
-    """On another number of ranks too: there the log says what is not the same."""
+    """On another number of ranks too. But live values win; the log says what is not the same."""
+    team.training.put("lr", "0.25")
     ranks = team.join("aab")
-    all_do(ranks, "build")
+    built = all_do(ranks, "build")
+    nothing = all_do(ranks, "restore")
+    assert (the_one(nothing, "next"), the_one(nothing, "hash")) == (0, built[0]["hash"])
     all_do(ranks, "train", start=0, steps=7)
     saved = all_do(ranks, "keep", step=6)
     assert the_one(saved, "saved") is True
@@ -77,19 +85,20 @@ def test_what_is_restored_is_what_was_saved_to_the_bit(team: Team) -> None:
     ranks = team.join("ab")
     all_do(ranks, "build", seed=1)
     restored = all_do(ranks, "restore")
-    assert the_one(restored, "next") == 7
-    assert the_one(restored, "hash") == saved[0]["hash"]
-    assert restored[0]["lr"] == saved[0]["lr"]
+    assert (the_one(restored, "next"), the_one(restored, "hash")) == (7, saved[0]["hash"])
+    assert the_one(restored, "lr") == saved[0]["lr"]
     assert the_one(all_do(ranks, "train", start=7, steps=5), "hash") == after
-    wait_for(lambda: any("was saved by 3 ranks and 2 go on" in line for line in ranks[0].log), "the warning")
+    leave(team)
+    assert "was saved by 3 ranks and 2 go on from it" in log_of(ranks[0])
+    assert "the live values win" not in log_of(ranks[0])
 
-
-def test_a_run_without_a_checkpoint_begins_at_step_0(team: Team) -> None:
-    ranks = team.join("aa")
-    built = all_do(ranks, "build")
-    restored = all_do(ranks, "restore")
-    assert the_one(restored, "next") == 0
-    assert the_one(restored, "hash") == built[0]["hash"]
+    team.training.put("lr", "0.125")
+    ranks = team.join("a")
+    all_do(ranks, "build", seed=1)
+    assert the_one(all_do(ranks, "restore"), "lr") == saved[0]["lr"] / 2
+    leave(team)
+    assert "the live values win" in log_of(ranks[0])
+    assert "lr 0.125 (checkpoint: 0.25)" in log_of(ranks[0])
 
 
 def test_a_damaged_checkpoint_is_passed_over_by_all_ranks(team: Team) -> None:
@@ -107,26 +116,23 @@ def test_a_damaged_checkpoint_is_passed_over_by_all_ranks(team: Team) -> None:
     manifest.write_text(manifest.read_text().replace('"bytes": ', '"bytes": 1'))
 
     ranks = team.join("ab")
-    built = all_do(ranks, "build", seed=1)
+    all_do(ranks, "build", seed=1)
     restored = all_do(ranks, "restore")
     assert the_one(restored, "next") == 1
     assert the_one(restored, "hash") == hashes[0]
-    for worker in ranks:
-        log = "".join(worker.log)
-        assert "optimizer.pt was truncated" in log
-        assert "instep-manifest.json was changed" in log
     leave(team)
+    for worker in ranks:
+        assert "optimizer.pt was truncated" in log_of(worker)
+        assert "instep-manifest.json was changed" in log_of(worker)
 
     shutil.rmtree(first)
-    ranks = team.join("ab")
-    all_do(ranks, "build", seed=1)
-    for worker in ranks:
-        worker.tell("restore")
-    for answer in [worker.answer() for worker in ranks]:
-        assert answer["error"] == "CheckpointError"
-        assert "none of the checkpoints of 'gpt-a' can be used" in answer["text"]
-        assert f"{first} is missing" in answer["text"]
-    assert the_one(all_do(ranks, "state"), "hash") == built[0]["hash"]
+    (rank,) = ranks = team.join("b")
+    built = all_do(ranks, "build", seed=1)
+    answer = rank.ask("restore")
+    assert answer["error"] == "CheckpointError"
+    assert "none of the checkpoints of 'gpt-a' can be used" in answer["text"]
+    assert f"{first.name} is missing" in answer["text"]
+    assert rank.ask("state")["hash"] == built[0]["hash"]
 
 
 def truncate(path: Path) -> None:
@@ -228,26 +234,6 @@ def test_a_save_in_the_background_is_committed_at_a_later_boundary_once_it_is_wh
     assert (the_one(restored, "next"), the_one(restored, "hash")) == (3, saved[0]["hash"])
 
 
-def test_the_live_value_wins_over_the_checkpoint_and_the_log_says_so(team: Team) -> None:
-    team.training.put("lr", "0.25")
-    ranks = team.join("aa")
-    all_do(ranks, "build")
-    all_do(ranks, "train", start=0, steps=3)
-    all_do(ranks, "keep", step=2)
-    leave(team)
-    team.training.put("lr", "0.125")
-
-    ranks = team.join("aa")
-    all_do(ranks, "build", seed=1)
-    assert the_one(all_do(ranks, "restore"), "lr") == 0.125
-    wait_for(
-        lambda: any(
-            "the live values win over" in line and "lr 0.125 (checkpoint: 0.25)" in line for line in ranks[0].log
-        ),
-        "the differences in the log",
-    )
-
-
 def test_a_save_that_the_disk_refuses_costs_the_checkpoint_and_not_the_training(team: Team) -> None:
     ranks = team.join("aa")
     all_do(ranks, "build", ballast=100_000)
@@ -280,96 +266,66 @@ def test_a_full_or_read_only_file_system_is_survived(team: Team, options: str, r
     all_do(ranks, "train", start=1, steps=1)
 
 
-def test_what_torch_does_not_load_by_itself_is_told_at_the_save_and_at_the_restore(team: Team) -> None:
-    ranks = team.join("a")
+def test_what_cannot_be_loaded_is_refused_with_the_cure(team: Team, tmp_path: Path) -> None:
+    (rank,) = ranks = team.join("a")
     all_do(ranks, "build", ballast=10, odd=True)
     all_do(ranks, "keep", step=0)
-    wait_for(lambda: any("the state of heavy holds" in line and "_Odd" in line for line in ranks[0].log), "the warning")
     leave(team)
-    ranks = team.join("a")
-    all_do(ranks, "build", ballast=10)
-    answer = ranks[0].ask("restore")
-    assert answer["error"] == "CheckpointError"
-    assert "_Odd" in answer["text"]
-    assert "weights_only=False" in answer["text"]
+    assert "the state of heavy holds __main__._Odd" in log_of(rank)
 
-
-def test_a_checkpoint_that_is_not_for_these_parts_is_refused_with_the_cure(team: Team, tmp_path: Path) -> None:
-    ranks = team.join("a")
-    all_do(ranks, "build")
-    all_do(ranks, "keep", step=0)
-    leave(team)
-    ranks = team.join("a")
-    all_do(ranks, "build", ballast=10)
-    answer = ranks[0].ask("restore")
-    assert answer["error"] == "CheckpointError"
-    assert "has no heavy, it has model, optimizer, scheduler" in answer["text"]
-    leave(team)
-    ranks = team.join("a")
-    all_do(ranks, "build", sharded=True, world=str(tmp_path / "world"))
-    answer = ranks[0].ask("restore")
-    assert answer["error"] == "CheckpointError"
-    assert "give sharded=False to the Checkpointer" in answer["text"]
+    (rank,) = ranks = team.join("a")
+    for parts, problem in (
+        ({"ballast": 10}, "_Odd: torch loads that only after torch.serialization.add_safe_globals"),
+        ({"ballast": 10, "hold": "/"}, "has no slow, it has model, optimizer, scheduler, heavy"),
+        ({"sharded": True, "world": str(tmp_path / "world")}, "give sharded=False to the Checkpointer"),
+    ):
+        all_do(ranks, "build", **parts)
+        answer = rank.ask("restore")
+        assert answer["error"] == "CheckpointError"
+        assert problem in answer["text"]
+    all_do(ranks, "build", ballast=10, weights_only=False)
+    assert rank.ask("restore")["next"] == 1
+    all_do(ranks, "part")
 
 
 def test_shards_of_all_ranks_are_one_checkpoint_for_any_number_of_ranks(team: Team, tmp_path: Path) -> None:
+    """Saved at once or in the background; each rank looks at a part of the files, and what one finds counts for all."""
+    shards = {"wrap": "fsdp", "sharded": True}
     ranks = team.join("ab")
-    all_do(ranks, "build", wrap="fsdp", sharded=True, world=str(tmp_path / "one"), keep=1)
+    all_do(ranks, "build", **shards, world=str(tmp_path / "one"), keep=2)
     all_do(ranks, "train", start=0, steps=3)
     all_do(ranks, "keep", step=1)
-    saved = all_do(ranks, "keep", step=2)
-    assert the_one(saved, "saved") is True
-    (path,) = team.folder.iterdir()
+    first = all_do(ranks, "keep", step=2)
+    assert the_one(first, "saved") is True
     after = the_one(all_do(ranks, "train", start=3, steps=2), "hash")
-    all_do(ranks, "part")
-    leave(team)
-
-    ranks = team.join("ab")
-    all_do(ranks, "build", wrap="fsdp", sharded=True, world=str(tmp_path / "two"), seed=1)
-    restored = all_do(ranks, "restore")
-    assert (the_one(restored, "next"), the_one(restored, "hash")) == (3, saved[0]["hash"])
-    assert the_one(all_do(ranks, "train", start=3, steps=2), "hash") == after
+    all_do(ranks, "build", **shards, seed=1, background=True, keep=2)
+    second = all_do(ranks, "keep", step=4)
+    all_do(ranks, "train", start=5, steps=3)
+    assert the_one(all_do(ranks, "wait"), "saved") is True
+    newest = team.training.key("checkpoints/latest")
+    assert newest["step"] == 4
+    assert len(saved_in(team)) == 2
     all_do(ranks, "part")
     leave(team)
 
     ranks = team.join("a")
-    all_do(ranks, "build", wrap="fsdp", sharded=True, world=str(tmp_path / "three"), seed=1)
+    all_do(ranks, "build", **shards, world=str(tmp_path / "two"), seed=2)
     restored = all_do(ranks, "restore")
-    assert (restored[0]["next"], restored[0]["hash"]) == (3, saved[0]["hash"])
+    assert (the_one(restored, "next"), the_one(restored, "hash")) == (5, second[0]["hash"])
     all_do(ranks, "part")
     leave(team)
 
-    truncate(path / "__1_0.distcp")  # which only rank 1 looks at
+    truncate(team.folder / f"step-{newest['id']}" / "__1_0.distcp")  # which only rank 1 looks at
     ranks = team.join("ab")
-    all_do(ranks, "build", wrap="fsdp", sharded=True, world=str(tmp_path / "four"), seed=1)
-    for worker in ranks:
-        worker.tell("restore")
-    for answer in [worker.answer() for worker in ranks]:
-        assert answer["error"] == "CheckpointError"
-        assert "__1_0.distcp was truncated" in answer["text"]
-    all_do(ranks, "part")
-
-
-def test_shards_are_saved_in_the_background_too(team: Team, tmp_path: Path) -> None:
-    ranks = team.join("aa")
-    all_do(ranks, "build", wrap="fsdp", sharded=True, background=True, world=str(tmp_path / "one"))
-    all_do(ranks, "train", start=0, steps=3)
-    saved = all_do(ranks, "keep", step=2)
-    all_do(ranks, "train", start=3, steps=3)
-    assert the_one(all_do(ranks, "wait"), "saved") is True
-    assert team.training.key("checkpoints/latest")["step"] == 2
-    all_do(ranks, "part")
-    leave(team)
-
-    ranks = team.join("aa")
-    all_do(ranks, "build", wrap="fsdp", sharded=True, world=str(tmp_path / "two"), seed=1)
+    all_do(ranks, "build", **shards, world=str(tmp_path / "three"), seed=2)
     restored = all_do(ranks, "restore")
-    assert (the_one(restored, "next"), the_one(restored, "hash")) == (3, saved[0]["hash"])
+    assert (the_one(restored, "next"), the_one(restored, "hash")) == (3, first[0]["hash"])
+    assert the_one(all_do(ranks, "train", start=3, steps=2), "hash") == after
     all_do(ranks, "part")
 
 
 def test_a_save_while_etcd_is_away_holds_the_training_up_for_seconds_only(fragile_team: Team, tmp_path: Path) -> None:
-    """The agent commits it when etcd is back."""
+    """When etcd is back the agent commits it, or it is refused for its lease has ended: then it is cleaned up."""
     team, hold = fragile_team, tmp_path / "hold"
     ranks = team.join("ab")
     all_do(ranks, "build", hold=str(hold))
@@ -379,14 +335,18 @@ def test_a_save_while_etcd_is_away_holds_the_training_up_for_seconds_only(fragil
         worker.tell("keep", step=0)
     wait_for(lambda: team.training.key("state/saving"), "the save to be known")
     server = team.training.server
-    server.freeze()
+    server.pause()
     try:
         hold.unlink()
-        for answer in [worker.answer(40) for worker in ranks]:
+        for answer in [worker.answer() for worker in ranks]:
             assert answer["saved"] is False
-            assert answer["took_s"] < 25
+            assert answer["took_s"] < 20
     finally:
-        server.thaw()
-    wait_for(lambda: team.training.key("checkpoints/latest"), "the late commit")
+        server.resume()
     all_do(ranks, "train", start=1, steps=1)
-    assert the_one(all_do(ranks, "keep", step=1), "saved") is True
+    step = 1
+    while not the_one(all_do(ranks, "keep", step=step), "saved"):
+        step += 1
+        all_do(ranks, "train", start=step, steps=1)
+    committed = {Path(key).name for key in team.training.keys("checkpoints/")} - {"latest"}
+    assert saved_in(team) == sorted(f"step-{name}" for name in committed)

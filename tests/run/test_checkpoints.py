@@ -95,7 +95,8 @@ def test_a_checkpoint_that_one_rank_finds_damaged_is_passed_over_by_all(team: Te
         assert answer["id"] == first
         assert set(answer["refused"]) == {second, third}
         assert "No such file" in answer["refused"][third]
-        assert answer["refused"][second] == "rank 1 on " + answer["refused"][second].split()[3] + " its state is damaged"
+        assert answer["refused"][second].startswith("rank 1 on ")
+        assert answer["refused"][second].endswith(": its state is damaged")
 
 
 def test_where_no_checkpoint_is_good_all_hear_why(team: Team) -> None:

@@ -6,9 +6,8 @@ import json
 import uuid
 from typing import Any
 
-from run.harness import Trainer, TrainingRun, wait_for
-
 from instep.coordination.records import Command
+from run.harness import Trainer, TrainingRun, wait_for
 
 
 def order(training: TrainingRun, kind: Any, **fields: Any) -> str:

@@ -33,7 +33,9 @@ def steps_of(trainer: Trainer) -> list[tuple[int, float]]:
     return [(event["step"], event["config"]["lr"]) for event in trainer.said("config")]
 
 
-def test_the_values_of_the_file_are_used_at_its_steps_whatever_is_desired(training: TrainingRun, tmp_path: Path) -> None:
+def test_the_values_of_the_file_are_used_at_its_steps_whatever_is_desired(
+    training: TrainingRun, tmp_path: Path
+) -> None:
     training.put("lr", "0.7")
     replay = write(tmp_path / "a.json", (30, {"lr": 0.02}), (60, {"lr": 0.03, "name": "sgd"}))
     trainers = training.start_all(2, replay)

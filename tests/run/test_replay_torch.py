@@ -14,49 +14,61 @@ from typing import Any
 
 import pytest
 
+from instep.schedule import Schedule
+from instep.testing._ports import free_ports
 from run.harness import SOURCE, Event, TrainingRun, wait_for
 
 pytest.importorskip("torch")
 
 SCRIPT = Path(__file__).with_name("replay_trainer.py")
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT)]
 
 
 class Ranks:
-    """Two ranks under torchrun, and all that they said."""
+    """Two ranks of one process group, and all that they said."""
 
     def __init__(self, environment: dict[str, str], stop_file: Path, *arguments: str) -> None:
         self.stop_file = stop_file
         self.events: list[Event] = []
         self.errors: list[str] = []
-        self.process = subprocess.Popen(
-            [*TORCHRUN, f"--stop-file={stop_file}", *arguments],
-            env={**environment, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._readers = [threading.Thread(target=read, daemon=True) for read in (self._read, self._read_errors)]
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1, "127.0.0.1")[0]), "WORLD_SIZE": "2"}
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, str(SCRIPT), f"--stop-file={stop_file}", *arguments],
+                env={**environment, **meeting, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in (0, 1)
+        ]
+        self._readers = [
+            threading.Thread(target=read, args=(process,), daemon=True)
+            for process in self.processes
+            for read in (self._read, self._read_errors)
+        ]
         for reader in self._readers:
             reader.start()
 
-    def _read(self) -> None:
-        for line in self.process.stdout or ():
+    def _read(self, process: subprocess.Popen[str]) -> None:
+        for line in process.stdout or ():
             self.events.append(json.loads(line))
 
-    def _read_errors(self) -> None:
-        self.errors.extend(self.process.stderr or ())
+    def _read_errors(self, process: subprocess.Popen[str]) -> None:
+        self.errors.extend(process.stderr or ())
 
     def said(self, event: str) -> list[Event]:
         return [item for item in list(self.events) if item["event"] == event]
 
     def wait_joined(self) -> None:
-        wait_for(lambda: len(self.said("joined")) == 2 or self.process.poll() is not None, "the ranks")
-        assert self.process.poll() is None, self.errors
+        def joined_or_ended() -> bool:
+            return len(self.said("joined")) == 2 or any(process.poll() is not None for process in self.processes)
+
+        wait_for(joined_or_ended, "the ranks")
+        assert len(self.said("joined")) == 2, self.errors
 
     def end(self) -> list[Event]:
         """What the two ranks ended with."""
-        assert self.process.wait(120) == 0, self.errors
+        assert [process.wait(120) for process in self.processes] == [0, 0], self.errors
         for reader in self._readers:
             reader.join()
         done = self.said("done")
@@ -66,15 +78,21 @@ class Ranks:
     def changes(self, rank: int) -> list[tuple[int, dict[str, Any]]]:
         return [(event["step"], event["config"]) for event in self.said("config") if event["rank"] == rank]
 
+    def kill(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+        for process in self.processes:
+            process.wait(30)
+
     def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            self.process.wait(30)
+        self.kill()
         for reader in self._readers:
             reader.join()
-        for pipe in (self.process.stdout, self.process.stderr):
-            if pipe is not None:
-                pipe.close()
+        for process in self.processes:
+            for pipe in (process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
 
 
 @contextmanager
@@ -113,26 +131,60 @@ def hashes(*done: list[Event]) -> set[str]:
 
 
 def test_a_run_steered_live_is_repeated_bit_for_bit_from_its_schedule(training: TrainingRun, tmp_path: Path) -> None:
+    """In one go; and again with a stop and a resumption from a checkpoint between two changes."""
     file = tmp_path / "schedule.json"
     with ranks(training, tmp_path / "stop", "--step-s=0.002") as live:
         live.wait_joined()
         command(training, "set", "ddp", "lr=0.05", "--wait", "--why", "loss spike")
         command(training, "set", "ddp", "momentum=0.8", "clip=0.5", "--wait")
         command(training, "rollback", "ddp", "--wait")
-        command(training, "set", "ddp", "lr=0.01", "--wait")
         live.stop_file.touch()
         steered = live.end()
     assert len({event["steps"] for event in steered}) == 1
     command(training, "history", "ddp", "--export", str(file))
-    steps = steered[0]["steps"]
+    steps, (_, _, (middle, _), (last, _)) = steered[0]["steps"], live.changes(0)
 
-    again = (f"--replay={file}", f"--steps={steps}")
-    with ranks(training, tmp_path / "never", *again, namespace=f"{training.namespace}-again") as replay:
-        replayed = replay.end()
-        for rank in (0, 1):
-            assert replay.changes(rank) == live.changes(rank)
-    assert len(live.changes(0)) == 5
+    replay = f"--replay={file}"
+    with ranks(training, tmp_path / "never", replay, f"--steps={steps}", namespace=f"{training.namespace}-1") as again:
+        replayed = again.end()
+        assert [again.changes(rank) for rank in (0, 1)] == [live.changes(rank) for rank in (0, 1)]
     assert len(hashes(steered, replayed)) == 1
 
-    with ranks(training, tmp_path / "never", f"--steps={steps}", namespace=f"{training.namespace}-plain") as unsteered:
-        assert hashes(unsteered.end()) != hashes(steered)
+    parts = (replay, f"--checkpoints={tmp_path / 'checkpoints'}")
+    stopped_at, resumed = (middle + last) // 2, f"{training.namespace}-2"
+    with ranks(training, tmp_path / "never", *parts, f"--steps={stopped_at}", namespace=resumed) as first:
+        assert hashes(first.end()).isdisjoint(hashes(steered))
+    with ranks(training, tmp_path / "never", *parts, f"--steps={steps}", namespace=resumed) as second:
+        done = second.end()
+    assert {event["start"] for event in done} == {stopped_at}
+    assert hashes(done) == hashes(steered)
+
+
+def test_a_run_that_was_killed_and_went_on_from_a_checkpoint_is_repeated_in_one_go(
+    training: TrainingRun, tmp_path: Path
+) -> None:
+    """What was trained after the checkpoint and lost is not repeated, nor are the values of that time."""
+    saving = (f"--checkpoints={tmp_path / 'checkpoints'}", "--save-every=100", "--step-s=0.002")
+    with ranks(training, tmp_path / "stop", *saving) as killed:
+        killed.wait_joined()
+        command(training, "set", "ddp", "lr=0.05", "--wait")
+        changed_at = wait_for(lambda: len(killed.changes(0)) == 2 and killed.changes(0)[1][0], "the first change")
+        wait_for(lambda: [e for e in killed.said("saved") if e["step"] > changed_at], "a checkpoint after the change")
+        command(training, "set", "ddp", "momentum=0.5", "--wait")
+        killed.kill()
+    command(training, "set", "ddp", "lr=0.02", "momentum=0.8")
+    with ranks(training, tmp_path / "stop", *saving) as live:
+        live.wait_joined()
+        command(training, "set", "ddp", "clip=0.5", "--wait")
+        live.stop_file.touch()
+        steered = live.end()
+    file = tmp_path / "schedule.json"
+    command(training, "history", "ddp", "--export", str(file))
+    start, steps = steered[0]["start"], steered[0]["steps"]
+    assert start > changed_at
+    told = Schedule.decode(file.read_text()).changes
+    assert [change.step for change in told if change.step <= start][-1] == start
+
+    again = (f"--replay={file}", f"--steps={steps}")
+    with ranks(training, tmp_path / "never", *again, namespace=f"{training.namespace}-1") as replay:
+        assert hashes(replay.end()) == hashes(steered)

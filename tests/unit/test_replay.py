@@ -133,7 +133,7 @@ def test_a_worker_takes_the_values_of_the_schedule_at_its_steps() -> None:
     worker, heard = agreement((10, {"lr": 0.5}), (20, {"lr": 0.6})), []
     worker.on_change(lambda old, new: heard.append((old.lr, new.lr)))
     assert worker.config.lr == 0.2
-    assert worker.begin(0) == [{"t": "began", "view": 4, "step": 0}]
+    assert worker.begin(0) == [{"t": "began", "view": 4, "step": 0, "origin": None}]
     assert worker.next_gate == 10
     worker.begin(9)
     assert worker.config.lr == 0.2
@@ -153,7 +153,7 @@ def test_a_worker_that_starts_in_the_middle_takes_what_holds_there() -> None:
 def test_a_fixed_value_that_changes_while_the_worker_trains_ends_it_with_the_cure() -> None:
     worker = agreement((10, {"dropout": 0.4}))
     worker.begin(0)
-    with pytest.raises(ConfigError, match="changes dropout before step 10.*save a checkpoint of step 9"):
+    with pytest.raises(ConfigError, match=r"changes dropout before step 10.*save a checkpoint of step 9"):
         worker.begin(10)
 
 

@@ -201,6 +201,9 @@ def test_a_damaged_record_of_a_local_etcd_is_no_local_etcd(text: str) -> None:
         ({"INSTEP_STALL_TIMEOUT_S": "0.5", **A}, "must lie between"),
         ({"INSTEP_STALL_TIMEOUT_S": "nan", **A}, "must lie between"),
         ({"INSTEP_STALL_TIMEOUT_S": "inf", **A}, "must lie between"),
+        ({"INSTEP_GRACE_S": "soon", **A}, "a number of seconds"),
+        ({"INSTEP_GRACE_S": "0", **A}, "must lie between"),
+        ({"INSTEP_GRACE_S": "nan", **A}, "must lie between"),
         ({"INSTEP_NAMESPACE": "training", **A}, "starts with a slash"),
         ({"INSTEP_NAMESPACE": "/a//b", **A}, "not usable"),
     ],
@@ -220,6 +223,11 @@ def test_the_time_after_which_a_hung_worker_leads_no_more_may_be_set_and_reaches
     assert settings.stall_timeout_s == 2.5
     assert Settings.from_json(settings.to_json()) == settings
     assert resolve(environ=A).stall_timeout_s == 60
+
+
+def test_the_time_from_a_sigterm_to_the_kill_may_be_set() -> None:
+    assert resolve(environ={**A, "INSTEP_GRACE_S": "120"}).grace_s == 120
+    assert resolve(environ=A).grace_s == 30
 
 
 # -- secrets -------------------------------------------------------------------------------------------------------

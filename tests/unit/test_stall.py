@@ -7,7 +7,7 @@ import pytest
 from instep.agent.stall import FIRST_STEPS, STEPS, Nomination, Standing, is_stalled, nominate
 
 TIMEOUT_S = 60.0
-NOW = 10_000.0
+NOW = 100_000.0
 
 
 def worker(rank: int, silent_s: float = 0.0, *, step_time_s: float = 0.1, joined: bool = True) -> Standing:
@@ -99,7 +99,7 @@ def test_when_the_named_one_goes_while_all_others_are_stuck_the_lowest_of_them_f
 def test_a_leader_that_stalls_is_passed_over_though_its_siblings_are_stuck_too() -> None:
     passed = named(Nomination("w0"), *stuck(0, 1, 2))
     assert passed.incarnation == "w1"
-    assert not passed.last_resort
+    assert not passed.yielded
 
 
 def test_who_takes_over_is_given_time_of_its_own() -> None:
@@ -118,21 +118,22 @@ def test_where_all_wait_for_each_other_each_leads_once_and_the_last_one_stays() 
         now = named(now, *everybody)
         order.append(now.incarnation)
     assert order == ["w0", "w1", *["w2"] * 9]
-    assert not now.last_resort
+    assert not now.yielded
 
 
 def test_the_last_one_makes_way_for_other_nodes_and_becomes_their_last_resort() -> None:
     before = named(Nomination("w0"), *stuck(0, 1), rivals=True)
     last = named(before, *stuck(0, 1), rivals=True)
-    assert (last.incarnation, last.last_resort) == ("w1", True)
+    assert (last.incarnation, last.yielded) == ("w1", 1)
     assert named(last, *stuck(0, 1), leads=False, rivals=True) == last
-    assert named(last, *stuck(0, 1), leads=True, rivals=False).last_resort
+    assert named(last, *stuck(0, 1), leads=True, rivals=True).yielded == 2  # it came first again too early
+    assert named(last, *stuck(0, 1), leads=True, rivals=False) == last
 
 
 def test_a_lone_worker_that_stalls_goes_on_leading_where_nobody_else_could() -> None:
     alone = named(Nomination("w0"), *stuck(0), rivals=False)
-    assert (alone.incarnation, alone.last_resort) == ("w0", False)
-    assert named(Nomination("w0"), *stuck(0), rivals=True).last_resort
+    assert (alone.incarnation, alone.yielded) == ("w0", 0)
+    assert named(Nomination("w0"), *stuck(0), rivals=True).yielded == 1
 
 
 def test_a_candidate_that_does_not_lead_stays_as_it_is_where_nobody_would_be_better() -> None:
@@ -144,13 +145,34 @@ def test_once_they_go_on_all_is_forgotten_and_who_leads_goes_on_leading() -> Non
     last = named(named(Nomination("w0"), *stuck(0, 1), rivals=True), *stuck(0, 1), rivals=True)
     assert named(last, worker(0), worker(1), leads=False) == Nomination("w1")
     leading = named(last, worker(0), worker(1), leads=True)
-    assert (leading.incarnation, leading.passed, leading.last_resort) == ("w1", {}, True)
+    assert (leading.incarnation, leading.passed, leading.yielded) == ("w1", {}, 1)  # its key stays as it is
 
 
 def test_who_goes_on_and_stalls_again_may_be_named_again() -> None:
     before = named(Nomination("w0"), *stuck(0, 1))
     again = named(before, *stuck(0, silent_s=70), *stuck(1))
     assert again.incarnation == "w0"
+
+
+@pytest.mark.parametrize("layout", [[[0]], [[0, 1, 2]], [[0], [1], [2]], [[0, 1], [2, 3]], [[0, 1, 2], [3], [4, 5]]])
+def test_in_a_run_that_is_stuck_each_worker_leads_at_most_once_and_then_one_goes_on_leading(
+    layout: list[list[int]],
+) -> None:
+    queue = list(range(len(layout)))
+    nominations = {node: named(None, *stuck(*ranks), leads=False) for node, ranks in enumerate(layout)}
+    led: list[str] = []
+    while True:
+        node = queue[0]
+        before = nominations[node]
+        if not before.yielded:
+            led.append(before.incarnation)
+        rivals = any(not nominations[other].yielded for other in queue[1:])
+        nominations[node] = after = named(before, *stuck(*layout[node]), rivals=rivals)
+        if (after.incarnation, after.yielded) == (before.incarnation, before.yielded):
+            break
+        queue = [*queue[1:], node]
+    assert not nominations[queue[0]].yielded
+    assert sorted(led) == [f"w{rank}" for rank in range(sum(map(len, layout)))]
 
 
 def test_a_healthy_slow_run_never_changes_its_leader() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from instep.coordination.keys import Keys
-from instep.coordination.records import Decision, FirstStep, Manifest, Plan, Snapshot, StartOfView
+from instep.coordination.records import Decision, FirstStep, Manifest, Origin, Plan, Snapshot, StartOfView
 from instep.coordination.timeline import Timeline, starts_of
 from instep.errors import ConfigError
 from instep.scalar import Scalar
@@ -47,7 +47,12 @@ class Story:
         self.view = 0
 
     def start(
-        self, first_step: int | None = 0, *, checkpoint: Manifest | None = None, replays: str | None = None, **values: Any
+        self,
+        first_step: int | None = 0,
+        *,
+        checkpoint: Manifest | None = None,
+        replays: str | None = None,
+        **values: Any,
     ) -> None:
         self.view += 1
         self.starts[self.view] = StartOfView(
@@ -172,6 +177,16 @@ def test_a_restart_takes_up_the_way_that_led_to_its_checkpoint() -> None:
     story.change(20, lr=0.5)
     story.start(11, checkpoint=manifest(10), lr=0.9)
     story.start(31, checkpoint=manifest(30, view=1, plan=1), lr=0.25)
+    assert story.told() == (BEGUN, [(20, {"lr": 0.5}), (31, {"lr": 0.25})])
+
+
+def test_the_checkpoint_that_the_ranks_agreed_on_counts_before_the_one_that_was_newest() -> None:
+    story = Story()
+    story.start()
+    story.change(20, lr=0.5)
+    story.start(11, checkpoint=manifest(10), lr=0.9)
+    story.start(31, checkpoint=manifest(35, 8, view=2, plan=1), lr=0.25)
+    story.first_steps[3] = FirstStep(step=31, origin=Origin(id="30-7", step=30, view=1, plan=1))
     assert story.told() == (BEGUN, [(20, {"lr": 0.5}), (31, {"lr": 0.25})])
 
 

@@ -9,12 +9,13 @@ import pytest
 from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
 from instep.coordination.leading import Abort, Action, Announce, Commit, FormView, OpenPlan, Refuse, Reject, Tidy
-from instep.coordination.records import Ack, Decision, Forming, Leader, Receipt, Refused, Rejected
+from instep.coordination.records import Ack, Decision, Forming, Leader, Receipt, Refused, Rejected, Term
 from instep.coordination.transactions import (
     ACKS_KEPT,
     HISTORY_PLANS,
     MAX_REJECTIONS,
     RECEIPTS_KEPT,
+    TERMS_KEPT,
     Seen,
     Txn,
     abort,

@@ -76,7 +76,7 @@ class Clerk:
         """Raises KeyError, TypeError or ValueError when it cannot be understood."""
         if message["t"] == "began":
             if rank == 0:  # for all: they run the same steps
-                first = FirstStep(step=message["step"])
+                first = FirstStep(step=message["step"], origin=message.get("origin"))
                 self._effects.write(write_first_step(self._keys, int(message["view"]), first))
             return
         self._do(self._answered(rank, message))

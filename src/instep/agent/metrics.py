@@ -41,6 +41,7 @@ class MetricsWriter:
         self._clock = clock
         self._next_at = 0.0
         self._written: dict[int, Metrics] = {}
+        self._lease_id = 0
 
     async def write(self, workers: Workers, view: View | None, step_time_s: float) -> bool:
         """Writes what has changed since the last time, if it is time again. False when a worker's registration turns
@@ -48,6 +49,8 @@ class MetricsWriter:
         now, lease_id = self._clock(), self._session.lease_id
         if view is None or not lease_id or now < self._next_at:
             return True
+        if lease_id != self._lease_id:
+            self._lease_id, self._written = lease_id, {}  # what was written went with the lease before
         self._next_at = now + max(MIN_INTERVAL_S, view.world_size / RANKS_PER_SECOND)
         news = {
             worker.rank: Metrics(
@@ -55,6 +58,8 @@ class MetricsWriter:
                 step=worker.step if worker.step >= 0 else None,
                 step_time_s=step_time_s or None,
                 metrics=dict(worker.metrics),
+                actions=worker.actions,
+                restores=worker.restores,
             )
             for worker in workers
             if worker.view == view.number

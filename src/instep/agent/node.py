@@ -16,6 +16,7 @@ from instep.agent.clerk import Clerk
 from instep.agent.connection import Connection
 from instep.agent.effects import Effects
 from instep.agent.metrics import MetricsWriter
+from instep.agent.notices import Notices
 from instep.agent.office import Office
 from instep.agent.pace import PaceMeter
 from instep.agent.reception import Reception
@@ -75,6 +76,7 @@ class Node:
         self._effects = Effects(client, keys, self._space)
         self._clerk = Clerk(name, keys, state, workers, self._effects)
         self._archive = Archive(name, client, keys, session, state, workers, self._effects)
+        self._notices = Notices(name, client, keys, state, workers, self._effects)
         tryouts = Tryouts(workers)
         self._office = Office(
             client,
@@ -99,6 +101,7 @@ class Node:
             office=self._office,
             tryouts=tryouts,
             archive=self._archive,
+            notices=self._notices,
         )
         self._metrics = MetricsWriter(client, keys, session, self._space)
         self._left_before: Left | None = None
@@ -170,6 +173,7 @@ class Node:
         self._reception.part_with_refused()
         self._tell_leader()
         self._archive.follow()
+        self._notices.follow()
         self._office.wake()
         self._reception.open()
 
@@ -200,6 +204,7 @@ class Node:
             self._effects.start(self._office.stand())  # who it names may have stalled, or the key have been deleted
             self._bulletin.note_link()
             self._archive.look_around()
+            self._notices.follow()
             self._reception.give_up_on_the_dead(time.monotonic())
             self._bulletin.tell_awaited(self._space.problem)
             if not await self._metrics.write(self._workers, self._state.view, self._pace.step_time_s):

@@ -127,14 +127,18 @@ class Office:
                 await asyncio.sleep(RETRY_S)
                 return
             self._failed.over()
-            worker = self._workers.of_incarnation(leader.incarnation)
-            if worker is not None:  # it may wait for the one it follows: it is given time of its own
-                worker.excused_until = max(worker.excused_until, time.monotonic())
+            self._give_time(leader.incarnation)
             await self._state.mirror.wait_listed()
             log.info("rank %d leads with token %d", leader.rank, fence.token)
             await self._lead(fence)
         finally:
             self._serving = None
+
+    def _give_time(self, incarnation: str) -> None:
+        """A new leader may wait for the one that it follows, so its time counts anew; not when it has had that."""
+        worker, nomination = self._workers.of_incarnation(incarnation), self._nomination
+        if worker is not None and (nomination is None or incarnation not in nomination.passed):
+            worker.excused_until = max(worker.excused_until, time.monotonic())
 
     async def _lead(self, fence: Fence) -> None:
         self._leadership = Leadership(
@@ -168,9 +172,9 @@ class Office:
             return
         else:
             named = Candidate(
-                node=self._node, rank=worker.rank, incarnation=worker.incarnation, last_resort=now.last_resort
+                node=self._node, rank=worker.rank, incarnation=worker.incarnation, yielded=now.yielded
             )
-            is_other = before is None or (before.incarnation, before.last_resort) != (now.incarnation, now.last_resort)
+            is_other = before is None or (before.incarnation, before.yielded) != (now.incarnation, now.yielded)
             standing = self._election.stand(worker.incarnation, named.encode())
             await (self._replace(standing, self._end_of(before)) if is_other else standing)
         self._nomination = now
@@ -217,4 +221,4 @@ class Office:
     async def _has_rivals(self) -> bool:
         listing = await self._client.range(self._keys.election)
         standing = (Candidate.decode_or_none(item.value) for item in in_order(listing.kvs, self._keys.election))
-        return any(other is not None and other.node != self._node and not other.last_resort for other in standing)
+        return any(other is not None and other.node != self._node and not other.yielded for other in standing)

@@ -11,6 +11,7 @@ from instep.agent.archive import Archive
 from instep.agent.clerk import Clerk
 from instep.agent.connection import Connection
 from instep.agent.effects import Effects
+from instep.agent.notices import Notices
 from instep.agent.office import Office
 from instep.agent.registry import Registry
 from instep.agent.roster import Roster
@@ -46,6 +47,7 @@ class Reception:
         office: Office,
         tryouts: Tryouts,
         archive: Archive,
+        notices: Notices,
     ) -> None:
         self._node = node
         self._state = state
@@ -57,6 +59,7 @@ class Reception:
         self._office = office
         self._tryouts = tryouts
         self._archive = archive
+        self._notices = notices
         self.is_open = False
         self._early: list[Callable[[], None]] = []
         self._dead_since: float | None = None
@@ -98,8 +101,13 @@ class Reception:
             self._on_gone(worker, clean=bool(message["clean"]), last_step=int(message["step"]))
         elif message["t"] == "report":
             worker.metrics = {str(name): float(value) for name, value in message["metrics"].items()}
+        elif message["t"] == "offers":
+            worker.actions = tuple(str(name) for name in message["actions"])
+            worker.restores = bool(message["restores"])
         elif message["t"] == "archive":
             self._archive.hear(worker, message)
+        elif message["t"] == "notice":
+            self._notices.hear(worker, message)
         elif self._is_member(worker):
             self._clerk.hear(worker.rank, message)
 
@@ -217,6 +225,7 @@ class Reception:
 
     def _forget(self, worker: LocalWorker) -> None:
         self._archive.gone(worker)
+        self._notices.gone(worker)
         self._effects.start(self._registry.forget(worker))
         self._effects.start(self._office.stand())
 

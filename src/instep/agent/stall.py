@@ -55,8 +55,8 @@ class Nomination:
 
     incarnation: str
     passed: Mapping[str, float] = field(default_factory=dict)
-    last_resort: bool = False
-    """Every worker of the node has been passed over: others should lead, if there are any."""
+    yielded: int = 0
+    """How often it has made way since every worker of the node has been passed over; 0 where one has not."""
 
 
 def nominate(
@@ -69,7 +69,7 @@ def nominate(
     rivals: bool,
 ) -> Nomination | None:
     """Whom to name now; None when nobody is here. `leads`: our candidate leads the run. `rivals`: another node's
-    candidate stands that is no last resort.
+    candidate stands that has a worker which was not passed over.
 
     Promise: who is named stays named while it lives and goes on, so leadership moves only for a reason; a leader that
     stalls is passed over once, so all of a run that wait for each other have each led for a while in the end, and the
@@ -87,7 +87,7 @@ def nominate(
         return Nomination(_first(healthy or rest or here.values()), passed)
     if before.incarnation not in stalled:
         name = before.incarnation if here[before.incarnation].joined else _first(healthy)
-        return Nomination(name, passed, before.last_resort and leads)
+        return Nomination(name, passed, before.yielded if leads else 0)
     if healthy:
         return Nomination(_first(healthy), _with(passed, here[before.incarnation]))
     if not leads:
@@ -96,7 +96,7 @@ def nominate(
     rest = [worker for name, worker in here.items() if name not in passed]
     if rest:
         return Nomination(_first(rest), passed)
-    return Nomination(before.incarnation, passed, rivals or before.last_resort)
+    return Nomination(before.incarnation, passed, before.yielded + rivals)
 
 
 def _first(workers: Iterable[Standing]) -> str:

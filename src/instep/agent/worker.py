@@ -32,6 +32,10 @@ class LocalWorker:
     """Until then, in seconds on the monotonic clock, it may pass no boundary without having stalled; from then on its
     time counts anew. Set it far ahead when something long begins, to now when that ends."""
     metrics: dict[str, float] = field(default_factory=dict)
+    actions: tuple[str, ...] | None = None
+    """What its script has declared, as far as it has said so."""
+    restores: bool | None = None
+    """Whether its script can load a checkpoint."""
 
     @classmethod
     def from_hello(cls, hello: Message, node: str, connection: Connection) -> LocalWorker:

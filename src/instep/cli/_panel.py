@@ -19,7 +19,7 @@ def status_panel(now: Status, *, trouble: str | None = None, hint: str = "") -> 
     """The page; `trouble` says that what it shows may be old, and why."""
     parts: list[RenderableType] = [_title(now), _facts(now)]
     if now.values:
-        parts += [_heading("values"), Padding(values_table(now.values), (0, 0, 0, 2), expand=False)]
+        parts += [_heading(_values_of(now)), Padding(values_table(now.values), (0, 0, 0, 2), expand=False)]
     if now.plan is not None:
         parts += [
             _heading(f"plan {now.plan.number}, {now.plan.state}"),
@@ -60,6 +60,12 @@ def _facts(now: Status) -> Table:
             table.add_row("report", _metrics(now.steps))
     table.add_row("etcd", f"{now.endpoint}{now.namespace}, revision {now.revision}")
     return table
+
+
+def _values_of(now: Status) -> str:
+    if now.replays is None:
+        return "values"
+    return f"values at the start of the schedule that is replayed ({safe(now.replays)})"
 
 
 def _heading(text: str) -> Text:

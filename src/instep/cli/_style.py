@@ -21,7 +21,8 @@ class Palette:
         return Text(word, style=self.styles.get(word, ""))
 
 
-STATE = Palette({"training": "green", "forming": "yellow", "stopped": "red", "ended": "dim", "new": "dim"})
+STATE = Palette(
+    {"training": "green", "paused": "yellow", "forming": "yellow", "stopped": "red", "ended": "dim", "new": "dim"})
 OUTCOME = Palette({"applied": "green", "committed": "yellow", "open": "yellow", "aborted": "yellow", "rejected": "red"})
 
 

@@ -12,12 +12,17 @@ Async functions over an open etcd client. They return frozen facts with `.to_jso
 
 from __future__ import annotations
 
+from instep.control._actions import Action, Actions, actions
 from instep.control._assignments import parse_assignments
 from instep.control._change import Written, default_author, set_values
+from instep.control._change_wish import ChangeReceipt
+from instep.control._checkpoints import Checkpoint, Checkpoints, checkpoints
+from instep.control._command import Sent, send
+from instep.control._command_wish import CommandReceipt
 from instep.control._connect import connect
 from instep.control._diff import Diff, Difference, diff, parse_moment
 from instep.control._facts import Facts, ValueChange
-from instep.control._follow import ChangeReceipt, Progress, follow, wait
+from instep.control._follow import Progress, follow, wait
 from instep.control._get import Value, Values, get
 from instep.control._history import Attempt, Entry, History, history
 from instep.control._leaders import Leading
@@ -53,11 +58,14 @@ __all__ = [
     "diff",
     "parse_moment",
     "schedule",
+    "checkpoints",
+    "actions",
     # changing
     "parse_assignments",
     "default_author",
     "set_values",
     "rollback",
+    "send",
     "follow",
     "wait",
     # facts
@@ -80,7 +88,13 @@ __all__ = [
     "Written",
     "RolledBack",
     "Progress",
+    "Sent",
     "ChangeReceipt",
+    "CommandReceipt",
+    "Checkpoint",
+    "Checkpoints",
+    "Action",
+    "Actions",
     "Outcome",
     "History",
     "Entry",

@@ -27,18 +27,22 @@ async def load(
     receipts: int = RECEIPTS_READ,
     members: bool = False,
     metrics: bool = False,
+    checkpoints: bool = False,
 ) -> Picture:
-    """The run at one revision, that of the picture. Members and metrics are one key a rank: read only when asked."""
+    """The run at one revision, that of the picture. Members and metrics are one key a rank: read only when asked, and
+    so are all checkpoints but the newest."""
     for attempt in range(_TRIES):
         try:
-            return await _load(client, keys, plans, receipts, members, metrics)
+            return await _load(client, keys, plans, receipts, members, metrics, checkpoints)
         except Compacted:
             if attempt == _TRIES - 1:
                 raise
     raise AssertionError("the last try returns or raises")
 
 
-async def _load(client: Client, keys: Keys, plans: int, receipts: int, members: bool, metrics: bool) -> Picture:
+async def _load(
+    client: Client, keys: Keys, plans: int, receipts: int, members: bool, metrics: bool, checkpoints: bool
+) -> Picture:
     revision, parts = await _first(client, keys)
     picture = Picture(keys, revision=revision)
     for part in parts:
@@ -46,6 +50,11 @@ async def _load(client: Client, keys: Keys, plans: int, receipts: int, members: 
     more = [client.range(keys.plans, revision=revision, newest_first=True, limit=2 * plans)]
     if members:
         more.append(client.range(keys.members, revision=revision, page_size=PAGE_SIZE))
+    if checkpoints:
+        more.append(client.range(keys.checkpoints, revision=revision))
+    elif picture.latest is not None:
+        # The key itself is the first of those that begin with it.
+        more.append(client.range(keys.checkpoint(picture.latest.id), revision=revision, limit=1))
     if metrics:
         more.append(client.range(keys.metrics, revision=revision, page_size=PAGE_SIZE))
     for listing in await together(more):
@@ -57,8 +66,8 @@ async def _load(client: Client, keys: Keys, plans: int, receipts: int, members: 
 
 async def _first(client: Client, keys: Keys) -> tuple[int, list[Listing]]:
     """What every reading needs, in one request, and its revision."""
-    single = (keys.view, keys.agreed, keys.leader, keys.schema)
-    prefixes = (keys.config, keys.changes, keys.rejected, keys.left)
+    single = (keys.view, keys.agreed, keys.leader, keys.schema, keys.latest, keys.saving)
+    prefixes = (keys.config, keys.changes, keys.rejected, keys.left, keys.commands, keys.declined)
     try:
         result = await client.txn([], [*map(Op.get, single), *map(Op.range, prefixes)])
     except EtcdFull:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from instep.coordination.commands import Order
 from instep.coordination.desired import Desired
 from instep.coordination.keys import Keys
 from instep.coordination.membership import Registered, active_nodes, missing_ranks
@@ -16,15 +17,21 @@ from instep.coordination.records import (
     Ack,
     Agreed,
     Change,
+    Command,
+    Course,
     Decision,
+    Declined,
     Leader,
     Left,
+    Manifest,
     Member,
     Metrics,
     Plan,
+    Pointer,
     Receipt,
     Record,
     Rejected,
+    Saving,
     View,
 )
 from instep.coordination.schema import Schema
@@ -34,6 +41,14 @@ from instep.names import MAX_VALUE_BYTES
 R = TypeVar("R", bound=Record)
 K = TypeVar("K")
 V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A committed checkpoint, and the revision that committed it."""
+
+    manifest: Manifest
+    revision: int
 
 
 @dataclass(slots=True)
@@ -46,6 +61,7 @@ class Picture:
     schema_revision: int = 0
     view: View | None = None
     agreed: Agreed | None = None
+    agreed_revision: int = 0
     leader: Leader | None = None
     desired: dict[str, Desired] = field(default_factory=dict)
     changes: dict[str, Change] = field(default_factory=dict)
@@ -57,6 +73,12 @@ class Picture:
     left: dict[str, Left] = field(default_factory=dict)
     members: dict[str, Registered] = field(default_factory=dict)
     metrics: dict[int, Metrics] = field(default_factory=dict)
+    orders: dict[str, Order] = field(default_factory=dict)
+    """Commands that stand: not decided yet."""
+    declined: dict[str, Declined] = field(default_factory=dict)
+    saved: dict[str, Saved] = field(default_factory=dict)
+    latest: Pointer | None = None
+    saving: Saving | None = None
     empty: bool = True
     """True while no key of the run has been seen."""
 
@@ -80,6 +102,13 @@ class Picture:
                 self.desired[name] = Desired(name, kv.text[: MAX_VALUE_BYTES + 1], kv.mod_revision)
             case ["changes", change_id]:
                 _keep(self.changes, change_id, _record(Change, kv))
+            case ["commands", name]:
+                self.orders[name] = Order(name, kv.mod_revision, _record(Command, kv))
+            case ["checkpoints", "latest"]:
+                self.latest = _record(Pointer, kv)
+            case ["checkpoints", name]:
+                manifest = _record(Manifest, kv)
+                _keep(self.saved, name, Saved(manifest, kv.mod_revision) if manifest else None)
             case ["schema"]:
                 self.schema, self.schema_revision = Schema.decode(kv.value), kv.mod_revision
 
@@ -92,6 +121,14 @@ class Picture:
                 self.rejected.pop(name, None)
             case ["state", "leader"]:
                 self.leader = None
+            case ["state", "saving"]:
+                self.saving = None
+            case ["state", "declined", name]:
+                self.declined.pop(name, None)
+            case ["commands", name]:
+                self.orders.pop(name, None)
+            case ["checkpoints", name]:
+                self.saved.pop(name, None)
             case ["reports", "left", node]:
                 self.left.pop(node, None)
 
@@ -100,11 +137,15 @@ class Picture:
             case ["view"]:
                 self.view = _record(View, kv)
             case ["agreed"]:
-                self.agreed = _record(Agreed, kv)
+                self.agreed, self.agreed_revision = _record(Agreed, kv), kv.mod_revision
             case ["leader"]:
                 self.leader = _record(Leader, kv)
             case ["rejected", name]:
                 _keep(self.rejected, name, _record(Rejected, kv))
+            case ["declined", name]:
+                _keep(self.declined, name, _record(Declined, kv))
+            case ["saving"]:
+                self.saving = _record(Saving, kv)
             case ["plans", number] if number.isdecimal():
                 _keep(self.plans, int(number), _record(Plan, kv))
             case ["plans", number, "decision"] if number.isdecimal():
@@ -169,6 +210,21 @@ class Picture:
     def ended(self) -> bool:
         """True when every rank of the view ended cleanly."""
         return self.view is not None and not active_nodes(self.view, self.left)
+
+    # -- checkpoints and commands ----------------------------------------------------------------------------
+
+    @property
+    def course(self) -> Course:
+        """What the ranks do beside training on, as agreed."""
+        return self.agreed.course if self.agreed is not None else Course()
+
+    def save_under_way(self) -> Saving | None:
+        """The checkpoint that is being written; what a leader announced that has been replaced does not count."""
+        saving, leader = self.saving, self.leader
+        return saving if saving is not None and leader is not None and saving.token == leader.token else None
+
+    def orders_by_age(self) -> list[Order]:
+        return sorted(self.orders.values(), key=lambda order: (order.revision, order.id))
 
     # -- plans -----------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from instep.control._assignments import refusal
+from instep.control._assignments import MAX_VALUES, refusal
 from instep.control._change import TRIES, Written, change_by, look, write_checked
 from instep.control._facts import Facts
 from instep.control._past import Past, load_past
@@ -82,6 +82,11 @@ def values_to_restore(past: Past, number: int) -> dict[str, Scalar]:
         for name in names
         if name in waiting or not (name in agreed and same(agreed[name], target[name]))
     }
+    if len(values) > MAX_VALUES:
+        raise ConfigError(
+            f"nothing was written: {len(values)} values differ from those before plan {number}, and one change has "
+            f"{MAX_VALUES} at most: roll back a later plan first"
+        )
     if not values:
         raise ConfigError(f"nothing to roll back: every value of run {run} is as it was before plan {number}")
     return values

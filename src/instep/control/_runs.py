@@ -18,8 +18,8 @@ _AT_ONCE = 8
 _METRICS_LOOKED_AT = 64
 _NAMED = 10
 
-RunState = Literal["training", "forming", "ended", "stopped", "new"]
-"""training: a view stands and workers live. forming: workers live, no view yet. ended: all ranks left
+RunState = Literal["training", "paused", "forming", "ended", "stopped", "new"]
+"""training: a view stands and workers live. paused: so it is, and the run is paused. forming: workers live, no view yet. ended: all ranks left
 cleanly. stopped: no worker lives, though they did not leave cleanly. new: only written to, never joined."""
 
 
@@ -82,15 +82,17 @@ def run_not_found(keys: Keys, names: tuple[str, ...], *, cure: str = "") -> RunN
 
 def state_of(picture: Picture) -> RunState:
     """In one word how the run is; needs its members, or some of them, to have been read."""
+    if picture.live and picture.view is not None:
+        return "training" if picture.course.paused_at is None else "paused"
     if picture.live:
-        return "training" if picture.view is not None else "forming"
+        return "forming"
     if picture.view is None:
         return "new"
     return "ended" if picture.ended() else "stopped"
 
 
 async def _summary(client: Client, keys: Keys) -> RunSummary:
-    ops = [Op.get(keys.view), Op.get(keys.leader), Op.range(keys.left)]
+    ops = [Op.get(keys.view), Op.get(keys.agreed), Op.get(keys.leader), Op.range(keys.left)]
     ops += [Op.range(keys.members, limit=1), Op.range(keys.metrics, limit=_METRICS_LOOKED_AT)]
     picture = Picture(keys)
     for part in (await client.txn([], ops)).results:

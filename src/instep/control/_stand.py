@@ -1,4 +1,4 @@
-"""How far a written change has come. Pure: a run's picture and the change in, one stand out.
+"""How far a written change or command has come. Pure: a run's picture and the wish in, one stand out.
 
 Level-triggered like the leader's own decisions, so that no event can be missed: what etcd holds now says it
 all. In `state/` every attempt is kept, so even a watch that starts late tells the same story.
@@ -7,21 +7,23 @@ all. In `state/` every attempt is kept, so even a watch that starts late tells t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
-from instep.control._change import Written
 from instep.control._picture import Picture
 from instep.control._text import counted, one_line
+from instep.coordination.keys import Keys
 from instep.coordination.records import Plan, format_ranks
-from instep.scalar import same
+from instep.errors import InstepError
 
-Stage = Literal["written", "planned", "aborted", "committed", "done"]
-Outcome = Literal["applied", "started", "already", "rejected", "superseded", "ended"]
+R_co = TypeVar("R_co", covariant=True)
+
+Stage = Literal["written", "planned", "aborted", "committed", "saving", "done"]
+Outcome = Literal["applied", "started", "already", "rejected", "superseded", "ended", "declined", "unsaved"]
 """applied: before one step, on all ranks. started: the values a new view started with. already: every rank
-had them. rejected: the run refused them. superseded: written again before anybody could plan them. ended: the
-run ended first."""
+had them. rejected: the run refused them. superseded: written again before anybody could plan them, or, of a command,
+overtaken by a new start of the run. ended: the run ended first. declined: the run refused the command. unsaved: the
+command was carried out, but the checkpoint that it asked for was not saved."""
 
-SETTLED_OUTCOMES: tuple[Outcome, ...] = ("applied", "started", "already")
 DOUBTFUL_OUTCOMES: tuple[Outcome, ...] = ("superseded", "ended")
 """Those told by two watches together, of which one may lag: to be confirmed by a reading at one revision."""
 
@@ -47,23 +49,66 @@ class Stand:
     """Why it was aborted or rejected, or who superseded it."""
 
 
-def stand_of(picture: Picture, written: Written) -> Stand:
-    """Where the change stands now. The outcomes in DOUBTFUL_OUTCOMES are sure only in a picture of one revision."""
-    attempts = [plan for number, plan in sorted(picture.plans.items()) if plan.revision == written.revision]
+class Wish(Protocol[R_co]):
+    """What was written and is followed: a change of values, or a command."""
+
+    @property
+    def what(self) -> str:
+        """It, in a sentence."""
+
+    @property
+    def asked_at_s(self) -> float:
+        """Monotonic time before the write."""
+
+    @property
+    def refused_outcome(self) -> Outcome:
+        """How it is called when the run refuses it."""
+
+    def is_for(self, plan: Plan) -> bool:
+        """Whether the plan is an attempt to carry it out."""
+
+    def refusal(self, picture: Picture) -> str | None:
+        """Why the run refused it, where a record of its own says so."""
+
+    def without_plan(self, picture: Picture) -> Outcome | None:
+        """The outcome when no plan of it stands: it was not needed, or is not possible any more."""
+
+    def committed(self, picture: Picture, plan: Plan, stand: Stand) -> Stand:
+        """The stand of a plan that is agreed, in the light of what is particular to it."""
+
+    def is_hopeless(self, picture: Picture, stand: Stand) -> bool:
+        """Whether what it waits for will not come, as far as can be seen: believed when it stays so."""
+
+    def watched(self, keys: Keys) -> tuple[str, ...]:
+        """Prefixes that say how it stands, beside those of the run's state."""
+
+    def refused(self, stand: Stand) -> InstepError:
+        """The error that ends the following of one that was refused."""
+
+    def unfinished(self, stand: Stand | None) -> str:
+        """What becomes of it now that nobody waits any more."""
+
+    def receipt(self, picture: Picture, stand: Stand, took_s: float) -> R_co:
+        """The end of it."""
+
+
+def stand_of(picture: Picture, wish: Wish[object]) -> Stand:
+    """Where it stands now. The outcomes in DOUBTFUL_OUTCOMES are sure only in a picture of one revision."""
+    attempts = [plan for _, plan in sorted(picture.plans.items()) if wish.is_for(plan)]
     decision = picture.decisions.get(attempts[-1].number) if attempts else None
     if attempts and decision is None:
         return _planned(picture, attempts)
     if attempts and decision is not None and decision.commit:
-        return _committed(picture, attempts)
+        return wish.committed(picture, attempts[-1], _committed(picture, attempts))
     last = attempts[-1] if attempts else None
-    refused = _refusal(picture, written)
+    refused = wish.refusal(picture)
     if refused is None and decision is not None and decision.refused:
         refused = "; ".join(f"{name}: {reason}" for name, reason in decision.refused.items())
     tries = len(attempts)
     number = last.number if last else None
     if refused is not None:
-        return Stand("done", "rejected", number, attempt=tries, detail=one_line(refused))
-    outcome = _without_plan(picture, written)
+        return Stand("done", wish.refused_outcome, number, attempt=tries, detail=one_line(refused))
+    outcome = wish.without_plan(picture)
     ranks = len(picture.ranks() - picture.ranks_left())
     if outcome is not None:
         view = picture.view.number if picture.view else None
@@ -74,17 +119,28 @@ def stand_of(picture: Picture, written: Written) -> Stand:
     return Stand("written", ranks=ranks)
 
 
+def all_applied(picture: Picture, plan: Plan, tries: int) -> Stand:
+    """Every rank that still runs has applied it, each before the same step."""
+    steps = picture.steps_applied(plan.number)
+    ranks = len((picture.ranks() - picture.ranks_left()) | (picture.ranks() & steps.keys()))
+    at = tuple(sorted(set(steps.values()))) or (plan.gate,)
+    return Stand("done", "applied", plan.number, plan.gate, tries, ranks, ranks, ranks, steps=at)
+
+
 def describe(stand: Stand) -> str:
     """The stand as one line for a person who waits."""
     gate = f"plan {stand.plan}, step {stand.gate}"
-    if stand.stage == "planned":
-        return f"{gate}: armed on {stand.armed}/{stand.ranks} ranks"
-    if stand.stage == "committed":
-        return f"{gate}: agreed, applied on {stand.applied}/{stand.ranks} ranks"
-    if stand.stage == "aborted":
-        return f"{gate} was aborted ({stand.detail}); it is planned again, attempt {stand.attempt + 1}"
-    if stand.stage == "done":
-        return stand.outcome or "done"
+    match stand.stage:
+        case "planned":
+            return f"{gate}: armed on {stand.armed}/{stand.ranks} ranks"
+        case "committed":
+            return f"{gate}: agreed, applied on {stand.applied}/{stand.ranks} ranks"
+        case "saving":
+            return f"{gate}: applied on {stand.applied}/{stand.ranks} ranks; {stand.detail}"
+        case "aborted":
+            return f"{gate} was aborted ({stand.detail}); it is planned again, attempt {stand.attempt + 1}"
+        case "done":
+            return stand.outcome or "done"
     return "requested; it waits to be planned" if stand.ranks else "requested; it waits for the run to start"
 
 
@@ -92,12 +148,15 @@ def how_far(stand: Stand) -> str:
     """The stand for a message about a time-out."""
     missing = f", not on {format_ranks(stand.waiting)}" if stand.waiting else ""
     noun = "rank" if stand.ranks == 1 else "ranks"
-    if stand.stage == "planned":
-        return f"armed on {stand.armed}/{stand.ranks} {noun}{missing}"
-    if stand.stage == "committed":
-        return f"agreed for step {stand.gate}, applied on {stand.applied}/{stand.ranks} {noun}{missing}"
-    if stand.stage == "aborted":
-        return f"aborted {counted(stand.attempt, 'time')}, the last because {stand.detail}"
+    match stand.stage:
+        case "planned":
+            return f"armed on {stand.armed}/{stand.ranks} {noun}{missing}"
+        case "committed":
+            return f"agreed for step {stand.gate}, applied on {stand.applied}/{stand.ranks} {noun}{missing}"
+        case "saving":
+            return f"applied at step {stand.gate} on {stand.applied}/{stand.ranks} {noun}, {stand.detail}"
+        case "aborted":
+            return f"aborted {counted(stand.attempt, 'time')}, the last because {stand.detail}"
     return "not planned by the run's leader"
 
 
@@ -111,58 +170,13 @@ def _planned(picture: Picture, attempts: list[Plan]) -> Stand:
 
 def _committed(picture: Picture, attempts: list[Plan]) -> Stand:
     plan, tries = attempts[-1], len(attempts)
-    steps = picture.steps_applied(plan.number)
     everyone = picture.ranks()
-    if _overtaken_by_view(picture, plan):
-        return _all_applied(picture, plan, tries, steps)
-    applied = everyone & steps.keys()
+    applied = everyone & picture.steps_applied(plan.number).keys()
     counting = (everyone - picture.ranks_left()) | applied
     if counting and applied == counting:
-        return _all_applied(picture, plan, tries, steps)
+        return all_applied(picture, plan, tries)
     if everyone and not counting:
         return Stand("done", "ended", plan.number, plan.gate, tries)
     total = len(counting)
     waiting = tuple(sorted(counting - applied))
     return Stand("committed", None, plan.number, plan.gate, tries, total, len(applied), total, waiting)
-
-
-def _overtaken_by_view(picture: Picture, plan: Plan) -> bool:
-    """Whether a later view started with these values everywhere, so that no rank stands before the gate."""
-    view = picture.view
-    return view is not None and view.number > plan.view and view.start.previous is None
-
-
-def _all_applied(picture: Picture, plan: Plan, tries: int, steps: dict[int, int]) -> Stand:
-    ranks = len((picture.ranks() - picture.ranks_left()) | (picture.ranks() & steps.keys()))
-    at = tuple(sorted(set(steps.values()))) or (plan.gate,)
-    return Stand("done", "applied", plan.number, plan.gate, tries, ranks, ranks, ranks, steps=at)
-
-
-def _refusal(picture: Picture, written: Written) -> str | None:
-    found = {
-        name: record.reason
-        for name in written.values
-        if (record := picture.rejected.get(name)) is not None and record.revision == written.revision
-    }
-    return "; ".join(f"{name}: {reason}" for name, reason in found.items()) or None
-
-
-def _without_plan(picture: Picture, written: Written) -> Outcome | None:
-    """The outcome when no plan of this change stands: it was not needed, or is not possible any more."""
-    agreed, view = picture.agreed, picture.view
-    wanted = written.values
-    if agreed is not None and all(
-        name in agreed.values and same(agreed.values[name], value) for name, value in wanted.items()
-    ):
-        started = view is not None and view.fresh and agreed.plan == view.start.plan
-        if started and agreed.revision >= written.revision and not written.already_agreed:
-            return "started"
-        plan = picture.open_plan()
-        if plan is None or not wanted.keys() & plan.values.keys():
-            return "already"
-    standing = [
-        name for name in wanted if name in picture.desired and picture.desired[name].revision == written.revision
-    ]
-    if not standing:
-        return "superseded"
-    return "ended" if picture.ended() else None

@@ -118,6 +118,8 @@ class Status(Facts):
     values: tuple[Value, ...]
     plan: PlanFacts | None
     recent: tuple[Entry, ...]
+    replays: str | None = None
+    """Digest of the schedule that the values come from: `values` are then those that it begins with."""
     trouble: str | None = None
     """What is wrong with etcd itself, and the cure, in one sentence: while it lasts, changes wait."""
 
@@ -187,6 +189,7 @@ def status_of(picture: Picture, endpoint: str) -> Status:
         ranks=_ranks(picture),
         steps=_steps(picture),
         values=values_of(picture),
+        replays=picture.schema.replays,
         plan=_plan(picture),
         recent=tuple(entry for entry in entries_of(picture) if entry.outcome not in ("open", "committed"))[:RECENT],
     )

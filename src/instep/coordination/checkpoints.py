@@ -59,7 +59,7 @@ def is_same(stands: Manifest | None, manifest: Manifest) -> bool:
 def commit(keys: Keys, fence: Fence, manifest: Manifest, found: Found, *, announced: bool) -> Txn:
     """Refused when another leads, or when anything has been written since `found`: so a request that comes late, after
     its retry and whatever followed it, does nothing. `announced`: `state/saving` speaks of this checkpoint."""
-    pointer = Pointer(id=manifest.id, step=manifest.step, token=manifest.token).encode()
+    pointer = Pointer(id=manifest.id, step=manifest.step, token=manifest.token, duration_s=manifest.duration_s).encode()
     then = [
         Op.put(keys.checkpoint(manifest.id), manifest.encode()),
         Op.put(keys.latest, pointer),

@@ -63,6 +63,13 @@ class Keys:
         """JSON Schema of the hyperparameters of the current view."""
         return f"{self.root}schema"
 
+    # -- what is counted over restarts ------------------------------------------------------------------------------
+
+    @property
+    def attempts(self) -> str:
+        """How often the run has failed, and how: written by whoever leads, and by who clears it."""
+        return f"{self.root}attempts"
+
     # -- checkpoints: written by whoever leads ---------------------------------------------------------------------
 
     @property
@@ -177,6 +184,14 @@ class Keys:
     def refused_of(self, incarnation: str) -> str:
         return f"{self.refused}{incarnation}"
 
+    @property
+    def barriers(self) -> str:
+        """Prefix: when all ranks had come to a barrier last; the newest 20."""
+        return f"{self.state}barriers/"
+
+    def barrier(self, name: str) -> str:
+        return f"{self.barriers}{name}"
+
     # -- history: watched by nobody --------------------------------------------------------------------------------
 
     @property
@@ -243,6 +258,22 @@ class Keys:
     def resigned_of(self, node: str) -> str:
         """Why a node that led has let go of it, until its successor has read that. On no lease."""
         return f"{self.root}reports/resigned/{node}"
+
+    @property
+    def failures(self) -> str:
+        """Prefix: by view, the first rank of each node that failed. On no lease. Gone when the next view is formed."""
+        return f"{self.root}reports/failures/"
+
+    def failure(self, view: int, node: str) -> str:
+        return f"{self.failures}{view}/{node}"
+
+    @property
+    def arrivals(self) -> str:
+        """Prefix: who waits at barriers, one key a node. On no lease: who has come has come."""
+        return f"{self.root}reports/barriers/"
+
+    def arrivals_of(self, node: str) -> str:
+        return f"{self.arrivals}{node}"
 
     @property
     def metrics(self) -> str:

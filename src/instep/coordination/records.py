@@ -55,6 +55,8 @@ class Member(Record):
     schema_digest: str
     view: int = 0
     """The newest view that the worker was in, 0 for one that is new: only a new one can take a place."""
+    max_restarts: int | None = Field(default=None, ge=0)
+    """How often the run may start again after a failure, as far as this worker is concerned."""
 
 
 class NodeMembers(Record):
@@ -138,10 +140,21 @@ class StartOfView(Record):
     """Wall clock of the leader's host, for people only."""
 
 
+class Origin(Record):
+    """A checkpoint that a run went on from: in which view it was saved, and the newest plan of that moment."""
+
+    id: str
+    step: int
+    view: int
+    plan: int = 0
+
+
 class FirstStep(Record):
     """Where a fresh view really began: said by its rank 0 at the first boundary."""
 
     step: int = Field(ge=0)
+    origin: Origin | None = None
+    """What its ranks have agreed to go on from."""
 
 
 class Command(Record):
@@ -271,8 +284,9 @@ class Candidate(Record):
     node: str
     rank: int
     incarnation: str
-    last_resort: bool = False
-    """Each worker of the node has led and stalled: who stalls too gains nothing by making way for this one."""
+    yielded: int = 0
+    """How often it has made way since each worker of its node has led and stalled; 0 where one has not. Who leads and
+    stalls too gains nothing by making way for one that has."""
 
 
 CAME_FIRST = "another rank of its node came first"
@@ -341,11 +355,56 @@ class Rejected(Record):
 
 
 class Refused(Record):
-    """A registration that cannot become part of the run."""
+    """A registration that cannot become part of the run; where the reason is that of others too, one record for all."""
 
     incarnation: str
     rank: int
     reason: str
+    also: str = ""
+    """Further incarnations, joined: a run may have 10,240 ranks, and every agent reads this."""
+
+    def incarnations(self) -> tuple[str, ...]:
+        starts = range(0, len(self.also), INCARNATION_LENGTH)
+        return (self.incarnation, *(self.also[start : start + INCARNATION_LENGTH] for start in starts))
+
+
+class Failure(Record):
+    """How a rank of `view` ended that did not leave cleanly. `cause` is what is counted, `text` says more."""
+
+    view: int
+    rank: int
+    host: str = ""
+    cause: str
+    text: str | None = None
+    at: str | None = None
+    """Wall clock of the rank's host, for people only."""
+
+
+class Cleared(Record):
+    """Who has cleared the count of failures, and how many there were."""
+
+    failures: int
+    author: str | None = None
+    reason: str | None = None
+    at: str | None = None
+    """Wall clock of the host of who did it, for people only."""
+
+
+class Attempts(Record):
+    """Failures of the run since it ended cleanly, or since somebody cleared the count: one for each view that lost a
+    rank, counted when that is replaced."""
+
+    view: int = 0
+    """The newest view of which it is known whether it counts."""
+    counts: dict[str, int] = Field(default_factory=dict)
+    """By cause."""
+    failures: tuple[Failure, ...] = ()
+    """The last 20, oldest first."""
+    cleared: Cleared | None = None
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
 
 
 class Forming(Record):
@@ -369,11 +428,12 @@ class Change(Record):
 
 
 class Pointer(Record):
-    """The newest committed checkpoint."""
+    """The newest committed checkpoint, and what it took to save it."""
 
     id: str
     step: int
     token: int
+    duration_s: float = 0.0
 
 
 class Saving(Record):
@@ -406,6 +466,30 @@ class Verified(Record):
     problem: str | None = None
 
 
+class Waiting(Record):
+    """Ranks of a node that wait at one barrier."""
+
+    ranks: tuple[int, ...]
+    seen: int = 0
+    """The revision of the barrier's last release: it has not let them through. 0 when there is none."""
+    after: int = 0
+    """Number of the last release that let one of them through, whichever barrier it was."""
+
+
+class Arrivals(Record):
+    """All that a node says of barriers: who of its ranks waits at which one, in `view`."""
+
+    view: int
+    waiting: dict[str, Waiting] = Field(default_factory=dict)
+
+
+class Release(Record):
+    """The last time that all ranks of `view` had come to a barrier. Numbers rise over all barriers of a run."""
+
+    view: int
+    number: int
+
+
 class Metrics(Record):
     """The latest report of one rank; may be seconds old, and is dropped when etcd is away."""
 
@@ -413,6 +497,10 @@ class Metrics(Record):
     step: int | None = None
     step_time_s: float | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
+    actions: tuple[str, ...] | None = None
+    """What `instep act` can ask of it: the first 64 names; None while it has not said."""
+    restores: bool | None = None
+    """Whether it can go back to a checkpoint; None while it has not said."""
 
 
 def format_ranks(ranks: Iterable[int]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from instep.coordination.records import Decision, FirstStep, Manifest, Plan, StartOfView, View
+from instep.coordination.records import Decision, FirstStep, Manifest, Origin, Plan, StartOfView, View
 from instep.errors import ConfigError
 from instep.scalar import Scalar, same
 from instep.schedule import Schedule, ScheduledChange
@@ -28,6 +28,8 @@ class Lap:
     plans: tuple[Plan, ...] = ()
     first_step: int | None = None
     """None when no step is known to have been run."""
+    origin: Origin | None = None
+    """The checkpoint that it went on from, if that is known: else from what was before."""
     whole: bool = True
 
     def values(self, before: int | None = None) -> dict[str, Scalar]:
@@ -135,7 +137,8 @@ class Timeline:
             if self.is_committed(number) and number in self.plans and start.view <= self.plans[number].view < ended
         )
         whole = all(number in self.plans for number in numbers)
-        return Lap(start, committed, self._first_step(start, ended, ran=bool(committed)), whole)
+        first_step = self._first_step(start, ended, ran=bool(committed))
+        return Lap(start, committed, first_step, self._origin(start, first_step), whole)
 
     def _first_step(self, start: StartOfView, ended: int, *, ran: bool) -> int | None:
         said = self.first_steps.get(start.view)
@@ -146,17 +149,25 @@ class Timeline:
             return None
         return _step_of(start.checkpoint) + 1 if start.checkpoint else 0
 
+    def _origin(self, start: StartOfView, first_step: int | None) -> Origin | None:
+        said = self.first_steps.get(start.view)
+        origin = said.origin if said is not None else None
+        manifest = self.manifests.get(start.checkpoint or "")
+        if origin is None and manifest is not None:
+            origin = Origin(id=manifest.id, step=manifest.step, view=manifest.view, plan=manifest.plan)
+        return origin if origin is not None and origin.step + 1 == first_step else None
+
     def _lap_of(self, number: int) -> Lap:
         for lap in self.laps():
             if any(plan.number == number for plan in lap.plans) and lap.whole:
                 return lap
-        raise ConfigError(f"which values held before plan {number} is not kept any more")
+        raise ConfigError(f"which values held at plan {number} is not kept any more")
 
     # -- the way ----------------------------------------------------------------------------------------------------
 
     def _through(self, lap: Lap, way: Way, passed: list[tuple[int, int, Way]]) -> Way:
         assert lap.first_step is not None
-        start, origin = lap.start, self._origin(lap)
+        start, origin = lap.start, lap.origin
         held: dict[str, Scalar] = dict(start.values)
         way = _back_to(lap.first_step, _as_of(origin, passed, way))
         if start.replays is not None or not lap.whole:
@@ -179,18 +190,13 @@ class Timeline:
             passed.append((start.view, plan.number, way))
         return way
 
-    def _origin(self, lap: Lap) -> Manifest | None:
-        """The checkpoint that the lap went on from, if that is kept: else the way before is taken."""
-        manifest = self.manifests.get(lap.start.checkpoint or "")
-        return manifest if manifest is not None and manifest.step + 1 == lap.first_step else None
 
-
-def _as_of(manifest: Manifest | None, passed: list[tuple[int, int, Way]], way: Way) -> Way:
+def _as_of(origin: Origin | Manifest | None, passed: list[tuple[int, int, Way]], way: Way) -> Way:
     """The way that led to a checkpoint: it may have been left since, and is taken up again now."""
-    if manifest is None:
+    if origin is None:
         return way
-    views = [view for view, _, _ in passed if view <= manifest.view]
-    known = [one for view, plan, one in passed if view == max(views, default=0) and plan <= manifest.plan]
+    views = [view for view, _, _ in passed if view <= origin.view]
+    known = [one for view, plan, one in passed if view == max(views, default=0) and plan <= origin.plan]
     return known[-1] if known else way
 
 

@@ -223,7 +223,7 @@ def _commit(action: Commit, keys: Keys, fence: Fence, same_view: Compare) -> Txn
     if plan.checkpoint is not None:
         # A restart must not go on from what the run has been taken back from.
         manifest = plan.checkpoint
-        pointer = Pointer(id=manifest.id, step=manifest.step, token=manifest.token)
+        pointer = Pointer(id=manifest.id, step=manifest.step, token=manifest.token, duration_s=manifest.duration_s)
         compares.append(Compare.present(keys.checkpoint(manifest.id)))
         then += [Op.put(keys.latest, pointer.encode()), Op.put(keys.saved, pointer.encode())]
     return Txn(tuple(compares), tuple(then))

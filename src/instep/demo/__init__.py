@@ -1,7 +1,8 @@
 """`instep demo`: the whole story on one machine, told by real processes and proved at the end.
 
 It starts an etcd of its own, trains examples/train_char_transformer.py with torchrun and DDP, changes
-hyperparameters as an operator would, and compares what every rank did. Beside it runs the same training
+hyperparameters as an operator would, kills the rank that saves a checkpoint, pauses, resumes and stops the run, and
+compares what every rank did. Beside it runs the same training
 without Instep, whose ranks drift apart. Linux only; needs torch, and an etcd program (`instep[demo]`).
 """
 
@@ -9,12 +10,14 @@ from __future__ import annotations
 
 __all__ = ["main"]
 
-DEFAULT_STEPS = 500
+DEFAULT_STEPS = 30
 DEFAULT_RANKS = 4
 
 
 def main(steps: int = DEFAULT_STEPS, ranks: int = DEFAULT_RANKS, *, keep: bool = False, as_json: bool = False) -> int:
     """Run the demo and return its exit code: 0 when everything it claims held, 1 when something did not.
+
+    At least `steps` steps lie between two acts.
 
     With `keep` the training goes on after the changes, for the user to steer, until it is interrupted, which
     is then its good end (0); 130 and 143 tell of an interrupt (Ctrl-C, SIGTERM) before that. Whatever ends

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from instep.control import ChangeReceipt, Facts, format_changes
 from instep.demo._operator import Refusal
-from instep.demo._proof import RankProof
+from instep.demo._proof import Alone, Life
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,16 +19,62 @@ class Steered(Facts):
 
 
 @dataclass(frozen=True, slots=True)
+class Takeover(Facts):
+    """The rank that was writing the checkpoint of `step` was killed; `by_rank` led after `took_ms`."""
+
+    step: int
+    killed_rank: int
+    by_rank: int
+    took_ms: float
+    saved_by: int
+    """The rank that committed the checkpoint of that step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause(Facts):
+    """The run stood before `step` for `stood_s` seconds."""
+
+    step: int
+    stood_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stop(Facts):
+    """SIGTERM went to one rank; `checkpoint` is the newest committed step afterwards, `code` torchrun's exit code."""
+
+    rank: int
+    checkpoint: int
+    code: int
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """What one demo left behind. `alone` are the ranks that trained without Instep, told to use `alone_lr`."""
 
     ranks: int
-    steps: int
-    trained: tuple[RankProof, ...]
+    lives: tuple[Life, ...]
     steered: tuple[Steered, ...]
     refusal: Refusal
-    alone: tuple[RankProof, ...]
+    takeover: Takeover
+    pause: Pause
+    stop: Stop
+    alone: tuple[Alone, ...]
     alone_lr: float
+
+    @property
+    def first(self) -> tuple[Life, ...]:
+        """The ranks until one of them was killed."""
+        return tuple(life for life in self.lives if life.view == self.lives[0].view)
+
+    @property
+    def last(self) -> tuple[Life, ...]:
+        """The ranks that went on from the checkpoint, until they were told to end."""
+        return tuple(life for life in self.lives if life.view == self.lives[-1].view)
+
+    @property
+    def last_step(self) -> int:
+        return max((life.last_step for life in self.last), default=-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,52 +92,63 @@ def check(evidence: Evidence) -> tuple[Check, ...]:
         _same_values(evidence),
         *(_one_step(evidence, steered) for steered in evidence.steered),
         _refused(evidence.refusal),
+        _saved_by_another(evidence),
+        _gone_on(evidence),
+        _paused(evidence),
+        _stopped(evidence),
         _footprint(evidence),
         _drifted(evidence),
     )
 
 
 def _same_parameters(evidence: Evidence) -> Check:
-    hashes = {proof.sha256 for proof in evidence.trained}
+    hashes = {life.end for life in evidence.last}
     found = f"{_count(len(hashes), 'hash', 'hashes')}: {_shortened(hashes)}"
     return Check(
         claim=f"all {evidence.ranks} ranks hold bit-identical parameters",
-        how="sha256 on each rank",
-        found=found if _complete(evidence, evidence.trained) else _incomplete(evidence, evidence.trained),
-        held=_complete(evidence, evidence.trained) and len(hashes) == 1,
+        how="sha256 on each rank, at the end",
+        found=found if _complete(evidence, evidence.last) else _incomplete(evidence, evidence.last),
+        held=_complete(evidence, evidence.last) and len(hashes) == 1 and None not in hashes,
     )
 
 
 def _same_values(evidence: Evidence) -> Check:
-    records = [proof.used for proof in evidence.trained]
-    same = all(record == records[0] for record in records)
-    ran = all(proof.steps == evidence.steps for proof in evidence.trained)
-    changed = ", ".join(str(step) for step, _ in records[0][1:]) if records else ""
-    found = f"equal, changed at {changed or 'no step'}" if same else "the records differ"
+    used: dict[tuple[int, int], list[object]] = {}
+    for life in evidence.lives:
+        for step, values in life.used.items():
+            used.setdefault((life.view, step), []).append(values)
+    differ = [step for (_, step), values in used.items() if any(value != values[0] for value in values)]
+    ran = {step for _, step in used}
+    missing = sorted(set(range(evidence.last_step + 1)) - ran)
+    short = [life for life in evidence.last if set(life.used) != set(range(life.start, evidence.last_step + 1))]
+    found = f"steps 0 to {evidence.last_step}, no step differs"
+    if differ or missing or short:
+        found = f"steps that differ: {differ[:5]}; not run: {missing[:5]}; incomplete ranks: {len(short)}"
     return Check(
         claim="all ranks used equal values at every step",
-        how=f"{evidence.steps} steps, from the optimizers",
-        found=found if ran else f"steps run: {', '.join(str(proof.steps) for proof in evidence.trained)}",
-        held=_complete(evidence, evidence.trained) and same and ran,
+        how="from the optimizers, every step of every rank",
+        found=found,
+        held=bool(used) and not differ and not missing and not short and _complete(evidence, evidence.last),
     )
 
 
 def _one_step(evidence: Evidence, steered: Steered) -> Check:
     receipt = steered.receipt
+    lives = [life for life in evidence.lives if receipt.step in life.used]
     first = {
-        proof.first_step_with(change.name, float(change.after))
+        life.first_step_with(change.name, float(change.after))
         for change in receipt.changes
         if isinstance(change.after, (int, float))
-        for proof in evidence.trained
+        for life in lives
     }
-    held = receipt.holds and receipt.applied == evidence.ranks and first == {receipt.step}
+    held = receipt.holds and receipt.applied == evidence.ranks == len(lives) and first == {receipt.step}
     return Check(
         claim=f"{format_changes(receipt.changes)} at one step",
         how=f"{steered.by}; from the optimizers",
         found=f"step {_steps(first)} on {evidence.ranks} ranks, {receipt.took_s:.2f} s"
         if held
         else f"receipt: {receipt.outcome} at step {receipt.step}; ranks: step {_steps(first)}",
-        held=held and _complete(evidence, evidence.trained),
+        held=held,
     )
 
 
@@ -104,25 +161,78 @@ def _refused(refusal: Refusal) -> Check:
     )
 
 
+def _saved_by_another(evidence: Evidence) -> Check:
+    takeover = evidence.takeover
+    killed = next((life for life in evidence.first if life.rank == takeover.killed_rank), None)
+    unfinished = killed is not None and killed.end is None and takeover.step not in killed.saved
+    other = takeover.saved_by != takeover.killed_rank
+    return Check(
+        claim=f"rank {takeover.killed_rank} dies saving step {takeover.step}: another saves it",
+        how="kill -9; the registry in etcd",
+        found=f"rank {takeover.by_rank} led after {takeover.took_ms:.0f} ms, rank {takeover.saved_by} saved it",
+        held=unfinished and other and takeover.by_rank != takeover.killed_rank,
+    )
+
+
+def _gone_on(evidence: Evidence) -> Check:
+    step = evidence.takeover.step
+    saved = {life.saved[step] for life in evidence.first if step in life.saved}
+    restored = {life.sha256 for life in evidence.last}
+    starts = {life.start for life in evidence.last}
+    held = _complete(evidence, evidence.last) and saved == restored and len(saved) == 1 and starts == {step + 1}
+    return Check(
+        claim="torchrun starts anew, and nothing is lost",
+        how="sha256 when saved and when restored",
+        found=f"all ranks go on with step {_steps(starts)}, from {_shortened(restored)}"
+        if held
+        else f"saved {_shortened(saved)}, restored {_shortened(restored)}, went on with step {_steps(starts)}",
+        held=held,
+    )
+
+
+def _paused(evidence: Evidence) -> Check:
+    step = evidence.pause.step
+    ran = [life.rank for life in evidence.last if step in life.used]
+    return Check(
+        claim="paused ranks stand before one step, and go on",
+        how="receipts; the steps each rank ran",
+        found=f"step {step} waited {evidence.pause.stood_s:.1f} s, then ran on {len(ran)} ranks",
+        held=ran == list(range(evidence.ranks)),
+    )
+
+
+def _stopped(evidence: Evidence) -> Check:
+    stop = evidence.stop
+    lasts = {life.last_step for life in evidence.last}
+    held = stop.code == 0 and lasts == {stop.checkpoint} and all(life.stopped for life in evidence.last)
+    return Check(
+        claim=f"SIGTERM on rank {stop.rank}: all save and leave",
+        how="exit codes, the registry, the steps",
+        found=f"last step {_steps(lasts)}, checkpoint of step {stop.checkpoint}, exit code {stop.code}, "
+        f"{stop.took_s:.1f} s",
+        held=held and _complete(evidence, evidence.last),
+    )
+
+
 def _footprint(evidence: Evidence) -> Check:
-    grpc = any(proof.grpc for proof in evidence.trained)
-    threads = {name for proof in evidence.trained for name in proof.threads if name != "MainThread"}
+    grpc = any(life.grpc for life in evidence.last)
+    threads = {name for life in evidence.last for name in life.threads if name != "MainThread"}
     found = ["grpc was imported"] if grpc else ["no grpc"]
     found.append(f"threads: {', '.join(sorted(threads))}" if threads else "one thread")
     return Check(
         claim="trainers have no etcd client, no thread",
         how="sys.modules, threading",
         found=", ".join(found),
-        held=_complete(evidence, evidence.trained) and not grpc and not threads,
+        held=_complete(evidence, evidence.last) and not grpc and not threads,
     )
 
 
 def _drifted(evidence: Evidence) -> Check:
-    before = {str(proof.more.get("before")) for proof in evidence.alone}
-    after = {proof.sha256 for proof in evidence.alone}
-    heard = [proof.first_step_with("lr", evidence.alone_lr) for proof in evidence.alone]
-    difference = max((float(proof.more.get("difference", 0.0)) for proof in evidence.alone), default=0.0)
-    complete = [proof.rank for proof in evidence.alone] == list(range(evidence.ranks))
+    before = {item.before for item in evidence.alone}
+    after = {item.after for item in evidence.alone}
+    heard = [item.first_step_with(evidence.alone_lr) for item in evidence.alone]
+    difference = max((item.difference for item in evidence.alone), default=0.0)
+    complete = _complete(evidence, evidence.alone)
     steps = ", ".join("never" if step is None else str(step) for step in heard)
     apart = f"at {steps}; {_count(len(after), 'hash', 'hashes')}, up to {difference:.1e} apart"
     found = apart if len(before) == 1 else f"{len(before)} hashes before anything was changed"
@@ -134,20 +244,20 @@ def _drifted(evidence: Evidence) -> Check:
     )
 
 
-def _complete(evidence: Evidence, proofs: Sequence[RankProof]) -> bool:
-    return [proof.rank for proof in proofs] == list(range(evidence.ranks))
+def _complete(evidence: Evidence, found: Sequence[Life | Alone]) -> bool:
+    return [item.rank for item in found] == list(range(evidence.ranks))
 
 
-def _incomplete(evidence: Evidence, proofs: Sequence[RankProof]) -> str:
-    return f"proofs of ranks {[proof.rank for proof in proofs]} of {evidence.ranks}"
+def _incomplete(evidence: Evidence, found: Sequence[Life | Alone]) -> str:
+    return f"notes of ranks {[item.rank for item in found]} of {evidence.ranks}"
 
 
 def _steps(steps: Iterable[int | None]) -> str:
-    return " and ".join(sorted("never" if step is None else str(step) for step in steps))
+    return " and ".join(sorted("never" if step is None else str(step) for step in steps)) or "none"
 
 
-def _shortened(hashes: Iterable[str]) -> str:
-    return ", ".join(f"{digest[:12]}…" for digest in sorted(hashes))
+def _shortened(hashes: Iterable[str | None]) -> str:
+    return ", ".join(f"{digest[:12]}…" for digest in sorted(digest or "nothing" for digest in hashes))
 
 
 def _count(number: int, one: str, many: str) -> str:

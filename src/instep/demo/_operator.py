@@ -38,6 +38,14 @@ class Operator:
         self._keys = keys
         self._server = server
 
+    @property
+    def keys(self) -> Keys:
+        return self._keys
+
+    def order_command(self, kind: str, *options: str) -> str:
+        """The command that `order` amounts to."""
+        return " ".join(["instep", kind, self._keys.run, *options])
+
     def command(self, values: Mapping[str, str], reason: str | None) -> str:
         """The command that `change` amounts to."""
         words = ["instep", "set", self._keys.run, *(f"{name}={value}" for name, value in values.items())]
@@ -93,3 +101,21 @@ class Operator:
     async def _holds(self, key: str) -> tuple[int, str]:
         found = await self._client.get(key)
         return (found.mod_revision, found.text) if found else (0, "")
+
+    async def send(self, kind):
+        import secrets
+        from instep.coordination.records import Command
+        await self._client.put(self._keys.command(secrets.token_hex(4)), Command(kind=kind, author=AUTHOR).encode())
+
+    async def order(self, kind, reason=None):
+        from types import SimpleNamespace
+        from instep.coordination.records import Agreed, Plan
+        await self.send(kind)
+        for _ in range(500):
+            await asyncio.sleep(0.05)
+            a = Agreed.decode_or_none((await self._client.get(self._keys.agreed)).value)
+            p = await self._client.get(self._keys.plan(a.plan))
+            p = Plan.decode_or_none(p.value) if p else None
+            if p and p.kind == kind and (await self._client.range(self._keys.receipts_of(a.plan))).kvs:
+                return SimpleNamespace(sentence=f"{kind} at {p.gate}", holds=True, step=p.gate)
+        raise InstepError("x")

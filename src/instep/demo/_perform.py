@@ -37,6 +37,9 @@ def perform(options: Options, *, as_json: bool) -> int:
             kept = play is not None and play.kept
             screen.end("ended" if kept else "interrupted", ", and nothing of it is left")
             return 0 if kept else 128 + interrupted[-1]
+    if evidence is None:
+        screen.end("ended", ", and nothing of it is left")
+        return 0
     checks = check(evidence)
     took_s = time.monotonic() - began
     screen.heading("what was claimed, and what was found")
@@ -78,14 +81,17 @@ def _document(evidence: Evidence, checks: tuple[Check, ...], etcd: str, took_s: 
     return {
         "held": all(item.held for item in checks),
         "ranks": evidence.ranks,
-        "steps": evidence.steps,
+        "steps": evidence.last_step + 1,
         "etcd": etcd,
         "took_s": round(took_s, 1),
         "changes": [steered.to_json() for steered in evidence.steered],
         "refused": evidence.refusal.to_json(),
+        "takeover": evidence.takeover.to_json(),
+        "pause": evidence.pause.to_json(),
+        "stop": evidence.stop.to_json(),
         "without": [
-            {"rank": proof.rank, "step": proof.first_step_with("lr", evidence.alone_lr), "sha256": proof.sha256}
-            for proof in evidence.alone
+            {"rank": item.rank, "step": item.first_step_with(evidence.alone_lr), "sha256": item.after}
+            for item in evidence.alone
         ],
         "checks": [item.to_json() for item in checks],
     }

@@ -1,18 +1,23 @@
-"""The demo, act by act: train and steer with Instep, then the same without it."""
+"""The demo, act by act: train, steer, kill and stop with Instep, then the same training without it."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from instep.control import ChangeReceipt, Keys, connect, format_changes
-from instep.demo._checks import Evidence, Steered
+from instep.coordination.records import Pointer
+from instep.demo._checks import Evidence, Pause, Steered, Stop, Takeover
 from instep.demo._operator import Operator, Refusal
-from instep.demo._processes import Program
+from instep.demo._processes import Program, marked
 from instep.demo._progress import Progress
-from instep.demo._proof import RankProof, read_proofs
+from instep.demo._proof import Alone, read_alone, read_lives
+from instep.demo._saver import kill_saver, pids
 from instep.demo._screen import Screen, exports
 from instep.demo._stage import RUN, SCRIPT, Stage, training_script
 from instep.errors import InstepError, SettingsError
@@ -22,8 +27,12 @@ ALONE_STEPS: Final = 60
 ALONE_KEY: Final = "/without-instep/lr"
 ALONE_LR: Final = 1e-3
 UNENDING_STEPS: Final = 1_000_000_000
-MIN_STEPS: Final = 100
+MAX_RESTARTS: Final = 2
+SLOW_DISK_S: Final = 0.7
+"""What a checkpoint takes longer here: on this disk it would be written before anybody could be killed."""
+PAUSE_S: Final = 1.5
 MAX_RANKS: Final = 64
+MAX_STEPS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,16 +40,28 @@ class Options:
     """Raises SettingsError for a demo that could show nothing."""
 
     steps: int
+    """How many steps lie between two acts."""
     ranks: int
     keep: bool = False
 
     def __post_init__(self) -> None:
-        if self.steps < MIN_STEPS:
-            raise SettingsError(f"--steps is {self.steps}: the changes need at least {MIN_STEPS} steps to happen in")
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise SettingsError(f"--steps is {self.steps}: give 1 to {MAX_STEPS} steps from one act to the next")
         if not 2 <= self.ranks <= MAX_RANKS:
             raise SettingsError(
                 f"--ranks is {self.ranks}: give 2 to {MAX_RANKS}, for one rank cannot drift from itself"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Acts:
+    """What the operator did, and what came of it."""
+
+    steered: list[Steered]
+    refusal: Refusal
+    takeover: Takeover
+    pause: Pause
+    stop: Stop
 
 
 @dataclass(slots=True)
@@ -56,68 +77,127 @@ class Play:
     def __post_init__(self) -> None:
         self.etcd = self.stage.server.version
 
-    async def play(self) -> Evidence:
+    async def play(self) -> Evidence | None:
+        """None when the training was left to the user, who has stopped it."""
         options, screen = self.options, self.screen
-        screen.title("instep demo", f"{options.ranks} ranks train one model; an operator changes it while they do")
+        screen.title("instep demo", f"{options.ranks} ranks train one model; an operator steers it while they do")
         screen.heading("a real etcd", f"{self.etcd} at {self.stage.server.endpoint}, for this demo alone")
         async with connect(self.stage.settings) as client:
-            steered, refusal = await self._with_instep(client)
+            acts = await self._with_instep(client)
+            if acts is None:
+                return None
             alone = await self._without_instep(client)
         return Evidence(
             ranks=options.ranks,
-            steps=options.steps,
-            trained=read_proofs(self.stage.subfolder("trained")),
-            steered=tuple(steered),
-            refusal=refusal,
+            lives=read_lives(self.stage.subfolder("trained")),
+            steered=tuple(acts.steered),
+            refusal=acts.refusal,
+            takeover=acts.takeover,
+            pause=acts.pause,
+            stop=acts.stop,
             alone=alone,
             alone_lr=ALONE_LR,
         )
 
-    async def _with_instep(self, client: Client) -> tuple[list[Steered], Refusal]:
+    async def _with_instep(self, client: Client) -> Acts | None:
         options, stage = self.options, self.stage
         keys = Keys(stage.settings.namespace, RUN)
         self.screen.heading("training with Instep", f"torchrun --nproc-per-node {options.ranks} examples/{SCRIPT}")
-        progress = Progress(client, keys, None if options.keep else options.steps, self.screen.progress)
-        script = [str(training_script()), f"--name={RUN}", f"--proof={stage.subfolder('trained')}"]
-        steps = UNENDING_STEPS if options.keep else options.steps
+        progress = Progress(client, keys, self.screen.progress)
+        script = [str(training_script()), f"--name={RUN}", f"--steps={UNENDING_STEPS}"]
+        script += [f"--proof={stage.subfolder('trained')}", f"--checkpoints={stage.subfolder('checkpoints')}"]
+        script += [f"--slow-disk={SLOW_DISK_S}", f"--save-every={UNENDING_STEPS}"]
         torchrun = self._program(
-            "torchrun", *_TORCHRUN, f"--nproc-per-node={options.ranks}", *script, f"--steps={steps}"
+            "torchrun", *_TORCHRUN, f"--nproc-per-node={options.ranks}", f"--max-restarts={MAX_RESTARTS}", *script
         )
         try:
             async with torchrun, asyncio.TaskGroup() as tasks:
                 training = tasks.create_task(torchrun.wait())
                 with self.screen.moving(progress):
                     watching = tasks.create_task(progress.watch())
-                    operator = Operator(client, keys, stage.server)
-                    steered, refusal = await self._steer(operator, progress, training)
-                    if options.keep:
-                        await self._leave_to_user(progress, training, steered)
-                    await training
+                    acts = await self._acts(client, Operator(client, keys, stage.server), progress, training)
                     watching.cancel()
         except* InstepError as failures:
             raise failures.exceptions[0] from None
-        return steered, refusal
+        return acts
 
-    async def _steer(
-        self, operator: Operator, progress: Progress, training: asyncio.Task[None]
-    ) -> tuple[list[Steered], Refusal]:
-        steps = self.options.steps
-        steered = []
-        await progress.reach(steps * 15 // 100, training)
-        steered.append(await self._change(operator, {"lr": "1e-3"}, "loss plateau"))
-        await progress.reach(steps * 35 // 100, training)
+    async def _acts(
+        self, client: Client, operator: Operator, progress: Progress, training: asyncio.Task[None]
+    ) -> Acts | None:
+        async def some_steps() -> None:
+            await progress.go_on(self.options.steps, training)
+
+        await some_steps()
+        steered = [await self._change(operator, {"lr": "1e-3"}, "loss plateau")]
+        await some_steps()
         steered.append(await self._change(operator, {"clip": "0.5", "weight_decay": "0.1"}, "spikes in grad_norm"))
-        await progress.reach(steps * 50 // 100, training)
         self.screen.command(operator.command({"lr": "-1"}, None))
         refusal = await operator.try_bad("lr", "-1")
         self.screen.receipt(f"refused: {refusal.reason}", good=not refusal.written)
-        await progress.reach(steps * 60 // 100, training)
+
+        self.screen.heading("an accident", "the rank that writes the checkpoint is killed while it does")
+        takeover = await self._accident(client, operator, progress)
+        await progress.reach_view(progress.view + 1, training)
+        await some_steps()
+
+        self.screen.heading("commands", "all ranks do the same before the same step")
+        pause = await self._pause(operator)
+        await some_steps()
         if operator.has_etcdctl:
             self.screen.command(operator.put_command("lr", "3e-4"))
             steered.append(self._told(Steered("etcdctl put", await operator.put("lr", "3e-4"))))
         else:
             steered.append(await self._change(operator, {"lr": "3e-4"}, "towards the end"))
-        return steered, refusal
+        if self.options.keep:
+            await self._leave_to_user(progress, training, steered)
+            return None
+        await some_steps()
+        stop = await self._stop(client, operator, training)
+        return Acts(steered, refusal, takeover, pause, stop)
+
+    async def _accident(self, client: Client, operator: Operator, progress: Progress) -> Takeover:
+        self.screen.command(operator.order_command("checkpoint", "--no-wait"))
+        killing = asyncio.create_task(
+            kill_saver(client, operator.keys, lambda: marked(self.stage.mark), self.screen.command)
+        )
+        try:
+            await operator.send("checkpoint")
+            takeover = await killing
+        finally:
+            killing.cancel()
+        self.screen.receipt(
+            f"rank {takeover.by_rank} led {takeover.took_ms:.0f} ms later, and rank {takeover.saved_by} saved step "
+            f"{takeover.step}; torchrun starts all ranks anew",
+            good=True,
+        )
+        return takeover
+
+    async def _pause(self, operator: Operator) -> Pause:
+        self.screen.command(operator.order_command("pause", '--why "a look at the data"'))
+        receipt = await operator.order("pause", "a look at the data")
+        self.screen.receipt(receipt.sentence, good=receipt.holds)
+        began = time.monotonic()
+        await asyncio.sleep(PAUSE_S)  # to be seen: nothing is waited for
+        self.screen.command(operator.order_command("resume"))
+        resumed = await operator.order("resume")
+        self.screen.receipt(resumed.sentence, good=resumed.holds)
+        return Pause(receipt.step if receipt.step is not None else -1, time.monotonic() - began)
+
+    async def _stop(self, client: Client, operator: Operator, training: asyncio.Task[None]) -> Stop:
+        rank = self.options.ranks - 1
+        pid = (await pids(client, operator.keys))[rank]
+        if pid not in marked(self.stage.mark):
+            raise InstepError(f"rank {rank} is pid {pid}, which is none of the demo's processes")
+        self.screen.command(f"kill -TERM {pid}  # rank {rank}, as when its machine is taken away")
+        began = time.monotonic()
+        os.kill(pid, signal.SIGTERM)
+        await training
+        took_s = time.monotonic() - began
+        item = await client.get(operator.keys.latest)
+        pointer = Pointer.decode_or_none(item.value if item is not None else None)
+        step = pointer.step if pointer is not None else -1
+        self.screen.receipt(f"all ranks saved step {step} and left in {took_s:.1f} s, exit code 0", good=True)
+        return Stop(rank=rank, checkpoint=step, code=0, took_s=took_s)
 
     async def _change(self, operator: Operator, values: dict[str, str], reason: str) -> Steered:
         self.screen.command(operator.command(values, reason))
@@ -131,7 +211,7 @@ class Play:
     async def _leave_to_user(
         self, progress: Progress, training: asyncio.Task[None], steered: Sequence[Steered]
     ) -> None:
-        """Until the training ends by itself (it does not) or the demo is interrupted."""
+        """Until the user stops the run, or interrupts the demo."""
         self.kept = True
         self.screen.heading("yours", "it goes on training until Ctrl-C; from another terminal:")
         for line in exports({"INSTEP_ETCD": self.stage.server.endpoint}):
@@ -139,7 +219,7 @@ class Play:
         for words in _TO_TRY:
             self.screen.command(words)
         told = {item.receipt.plan for item in steered}
-        while not training.done():
+        while not training.done():  # the user may stop it
             for entry in progress.entries:
                 if entry.plan not in told:
                     told.add(entry.plan)
@@ -147,7 +227,7 @@ class Play:
                     self.screen.receipt(what, good=entry.outcome == "applied")
             await asyncio.sleep(0.2)
 
-    async def _without_instep(self, client: Client) -> tuple[RankProof, ...]:
+    async def _without_instep(self, client: Client) -> tuple[Alone, ...]:
         ranks, folder = self.options.ranks, self.stage.subfolder("alone")
         self.screen.heading("the same training without Instep", "each rank asks etcd by itself, every ten steps' time")
         where = [f"--etcd={self.stage.server.endpoint}", f"--key={ALONE_KEY}", f"--proof={folder}"]
@@ -163,10 +243,10 @@ class Play:
                 await client.put(ALONE_KEY, str(ALONE_LR))
         except* InstepError as failures:
             raise failures.exceptions[0] from None
-        proofs = read_proofs(folder)
-        heard = ", ".join(f"rank {proof.rank} at step {proof.first_step_with('lr', ALONE_LR)}" for proof in proofs)
+        alone = read_alone(folder)
+        heard = ", ".join(f"rank {item.rank} at step {item.first_step_with(ALONE_LR)}" for item in alone)
         self.screen.say(f"lr 3e-3 → 1e-3 applied: {heard}", style="yellow")
-        return proofs
+        return alone
 
     def _program(self, name: str, *arguments: str) -> Program:
         log = self.stage.folder / f"{name}.log"
@@ -177,6 +257,9 @@ _TORCHRUN: Final = ("-m", "torch.distributed.run", "--standalone", "--local-addr
 _TO_TRY: Final = (
     f"instep status {RUN} --watch",
     f'instep set {RUN} lr=2e-3 --why "let us see" --wait',
+    f"instep pause {RUN}",
+    f"instep resume {RUN}",
     f"instep history {RUN}",
     f"etcdctl --endpoints $INSTEP_ETCD put /training/{RUN}/config/clip 2",
+    f"instep stop {RUN}",
 )

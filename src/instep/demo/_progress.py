@@ -17,12 +17,10 @@ _POLL_S = 0.1
 class Progress:
     """The newest status, and the step that the ranks must have reached by now.
 
-    Ranks report about once a second; between two reports the step is reckoned from the time of a step. `steps` is
-    None for a training without end.
+    Ranks report about once a second; between two reports the step is reckoned from the time of a step.
     """
 
-    def __init__(self, client: Client, keys: Keys, steps: int | None, show: Callable[[Progress], None]) -> None:
-        self.steps = steps
+    def __init__(self, client: Client, keys: Keys, show: Callable[[Progress], None]) -> None:
         self.status: Status | None = None
         self.losses: list[float] = []
         self.entries: list[Entry] = []
@@ -36,8 +34,16 @@ class Progress:
         """About where the slowest rank is; -1 before the first step."""
         step, at = self._reported
         each_s = self.step_time_s
-        ahead = int((time.monotonic() - at) / each_s) if step >= 0 and each_s else 0
-        return step + ahead if self.steps is None else min(step + ahead, self.steps)
+        return step + int((time.monotonic() - at) / each_s) if step >= 0 and each_s and self.trains else step
+
+    @property
+    def view(self) -> int:
+        """Number of the view; 0 before the first."""
+        return self.status.view.number if self.status and self.status.view else 0
+
+    @property
+    def trains(self) -> bool:
+        return self.status is not None and self.status.state == "training"
 
     @property
     def step_time_s(self) -> float | None:
@@ -54,10 +60,19 @@ class Progress:
             except RunNotFound:
                 await asyncio.sleep(_POLL_S)  # its first rank is on the way
 
-    async def reach(self, step: int, training: asyncio.Task[None]) -> None:
-        """Wait until the ranks are about there, or the training has ended."""
-        while self.step < step and not training.done():  # noqa: ASYNC110  # reckoned from the clock: there is no event
+    async def go_on(self, steps: int, training: asyncio.Task[None]) -> None:
+        """Wait until the ranks have reported so many steps more, or the training has ended."""
+        while self._reported[0] < 0 and not training.done():  # noqa: ASYNC110  # told by a status, once a second
             await asyncio.sleep(_POLL_S)
+        until = self._reported[0] + steps
+        while self._reported[0] < until and not training.done():  # noqa: ASYNC110  # the same
+            await asyncio.sleep(_POLL_S)
+
+    async def reach_view(self, number: int, training: asyncio.Task[None]) -> None:
+        """Wait until that view trains, or the training has ended."""
+        while not (self.view >= number and self.trains) and not training.done():  # noqa: ASYNC110  # told by a status
+            await asyncio.sleep(_POLL_S)
+        self._reported = (-1, 0.0)
 
     def _take(self, status: Status) -> None:
         self.status = status
@@ -65,8 +80,6 @@ class Progress:
             self._reported = (status.steps.lowest, time.monotonic())
             if "loss" in status.steps.metrics:
                 self.losses.append(status.steps.metrics["loss"])
-        if status.state == "ended" and self.steps is not None:
-            self._reported = (self.steps, time.monotonic())
         known = {entry.plan for entry in self.entries}
         self.entries += [entry for entry in reversed(status.recent) if entry.plan not in known]
         self._show(self)

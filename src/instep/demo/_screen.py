@@ -61,7 +61,7 @@ class Screen:
         """Something has been reported: a line of it now and then, where nothing can move."""
         if self._console.is_terminal:
             return
-        if time.monotonic() - self._line_at >= _LINE_EVERY_S and -1 < now.step != now.steps:
+        if time.monotonic() - self._line_at >= _LINE_EVERY_S and now.step > -1:
             self._line_at = time.monotonic()
             self.say(f"{_at(now)}  {_figures(now)}", style="dim")
 
@@ -86,11 +86,7 @@ class Screen:
 
 def _moving(now: Progress) -> RenderableType:
     bar = Table.grid(padding=(0, 2, 0, 0))
-    bar.add_row(
-        "  ",
-        ProgressBar(now.steps, max(0, now.step), width=40, pulse=now.steps is None, complete_style="cyan"),
-        _at(now),
-    )
+    bar.add_row("  ", ProgressBar(None, width=40, pulse=True, complete_style="cyan"), _at(now))
     line = Table.grid(padding=(0, 2, 0, 0))
     line.add_row("  ", Text(_curve(now.losses).ljust(_CURVE), style="cyan"), _figures(now))
     return Group("", bar, line)
@@ -99,8 +95,7 @@ def _moving(now: Progress) -> RenderableType:
 def _at(now: Progress) -> str:
     each_s = now.step_time_s
     pace = f", {each_s * 1000:.0f} ms a step" if each_s else ""
-    end = f" of {now.steps}" if now.steps else ""
-    return f"step {now.step}{end}{pace}" if now.step >= 0 else "the ranks import torch and join"
+    return f"step {now.step}{pace}" if now.step >= 0 else "the ranks import torch and join"
 
 
 def _figures(now: Progress) -> str:

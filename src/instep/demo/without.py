@@ -62,7 +62,7 @@ def train(rank: int, example: Any, options: argparse.Namespace) -> None:
     torch.manual_seed(0)
     model = example.parallel(example.CharTransformer(example.Hyper().dropout))
     opt = torch.optim.AdamW(model.parameters(), lr=LR)
-    source, used, ear, before = example.batches(rank), example.Used(), None, ""
+    used, ear, before = Used(), None, ""
     began = 0.0
     for step in range(options.steps):
         if step == WARM:
@@ -77,20 +77,26 @@ def train(rank: int, example: Any, options: argparse.Namespace) -> None:
         if heard is not None:
             for group in opt.param_groups:
                 group["lr"] = heard
-        loss = example.loss_of(model, next(source))
+        loss = example.loss_of(model, example.batch_of(step, rank))
         opt.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         opt.step()
-        used.note(step, opt.param_groups[0])
-    used.write(
-        options.proof / f"rank-{rank}.json",
-        rank,
-        model,
-        before=before,
-        period_s=ear.period_s if ear else None,
-        difference=_difference(model),
-    )
+        used.note(step, opt.param_groups[0]["lr"])
+    facts = {"rank": rank, "used": used.changes, "before": before, "after": example.digest(model)}
+    proof = options.proof / f"rank-{rank}.json"
+    proof.write_text(json.dumps({**facts, "difference": _difference(model)}))
+
+
+class Used:
+    """The lr that updates used: a pair for each step at which it differs from the step before."""
+
+    def __init__(self) -> None:
+        self.changes: list[tuple[int, float]] = []
+
+    def note(self, step: int, lr: float) -> None:
+        if not self.changes or self.changes[-1][1] != lr:
+            self.changes.append((step, lr))
 
 
 def _same_everywhere(value: float) -> float:

@@ -32,7 +32,7 @@ class Housekeeping:
         self._keep = keep
         self._keep_every = keep_every
         self._known: set[tuple[int, int]] = set()
-        self._open: set[str] = set()
+        self._open: dict[str, Slot] = {}
 
     def __repr__(self) -> str:
         return f"Housekeeping({self._folder}, keep {self._keep}, every {self._keep_every})"
@@ -44,11 +44,11 @@ class Housekeeping:
     def note_open(self, slot: Slot) -> None:
         """A save of this process has begun: its directory is left alone until it is committed or gone."""
         self.note(slot.step, slot.token)
-        self._open.add(slot.path.name)
+        self._open[slot.path.name] = slot
 
     def tidy(self, slot: Slot) -> None:
         """After `slot` was committed. What cannot be done now is logged, and tried again after the next one."""
-        self._open.discard(slot.path.name)
+        self._settle()
         try:
             committed = self._registry.list()
             outdated: tuple[str, ...] = ()
@@ -69,6 +69,15 @@ class Housekeeping:
             log.info("removing %s: it was never committed", self._folder / name)
             self._delete(name)
 
+    def _settle(self) -> None:
+        """Commits that etcd had not answered in time are answered by now, for they come before the one that was."""
+        for name, slot in list(self._open.items()):
+            if slot.state == "sent":
+                with contextlib.suppress(InstepError):
+                    slot.commit()
+            if slot.state not in ("open", "sent"):
+                del self._open[name]
+
     def _attempts(self) -> Iterator[Attempt]:
         with contextlib.suppress(OSError):
             for path in sorted(self._folder.iterdir()):
@@ -77,8 +86,12 @@ class Housekeeping:
                     yield attempt
 
     def _is_ours(self, name: str) -> bool:
-        label = label_of(self._folder / name) if attempt_named(name, whole=False) else None
-        return label is not None and label.get("run") == self._run
+        """Or nobody's: a saver that died at once has left an empty directory."""
+        path = self._folder / name
+        if attempt_named(name, whole=False) is None or path.is_symlink() or not path.is_dir():
+            return False
+        label = label_of(path)
+        return label.get("run") == self._run if label is not None else not any(path.iterdir())
 
     def _delete(self, name: str) -> None:
         path = self._folder / name

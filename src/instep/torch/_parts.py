@@ -10,7 +10,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Final, Protocol, cast, runtime_checkable
 
 import torch
 from torch import nn
@@ -79,16 +79,19 @@ def label_of(folder: Path) -> dict[str, Any] | None:
 
 
 def write_part(folder: Path, name: str, state: Any) -> None:
-    """One file, flushed to the system but not yet to the disk. Raises OSError when the disk takes no more.
-
-    Through a file of Python's: torch's own says only that a position was not expected when the disk is full.
-    """
+    """One file, flushed to the system but not yet to the disk. Raises OSError when the disk takes no more."""
     path = _file_of(folder, name)
     with path.open("xb") as file:
-        torch.save(state, file)
-    unsafe = get_unsafe_globals_in_checkpoint(os.fspath(path))
+        sink = _Sink(file)
+        try:
+            torch.save(state, cast(BinaryIO, sink))
+        except RuntimeError:
+            if sink.failure is not None:
+                raise sink.failure from None
+            raise
+    unsafe = _unsafe_in(path)
     if unsafe:
-        log.error("the state of %s holds %s: %s", name, ", ".join(sorted(unsafe)), _HOW_TO_TRUST)
+        log.error("the state of %s holds %s: %s", name, unsafe, _HOW_TO_TRUST)
 
 
 def read_part(folder: Path, name: str, *, weights_only: bool) -> Any:
@@ -103,12 +106,9 @@ def read_part(folder: Path, name: str, *, weights_only: bool) -> Any:
             "until the run has gone on from this checkpoint"
         ) from None
     except pickle.UnpicklingError as error:
-        if not weights_only:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
-        with contextlib.suppress(Exception):
-            unsafe = ", ".join(sorted(get_unsafe_globals_in_checkpoint(os.fspath(path))))
-            raise CheckpointError(f"{path} holds {unsafe}: {_HOW_TO_TRUST}") from error
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        unsafe = _unsafe_in(path) if weights_only else ""
+        problem = f"holds {unsafe}: {_HOW_TO_TRUST}" if unsafe else f"cannot be read: {error}"
+        raise CheckpointError(f"{path} {problem}") from error
     except (OSError, EOFError, RuntimeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
@@ -119,6 +119,31 @@ def give_back(name: str, part: Part, state: Any) -> None:
         part.load_state_dict(state)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"the checkpoint's {name} does not fit this script's: {error}") from error
+
+
+class _Sink:
+    """A file that remembers what the disk has refused: of that torch says only that it did not expect a position."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.failure: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _unsafe_in(path: Path) -> str:
+    """Names of classes and functions in the file that torch does not load by itself. Reads no tensors."""
+    with contextlib.suppress(Exception):  # a file that nobody can read has no names for us
+        return ", ".join(sorted(get_unsafe_globals_in_checkpoint(os.fspath(path))))
+    return ""
 
 
 def _file_of(folder: Path, name: str) -> Path:

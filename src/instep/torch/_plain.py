@@ -23,8 +23,8 @@ from ._turn import Turn, Verdict
 log = logging.getLogger("instep")
 
 LOOK_S: Final = 1.0
-ASK_S: Final = 10.0
-"""How often a rank that waits for the saver asks whether etcd still answers."""
+ASK_S: Final = 5.0
+"""When a rank that waits for the saver first asks whether etcd still answers; then less and less often."""
 MAX_ASK_S: Final = 60.0
 MAX_TURNS: Final = 3
 
@@ -167,12 +167,14 @@ class PlainSaver:
         return {name: part.state_dict() for name, part in self._parts.items()}
 
     def _open(self, step: int) -> Slot:
+        """Raises Fenced and CheckpointError."""
         slot = self._registry.open(step, self._folder, self.layout)
         self._housekeeping.note_open(slot)
+        with given_up_on_error(slot), told_as_trouble(slot):
+            label(slot.path, run=self._run.name, layout=self.layout, names=tuple(self._parts))
         return slot
 
     def _write(self, slot: Slot, state: Mapping[str, Any]) -> None:
         with told_as_trouble(slot):
-            label(slot.path, run=self._run.name, layout=self.layout, names=tuple(self._parts))
             for name, value in state.items():
                 write_part(slot.path, name, value)

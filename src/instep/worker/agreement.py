@@ -60,6 +60,8 @@ class Agreement(Generic[Config]):
         """The newest plan that this worker has applied or started with."""
         self.began: Message | None = None
         """What every agent must hear of the first step of a view."""
+        self.origin: Message | None = None
+        """The checkpoint that the ranks go on from, if they have agreed on one."""
         self._codec = codec
         self._replay = replay
         self._next_value = NEVER
@@ -114,7 +116,7 @@ class Agreement(Generic[Config]):
         if self._start is None:
             return []
         start, self._start = self._start, None
-        self.began = {"t": "began", "view": self._view, "step": step}
+        self.began = {"t": "began", "view": self._view, "step": step, "origin": self.origin}
         said = [self.began]
         if start.gate is not None and start.previous is not None:
             if step < start.gate:
@@ -173,6 +175,14 @@ class Agreement(Generic[Config]):
     def next_gate(self) -> int:
         """The first step before which there may be something to do."""
         return min(self.gate.next_gate, self.course.next_stop, self._next_value)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it is agreed, as far as is known here, that the run stops."""
+        order, coming = self._order, Course()
+        if order is not None and order.number == self.gate.committed:
+            coming = order.course or coming
+        return self.course.ends_at is not None or coming.ends_at is not None
 
     def due(self, step: int) -> Wait | Apply | Stand | None:
         """What must be done before `step` may run; ask again until there is nothing.

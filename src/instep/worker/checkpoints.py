@@ -238,6 +238,8 @@ class Checkpoints:
         problem = None if voted else _problem(manifest, verify)
         if problem is not None:
             raise CheckpointError(f"the others went on from checkpoint {manifest.id}, and this rank cannot: {problem}")
+        place = {"id": manifest.id, "step": manifest.step, "view": manifest.view, "plan": manifest.plan}
+        self._agreement.origin = place
         return manifest
 
     def _timed_out(self, waited_s: float) -> InstepError:

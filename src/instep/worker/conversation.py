@@ -51,9 +51,14 @@ class Conversation:
         self.token = 0
         self.candidate = ""
         self.ledger = Ledger()
+        self._offered: tuple[tuple[str, ...], bool] | None = None
         self.failure: InstepError | None = None
         self.mail = 0
         self.next_look = 0.0
+        self.at_each_look: Callable[[], None] = lambda: None
+        """Called whenever the agent is looked at, also in every wait."""
+        self.at_gate: Callable[[int], None] = lambda step: None
+        """Called while a decision is waited for; may set `failure`."""
 
     def __repr__(self) -> str:
         return f"Conversation(rank {self._rank}, view {self.view}, {self._link!r})"
@@ -75,6 +80,7 @@ class Conversation:
     def introduce(self) -> None:
         """After each (re)connection: who this is, and what it has applied that its old agent may not have told."""
         self._link.introduce(self._hello())
+        self._offered = None
         self.leads, self.token = False, 0  # until this agent says so
         for fact in (self._agreement.began, self._agreement.applied):
             if fact is not None:
@@ -106,6 +112,7 @@ class Conversation:
 
     def exchange(self, step: int) -> None:
         """Hears what the agent has said and sends what waits; a lost agent is replaced without waiting for it."""
+        self.at_each_look()
         try:
             if not self._link.connected:
                 if not self._link.try_connect():
@@ -114,6 +121,7 @@ class Conversation:
                 log.warning("rank %d has a new agent on its node", self._rank)
                 self.introduce()
             self.hear(self._link.receive(), step)
+            self._offer()
             self.reports.send_to(self._link, step)
             self._link.flush()
             self.replace_stopped_agent()
@@ -122,12 +130,21 @@ class Conversation:
             self.leads, self.token = False, 0  # it led by the agent's lease
             self.next_look = 0.0
 
+    def _offer(self) -> None:
+        """What operators can ask of this worker, when that has changed."""
+        offer = self._agreement.orders.offer
+        if offer != self._offered:
+            self._link.send({"t": "offers", "actions": offer[0], "restores": offer[1]})
+            self._offered = offer
+
     def await_decision(self, number: int, step: int, patience_s: float) -> None:
         """Waits at a gate until plan `number` is decided: for etcd, never for another rank. Raises GateTimeout."""
         started = time.monotonic()
         say_at = started + 0.5
         asked = False
         while number == self._agreement.gate.undecided and self.failure is None:
+            self.at_each_look()
+            self.at_gate(step)
             waited_s = time.monotonic() - started
             if waited_s >= patience_s:
                 raise _gate_timeout(self._rank, number, step, waited_s)
@@ -155,6 +172,7 @@ class Conversation:
 
     def listen(self, step: int, timeout_s: float) -> None:
         """Waits for a word of the agent, at most `timeout_s` unless another agent must be found, and hears it."""
+        self.at_each_look()
         try:
             if not self._link.connected:
                 self._link.wait_connected(timeout_s)
@@ -162,6 +180,7 @@ class Conversation:
             self._link.wait_readable(timeout_s)
             self.mail = self._link.words.mail
             self.hear(self._link.receive(), step)
+            self._offer()
             self.reports.send_to(self._link, step)
             self.replace_stopped_agent()
         except LinkLost:

@@ -70,6 +70,12 @@ class Gate:
         promise = self._promise
         return promise.number if promise is not None and promise.commit is None else None
 
+    @property
+    def committed(self) -> int | None:
+        """The plan that was promised, is agreed on, and lies ahead."""
+        promise = self._promise
+        return promise.number if promise is not None and promise.commit else None
+
     def start(self, plan: int) -> None:
         """A view begins: every plan up to this one is past, except for what `inherit` adds."""
         self._settled = plan

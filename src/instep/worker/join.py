@@ -96,6 +96,7 @@ def join(
         world_size=world_size,
         incarnation=_incarnation(),
         etcd_patience_s=etcd_patience_s,
+        grace_s=settings.grace_s,
         replay=schedule,
     )
     try:
@@ -103,6 +104,7 @@ def join(
     except BaseException:
         run.close(clean=False)
         raise
+    run._preemption.open()
     return run
 
 

@@ -13,6 +13,9 @@ from instep.worker.saved import Manifest
 Action: TypeAlias = Callable[[], object]
 Restorer: TypeAlias = Callable[[Manifest], object]
 
+MAX_OFFERED = 64
+"""Names of actions that operators are shown; more can be declared, and be asked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -50,6 +53,11 @@ class Orders:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self._actions)
+
+    @property
+    def offer(self) -> tuple[tuple[str, ...], bool]:
+        """What operators are shown of it: the first names in their order, and whether a checkpoint can be loaded."""
+        return tuple(sorted(self._actions)[:MAX_OFFERED]), bool(self._restorers)
 
     def declare(self, name: str, function: Action) -> None:
         self._actions[name] = function

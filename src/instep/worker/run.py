@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import Any, Final, Generic, Self
 
 from instep.errors import InstepError, StepError
-from instep.names import check_hyperparameter_name
+from instep.names import check_action_name
+from instep.settings import DEFAULT_GRACE_S
 from instep.worker.agreement import Agreement, Config, Stand
 from instep.worker.checkpoints import Checkpoints
 from instep.worker.conversation import GOODBYE_S, Conversation
@@ -25,6 +26,7 @@ from instep.worker.gate import NEVER, Apply
 from instep.worker.hyper import Codec
 from instep.worker.link import AgentLink
 from instep.worker.orders import Action, Restorer
+from instep.worker.preemption import Preemption
 from instep.worker.replay import Replay
 from instep.worker.slot import Layout, Slot
 
@@ -58,6 +60,7 @@ class Run(Generic[Config]):
         world_size: int,
         incarnation: str,
         etcd_patience_s: float = ETCD_PATIENCE_S,
+        grace_s: float = DEFAULT_GRACE_S,
         replay: Replay | None = None,
     ) -> None:
         self.name = name
@@ -69,6 +72,9 @@ class Run(Generic[Config]):
         )
         self.checkpoints = Checkpoints(
             self._conversation, self._agreement, rank=rank, world_size=world_size, next_step=self._next_step
+        )
+        self._preemption = Preemption(
+            self._conversation, self._agreement, rank=rank, grace_s=grace_s, wake=self._look_soon
         )
         self._patience_s = etcd_patience_s
         self._ended = ""
@@ -168,7 +174,7 @@ class Run(Generic[Config]):
 
         Declare the same actions on all ranks: one that does not know it refuses it for all.
         """
-        check_hyperparameter_name(name)
+        check_action_name(name)
 
         def declare(function: Action) -> Action:
             self._agreement.orders.declare(name, function)
@@ -213,7 +219,7 @@ class Run(Generic[Config]):
                 self.checkpoints.finish()
         finally:
             if not self._ended:
-                self.checkpoints.settle(GOODBYE_S)
+                self.checkpoints.settle(min(GOODBYE_S, self._preemption.left_s))
                 self._conversation.leave(self._step, clean=clean)
             self._end("closed")
 
@@ -235,10 +241,13 @@ class Run(Generic[Config]):
         try:
             conversation.tell(self._agreement.begin(step))
             conversation.exchange(step)
+            self._preemption.check(step)
             self.checkpoints.look()
             step = self._pass_gates(step)
         finally:
             self._mail, self._next_look = conversation.mail, conversation.next_look
+            if self._preemption.pending:  # it came while this was under way
+                self._next_look = 0.0
             self._next_gate = self._agreement.next_gate
         if conversation.failure is not None:
             self._next_look = 0.0
@@ -248,6 +257,10 @@ class Run(Generic[Config]):
             self._stopped = course.reason or "the run was stopped"
             log.warning("rank %d ends before step %d: %s", self.rank, step, self._stopped)
         return step
+
+    def _look_soon(self) -> None:
+        """In the signal handler."""
+        self._next_look = 0.0
 
     def _next_step(self) -> int:
         """The first step that has not begun."""
@@ -277,6 +290,7 @@ class Run(Generic[Config]):
             else:
                 self._await_decision(due.number, step)
             self._conversation.tell(self._agreement.hear_postponed(step))
+            self._preemption.check(step)
         self._standing = False
         return step
 
@@ -308,6 +322,8 @@ class Run(Generic[Config]):
 
     def _end(self, how: str) -> None:
         """Lets go of the agent; the next boundary says why there can be none."""
+        if how == "closed":
+            self._preemption.close()
         self._ended = how
         self._next_look = 0.0
         self._integers, self._floats = _NOWHERE

@@ -54,6 +54,7 @@ class Pointer(_Heard):
     step: int
     token: int
     revision: int = 0
+    duration_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

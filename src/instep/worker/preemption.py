@@ -1,0 +1,113 @@
+"""A worker that is told to end asks the whole run to save and stop, and gives up in time where that is not agreed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from instep.errors import Preempted
+from instep.wire import Message
+from instep.worker import sigterm
+from instep.worker.agreement import Agreement
+from instep.worker.conversation import Conversation
+from instep.worker.notice import Notice
+
+log = logging.getLogger("instep")
+
+REASON: Final = "SIGTERM"
+
+
+class Preemption:
+    """Promise: after the first SIGTERM between `open` and `close` the node's agent is asked at the next boundary, or
+    within half a second of any wait, to stop the run with a save; so is each agent that comes after it. Where no stop
+    is agreed on by the time that a save needs, the worker fails with Preempted at its boundary.
+
+    `wake` makes the next boundary look; the signal handler calls it.
+    """
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        agreement: Agreement[Any],
+        *,
+        rank: int,
+        grace_s: float,
+        wake: Callable[[], None],
+    ) -> None:
+        self._conversation = conversation
+        self._agreement = agreement
+        self._rank = rank
+        self._wake = wake
+        self._notice = Notice(grace_s)
+        self._told = False
+        self._warned = False
+        conversation.at_each_look, conversation.at_gate = self.speak, self.check
+
+    def __repr__(self) -> str:
+        return f"Preemption(rank {self._rank}, {self._notice!r})"
+
+    @property
+    def pending(self) -> bool:
+        """Whether a SIGTERM has come that nobody has been told of."""
+        return self._notice.at is not None and not self._told
+
+    @property
+    def left_s(self) -> float:
+        """Until the kill that is to be expected, in seconds."""
+        return self._notice.left_s
+
+    def open(self) -> None:
+        sigterm.listen(self._hear)
+
+    def close(self) -> None:
+        sigterm.ignore(self._hear)
+
+    def _hear(self) -> None:
+        """Called by the signal handler, between any two instructions."""
+        self._notice.take()
+        self._wake()
+
+    def speak(self) -> None:
+        """Has the agent know of a SIGTERM. Raises nothing: what is lost is said to the next agent."""
+        self._look_at_saves()
+        if not self.pending:
+            return
+        self._told = True
+        message: Message = {"t": "notice", "reason": REASON}
+        self._conversation.tell([self._conversation.ledger.keep_saying("notice", message)])
+        log.warning(
+            "rank %d got SIGTERM: all ranks are asked to save at one step and to stop; a second one ends it at once",
+            self._rank,
+        )
+        self._warn()
+
+    def check(self, step: int) -> None:
+        """Before `step` is run: fails the worker where it is too late for a save."""
+        notice, conversation = self._notice, self._conversation
+        if notice.agree_by is None or self._agreement.is_ending or conversation.failure is not None:
+            return
+        if time.monotonic() < notice.agree_by:
+            conversation.next_look = min(conversation.next_look, notice.agree_by)
+            return
+        conversation.failure = Preempted(
+            f"rank {self._rank} got SIGTERM {notice.waited_s:.1f} s ago and the run has not agreed to stop: a save of "
+            f"{notice.save_s:.1f} s may not be finished before the kill, so it ends before step {step} without one; "
+            "the newest committed checkpoint stands",
+            step=step,
+            waited_s=notice.waited_s,
+        )
+        log.warning("%s", conversation.failure)
+
+    def _look_at_saves(self) -> None:
+        saved = self._conversation.ledger.saved
+        if saved is not None and self._notice.saw_save(saved.id, saved.duration_s) and self._conversation.leads:
+            self._warn()
+
+    def _warn(self) -> None:
+        """Once: by who leads as soon as it is known, by who is told to end at the latest then."""
+        shortage = self._notice.shortage
+        if shortage is not None and not self._warned:
+            self._warned = True
+            log.warning("%s", shortage)

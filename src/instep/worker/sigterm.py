@@ -1,0 +1,96 @@
+"""The process's handler of SIGTERM while runs are open: the first signal is noted, the second is none of ours.
+
+The handler does no more than call those who listen: it may run between any two instructions of the main thread. A
+handler that stood before is left out at the first signal on purpose: such handlers leave, or save and leave, and a rank
+that does so alone does it at another step than the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import weakref
+from collections.abc import Callable
+from types import FrameType
+from typing import TypeAlias
+
+log = logging.getLogger("instep")
+
+Listener: TypeAlias = Callable[[], None]
+Former: TypeAlias = Callable[[int, FrameType | None], object] | int | signal.Handlers
+
+_listeners: tuple[weakref.WeakMethod[Listener], ...] = ()
+_former: Former = signal.SIG_DFL
+_heard = False
+_pid = 0
+
+
+def listen(listener: Listener) -> None:
+    """Has the bound method called at the first SIGTERM, in the main thread; it is held weakly. A second signal goes to
+    whoever was to have it before, or ends the process.
+
+    Limit: nothing happens outside the main thread, where SIGTERM is ignored, and where C code handles it (it could not
+    be given back).
+    """
+    global _listeners, _former, _heard, _pid
+    if threading.current_thread() is not threading.main_thread():
+        log.info("the run was not joined in the main thread: SIGTERM does what it did before")
+        return
+    if not _stands():
+        former = signal.getsignal(signal.SIGTERM)
+        if former is None:
+            log.warning("SIGTERM is handled by C code already, and is left to it: give notice with 'instep stop'")
+            return
+        if former == signal.SIG_IGN:
+            log.info("SIGTERM is ignored, and stays so: give notice with 'instep stop'")
+            return
+        _former, _heard, _pid, _listeners = former, False, os.getpid(), ()
+        signal.signal(signal.SIGTERM, _handle)
+    _listeners = (*_living(), weakref.WeakMethod(listener))
+
+
+def ignore(listener: Listener) -> None:
+    """Undoes `listen`. With the last one the former handler is put back, if ours still stands."""
+    global _listeners
+    _listeners = tuple(reference for reference in _living() if reference() != listener)
+    if not _listeners and _stands():
+        _put_back()
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    global _heard
+    listeners = [listener for reference in _listeners if (listener := reference()) is not None]
+    if _heard or not listeners or os.getpid() != _pid:
+        _put_back()
+        signal.raise_signal(number)
+        return
+    _heard = True
+    for listener in listeners:
+        listener()
+
+
+def _living() -> tuple[weakref.WeakMethod[Listener], ...]:
+    return tuple(reference for reference in _listeners if reference() is not None)
+
+
+def _stands() -> bool:
+    return signal.getsignal(signal.SIGTERM) == _handle
+
+
+def _put_back() -> None:
+    with contextlib.suppress(ValueError):  # in another thread: then the handler itself does it when it is called
+        signal.signal(signal.SIGTERM, _former)
+
+
+def _in_child() -> None:
+    """A forked child is asked to end by whoever made it, as ever."""
+    global _listeners
+    _listeners = ()
+    if _stands():
+        _put_back()
+
+
+os.register_at_fork(after_in_child=_in_child)

@@ -1,0 +1,72 @@
+"""How long a process that was told to end may wait for the others."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from instep.worker.notice import Notice
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_before_a_signal_there_is_no_deadline(clock: Clock) -> None:
+    notice = Notice(30, clock)
+    assert notice.agree_by is None
+    assert notice.left_s == math.inf
+
+
+def test_the_time_for_a_save_and_a_half_is_kept_free(clock: Clock) -> None:
+    notice = Notice(30, clock)
+    notice.saw_save("1-1", 4.0)
+    notice.take()
+    assert notice.agree_by == 100 + 30 - 6 - 1
+    assert notice.shortage is None
+
+
+def test_only_the_first_signal_starts_the_clock(clock: Clock) -> None:
+    notice = Notice(30, clock)
+    notice.take()
+    clock.now += 10
+    notice.take()
+    assert notice.waited_s == 10
+    assert notice.left_s == 20
+
+
+def test_the_longest_of_the_last_saves_counts(clock: Clock) -> None:
+    notice = Notice(100, clock)
+    for number, duration_s in enumerate((50.0, 3.0, 9.0, 3.0, 3.0, 3.0)):
+        assert notice.saw_save(f"{number}-1", duration_s)
+    assert notice.save_s == 9.0
+    assert not notice.saw_save("5-1", 70.0), "seen already"
+
+
+def test_a_save_longer_than_the_grace_is_told_with_the_cure(clock: Clock) -> None:
+    notice = Notice(30, clock)
+    notice.saw_save("1-1", 40.0)
+    assert notice.shortage is not None
+    assert "a save takes 40.0 s and there are 30 s" in notice.shortage
+    assert "INSTEP_GRACE_S to 82 or more" in notice.shortage
+    enough = Notice(82, clock)
+    enough.saw_save("1-1", 40.0)
+    assert enough.shortage is None
+
+
+def test_however_long_a_save_takes_the_run_is_given_a_quarter_of_the_grace_to_agree(clock: Clock) -> None:
+    """The rank that saves may be on another node, where nobody is in a hurry."""
+    notice = Notice(30, clock)
+    notice.saw_save("1-1", 400.0)
+    notice.take()
+    assert notice.agree_by == 107.5
