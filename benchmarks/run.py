@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
 
-from benchmarks import boundary, change, client, idle, machine, page, recovery, weight
+from benchmarks import boundary, change, client, idle, machine, page, recovery, takeover, weight
 from benchmarks.figures import Figure
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
@@ -25,6 +25,7 @@ MEASURES: Mapping[str, Measure] = {
     "client": client.measure,
     "idle": idle.measure,
     "recovery": recovery.measure,
+    "takeover": takeover.measure,
 }
 
 

@@ -1,4 +1,4 @@
-"""How soon another worker leads when the one that leads is killed, or its whole node is frozen."""
+"""How soon another rank leads when the one that leads is killed, or its whole node is frozen."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import signal
 import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import Self
 
 import instep
-from benchmarks.figures import Figure, median, quantile
+from benchmarks.figures import Figure, median
 from benchmarks.processes import find_agent
 from instep.testing import EtcdServer
 
@@ -26,11 +28,94 @@ STEP_S = 0.001
 TTL_S = 2
 LIMIT_S = 30.0
 MS = 1e3
+KILLED_TARGET_MS = 100.0
+LONGEST_TARGET_MS = 1000.0
 FROZEN_TARGET_S = TTL_S + 1.5
 
 
+async def measure(*, quick: bool) -> list[Figure]:
+    kills, freezes = (3, 1) if quick else (20, 3)
+    with EtcdServer() as server:
+        same = await _sample_kills(server, kills, nodes=1, on_each=3)
+    with EtcdServer() as server:
+        other = await _sample_kills(server, kills, nodes=2, on_each=2)
+    with EtcdServer() as server:
+        frozen = await _sample_freezes(server, freezes)
+    return [
+        *_kill_figures(same, "a rank of the same node"),
+        *_kill_figures(other, "a rank of another node"),
+        Figure(
+            measure="the node that leads frozen, until another leads: longest",
+            value=max(frozen),
+            unit="s",
+            target=FROZEN_TARGET_S,
+            note=f"{len(frozen)} freezes of all its processes; the lease lasts {TTL_S} s",
+        ),
+    ]
+
+
+def _kill_figures(times: list[float], successor: str) -> list[Figure]:
+    note = f"{len(times)} kills; to the boundary at which the next one's `run.leads` is True, steps of 1 ms"
+    return [
+        Figure(
+            measure=f"the leader killed, until {successor} leads: median",
+            value=median(times) * MS,
+            unit="ms",
+            target=KILLED_TARGET_MS,
+            note=note,
+        ),
+        Figure(measure="the same: longest", value=max(times) * MS, unit="ms", target=LONGEST_TARGET_MS),
+    ]
+
+
+async def _sample_kills(server: EtcdServer, kills: int, *, nodes: int, on_each: int) -> list[float]:
+    """Kill the process of the rank that leads, start that rank again, and so on."""
+    times: list[float] = []
+    async with Ranks(server, nodes, on_each) as ranks:
+        for _ in range(kills):
+            leader = await ranks.leader()
+            began = monotonic()
+            leader.process.kill()
+            times.append(await ranks.led_since(began, ranks.others(leader)) - began)
+            await leader.end()
+            await ranks.start(leader.number)
+            await ranks.until(lambda: all(rank.trains for rank in ranks.others()))
+    return times
+
+
+async def _sample_freezes(server: EtcdServer, freezes: int) -> list[float]:
+    """Stop all processes of the node that leads, wake them when another leads, and so on."""
+    times: list[float] = []
+    async with Ranks(server, 2, 2) as ranks:
+        for _ in range(freezes):
+            leader = await ranks.leader()
+            there = [rank for rank in ranks.others() if rank.folder == leader.folder]
+            elsewhere = [rank for rank in ranks.others() if rank.folder != leader.folder]
+            with _stopped([*find_agent(leader.folder), *(rank.process.pid for rank in there)]):
+                began = monotonic()
+                times.append(await ranks.led_since(began, elsewhere) - began)
+            await ranks.until(partial(_none_leads, there))
+    return times
+
+
+def _none_leads(ranks: list[Rank]) -> bool:
+    return all(rank.leads_since is None for rank in ranks)
+
+
+@contextlib.contextmanager
+def _stopped(pids: Iterable[int]) -> Iterator[None]:
+    stopped = list(pids)
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+
+
 class Rank:
-    """One worker process, and when it began to lead last; None while it does not."""
+    """One worker process, and when it began to lead last: None while it does not."""
 
     def __init__(self, number: int, folder: Path, process: Process, changed: asyncio.Event) -> None:
         self.number = number
@@ -56,21 +141,21 @@ class Rank:
 
 
 class Ranks:
-    """All ranks of one run, on nodes that are a folder each."""
+    """All ranks of one run, on nodes that are a folder each. Leaving kills them."""
 
     def __init__(self, server: EtcdServer, nodes: int, on_each: int) -> None:
+        self.world_size = nodes * on_each
         self._server = server
         self._on_each = on_each
         self._folder = Path(tempfile.mkdtemp(prefix="instep-bench-"))
         self._changed = asyncio.Event()
-        self.world_size = nodes * on_each
-        self.all: dict[int, Rank] = {}
+        self._all: dict[int, Rank] = {}
 
     async def __aenter__(self) -> Self:
         try:
             for number in range(self.world_size):
                 await self.start(number)
-            await self.until(lambda: all(rank.trains for rank in self.all.values()))
+            await self.until(lambda: all(rank.trains for rank in self.others()))
         except BaseException:
             await self.close()
             raise
@@ -96,77 +181,31 @@ class Ranks:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "benchmarks.workers.leads", str(STEP_S), stdout=PIPE, env=environment, cwd=ROOT
         )
-        self.all[number] = Rank(number, folder, process, self._changed)
+        self._all[number] = Rank(number, folder, process, self._changed)
 
-    async def until(self, condition: object) -> None:
-        """Raises TimeoutError after 30 s."""
+    def others(self, but: Rank | None = None) -> list[Rank]:
+        return [rank for rank in self._all.values() if rank is not but]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Looks whenever a rank has said something. Raises TimeoutError after 30 s."""
         async with asyncio.timeout(LIMIT_S):
-            while not condition():  # type: ignore[operator]
+            while not condition():
                 self._changed.clear()
                 await self._changed.wait()
 
     async def leader(self) -> Rank:
-        """The one that leads, once there is one."""
-        await self.until(lambda: any(rank.leads_since is not None for rank in self.all.values()))
-        return max(
-            (rank for rank in self.all.values() if rank.leads_since is not None), key=lambda rank: rank.leads_since or 0
-        )
+        """The one rank that leads, once there is one."""
+        await self.until(lambda: len(self._leaders()) == 1)
+        return self._leaders()[0]
 
-    async def successor(self, former: Rank, since: float) -> float:
-        """When another than `former` began to lead, at or after `since`."""
-        others = [rank for rank in self.all.values() if rank is not former]
-        await self.until(lambda: any((rank.leads_since or 0.0) >= since for rank in others))
-        return max(rank.leads_since or 0.0 for rank in others)
+    async def led_since(self, moment: float, candidates: list[Rank]) -> float:
+        """When the first of the candidates began to lead that did so after `moment`."""
+        await self.until(lambda: any((rank.leads_since or 0.0) > moment for rank in candidates))
+        return min(since for rank in candidates if (since := rank.leads_since) is not None and since > moment)
+
+    def _leaders(self) -> list[Rank]:
+        return [rank for rank in self.others() if rank.leads_since is not None]
 
     async def close(self) -> None:
-        await asyncio.gather(*(rank.end() for rank in self.all.values()))
+        await asyncio.gather(*(rank.end() for rank in self.others()))
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-async def measure(*, quick: bool) -> list[Figure]:
-    kills, freezes = (3, 1) if quick else (20, 3)
-    with EtcdServer() as server:
-        same = await _sample_kills(server, kills, nodes=1, on_each=3)
-    with EtcdServer() as server:
-        other = await _sample_kills(server, kills, nodes=2, on_each=2)
-    with EtcdServer() as server:
-        frozen = await _sample_freezes(server, freezes)
-    print(sorted(same), sorted(other), frozen)
-    return []
-
-
-async def _sample_kills(server: EtcdServer, kills: int, *, nodes: int, on_each: int) -> list[float]:
-    """Kill the process of the rank that leads, start it again, and so on."""
-    times: list[float] = []
-    async with Ranks(server, nodes, on_each) as ranks:
-        for _ in range(kills):
-            leader = await ranks.leader()
-            began = monotonic()
-            leader.process.kill()
-            times.append(await ranks.successor(leader, began) - began)
-            await leader.end()
-            await ranks.start(leader.number)
-            await ranks.until(lambda: all(rank.trains for rank in ranks.all.values()))
-    return times
-
-
-async def _sample_freezes(server: EtcdServer, freezes: int) -> list[float]:
-    """Stop all processes of the node that leads, wake them when another leads, and so on."""
-    times: list[float] = []
-    async with Ranks(server, 2, 2) as ranks:
-        for _ in range(freezes):
-            leader = await ranks.leader()
-            mine = [rank.process.pid for rank in ranks.all.values() if rank.folder == leader.folder]
-            pids = [*find_agent(leader.folder), *mine]
-            for pid in pids:
-                os.kill(pid, signal.SIGSTOP)
-            began = monotonic()
-            try:
-                others = [rank for rank in ranks.all.values() if rank.folder != leader.folder]
-                await ranks.until(lambda others=others, began=began: any((r.leads_since or 0) >= began for r in others))
-                times.append(max(rank.leads_since or 0 for rank in others) - began)
-            finally:
-                for pid in pids:
-                    os.kill(pid, signal.SIGCONT)
-            await ranks.until(lambda leader=leader: leader.leads_since is None)
-    return times

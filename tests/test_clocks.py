@@ -11,7 +11,13 @@ SOURCE = Path(instep.__file__).resolve().parent
 
 WALL = {("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "utcnow"), ("datetime", "today")}
 
-FOR_PEOPLE = {"coordination/leadership.py": "when a plan was opened, for history"}
+FOR_PEOPLE = {
+    "agent/failures.py": "when a rank failed, for status and for who is refused",
+    "agent/succession.py": "when a leader began, for history",
+    "control/_attempts.py": "when the failures of a run were forgotten",
+    "coordination/leadership.py": "when a plan was opened, for history",
+    "worker/slot.py": "when a checkpoint was committed, for lists of them",
+}
 """The only modules that read it, each for a text that people read and nothing compares."""
 
 

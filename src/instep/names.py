@@ -38,6 +38,11 @@ def check_action_name(name: object) -> str:
     return _check(name, "action name", "evaluate")
 
 
+def check_barrier_name(name: object) -> str:
+    """Returns `name` if it can name a barrier; raises SettingsError with the rule otherwise."""
+    return _check(name, "barrier name", "epoch-end")
+
+
 def is_hyperparameter_name(name: str) -> bool:
     """For keys that anybody may have written: one that cannot be a name is nobody's hyperparameter."""
     return len(name) <= MAX_LENGTH and _PART.match(name) is not None

@@ -92,7 +92,12 @@ class ModelEtcd:
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _holds(self, compare: Any) -> bool:
-        found = self._keys.get(_text(compare.key))
+        if compare.range_end:
+            covered = [self._keys[key] for key in self._keys if _covers(compare, key)]
+            return all(self._holds_for(compare, found) for found in covered or [None])
+        return self._holds_for(compare, self._keys.get(_text(compare.key)))
+
+    def _holds_for(self, compare: Any, found: KeyValue | None) -> bool:
         field = _FIELDS[compare.target]
         if found is None and field == "value":
             return False

@@ -120,6 +120,7 @@ def test_a_transaction_compares_value_version_and_both_revisions(shared_server: 
                 Compare.version("txn/none", "==", 0),
                 present("txn/a"),
                 absent("txn/none"),
+                Compare.absent("txn/none/", prefix=True),
             ]
             for compare in holding:
                 assert (await client.txn([compare], [])).succeeded, compare
@@ -130,6 +131,7 @@ def test_a_transaction_compares_value_version_and_both_revisions(shared_server: 
                 Compare.mod_revision("txn/a", "!=", modified),
                 Compare.value("txn/none", "==", ""),
                 absent("txn/a"),
+                Compare.absent("txn/", prefix=True),
                 present("txn/none"),
             ]
             for compare in failing:

@@ -215,6 +215,11 @@ class TrainingRun:
     def agent_log(self, node: str = "a", run: str = "gpt-a") -> str:
         return self.folder_of(node, run).log.read_text()
 
+    def member_host(self, run: str = "gpt-a") -> str:
+        """The host that the workers say they are on."""
+        key = self.keys("reports/members/0/", run)[0].removeprefix(f"{self.namespace}/{run}/")
+        return str(self.key(key, run)["host"])
+
     def close(self) -> None:
         for trainer in self.trainers:
             trainer.close()

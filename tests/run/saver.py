@@ -64,6 +64,10 @@ class Saver:
     def commit(self) -> dict[str, Any]:
         return {"committed": self.slot.commit(), "state": self.slot.state}
 
+    def hand_in_again(self, times: int = 1) -> None:
+        """As after a lost connection, when an answer was on its way."""
+        self.run._conversation.tell([self.slot._said] * times)
+
     def abandon(self) -> None:
         self.slot.abandon()
 

@@ -149,6 +149,19 @@ def test_a_commit_while_etcd_is_away_waits_5_s_at_most_and_is_made_later(patient
     assert patient_team.versions() == {opened["id"]: 1}
 
 
+def test_a_commit_handed_in_again_brings_nothing_back_that_was_forgotten(team: Team) -> None:
+    (worker,) = team.join("a")
+    team.leader(worker)
+    worker.ask("open", step=5)
+    assert worker.ask("commit")["committed"]
+    worker.ask("hand_in_again")
+    newer = worker.ask("save", step=6)["slot"]
+    assert len(worker.ask("forget", ids=worker.ask("list")["ids"])["ids"]) == 1
+    worker.ask("hand_in_again", times=3)
+    assert worker.ask("list")["ids"] == [newer]
+    assert team.training.key("checkpoints/latest")["id"] == newer
+
+
 def test_a_worker_that_leaves_waits_for_its_commit(patient_team: Team) -> None:
     leader, (other,) = patient_team.leader(*patient_team.join("ab"))
     opened = leader.ask("open", step=5)

@@ -12,6 +12,7 @@ import pytest
 
 from run.harness import TrainingRun, wait_for
 from run.saver_team import Team, Worker
+from run.test_commands_live import order, wait_declined
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -322,6 +323,28 @@ def test_shards_of_all_ranks_are_one_checkpoint_for_any_number_of_ranks(team: Te
     assert (the_one(restored, "next"), the_one(restored, "hash")) == (3, first[0]["hash"])
     assert the_one(all_do(ranks, "train", start=3, steps=2), "hash") == after
     all_do(ranks, "part")
+
+
+def test_a_run_is_taken_back_to_a_checkpoint_by_all_ranks_at_one_step(team: Team) -> None:
+    """A damaged one is declined, with what is wrong with it, and nobody goes back."""
+    ranks = team.join("ab")
+    all_do(ranks, "build")
+    all_do(ranks, "train", start=0, steps=3)
+    saved = all_do(ranks, "keep", step=2)
+    after = the_one(all_do(ranks, "train", start=3, steps=2), "hash")
+    all_do(ranks, "keep", step=4)
+    second, first = ranks[0].ask("list")["ids"]
+    truncate(team.folder / f"step-{second}" / "model.pt")
+    for worker in ranks:
+        worker.tell("train_until_back", start=5)
+    declined = wait_declined(team.training, order(team.training, "restore", name=second))
+    assert "model.pt was truncated" in declined
+    order(team.training, "restore", name=first)
+    back = [worker.answer() for worker in ranks]
+    assert (the_one(back, "next"), the_one(back, "hash")) == (3, saved[0]["hash"])
+    assert the_one(all_do(ranks, "train", start=3, steps=2), "hash") == after
+    assert the_one(all_do(ranks, "keep", step=4), "saved") is True
+    assert ranks[0].ask("list")["newest"]["lineage"][0] == first
 
 
 def test_a_save_while_etcd_is_away_holds_the_training_up_for_seconds_only(fragile_team: Team, tmp_path: Path) -> None:

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from run.harness import Trainer, TrainingRun, assert_in_step, wait_for
-
 from instep.testing import EtcdServer
+from run.harness import Trainer, TrainingRun, assert_in_step, wait_for
 
 TTL_S = 2
 STALL = {"INSTEP_STALL_TIMEOUT_S": "1"}
@@ -161,17 +160,17 @@ def test_a_stopped_leader_makes_way_for_a_rank_of_its_node_that_goes_on(training
 
 
 def test_a_slow_run_keeps_its_leader(training: TrainingRun) -> None:
-    """Steps of 0.5 s and a stall time-out of 1 s; then one step takes ten times as long, in which nobody hangs."""
+    """Steps of 0.25 s and a stall time-out of 1 s; then one step takes ten times as long, in which nobody hangs."""
     training.extra_environment.update(STALL)
     barrier = training.node("a") / "barrier"
-    trainers = training.start_all(2, "--step-s=0.5", f"--barrier={barrier}", nodes="ab")
+    trainers = training.start_all(2, "--step-s=0.25", f"--barrier={barrier}", nodes="ab")
     first = wait_leading(trainers)
     token = training.key("state/leader")["token"]
-    wait_steps(training, trainers, 6)
+    wait_steps(training, trainers, 10)
     barrier.touch()
     for trainer in trainers:
         trainer.wait_said("waiting")
-    time.sleep(5)  # what is tested is a time: five times the time-out, ten steps
+    time.sleep(2.5)  # what is tested is a time: more than the time-out, ten steps
     barrier.unlink()
     training.put("lr", "0.01")
     for trainer in trainers:

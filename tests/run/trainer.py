@@ -57,6 +57,8 @@ def main() -> int:
     parser.add_argument("--barrier", type=Path)
     parser.add_argument("--action", action="append", default=[], choices=["evaluate"])
     parser.add_argument("--restores", action="store_true")
+    parser.add_argument("--save-to", type=Path)
+    parser.add_argument("--linger-s", type=float, default=0)
     parser.add_argument("--replay")
     options = parser.parse_args()
     try:
@@ -77,6 +79,9 @@ def main() -> int:
     except instep.InstepError as error:
         say(event="error", kind=type(error).__name__, text=str(error), exit_code=error.exit_code)
         return error.exit_code
+    if options.linger_s:
+        say(event="left")
+        time.sleep(options.linger_s)
     return 0
 
 
@@ -98,6 +103,7 @@ def train(run: instep.Run[instep.Hyperparameters], options: argparse.Namespace) 
             break
         if run.checkpoint_requested:
             say(event="asked to save", step=step)
+            save(run, step, options.save_to)
         longest_s = max(longest_s, time.monotonic() - began)
         if run.leads != led:
             led = run.leads
@@ -125,6 +131,15 @@ def train(run: instep.Run[instep.Hyperparameters], options: argparse.Namespace) 
         grpc="grpc" in sys.modules,
         torch="torch" in sys.modules,
     )
+
+
+def save(run: instep.Run[instep.Hyperparameters], step: int, folder: Path | None) -> None:
+    """Nothing where there is no folder: a loop that does not look at `checkpoint_requested`."""
+    if folder is None:
+        return
+    with run.checkpoint(step, folder=folder) as slot:
+        if slot is not None:
+            (slot.path / "state").write_text(f"step {step}")
 
 
 def wait_at(barrier: Path) -> None:

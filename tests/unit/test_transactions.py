@@ -8,8 +8,8 @@ import pytest
 
 from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
-from instep.coordination.leading import Abort, Action, Announce, Commit, FormView, OpenPlan, Refuse, Reject, Tidy
-from instep.coordination.records import Ack, Decision, Forming, Leader, Receipt, Refused, Rejected, Term
+from instep.coordination.leading import Abort, Action, Announce, Ask, Commit, FormView, OpenPlan, Refuse, Reject, Tidy
+from instep.coordination.records import Ack, Decision, Forming, Leader, Receipt, Refused, Rejected, Resume, Term
 from instep.coordination.transactions import (
     ACKS_KEPT,
     HISTORY_PLANS,
@@ -31,7 +31,7 @@ from unit.parts import SCHEMA, agreed, incarnation, left, plan, view
 KEYS = Keys("/training", "gpt-a")
 ROOT = "/training/gpt-a/"
 FENCE = Fence(f"{ROOT}election/aaaaa", 77)
-SEEN = Seen(view=41, agreed=42)
+SEEN = Seen(view=41, agreed=42, pointer=43)
 TWO = view({"a": {0: 10}, "b": {1: 11}})
 MAX_OPS = 128
 """etcd's limit for the operations of one txn."""
@@ -39,6 +39,7 @@ MAX_OPS = 128
 LEADS = Compare.create_revision(FENCE.key, "==", 77)
 SAME_VIEW = Compare.mod_revision(f"{ROOT}state/view", "==", 41)
 SAME_AGREED = Compare.mod_revision(f"{ROOT}state/agreed", "==", 42)
+SAME_POINTER = Compare.mod_revision(f"{ROOT}checkpoints/latest", "==", 43)
 
 
 def undecided(number: int) -> Compare:
@@ -61,8 +62,9 @@ def writes(txn: Txn) -> set[str]:
 @pytest.mark.parametrize(
     ("action", "guards"),
     [
-        (form(), [LEADS, SAME_VIEW, SAME_AGREED]),
-        (form(abort_plan=3), [LEADS, SAME_VIEW, SAME_AGREED, undecided(3)]),
+        (form(), [LEADS, SAME_VIEW, SAME_AGREED, SAME_POINTER]),
+        (form(abort_plan=3), [LEADS, SAME_VIEW, SAME_AGREED, SAME_POINTER, undecided(3)]),
+        (Ask(Resume(view=1, id="5-7")), [LEADS, SAME_VIEW]),
         (OpenPlan(plan(1)), [LEADS, SAME_VIEW, Compare.absent(f"{ROOT}state/plans/1")]),
         (
             OpenPlan(plan(4)),

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable
 
+from instep.agent.ending import how_it_ended
 from instep.wire import Message, Words
 
 
@@ -16,6 +17,8 @@ class Absentee:
     """
 
     words: Words | None = None
+    ending: str | None = None
+    """How its process ended, where that can be told."""
 
     def __init__(self, pid: int, on_died: Callable[[Absentee], None]) -> None:
         self.pid = pid
@@ -49,5 +52,6 @@ class Absentee:
 
     def _died(self) -> None:
         if not self._closed:
+            self.ending = how_it_ended(self.pid, self._pidfd)
             self.close()
             self._on_died(self)

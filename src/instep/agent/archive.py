@@ -29,6 +29,7 @@ log = logging.getLogger("instep")
 
 SAVING_S: Final = 600.0
 """A leader that saves may pass no boundary for so long, or 5 times its longest save, without having stalled."""
+OUTCOMES_KEPT: Final = 100
 QUESTION_S: Final = 4.0
 """A question is answered in this time, if only with what stands in the way: the worker waits a second longer."""
 MAX_LISTED_BYTES: Final = 2 * 1024 * 1024
@@ -58,6 +59,7 @@ class Archive:
         self._writing = asyncio.Lock()
         self._announced: Saving | None = None
         self._told: Message | None = None
+        self._outcomes: dict[str, Outcome] = {}
         self._patience_s = SAVING_S
         self._readers = readers = Readers(node, client, keys, session, effects)
         self._ballot = Ballot(node, client, keys, state, workers, effects, readers)
@@ -174,13 +176,28 @@ class Archive:
             return
         self._patience_s = max(self._patience_s, 5 * manifest.duration_s)
         worker.excused_until = time.monotonic()
-        self._effects.start(self._commit(worker.incarnation, _fence(message, manifest.token), manifest))
+        if manifest.path in self._outcomes:
+            self._tell_outcome(worker.incarnation, manifest, self._outcomes[manifest.path])
+        else:
+            self._effects.start(self._commit(worker.incarnation, _fence(message, manifest.token), manifest))
 
     async def _commit(self, incarnation: str, fence: Fence, manifest: Manifest) -> None:
         async with self._writing:
-            outcome = await self._effects.insist(lambda: self._try_commit(fence, manifest))
-            if self._announced is not None and self._announced.id == manifest.id:
-                self._announced = None
+            outcome = self._outcomes.get(manifest.path)
+            if outcome is None:
+                outcome = await self._effects.insist(lambda: self._try_commit(fence, manifest))
+                self._remember(manifest, outcome)
+        self._tell_outcome(incarnation, manifest, outcome)
+
+    def _remember(self, manifest: Manifest, outcome: Outcome) -> None:
+        """A commit that is handed in again has the same outcome, though it may have been forgotten since."""
+        self._outcomes[manifest.path] = outcome
+        if len(self._outcomes) > OUTCOMES_KEPT:
+            del self._outcomes[next(iter(self._outcomes))]
+        if self._announced is not None and self._announced.id == manifest.id:
+            self._announced = None
+
+    def _tell_outcome(self, incarnation: str, manifest: Manifest, outcome: Outcome) -> None:
         place = {"t": "archive", "id": manifest.id, "path": manifest.path}
         if outcome is Outcome.COMMITTED:
             log.info("checkpoint %s is committed", manifest.id)

@@ -144,6 +144,8 @@ class Ballot:
             for worker in self._workers:
                 if self._waiting.get(worker.incarnation, now) != now:
                     self._waiting[worker.incarnation] = now
+                    if now.final:
+                        del self._waiting[worker.incarnation]
                     worker.tell({"t": "archive", "do": "offer", **now.model_dump(), "manifest": manifest})
 
     async def _put(self, now: Resume) -> Question:
@@ -163,7 +165,10 @@ class Ballot:
 
     async def _mark(self, now: Resume) -> Manifest | None:
         """An outage must not hold up what is asked by then."""
-        return await self._readers.mark(now.id) if now.id is not None and now == self._now() else None
+        by_then = self._now()
+        if now.id is None or by_then is None or (by_then.view, by_then.id) != (now.view, now.id):
+            return None
+        return await self._readers.mark(now.id)
 
     # -- what the leader hears --------------------------------------------------------------------------------------
 

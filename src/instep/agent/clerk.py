@@ -18,9 +18,15 @@ from instep.coordination.node import (
     WriteLeft,
     WriteReceipt,
 )
-from instep.coordination.records import Decision, FirstStep, Left, Plan
+from instep.coordination.records import Decision, Failure, FirstStep, Left, Plan
 from instep.coordination.state import RunState
-from instep.coordination.transactions import acknowledge, write_first_step, write_left, write_receipt
+from instep.coordination.transactions import (
+    acknowledge,
+    write_failure,
+    write_first_step,
+    write_left,
+    write_receipt,
+)
 from instep.etcd import Event
 from instep.wire import Message
 
@@ -87,7 +93,8 @@ class Clerk:
     def left(self, rank: int, last_step: int) -> None:
         self._do(self._agreement.on_left(rank, last_step))
 
-    def died(self, rank: int) -> None:
+    def died(self, rank: int, failure: Failure) -> None:
+        self._effects.write(write_failure(self._keys, self._node, failure))
         self._do(self._agreement.on_died(rank))
 
     def _answered(self, rank: int, message: Message) -> list[NodeAction]:

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
+from instep.agent.ending import how_it_ended
 from instep.wire import Decoder, Message, WireError, Words, encode, receive_with_descriptor
 
 log = logging.getLogger("instep")
@@ -40,6 +41,8 @@ class Connection:
         self._closed = False
         self._deaf = False
         self.words: Words | None = None
+        self.ending: str | None = None
+        """How its process ended, where that can be told."""
         self.pid, self.uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         sock.setblocking(False)
         self._pidfd = self._watch_pid()
@@ -96,6 +99,7 @@ class Connection:
         if not self._closed:
             self._readable()  # what it said last, such as that it left cleanly, comes first
         if not self._closed:
+            self.ending = how_it_ended(self.pid, self._pidfd)
             self.close()
             self._on_died(self)
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from instep.agent.absentee import Absentee
 from instep.agent.archive import Archive
+from instep.agent.assembly import Assembly
 from instep.agent.bulletin import Bulletin
 from instep.agent.clerk import Clerk
 from instep.agent.connection import Connection
@@ -76,6 +77,7 @@ class Node:
         self._effects = Effects(client, keys, self._space)
         self._clerk = Clerk(name, keys, state, workers, self._effects)
         self._archive = Archive(name, client, keys, session, state, workers, self._effects)
+        self._assembly = Assembly(name, client, keys, state, workers, self._effects)
         self._notices = Notices(name, client, keys, state, workers, self._effects)
         tryouts = Tryouts(workers)
         self._office = Office(
@@ -101,6 +103,7 @@ class Node:
             office=self._office,
             tryouts=tryouts,
             archive=self._archive,
+            assembly=self._assembly,
             notices=self._notices,
         )
         self._metrics = MetricsWriter(client, keys, session, self._space)
@@ -173,6 +176,7 @@ class Node:
         self._reception.part_with_refused()
         self._tell_leader()
         self._archive.follow()
+        self._assembly.follow()
         self._notices.follow()
         self._office.wake()
         self._reception.open()
@@ -204,6 +208,7 @@ class Node:
             self._effects.start(self._office.stand())  # who it names may have stalled, or the key have been deleted
             self._bulletin.note_link()
             self._archive.look_around()
+            self._assembly.look_around()
             self._notices.follow()
             self._reception.give_up_on_the_dead(time.monotonic())
             self._bulletin.tell_awaited(self._space.problem)

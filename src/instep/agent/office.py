@@ -171,9 +171,7 @@ class Office:
         elif not self._session.lease_id:
             return
         else:
-            named = Candidate(
-                node=self._node, rank=worker.rank, incarnation=worker.incarnation, yielded=now.yielded
-            )
+            named = Candidate(node=self._node, rank=worker.rank, incarnation=worker.incarnation, yielded=now.yielded)
             is_other = before is None or (before.incarnation, before.yielded) != (now.incarnation, now.yielded)
             standing = self._election.stand(worker.incarnation, named.encode())
             await (self._replace(standing, self._end_of(before)) if is_other else standing)

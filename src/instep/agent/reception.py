@@ -6,8 +6,10 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from instep.agent import failures
 from instep.agent.absentee import Absentee
 from instep.agent.archive import Archive
+from instep.agent.assembly import Assembly
 from instep.agent.clerk import Clerk
 from instep.agent.connection import Connection
 from instep.agent.effects import Effects
@@ -18,7 +20,7 @@ from instep.agent.roster import Roster
 from instep.agent.tryouts import Tryouts
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
-from instep.coordination.records import View
+from instep.coordination.records import Failure, View
 from instep.coordination.state import RunState
 from instep.errors import EtcdDenied
 from instep.wire import Message
@@ -47,6 +49,7 @@ class Reception:
         office: Office,
         tryouts: Tryouts,
         archive: Archive,
+        assembly: Assembly,
         notices: Notices,
     ) -> None:
         self._node = node
@@ -59,6 +62,7 @@ class Reception:
         self._office = office
         self._tryouts = tryouts
         self._archive = archive
+        self._assembly = assembly
         self._notices = notices
         self.is_open = False
         self._early: list[Callable[[], None]] = []
@@ -98,7 +102,8 @@ class Reception:
             self._tryouts.answered(message)
         elif message["t"] == "leave":
             worker.tell({"t": "bye"})
-            self._on_gone(worker, clean=bool(message["clean"]), last_step=int(message["step"]))
+            failure = None if message["clean"] else failures.of_exception(worker, message.get("error"))
+            self._on_gone(worker, failure, last_step=int(message["step"]))
         elif message["t"] == "report":
             worker.metrics = {str(name): float(value) for name, value in message["metrics"].items()}
         elif message["t"] == "offers":
@@ -106,6 +111,8 @@ class Reception:
             worker.restores = bool(message["restores"])
         elif message["t"] == "archive":
             self._archive.hear(worker, message)
+        elif message["t"] == "barrier":
+            self._assembly.hear(worker, message)
         elif message["t"] == "notice":
             self._notices.hear(worker, message)
         elif self._is_member(worker):
@@ -117,14 +124,15 @@ class Reception:
             return
         worker = self._workers.of(connection)
         if worker is not None:
-            log.warning("rank %d (pid %d) died", worker.rank, worker.member.pid)
-            self._on_gone(worker, clean=False)
+            failure = failures.of_death(worker, connection.ending)
+            log.warning("rank %d (pid %d) died: %s", worker.rank, worker.member.pid, failure.cause)
+            self._on_gone(worker, failure)
 
     def _on_hello(self, worker: LocalWorker, undecided: int | None) -> None:
         log.info("rank %d of %d (pid %d) is here", worker.rank, worker.member.world_size, worker.member.pid)
         for other in self._workers:
             if other.rank == worker.rank and other.incarnation != worker.incarnation and other.absent:
-                self._on_gone(other, clean=False)  # replaced: it will hear so when it comes
+                self._on_gone(other, failures.of_replaced(other))  # it will hear so when it comes
         self._workers.add(worker)
         self._effects.start(self._register(worker))
         self._effects.start(self._office.stand())
@@ -133,15 +141,16 @@ class Reception:
         if undecided is not None:
             self._clerk.look_up(undecided)
 
-    def _on_gone(self, worker: LocalWorker, *, clean: bool, last_step: int = -1) -> None:
+    def _on_gone(self, worker: LocalWorker, failure: Failure | None, *, last_step: int = -1) -> None:
+        """`failure` is None for one that has left cleanly."""
         was_member = self._is_member(worker)
         self._strike(worker)
-        self._office.ended(worker.incarnation, "it left" if clean else "its process died")
+        self._office.ended(worker.incarnation, "it left" if failure is None else "its process died")
         worker.connection.close()
-        if was_member and clean:
+        if was_member and failure is None:
             self._clerk.left(worker.rank, last_step)
-        elif was_member:
-            self._clerk.died(worker.rank)
+        elif was_member and failure is not None:
+            self._clerk.died(worker.rank, failure)
         self._forget(worker)
 
     def _is_member(self, worker: LocalWorker) -> bool:
@@ -225,6 +234,7 @@ class Reception:
 
     def _forget(self, worker: LocalWorker) -> None:
         self._archive.gone(worker)
+        self._assembly.gone(worker)
         self._notices.gone(worker)
         self._effects.start(self._registry.forget(worker))
         self._effects.start(self._office.stand())

@@ -50,6 +50,7 @@ class LocalWorker:
             host=str(hello["host"])[:64],
             pid=hello["pid"],
             schema_digest=schema.digest,
+            max_restarts=hello.get("max_restarts"),
         )
         return cls(member, schema, connection, view=int(hello.get("view", 0)))
 

@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from instep.cli import _demo, _diff, _get, _history, _local, _rollback, _runs, _set, _status
+from instep.cli import (
+    _checkpoints,
+    _commands,
+    _demo,
+    _diff,
+    _get,
+    _history,
+    _local,
+    _reset,
+    _rollback,
+    _runs,
+    _set,
+    _status,
+)
 from instep.cli._options import EtcdOption, NamespaceOption, remember
 from instep.cli._output import line, sentence, talk
 from instep.errors import InstepError
@@ -58,3 +71,11 @@ app.command("set")(_set.set_values)
 app.command("history")(_history.history)
 app.command("diff")(_diff.diff)
 app.command("rollback")(_rollback.rollback)
+app.command("pause")(_commands.pause)
+app.command("resume")(_commands.resume)
+app.command("stop")(_commands.stop)
+app.command("checkpoint")(_commands.checkpoint)
+app.command("checkpoints")(_checkpoints.checkpoints)
+app.command("restore")(_commands.restore)
+app.command("act")(_commands.act)
+app.command("reset")(_reset.reset)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def history(
     run: RunArgument,
-    limit: Annotated[int, typer.Option("--limit", "-n", help="How many changes, 1 to 1000.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", "-n", help="How many changes and commands, 1 to 1000.")] = 20,
     export: Annotated[
         str | None,
         typer.Option("--export", metavar="FILE", help="Write the schedule that the run was trained with; '-': stdout."),
@@ -30,7 +30,7 @@ def history(
     namespace: NamespaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what was changed, by whom, why, and what became of it; the newest first.
+    """Show what was changed or commanded, by whom, why, and what became of it; the newest first.
 
     With --export, write which values held at which step instead: for instep.join(..., replay=FILE).
     """
@@ -55,12 +55,11 @@ def history(
 
 
 def history_table(entries: Iterable[Entry]) -> Table:
-    """One row a change: its plan, what became of it, what it changed, who wanted it and why."""
+    """One row a change or a command: its plan, what became of it, what it was, who wanted it and why."""
     from rich.table import Table
     from rich.text import Text
 
     from instep.cli._style import safe
-    from instep.control import format_changes
 
     table = Table.grid(padding=(0, 2, 0, 0))
     for no_wrap in (True, True, True, False, False):
@@ -71,7 +70,7 @@ def history_table(entries: Iterable[Entry]) -> Table:
         if entry.reason:
             who.append(f" “{safe(entry.reason)}”", style="")
         opened = Text(local_time(entry.opened_at), style="dim")
-        table.add_row(Text(number, style="dim"), opened, _outcome(entry), format_changes(entry.changes), who)
+        table.add_row(Text(number, style="dim"), opened, _outcome(entry), entry.what, who)
         for remark in _remarks(entry):
             table.add_row("", "", "", Text(remark, style="dim"), "")
     return table

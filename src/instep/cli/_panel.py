@@ -9,8 +9,9 @@ from rich.text import Text
 
 from instep.cli._history import history_table
 from instep.cli._style import STATE, safe
+from instep.cli._under_way import under_way, waiting_table
 from instep.cli._values import values_table
-from instep.control import NodeWaiting, PlanFacts, RankFacts, Status, StepFacts, format_changes
+from instep.control import NodeWaiting, PlanFacts, RankFacts, Status, StepFacts
 
 _METRICS_SHOWN = 6
 
@@ -20,13 +21,15 @@ def status_panel(now: Status, *, trouble: str | None = None, hint: str = "") -> 
     parts: list[RenderableType] = [_title(now), _facts(now)]
     if now.values:
         parts += [_heading(_values_of(now)), Padding(values_table(now.values), (0, 0, 0, 2), expand=False)]
+    if now.commands:
+        parts += [_heading("commands that wait"), Padding(waiting_table(now.commands), (0, 0, 0, 2), expand=False)]
     if now.plan is not None:
         parts += [
             _heading(f"plan {now.plan.number}, {now.plan.state}"),
             Padding(_plan(now.plan), (0, 0, 0, 2), expand=False),
         ]
     if now.recent:
-        parts += [_heading("recent changes"), Padding(history_table(now.recent), (0, 0, 0, 2), expand=False)]
+        parts += [_heading("recent"), Padding(history_table(now.recent), (0, 0, 0, 2), expand=False)]
     if now.trouble:
         parts += [Text(""), Text(safe(now.trouble), style="red")]
     if trouble:
@@ -54,6 +57,8 @@ def _facts(now: Status) -> Table:
     if now.leader is not None:
         table.add_row("leader", f"rank {now.leader.rank} on {safe(now.leader.host)}, token {now.leader.token}")
     table.add_row("ranks", _ranks(now.ranks))
+    for label, text in under_way(now):
+        table.add_row(label, text)
     if now.steps is not None:
         table.add_row("step", _steps(now.steps))
         if now.steps.metrics:
@@ -102,7 +107,7 @@ def _metrics(steps: StepFacts) -> str:
 
 
 def _plan(plan: PlanFacts) -> Group:
-    first = Text(format_changes(plan.changes))
+    first = Text(plan.what)
     if plan.author:
         first.append(f"  {safe(plan.author)}", style="dim")
     if plan.reason:

@@ -1,25 +1,35 @@
-"""What `set` and `rollback` share: their options, waiting for the receipt, and telling what became of a change."""
+"""What all that changes a run shares: options, waiting for the receipt, and telling what became of it."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from instep.cli._output import document, line, talk, talk_console
-from instep.errors import ChangeRejected, InstepError, ReceiptTimeout, SettingsError
+from instep.errors import (
+    ChangeRejected,
+    CheckpointError,
+    CommandRefused,
+    InstepError,
+    ReceiptTimeout,
+    SettingsError,
+)
 
 if TYPE_CHECKING:
-    from instep.control import ChangeReceipt, Keys, Written
+    from instep.control import ChangeReceipt, CommandReceipt, Keys, Sent, Written
     from instep.etcd import Client
+
+    Receipt: TypeAlias = ChangeReceipt | CommandReceipt
 
 MAX_TIMEOUT_S = 86400.0
 
 WhyOption = Annotated[str | None, typer.Option("--why", metavar="TEXT", help="The reason, for the history.")]
 AuthorOption = Annotated[str | None, typer.Option("--author", help="Who asks. Default: user@host.")]
-WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until every rank has applied it.")]
+WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until every rank has done it.")]
 TimeoutOption = Annotated[
     float, typer.Option("--timeout", metavar="SECONDS", help="How long --wait waits, up to a day.")
 ]
@@ -31,49 +41,61 @@ def check_timeout(timeout_s: float) -> None:
         raise SettingsError(f"a time-out of {timeout_s:g} s is not usable: give more than 0 and up to 86400")
 
 
-async def receipt_of(client: Client, keys: Keys, written: Written, timeout_s: float) -> ChangeReceipt | InstepError:
-    """What became of a change in the end, be it that the run refused it or that the time is up."""
+async def receipt_of(client: Client, keys: Keys, asked: Written | Sent, timeout_s: float) -> Receipt | InstepError:
+    """What became of a change or a command in the end, be it that the run refused it or that the time is up."""
     try:
-        return await _wait(client, keys, written, timeout_s)
-    except (ChangeRejected, ReceiptTimeout) as error:
+        return await _wait(client, keys, asked, timeout_s)
+    except (ChangeRejected, CommandRefused, ReceiptTimeout) as error:
         return error
 
 
-def tell(written: Written, end: ChangeReceipt | InstepError | None, *, as_json: bool, **more: object) -> None:
+def tell(asked: Written | Sent, end: Receipt | InstepError | None, *, as_json: bool, **more: object) -> None:
     """Print it, with `more` facts in the document; then end the process as the exit codes say. `end` is None when
     nobody waited."""
     if as_json:
-        document({**more, **_document(written, end)})
+        document({**more, **_document(asked, end)})
     elif end is None:
-        _tell_written(written)
+        _tell_asked(asked)
     elif not isinstance(end, InstepError):
         line(end.sentence)
     if isinstance(end, InstepError):
         raise end
     if end is not None and not end.holds:
-        raise typer.Exit(ReceiptTimeout.exit_code)
+        unsaved = end.outcome == "unsaved"
+        raise typer.Exit(CheckpointError.exit_code if unsaved else ReceiptTimeout.exit_code)
 
 
-async def _wait(client: Client, keys: Keys, written: Written, timeout_s: float) -> ChangeReceipt:
+async def _wait(client: Client, keys: Keys, asked: Written | Sent, timeout_s: float) -> Receipt:
     """Progress as one line that changes on a terminal, else as lines; all of it on stderr."""
     from contextlib import nullcontext
 
     from rich.status import Status as Spinner
     from rich.text import Text
 
-    from instep.control import ChangeReceipt, follow
+    from instep.control import Progress, follow
 
+    following: AsyncGenerator[Progress | Receipt] = follow(client, keys, asked, timeout_s)
     spinner = Spinner(Text("requested"), console=talk_console()) if sys.stderr.isatty() else None
     with spinner or nullcontext():
-        async with aclosing(follow(client, keys, written, timeout_s)) as moves:
+        async with aclosing(following) as moves:
             async for move in moves:
-                if isinstance(move, ChangeReceipt):
+                if not isinstance(move, Progress):
                     return move
                 if spinner is not None:
                     spinner.update(Text(move.sentence))
                 else:
                     talk(move.sentence)
     raise AssertionError("following ends with a receipt or an error")
+
+
+def _tell_asked(asked: Written | Sent) -> None:
+    from instep.control import Sent
+
+    if isinstance(asked, Sent):
+        line(f"{asked.what}: requested at revision {asked.revision}")
+        talk(f"it is done when all ranks have agreed on a step: instep status {asked.run} --watch")
+    else:
+        _tell_written(asked)
 
 
 def _tell_written(written: Written) -> None:
@@ -90,10 +112,14 @@ def _tell_written(written: Written) -> None:
         talk(f"no worker of {written.run} is alive: the next start of the run takes it")
 
 
-def _document(written: Written, end: ChangeReceipt | InstepError | None) -> dict[str, Any]:
-    found: dict[str, Any] = {"written": written.to_json(), "outcome": None, "receipt": None, "error": None}
+def _document(asked: Written | Sent, end: Receipt | InstepError | None) -> dict[str, Any]:
+    from instep.control import Sent
+
+    name = "sent" if isinstance(asked, Sent) else "written"
+    found: dict[str, Any] = {name: asked.to_json(), "outcome": None, "receipt": None, "error": None}
     if isinstance(end, InstepError):
-        found["outcome"] = "rejected" if isinstance(end, ChangeRejected) else "timeout"
+        refused = {ChangeRejected: "rejected", CommandRefused: "declined"}
+        found["outcome"] = refused.get(type(end), "timeout")
         found["error"] = str(end)
     elif end is not None:
         found["outcome"], found["receipt"] = end.outcome, end.to_json()

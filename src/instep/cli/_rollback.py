@@ -20,7 +20,8 @@ from instep.cli._receipt import (
 from instep.errors import InstepError, SettingsError
 
 if TYPE_CHECKING:
-    from instep.control import ChangeReceipt, Keys, RolledBack
+    from instep.cli._receipt import Receipt
+    from instep.control import Keys, RolledBack
     from instep.etcd import Client
 
 
@@ -48,7 +49,7 @@ def rollback(
     if moment is not None and not moment.isdigit():
         raise SettingsError(f"{moment!r} names no plan: give a number, as 'instep history' shows it")
 
-    async def work(client: Client, keys: Keys) -> tuple[RolledBack, ChangeReceipt | InstepError | None]:
+    async def work(client: Client, keys: Keys) -> tuple[RolledBack, Receipt | InstepError | None]:
         from instep import control
 
         number = int(moment) if moment is not None else None

@@ -19,7 +19,8 @@ from instep.cli._receipt import (
 from instep.errors import InstepError
 
 if TYPE_CHECKING:
-    from instep.control import ChangeReceipt, Keys, Written
+    from instep.cli._receipt import Receipt
+    from instep.control import Keys, Written
     from instep.etcd import Client
 
 
@@ -46,7 +47,7 @@ def set_values(
 
     texts = parse_assignments(values)
 
-    async def work(client: Client, keys: Keys) -> tuple[Written, ChangeReceipt | InstepError | None]:
+    async def work(client: Client, keys: Keys) -> tuple[Written, Receipt | InstepError | None]:
         from instep import control
 
         written = await control.set_values(client, keys, texts, author=author, reason=why, create=create)

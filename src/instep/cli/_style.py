@@ -22,8 +22,15 @@ class Palette:
 
 
 STATE = Palette(
-    {"training": "green", "paused": "yellow", "forming": "yellow", "stopped": "red", "ended": "dim", "new": "dim"})
-OUTCOME = Palette({"applied": "green", "committed": "yellow", "open": "yellow", "aborted": "yellow", "rejected": "red"})
+    {"training": "green", "paused": "yellow", "forming": "yellow", "stopped": "red", "ended": "dim", "new": "dim"}
+)
+OUTCOME = Palette(
+    {
+        **dict.fromkeys(("committed", "open", "aborted"), "yellow"),
+        **dict.fromkeys(("rejected", "declined"), "red"),
+        "applied": "green",
+    }
+)
 
 
 def header(table: Table, name: str, *, right: bool = False) -> None:

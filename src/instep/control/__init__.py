@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from instep.control._actions import Action, Actions, actions
 from instep.control._assignments import parse_assignments
+from instep.control._attempts import AttemptsFacts, FailureFacts, WasReset, reset
 from instep.control._change import Written, default_author, set_values
 from instep.control._change_wish import ChangeReceipt
 from instep.control._checkpoints import Checkpoint, Checkpoints, checkpoints
@@ -42,7 +43,8 @@ from instep.control._status import (
     status,
     watch_status,
 )
-from instep.control._text import format_change, format_changes, format_value, one_line
+from instep.control._text import format_bytes, format_change, format_changes, format_value, one_line
+from instep.control._under_way import PausedFacts, SavingFacts, StoppingFacts, WaitingFacts
 from instep.coordination.keys import Keys
 
 __all__ = [
@@ -66,6 +68,7 @@ __all__ = [
     "set_values",
     "rollback",
     "send",
+    "reset",
     "follow",
     "wait",
     # facts
@@ -80,6 +83,13 @@ __all__ = [
     "StepFacts",
     "PlanFacts",
     "NodeWaiting",
+    "PausedFacts",
+    "StoppingFacts",
+    "SavingFacts",
+    "WaitingFacts",
+    "AttemptsFacts",
+    "FailureFacts",
+    "WasReset",
     "Value",
     "Values",
     "ValueChange",
@@ -102,6 +112,7 @@ __all__ = [
     "Leading",
     # words
     "format_value",
+    "format_bytes",
     "format_change",
     "format_changes",
     "one_line",

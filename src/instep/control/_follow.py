@@ -166,7 +166,7 @@ class _Patience:
 
 
 async def _events(client: Client, feed: Feed, picture: Picture, stand: Stand) -> list[Event]:
-    """What has happened. While a checkpoint is waited for, also a look at how far the ranks are, and perhaps nothing."""
+    """What has happened. While a checkpoint is waited for that may be nothing, and a look at how far the ranks are."""
     if stand.stage != "saving":
         return await feed.next()
     try:

@@ -1,4 +1,4 @@
-"""What was changed, by whom, why, and what became of it: the plans that stand in etcd, and open rejections."""
+"""What was changed or commanded, by whom, why, and what became of it: the plans that stand in etcd, and refusals."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Literal
 from instep.control._facts import Facts, ValueChange
 from instep.control._leaders import Leading, leaders_of
 from instep.control._load import load, load_receipts
+from instep.control._orders import what_of
 from instep.control._picture import Picture
 from instep.control._runs import require_run
-from instep.control._text import one_line
+from instep.control._text import format_changes, one_line
 from instep.coordination.keys import Keys
-from instep.coordination.records import Plan, Rejected
+from instep.coordination.records import Declined, Plan, PlanKind, Rejected
 from instep.errors import Compacted, SettingsError
 from instep.etcd import Client
 from instep.scalar import Scalar, parse_scalar
@@ -23,9 +24,9 @@ DEFAULT_LIMIT = 20
 MAX_LIMIT = 1000
 _RECEIPTS_READ = 20
 
-EntryOutcome = Literal["open", "committed", "applied", "aborted", "rejected"]
+EntryOutcome = Literal["open", "committed", "applied", "aborted", "rejected", "declined"]
 """open: not decided. committed: decided, not yet applied everywhere. aborted: its last attempt was, and it is
-planned again if still desired. rejected: refused by the schema or a worker."""
+planned again if still desired. rejected: refused by the schema or a worker. declined: a command that was not done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +40,11 @@ class Attempt(Facts):
 
 @dataclass(frozen=True, slots=True)
 class Entry(Facts):
-    """One change. `step` is the first step run with its values, as receipts tell, else as agreed; None if not applied.
+    """One change, or one command. `step` is the first step run with its values (of a command the one before which all
+    ranks did it), as receipts tell, else as agreed; None if not applied.
 
-    `ranks` counts receipts; None when they are too old to be kept or read. `refusal` is why it was aborted or
-    rejected; `reason` is what its author said.
+    `ranks` counts receipts; None when they are too old to be kept or read. `refusal` is why it was aborted, rejected or
+    declined; `reason` is what its author said.
     """
 
     plan: int | None
@@ -58,6 +60,18 @@ class Entry(Facts):
     revision: int
     change_id: str | None
     attempts: tuple[Attempt, ...] = ()
+    kind: PlanKind = "config"
+    """Of a command what it is; `name` is then the action's, or the checkpoint's to go back to."""
+    name: str | None = None
+    save: bool | None = None
+    """Of a stop: whether a checkpoint is saved first."""
+
+    @property
+    def what(self) -> str:
+        """`lr 3e-4 → 1e-4`, or `act evaluate`."""
+        if self.kind == "config":
+            return format_changes(self.changes)
+        return what_of(self.kind, self.name, save=self.save is not False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +100,21 @@ async def history(client: Client, keys: Keys, limit: int = DEFAULT_LIMIT) -> His
 
 
 def entries_of(picture: Picture) -> tuple[Entry, ...]:
-    """Changes, the newest first; attempts of one change are one entry."""
-    groups: dict[int, list[Plan]] = {}
+    """Changes and commands, the newest first; attempts of one are one entry."""
+    groups: dict[tuple[int, str | None], list[Plan]] = {}
     for _, plan in sorted(picture.plans.items()):
-        groups.setdefault(plan.revision, []).append(plan)
+        groups.setdefault(_wish_of(plan), []).append(plan)
     entries = [_entry(picture, plans) for plans in groups.values()]
     alone: dict[int, list[Rejected]] = {}
     for record in picture.rejected.values():
-        if record.revision not in groups:
+        if (record.revision, None) not in groups:
             alone.setdefault(record.revision, []).append(record)
     entries += [_rejected(picture, revision, records) for revision, records in alone.items()]
+    entries += [
+        _declined(command_id, record)
+        for command_id, record in picture.declined.items()
+        if (record.revision, command_id) not in groups
+    ]
     return tuple(sorted(entries, key=lambda entry: entry.revision, reverse=True))
 
 
@@ -104,7 +123,7 @@ async def _read(client: Client, keys: Keys, limit: int) -> Picture:
     plans = 2 * limit
     while True:
         picture = await load(client, keys, plans=plans, receipts=0)
-        if len(picture.plans) < plans or len({plan.revision for plan in picture.plans.values()}) > limit:
+        if len(picture.plans) < plans or len({_wish_of(plan) for plan in picture.plans.values()}) > limit:
             break
         plans *= 4
     newest = [entry.plan for entry in entries_of(picture)[: min(limit, _RECEIPTS_READ)]]
@@ -113,15 +132,21 @@ async def _read(client: Client, keys: Keys, limit: int) -> Picture:
     return picture
 
 
+def _wish_of(plan: Plan) -> tuple[int, str | None]:
+    """What its attempts have in common: values of one revision are one change, but each command is one of its own."""
+    return plan.revision, None if plan.kind == "config" else plan.change_id
+
+
 def _entry(picture: Picture, plans: list[Plan]) -> Entry:
     plan = plans[-1]
     decision = picture.decisions.get(plan.number)
     steps = picture.steps_applied(plan.number)
     committed = decision is not None and decision.commit
-    refusal = None
-    if decision is not None and not decision.commit:
-        refusal = one_line(decision.reason or "no reason was given")
-    outcome = _outcome(picture, plan)
+    declined = picture.declined.get(plan.change_id or "") if plan.kind != "config" else None
+    refusal = declined.why if declined is not None else None
+    if refusal is None and decision is not None and not decision.commit:
+        refusal = decision.reason or "no reason was given"
+    outcome = "declined" if declined is not None else _outcome(picture, plan)
     return Entry(
         plan=plan.number,
         outcome=outcome,
@@ -131,11 +156,14 @@ def _entry(picture: Picture, plans: list[Plan]) -> Entry:
         ranks=len(steps) or None,
         author=plan.author,
         reason=plan.reason,
-        refusal=refusal,
+        refusal=one_line(refusal) if refusal is not None else None,
         opened_at=plan.opened_at,
         revision=plan.revision,
         change_id=plan.change_id,
         attempts=tuple(_attempt(picture, earlier) for earlier in plans[:-1]),
+        kind=plan.kind,
+        name=plan.name,
+        save=plan.course is not None and plan.course.save_at is not None if plan.kind == "stop" else None,
     )
 
 
@@ -144,7 +172,8 @@ def _outcome(picture: Picture, plan: Plan) -> EntryOutcome:
     if decision is None:
         return "open"
     if not decision.commit:
-        return "rejected" if decision.refused else "aborted"
+        refused: EntryOutcome = "rejected" if plan.kind == "config" else "declined"
+        return refused if decision.refused else "aborted"
     # A plan is opened only when the one before it was applied by all, so only the newest can still be under
     # way.
     if picture.newest_plan is not plan or picture.view is None or picture.view.number != plan.view:
@@ -182,6 +211,28 @@ def _rejected(picture: Picture, revision: int, records: list[Rejected]) -> Entry
         opened_at=None,
         revision=revision,
         change_id=first.change_id,
+    )
+
+
+def _declined(command_id: str, record: Declined) -> Entry:
+    """A command that was never planned."""
+    command = record.command
+    return Entry(
+        plan=None,
+        outcome="declined",
+        changes=(),
+        gate=None,
+        step=None,
+        ranks=None,
+        author=command.author,
+        reason=command.reason,
+        refusal=one_line(record.why),
+        opened_at=None,
+        revision=record.revision,
+        change_id=command_id,
+        kind=command.kind,
+        name=command.name,
+        save=command.save if command.kind == "stop" else None,
     )
 
 

@@ -16,6 +16,7 @@ from instep.coordination.membership import Registered, active_nodes, missing_ran
 from instep.coordination.records import (
     Ack,
     Agreed,
+    Attempts,
     Change,
     Command,
     Course,
@@ -79,6 +80,7 @@ class Picture:
     saved: dict[str, Saved] = field(default_factory=dict)
     latest: Pointer | None = None
     saving: Saving | None = None
+    attempts: Attempts | None = None
     empty: bool = True
     """True while no key of the run has been seen."""
 
@@ -109,6 +111,8 @@ class Picture:
             case ["checkpoints", name]:
                 manifest = _record(Manifest, kv)
                 _keep(self.saved, name, Saved(manifest, kv.mod_revision) if manifest else None)
+            case ["attempts"]:
+                self.attempts = _record(Attempts, kv)
             case ["schema"]:
                 self.schema, self.schema_revision = Schema.decode(kv.value), kv.mod_revision
 

@@ -19,8 +19,9 @@ _METRICS_LOOKED_AT = 64
 _NAMED = 10
 
 RunState = Literal["training", "paused", "forming", "ended", "stopped", "new"]
-"""training: a view stands and workers live. paused: so it is, and the run is paused. forming: workers live, no view yet. ended: all ranks left
-cleanly. stopped: no worker lives, though they did not leave cleanly. new: only written to, never joined."""
+"""training: a view stands and workers live. paused: the same, and the ranks wait to be resumed. forming: workers live,
+no view yet. ended: all ranks left cleanly. stopped: no worker lives, though they did not leave cleanly. new: only
+written to, never joined."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,29 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+from instep.control._attempts import AttemptsFacts, attempts_of
+from instep.control._checkpoints import Checkpoint, newest_of
 from instep.control._facts import Facts, ValueChange
 from instep.control._feed import Feed
 from instep.control._get import Value, values_of
 from instep.control._history import Entry, entries_of
 from instep.control._load import load
+from instep.control._orders import what_of
 from instep.control._picture import Picture
 from instep.control._runs import RunState, require_run, state_of
+from instep.control._text import format_changes
+from instep.control._under_way import (
+    PausedFacts,
+    SavingFacts,
+    StoppingFacts,
+    WaitingFacts,
+    paused_of,
+    saving_of,
+    stopping_of,
+    waiting_of,
+)
 from instep.coordination.keys import Keys
-from instep.coordination.records import Plan, format_ranks
+from instep.coordination.records import Plan, PlanKind, format_ranks
 from instep.errors import Compacted, EtcdError, EtcdFull
 from instep.etcd import Client
 from instep.scalar import Scalar
@@ -101,6 +115,18 @@ class PlanFacts(Facts):
     waiting: tuple[NodeWaiting, ...]
     """Nodes that have not answered, or not applied it: the first 12."""
     waiting_more: int
+    kind: PlanKind = "config"
+    """Of a command what it is; `name` is then the action's, or the checkpoint's to go back to."""
+    name: str | None = None
+    save: bool | None = None
+    """Of a stop: whether a checkpoint is saved first."""
+
+    @property
+    def what(self) -> str:
+        """`lr 3e-4 → 1e-4`, or `act evaluate`."""
+        if self.kind == "config":
+            return format_changes(self.changes)
+        return what_of(self.kind, self.name, save=self.save is not False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +146,15 @@ class Status(Facts):
     recent: tuple[Entry, ...]
     replays: str | None = None
     """Digest of the schedule that the values come from: `values` are then those that it begins with."""
+    paused: PausedFacts | None = None
+    stopping: StoppingFacts | None = None
+    saving: SavingFacts | None = None
+    checkpoint: Checkpoint | None = None
+    """The newest one that is committed."""
+    commands: tuple[WaitingFacts, ...] = ()
+    """Those that wait, the next one first; one that a plan is open for is that plan."""
+    attempts: AttemptsFacts | None = None
+    """How often the run has failed since it ended cleanly; None for never."""
     trouble: str | None = None
     """What is wrong with etcd itself, and the cure, in one sentence: while it lasts, changes wait."""
 
@@ -160,7 +195,7 @@ async def watch_status(client: Client, keys: Keys, *, tick_s: float = 1.0) -> As
         now = await status(client, keys)
         with suppress(Compacted):
             async with Feed(client) as feed:
-                for prefix in (keys.state, keys.config, keys.left):
+                for prefix in (keys.state, keys.desires, keys.left):
                     feed.add(prefix, now.revision + 1)
                 while True:
                     yield now
@@ -190,6 +225,12 @@ def status_of(picture: Picture, endpoint: str) -> Status:
         steps=_steps(picture),
         values=values_of(picture),
         replays=picture.schema.replays,
+        paused=paused_of(picture),
+        stopping=stopping_of(picture),
+        saving=saving_of(picture),
+        checkpoint=newest_of(picture),
+        commands=waiting_of(picture),
+        attempts=attempts_of(picture),
         plan=_plan(picture),
         recent=tuple(entry for entry in entries_of(picture) if entry.outcome not in ("open", "committed"))[:RECENT],
     )
@@ -261,11 +302,15 @@ def _plan(picture: Picture) -> PlanFacts | None:
         ranks=len(counting),
         waiting=nodes[:MAX_GROUPS],
         waiting_more=max(0, len(nodes) - MAX_GROUPS),
+        kind=plan.kind,
+        name=plan.name,
+        save=plan.course is not None and plan.course.save_at is not None if plan.kind == "stop" else None,
     )
 
 
 def _attempt(picture: Picture, plan: Plan) -> int:
-    return sum(1 for other in picture.plans.values() if other.revision == plan.revision)
+    same = (plan.revision, plan.kind, plan.change_id)
+    return sum(1 for other in picture.plans.values() if (other.revision, other.kind, other.change_id) == same)
 
 
 def _nodes_waiting(picture: Picture, waiting: set[int]) -> tuple[NodeWaiting, ...]:

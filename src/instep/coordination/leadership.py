@@ -26,6 +26,7 @@ from instep.coordination.leading import (
     Restore,
     Situation,
     Tidy,
+    TurnAway,
     next_action,
 )
 from instep.coordination.margin import Ahead, Margin
@@ -200,7 +201,7 @@ class Leadership:
                 resume, reasons = action.resume, "; ".join(action.resume.reasons.values())
                 what = "all go on from" if resume.final else "the ranks are asked about"
                 log.info("%s checkpoint %s%s", what, resume.id, f" ({reasons})" if reasons else "")
-            case Refuse():
+            case Refuse() | TurnAway():
                 for refused in action.refused:
                     log.warning("refused: %s", refused.reason)
             case _:
@@ -219,7 +220,7 @@ class Leadership:
 
     async def _caught_up(self, action: Action, revision: int) -> None:
         """Waits until our own write shows in the mirror, so that the next decision does not repeat this one."""
-        only_changes = isinstance(action, Tidy) and not action.rejections
+        only_changes = isinstance(action, Tidy) and not (action.rejections or action.declined or action.refusals)
         mirror = self._picture.desires if only_changes else self._state.mirror
         await mirror.wait_revision(revision, CATCH_UP_S)
 

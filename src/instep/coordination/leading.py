@@ -7,9 +7,11 @@ decide what it likes: etcd refuses it. The protocol and its proof are in docs/pr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from instep.coordination import commands, membership, resuming
+from instep.coordination import assembly, attempts, commands, membership, resuming
+from instep.coordination.assembly import LetThrough, Released
+from instep.coordination.attempts import Reported
 from instep.coordination.commands import Order
 from instep.coordination.desired import (
     Desired,
@@ -22,6 +24,8 @@ from instep.coordination.desired import (
 from instep.coordination.membership import Registered
 from instep.coordination.records import (
     Agreed,
+    Arrivals,
+    Attempts,
     Change,
     Course,
     Decision,
@@ -43,8 +47,8 @@ from instep.coordination.records import (
 from instep.coordination.schema import Schema
 from instep.coordination.trial import Trial
 
-MAX_TIDIED = 50
-"""Records deleted by one txn; etcd allows 128 operations."""
+MAX_TIDIED = 30
+"""Records of a kind deleted by one txn; etcd allows 128 operations."""
 PLAN_TIMEOUT_S = 60.0
 """A plan nobody decides in this time, or in three times what its gate should take, is aborted and made anew."""
 
@@ -95,6 +99,15 @@ class Situation:
     forming: Forming | None = None
     lost: Mapping[str, str] = field(default_factory=dict)
     """Keys of the run's state that somebody has deleted while it lives, and what they held."""
+    run: str = ""
+    attempts: Attempts = field(default_factory=Attempts)
+    reports: tuple[Reported, ...] = ()
+    """How ranks have failed, as their nodes say."""
+    released: Mapping[str, Released] = field(default_factory=dict)
+    arrivals: Mapping[str, Arrivals] = field(default_factory=dict)
+    """Who waits at barriers, by node."""
+    outdated_refusals: tuple[str, ...] = ()
+    """Incarnations under which a refusal is kept that concerns nobody any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +129,22 @@ class FormView:
     """To be tried by a worker of the view first."""
     at: str | None = None
     """Wall clock, for people only."""
+    attempts: Attempts | None = None
+    """What is known of failures then; None when nothing is new."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
     refused: tuple[Refused, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TurnAway:
+    """Newcomers of a run that has failed too often. Refused when somebody has cleared the count since."""
+
+    refused: tuple[Refused, ...]
+    attempts: Attempts | None
+    """What is known of failures then; None when nothing is new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +184,7 @@ class Tidy:
     rejections: tuple[str, ...]
     changes: tuple[str, ...]
     declined: tuple[str, ...] = ()
+    refusals: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,14 +201,29 @@ class Announce:
     forming: Forming
 
 
-Action = Announce | Ask | FormView | Refuse | OpenPlan | Commit | Abort | Decline | Reject | Restore | Tidy
+Action = (
+    Announce
+    | Ask
+    | FormView
+    | LetThrough
+    | Refuse
+    | TurnAway
+    | OpenPlan
+    | Commit
+    | Abort
+    | Decline
+    | Reject
+    | Restore
+    | Tidy
+)
 
 
 def next_action(now: Situation) -> Action | None:
     """The one thing to do next, the most urgent first; None when all is as it should be."""
     if now.lost:
         return Restore(dict(now.lost))
-    return _about_members(now) or _about_open_plan(now) or _about_resuming(now) or _about_wishes(now)
+    about_all = (_about_members, _about_open_plan, _about_resuming, _about_barriers, _about_wishes)
+    return next((action for about in about_all if (action := about(now)) is not None), None)
 
 
 def is_settled(now: Situation) -> bool:
@@ -204,8 +244,15 @@ def is_settled(now: Situation) -> bool:
 
 def _about_members(now: Situation) -> Action | None:
     group = membership.next_group(now.view, now.registered)
-    if group is not None and group.schema_digest in now.schemas and _can_start(now, group):
-        return _form_view(now, group)
+    if group is not None and not (group.schema_digest in now.schemas and _can_start(now, group)):
+        group = None
+    counted = attempts.counted(_past(now), group) if group is not None else now.attempts
+    news = counted if counted != now.attempts else None
+    away = attempts.turned_away(now.view, now.registered, counted, now.run)
+    if away:
+        return TurnAway(away, news)
+    if group is not None:
+        return replace(_form_view(now, group), attempts=news)
     reasons = membership.strangers(now.view, now.registered)
     refused = tuple(
         Refused(incarnation=item.member.incarnation, rank=item.member.rank, reason=reasons[item.member.incarnation])
@@ -220,6 +267,17 @@ def _about_members(now: Situation) -> Action | None:
 def _can_start(now: Situation, group: membership.Group) -> bool:
     """Not when some have trained and nobody knows with which values: newcomers would start with others."""
     return now.agreed is not None or membership.is_fresh(now.view, group)
+
+
+def _past(now: Situation) -> attempts.Past:
+    return attempts.Past(
+        view=now.view,
+        left=now.left,
+        stopping=now.agreed is not None and now.agreed.course.ends_at is not None,
+        registered=now.registered,
+        reports=now.reports,
+        attempts=now.attempts,
+    )
 
 
 def _announce(now: Situation) -> Announce | None:
@@ -279,6 +337,13 @@ def _about_resuming(now: Situation) -> Ask | None:
     )
     resume = resuming.next_resume(poll)
     return Ask(resume) if resume is not None else None
+
+
+def _about_barriers(now: Situation) -> LetThrough | None:
+    if now.view is None or not now.arrivals:
+        return None
+    hall = assembly.Hall(view=now.view, left=now.left, released=now.released, arrivals=now.arrivals)
+    return assembly.next_release(hall)
 
 
 def _about_open_plan(now: Situation) -> Action | None:
@@ -412,9 +477,11 @@ def _tidy(now: Situation, agreed: Agreed) -> Tidy | None:
     open_revisions = pending_revisions(now.desired, agreed.values, now.schema, now.rejected)
     changes = tuple(change.id for revision, change in now.changes.items() if revision not in open_revisions)
     declined = commands.outdated(now.declined)
-    if not rejections and not changes and not declined:
+    refusals = now.outdated_refusals
+    if not (rejections or changes or declined or refusals):
         return None
-    return Tidy(rejections[:MAX_TIDIED], changes[:MAX_TIDIED], declined[:MAX_TIDIED])
+    # No more than etcd takes in one txn; the rest follows.
+    return Tidy(rejections[:MAX_TIDIED], changes[:MAX_TIDIED], declined[:MAX_TIDIED], refusals[:MAX_TIDIED])
 
 
 def _signed(item: Rejected, change: Change | None) -> Rejected:

@@ -7,13 +7,26 @@ import time
 from collections.abc import Callable
 
 from instep.coordination import membership
+from instep.coordination.attempts import Reported
 from instep.coordination.commands import Order
 from instep.coordination.desired import Desired
 from instep.coordination.keys import Keys, last_part
 from instep.coordination.leading import Progress, Situation
 from instep.coordination.membership import Registered
 from instep.coordination.mirror import Mirror
-from instep.coordination.records import Change, Command, Left, Manifest, Member, Pointer, Receipt, Verified
+from instep.coordination.records import (
+    Arrivals,
+    Attempts,
+    Change,
+    Command,
+    Failure,
+    Left,
+    Manifest,
+    Member,
+    Pointer,
+    Receipt,
+    Verified,
+)
 from instep.coordination.schema import Schema
 from instep.coordination.state import RunState
 from instep.coordination.transactions import Seen
@@ -51,13 +64,17 @@ class Picture:
         self._left = Mirror(client, keys.left, changed, decode=Left.decode_or_none)
         self._schemas = Mirror(client, keys.schemas, changed)
         self._verified = Mirror(client, keys.verified, changed, decode=Verified.decode_or_none)
+        self._failures = Mirror(client, keys.failures, changed, decode=Failure.decode_or_none)
+        self._arrivals = Mirror(client, keys.arrivals, changed, decode=Arrivals.decode_or_none)
+        self._attempts = Mirror(client, keys.attempts, changed, decode=Attempts.decode_or_none)
 
     def __repr__(self) -> str:
         return f"Picture({self._state!r}, {self._members!r})"
 
     @property
     def mirrors(self) -> tuple[Mirror, ...]:
-        return (self.desires, self._members, self._acks, self._receipts, self._left, self._schemas, self._verified)
+        flowing_up = (self._members, self._acks, self._receipts, self._left, self._schemas, self._verified)
+        return (self.desires, *flowing_up, self._failures, self._arrivals, self._attempts)
 
     def run(self) -> list[asyncio.Task[None]]:
         """Starts following; the caller cancels the tasks."""
@@ -69,7 +86,9 @@ class Picture:
 
     def seen(self) -> Seen:
         """The revisions that a decision taken now stands on."""
-        return Seen(self._state.view_revision, self._state.agreed_revision, self._pointer()[1])
+        attempts = self._attempts.get(self._keys.attempts)
+        counted_at = attempts.mod_revision if attempts is not None else 0
+        return Seen(self._state.view_revision, self._state.agreed_revision, self._pointer()[1], counted_at)
 
     def situation(self, progress: Progress) -> Situation:
         state, keys = self._state, self._keys
@@ -113,7 +132,25 @@ class Picture:
             lasting_strangers=self._lasting_strangers(registered),
             progress=progress,
             lost=state.lost,
+            run=keys.run,
+            attempts=self._attempts.records.get(keys.attempts, Attempts()),
+            reports=self._reports(),
+            released=state.released,
+            arrivals={last_part(key): arrivals for key, arrivals in self._arrivals.records.items()},
+            outdated_refusals=self._outdated_refusals(),
         )
+
+    def _reports(self) -> tuple[Reported, ...]:
+        keys = self._failures.keys
+        return tuple(Reported(failure, keys[key].create_revision) for key, failure in self._failures.records.items())
+
+    def _outdated_refusals(self) -> tuple[str, ...]:
+        """Nobody is registered any more of those whom they concern."""
+        if not self._state.refused:
+            return ()
+        here = {member.incarnation for member in self._members.records.values()}
+        records = {record.incarnation: record for record in self._state.refused.values()}
+        return tuple(name for name, record in records.items() if here.isdisjoint(record.incarnations()))
 
     def _registered(self) -> tuple[Registered, ...]:
         refused, keys = self._state.refused, self._members.keys

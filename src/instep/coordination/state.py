@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
 
+from instep.coordination.assembly import Released
 from instep.coordination.keys import Keys, last_part
 from instep.coordination.mirror import Mirror
 from instep.coordination.records import (
@@ -17,13 +17,12 @@ from instep.coordination.records import (
     Record,
     Refused,
     Rejected,
+    Release,
     Resume,
     Saving,
     View,
 )
 from instep.etcd import Client, Event, KeyValue
-
-_Record = TypeVar("_Record", Rejected, Refused)
 
 
 class RunState:
@@ -48,6 +47,9 @@ class RunState:
         self.forming: Forming | None = None
         self.rejected: dict[str, Rejected] = {}
         self.refused: dict[str, Refused] = {}
+        """By incarnation: one record may be for many."""
+        self.released: dict[str, Released] = {}
+        """The last release of each barrier."""
         self.declined: dict[str, int] = {}
         """When each was written, by the command's id."""
         self.saving: Saving | None = None
@@ -93,11 +95,22 @@ class RunState:
         elif key.startswith(keys.rejected):
             _hold(self.rejected, last_part(key), Rejected.decode_or_none(value))
         elif key.startswith(keys.refused):
-            _hold(self.refused, last_part(key), Refused.decode_or_none(value))
+            self._take_refused(last_part(key), Refused.decode_or_none(value))
+        elif key.startswith(keys.barriers):
+            self.released.pop(last_part(key), None)
+            release = Release.decode_or_none(value)
+            if release is not None:
+                self.released[last_part(key)] = Released(release, event.kv.mod_revision)
         elif key.startswith(keys.declined):
             self.declined.pop(last_part(key), None)
             if value is not None:
                 self.declined[last_part(key)] = event.kv.mod_revision
+
+    def _take_refused(self, name: str, record: Refused | None) -> None:
+        for incarnation in [other for other, held in self.refused.items() if held.incarnation == name]:
+            del self.refused[incarnation]
+        if record is not None and record.incarnation == name:
+            self.refused |= dict.fromkeys(record.incarnations(), record)
 
     def _take_checkpoint(self, key: str, value: bytes | None, revision: int) -> None:
         if key == self._keys.saving:
@@ -143,7 +156,7 @@ class RunState:
             self.plan, self.plan_revision, self.decision = plan, plan.created or item.create_revision, None
 
 
-def _hold(held: dict[str, _Record], name: str, record: _Record | None) -> None:
+def _hold(held: dict[str, Rejected], name: str, record: Rejected | None) -> None:
     if record is None:
         held.pop(name, None)
     else:

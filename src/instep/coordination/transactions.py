@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from instep.coordination.assembly import LetThrough
 from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
 from instep.coordination.leading import (
+    MAX_TIDIED,
     Abort,
     Action,
     Announce,
@@ -23,10 +25,12 @@ from instep.coordination.leading import (
     Reject,
     Restore,
     Tidy,
+    TurnAway,
 )
 from instep.coordination.records import (
     Ack,
     Decision,
+    Failure,
     FirstStep,
     Leader,
     Left,
@@ -66,6 +70,7 @@ class Seen:
     view: int = 0
     agreed: int = 0
     pointer: int = 0
+    attempts: int = 0
 
 
 def for_action(action: Action, keys: Keys, fence: Fence, seen: Seen) -> Txn:
@@ -74,7 +79,10 @@ def for_action(action: Action, keys: Keys, fence: Fence, seen: Seen) -> Txn:
     match action:
         case FormView():
             same_pointer = Compare.mod_revision(keys.latest, "==", seen.pointer)
-            return _form_view(action, keys, (fence.compare(), same_view, _same_agreed(keys, seen), same_pointer))
+            guards = [fence.compare(), same_view, _same_agreed(keys, seen), same_pointer]
+            if action.attempts is not None:
+                guards.append(_same_attempts(keys, seen))
+            return _form_view(action, keys, tuple(guards))
         case OpenPlan():
             return _open_plan(action, keys, fence, same_view)
         case Commit():
@@ -108,12 +116,22 @@ def for_action(action: Action, keys: Keys, fence: Fence, seen: Seen) -> Txn:
             outdated = [keys.rejected_of(name) for name in action.rejections]
             outdated += [keys.change(change_id) for change_id in action.changes]
             outdated += [keys.declined_of(command_id) for command_id in action.declined]
+            outdated += [keys.refused_of(incarnation) for incarnation in action.refusals]
             return Txn((fence.compare(),), tuple(Op.delete(key) for key in outdated))
         case Refuse():
             return Txn(
                 (fence.compare(),),
                 tuple(Op.put(keys.refused_of(item.incarnation), item.encode()) for item in action.refused),
             )
+        case TurnAway():
+            refusals = [Op.put(keys.refused_of(item.incarnation), item.encode()) for item in action.refused]
+            count = [Op.put(keys.attempts, action.attempts.encode())] if action.attempts is not None else []
+            return Txn((fence.compare(), same_view, _same_attempts(keys, seen)), (*refusals, *count))
+        case LetThrough():
+            same = Compare.mod_revision(keys.barrier(action.name), "==", action.seen)
+            then = [Op.put(keys.barrier(action.name), action.release.encode())]
+            then += [Op.delete(keys.barrier(name)) for name in action.outdated[:MAX_TIDIED]]
+            return Txn((fence.compare(), same_view, same), tuple(then))
 
 
 def abort(keys: Keys, number: int, decision: Decision) -> Txn:
@@ -137,6 +155,12 @@ def write_receipt(keys: Keys, number: int, receipt: Receipt) -> Txn:
 
 def write_left(keys: Keys, node: str, left: Left) -> Txn:
     return Txn((), (Op.put(keys.left_of(node), left.encode()),))
+
+
+def write_failure(keys: Keys, node: str, failure: Failure) -> Txn:
+    """Create-only: of a node the first rank that failed in a view is told of, which may have taken others with it."""
+    key = keys.failure(failure.view, node)
+    return Txn((Compare.absent(key),), (Op.put(key, failure.encode()),))
 
 
 def write_first_step(keys: Keys, view: int, first: FirstStep) -> Txn:
@@ -167,6 +191,11 @@ def _same_agreed(keys: Keys, seen: Seen) -> Compare:
     return Compare.mod_revision(keys.agreed, "==", seen.agreed)
 
 
+def _same_attempts(keys: Keys, seen: Seen) -> Compare:
+    """Nobody has cleared the count since it was read."""
+    return Compare.mod_revision(keys.attempts, "==", seen.attempts)
+
+
 def _form_view(action: FormView, keys: Keys, guards: tuple[Compare, ...]) -> Txn:
     compares = list(guards)
     then = [
@@ -174,8 +203,12 @@ def _form_view(action: FormView, keys: Keys, guards: tuple[Compare, ...]) -> Txn
         Op.put(keys.agreed, action.agreed.encode()),
         Op.put(keys.schema, action.schema.encode()),
         Op.delete(keys.left, prefix=True),
+        Op.delete(keys.failures, prefix=True),
+        Op.delete(keys.arrivals, prefix=True),
         Op.delete(keys.forming),
     ]
+    if action.attempts is not None:
+        then.append(Op.put(keys.attempts, action.attempts.encode()))
     if action.abort_plan is not None:
         compares.append(_undecided(keys, action.abort_plan))
         decision = Decision(commit=False, reason="the view changed")
@@ -186,6 +219,7 @@ def _form_view(action: FormView, keys: Keys, guards: tuple[Compare, ...]) -> Txn
         then += [Op.put(keys.rejected_of(item.name), item.encode()) for item in action.rejections[:MAX_REJECTIONS]]
         then.append(Op.delete(keys.refused, prefix=True))
         then.append(Op.delete(keys.resume))
+        then.append(Op.delete(keys.barriers, prefix=True))
     then += _start_of_view(action, keys)
     return Txn(tuple(compares), tuple(then))
 

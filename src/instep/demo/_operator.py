@@ -9,7 +9,20 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from instep.control import ChangeReceipt, Facts, Keys, ValueChange, Written, get, set_values, wait
+from instep.control import (
+    ChangeReceipt,
+    CommandReceipt,
+    Facts,
+    Keys,
+    Sent,
+    ValueChange,
+    Written,
+    get,
+    send,
+    set_values,
+    wait,
+)
+from instep.coordination.records import CommandKind
 from instep.errors import ConfigError, InstepError
 from instep.etcd import Client
 from instep.scalar import parse_scalar
@@ -68,6 +81,14 @@ class Operator:
         after = await self._holds(key)
         return Refusal(f"{name}={value}", reason, before[1], after[1], written=before != after)
 
+    async def send(self, kind: CommandKind, reason: str | None = None) -> Sent:
+        """Raises CommandRefused, and what else `instep pause` and its like do."""
+        return await send(self._client, self._keys, kind, author=AUTHOR, reason=reason)
+
+    async def order(self, kind: CommandKind, reason: str | None = None) -> CommandReceipt:
+        """A command, followed to its receipt. Raises ReceiptTimeout too."""
+        return await wait(self._client, self._keys, await self.send(kind, reason), RECEIPT_TIMEOUT_S)
+
     @property
     def has_etcdctl(self) -> bool:
         return self._server.binary.etcdctl is not None
@@ -101,21 +122,3 @@ class Operator:
     async def _holds(self, key: str) -> tuple[int, str]:
         found = await self._client.get(key)
         return (found.mod_revision, found.text) if found else (0, "")
-
-    async def send(self, kind):
-        import secrets
-        from instep.coordination.records import Command
-        await self._client.put(self._keys.command(secrets.token_hex(4)), Command(kind=kind, author=AUTHOR).encode())
-
-    async def order(self, kind, reason=None):
-        from types import SimpleNamespace
-        from instep.coordination.records import Agreed, Plan
-        await self.send(kind)
-        for _ in range(500):
-            await asyncio.sleep(0.05)
-            a = Agreed.decode_or_none((await self._client.get(self._keys.agreed)).value)
-            p = await self._client.get(self._keys.plan(a.plan))
-            p = Plan.decode_or_none(p.value) if p else None
-            if p and p.kind == kind and (await self._client.range(self._keys.receipts_of(a.plan))).kvs:
-                return SimpleNamespace(sentence=f"{kind} at {p.gate}", holds=True, step=p.gate)
-        raise InstepError("x")

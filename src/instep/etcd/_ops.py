@@ -51,7 +51,7 @@ class Compare:
         if not prefix:
             return compare
         compare.wire.key, compare.wire.range_end = prefix_range(key)
-        return cls(compare.wire, f"{compare.text} under {key}*")
+        return cls(compare.wire, f"no key under {key}")
 
     @classmethod
     def present(cls, key: str) -> Compare:

@@ -71,7 +71,8 @@ class Checkpointer:
             background=background,
             weights_only=weights_only,
         )
-        run.on_restore(self._go_back)
+        self._checked = ""
+        run.on_restore(self._go_back, check=self._check)
         if background:
             self._registry.in_background(self._saver.later.look, self._saver.later.finish)
 
@@ -112,13 +113,27 @@ class Checkpointer:
             self._load(manifest)
         return manifest.step + 1
 
+    def _check(self, manifest: Manifest) -> str | None:
+        """The operator wants the run to go back to it: what is wrong with it. Reads it once, however often it is asked,
+        for while this rank reads the others come to the step at which it should have been agreed on."""
+        if self._checked == manifest.digest:
+            return None
+        try:
+            problem = self._problem(manifest)
+        except CheckpointError as error:
+            return str(error)
+        if problem is None:
+            self._checked = manifest.digest
+        return problem
+
     def _go_back(self, manifest: Manifest) -> None:
-        """The operator's `instep restore`: all ranks are at one boundary."""
+        """It was agreed on: all ranks are at one boundary."""
         self._saver.later.finish()
-        problem = self._saver.problem_anywhere(self._problem(manifest))
+        problem = self._saver.problem_anywhere(self._check(manifest))
         if problem is not None:
             raise CheckpointError(f"the run cannot go back to checkpoint {manifest.id}: {problem}")
         self._load(manifest)
+        self._checked = ""
 
     def _problem(self, manifest: Manifest) -> str | None:
         """None for a checkpoint that this rank can load. CheckpointError for what an older one would not mend."""

@@ -52,6 +52,7 @@ class PlainSaver:
         self._housekeeping = housekeeping
         self._background = background
         self._weights_only = weights_only
+        self._left_behind = 0
         self.later = Later(housekeeping.tidy)
 
     def save(self, step: int) -> bool:
@@ -70,6 +71,10 @@ class PlainSaver:
         """One part after the other, so that no more than one is in memory twice."""
         for name, part in self._parts.items():
             give_back(name, part, read_part(folder, name, weights_only=self._weights_only))
+        saved = self._registry.saved
+        if saved is not None and saved.step > manifest.step:
+            # Of the steps that are run again now: not yet heard that the run was taken back from there.
+            self._left_behind = saved.revision
 
     # -- now --------------------------------------------------------------------------------------------------------
 
@@ -106,8 +111,9 @@ class PlainSaver:
         saving = self._registry.saving
         if saving is not None:
             self._housekeeping.note(saving.step, saving.token)
+        saved = self._registry.saved
         return turn.look(
-            saved=self._registry.has(turn.step),
+            saved=saved is not None and saved.revision > self._left_behind and self._registry.has(turn.step),
             leads=self._run.leads,
             saving=saving.step if saving is not None else None,
             now=time.monotonic(),

@@ -5,21 +5,24 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from torch.distributed.checkpoint.metadata import Metadata
+
 from instep.errors import CheckpointError, Fenced
+from instep.worker.manifest import FileSum
 from instep.worker.run import Run
 from instep.worker.saved import Manifest
-from instep.worker.slot import Slot
+from instep.worker.slot import Slot, trouble
 
 from ._attempt import commit, given_up_on_error, report_failure, told_as_trouble
 from ._housekeeping import Housekeeping
 from ._later import Later
 from ._parts import Part, give_back, label, read_part, write_part
-from ._shards import Shards, check_all_here, result_of
+from ._shards import Shards, check_all_here, result_of, sums_of_rank
 from ._snapshot import on_cpu
 
 log = logging.getLogger("instep")
@@ -136,38 +139,52 @@ class ShardedSaver:
 
     def _save_together(self, path: Path, slot: Slot | None) -> bool | None:
         """True: committed. False: not, or not yet. None: another leads. On all ranks the same."""
-        with ExitStack() as stack:
-            if slot is not None:
-                stack.enter_context(given_up_on_error(slot))
+        with given_up_on_error(slot) if slot is not None else nullcontext():
             outcome: bool | None = False
             try:
-                metadata = self._shards.write(path)
+                known = self._sum_up(path, slot, self._shards.write(path))
             except OSError as error:
-                problem = f"{path} cannot be written: {error.strerror or error}"
-                if slot is not None:
-                    slot.abandon()
-                    report_failure(CheckpointError(problem))
+                if slot is None:
+                    return False
+                slot.abandon()
+                report_failure(trouble(slot.step, path, error))
                 return False
             if slot is not None:
-                outcome = self._complete(slot, metadata)
-            return self._outcome(slot, outcome)
+                outcome = self._complete(slot, known)
+            told = self._shards.tell_all((slot is not None, outcome))
+            return next((outcome for leads, outcome in told if leads), False)
 
-    def _complete(self, slot: Slot, metadata: Any) -> bool | None:
+    def _sum_up(self, path: Path, slot: Slot | None, metadata: Metadata) -> dict[str, FileSum]:
+        """The sums of all shards, each read by the rank that has written it. OSError, on all ranks, where one could not
+        be read."""
+        sums: dict[str, FileSum] | OSError
         try:
-            with told_as_trouble(slot):
-                check_all_here(slot.path, metadata)
-                for name, part in self._shards.others.items():
-                    write_part(slot.path, name, part.state_dict())
+            sums = sums_of_rank(path, metadata, self._run.rank)
+            if slot is not None:
+                check_all_here(path, metadata)
+        except OSError as error:
+            sums = error
+        known: dict[str, FileSum] = {}
+        for found in self._shards.tell_all(sums):
+            if isinstance(found, OSError):
+                raise found
+            known |= found
+        return known
+
+    def _complete(self, slot: Slot, known: Mapping[str, FileSum]) -> bool | None:
+        try:
+            with given_up_on_error(slot):
+                self._write_others(slot, {name: part.state_dict() for name, part in self._shards.others.items()})
+                slot.seal(known)
         except CheckpointError as error:
-            slot.abandon()
             report_failure(error)
             return False
         return commit(slot, self._housekeeping.tidy)
 
-    def _outcome(self, slot: Slot | None, outcome: bool | None) -> bool | None:
-        """What the leader has come to, told to all."""
-        told = self._shards.tell_all((slot is not None, outcome))
-        return next((outcome for leads, outcome in told if leads), False)
+    def _write_others(self, slot: Slot, states: Mapping[str, Any]) -> None:
+        with told_as_trouble(slot):
+            for name, state in states.items():
+                write_part(slot.path, name, state)
 
     def _start(self, path: Path, slot: Slot | None) -> None:
         """All ranks have copied their state when this returns; the leader seals the directory when all have written."""
@@ -177,12 +194,11 @@ class ShardedSaver:
         def complete() -> None:
             if slot is None:
                 with suppress(OSError):  # the leader hears of it too, and tells
-                    result_of(written)
+                    self._sum_up(path, slot, result_of(written))
                 return
             with told_as_trouble(slot):
-                check_all_here(slot.path, result_of(written))
-                for name, state in others.items():
-                    write_part(slot.path, name, state)
-            slot.seal()
+                known = self._sum_up(path, slot, result_of(written))
+            self._write_others(slot, others)
+            slot.seal(known)
 
         self.later.start(slot, complete)

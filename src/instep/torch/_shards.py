@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.optim import Optimizer
 
 from instep.errors import CheckpointError
+from instep.worker.manifest import FileSum, sum_file
 
 from ._parts import Part
 from ._snapshot import apart_from_training
@@ -109,11 +110,16 @@ class Shards:
 
 def check_all_here(folder: Path, metadata: Metadata) -> None:
     """OSError when a rank's file cannot be seen from this host: its folder is another one of the same name."""
-    wanted = {METADATA, *(info.relative_path for info in (metadata.storage_data or {}).values())}
-    for name in sorted(wanted):
+    for name in sorted({METADATA, *_files_in(metadata)}):
         if not (folder / name).is_file():
             text = "a rank's file is not there: all hosts must share this folder"
             raise FileNotFoundError(errno.ENOENT, text, str(folder / name))
+
+
+def sums_of_rank(folder: Path, metadata: Metadata, rank: int) -> dict[str, FileSum]:
+    """Of the files that this rank has written, read while they are still in this host's memory. Raises OSError."""
+    mine = {name for name in _files_in(metadata) if name.startswith(f"__{rank}_")}
+    return {name: sum_file(folder / name, sync=False) for name in mine}
 
 
 def result_of(written: Future[Metadata]) -> Metadata:
@@ -122,6 +128,10 @@ def result_of(written: Future[Metadata]) -> Metadata:
         return written.result()
     except CheckpointException as error:
         raise _as_os_error(error) from error
+
+
+def _files_in(metadata: Metadata) -> set[str]:
+    return {info.relative_path for info in (metadata.storage_data or {}).values()}
 
 
 def _writer(folder: Path) -> FileSystemWriter:

@@ -60,8 +60,7 @@ class Agreement(Generic[Config]):
         """The newest plan that this worker has applied or started with."""
         self.began: Message | None = None
         """What every agent must hear of the first step of a view."""
-        self.origin: Message | None = None
-        """The checkpoint that the ranks go on from, if they have agreed on one."""
+        self._origin: Message | None = None
         self._codec = codec
         self._replay = replay
         self._next_value = NEVER
@@ -107,6 +106,12 @@ class Agreement(Generic[Config]):
         self._values = dict(start.values if self._replay is None else self._replay.schedule.values)
         self.config = self._codec.decode(self._values)
 
+    def go_on_from(self, checkpoint_id: str, step: int, *, view: int, plan: int) -> None:
+        """The ranks have agreed on this checkpoint, saved in that view after that plan: a schedule gives the values of
+        the step that follows it."""
+        self._origin = {"id": checkpoint_id, "step": step, "view": view, "plan": plan}
+        self._follow_schedule(step + 1)
+
     def begin(self, step: int) -> list[Message]:
         """The first boundary: only now is it known on which side of the last agreed gate this worker begins.
 
@@ -116,7 +121,7 @@ class Agreement(Generic[Config]):
         if self._start is None:
             return []
         start, self._start = self._start, None
-        self.began = {"t": "began", "view": self._view, "step": step, "origin": self.origin}
+        self.began = {"t": "began", "view": self._view, "step": step, "origin": self._origin}
         said = [self.began]
         if start.gate is not None and start.previous is not None:
             if step < start.gate:

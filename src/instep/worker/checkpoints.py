@@ -166,14 +166,15 @@ class Checkpoints:
     def settle(self, timeout_s: float) -> None:
         """Before this worker leaves: waits for commits that have not been answered yet."""
         with suppress(InstepError):  # an evicted worker hears no more answers
-            self._conversation.wait_until(lambda: not self._ledger.commits_open, timeout_s, self._next_step())
+            self._conversation.wait_until(lambda: not self._ledger.open_commits, timeout_s, self._next_step())
 
     # -- forgetting -------------------------------------------------------------------------------------------------
 
     def forget(self, ids: Iterable[str]) -> tuple[str, ...]:
         """Takes checkpoints off the registry and returns those that are off it now: their files may be deleted. Never
-        the newest, nor one that somebody reads. Raises EtcdUnavailable after 5 s at most: some may be off it then."""
-        answer = self._ask("forget", ids=list(ids))
+        the newest, nor one that somebody reads, nor one whose commit has not been answered: it would be made again.
+        Raises EtcdUnavailable after 5 s at most: some may be off it then."""
+        answer = self._ask("forget", ids=[item for item in ids if item not in self._ledger.open_commits])
         return tuple(answer["ids"])
 
     # -- going on from one ------------------------------------------------------------------------------------------
@@ -238,8 +239,7 @@ class Checkpoints:
         problem = None if voted else _problem(manifest, verify)
         if problem is not None:
             raise CheckpointError(f"the others went on from checkpoint {manifest.id}, and this rank cannot: {problem}")
-        place = {"id": manifest.id, "step": manifest.step, "view": manifest.view, "plan": manifest.plan}
-        self._agreement.origin = place
+        self._agreement.go_on_from(manifest.id, manifest.step, view=manifest.view, plan=manifest.plan)
         return manifest
 
     def _timed_out(self, waited_s: float) -> InstepError:

@@ -13,7 +13,8 @@ from typing import Any, Final, Literal
 from instep.errors import Evicted, GateTimeout, InstepError, JoinRefused
 from instep.wire import PROTOCOL, Message
 from instep.worker.agreement import Agreement
-from instep.worker.failure import failure_from
+from instep.worker.assembly import Calls
+from instep.worker.failure import failure_from, in_words
 from instep.worker.ledger import Ledger
 from instep.worker.link import AgentLink, LinkLost
 from instep.worker.pulse import Pulse
@@ -51,6 +52,8 @@ class Conversation:
         self.token = 0
         self.candidate = ""
         self.ledger = Ledger()
+        self.calls = Calls()
+        self.max_restarts: int | None = None
         self._offered: tuple[tuple[str, ...], bool] | None = None
         self.failure: InstepError | None = None
         self.mail = 0
@@ -100,6 +103,7 @@ class Conversation:
             "schema": self._agreement.schema,
             "view": self.view,
             "undecided": self._agreement.gate.undecided,
+            "max_restarts": self.max_restarts,
         }
 
     def tell(self, messages: Iterable[Message]) -> None:
@@ -203,12 +207,12 @@ class Conversation:
             heard = True
         return True
 
-    def leave(self, step: int, *, clean: bool) -> None:
+    def leave(self, step: int, *, clean: bool, error: BaseException | None = None) -> None:
         """A rank that nobody knows to have left would be waited for in every later change: worth a moment.
 
         An agent that dies now takes what it has not read with it, so its answer is waited for.
         """
-        leave = {"t": "leave", "clean": clean, "step": step}
+        leave = {"t": "leave", "clean": clean, "step": step, "error": in_words(error)}
         if self.standing != "training":
             with contextlib.suppress(LinkLost):
                 self._link.send(leave)
@@ -260,6 +264,8 @@ class Conversation:
                     self.token, self.candidate = message.get("token", 0), message.get("candidate", "")
                 case "archive":
                     self.ledger.hear(message)
+                case "barrier":
+                    self.calls.hear(message)
                 case "failure":
                     self._hear_failure(failure_from(message, self._rank))
                 case "note":

@@ -14,6 +14,9 @@ from instep.errors import (
 )
 from instep.wire import Message
 
+MAX_KIND = 64
+MAX_TEXT = 200
+
 _KINDS: dict[str, type[InstepError]] = {
     "denied": EtcdDenied,
     "etcd": EtcdError,
@@ -29,3 +32,14 @@ def failure_from(message: Message, rank: int) -> InstepError:
     if message.get("kind") == "evicted":
         return Evicted(text, rank=rank)
     return _KINDS.get(str(message.get("kind")), AgentError)(text)
+
+
+def in_words(error: BaseException | None) -> Message | None:
+    """What the agent is told of the exception that ends this worker."""
+    if error is None:
+        return None
+    try:
+        text = str(error)
+    except Exception as other:  # noqa: BLE001 - it is somebody else's exception, and this must not hide it
+        text = f"(its text cannot be had: {type(other).__name__})"
+    return {"kind": type(error).__name__[:MAX_KIND], "text": text[:MAX_TEXT]}

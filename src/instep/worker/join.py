@@ -39,6 +39,7 @@ def join(
     timeout_s: float = ...,
     etcd_patience_s: float = ...,
     replay: str | os.PathLike[str] | None = ...,
+    max_restarts: int | None = ...,
 ) -> Run[Hyper]: ...
 
 
@@ -54,6 +55,7 @@ def join(
     timeout_s: float = ...,
     etcd_patience_s: float = ...,
     replay: str | os.PathLike[str] | None = ...,
+    max_restarts: int | None = ...,
 ) -> Run[FreeConfig]: ...
 
 
@@ -68,6 +70,7 @@ def join(
     timeout_s: float = 300.0,
     etcd_patience_s: float = 300.0,
     replay: str | os.PathLike[str] | None = None,
+    max_restarts: int | None = None,
 ) -> Run[Any]:
     """Joins run `name` and returns when all ranks are there, each with the same values.
 
@@ -75,13 +78,17 @@ def join(
     the INSTEP_ variables if not given. `timeout_s` bounds the whole wait for etcd and the other ranks;
     `etcd_patience_s` bounds each later wait at a gate. A rank that joins again takes the place of its former process.
     `replay` is a schedule file (`instep history RUN --export FILE`), the same on all ranks: the values come from it, at
-    its steps, and live changes are refused.
+    its steps, and live changes are refused. `max_restarts` (INSTEP_MAX_RESTARTS if not given, else no limit) is how
+    often the run may start again after a failure since it ended cleanly or since `instep reset RUN`; where ranks
+    disagree, the smallest counts.
 
     Raises SettingsError (bad arguments, an unusable schedule; nothing was contacted), EtcdDenied (credentials or
-    certificates refused), JoinRefused (this rank disagrees with the others), JoinTimeout, ConfigError, AgentError.
+    certificates refused), JoinRefused (this rank disagrees with the others, or the run has failed too often),
+    JoinTimeout, ConfigError, AgentError.
     """
     check_run_name(name)
     rank, world_size = _place(rank, world_size, os.environ)
+    allowed = _max_restarts(max_restarts, os.environ)
     codec = Codec(schema)
     schedule = Replay.read(replay, codec) if replay is not None else None
     settings = resolve(etcd, namespace=namespace)
@@ -98,11 +105,12 @@ def join(
         etcd_patience_s=etcd_patience_s,
         grace_s=settings.grace_s,
         replay=schedule,
+        max_restarts=allowed,
     )
     try:
         _wait_for_view(run, run._conversation, link, timeout_s)
-    except BaseException:
-        run.close(clean=False)
+    except BaseException as error:
+        run._close(False, error)
         raise
     run._preemption.open()
     return run
@@ -174,3 +182,12 @@ def _number(given: int | None, name: str, variable: str, environ: Mapping[str, s
         return int(text)
     except ValueError:
         raise SettingsError(f"{variable} is {text!r}: it must be a whole number") from None
+
+
+def _max_restarts(given: int | None, environ: Mapping[str, str]) -> int | None:
+    if given is None and not environ.get("INSTEP_MAX_RESTARTS"):
+        return None
+    allowed = _number(given, "max_restarts", "INSTEP_MAX_RESTARTS", environ, default=0)
+    if allowed < 0:
+        raise SettingsError(f"max_restarts is {allowed}: give 0 or more, or nothing for no limit")
+    return allowed

@@ -42,8 +42,9 @@ class Ledger:
         return message
 
     @property
-    def commits_open(self) -> bool:
-        return bool(self._commits)
+    def open_commits(self) -> frozenset[str]:
+        """Ids of checkpoints that were handed in, and of which nobody has said yet how that ended."""
+        return frozenset(message["manifest"]["id"] for message in self._commits.values())
 
     def outcome(self, path: str) -> Message | None:
         """How the commit of that directory ended; None while that is not known."""

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -30,24 +30,35 @@ class Sums:
     digest: str
 
 
-def write_manifest(folder: Path) -> Sums:
+@dataclass(frozen=True, slots=True)
+class FileSum:
+    """Of one file; `sha256` in hexadecimal."""
+
+    bytes: int
+    sha256: str
+
+
+def write_manifest(folder: Path, known: Mapping[str, FileSum] | None = None) -> Sums:
     """Lists every file below `folder`, after which all of it is on the disk as far as fsync can promise that.
 
-    Reads every file once, in pieces. Links to files are followed; links to directories, sockets and the like are
+    Reads every file once, in pieces, but for those whose sums are `known` by their names in the folder: who has written
+    them has summed and synced them. Links to files are followed; links to directories, sockets and the like are
     refused. Raises OSError. Nobody may write in the folder meanwhile: that would not be noticed here.
     """
-    listed: dict[str, dict[str, int | str]] = {}
-    total = 0
+    listed: dict[str, FileSum] = {}
     for path in sorted(_files_below(folder), key=lambda file: file.as_posix()):
-        size, digest = _sum_of(path, sync=True)
-        listed[path.relative_to(folder).as_posix()] = {"bytes": size, "sha256": digest}
-        total += size
-    text = json.dumps({"instep_manifest": _FORMAT, "files": listed}, indent=1).encode()
+        name = path.relative_to(folder).as_posix()
+        told = (known or {}).get(name)
+        if told is not None and path.stat().st_size != told.bytes:
+            raise OSError(errno.EIO, "it has another size here than where it was written", str(path))
+        listed[name] = told or sum_file(path, sync=True)
+    files = {name: {"bytes": item.bytes, "sha256": item.sha256} for name, item in listed.items()}
+    text = json.dumps({"instep_manifest": _FORMAT, "files": files}, indent=1).encode()
     _write_synced(folder / _UNFINISHED, text)
     os.replace(folder / _UNFINISHED, folder / MANIFEST)
     for directory in (*_directories_below(folder), folder.parent):
         _sync_directory(directory)
-    return Sums(len(listed), total, hashlib.sha256(text).hexdigest())
+    return Sums(len(listed), sum(item.bytes for item in listed.values()), hashlib.sha256(text).hexdigest())
 
 
 def verify_manifest(folder: Path, digest: str, *, only: Only | None = None) -> str | None:
@@ -80,7 +91,7 @@ def _problem_of(path: Path, sums: dict[str, int | str]) -> str | None:
         if size != sums["bytes"]:
             change = "truncated" if size < int(sums["bytes"]) else "changed"
             return f"{path} was {change}: it has {size} bytes and had {sums['bytes']} when it was saved"
-        if _sum_of(path, sync=False)[1] != sums["sha256"]:
+        if sum_file(path, sync=False).sha256 != sums["sha256"]:
             return f"{path} was changed: it is not what was saved, although it has the same size"
     except FileNotFoundError:
         return f"{path} is missing"
@@ -89,12 +100,13 @@ def _problem_of(path: Path, sums: dict[str, int | str]) -> str | None:
     return None
 
 
-def _sum_of(path: Path, *, sync: bool) -> tuple[int, str]:
+def sum_file(path: Path, *, sync: bool) -> FileSum:
+    """Reads it in pieces; with `sync` it is on the disk afterwards. Raises OSError."""
     with path.open("rb", buffering=0) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if sync:
             os.fsync(file.fileno())
-        return os.fstat(file.fileno()).st_size, digest
+        return FileSum(os.fstat(file.fileno()).st_size, digest)
 
 
 def _files_below(folder: Path) -> Iterator[Path]:

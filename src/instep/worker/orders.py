@@ -12,6 +12,7 @@ from instep.worker.saved import Manifest
 
 Action: TypeAlias = Callable[[], object]
 Restorer: TypeAlias = Callable[[Manifest], object]
+Check: TypeAlias = Callable[[Manifest], str | None]
 
 MAX_OFFERED = 64
 """Names of actions that operators are shown; more can be declared, and be asked for."""
@@ -46,6 +47,7 @@ class Orders:
     def __init__(self) -> None:
         self._actions: dict[str, Action] = {}
         self._restorers: list[Restorer] = []
+        self._checks: list[Check] = []
 
     def __repr__(self) -> str:
         return f"Orders({', '.join(self._actions) or 'no action'}, {len(self._restorers)} to restore)"
@@ -62,8 +64,10 @@ class Orders:
     def declare(self, name: str, function: Action) -> None:
         self._actions[name] = function
 
-    def on_restore(self, function: Restorer) -> None:
+    def on_restore(self, function: Restorer, check: Check | None = None) -> None:
         self._restorers.append(function)
+        if check is not None:
+            self._checks.append(check)
 
     def why_not(self, order: Order) -> dict[str, str]:
         """Why this worker cannot do it, by what it names; empty when it can."""
@@ -71,6 +75,10 @@ class Orders:
             return {order.name: self._unknown(order.name)}
         if order.kind == "restore" and not self._restorers:
             return {order.name: "the script has no Checkpointer and no run.on_restore function"}
+        if order.kind == "restore" and order.checkpoint is not None:
+            manifest = Manifest.of(order.checkpoint)
+            problems = [problem for check in self._checks if (problem := check(manifest)) is not None]
+            return {order.name: problems[0]} if problems else {}
         if order.kind not in ("config", "pause", "resume", "stop", "checkpoint", "action", "restore"):
             return {order.kind: "this worker's version of Instep does not know the command"}
         return {}

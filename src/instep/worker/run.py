@@ -20,12 +20,13 @@ from instep.errors import InstepError, StepError
 from instep.names import check_action_name
 from instep.settings import DEFAULT_GRACE_S
 from instep.worker.agreement import Agreement, Config, Stand
+from instep.worker.assembly import Assembly
 from instep.worker.checkpoints import Checkpoints
 from instep.worker.conversation import GOODBYE_S, Conversation
 from instep.worker.gate import NEVER, Apply
 from instep.worker.hyper import Codec
 from instep.worker.link import AgentLink
-from instep.worker.orders import Action, Restorer
+from instep.worker.orders import Action, Check, Restorer
 from instep.worker.preemption import Preemption
 from instep.worker.replay import Replay
 from instep.worker.slot import Layout, Slot
@@ -62,6 +63,7 @@ class Run(Generic[Config]):
         etcd_patience_s: float = ETCD_PATIENCE_S,
         grace_s: float = DEFAULT_GRACE_S,
         replay: Replay | None = None,
+        max_restarts: int | None = None,
     ) -> None:
         self.name = name
         self.rank = rank
@@ -73,6 +75,8 @@ class Run(Generic[Config]):
         self.checkpoints = Checkpoints(
             self._conversation, self._agreement, rank=rank, world_size=world_size, next_step=self._next_step
         )
+        self._conversation.max_restarts = max_restarts
+        self._assembly = Assembly(self._conversation, rank=rank)
         self._preemption = Preemption(
             self._conversation, self._agreement, rank=rank, grace_s=grace_s, wake=self._look_soon
         )
@@ -182,12 +186,14 @@ class Run(Generic[Config]):
 
         return declare
 
-    def on_restore(self, function: Restorer) -> Restorer:
+    def on_restore(self, function: Restorer, *, check: Check | None = None) -> Restorer:
         """Calls `function(manifest)` when the run is taken back to a checkpoint, on every rank before the same step.
 
         The step after the checkpoint's follows. Usable as a decorator. What it raises leaves `boundary`.
+        `check(manifest)` is called before, on every rank, and says what is wrong with the checkpoint: then the command
+        is declined with that, and nobody goes back.
         """
-        self._agreement.orders.on_restore(function)
+        self._agreement.orders.on_restore(function, check)
         return function
 
     def checkpoint(
@@ -202,6 +208,22 @@ class Run(Generic[Config]):
         """
         return self.checkpoints.checkpoint(step, folder, layout)
 
+    def barrier(self, name: str, timeout_s: float = 300.0) -> None:
+        """Waits until all ranks have called it with this name, as often as this one has. Ranks that have ended cleanly
+        are not waited for; one that has died is, until another process takes its place and calls it too.
+
+        Use it within a step, or before the first. Plans are answered meanwhile, and apply at the next boundary.
+
+        Promise: nobody goes on before all have come. Limit: who gives up in the very moment in which the last one comes
+        may be counted in; called again with the same name it goes on at once. Raises BarrierTimeout, with the ranks
+        that are missing, within `timeout_s` and 3 seconds; Evicted; SettingsError for a name or a time that cannot be.
+        """
+        self._check_here()
+        try:
+            self._assembly.meet(name, timeout_s, self._step + 1, self._show_life)
+        finally:
+            self._next_look = 0.0
+
     def report(self, **metrics: object) -> None:
         """Latest figures for operators, tuner and front ends: numbers, or tensors of one element.
 
@@ -212,6 +234,9 @@ class Run(Generic[Config]):
 
     def close(self, *, clean: bool = True) -> None:
         """Leaves the run. Cleanly means: this worker runs no more steps, so no change waits for it."""
+        self._close(clean, None)
+
+    def _close(self, clean: bool, error: BaseException | None) -> None:
         if self._ended == "closed":
             return
         try:
@@ -220,7 +245,7 @@ class Run(Generic[Config]):
         finally:
             if not self._ended:
                 self.checkpoints.settle(min(GOODBYE_S, self._preemption.left_s))
-                self._conversation.leave(self._step, clean=clean)
+                self._conversation.leave(self._step, clean=clean, error=error)
             self._end("closed")
 
     def __enter__(self) -> Self:
@@ -229,7 +254,8 @@ class Run(Generic[Config]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close(clean=kind is None)
+        done = isinstance(error, SystemExit) and not error.code  # a script may end itself in the block
+        self._close(kind is None or done, error)
 
     # -- the boundary, when there is something to do ------------------------------------------------------------------
 
@@ -316,6 +342,10 @@ class Run(Generic[Config]):
             )
         self._conversation.listen(step, STAND_S)
         self.checkpoints.look()
+        self._show_life()
+
+    def _show_life(self) -> None:
+        """A rank that waits for others on purpose has not stalled."""
         self._floats[2] = time.monotonic()
 
     # -- the end ----------------------------------------------------------------------------------------------------

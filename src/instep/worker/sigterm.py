@@ -85,12 +85,26 @@ def _put_back() -> None:
         signal.signal(signal.SIGTERM, _former)
 
 
+# A forked child is asked to end by whoever made it, as ever. The signal waits meanwhile: Python drops those that reach
+# a child before it is set up, and whoever waits for that child's end would wait for good.
+
+
+def _before_fork() -> None:
+    _forking.blocked = _stands() and signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+
+
+def _in_parent() -> None:
+    if _forking.blocked:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
+
+
 def _in_child() -> None:
-    """A forked child is asked to end by whoever made it, as ever."""
     global _listeners
     _listeners = ()
     if _stands():
         _put_back()
+    _in_parent()
 
 
-os.register_at_fork(after_in_child=_in_child)
+_forking = threading.local()
+os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)

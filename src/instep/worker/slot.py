@@ -16,7 +16,7 @@ from typing import Final, Literal, Protocol
 from instep.errors import CheckpointError, Fenced
 from instep.scalar import Scalar
 from instep.wire import Message
-from instep.worker.manifest import Sums, write_manifest
+from instep.worker.manifest import FileSum, Sums, write_manifest
 
 Layout = Literal["plain", "sharded", "custom"]
 
@@ -91,11 +91,11 @@ class Slot:
     def state(self) -> str:
         return self._state
 
-    def seal(self) -> None:
+    def seal(self, known: Mapping[str, FileSum] | None = None) -> None:
         """Lists the files with their sums and has them written to the disk: the part of `commit` that takes as long as
-        reading all of them. Raises CheckpointError."""
+        reading all of them, but for those whose sums are `known` by their names. Raises CheckpointError."""
         try:
-            self._sums = write_manifest(self.path)
+            self._sums = write_manifest(self.path, known)
         except OSError as error:
             raise trouble(self.step, self.path, error) from error
 

@@ -15,6 +15,7 @@ from instep.errors import ConfigError, SettingsError
 from instep.names import REPLAY_KEY
 from instep.schedule import Schedule, ScheduledChange
 from instep.worker.agreement import Agreement
+from instep.worker.gate import Apply
 from instep.worker.hyper import Codec
 from instep.worker.replay import REFUSAL, Replay
 from unit.parts import desired
@@ -202,3 +203,26 @@ def test_what_is_desired_is_neither_taken_at_the_start_nor_later() -> None:
 
 def test_a_document_whose_digest_is_no_text_replays_nothing() -> None:
     assert Schema({REPLAY_KEY: 7}).replays is None
+
+
+def test_a_worker_that_goes_on_from_a_checkpoint_has_the_values_of_the_next_step_before_it_begins() -> None:
+    worker = agreement((10, {"lr": 0.5, "dropout": 0.4}), (20, {"lr": 0.6}))
+    worker.go_on_from("14-7", 14, view=2, plan=1)
+    assert worker.config.lr == 0.5
+    assert worker.begin(15)[0]["origin"] == {"id": "14-7", "step": 14, "view": 2, "plan": 1}
+    assert worker.next_gate == 20
+
+
+def test_a_run_taken_back_replays_from_there() -> None:
+    worker = agreement((10, {"lr": 0.5}), (20, {"lr": 0.6}))
+    worker.orders.on_restore(lambda manifest: None)
+    worker.begin(0)
+    worker.begin(22)
+    saved = {"id": "14-7", "step": 14, "token": 7, "path": "x", "digest": "d", "view": 4, "world_size": 1, "config": {}}
+    saved |= {"rank": 0, "host": "h", "node": "a", "duration_s": 0.1, "committed_at": ""}
+    worker.hear_plan({"n": 4, "gate": 25, "values": {}, "kind": "restore", "name": "14-7", "checkpoint": saved}, 23)
+    worker.hear_decision(4, True, 24)
+    due = worker.due(25)
+    assert isinstance(due, Apply)
+    assert worker.apply(due, 25) == 15
+    assert (worker.config.lr, worker.next_gate) == (0.5, 20)

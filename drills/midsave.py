@@ -1,0 +1,174 @@
+"""The rank that saves is killed in the middle of it, all others after it, and the run is started anew.
+
+Every round: all ranks go on from the newest committed checkpoint, which is whole and holds what was saved of its step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Final, Literal, Self
+
+from drills import content, sequence
+from drills.options import Options, parse
+from drills.processes import send
+from drills.ranks import Failed, Rank
+from drills.records import Said
+from drills.stage import Stage, stage
+from instep.worker.manifest import MANIFEST
+
+NAME: Final = "midsave"
+ROUNDS: Final = 100
+WHOLE_S: Final = 0.03
+"""The commit follows so soon upon the last file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blow:
+    """Who is killed in a round, when, and what becomes of the rest."""
+
+    saves: int
+    """Of this life, the save in which it comes."""
+    moment: Literal["writing", "about to commit", "any time"]
+    part: float
+    """Of the time that such a moment lasts."""
+    victims: Literal["worker", "worker and agent", "worker, agent and guardian", "node"]
+    order: int
+    rest: Literal["killed", "told to end"]
+    rest_s: float
+    """How long the others live on."""
+    background: bool
+
+    @classmethod
+    def of(cls, options: Options, number: int) -> Self:
+        dice = random.Random(f"{options.seed} {NAME} {number}")
+        return cls(
+            saves=dice.randint(1, 3),
+            moment=dice.choices(("writing", "about to commit", "any time"), (5, 3, 2))[0],
+            part=dice.random(),
+            victims=dice.choices(("worker", "worker and agent", "worker, agent and guardian", "node"), (4, 2, 2, 3))[0],
+            order=dice.randrange(2**16),
+            rest=dice.choices(("killed", "told to end"), (3, 1))[0],
+            rest_s=dice.choice((0.0, dice.uniform(0, 0.3), dice.uniform(0.3, 2.5))),
+            background=options.torch and dice.random() < 0.25,
+        )
+
+
+class Drill:
+    """One run, killed and started anew in every round."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._ranks = stage.ranks
+        self._looked_at: set[str] = set()
+        self._background = False
+
+    async def begin(self) -> None:
+        await self._stage.start()
+        await self._restored()
+
+    async def round(self, number: int) -> str:
+        blow = Blow.of(self._stage.options, number)
+        said = await self._strike(blow)
+        await self._outlive(blow)
+        await self._all_there()
+        self._background = blow.background
+        await self._stage.start(background=blow.background)
+        return f"{said}; {await self._restored()}"
+
+    async def finish(self) -> str:
+        """The ranks leave in order, and all that was committed is still there."""
+        await self._ranks.finish()
+        self._looked_at.clear()
+        await self._all_there()
+        registry = self._stage.registry
+        return f"{len(registry.committed)} checkpoints committed, {len(registry.standing)} kept, all of them whole"
+
+    # -- the blow -----------------------------------------------------------------------------------------------------
+
+    async def _strike(self, blow: Blow) -> str:
+        """Waits for the save and for its moment."""
+        what = f"save {blow.saves} of this life"
+        victim, save = (await self._ranks.until(lambda: self._saves()[blow.saves - 1 :], what))[0]
+        step, agents = int(save["step"]), self._ranks.agents_of(victim.node)
+        length_s = content.length_s(self._stage.options.seed, step)
+        if blow.moment == "about to commit":
+            await self._ranks.until(lambda: self._is_whole(step), f"the last file of step {step}")
+            await asyncio.sleep(WHOLE_S * blow.part)
+        else:
+            after_s = length_s * blow.part * (1.3 if blow.moment == "any time" else 1.0)
+            await asyncio.sleep(max(0.0, save["at"] + after_s - monotonic()))
+        send(self._pids(victim, agents, blow), signal.SIGKILL)
+        passed_ms, length_ms = (monotonic() - save["at"]) * 1e3, length_s * 1e3
+        beside = " in the background" if self._background else ""
+        return (
+            f"rank {victim.number} saves step {step} in {length_ms:.0f} ms{beside}, "
+            f"killed after {passed_ms:.0f} ms ({blow.victims})"
+        )
+
+    def _saves(self) -> list[tuple[Rank, Said]]:
+        """Begun in this life, in order."""
+        begun = [(rank, said) for rank in self._ranks.all for said in rank.said("opened")]
+        return sorted(begun, key=lambda item: float(item[1]["at"]))
+
+    def _is_whole(self, step: int) -> bool:
+        return any((self._stage.saves / name / MANIFEST).exists() for name in self._stage.attempts(step))
+
+    def _pids(self, victim: Rank, agents: Sequence[int], blow: Blow) -> list[int]:
+        pids = [victim.pid]
+        if blow.victims == "node":
+            pids = [rank.pid for rank in self._ranks.of_node(victim.node)]
+        if blow.victims == "worker and agent":
+            pids += agents[-1:]
+        elif blow.victims != "worker":
+            pids += agents
+        random.Random(blow.order).shuffle(pids)
+        return pids
+
+    async def _outlive(self, blow: Blow) -> None:
+        """What torchrun does with the rest: it tells them to end, and kills them when they have not."""
+        if blow.rest == "told to end":
+            self._ranks.kill(*self._ranks.all, number=signal.SIGTERM)
+        await asyncio.sleep(blow.rest_s)
+        await self._ranks.end()
+
+    # -- what must hold -----------------------------------------------------------------------------------------------
+
+    async def _all_there(self) -> None:
+        """While no rank lives: what is in the registry is on the disk, and what ranks know of is in the registry."""
+        registry = await self._stage.catch_up()
+        for checkpoint_id, manifest in registry.standing.items():
+            if checkpoint_id not in self._looked_at or checkpoint_id == registry.newest:
+                self._stage.check_whole(manifest)
+                self._looked_at.add(checkpoint_id)
+        steps = {manifest.step for manifest in registry.committed.values()}
+        for rank in self._ranks.all:
+            lost = [said["step"] for said in rank.said("saved", known=True) if said["step"] not in steps]
+            if lost and not self._background:
+                raise Failed(f"{rank} was told that steps {lost} are saved, and no such checkpoint was ever committed")
+
+    async def _restored(self) -> str:
+        """All ranks have loaded what was the newest when their view was formed."""
+        said = await self._ranks.all_said("restored")
+        views = {joined["view"] for joined in await self._ranks.all_said("joined")}
+        registry = await self._stage.catch_up()
+        if len(views) != 1 or not registry.views[min(views)].fresh:
+            raise Failed(f"the ranks have not begun together: views {views}")
+        newest = registry.views[min(views)].newest
+        step = registry.committed[newest].step if newest is not None else -1
+        held = content.digest(self._stage.content(step)) if newest is not None else ""
+        for rank, loaded in zip(self._ranks.all, said, strict=True):
+            if (loaded["next"], loaded["digest"]) != (step + 1, held):
+                raise Failed(f"{rank} has loaded {loaded}, and {newest} with {held} is the newest")
+            if not self._stage.options.torch and loaded["id"] != newest:
+                raise Failed(f"{rank} has loaded {loaded['id']}, and {newest} is the newest")
+        return f"all go on from {newest or 'the beginning'}"
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parse(NAME, __doc__ or "", arguments, rounds=ROUNDS)
+    return asyncio.run(sequence.perform(options, lambda folder: stage(options, folder), Drill))

@@ -1,0 +1,176 @@
+"""The node's part in barriers: says which of its ranks wait where, and lets them through when all have come."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from instep.agent.effects import ATTEMPT_S, Effects
+from instep.agent.worker import LocalWorker
+from instep.agent.workers import Workers
+from instep.coordination import assembly
+from instep.coordination.assembly import Call, Hall
+from instep.coordination.keys import Keys, last_part
+from instep.coordination.records import Arrivals, Left, View, Waiting
+from instep.coordination.state import RunState
+from instep.errors import EtcdError
+from instep.etcd import Client
+from instep.names import is_hyperparameter_name
+from instep.wire import Message
+
+PARTIAL_S: Final = 1.0
+"""When not all ranks of the node have come so long after the first, those that have are reported, so that the others
+can be named."""
+
+
+class Assembly:
+    """Promise: a rank that waits is told when all have come, by this agent or the next, whatever leader released it;
+    one that has given up waiting is withdrawn. One key a node, written when its last rank comes, and rarely else."""
+
+    def __init__(
+        self,
+        node: str,
+        client: Client,
+        keys: Keys,
+        state: RunState,
+        workers: Workers,
+        effects: Effects,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client = client
+        self._keys = keys
+        self._key = keys.arrivals_of(node)
+        self._node = node
+        self._state = state
+        self._workers = workers
+        self._effects = effects
+        self._clock = clock
+        self._writing = asyncio.Lock()
+        self._calls: dict[str, Call] = {}
+        """By incarnation, who waits."""
+        self._since = 0.0
+        self._wanted: Arrivals | None = None
+        """What is to stand in etcd, as far as it counts."""
+        self._is_known = False
+        """Whether it is known what stands in etcd: a former agent may have left something there."""
+
+    def __repr__(self) -> str:
+        return f"Assembly({len(self._calls)} wait)"
+
+    # -- what workers say -------------------------------------------------------------------------------------------
+
+    def hear(self, worker: LocalWorker, message: Message) -> None:
+        """Raises KeyError, TypeError or ValueError when it cannot be understood."""
+        match message["do"]:
+            case "come":
+                name = str(message["name"])
+                if not is_hyperparameter_name(name):
+                    raise ValueError(f"{name!r} cannot name a barrier")
+                self._since = self._since if self._calls else self._clock()
+                self._calls[worker.incarnation] = Call(name, int(message["view"]), int(message["after"]))
+                self.follow()
+            case "go":
+                self.gone(worker)
+            case "absent":
+                self._effects.start(self._answer(worker.incarnation, str(message["name"]), int(message["q"])))
+            case _:
+                pass
+
+    def gone(self, worker: LocalWorker) -> None:
+        """It has left, has died, or waits no more."""
+        if self._calls.pop(worker.incarnation, None) is not None:
+            self._say()
+
+    # -- what they hear ---------------------------------------------------------------------------------------------
+
+    def follow(self) -> None:
+        """The run's state has changed, or somebody has come."""
+        for worker in self._workers:
+            call = self._calls.get(worker.incarnation)
+            released = self._state.released.get(call.name) if call is not None else None
+            if call is not None and released is not None and call.is_freed_by(released):
+                del self._calls[worker.incarnation]
+                self._wanted = assembly.without(self._wanted, call.name)  # what stands there counts no more
+                number = released.record.number
+                worker.tell({"t": "barrier", "do": "through", "name": call.name, "number": number})
+        self._say()
+
+    def look_around(self) -> None:
+        """As time passes."""
+        self._say()
+
+    async def _answer(self, incarnation: str, name: str, number: int) -> None:
+        """Who is missing at a barrier; a problem where etcd does not tell."""
+        reply: dict[str, Any]
+        try:
+            async with asyncio.timeout(ATTEMPT_S):
+                reply = await self._absent(name)
+        except (EtcdError, TimeoutError) as error:
+            reply = {"problem": str(error) or f"etcd has not answered in {ATTEMPT_S:g} s"}
+        worker = self._workers.of_incarnation(incarnation)
+        if worker is not None:
+            worker.tell({"t": "barrier", "do": "absent", "q": number, **reply})
+
+    async def _absent(self, name: str) -> dict[str, Any]:
+        view = self._state.view
+        if view is None:
+            return {"ranks": [], "elsewhere": {}}
+        listed = await asyncio.gather(self._client.range(self._keys.left), self._client.range(self._keys.arrivals))
+        left = {last_part(item.key): Left.decode_or_none(item.value) for item in listed[0].kvs}
+        arrivals = {last_part(item.key): Arrivals.decode_or_none(item.value) for item in listed[1].kvs}
+        arrivals[self._node] = self._now(view)
+        hall = Hall(
+            view=view,
+            left={node: record for node, record in left.items() if record is not None},
+            released=self._state.released,
+            arrivals={node: record for node, record in arrivals.items() if record is not None},
+        )
+        found = assembly.absent(hall, name)
+        return {"ranks": found.ranks, "elsewhere": found.elsewhere}
+
+    # -- what the leader hears --------------------------------------------------------------------------------------
+
+    def _say(self) -> None:
+        """Once it is known where the run stands."""
+        view = self._state.view
+        if view is None or (self._is_known and not self._calls and self._wanted is None):
+            return
+        wanted = self._now(view)
+        local = self._workers.in_view(view, self._node)
+        all_wait = all(worker.incarnation in self._calls for worker in local.values())
+        overdue = bool(self._calls) and self._clock() - self._since > PARTIAL_S
+        if not self._is_known or assembly.is_due(wanted, self._wanted, all_wait=all_wait, overdue=overdue):
+            self._is_known, self._wanted = True, wanted
+            self._effects.start(self._write())
+
+    def _now(self, view: View) -> Arrivals | None:
+        """All of the view that wait on this node, None when nobody does."""
+        ranks: dict[str, list[int]] = {}
+        after: dict[str, int] = {}
+        for rank, worker in sorted(self._workers.in_view(view, self._node).items()):
+            call = self._calls.get(worker.incarnation)
+            if call is not None:
+                ranks.setdefault(call.name, []).append(rank)
+                after[call.name] = max(call.after, after.get(call.name, 0))
+        waiting = {
+            name: Waiting(ranks=tuple(here), seen=self._seen(name), after=after[name]) for name, here in ranks.items()
+        }
+        return Arrivals(view=view.number, waiting=waiting) if waiting else None
+
+    def _seen(self, name: str) -> int:
+        released: Mapping[str, assembly.Released] = self._state.released
+        return released[name].revision if name in released else 0
+
+    async def _write(self) -> None:
+        """What is wanted by then; one at a time, or an earlier one might come later."""
+        async with self._writing:
+            await self._effects.insist(self._attempt)
+
+    async def _attempt(self) -> None:
+        wanted = self._wanted
+        if wanted is None:
+            await self._client.delete(self._key, timeout_s=ATTEMPT_S)
+        else:
+            await self._client.put(self._key, wanted.encode(), timeout_s=ATTEMPT_S)

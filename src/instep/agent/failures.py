@@ -1,0 +1,45 @@
+"""What a node says of a worker that did not leave cleanly, as far as it knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from instep.agent.worker import LocalWorker
+from instep.coordination.attempts import TAKEN_OVER
+from instep.coordination.records import Failure
+
+MAX_CAUSE: Final = 64
+MAX_TEXT: Final = 200
+SILENT: Final = "ended without a word"
+WELL: Final = "ended with exit code 0"
+
+
+def of_exception(worker: LocalWorker, said: Mapping[str, Any] | None) -> Failure:
+    """It left because of an exception, and says which."""
+    said = said or {}
+    kind, text = _line(said.get("kind"), MAX_CAUSE), _line(said.get("text"), MAX_TEXT)
+    return _failure(worker, kind or "left early", text)
+
+
+def of_death(worker: LocalWorker, ending: str | None) -> Failure:
+    """Its process ended before it had left. `ending` is how, where that could be told."""
+    hint = "without having left the run; 'with instep.join(...) as run:' leaves it" if ending == WELL else ""
+    return _failure(worker, ending or SILENT, hint)
+
+
+def of_replaced(worker: LocalWorker) -> Failure:
+    """Another process has come in its place."""
+    return _failure(worker, TAKEN_OVER, "another process has joined as this rank")
+
+
+def _failure(worker: LocalWorker, cause: str, text: str) -> Failure:
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    return Failure(view=worker.view, rank=worker.rank, host=worker.member.host, cause=cause, text=text or None, at=at)
+
+
+def _line(text: object, length: int) -> str:
+    """On one line, without what a terminal would obey."""
+    words = " ".join(str(text or "").split())
+    return "".join(char for char in words if char.isprintable())[:length]

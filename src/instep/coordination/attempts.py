@@ -1,0 +1,137 @@
+"""How often a run has failed, and whether it may start again. Pure.
+
+One failure is counted for each view that lost a rank, however many ranks fell with the first one: by the txn that forms
+the next view, or by the one that turns its workers away. Workers that left cleanly have not failed, and a run that was
+told to stop has not either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from instep.coordination import membership
+from instep.coordination.membership import Group, Registered
+from instep.coordination.records import Attempts, Failure, Left, Refused, View
+
+FAILURES_KEPT = 20
+FAILURES_TOLD = 5
+MAX_CAUSES = 50
+OTHER = "other causes"
+NODE_LOST = "node lost"
+TAKEN_OVER = "taken over"
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """What a node said of the first of its ranks that failed, and etcd's order of it."""
+
+    failure: Failure
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """What is known of the view that has to be replaced, and of those before it."""
+
+    view: View | None
+    left: Mapping[str, Left]
+    stopping: bool
+    registered: tuple[Registered, ...]
+    reports: tuple[Reported, ...]
+    attempts: Attempts
+
+
+def counted(past: Past, group: Group) -> Attempts:
+    """What is to be known of failures once `group` has taken the place of the view before."""
+    view, before = past.view, past.attempts
+    if view is None or before.view == view.number:
+        return before
+    if not membership.active_ranks(view, past.left):
+        return Attempts(view=view.number) if before.total else before
+    if past.stopping:
+        return before
+    lost = _lost(view, past.left, group)
+    return _with(before, _first(past, view, lost)) if lost else before
+
+
+def limit_of(group: Group) -> int | None:
+    """How many failures the workers of the group allow: where they disagree, the fewest."""
+    given = (item.member.max_restarts for item in group.by_rank.values())
+    return min((limit for limit in given if limit is not None), default=None)
+
+
+def turned_away(
+    view: View | None, registered: Iterable[Registered], attempts: Attempts, run: str
+) -> tuple[Refused, ...]:
+    """Refusals for those who want to take a place in a run that has failed too often. Who trains goes on training."""
+    if not attempts.total:
+        return ()
+    members = set(view.incarnations().values()) if view is not None else set()
+    refusals = []
+    for group in membership.groups(registered):
+        limit = limit_of(group)
+        if limit is None or attempts.total <= limit:
+            continue
+        new = [item.member for item in group.by_rank.values() if not item.member.view]
+        new = [member for member in new if member.incarnation not in members]
+        if new:
+            first, *others = sorted(new, key=lambda member: member.rank)
+            also = "".join(member.incarnation for member in others)
+            reason = why_not(attempts, limit, run)
+            refusals.append(Refused(incarnation=first.incarnation, rank=first.rank, reason=reason, also=also))
+    return tuple(refusals)
+
+
+def why_not(attempts: Attempts, limit: int, run: str) -> str:
+    """For who is turned away: how often, how, and what to do."""
+    times = "once" if attempts.total == 1 else f"{attempts.total} times"
+    last = [_in_words(failure) for failure in reversed(attempts.failures[-FAILURES_TOLD:])]
+    more = attempts.total - len(last)
+    told = "; ".join([*last, *([f"and {more} before that"] if more > 0 else [])])
+    return (
+        f"the run has failed {times} and may be restarted {limit} times (max_restarts): {told}. Mend the cause, then "
+        f"let it start again with 'instep reset {run}'"
+    )
+
+
+def causes(attempts: Attempts) -> str:
+    """`RuntimeError 2, node lost 1`, the most frequent first."""
+    by_count = sorted(attempts.counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{cause} {count}" for cause, count in by_count)
+
+
+def _lost(view: View, left: Mapping[str, Left], group: Group) -> frozenset[int]:
+    """Ranks of the view that did not leave cleanly and are in the group no more."""
+    stay, active = set(group.incarnations().values()), membership.active_ranks(view, left)
+    return frozenset(rank for rank, name in view.incarnations().items() if rank in active and name not in stay)
+
+
+def _first(past: Past, view: View, lost: frozenset[int]) -> Failure:
+    """What was said first of the ranks that are lost: the others may have fallen with that one."""
+    said = [item for item in past.reports if item.failure.view == view.number and item.failure.rank in lost]
+    if said:
+        return min(said, key=lambda item: item.revision).failure
+    rank = min(lost)
+    incarnations, here = view.incarnations(), {item.member.incarnation: item.member for item in past.registered}
+    standing = [here[incarnations[rank]] for rank in sorted(lost) if incarnations[rank] in here]
+    if len(standing) == len(lost):
+        text = "another process has joined as this rank"
+        return Failure(view=view.number, rank=rank, host=standing[0].host, cause=TAKEN_OVER, text=text)
+    node = next(name for name, members in view.nodes.items() if rank in members.ranks)
+    return Failure(view=view.number, rank=rank, host=node, cause=NODE_LOST, text="nothing was heard of it any more")
+
+
+def _with(attempts: Attempts, failure: Failure) -> Attempts:
+    counts = dict(attempts.counts)
+    cause = failure.cause if failure.cause in counts or len(counts) < MAX_CAUSES else OTHER
+    counts[cause] = counts.get(cause, 0) + 1
+    failures = (*attempts.failures, failure)[-FAILURES_KEPT:]
+    return attempts.model_copy(update={"view": failure.view, "counts": counts, "failures": failures})
+
+
+def _in_words(failure: Failure) -> str:
+    place = f"rank {failure.rank}" + (f" on {failure.host}" if failure.host else "")
+    text = f": {failure.text}" if failure.text else ""
+    when = f" at {failure.at}" if failure.at else ""
+    return f"view {failure.view}{when}, {place}: {failure.cause}{text}"

@@ -1,0 +1,160 @@
+"""DataLoader workers are not killed by a SIGTERM that is meant for the training process.
+
+torchrun signals the whole process group of a rank, and some schedulers every process of a job. A DataLoader worker that
+dies from that makes its DataLoader raise in the middle of a step, before the ranks can save. So in such a worker a
+thread takes SIGTERM in place of torch's handler: from the process that the worker serves it ends the worker, as ever;
+from anybody else it is passed over while that process lives. The training process itself gets no thread.
+
+Holds for workers made by `fork`. By `spawn` and `forkserver`: when the script imports instep at its top level, outside
+`if __name__ == "__main__"`, for each of them imports that again; with `spawn` it must come before numpy and torch, whose
+threads would get the signal. Limit: a program that a worker starts other than by `subprocess` inherits the blocked
+signal.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any, Final
+
+LOADERS: Final = ("torch.utils.data.", "torchdata.")
+"""Where a process runs that serves a training process, and has no use for a SIGTERM of its own."""
+LOOK_S: Final = 1.0
+"""How often a worker that was told to end looks whether the process that it serves has ended."""
+
+_TERM: Final = (signal.SIGTERM,)
+
+
+class _Anchor:
+    """multiprocessing forgets what it is to call when this is gone."""
+
+
+_anchor = _Anchor()
+_registered = False
+_is_server = False
+
+
+def _register() -> None:
+    """Has multiprocessing call `_guard` in each child before its work begins; nothing where it is not in use yet."""
+    global _registered
+    util: Any = sys.modules.get("multiprocessing.util")
+    if util is None or _registered:
+        return
+    _registered = True
+    util.register_after_fork(_anchor, _guard)
+    process: Any = sys.modules["multiprocessing.process"]
+    if getattr(process.current_process(), "_inheriting", False):  # this import is part of a child's beginning
+        _begin()
+
+
+def _begin() -> None:
+    """The server that forks children must outlive the signal; in a spawned child nobody calls what was registered."""
+    global _is_server
+    server, context = sys.modules.get("multiprocessing.forkserver"), sys.modules["multiprocessing.context"]
+    running = _running()
+    if server is None or server.main.__code__ not in running:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _TERM)  # in all threads that begin from here on
+        context.SpawnProcess._after_fork = staticmethod(_after_spawn)  # type: ignore[attr-defined]
+    elif server._serve_one.__code__ not in running:
+        _is_server = True
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _after_spawn() -> None:
+    _guard(_anchor)
+    if not _is_guarded():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _TERM)
+
+
+def _running() -> set[object]:
+    """The code of all functions that this thread is in."""
+    codes: set[object] = set()
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        codes.add(frame.f_code)
+        frame = frame.f_back
+    return codes
+
+
+def _before_fork() -> None:
+    if _is_server:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _TERM)
+
+
+def _in_parent() -> None:
+    if _is_server:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _TERM)
+
+
+def _in_child() -> None:
+    global _is_server
+    _register()
+    if _is_server:
+        _is_server = False
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _TERM)
+
+
+def _is_guarded() -> bool:
+    """Whether this process is a DataLoader's worker."""
+    import multiprocessing
+
+    process, parent = multiprocessing.current_process(), multiprocessing.parent_process()
+    place = f"{getattr(getattr(process, '_target', None), '__module__', None)}."
+    return parent is not None and parent.pid is not None and bool(process.daemon) and place.startswith(LOADERS)
+
+
+def _guard(anchor: object) -> None:
+    """In a child, before its work begins."""
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+    if parent is None or not _is_guarded():
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, _TERM)
+    _spare_programs()
+    threading.Thread(target=_wait, args=(os.getppid(), parent.pid), name="instep-sigterm", daemon=True).start()
+
+
+def _wait(parent: int, served: int) -> None:
+    """`parent` is another process than the one that is served where a server forks."""
+    told: signal.struct_siginfo | None = signal.sigwaitinfo(_TERM)
+    while told is None or told.si_pid not in (parent, served):
+        if os.getppid() != parent or not _lives(served):
+            break
+        told = signal.sigtimedwait(_TERM, LOOK_S)
+    os._exit(0)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _spare_programs() -> None:
+    """What a worker starts must die from SIGTERM as anywhere else; blocked signals stay so in a new program."""
+    import subprocess
+
+    popen: Any = subprocess.Popen
+    start = popen._execute_child
+
+    def start_unblocked(*args: Any, **kwargs: Any) -> None:
+        before = signal.pthread_sigmask(signal.SIG_UNBLOCK, _TERM)
+        try:
+            start(*args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    popen._execute_child = start_unblocked
+
+
+_register()
+os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)

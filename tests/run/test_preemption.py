@@ -1,0 +1,136 @@
+"""SIGTERM on one rank: all ranks save at one step and leave; and what happens where they cannot."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from run.harness import Trainer, TrainingRun, wait_for
+from run.test_commands_live import order, paused_at, steps_said
+
+TERM = signal.SIGTERM
+
+
+def wait_trains(*trainers: Trainer) -> None:
+    """A few steps were run: the first boundary has been passed by all."""
+    for trainer in trainers:
+        trainer.wait_said("config")
+
+
+def test_sigterm_on_one_rank_ends_all_at_one_step_after_a_save(training: TrainingRun) -> None:
+    trainers = training.start_all(4, nodes="ab")
+    wait_trains(*trainers)
+    trainers[3].kill(TERM)
+    (saved,) = steps_said(trainers, "asked to save")
+    assert steps_said(trainers, "stopped") == {saved + 1}
+    assert [trainer.finish() for trainer in trainers] == [0, 0, 0, 0]
+    assert trainers[0].said("stopped")[0]["reason"].startswith("stopped by rank 3 on ")
+    assert trainers[0].said("stopped")[0]["reason"].endswith(": SIGTERM")
+    assert any("rank 3 got SIGTERM" in line for line in trainers[3].errors)
+
+
+def test_all_ranks_told_at_once_ask_once(training: TrainingRun) -> None:
+    trainers = training.start_all(4, nodes="ab")
+    wait_trains(*trainers)
+    for trainer in trainers:
+        trainer.kill(TERM)
+    assert len(steps_said(trainers, "stopped")) == 1
+    assert [trainer.finish() for trainer in trainers] == [0, 0, 0, 0]
+    assert not training.keys("state/declined/")
+    assert not training.keys("commands/")
+    assert training.key("state/agreed")["plan"] == 1
+
+
+def test_a_rank_that_stands_paused_hears_it_too(training: TrainingRun) -> None:
+    trainers = training.start_all(2)
+    order(training, "pause")
+    gate = paused_at(training)
+    trainers[1].kill(TERM)
+    assert steps_said(trainers, "asked to save") == {gate}
+    assert [trainer.finish() for trainer in trainers] == [0, 0]
+
+
+def test_the_notice_is_repeated_to_the_next_agent(training: TrainingRun) -> None:
+    """The agent is stopped when the signal comes, and dies before it has read of it."""
+    trainers = training.start_all(2)
+    wait_trains(*trainers)
+    agent = training.agent_pid()
+    os.kill(agent, signal.SIGSTOP)
+    trainers[0].kill(TERM)
+    wait_for(lambda: any("rank 0 got SIGTERM" in line for line in trainers[0].errors), "notice")
+    os.kill(agent, signal.SIGKILL)
+    assert len(steps_said(trainers, "stopped")) == 1
+    assert [trainer.finish() for trainer in trainers] == [0, 0]
+
+
+def test_everything_on_a_node_may_get_the_signal(training: TrainingRun) -> None:
+    """Some schedulers tell every process of a node, the agent and its parent too."""
+    trainers = training.start_all(4, nodes="ab")
+    wait_trains(*trainers)
+    agent = training.agent_pid("b")
+    parent = int(Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[1])
+    for pid in (parent, agent, trainers[2].process.pid, trainers[3].process.pid):
+        os.kill(pid, TERM)
+    assert len(steps_said(trainers, "stopped")) == 1
+    assert [trainer.finish() for trainer in trainers] == [0, 0, 0, 0]
+
+
+def test_a_second_signal_means_now(training: TrainingRun) -> None:
+    trainers = training.start_all(2, "--step-s=0.5")
+    wait_trains(*trainers)
+    trainers[0].kill(TERM)
+    wait_for(lambda: any("got SIGTERM" in line for line in trainers[0].errors), "notice")
+    trainers[0].kill(TERM)
+    assert trainers[0].finish() == -TERM
+
+
+def test_a_stop_that_comes_from_a_former_life_of_the_run_is_not_done(training: TrainingRun) -> None:
+    trainers = training.start_all(2)
+    wait_trains(*trainers)
+    trainers[0].kill(TERM)
+    assert [trainer.finish() for trainer in trainers] == [0, 0]
+    again = training.start_all(2)
+    training.put("lr", "0.05")
+    for trainer in again:
+        trainer.wait_config(lr=0.05)
+    assert not again[0].said("stopped")
+    again[1].kill(TERM)
+    assert len(steps_said(again, "stopped")) == 1
+    assert [trainer.finish() for trainer in again] == [0, 0]
+
+
+def test_without_etcd_a_rank_gives_up_while_there_is_time_and_says_what_stands(fragile_training: TrainingRun) -> None:
+    training = fragile_training
+    training.extra_environment["INSTEP_GRACE_S"] = "4"
+    trainers = training.start_all(2)
+    wait_trains(*trainers)
+    training.server.pause()
+    trainers[1].kill(TERM)
+    (error,) = [trainers[1].wait_said("error")]
+    assert error["kind"] == "Preempted"
+    assert "the newest committed checkpoint stands" in error["text"]
+    assert trainers[1].finish() == 13
+    training.server.resume()
+    trainers[0].kill()
+
+
+def test_without_etcd_a_paused_rank_gives_up_too(fragile_training: TrainingRun) -> None:
+    training = fragile_training
+    training.extra_environment["INSTEP_GRACE_S"] = "4"
+    trainers = training.start_all(2)
+    order(training, "pause")
+    paused_at(training)
+    training.server.pause()
+    trainers[1].kill(TERM)
+    assert trainers[1].wait_said("error")["kind"] == "Preempted"
+    assert trainers[1].finish() == 13
+    training.server.resume()
+    trainers[0].kill()
+
+
+def test_the_signal_of_a_run_that_was_left_does_what_it_did_before(training: TrainingRun) -> None:
+    trainer = training.start(0, 1, "--steps=5", "--linger-s=30")
+    trainer.wait_said("left")
+    trainer.kill(TERM)
+    assert trainer.finish() == -TERM

@@ -1,0 +1,221 @@
+"""Barriers of a run: nobody goes on before all have come, whatever dies or is away meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from run.harness import TrainingRun, wait_for
+from run.saver_team import Team, Worker
+
+SCRIPT = Path(__file__).with_name("barrier_worker.py")
+
+
+@pytest.fixture
+def team(training: TrainingRun, tmp_path: Path) -> Iterator[Team]:
+    team = Team(training, tmp_path, SCRIPT)
+    yield team
+    team.close()
+
+
+@pytest.fixture
+def fragile_team(fragile_training: TrainingRun, tmp_path: Path) -> Iterator[Team]:
+    """On an etcd server of its own."""
+    team = Team(fragile_training, tmp_path, SCRIPT)
+    yield team
+    team.close()
+
+
+def come(name: str, *workers: Worker, timeout_s: float = 60.0) -> None:
+    for worker in workers:
+        worker.tell("barrier", name=name, timeout_s=timeout_s)
+
+
+def through(name: str, *workers: Worker) -> None:
+    assert [worker.answer().get("through") for worker in workers] == [name] * len(workers)
+
+
+def waiting(team: Team, name: str) -> set[int]:
+    """Ranks of which it is known in etcd that they wait there."""
+    found = [team.training.key(f"reports/barriers/{key.rsplit('/', 1)[-1]}") for key in keys(team)]
+    return {rank for item in found if item for rank in item["waiting"].get(name, {}).get("ranks", ())}
+
+
+def keys(team: Team) -> list[str]:
+    return team.training.keys("reports/barriers/")
+
+
+def test_nobody_goes_on_before_all_have_come(team: Team) -> None:
+    workers = team.join("aab")
+    for name in ("epoch", "epoch", "eval"):
+        come(name, *workers[:2])
+        wait_for(lambda name=name: waiting(team, name) == {0, 1}, "two wait")
+        assert all(worker._answers.empty() for worker in workers)
+        come(name, workers[2])
+        through(name, *workers)
+    assert len(keys(team)) <= 2
+    assert team.training.key("state/barriers/eval") == {"view": 1, "number": 3}
+
+
+def test_a_rank_that_does_not_come_is_named_and_so_is_where_it_waits(team: Team) -> None:
+    workers = team.join("abc")
+    come("left", workers[0], timeout_s=3.0)
+    come("right", workers[1], timeout_s=60.0)
+    answer = workers[0].answer()
+    assert (answer["error"], answer["missing"], answer["missing_count"]) == ("BarrierTimeout", ["rank 1", "rank 2"], 2)
+    assert answer["text"].endswith("rank 1, rank 2 did not come (waiting at another one: rank 1 at 'right')")
+    assert 3.0 <= answer["took_s"] < 6.0
+    assert waiting(team, "left") == set()
+    come("right", workers[0], workers[2])
+    through("right", *workers)
+
+
+def test_who_gave_up_is_not_counted_in(team: Team) -> None:
+    """The others wait for it, also when it has come before."""
+    first, second, third = team.join("abb")
+    come("epoch", first, second, timeout_s=1.5)
+    assert {first.answer()["error"], second.answer()["error"]} == {"BarrierTimeout"}
+    come("epoch", third, timeout_s=1.5)
+    assert third.answer()["missing"] == ["rank 0", "rank 1"]
+    come("epoch", first, second, third)
+    through("epoch", first, second, third)
+
+
+def test_who_calls_again_after_the_last_one_came_goes_on(team: Team) -> None:
+    """It may have given up just as the release was written: the others are through, and do not come back."""
+    first, second = team.join("ab")
+    come("epoch", first)
+    wait_for(lambda: waiting(team, "epoch") == {0}, "one waits")
+    os.kill(team.training.agent_pid("a"), signal.SIGSTOP)
+    come("epoch", second)
+    through("epoch", second)
+    through("epoch", first)  # its agent is replaced, and the next one knows
+
+
+def test_ranks_that_have_ended_are_not_waited_for(team: Team) -> None:
+    workers = team.join("aab")
+    come("epoch", *workers[:2])
+    wait_for(lambda: waiting(team, "epoch") == {0, 1}, "two wait")
+    workers[2].tell("exit", code=0)
+    workers[2].answer()
+    through("epoch", *workers[:2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ({"name": "a/b"}, "barrier name"),
+        ({"name": ""}, "barrier name"),
+        ({"name": 7}, "barrier name"),
+        ({"name": "x", "timeout_s": 0}, "more than 0 s"),
+        ({"name": "x", "timeout_s": -1}, "more than 0 s"),
+        ({"name": "x", "timeout_s": "soon"}, "a number of seconds"),
+        ({"name": "x", "timeout_s": float("nan")}, "a number of seconds"),
+        ({"name": "x", "timeout_s": True}, "a number of seconds"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(alone: Worker, arguments: dict[str, object], part: str) -> None:
+    answer = alone.ask("barrier", **arguments)
+    assert answer["error"] == "SettingsError"
+    assert part in answer["text"]
+
+
+@pytest.fixture
+def alone(team: Team) -> Worker:
+    return team.join("a")[0]
+
+
+# -- what dies meanwhile ----------------------------------------------------------------------------------------------
+
+
+def test_a_barrier_outlives_agents_and_leaders(team: Team) -> None:
+    workers = team.join("abc")
+    for _ in range(3):
+        come("epoch", *workers[:2])
+        wait_for(lambda: waiting(team, "epoch") == {0, 1}, "two wait")
+        for node in "abc":
+            os.kill(team.training.agent_pid(node), signal.SIGKILL)
+        come("epoch", workers[2])
+        through("epoch", *workers)
+
+
+def test_a_rank_that_is_replaced_has_to_come_itself(team: Team) -> None:
+    """It died at the barrier: that it had come does not let its successor through, nor the others."""
+    workers = team.join("abc")
+    come("epoch", *workers)
+    through("epoch", *workers)
+    come("epoch", *workers[:2])
+    wait_for(lambda: waiting(team, "epoch") == {0, 1}, "two wait")
+    workers[1].kill()
+    workers[1].process.wait()
+    new = team.start(1, 3, "b")
+    assert new.answer()["view"] == 2
+    come("epoch", workers[2])
+    wait_for(lambda: waiting(team, "epoch") == {0, 2}, "the others wait")
+    assert new.ask("step", step=0)["step"] == 0
+    come("epoch", new)
+    through("epoch", workers[0], new, workers[2])
+
+
+def test_a_rank_whose_place_is_taken_is_told_so(team: Team) -> None:
+    workers = team.join("ab")
+    come("epoch", workers[0])
+    wait_for(lambda: waiting(team, "epoch") == {0}, "one waits")
+    usurper = team.start(0, 2, "c")
+    usurper.answer()
+    assert workers[0].answer()["error"] == "Evicted"
+    come("epoch", usurper, workers[1])
+    through("epoch", usurper, workers[1])
+
+
+def test_an_etcd_that_is_away_for_a_while_is_ridden_out(fragile_team: Team) -> None:
+    workers = fragile_team.join("ab")
+    server = fragile_team.training.server
+    server.pause()
+    come("epoch", *workers)
+    answer = workers[0].ask("barrier", name="other", timeout_s=0.5) if False else None
+    assert answer is None
+    time.sleep(3.0)  # the outage
+    server.resume()
+    through("epoch", *workers)
+
+
+def test_an_etcd_that_stays_away_is_named_at_the_time_out(fragile_team: Team) -> None:
+    workers = fragile_team.join("ab")
+    server = fragile_team.training.server
+    server.pause()
+    answer = workers[0].ask("barrier", name="epoch", timeout_s=1.0)
+    server.resume()
+    assert answer["error"] == "BarrierTimeout"
+    assert "who is missing is not known" in answer["text"]
+    assert answer["took_s"] < 1.0 + 3.0 + 1.0
+    come("epoch", *workers)
+    through("epoch", *workers)
+
+
+# -- beside training --------------------------------------------------------------------------------------------------
+
+
+def test_a_change_is_agreed_on_while_ranks_wait_and_applies_after_that(team: Team) -> None:
+    """Two ranks promise from within the barrier; nobody applies anything there."""
+    workers = team.join("ab")
+    for step in range(3):
+        for worker in workers:
+            worker.ask("step", step=step)
+    come("epoch", workers[0])
+    wait_for(lambda: waiting(team, "epoch") == {0}, "one waits")
+    team.training.put("lr", "0.5")
+    wait_for(lambda: team.training.keys("state/plans/1"), "the plan")
+    come("epoch", workers[1])
+    through("epoch", *workers)
+    wait_for(lambda: (team.training.key("state/plans/1/decision") or {}).get("commit"), "agreed")
+    gate = team.training.key("state/agreed")["gate"]
+    told = {step: [worker.ask("step", step=step)["lr"] for worker in workers] for step in range(3, gate + 2)}
+    assert {step: set(values) for step, values in told.items()} == {
+        step: {0.5 if step >= gate else 0.1} for step in told
+    }

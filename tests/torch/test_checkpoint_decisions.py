@@ -1,0 +1,120 @@
+"""What a Checkpointer decides without asking anybody: whose turn it is, and what may be deleted."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torch")
+
+from instep.torch._retention import Attempt, Kept, attempt_named, to_delete, to_forget
+from instep.torch._turn import SILENCE_S, Turn, Verdict
+
+STEPS = [90, 80, 70, 60, 50, 40, 30]
+COMMITTED = [Kept(f"{step}-1", step) for step in STEPS]
+
+
+@pytest.mark.parametrize(
+    ("keep", "keep_every", "forgotten"),
+    [
+        (1, 0, STEPS[1:]),
+        (3, 0, STEPS[3:]),
+        (99, 0, []),
+        (2, 20, [70, 50, 30]),
+        (1, 1, []),
+        (2, 45, STEPS[2:]),
+    ],
+)
+def test_the_last_k_are_kept_and_every_nth_step(keep: int, keep_every: int, forgotten: list[int]) -> None:
+    assert to_forget(COMMITTED, keep, keep_every) == tuple(f"{step}-1" for step in forgotten)
+
+
+def test_after_a_run_was_taken_back_the_last_are_those_committed_last() -> None:
+    """Steps 20 and 30 were saved after the run had come to step 90 and was taken back."""
+    committed = [Kept("30-2", 30), Kept("20-2", 20), *COMMITTED[:2]]
+    assert to_forget(committed, 2, 0) == ("90-1", "80-1")
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("step-7-12", (7, 12)),
+        ("step-7-12.3", (7, 12)),
+        ("step-7", None),
+        ("step-7-12.", None),
+        ("step-7-12.old", None),
+        ("step--7-12", None),
+        ("step-7-12/..", None),
+        ("step-٧-12", None),
+        ("", None),
+    ],
+)
+def test_only_names_that_a_checkpointer_gives_are_attempts(name: str, place: tuple[int, int] | None) -> None:
+    attempt = attempt_named(name, whole=False)
+    assert (attempt and (attempt.step, attempt.token)) == place
+
+
+def deleted(attempt: Attempt, *, known: bool = False, committed: bool = False, pending: bool = False) -> bool:
+    """Whether the leader with token 10 deletes it."""
+    return bool(
+        to_delete(
+            [attempt],
+            committed=[attempt.name] if committed else [],
+            pending=[attempt.name] if pending else [],
+            known={(attempt.step, attempt.token)} if known else set(),
+            token=10,
+        )
+    )
+
+
+def an_attempt(token: int, *, whole: bool) -> Attempt:
+    return Attempt(f"step-5-{token}", 5, token, whole)
+
+
+def test_an_unfinished_attempt_of_a_leader_before_is_deleted() -> None:
+    assert deleted(an_attempt(9, whole=False))
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_nothing_of_a_later_leader_is_deleted(known: bool) -> None:
+    assert not deleted(an_attempt(11, whole=False), known=known)
+    assert not deleted(an_attempt(11, whole=True), known=known)
+
+
+def test_a_whole_one_is_deleted_only_when_this_run_is_known_to_have_made_it() -> None:
+    """Else it may be a good checkpoint that the etcd of today has never heard of."""
+    assert not deleted(an_attempt(9, whole=True))
+    assert deleted(an_attempt(9, whole=True), known=True)
+
+
+def test_what_is_committed_or_may_be_is_never_deleted() -> None:
+    for whole in (False, True):
+        assert not deleted(an_attempt(9, whole=whole), known=True, committed=True)
+        assert not deleted(an_attempt(9, whole=whole), known=True, pending=True)
+
+
+def look(turn: Turn, now: float, *, saved: bool = False, leads: bool = False, saving: int | None = None) -> Verdict:
+    return turn.look(saved=saved, leads=leads, saving=saving, now=now)
+
+
+def test_a_rank_waits_as_long_as_somebody_saves_this_step() -> None:
+    turn = Turn(5, now=0)
+    assert look(turn, 1) is Verdict.WAIT
+    for now in range(2, 500, 100):
+        assert look(turn, now, saving=5) is Verdict.WAIT
+    assert look(turn, 500, saved=True) is Verdict.SAVED
+
+
+def test_a_rank_that_comes_to_lead_takes_over_unless_it_is_saved_by_then() -> None:
+    turn = Turn(5, now=0)
+    assert look(turn, 1, saving=5) is Verdict.WAIT
+    assert look(turn, 2, saving=5, leads=True) is Verdict.LEAD
+    assert look(turn, 2, saved=True, leads=True) is Verdict.SAVED
+
+
+def test_a_rank_goes_on_when_nobody_begins_or_who_had_begun_gives_up() -> None:
+    assert look(Turn(5, now=0), SILENCE_S) is Verdict.NOBODY
+    assert look(Turn(5, now=0), SILENCE_S, saving=4) is Verdict.NOBODY
+    turn = Turn(5, now=0)
+    assert look(turn, 100, saving=5) is Verdict.WAIT
+    assert look(turn, 100 + SILENCE_S / 2) is Verdict.WAIT  # time for another to take over
+    assert look(turn, 100 + SILENCE_S) is Verdict.NOBODY

@@ -1,0 +1,128 @@
+"""The handler of SIGTERM, in processes of their own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+BEGINNING = """
+import os, signal, sys, threading, time
+from instep.worker import sigterm
+
+class Listener:
+    def __init__(self, name="heard"):
+        self.name = name
+    def hear(self):
+        print(self.name, flush=True)
+
+def term():
+    signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def run(script: str) -> tuple[int, list[str]]:
+    """Exit status and lines of a process."""
+    done = subprocess.run([sys.executable, "-c", BEGINNING + script], capture_output=True, text=True, timeout=30)
+    assert not done.stderr, done.stderr
+    return done.returncode, done.stdout.split("\n")[:-1]
+
+
+def test_the_first_signal_is_noted_and_the_second_ends_the_process() -> None:
+    code, lines = run("a = Listener(); sigterm.listen(a.hear); term(); print('goes on', flush=True); term(); print('no')")
+    assert (code, lines) == (-signal.SIGTERM, ["heard", "goes on"])
+
+
+def test_a_handler_of_the_script_is_called_at_the_second_signal() -> None:
+    code, lines = run("""
+signal.signal(signal.SIGTERM, lambda number, frame: print('mine', number))
+a = Listener(); sigterm.listen(a.hear)
+term(); print('between'); term()
+""")
+    assert (code, lines) == (0, ["heard", "between", "mine 15"])
+
+
+def test_the_former_handler_is_put_back_when_nobody_listens_any_more() -> None:
+    code, lines = run("""
+former = lambda number, frame: None
+signal.signal(signal.SIGTERM, former)
+a, b = Listener(), Listener('b')
+sigterm.listen(a.hear); sigterm.listen(b.hear); term()
+sigterm.ignore(a.hear); print(signal.getsignal(signal.SIGTERM) is former)
+sigterm.ignore(b.hear); print(signal.getsignal(signal.SIGTERM) is former)
+sigterm.listen(a.hear); term()
+""")
+    assert (code, lines) == (0, ["heard", "b", "False", "True", "heard"])
+
+
+def test_a_handler_that_came_later_is_left_where_it_is() -> None:
+    code, lines = run("""
+a = Listener(); sigterm.listen(a.hear)
+later = lambda number, frame: None
+signal.signal(signal.SIGTERM, later)
+sigterm.ignore(a.hear); print(signal.getsignal(signal.SIGTERM) is later)
+""")
+    assert (code, lines) == (0, ["True"])
+
+
+def test_a_signal_that_was_ignored_stays_ignored() -> None:
+    code, lines = run("""
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+a = Listener(); sigterm.listen(a.hear); term(); print('nothing')
+""")
+    assert (code, lines) == (0, ["nothing"])
+
+
+def test_outside_the_main_thread_nothing_is_changed() -> None:
+    code, lines = run("""
+a = Listener()
+thread = threading.Thread(target=lambda: sigterm.listen(a.hear)); thread.start(); thread.join()
+print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
+""")
+    assert (code, lines) == (0, ["True"])
+
+
+def test_listening_that_ends_in_another_thread_lets_the_next_signal_through() -> None:
+    code, lines = run("""
+a = Listener(); sigterm.listen(a.hear)
+thread = threading.Thread(target=lambda: sigterm.ignore(a.hear)); thread.start(); thread.join()
+print('now', flush=True); term()
+""")
+    assert (code, lines) == (-signal.SIGTERM, ["now"])
+
+
+def test_a_listener_that_is_gone_holds_nothing_back() -> None:
+    code, lines = run("a = Listener(); sigterm.listen(a.hear); del a; print('now', flush=True); term()")
+    assert (code, lines) == (-signal.SIGTERM, ["now"])
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_a_forked_child_dies_from_sigterm_as_ever(thread: bool) -> None:
+    code, lines = run(f"""
+a = Listener(); sigterm.listen(a.hear)
+def fork():
+    child = os.fork()
+    if child == 0:
+        time.sleep(20); os._exit(0)
+    os.kill(child, signal.SIGTERM)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+if {thread}:
+    import warnings; warnings.simplefilter('ignore')
+    runner = threading.Thread(target=fork); runner.start(); runner.join()
+else:
+    fork()
+term()
+""")
+    assert (code, lines) == (0, ["-15", "heard"])
+
+
+def test_the_processes_of_multiprocessing_can_be_terminated() -> None:
+    code, lines = run("""
+import multiprocessing
+a = Listener(); sigterm.listen(a.hear)
+child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(20,), daemon=True)
+child.start(); child.terminate(); child.join(); print(child.exitcode)
+""")
+    assert (code, lines) == (0, ["-15"])
