@@ -19,7 +19,6 @@ from drills.processes import send
 from drills.ranks import Failed, Rank
 from drills.records import Said
 from drills.stage import Stage, stage
-from instep.worker.manifest import MANIFEST
 
 NAME: Final = "midsave"
 ROUNDS: Final = 100
@@ -97,7 +96,7 @@ class Drill:
         step, agents = int(save["step"]), self._ranks.agents_of(victim.node)
         length_s = content.length_s(self._stage.options.seed, step)
         if blow.moment == "about to commit":
-            await self._ranks.until(lambda: self._is_whole(step), f"the last file of step {step}")
+            await self._ranks.until(lambda: self._stage.is_whole(step), f"the last file of step {step}")
             await asyncio.sleep(WHOLE_S * blow.part)
         else:
             after_s = length_s * blow.part * (1.3 if blow.moment == "any time" else 1.0)
@@ -114,9 +113,6 @@ class Drill:
         """Begun in this life, in order."""
         begun = [(rank, said) for rank in self._ranks.all for said in rank.said("opened")]
         return sorted(begun, key=lambda item: float(item[1]["at"]))
-
-    def _is_whole(self, step: int) -> bool:
-        return any((self._stage.saves / name / MANIFEST).exists() for name in self._stage.attempts(step))
 
     def _pids(self, victim: Rank, agents: Sequence[int], blow: Blow) -> list[int]:
         pids = [victim.pid]

@@ -13,8 +13,9 @@ import os
 import select
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Never
 
 LOOK_S: Final = 0.02
 _PR_SET_PDEATHSIG: Final = 1
@@ -33,14 +34,14 @@ def main(arguments: Sequence[str]) -> int:
             for line in lines:
                 order = json.loads(line)
                 if (child := os.fork()) == 0:
-                    become(order)
-                    return trainer(order["arguments"])
+                    become(order, trainer)
                 say({"name": order["name"], "pid": child})
         reap()
 
 
-def become(order: dict[str, Any]) -> None:
-    """In the child: the rank's own environment, and a file for what it prints."""
+def become(order: dict[str, Any], trainer: Callable[[Sequence[str]], int]) -> Never:
+    """In the child, a rank from now on, with its own environment and a file for what it prints. It ends without taking
+    the interpreter down: with torch in it that takes seconds, and the copies of pages that this makes."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.environ.update(order["environment"])
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -49,6 +50,14 @@ def become(order: dict[str, Any]) -> None:
         os.dup2(descriptor, target)
     os.close(log)
     os.close(nothing)
+    code = 1
+    try:
+        code = trainer(order["arguments"])
+    except Exception:  # noqa: BLE001  # as the interpreter does it
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def reap() -> None:

@@ -18,7 +18,7 @@ from instep.coordination.keys import Keys
 from instep.coordination.records import Manifest
 from instep.etcd import Client
 from instep.testing import EtcdServer
-from instep.worker.manifest import verify_manifest
+from instep.worker.manifest import MANIFEST, verify_manifest
 
 NAMESPACE: Final = "/drills"
 TTL_S: Final = 2
@@ -80,6 +80,10 @@ class Stage:
         """Directories of that step."""
         return sorted(path.name for path in self.saves.glob(f"step-{step}-*"))
 
+    def is_whole(self, step: int) -> bool:
+        """Whether the last file of an attempt at that step is written: its commit follows at once."""
+        return any((self.saves / name / MANIFEST).exists() for name in self.attempts(step))
+
 
 @asynccontextmanager
 async def stage(options: Options, folder: Path) -> AsyncIterator[Stage]:
@@ -92,4 +96,4 @@ async def stage(options: Options, folder: Path) -> AsyncIterator[Stage]:
 
 def new_folder() -> Path:
     """Its path is short enough for the sockets below it."""
-    return Path(tempfile.mkdtemp(prefix="ins-drill-", dir="/tmp"))
+    return Path(tempfile.mkdtemp(prefix="instep-drill-", dir="/tmp"))

@@ -58,6 +58,16 @@ def env(etcd: EtcdServer, module_namespace: str) -> dict[str, str]:
         (["get", "gpt-a", "lrr"], 5, "did you mean lr?"),
         (["history", "gpt-b"], 6, "No run 'gpt-b'"),
         (["history", "gpt-a", "--limit", "0"], 2, "1 to 1000"),
+        (["pause", "gpt-b"], 6, "did you mean 'gpt-a'?"),
+        (["pause", "gpt-a", "--why", "x" * 2000], 2, "reason"),
+        (["resume", "gpt-a"], 5, "the run is not paused"),
+        (["checkpoint", "gpt-a", "--timeout", "0"], 2, "time-out"),
+        (["checkpoints", "gpt-b"], 6, "No run 'gpt-b'"),
+        (["stop", "gpt-a", "--node", "\x1b[2J"], 5, "no node of the run has the name or host"),
+        (["act", "gpt-a", "two words"], 2, "the action name 'two words' is not usable"),
+        (["act", "gpt-b"], 6, "No run 'gpt-b'"),
+        (["restore", "gpt-a", "7-7"], 5, "there is no checkpoint '7-7'; there are none"),
+        (["restore", "gpt-a", "../7-7"], 5, "there is no checkpoint '../7-7'"),
         (["runs", "--namespace", "no slash"], 2, "namespace"),
         (["--namespace", "no slash", "runs"], 2, "namespace"),
         (["runs", "--etcd", "ftp://x"], 2, "scheme"),
@@ -73,7 +83,9 @@ def test_a_mistake_is_one_sentence(env: dict[str, str], arguments: list[str | by
     assert "\x1b" not in ended.err
 
 
-@pytest.mark.parametrize("arguments", [["no-such-command"], ["set"], ["set", "gpt-a"], ["status", "gpt-a", "--x"]])
+@pytest.mark.parametrize(
+    "arguments", [["no-such-command"], ["set"], ["set", "gpt-a"], ["status", "gpt-a", "--x"], ["restore", "gpt-a"]]
+)
 def test_a_usage_mistake_exits_2(env: dict[str, str], arguments: list[str]) -> None:
     ended = instep(*arguments, env=env)
     assert (ended.code, ended.out) == (2, "")
@@ -81,7 +93,8 @@ def test_a_usage_mistake_exits_2(env: dict[str, str], arguments: list[str]) -> N
 
 def test_nothing_is_written_by_mistakes(etcd: EtcdServer, env: dict[str, str], module_namespace: str) -> None:
     instep("set", "gpt-a", "clip=0.5", "lr=2", env=env)
-    assert etcd.etcdctl("get", "--prefix", "--keys-only", f"{module_namespace}/gpt-a/config/") == ""
+    instep("resume", "gpt-a", env=env)
+    assert etcd.etcdctl("get", "--prefix", "--keys-only", f"{module_namespace}/gpt-a/c") == ""
 
 
 def test_an_etcd_that_is_not_there_is_named_with_the_cure() -> None:

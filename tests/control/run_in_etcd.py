@@ -7,16 +7,23 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from instep.control import Keys, connect
+from instep.coordination.commands import course_after
+from instep.coordination.keys import last_part
 from instep.coordination.records import (
     Ack,
     Agreed,
+    Command,
+    Course,
     Decision,
+    Declined,
     Leader,
     Left,
+    Manifest,
     Member,
     Metrics,
     NodeMembers,
     Plan,
+    Pointer,
     Receipt,
     Rejected,
     Snapshot,
@@ -68,6 +75,7 @@ class RunInEtcd:
         self.view = 0
         self.values = dict(START)
         self.plan = 0
+        self.course = Course()
 
     @property
     def ranks(self) -> int:
@@ -119,8 +127,8 @@ class RunInEtcd:
         """All registrations go, as when the leases end."""
         await self.client.delete(self.keys.members, prefix=True)
 
-    async def report(self, rank: int, step: int, **metrics: float) -> None:
-        record = Metrics(rank=rank, step=step, step_time_s=0.04, metrics=metrics)
+    async def report(self, rank: int, step: int, actions: tuple[str, ...] | None = None, **metrics: float) -> None:
+        record = Metrics(rank=rank, step=step, step_time_s=0.04, metrics=metrics, actions=actions)
         await self.client.put(self.keys.metrics_of(rank), record.encode())
 
     async def desired(self, name: str) -> int:
@@ -146,6 +154,94 @@ class RunInEtcd:
         )
         await self.client.put(self.keys.plan(self.plan), plan.encode())
         return self.plan
+
+    async def ordered(self) -> tuple[str, int, Command]:
+        """Waits until a command has been written; returns its id and revision, and what it is."""
+        async with self.client.watch(self.keys.commands) as watch:
+            found = (await self.client.range(self.keys.commands)).kvs
+            kv = found[0] if found else (await anext(watch)).events[0].kv
+        return last_part(kv.key), kv.mod_revision, Command.decode(kv.value)
+
+    async def open_order(self, order: Command, command_id: str, revision: int, *, gate: int = 100) -> int:
+        self.plan += 1
+        plan = Plan(
+            number=self.plan,
+            view=self.view,
+            gate=gate,
+            kind=order.kind,
+            name=order.name,
+            course=course_after(order, gate, self.course),
+            values={},
+            previous={},
+            revision=revision,
+            author=order.author,
+            reason=order.reason,
+            change_id=command_id,
+        )
+        await self.client.put(self.keys.plan(self.plan), plan.encode())
+        return self.plan
+
+    async def commit_order(self, order: Command, command_id: str, *, gate: int = 100) -> None:
+        self.course = course_after(order, gate, self.course) or self.course
+        agreed = Agreed(plan=self.plan, view=self.view, values=self.values, course=self.course)
+        decision = Decision(commit=True, by="leader").encode()
+        await self.client.txn(
+            [],
+            [
+                Op.put(self.keys.decision(self.plan), decision),
+                Op.put(self.keys.agreed, agreed.encode()),
+                Op.delete(self.keys.command(command_id)),
+            ],
+        )
+
+    async def carry_out(self, *, gate: int = 100) -> None:
+        """The whole way of a command that somebody writes."""
+        command_id, revision, order = await self.ordered()
+        await self.open_order(order, command_id, revision, gate=gate)
+        await self.ack()
+        await self.commit_order(order, command_id, gate=gate)
+        await self.receipt(step=gate)
+
+    async def decline(self, why: str) -> None:
+        """What becomes of a command that somebody writes."""
+        command_id, revision, order = await self.ordered()
+        record = Declined(command=order, revision=revision, why=why)
+        await self.client.txn(
+            [],
+            [
+                Op.put(self.keys.declined_of(command_id), record.encode()),
+                Op.delete(self.keys.command(command_id)),
+            ],
+        )
+
+    async def save(self, step: int, *, token: int = 7, rank: int = 3) -> Manifest:
+        """A checkpoint is committed."""
+        manifest = Manifest(
+            id=f"{step}-{token}",
+            step=step,
+            token=token,
+            path=f"/saved/step-{step}-{token}",
+            files=2,
+            bytes=1_200_000_000,
+            digest="d",
+            view=self.view,
+            world_size=self.ranks,
+            rank=rank,
+            host="host-1",
+            node="node-1",
+            duration_s=0.8,
+            committed_at="2026-11-23T05:30:27+00:00",
+        )
+        pointer = Pointer(id=manifest.id, step=step, token=token).encode()
+        await self.client.txn(
+            [],
+            [
+                Op.put(self.keys.checkpoint(manifest.id), manifest.encode()),
+                Op.put(self.keys.latest, pointer),
+                Op.put(self.keys.saved, pointer),
+            ],
+        )
+        return manifest
 
     async def ack(self, *nodes: str) -> None:
         for node in nodes or self.nodes:

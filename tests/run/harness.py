@@ -38,13 +38,14 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = PATIENC
 class Trainer:
     """One worker process and all the events it has said."""
 
-    def __init__(self, arguments: list[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, arguments: list[str], environment: Mapping[str, str], script: Path = TRAINER) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(TRAINER), *arguments],
+            [sys.executable, str(script), *arguments],
             env={**os.environ, "PYTHONPATH": str(SOURCE), **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=script is not TRAINER,  # as torchrun does
         )
         self.events: list[Event] = []
         self.errors: list[str] = []
@@ -135,20 +136,22 @@ class TrainingRun:
         *arguments: str,
         node: str = "a",
         environment: Mapping[str, str] | None = None,
+        script: Path = TRAINER,
     ) -> Trainer:
         place = {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
         trainer = Trainer(
             [f"--stop-file={self.stop_file}", *arguments],
             {**self.environment(node), **place, **(environment or {})},
+            script,
         )
         self.trainers.append(trainer)
         return trainer
 
-    def start_all(self, world_size: int, *arguments: str, nodes: str = "a") -> list[Trainer]:
+    def start_all(self, world_size: int, *arguments: str, nodes: str = "a", script: Path = TRAINER) -> list[Trainer]:
         """Ranks spread over the nodes in blocks; returns when all have joined."""
         each = world_size // len(nodes)
         trainers = [
-            self.start(rank, world_size, *arguments, node=nodes[min(rank // each, len(nodes) - 1)])
+            self.start(rank, world_size, *arguments, node=nodes[min(rank // each, len(nodes) - 1)], script=script)
             for rank in range(world_size)
         ]
         for trainer in trainers:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,6 +173,32 @@ def test_a_saver_that_is_killed_in_mid_save_is_replaced_at_the_same_step(team: T
     restored = all_do(ranks, "restore")
     assert the_one(restored, "next") == 3
     assert the_one(restored, "hash") == answers[0]["hash"]
+
+
+def test_a_saver_stopped_beyond_its_lease_hears_that_another_has_saved_the_step(team: Team, tmp_path: Path) -> None:
+    """Although its directory was cleaned away under its hands."""
+    hold = tmp_path / "hold"
+    ranks = team.join("ab")
+    all_do(ranks, "build", hold=str(hold))
+    all_do(ranks, "train", start=0, steps=3)
+    leader, (other,) = team.leader(*ranks)
+    hold.touch()
+    for worker in ranks:
+        worker.tell("keep", step=2)
+    wait_for(hold.with_suffix(".seen").exists, "the save to begin")
+    frozen = [team.training.agent_pid("ab"[leader.rank]), leader.process.pid]
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    hold.unlink()
+    saved = other.answer()
+    for pid in frozen:
+        os.kill(pid, signal.SIGCONT)
+    answer = leader.answer()
+    assert (saved["saved"], answer["saved"]) == (True, True), leader.log
+    assert len(team.training.keys("checkpoints/2-")) == len(saved_in(team)) == 1
+    leave(team)
+    assert "was removed while it was written" in log_of(leader)
+    assert "training goes on without this checkpoint" not in log_of(leader)
 
 
 def test_the_last_ones_are_kept_and_every_nth(team: Team) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("torch")
-
 from instep.torch._retention import Attempt, Kept, attempt_named, to_delete, to_forget
 from instep.torch._turn import SILENCE_S, Turn, Verdict
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-torch = pytest.importorskip("torch")
+import torch
 
 from instep.errors import CheckpointError
 from instep.torch._parts import checked_parts, label, label_of, read_part, unwrapped, write_part

@@ -31,7 +31,9 @@ def run(script: str) -> tuple[int, list[str]]:
 
 
 def test_the_first_signal_is_noted_and_the_second_ends_the_process() -> None:
-    code, lines = run("a = Listener(); sigterm.listen(a.hear); term(); print('goes on', flush=True); term(); print('no')")
+    code, lines = run(
+        "a = Listener(); sigterm.listen(a.hear); term(); print('goes on', flush=True); term(); print('no')"
+    )
     assert (code, lines) == (-signal.SIGTERM, ["heard", "goes on"])
 
 

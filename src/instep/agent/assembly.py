@@ -141,8 +141,9 @@ class Assembly:
         local = self._workers.in_view(view, self._node)
         all_wait = all(worker.incarnation in self._calls for worker in local.values())
         overdue = bool(self._calls) and self._clock() - self._since > PARTIAL_S
-        if not self._is_known or assembly.is_due(wanted, self._wanted, all_wait=all_wait, overdue=overdue):
-            self._is_known, self._wanted = True, wanted
+        is_new, self._is_known = bool(local) and not self._is_known, True
+        if is_new or assembly.is_due(wanted, self._wanted, all_wait=all_wait, overdue=overdue):
+            self._wanted = wanted
             self._effects.start(self._write())
 
     def _now(self, view: View) -> Arrivals | None:

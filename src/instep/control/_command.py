@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from instep.control._change import TRIES, change_by
 from instep.control._discover import run_names
 from instep.control._facts import Facts
-from instep.control._load import PAGE_SIZE, load
+from instep.control._load import PAGE_SIZE
 from instep.control._orders import node_named, what_of, why_refused
 from instep.control._picture import Picture
 from instep.control._runs import run_not_found, state_of
 from instep.coordination.keys import Keys
-from instep.coordination.records import Command, CommandKind
+from instep.coordination.records import Command, CommandKind, Declined, Plan
 from instep.errors import CommandRefused, EtcdFull, EtcdUnavailable, NotRunning
 from instep.etcd import Client, Compare, Listing, Op
 from instep.names import check_action_name
@@ -23,6 +23,7 @@ LATEST = "latest"
 """The newest committed checkpoint, where one is named."""
 _LOOKED_AT = 64
 """Ranks whose registration and offer are read; the others are asked by the plan."""
+_PLANS_LOOKED_AT = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,14 +184,17 @@ async def _write(client: Client, before: Picture, command: Command, command_id: 
 
 async def _settled(client: Client, keys: Keys, command_id: str) -> int | None:
     """The revision of a write whose reply was lost, if it is in etcd or what became of it; None when that cannot be
-    said."""
+    said. Single reads, since they are repeated where a txn is not."""
     try:
-        picture = await load(client, keys, receipts=0)
+        found = await client.get(keys.command(command_id))
+        if found is not None:
+            return found.mod_revision
+        record = await client.get(keys.declined_of(command_id))
+        declined = Declined.decode_or_none(record.value) if record is not None else None
+        if declined is not None:
+            return declined.revision
+        newest = await client.range(keys.plans, newest_first=True, limit=_PLANS_LOOKED_AT)
     except EtcdUnavailable:
         return None
-    order, declined = picture.orders.get(command_id), picture.declined.get(command_id)
-    if order is not None:
-        return order.revision
-    if declined is not None:
-        return declined.revision
-    return next((plan.revision for plan in picture.plans.values() if plan.change_id == command_id), None)
+    plans = (Plan.decode_or_none(kv.value) for kv in newest.kvs if not kv.key.endswith("/decision"))
+    return next((plan.revision for plan in plans if plan is not None and plan.change_id == command_id), None)

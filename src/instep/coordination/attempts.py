@@ -42,14 +42,15 @@ class Past:
     attempts: Attempts
 
 
-def counted(past: Past, group: Group) -> Attempts:
-    """What is to be known of failures once `group` has taken the place of the view before."""
+def counted(past: Past, group: Group | None) -> Attempts:
+    """What is to be known of failures once `group` has taken the place of the view before; without a group, what
+    counts for those who come now."""
     view, before = past.view, past.attempts
-    if view is None or before.view == view.number:
+    if view is None or (group is None and not before.total):
         return before
     if not membership.active_ranks(view, past.left):
         return Attempts(view=view.number) if before.total else before
-    if past.stopping:
+    if group is None or past.stopping or before.view == view.number:
         return before
     lost = _lost(view, past.left, group)
     return _with(before, _first(past, view, lost)) if lost else before

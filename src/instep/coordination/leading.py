@@ -246,7 +246,7 @@ def _about_members(now: Situation) -> Action | None:
     group = membership.next_group(now.view, now.registered)
     if group is not None and not (group.schema_digest in now.schemas and _can_start(now, group)):
         group = None
-    counted = attempts.counted(_past(now), group) if group is not None else now.attempts
+    counted = attempts.counted(_past(now), group)
     news = counted if counted != now.attempts else None
     away = attempts.turned_away(now.view, now.registered, counted, now.run)
     if away:

@@ -14,12 +14,17 @@ log = logging.getLogger("instep")
 
 @contextmanager
 def given_up_on_error(slot: Slot) -> Iterator[None]:
-    """In the training thread only."""
+    """In the training thread only. Raises Fenced where the directory is gone: a newer leader has cleaned it away."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
+        was_removed = isinstance(error, CheckpointError) and not slot.path.is_dir()
         slot.abandon()
-        raise
+        if not was_removed:
+            raise
+        log.warning("%s was removed while it was written, as a newer leader does: this attempt is given up", slot.path)
+        text = f"the directory of the checkpoint of step {slot.step} was removed while it was written"
+        raise Fenced(text, token=slot.token) from error
 
 
 @contextmanager

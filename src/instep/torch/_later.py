@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from instep.errors import CheckpointError
+from instep.errors import CheckpointError, Fenced
 from instep.worker.slot import Slot
 
 from ._attempt import commit, given_up_on_error, report_failure
@@ -50,6 +50,8 @@ class Later:
                 return True
             with given_up_on_error(slot):
                 writing.result()
+        except Fenced:  # another leads, and the log says so
+            return False
         except CheckpointError as error:
             report_failure(error)
             return False

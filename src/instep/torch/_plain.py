@@ -134,6 +134,7 @@ class PlainSaver:
             slot = self._open(step)
             with given_up_on_error(slot):
                 self._write(slot, self._state())
+                slot.seal()
         except Fenced:
             return None
         except CheckpointError as error:

@@ -5,9 +5,9 @@ dies from that makes its DataLoader raise in the middle of a step, before the ra
 thread takes SIGTERM in place of torch's handler: from the process that the worker serves it ends the worker, as ever;
 from anybody else it is passed over while that process lives. The training process itself gets no thread.
 
-Holds for workers made by `fork`. By `spawn` and `forkserver`: when the script imports instep at its top level, outside
-`if __name__ == "__main__"`, for each of them imports that again; with `spawn` it must come before numpy and torch, whose
-threads would get the signal. Limit: a program that a worker starts other than by `subprocess` inherits the blocked
+Holds for workers made by `fork`; by `spawn`, when the script imports instep at its top level and before numpy and
+torch, whose threads would get the signal; by `forkserver`, when the server has loaded the script, which older Pythons
+fail to do (gh-126631). Limit: a program that a worker starts other than by `subprocess` inherits the blocked
 signal.
 """
 
@@ -57,7 +57,7 @@ def _begin() -> None:
     running = _running()
     if server is None or server.main.__code__ not in running:
         signal.pthread_sigmask(signal.SIG_BLOCK, _TERM)  # in all threads that begin from here on
-        context.SpawnProcess._after_fork = staticmethod(_after_spawn)  # type: ignore[attr-defined]
+        context.SpawnProcess._after_fork = staticmethod(_after_spawn)
     elif server._serve_one.__code__ not in running:
         _is_server = True
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -81,8 +81,8 @@ class Notice:
             enough_s = math.ceil(self._needed_s / (1 - AGREEING_SHARE))
             return (
                 f"a save takes {self.save_s:.1f} s and there are {self.grace_s:g} s from SIGTERM to SIGKILL: it may "
-                "not be finished; raise terminationGracePeriodSeconds (Kubernetes; other schedulers have their own) and "
-                f"INSTEP_GRACE_S to {enough_s} or more"
+                "not be finished; raise terminationGracePeriodSeconds (Kubernetes; other schedulers have their own) "
+                f"and INSTEP_GRACE_S to {enough_s} or more"
             )
         return None
 

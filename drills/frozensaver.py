@@ -1,0 +1,221 @@
+"""The rank that saves and its agent are stopped in the middle of it, beyond their lease, and continued.
+
+Every round: another rank leads meanwhile, what the stopped one commits late is refused, its step has one committed
+checkpoint at most, and what it left on the disk is cleaned away by a newer leader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Final, Literal, Self
+
+from drills import content, sequence
+from drills.options import Options, parse
+from drills.processes import send
+from drills.ranks import Failed, Rank
+from drills.records import Said
+from drills.stage import TTL_S, Stage, stage
+
+NAME: Final = "frozensaver"
+ROUNDS: Final = 20
+REPLACED_S: Final = 11.0
+"""The other rank of the node kills a stopped agent after some 10 s and starts another one."""
+WHOLE_S: Final = 0.005
+SUCCESSION_S: Final = 15.0
+REFUSAL_S: Final = 30.0
+CLEANED_S: Final = 30.0
+LOOK_S: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Freeze:
+    """Who is stopped in a round, when, and for how long."""
+
+    saves: int
+    """After the round before, the save in which it comes."""
+    moment: Literal["writing", "about to commit"]
+    part: float
+    victims: Literal["worker, agent and guardian", "node"]
+    order: int
+    for_s: float
+    gap_s: float
+    """Between one process and the next, when they are continued."""
+
+    @classmethod
+    def of(cls, options: Options, number: int) -> Self:
+        dice = random.Random(f"{options.seed} {NAME} {number}")
+        return cls(
+            saves=dice.randint(1, 2),
+            moment=dice.choices(("writing", "about to commit"), (4, 1))[0],
+            part=dice.random(),
+            victims=dice.choices(("worker, agent and guardian", "node"), (3, 1))[0],
+            order=dice.randrange(2**16),
+            for_s=dice.choices((TTL_S + dice.uniform(0.3, 2.0), REPLACED_S + dice.uniform(0, 2.0)), (6, 1))[0],
+            gap_s=dice.choice((0.0, dice.uniform(0, 0.8))),
+        )
+
+
+@dataclass(slots=True)
+class Stopped:
+    """What a round is about."""
+
+    rank: Rank
+    step: int
+    token: int
+    pids: list[int]
+    at: float
+    in_time: bool = False
+    """Its commit was made before it was stopped."""
+
+    @property
+    def id(self) -> str:
+        return f"{self.step}-{self.token}"
+
+
+class Drill:
+    """One run that goes on through all rounds."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._ranks = stage.ranks
+        self._in_time = 0
+
+    async def begin(self) -> None:
+        await self._stage.start()
+        await self._ranks.all_said("restored")
+
+    async def round(self, number: int) -> str:
+        freeze = Freeze.of(self._stage.options, number)
+        stopped = await self._stop(freeze)
+        try:
+            successor = await self._succeeded(stopped, freeze)
+        finally:
+            await self._go_on(stopped, freeze)
+        outcome = await self._refused(stopped)
+        left = await self._cleaned(stopped)
+        return (
+            f"rank {stopped.rank.number} stopped in its save of step {stopped.step}, {freeze.moment} "
+            f"({freeze.victims}), {monotonic() - stopped.at:.1f} s; rank {successor} leads; {outcome}; {left}"
+        )
+
+    async def finish(self) -> str:
+        await self._ranks.finish()
+        registry = await self._stage.catch_up()
+        for manifest in registry.standing.values():
+            self._stage.check_whole(manifest)
+        late = f"{self._in_time} commits were made just before their saver was stopped, all late ones refused"
+        return f"{len(registry.committed)} checkpoints committed, no step twice; {late}"
+
+    # -- the fault ----------------------------------------------------------------------------------------------------
+
+    async def _stop(self, freeze: Freeze) -> Stopped:
+        before = len(self._saves())
+        what = "another save to begin"
+        rank, save = (await self._ranks.until(lambda: self._saves()[before + freeze.saves - 1 :], what))[0]
+        step = int(save["step"])
+        pids = [rank.pid, *self._ranks.agents_of(rank.node)]
+        if freeze.victims == "node":
+            pids += [other.pid for other in self._ranks.of_node(rank.node) if other is not rank]
+        random.Random(freeze.order).shuffle(pids)
+        if freeze.moment == "about to commit":
+            await self._ranks.until(lambda: self._stage.is_whole(step), f"the last file of step {step}")
+            await asyncio.sleep(WHOLE_S * freeze.part)
+        else:
+            length_s = content.length_s(self._stage.options.seed, step)
+            await asyncio.sleep(max(0.0, save["at"] + 0.8 * length_s * freeze.part - monotonic()))
+        send(pids, signal.SIGSTOP)
+        registry = await self._stage.catch_up()
+        assert registry.leader is not None
+        stopped = Stopped(rank, step, registry.leader.token, pids, monotonic())
+        stopped.in_time = stopped.id in registry.committed
+        self._in_time += stopped.in_time
+        return stopped
+
+    def _saves(self) -> list[tuple[Rank, Said]]:
+        begun = [(rank, said) for rank in self._ranks.all for said in rank.said("opened")]
+        return sorted(begun, key=lambda item: float(item[1]["at"]))
+
+    async def _go_on(self, stopped: Stopped, freeze: Freeze) -> None:
+        random.Random(freeze.order + 1).shuffle(stopped.pids)
+        for pid in stopped.pids:
+            send([pid], signal.SIGCONT)
+            await asyncio.sleep(freeze.gap_s)
+
+    # -- what must hold -----------------------------------------------------------------------------------------------
+
+    async def _succeeded(self, stopped: Stopped, freeze: Freeze) -> int:
+        """Another leads while the stopped ones are stopped; where the ranks wait for the save, it saves the step."""
+        deadline = stopped.at + max(SUCCESSION_S, freeze.for_s)
+        while True:
+            registry = await self._stage.catch_up()
+            leader = registry.leader
+            assert leader is not None
+            succeeded = leader.token > stopped.token and leader.rank != stopped.rank.number
+            if succeeded and self._stage.options.torch:
+                succeeded = any(manifest.step == stopped.step for manifest in registry.committed.values())
+            if succeeded and monotonic() >= stopped.at + freeze.for_s:
+                return leader.rank
+            if monotonic() > deadline:
+                raise Failed(f"{stopped} was stopped for {monotonic() - stopped.at:.1f} s and nobody took it over")
+            await asyncio.sleep(LOOK_S)
+
+    async def _refused(self, stopped: Stopped) -> str:
+        """The saver learns of it, and nothing of its attempt is in the registry."""
+        rank, step = stopped.rank, stopped.step
+        what = f"{rank} to hear what became of step {step}"
+        await self._ranks.until(lambda: _outcome(rank, step), what, timeout_s=REFUSAL_S)
+        registry = await self._stage.catch_up()
+        event, said = _outcome(rank, step)[0]
+        if stopped.in_time:
+            return "committed before"
+        if stopped.id in registry.committed:
+            raise Failed(f"{stopped}: its late commit was made")
+        if not self._stage.options.torch:
+            if event != "fenced" or said["token"] != stopped.token:
+                raise Failed(f"{stopped} was to be refused: {event} {said}")
+            return "refused"
+        if event != "saved" or not said["known"]:
+            raise Failed(f"{stopped} was to hear of the checkpoint that another has made: {event} {said}")
+        return "refused, saved by another"
+
+    async def _cleaned(self, stopped: Stopped) -> str:
+        """Once a newer leader has made another checkpoint. A saver of one's own cleans for itself."""
+        name = f"step-{stopped.step}-{stopped.token}"
+        if stopped.in_time:
+            return "kept"
+        if not self._stage.options.torch:
+            if name not in self._stage.attempts(stopped.step):
+                raise Failed(f"{stopped}: nobody was to delete {name}")
+            return "left to its owner"
+        deadline = monotonic() + CLEANED_S
+        while not await self._saved_since(stopped):
+            if monotonic() > deadline:
+                raise Failed(f"{stopped}: no newer leader has saved in {CLEANED_S:g} s")
+            await asyncio.sleep(LOOK_S)
+        if name in self._stage.attempts(stopped.step):
+            raise Failed(f"{stopped}: {name} is still there, although newer leaders have saved since")
+        return "cleaned away"
+
+    async def _saved_since(self, stopped: Stopped) -> bool:
+        """Whether a newer leader has saved a later step, and has tidied up after it."""
+        registry = await self._stage.catch_up()
+        for manifest in registry.committed.values():
+            if manifest.step > stopped.step and manifest.token > stopped.token:
+                saver = self._ranks.all[manifest.rank]
+                if saver.said("saved", step=manifest.step):
+                    return True
+        return False
+
+
+def _outcome(rank: Rank, step: int) -> list[tuple[str, Said]]:
+    return [(event, said) for event in ("fenced", "failed", "saved") for said in rank.said(event, step=step)]
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parse(NAME, __doc__ or "", arguments, rounds=ROUNDS)
+    return asyncio.run(sequence.perform(options, lambda folder: stage(options, folder), Drill))

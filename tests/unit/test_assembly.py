@@ -1,0 +1,230 @@
+"""When all have come to a barrier: the leader's decision, what a node says, and both together under delays."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from instep.coordination import assembly
+from instep.coordination.assembly import RELEASES_KEPT, Call, Hall, LetThrough, Released
+from instep.coordination.leading import OpenPlan, Situation, next_action
+from instep.coordination.records import Arrivals, Release, Waiting
+from instep.worker.assembly import Calls
+from unit.parts import agreed, desired, left, registered, view
+
+THREE = view({"a": {0: 10, 1: 11}, "b": {2: 12}})
+
+
+def at(name: str, *ranks: int, seen: int = 0, after: int = 0, of: int = 1) -> Arrivals:
+    return Arrivals(view=of, waiting={name: Waiting(ranks=ranks, seen=seen, after=after)})
+
+
+def released(number: int, revision: int, of: int = 1) -> Released:
+    return Released(Release(view=of, number=number), revision)
+
+
+def hall(**more: Any) -> Hall:
+    return Hall(**{"view": THREE, "left": {}, "released": {}, "arrivals": {}, **more})
+
+
+ALL = {"a": at("x", 0, 1), "b": at("x", 2)}
+
+
+def test_all_go_on_when_all_have_come() -> None:
+    assert assembly.next_release(hall(arrivals=ALL)) == LetThrough("x", Release(view=1, number=1), 0)
+
+
+@pytest.mark.parametrize(
+    "arrivals",
+    [
+        {},
+        {"a": at("x", 0, 1)},
+        {"a": at("x", 0), "b": at("x", 2)},
+        {"a": at("x", 0, 1), "b": at("y", 2)},
+        {"a": at("x", 0, 1), "b": at("x", 2, of=2)},
+        {"a": at("x", 0, 1), "b": at("x", 2, seen=4)},
+        {"a": at("x", 0, 1, 2)},
+        {"a": at("x", 0, 1), "elsewhere": at("x", 2)},
+    ],
+    ids=["nobody", "a node is missing", "a rank is missing", "another barrier", "another view", "another round"]
+    + ["said by another node", "said by a node of another view"],
+)
+def test_nobody_goes_on_before_that(arrivals: dict[str, Arrivals]) -> None:
+    assert assembly.next_release(hall(arrivals=arrivals)) is None
+
+
+def test_ranks_that_have_left_are_not_waited_for_but_an_empty_barrier_is_none() -> None:
+    gone = {"b": left(2)}
+    assert assembly.next_release(hall(arrivals={"a": at("x", 0, 1)}, left=gone)) is not None
+    everybody = {"a": left(0, 1), "b": left(2)}
+    assert assembly.next_release(hall(arrivals={"a": at("x", 0, 1)}, left=everybody)) is None
+
+
+def test_numbers_rise_over_all_barriers_also_where_somebody_has_deleted_one() -> None:
+    stand = {"x": released(4, 40), "y": released(7, 70)}
+    arrivals = {"a": at("x", 0, 1, seen=40, after=9), "b": at("x", 2, seen=40, after=7)}
+    found = assembly.next_release(hall(arrivals=arrivals, released=stand))
+    assert found == LetThrough("x", Release(view=1, number=10), 40)
+
+
+def test_only_the_newest_releases_are_kept() -> None:
+    stand = {f"n{number}": released(number, number) for number in range(1, 31)}
+    found = assembly.next_release(hall(arrivals=ALL, released=stand))
+    assert found is not None
+    assert len(stand) + 1 - len(found.outdated) == RELEASES_KEPT
+    assert set(found.outdated) == {f"n{number}" for number in range(1, 12)}
+
+
+def test_who_is_missing_is_named_and_where_it_waits() -> None:
+    found = assembly.absent(hall(arrivals={"a": at("x", 0), "b": at("y", 2)}), "x")
+    assert (found.ranks, found.elsewhere) == ((1, 2), {"y": (2,)})
+
+
+@pytest.mark.parametrize(
+    ("call", "stands", "is_free"),
+    [
+        (Call("x", view=1, after=0), None, False),
+        (Call("x", view=1, after=0), released(1, 9), True),
+        (Call("x", view=1, after=1), released(1, 9), False),
+        (Call("x", view=1, after=1), released(2, 9, of=2), True),
+        (Call("x", view=2, after=0), released(1, 9, of=1), False),
+    ],
+    ids=["none", "ours", "the last one", "of a later view, which has us too", "of those before us"],
+)
+def test_a_release_counts_for_those_who_had_come(call: Call, stands: Released | None, is_free: bool) -> None:
+    assert call.is_freed_by(stands) is is_free
+
+
+@pytest.mark.parametrize(
+    ("wanted", "written", "all_wait", "overdue", "is_due"),
+    [
+        (at("x", 0), None, False, False, False),
+        (at("x", 0), None, False, True, True),
+        (at("x", 0, 1), None, True, False, True),
+        (at("x", 0, 1), at("x", 0, 1), True, True, False),
+        (at("x", 1), at("x", 0, 1), False, False, True),
+        (None, at("x", 0), False, False, True),
+        (at("x", 0, of=2), at("x", 0), False, False, True),
+    ],
+    ids=["not with each rank", "late", "with the last", "once", "one gave up", "the only one gave up", "a new view"],
+)
+def test_a_node_says_when_all_its_ranks_have_come(
+    wanted: Arrivals | None, written: Arrivals | None, all_wait: bool, overdue: bool, is_due: bool
+) -> None:
+    assert assembly.is_due(wanted, written, all_wait=all_wait, overdue=overdue) is is_due
+
+
+def test_what_was_released_counts_no_more() -> None:
+    two = Arrivals(view=1, waiting={"x": Waiting(ranks=(0,)), "y": Waiting(ranks=(1,))})
+    assert assembly.without(two, "x") == at("y", 1)
+    assert assembly.without(at("x", 0), "x") is None
+    assert assembly.without(None, "x") is None
+
+
+def test_the_leader_lets_through_before_it_makes_plans() -> None:
+    everybody = tuple(registered(rank, 10 + rank, node="aab"[rank], world_size=3) for rank in range(3))
+    now = Situation(
+        view=THREE,
+        agreed=agreed(),
+        registered=everybody,
+        arrivals=ALL,
+        desired=desired(lr=("0.5", 7)),
+    )
+    assert isinstance(next_action(now), LetThrough)
+    assert not isinstance(next_action(Situation(view=THREE, arrivals={})), LetThrough | OpenPlan)
+
+
+# -- all of it together -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Rank:
+    calls: Calls = field(default_factory=Calls)
+    came: int = 0
+    passed: int = 0
+    message: dict[str, Any] = field(default_factory=dict)
+
+
+class World:
+    """Three ranks on two nodes, etcd, and a leader whose look at the arrivals may be old. Anything may be late."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.nodes = {"a": [0, 1], "b": [2]}
+        self.ranks = {rank: Rank() for rank in range(3)}
+        self.known: dict[str, dict[int, Call]] = {"a": {}, "b": {}}
+        """What each agent has heard of its ranks; a new one has heard nothing."""
+        self.arrivals: dict[str, Arrivals] = {}
+        self.looks: list[dict[str, Arrivals]] = [{}]
+        self.released: dict[str, Released] = {}
+        self.shown: dict[str, dict[str, Released]] = {"a": {}, "b": {}}
+        self.revision = 0
+
+    def step(self) -> None:
+        node = self.random.choice(list(self.nodes))
+        rank = self.random.choice(self.nodes[node])
+        moves = [self.come, self.hear, self.say, self.say, self.see, self.lead, self.lead]
+        if self.random.random() < 0.05:
+            self.known[node] = {}  # the agent is killed: what it knew is gone
+        self.random.choice(moves)(node, rank)
+
+    def come(self, node: str, number: int) -> None:
+        rank = self.ranks[number]
+        if rank.calls.name is None:
+            rank.came += 1
+            rank.message = rank.calls.come("xyx"[rank.came % 3], 1)
+
+    def hear(self, node: str, number: int) -> None:
+        """The agent hears a call, maybe again."""
+        rank = self.ranks[number]
+        if rank.calls.name is not None:
+            self.known[node][number] = Call(rank.message["name"], rank.message["view"], rank.message["after"])
+
+    def see(self, node: str, number: int) -> None:
+        """The agent sees what has been released, and tells its ranks."""
+        self.shown[node] = dict(self.released)
+        for rank, call in list(self.known[node].items()):
+            stands = self.shown[node].get(call.name)
+            if stands is not None and call.is_freed_by(stands):
+                del self.known[node][rank]
+                told = {"t": "barrier", "do": "through", "name": call.name, "number": stands.record.number}
+                before = self.ranks[rank].calls.name
+                self.ranks[rank].calls.hear(told)
+                if before is not None and self.ranks[rank].calls.name is None:
+                    self.pass_on(rank)
+
+    def say(self, node: str, number: int) -> None:
+        """What the agent knows, as far as it has seen releases."""
+        waiting: dict[str, Waiting] = {}
+        for rank, call in sorted(self.known[node].items()):
+            stands = self.shown[node].get(call.name)
+            seen = stands.revision if stands is not None else 0
+            ranks = (*(waiting[call.name].ranks if call.name in waiting else ()), rank)
+            waiting[call.name] = Waiting(ranks=ranks, seen=seen, after=call.after)
+        self.arrivals[node] = Arrivals(view=1, waiting=waiting)
+        self.looks.append(dict(self.arrivals))
+
+    def lead(self, node: str, number: int) -> None:
+        look = self.random.choice(self.looks[-3:])
+        action = assembly.next_release(hall(arrivals=look, released=self.released))
+        if action is not None:
+            self.revision += 1
+            self.released[action.name] = Released(action.release, self.revision)
+
+    def pass_on(self, number: int) -> None:
+        rank = self.ranks[number]
+        rank.passed += 1
+        assert rank.passed == rank.came
+        late = [other for other, item in self.ranks.items() if item.came < rank.passed]
+        assert not late, f"rank {number} passed its barrier {rank.passed} before {late} had come"
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_however_late_things_are_nobody_passes_before_all_have_come_and_all_pass_in_the_end(seed: int) -> None:
+    world = World(seed)
+    for _ in range(1500):
+        world.step()
+    assert min(rank.passed for rank in world.ranks.values()) > 5

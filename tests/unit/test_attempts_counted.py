@@ -1,0 +1,197 @@
+"""How failures are counted, and who is turned away for them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from instep.coordination import attempts, membership
+from instep.coordination.attempts import FAILURES_KEPT, MAX_CAUSES, NODE_LOST, OTHER, TAKEN_OVER, Past, Reported
+from instep.coordination.leading import Commit, FormView, Situation, TurnAway, next_action
+from instep.coordination.membership import Group, Registered
+from instep.coordination.records import Attempts, Course, Failure, Refused
+from unit.parts import DIGEST, SCHEMA, agreed, incarnation, left, plan, registered, view
+
+TWO = view({"a": {0: 10}, "b": {1: 11}}, number=3)
+NEW = registered(1, 12, node="b")
+STAYS = registered(0, 10, node="a")
+
+
+def allowing(item: Registered, max_restarts: int | None) -> Registered:
+    return replace(item, member=item.member.model_copy(update={"max_restarts": max_restarts}))
+
+
+def group(*items: Registered) -> Group:
+    (found,) = membership.groups(items)
+    return found
+
+
+def failure(rank: int, cause: str = "RuntimeError", of: int = 3) -> Failure:
+    return Failure(view=of, rank=rank, host="h", cause=cause)
+
+
+def past(**more: Any) -> Past:
+    calm: dict[str, Any] = {
+        "view": TWO,
+        "left": {},
+        "stopping": False,
+        "registered": (STAYS, NEW),
+        "reports": (),
+        "attempts": Attempts(),
+    }
+    return Past(**{**calm, **more})
+
+
+def failed(times: int, of: int = 2, **more: Any) -> Attempts:
+    failures = tuple(failure(0, of=of) for _ in range(times))
+    return Attempts(view=of, counts={"RuntimeError": times}, failures=failures, **more)
+
+
+def test_a_view_that_lost_ranks_has_failed_once_by_what_was_said_first() -> None:
+    fallen = group(registered(0, 20), registered(1, 21))
+    reports = (
+        Reported(failure(0, "AfterEffect"), 9),
+        Reported(failure(1, "Cause"), 7),
+        Reported(failure(1, "Old", 2), 1),
+    )
+    found = attempts.counted(past(reports=reports), fallen)
+    assert (found.counts, found.view, found.failures) == ({"Cause": 1}, 3, (failure(1, "Cause"),))
+
+
+def test_what_is_said_of_a_rank_that_goes_on_is_not_the_reason() -> None:
+    found = attempts.counted(past(reports=(Reported(failure(0), 7),)), group(STAYS, NEW))
+    assert found.counts == {NODE_LOST: 1}
+
+
+def test_a_rank_that_nobody_speaks_of_went_with_its_node() -> None:
+    found = attempts.counted(past(), group(STAYS, NEW))
+    assert (found.failures[0].cause, found.failures[0].rank, found.failures[0].host) == (NODE_LOST, 1, "b")
+
+
+def test_a_rank_that_lives_and_is_replaced_was_taken_over() -> None:
+    there = (STAYS, registered(1, 11, node="b"), NEW)
+    found = attempts.counted(past(registered=there), group(STAYS, NEW))
+    assert found.counts == {TAKEN_OVER: 1}
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"view": None}, "nobody trained"),
+        ({"left": {"b": left(1, view=3)}}, "it left cleanly"),
+        ({"stopping": True}, "the run was told to stop"),
+        ({"attempts": failed(1, of=3)}, "its view is counted already"),
+    ],
+)
+def test_no_failure_is_counted(more: dict[str, Any], why: str) -> None:
+    given = past(**more)
+    assert attempts.counted(given, group(STAYS, NEW)) == given.attempts, why
+
+
+def test_a_run_that_ended_cleanly_forgets_its_failures_before_all_have_come_back() -> None:
+    """Or the first one to come would be refused on account of what is forgotten once the last one is there."""
+    ended = past(left={"a": left(0, view=3), "b": left(1, view=3)}, attempts=failed(7))
+    assert attempts.counted(ended, None).total == 0
+    assert attempts.counted(ended, group(registered(0, 20), registered(1, 21))).total == 0
+    assert attempts.counted(past(attempts=failed(7)), None).total == 7
+
+
+def test_what_is_kept_of_failures_is_bounded() -> None:
+    found = Attempts()
+    for number in range(MAX_CAUSES + 30):
+        of = view({"a": {0: 10}, "b": {1: 11}}, number=number + 1)
+        reports = (Reported(failure(1, f"Error{number}", number + 1), 5),)
+        found = attempts.counted(past(view=of, attempts=found, reports=reports), group(STAYS, NEW))
+    assert found.total == MAX_CAUSES + 30
+    assert len(found.failures) == FAILURES_KEPT
+    assert found.counts[OTHER] == 30
+
+
+def test_the_fewest_restarts_that_a_rank_allows_count() -> None:
+    three, five, free = (allowing(NEW, limit) for limit in (3, 5, None))
+    assert attempts.limit_of(group(allowing(STAYS, None), five)) == 5
+    assert attempts.limit_of(group(allowing(STAYS, 5), three)) == 3
+    assert attempts.limit_of(group(STAYS, free)) is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "total", "is_refused"), [(3, 3, False), (3, 4, True), (0, 0, False), (0, 1, True), (None, 99, False)]
+)
+def test_newcomers_are_turned_away_once_it_has_failed_more_often(
+    limit: int | None, total: int, is_refused: bool
+) -> None:
+    refused = attempts.turned_away(TWO, (STAYS, allowing(NEW, limit)), failed(total), "gpt-a")
+    assert [item.incarnation for item in refused] == ([incarnation(12)] if is_refused else [])
+
+
+def test_one_record_refuses_all_of_a_group_but_nobody_who_trains() -> None:
+    trained = registered(2, 30, world_size=3)
+    trained = replace(trained, member=trained.member.model_copy(update={"view": 2}))
+    there = [allowing(registered(rank, 20 + rank, world_size=3), 1) for rank in (1, 0)]
+    (refused,) = attempts.turned_away(None, (*there, trained), failed(2), "gpt-a")
+    assert refused.incarnations() == (incarnation(20), incarnation(21))
+    assert Refused.decode(refused.encode()) == refused
+
+
+def test_who_is_refused_hears_the_history_and_the_cure() -> None:
+    text = attempts.why_not(failed(8), 2, "gpt-a")
+    assert text.startswith(
+        "the run has failed 8 times and may be restarted 2 times (max_restarts): view 2, rank 0 on h"
+    )
+    assert "and 3 before that" in text
+    assert text.endswith("let it start again with 'instep reset gpt-a'")
+
+
+# -- as the leader decides --------------------------------------------------------------------------------------------
+
+
+def now(**more: Any) -> Situation:
+    calm: dict[str, Any] = {
+        "view": TWO,
+        "agreed": agreed(view=3),
+        "registered": (STAYS, NEW),
+        "schemas": {DIGEST: SCHEMA.encode()},
+        "schema": SCHEMA,
+        "run": "gpt-a",
+    }
+    return Situation(**{**calm, **more})
+
+
+def test_the_view_that_replaces_a_lost_rank_counts_the_failure() -> None:
+    action = next_action(now(attempts=failed(1)))
+    assert isinstance(action, FormView)
+    assert action.attempts is not None
+    assert (action.attempts.total, action.attempts.view) == (2, 3)
+
+
+def test_a_view_without_a_loss_counts_nothing() -> None:
+    action = next_action(now(left={"b": left(1, view=3)}))
+    assert isinstance(action, FormView)
+    assert action.attempts is None
+
+
+def test_the_failure_that_is_one_too_many_forms_no_view_and_is_counted_all_the_same() -> None:
+    there = (STAYS, allowing(NEW, 1))
+    action = next_action(now(registered=there, attempts=failed(1)))
+    assert isinstance(action, TurnAway)
+    assert action.attempts is not None
+    assert action.attempts.total == 2
+    again = next_action(now(registered=there, attempts=action.attempts))
+    assert isinstance(again, TurnAway)
+    assert again.attempts is None
+
+
+def test_a_plan_of_those_who_train_goes_on_while_others_are_turned_away() -> None:
+    """Who was refused is not looked at any more."""
+    both = (STAYS, registered(1, 11, node="b"))
+    open_plan = plan(view=3)
+    action = next_action(now(registered=both, attempts=failed(9), plan=open_plan, acked=frozenset({"a", "b"})))
+    assert isinstance(action, Commit)
+
+
+def test_a_stop_is_no_failure() -> None:
+    action = next_action(now(agreed=agreed(view=3, course=Course(ends_at=7))))
+    assert isinstance(action, FormView)
+    assert action.attempts is None

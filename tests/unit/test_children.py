@@ -1,0 +1,164 @@
+"""What SIGTERM does to a DataLoader's workers, with a stand-in for the library: the module's name is what counts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import instep
+
+LOADER = """
+import os, signal, subprocess, threading, time
+
+def work(how, conn):
+    if how == "program":
+        program = subprocess.Popen(["sleep", "60"])
+        program.terminate()
+        conn.send(program.wait(10))
+    else:
+        blocked = signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        conn.send([blocked, [thread.name for thread in threading.enumerate()]])
+    time.sleep(600)
+"""
+
+BEGINNING = """
+import instep.worker.children
+import json, multiprocessing, os, signal, subprocess, sys, time
+from multiprocessing import spawn
+from torchdata.standin import work
+
+def other(how, conn):
+    work(how, conn)
+
+def start(context, how="", target=work, daemon=True):
+    context = multiprocessing.get_context(context)
+    here, there = context.Pipe()
+    child = context.Process(target=target, args=(how, there), daemon=daemon)
+    child.start()
+    return child, here.recv()
+
+def kill_group():
+    "As somebody else does it; the trainer passes it over here."
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    subprocess.run(["setsid", "kill", "-TERM", "--", f"-{os.getpgrp()}"])
+
+def preload():
+    "The fork server loads the script, as newer Pythons let it."
+    former = spawn.get_preparation_data
+    def mended(name):
+        data = former(name)
+        return {**data, "main_path": data.get("init_main_from_path")}
+    spawn.get_preparation_data = mended
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    package = tmp_path / "torchdata"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "standin.py").write_text(LOADER)
+    return tmp_path
+
+
+def execute(path: Path) -> subprocess.CompletedProcess[str]:
+    source = Path(instep.__file__).resolve().parents[1]
+    return subprocess.run(
+        [sys.executable, str(path)],
+        env={**os.environ, "PYTHONPATH": f"{path.parent}{os.pathsep}{source}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        start_new_session=True,
+    )
+
+
+def run(folder: Path, script: str) -> list[object]:
+    """What the script has said; it runs in a process group of its own."""
+    path = folder / "script.py"
+    path.write_text(BEGINNING + "\nif __name__ == '__main__':\n" + "".join(f"    {s}\n" for s in script.splitlines()))
+    done = execute(path)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
+def test_a_loaders_worker_outlives_the_groups_signal_and_obeys_its_trainer(folder: Path, context: str) -> None:
+    said = run(
+        folder,
+        f"""
+preload()
+child, guarded = start({context!r})
+kill_group()
+child.join(0.5)
+print(json.dumps([guarded, child.is_alive()]))
+child.terminate()
+child.join()
+print(child.exitcode)
+""",
+    )
+    assert said == [[[True, ["MainThread", "instep-sigterm"]], True], 0]
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
+def test_other_children_are_left_alone(folder: Path, context: str) -> None:
+    said = run(
+        folder,
+        f"""
+preload()
+child, guarded = start({context!r}, target=other)
+print(json.dumps(guarded))
+child.terminate()
+child.join()
+print(child.exitcode)
+child, guarded = start({context!r}, daemon=False)
+print(json.dumps(guarded))
+child.terminate()
+child.join()
+print(child.exitcode)
+""",
+    )
+    assert said == [[False, ["MainThread"]], -15] * 2
+
+
+def test_a_child_of_the_fork_server_that_is_terminated_at_once_ends(folder: Path) -> None:
+    said = run(
+        folder,
+        """
+preload()
+context = multiprocessing.get_context("forkserver")
+for _ in range(10):
+    child = context.Process(target=time.sleep, args=(60,))
+    child.start()
+    child.terminate()
+    child.join()
+    print(child.exitcode)
+""",
+    )
+    assert said == [-15] * 10
+
+
+def test_what_a_worker_starts_can_be_terminated(folder: Path) -> None:
+    said = run(folder, "child, code = start('fork', 'program'); print(code); child.terminate()")
+    assert said == [-15]
+
+
+def test_a_worker_that_passed_the_signal_over_ends_when_its_trainer_has(folder: Path) -> None:
+    """Its trainer is killed, and cannot see to it."""
+    path = folder / "trainer.py"
+    path.write_text(
+        BEGINNING
+        + """
+child, guarded = start("fork")
+subprocess.run(["kill", "-TERM", str(child.pid)])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    )
+    # The worker holds the pipe open: it is read to its end, in time, when the worker has gone.
+    assert execute(path).returncode == -signal.SIGKILL
