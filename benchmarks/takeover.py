@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 STEP_S = 0.001
 TTL_S = 2
 LIMIT_S = 30.0
+LEAVE_S = 10.0
+LOOK_S = 0.05
 MS = 1e3
 KILLED_TARGET_MS = 100.0
 LONGEST_TARGET_MS = 1000.0
@@ -208,4 +210,8 @@ class Ranks:
 
     async def close(self) -> None:
         await asyncio.gather(*(rank.end() for rank in self.others()))
+        with contextlib.suppress(ProcessLookupError):  # an agent that still leaves would write its log again
+            for _ in range(int(LEAVE_S / LOOK_S)):
+                find_agent(self._folder)
+                await asyncio.sleep(LOOK_S)
         shutil.rmtree(self._folder, ignore_errors=True)

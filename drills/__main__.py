@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 DRILLS = {
     "sigterm": "a rank is told to end: all save at one step and leave",
+    "torchrun": "the same under torchrun, with DataLoader workers",
     "midsave": "the rank that saves is killed: the newest committed checkpoint is whole on all ranks",
     "frozensaver": "the rank that saves is stopped beyond its lease: what it commits late is refused",
 }

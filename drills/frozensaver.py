@@ -114,9 +114,9 @@ class Drill:
     # -- the fault ----------------------------------------------------------------------------------------------------
 
     async def _stop(self, freeze: Freeze) -> Stopped:
-        before = len(self._saves())
+        before = len(self._ranks.saves())
         what = "another save to begin"
-        rank, save = (await self._ranks.until(lambda: self._saves()[before + freeze.saves - 1 :], what))[0]
+        rank, save = (await self._ranks.until(lambda: self._ranks.saves()[before + freeze.saves - 1 :], what))[0]
         step = int(save["step"])
         pids = [rank.pid, *self._ranks.agents_of(rank.node)]
         if freeze.victims == "node":
@@ -135,10 +135,6 @@ class Drill:
         stopped.in_time = stopped.id in registry.committed
         self._in_time += stopped.in_time
         return stopped
-
-    def _saves(self) -> list[tuple[Rank, Said]]:
-        begun = [(rank, said) for rank in self._ranks.all for said in rank.said("opened")]
-        return sorted(begun, key=lambda item: float(item[1]["at"]))
 
     async def _go_on(self, stopped: Stopped, freeze: Freeze) -> None:
         random.Random(freeze.order + 1).shuffle(stopped.pids)

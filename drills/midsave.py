@@ -17,7 +17,6 @@ from drills import content, sequence
 from drills.options import Options, parse
 from drills.processes import send
 from drills.ranks import Failed, Rank
-from drills.records import Said
 from drills.stage import Stage, stage
 
 NAME: Final = "midsave"
@@ -92,7 +91,7 @@ class Drill:
     async def _strike(self, blow: Blow) -> str:
         """Waits for the save and for its moment."""
         what = f"save {blow.saves} of this life"
-        victim, save = (await self._ranks.until(lambda: self._saves()[blow.saves - 1 :], what))[0]
+        victim, save = (await self._ranks.until(lambda: self._ranks.saves()[blow.saves - 1 :], what))[0]
         step, agents = int(save["step"]), self._ranks.agents_of(victim.node)
         length_s = content.length_s(self._stage.options.seed, step)
         if blow.moment == "about to commit":
@@ -108,11 +107,6 @@ class Drill:
             f"rank {victim.number} saves step {step} in {length_ms:.0f} ms{beside}, "
             f"killed after {passed_ms:.0f} ms ({blow.victims})"
         )
-
-    def _saves(self) -> list[tuple[Rank, Said]]:
-        """Begun in this life, in order."""
-        begun = [(rank, said) for rank in self._ranks.all for said in rank.said("opened")]
-        return sorted(begun, key=lambda item: float(item[1]["at"]))
 
     def _pids(self, victim: Rank, agents: Sequence[int], blow: Blow) -> list[int]:
         pids = [victim.pid]

@@ -196,6 +196,11 @@ class Ranks:
 
         return [said[0] for said in await self.until(found, heard, timeout_s=timeout_s, dead=dead)]
 
+    def saves(self) -> list[tuple[Rank, Said]]:
+        """Those begun in this life, in order, each with the rank that makes it."""
+        begun = [(rank, said) for rank in self.all for said in rank.said("opened")]
+        return sorted(begun, key=lambda item: float(item[1]["at"]))
+
     async def _read(self, nursery: Process) -> None:
         assert nursery.stdout is not None
         async for line in nursery.stdout:

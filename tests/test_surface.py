@@ -25,7 +25,7 @@ PACKAGE = {
     *("Fenced", "LockTimeout", "BarrierTimeout", "BarrierFull", "NameTaken", "BudgetSpent"),
     "__version__",
 }
-TORCH = {"bind", "Binding", "BindingStatistics", "SteeredRun"}
+TORCH = {"bind", "Binding", "BindingStatistics", "SteeredRun", "Checkpointer"}
 TESTING = {
     *("EtcdServer", "EtcdCluster", "EtcdMember", "MemberStatus", "Certificates"),
     *("Proxy", "Link", "LinkStatistics"),
@@ -54,8 +54,8 @@ COORDINATION = {
     *("RetryBudget", "BudgetStatistics", "Spent", "Reset"),
 }
 RUN = {
-    *("boundary", "close", "leads", "on_change", "report", "steps", "view"),
-    *("action", "checkpoint", "checkpoint_requested", "on_restore", "paused", "stopped"),
+    *("barrier", "boundary", "close", "leads", "on_change", "report", "steps", "view"),
+    *("action", "barrier", "checkpoint", "checkpoint_requested", "on_restore", "paused", "stopped"),
 }
 RUN_ATTRIBUTES = {"checkpoints", "config", "name", "rank", "world_size"}
 
@@ -140,6 +140,7 @@ def test_join_takes_what_it_always_took() -> None:
         "timeout_s": (BY_NAME, 300.0),
         "etcd_patience_s": (BY_NAME, 300.0),
         "replay": (BY_NAME, None),
+        "max_restarts": (BY_NAME, None),
     }
 
 

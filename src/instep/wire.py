@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised when the messages change, so that a worker and an agent of different versions say so."""
 
 Message = dict[str, Any]

@@ -1,8 +1,13 @@
-"""A fresh start with values that only the training script itself can refuse."""
+"""How an agent meets workers: values that only the script can refuse, and a worker of another version."""
 
 from __future__ import annotations
 
+import socket
+from typing import Any
+
 from run.harness import TrainingRun, assert_in_step, wait_for
+
+from instep.wire import Decoder, encode
 
 
 def test_a_value_that_only_the_script_refuses_does_not_keep_a_run_from_starting(training: TrainingRun) -> None:
@@ -33,3 +38,18 @@ def test_for_such_a_value_the_last_agreed_one_holds_at_the_next_start(training: 
     for trainer in again:
         assert trainer.said("joined")[0]["config"]["clip"] == 2.5
     training.stop(*again)
+
+
+def test_a_worker_of_another_version_hears_so(training: TrainingRun) -> None:
+    """It would not understand what the agent says."""
+    training.start_all(1)
+    hello = {"t": "hello", "protocol": 1, "rank": 0, "world_size": 1, "schema": None, "undecided": None}
+    with socket.socket(socket.AF_UNIX) as old:
+        old.connect(str(training.folder_of().socket))
+        old.settimeout(10)
+        old.sendall(encode(hello))
+        decoder, heard = Decoder(), list[dict[str, Any]]()
+        while not heard:
+            heard += decoder.feed(old.recv(65536))
+    assert "another version of Instep" in heard[0]["text"]
+    training.stop()

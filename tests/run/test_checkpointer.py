@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -199,6 +201,35 @@ def test_a_saver_stopped_beyond_its_lease_hears_that_another_has_saved_the_step(
     leave(team)
     assert "was removed while it was written" in log_of(leader)
     assert "training goes on without this checkpoint" not in log_of(leader)
+
+
+@pytest.mark.long
+def test_whenever_a_saver_is_killed_the_newest_committed_checkpoint_is_restored_whole(team: Team) -> None:
+    """20 times, at a random moment of a save; the rank that is left may have to save the step anew, then all end."""
+    dice = random.Random(7)
+    hashes: dict[int, str] = {-1: ""}
+    newest = -1
+    for round_number in range(20):
+        ranks = team.join("aa" if round_number % 2 else "ab")
+        all_do(ranks, "build", seed=1, ballast=2_000_000)
+        restored = all_do(ranks, "restore")
+        assert the_one(restored, "next") == newest + 1
+        assert newest < 0 or the_one(restored, "hash") == hashes[newest]
+        step = newest + 2
+        hashes[step] = the_one(all_do(ranks, "train", start=newest + 1, steps=2), "hash")
+        leader, (other,) = team.leader(*ranks)
+        for worker in ranks:
+            worker.tell("keep", step=step)
+        time.sleep(dice.uniform(0, 0.2))
+        leader.kill()
+        answer = other.answer()
+        newest = int(team.training.key("checkpoints/latest")["step"])
+        assert answer["saved"] is True, other.log
+        assert newest == step
+        for worker in ranks:
+            worker.kill()
+            worker.close()
+        team.workers.clear()
 
 
 def test_the_last_ones_are_kept_and_every_nth(team: Team) -> None:

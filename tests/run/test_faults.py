@@ -183,7 +183,7 @@ def test_forked_children_neither_crash_nor_disturb(training: TrainingRun) -> Non
     assert_in_step(*trainers)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_dead_worker_is_noticed_although_a_child_holds_its_socket(training: TrainingRun, number: int) -> None:
     """The child outlives the worker; only the worker's pid tells."""
     trainers = training.start_all(2, "--fork=1", "--child-s=4")

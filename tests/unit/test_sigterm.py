@@ -20,6 +20,10 @@ class Listener:
 
 def term():
     signal.raise_signal(signal.SIGTERM)
+
+def later():
+    "As if the first signal had come long ago."
+    sigterm._heard_at -= sigterm.SAME_S
 """
 
 
@@ -31,17 +35,21 @@ def run(script: str) -> tuple[int, list[str]]:
 
 
 def test_the_first_signal_is_noted_and_the_second_ends_the_process() -> None:
-    code, lines = run(
-        "a = Listener(); sigterm.listen(a.hear); term(); print('goes on', flush=True); term(); print('no')"
-    )
+    code, lines = run("a = Listener(); sigterm.listen(a.hear); term(); print('goes on', flush=True); later(); term()")
     assert (code, lines) == (-signal.SIGTERM, ["heard", "goes on"])
+
+
+def test_signals_shortly_after_the_first_are_the_same_one() -> None:
+    """A scheduler signals torchrun and its ranks, and torchrun its ranks once more."""
+    code, lines = run("a = Listener(); sigterm.listen(a.hear); term(); term(); term(); print('goes on')")
+    assert (code, lines) == (0, ["heard", "heard", "heard", "goes on"])
 
 
 def test_a_handler_of_the_script_is_called_at_the_second_signal() -> None:
     code, lines = run("""
 signal.signal(signal.SIGTERM, lambda number, frame: print('mine', number))
 a = Listener(); sigterm.listen(a.hear)
-term(); print('between'); term()
+term(); print('between'); later(); term()
 """)
     assert (code, lines) == (0, ["heard", "between", "mine 15"])
 

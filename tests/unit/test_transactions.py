@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from instep.coordination.assembly import LetThrough
 from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
-from instep.coordination.leading import Abort, Action, Announce, Ask, Commit, FormView, OpenPlan, Refuse, Reject, Tidy
-from instep.coordination.records import Ack, Decision, Forming, Leader, Receipt, Refused, Rejected, Resume, Term
+from instep.coordination.leading import (
+    MAX_TIDIED,
+    Abort,
+    Action,
+    Announce,
+    Ask,
+    Commit,
+    FormView,
+    OpenPlan,
+    Refuse,
+    Reject,
+    Tidy,
+    TurnAway,
+)
+from instep.coordination.records import (
+    Ack,
+    Attempts,
+    Decision,
+    Failure,
+    Forming,
+    Leader,
+    Receipt,
+    Refused,
+    Rejected,
+    Release,
+    Resume,
+    Term,
+)
 from instep.coordination.transactions import (
     ACKS_KEPT,
     HISTORY_PLANS,
@@ -22,6 +50,7 @@ from instep.coordination.transactions import (
     acknowledge,
     for_action,
     proclaim,
+    write_failure,
     write_left,
     write_receipt,
 )
@@ -31,7 +60,7 @@ from unit.parts import SCHEMA, agreed, incarnation, left, plan, view
 KEYS = Keys("/training", "gpt-a")
 ROOT = "/training/gpt-a/"
 FENCE = Fence(f"{ROOT}election/aaaaa", 77)
-SEEN = Seen(view=41, agreed=42, pointer=43)
+SEEN = Seen(view=41, agreed=42, pointer=43, attempts=44)
 TWO = view({"a": {0: 10}, "b": {1: 11}})
 MAX_OPS = 128
 """etcd's limit for the operations of one txn."""
@@ -39,7 +68,11 @@ MAX_OPS = 128
 LEADS = Compare.create_revision(FENCE.key, "==", 77)
 SAME_VIEW = Compare.mod_revision(f"{ROOT}state/view", "==", 41)
 SAME_AGREED = Compare.mod_revision(f"{ROOT}state/agreed", "==", 42)
+SAME_ATTEMPTS = Compare.mod_revision(f"{ROOT}attempts", "==", 44)
 SAME_POINTER = Compare.mod_revision(f"{ROOT}checkpoints/latest", "==", 43)
+
+TURNED_AWAY = (Refused(incarnation=incarnation(1), rank=0, reason=""),)
+RELEASE = LetThrough("epoch", Release(view=1, number=3), 40, ("old",))
 
 
 def undecided(number: int) -> Compare:
@@ -81,6 +114,12 @@ def writes(txn: Txn) -> set[str]:
         (Reject((Rejected(name="lr", value="", revision=1, reason=""),)), [LEADS]),
         (Tidy(("lr",), ("c1",)), [LEADS]),
         (Refuse((Refused(incarnation=incarnation(1), rank=0, reason=""),)), [LEADS]),
+        (TurnAway(TURNED_AWAY, None), [LEADS, SAME_VIEW, SAME_ATTEMPTS]),
+        (
+            replace(form(), attempts=Attempts(view=1)),
+            [LEADS, SAME_VIEW, SAME_AGREED, SAME_POINTER, SAME_ATTEMPTS],
+        ),
+        (RELEASE, [LEADS, SAME_VIEW, Compare.mod_revision(f"{ROOT}state/barriers/epoch", "==", 40)]),
     ],
     ids=lambda part: type(part).__name__ if not isinstance(part, list) else "",
 )
@@ -101,6 +140,9 @@ def test_an_action_is_guarded_by_exactly_this(action: Action, guards: list[Compa
         ),
         (Announce(Forming(world_size=2, missing="1")), {"put state/forming"}),
         (Tidy(("lr",), ("c1",)), {"delete state/rejected/lr", "delete changes/c1"}),
+        (TurnAway(TURNED_AWAY, None), {f"put state/refused/{incarnation(1)}"}),
+        (TurnAway(TURNED_AWAY, Attempts(view=1)), {f"put state/refused/{incarnation(1)}", "put attempts"}),
+        (RELEASE, {"put state/barriers/epoch", "delete state/barriers/old"}),
     ],
     ids=lambda part: type(part).__name__ if not isinstance(part, set) else "",
 )
@@ -112,6 +154,23 @@ def test_a_new_view_brings_its_values_its_schema_and_the_abort_of_the_open_plan(
     assert {"put state/view", "put state/agreed", "put schema", "put state/plans/3/decision"} <= writes(
         carry_out(form(abort_plan=3))
     )
+
+
+def test_a_new_view_forgets_what_was_reported_in_the_one_before() -> None:
+    """What has failed is counted by then, and who waits at a barrier says so again."""
+    assert {"delete reports/failures/*", "delete reports/barriers/*"} <= writes(carry_out(form(fresh=False)))
+    assert "put attempts" in writes(carry_out(replace(form(), attempts=Attempts(view=1))))
+    assert "put attempts" not in writes(carry_out(form()))
+
+
+def test_only_a_fresh_view_begins_to_count_releases_anew() -> None:
+    assert "delete state/barriers/*" in writes(carry_out(form()))
+    assert "delete state/barriers/*" not in writes(carry_out(form(fresh=False)))
+
+
+def test_of_a_node_the_first_failure_in_a_view_stands() -> None:
+    txn = write_failure(KEYS, "a", Failure(view=3, rank=1, cause="RuntimeError"))
+    assert txn.compares == (Compare.absent(f"{ROOT}reports/failures/3/a"),)
 
 
 def test_only_a_fresh_view_writes_down_what_it_could_not_take() -> None:
@@ -127,9 +186,9 @@ def test_the_decision_that_a_commit_writes_says_commit() -> None:
 
 def test_no_action_has_more_operations_than_etcd_takes() -> None:
     many = tuple(Rejected(name=f"x{n}", value="", revision=1, reason="") for n in range(500))
-    names = tuple(f"x{n}" for n in range(50))
+    kinds = tuple(f"x{n}" for n in range(MAX_TIDIED))
     wide = plan(HISTORY_PLANS + 5, **dict[str, Any]({f"x{n}": 1.0 for n in range(500)}))
-    for action in (form(abort_plan=3, rejections=500), OpenPlan(wide), Reject(many), Tidy(names, names)):
+    for action in (form(abort_plan=3, rejections=500), OpenPlan(wide), Reject(many), Tidy(kinds, kinds, kinds, kinds)):
         txn = carry_out(action)
         assert len(txn.then) <= MAX_OPS
         assert len({op.text for op in txn.then}) == len(txn.then)

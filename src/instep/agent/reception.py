@@ -23,10 +23,14 @@ from instep.agent.workers import Workers
 from instep.coordination.records import Failure, View
 from instep.coordination.state import RunState
 from instep.errors import EtcdDenied
-from instep.wire import Message
+from instep.wire import PROTOCOL, Message
 
 log = logging.getLogger("instep")
 
+_OTHER_VERSION: Final = (
+    "the node's agent runs another version of Instep than this process: end the processes of the run on this node, wait "
+    "until its agent has left, and start them with one version"
+)
 GIVE_UP_S: Final = 30.0
 """The dead are kept for so long by an agent that could not tell etcd of them."""
 
@@ -89,6 +93,9 @@ class Reception:
 
     def on_message(self, connection: Connection, message: Message) -> None:
         """One message of a worker. Raises KeyError, TypeError or ValueError when it cannot be understood."""
+        if message["t"] == "hello" and message.get("protocol") != PROTOCOL:
+            connection.send({"t": "failure", "kind": "agent", "text": _OTHER_VERSION})
+            return
         if message["t"] == "hello":
             self._on_hello(LocalWorker.from_hello(message, self._node, connection), message["undecided"])
             return

@@ -124,7 +124,7 @@ def for_action(action: Action, keys: Keys, fence: Fence, seen: Seen) -> Txn:
                 tuple(Op.put(keys.refused_of(item.incarnation), item.encode()) for item in action.refused),
             )
         case TurnAway():
-            refusals = [Op.put(keys.refused_of(item.incarnation), item.encode()) for item in action.refused]
+            refusals = [Op.put(keys.refused_of(item.incarnation), item.encode()) for item in action.refused[:MAX_TIDIED]]
             count = [Op.put(keys.attempts, action.attempts.encode())] if action.attempts is not None else []
             return Txn((fence.compare(), same_view, _same_attempts(keys, seen)), (*refusals, *count))
         case LetThrough():

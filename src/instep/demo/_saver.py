@@ -7,13 +7,15 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Final
+from typing import Final, TypeVar
 
 from instep.coordination.keys import Keys
 from instep.coordination.records import Leader, Manifest, Member, Pointer, Saving
 from instep.demo._checks import Takeover
 from instep.errors import InstepError
 from instep.etcd import Client, Event, WatchBatch
+
+T = TypeVar("T")
 
 PATIENCE_S: Final = 30.0
 
@@ -45,22 +47,29 @@ async def _kill_saver(
     revision = (await client.range(keys.state, limit=1)).revision
     async with client.watch(keys.state, start_revision=revision + 1) as watch:
         events = _events(watch)
-        saving = await anext(found async for event in events if (found := _saving(keys, event)) is not None)
-        pid = by_rank[saving.rank]
+        saving = await _first(events, lambda event: _saving(keys, event))
+        dead, pid = saving.rank, by_rank[saving.rank]
         if pid not in ours():
-            raise InstepError(f"rank {saving.rank} is pid {pid}, which is none of the demo's processes")
+            raise InstepError(f"rank {dead} is pid {pid}, which is none of the demo's processes")
         os.kill(pid, signal.SIGKILL)
         killed_at = time.monotonic()
-        told(f"kill -9 {pid}  # rank {saving.rank}, in the middle of saving step {saving.step}")
-        dead = saving.rank
-        leader = await anext(found async for event in events if (found := _leader(keys, event, dead)) is not None)
+        told(f"kill -9 {pid}  # rank {dead}, in the middle of saving step {saving.step}")
+        leader = await _first(events, lambda event: _leader(keys, event, dead))
         took_ms = (time.monotonic() - killed_at) * 1000
-        saved = await anext(found async for event in events if (found := _saved(keys, event, saving.step)) is not None)
+        saved = await _first(events, lambda event: _saved(keys, event, saving.step))
     item = await client.get(keys.checkpoint(saved.id))
     manifest = Manifest.decode_or_none(item.value if item is not None else None)
     if manifest is None:
         raise InstepError(f"checkpoint {saved.id} is in no registry")
     return Takeover(saving.step, dead, leader.rank, took_ms, manifest.rank)
+
+
+async def _first(events: AsyncIterator[Event], read: Callable[[Event], T | None]) -> T:
+    """What is read from the next event that says it."""
+    async for event in events:
+        if (found := read(event)) is not None:
+            return found
+    raise InstepError("the watch has ended")
 
 
 async def _events(watch: AsyncIterator[WatchBatch]) -> AsyncIterator[Event]:

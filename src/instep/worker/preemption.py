@@ -78,7 +78,7 @@ class Preemption:
         message: Message = {"t": "notice", "reason": REASON}
         self._conversation.tell([self._conversation.ledger.keep_saying("notice", message)])
         log.warning(
-            "rank %d got SIGTERM: all ranks are asked to save at one step and to stop; a second one ends it at once",
+            "rank %d got SIGTERM: all ranks are asked to save in one step and to stop; a second one ends it at once",
             self._rank,
         )
         self._warn()

@@ -3,6 +3,9 @@
 The handler does no more than call those who listen: it may run between any two instructions of the main thread. A
 handler that stood before is left out at the first signal on purpose: such handlers leave, or save and leave, and a rank
 that does so alone does it at another step than the others.
+
+Signals within `SAME_S` of the first are the same one: a scheduler that signals every process of a job signals torchrun
+and its ranks, and torchrun signals them once more.
 """
 
 from __future__ import annotations
@@ -12,10 +15,13 @@ import logging
 import os
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from types import FrameType
-from typing import TypeAlias
+from typing import Final, TypeAlias
+
+SAME_S: Final = 3.0
 
 log = logging.getLogger("instep")
 
@@ -24,18 +30,18 @@ Former: TypeAlias = Callable[[int, FrameType | None], object] | int | signal.Han
 
 _listeners: tuple[weakref.WeakMethod[Listener], ...] = ()
 _former: Former = signal.SIG_DFL
-_heard = False
+_heard_at: float | None = None
 _pid = 0
 
 
 def listen(listener: Listener) -> None:
-    """Has the bound method called at the first SIGTERM, in the main thread; it is held weakly. A second signal goes to
-    whoever was to have it before, or ends the process.
+    """Has the bound method called at the first SIGTERM, in the main thread; it is held weakly. A second signal, three
+    seconds later or more, goes to whoever was to have it before, or ends the process.
 
     Limit: nothing happens outside the main thread, where SIGTERM is ignored, and where C code handles it (it could not
     be given back).
     """
-    global _listeners, _former, _heard, _pid
+    global _listeners, _former, _heard_at, _pid
     if threading.current_thread() is not threading.main_thread():
         log.info("the run was not joined in the main thread: SIGTERM does what it did before")
         return
@@ -47,7 +53,7 @@ def listen(listener: Listener) -> None:
         if former == signal.SIG_IGN:
             log.info("SIGTERM is ignored, and stays so: give notice with 'instep stop'")
             return
-        _former, _heard, _pid, _listeners = former, False, os.getpid(), ()
+        _former, _heard_at, _pid, _listeners = former, None, os.getpid(), ()
         signal.signal(signal.SIGTERM, _handle)
     _listeners = (*_living(), weakref.WeakMethod(listener))
 
@@ -61,13 +67,14 @@ def ignore(listener: Listener) -> None:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    global _heard
+    global _heard_at
     listeners = [listener for reference in _listeners if (listener := reference()) is not None]
-    if _heard or not listeners or os.getpid() != _pid:
+    now = time.monotonic()
+    _heard_at = now if _heard_at is None else _heard_at
+    if now - _heard_at >= SAME_S or not listeners or os.getpid() != _pid:
         _put_back()
         signal.raise_signal(number)
         return
-    _heard = True
     for listener in listeners:
         listener()
 

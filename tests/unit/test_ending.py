@@ -1,0 +1,104 @@
+"""What is told of a process that ended and is not our child."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from instep.agent import failures
+from instep.agent.ending import how_it_ended
+from instep.agent.worker import LocalWorker
+from instep.coordination.records import Member
+from instep.coordination.schema import Schema
+from instep.worker.failure import in_words
+from unit.parts import incarnation
+
+
+@contextmanager
+def watched(code: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        yield process, pidfd
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdin is not None
+        process.stdin.close()
+        os.close(pidfd)
+
+
+def ended(pid: int) -> None:
+    """Waits for the end, and leaves the zombie."""
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+@pytest.mark.parametrize(
+    ("code", "how"),
+    [
+        ("raise SystemExit(3)", "ended with exit code 3"),
+        ("pass", "ended with exit code 0"),
+        ("import os; os.kill(os.getpid(), 9)", "killed by signal 9 (SIGKILL)"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGRTMIN + 3)", "killed by signal 37"),
+    ],
+)
+def test_how_a_process_ended_is_known_while_its_parent_has_not_asked(code: str, how: str) -> None:
+    with watched(code) as (process, pidfd):
+        ended(process.pid)
+        assert how_it_ended(process.pid, pidfd) == how
+        assert how_it_ended(process.pid, -1) == how
+        process.wait()
+        assert how_it_ended(process.pid, pidfd) in (how, None)  # as the kernel can
+        assert how_it_ended(process.pid, -1) is None
+
+
+def test_nothing_is_told_of_one_that_lives() -> None:
+    with watched("input()") as (process, pidfd):
+        assert how_it_ended(process.pid, pidfd) is None
+        process.send_signal(signal.SIGKILL)
+
+
+# -- what is said of a worker ----------------------------------------------------------------------------------------
+
+
+def worker() -> LocalWorker:
+    member = Member(
+        rank=3, world_size=4, incarnation=incarnation(1), node="a", host="h", pid=7, schema_digest="d", view=2
+    )
+    connection: Any = None
+    return LocalWorker(member, Schema(None), connection, view=2)
+
+
+def test_an_exception_is_told_by_its_name_and_its_text_on_one_line() -> None:
+    told = failures.of_exception(worker(), in_words(RuntimeError("CUDA\x1b[31m out\n of   memory" + "x" * 500)))
+    assert (told.rank, told.view, told.cause) == (3, 2, "RuntimeError")
+    assert told.text is not None
+    assert told.text.startswith("CUDA[31m out of memoryxxx")
+    assert len(told.text) <= 200
+
+
+def test_an_exception_that_cannot_be_told_is_told_all_the_same() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no words")
+
+    told = failures.of_exception(worker(), in_words(Mute()))
+    assert (told.cause, told.text) == ("Mute", "(its text cannot be had: ValueError)")
+
+
+@pytest.mark.parametrize("said", [None, {}, {"kind": None, "text": 7}, {"kind": ["x"]}])
+def test_one_that_left_early_without_saying_why_is_told_so(said: dict[str, Any] | None) -> None:
+    assert failures.of_exception(worker(), said).cause in ("left early", "['x']")
+
+
+def test_a_death_is_told_as_far_as_it_is_known() -> None:
+    assert failures.of_death(worker(), "killed by signal 9 (SIGKILL)").cause == "killed by signal 9 (SIGKILL)"
+    assert failures.of_death(worker(), None).cause == "ended without a word"
+    assert "with instep.join" in (failures.of_death(worker(), "ended with exit code 0").text or "")

@@ -1,0 +1,120 @@
+"""What the agent sees of its workers' progress, and what it does not hold against them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+
+from instep.agent.stall import is_stalled
+from instep.agent.worker import LocalWorker
+from instep.agent.workers import Workers
+from instep.coordination.records import Leader, Member
+from instep.wire import Message, Words, create_words
+from unit.parts import SCHEMA, incarnation
+
+TIMEOUT_S = 10.0
+
+
+class Somebody:
+    """A worker's connection: its shared words, and what it was told."""
+
+    pid = 1
+
+    def __init__(self, words: Words | None) -> None:
+        self.words = words
+        self.told: list[Message] = []
+
+    def send(self, message: Message) -> None:
+        self.told.append(message)
+
+    def close(self) -> None: ...
+
+    def passes(self, step: int, at: float) -> None:
+        assert self.words is not None
+        self.words.integers[1], self.words.floats[2] = step, at
+
+
+@pytest.fixture
+def somebody() -> Iterator[Somebody]:
+    words, descriptor = create_words()
+    os.close(descriptor)
+    yield Somebody(words)
+    words.close()
+
+
+def local_worker(connection: Somebody) -> LocalWorker:
+    member = Member(
+        rank=0, world_size=1, incarnation=incarnation(1), node="a", host="h", pid=1, schema_digest=SCHEMA.digest
+    )
+    return LocalWorker(member, SCHEMA, cast(Any, connection), view=1)
+
+
+def watched(somebody: Somebody, until: float) -> tuple[Workers, LocalWorker]:
+    """A worker with steps of 1 s up to that time, looked at every second."""
+    workers, worker = Workers(), local_worker(somebody)
+    workers.add(worker)
+    for second in range(int(until) + 1):
+        somebody.passes(second, float(second))
+        workers.look(float(second), None)
+    return workers, worker
+
+
+def test_a_worker_that_goes_on_measures_its_own_steps(somebody: Somebody) -> None:
+    _, worker = watched(somebody, 20)
+    assert worker.standing().step_time_s == pytest.approx(1.0)
+    assert worker.standing().silence_s(20.5) == pytest.approx(0.5)
+
+
+def test_one_that_stops_stalls_in_the_end(somebody: Somebody) -> None:
+    workers, worker = watched(somebody, 20)
+    for second in range(21, 43):
+        workers.look(float(second), None)
+        assert is_stalled(worker.standing(), second, TIMEOUT_S) == (second > 40)
+
+
+def test_the_time_in_which_the_agent_itself_was_stopped_is_not_held_against_anybody(somebody: Somebody) -> None:
+    workers, worker = watched(somebody, 20)
+    workers.look(1000.0, None)
+    assert not is_stalled(worker.standing(), 1000.0, TIMEOUT_S)
+    assert worker.standing().silence_s(1001.0) == 1.0
+
+
+def test_a_pause_is_no_stall_and_the_time_counts_anew_when_it_is_over(somebody: Somebody) -> None:
+    workers, worker = watched(somebody, 20)
+    for second in range(21, 500):
+        workers.look(float(second), 21)
+        assert not is_stalled(worker.standing(), second, TIMEOUT_S)
+    workers.look(500.0, None)
+    assert worker.standing().silence_s(500.0) == 1.0
+
+
+def test_who_has_not_come_to_the_step_of_a_pause_may_stall_before_it(somebody: Somebody) -> None:
+    workers, worker = watched(somebody, 20)
+    for second in range(21, 43):
+        workers.look(float(second), 30)
+    assert is_stalled(worker.standing(), 42, TIMEOUT_S)
+
+
+def test_a_new_connection_of_a_worker_keeps_what_is_known_of_its_pace(somebody: Somebody) -> None:
+    workers, worker = watched(somebody, 20)
+    worker.excused_until = 77.0
+    again = local_worker(Somebody(somebody.words))
+    workers.add(again)
+    assert (again.pace, again.excused_until) == (worker.pace, 77.0)
+
+
+def test_each_worker_that_comes_is_told_whether_it_leads_and_again_when_its_token_changes(somebody: Somebody) -> None:
+    workers = Workers()
+    workers.add(local_worker(somebody))
+    leader = Leader(node="a", rank=0, incarnation=incarnation(1), candidate="c", token=7)
+    for told in (None, None, leader, leader, leader.model_copy(update={"token": 9}), None):
+        workers.tell_leader(told)
+    assert [(message["leads"], message["token"]) for message in somebody.told] == [
+        (False, 0),
+        (True, 7),
+        (True, 9),
+        (False, 0),
+    ]
