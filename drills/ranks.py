@@ -105,14 +105,16 @@ class Ranks:
             async with asyncio.timeout(PATIENCE_S):
                 await self._ready.wait()
         except BaseException:
-            await self._close()
+            await self._close(0.0)
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._close()
+        agents = await self._close(LEAVING_S if kind is None else 0.0)
+        if agents and kind is None:
+            raise Failed(f"the agents {agents} were still there {LEAVING_S:g} s after their ranks")
 
     def folder_of(self, node: str) -> Path:
         return self._folder / node
@@ -214,20 +216,20 @@ class Ranks:
                     if rank.pid == news["pid"]:
                         rank.code = news["code"]
 
-    async def _close(self) -> None:
-        """The nursery's end is that of its ranks, and theirs is that of their agents."""
+    async def _close(self, patience_s: float) -> list[int]:
+        """The nursery's end is that of its ranks, and theirs is that of their agents: returns those that had to be
+        killed."""
         if self._nursery is not None and self._reading is not None:
             assert self._nursery.stdin is not None
             self._nursery.stdin.close()
             await self._nursery.wait()
             await self._reading
-        agents = [pid for node in set(NODES) for pid in self.agents_of(node)]
-        send(agents, signal.SIGCONT)
-        deadline = monotonic() + LEAVING_S
-        while agents and monotonic() < deadline:
+        deadline = monotonic() + patience_s
+        while (agents := self._all_agents()) and monotonic() < deadline:
             await asyncio.sleep(0.05)
-            agents = [pid for node in set(NODES) for pid in self.agents_of(node)]
         send(agents, signal.SIGKILL)
         self.board.close()
-        if agents:
-            raise Failed(f"the agents {agents} were still there {LEAVING_S:g} s after their ranks")
+        return agents
+
+    def _all_agents(self) -> list[int]:
+        return [pid for node in set(NODES) for pid in self.agents_of(node)]

@@ -85,6 +85,18 @@ def test_while_workers_go_on_a_newcomer_gets_what_is_agreed_and_not_what_is_desi
     assert (action.view.number, action.view.fresh) == (2, False)
     start = action.view.start
     assert (start.values, start.plan, start.gate, start.previous) == (held.values, 3, 30, DEFAULTS)
+
+
+@pytest.mark.parametrize(("plan_number", "began", "gate"), [(3, 0, 0), (3, 3, None), (0, 0, None)])
+def test_a_newcomer_owes_a_receipt_for_a_command_too(plan_number: int, began: int, gate: int | None) -> None:
+    """No value has been changed since the run began, so there is no gate; without one a newcomer would say nothing, and
+    all that comes after the command would wait for its receipt."""
+    held = agreed(plan=plan_number).model_copy(update={"began": began})
+    replaced = (registered(0, 10, node="a", seen=1), registered(1, 20, node="b"))
+    action = next_action(now(agreed=held, registered=replaced))
+    assert isinstance(action, FormView)
+    assert not action.view.fresh
+    assert action.view.start.gate == gate
     assert action.agreed == held.model_copy(update={"view": 2})
     assert action.view.incarnations()[1] == incarnation(12)
 

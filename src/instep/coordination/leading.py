@@ -315,6 +315,9 @@ def _form_view(now: Situation, group: membership.Group) -> FormView:
             previous=agreed.previous,
             course=agreed.course,
         )
+        if snapshot.gate is None and agreed.plan > agreed.began:
+            # A command alone has no gate that concerns values, but whoever joins owes its receipt all the same.
+            snapshot = snapshot.model_copy(update={"gate": 0, "previous": agreed.values})
     offer = resuming.offer(now.view, fresh, now.pointer, now.resume, resume_is_newer=now.resume_is_newer)
     snapshot = snapshot.model_copy(update={"checkpoint": offer.checkpoint, "vote": offer.vote})
     view = View(
