@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 PARALLEL ?= --numprocesses 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint bench chaos compat model recording etcd-versions clean
+.PHONY: help demo test test-long lint bench chaos drills compat model recording etcd-versions clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,6 +38,12 @@ bench: $(READY)  ## the figures in docs/benchmarks.md, as ratios measured in one
 chaos: $(READY)  ## a run and clients under random faults, checked: SEED= DURATION_S= ETCD= KEEP=1 CHAOS_ARGS=
 	$(BIN)/python -m chaos --duration-s $(or $(DURATION_S),600) $(if $(SEED),--seed $(SEED)) \
 		$(if $(ETCD),--etcd $(ETCD)) $(if $(KEEP),--keep) $(CHAOS_ARGS)
+
+drills: $(READY)  ## ranks told to end, savers killed and frozen, round after round: DRILL= ROUNDS= SEED= DRILL_ARGS=
+	@for drill in $(or $(DRILL),sigterm torchrun midsave frozensaver); do \
+		$(BIN)/python -m drills $$drill $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)) $(DRILL_ARGS) \
+			|| exit 1; \
+	done
 
 compat: $(READY)  ## the client's tests with the oldest and the newest grpcio and protobuf
 	PYTHON=$(PYTHON) bash scripts/compat.sh

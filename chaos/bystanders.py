@@ -26,12 +26,11 @@ TIDY_S = 1.0
 LOOK_S = 0.03
 LONGEST_HOLD_S = 1.0
 LONG_HOLDS = 0.2
-OVERLAP_S = float(TTL_S)
-"""For how long two may believe to hold the same. A leader of etcd that was frozen for longer than a lease may end that
-lease when it wakes, on every version tried (docs/decisions/0008); the holder learns of it with its next renewal, or,
-cut off, when the lease would have ended by its own reckoning. What fencing promises has no such allowance."""
 LONG_HOLD_S = 2.5 * TTL_S
 """Now and then one holds on for longer than a lease lasts: it must cease to believe when it cannot be renewed."""
+SILENT_S = 0.5
+CUT_OFF_HOLD_S = 4.0 * TTL_S
+"""Whoever could not write for half a second holds on while it believes, this long at most from its last write on."""
 PAUSE_S = 0.3
 LINGERS_S = 15.0
 """How long a key that was given up may stand, with etcd away and its lease renewed by a change of etcd's leader."""
@@ -96,30 +95,40 @@ class Bystander:
             await self._pause()
 
     async def _hold(self, name: str, fence: Fence, held: Callable[[], bool]) -> None:
-        """Believes for a while, writes meanwhile, and notes until when it believed."""
+        """Believes for a while, writes meanwhile, and notes until when it believed.
+
+        Writing is a task beside it: one that waits for etcd must not keep it from looking whether it still believes.
+        """
         acquired_at = believed_at = time.monotonic()
         long = self._chance.random() < LONG_HOLDS
         until = acquired_at + (LONG_HOLD_S if long else self._chance.uniform(0.05, LONGEST_HOLD_S))
         if not held():
             return
+        written = [acquired_at]
+        writing = asyncio.create_task(self._write_on(name, fence, written))
         try:
-            while believed_at < until:
-                await self._write(name, fence)
+            while believed_at < until or SILENT_S < believed_at - written[0] < CUT_OFF_HOLD_S:
                 await asyncio.sleep(LOOK_S)
                 looked_at = time.monotonic()
                 if not held():
                     break
                 believed_at = looked_at
         finally:
+            writing.cancel()
             self._history.add(Hold(name, self.name, fence.token, acquired_at, believed_at))
+            await asyncio.gather(writing, return_exceptions=True)
 
-    async def _write(self, name: str, fence: Fence) -> None:
+    async def _write_on(self, name: str, fence: Fence, written: list[float]) -> None:
+        """Until cancelled; `written` holds the time of the last write that etcd has answered."""
         put = Op.put(f"{self._prefix}resource/{name}", f"{fence.token} {self.name}")
-        try:
-            txn = self._client.txn([fence.compare()], [put], timeout_s=TIMEOUT_S)
-            await self._calls.timed("fenced write", TIMEOUT_S, txn)
-        except InstepError:
-            return
+        while True:
+            try:
+                txn = self._client.txn([fence.compare()], [put], timeout_s=TIMEOUT_S)
+                await self._calls.timed("fenced write", TIMEOUT_S, txn)
+                written[:] = [time.monotonic()]
+            except InstepError:
+                pass
+            await asyncio.sleep(LOOK_S)
 
     async def _meet(self, session: Session) -> None:
         barrier = DoubleBarrier(self._client, session, f"{self._prefix}barrier/", self._count)

@@ -65,9 +65,19 @@ class Watcher:
         return f"Watcher(next_revision={self.next_revision}, resumes={self.resumes})"
 
     async def run(self, beat_key: str) -> None:
-        """Until cancelled. A watch that ends by itself is a failure: nothing that it needs is ever compacted."""
+        """Until cancelled. A watch that ends by itself is a failure: nothing that it needs is ever compacted.
+
+        One that could not be begun is begun again: etcd may be slow to answer while everything starts.
+        """
+        while not await self._follow(beat_key):  # noqa: ASYNC110  # not an event: it is tried again
+            await asyncio.sleep(RETRY_S)
+
+    async def _follow(self, beat_key: str) -> bool:
+        """False when the watch could not be begun."""
+        begun = False
         try:
             async with self._client.watch(self._prefix, start_revision=self.next_revision) as watch:
+                begun = True
                 async for batch in watch:
                     at = time.monotonic()
                     self._pages.add(batch, at)
@@ -75,7 +85,10 @@ class Watcher:
                     self.heard += [(at, e.kv.mod_revision) for e in batch.events if e.kv.key == beat_key]
             self.problem = "the watch ended"
         except EtcdError as error:
+            if not begun:
+                return False
             self.problem = f"the watch ended: {error}"
+        return True
 
     async def wait_heard(self, revision: int, timeout_s: float) -> bool:
         """Whether the watch has come to that revision in time."""

@@ -6,13 +6,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from chaos import obedience
 from chaos.board import Word
-from chaos.bystanders import OVERLAP_S, with_rounds
+from chaos.bystanders import with_rounds
 from chaos.chronicle import FIRST_REVISION, read_pages
-from chaos.faults import WORLD_SIZE
-from chaos.operator import FINAL
+from chaos.commands import CommandHistory
+from chaos.faults import TTL_S, WORLD_SIZE
+from chaos.lives import read_lives
+from chaos.operator import FINAL, read_asked
+from chaos.overlaps import without_excused
+from chaos.registry import RegistryHistory, broken_files
 from chaos.replay import Replay, is_final
+from chaos.revisions import by_revision
 from chaos.steps import StepRun, against_history, at_the_end, read_runs
+from chaos.trainer import ACTION
 from chaos.world import PREFIX, World
 from instep.testing.checkers import (
     Accepted,
@@ -68,6 +75,16 @@ def replay_of(world: World) -> Replay:
     return replay
 
 
+def told_by(world: World) -> tuple[CommandHistory, RegistryHistory]:
+    """The commands and the checkpoints of the session."""
+    commands, registry = CommandHistory(world.keys, [ACTION]), RegistryHistory(world.keys)
+    for _, batch in read_pages(world.folder / "reference.jsonl"):
+        for number, events in by_revision(batch.events):
+            commands.revision(number, events)
+            registry.revision(number, events)
+    return commands, registry
+
+
 def judge(world: World, replay: Replay, *, ended: bool) -> list[Finding]:
     """Everything that was promised, in the order of the house's goals.
 
@@ -77,6 +94,7 @@ def judge(world: World, replay: Replay, *, ended: bool) -> list[Finding]:
     return [
         *_steps(runs, replay),
         *([_changes(runs, replay)] if ended else []),
+        *_commands(world, ended=ended),
         Finding("One leader at a time, by its token", f"{replay.terms} terms", tuple(replay.problems)),
         *_watches(world, ended=ended),
         *_registers(world),
@@ -106,6 +124,28 @@ def _changes(runs: Sequence[StepRun], replay: Replay) -> Finding:
     return Finding("No change is lost", f"{replay.commits} committed, {replay.aborts} aborted", tuple(problems))
 
 
+def _commands(world: World, *, ended: bool) -> Iterator[Finding]:
+    commands, registry = told_by(world)
+    ranks = world.ranks
+    lives = [life for rank in range(WORLD_SIZE) for life in read_lives(ranks.records(rank), ranks.begun(rank))]
+    fates = ", ".join(f"{count} {fate}" for fate, count in sorted(commands.fates.items())) or "none"
+    lost = commands.at_the_end() if ended else []
+    yield Finding("No command is lost", fates, (*commands.problems, *lost))
+    if not ended:
+        return  # the history stops somewhere: the ranks have done more than it tells of
+    count, problems = obedience.requests(lives, commands)
+    yield Finding("A checkpoint is asked for in the same step on all ranks", f"{count} steps", tuple(problems))
+    count, problems = obedience.actions(lives, commands)
+    yield Finding("An action runs before the same step on all ranks, once", f"{count} runs of it", tuple(problems))
+    count, problems = obedience.pauses(lives, commands, read_asked(world.folder / "commands.jsonl"))
+    yield Finding("No step is run while the run is paused", f"{count} pauses", tuple(problems))
+    count, problems = obedience.saves(lives, commands, registry)
+    yield Finding("Savers are told the truth", f"{count} saves", tuple(problems))
+    broken = broken_files(tuple(registry.standing.values()))
+    looked_at = f"{len(registry.committed)} committed, {len(registry.standing)} kept"
+    yield Finding("What is committed is one leader's, and whole", looked_at, (*registry.problems, *broken))
+
+
 def _watches(world: World, *, ended: bool) -> Iterator[Finding]:
     """What the watch heard against what was read again, as far as that goes."""
     end = world.reference.next_revision - 1
@@ -129,7 +169,8 @@ def _registers(world: World) -> Iterator[Finding]:
 
 def _bystanders(world: World) -> Iterator[Finding]:
     holds = world.history.select(Hold)
-    yield _finding("One holder at a time, tokens rise", check_exclusion(holds, overlap_s=OVERLAP_S))
+    excused = without_excused(holds, world.servers.thaws, TTL_S)
+    yield _finding("One holder at a time, tokens rise", check_exclusion(excused))
     yield _finding("Nothing is written below the highest token", check_fencing(_accepted(world)))
     passages = with_rounds(world.history.select(Passage))
     yield _finding("Nobody passes a barrier alone", check_barrier(passages, len(world.bystanders)))

@@ -1,15 +1,18 @@
-"""The operator: changes of the run's hyperparameters all the time, drawn from the seed."""
+"""The operator: changes of the run's hyperparameters and commands all the time, drawn from the seed."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import random
+import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from chaos.clocked import Calls
-from chaos.trainer import RUN
+from chaos.trainer import ACTION, RUN
 from instep.coordination.keys import Keys
+from instep.coordination.records import Agreed, Command, Course
 from instep.errors import EtcdError
 from instep.etcd import Client, Op
 from instep.scalar import Scalar
@@ -19,42 +22,102 @@ RETRY_S = 0.3
 NAMES = ("lr", "clip", "batch_size", "name")
 FINAL: Mapping[str, Scalar] = {"lr": 0.123456, "clip": 7.654321, "batch_size": 77, "name": "final"}
 """What the operator asks for in the end: all ranks must hold exactly this."""
+COMMANDS = 0.12
+"""The part of all that is asked for that is a command. No stop: a session would be over."""
+KINDS = ("pause",) * 3 + ("checkpoint",) * 4 + ("action",) * 3 + ("unknown action",)
+UNKNOWN_ACTION = "nobody-declares-this"
+PAUSE_S = (0.2, 1.0)
+LOOK_S = 1.0
+"""How often the operator looks whether the run is paused."""
 
 
 class Operator:
-    """Puts desired values into etcd as a front end does; the fate of a put is read from the history afterwards.
+    """Puts desired values and commands into etcd as a front end does; the fate of a put is read from the history
+    afterwards. `journal` gets a line for each command, before it is put: when that was begun.
 
-    Commands (pause, resume, stop, checkpoint, actions) have their place in `_next`, beside the changes.
+    Whoever has paused the run asks for its end until it is over: a fresh start drops commands and keeps a pause.
     """
 
-    def __init__(self, client: Client, keys: Keys, calls: Calls, seed: int) -> None:
+    def __init__(self, client: Client, keys: Keys, calls: Calls, seed: int, journal: Path) -> None:
         self.puts = 0
         self.failures = 0
+        self.commands = 0
         self._client = client
         self._keys = keys
         self._calls = calls
         self._chance = random.Random(seed)
+        self._journal = journal
+        self._bag: list[str] = []
+        self._resume_at = time.monotonic()
 
     def __repr__(self) -> str:
-        return f"Operator(puts={self.puts}, failures={self.failures})"
+        return f"Operator(puts={self.puts}, commands={self.commands}, failures={self.failures})"
 
     async def run(self) -> None:
-        """Changes something every 0.1 to 0.6 s, until cancelled."""
+        """Asks for something every 0.1 to 0.6 s, until cancelled."""
         while True:
-            await self._put(self._next())
+            if time.monotonic() >= self._resume_at:
+                self._resume_at = time.monotonic() + LOOK_S  # a put whose outcome is not known may come late
+                await self.end_pause()
+            wish = self._next()
+            await (self._command(wish) if isinstance(wish, Command) else self._put(wish))
             await asyncio.sleep(self._chance.uniform(0.1, 0.6))
 
     async def settle(self) -> None:
-        """Asks for the final values until etcd has them."""
+        """Asks for the final values until etcd has them, and for the end of any pause."""
         while not await self._put(FINAL):  # noqa: ASYNC110  # not an event: it is tried again
             await asyncio.sleep(RETRY_S)
+        await self.end_pause()
 
-    def _next(self) -> Mapping[str, Scalar]:
-        """One change: mostly one name, now and then several at once, seldom a value that must be rejected."""
+    async def end_pause(self) -> None:
+        """Asks for the end of a pause where one stands or may be coming, unless that has been asked for already."""
+        try:
+            standing = await self.standing()
+            course = await self._course()
+        except EtcdError:
+            return
+        kinds = [command.kind for command in standing.values()]
+        if "resume" in kinds:
+            return
+        if course.paused_at is not None or "pause" in kinds:
+            await self._command(Command(kind="resume"))
+
+    async def standing(self) -> dict[str, Command]:
+        """The commands that wait to be carried out, by id."""
+        found = await self._calls.timed(
+            "operator range", TIMEOUT_S, self._client.range(self._keys.commands, timeout_s=TIMEOUT_S)
+        )
+        return {kv.key.removeprefix(self._keys.commands): Command.decode(kv.value) for kv in found.kvs}
+
+    async def _course(self) -> Course:
+        found = await self._calls.timed(
+            "operator get", TIMEOUT_S, self._client.get(self._keys.agreed, timeout_s=TIMEOUT_S)
+        )
+        return Agreed.decode(found.value).course if found is not None else Course()
+
+    def _next(self) -> Mapping[str, Scalar] | Command:
+        """Mostly a change of one name, now and then of several at once, seldom a value that must be rejected; and
+        commands, an unknown action among them, which must be declined."""
+        if self._chance.random() < COMMANDS:
+            return self._next_command()
         if self._chance.random() < 0.08:
             return {"lr": 2.0 + round(self._chance.random(), 6)}
         count = self._chance.choices((1, 2, 3), (7, 2, 1))[0]
         return {name: self._value(name) for name in self._chance.sample(NAMES, count)}
+
+    def _next_command(self) -> Command:
+        if not self._bag:  # dealt like cards, so that a short run too meets most kinds
+            self._bag = self._chance.sample(KINDS, len(KINDS))
+        match self._bag.pop():
+            case "pause":
+                self._resume_at = time.monotonic() + self._chance.uniform(*PAUSE_S)
+                return Command(kind="pause")
+            case "checkpoint":
+                return Command(kind="checkpoint")
+            case "action":
+                return Command(kind="action", name=ACTION)
+            case _:
+                return Command(kind="action", name=UNKNOWN_ACTION)
 
     def _value(self, name: str) -> Scalar:
         match name:
@@ -76,6 +139,23 @@ class Operator:
             return False
         self.puts += 1
         return True
+
+    async def _command(self, command: Command) -> None:
+        self.commands += 1
+        command_id = f"chaos-{self.commands}"
+        with self._journal.open("a") as journal:
+            journal.write(json.dumps({"id": command_id, "at": time.monotonic()}) + "\n")
+        put = self._client.put(self._keys.command(command_id), command.encode(), timeout_s=TIMEOUT_S)
+        try:
+            await self._calls.timed("operator command", TIMEOUT_S, put)
+        except EtcdError:
+            self.failures += 1
+
+
+def read_asked(journal: Path) -> dict[str, float]:
+    """When the put of each command was begun (monotonic seconds), by id."""
+    lines = journal.read_text().splitlines() if journal.exists() else []
+    return {line["id"]: line["at"] for line in map(json.loads, lines)}
 
 
 def keys_of(namespace: str) -> Keys:

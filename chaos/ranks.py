@@ -47,6 +47,9 @@ class Ranks:
     def records(self, rank: int) -> Path:
         return self._folder / f"rank-{rank}.jsonl"
 
+    def begun(self, rank: int) -> Path:
+        return self.records(rank).with_suffix(".steps")
+
     def lives(self, rank: int) -> dict[int, int]:
         """The last step whose boundary was passed in each life of a rank, the present one included."""
         return {**self._last_steps[rank], self._lives[rank]: self.board.get(rank, Word.PASSED)}
@@ -117,4 +120,5 @@ class Ranks:
 
     def _environment(self, rank: int) -> dict[str, str]:
         place = {"RANK": str(rank), "WORLD_SIZE": str(WORLD_SIZE), "PYTHONPATH": os.pathsep.join(map(str, SOURCES))}
+        place["CHAOS_CHECKPOINTS"] = str(self._folder / "checkpoints")
         return {**os.environ, **self.node_of(rank).environment(), **place}

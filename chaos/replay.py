@@ -49,6 +49,7 @@ class Replay:
     def __init__(self, keys: Keys) -> None:
         self.problems: list[str] = []
         self.commits = 0
+        """Of changes; what became of commands is told by `chaos.commands`."""
         self.aborts = 0
         self.terms = 0
         self.views = 0
@@ -62,6 +63,7 @@ class Replay:
         self._leader: Leader | None = None
         self._plans = 0
         self._undecided: int | None = None
+        self._newest: Plan | None = None
         self._fresh = False
 
     def __repr__(self) -> str:
@@ -154,7 +156,7 @@ class Replay:
             self._problem(f"plan {number} follows plan {self._plans} at revision {kv.mod_revision}")
         if self._undecided is not None:
             self._problem(f"plan {number} was opened while plan {self._undecided} was not decided")
-        self._plans, self._undecided = number, number
+        self._plans, self._undecided, self._newest = number, number, plan
 
     def _decided(self, number: int, decision: Decision, kv: KeyValue) -> None:
         if kv.version != 1:
@@ -162,7 +164,7 @@ class Replay:
         if number == self._undecided:
             self._undecided = None
         if decision.commit:
-            self.commits += 1
+            self.commits += self._newest is None or self._newest.kind == "config"
             self._check_leads(kv)
         else:
             self.aborts += 1
@@ -173,8 +175,14 @@ class Replay:
             self._problem(f"what is agreed went back to plan {agreed.plan} at revision {kv.mod_revision}")
         if before is None or agreed.plan == before.plan or not self.spans or agreed.gate is None:
             return
+        if self._newest is not None and self._newest.number == agreed.plan and self._newest.kind != "config":
+            if (agreed.values, agreed.gate) != (before.values, before.gate):
+                self._problem(f"plan {agreed.plan}, a command, changed a value at revision {kv.mod_revision}")
+            return
         span = self.spans[-1]
-        if agreed.gate <= span.gates[-1]:
+        # While the run is paused all stand before one step, and every change is made there.
+        least = span.gates[-1] + (before.course.paused_at is None)
+        if agreed.gate < least:
             self._problem(f"the gate of plan {agreed.plan}, {agreed.gate}, is not above the one before it")
         span.add(agreed.gate, agreed.values)
 

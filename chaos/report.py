@@ -72,6 +72,7 @@ def counts_of(world: World, replay: Replay) -> dict[str, int]:
     return {
         "changes committed": replay.commits,
         "changes asked for": world.operator.puts,
+        "commands asked for": world.operator.commands,
         "plans aborted": replay.aborts,
         "values rejected": replay.rejections,
         "members killed or stopped": world.servers.kills_and_stops,

@@ -36,6 +36,8 @@ class Servers:
     def __init__(self, cluster: EtcdCluster) -> None:
         self.cluster = cluster
         self.outages: list[Outage] = []
+        self.thaws: list[float] = []
+        """When a member that had been frozen was about to go on (monotonic seconds)."""
         self.kills_and_stops = 0
         self.unsafe = cluster.version in INCONSISTENT_AFTER_A_CRASH
         self._thread = ThreadPoolExecutor(1, "chaos-cluster")
@@ -64,6 +66,7 @@ class Servers:
         self.kills_and_stops += len(targets)
         await asyncio.sleep(for_s)
         for target in targets:
+            self.thaws.append(time.monotonic())
             await self._do(self.cluster.members[target].resume)
         await self._mended(kind, targets, began)
 

@@ -70,20 +70,27 @@ class Session:
 
     async def _converge(self) -> None:
         """All is mended: the operator's last word must hold everywhere before long."""
-        began = time.monotonic()
-        await self._world.operator.settle()
+        began, world = time.monotonic(), self._world
+        await world.operator.settle()
         if not await until_async(self._is_agreed, CONVERGE_TIMEOUT_S - (time.monotonic() - began)):
-            raise Failed(f"the last change was not agreed on within {CONVERGE_TIMEOUT_S:g} s of the last fault")
+            raise Failed(
+                f"the last change was not agreed on, or a command not decided, within {CONVERGE_TIMEOUT_S:g} s of the "
+                f"last fault: {world.operator!r}"
+            )
         self.figures["agreed after the last fault"] = time.monotonic() - began
 
     async def _is_agreed(self) -> bool:
         world = self._world
         try:
+            standing = await world.operator.standing()
             found = await world.clients[0].get(world.keys.agreed)
         except EtcdError:
             return False
         agreed = Agreed.decode_or_none(found.value if found else None)
-        if agreed is None or agreed.values != FINAL:
+        if standing or agreed is None or agreed.course.paused_at is not None:
+            await world.operator.end_pause()
+            return False
+        if agreed.values != FINAL:
             return False
         return agreed.gate is None or world.ranks.board.lowest_arrived() >= agreed.gate
 

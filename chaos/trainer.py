@@ -2,6 +2,8 @@
 
 `python -m chaos.trainer BOARD RECORDS EPOCH LIFE STEP_S`; RANK and WORLD_SIZE as under torchrun. It ends with its
 parent. SIGUSR1 prints all stacks, SIGUSR2 holds the interpreter for as long as the board says.
+
+It does what commands ask of it too: it saves a tiny checkpoint where one is requested, and has an action `mark`.
 """
 
 from __future__ import annotations
@@ -13,16 +15,18 @@ import os
 import signal
 import sys
 import time
-from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import Field
 
 import instep
+from chaos.begun import Begun
 from chaos.board import Board, Word
+from chaos.saving import save
 
 RUN: Final = "chaos"
+ACTION: Final = "mark"
 PATIENCE_S: Final = 240.0
 POLL_S: Final = 0.002
 _PR_SET_PDEATHSIG: Final = 1
@@ -60,6 +64,7 @@ def main(arguments: list[str]) -> int:
     board = Board(Path(arguments[0]), world_size)
     epoch, life, step_s = int(arguments[2]), int(arguments[3]), float(arguments[4])
     records = Records(Path(arguments[1]), rank=rank, epoch=epoch, life=life)
+    begun = Begun(Path(arguments[1]).with_suffix(".steps"), life)
     signal.signal(signal.SIGUSR2, lambda *_: _hold_interpreter(board.get(rank, Word.HOLD_US)))
     board.set(rank, Word.PID, os.getpid())
     board.set(rank, Word.LIFE, life)
@@ -67,7 +72,7 @@ def main(arguments: list[str]) -> int:
         with instep.join(RUN, Hyper, timeout_s=PATIENCE_S, etcd_patience_s=PATIENCE_S) as run:
             board.set(rank, Word.VIEW, run.view)
             records.write(event="joined", view=run.view, step=board.get(rank, Word.ARRIVED) + 1)
-            last = train(run, board, records, rank, step_s)
+            last = train(run, board, records, begun, step_s)
             records.write(event="done", step=last, values=dict(run.config))
     except instep.InstepError as error:
         records.write(event="error", kind=type(error).__name__, text=str(error))
@@ -75,15 +80,25 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def train(run: instep.Run[Hyper], board: Board, records: Records, rank: int, step_s: float) -> int:
+def train(run: instep.Run[Hyper], board: Board, records: Records, begun: Begun, step_s: float) -> int:
     """Steps in lockstep until the board says that it is enough; returns the last step."""
     before: dict[str, Any] | None = None
-    for step in count(board.get(rank, Word.ARRIVED) + 1):
-        if step > board.last_step:
-            return step - 1
+    rank, step = run.rank, board.get(run.rank, Word.ARRIVED) + 1
+    folder = Path(os.environ["CHAOS_CHECKPOINTS"])
+
+    @run.action(ACTION)
+    def mark() -> None:
+        records.write(event="acted", step=step, view=run.view)
+
+    while step <= board.last_step:
         began = time.monotonic()
-        run.boundary(step)
+        stands = run.boundary(step)
         took_us = int((time.monotonic() - began) * 1e6)
+        if stands != step:
+            raise AssertionError(f"nobody asked for a restore, and step {step} became {stands}")
+        if run.checkpoint_requested:  # before `begun`: whoever began a step has said what was asked of it
+            records.write(event="requested", step=step, view=run.view)
+        begun.write(step)
         if (now := dict(run.config)) != before:
             records.write(event="runs", step=step, view=run.view, values=now)
             before = now
@@ -93,10 +108,13 @@ def train(run: instep.Run[Hyper], board: Board, records: Records, rank: int, ste
             board.set(rank, Word.LONGEST_BOUNDARY_US, took_us)
         run.report(loss=1.0 / (step + 1))
         time.sleep(step_s)
+        if run.checkpoint_requested:
+            records.write(event="saved", step=step, **save(run, step, folder))
         board.set(rank, Word.ARRIVED, step)
         while board.lowest_arrived() < step:
             time.sleep(POLL_S)
-    raise AssertionError("unreachable")
+        step += 1
+    return step - 1
 
 
 def _hold_interpreter(for_us: int) -> None:

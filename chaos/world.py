@@ -50,7 +50,7 @@ class World:
         self.ranks = Ranks(folder, self.nodes, step_s=STEP_S)
         self.watcher = Watcher(self.client(), PREFIX, folder / "watched.jsonl")
         self.reference = Reference(cluster.endpoints, PREFIX, folder / "reference.jsonl", self.calls)
-        self.operator = Operator(self.client(), self.keys, self.calls, seed)
+        self.operator = Operator(self.client(), self.keys, self.calls, seed, folder / "commands.jsonl")
         self.prober = Prober(self.client(), f"{PREFIX}beat", self.calls)
         self.history = History(folder / "calls.jsonl")
         self.registers = [self._register_client(number, seed) for number in range(REGISTER_CLIENTS)]

@@ -177,7 +177,12 @@ class Drill:
             return "refused"
         if event != "saved" or not said["known"]:
             raise Failed(f"{stopped} was to hear of the checkpoint that another has made: {event} {said}")
-        return "refused, saved by another"
+        texts = " ".join(said["text"] for said in rank.said("warned") if said["at"] > stopped.at)
+        if f"its checkpoint of step {step} does not count" in texts:
+            return "refused, saved by another"
+        if f"step-{stopped.id} was removed" in texts:
+            return "cleaned away under its hands, saved by another"
+        raise Failed(f"{stopped} has said nothing of what became of its attempt: {texts}")
 
     async def _cleaned(self, stopped: Stopped) -> str:
         """Once a newer leader has made another checkpoint. A saver of one's own cleans for itself."""

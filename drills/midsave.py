@@ -10,6 +10,7 @@ import random
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 from typing import Final, Literal, Self
 
@@ -84,7 +85,12 @@ class Drill:
         self._looked_at.clear()
         await self._all_there()
         registry = self._stage.registry
-        return f"{len(registry.committed)} checkpoints committed, {len(registry.standing)} kept, all of them whole"
+        kept = {Path(manifest.path).name for manifest in registry.standing.values()}
+        others = [path for path in self._stage.saves.iterdir() if path.name not in kept]
+        return (
+            f"{len(registry.committed)} checkpoints committed, {len(kept)} kept, all of them whole; "
+            f"{len(others)} directories of no checkpoint are left"
+        )
 
     # -- the blow -----------------------------------------------------------------------------------------------------
 

@@ -225,8 +225,10 @@ class Ranks:
             await self._nursery.wait()
             await self._reading
         deadline = monotonic() + patience_s
-        while (agents := self._all_agents()) and monotonic() < deadline:
+        agents = self._all_agents()
+        while agents and monotonic() < deadline:
             await asyncio.sleep(0.05)
+            agents = self._all_agents()
         send(agents, signal.SIGKILL)
         self.board.close()
         return agents

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -48,8 +49,8 @@ async def perform(
                 held = number
                 say(f"round {number:>3}  {time.monotonic() - started:4.1f} s  {text}")
             say(await drill.finish())
-    except Failed as error:
-        failure = str(error)
+    except Exception as error:  # noqa: BLE001  # whatever the mishap, it must not pass for success
+        failure = str(error) if isinstance(error, Failed) else traceback.format_exc()
         say(f"round {held + 1:>3}  FAILED: {failure}\nlogs and saves: {folder}")
     if not failure and not options.keep:
         shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""torchrun with two ranks on gloo and DataLoader workers is told to end, at any moment: as `sigterm`, with all of torch.
+"""torchrun with two ranks on gloo and DataLoader workers is told to end, at any moment: `sigterm` with all of torch.
 
 Every round: both ranks save in one step and leave with exit code 0, the checkpoint is committed and whole, no worker
 process is left and nobody has raised; the next round goes on after that step.
@@ -174,7 +174,8 @@ class Drill:
         took_s = monotonic() - began
         self._longest_s = max(self._longest_s, took_s)
         last = await self._left(team, notice)
-        return f"told: {notice.told}, {notice.megabytes} MB; both left after step {last}, torchrun {took_s:.2f} s later"
+        ended = f"torchrun with {team.process.returncode} {took_s:.2f} s later"
+        return f"told: {notice.told}, {notice.megabytes} MB; both left after step {last}, {ended}"
 
     async def finish(self) -> str:
         return f"leaving took {self._longest_s:.2f} s at most"

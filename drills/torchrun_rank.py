@@ -1,4 +1,4 @@
-"""A rank under torchrun: DistributedDataParallel on gloo, DataLoader workers, a Checkpointer. `torchrun.py` starts it."""
+"""A rank under torchrun: DistributedDataParallel on gloo, DataLoader workers, a Checkpointer. See `torchrun.py`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
@@ -18,7 +19,7 @@ import instep
 import instep.torch
 from drills.records import Records
 
-RUN = "drill"
+RUN: Final = "drill"
 
 
 class SlowModule(torch.nn.Module):
@@ -59,10 +60,11 @@ def main(text: str) -> int:
                     batch = next(batches)
                 loss = torch.nn.functional.mse_loss(model(batch[0]), batch[1])
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]  # of torch
                 optimizer.step()
                 if step == start:
-                    records.write("trains", pid=os.getpid(), workers=[item.pid for item in batches._workers])
+                    workers: list[Any] = batches._workers  # type: ignore[attr-defined]
+                    records.write("trains", pid=os.getpid(), workers=[worker.pid for worker in workers])
                 if run.checkpoint_requested or step % orders["every"] == 0:
                     records.write("saved", step=step, known=checkpointer.save(step))
             records.write("stopped", step=step + 1, reason=run.stopped)

@@ -227,6 +227,8 @@ class BarrierTimeout(InstepError):
     """Not all came to the barrier, or left it, in time. `missing` names them where names are known; `missing_count`
     tells how many they are, as far as etcd could say."""
 
+    exit_code = 14
+
     def __init__(self, message: str, *, waited_s: float, missing: Sequence[str] = (), missing_count: int = 0) -> None:
         super().__init__(message)
         self.waited_s = waited_s

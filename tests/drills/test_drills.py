@@ -37,6 +37,12 @@ def test_a_saver_stopped_beyond_its_lease_commits_nothing() -> None:
 
 
 @pytest.mark.long
+def test_torchrun_may_be_told_to_end_at_any_moment() -> None:
+    pytest.importorskip("torch")
+    drill("torchrun", rounds=20, seed=4, timeout_s=LONG_TIMEOUT_S)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("layout", ["--no-torch", "--torch"])
 @pytest.mark.parametrize(("name", "rounds"), [("sigterm", 100), ("midsave", 100), ("frozensaver", 20)])
 def test_every_round_of_a_drill_holds(name: str, rounds: int, layout: str) -> None:

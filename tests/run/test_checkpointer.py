@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -187,20 +188,51 @@ def test_a_saver_stopped_beyond_its_lease_hears_that_another_has_saved_the_step(
     hold.touch()
     for worker in ranks:
         worker.tell("keep", step=2)
-    wait_for(hold.with_suffix(".seen").exists, "the save to begin")
-    frozen = [team.training.agent_pid("ab"[leader.rank]), leader.process.pid]
-    for pid in frozen:
-        os.kill(pid, signal.SIGSTOP)
-    hold.unlink()
-    saved = other.answer()
-    for pid in frozen:
-        os.kill(pid, signal.SIGCONT)
+    with stopped_in_mid_save(team, leader, hold):
+        saved = other.answer()
     answer = leader.answer()
     assert (saved["saved"], answer["saved"]) == (True, True), leader.log
     assert len(team.training.keys("checkpoints/2-")) == len(saved_in(team)) == 1
     leave(team)
     assert "was removed while it was written" in log_of(leader)
     assert "training goes on without this checkpoint" not in log_of(leader)
+
+
+def test_a_save_in_the_background_that_was_cleaned_away_is_given_up(team: Team, tmp_path: Path) -> None:
+    """For a newer leader has saved since. The training goes on."""
+    hold = tmp_path / "hold"
+    ranks = team.join("ab")
+    all_do(ranks, "build", hold=str(hold), background=True)
+    all_do(ranks, "train", start=0, steps=3)
+    leader, (other,) = team.leader(*ranks)
+    hold.touch()
+    leader.tell("keep", step=2)
+    with stopped_in_mid_save(team, leader, hold):
+        wait_for(lambda: other.ask("hear")["leads"], "the other to lead")
+        all_do([other], "train", start=3, steps=1)
+        all_do([other], "keep", step=3)
+        assert other.ask("wait")["saved"] is True
+    assert leader.answer()["saved"] is True  # it was begun
+    assert leader.ask("wait")["saved"] is False
+    all_do([leader], "train", start=3, steps=1)
+    assert len(saved_in(team)) == 1
+    leave(team)
+    assert "was removed while it was written" in log_of(leader)
+
+
+@contextmanager
+def stopped_in_mid_save(team: Team, leader: Worker, hold: Path) -> Iterator[None]:
+    """The leader and its agent, as long as it lasts."""
+    wait_for(hold.with_suffix(".seen").exists, "the save to begin")
+    frozen = [team.training.agent_pid("ab"[leader.rank]), leader.process.pid]
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    hold.unlink()
+    try:
+        yield
+    finally:
+        for pid in frozen:
+            os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.long

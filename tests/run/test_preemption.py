@@ -133,6 +133,22 @@ def test_without_etcd_a_paused_rank_gives_up_too(fragile_training: TrainingRun) 
     trainers[0].kill()
 
 
+def test_a_save_longer_than_the_grace_is_told_before_it_matters(training: TrainingRun, tmp_path: Path) -> None:
+    """By the rank that saves, once; and the run is asked to stop all the same when the time has come."""
+    training.extra_environment["INSTEP_GRACE_S"] = "2"
+    trainers = training.start_all(2, f"--save-to={tmp_path}", "--save-s=1.2")
+    wait_trains(*trainers)
+    order(training, "checkpoint")
+    said = wait_for(
+        lambda: [line for trainer in trainers for line in trainer.errors if "a save takes 1.2 s" in line], "a warning"
+    )
+    assert "there are 2 s from SIGTERM to SIGKILL" in said[0]
+    assert "INSTEP_GRACE_S to 4 or more" in said[0]
+    trainers[0].kill(TERM)
+    assert [trainer.finish() for trainer in trainers] == [0, 0]
+    assert training.key("checkpoints/latest")["step"] == trainers[0].said("asked to save")[-1]["step"]
+
+
 def test_the_signal_of_a_run_that_was_left_does_what_it_did_before(training: TrainingRun) -> None:
     trainer = training.start(0, 1, "--steps=5", "--linger-s=30")
     trainer.wait_said("left")

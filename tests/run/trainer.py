@@ -59,6 +59,7 @@ def main() -> int:
     parser.add_argument("--restores", action="store_true")
     parser.add_argument("--save-to", type=Path)
     parser.add_argument("--linger-s", type=float, default=0)
+    parser.add_argument("--save-s", type=float, default=0)
     parser.add_argument("--replay")
     options = parser.parse_args()
     try:
@@ -103,7 +104,7 @@ def train(run: instep.Run[instep.Hyperparameters], options: argparse.Namespace) 
             break
         if run.checkpoint_requested:
             say(event="asked to save", step=step)
-            save(run, step, options.save_to)
+            save(run, step, options.save_to, options.save_s)
         longest_s = max(longest_s, time.monotonic() - began)
         if run.leads != led:
             led = run.leads
@@ -133,12 +134,13 @@ def train(run: instep.Run[instep.Hyperparameters], options: argparse.Namespace) 
     )
 
 
-def save(run: instep.Run[instep.Hyperparameters], step: int, folder: Path | None) -> None:
+def save(run: instep.Run[instep.Hyperparameters], step: int, folder: Path | None, takes_s: float) -> None:
     """Nothing where there is no folder: a loop that does not look at `checkpoint_requested`."""
     if folder is None:
         return
     with run.checkpoint(step, folder=folder) as slot:
         if slot is not None:
+            time.sleep(takes_s)
             (slot.path / "state").write_text(f"step {step}")
 
 

@@ -92,7 +92,7 @@ def test_a_newcomer_owes_a_receipt_for_a_command_too(plan_number: int, began: in
     """No value has been changed since the run began, so there is no gate; without one a newcomer would say nothing, and
     all that comes after the command would wait for its receipt."""
     held = agreed(plan=plan_number).model_copy(update={"began": began})
-    replaced = (registered(0, 10, node="a", seen=1), registered(1, 20, node="b"))
+    replaced = (*BOTH, registered(1, 12, node="b"))
     action = next_action(now(agreed=held, registered=replaced))
     assert isinstance(action, FormView)
     assert not action.view.fresh

@@ -59,7 +59,8 @@ class Archive:
         self._writing = asyncio.Lock()
         self._announced: Saving | None = None
         self._told: Message | None = None
-        self._outcomes: dict[str, Outcome] = {}
+        self._outcomes: dict[str, tuple[Manifest, Outcome]] = {}
+        """By directory, what was handed in last; one that was deleted may be used again."""
         self._patience_s = SAVING_S
         self._readers = readers = Readers(node, client, keys, session, effects)
         self._ballot = Ballot(node, client, keys, state, workers, effects, readers)
@@ -176,22 +177,27 @@ class Archive:
             return
         self._patience_s = max(self._patience_s, 5 * manifest.duration_s)
         worker.excused_until = time.monotonic()
-        if manifest.path in self._outcomes:
-            self._tell_outcome(worker.incarnation, manifest, self._outcomes[manifest.path])
+        outcome = self._known_outcome(manifest)
+        if outcome is not None:
+            self._tell_outcome(worker.incarnation, manifest, outcome)
         else:
             self._effects.start(self._commit(worker.incarnation, _fence(message, manifest.token), manifest))
 
     async def _commit(self, incarnation: str, fence: Fence, manifest: Manifest) -> None:
         async with self._writing:
-            outcome = self._outcomes.get(manifest.path)
+            outcome = self._known_outcome(manifest)
             if outcome is None:
                 outcome = await self._effects.insist(lambda: self._try_commit(fence, manifest))
                 self._remember(manifest, outcome)
         self._tell_outcome(incarnation, manifest, outcome)
 
+    def _known_outcome(self, manifest: Manifest) -> Outcome | None:
+        stands, outcome = self._outcomes.get(manifest.path, (None, None))
+        return outcome if checkpoints.is_same(stands, manifest) else None
+
     def _remember(self, manifest: Manifest, outcome: Outcome) -> None:
         """A commit that is handed in again has the same outcome, though it may have been forgotten since."""
-        self._outcomes[manifest.path] = outcome
+        self._outcomes[manifest.path] = (manifest, outcome)
         if len(self._outcomes) > OUTCOMES_KEPT:
             del self._outcomes[next(iter(self._outcomes))]
         if self._announced is not None and self._announced.id == manifest.id:

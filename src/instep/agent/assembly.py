@@ -37,6 +37,7 @@ class Assembly:
         state: RunState,
         workers: Workers,
         effects: Effects,
+        problem: Callable[[], str | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
@@ -46,6 +47,8 @@ class Assembly:
         self._state = state
         self._workers = workers
         self._effects = effects
+        self._problem = problem
+        """What keeps etcd from taking writes, if anything."""
         self._clock = clock
         self._writing = asyncio.Lock()
         self._calls: dict[str, Call] = {}
@@ -106,7 +109,8 @@ class Assembly:
         reply: dict[str, Any]
         try:
             async with asyncio.timeout(ATTEMPT_S):
-                reply = await self._absent(name)
+                problem = self._problem()
+                reply = {"problem": problem} if problem is not None else await self._absent(name)
         except (EtcdError, TimeoutError) as error:
             reply = {"problem": str(error) or f"etcd has not answered in {ATTEMPT_S:g} s"}
         worker = self._workers.of_incarnation(incarnation)

@@ -77,7 +77,7 @@ class Node:
         self._effects = Effects(client, keys, self._space)
         self._clerk = Clerk(name, keys, state, workers, self._effects)
         self._archive = Archive(name, client, keys, session, state, workers, self._effects)
-        self._assembly = Assembly(name, client, keys, state, workers, self._effects)
+        self._assembly = Assembly(name, client, keys, state, workers, self._effects, lambda: space.problem)
         self._notices = Notices(name, client, keys, state, workers, self._effects)
         tryouts = Tryouts(workers)
         self._office = Office(

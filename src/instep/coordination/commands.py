@@ -55,8 +55,9 @@ def why_not(order: Order, course: Course, manifests: Mapping[str, Manifest], *, 
             return None
 
 
-def course_after(command: Command, gate: int, course: Course) -> Course | None:
-    """What the ranks do from the gate on; None where the command does not change that."""
+def course_after(command: Command, gate: int, course: Course, *, goes_on: int | None = None) -> Course | None:
+    """What the ranks do from the gate on; None where the command does not change that. `goes_on`: the step that a
+    restore takes them back to. A run that was paused is paused there."""
     reason = _signed(command)
     match command.kind:
         case "pause":
@@ -69,6 +70,10 @@ def course_after(command: Command, gate: int, course: Course) -> Course | None:
             return Course(ends_at=gate, reason=reason)
         case "checkpoint":
             return Course(save_at=gate)
+        case "restore" if course.paused_at is not None and goes_on is not None:
+            return Course(paused_at=goes_on, reason=course.reason)
+        case "restore":
+            return Course()  # what was saved on request is not saved again when its step comes again
         case _:
             return None
 

@@ -361,6 +361,9 @@ def _about_open_plan(now: Situation) -> Action | None:
         return Abort(plan.number, Decision(commit=False, reason=reason, step=passed))
     if not now.open:
         return _without_mark(plan, now.agreed)
+    if plan.checkpoint is not None and plan.checkpoint.id not in now.manifests:
+        # Its commit would be refused again and again, and ranks that are paused ask for no abort.
+        return Abort(plan.number, Decision(commit=False, reason=f"checkpoint {plan.checkpoint.id} was forgotten"))
     if membership.active_nodes(now.view, now.left) <= now.acked:
         return Commit(plan, _agreed_after(now, plan))
     limit_s = max(PLAN_TIMEOUT_S, 3 * now.progress.step_time_s * now.progress.margin_steps)
@@ -433,12 +436,14 @@ def _about_order(now: Situation, order: Order, course: Course) -> Action | None:
     if gate is None:
         return None
     command = order.command
+    back_to = now.manifests.get(command.name or "") if command.kind == "restore" else None
+    goes_on = back_to.step + 1 if back_to is not None else None
     plan = _plan(now, gate, order.revision, {}, None).model_copy(
         update={
             "kind": command.kind,
             "name": command.name,
-            "course": commands.course_after(command, gate, course),
-            "checkpoint": now.manifests.get(command.name or "") if command.kind == "restore" else None,
+            "course": commands.course_after(command, gate, course, goes_on=goes_on),
+            "checkpoint": back_to,
             "author": command.author,
             "reason": command.reason,
             "change_id": order.id,

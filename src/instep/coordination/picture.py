@@ -120,7 +120,7 @@ class Picture:
             changes=self._changes(),
             orders=(orders := self._orders()),
             declined=state.declined,
-            manifests=self._manifests() if orders or verified else {},
+            manifests=self._manifests() if orders or verified or self._goes_back() else {},
             pointer=pointer[0],
             resume=state.resume,
             resume_is_newer=state.resume_revision > pointer[1],
@@ -194,6 +194,10 @@ class Picture:
             for key, manifest in found
             if manifest is not None and key == keys.checkpoint(manifest.id)
         }
+
+    def _goes_back(self) -> bool:
+        plan = self._state.plan
+        return plan is not None and plan.checkpoint is not None and self._state.decision is None
 
     def _age_of_plan(self, number: int) -> float:
         now = self._clock()

@@ -121,10 +121,11 @@ def for_action(action: Action, keys: Keys, fence: Fence, seen: Seen) -> Txn:
         case Refuse():
             return Txn(
                 (fence.compare(),),
-                tuple(Op.put(keys.refused_of(item.incarnation), item.encode()) for item in action.refused),
+                tuple(Op.put(keys.refused_of(item.incarnation), item.encode()) for item in action.refused[:MAX_TIDIED]),
             )
         case TurnAway():
-            refusals = [Op.put(keys.refused_of(item.incarnation), item.encode()) for item in action.refused[:MAX_TIDIED]]
+            away = action.refused[:MAX_TIDIED]
+            refusals = [Op.put(keys.refused_of(item.incarnation), item.encode()) for item in away]
             count = [Op.put(keys.attempts, action.attempts.encode())] if action.attempts is not None else []
             return Txn((fence.compare(), same_view, _same_attempts(keys, seen)), (*refusals, *count))
         case LetThrough():

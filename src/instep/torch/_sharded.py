@@ -81,6 +81,7 @@ class ShardedSaver:
             saved = self._save_together(Path(offer.path), slot)
             if saved is not None:
                 return saved
+            self._registry.wait(lambda: not self._run.leads, LOOK_S)
         return False
 
     def chosen(self, number: int, name: str) -> bool:
@@ -143,16 +144,21 @@ class ShardedSaver:
             outcome: bool | None = False
             try:
                 known = self._sum_up(path, slot, self._shards.write(path))
-            except OSError as error:
-                if slot is None:
-                    return False
-                slot.abandon()
-                report_failure(trouble(slot.step, path, error))
-                return False
-            if slot is not None:
-                outcome = self._complete(slot, known)
+            except OSError as error:  # on all ranks
+                outcome = self._failed(slot, error) if slot is not None else False
+            else:
+                outcome = self._complete(slot, known) if slot is not None else False
             told = self._shards.tell_all((slot is not None, outcome))
             return next((outcome for leads, outcome in told if leads), False)
+
+    def _failed(self, slot: Slot, error: OSError) -> bool | None:
+        was_removed = not slot.path.is_dir()
+        slot.abandon()
+        if was_removed:
+            log.warning("%s was removed while it was written, as a newer leader does", slot.path)
+            return None
+        report_failure(trouble(slot.step, slot.path, error))
+        return False
 
     def _sum_up(self, path: Path, slot: Slot | None, metadata: Metadata) -> dict[str, FileSum]:
         """The sums of all shards, each read by the rank that has written it. OSError, on all ranks, where one could not
@@ -176,6 +182,8 @@ class ShardedSaver:
             with given_up_on_error(slot):
                 self._write_others(slot, {name: part.state_dict() for name, part in self._shards.others.items()})
                 slot.seal(known)
+        except Fenced:  # the log says so
+            return None
         except CheckpointError as error:
             report_failure(error)
             return False

@@ -100,6 +100,7 @@ class Checkpoints:
             plan=agreement.plan,
         )
         slot = Slot(index, make_directory(folder, index, saver.token), layout, saver, self)
+        self._ledger.begin(str(slot.path))
         opening = {"t": "archive", "do": "open", "id": slot.id, "step": index, "token": slot.token}
         conversation.tell([self._ledger.keep_saying("open", {**opening, "candidate": saver.candidate})])
         return slot

@@ -46,6 +46,10 @@ class Ledger:
         """Ids of checkpoints that were handed in, and of which nobody has said yet how that ended."""
         return frozenset(message["manifest"]["id"] for message in self._commits.values())
 
+    def begin(self, path: str) -> None:
+        """A save begins in that directory. There may have been one of the same name, deleted since."""
+        self._outcomes.pop(path, None)
+
     def outcome(self, path: str) -> Message | None:
         """How the commit of that directory ended; None while that is not known."""
         return self._outcomes.get(path)

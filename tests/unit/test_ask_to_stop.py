@@ -1,0 +1,50 @@
+"""What a node writes when one of its ranks was told to end, and when it need not."""
+
+from __future__ import annotations
+
+import pytest
+
+from instep.coordination.keys import Keys
+from instep.coordination.preemption import Known, ask_to_stop, command_id
+from instep.coordination.records import Agreed, Command, Course, Decision, Plan
+from instep.etcd import Compare, Op
+from unit.parts import plan
+
+KEYS = Keys("/training", "gpt-a")
+AGREED = Agreed(plan=3, view=1, values={}, began=2)
+
+
+def a_plan(kind: str) -> Plan:
+    return plan(4).model_copy(update={"kind": kind})
+
+
+def test_the_command_is_written_once_and_only_to_those_it_was_meant_for() -> None:
+    command = Command(kind="stop", author="rank 3 on host", reason="SIGTERM")
+    txn = ask_to_stop(KEYS, Known(7, AGREED, 9), command)
+    key = "/training/gpt-a/commands/sigterm-2"
+    assert txn.then == (Op.put(key, command.encode()),)
+    assert txn.compares == (
+        Compare.absent(key),
+        Compare.mod_revision(KEYS.view, "==", 7),
+        Compare.mod_revision(KEYS.agreed, "==", 9),
+    )
+
+
+def test_all_nodes_use_one_key_until_the_run_begins_anew() -> None:
+    assert command_id(AGREED) == command_id(AGREED.model_copy(update={"plan": 8, "view": 2}))
+    assert command_id(AGREED) != command_id(AGREED.model_copy(update={"began": 3}))
+
+
+@pytest.mark.parametrize(
+    ("known", "stopping"),
+    [
+        (Known(7, AGREED, 9), False),
+        (Known(7, AGREED.model_copy(update={"course": Course(ends_at=20)}), 9), True),
+        (Known(7, AGREED.model_copy(update={"course": Course(paused_at=20)}), 9), False),
+        (Known(7, AGREED, 9, a_plan("stop")), True),
+        (Known(7, AGREED, 9, a_plan("stop"), Decision(commit=False)), False),
+        (Known(7, AGREED, 9, a_plan("pause")), False),
+    ],
+)
+def test_a_stop_that_is_agreed_on_or_proposed_is_not_asked_for_again(known: Known, stopping: bool) -> None:
+    assert known.is_stopping is stopping
