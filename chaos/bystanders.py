@@ -49,7 +49,8 @@ class Bystander:
         self, name: str, client: Client, prefix: str, history: History, calls: Calls, *, count: int, seed: int
     ) -> None:
         self.name = name
-        self.lost_leases = 0
+        self.holding: set[str] = set()
+        """What it believes to hold."""
         self._client = client
         self._prefix = prefix
         self._history = history
@@ -106,6 +107,7 @@ class Bystander:
             return
         written = [acquired_at]
         writing = asyncio.create_task(self._write_on(name, fence, written))
+        self.holding.add(name)
         try:
             while believed_at < until or SILENT_S < believed_at - written[0] < CUT_OFF_HOLD_S:
                 await asyncio.sleep(LOOK_S)
@@ -114,6 +116,7 @@ class Bystander:
                     break
                 believed_at = looked_at
         finally:
+            self.holding.discard(name)
             writing.cancel()
             self._history.add(Hold(name, self.name, fence.token, acquired_at, believed_at))
             await asyncio.gather(writing, return_exceptions=True)

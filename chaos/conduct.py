@@ -12,11 +12,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from chaos.faults import MEMBERS, RANKS_PER_NODE, WORLD_SIZE, Fault, Lane
-from chaos.nodes import Node
+from chaos.nodes import Link, Node
 from chaos.ranks import Ranks
 from chaos.servers import Servers
+from chaos.tasks import until
 
 Compact = Callable[[], Awaitable[bool]]
+HolderOf = Callable[[str], Link | None]
+"""The link of the client that holds what is named, None when nobody does."""
+HOLDER_TIMEOUT_S = 2.0
 
 
 class Conductor:
@@ -26,7 +30,14 @@ class Conductor:
     """
 
     def __init__(
-        self, servers: Servers, nodes: Sequence[Node], ranks: Ranks, *, compact: Compact, journal: Path
+        self,
+        servers: Servers,
+        nodes: Sequence[Node],
+        ranks: Ranks,
+        *,
+        compact: Compact,
+        holder_of: HolderOf,
+        journal: Path,
     ) -> None:
         self.done: Counter[str] = Counter()
         self.missed: Counter[str] = Counter()
@@ -39,6 +50,7 @@ class Conductor:
         self._nodes = nodes
         self._ranks = ranks
         self._compact = compact
+        self._holder_of = holder_of
         self._journal = journal
         self._fire = asyncio.Event()
         self._fire.set()
@@ -95,6 +107,8 @@ class Conductor:
                 return await self._break_agent(fault, self._nodes[fault.target])
             case Lane.WORKERS:
                 return await self._break_workers(fault)
+            case Lane.HOLDERS:
+                return await self._break_holder(fault)
 
     async def _break_servers(self, fault: Fault) -> bool:
         others = tuple(member for member in range(MEMBERS) if member != fault.target)
@@ -130,13 +144,24 @@ class Conductor:
                     node.signal_agent(signal.SIGCONT, pid)
                 return pid is not None
             case "agent cut off":
-                node.cut_off()
+                node.link.cut_off()
             case "agent unanswered":
-                node.silence()
+                node.link.silence()
             case _:
                 raise AssertionError(f"no such fault: {fault}")
         await asyncio.sleep(fault.for_s)
-        node.heal()
+        node.link.heal()
+        return True
+
+    async def _break_holder(self, fault: Fault) -> bool:
+        name = {"lock's holder cut off": "lock", "election's leader cut off": "election"}[fault.kind]
+        if not await until(lambda: self._holder_of(name) is not None, HOLDER_TIMEOUT_S):
+            return False
+        link = self._holder_of(name)
+        assert link is not None
+        link.cut_off()
+        await asyncio.sleep(fault.for_s)
+        link.heal()
         return True
 
     async def _break_workers(self, fault: Fault) -> bool:

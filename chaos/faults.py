@@ -23,6 +23,7 @@ class Lane(StrEnum):
     SERVERS = "servers"
     AGENTS = "agents"
     WORKERS = "workers"
+    HOLDERS = "holders"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,13 @@ KINDS = (
     Kind("worker and agent killed", Lane.WORKERS, 2, WORLD_SIZE, 0.0, 2.0),
     Kind("worker frozen", Lane.WORKERS, 3, WORLD_SIZE, 0.3, 1.5 * TTL_S),
     Kind("interpreter held", Lane.WORKERS, 2, WORLD_SIZE, 0.3, 1.5 * TTL_S),
+    Kind("lock's holder cut off", Lane.HOLDERS, 2, 1, 0.5, 3 * TTL_S),
+    Kind("election's leader cut off", Lane.HOLDERS, 1, 1, 0.5, 3 * TTL_S),
 )
-"""A quorum fault takes two members, all but its target; every other server fault takes one."""
+"""A quorum fault takes two members, all but its target; every other server fault takes one. Whoever holds the lock or
+leads the clients' election is cut off from all members, and nobody else is."""
 
-MEAN_GAP_S = {Lane.SERVERS: 5.0, Lane.AGENTS: 8.0, Lane.WORKERS: 4.5}
+MEAN_GAP_S = {Lane.SERVERS: 5.0, Lane.AGENTS: 8.0, Lane.WORKERS: 4.5, Lane.HOLDERS: 6.0}
 LONGEST_GAP_S = 15.0
 
 

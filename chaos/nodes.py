@@ -18,6 +18,38 @@ TAIL_BYTES = 6000
 CONNECT_TIMEOUT_S = 1.0
 
 
+class Link:
+    """A way to each member of the cluster that can be cut."""
+
+    def __init__(self, endpoints: Sequence[str]) -> None:
+        self._proxies = [_proxy_to(endpoint) for endpoint in endpoints]
+
+    def __repr__(self) -> str:
+        return f"Link({', '.join(self.endpoints)})"
+
+    @property
+    def endpoints(self) -> list[str]:
+        return [f"http://{proxy.endpoint}" for proxy in self._proxies]
+
+    def cut_off(self) -> None:
+        """Packets of both directions are lost, nothing is reset."""
+        for proxy in self._proxies:
+            proxy.black_hole("both")
+
+    def silence(self) -> None:
+        """Requests arrive, replies do not."""
+        for proxy in self._proxies:
+            proxy.black_hole("down")
+
+    def heal(self) -> None:
+        for proxy in self._proxies:
+            proxy.heal()
+
+    def close(self) -> None:
+        for proxy in self._proxies:
+            proxy.close()
+
+
 class Node:
     """One node. Its agent reaches each member of the cluster through a proxy of this node."""
 
@@ -26,7 +58,7 @@ class Node:
         self.folder = folder / name
         self.folder.mkdir(mode=0o700)
         self._namespace = namespace
-        self._proxies = [_proxy_to(endpoint) for endpoint in endpoints]
+        self.link = Link(endpoints)
 
     def __repr__(self) -> str:
         return f"Node({self.name}, agent {self.agent_pid()})"
@@ -34,7 +66,7 @@ class Node:
     @property
     def endpoints(self) -> list[str]:
         """Where the members are reached from this node."""
-        return [f"http://{proxy.endpoint}" for proxy in self._proxies]
+        return self.link.endpoints
 
     def environment(self) -> dict[str, str]:
         """The settings of this node's ranks and so of its agent."""
@@ -65,20 +97,6 @@ class Node:
             return None
         return pid
 
-    def cut_off(self) -> None:
-        """Packets of both directions are lost, nothing is reset."""
-        for proxy in self._proxies:
-            proxy.black_hole("both")
-
-    def silence(self) -> None:
-        """Requests arrive, replies do not."""
-        for proxy in self._proxies:
-            proxy.black_hole("down")
-
-    def heal(self) -> None:
-        for proxy in self._proxies:
-            proxy.heal()
-
     def log_tail(self) -> str:
         logs = [path.read_bytes()[-TAIL_BYTES:].decode(errors="replace") for path in self.folder.glob("*/agent.log")]
         return "\n".join(logs)
@@ -88,8 +106,7 @@ class Node:
         for pid in _agents_below(self.folder):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for proxy in self._proxies:
-            proxy.close()
+        self.link.close()
 
 
 def _proxy_to(endpoint: str) -> Proxy:

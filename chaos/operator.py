@@ -69,6 +69,20 @@ class Operator:
             await asyncio.sleep(RETRY_S)
         await self.end_pause()
 
+    async def insist(self) -> None:
+        """Asks again for the final values where something else is desired: a put of before whose outcome was not known
+        may have come late. Ends a pause too."""
+        try:
+            found = await self._calls.timed(
+                "operator range", TIMEOUT_S, self._client.range(self._keys.config, timeout_s=TIMEOUT_S)
+            )
+        except EtcdError:
+            return
+        desired = {kv.key.removeprefix(self._keys.config): kv.text for kv in found.kvs}
+        if desired != {name: json.dumps(value) for name, value in FINAL.items()}:
+            await self._put(FINAL)
+        await self.end_pause()
+
     async def end_pause(self) -> None:
         """Asks for the end of a pause where one stands or may be coming, unless that has been asked for already."""
         try:

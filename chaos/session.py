@@ -87,10 +87,8 @@ class Session:
         except EtcdError:
             return False
         agreed = Agreed.decode_or_none(found.value if found else None)
-        if standing or agreed is None or agreed.course.paused_at is not None:
-            await world.operator.end_pause()
-            return False
-        if agreed.values != FINAL:
+        if standing or agreed is None or agreed.course.paused_at is not None or agreed.values != FINAL:
+            await world.operator.insist()
             return False
         return agreed.gate is None or world.ranks.board.lowest_arrived() >= agreed.gate
 

@@ -15,7 +15,7 @@ from chaos.clocked import Calls
 from chaos.conduct import Conductor
 from chaos.faults import NODES
 from chaos.monitor import Monitor
-from chaos.nodes import Node
+from chaos.nodes import Link, Node
 from chaos.operator import Operator, keys_of
 from chaos.prober import Prober
 from chaos.ranks import Ranks
@@ -54,9 +54,15 @@ class World:
         self.prober = Prober(self.client(), f"{PREFIX}beat", self.calls)
         self.history = History(folder / "calls.jsonl")
         self.registers = [self._register_client(number, seed) for number in range(REGISTER_CLIENTS)]
+        self._links = [Link(node.endpoints) for node in self.nodes]
         self.bystanders = [self._bystander(number, seed) for number in range(NODES)]
         self.conductor = Conductor(
-            self.servers, self.nodes, self.ranks, compact=self._compact, journal=folder / "done.jsonl"
+            self.servers,
+            self.nodes,
+            self.ranks,
+            compact=self._compact,
+            holder_of=self._holder_of,
+            journal=folder / "done.jsonl",
         )
         self.monitor = Monitor(self.ranks, self.nodes, self.conductor)
 
@@ -84,13 +90,17 @@ class World:
     def _bystander(self, number: int, seed: int) -> Bystander:
         return Bystander(
             f"bystander-{number}",
-            self.client(self.nodes[number].endpoints),
+            self.client(self._links[number].endpoints),
             f"{PREFIX}bystanders/",
             self.history,
             self.calls,
             count=NODES,
             seed=seed * 1000 + 500 + number,
         )
+
+    def _holder_of(self, name: str) -> Link | None:
+        found = zip(self.bystanders, self._links, strict=True)
+        return next((link for bystander, link in found if name in bystander.holding), None)
 
     async def keep_evidence(self) -> None:
         """After a failure, for one who looks for its cause: the rest of the history, and the members' logs."""
@@ -115,6 +125,8 @@ class World:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.ranks.close()
+        for link in self._links:
+            link.close()
         for node in self.nodes:
             node.close()
         await self._stack.aclose()

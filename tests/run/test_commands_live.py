@@ -160,3 +160,18 @@ def test_a_stopped_run_starts_again(training: TrainingRun) -> None:
         trainer.wait_config(lr=0.05)
     assert not again[0].said("stopped")
     training.stop(*again)
+
+
+def test_a_rank_that_is_replaced_before_it_did_a_command_owes_its_receipt(training: TrainingRun) -> None:
+    """No value was changed before, so there is no gate to inherit: later changes must not wait for the dead rank."""
+    first, second = training.start_all(2, "--step-s=0.2", nodes="ab")
+    first.wait_said("config")
+    order(training, "checkpoint")
+    wait_for(lambda: training.keys("state/plans/1/decision"), "agreed")
+    second.kill()
+    second.finish()
+    third = training.start(1, 2, "--step-s=0.2", node="b")
+    third.wait_said("joined")
+    training.put("lr", "0.01")
+    wait_for(lambda: training.key("state/agreed")["values"]["lr"] == 0.01, "agreed after the command")
+    training.stop(first, third)

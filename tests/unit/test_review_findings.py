@@ -210,9 +210,7 @@ def test_who_joins_before_the_gate_of_an_action_does_it_there_as_all_others_do()
     assert done == ["evaluate"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="each rank that a launcher replaces by itself after one crash counts as a failure"
-)
+@pytest.mark.xfail(strict=True, reason="each rank that is replaced by itself after one crash counts")
 def test_one_crash_after_which_ranks_are_replaced_one_by_one_counts_once() -> None:
     """Rank 0 fails, the others fail in the collective that waits for it, and each node starts its own rank anew."""
     count = Attempts()

@@ -1,0 +1,64 @@
+"""The clients of chaos that contend for a lock: cut off, the holder ceases to believe before the next one is let in."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from chaos.bystanders import Bystander
+from chaos.clocked import Calls
+from chaos.faults import TTL_S
+from chaos.nodes import Link
+from chaos.overlaps import without_excused
+from chaos.tasks import Background, until
+
+from instep.etcd import Client
+from instep.etcd._lease import LeaseTiming
+from instep.testing import EtcdServer
+from instep.testing.checkers import History, Hold, Verdict, check_exclusion
+
+BYSTANDERS = 2
+TIMEOUT_S = 30.0
+
+
+async def cut_the_holder_off(endpoint: str, path: Path) -> Verdict:
+    """Until another one has had the lock for a moment; then everything ends."""
+    history, calls = History(path), Calls()
+    links = [Link([endpoint]) for _ in range(BYSTANDERS)]
+    clients = [Client(link.endpoints, timeout_s=5.0) for link in links]
+    bystanders = [
+        Bystander(f"bystander-{number}", client, "/t/", history, calls, count=BYSTANDERS, seed=number)
+        for number, client in enumerate(clients)
+    ]
+    try:
+        async with Background([bystander.run() for bystander in bystanders]):
+            assert await until(lambda: any("lock" in item.holding for item in bystanders), TIMEOUT_S)
+            holder = next(number for number, item in enumerate(bystanders) if "lock" in item.holding)
+            links[holder].cut_off()
+            other = bystanders[1 - holder]
+            before = len(history.select(Hold))
+            assert await until(lambda: "lock" in other.holding, TIMEOUT_S)
+            assert await until(
+                lambda: any(hold.holder == other.name for hold in history.select(Hold)[before:]), TIMEOUT_S
+            )
+    finally:
+        for client in clients:
+            await client.close()
+        for link in links:
+            link.close()
+        history.close()
+    return check_exclusion(without_excused(history.select(Hold), [], TTL_S))
+
+
+def test_a_holder_that_is_cut_off_ceases_to_believe_in_time(tmp_path: Path) -> None:
+    with EtcdServer() as server:
+        verdict = asyncio.run(cut_the_holder_off(server.endpoint, tmp_path / "calls"))
+    assert verdict.passed, str(verdict)
+
+
+def test_a_lease_that_is_believed_for_ten_ttls_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LeaseTiming, "valid_until", lambda self, sent_at: sent_at + 10 * self.ttl_s)
+    with EtcdServer() as server:
+        verdict = asyncio.run(cut_the_holder_off(server.endpoint, tmp_path / "calls"))
+    assert "believed at once" in str(verdict)

@@ -1,0 +1,52 @@
+"""Checkpoints under schedules that a review has found."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from run.harness import TrainingRun
+from run.saver_team import Team
+from run.test_checkpoints import save_some
+
+
+@pytest.fixture
+def team(training: TrainingRun, tmp_path: Path) -> Iterator[Team]:
+    team = Team(training, tmp_path / "saved")
+    yield team
+    team.close()
+
+
+def test_a_step_is_saved_again_where_its_first_checkpoint_was_deleted(team: Team) -> None:
+    """As after a run was taken back. Its commit was taken for the first one's, and never made."""
+    (worker,) = team.join("a")
+    team.leader(worker)
+    first = worker.ask("save", step=5)
+    worker.ask("save", step=6)
+    assert worker.ask("forget", ids=[first["slot"]])["ids"] == [first["slot"]]
+    shutil.rmtree(first["path"])
+    again = worker.ask("save", step=5)
+    assert (again["path"], again["state"]) == (first["path"], "committed")
+    assert worker.ask("list")["ids"][0] == again["slot"]
+    assert team.training.key("checkpoints/latest")["id"] == again["slot"]
+
+
+@pytest.mark.xfail(strict=True, reason="who joins a run that fell back takes what it fell back from for saved")
+def test_who_joins_a_run_that_fell_back_does_not_take_the_damaged_checkpoint_for_its_own(team: Team) -> None:
+    """The run goes on from step 10 since the checkpoint of step 20 is damaged. A rank that joins later and comes to
+    lead believes that all up to step 20 is saved, and so does `Checkpointer.save`: it saves nothing."""
+    good, damaged = save_some(team, "ab", 10, 20)
+    ranks = zero, one = team.join("ab")
+    for worker in ranks:
+        worker.tell("resume", refuse=[damaged])
+    assert {worker.answer()["id"] for worker in ranks} == {good}
+    assert not zero.ask("has", step=15)["has"]
+    one.kill()
+    newcomer = team.start(1, 2, "c")
+    assert "error" not in newcomer.answer()
+    newcomer.ask("hear")
+    assert not zero.ask("has", step=15)["has"]
+    assert not newcomer.ask("has", step=15)["has"]
