@@ -28,9 +28,8 @@ LONGEST_HOLD_S = 1.0
 LONG_HOLDS = 0.2
 LONG_HOLD_S = 2.5 * TTL_S
 """Now and then one holds on for longer than a lease lasts: it must cease to believe when it cannot be renewed."""
-SILENT_S = 0.5
 CUT_OFF_HOLD_S = 4.0 * TTL_S
-"""Whoever could not write for half a second holds on while it believes, this long at most from its last write on."""
+"""Whoever is cut off does not get its last write done, and holds on for so much longer at most, while it believes."""
 PAUSE_S = 0.3
 LINGERS_S = 15.0
 """How long a key that was given up may stand, with etcd away and its lease renewed by a change of etcd's leader."""
@@ -109,7 +108,7 @@ class Bystander:
         writing = asyncio.create_task(self._write_on(name, fence, written))
         self.holding.add(name)
         try:
-            while believed_at < until or SILENT_S < believed_at - written[0] < CUT_OFF_HOLD_S:
+            while believed_at < until or (written[0] < until and believed_at < until + CUT_OFF_HOLD_S):
                 await asyncio.sleep(LOOK_S)
                 looked_at = time.monotonic()
                 if not held():

@@ -36,12 +36,12 @@ async def cut_the_holder_off(endpoint: str, path: Path) -> Verdict:
             assert await until(lambda: any("lock" in item.holding for item in bystanders), TIMEOUT_S)
             holder = next(number for number, item in enumerate(bystanders) if "lock" in item.holding)
             links[holder].cut_off()
-            other = bystanders[1 - holder]
-            before = len(history.select(Hold))
-            assert await until(lambda: "lock" in other.holding, TIMEOUT_S)
-            assert await until(
-                lambda: any(hold.holder == other.name for hold in history.select(Hold)[before:]), TIMEOUT_S
-            )
+            other, before = bystanders[1 - holder].name, len(history.select(Hold))
+
+            def has_had_it() -> bool:
+                return any((hold.name, hold.holder) == ("lock", other) for hold in history.select(Hold)[before:])
+
+            assert await until(has_had_it, TIMEOUT_S)
     finally:
         for client in clients:
             await client.close()

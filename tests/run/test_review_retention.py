@@ -57,8 +57,8 @@ def test_what_a_run_was_taken_back_to_is_kept_longer_than_what_it_left_behind(te
     ranks[0].tell("train_until_back", start=3)
     order(team.training, "restore", name=first)
     assert ranks[0].answer()["next"] == 1
-    all_do(ranks, "train", start=1, steps=1)
-    all_do(ranks, "keep", step=1)
+    all_do(ranks, "train", start=1, steps=3)
+    all_do(ranks, "keep", step=3)
     assert first in ranks[0].ask("list")["ids"]
 
 
