@@ -26,6 +26,7 @@ COMMANDS = 0.12
 """The part of all that is asked for that is a command. No stop: a session would be over."""
 KINDS = ("pause",) * 3 + ("checkpoint",) * 4 + ("action",) * 3 + ("unknown action",)
 UNKNOWN_ACTION = "nobody-declares-this"
+MOST_STANDING = 3
 PAUSE_S = (0.2, 1.0)
 LOOK_S = 1.0
 """How often the operator looks whether the run is paused."""
@@ -60,7 +61,7 @@ class Operator:
                 self._resume_at = time.monotonic() + LOOK_S  # a put whose outcome is not known may come late
                 await self.end_pause()
             wish = self._next()
-            await (self._command(wish) if isinstance(wish, Command) else self._put(wish))
+            await (self._command_unless_many(wish) if isinstance(wish, Command) else self._put(wish))
             await asyncio.sleep(self._chance.uniform(0.1, 0.6))
 
     async def settle(self) -> None:
@@ -153,6 +154,16 @@ class Operator:
             return False
         self.puts += 1
         return True
+
+    async def _command_unless_many(self, command: Command) -> None:
+        """Commands are carried out one after the other: what waits while the run cannot go on must not become a long
+        row that is still being worked off long after the last fault."""
+        try:
+            many = len(await self.standing()) >= MOST_STANDING
+        except EtcdError:
+            return
+        if not many:
+            await self._command(command)
 
     async def _command(self, command: Command) -> None:
         self.commands += 1

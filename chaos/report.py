@@ -96,7 +96,7 @@ def figures_of(world: World) -> dict[str, float]:
         "longest stall": clock.longest_s,
         "longest stall without a fault": clock.longest_unexplained_s,
         "fire held": world.monitor.held_s,
-        "longest boundary": longest_boundary_s(world),
+        "longest boundary, pauses included": longest_boundary_s(world),
         "longest lag of the clients' loop": world.calls.longest_lag_s,
     }
 

@@ -15,7 +15,7 @@ from chaos.replay import Replay
 from chaos.stalls import StallClock
 from chaos.steps import against_history, read_runs
 
-from instep.coordination.records import Agreed, Decision, Leader, Plan, Snapshot, View
+from instep.coordination.records import Agreed, Course, Decision, Leader, Plan, Snapshot, View
 from instep.etcd import Event, KeyValue
 from instep.testing.checkers import Passage, check_barrier
 
@@ -112,6 +112,21 @@ def commit(etcd: Etcd, number: int, lr: float) -> None:
     etcd.write((KEYS.decision(number), Decision(commit=True).encode()), (KEYS.agreed, agreed.encode()))
 
 
+def change_at(etcd: Etcd, number: int, gate: int, lr: float, course: Course | None = None) -> None:
+    proposed = Plan(number=number, view=1, gate=gate, values={"lr": lr}, previous={}, revision=1)
+    etcd.write((KEYS.plan(number), proposed.encode()))
+    agreed = Agreed(plan=number, view=1, values={"lr": lr}, gate=gate, previous={}, course=course or Course())
+    etcd.write((KEYS.decision(number), Decision(commit=True).encode()), (KEYS.agreed, agreed.encode()))
+
+
+def order(etcd: Etcd, number: int, lr: float, course: Course) -> None:
+    """A pause that follows the change with gate 10, and leaves `lr` agreed."""
+    proposed = Plan(number=number, view=1, gate=20, kind="pause", values={}, previous={}, revision=1)
+    etcd.write((KEYS.plan(number), proposed.encode()))
+    agreed = Agreed(plan=number, view=1, values={"lr": lr}, gate=10, previous={}, course=course)
+    etcd.write((KEYS.decision(number), Decision(commit=True).encode()), (KEYS.agreed, agreed.encode()))
+
+
 def replayed(etcd: Etcd) -> Replay:
     replay = Replay(KEYS)
     replay.feed(etcd.events)
@@ -129,6 +144,35 @@ def test_a_history_by_the_rules_is_accepted(etcd: Etcd) -> None:
     replay = replayed(etcd)
     assert replay.problems == []
     assert (replay.commits, replay.terms, replay.views) == (2, 2, 1)
+
+
+def test_while_paused_changes_share_a_gate_and_at_no_other_time(etcd: Etcd) -> None:
+    lead(etcd)
+    begin(etcd)
+    commit(etcd, 1, 0.1)
+    change_at(etcd, 2, 10, 0.2)
+    assert "is not above the one before it" in replayed(etcd).problems[0]
+
+
+def test_changes_made_while_paused_hold_from_the_step_that_waits(etcd: Etcd) -> None:
+    lead(etcd)
+    begin(etcd)
+    commit(etcd, 1, 0.1)
+    order(etcd, 2, 0.1, Course(paused_at=20))
+    change_at(etcd, 3, 20, 0.2, Course(paused_at=20))
+    change_at(etcd, 4, 20, 0.3, Course(paused_at=20))
+    replay = replayed(etcd)
+    assert replay.problems == []
+    assert replay.commits == 3, "a command is no change"
+    assert [replay.spans[0].at(step)["lr"] for step in (9, 10, 19, 20)] == [1.0, 0.1, 0.1, 0.3]
+
+
+def test_a_command_that_changes_a_value_is_found(etcd: Etcd) -> None:
+    lead(etcd)
+    begin(etcd)
+    commit(etcd, 1, 0.1)
+    order(etcd, 2, 0.2, Course(paused_at=20))
+    assert "a command, changed a value" in replayed(etcd).problems[0]
 
 
 def test_a_write_after_the_leaders_candidate_was_gone_is_found(etcd: Etcd) -> None:

@@ -31,6 +31,7 @@ class ModelConnection:
 
     def __init__(self, host: Host, words: Words, delays: Delays) -> None:
         self.pid = 1
+        self.ending: str | None = None
         self.words: Words | None = words
         self.closed = False
         self.cut = False

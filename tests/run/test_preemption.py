@@ -75,6 +75,9 @@ def test_everything_on_a_node_may_get_the_signal(training: TrainingRun) -> None:
         os.kill(pid, TERM)
     assert len(steps_said(trainers, "stopped")) == 1
     assert [trainer.finish() for trainer in trainers] == [0, 0, 0, 0]
+    wait_for(lambda: not Path(f"/proc/{agent}").exists(), "the end of the agent, with its workers")
+    assert f"agent {agent} ends" in training.agent_log("b")
+    assert training.agent_log("b").count("starts with") == 1, "it was not replaced"
 
 
 def test_a_second_signal_means_now(training: TrainingRun) -> None:

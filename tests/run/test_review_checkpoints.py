@@ -39,13 +39,13 @@ def test_who_joins_a_run_that_fell_back_does_not_take_the_damaged_checkpoint_for
     """The run goes on from step 10 since the checkpoint of step 20 is damaged. A rank that joins later and comes to
     lead believes that all up to step 20 is saved, and so does `Checkpointer.save`: it saves nothing."""
     good, damaged = save_some(team, "ab", 10, 20)
-    ranks = zero, one = team.join("ab")
+    ranks = zero, one = team.join("aa")
     for worker in ranks:
         worker.tell("resume", refuse=[damaged])
     assert {worker.answer()["id"] for worker in ranks} == {good}
     assert not zero.ask("has", step=15)["has"]
     one.kill()
-    newcomer = team.start(1, 2, "c")
+    newcomer = team.start(1, 2, "a")
     assert "error" not in newcomer.answer()
     assert newcomer.ask("hear", wait_s=1)["saved"]["id"] == damaged
     assert not team.training.key("state/view")["fresh"]

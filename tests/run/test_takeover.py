@@ -235,7 +235,7 @@ def test_an_agent_told_to_stop_hands_its_lead_on_at_once(training: TrainingRun) 
     trainers = training.start_all(2, nodes="ab")
     first = wait_leading(trainers)
     agent = training.agent_pid("ab"[first])
-    os.kill(agent, signal.SIGTERM)
+    os.kill(agent, signal.SIGINT)
     told_at = time.monotonic()
     wait_for(lambda: leading(trainers) == [1 - first], "the other node to lead", 20)
     assert trainers[1 - first].said("leads")[-1]["at"] - told_at < FOLLOWS_S

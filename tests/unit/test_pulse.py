@@ -29,6 +29,14 @@ def test_one_look_after_a_long_sleep_is_not_enough() -> None:
     assert not pulse.is_stopped(beat=1e6, now=1e6 + 0.1)
 
 
+def test_quick_looks_before_a_long_sleep_do_not_make_up_for_those_after_it() -> None:
+    """A rank that waits looks four times between two beats; when all wake up the agent may be the last."""
+    pulse = Pulse()
+    assert not any(pulse.is_stopped(beat=5.0, now=look / 4) for look in range(4))
+    assert not any(pulse.is_stopped(beat=5.0, now=100.0 + look / 4) for look in range(3))
+    assert not pulse.is_stopped(beat=100.8, now=101.0)
+
+
 def test_the_next_agent_gets_its_own_time() -> None:
     pulse = Pulse()
     assert [pulse.is_stopped(beat=5.0, now=now) for now in (0.0, 20.0, 40.0, 60.0)] == [False, False, False, True]

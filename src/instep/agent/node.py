@@ -116,6 +116,11 @@ class Node:
     def __repr__(self) -> str:
         return f"Node({self._name}, {self._workers!r}, {self._state!r})"
 
+    @property
+    def serves(self) -> bool:
+        """Whether a worker is here."""
+        return len(self._workers) > 0
+
     async def run(self) -> None:
         """Serves until the last worker has gone, then gives up everything it holds.
 

@@ -59,8 +59,9 @@ async def _serve(folder: RuntimeFolder, run: str, settings: Settings, name: str)
         node.on_empty, node.on_tick = server.stop_accepting, server.stay_reachable
         server.start()
         serving = asyncio.create_task(node.run())
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, serving.cancel)
+        loop.add_signal_handler(signal.SIGTERM, _on_sigterm, node, serving)
         try:
             await serving
         except asyncio.CancelledError:
@@ -72,6 +73,15 @@ async def _serve(folder: RuntimeFolder, run: str, settings: Settings, name: str)
         finally:
             server.close()
     log.info("agent %d ends", os.getpid())
+
+
+def _on_sigterm(node: Node, serving: asyncio.Task[None]) -> None:
+    """A scheduler that tells every process of a job to end means the ranks. They need their agent to end well, and it
+    goes with the last of them."""
+    if node.serves:
+        log.info("told to end (SIGTERM): that is up to the workers")
+    else:
+        serving.cancel()
 
 
 async def _refuse_everybody(folder: RuntimeFolder, error: InstepError) -> None:

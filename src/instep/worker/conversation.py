@@ -26,6 +26,9 @@ RECONNECT_S: Final = 0.1
 GOODBYE_S: Final = 8.0
 LISTEN_S: Final = 0.25
 """How often what is waited for is looked at when the agent says nothing."""
+PATIENCE_S: Final = 3.0
+COMPLAIN_S: Final = 10.0
+"""Who waits says that there is no agent after `PATIENCE_S`, and again every `COMPLAIN_S`."""
 
 
 class Conversation:
@@ -46,6 +49,7 @@ class Conversation:
         self._world_size = world_size
         self._incarnation = incarnation
         self._pulse = Pulse()
+        self._apart_since = self._complain_at = 0.0
         self.reports = Reports()
         self.view = 0
         self.leads = False
@@ -83,6 +87,8 @@ class Conversation:
     def introduce(self) -> None:
         """After each (re)connection: who this is, and what it has applied that its old agent may not have told."""
         self._link.introduce(self._hello())
+        self._pulse = Pulse()  # this agent has not been silent yet, however old the beat of the one before is
+        self._apart_since = self._complain_at = 0.0
         self._offered = None
         self.leads, self.token = False, 0  # until this agent says so
         for fact in (self._agreement.began, self._agreement.applied):
@@ -190,7 +196,15 @@ class Conversation:
         except LinkLost:
             pass  # the next look finds another agent
         except InstepError as error:
+            self._complain(error)
+
+    def _complain(self, error: InstepError) -> None:
+        """Of an agent that cannot be had: most are back in a moment."""
+        now = time.monotonic()
+        self._apart_since = self._apart_since or now
+        if now >= max(self._complain_at, self._apart_since + PATIENCE_S):
             log.warning("%s", error)
+            self._complain_at = now + COMPLAIN_S
 
     def wait_until(self, until: Callable[[], bool], timeout_s: float, step: int) -> bool:
         """Hears the agent until the condition holds; False when it did not in time. Raises the failure, if there is

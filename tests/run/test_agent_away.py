@@ -1,0 +1,38 @@
+"""A rank that waits for word of a checkpoint, and has no agent to hear it from."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from run.harness import TrainingRun, wait_for
+from run.saver_team import Team
+
+AWAY_S = 4.0
+
+
+@pytest.fixture
+def team(training: TrainingRun, tmp_path: Path) -> Iterator[Team]:
+    team = Team(training, tmp_path / "saved")
+    yield team
+    team.close()
+
+
+def test_a_rank_that_waits_without_an_agent_says_so_once_and_goes_on_with_the_next(team: Team) -> None:
+    (worker,) = team.join("a")
+    agent = team.training.agent_pid()
+    for pid in (guardian_of(agent), agent):
+        os.kill(pid, signal.SIGKILL)
+    claim = wait_for(team.training.folder_of().claim, "the agent's place")  # nobody can start one while we hold it
+    assert worker.ask("hear", wait_s=AWAY_S)["took_s"] >= AWAY_S
+    assert sum("the node's agent did not answer" in line for line in worker.log) == 1
+    os.close(claim)
+    wait_for(lambda: worker.ask("hear", wait_s=0.1)["leads"], "another agent")
+
+
+def guardian_of(agent: int) -> int:
+    return int(Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[1])
