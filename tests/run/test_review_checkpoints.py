@@ -34,7 +34,6 @@ def test_a_step_is_saved_again_where_its_first_checkpoint_was_deleted(team: Team
     assert team.training.key("checkpoints/latest")["id"] == again["slot"]
 
 
-@pytest.mark.xfail(strict=True, reason="who joins a run that fell back takes what it fell back from for saved")
 def test_who_joins_a_run_that_fell_back_does_not_take_the_damaged_checkpoint_for_its_own(team: Team) -> None:
     """The run goes on from step 10 since the checkpoint of step 20 is damaged. A rank that joins later and comes to
     lead believes that all up to step 20 is saved, and so does `Checkpointer.save`: it saves nothing."""

@@ -50,13 +50,12 @@ def test_news_say_what_is_saved_and_what_is_being_saved() -> None:
     ledger = Ledger()
     pointer = {"id": "5-9", "step": 5, "token": 9, "revision": 40, "of": "a newer version"}
     saving = {"id": "6-9", "step": 6, "token": 9, "rank": 0}
-    ledger.hear({"t": "archive", "do": "news", "saved": pointer, "saving": saving, "began": 30})
+    ledger.hear({"t": "archive", "do": "news", "saved": pointer, "saving": saving})
     assert ledger.saved is not None
     assert (ledger.saved.id, ledger.saved.revision) == ("5-9", 40)
     assert ledger.saving is not None
     assert ledger.saving.rank == 0
-    ledger.hear({"t": "archive", "do": "news", "saved": None, "saving": None, "began": 0})
+    ledger.hear({"t": "archive", "do": "news", "saved": None, "saving": None})
     assert ledger.saved is None
     assert ledger.saving is None
-    assert ledger.began == 30
     ledger.hear({"t": "archive", "do": "something of a newer version"})

@@ -60,7 +60,7 @@ from unit.parts import SCHEMA, agreed, incarnation, left, plan, view
 KEYS = Keys("/training", "gpt-a")
 ROOT = "/training/gpt-a/"
 FENCE = Fence(f"{ROOT}election/aaaaa", 77)
-SEEN = Seen(view=41, agreed=42, pointer=43, attempts=44)
+SEEN = Seen(view=41, agreed=42, pointer=43, attempts=44, resume=45)
 TWO = view({"a": {0: 10}, "b": {1: 11}})
 MAX_OPS = 128
 """etcd's limit for the operations of one txn."""
@@ -69,6 +69,7 @@ LEADS = Compare.create_revision(FENCE.key, "==", 77)
 SAME_VIEW = Compare.mod_revision(f"{ROOT}state/view", "==", 41)
 SAME_AGREED = Compare.mod_revision(f"{ROOT}state/agreed", "==", 42)
 SAME_ATTEMPTS = Compare.mod_revision(f"{ROOT}attempts", "==", 44)
+SAME_RESUME = Compare.mod_revision(f"{ROOT}state/resume", "==", 45)
 SAME_POINTER = Compare.mod_revision(f"{ROOT}checkpoints/latest", "==", 43)
 
 TURNED_AWAY = (Refused(incarnation=incarnation(1), rank=0, reason=""),)
@@ -95,8 +96,8 @@ def writes(txn: Txn) -> set[str]:
 @pytest.mark.parametrize(
     ("action", "guards"),
     [
-        (form(), [LEADS, SAME_VIEW, SAME_AGREED, SAME_POINTER]),
-        (form(abort_plan=3), [LEADS, SAME_VIEW, SAME_AGREED, SAME_POINTER, undecided(3)]),
+        (form(), [LEADS, SAME_VIEW, SAME_AGREED, SAME_POINTER, SAME_RESUME]),
+        (form(abort_plan=3), [LEADS, SAME_VIEW, SAME_AGREED, SAME_POINTER, SAME_RESUME, undecided(3)]),
         (Ask(Resume(view=1, id="5-7")), [LEADS, SAME_VIEW]),
         (OpenPlan(plan(1)), [LEADS, SAME_VIEW, Compare.absent(f"{ROOT}state/plans/1")]),
         (
@@ -117,7 +118,7 @@ def writes(txn: Txn) -> set[str]:
         (TurnAway(TURNED_AWAY, None), [LEADS, SAME_VIEW, SAME_ATTEMPTS]),
         (
             replace(form(), attempts=Attempts(view=1)),
-            [LEADS, SAME_VIEW, SAME_AGREED, SAME_POINTER, SAME_ATTEMPTS],
+            [LEADS, SAME_VIEW, SAME_AGREED, SAME_POINTER, SAME_RESUME, SAME_ATTEMPTS],
         ),
         (RELEASE, [LEADS, SAME_VIEW, Compare.mod_revision(f"{ROOT}state/barriers/epoch", "==", 40)]),
     ],

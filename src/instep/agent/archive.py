@@ -17,7 +17,7 @@ from instep.coordination import checkpoints
 from instep.coordination.checkpoints import Found, Outcome
 from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
-from instep.coordination.records import Manifest, Saving
+from instep.coordination.records import Manifest, Pointer, Saving
 from instep.coordination.session import Session
 from instep.coordination.state import RunState
 from instep.coordination.transactions import Txn
@@ -33,7 +33,9 @@ OUTCOMES_KEPT: Final = 100
 QUESTION_S: Final = 4.0
 """A question is answered in this time, if only with what stands in the way: the worker waits a second longer."""
 MAX_LISTED_BYTES: Final = 2 * 1024 * 1024
-"""Of manifests in one answer, the newest; a run with more of them keeps too many."""
+"""Of manifests in one answer, the newest; a run with more of them keeps too many. Their ids are all in it."""
+FORGET_S: Final = 3.0
+"""What is not forgotten in this time has to be asked for again."""
 
 
 class Archive:
@@ -129,14 +131,13 @@ class Archive:
 
     def _news(self) -> Message:
         state = self._state
-        saved, saving, view = state.saved, state.saving, state.view
+        saved, saving = state.saved, state.saving
         leads = state.leader is not None and saving is not None and saving.token == state.leader.token
         return {
             "t": "archive",
             "do": "news",
             "saved": {**saved.model_dump(), "revision": state.saved_revision} if saved is not None else None,
             "saving": saving.model_dump() if saving is not None and leads else None,
-            "began": state.view_revision if view is not None and view.fresh else 0,
         }
 
     def _tell(self, incarnation: str, message: Message) -> None:
@@ -263,23 +264,44 @@ class Archive:
         listing = await self._client.range(self._keys.checkpoints, timeout_s=QUESTION_S)
         items = sorted(listing.kvs, key=lambda item: item.mod_revision, reverse=True)
         found: list[dict[str, Any]] = []
+        ids: list[str] = []
+        newest: Pointer | None = None
         room = MAX_LISTED_BYTES
         for item in items:
+            if item.key == self._keys.latest:
+                newest = Pointer.decode_or_none(item.value)
+                continue
+            ids.append(item.key.removeprefix(self._keys.checkpoints))
             manifest = Manifest.decode_or_none(item.value)
             room -= len(item.value)
             if manifest is not None and room > 0 and item.key == self._keys.checkpoint(manifest.id):
                 found.append(manifest.model_dump())
-        return {"manifests": found}
+        return {
+            "manifests": found,
+            "ids": ids,
+            "newest": newest.id if newest is not None else None,
+            "led": self._state.leader is not None,
+        }
 
     async def _forget(self, ids: Iterable[str]) -> dict[str, Any]:
-        pointer = await self._client.get(self._keys.latest, timeout_s=ATTEMPT_S)
+        """Raises EtcdError when the first of them could not be forgotten; else it tells how far it has come."""
         gone: list[str] = []
+        try:
+            async with asyncio.timeout(FORGET_S):
+                await self._forget_each(ids, gone)
+        except (EtcdError, TimeoutError) as error:
+            if not gone and isinstance(error, EtcdError):
+                raise
+            log.warning("some checkpoints are not forgotten yet: %s", str(error) or f"that took {FORGET_S:g} s")
+        log.info("forgotten: %s", ", ".join(gone) or "no checkpoint")
+        return {"ids": gone}
+
+    async def _forget_each(self, ids: Iterable[str], gone: list[str]) -> None:
+        pointer = await self._client.get(self._keys.latest, timeout_s=ATTEMPT_S)
         for checkpoint_id in ids:
             txn = checkpoints.forget(self._keys, checkpoint_id, pointer)
             if txn is not None and (await self._send(txn)).succeeded:
                 gone.append(checkpoint_id)
-        log.info("forgotten: %s", ", ".join(gone) or "no checkpoint")
-        return {"ids": gone}
 
     async def _mark(self, checkpoint_id: str) -> dict[str, Any]:
         return {"there": await self._readers.mark(checkpoint_id) is not None}

@@ -28,8 +28,8 @@ from instep.wire import PROTOCOL, Message
 log = logging.getLogger("instep")
 
 _OTHER_VERSION: Final = (
-    "the node's agent runs another version of Instep than this process: end the processes of the run on this node, wait "
-    "until its agent has left, and start them with one version"
+    "the node's agent runs another version of Instep than this process: end the processes of the run on this node, "
+    "wait until its agent has left, and start them with one version"
 )
 GIVE_UP_S: Final = 30.0
 """The dead are kept for so long by an agent that could not tell etcd of them."""

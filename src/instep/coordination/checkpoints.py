@@ -11,9 +11,9 @@ from enum import Enum
 
 from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
-from instep.coordination.records import Manifest, Pointer, Resume, Saving
+from instep.coordination.records import Agreed, Manifest, Pointer, Resume, Saving
 from instep.coordination.resuming import LINEAGE
-from instep.coordination.transactions import Txn
+from instep.coordination.transactions import Txn, pointer_to
 from instep.etcd import Compare, KeyValue, Op
 
 
@@ -31,6 +31,12 @@ class Found:
     manifest: KeyValue | None
     pointer: KeyValue | None
     candidate: KeyValue | None
+    agreed: KeyValue | None = None
+
+    def has_left(self, manifest: Manifest) -> bool:
+        """Whether the run was taken back to an older checkpoint after what this one holds."""
+        agreed = Agreed.decode_or_none(self.agreed.value) if self.agreed is not None else None
+        return agreed is not None and manifest.plan < agreed.back
 
     @property
     def newest(self) -> Pointer | None:
@@ -39,7 +45,7 @@ class Found:
 
 def look(keys: Keys, fence: Fence, checkpoint_id: str) -> tuple[Op, ...]:
     """The reads whose results make a Found, in its order."""
-    return (Op.get(keys.checkpoint(checkpoint_id)), Op.get(keys.latest), Op.get(fence.key))
+    return (Op.get(keys.checkpoint(checkpoint_id)), Op.get(keys.latest), Op.get(fence.key), Op.get(keys.agreed))
 
 
 def outcome(manifest: Manifest, fence: Fence, found: Found) -> Outcome:
@@ -59,18 +65,17 @@ def is_same(stands: Manifest | None, manifest: Manifest) -> bool:
 def commit(keys: Keys, fence: Fence, manifest: Manifest, found: Found, *, announced: bool) -> Txn:
     """Refused when another leads, or when anything has been written since `found`: so a request that comes late, after
     its retry and whatever followed it, does nothing. `announced`: `state/saving` speaks of this checkpoint."""
-    pointer = Pointer(id=manifest.id, step=manifest.step, token=manifest.token, duration_s=manifest.duration_s).encode()
-    then = [
-        Op.put(keys.checkpoint(manifest.id), manifest.encode()),
-        Op.put(keys.latest, pointer),
-        Op.put(keys.saved, pointer),
-    ]
+    pointer = pointer_to(manifest).encode()
+    then = [Op.put(keys.checkpoint(manifest.id), manifest.encode()), Op.put(keys.saved, pointer)]
+    if not found.has_left(manifest):
+        then.append(Op.put(keys.latest, pointer))  # else a restart would bring back what was left behind
     if announced:
         then.append(Op.delete(keys.saving))
     compares = (
         fence.compare(),
         Compare.mod_revision(keys.latest, "==", _revision(found.pointer)),
         Compare.mod_revision(keys.checkpoint(manifest.id), "==", _revision(found.manifest)),
+        Compare.mod_revision(keys.agreed, "==", _revision(found.agreed)),
     )
     return Txn(compares, tuple(then))
 

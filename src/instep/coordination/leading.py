@@ -298,11 +298,18 @@ def _form_view(now: Situation, group: membership.Group) -> FormView:
     if fresh or now.agreed is None:
         start = start_values(now.desired, now.agreed.values if now.agreed else None, schema, now.rejected)
         course = commands.course_of_fresh_view(now.agreed.course) if now.agreed else Course()
-        snapshot, rejections = Snapshot(values=start.values, plan=last_plan, course=course), start.rejections
+        snapshot = Snapshot(values=start.values, plan=last_plan, course=course, origin=number)
+        rejections = start.rejections
         trial = start.trial
         revision = _newest_revision(now.desired)
         agreed = Agreed(
-            plan=last_plan, view=number, values=start.values, revision=revision, course=course, began=last_plan
+            plan=last_plan,
+            view=number,
+            values=start.values,
+            revision=revision,
+            course=course,
+            origin=number,
+            began=last_plan,
         )
     else:
         # The gate goes with it even when everybody has passed it: one that comes back from a checkpoint starts before
@@ -314,6 +321,8 @@ def _form_view(now: Situation, group: membership.Group) -> FormView:
             gate=agreed.gate,
             previous=agreed.previous,
             course=agreed.course,
+            origin=agreed.origin,
+            back=agreed.back,
         )
         if snapshot.gate is None and agreed.plan > agreed.began:
             # A command alone has no gate that concerns values, but whoever joins owes its receipt all the same.
@@ -392,7 +401,8 @@ def _agreed_after(now: Situation, plan: Plan) -> Agreed:
         values = {**before.values, **plan.values}
         news |= {"values": values, "gate": plan.gate, "previous": dict(before.values), "revision": plan.revision}
     if plan.kind == "restore":
-        news |= {"gate": None, "previous": None}  # the steps before it are run again, with what holds now
+        # The steps before it are run again, with what holds now.
+        news |= {"back": plan.number, "gate": None, "previous": None}
     return before.model_copy(update=news)
 
 

@@ -88,7 +88,14 @@ class Picture:
         """The revisions that a decision taken now stands on."""
         attempts = self._attempts.get(self._keys.attempts)
         counted_at = attempts.mod_revision if attempts is not None else 0
-        return Seen(self._state.view_revision, self._state.agreed_revision, self._pointer()[1], counted_at)
+        state = self._state
+        return Seen(
+            view=state.view_revision,
+            agreed=state.agreed_revision,
+            pointer=self._pointer()[1],
+            attempts=counted_at,
+            resume=state.resume_revision,
+        )
 
     def situation(self, progress: Progress) -> Situation:
         state, keys = self._state, self._keys

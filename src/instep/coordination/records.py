@@ -87,6 +87,9 @@ class Snapshot(Record):
     gate: int | None = None
     previous: dict[str, Scalar] | None = None
     course: Course = Course()
+    origin: int = 0
+    back: int = 0
+    """As in Agreed."""
     checkpoint: str | None = None
     """The newest committed checkpoint when the view was formed; None when there was none."""
     vote: bool = False
@@ -261,6 +264,11 @@ class Agreed(Record):
     previous: dict[str, Scalar] | None = None
     revision: int = 0
     course: Course = Course()
+    origin: int = 0
+    """The view in which the run last began anew."""
+    back: int = 0
+    """The plan that last took the run back to a checkpoint, since then; 0 for none. What was saved before that plan
+    belongs to a training that was left."""
     began: int = 0
     """The newest plan when the run last began anew: nothing up to it binds those who train now."""
 
@@ -433,6 +441,9 @@ class Pointer(Record):
     id: str
     step: int
     token: int
+    view: int = 0
+    plan: int = 0
+    """Of its manifest: they tell which training it belongs to."""
     duration_s: float = 0.0
 
 

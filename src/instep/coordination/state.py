@@ -118,7 +118,8 @@ class RunState:
         elif key == self._keys.saved:
             self.saved, self.saved_revision = Pointer.decode_or_none(value), revision
         else:
-            self.resume, self.resume_revision = Resume.decode_or_none(value), revision
+            # 0 once it is deleted, as a txn compares it.
+            self.resume, self.resume_revision = Resume.decode_or_none(value), revision if value is not None else 0
 
     def _is_loss(self, key: str, revision: int) -> bool:
         """Nobody has reason to delete these, so what stood there holds on, and is kept for the leader to restore.

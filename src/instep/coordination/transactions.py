@@ -34,6 +34,7 @@ from instep.coordination.records import (
     FirstStep,
     Leader,
     Left,
+    Manifest,
     Pointer,
     Receipt,
     StartOfView,
@@ -71,6 +72,7 @@ class Seen:
     agreed: int = 0
     pointer: int = 0
     attempts: int = 0
+    resume: int = 0
 
 
 def for_action(action: Action, keys: Keys, fence: Fence, seen: Seen) -> Txn:
@@ -79,7 +81,8 @@ def for_action(action: Action, keys: Keys, fence: Fence, seen: Seen) -> Txn:
     match action:
         case FormView():
             same_pointer = Compare.mod_revision(keys.latest, "==", seen.pointer)
-            guards = [fence.compare(), same_view, _same_agreed(keys, seen), same_pointer]
+            same_resume = Compare.mod_revision(keys.resume, "==", seen.resume)
+            guards = [fence.compare(), same_view, _same_agreed(keys, seen), same_pointer, same_resume]
             if action.attempts is not None:
                 guards.append(_same_attempts(keys, seen))
             return _form_view(action, keys, tuple(guards))
@@ -245,6 +248,17 @@ def _start_of_view(action: FormView, keys: Keys) -> list[Op]:
     return ops
 
 
+def pointer_to(manifest: Manifest) -> Pointer:
+    return Pointer(
+        id=manifest.id,
+        step=manifest.step,
+        token=manifest.token,
+        view=manifest.view,
+        plan=manifest.plan,
+        duration_s=manifest.duration_s,
+    )
+
+
 def _commit(action: Commit, keys: Keys, fence: Fence, same_view: Compare) -> Txn:
     plan = action.plan
     compares = [fence.compare(), same_view, _undecided(keys, plan.number), Compare.present(keys.open_mark(plan.number))]
@@ -258,9 +272,9 @@ def _commit(action: Commit, keys: Keys, fence: Fence, same_view: Compare) -> Txn
     if plan.checkpoint is not None:
         # A restart must not go on from what the run has been taken back from.
         manifest = plan.checkpoint
-        pointer = Pointer(id=manifest.id, step=manifest.step, token=manifest.token, duration_s=manifest.duration_s)
+        pointer = pointer_to(manifest).encode()
         compares.append(Compare.present(keys.checkpoint(manifest.id)))
-        then += [Op.put(keys.latest, pointer.encode()), Op.put(keys.saved, pointer.encode())]
+        then += [Op.put(keys.latest, pointer), Op.put(keys.saved, pointer)]
     return Txn(tuple(compares), tuple(then))
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Final
 
 from instep.errors import InstepError
 from instep.worker.checkpoints import Checkpoints
 from instep.worker.manifest import MANIFEST
+from instep.worker.saved import Inventory
 from instep.worker.slot import Slot
 
 from ._parts import label_of
@@ -18,11 +20,16 @@ from ._retention import Attempt, Kept, attempt_named, to_delete, to_forget
 
 log = logging.getLogger("instep")
 
+FORGOTTEN_AT_ONCE: Final = 50
+"""Checkpoints that are forgotten after one save, at most; the training waits meanwhile."""
+
 
 class Housekeeping:
-    """Of one folder. Deletes only directories that a Checkpointer of this run has labelled as its own.
+    """Of one folder. Deletes only directories that a Checkpointer of this run has labelled as its own; and of those with
+    a manifest only what was forgotten, and what was saved since this one was made and never committed.
 
-    Two runs of one name in two etcds, or two namespaces, must not share a folder: here they are one.
+    Limits: two runs of one name in two etcds, or two namespaces, must not share a folder: here they are one. What was
+    forgotten by a process that died before it could delete the files stays.
     """
 
     def __init__(self, run: str, folder: Path, registry: Checkpoints, *, keep: int | None, keep_every: int) -> None:
@@ -33,6 +40,10 @@ class Housekeeping:
         self._keep_every = keep_every
         self._known: set[tuple[int, int]] = set()
         self._open: dict[str, Slot] = {}
+        self._leaving: dict[str, str] = {}
+        """Ids by directory, of what this process wants to be forgotten."""
+        self._before = frozenset(path.name for path in folder.glob("step-*") if (path / MANIFEST).exists())
+        """What was whole when this one was made: another etcd may have known it, and given the same tokens."""
 
     def __repr__(self) -> str:
         return f"Housekeeping({self._folder}, keep {self._keep}, every {self._keep_every})"
@@ -50,24 +61,45 @@ class Housekeeping:
         """After `slot` was committed. What cannot be done now is logged, and tried again after the next one."""
         self._settle()
         try:
-            committed = self._registry.list()
-            outdated: tuple[str, ...] = ()
-            if self._keep is not None:
-                kept = [Kept(item.id, item.step) for item in committed]
-                outdated = to_forget(kept, self._keep, self._keep_every)
-            forgotten = set(self._registry.forget(outdated)) if outdated else set()
+            inventory = self._registry.inventory()
         except InstepError as error:
             log.warning("older checkpoints are kept for now: %s", error)
             return
-        names = {Path(item.path).name: item.id for item in committed}
-        for name, checkpoint_id in names.items():
-            if checkpoint_id in forgotten and self._is_ours(name):
-                self._delete(name)
-        standing = {name for name, checkpoint_id in names.items() if checkpoint_id not in forgotten}
-        attempts = list(self._attempts())
-        for name in to_delete(attempts, committed=standing, pending=self._open, known=self._known, token=slot.token):
+        there = inventory.ids - self._forget(inventory)
+        self._delete_forgotten(there)
+        for name in to_delete(
+            self._attempts(),
+            committed={Path(item.path).name for item in inventory.manifests},
+            unlisted=there - {item.id for item in inventory.manifests},
+            pending=self._open,
+            known=self._known,
+            before=self._before,
+            token=slot.token,
+        ):
             log.info("removing %s: it was never committed", self._folder / name)
             self._delete(name)
+
+    def _forget(self, inventory: Inventory) -> frozenset[str]:
+        """Ids of what is off the registry now. What was asked for and is not among them may be so too: next time."""
+        if self._keep is None:
+            return frozenset()
+        kept = [Kept(item.id, item.step, tuple(item.lineage)) for item in inventory.manifests]
+        outdated = to_forget(kept, self._keep, self._keep_every, inventory.newest)[-FORGOTTEN_AT_ONCE:]
+        if not outdated:
+            return frozenset()
+        self._leaving |= {Path(item.path).name: item.id for item in inventory.manifests if item.id in outdated}
+        try:
+            return frozenset(self._registry.forget(outdated))
+        except InstepError as error:
+            log.warning("older checkpoints are kept for now: %s", error)
+            return frozenset()
+
+    def _delete_forgotten(self, there: Collection[str]) -> None:
+        for name, checkpoint_id in list(self._leaving.items()):
+            if checkpoint_id not in there:
+                del self._leaving[name]
+                if name not in self._open and self._is_ours(name):
+                    self._delete(name)
 
     def _settle(self) -> None:
         """Commits that etcd had not answered in time are answered by now, for they come before the one that was."""

@@ -52,7 +52,6 @@ class PlainSaver:
         self._housekeeping = housekeeping
         self._background = background
         self._weights_only = weights_only
-        self._left_behind = 0
         self.later = Later(housekeeping.tidy)
 
     def save(self, step: int) -> bool:
@@ -71,10 +70,6 @@ class PlainSaver:
         """One part after the other, so that no more than one is in memory twice."""
         for name, part in self._parts.items():
             give_back(name, part, read_part(folder, name, weights_only=self._weights_only))
-        saved = self._registry.saved
-        if saved is not None and saved.step > manifest.step:
-            # Of the steps that are run again now: not yet heard that the run was taken back from there.
-            self._left_behind = saved.revision
 
     # -- now --------------------------------------------------------------------------------------------------------
 
@@ -97,7 +92,10 @@ class PlainSaver:
         ask_at = time.monotonic() + pause_s
         while True:
             if self._registry.wait(lambda: self._look(turn) is not Verdict.WAIT, LOOK_S):
-                return self._look(turn)
+                verdict = self._look(turn)
+                if verdict is not Verdict.NOBODY or not self._may_begin_yet(turn):
+                    return verdict
+                turn.be_patient()
             if time.monotonic() >= ask_at:
                 try:
                     self._registry.list()
@@ -107,13 +105,21 @@ class PlainSaver:
                 pause_s = min(2 * pause_s, MAX_ASK_S)
                 ask_at = time.monotonic() + pause_s
 
+    def _may_begin_yet(self, turn: Turn) -> bool:
+        if turn.begun or turn.is_patient:
+            return False
+        try:
+            return self._registry.inventory().led
+        except EtcdUnavailable as error:
+            log.warning("rank %d: %s", self._run.rank, error)
+            return False
+
     def _look(self, turn: Turn) -> Verdict:
         saving = self._registry.saving
         if saving is not None:
             self._housekeeping.note(saving.step, saving.token)
-        saved = self._registry.saved
         return turn.look(
-            saved=saved is not None and saved.revision > self._left_behind and self._registry.has(turn.step),
+            saved=self._registry.has(turn.step),
             leads=self._run.leads,
             saving=saving.step if saving is not None else None,
             now=time.monotonic(),

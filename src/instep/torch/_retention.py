@@ -12,10 +12,11 @@ _ATTEMPT: Final = re.compile(r"step-([0-9]{1,19})-([0-9]{1,19})(?:\.[0-9]{1,9})?
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A committed checkpoint as retention sees it."""
+    """A committed checkpoint as retention sees it. `lineage`: what its training went on from, the newest first."""
 
     id: str
     step: int
+    lineage: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,30 +35,58 @@ def attempt_named(name: str, *, whole: bool) -> Attempt | None:
     return Attempt(name, int(match[1]), int(match[2]), whole) if match else None
 
 
-def to_forget(committed: Sequence[Kept], keep: int, keep_every: int) -> tuple[str, ...]:
-    """Ids beyond the last `keep`, of `committed` from the newest to the oldest, but for every `keep_every`th step."""
-    return tuple(item.id for item in committed[keep:] if not keep_every or item.step % keep_every)
+def to_forget(committed: Sequence[Kept], keep: int, keep_every: int, newest: str | None = None) -> tuple[str, ...]:
+    """Ids beyond the last `keep`, but for every `keep_every`th step. `committed` goes from the newest to the oldest.
+
+    The last are `newest`, which a start goes on from, and what it went on from itself; only then what was left behind
+    when the run was taken back.
+    """
+    line = _line_of(newest, committed)
+    last = {item.id for item in sorted(committed, key=lambda item: line.get(item.id, len(line)))[:keep]}
+    return tuple(
+        item.id for item in committed if item.id not in last and (not keep_every or item.step % keep_every)
+    )
+
+
+def _line_of(newest: str | None, committed: Sequence[Kept]) -> dict[str, int]:
+    """Places by id, of `newest` and its ancestors; a lineage ends after some of them, the oldest one's leads on."""
+    known = {item.id: item for item in committed}
+    line = [newest] if newest in known else [item.id for item in committed[:1]]
+    seen = set(line)
+    for checkpoint_id in line:
+        ancestors = [item for item in known[checkpoint_id].lineage if item in known and item not in seen]
+        line += ancestors
+        seen.update(ancestors)
+    return {checkpoint_id: place for place, checkpoint_id in enumerate(line)}
 
 
 def to_delete(
     attempts: Iterable[Attempt],
     *,
     committed: Collection[str],
+    unlisted: Collection[str],
     pending: Collection[str],
     known: Collection[tuple[int, int]],
+    before: Collection[str],
     token: int,
 ) -> tuple[str, ...]:
     """Names of the directories that will never be committed. `token` is that of the leader who asks, this process.
 
     One without a manifest, of a lower token: its saver was replaced before it was done. One that is whole may be
     somebody's good checkpoint that this etcd has never heard of, so it goes only when its step and token are `known`:
-    of a save since this process joined. Names in `committed` are in the registry, those in `pending` may come into it.
+    of a save since this process joined, and it is not among those that were whole `before` that: a new etcd may give
+    tokens that were given already. Names in `committed` are in the registry, those in `pending` may come into it, and of ids in `unlisted`
+    it is not known which directory is in it.
     """
     return tuple(
         item.name
         for item in attempts
         if item.name not in committed
         and item.name not in pending
+        and f"{item.step}-{item.token}" not in unlisted
         and item.token <= token
-        and ((item.step, item.token) in known or (not item.whole and item.token < token))
+        and (
+            ((item.step, item.token) in known and not (item.whole and item.name in before))
+            or (not item.whole and item.token < token)
+        )
     )

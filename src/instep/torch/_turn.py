@@ -7,6 +7,8 @@ from typing import Final
 
 SILENCE_S: Final = 2.0
 """How long a rank waits for somebody to begin with the save, or to take over from one who no longer does."""
+PATIENCE_S: Final = 10.0
+"""The same, for a leader that is known to be there and comes later than the others, since it evaluates first."""
 
 
 class Verdict(Enum):
@@ -29,6 +31,7 @@ class Turn:
         self.step = step
         self.begun = False
         self._quiet_since = now
+        self._patience_s = SILENCE_S
 
     def __repr__(self) -> str:
         return f"Turn(step {self.step}, {'begun' if self.begun else 'not begun'})"
@@ -40,9 +43,17 @@ class Turn:
         if leads:
             return Verdict.LEAD
         if saving == self.step:
-            self.begun, self._quiet_since = True, now
+            self.begun, self._quiet_since, self._patience_s = True, now, SILENCE_S
             return Verdict.WAIT
-        return Verdict.NOBODY if now - self._quiet_since >= SILENCE_S else Verdict.WAIT
+        return Verdict.NOBODY if now - self._quiet_since >= self._patience_s else Verdict.WAIT
+
+    @property
+    def is_patient(self) -> bool:
+        return self._patience_s > SILENCE_S
+
+    def be_patient(self) -> None:
+        """Somebody leads, and has not begun yet."""
+        self._patience_s = PATIENCE_S
 
     def again(self, now: float) -> None:
         """This rank was refused: another leads, and begins anew."""

@@ -58,6 +58,10 @@ class Agreement(Generic[Config]):
         self.applied: Message | None = None
         self.plan = 0
         """The newest plan that this worker has applied or started with."""
+        self.origin = 0
+        """The view in which the run last began anew."""
+        self.back = 0
+        """The plan that last took it back to a checkpoint since then, 0 for none."""
         self.began: Message | None = None
         """What every agent must hear of the first step of a view."""
         self._origin: Message | None = None
@@ -101,6 +105,7 @@ class Agreement(Generic[Config]):
         self._start = start = Start.of(document)
         self.gate.start(start.plan)
         self.plan = start.plan
+        self.origin, self.back = int(document.get("origin", 0)), int(document.get("back", 0))
         self.course = start.course
         self._view = view
         self._values = dict(start.values if self._replay is None else self._replay.schedule.values)
@@ -211,9 +216,11 @@ class Agreement(Generic[Config]):
             self._use({**self._values, **due.values}, known)
         goes_on = None
         if order is not None and order.number == due.number:
-            self.course = order.course or self.course
+            if order.course is not None:
+                self.course = order.course.from_step(order.gate, step)
             goes_on = self.orders.act(order)
             if goes_on is not None:
+                self.back = due.number
                 self._follow_schedule(goes_on)
         self._has_applied(due.number, step)
         return step if goes_on is None else goes_on

@@ -15,7 +15,7 @@ from instep.wire import Message
 from instep.worker.agreement import Agreement
 from instep.worker.conversation import Conversation
 from instep.worker.ledger import Ledger
-from instep.worker.saved import Manifest, Pointer, Saving
+from instep.worker.saved import Inventory, Manifest, Pointer, Saving
 from instep.worker.slot import Layout, Saver, Slot, make_directory, trouble
 
 log = logging.getLogger("instep")
@@ -51,6 +51,8 @@ class Checkpoints:
         self._world_size = world_size
         self._next_step = next_step
         self.refused: dict[str, str] = {}
+        self._kept: tuple[str, int] | None = None
+        """What the node's agent keeps from being forgotten until this worker passes its next boundary, and that."""
         self._background: list[tuple[Callable[[], object], Callable[[], object]]] = []
 
     def __repr__(self) -> str:
@@ -67,14 +69,27 @@ class Checkpoints:
         return self._ledger.saving
 
     def has(self, step: int) -> bool:
-        """Whether a checkpoint of `step` or a later one was committed since the run began anew, as last heard."""
-        saved = self._ledger.saved
-        return saved is not None and saved.step >= step and saved.revision > self._ledger.began
+        """Whether a checkpoint of `step` or a later one was committed, as last heard, since the run began anew or was
+        last taken back: one of before then belongs to a training that was left."""
+        saved, agreement = self._ledger.saved, self._agreement
+        if saved is None or saved.step < step:
+            return False
+        return saved.view >= agreement.origin and saved.plan >= agreement.back
 
     def list(self) -> tuple[Manifest, ...]:
-        """All committed checkpoints, the newest first. Raises EtcdUnavailable after 5 s at most."""
+        """The committed checkpoints, the newest first: as many as there is room for in 2 MiB. Raises EtcdUnavailable
+        after 5 s at most."""
+        return self.inventory().manifests
+
+    def inventory(self) -> Inventory:
+        """What is registered, and who is left out of `list`. Raises EtcdUnavailable after 5 s at most."""
         answer = self._ask("list")
-        return tuple(Manifest.of(document) for document in answer["manifests"])
+        return Inventory(
+            manifests=tuple(Manifest.of(document) for document in answer["manifests"]),
+            ids=frozenset(answer["ids"]),
+            newest=answer["newest"],
+            led=answer["led"],
+        )
 
     def wait(self, until: Callable[[], bool], timeout_s: float) -> bool:
         """Hears the node's agent until the condition holds; False when it did not in time."""
@@ -174,7 +189,8 @@ class Checkpoints:
     def forget(self, ids: Iterable[str]) -> tuple[str, ...]:
         """Takes checkpoints off the registry and returns those that are off it now: their files may be deleted. Never
         the newest, nor one that somebody reads, nor one whose commit has not been answered: it would be made again.
-        Raises EtcdUnavailable after 5 s at most: some may be off it then."""
+        It ends after 3 s, however many are left: ask again. Raises EtcdUnavailable after 5 s at most: some may be off
+        it then."""
         answer = self._ask("forget", ids=[item for item in ids if item not in self._ledger.open_commits])
         return tuple(answer["ids"])
 
@@ -183,17 +199,27 @@ class Checkpoints:
     @contextmanager
     def reading(self, manifest: Manifest) -> Iterator[None]:
         """While it lasts the checkpoint is not forgotten. Raises CheckpointError when it was already, and
-        EtcdUnavailable. Limit: on the node's lease, so it protects nothing once the lease is lost."""
+        EtcdUnavailable; not for what `resume` has just returned, which the node's agent keeps until the next boundary.
+        Limit: on the node's lease, so it protects nothing once the lease is lost."""
         reading = {"t": "archive", "do": "read", "id": manifest.id}
         self._ledger.keep_saying(f"read {manifest.id}", reading)
         try:
-            answer = self._ask("read", id=manifest.id)
-            if not answer["there"]:
+            if not self._is_there(manifest.id):
                 raise CheckpointError(f"checkpoint {manifest.id} was forgotten: choose another one")
             yield
         finally:
             self._ledger.keep_quiet(f"read {manifest.id}")
             self._conversation.tell([{"t": "archive", "do": "read on", "id": manifest.id}])
+
+    def _is_there(self, checkpoint_id: str) -> bool:
+        try:
+            there: bool = self._ask("read", id=checkpoint_id)["there"]
+        except EtcdUnavailable as error:
+            if self._kept != (checkpoint_id, self._next_step()):
+                raise
+            log.warning("checkpoint %s is read all the same, for it was just agreed on: %s", checkpoint_id, error)
+            return True
+        return there
 
     def resume(self, verify: Verify = lambda manifest: None, timeout_s: float = RESUME_S) -> Manifest | None:
         """The checkpoint that all ranks go on from: the newest that every one of them has verified. Call it on all
@@ -240,6 +266,7 @@ class Checkpoints:
         problem = None if voted else _problem(manifest, verify)
         if problem is not None:
             raise CheckpointError(f"the others went on from checkpoint {manifest.id}, and this rank cannot: {problem}")
+        self._kept = (manifest.id, self._next_step())
         self._agreement.go_on_from(manifest.id, manifest.step, view=manifest.view, plan=manifest.plan)
         return manifest
 

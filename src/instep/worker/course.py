@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from instep.worker.gate import NEVER
@@ -21,6 +21,14 @@ class Course:
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Course:
         return cls(*(document.get(name) for name in ("paused_at", "save_at", "ends_at", "reason")))
+
+    def from_step(self, gate: int, step: int) -> Course:
+        """As it holds for ranks that stood before `step`, beyond the plan's gate: those of a run that is paused from
+        its start on stand where they went on from."""
+        if step <= gate:
+            return self
+        moved = {name: at + step - gate for name in ("save_at", "ends_at") if (at := getattr(self, name)) is not None}
+        return replace(self, **moved)
 
     @property
     def next_stop(self) -> int:

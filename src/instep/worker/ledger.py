@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from instep.wire import Message
 from instep.worker.saved import Pointer, Saving
 
 log = logging.getLogger("instep")
+
+OUTCOMES_KEPT: Final = 100
+"""Of commits: a slot that asks for one from before those has it handed in again, with the same outcome."""
 
 
 class Ledger:
@@ -21,8 +24,6 @@ class Ledger:
     def __init__(self) -> None:
         self.saved: Pointer | None = None
         self.saving: Saving | None = None
-        self.began = 0
-        """The revision at which the run began anew, as far as is known."""
         self.offer: Message | None = None
         """The checkpoint that this rank is asked about, or has to go on from."""
         self._commits: dict[str, Message] = {}
@@ -95,7 +96,6 @@ class Ledger:
                 saved, saving = message["saved"], message["saving"]
                 self.saved = Pointer.of(saved) if saved else None
                 self.saving = Saving.of(saving) if saving else None
-                self.began = max(self.began, message.get("began", 0))
             case "committed" | "fenced" | "failed":
                 self._hear_outcome(message)
             case "answer":
@@ -111,6 +111,8 @@ class Ledger:
         if self._commits.pop(path, None) is None:
             return
         self._outcomes[path] = message
+        if len(self._outcomes) > OUTCOMES_KEPT:
+            del self._outcomes[next(iter(self._outcomes))]
         if message["do"] == "committed":
             log.info("checkpoint %s is committed: %s", message["id"], path)
         else:

@@ -23,6 +23,7 @@ class Order:
     """A plan as the worker hears it: its kind, what it names, and the course that holds from its gate on."""
 
     number: int
+    gate: int = 0
     kind: str = "config"
     name: str = ""
     course: Course | None = None
@@ -34,6 +35,7 @@ class Order:
         course = message.get("course")
         return cls(
             message["n"],
+            message["gate"],
             message.get("kind", "config"),
             message.get("name") or "",
             None if course is None else Course.of(course),

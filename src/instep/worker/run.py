@@ -139,7 +139,7 @@ class Run(Generic[Config]):
         step = start
         while step < stop:
             step = self.boundary(step)
-            if self._stopped is not None:
+            if self._stopped is not None or step >= stop:  # it may have been taken to a checkpoint beyond
                 return
             yield step
             step += 1
@@ -176,7 +176,8 @@ class Run(Generic[Config]):
         """Declares what `instep act RUN NAME` does: the decorated function is called without arguments, in the training
         thread of every rank, at the boundary before the same step. What it raises leaves `boundary`.
 
-        Declare the same actions on all ranks: one that does not know it refuses it for all.
+        Declare the same actions on all ranks: one that does not know it refuses it for all. Limit: a rank that takes
+        the place of another by itself, between the agreement and that step, does not do it.
         """
         check_action_name(name)
 

@@ -53,8 +53,21 @@ class Pointer(_Heard):
     id: str
     step: int
     token: int
+    view: int = 0
+    plan: int = 0
     revision: int = 0
     duration_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """What is in the registry at one moment. `ids` are of all checkpoints, `manifests` of those that the answer had
+    room for, the newest first, and `newest` is what a start goes on from. `led`: the node's agent knows a leader."""
+
+    manifests: tuple[Manifest, ...]
+    ids: frozenset[str]
+    newest: str | None
+    led: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
