@@ -5,9 +5,8 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from run.harness import TrainingRun, assert_in_step, wait_for
-
 from instep.wire import Decoder, encode
+from run.harness import TrainingRun, assert_in_step, wait_for
 
 
 def test_a_value_that_only_the_script_refuses_does_not_keep_a_run_from_starting(training: TrainingRun) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import pytest
-
 import instep
 from coordination.model_etcd import ModelEtcd
 from coordination.test_commit_schedules import KEYS, manifest
@@ -192,7 +190,6 @@ def newest_of(etcd: ModelEtcd) -> str:
     return Pointer.decode(item.value).id
 
 
-@pytest.mark.xfail(strict=True, reason="each rank that is replaced by itself after one crash counts")
 def test_one_crash_after_which_ranks_are_replaced_one_by_one_counts_once() -> None:
     """Rank 0 fails, the others fail in the collective that waits for it, and each node starts its own rank anew."""
     count = Attempts()
@@ -207,7 +204,6 @@ def test_one_crash_after_which_ranks_are_replaced_one_by_one_counts_once() -> No
     assert count.total == 1
 
 
-@pytest.mark.xfail(strict=True, reason="a pause whose step was never reached holds the next start of the run")
 def test_a_run_that_ended_before_the_step_of_its_pause_starts_anew_unpaused() -> None:
     ended = {"a": left(0, last_step=39), "b": left(1, last_step=39)}
     anew = (registered(0, 20, node="a"), registered(1, 21, node="b"))

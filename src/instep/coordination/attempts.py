@@ -1,8 +1,9 @@
 """How often a run has failed, and whether it may start again. Pure.
 
 One failure is counted for each view that lost a rank, however many ranks fell with the first one: by the txn that forms
-the next view, or by the one that turns its workers away. Workers that left cleanly have not failed, and a run that was
-told to stop has not either.
+the next view, or by the one that turns its workers away. Where a launcher replaces ranks one by one, each makes a view
+of its own: those that were there when the run failed, and are replaced before it has gone on, have fallen with the first
+one. Workers that left cleanly have not failed, and a run that was told to stop has not either.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 from instep.coordination import membership
 from instep.coordination.membership import Group, Registered
-from instep.coordination.records import Attempts, Failure, Left, Refused, View
+from instep.coordination.records import Attempts, Failure, Left, Refused, View, format_ranks, parse_ranks
 
 FAILURES_KEPT = 20
 FAILURES_TOLD = 5
@@ -40,6 +41,8 @@ class Past:
     registered: tuple[Registered, ...]
     reports: tuple[Reported, ...]
     attempts: Attempts
+    went_on: bool = False
+    """Whether the ranks of the view have run a step together."""
 
 
 def counted(past: Past, group: Group | None) -> Attempts:
@@ -50,10 +53,18 @@ def counted(past: Past, group: Group | None) -> Attempts:
         return before
     if not membership.active_ranks(view, past.left):
         return Attempts(view=view.number) if before.total else before
-    if group is None or past.stopping or before.view == view.number:
+    if group is None or past.stopping:
         return before
+    replaced = _replaced(view, group)
+    if before.view == view.number:  # others may come than those that were turned away
+        return before.model_copy(update={"replaced": format_ranks(replaced)}) if before.replaced else before
     lost = _lost(view, past.left, group)
-    return _with(before, _first(past, view, lost)) if lost else before
+    if not lost:
+        return before
+    if _fell_with_the_last(past, view, lost):
+        replaced |= set(parse_ranks(before.replaced))
+        return before.model_copy(update={"view": view.number, "replaced": format_ranks(replaced)})
+    return _with(before, _first(past, view, lost)).model_copy(update={"replaced": format_ranks(replaced)})
 
 
 def limit_of(group: Group) -> int | None:
@@ -106,6 +117,18 @@ def _lost(view: View, left: Mapping[str, Left], group: Group) -> frozenset[int]:
     """Ranks of the view that did not leave cleanly and are in the group no more."""
     stay, active = set(group.incarnations().values()), membership.active_ranks(view, left)
     return frozenset(rank for rank, name in view.incarnations().items() if rank in active and name not in stay)
+
+
+def _replaced(view: View, group: Group) -> set[int]:
+    before = view.incarnations()
+    return {rank for rank, name in group.incarnations().items() if before.get(rank) != name}
+
+
+def _fell_with_the_last(past: Past, view: View, lost: frozenset[int]) -> bool:
+    """All that are lost were there when the run failed last, and it has not gone on since."""
+    before = past.attempts
+    is_next = bool(before.replaced) and before.view + 1 == view.number
+    return is_next and not past.went_on and lost.isdisjoint(parse_ranks(before.replaced))
 
 
 def _first(past: Past, view: View, lost: frozenset[int]) -> Failure:

@@ -78,9 +78,12 @@ def course_after(command: Command, gate: int, course: Course, *, goes_on: int | 
             return None
 
 
-def course_of_fresh_view(course: Course) -> Course:
-    """A pause outlives the processes, for who paused a run did not mean until the next crash; all else was for them."""
-    return Course(paused_at=0, reason=course.reason) if course.paused_at is not None else Course()
+def course_of_fresh_view(course: Course, *, ended: bool) -> Course:
+    """A pause outlives the processes, for who paused a run did not mean until the next crash; all else was for them.
+
+    Where all ranks have `ended` cleanly their loops were over before the step of the pause: it goes with them.
+    """
+    return Course(paused_at=0, reason=course.reason) if course.paused_at is not None and not ended else Course()
 
 
 def declined(order: Order, why: str) -> Declined:

@@ -103,6 +103,8 @@ class Situation:
     attempts: Attempts = field(default_factory=Attempts)
     reports: tuple[Reported, ...] = ()
     """How ranks have failed, as their nodes say."""
+    went_on: bool = False
+    """Whether the ranks of the view have run a step together, as far as this leader has seen."""
     released: Mapping[str, Released] = field(default_factory=dict)
     arrivals: Mapping[str, Arrivals] = field(default_factory=dict)
     """Who waits at barriers, by node."""
@@ -277,6 +279,7 @@ def _past(now: Situation) -> attempts.Past:
         registered=now.registered,
         reports=now.reports,
         attempts=now.attempts,
+        went_on=now.went_on,
     )
 
 
@@ -297,7 +300,8 @@ def _form_view(now: Situation, group: membership.Group) -> FormView:
     trial: Trial | None = None
     if fresh or now.agreed is None:
         start = start_values(now.desired, now.agreed.values if now.agreed else None, schema, now.rejected)
-        course = commands.course_of_fresh_view(now.agreed.course) if now.agreed else Course()
+        ended = now.view is not None and not membership.active_ranks(now.view, now.left)
+        course = commands.course_of_fresh_view(now.agreed.course, ended=ended) if now.agreed else Course()
         snapshot = Snapshot(values=start.values, plan=last_plan, course=course, origin=number)
         rejections = start.rejections
         trial = start.trial
@@ -354,6 +358,8 @@ def _about_resuming(now: Situation) -> Ask | None:
 def _about_barriers(now: Situation) -> LetThrough | None:
     if now.view is None or not now.arrivals:
         return None
+    if membership.missing_ranks(now.view, now.registered, now.left):
+        return None  # who died there has to be replaced first, also where its node went too and withdrew nothing
     hall = assembly.Hall(view=now.view, left=now.left, released=now.released, arrivals=now.arrivals)
     return assembly.next_release(hall)
 
@@ -437,9 +443,7 @@ def _about_change(now: Situation, wanted: Wanted) -> Action | None:
 
 
 def _about_order(now: Situation, order: Order, course: Course) -> Action | None:
-    why = _refusal_of(now, order) or commands.why_not(
-        order, course, now.manifests, somebody_left=_somebody_left(now)
-    )
+    why = _refusal_of(now, order) or commands.why_not(order, course, now.manifests, somebody_left=_somebody_left(now))
     if why is not None or order.command is None:
         return Decline(order.id, commands.declined(order, why or ""))
     gate = _next_gate(now)

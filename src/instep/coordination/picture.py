@@ -10,6 +10,7 @@ from instep.coordination import membership
 from instep.coordination.attempts import Reported
 from instep.coordination.commands import Order
 from instep.coordination.desired import Desired
+from instep.coordination.headway import Headway
 from instep.coordination.keys import Keys, last_part
 from instep.coordination.leading import Progress, Situation
 from instep.coordination.membership import Registered
@@ -56,6 +57,7 @@ class Picture:
         self._clock = clock
         self._strangers_since: dict[str, float] = {}
         self._plan_since: tuple[int, float] = (0, 0.0)
+        self._headway = Headway()
         self._schema: tuple[bytes | None, Schema] = (None, Schema(None))
         self.desires = Mirror(client, keys.desires, changed)
         self._members = Mirror(client, keys.members, changed, decode=Member.decode_or_none)
@@ -142,6 +144,7 @@ class Picture:
             run=keys.run,
             attempts=self._attempts.records.get(keys.attempts, Attempts()),
             reports=self._reports(),
+            went_on=self._headway.made(state.view.number if state.view is not None else 0, progress.step),
             released=state.released,
             arrivals={last_part(key): arrivals for key, arrivals in self._arrivals.records.items()},
             outdated_refusals=self._outdated_refusals(),

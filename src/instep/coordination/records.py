@@ -408,6 +408,8 @@ class Attempts(Record):
     """By cause."""
     failures: tuple[Failure, ...] = ()
     """The last 20, oldest first."""
+    replaced: str = ""
+    """Ranks that have been replaced since the last failure: all others were there when it happened."""
     cleared: Cleared | None = None
 
     @property

@@ -92,7 +92,8 @@ def for_action(action: Action, keys: Keys, fence: Fence, seen: Seen) -> Txn:
             return _commit(action, keys, fence, same_view)
         case Decline():
             return Txn(
-                (fence.compare(), Compare.present(keys.command(action.id))),
+                # Somebody may have written another command under this id since.
+                (fence.compare(), Compare.mod_revision(keys.command(action.id), "==", action.declined.revision)),
                 (
                     Op.delete(keys.command(action.id)),
                     Op.put(keys.declined_of(action.id), action.declined.encode()),

@@ -43,9 +43,7 @@ def to_forget(committed: Sequence[Kept], keep: int, keep_every: int, newest: str
     """
     line = _line_of(newest, committed)
     last = {item.id for item in sorted(committed, key=lambda item: line.get(item.id, len(line)))[:keep]}
-    return tuple(
-        item.id for item in committed if item.id not in last and (not keep_every or item.step % keep_every)
-    )
+    return tuple(item.id for item in committed if item.id not in last and (not keep_every or item.step % keep_every))
 
 
 def _line_of(newest: str | None, committed: Sequence[Kept]) -> dict[str, int]:

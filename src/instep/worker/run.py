@@ -154,12 +154,7 @@ class Run(Generic[Config]):
         could not be read at a gate), and whatever an `on_change` function raises.
         """
         now = time.monotonic()
-        if (
-            self._integers[0] != self._mail
-            or step >= self._next_gate
-            or now >= self._next_look
-            or step <= self._step
-        ):
+        if self._integers[0] != self._mail or step >= self._next_gate or now >= self._next_look or step <= self._step:
             step = self._look_closer(step, now)
             now = time.monotonic()
         self._step = self._integers[1] = step
