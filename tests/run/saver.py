@@ -104,6 +104,16 @@ class Saver:
         manifest = self.run.checkpoints.resume(verify, timeout_s)
         return {"id": manifest and manifest.id, "seen": seen, "refused": self.run.checkpoints.refused}
 
+    def resume_and_read(self, hold: str) -> dict[str, Any]:
+        """What was agreed on is read when the file `hold` is gone."""
+        manifest = self.run.checkpoints.resume()
+        assert manifest is not None
+        Path(hold).with_suffix(".seen").touch()
+        while Path(hold).exists():
+            time.sleep(0.005)
+        with self.run.checkpoints.reading(manifest):
+            return {"id": manifest.id}
+
     def read(self, id: str) -> None:
         manifest = next(item for item in self.run.checkpoints.list() if item.id == id)
         self.readers[id] = stack = contextlib.ExitStack()

@@ -56,6 +56,18 @@ def test_a_leader_whose_candidate_was_replaced_is_fenced_and_nothing_of_it_is_li
     assert leader.ask("list")["ids"] == [saved["slot"]]
 
 
+def test_who_does_not_lead_any_more_when_a_save_begins_is_not_asked_for_it(team: Team) -> None:
+    """It led at its last boundary; its agent, and with it the lead, is gone since."""
+    leader, _ = team.leader(*team.join("ab"))
+    leader.ask("step", step=5)
+    agent = team.training.agent_pid("ab"[leader.rank])
+    os.kill(agent, signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{agent}").exists(), "the end of the agent")
+    answer = leader.ask("save", step=5)
+    assert "error" not in answer, answer
+    assert answer["slot"] is None
+
+
 def test_a_leader_frozen_past_its_lease_in_mid_save_is_fenced(team: Team) -> None:
     workers = team.join("ab")
     leader, (other,) = team.leader(*workers)

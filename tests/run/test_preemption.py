@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
 from pathlib import Path
 
 from run.harness import Trainer, TrainingRun, wait_for
+from run.saver_team import Team
 from run.test_commands_live import order, paused_at, steps_said
 
 TERM = signal.SIGTERM
@@ -150,6 +152,37 @@ def test_a_save_longer_than_the_grace_is_told_before_it_matters(training: Traini
     trainers[0].kill(TERM)
     assert [trainer.finish() for trainer in trainers] == [0, 0]
     assert training.key("checkpoints/latest")["step"] == trainers[0].said("asked to save")[-1]["step"]
+
+
+def test_who_waits_before_the_first_step_gives_up_too(training: TrainingRun, tmp_path: Path) -> None:
+    """Another rank does not come to agree on what to go on from."""
+    training.extra_environment["INSTEP_GRACE_S"] = "3"
+    with contextlib.closing(Team(training, tmp_path)) as team:
+        (first,) = team.join("a")
+        first.ask("step", step=0)
+        leader, _ = team.leader(first)
+        assert leader.ask("save", step=0)["slot"]
+        first.ask("close")
+        first.close()
+        waits, _ = team.join("ab")
+        waits.tell("resume")
+        waits.kill(TERM)
+        answer = waits.answer()
+    assert (answer["error"], answer["exit_code"]) == ("Preempted", 13)
+    assert "has not begun its first step" in answer["text"]
+    assert answer["took_s"] < 3
+
+
+def test_a_signal_after_the_last_step_ends_the_process_once_it_has_left(training: TrainingRun, tmp_path: Path) -> None:
+    with contextlib.closing(Team(training, tmp_path)) as team:
+        (worker,) = team.join("a")
+        worker.ask("step", step=0)
+        worker.kill(TERM)
+        worker.ask("has", step=0)
+        assert worker.process.poll() is None
+        worker.tell("close")
+        assert worker.process.wait(30) == -TERM
+        assert training.keys("reports/left/"), "it has said goodbye"
 
 
 def test_the_signal_of_a_run_that_was_left_does_what_it_did_before(training: TrainingRun) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from run.harness import TrainingRun
+from run.harness import TrainingRun, wait_for
 from run.saver_team import Team
 from run.test_checkpoints import save_some
 
@@ -50,3 +50,27 @@ def test_who_joins_a_run_that_fell_back_does_not_take_the_damaged_checkpoint_for
     assert not team.training.key("state/view")["fresh"]
     assert not zero.ask("has", step=15)["has"]
     assert not newcomer.ask("has", step=15)["has"]
+
+
+def test_what_the_ranks_have_agreed_on_is_read_although_etcd_has_gone_away_since(
+    fragile_training: TrainingRun, tmp_path: Path
+) -> None:
+    """Nobody forgets it: its mark was written before they were asked. What they have not agreed on has none."""
+    team = Team(fragile_training, tmp_path / "saved")
+    try:
+        older, newest = save_some(team, "a", 10, 20)
+        (worker,) = team.join("a")
+        hold = tmp_path / "hold"
+        hold.touch()
+        worker.tell("resume_and_read", hold=str(hold))
+        wait_for(hold.with_suffix(".seen").exists, "an agreement")
+        server = team.training.server
+        server.pause()
+        try:
+            hold.unlink()
+            assert worker.answer().get("id") == newest
+        finally:
+            server.resume()
+        assert older != newest
+    finally:
+        team.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from instep.torch._retention import Attempt, Kept, attempt_named, to_delete, to_forget
-from instep.torch._turn import SILENCE_S, Turn, Verdict
+from instep.torch._turn import PATIENCE_S, SILENCE_S, Turn, Verdict
 
 STEPS = [90, 80, 70, 60, 50, 40, 30]
 COMMITTED = [Kept(f"{step}-1", step) for step in STEPS]
@@ -32,6 +32,20 @@ def test_after_a_run_was_taken_back_the_last_are_those_committed_last() -> None:
     assert to_forget(committed, 2, 0) == ("90-1", "80-1")
 
 
+def test_what_the_newest_went_on_from_is_kept_before_what_was_left_behind() -> None:
+    """The run went from step 30 to 90, back to 40, and has saved 50 since. The lineage of 50 says no more than that."""
+    line = [Kept("50-2", 50, ("40-1",)), *COMMITTED[:5], Kept("40-1", 40, ("30-1",)), COMMITTED[6]]
+    assert to_forget(line, 3, 0, "50-2") == ("90-1", "80-1", "70-1", "60-1", "50-1")
+    assert to_forget(line, 4, 0, "50-2") == ("80-1", "70-1", "60-1", "50-1")
+    assert to_forget(line, 1, 0, "40-1")[:2] == ("50-2", "90-1")  # it was just taken back again
+    assert "40-1" not in to_forget(line, 1, 0, "40-1")
+
+
+@pytest.mark.parametrize("newest", [None, "90-1", "never heard of"])
+def test_without_a_lineage_the_newest_are_kept(newest: str | None) -> None:
+    assert to_forget(COMMITTED, 2, 0, newest) == tuple(item.id for item in COMMITTED[2:])
+
+
 @pytest.mark.parametrize(
     ("name", "place"),
     [
@@ -51,13 +65,23 @@ def test_only_names_that_a_checkpointer_gives_are_attempts(name: str, place: tup
     assert (attempt and (attempt.step, attempt.token)) == place
 
 
-def deleted(attempt: Attempt, *, known: bool = False, committed: bool = False, pending: bool = False) -> bool:
+def deleted(
+    attempt: Attempt,
+    *,
+    known: bool = False,
+    committed: bool = False,
+    unlisted: bool = False,
+    pending: bool = False,
+    before: bool = False,
+) -> bool:
     """Whether the leader with token 10 deletes it."""
     return bool(
         to_delete(
             [attempt],
             committed=[attempt.name] if committed else [],
+            unlisted=[f"{attempt.step}-{attempt.token}"] if unlisted else [],
             pending=[attempt.name] if pending else [],
+            before=[attempt.name] if before else [],
             known={(attempt.step, attempt.token)} if known else set(),
             token=10,
         )
@@ -88,6 +112,14 @@ def test_what_is_committed_or_may_be_is_never_deleted() -> None:
     for whole in (False, True):
         assert not deleted(an_attempt(9, whole=whole), known=True, committed=True)
         assert not deleted(an_attempt(9, whole=whole), known=True, pending=True)
+        assert not deleted(an_attempt(9, whole=whole), known=True, unlisted=True)
+
+
+def test_a_whole_one_that_was_there_before_is_not_deleted_although_its_token_is_known() -> None:
+    """A new etcd counts its revisions from 1, and so gives the tokens of the one that was lost once more."""
+    assert not deleted(an_attempt(9, whole=True), known=True, before=True)
+    assert not deleted(an_attempt(10, whole=True), known=True, before=True)
+    assert deleted(an_attempt(9, whole=False), before=True)
 
 
 def look(turn: Turn, now: float, *, saved: bool = False, leads: bool = False, saving: int | None = None) -> Verdict:
@@ -116,3 +148,12 @@ def test_a_rank_goes_on_when_nobody_begins_or_who_had_begun_gives_up() -> None:
     assert look(turn, 100, saving=5) is Verdict.WAIT
     assert look(turn, 100 + SILENCE_S / 2) is Verdict.WAIT  # time for another to take over
     assert look(turn, 100 + SILENCE_S) is Verdict.NOBODY
+
+
+def test_a_rank_waits_longer_for_a_leader_that_is_there_but_not_once_that_one_has_given_up() -> None:
+    turn = Turn(5, now=0)
+    turn.be_patient()
+    assert look(turn, PATIENCE_S - 1) is Verdict.WAIT
+    assert look(turn, PATIENCE_S) is Verdict.NOBODY
+    assert look(turn, PATIENCE_S, saving=5) is Verdict.WAIT
+    assert look(turn, PATIENCE_S + SILENCE_S) is Verdict.NOBODY

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from instep.coordination import assembly
 from instep.coordination.assembly import RELEASES_KEPT, Call, Hall, LetThrough, Released
 from instep.coordination.leading import OpenPlan, Situation, next_action
-from instep.coordination.records import Arrivals, Release, Waiting
+from instep.coordination.records import Arrivals, Forming, Release, Waiting
 from instep.worker.assembly import Calls
 from unit.parts import agreed, desired, left, registered, view
 
@@ -137,6 +137,16 @@ def test_the_leader_lets_through_before_it_makes_plans() -> None:
     )
     assert isinstance(next_action(now), LetThrough)
     assert not isinstance(next_action(Situation(view=THREE, arrivals={})), LetThrough | OpenPlan)
+
+
+def test_who_died_at_a_barrier_has_to_be_replaced_before_anybody_goes_on() -> None:
+    """Its node has vanished, and nobody has withdrawn what it said."""
+    living = tuple(registered(rank, 10 + rank, node="a", world_size=3) for rank in range(2))
+    told = Forming(world_size=3, missing="2")
+    now = Situation(view=THREE, agreed=agreed(), registered=living, arrivals=ALL, forming=told)
+    assert next_action(now) is None
+    ended = replace(now, arrivals={"a": at("x", 0, 1)}, left={"b": left(2)})
+    assert isinstance(next_action(ended), LetThrough)
 
 
 # -- all of it together -----------------------------------------------------------------------------------------------

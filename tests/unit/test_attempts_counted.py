@@ -9,6 +9,7 @@ import pytest
 
 from instep.coordination import attempts, membership
 from instep.coordination.attempts import FAILURES_KEPT, MAX_CAUSES, NODE_LOST, OTHER, TAKEN_OVER, Past, Reported
+from instep.coordination.headway import Headway
 from instep.coordination.leading import Commit, FormView, Situation, TurnAway, next_action
 from instep.coordination.membership import Group, Registered
 from instep.coordination.records import Attempts, Course, Failure, Refused
@@ -58,6 +59,57 @@ def test_a_view_that_lost_ranks_has_failed_once_by_what_was_said_first() -> None
     )
     found = attempts.counted(past(reports=reports), fallen)
     assert (found.counts, found.view, found.failures) == ({"Cause": 1}, 3, (failure(1, "Cause"),))
+
+
+FOUR = {"a": {0: 10}, "b": {1: 11}, "c": {2: 12}, "d": {3: 13}}
+FOUR_NAMES = {0: 10, 1: 11, 2: 12, 3: 13}
+
+
+def replacing(names: dict[int, int]) -> Group:
+    return group(*(registered(rank, at, world_size=4) for rank, at in names.items()))
+
+
+def after_the_first() -> Attempts:
+    """Rank 0 has failed, and was replaced by itself."""
+    found = attempts.counted(past(view=view(FOUR, number=3), registered=()), replacing({**FOUR_NAMES, 0: 20}))
+    assert (found.total, found.replaced) == (1, "0")
+    return found
+
+
+SECOND = view({**FOUR, "a": {0: 20}}, number=4)
+
+
+@pytest.mark.parametrize(
+    ("names", "went_on", "total"),
+    [
+        ({**FOUR_NAMES, 0: 20, 1: 21}, False, 1),
+        ({**FOUR_NAMES, 0: 20, 1: 21}, True, 2),
+        ({**FOUR_NAMES, 0: 30}, False, 2),
+        ({0: 30, 1: 31, 2: 32, 3: 33}, False, 2),
+    ],
+    ids=["fell with it", "fell later", "the new one fell", "all fell, the new one too"],
+)
+def test_who_was_there_at_a_failure_and_falls_before_the_run_goes_on_fell_with_it(
+    names: dict[int, int], went_on: bool, total: int
+) -> None:
+    found = attempts.counted(
+        past(view=SECOND, registered=(), attempts=after_the_first(), went_on=went_on), replacing(names)
+    )
+    assert (found.total, found.view) == (total, 4)
+
+
+def test_a_reset_or_a_view_in_between_makes_the_next_loss_a_failure_of_its_own() -> None:
+    there = replacing({**FOUR_NAMES, 0: 20, 1: 21})
+    cleared = Attempts(view=3)
+    assert attempts.counted(past(view=SECOND, registered=(), attempts=cleared), there).total == 1
+    later = SECOND.model_copy(update={"number": 5})
+    assert attempts.counted(past(view=later, registered=(), attempts=after_the_first()), there).total == 2
+
+
+def test_a_run_has_gone_on_when_a_step_was_begun_and_ended_in_its_view() -> None:
+    headway = Headway()
+    seen = [(1, None), (1, 7), (1, 8), (1, 9), (1, 9), (2, 9), (2, 10), (2, 4), (2, 5), (2, 6)]
+    assert [headway.made(*item) for item in seen] == [False] * 3 + [True] * 2 + [False] * 4 + [True]
 
 
 def test_what_is_said_of_a_rank_that_goes_on_is_not_the_reason() -> None:

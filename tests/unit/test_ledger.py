@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from instep.worker.ledger import Ledger
+from instep.worker.ledger import OUTCOMES_KEPT, Ledger
 
 COMMIT = {"t": "archive", "do": "commit", "manifest": {"id": "5-9"}}
 
@@ -44,6 +44,15 @@ def test_the_first_outcome_of_a_commit_stands() -> None:
     ledger.hear(outcome("/never asked"))
     assert (ledger.outcome("/a") or {})["do"] == "committed"
     assert ledger.outcome("/never asked") is None
+
+
+def test_the_outcomes_of_the_last_commits_are_kept() -> None:
+    ledger = Ledger()
+    for number in range(2 * OUTCOMES_KEPT):
+        ledger.commit(f"/{number}", COMMIT)
+        ledger.hear(outcome(f"/{number}"))
+    assert ledger.outcome(f"/{OUTCOMES_KEPT - 1}") is None
+    assert all(ledger.outcome(f"/{number}") for number in range(OUTCOMES_KEPT, 2 * OUTCOMES_KEPT))
 
 
 def test_news_say_what_is_saved_and_what_is_being_saved() -> None:

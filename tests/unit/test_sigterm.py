@@ -108,6 +108,16 @@ def test_a_listener_that_is_gone_holds_nothing_back() -> None:
     assert (code, lines) == (-signal.SIGTERM, ["now"])
 
 
+def test_a_signal_that_came_to_nothing_goes_to_who_was_to_have_it_once_nobody_listens() -> None:
+    code, lines = run("""
+a, b = Listener(), Listener('b')
+sigterm.listen(a.hear); sigterm.listen(b.hear); term()
+sigterm.ignore(a.hear); sigterm.hand_on(); print('goes on', flush=True)
+sigterm.ignore(b.hear); sigterm.hand_on()
+""")
+    assert (code, lines) == (-signal.SIGTERM, ["heard", "b", "goes on"])
+
+
 @pytest.mark.parametrize("thread", [False, True])
 def test_a_forked_child_dies_from_sigterm_as_ever(thread: bool) -> None:
     code, lines = run(f"""

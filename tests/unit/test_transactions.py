@@ -17,6 +17,7 @@ from instep.coordination.leading import (
     Announce,
     Ask,
     Commit,
+    Decline,
     FormView,
     OpenPlan,
     Refuse,
@@ -27,7 +28,9 @@ from instep.coordination.leading import (
 from instep.coordination.records import (
     Ack,
     Attempts,
+    Command,
     Decision,
+    Declined,
     Failure,
     Forming,
     Leader,
@@ -149,6 +152,12 @@ def test_an_action_is_guarded_by_exactly_this(action: Action, guards: list[Compa
 )
 def test_an_action_writes_exactly_this(action: Action, expected: set[str]) -> None:
     assert writes(carry_out(action)) == expected
+
+
+def test_only_the_command_that_was_looked_at_is_declined() -> None:
+    """Another one may have been written under its id meanwhile."""
+    action = Decline("c1", Declined(command=Command(kind="pause"), revision=40, why="no"))
+    assert Compare.mod_revision(f"{ROOT}commands/c1", "==", 40) in carry_out(action).compares
 
 
 def test_a_new_view_brings_its_values_its_schema_and_the_abort_of_the_open_plan() -> None:

@@ -2,8 +2,8 @@
 
 One failure is counted for each view that lost a rank, however many ranks fell with the first one: by the txn that forms
 the next view, or by the one that turns its workers away. Where a launcher replaces ranks one by one, each makes a view
-of its own: those that were there when the run failed, and are replaced before it has gone on, have fallen with the first
-one. Workers that left cleanly have not failed, and a run that was told to stop has not either.
+of its own: those that were there when the run failed, and fall before it has gone on, have fallen with the first one.
+Workers that left cleanly have not failed, and a run that was told to stop has not either.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from instep.names import INCARNATION_LENGTH
 from instep.scalar import Scalar
@@ -411,6 +411,12 @@ class Attempts(Record):
     replaced: str = ""
     """Ranks that have been replaced since the last failure: all others were there when it happened."""
     cleared: Cleared | None = None
+
+    @field_validator("replaced")
+    @classmethod
+    def _names_ranks(cls, text: str) -> str:
+        parse_ranks(text)
+        return text
 
     @property
     def total(self) -> int:

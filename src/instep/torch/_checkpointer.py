@@ -72,6 +72,10 @@ class Checkpointer:
             weights_only=weights_only,
         )
         self._checked = ""
+        if not run.checkpoints.claim():
+            raise CheckpointError(
+                f"the run {run.name!r} has a Checkpointer already: give all parts to that one, each by a name of its own"
+            )
         run.on_restore(self._go_back, check=self._check)
         if background:
             self._registry.in_background(self._saver.later.look, self._saver.later.finish)

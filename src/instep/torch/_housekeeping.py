@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -25,8 +26,8 @@ FORGOTTEN_AT_ONCE: Final = 50
 
 
 class Housekeeping:
-    """Of one folder. Deletes only directories that a Checkpointer of this run has labelled as its own; and of those with
-    a manifest only what was forgotten, and what was saved since this one was made and never committed.
+    """Of one folder. Deletes only directories that a Checkpointer of this run has labelled as its own; of those with a
+    manifest only what was forgotten, and what was saved since this one was made and never committed.
 
     Limits: two runs of one name in two etcds, or two namespaces, must not share a folder: here they are one. What was
     forgotten by a process that died before it could delete the files stays.
@@ -42,8 +43,8 @@ class Housekeeping:
         self._open: dict[str, Slot] = {}
         self._leaving: dict[str, str] = {}
         """Ids by directory, of what this process wants to be forgotten."""
-        self._before = frozenset(path.name for path in folder.glob("step-*") if (path / MANIFEST).exists())
-        """What was whole when this one was made: another etcd may have known it, and given the same tokens."""
+        self._before = _names_in(folder)
+        """What was there when this one was made: another etcd may have known it, and given the same tokens."""
 
     def __repr__(self) -> str:
         return f"Housekeeping({self._folder}, keep {self._keep}, every {self._keep_every})"
@@ -67,13 +68,14 @@ class Housekeeping:
             return
         there = inventory.ids - self._forget(inventory)
         self._delete_forgotten(there)
+        attempts = tuple(self._attempts())
         for name in to_delete(
-            self._attempts(),
+            attempts,
             committed={Path(item.path).name for item in inventory.manifests},
             unlisted=there - {item.id for item in inventory.manifests},
             pending=self._open,
             known=self._known,
-            before=self._before,
+            before=self._before if self._before is not None else {item.name for item in attempts},
             token=slot.token,
         ):
             log.info("removing %s: it was never committed", self._folder / name)
@@ -132,3 +134,14 @@ class Housekeeping:
             shutil.rmtree(path)
         except OSError as error:
             log.warning("%s cannot be removed: %s", path, error)
+
+
+def _names_in(folder: Path) -> frozenset[str] | None:
+    """None where that cannot be found out."""
+    try:
+        return frozenset(os.listdir(folder))
+    except FileNotFoundError:
+        return frozenset()
+    except OSError as error:
+        log.warning("%s cannot be read, so no whole directory is removed there: %s", folder, error)
+        return None

@@ -72,9 +72,9 @@ def to_delete(
 
     One without a manifest, of a lower token: its saver was replaced before it was done. One that is whole may be
     somebody's good checkpoint that this etcd has never heard of, so it goes only when its step and token are `known`:
-    of a save since this process joined, and it is not among those that were whole `before` that: a new etcd may give
-    tokens that were given already. Names in `committed` are in the registry, those in `pending` may come into it, and of ids in `unlisted`
-    it is not known which directory is in it.
+    of a save since this process joined, and its name not in `before`, there by then: a new etcd may give tokens that
+    were given already. Names in `committed` are in the registry, those in `pending` may come into it, and of the ids in
+    `unlisted` it is not known under which name they are in it.
     """
     return tuple(
         item.name

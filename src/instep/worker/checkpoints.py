@@ -50,6 +50,7 @@ class Checkpoints:
         self._rank = rank
         self._world_size = world_size
         self._next_step = next_step
+        self._claimed = False
         self.refused: dict[str, str] = {}
         self._kept: tuple[str, int] | None = None
         """What the node's agent keeps from being forgotten until this worker passes its next boundary, and that."""
@@ -57,6 +58,12 @@ class Checkpoints:
 
     def __repr__(self) -> str:
         return f"Checkpoints(rank {self._rank}, {self._ledger!r})"
+
+    def claim(self) -> bool:
+        """False when somebody has claimed it before: two that save the same steps take each other's checkpoints for
+        their own."""
+        free, self._claimed = not self._claimed, True
+        return free
 
     # -- what is known ----------------------------------------------------------------------------------------------
 
@@ -101,10 +108,17 @@ class Checkpoints:
         """A new directory below `folder` for a checkpoint of `step`. Raises Fenced when this worker does not lead, and
         CheckpointError when the directory cannot be made."""
         index = _index(step)
-        conversation, agreement = self._conversation, self._agreement
-        conversation.exchange(self._next_step())
-        if not conversation.leads:
+        if not self._leads():
             raise Fenced(f"rank {self._rank} does not lead the run: its leader saves the checkpoints", token=0)
+        return self._open(index, folder, layout)
+
+    def _leads(self) -> bool:
+        """As of now, as far as the node's agent has said."""
+        self._conversation.exchange(self._next_step())
+        return self._conversation.leads
+
+    def _open(self, index: int, folder: str | os.PathLike[str], layout: Layout) -> Slot:
+        conversation, agreement = self._conversation, self._agreement
         saver = Saver(
             rank=self._rank,
             world_size=self._world_size,
@@ -123,11 +137,11 @@ class Checkpoints:
     @contextmanager
     def checkpoint(self, step: int, folder: str | os.PathLike[str], layout: Layout) -> Iterator[Slot | None]:
         """See `Run.checkpoint`."""
-        if not self._conversation.leads:
-            _index(step)
+        index = _index(step)
+        if not self._leads():
             yield None
             return
-        slot = self.open(step, folder, layout)
+        slot = self._open(index, folder, layout)
         try:
             yield slot
         except BaseException as error:

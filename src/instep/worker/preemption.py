@@ -22,7 +22,8 @@ REASON: Final = "SIGTERM"
 class Preemption:
     """Promise: after the first SIGTERM between `open` and `close` the node's agent is asked at the next boundary, or
     within half a second of any wait, to stop the run with a save; so is each agent that comes after it. Where no stop
-    is agreed on by the time that a save needs, the worker fails with Preempted at its boundary.
+    is agreed on by the time that a save needs, the worker fails with Preempted at its boundary, or in any wait before
+    its first one.
 
     `wake` makes the next boundary look; the signal handler calls it.
     """
@@ -64,6 +65,12 @@ class Preemption:
     def close(self) -> None:
         sigterm.ignore(self._hear)
 
+    def hand_on(self) -> None:
+        """After `close`, where the training has ended by itself: nobody has said that the process is to end."""
+        if self._notice.at is not None and self._conversation.failure is None:
+            log.warning("rank %d got SIGTERM and its training was over before the run stopped: it ends now", self._rank)
+            sigterm.hand_on()
+
     def _hear(self) -> None:
         """Called by the signal handler, between any two instructions."""
         self._notice.take()
@@ -72,6 +79,8 @@ class Preemption:
     def speak(self) -> None:
         """Has the agent know of a SIGTERM. Raises nothing: what is lost is said to the next agent."""
         self._look_at_saves()
+        if self._agreement.began is None:
+            self.check(0)  # a wait may be long, and no boundary comes before its end
         if not self.pending:
             return
         self._told = True
@@ -91,13 +100,15 @@ class Preemption:
         if time.monotonic() < notice.agree_by:
             conversation.next_look = min(conversation.next_look, notice.agree_by)
             return
-        conversation.failure = Preempted(
-            f"rank {self._rank} got SIGTERM {notice.waited_s:.1f} s ago and the run has not agreed to stop: a save of "
-            f"{notice.save_s:.1f} s may not be finished before the kill, so it ends before step {step} without one; "
-            "the newest committed checkpoint stands",
-            step=step,
-            waited_s=notice.waited_s,
-        )
+        if self._agreement.began is None:
+            why = "and has not begun its first step: it ends, for there is nothing to save"
+        else:
+            why = (
+                f"and the run has not agreed to stop: a save of {notice.save_s:.1f} s may not be finished before the "
+                f"kill, so it ends before step {step} without one; the newest committed checkpoint stands"
+            )
+        text = f"rank {self._rank} got SIGTERM {notice.waited_s:.1f} s ago {why}"
+        conversation.failure = Preempted(text, step=step, waited_s=notice.waited_s)
         log.warning("%s", conversation.failure)
 
     def _look_at_saves(self) -> None:

@@ -198,9 +198,10 @@ class Run(Generic[Config]):
         """`with run.checkpoint(step) as slot`: on the rank that leads, a slot to write the state after `step` into; on
         all others None. Leaving the block commits it, or gives it up where the block has raised.
 
-        Promise: only what was committed is ever listed or resumed from. Raises Fenced when another rank leads by then,
-        and CheckpointError when the file system refuses something; when etcd does not answer in 5 s the node's agent
-        goes on committing in the background.
+        Promise: only what was committed is ever listed or resumed from. Raises Fenced where another rank has come to
+        lead since it was opened: training may go on, and that rank saves the next one. Raises CheckpointError when the
+        file system refuses something; when etcd does not answer in 5 s the node's agent goes on committing in the
+        background. Limit: where the lead moves between the calls of two ranks, a step may be saved by none of them.
         """
         return self.checkpoints.checkpoint(step, folder, layout)
 
@@ -211,7 +212,8 @@ class Run(Generic[Config]):
         Use it within a step, or before the first. Plans are answered meanwhile, and apply at the next boundary.
 
         Promise: nobody goes on before all have come. Limit: who gives up in the very moment in which the last one comes
-        may be counted in; called again with the same name it goes on at once. Raises BarrierTimeout, with the ranks
+        may be counted in; called again with the same name it goes on at once. A node that vanishes with ranks that had
+        come counts as there until its lease ends. Raises BarrierTimeout, with the ranks
         that are missing, within `timeout_s` and 3 seconds; Evicted; SettingsError for a name or a time that cannot be.
         """
         self._check_here()
@@ -229,12 +231,17 @@ class Run(Generic[Config]):
         self._conversation.reports.update(metrics)
 
     def close(self, *, clean: bool = True) -> None:
-        """Leaves the run. Cleanly means: this worker runs no more steps, so no change waits for it."""
+        """Leaves the run. Cleanly means: this worker runs no more steps, so no change waits for it.
+
+        After a SIGTERM that came too late for the run to stop, the signal does then what it did before `join`: as a
+        rule it ends the process.
+        """
         self._close(clean, None)
 
     def _close(self, clean: bool, error: BaseException | None) -> None:
         if self._ended == "closed":
             return
+        is_over = not self._ended and clean and error is None and self._stopped is None
         try:
             if not self._ended and clean:
                 self.checkpoints.finish()
@@ -243,6 +250,8 @@ class Run(Generic[Config]):
                 self.checkpoints.settle(min(GOODBYE_S, self._preemption.left_s))
                 self._conversation.leave(self._step, clean=clean, error=error)
             self._end("closed")
+        if is_over:
+            self._preemption.hand_on()
 
     def __enter__(self) -> Self:
         return self

@@ -66,6 +66,13 @@ def ignore(listener: Listener) -> None:
         _put_back()
 
 
+def hand_on() -> None:
+    """For a signal that was noted and came to nothing: it goes to whoever was to have it before. Not while others
+    listen, who have noted it too."""
+    if not _living():
+        signal.raise_signal(signal.SIGTERM)
+
+
 def _handle(number: int, frame: FrameType | None) -> None:
     global _heard_at
     listeners = [listener for reference in _listeners if (listener := reference()) is not None]
