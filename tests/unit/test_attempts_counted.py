@@ -106,6 +106,11 @@ def test_a_reset_or_a_view_in_between_makes_the_next_loss_a_failure_of_its_own()
     assert attempts.counted(past(view=later, registered=(), attempts=after_the_first()), there).total == 2
 
 
+def test_a_count_that_names_no_ranks_is_none_of_ours() -> None:
+    """Somebody has written into etcd; no decision may fail over it."""
+    assert Attempts.decode_or_none(b'{"replaced": "all"}') is None
+
+
 def test_a_run_has_gone_on_when_a_step_was_begun_and_ended_in_its_view() -> None:
     headway = Headway()
     seen = [(1, None), (1, 7), (1, 8), (1, 9), (1, 9), (2, 9), (2, 10), (2, 4), (2, 5), (2, 6)]

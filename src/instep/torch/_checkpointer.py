@@ -74,7 +74,7 @@ class Checkpointer:
         self._checked = ""
         if not run.checkpoints.claim():
             raise CheckpointError(
-                f"the run {run.name!r} has a Checkpointer already: give all parts to that one, each by a name of its own"
+                f"the run {run.name!r} has a Checkpointer already: give all parts to that one, each by its own name"
             )
         run.on_restore(self._go_back, check=self._check)
         if background:
