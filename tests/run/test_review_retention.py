@@ -116,4 +116,5 @@ def test_a_second_checkpointer_is_refused(team: Team) -> None:
     all_do(ranks, "build")
     all_do(ranks, "train", start=0, steps=1)
     all_do(ranks, "keep", step=0)
-    assert "has a Checkpointer already" in rank.ask("build", without=["scheduler"])["text"]
+    all_do(ranks, "build", without=["scheduler"])
+    assert "another Checkpointer" in rank.ask("keep", step=0)["text"]

@@ -72,10 +72,6 @@ class Checkpointer:
             weights_only=weights_only,
         )
         self._checked = ""
-        if not run.checkpoints.claim():
-            raise CheckpointError(
-                f"the run {run.name!r} has a Checkpointer already: give all parts to that one, each by its own name"
-            )
         run.on_restore(self._go_back, check=self._check)
         if background:
             self._registry.in_background(self._saver.later.look, self._saver.later.finish)
@@ -88,9 +84,16 @@ class Checkpointer:
         of that step afterwards, and the log says why; in the background, when the save could not be begun.
 
         Waits until the checkpoint is committed, for etcd no longer than a few seconds. A rank that dies in a plain save
-        is replaced by another at the same step. Raises what a part's `state_dict` raises, and Evicted.
+        is replaced by another at the same step. Raises what a part's `state_dict` raises, Evicted, and CheckpointError
+        where another Checkpointer of this run has saved that step.
         """
-        return self._saver.save(_index(step))
+        number = _index(step)
+        if not self._registry.claim(self, number):
+            raise CheckpointError(
+                f"another Checkpointer has saved step {number}, and each would take the other's checkpoint for its "
+                "own: give all parts to one, each by its own name"
+            )
+        return self._saver.save(number)
 
     def wait(self) -> bool:
         """Waits for the save in the background, if there is one, and commits it. False when that failed."""

@@ -50,7 +50,7 @@ class Checkpoints:
         self._rank = rank
         self._world_size = world_size
         self._next_step = next_step
-        self._claimed = False
+        self._saved_by: tuple[object, int] | None = None
         self.refused: dict[str, str] = {}
         self._kept: tuple[str, int] | None = None
         """What the node's agent keeps from being forgotten until this worker passes its next boundary, and that."""
@@ -59,11 +59,12 @@ class Checkpoints:
     def __repr__(self) -> str:
         return f"Checkpoints(rank {self._rank}, {self._ledger!r})"
 
-    def claim(self) -> bool:
-        """False when somebody has claimed it before: two that save the same steps take each other's checkpoints for
-        their own."""
-        free, self._claimed = not self._claimed, True
-        return free
+    def claim(self, saver: object, step: int) -> bool:
+        """False when another one has saved that step: each would take the other's checkpoint for its own."""
+        if self._saved_by is not None and self._saved_by[1] == step and self._saved_by[0] is not saver:
+            return False
+        self._saved_by = (saver, step)
+        return True
 
     # -- what is known ----------------------------------------------------------------------------------------------
 
