@@ -19,8 +19,9 @@ async def measure(*, quick: bool) -> list[Figure]:
         store = Path(folder) / "store"
         async with Fleet(server, "boundary", RANKS, str(rounds), str(store)) as fleet:
             by_rank = await fleet.hear_all()
-    boundary, loop, broadcast = (
-        [seconds for figures in by_rank for seconds in figures[name]] for name in ("boundary", "loop", "broadcast")
+    boundary, asking, loop, broadcast = (
+        [seconds for figures in by_rank for seconds in figures[name]]
+        for name in ("boundary", "asking", "loop", "broadcast")
     )
     cost = median(boundary)
     return [
@@ -32,6 +33,12 @@ async def measure(*, quick: bool) -> list[Figure]:
             note=f"per call, {RANKS} ranks, batches of 1000 calls; the loop around them is included",
         ),
         Figure(measure="boundary, nothing pending: p99 of batches", value=quantile(boundary, 0.99) * US, unit="µs"),
+        Figure(
+            measure="boundary, run.checkpoint_requested and run.leads: median",
+            value=median(asking) * US,
+            unit="µs",
+            target=1.0,
+        ),
         Figure(measure="empty loop: median", value=median(loop) * US, unit="µs"),
         Figure(measure=f"broadcast_object_list, gloo, {RANKS} ranks: median", value=median(broadcast) * US, unit="µs"),
         Figure(measure="boundary / broadcast_object_list", value=cost / median(broadcast), target=0.01),

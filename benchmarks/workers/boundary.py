@@ -40,11 +40,12 @@ def main() -> None:
 
 
 def _measure(run: instep.Run[Hyper], rounds: int) -> dict[str, list[float]]:
-    figures: dict[str, list[float]] = {"boundary": [], "loop": [], "broadcast": []}
+    figures: dict[str, list[float]] = {"boundary": [], "asking": [], "loop": [], "broadcast": []}
     for index in range(rounds + 2):
         dist.barrier()
         batch = {
-            "boundary": _boundaries(run, index * CALLS),
+            "boundary": _boundaries(run, 2 * index * CALLS),
+            "asking": _asking_boundaries(run, (2 * index + 1) * CALLS),
             "loop": _empty_loop(index * CALLS),
             "broadcast": _broadcasts(),
         }
@@ -52,6 +53,19 @@ def _measure(run: instep.Run[Hyper], rounds: int) -> dict[str, list[float]]:
             for name, seconds in batch.items():
                 figures[name].append(seconds)
     return figures
+
+
+def _asking_boundaries(run: instep.Run[Hyper], first: int) -> float:
+    """As a script that saves: after each boundary it asks who leads, and whether a checkpoint is wanted."""
+    saves = 0
+    began = perf_counter()
+    for step in range(first, first + CALLS):
+        run.boundary(step)
+        saves += run.leads and run.checkpoint_requested
+        saves += run.checkpoint_requested
+    took_s = perf_counter() - began
+    assert saves == 0, "nobody has asked for a checkpoint"
+    return took_s / CALLS
 
 
 def _boundaries(run: instep.Run[Hyper], first: int) -> float:
