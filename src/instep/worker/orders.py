@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -100,6 +99,8 @@ class Orders:
         return manifest.step + 1
 
     def _unknown(self, name: str) -> str:
+        import difflib  # not before it is needed: the trainer pays for each import
+
         declared = ", ".join(sorted(self._actions)) or "none"
         close = difflib.get_close_matches(name, self._actions, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
