@@ -236,8 +236,7 @@ class Play:
         try:
             async with program, asyncio.TaskGroup() as tasks:
                 training = tasks.create_task(program.wait())
-                # ASYNC110 wants an event; the file is another process's.
-                while not (folder / "now").exists() and not training.done():  # noqa: ASYNC110
+                while not (folder / "now").exists() and not training.done():  # noqa: ASYNC110  # another process's file
                     await asyncio.sleep(0.02)
                 self.screen.command(f"etcdctl put {ALONE_KEY} {ALONE_LR}")
                 await client.put(ALONE_KEY, str(ALONE_LR))

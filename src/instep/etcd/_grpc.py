@@ -10,6 +10,6 @@ import grpc
 import grpc.aio as aio
 
 # What a finished stream gives instead of a message; the published stubs leave it out.
-EOF = aio.EOF  # type: ignore[attr-defined]
+EOF = aio.EOF  # type: ignore[attr-defined]  # it is there, and grpc's stubs do not know it
 
 __all__ = ["EOF", "aio", "grpc"]
