@@ -9,9 +9,10 @@ from typing import Any
 from unittest import mock
 
 from instep.coordination import leading, membership, transactions
-from instep.coordination.leading import Action, Commit, FormView, Situation
+from instep.coordination.actions import Action, Commit, FormView
 from instep.coordination.node import NodeAction, NodeAgreement, WriteAck
 from instep.coordination.records import Ack
+from instep.coordination.situation import Situation
 from instep.coordination.transactions import Txn
 from instep.wire import Message
 from instep.worker.agreement import Agreement

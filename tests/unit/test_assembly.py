@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from instep.coordination import assembly
+from instep.coordination.actions import OpenPlan
 from instep.coordination.assembly import RELEASES_KEPT, Call, Hall, LetThrough, Released
-from instep.coordination.leading import OpenPlan, Situation, next_action
+from instep.coordination.leading import next_action
 from instep.coordination.records import Arrivals, Forming, Release, Waiting
+from instep.coordination.situation import Situation
 from instep.worker.assembly import Calls
 from unit.parts import agreed, desired, left, registered, view
 

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from instep.coordination import attempts, membership
+from instep.coordination.actions import Commit, FormView, TurnAway
 from instep.coordination.attempts import FAILURES_KEPT, MAX_CAUSES, NODE_LOST, OTHER, TAKEN_OVER, Past, Reported
 from instep.coordination.headway import Headway
-from instep.coordination.leading import Commit, FormView, Situation, TurnAway, next_action
+from instep.coordination.leading import next_action
 from instep.coordination.membership import Group, Registered
 from instep.coordination.records import Attempts, Course, Failure, Refused
+from instep.coordination.situation import Situation
 from unit.parts import DIGEST, SCHEMA, agreed, incarnation, left, plan, registered, view
 
 TWO = view({"a": {0: 10}, "b": {1: 11}}, number=3)

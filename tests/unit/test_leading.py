@@ -9,23 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instep.coordination.leading import (
-    PLAN_TIMEOUT_S,
-    Abort,
-    Announce,
-    Commit,
-    FormView,
-    OpenPlan,
-    Progress,
-    Refuse,
-    Reject,
-    Restore,
-    Situation,
-    Tidy,
-    is_settled,
-    next_action,
-)
+from instep.coordination.actions import Abort, Announce, Commit, FormView, OpenPlan, Refuse, Reject, Restore, Tidy
+from instep.coordination.leading import PLAN_TIMEOUT_S, next_action
 from instep.coordination.records import Change, Decision, Forming, Receipt
+from instep.coordination.situation import Progress, Situation
+from instep.coordination.wishes import is_settled
 from unit.parts import DIGEST, SCHEMA, agreed, desired, incarnation, left, plan, registered, rejected, view
 
 TWO = view({"a": {0: 10}, "b": {1: 11}})

@@ -9,21 +9,12 @@ import instep
 from coordination.model_etcd import ModelEtcd
 from coordination.test_commit_schedules import KEYS, manifest
 from instep.coordination import attempts, checkpoints, membership
+from instep.coordination.actions import Abort, Commit, Decline, FormView, OpenPlan, Refuse
 from instep.coordination.attempts import Past
 from instep.coordination.checkpoints import Found
 from instep.coordination.commands import Order
 from instep.coordination.fence import Fence
-from instep.coordination.leading import (
-    Abort,
-    Commit,
-    Decline,
-    FormView,
-    OpenPlan,
-    Progress,
-    Refuse,
-    Situation,
-    next_action,
-)
+from instep.coordination.leading import next_action
 from instep.coordination.records import (
     Attempts,
     Command,
@@ -36,6 +27,7 @@ from instep.coordination.records import (
     Resume,
     Snapshot,
 )
+from instep.coordination.situation import Progress, Situation
 from instep.coordination.transactions import Seen, for_action
 from instep.etcd import Listing, Op
 from instep.worker.agreement import Agreement

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from instep.coordination.actions import FormView
 from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
-from instep.coordination.leading import FormView
 from instep.coordination.records import FirstStep, Origin, Snapshot, StartOfView
 from instep.coordination.schema import Schema
 from instep.coordination.transactions import STARTS_KEPT, Seen, Txn, for_action, write_first_step

@@ -7,10 +7,7 @@ from typing import Any
 
 import pytest
 
-from instep.coordination.assembly import LetThrough
-from instep.coordination.fence import Fence
-from instep.coordination.keys import Keys
-from instep.coordination.leading import (
+from instep.coordination.actions import (
     MAX_TIDIED,
     Abort,
     Action,
@@ -25,6 +22,9 @@ from instep.coordination.leading import (
     Tidy,
     TurnAway,
 )
+from instep.coordination.assembly import LetThrough
+from instep.coordination.fence import Fence
+from instep.coordination.keys import Keys
 from instep.coordination.records import (
     Ack,
     Attempts,

@@ -10,9 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TypeAlias
 
-from instep.coordination.fence import Fence
-from instep.coordination.keys import Keys
-from instep.coordination.leading import (
+from instep.coordination.actions import (
     Abort,
     Action,
     Ask,
@@ -20,20 +18,21 @@ from instep.coordination.leading import (
     Decline,
     FormView,
     OpenPlan,
-    Progress,
     Refuse,
     Reject,
     Restore,
-    Situation,
     Tidy,
     TurnAway,
-    next_action,
 )
+from instep.coordination.fence import Fence
+from instep.coordination.keys import Keys
+from instep.coordination.leading import next_action
 from instep.coordination.margin import Ahead, Margin
 from instep.coordination.mirror import cancelled
 from instep.coordination.outage import Outage
 from instep.coordination.picture import Picture
 from instep.coordination.records import Decision, View
+from instep.coordination.situation import Progress, Situation
 from instep.coordination.state import RunState
 from instep.coordination.transactions import for_action
 from instep.coordination.trial import Refusals, Trial

@@ -12,7 +12,6 @@ from instep.coordination.commands import Order
 from instep.coordination.desired import Desired
 from instep.coordination.headway import Headway
 from instep.coordination.keys import Keys, last_part
-from instep.coordination.leading import Progress, Situation
 from instep.coordination.membership import Registered
 from instep.coordination.mirror import Mirror
 from instep.coordination.records import (
@@ -29,6 +28,7 @@ from instep.coordination.records import (
     Verified,
 )
 from instep.coordination.schema import Schema
+from instep.coordination.situation import Progress, Situation
 from instep.coordination.state import RunState
 from instep.coordination.transactions import Seen
 from instep.etcd import Client, Event

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from instep.coordination.assembly import LetThrough
-from instep.coordination.fence import Fence
-from instep.coordination.keys import Keys
-from instep.coordination.leading import (
+from instep.coordination.actions import (
     MAX_TIDIED,
     Abort,
     Action,
@@ -27,6 +24,9 @@ from instep.coordination.leading import (
     Tidy,
     TurnAway,
 )
+from instep.coordination.assembly import LetThrough
+from instep.coordination.fence import Fence
+from instep.coordination.keys import Keys
 from instep.coordination.records import (
     Ack,
     Decision,
@@ -37,6 +37,7 @@ from instep.coordination.records import (
     Manifest,
     Pointer,
     Receipt,
+    Refused,
     StartOfView,
     Term,
 )
@@ -117,26 +118,31 @@ def for_action(action: Action, keys: Keys, fence: Fence, seen: Seen) -> Txn:
                 ),
             )
         case Tidy():
-            outdated = [keys.rejected_of(name) for name in action.rejections]
-            outdated += [keys.change(change_id) for change_id in action.changes]
-            outdated += [keys.declined_of(command_id) for command_id in action.declined]
-            outdated += [keys.refused_of(incarnation) for incarnation in action.refusals]
-            return Txn((fence.compare(),), tuple(Op.delete(key) for key in outdated))
+            return Txn((fence.compare(),), _tidied(action, keys))
         case Refuse():
-            return Txn(
-                (fence.compare(),),
-                tuple(Op.put(keys.refused_of(item.incarnation), item.encode()) for item in action.refused[:MAX_TIDIED]),
-            )
+            return Txn((fence.compare(),), _refusals(action.refused, keys))
         case TurnAway():
-            away = action.refused[:MAX_TIDIED]
-            refusals = [Op.put(keys.refused_of(item.incarnation), item.encode()) for item in away]
-            count = [Op.put(keys.attempts, action.attempts.encode())] if action.attempts is not None else []
-            return Txn((fence.compare(), same_view, _same_attempts(keys, seen)), (*refusals, *count))
+            count = (Op.put(keys.attempts, action.attempts.encode()),) if action.attempts is not None else ()
+            same_count = _same_attempts(keys, seen)
+            return Txn((fence.compare(), same_view, same_count), (*_refusals(action.refused, keys), *count))
         case LetThrough():
             same = Compare.mod_revision(keys.barrier(action.name), "==", action.seen)
             then = [Op.put(keys.barrier(action.name), action.release.encode())]
             then += [Op.delete(keys.barrier(name)) for name in action.outdated[:MAX_TIDIED]]
             return Txn((fence.compare(), same_view, same), tuple(then))
+
+
+def _tidied(action: Tidy, keys: Keys) -> tuple[Op, ...]:
+    outdated = [keys.rejected_of(name) for name in action.rejections]
+    outdated += [keys.change(change_id) for change_id in action.changes]
+    outdated += [keys.declined_of(command_id) for command_id in action.declined]
+    outdated += [keys.refused_of(incarnation) for incarnation in action.refusals]
+    return tuple(Op.delete(key) for key in outdated)
+
+
+def _refusals(refused: tuple[Refused, ...], keys: Keys) -> tuple[Op, ...]:
+    """The first of them; those that are left are refused next."""
+    return tuple(Op.put(keys.refused_of(item.incarnation), item.encode()) for item in refused[:MAX_TIDIED])
 
 
 def abort(keys: Keys, number: int, decision: Decision) -> Txn:

@@ -1,0 +1,187 @@
+"""What operators want next, a change or a command: the plan to be made of it, or why it cannot be. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from instep.coordination import commands, membership
+from instep.coordination.actions import (
+    MAX_TIDIED,
+    Action,
+    Decline,
+    OpenPlan,
+    Reject,
+    Tidy,
+)
+from instep.coordination.commands import Order
+from instep.coordination.desired import (
+    Wanted,
+    next_change,
+    pending_revisions,
+    settled_rejections,
+)
+from instep.coordination.records import (
+    Agreed,
+    Change,
+    Course,
+    Plan,
+    Rejected,
+)
+from instep.coordination.situation import Situation
+
+
+def is_settled(now: Situation) -> bool:
+    """True when a new plan may be opened: the one before is aborted, or applied by every node that still runs.
+
+    So at any time at most one committed gate lies ahead of anybody, and one `previous` in `state/agreed` suffices.
+    """
+    if now.plan is None or now.view is None:
+        return True
+    if now.decision is None:
+        return False
+    if not now.decision.commit:
+        return True
+    if now.agreed is not None and now.plan.number <= now.agreed.began:
+        return True  # nothing has been committed since the run began anew
+    return membership.active_nodes(now.view, now.left) <= set(now.receipts)
+
+
+def about_wishes(now: Situation) -> Action | None:
+    """The oldest of what operators want, a change or a command."""
+    if now.view is None or now.agreed is None:
+        return None
+    if not is_settled(now):
+        return None
+    tidy = _tidy(now, now.agreed)
+    if tidy is not None:
+        return tidy
+    refused = _refused_by_workers(now)
+    if refused:
+        return Reject(refused)
+    wanted = next_change(now.desired, now.agreed.values, now.schema, now.rejected)
+    if wanted is not None and wanted.rejections:
+        change = now.changes.get(wanted.revision)
+        return Reject(tuple(_signed(item, change) for item in wanted.rejections))
+    order = commands.oldest(now.orders)
+    if order is not None and (wanted is None or order.revision < wanted.revision):
+        return _about_order(now, order, now.agreed.course)
+    return _about_change(now, wanted) if wanted is not None else None
+
+
+def _about_change(now: Situation, wanted: Wanted) -> Action | None:
+    gate = _next_gate(now)
+    if gate is None:
+        return None
+    change = now.changes.get(wanted.revision)
+    return OpenPlan(_plan(now, gate, wanted.revision, wanted.values, change))
+
+
+def _about_order(now: Situation, order: Order, course: Course) -> Action | None:
+    why = _refusal_of(now, order) or commands.why_not(order, course, now.manifests, somebody_left=_somebody_left(now))
+    if why is not None or order.command is None:
+        return Decline(order.id, commands.declined(order, why or ""))
+    gate = _next_gate(now)
+    if gate is None:
+        return None
+    command = order.command
+    back_to = now.manifests.get(command.name or "") if command.kind == "restore" else None
+    goes_on = back_to.step + 1 if back_to is not None else None
+    plan = _plan(now, gate, order.revision, {}, None).model_copy(
+        update={
+            "kind": command.kind,
+            "name": command.name,
+            "course": commands.course_after(command, gate, course, goes_on=goes_on),
+            "checkpoint": back_to,
+            "author": command.author,
+            "reason": command.reason,
+            "change_id": order.id,
+        }
+    )
+    return OpenPlan(plan)
+
+
+def _refusal_of(now: Situation, order: Order) -> str | None:
+    """What a worker said to the newest plan, if that was for this command."""
+    if now.plan is None or now.decision is None or not now.decision.refused or now.plan.change_id != order.id:
+        return None
+    return "; ".join(f"{name}: {reason}" for name, reason in now.decision.refused.items())
+
+
+def _somebody_left(now: Situation) -> bool:
+    return now.view is not None and any(left.view == now.view.number and left.ranks for left in now.left.values())
+
+
+def _next_gate(now: Situation) -> int | None:
+    """Of the next plan; None while there is nobody to agree with: what is wanted stays so.
+
+    While the run is paused all ranks stand before one step, and that is the gate.
+    """
+    assert now.view is not None
+    assert now.agreed is not None
+    if membership.missing_ranks(now.view, now.registered, now.left):
+        return None
+    if now.agreed.course.paused_at is not None:
+        return now.agreed.course.paused_at
+    if now.progress.step is None:
+        return None
+    late = (now.decision.step or 0) if now.decision else 0
+    return max(now.progress.step, late, membership.last_step_left(now.view, now.left)) + now.progress.margin_steps
+
+
+def _tidy(now: Situation, agreed: Agreed) -> Tidy | None:
+    rejections = settled_rejections(now.desired, agreed.values, now.schema, now.rejected)
+    open_revisions = pending_revisions(now.desired, agreed.values, now.schema, now.rejected)
+    changes = tuple(change.id for revision, change in now.changes.items() if revision not in open_revisions)
+    declined = commands.outdated(now.declined)
+    refusals = now.outdated_refusals
+    if not (rejections or changes or declined or refusals):
+        return None
+    # No more than etcd takes in one txn; the rest follows.
+    return Tidy(rejections[:MAX_TIDIED], changes[:MAX_TIDIED], declined[:MAX_TIDIED], refusals[:MAX_TIDIED])
+
+
+def _signed(item: Rejected, change: Change | None) -> Rejected:
+    if change is None:
+        return item
+    return item.model_copy(update={"change_id": change.id, "author": change.author, "why": change.reason})
+
+
+def _plan(now: Situation, gate: int, revision: int, values: Mapping[str, object], change: Change | None) -> Plan:
+    assert now.view is not None
+    assert now.agreed is not None
+    return Plan.model_validate(
+        {
+            "number": (now.plan.number if now.plan else 0) + 1,
+            "view": now.view.number,
+            "gate": gate,
+            "values": dict(values),
+            "previous": {name: now.agreed.values.get(name) for name in values},
+            "revision": revision,
+            "author": change.author if change else None,
+            "reason": change.reason if change else None,
+            "change_id": change.id if change else None,
+        }
+    )
+
+
+def _refused_by_workers(now: Situation) -> tuple[Rejected, ...]:
+    """Rejections due because a worker could not accept the newest plan's values, unless written again since."""
+    if now.plan is None or now.decision is None or not now.decision.refused:
+        return ()
+    blame = ", ".join(now.decision.refused)
+    return tuple(
+        Rejected(
+            name=name,
+            value=now.desired[name].text[:200],
+            revision=now.plan.revision,
+            reason=now.decision.refused.get(name, f"it was written together with {blame}, which was rejected"),
+            by="worker",
+            change_id=now.plan.change_id,
+            author=now.plan.author,
+            why=now.plan.reason,
+        )
+        for name in now.plan.values
+        if name in now.desired
+        and now.desired[name].revision == now.plan.revision
+        and (name not in now.rejected or now.rejected[name].revision != now.plan.revision)
+    )
