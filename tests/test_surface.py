@@ -21,7 +21,7 @@ PACKAGE = {
     *("CommandRefused", "NotRunning"),
     *("EtcdError", "EtcdDenied", "EtcdFull", "EtcdUnavailable", "Compacted", "LeaseLost"),
     *("Evicted", "GateTimeout", "JoinError", "JoinRefused", "JoinTimeout"),
-    *("Preempted", "ReceiptTimeout", "RunNotFound", "SettingsError", "StepError"),
+    *("Preempted", "ReceiptTimeout", "RunClosed", "RunNotFound", "SettingsError", "StepError"),
     *("Fenced", "LockTimeout", "BarrierTimeout", "BarrierFull", "NameTaken", "BudgetSpent"),
     "__version__",
 }

@@ -133,6 +133,10 @@ class JoinRefused(JoinError):
     """The run's leader refused this worker: it disagrees with the others on the world size or the schema."""
 
 
+class RunClosed(JoinError):
+    """The run has ended for all its nodes: nobody joins it any more. Its id may be used for another run."""
+
+
 class Evicted(InstepError):
     """This worker's rank was taken over by a later join; it must not run another step."""
 

@@ -1,0 +1,177 @@
+"""The node that decides for all: the oldest candidate carries out what `decision` says, each step one guarded txn."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from instep.coordination.election import Election
+from instep.coordination.fence import Fence
+from instep.coordination.keys import last_part
+from instep.coordination.mirror import Mirror
+from instep.coordination.outage import Outage
+from instep.coordination.rendezvous.decision import (
+    Action,
+    Refuse,
+    Registered,
+    Scene,
+    decide,
+    is_last_call,
+    waits_for_absent,
+)
+from instep.coordination.rendezvous.keys import RendezvousKeys
+from instep.coordination.rendezvous.records import Closed, Refusal, Registration, Round
+from instep.coordination.session import LinkState, Session
+from instep.coordination.waiting import RETRY_S, first_of
+from instep.errors import InstepError
+from instep.etcd import Client, Compare, Op
+
+log = logging.getLogger("instep")
+
+MOST_FORGOTTEN: Final = 60
+"""Departures forgotten by one txn; etcd allows 128 operations."""
+
+
+class Coordinator:
+    """Promise: while `run` runs and this node is the oldest candidate, every round that is due is formed; what it
+    writes is refused by etcd once another coordinates. Limit: the last call is timed by this node's own clock, anew
+    by each coordinator.
+
+    `ttl_s` is the nodes' lease: for so long after trouble with etcd an absent node is not taken for dead.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        session: Session,
+        keys: RendezvousKeys,
+        name: str,
+        *,
+        ttl_s: float,
+        last_call_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client = client
+        self._session = session
+        self._keys = keys
+        self._name = name
+        self._election = Election(client, session, keys.election)
+        self._moved = asyncio.Event()
+        self._ttl_s = ttl_s
+        self._last_call_s = last_call_s
+        self._clock = clock
+        self._undisturbed_since = clock()
+        self._called_at: float | None = None
+
+    def __repr__(self) -> str:
+        return f"Coordinator({self._name}, {self._election!r})"
+
+    def on_link(self, link: LinkState) -> None:
+        """To be told of each change of the session's link."""
+        self._undisturbed_since = self._clock()
+        self._moved.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        outage = Outage("the rendezvous cannot be coordinated")
+        while True:
+            try:
+                fence = await self._election.campaign(self._name)
+                outage.over()
+                await first_of(self._coordinate(fence), self._election.lost(fence))
+            except InstepError as error:
+                outage.met(error)
+                await asyncio.sleep(RETRY_S)
+
+    async def _coordinate(self, fence: Fence) -> None:
+        self._called_at = None
+        mirror = Mirror(self._client, self._keys.root, lambda events: self._moved.set())
+        await first_of(mirror.run(), self._serve(mirror, fence))
+
+    async def _serve(self, mirror: Mirror, fence: Fence) -> None:
+        await mirror.wait_listed()
+        outage = Outage("a step of the rendezvous waits")
+        while True:
+            self._moved.clear()
+            scene = self._timed(scene_of(mirror, self._keys))
+            action = decide(scene)
+            try:
+                if action is not None and await self._carry_out(action, mirror, fence):
+                    outage.over()
+                    continue
+            except InstepError as error:
+                outage.met(error)
+            await self._wait(RETRY_S if action is not None else self._pause_s(scene))
+
+    async def _wait(self, pause_s: float | None) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._moved.wait()
+
+    def _timed(self, scene: Scene) -> Scene:
+        now = self._clock()
+        calm = self._session.link == "connected" and now - self._undisturbed_since >= self._ttl_s
+        scene = replace(scene, calm=calm)
+        if not is_last_call(scene):
+            self._called_at = None
+        elif self._called_at is None:
+            self._called_at = now
+        called = self._called_at is not None and now - self._called_at >= self._last_call_s
+        return replace(scene, last_call_over=called)
+
+    def _pause_s(self, scene: Scene) -> float | None:
+        """Until time alone would change the decision; None when only an event can."""
+        pauses = []
+        if self._called_at is not None:
+            pauses.append(self._called_at + self._last_call_s - self._clock())
+        if waits_for_absent(scene) and self._session.link == "connected":
+            pauses.append(self._undisturbed_since + self._ttl_s - self._clock())
+        return max(0.0, min(pauses)) if pauses else None
+
+    async def _carry_out(self, action: Action, mirror: Mirror, fence: Fence) -> bool:
+        """Whether etcd took it. A mirror that lags, or a run that was closed just now, makes it refuse."""
+        result = await self._client.txn(
+            [fence.compare(), *(_unchanged(mirror, key) for key in (self._keys.round, self._keys.closed))],
+            operations(action, self._keys),
+        )
+        if result.succeeded:
+            log.debug("rendezvous: %s", action)
+            await mirror.wait_revision(result.revision, 1.0)
+        return result.succeeded
+
+
+def scene_of(mirror: Mirror, keys: RendezvousKeys) -> Scene:
+    """What the keys say, without what clocks say."""
+    round_, closed = mirror.get(keys.round), mirror.get(keys.closed)
+    known = Round.decode_or_none(round_.value) if round_ is not None else None
+    return Scene(
+        nodes=tuple(
+            Registered(last_part(item.key), item.create_revision, Registration.decode_or_none(item.value))
+            for item in mirror.under(keys.nodes)
+        ),
+        round=known,
+        closed=Closed.decode_or_none(closed.value) if closed is not None else None,
+        gone=frozenset(last_part(item.key) for item in mirror.under(keys.gone)),
+        refused=frozenset(last_part(item.key) for item in mirror.under(keys.refused(""))),
+        readable=round_ is None or known is not None,
+    )
+
+
+def operations(action: Action, keys: RendezvousKeys) -> tuple[Op, ...]:
+    """What an action writes."""
+    if isinstance(action, Refuse):
+        return (Op.put(keys.refused(action.node), Refusal(reason=action.reason).encode()),)
+    forgotten = (
+        Op.delete(key) for node in action.forget[:MOST_FORGOTTEN] for key in (keys.gone_of(node), keys.refused(node))
+    )
+    return (Op.put(keys.round, action.round.encode()), *forgotten)
+
+
+def _unchanged(mirror: Mirror, key: str) -> Compare:
+    known = mirror.get(key)
+    return Compare.mod_revision(key, "==", known.mod_revision if known is not None else 0)

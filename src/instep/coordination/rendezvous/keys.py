@@ -1,0 +1,57 @@
+"""Where the rendezvous of a run lives. `state/` flows down to every node; all else is for the one that coordinates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from instep.names import check_namespace, check_run_name
+
+
+@dataclass(frozen=True, slots=True)
+class RendezvousKeys:
+    """The keys below `{namespace}/{run}/rendezvous/`. Raises SettingsError for names that cannot be part of a key."""
+
+    namespace: str
+    run: str
+
+    def __post_init__(self) -> None:
+        check_namespace(self.namespace)
+        check_run_name(self.run)
+
+    @property
+    def root(self) -> str:
+        return f"{self.namespace}/{self.run}/rendezvous/"
+
+    @property
+    def state(self) -> str:
+        """Prefix: one watch of each node."""
+        return f"{self.root}state/"
+
+    @property
+    def round(self) -> str:
+        return f"{self.state}round"
+
+    @property
+    def closed(self) -> str:
+        return f"{self.state}closed"
+
+    def refused(self, node: str) -> str:
+        return f"{self.state}refused/{node}"
+
+    @property
+    def nodes(self) -> str:
+        """Prefix: a registration a node, on its lease."""
+        return f"{self.root}nodes/"
+
+    @property
+    def gone(self) -> str:
+        """Prefix: nodes that will never come back. On no lease: that does not become untrue."""
+        return f"{self.root}gone/"
+
+    def gone_of(self, node: str) -> str:
+        return f"{self.gone}{node}"
+
+    @property
+    def election(self) -> str:
+        """Prefix: who would coordinate; the oldest does."""
+        return f"{self.root}election/"

@@ -1,0 +1,250 @@
+"""One agent of torchrun in the rendezvous of its run: it asks for a seat, waits for it, and hears when to ask again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Self
+
+from instep.coordination.block import TaskBlock
+from instep.coordination.group import Group
+from instep.coordination.mirror import Mirror, cancelled
+from instep.coordination.rendezvous.coordinator import Coordinator
+from instep.coordination.rendezvous.decision import epoch_of
+from instep.coordination.rendezvous.keys import RendezvousKeys
+from instep.coordination.rendezvous.records import (
+    Address,
+    Cause,
+    Closed,
+    Departure,
+    Limits,
+    Refusal,
+    Registration,
+    Round,
+)
+from instep.coordination.session import LinkState, Session
+from instep.coordination.waiting import first_of
+from instep.errors import InstepError, JoinRefused, JoinTimeout, RunClosed
+from instep.etcd import Client, Compare, Event, Op
+
+LEAVE_S: Final = 2.0
+"""For the goodbye: what is not said by then, the end of the lease says."""
+REGISTER_S: Final = 3600.0
+"""A registration is tried for as long as the node asks; whoever asks bounds that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a node knows of its rendezvous; of a moment that has passed."""
+
+    round: Round | None = None
+    readable: bool = True
+    closed: Closed | None = None
+    refusal: str | None = None
+
+
+class Node(TaskBlock):
+    """Promise: inside its `async with` block the node is registered while it asks or runs, over outages and lost
+    leases; `seat` gives it each round that holds it; and if it is the oldest candidate it coordinates.
+
+    `outlook` and `is_left_behind` are answered from memory and may be read from any thread. `ttl_s` (whole seconds) is
+    how long a node that has died without a word is still counted, and what an outage of etcd may last before its
+    registration is taken anew.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        keys: RendezvousKeys,
+        limits: Limits,
+        *,
+        host: str,
+        pid: int,
+        ttl_s: int,
+        last_call_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = secrets.token_hex(6)
+        self.outlook = Outlook()
+        self._client = client
+        self._keys = keys
+        self._limits = limits
+        self._host = host
+        self._pid = pid
+        self._session = Session(client, ttl_s=ttl_s, on_link=self._on_link, clock=clock)
+        self._group = Group(client, self._session, keys.nodes)
+        self._mirror = Mirror(client, keys.state, self._take)
+        self._coordinator = Coordinator(
+            client, self._session, keys, self.name, ttl_s=ttl_s, last_call_s=last_call_s, clock=clock
+        )
+        self._moved = asyncio.Event()
+        self._epoch = 0
+        self._round = 0
+        self._clock = clock
+
+    def __repr__(self) -> str:
+        return f"Node({self.name} of {self._keys.run}, round {self._round}, epoch {self._epoch})"
+
+    # -- from memory ------------------------------------------------------------------------------------------------
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the run that this node belongs to has ended."""
+        closed = self.outlook.closed
+        return closed is not None and 0 < self._epoch <= closed.epoch
+
+    @property
+    def is_left_behind(self) -> bool:
+        """Whether the round that this node runs in is over, or is to be formed anew: it has to ask for the next."""
+        current = self.outlook.round
+        if current is None or self._round == 0:
+            return False
+        if current.number > self._round or current.epoch > self._epoch:
+            return True
+        return current.number == self._round and current.wanted and not self.is_closed
+
+    @property
+    def was_seated(self) -> bool:
+        """Whether a round has held this node."""
+        return self._round > 0
+
+    @property
+    def is_spare(self) -> bool:
+        """Whether this node waits because a full round has no room for it."""
+        current = self.outlook.round
+        return (
+            current is not None
+            and current.epoch == self._epoch
+            and current.rank_of(self.name) is None
+            and len(current.seats) >= current.limits.max_nodes
+        )
+
+    # -- what it does -----------------------------------------------------------------------------------------------
+
+    async def seat(self, store: Address, *, cause: Cause, timeout_s: float) -> Round:
+        """Asks for a seat in the next round and waits until one is formed that holds this node, whose store would be
+        at `store`. A spare, one for which a full round has no room, waits for as long as that lasts.
+
+        Raises JoinTimeout after `timeout_s` seconds, RunClosed when the run has ended, JoinRefused with the reason when
+        it cannot take part, and what the client raises where waiting would not help; the request is then withdrawn.
+        """
+        self._epoch = self._epoch or epoch_of(self.outlook.round, self.outlook.closed)
+        registration = Registration(
+            epoch=self._epoch,
+            host=self._host,
+            pid=self._pid,
+            limits=self._limits,
+            round=self._round,
+            asks=True,
+            cause=cause,
+            store=store,
+        )
+        try:
+            found = await self._seated(registration, timeout_s)
+        except BaseException:
+            await self._group.leave()
+            raise
+        self._round = found.number
+        content = registration.model_copy(update={"round": found.number, "asks": False})
+        self._session.chore(self._group.join(self.name, content.encode(), timeout_s=REGISTER_S))
+        return found
+
+    async def finish(self) -> None:
+        """Closes the run for all its nodes. A later run may use its id when they have left."""
+        epoch = self._epoch or epoch_of(self.outlook.round, self.outlook.closed)
+        while True:
+            current = await self._client.get(self._keys.closed)
+            known = Closed.decode_or_none(current.value) if current is not None else None
+            if known is not None and known.epoch >= epoch:
+                return
+            unchanged = Compare.mod_revision(self._keys.closed, "==", current.mod_revision if current else 0)
+            put = Op.put(self._keys.closed, Closed(epoch=epoch, by=self._host).encode())
+            if (await self._client.txn([unchanged], [put])).succeeded:
+                return
+
+    # -- its life ---------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        """Raises what the client raises when etcd cannot be reached or refuses us."""
+        await self._session.__aenter__()
+        try:
+            return await self._enter(self._live(), self._mirror.wait_listed(), f"rendezvous of {self._keys.run}")
+        except BaseException:
+            await self._session.close()
+            raise
+
+    async def close(self) -> None:
+        """Says goodbye, in about two seconds at most: the others need not wait for the end of its lease."""
+        task, self._task = self._task, None
+        if task is not None:
+            with contextlib.suppress(TimeoutError, InstepError):
+                async with asyncio.timeout(LEAVE_S):
+                    await self._say_goodbye()
+            await cancelled(task)
+        await self._session.close()
+
+    async def _live(self) -> None:
+        await first_of(self._mirror.run(), self._coordinator.run())
+
+    async def _say_goodbye(self) -> None:
+        if self._round:
+            gone = Op.put(self._keys.gone_of(self.name), Departure().encode())
+            await self._client.txn([], [gone, Op.delete(self._keys.refused(self.name))], timeout_s=LEAVE_S)
+        await self._group.leave()
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    async def _seated(self, registration: Registration, timeout_s: float) -> Round:
+        deadline = self._clock() + timeout_s
+        await self._group.join(self.name, registration.encode(), timeout_s=timeout_s)
+        while True:
+            self._moved.clear()
+            self._look_for_trouble()
+            current = self.outlook.round
+            if current is not None and current.epoch == self._epoch and current.number > registration.round:
+                if current.rank_of(self.name) is not None:
+                    return current
+                if self.is_spare:
+                    deadline = self._clock() + timeout_s
+            left_s = deadline - self._clock()
+            if left_s <= 0:
+                raise JoinTimeout(
+                    f"The rendezvous of {self._keys.run} was not complete after {timeout_s:g} s: start the other nodes "
+                    f"of --nnodes={self._limits}, or raise join_timeout in --rdzv-conf.",
+                )
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._moved.wait()
+
+    def _look_for_trouble(self) -> None:
+        outlook = self.outlook
+        if not outlook.readable:
+            raise JoinRefused(
+                f"The rendezvous of {self._keys.run} was written by another version of Instep ({self._keys.round} "
+                "cannot be read): use the same version on all nodes, or another --rdzv-id."
+            )
+        if self.is_closed:
+            by = outlook.closed.by if outlook.closed is not None else ""
+            raise RunClosed(f"The run {self._keys.run} has ended: it was closed by {by or 'another node'}.")
+        if outlook.refusal is not None:
+            raise JoinRefused(f"This node cannot take part in {self._keys.run}: {outlook.refusal}.")
+
+    def _on_link(self, link: LinkState) -> None:
+        self._coordinator.on_link(link)
+
+    def _take(self, events: tuple[Event, ...]) -> None:
+        round_, closed = self._mirror.get(self._keys.round), self._mirror.get(self._keys.closed)
+        refused = self._mirror.get(self._keys.refused(self.name))
+        known = Round.decode_or_none(round_.value) if round_ is not None else None
+        refusal = Refusal.decode_or_none(refused.value) if refused is not None else None
+        self.outlook = Outlook(
+            round=known,
+            readable=round_ is None or known is not None,
+            closed=Closed.decode_or_none(closed.value) if closed is not None else None,
+            refusal=refusal.reason if refusal is not None else None,
+        )
+        self._moved.set()

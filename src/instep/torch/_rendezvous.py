@@ -1,0 +1,259 @@
+"""The handler behind `torchrun --rdzv-backend=etcd3`."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Final
+
+from torch.distributed import DistError
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
+
+from instep.coordination.connect import open_client
+from instep.coordination.outage import Outage
+from instep.coordination.rendezvous.node import Node
+from instep.coordination.rendezvous.records import Address, Cause, Round
+from instep.errors import EtcdUnavailable, InstepError, JoinTimeout, RunClosed, SettingsError
+from instep.etcd import Client
+from instep.torch._address import address_of_this_node
+from instep.torch._loop import LoopThread
+from instep.torch._meeting import meet, of_agents, open_store, reach_store
+from instep.torch._rendezvous_options import Options, options_of
+from instep.torch._sentences import sentence_of
+
+if TYPE_CHECKING:
+    from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # re-exported, but not by name
+    from torch.distributed.elastic.rendezvous import RendezvousParameters
+
+log = logging.getLogger("instep")
+
+BACKEND: Final = "etcd3"
+RETRY_S: Final = 0.3
+ARRIVAL_S: Final = 5.0
+"""Beyond a lease's length: who has not come by then has died in the meantime, or cannot reach the store."""
+
+
+def create_handler(params: RendezvousParameters) -> Handler:
+    """For torch's registry. Raises an error with one sentence for parameters that cannot be used."""
+    try:
+        return Handler(options_of(params))
+    except SettingsError as error:
+        raise sentence_of(error) from None
+
+
+class Handler(RendezvousHandler):
+    """One agent's rendezvous. Promise: `num_nodes_waiting` and `is_closed` answer from memory and raise nothing, so
+    trouble with etcd ends neither the agent nor the training; `next_rendezvous` rides it out within join_timeout.
+
+    Limit: a round that is formed while a host dies may take a lease's length longer. For one thread; it owns a thread
+    with a connection to etcd, which ends with `shutdown` or the process.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._host = options.local_addr or address_of_this_node(options.settings.endpoints[0])
+        self._loop: LoopThread | None = None
+        self._client: Client | None = None
+        self._node: Node | None = None
+        self._store: TCPStore | None = None
+        """That of the round we are in; let go of when the next one begins: on rank 0 it is served here."""
+        self._told = False
+        """Whether the round is left because others want to join, not because workers have failed."""
+
+    def __repr__(self) -> str:
+        return f"Handler({self._node or self._options.keys.run})"
+
+    # -- what torchrun asks for -------------------------------------------------------------------------------------
+
+    def get_backend(self) -> str:
+        return BACKEND
+
+    def get_run_id(self) -> str:
+        return self._options.keys.run
+
+    @property
+    def use_agent_store(self) -> bool:
+        """Whether workers meet in the agents' store; TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 gives them one of theirs."""
+        return os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "0") != "1"
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        try:
+            return self._next_rendezvous()
+        except InstepError as error:
+            node = self._node
+            spare = node is not None and node.is_spare
+            if isinstance(error, RunClosed) and spare:
+                log.info("%s: this node was a spare and is not needed", error)
+            raise sentence_of(error, spare=spare) from None
+
+    def num_nodes_waiting(self) -> int:
+        """1 where the round is to be formed anew, for whatever reason; else 0."""
+        node = self._node
+        self._told = node is not None and node.is_left_behind
+        return int(self._told)
+
+    def is_closed(self) -> bool:
+        return self._node is not None and self._node.is_closed
+
+    def set_closed(self) -> None:
+        try:
+            self._close_run()
+        except InstepError as error:
+            raise sentence_of(error) from None
+
+    def shutdown(self) -> bool:
+        """Closes the run and leaves; False when etcd could not be told."""
+        try:
+            self._close_run()
+        except InstepError as error:
+            log.warning("the run %s could not be closed: %s", self.get_run_id(), error)
+            return False
+        finally:
+            self._leave()
+        return True
+
+    # -- a round ----------------------------------------------------------------------------------------------------
+
+    def _next_rendezvous(self) -> RendezvousInfo:
+        deadline = time.monotonic() + self._options.join_s
+        node, loop = self._connected()
+        cause = self._cause(node)
+        while True:
+            own = self._open_store()
+            left_s = max(0.001, deadline - time.monotonic())
+            address = Address(host=self._host, port=own.port)
+            current = loop.run(node.seat(address, cause=cause, timeout_s=left_s))
+            info = self._enter(current, node, own)
+            if info is not None:
+                self._told = False
+                return info
+            log.warning("round %d lost a node while it was formed: asking for the next", current.number)
+            cause = "membership"
+            if time.monotonic() > deadline:
+                raise JoinTimeout(
+                    f"The nodes of round {current.number} of {self.get_run_id()} did not all reach the store of "
+                    f"{current.store.host if current.store else 'rank 0'}: see that the nodes reach each other by the "
+                    "addresses given with --local-addr."
+                )
+
+    def _enter(self, current: Round, node: Node, own: TCPStore) -> RendezvousInfo | None:
+        """None where a node of the round has died meanwhile."""
+        rank, size = current.rank_of(node.name), len(current.seats)
+        if rank is None or current.store is None:
+            return None
+        try:
+            store = own if rank == 0 else reach_store(current.store, self._arrival_s, self._options.read_s)
+        except DistError as error:
+            log.warning("the store of round %d, at %s, is not reached: %s", current.number, current.store, error)
+            return None
+        shared = of_agents(store)
+        if not meet(shared, size, in_vain=lambda: node.is_left_behind, timeout_s=self._arrival_s):
+            return None
+        self._store = store
+        log.info("round %d of %s: group rank %d of %d", current.number, self.get_run_id(), rank, size)
+        return RendezvousInfo(shared, rank, size, self._store_of_workers(rank, shared, current.store))
+
+    def _store_of_workers(self, rank: int, store: Store, shared: Address) -> RendezvousStoreInfo:
+        if self.use_agent_store:
+            return RendezvousStoreInfo(shared.host, shared.port)
+        return RendezvousStoreInfo.build(rank, store, local_addr=self._host)
+
+    def _open_store(self) -> TCPStore:
+        self._store = None
+        try:
+            return open_store(self._host, self._options.read_s)
+        except DistError as error:
+            raise SettingsError(
+                f"this node does not reach itself as {self._host!r}, so the others would not either: give an address "
+                f"of this machine with --local-addr ({error})"
+            ) from None
+
+    @property
+    def _arrival_s(self) -> float:
+        return self._options.ttl_s + ARRIVAL_S
+
+    def _cause(self, node: Node) -> Cause:
+        if not node.was_seated:
+            return "new"
+        return "membership" if self._told else "failure"
+
+    # -- etcd -------------------------------------------------------------------------------------------------------
+
+    def _connected(self) -> tuple[Node, LoopThread]:
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = LoopThread(f"instep-rendezvous-{self.get_run_id()}")
+            atexit.register(self._leave)
+        if self._node is None:
+            self._node = loop.run(self._entered())
+        return self._node, loop
+
+    async def _entered(self) -> Node:
+        """Waits for an etcd that is not there yet, for connect_timeout at most."""
+        options = self._options
+        deadline = time.monotonic() + min(options.connect_s, options.join_s)
+        outage = Outage("the rendezvous waits for etcd")
+        if self._client is None:
+            self._client = open_client(options.settings)
+        while True:
+            node = Node(
+                self._client,
+                options.keys,
+                options.limits,
+                host=self._host,
+                pid=os.getpid(),
+                ttl_s=options.ttl_s,
+                last_call_s=options.last_call_s,
+            )
+            try:
+                await node.__aenter__()
+            except EtcdUnavailable as error:
+                if time.monotonic() > deadline:
+                    raise
+                outage.met(error)
+                await asyncio.sleep(RETRY_S)
+            else:
+                outage.over()
+                return node
+
+    def _close_run(self) -> None:
+        """Only by a node that took part: one that was refused, or came in vain, does not end the others' run."""
+        node, loop = self._node, self._loop
+        if node is not None and loop is not None and node.was_seated:
+            loop.run(self._finish(node))
+
+    async def _finish(self, node: Node) -> None:
+        try:
+            async with asyncio.timeout(self._options.close_s):
+                await self._insist(node)
+        except TimeoutError:
+            raise EtcdUnavailable(f"etcd was not told in {self._options.close_s:g} s") from None
+
+    async def _insist(self, node: Node) -> None:
+        while True:
+            try:
+                return await node.finish()
+            except EtcdUnavailable:
+                await asyncio.sleep(RETRY_S)
+
+    def _leave(self) -> None:
+        """The others need not wait for the end of our lease; also when a signal ends torchrun."""
+        atexit.unregister(self._leave)
+        loop, self._loop = self._loop, None
+        node, self._node = self._node, None
+        self._store = None
+        if loop is None:
+            return
+        try:
+            loop.run(self._goodbye(node))
+        finally:
+            loop.stop()
+
+    async def _goodbye(self, node: Node | None) -> None:
+        if node is not None:
+            await node.close()
+        if self._client is not None:
+            await self._client.close()

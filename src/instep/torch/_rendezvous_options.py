@@ -1,0 +1,143 @@
+"""What torchrun's command line says about the rendezvous, checked: endpoints, `--rdzv-conf`, limits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from instep.coordination.rendezvous.keys import RendezvousKeys
+from instep.coordination.rendezvous.records import Limits
+from instep.errors import SettingsError
+from instep.settings import MAX_TTL_S, MIN_TTL_S, Settings, resolve
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.rendezvous import RendezvousParameters
+
+MAX_TIMEOUT_S: Final = 7 * 24 * 3600.0
+SECONDS: Final[Mapping[str, float]] = {
+    "join_timeout": 600.0,
+    "last_call_timeout": 30.0,
+    "close_timeout": 30.0,
+    "connect_timeout": 30.0,
+    "read_timeout": 60.0,
+    "keep_alive_interval": 5.0,
+}
+"""Each with its default. The names are those of torchrun's other backends where these have one."""
+COUNTS: Final[Mapping[str, int]] = {"keep_alive_max_attempt": 3}
+TEXTS: Final[Mapping[str, str]] = {
+    "namespace": "INSTEP_NAMESPACE",
+    "cacert": "INSTEP_CACERT",
+    "cert": "INSTEP_CERT",
+    "key": "INSTEP_KEY",
+    "user": "INSTEP_USER",
+    "password_file": "INSTEP_PASSWORD_FILE",
+}
+"""Each takes the place of a variable."""
+FROM_TORCHRUN: Final = ("timeout",)
+"""torchrun adds it always; it is for the backend `static`."""
+RENAMED: Final[Mapping[str, str]] = {
+    "ca_cert": "cacert",
+    "ssl_cert": "cert",
+    "ssl_cert_key": "key",
+    "etcd_prefix": "namespace",
+    "password": "password_file",
+}
+"""What other backends and habits call an option."""
+NEEDLESS: Final[Mapping[str, str]] = {
+    "protocol": "write the endpoints as https://host:2379",
+    "is_host": "no agent hosts the rendezvous",
+    "store_type": "each round has a TCPStore of its own",
+    "heartbeat_timeout": "leases take its place: keep_alive_interval times keep_alive_max_attempt is their length",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """All that a handler needs to know."""
+
+    settings: Settings
+    keys: RendezvousKeys
+    limits: Limits
+    local_addr: str | None
+    ttl_s: int
+    join_s: float
+    last_call_s: float
+    close_s: float
+    connect_s: float
+    read_s: float
+
+
+def options_of(params: RendezvousParameters, environ: Mapping[str, str] | None = None) -> Options:
+    """Raises SettingsError with the cure for whatever cannot be used."""
+    config = {name: value for name, value in params.config.items() if name not in FROM_TORCHRUN}
+    _check_names(config)
+    seconds = {name: _seconds(name, config.get(name, default)) for name, default in SECONDS.items()}
+    attempts = {name: _count(name, config.get(name, default)) for name, default in COUNTS.items()}
+    ttl_s = round(seconds["keep_alive_interval"] * attempts["keep_alive_max_attempt"])
+    if not MIN_TTL_S <= ttl_s <= MAX_TTL_S:
+        raise SettingsError(
+            f"keep_alive_interval times keep_alive_max_attempt is {ttl_s} s: it is how long a dead node is still "
+            f"counted, and must lie between {MIN_TTL_S} and {MAX_TTL_S} seconds"
+        )
+    settings = _settings(params.endpoint, config, environ)
+    return Options(
+        settings=settings,
+        keys=_keys(settings, params.run_id),
+        limits=Limits(min_nodes=params.min_nodes, max_nodes=params.max_nodes),
+        local_addr=params.local_addr,
+        ttl_s=ttl_s,
+        join_s=seconds["join_timeout"],
+        last_call_s=seconds["last_call_timeout"],
+        close_s=seconds["close_timeout"],
+        connect_s=seconds["connect_timeout"],
+        read_s=seconds["read_timeout"],
+    )
+
+
+def _check_names(config: Mapping[str, Any]) -> None:
+    known = (*SECONDS, *COUNTS, *TEXTS)
+    for name in config:
+        if name in RENAMED:
+            raise SettingsError(f"--rdzv-conf has {name!r}, which is {RENAMED[name]!r} with etcd3")
+        if name in NEEDLESS:
+            raise SettingsError(f"--rdzv-conf has {name!r}, which etcd3 does not need: {NEEDLESS[name]}")
+        if name not in known:
+            raise SettingsError(f"--rdzv-conf has {name!r}, which etcd3 does not know: it knows {', '.join(known)}")
+
+
+def _settings(endpoint: str, config: Mapping[str, Any], environ: Mapping[str, str] | None) -> Settings:
+    given = {variable: str(config[name]) for name, variable in TEXTS.items() if name in config}
+    return resolve(endpoint.strip(), environ={**(os.environ if environ is None else environ), **given})
+
+
+def _keys(settings: Settings, run_id: str) -> RendezvousKeys:
+    try:
+        return RendezvousKeys(settings.namespace, run_id)
+    except SettingsError as error:
+        raise SettingsError(f"--rdzv-id becomes part of etcd's keys: {error}") from None
+
+
+def _seconds(name: str, value: Any) -> float:
+    seconds: float = _number(name, value, float, "a number of seconds, such as 30")
+    least = 0.0 if name == "last_call_timeout" else 0.1
+    if not least <= seconds <= MAX_TIMEOUT_S:
+        raise SettingsError(
+            f"--rdzv-conf has {name}={value}: it must lie between {least:g} and {MAX_TIMEOUT_S:g} seconds"
+        )
+    return seconds
+
+
+def _count(name: str, value: Any) -> int:
+    count: int = _number(name, value, int, "a whole number, such as 3")
+    if not 1 <= count <= 1000:
+        raise SettingsError(f"--rdzv-conf has {name}={value}: it must lie between 1 and 1000")
+    return count
+
+
+def _number(name: str, value: Any, kind: Callable[[str], Any], what: str) -> Any:
+    try:
+        return kind(str(value))
+    except ValueError:
+        raise SettingsError(f"--rdzv-conf has {name}={value}: it must be {what}") from None
