@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from instep.control import ChangeReceipt, ValueChange
+from instep.coordination.rendezvous.records import Limits, Round
 from instep.demo._checks import Evidence, Pause, Steered, Stop, Takeover
 from instep.demo._operator import Refusal
 from instep.demo._proof import Alone, Life
@@ -46,6 +47,10 @@ def gone_on(
     )
 
 
+def formed(number: int, *, restarts: int) -> Round:
+    return Round(epoch=1, number=number, limits=Limits(min_nodes=1, max_nodes=1), restarts=restarts)
+
+
 def alone(rank: int, *, sha256: str, difference: float, before: str = "start") -> Alone:
     return Alone(rank, ((0, 3e-3), (20 + 5 * rank, 1e-3)), before, sha256, difference)
 
@@ -72,6 +77,7 @@ def evidence() -> Evidence:
         lives=(killed(0), killed(1), gone_on(0), gone_on(1)),
         steered=(Steered("instep set", receipt()),),
         refusal=Refusal("lr=-1", "it must be above 0", "0.001", "0.001", written=False),
+        round=formed(2, restarts=1),
         takeover=Takeover(step=KILLED_AT, killed_rank=0, by_rank=1, took_ms=12.0, saved_by=1),
         pause=Pause(step=70, stood_s=1.5),
         stop=Stop(rank=1, checkpoint=LAST, code=0, took_s=0.4),

@@ -6,8 +6,9 @@ import json
 from dataclasses import replace
 
 import pytest
-from demo_evidence import KILLED_AT, LAST, alone, evidence, gone_on, killed, receipt
+from demo_evidence import KILLED_AT, LAST, alone, evidence, formed, gone_on, killed, receipt
 
+from instep.coordination.rendezvous.records import Round
 from instep.demo._checks import Evidence, Pause, Steered, Stop, Takeover, check
 from instep.demo._operator import Refusal
 from instep.demo._proof import Life, lives_of
@@ -77,6 +78,11 @@ def test_a_saver_that_finished_before_it_was_killed_proves_nothing() -> None:
 
 def test_ranks_that_restored_other_parameters_than_were_saved_fail_the_demo() -> None:
     assert failed(with_lives(killed(0), killed(1), gone_on(0), gone_on(1, restored="s49"))) == [NOTHING_LOST]
+
+
+@pytest.mark.parametrize("found", [None, formed(1, restarts=0), formed(2, restarts=0)])
+def test_a_world_that_was_not_formed_anew_fails_the_demo(found: Round | None) -> None:
+    assert failed(replace(evidence(), round=found)) == ["torchrun forms its world anew, over etcd v3"]
 
 
 def test_a_step_that_was_paused_and_not_run_afterwards_fails_the_demo() -> None:

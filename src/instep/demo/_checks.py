@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from instep.control import ChangeReceipt, Facts, format_changes
+from instep.coordination.rendezvous.records import Round
 from instep.demo._operator import Refusal
 from instep.demo._proof import Alone, Life
 
@@ -57,6 +58,8 @@ class Evidence:
     steered: tuple[Steered, ...]
     refusal: Refusal
     takeover: Takeover
+    round: Round | None
+    """torchrun's, as etcd held it after the restart."""
     pause: Pause
     stop: Stop
     alone: tuple[Alone, ...]
@@ -93,6 +96,7 @@ def check(evidence: Evidence) -> tuple[Check, ...]:
         *(_one_step(evidence, steered) for steered in evidence.steered),
         _refused(evidence.refusal),
         _saved_by_another(evidence),
+        _met_again(evidence),
         _gone_on(evidence),
         _paused(evidence),
         _stopped(evidence),
@@ -171,6 +175,18 @@ def _saved_by_another(evidence: Evidence) -> Check:
         how="kill -9; the registry in etcd",
         found=f"rank {takeover.by_rank} led after {takeover.took_ms:.0f} ms, rank {takeover.saved_by} saved it",
         held=unfinished and other and takeover.by_rank != takeover.killed_rank,
+    )
+
+
+def _met_again(evidence: Evidence) -> Check:
+    formed = evidence.round
+    return Check(
+        claim="torchrun forms its world anew, over etcd v3",
+        how="the round in etcd",
+        found="no round was found"
+        if formed is None
+        else f"round {formed.number}, after {formed.restarts} failure{'' if formed.restarts == 1 else 's'}",
+        held=formed is not None and formed.number > 1 and formed.restarts > 0,
     )
 
 

@@ -12,6 +12,8 @@ from typing import Final
 
 from instep.control import ChangeReceipt, Keys, connect, format_changes
 from instep.coordination.records import Pointer
+from instep.coordination.rendezvous.keys import RendezvousKeys
+from instep.coordination.rendezvous.records import Round
 from instep.demo._checks import Evidence, Pause, Steered, Stop, Takeover
 from instep.demo._operator import Operator, Refusal
 from instep.demo._processes import Program, marked
@@ -60,6 +62,7 @@ class Acts:
     steered: list[Steered]
     refusal: Refusal
     takeover: Takeover
+    round: Round | None
     pause: Pause
     stop: Stop
 
@@ -93,6 +96,7 @@ class Play:
             steered=tuple(acts.steered),
             refusal=acts.refusal,
             takeover=acts.takeover,
+            round=acts.round,
             pause=acts.pause,
             stop=acts.stop,
             alone=alone,
@@ -102,7 +106,8 @@ class Play:
     async def _with_instep(self, client: Client) -> Acts | None:
         options, stage = self.options, self.stage
         keys = Keys(stage.settings.namespace, RUN)
-        self.screen.heading("training with Instep", f"torchrun --nproc-per-node {options.ranks} examples/{SCRIPT}")
+        command = f"torchrun --rdzv-backend=etcd3 --rdzv-id={RUN} --nproc-per-node={options.ranks} examples/{SCRIPT}"
+        self.screen.heading("training with Instep", command)
         progress = Progress(client, keys, self.screen.progress)
         script = [str(training_script()), f"--name={RUN}", f"--steps={UNENDING_STEPS}"]
         script += [f"--proof={stage.subfolder('trained')}", f"--checkpoints={stage.subfolder('checkpoints')}"]
@@ -138,6 +143,7 @@ class Play:
         self.screen.heading("an accident", "the rank that writes the checkpoint is killed while it does")
         takeover = await self._accident(client, operator, progress)
         await progress.reach_view(progress.view + 1, training)
+        formed = await client.get(RendezvousKeys(self.stage.settings.namespace, RUN).round)
         await some_steps()
 
         self.screen.heading("commands", "all ranks do the same before the same step")
@@ -153,7 +159,8 @@ class Play:
             return None
         await some_steps()
         stop = await self._stop(client, operator, training)
-        return Acts(steered, refusal, takeover, pause, stop)
+        round_ = Round.decode_or_none(formed.value if formed is not None else None)
+        return Acts(steered, refusal, takeover, round_, pause, stop)
 
     async def _accident(self, client: Client, operator: Operator, progress: Progress) -> Takeover:
         self.screen.command(operator.order_command("checkpoint", "--no-wait"))
@@ -252,7 +259,10 @@ class Play:
         return Program(arguments, self.stage.environment(), log=log, tell=lambda tail: self.screen.say(tail, "dim"))
 
 
-_TORCHRUN: Final = ("-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1")
+_TORCHRUN: Final = (
+    *("-m", "torch.distributed.run", "--local-addr=127.0.0.1"),
+    *("--nnodes=1", "--rdzv-backend=etcd3", f"--rdzv-id={RUN}"),  # at the etcd that INSTEP_ETCD names
+)
 _TO_TRY: Final = (
     f"instep status {RUN} --watch",
     f'instep set {RUN} lr=2e-3 --why "let us see" --wait',

@@ -84,8 +84,6 @@ class Stage:
             "MKL_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
             "GLOO_SOCKET_IFNAME": "lo",
-            # Else restarted ranks meet in the store of those that died, and connect to processes that are gone.
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         }
 
 

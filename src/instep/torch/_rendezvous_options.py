@@ -35,6 +35,8 @@ TEXTS: Final[Mapping[str, str]] = {
     "password_file": "INSTEP_PASSWORD_FILE",
 }
 """Each takes the place of a variable."""
+UNNAMED: Final = "none"
+"""The id that torchrun gives to a job without one."""
 FROM_TORCHRUN: Final = ("timeout",)
 """torchrun adds it always; it is for the backend `static`."""
 RENAMED: Final[Mapping[str, str]] = {
@@ -113,6 +115,11 @@ def _settings(endpoint: str, config: Mapping[str, Any], environ: Mapping[str, st
 
 
 def _keys(settings: Settings, run_id: str) -> RendezvousKeys:
+    if run_id == UNNAMED:
+        raise SettingsError(
+            f"this job has no --rdzv-id, so torchrun calls it {UNNAMED!r} as it would any other that shares this etcd: "
+            "give each job an id of its own, such as --rdzv-id=gpt-a"
+        )
     try:
         return RendezvousKeys(settings.namespace, run_id)
     except SettingsError as error:
