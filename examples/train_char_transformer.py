@@ -1,6 +1,7 @@
 """Trains a small transformer, letter by letter, on the text of Python's own help pages. Instep steers it.
 
-    torchrun --nproc-per-node 4 examples/train_char_transformer.py    # with INSTEP_ETCD set, or an `instep local`
+    torchrun --rdzv-backend=etcd3 --rdzv-id=char-transformer --nproc-per-node=4 examples/train_char_transformer.py
+                                                                      # with INSTEP_ETCD set, or an `instep local`
     instep set char-transformer lr=1e-3 --why "loss plateau" --wait   # while it trains, from another terminal
     instep stop char-transformer                                      # with a checkpoint, which the next start loads
 
