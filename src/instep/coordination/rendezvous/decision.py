@@ -69,6 +69,8 @@ class Standing:
     epoch: int
     number: int
     limits: Limits | None
+    former: frozenset[str] = frozenset()
+    """Nodes of an epoch that has ended, whose workers may still run."""
     content: frozenset[str] = frozenset()
     asking: tuple[Registered, ...] = ()
     unfit: Mapping[str, str] = field(default_factory=dict)
@@ -83,7 +85,7 @@ def decide(now: Scene) -> Action | None:
     for node, reason in standing.unfit.items():
         if node not in now.refused:
             return Refuse(node, reason)
-    if standing.limits is None:
+    if standing.limits is None or standing.former:
         return None
     if standing.content:
         return _about_standing_round(now, standing, standing.limits)
@@ -95,7 +97,9 @@ def is_last_call(now: Scene) -> bool:
     """Whether there are nodes enough for a round, and room for more."""
     standing = standing_of(now)
     limits = standing.limits
-    return limits is not None and not standing.content and limits.min_nodes <= len(standing.asking) < limits.max_nodes
+    if limits is None or not now.readable or standing.content or standing.former:
+        return False
+    return limits.min_nodes <= len(standing.asking) < limits.max_nodes
 
 
 def waits_for_absent(now: Scene) -> bool:
@@ -135,7 +139,10 @@ def standing_of(now: Scene) -> Standing:
     unfit = _unfit(now, ours, limits)
     asking = [item for item in asking if item.node not in unfit]
     asking.sort(key=lambda item: (seated.get(item.node, len(seated)), item.token))
-    return Standing(epoch, number, limits, frozenset(content), tuple(asking), unfit)
+    former = frozenset(
+        item.node for item in now.nodes if item.registration is not None and item.registration.epoch < epoch
+    )
+    return Standing(epoch, number, limits, former, frozenset(content), tuple(asking), unfit)
 
 
 def _limits(current: Round | None, asking: list[Registered]) -> Limits | None:

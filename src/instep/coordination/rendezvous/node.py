@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Self
 
-from instep.coordination.block import TaskBlock
+from instep.coordination.block import TaskBlock, ended
 from instep.coordination.group import Group
 from instep.coordination.mirror import Mirror, cancelled
 from instep.coordination.rendezvous.coordinator import Coordinator
@@ -27,9 +28,11 @@ from instep.coordination.rendezvous.records import (
     Round,
 )
 from instep.coordination.session import LinkState, Session
-from instep.coordination.waiting import first_of
-from instep.errors import InstepError, JoinRefused, JoinTimeout, RunClosed
+from instep.coordination.waiting import RETRY_S, first_of
+from instep.errors import EtcdFull, InstepError, JoinRefused, JoinTimeout, LeaseLost, RunClosed
 from instep.etcd import Client, Compare, Event, Op
+
+log = logging.getLogger("instep")
 
 LEAVE_S: Final = 2.0
 """For the goodbye: what is not said by then, the end of the lease says."""
@@ -84,6 +87,7 @@ class Node(TaskBlock):
         self._moved = asyncio.Event()
         self._epoch = 0
         self._round = 0
+        self._saying: Registration | None = None
         self._clock = clock
 
     def __repr__(self) -> str:
@@ -150,7 +154,7 @@ class Node(TaskBlock):
             raise
         self._round = found.number
         content = registration.model_copy(update={"round": found.number, "asks": False})
-        self._session.chore(self._group.join(self.name, content.encode(), timeout_s=REGISTER_S))
+        self._session.chore(self._rest(content))
         return found
 
     async def finish(self) -> None:
@@ -200,7 +204,7 @@ class Node(TaskBlock):
 
     async def _seated(self, registration: Registration, timeout_s: float) -> Round:
         deadline = self._clock() + timeout_s
-        await self._group.join(self.name, registration.encode(), timeout_s=timeout_s)
+        await self._register(registration, deadline)
         while True:
             self._moved.clear()
             self._look_for_trouble()
@@ -213,12 +217,40 @@ class Node(TaskBlock):
             left_s = deadline - self._clock()
             if left_s <= 0:
                 raise JoinTimeout(
-                    f"The rendezvous of {self._keys.run} was not complete after {timeout_s:g} s: start the other nodes "
-                    f"of --nnodes={self._limits}, or raise join_timeout in --rdzv-conf.",
+                    f"The rendezvous of {self._keys.run} was not complete in time: start the other nodes of "
+                    f"--nnodes={self._limits}, or raise join_timeout in --rdzv-conf."
                 )
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left_s):
-                    await self._moved.wait()
+                    await self._something_new()
+
+    async def _something_new(self) -> None:
+        """Raises what has ended the node's own tasks, should it come to that: nothing new would ever come."""
+        task = self._task
+        await (first_of(self._moved_once(), ended(task)) if task is not None else self._moved_once())
+
+    async def _moved_once(self) -> None:
+        await self._moved.wait()
+
+    async def _register(self, registration: Registration, deadline: float) -> None:
+        """Rides out what passes, until something else is to be said."""
+        self._saying = registration
+        while self._saying is registration:
+            left_s = max(0.001, deadline - self._clock())
+            try:
+                return await self._group.join(self.name, registration.encode(), timeout_s=left_s)
+            except (LeaseLost, EtcdFull) as error:  # the next lease, or space, is waited for
+                if self._clock() >= deadline:
+                    raise
+                log.debug("%r registers again: %s", self, error)
+                await asyncio.sleep(RETRY_S)
+
+    async def _rest(self, content: Registration) -> None:
+        """Says that we do not ask any more. Nobody waits for it: whoever is seated is taken to be content."""
+        try:
+            await self._register(content, self._clock() + REGISTER_S)
+        except InstepError as error:
+            log.warning("%r cannot tell that it runs: %s", self, error)
 
     def _look_for_trouble(self) -> None:
         outlook = self.outlook
