@@ -74,7 +74,8 @@ class Team:
         self.folder = folder
         self._readers = [Reader(folder / f"rank-{rank}.records") for rank in range(RANKS)]
         script = Path(__file__).with_name("torchrun_rank.py")
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
+        launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={RANKS}", "--local-addr=127.0.0.1"]
+        launch += ["--nnodes=1", "--rdzv-backend=etcd3", f"--rdzv-id={RUN}"]
         with (folder / "log").open("wb") as log:
             self.process = subprocess.Popen(
                 [*launch, str(script), json.dumps({**orders, "records": str(folder)})],
