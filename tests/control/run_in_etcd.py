@@ -16,6 +16,7 @@ from instep.coordination.records import (
     Course,
     Decision,
     Declined,
+    Elastic,
     Leader,
     Left,
     Manifest,
@@ -111,7 +112,7 @@ class RunInEtcd:
             ],
         )
 
-    async def register(self, rank: int, incarnation: str, node: str) -> None:
+    async def register(self, rank: int, incarnation: str, node: str, elastic: Elastic | None = None) -> None:
         member = Member(
             rank=rank,
             world_size=self.ranks,
@@ -120,6 +121,7 @@ class RunInEtcd:
             host=node.replace("node", "host"),
             pid=1,
             schema_digest="s",
+            elastic=elastic,
         )
         await self.client.put(self.keys.member(rank, incarnation), member.encode())
 

@@ -309,10 +309,10 @@ def test_a_save_under_way_is_waited_for_until_the_time_is_up(etcd: EtcdServer, n
 
     with pytest.raises(
         ReceiptTimeout,
-        match=r"done, but not saved within 8 s: applied at step 100 on 8/8 ranks, rank 3 writes the checkpoint of step "
+        match=r"done, but not saved within 6 s: applied at step 100 on 8/8 ranks, rank 3 writes the checkpoint of step "
         r"100\. The checkpoint may still come\.",
     ):
-        _told(etcd, namespace, "checkpoint", story, timeout_s=8)
+        _told(etcd, namespace, "checkpoint", story, timeout_s=6)
 
 
 def test_a_declined_command_is_raised_with_its_reason(etcd: EtcdServer, namespace: str) -> None:

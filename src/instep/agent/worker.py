@@ -51,6 +51,7 @@ class LocalWorker:
             pid=hello["pid"],
             schema_digest=schema.digest,
             max_restarts=hello.get("max_restarts"),
+            elastic=hello.get("elastic"),
         )
         return cls(member, schema, connection, view=int(hello.get("view", 0)))
 

@@ -63,7 +63,7 @@ def history_table(entries: Iterable[Entry]) -> Table:
 
     table = Table.grid(padding=(0, 2, 0, 0))
     for no_wrap in (True, True, True, False, False):
-        table.add_column(overflow="fold", no_wrap=no_wrap)
+        table.add_column(overflow="fold", no_wrap=no_wrap, min_width=1)
     for entry in entries:
         number = f"#{entry.plan}" if entry.plan is not None else "–"
         who = Text(safe(entry.author), style="dim")

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's name, as given to instep.join.")]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="The run's name, as given to instep.join, or torchrun's --rdzv-id.")
+]
 EtcdOption = Annotated[
     str | None,
     typer.Option(

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from instep.cli._history import history_table
+from instep.cli._rendezvous import nodes_table, torchrun_rows
 from instep.cli._style import STATE, safe
 from instep.cli._under_way import under_way, waiting_table
 from instep.cli._values import values_table
@@ -19,17 +20,16 @@ _METRICS_SHOWN = 6
 def status_panel(now: Status, *, trouble: str | None = None, hint: str = "") -> RenderableType:
     """The page; `trouble` says that what it shows may be old, and why."""
     parts: list[RenderableType] = [_title(now), _facts(now)]
+    if now.rendezvous is not None and now.rendezvous.nodes:
+        parts += [_heading(f"nodes of round {now.rendezvous.round}"), _indented(nodes_table(now.rendezvous))]
     if now.values:
-        parts += [_heading(_values_of(now)), Padding(values_table(now.values), (0, 0, 0, 2), expand=False)]
+        parts += [_heading(_values_of(now)), _indented(values_table(now.values))]
     if now.commands:
-        parts += [_heading("commands that wait"), Padding(waiting_table(now.commands), (0, 0, 0, 2), expand=False)]
+        parts += [_heading("commands that wait"), _indented(waiting_table(now.commands))]
     if now.plan is not None:
-        parts += [
-            _heading(f"plan {now.plan.number}, {now.plan.state}"),
-            Padding(_plan(now.plan), (0, 0, 0, 2), expand=False),
-        ]
+        parts += [_heading(f"plan {now.plan.number}, {now.plan.state}"), _indented(_plan(now.plan))]
     if now.recent:
-        parts += [_heading("recent"), Padding(history_table(now.recent), (0, 0, 0, 2), expand=False)]
+        parts += [_heading("recent"), _indented(history_table(now.recent))]
     if now.trouble:
         parts += [Text(""), Text(safe(now.trouble), style="red")]
     if trouble:
@@ -56,8 +56,9 @@ def _facts(now: Status) -> Table:
     table.add_column(overflow="fold")
     if now.leader is not None:
         table.add_row("leader", f"rank {now.leader.rank} on {safe(now.leader.host)}, token {now.leader.token}")
-    table.add_row("ranks", _ranks(now.ranks))
-    for label, text in under_way(now):
+    if now.view is not None or now.live or now.rendezvous is None:
+        table.add_row("ranks", _ranks(now.ranks))
+    for label, text in (*under_way(now), *torchrun_rows(now)):
         table.add_row(label, text)
     if now.steps is not None:
         table.add_row("step", _steps(now.steps))
@@ -75,6 +76,10 @@ def _values_of(now: Status) -> str:
 
 def _heading(text: str) -> Text:
     return Text(f"\n{text}", style="dim")
+
+
+def _indented(part: RenderableType) -> Padding:
+    return Padding(part, (0, 0, 0, 2), expand=False)
 
 
 def _ranks(ranks: RankFacts) -> Text:

@@ -10,7 +10,7 @@ from instep.cli._output import document, show, talk
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from instep.control import Runs
+    from instep.control import Runs, RunSummary
 
 
 def runs(etcd: EtcdOption = None, namespace: NamespaceOption = None, as_json: JsonOption = False) -> None:
@@ -23,7 +23,10 @@ def runs(etcd: EtcdOption = None, namespace: NamespaceOption = None, as_json: Js
     elif found.runs:
         show(_table(found))
     else:
-        talk(f"no run is in {found.namespace}: one appears when a training script calls instep.join")
+        talk(
+            f"no run is in {found.namespace}: one appears when a training script calls instep.join, or torchrun "
+            "is started with --rdzv-backend=etcd3"
+        )
 
 
 def _table(found: Runs) -> Table:
@@ -32,10 +35,17 @@ def _table(found: Runs) -> Table:
     from instep.cli._style import STATE, header
 
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-    for name in ("run", "state", "ranks", "step", "view", "leader"):
+    by_torchrun = any(run.round is not None for run in found.runs)
+    for name in ("run", "state", "ranks", "step", "view", "leader", *(("torchrun",) if by_torchrun else ())):
         header(table, name, right=name in ("ranks", "step", "view"))
     for run in found.runs:
         leader = "" if run.leader_rank is None else f"rank {run.leader_rank} on {run.leader_host}"
         numbers = ("" if number is None else str(number) for number in (run.world_size, run.step, run.view))
-        table.add_row(run.name, STATE.text(run.state), *numbers, leader)
+        table.add_row(run.name, STATE.text(run.state), *numbers, leader, *((_torchrun(run),) if by_torchrun else ()))
     return table
+
+
+def _torchrun(run: RunSummary) -> str:
+    if not run.round:
+        return ""
+    return f"round {run.round}" + (f", {run.nodes} node{'' if run.nodes == 1 else 's'}" if run.nodes else "")

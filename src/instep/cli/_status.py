@@ -28,7 +28,7 @@ def status(
     namespace: NamespaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show who leads, ranks, steps, values, the open plan and the last receipts.
+    """Show who leads, ranks, steps, values, the open plan, torchrun's nodes and the last receipts.
 
     --watch with --json prints one document a line, a new one after each change.
     """

@@ -22,7 +22,12 @@ class Palette:
 
 
 STATE = Palette(
-    {"training": "green", "paused": "yellow", "forming": "yellow", "stopped": "red", "ended": "dim", "new": "dim"}
+    {
+        **dict.fromkeys(("training", "running"), "green"),
+        **dict.fromkeys(("paused", "forming"), "yellow"),
+        **dict.fromkeys(("ended", "closed", "new"), "dim"),
+        "stopped": "red",
+    }
 )
 OUTCOME = Palette(
     {

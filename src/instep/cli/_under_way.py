@@ -35,7 +35,7 @@ def under_way(now: Status) -> Iterator[tuple[str, Text]]:
 def waiting_table(commands: Iterable[WaitingFacts]) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    table.add_column(overflow="fold", min_width=1)
     for command in commands:
         who = Text(safe(command.author), style="dim")
         if command.reason:

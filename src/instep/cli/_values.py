@@ -17,7 +17,7 @@ def values_table(values: Iterable[Value]) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_column(overflow="fold")
+    table.add_column(overflow="fold", min_width=1)  # else one that is empty takes its place from the others
     for value in values:
         agreed = format_value(value.agreed) if value.has_agreed else "–"
         table.add_row(safe(value.name), agreed, _remark(value))

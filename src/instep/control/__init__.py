@@ -44,6 +44,7 @@ from instep.control._status import (
     watch_status,
 )
 from instep.control._text import format_bytes, format_change, format_changes, format_value, one_line
+from instep.control._torchrun import NodeAsking, NodeFacts, RendezvousFacts, RestartsFacts
 from instep.control._under_way import PausedFacts, SavingFacts, StoppingFacts, WaitingFacts
 from instep.coordination.keys import Keys
 
@@ -90,6 +91,10 @@ __all__ = [
     "AttemptsFacts",
     "FailureFacts",
     "WasReset",
+    "RendezvousFacts",
+    "NodeFacts",
+    "NodeAsking",
+    "RestartsFacts",
     "Value",
     "Values",
     "ValueChange",

@@ -12,7 +12,7 @@ from instep.control._facts import Facts
 from instep.control._load import PAGE_SIZE
 from instep.control._orders import node_named, what_of, why_refused
 from instep.control._picture import Picture
-from instep.control._runs import run_not_found, state_of
+from instep.control._runs import run_not_found, state_of_workers
 from instep.coordination.keys import Keys
 from instep.coordination.records import Command, CommandKind, Declined, Plan
 from instep.errors import CommandRefused, EtcdFull, EtcdUnavailable, NotRunning
@@ -129,7 +129,7 @@ async def _look(client: Client, keys: Keys, command: Command) -> Picture:
 
 def why_not_running(picture: Picture) -> str | None:
     """Why nobody would do what is asked of the run, with the cure; needs the members, or those of the view."""
-    run, state = picture.keys.run, state_of(picture)
+    run, state = picture.keys.run, state_of_workers(picture)
     if picture.live and not _is_manned(picture):
         return f"run {run} is starting, its ranks do not train yet: try again when 'instep status {run}' says they do"
     if picture.live and picture.ended():

@@ -7,6 +7,7 @@ from collections.abc import Coroutine, Iterable
 from typing import Any
 
 from instep.control._picture import Picture
+from instep.control._rendezvous import rendezvous_keys
 from instep.coordination.keys import Keys
 from instep.errors import Compacted, EtcdFull
 from instep.etcd import Client, Listing, Op
@@ -28,12 +29,13 @@ async def load(
     members: bool = False,
     metrics: bool = False,
     checkpoints: bool = False,
+    rendezvous: bool = False,
 ) -> Picture:
-    """The run at one revision, that of the picture. Members and metrics are one key a rank: read only when asked, and
-    so are all checkpoints but the newest."""
+    """The run at one revision, that of the picture. Members and metrics are one key a rank, the rendezvous is one a
+    node: read only when asked, and so are all checkpoints but the newest."""
     for attempt in range(_TRIES):
         try:
-            return await _load(client, keys, plans, receipts, members, metrics, checkpoints)
+            return await _load(client, keys, plans, receipts, members, metrics, checkpoints, rendezvous)
         except Compacted:
             if attempt == _TRIES - 1:
                 raise
@@ -41,7 +43,14 @@ async def load(
 
 
 async def _load(
-    client: Client, keys: Keys, plans: int, receipts: int, members: bool, metrics: bool, checkpoints: bool
+    client: Client,
+    keys: Keys,
+    plans: int,
+    receipts: int,
+    members: bool,
+    metrics: bool,
+    checkpoints: bool,
+    rendezvous: bool,
 ) -> Picture:
     revision, parts = await _first(client, keys)
     picture = Picture(keys, revision=revision)
@@ -57,6 +66,8 @@ async def _load(
         more.append(client.range(keys.checkpoint(picture.latest.id), revision=revision, limit=1))
     if metrics:
         more.append(client.range(keys.metrics, revision=revision, page_size=PAGE_SIZE))
+    if rendezvous:
+        more.append(client.range(rendezvous_keys(keys).root, revision=revision, page_size=PAGE_SIZE))
     for listing in await together(more):
         picture.put_all(listing.kvs)
     await load_receipts(client, picture, sorted(picture.plans)[-receipts:] if receipts else (), revision)

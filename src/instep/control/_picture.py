@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from instep.control._rendezvous import Rendezvous
 from instep.coordination.commands import Order
 from instep.coordination.desired import Desired
 from instep.coordination.keys import Keys
@@ -81,6 +82,7 @@ class Picture:
     latest: Pointer | None = None
     saving: Saving | None = None
     attempts: Attempts | None = None
+    rendezvous: Rendezvous = field(default_factory=Rendezvous)
     empty: bool = True
     """True while no key of the run has been seen."""
 
@@ -113,6 +115,8 @@ class Picture:
                 _keep(self.saved, name, Saved(manifest, kv.mod_revision) if manifest else None)
             case ["attempts"]:
                 self.attempts = _record(Attempts, kv)
+            case ["rendezvous", *rest]:
+                self.rendezvous.put(rest, kv)
             case ["schema"]:
                 self.schema, self.schema_revision = Schema.decode(kv.value), kv.mod_revision
 

@@ -10,23 +10,27 @@ from typing import Literal
 from instep.control._discover import run_names
 from instep.control._facts import Facts
 from instep.control._picture import Picture
+from instep.control._rendezvous import rendezvous_keys
 from instep.coordination.keys import Keys
 from instep.errors import RunNotFound
 from instep.etcd import Client, Listing, Op
 
 _AT_ONCE = 8
 _METRICS_LOOKED_AT = 64
+_NODES_LOOKED_AT = 64
 _NAMED = 10
 
-RunState = Literal["training", "paused", "forming", "ended", "stopped", "new"]
+RunState = Literal["training", "paused", "forming", "running", "ended", "stopped", "closed", "new"]
 """training: a view stands and workers live. paused: the same, and the ranks wait to be resumed. forming: workers live,
-no view yet. ended: all ranks left cleanly. stopped: no worker lives, though they did not leave cleanly. new: only
-written to, never joined."""
+no view yet; or torchrun's agents wait for a round. running: torchrun runs workers, and none of them has joined. ended:
+all ranks left cleanly. stopped: no worker lives, though they did not leave cleanly. closed: torchrun has ended a run
+that no worker ever joined. new: only written to, never joined."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunSummary(Facts):
-    """`step` is the highest one that the first 64 ranks reported last; None while none is known."""
+    """`step` is the highest one that the first 64 ranks reported last; None while none is known. `round` is that of
+    torchrun's agents, None without `--rdzv-backend=etcd3`, and `nodes` how many are in it, 0 for none now."""
 
     name: str
     state: RunState
@@ -36,6 +40,8 @@ class RunSummary(Facts):
     step: int | None
     leader_rank: int | None
     leader_host: str | None
+    round: int | None = None
+    nodes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,16 @@ def run_not_found(keys: Keys, names: tuple[str, ...], *, cure: str = "") -> RunN
 
 
 def state_of(picture: Picture) -> RunState:
-    """In one word how the run is; needs its members, or some of them, to have been read."""
+    """In one word how the run is; needs its members, or some of them, to have been read, and the rendezvous."""
+    state = state_of_workers(picture)
+    rendezvous = picture.rendezvous.state(picture.rendezvous.standing())
+    if picture.live or rendezvous is None:
+        return state
+    return rendezvous if state == "new" or rendezvous in ("forming", "running") else state
+
+
+def state_of_workers(picture: Picture) -> RunState:
+    """The same, whatever torchrun does: of workers that have joined."""
     if picture.live and picture.view is not None:
         return "training" if picture.course.paused_at is None else "paused"
     if picture.live:
@@ -95,12 +110,16 @@ def state_of(picture: Picture) -> RunState:
 async def _summary(client: Client, keys: Keys) -> RunSummary:
     ops = [Op.get(keys.view), Op.get(keys.agreed), Op.get(keys.leader), Op.range(keys.left)]
     ops += [Op.range(keys.members, limit=1), Op.range(keys.metrics, limit=_METRICS_LOOKED_AT)]
+    rendezvous = rendezvous_keys(keys)
+    ops += [Op.range(rendezvous.root, limit=1), Op.get(rendezvous.round), Op.get(rendezvous.closed)]
+    ops.append(Op.range(rendezvous.nodes, limit=_NODES_LOOKED_AT))
     picture = Picture(keys)
     for part in (await client.txn([], ops)).results:
         if isinstance(part, Listing):
             picture.put_all(part.kvs)
     steps = [item.step for item in picture.metrics.values() if item.step is not None]
     leader = picture.leader if picture.live else None
+    round_ = picture.rendezvous.current
     return RunSummary(
         name=keys.run,
         state=state_of(picture),
@@ -110,4 +129,6 @@ async def _summary(client: Client, keys: Keys) -> RunSummary:
         step=max(steps, default=None),
         leader_rank=leader.rank if leader else None,
         leader_host=(leader.host or leader.node) if leader else None,
+        round=None if picture.rendezvous.empty else picture.rendezvous.standing().number,
+        nodes=None if picture.rendezvous.empty else len(round_.seats) if round_ else 0,
     )

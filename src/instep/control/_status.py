@@ -17,8 +17,10 @@ from instep.control._history import Entry, entries_of
 from instep.control._load import load
 from instep.control._orders import what_of
 from instep.control._picture import Picture
+from instep.control._rendezvous import rendezvous_keys
 from instep.control._runs import RunState, require_run, state_of
 from instep.control._text import format_changes
+from instep.control._torchrun import RendezvousFacts, RestartsFacts, rendezvous_of, restarts_of
 from instep.control._under_way import (
     PausedFacts,
     SavingFacts,
@@ -155,6 +157,10 @@ class Status(Facts):
     """Those that wait, the next one first; one that a plan is open for is that plan."""
     attempts: AttemptsFacts | None = None
     """How often the run has failed since it ended cleanly; None for never."""
+    restarts: RestartsFacts | None = None
+    """torchrun's own count of them; None where no worker that lives was started by it."""
+    rendezvous: RendezvousFacts | None = None
+    """Of torchrun's agents; None for a run without `--rdzv-backend=etcd3`."""
     trouble: str | None = None
     """What is wrong with etcd itself, and the cure, in one sentence: while it lasts, changes wait."""
 
@@ -163,7 +169,7 @@ async def status(client: Client, keys: Keys) -> Status:
     """The run at one revision of etcd. Raises RunNotFound. Summaries stay small at any number of ranks."""
     trouble = asyncio.ensure_future(_trouble(client))
     try:
-        picture = await load(client, keys, members=True, metrics=True)
+        picture = await load(client, keys, members=True, metrics=True, rendezvous=True)
         if picture.empty:
             await require_run(client, keys)
         return replace(status_of(picture, client.endpoint), trouble=await trouble)
@@ -185,7 +191,7 @@ async def _trouble(client: Client) -> str | None:
 
 
 async def watch_status(client: Client, keys: Keys, *, tick_s: float = 1.0) -> AsyncGenerator[Status]:
-    """A status at once, then after every change of state or config and every `tick_s` seconds, without end.
+    """A status at once, then after every change of state, config or rendezvous and every `tick_s` seconds, without end.
 
     At most ten a second, and less often where reading takes long: it rests ten times as long as it reads,
     unless the run's state changes. Close it (`contextlib.aclosing`) when you leave.
@@ -195,7 +201,7 @@ async def watch_status(client: Client, keys: Keys, *, tick_s: float = 1.0) -> As
         now = await status(client, keys)
         with suppress(Compacted):
             async with Feed(client) as feed:
-                for prefix in (keys.state, keys.desires, keys.left):
+                for prefix in (keys.state, keys.desires, keys.left, rendezvous_keys(keys).root):
                     feed.add(prefix, now.revision + 1)
                 while True:
                     yield now
@@ -231,6 +237,8 @@ def status_of(picture: Picture, endpoint: str) -> Status:
         checkpoint=newest_of(picture),
         commands=waiting_of(picture),
         attempts=attempts_of(picture),
+        restarts=restarts_of(picture),
+        rendezvous=rendezvous_of(picture),
         plan=_plan(picture),
         recent=tuple(entry for entry in entries_of(picture) if entry.outcome not in ("open", "committed"))[:RECENT],
     )

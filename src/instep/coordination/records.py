@@ -43,6 +43,15 @@ class Record(BaseModel):
             return None
 
 
+class Elastic(Record):
+    """What torchrun told a worker, for people: no decision looks at it."""
+
+    restarts: int = Field(ge=0)
+    """How often its node's workers were started anew after a failure of their own; others' failures do not count."""
+    max_restarts: int = Field(ge=0)
+    group_rank: int | None = Field(default=None, ge=0)
+
+
 class Member(Record):
     """One registration of one worker; on its node's lease."""
 
@@ -57,6 +66,8 @@ class Member(Record):
     """The newest view that the worker was in, 0 for one that is new: only a new one can take a place."""
     max_restarts: int | None = Field(default=None, ge=0)
     """How often the run may start again after a failure, as far as this worker is concerned."""
+    elastic: Elastic | None = None
+    """None for a worker that torchrun did not start."""
 
 
 class NodeMembers(Record):

@@ -14,6 +14,7 @@ from instep.errors import Evicted, GateTimeout, InstepError, JoinRefused
 from instep.wire import PROTOCOL, Message
 from instep.worker.agreement import Agreement
 from instep.worker.assembly import Calls
+from instep.worker.elastic import elastic
 from instep.worker.failure import failure_from, in_words
 from instep.worker.ledger import Ledger
 from instep.worker.link import AgentLink, LinkLost
@@ -110,6 +111,7 @@ class Conversation:
             "view": self.view,
             "undecided": self._agreement.gate.undecided,
             "max_restarts": self.max_restarts,
+            "elastic": elastic(os.environ),
         }
 
     def tell(self, messages: Iterable[Message]) -> None:

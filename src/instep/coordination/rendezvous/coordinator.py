@@ -15,6 +15,7 @@ from instep.coordination.fence import Fence
 from instep.coordination.keys import last_part
 from instep.coordination.mirror import Mirror
 from instep.coordination.outage import Outage
+from instep.coordination.queue import GONE
 from instep.coordination.rendezvous.decision import (
     Action,
     Refuse,
@@ -153,6 +154,7 @@ def scene_of(mirror: Mirror, keys: RendezvousKeys) -> Scene:
         nodes=tuple(
             Registered(last_part(item.key), item.create_revision, Registration.decode_or_none(item.value))
             for item in mirror.under(keys.nodes)
+            if not item.key.startswith(f"{keys.nodes}{GONE}")
         ),
         round=known,
         closed=Closed.decode_or_none(closed.value) if closed is not None else None,

@@ -1,0 +1,25 @@
+"""What torchrun tells a worker of itself: where it is placed, and how often its node may still start anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from instep.wire import Message
+
+_VARIABLES = {
+    "restarts": "TORCHELASTIC_RESTART_COUNT",
+    "max_restarts": "TORCHELASTIC_MAX_RESTARTS",
+    "group_rank": "GROUP_RANK",
+}
+
+
+def elastic(environ: Mapping[str, str]) -> Message | None:
+    """None for a process that torchrun did not start. It is for people only, so what is no number is left out."""
+    told = {name: _number(environ.get(variable, "")) for name, variable in _VARIABLES.items()}
+    if told["restarts"] is None or told["max_restarts"] is None:
+        return None
+    return told
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None
