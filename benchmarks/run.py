@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
 
-from benchmarks import boundary, change, client, idle, machine, page, recovery, takeover, weight
+from benchmarks import boundary, change, client, idle, machine, page, recovery, rendezvous, takeover, weight
 from benchmarks.figures import Figure
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
@@ -26,6 +26,7 @@ MEASURES: Mapping[str, Measure] = {
     "idle": idle.measure,
     "recovery": recovery.measure,
     "takeover": takeover.measure,
+    "rendezvous": rendezvous.measure,
 }
 
 

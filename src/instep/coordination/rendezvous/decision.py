@@ -94,12 +94,14 @@ def decide(now: Scene) -> Action | None:
 
 
 def is_last_call(now: Scene) -> bool:
-    """Whether there are nodes enough for a round, and room for more."""
+    """Whether there are nodes enough for a round that is due, and room for more. It begins while some still have to
+    stop their workers, or a lease has to end."""
     standing = standing_of(now)
     limits = standing.limits
-    if limits is None or not now.readable or standing.content or standing.former:
+    if limits is None or not now.readable or standing.former:
         return False
-    return limits.min_nodes <= len(standing.asking) < limits.max_nodes
+    due = not standing.content or (now.round is not None and now.round.wanted)
+    return due and limits.min_nodes <= len(standing.asking) < limits.max_nodes
 
 
 def waits_for_absent(now: Scene) -> bool:

@@ -238,7 +238,8 @@ class Node(TaskBlock):
         while self._saying is registration:
             left_s = max(0.001, deadline - self._clock())
             try:
-                return await self._group.join(self.name, registration.encode(), timeout_s=left_s)
+                await self._group.join(self.name, registration.encode(), timeout_s=left_s)
+                return
             except (LeaseLost, EtcdFull) as error:  # the next lease, or space, is waited for
                 if self._clock() >= deadline:
                     raise
