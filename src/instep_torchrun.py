@@ -5,12 +5,16 @@ The entry point `etcd3` of the group `torchrun.handlers` (torch >= 2.6).
 
 from __future__ import annotations
 
+import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
+
+FORK_SUPPORT = "GRPC_ENABLE_FORK_SUPPORT"
 
 
 def etcd3() -> Callable[[RendezvousParameters], RendezvousHandler]:
@@ -19,6 +23,24 @@ def etcd3() -> Callable[[RendezvousParameters], RendezvousHandler]:
 
 
 def _create_handler(params: RendezvousParameters) -> RendezvousHandler:
-    from instep.torch import _rendezvous
+    with _without_fork_support():
+        from instep.torch import _rendezvous
 
     return _rendezvous.create_handler(params)
+
+
+@contextmanager
+def _without_fork_support() -> Iterator[None]:
+    """gRPC, loaded inside, leaves forked children alone: what it does in them by itself ends one in ten by a
+    segmentation fault when a call was under way, and torch forks workers (start_method="fork").
+
+    Limit: a program that has loaded gRPC before has to set the variable itself.
+    """
+    if FORK_SUPPORT in os.environ:
+        yield
+        return
+    os.environ[FORK_SUPPORT] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[FORK_SUPPORT]

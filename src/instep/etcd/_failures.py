@@ -95,6 +95,8 @@ def short_reason(code: str, details: str) -> str:
         return "no answer"
     if "handshake" in text:
         return "the TLS handshake failed"
+    if "parsing http/2" in text:
+        return "what answers there is no etcd"
     if any(sign in text for sign in ("reset", "closed", "rst_stream", "broken pipe")):
         return "the connection broke"
     return details.removeprefix("etcdserver: ").splitlines()[0][:120] if details else code.lower()
@@ -127,6 +129,8 @@ def refusal(code: str, details: str, *, endpoint: str, subject: object, user: st
         )
     if kind is Kind.FULL:
         return EtcdFull(f"etcd at {endpoint} takes no writes: {EtcdFull.REASON}.", code=code)
+    if code == "UNIMPLEMENTED":
+        return EtcdError(f"What answers at {endpoint} is no etcd of version 3: correct the endpoint.", code=code)
     text = details.removeprefix("etcdserver: ")
     return EtcdError(f"etcd at {endpoint} refused to {subject}: {text or code}.", code=code)
 

@@ -34,6 +34,7 @@ async def _read_status(transport: Transport, index: int, timeout_s: float) -> St
         endpoint=str(endpoint),
         version=reply.version,
         db_size=reply.dbSize,
+        cluster_id=reply.header.cluster_id,
         member_id=reply.header.member_id,
         leader=reply.leader,
         raft_term=reply.raftTerm,

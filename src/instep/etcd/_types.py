@@ -85,6 +85,7 @@ class Status:
     endpoint: str
     version: str = ""
     db_size: int = 0
+    cluster_id: int = 0
     member_id: int = 0
     leader: int = 0
     raft_term: int = 0

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
+import secrets
 import socket
+import time
+from typing import Final
 from urllib.parse import urlsplit
 
+from instep.errors import SettingsError
+
+log = logging.getLogger("instep")
+
 LOOPBACK = "127.0.0.1"
+ATTEMPT_S: Final = 2.0
+PAUSE_S: Final = 0.5
 
 
 def address_of_this_node(endpoint: str) -> str:
@@ -41,3 +51,44 @@ def _is_loopback(name: str) -> bool:
     except OSError:
         return True
     return all(ipaddress.ip_address(text.partition("%")[0]).is_loopback for text in found)
+
+
+def await_own_address(name: str, limit_s: float) -> None:
+    """Returns once this machine reaches itself as `name`: a pod's own name may resolve only some seconds after it has
+    started. Raises SettingsError after `limit_s` seconds."""
+    deadline = time.monotonic() + limit_s
+    said = False
+    while not leads_here(name):
+        if time.monotonic() >= deadline:
+            raise SettingsError(
+                f"this node does not reach itself as {name!r}, so the others would not either: give an address of this "
+                "machine with --local-addr"
+            )
+        if not said:
+            log.warning("this node does not reach itself as %r: that is tried for %g s", name, limit_s)
+        said = True
+        time.sleep(PAUSE_S)
+
+
+def leads_here(name: str) -> bool:
+    """Whether a connection to `name` ends at this machine. Takes two seconds at most for each address it has, and what
+    the resolver takes."""
+    token = secrets.token_bytes(16)
+    try:
+        with _listener() as listener:
+            listener.settimeout(ATTEMPT_S)
+            with socket.create_connection((name, listener.getsockname()[1]), ATTEMPT_S) as probe:
+                probe.sendall(token)
+                came, _ = listener.accept()
+                with came:
+                    came.settimeout(ATTEMPT_S)
+                    return came.recv(len(token), socket.MSG_WAITALL) == token
+    except (OSError, UnicodeError):  # the latter for what can be no name
+        return False
+
+
+def _listener() -> socket.socket:
+    """On all interfaces, as the stores of torch are."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", 0))

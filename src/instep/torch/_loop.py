@@ -39,6 +39,8 @@ class LoopThread:
         if self._thread.is_alive():
             asyncio.run_coroutine_threadsafe(self._end(), self._loop)
             self._thread.join(JOIN_S)
+            if not self._thread.is_alive():
+                self._loop.close()
 
     async def _end(self) -> None:
         rest = asyncio.all_tasks() - {asyncio.current_task()}

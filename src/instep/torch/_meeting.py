@@ -15,10 +15,14 @@ from torch.distributed import (  # type: ignore[attr-defined]  # re-exported, bu
 
 from instep.coordination.rendezvous.records import Address
 
-LOOK_S: Final = 0.2
+FIRST_LOOK_S: Final = 0.005
+LONGEST_LOOK_S: Final = 0.2
+"""All but one are there as a rule; where one is not, hundreds must not ask a store a hundred times a second."""
 PREFIX: Final = "instep/agents"
 ARRIVED: Final = "arrived"
-ALL_THERE: Final = "all-there"
+VERDICT: Final = "verdict"
+GO: Final = "go"
+VAIN: Final = "vain"
 
 
 def open_store(host: str, read_s: float) -> TCPStore:
@@ -47,24 +51,24 @@ def of_agents(store: TCPStore) -> PrefixStore:
 def meet(store: PrefixStore, world_size: int, *, in_vain: Callable[[], bool], timeout_s: float) -> bool:
     """Waits until all nodes of the round have come here; False when that is in vain: `in_vain` says so, the store's
     host has died, or `timeout_s` seconds have passed. torchrun's agent, which goes on from here, has no way back.
+
+    Promise: True for all or for none, as long as the store lives: the first verdict counts, whoever gives it.
     """
     deadline = time.monotonic() + timeout_s
     try:
         if store.add(ARRIVED, 1) >= world_size:
-            store.set(ALL_THERE, "1")
-        while not _has_come(store):
+            return _judged(store, GO)
+        look_s = FIRST_LOOK_S
+        while not store.check([VERDICT]):
             if in_vain() or time.monotonic() > deadline:
-                return False
+                return _judged(store, VAIN)
+            time.sleep(look_s)
+            look_s = min(LONGEST_LOOK_S, look_s * 1.5)
+        return _judged(store, VAIN)
     except DistError:
         return False
-    return True
 
 
-def _has_come(store: PrefixStore) -> bool:
-    try:
-        store.wait([ALL_THERE], timedelta(seconds=LOOK_S))
-    except DistError as error:
-        if "imeout" not in str(error) and "imed out" not in str(error):
-            raise
-        return False
-    return True
+def _judged(store: PrefixStore, verdict: str) -> bool:
+    """Whether the nodes go on: `verdict` counts where there is none yet."""
+    return bool(store.compare_set(VERDICT, "", verdict) == GO.encode())

@@ -6,10 +6,12 @@ import asyncio
 import atexit
 import logging
 import os
+import sys
 import time
 from typing import TYPE_CHECKING, Final
 
 from torch.distributed import DistError
+from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from instep.coordination.connect import open_client
@@ -18,9 +20,12 @@ from instep.coordination.rendezvous.node import Node
 from instep.coordination.rendezvous.records import Address, Cause, Round
 from instep.errors import EtcdUnavailable, InstepError, JoinTimeout, RunClosed, SettingsError
 from instep.etcd import Client
-from instep.torch._address import address_of_this_node
+from instep.torch._address import address_of_this_node, await_own_address
+from instep.torch._contact import reach
+from instep.torch._guard import Guard
 from instep.torch._loop import LoopThread
 from instep.torch._meeting import meet, of_agents, open_store, reach_store
+from instep.torch._patience import aloud
 from instep.torch._rendezvous_options import Options, options_of
 from instep.torch._sentences import sentence_of
 
@@ -58,6 +63,7 @@ class Handler(RendezvousHandler):
         self._loop: LoopThread | None = None
         self._client: Client | None = None
         self._node: Node | None = None
+        self._guard: Guard | None = None
         self._store: TCPStore | None = None
         """That of the round we are in; let go of when the next one begins: on rank 0 it is served here."""
         self._told = False
@@ -86,7 +92,7 @@ class Handler(RendezvousHandler):
             node = self._node
             spare = node is not None and node.is_spare
             if isinstance(error, RunClosed) and spare:
-                log.info("%s: this node was a spare and is not needed", error)
+                log.warning("%s This node was a spare: it was not needed and has run nothing.", error)
             raise sentence_of(error, spare=spare) from None
 
     def num_nodes_waiting(self) -> int:
@@ -105,9 +111,11 @@ class Handler(RendezvousHandler):
             raise sentence_of(error) from None
 
     def shutdown(self) -> bool:
-        """Closes the run and leaves; False when etcd could not be told."""
+        """Closes the run and leaves; False when etcd could not be told. An agent that a signal ends only leaves: the
+        run is the others', though torch 2.6 asks for this then too (pytorch #150916)."""
         try:
-            self._close_run()
+            if not isinstance(sys.exception(), SignalException):
+                self._close_run()
         except InstepError as error:
             log.warning("the run %s could not be closed: %s", self.get_run_id(), error)
             return False
@@ -121,11 +129,14 @@ class Handler(RendezvousHandler):
         deadline = time.monotonic() + self._options.join_s
         node, loop = self._connected()
         cause = self._cause(node)
+        was_seated = False
         while True:
             own = self._open_store()
             left_s = max(0.001, deadline - time.monotonic())
             address = Address(host=self._host, port=own.port)
-            current = loop.run(node.seat(address, cause=cause, timeout_s=left_s))
+            current = loop.run(self._seated(node, address, cause, left_s))
+            if not was_seated:  # a spare may have waited beyond any deadline
+                deadline, was_seated = time.monotonic() + self._options.join_s, True
             info = self._enter(current, node, own)
             if info is not None:
                 self._told = False
@@ -138,6 +149,12 @@ class Handler(RendezvousHandler):
                     f"{current.store.host if current.store else 'rank 0'}: see that the nodes reach each other by the "
                     "addresses given with --local-addr."
                 )
+
+    async def _seated(self, node: Node, address: Address, cause: Cause, limit_s: float) -> Round:
+        assert self._client is not None
+        options = self._options
+        seat = node.seat(address, cause=cause, timeout_s=limit_s)
+        return await aloud(seat, self._client, options.keys, node, options.limits, last_call_s=options.last_call_s)
 
     def _enter(self, current: Round, node: Node, own: TCPStore) -> RendezvousInfo | None:
         """None where a node of the round has died meanwhile."""
@@ -188,16 +205,35 @@ class Handler(RendezvousHandler):
             loop = self._loop = LoopThread(f"instep-rendezvous-{self.get_run_id()}")
             atexit.register(self._leave)
         if self._node is None:
+            loop.run(self._reached())
+            await_own_address(self._host, self._options.connect_s)
             self._node = loop.run(self._entered())
+            self._guard = self._guarded(self._node)
         return self._node, loop
 
+    def _guarded(self, node: Node) -> Guard | None:
+        options = self._options
+        try:
+            return Guard(options.settings, options.keys, node.name, options.ttl_s)
+        except OSError as error:
+            log.warning(
+                "this agent goes on without a guard: were it killed, the others would know after %d s (%s)",
+                options.ttl_s,
+                error,
+            )
+            return None
+
+    async def _reached(self) -> None:
+        if self._client is None:
+            self._client = open_client(self._options.settings)
+        await reach(self._client, self._options.keys, min(self._options.connect_s, self._options.join_s))
+
     async def _entered(self) -> Node:
-        """Waits for an etcd that is not there yet, for connect_timeout at most."""
+        """Rides out trouble with an etcd that has just answered, for connect_timeout at most."""
         options = self._options
         deadline = time.monotonic() + min(options.connect_s, options.join_s)
         outage = Outage("the rendezvous waits for etcd")
-        if self._client is None:
-            self._client = open_client(options.settings)
+        assert self._client is not None
         while True:
             node = Node(
                 self._client,
@@ -244,6 +280,7 @@ class Handler(RendezvousHandler):
         atexit.unregister(self._leave)
         loop, self._loop = self._loop, None
         node, self._node = self._node, None
+        guard, self._guard = self._guard, None
         self._store = None
         if loop is None:
             return
@@ -251,6 +288,8 @@ class Handler(RendezvousHandler):
             loop.run(self._goodbye(node))
         finally:
             loop.stop()
+            if guard is not None:
+                guard.dismiss()
 
     async def _goodbye(self, node: Node | None) -> None:
         if node is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -37,14 +38,15 @@ TEXTS: Final[Mapping[str, str]] = {
 """Each takes the place of a variable."""
 UNNAMED: Final = "none"
 """The id that torchrun gives to a job without one."""
-FROM_TORCHRUN: Final = ("timeout",)
-"""torchrun adds it always; it is for the backend `static`."""
+FROM_TORCHRUN: Final = "timeout"
+"""torchrun adds it always, as a number; text is somebody's wish."""
 RENAMED: Final[Mapping[str, str]] = {
     "ca_cert": "cacert",
     "ssl_cert": "cert",
     "ssl_cert_key": "key",
     "etcd_prefix": "namespace",
     "password": "password_file",
+    "timeout": "join_timeout",
 }
 """What other backends and habits call an option."""
 NEEDLESS: Final[Mapping[str, str]] = {
@@ -73,7 +75,7 @@ class Options:
 
 def options_of(params: RendezvousParameters, environ: Mapping[str, str] | None = None) -> Options:
     """Raises SettingsError with the cure for whatever cannot be used."""
-    config = {name: value for name, value in params.config.items() if name not in FROM_TORCHRUN}
+    config = {name: value for name, value in params.config.items() if name != FROM_TORCHRUN or isinstance(value, str)}
     _check_names(config)
     seconds = {name: _seconds(name, config.get(name, default)) for name, default in SECONDS.items()}
     attempts = {name: _count(name, config.get(name, default)) for name, default in COUNTS.items()}
@@ -111,7 +113,21 @@ def _check_names(config: Mapping[str, Any]) -> None:
 
 def _settings(endpoint: str, config: Mapping[str, Any], environ: Mapping[str, str] | None) -> Settings:
     given = {variable: str(config[name]) for name, variable in TEXTS.items() if name in config}
-    return resolve(endpoint.strip(), environ={**(os.environ if environ is None else environ), **given})
+    try:
+        settings = resolve(endpoint.strip(), environ={**(os.environ if environ is None else environ), **given})
+    except SettingsError as error:
+        raise SettingsError(f"{error}{_in_torchruns_words(str(error))}") from None
+    if "password_file" in config and settings.user is None:
+        raise SettingsError("--rdzv-conf has a password_file and no user: give the user whose password it holds")
+    return settings
+
+
+def _in_torchruns_words(sentence: str) -> str:
+    """Where to put what a sentence about variables asks for."""
+    if "set INSTEP_ETCD" in sentence:
+        return "; torchrun takes it as --rdzv-endpoint too"
+    names = [name for name, variable in TEXTS.items() if re.search(rf"\b{variable}\b", sentence)]
+    return f"; torchrun takes {' and '.join(names)} in --rdzv-conf too" if names else ""
 
 
 def _keys(settings: Settings, run_id: str) -> RendezvousKeys:

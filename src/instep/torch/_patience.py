@@ -1,0 +1,90 @@
+"""What a node waits for, told in the log after ten seconds, then less and less often."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final, TypeVar
+
+from instep.coordination.mirror import cancelled
+from instep.coordination.rendezvous.keys import RendezvousKeys
+from instep.coordination.rendezvous.node import Node
+from instep.coordination.rendezvous.records import Limits, Registration
+from instep.errors import EtcdError
+from instep.etcd import Client
+
+log = logging.getLogger("instep")
+
+T = TypeVar("T")
+
+FIRST_S: Final = 10.0
+LONGEST_S: Final = 600.0
+MOST_READ: Final = 64
+"""Registrations that are read to count them; with more of them the number is not told."""
+READ_S: Final = 3.0
+
+
+async def aloud(
+    seat: Coroutine[Any, Any, T],
+    client: Client,
+    keys: RendezvousKeys,
+    node: Node,
+    limits: Limits,
+    *,
+    last_call_s: float,
+    first_s: float = FIRST_S,
+) -> T:
+    """What `seat` gives. While it waits the log says at WARNING what for: after `first_s`, and each time after twice
+    as long, with one read from etcd each time."""
+    telling = asyncio.create_task(_tell(client, keys, node, limits, last_call_s, first_s))
+    try:
+        return await seat
+    finally:
+        await cancelled(telling)
+
+
+async def _tell(
+    client: Client, keys: RendezvousKeys, node: Node, limits: Limits, last_call_s: float, pause_s: float
+) -> None:
+    while True:
+        await asyncio.sleep(pause_s)
+        pause_s = min(LONGEST_S, pause_s * 2)
+        try:
+            found = await client.range(keys.nodes, limit=MOST_READ, timeout_s=READ_S)
+        except EtcdError:  # told by those who need it
+            continue
+        known = [Registration.decode_or_none(item.value) for item in found.kvs]
+        current = node.outlook.round
+        if node.is_spare and current is not None:
+            text: str | None = (
+                f"this node is a spare: round {current.number} has all of its {limits.max_nodes} nodes; it waits until "
+                "one of them leaves"
+            )
+        else:
+            there = [one for one in known if one is not None]
+            text = what_is_missing(there, limits, last_call_s) if len(known) < MOST_READ else "waiting for more nodes"
+        if text is not None:
+            log.warning("rendezvous of %s: %s", keys.run, text)
+
+
+def what_is_missing(there: Sequence[Registration], limits: Limits, last_call_s: float) -> str | None:
+    """Why no round is formed of those who are there; None when one is due."""
+    asking = [one for one in there if one.asks]
+    epoch = max((one.epoch for one in asking), default=0)
+    former = sum(one.epoch < epoch for one in there)
+    running = sum(one.epoch == epoch and not one.asks for one in there)
+    count = sum(one.epoch == epoch for one in asking)
+    if former:
+        return f"waiting until the nodes of the run that has ended have left: {_nodes(former)} there"
+    if running:
+        return f"waiting until those that train, {_nodes(running)}, stop their workers and meet this one"
+    if count < limits.min_nodes:
+        return f"{_nodes(count)} there, of --nnodes={limits}: waiting for {limits.min_nodes - count} more"
+    if count < limits.max_nodes:
+        return f"{_nodes(count)} there, of --nnodes={limits}: waiting {last_call_s:g} s (last_call_timeout) for others"
+    return None
+
+
+def _nodes(number: int) -> str:
+    return f"{number} node{'' if number == 1 else 's'}"
