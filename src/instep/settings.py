@@ -121,12 +121,12 @@ def resolve(
     return Settings(
         endpoints=parse_endpoints(text, secure_by_default=bool(cacert or cert)),
         namespace=check_namespace(namespace or env.get("INSTEP_NAMESPACE") or DEFAULT_NAMESPACE),
-        cacert=cacert,
-        cert=cert,
-        key=env.get("INSTEP_KEY") or env.get("ETCDCTL_KEY"),
+        cacert=_path(cacert),
+        cert=_path(cert),
+        key=_path(env.get("INSTEP_KEY") or env.get("ETCDCTL_KEY")),
         allow_readable_key=env.get("INSTEP_ALLOW_READABLE_KEY", "") in ("1", "true", "yes"),
         user=user,
-        password_file=env.get("INSTEP_PASSWORD_FILE"),
+        password_file=_path(env.get("INSTEP_PASSWORD_FILE")),
         password=password,
         ttl_s=_ttl(env),
         stall_timeout_s=_seconds(env, "INSTEP_STALL_TIMEOUT_S", DEFAULT_STALL_TIMEOUT_S),
@@ -199,6 +199,11 @@ def _user(env: Mapping[str, str]) -> tuple[str | None, str | None]:
         return None, None
     user, separator, password = text.partition(":")
     return user, (password if separator else env.get("ETCDCTL_PASSWORD"))
+
+
+def _path(text: str | None) -> str | None:
+    """Absolute: the node's agent reads it too, and works in another folder."""
+    return os.path.abspath(text) if text else None
 
 
 def _ttl(env: Mapping[str, str]) -> int:

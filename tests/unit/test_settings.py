@@ -128,6 +128,17 @@ def test_certificates_and_keys_come_from_instep_before_etcdctl(ours: bool) -> No
     assert found.secure
 
 
+def test_files_are_named_in_full_for_the_agent_works_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    env = {"INSTEP_ETCD": "https://a:1", "INSTEP_USER": "us", "INSTEP_PASSWORD_FILE": "secrets/password"}
+    env |= {"INSTEP_CACERT": "ca.pem", "INSTEP_CERT": "./cert.pem", "INSTEP_KEY": "key.pem"}
+    found = resolve(environ=env)
+    assert [found.cacert, found.cert, found.key] == [str(tmp_path / f"{name}.pem") for name in ("ca", "cert", "key")]
+    assert found.password_file == str(tmp_path / "secrets" / "password")
+
+
 def test_the_user_comes_from_instep_before_etcdctl() -> None:
     env = {**A, "INSTEP_USER": "us", "INSTEP_PASSWORD_FILE": "/p", "ETCDCTL_USER": "them:secret"}
     found = resolve(environ=env)
