@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from instep.testing import EtcdCluster, EtcdServer
+from torchrun.elastic import ElasticRun, Nursery
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Agents that start without the seconds that importing torch takes."""
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture
+def elastic_folder() -> Iterator[Path]:
+    """A folder whose path is short enough for sockets in it."""
+    path = Path(tempfile.mkdtemp(prefix="ins-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def elastic(etcd: EtcdServer, elastic_folder: Path, nursery: Nursery, namespace: str) -> Iterator[ElasticRun]:
+    """A run on the shared etcd server, which the test must leave alone."""
+    run = ElasticRun(etcd, elastic_folder, nursery, namespace=namespace)
+    yield run
+    run.close()
+
+
+@pytest.fixture
+def elastic_on_cluster(
+    etcd_cluster: EtcdCluster, elastic_folder: Path, nursery: Nursery, namespace: str
+) -> Iterator[ElasticRun]:
+    """A run on three members of its own, which the test may break."""
+    run = ElasticRun(etcd_cluster, elastic_folder, nursery, namespace=namespace)
+    yield run
+    run.close()
