@@ -45,7 +45,7 @@ drills: $(READY)  ## ranks told to end, savers killed and frozen, round after ro
 			|| exit 1; \
 	done
 
-compat: $(READY)  ## the client's tests with the oldest and the newest grpcio and protobuf
+compat: $(READY)  ## the client's tests on the oldest and newest grpcio and protobuf, torchrun's on torch 2.6 and 2.13
 	PYTHON=$(PYTHON) bash scripts/compat.sh
 
 model: ## explores the protocol's Promela model with Spin, and its mutants

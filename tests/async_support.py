@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 LIMIT_S = 120.0
+SLACK_S = 2.0
+"""What a busy machine may add to the time that something takes."""
 
 
 def run(main: Coroutine[Any, Any, T], limit_s: float = LIMIT_S) -> T:

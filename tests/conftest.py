@@ -14,6 +14,8 @@ from instep.testing import fixtures
 hypothesis.settings.register_profile("instep", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("instep")
 
+SLOW = tuple(f"tests/{name}/" for name in ("chaos", "coordination", "demo", "drills", "faults", "run", "torchrun"))
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the plugin under its entry point's name, unless pytest has found that.
@@ -28,7 +30,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Many-fold repeats and long freezes run only when asked for: `make test-long`."""
+    """Slow folders first, so that no process is left with a slow test when the others have ended.
+
+    Many-fold repeats and long freezes run only when asked for: `make test-long`.
+    """
+    items.sort(key=lambda item: not item.nodeid.startswith(SLOW))
     if os.environ.get("INSTEP_LONG") == "1":
         return
     skip = pytest.mark.skip(reason="long: INSTEP_LONG=1 or make test-long runs it")

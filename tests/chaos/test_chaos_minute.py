@@ -1,4 +1,5 @@
-"""The whole of chaos, for a minute: real agents and a real cluster, broken at random, and every checker."""
+"""The whole of chaos, for half a minute or a whole one: real agents and a real cluster, broken at random, and every
+checker."""
 
 from __future__ import annotations
 
@@ -14,7 +15,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 1
-DURATION_S = 60
 TIMEOUT_S = 240.0
 
 
@@ -25,10 +25,18 @@ def folder() -> Iterator[Path]:
         yield Path(path)
 
 
-def test_a_minute_of_chaos_breaks_no_promise(folder: Path) -> None:
-    """No step with two configs, no change or command lost, one leader by token, true watches and locks, no hang."""
+@pytest.mark.parametrize(
+    ("duration_s", "changes", "kills", "commands"), [(25, 1, 1, 0), pytest.param(60, 6, 3, 2, marks=pytest.mark.long)]
+)
+def test_a_minute_of_chaos_breaks_no_promise(
+    folder: Path, duration_s: int, changes: int, kills: int, commands: int
+) -> None:
+    """No step with two configs, no change or command lost, one leader by token, true watches and locks, no hang.
+
+    At least so much must have happened, on a busy machine too.
+    """
     document = folder / "report.json"
-    command = [sys.executable, "-m", "chaos", f"--seed={SEED}", f"--duration-s={DURATION_S}", f"--json={document}"]
+    command = [sys.executable, "-m", "chaos", f"--seed={SEED}", f"--duration-s={duration_s}", f"--json={document}"]
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -41,7 +49,7 @@ def test_a_minute_of_chaos_breaks_no_promise(folder: Path) -> None:
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
     found = json.loads(document.read_text())
     assert found["passed"]
-    assert found["counts"]["changes committed"] > 5
-    assert found["counts"]["workers killed"] > 2
-    assert found["counts"]["commands asked for"] > 1
+    assert found["counts"]["changes committed"] >= changes
+    assert found["counts"]["workers killed"] >= kills
+    assert found["counts"]["commands asked for"] >= commands
     assert not list(folder.glob("instep-chaos-*")), "a session that held leaves nothing behind"

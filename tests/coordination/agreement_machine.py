@@ -30,7 +30,7 @@ hosts = st.integers(0, 2)
 lanes = st.sampled_from(LANES)
 
 DEFAULT = settings(
-    max_examples=250,
+    max_examples=100,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,

@@ -80,6 +80,13 @@ class ModelClient:
     async def range(self, prefix: str, *, timeout_s: float | None = None) -> Listing:
         return await self._call(f"range {prefix}", lambda: self.store.range(prefix), timeout_s)
 
+    async def put(self, key: str, value: str, *, lease: int = 0, timeout_s: float | None = None) -> int:
+        def execute() -> int:
+            self._need_space()
+            return self.store.put(key, value, lease)
+
+        return await self._call(f"put {key}", execute, timeout_s)
+
     async def delete(self, key: str, *, timeout_s: float | None = None) -> int:
         def execute() -> int:
             return self.store.txn((), (Op.delete(key),)).results[0].deleted  # type: ignore[union-attr]

@@ -77,6 +77,10 @@ class ModelEtcd:
             raise LeaseLost("requested lease not found", lease_id=lease)
         self._renewed_at[lease] = self._clock()
 
+    def promote(self) -> None:
+        """Another leader: every lease has its whole length before it again."""
+        self._renewed_at = dict.fromkeys(self._renewed_at, self._clock())
+
     def expire(self, before: float) -> None:
         """Ends the leases last renewed earlier than that."""
         for lease in [lease for lease in self._leases if self._renewed_at[lease] < before]:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from agreement_machine import PROFILE, DriftingMachine, LockstepMachine
+import pytest
+from agreement_machine import DEFAULT, PROFILE, DriftingMachine, LockstepMachine
+from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
+EFFORT = pytest.mark.parametrize(
+    "effort",
+    [PROFILE, pytest.param(settings(DEFAULT, max_examples=1000), marks=pytest.mark.long)],
+    ids=["usual", "long"],
+)
 
-def test_ranks_in_lockstep_agree_on_every_step_whatever_dies_or_is_delayed() -> None:
-    run_state_machine_as_test(LockstepMachine, settings=PROFILE)
+
+@EFFORT
+def test_ranks_in_lockstep_agree_on_every_step_whatever_dies_or_is_delayed(effort: settings) -> None:
+    run_state_machine_as_test(LockstepMachine, settings=effort)
 
 
-def test_ranks_that_drift_apart_agree_on_every_step_whatever_is_delayed() -> None:
-    run_state_machine_as_test(DriftingMachine, settings=PROFILE)
+@EFFORT
+def test_ranks_that_drift_apart_agree_on_every_step_whatever_is_delayed(effort: settings) -> None:
+    run_state_machine_as_test(DriftingMachine, settings=effort)

@@ -25,11 +25,11 @@ def drill(name: str, *options: str, rounds: int, seed: int, timeout_s: float = T
 
 
 def test_a_rank_that_is_told_to_end_takes_the_run_to_a_checkpoint() -> None:
-    drill("sigterm", "--no-torch", rounds=2, seed=1)
+    drill("sigterm", "--no-torch", rounds=1, seed=1)
 
 
 def test_after_a_kill_in_mid_save_all_ranks_go_on_from_the_newest_checkpoint() -> None:
-    drill("midsave", "--no-torch", rounds=2, seed=3)
+    drill("midsave", "--no-torch", rounds=1, seed=3)
 
 
 def test_a_saver_stopped_beyond_its_lease_commits_nothing() -> None:

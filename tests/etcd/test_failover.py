@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from async_support import run, until
+from async_support import SLACK_S, run, until
 from instep.errors import EtcdError, EtcdUnavailable, SettingsError
 from instep.etcd import Client, KeyValue, Op
 from instep.testing import EtcdServer
@@ -20,7 +20,7 @@ def test_nobody_there_is_one_sentence_within_the_time_out() -> None:
                 began = time.monotonic()
                 with pytest.raises(EtcdUnavailable) as failed:
                     await (client.put("a", "1") if write else client.get("a"))
-                assert time.monotonic() - began < 1.2
+                assert time.monotonic() - began < 0.8 + SLACK_S
                 message = str(failed.value)
                 assert message.startswith(f"etcd did not answer within 0.8 s to {'put' if write else 'get'} a at ")
                 for port in (1, 2):
@@ -54,7 +54,7 @@ def test_calls_go_on_at_the_next_endpoint_and_stay_there(shared_server: EtcdServ
         async with Client(["127.0.0.1:1", shared_server.endpoint]) as client:
             began = time.monotonic()
             assert await client.put("next", "1")
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < SLACK_S
             assert client.endpoint == shared_server.endpoint
             await client.get("next")
             assert client.statistics().switches == 1
@@ -251,6 +251,6 @@ def test_looking_for_the_reason_of_a_failed_connection_takes_none_of_the_callers
         for transport in met:
             transport.close()
         assert len(met) > 1
-        assert took_s < 1.2
+        assert took_s < 0.5 + SLACK_S
 
     run(main())

@@ -10,7 +10,7 @@ import pytest
 from fault_scene import Scene
 from fault_support import VERSION
 
-from async_support import run, until
+from async_support import SLACK_S, run, until
 from instep.errors import EtcdUnavailable
 from instep.etcd import Client, Op
 from instep.testing import EtcdCluster, EtcdMember
@@ -75,7 +75,7 @@ async def ends_in_time(call: Awaitable[object]) -> None:
     began = time.monotonic()
     with pytest.raises(EtcdUnavailable):
         await call
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 1.5 + SLACK_S
 
 
 async def lose_quorum(cluster: EtcdCluster) -> list[EtcdMember]:

@@ -9,6 +9,7 @@ import pytest
 
 from instep.testing import EtcdServer
 from run.harness import TrainingRun
+from run.torch_nursery import Nursery
 
 
 @pytest.fixture
@@ -17,6 +18,14 @@ def short_folder() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="ins-", dir="/tmp"))
     yield path
     shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Ranks with torch in them, soon there."""
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -226,6 +227,21 @@ class TrainingRun:
     def close(self) -> None:
         for trainer in self.trainers:
             trainer.close()
+
+
+def held_gil(training: TrainingRun, *arguments: str) -> tuple[Trainer, Callable[[], None]]:
+    """Rank 1 of 2, on node b, once it holds its interpreter, and what lets it go on."""
+    lock = training.node("b") / "gil"
+    file = lock.open("w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    trainer = training.start(1, 2, f"--hold-gil={lock}", *arguments, node="b")
+    trainer.wait_said("holding")
+
+    def let_go() -> None:
+        file.close()
+        trainer.wait_said("held")
+
+    return trainer, let_go
 
 
 def at_step(trainer: Trainer, step: int) -> dict[str, Any]:

@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from run.harness import PATIENCE_S, SOURCE, TrainingRun, wait_for
+from run.torch_nursery import Born, Nursery
 
 SCRIPT = Path(__file__).with_name("saver.py")
 
@@ -22,16 +23,9 @@ SCRIPT = Path(__file__).with_name("saver.py")
 class Worker:
     """One process. `ask` waits for the answer, `tell` does not; answers come in the order of what was told."""
 
-    def __init__(self, rank: int, environment: dict[str, str], folder: Path, command: Sequence[str]) -> None:
+    def __init__(self, rank: int, process: subprocess.Popen[str] | Born) -> None:
         self.rank = rank
-        self.process = subprocess.Popen(
-            [*command, str(folder)],
-            env={**os.environ, "PYTHONPATH": str(SOURCE), **environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        self.process = process
         self._number = 0
         self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self.log: list[str] = []
@@ -81,12 +75,15 @@ class Worker:
 class Team:
     """All workers of one run, on one node or more."""
 
-    def __init__(self, training: TrainingRun, folder: Path, script: Path = SCRIPT) -> None:
+    def __init__(
+        self, training: TrainingRun, folder: Path, script: Path = SCRIPT, nursery: Nursery | None = None
+    ) -> None:
         self.training = training
         self.folder = folder
         self.script = script
         self.prefix: tuple[str, ...] = ()
-        """What the workers are started by, if not by themselves."""
+        """What the workers are started by, if not by themselves or by the nursery."""
+        self._nursery = nursery
         self.workers: list[Worker] = []
 
     def join(self, nodes: str, **environment: str) -> list[Worker]:
@@ -99,10 +96,22 @@ class Team:
 
     def start(self, rank: int, world_size: int, node: str, environment: Mapping[str, str] | None = None) -> Worker:
         place = {"RANK": str(rank), "WORLD_SIZE": str(world_size), **(environment or {})}
-        command = (*self.prefix, sys.executable, str(self.script))
-        worker = Worker(rank, {**self.training.environment(node), **place}, self.folder, command)
+        worker = Worker(rank, self._process({**self.training.environment(node), **place}))
         self.workers.append(worker)
         return worker
+
+    def _process(self, environment: Mapping[str, str]) -> subprocess.Popen[str] | Born:
+        environment = {**os.environ, "PYTHONPATH": str(SOURCE), **environment}
+        if self._nursery is not None and not self.prefix:
+            return self._nursery.bear(self.script, [str(self.folder)], environment)
+        return subprocess.Popen(
+            [*self.prefix, sys.executable, str(self.script), str(self.folder)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def leader(self, *team: Worker) -> tuple[Worker, list[Worker]]:
         """Who leads, as all of them have heard, and the others."""

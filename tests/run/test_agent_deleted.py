@@ -15,8 +15,8 @@ from run.harness import TrainingRun, wait_for
     [
         "state/",
         "state/agreed",
-        "state/view",
-        "state/plans/",
+        pytest.param("state/view", marks=pytest.mark.long),
+        pytest.param("state/plans/", marks=pytest.mark.long),
         "reports/members/",
         "election/",
     ],

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
-from run.harness import TrainingRun, assert_in_step, wait_for
+from run.harness import TrainingRun, assert_in_step, held_gil, wait_for
 
-LONGEST_PAUSE_S = 1.5
+LONGEST_PAUSE_S = 3.0
 """What a boundary may take while an agent is replaced: training does not wait for the new one."""
 
 
@@ -29,7 +30,7 @@ def test_killing_the_agent_loses_no_change_and_stops_no_step(training: TrainingR
 def test_an_agent_killed_between_promise_and_decision_changes_nothing(training: TrainingRun) -> None:
     """Slow steps keep plans open for long, so that the kills fall into every part of a plan."""
     trainers = training.start_all(3, "--step-s=0.05", nodes="abc")
-    for number in range(1, 6):
+    for number in range(1, 4):
         training.put("lr", str(number / 100))
         time_to_kill = "abc"[number % 3]
         wait_for(lambda n=number: len(training.keys("state/plans/")) >= n, "a plan")
@@ -86,13 +87,15 @@ def test_a_change_made_while_a_rank_is_missing_waits_for_its_replacement(trainin
 
 
 def test_the_leading_worker_is_replaced_as_soon_as_it_dies(training: TrainingRun) -> None:
+    """Its node's lease, which another one would have to wait for, lasts much longer."""
+    training.extra_environment["INSTEP_TTL_S"] = "30"
     trainers = training.start_all(3)
     leader = wait_for(lambda: training.key("state/leader"), "a leader")
     victim = trainers[leader["rank"]]
     victim.kill()
     killed_at = time.monotonic()
     wait_for(lambda: training.key("state/leader")["token"] > leader["token"], "another leader")
-    assert time.monotonic() - killed_at < 1.5
+    assert time.monotonic() - killed_at < 10
     assert training.key("state/leader")["rank"] != leader["rank"]
     victim.finish()
     training.stop(*(trainer for trainer in trainers if trainer is not victim))
@@ -157,7 +160,7 @@ def test_etcd_killed_and_restarted_is_ridden_out(fragile_training: TrainingRun) 
 
 
 def test_a_rank_that_holds_the_gil_longer_than_the_lease_costs_nobody_anything(training: TrainingRun) -> None:
-    holder = training.start(0, 2, "--hold-gil-s=6")
+    holder = training.start(0, 2, "--hold-gil-s=4")
     other = training.start(1, 2, "--step-s=0.05")
     holder.wait_said("holding")
     members = training.keys("reports/members/")
@@ -186,13 +189,15 @@ def test_forked_children_neither_crash_nor_disturb(training: TrainingRun) -> Non
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_dead_worker_is_noticed_although_a_child_holds_its_socket(training: TrainingRun, number: int) -> None:
     """The child outlives the worker; only the worker's pid tells."""
-    trainers = training.start_all(2, "--fork=1", "--child-s=4")
-    for trainer in trainers:
-        trainer.wait_said("forked")
-    trainers[0].kill(number)
-    died_at = time.monotonic()
-    wait_for(lambda: len(training.keys("reports/members/")) == 1, "the registration to go")
-    assert time.monotonic() - died_at < 1.5
+    trainers = training.start_all(2, "--fork=1", "--child-s=60")
+    children = [pid for trainer in trainers for pid in trainer.wait_said("forked")["pids"]]
+    try:
+        trainers[0].kill(number)
+        wait_for(lambda: len(training.keys("reports/members/")) == 1, "the registration to go", 30)
+        assert all(Path(f"/proc/{pid}").exists() for pid in children)
+    finally:
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
     trainers[0].finish()
     training.stop(trainers[1])
 
@@ -208,14 +213,14 @@ def test_a_rank_at_a_gate_waits_for_etcd_and_then_goes_on(fragile_training: Trai
     """One rank is stuck, so the plan stays open; etcd goes; the other rank waits at the gate until it is back."""
     training = fragile_training
     waiting = training.start(0, 2, "--step-s=0.5")
-    stuck = training.start(1, 2, "--hold-gil-s=10", node="b")
-    stuck.wait_said("holding")
+    stuck, let_go = held_gil(training)
     training.put("lr", "0.01")
     wait_for(lambda: training.keys("reports/acks/"), "the promise of the rank that is not stuck")
     training.server.pause()
     wait_for(lambda: any("waits before step" in line for line in waiting.errors), "the rank to say that it waits")
     training.server.resume()
     wait_for(lambda: training.key("state/plans/1/decision"), "the decision", 10)
+    let_go()
     done = training.stop(waiting, stuck)
     assert done[0]["longest_boundary_s"] > 0.5
     assert_in_step(waiting, stuck)
@@ -225,13 +230,13 @@ def test_patience_at_a_gate_ends_with_an_error_that_says_so(fragile_training: Tr
     """One rank is stuck, so the plan stays open; etcd goes; the other rank comes to the gate and may not guess."""
     training = fragile_training
     patient = training.start(0, 2, "--step-s=0.5", "--patience-s=1.5")
-    stuck = training.start(1, 2, "--hold-gil-s=10", node="b")
-    stuck.wait_said("holding")
+    _, let_go = held_gil(training)
     training.put("lr", "0.01")
     wait_for(lambda: training.keys("reports/acks/"), "the promise of the rank that is not stuck")
     training.server.pause()
     error = patient.wait_said("error")
     training.server.resume()
+    let_go()
     assert (error["kind"], error["exit_code"], patient.finish()) == ("GateTimeout", 9, 9)
     assert "etcd cannot be read" in error["text"]
     assert all(event["config"]["lr"] == 3e-4 for event in patient.said("config"))

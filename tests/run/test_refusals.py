@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,34 +24,40 @@ def failed(trainer: Trainer, kind: str, *parts: str) -> str:
     return str(error["text"])
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "reason"),
-    [
-        ("lr", "abc", "is not JSON"),
-        ("lr", "", "is not JSON"),
-        ("lr", "[1, 2]", "is not one value"),
-        ("lr", "NaN", "is not JSON"),
-        ("lr", '"0.1"', "valid number"),
-        ("lr", "true", "valid number"),
-        ("lr", "-1", "greater than 0"),
-        ("lr", "5", "less than or equal to 1"),
-        ("batch_size", "1.5", "valid integer"),
-        ("name", "adam", "is not JSON"),
-        ("learning_rate", "0.1", "no hyperparameter has this name"),
-        ("dropout", "0.5", "fixed while the run goes on"),
-        ("name", '"' + "x" * 70_000 + '"', "65536 is the most"),
-        ("clip", "1e-9", "clip must be above lr"),
-    ],
-)
-def test_a_value_that_cannot_be_used_is_rejected_with_its_reason(
-    training: TrainingRun, name: str, text: str, reason: str
-) -> None:
+BAD_VALUES = [
+    ("lr", "abc", "is not JSON"),
+    ("lr", "", "is not JSON"),
+    ("lr", "[1, 2]", "is not one value"),
+    ("lr", "NaN", "is not JSON"),
+    ("lr", '"0.1"', "valid number"),
+    ("lr", "true", "valid number"),
+    ("lr", "-1", "greater than 0"),
+    ("lr", "5", "less than or equal to 1"),
+    ("batch_size", "1.5", "valid integer"),
+    ("name", "adam", "is not JSON"),
+    ("learning_rate", "0.1", "no hyperparameter has this name"),
+    ("dropout", "0.5", "fixed while the run goes on"),
+    ("name", '"' + "x" * 70_000 + '"', "65536 is the most"),
+    ("clip", "1e-9", "clip must be above lr"),
+]
+
+
+def test_a_value_that_cannot_be_used_is_rejected_with_its_reason(training: TrainingRun) -> None:
+    """One after the other; after each of them a good one is agreed on."""
     trainers = training.start_all(2)
-    training.put(name, text)
-    rejected = wait_for(lambda: training.key(f"state/rejected/{name}"), "the rejection")
-    assert reason in rejected["reason"], rejected
-    training.put("lr", "0.01")
-    assert len({trainer.wait_config(lr=0.01) for trainer in trainers}) == 1
+    newest = 0
+    for number, (name, text, reason) in enumerate(BAD_VALUES, start=1):
+        training.put(name, text)
+
+        def rejection(path: str = f"state/rejected/{name}", newest: int = newest) -> dict[str, Any] | None:
+            found = training.key(path)
+            return found if found and found["revision"] > newest else None
+
+        rejected = wait_for(rejection, f"the rejection of {name}={text[:20]}")
+        newest = rejected["revision"]
+        assert reason in rejected["reason"], rejected
+        training.put("lr", str(number / 100))
+        assert len({trainer.wait_config(lr=number / 100) for trainer in trainers}) == 1
     for trainer in trainers:
         assert all(event["config"]["dropout"] == 0.1 for event in trainer.said("config"))
     training.stop()
@@ -118,37 +125,35 @@ def test_a_rank_with_another_schema_is_refused_and_the_others_join(training: Tra
 
 
 def test_a_join_that_waits_in_vain_names_the_missing_ranks(training: TrainingRun) -> None:
-    lonely = training.start(1, 4, "--timeout-s=4")
+    lonely = training.start(1, 4, "--timeout-s=3")
     failed(lonely, "JoinTimeout", "ranks 0,2-3 of 4 to join")
 
 
-@pytest.mark.parametrize("name", ["gpt a", "gpt/a", "", "-a", "x" * 200])
-def test_a_run_name_that_cannot_be_a_key_is_refused_before_anything_is_contacted(
-    training: TrainingRun, name: str
-) -> None:
-    trainer = training.start(0, 1, f"--run={name}", environment={"INSTEP_ETCD": "http://127.0.0.1:1"})
-    failed(trainer, "SettingsError", "is not usable", "letters, digits")
+def test_a_run_name_that_cannot_be_a_key_is_refused_before_anything_is_contacted(training: TrainingRun) -> None:
+    environment = {"INSTEP_ETCD": "http://127.0.0.1:1"}
+    names = ["gpt a", "gpt/a", "", "-a", "x" * 200]
+    for trainer in [training.start(0, 1, f"--run={name}", environment=environment) for name in names]:
+        failed(trainer, "SettingsError", "is not usable", "letters, digits")
 
 
-@pytest.mark.parametrize(
-    ("environment", "part"),
-    [
-        ({"RANK": "2"}, "rank 2 does not exist in a world of 2"),
-        ({"RANK": "one"}, "RANK is 'one'"),
-        ({"WORLD_SIZE": "0"}, "at least 1"),
-        ({"INSTEP_TTL_S": "1"}, "between 2 and 3600"),
-        ({"INSTEP_NAMESPACE": "no-slash"}, "starts with a slash"),
-        ({"INSTEP_ETCD": "ftp://etcd:2379"}, "use http:// or https://"),
-        ({"INSTEP_ETCD": "etcd:99999"}, "no usable host or port"),
-        ({"INSTEP_USER": "ann"}, "INSTEP_PASSWORD_FILE"),
-        ({"INSTEP_RUNTIME_DIR": "/proc/nowhere"}, "INSTEP_RUNTIME_DIR"),
-        ({"INSTEP_ETCD": "", "XDG_DATA_HOME": "/tmp/nothing-here"}, "instep local"),
-    ],
-)
-def test_settings_that_cannot_work_are_named_with_their_cure(
-    training: TrainingRun, environment: dict[str, str], part: str
-) -> None:
-    failed(training.start(0, 2, environment=environment), "SettingsError", part)
+UNUSABLE_SETTINGS: list[tuple[dict[str, str], str]] = [
+    ({"RANK": "2"}, "rank 2 does not exist in a world of 2"),
+    ({"RANK": "one"}, "RANK is 'one'"),
+    ({"WORLD_SIZE": "0"}, "at least 1"),
+    ({"INSTEP_TTL_S": "1"}, "between 2 and 3600"),
+    ({"INSTEP_NAMESPACE": "no-slash"}, "starts with a slash"),
+    ({"INSTEP_ETCD": "ftp://etcd:2379"}, "use http:// or https://"),
+    ({"INSTEP_ETCD": "etcd:99999"}, "no usable host or port"),
+    ({"INSTEP_USER": "ann"}, "INSTEP_PASSWORD_FILE"),
+    ({"INSTEP_RUNTIME_DIR": "/proc/nowhere"}, "INSTEP_RUNTIME_DIR"),
+    ({"INSTEP_ETCD": "", "XDG_DATA_HOME": "/tmp/nothing-here"}, "instep local"),
+]
+
+
+def test_settings_that_cannot_work_are_named_with_their_cure(training: TrainingRun) -> None:
+    trainers = [training.start(0, 2, environment=environment) for environment, _ in UNUSABLE_SETTINGS]
+    for trainer, (_, part) in zip(trainers, UNUSABLE_SETTINGS, strict=True):
+        failed(trainer, "SettingsError", part)
 
 
 def test_an_etcd_that_refuses_connections_is_named_when_time_is_up(training: TrainingRun) -> None:

@@ -17,6 +17,7 @@ import pytest
 from instep.schedule import Schedule
 from instep.testing._ports import free_ports
 from run.harness import SOURCE, Event, TrainingRun, wait_for
+from run.torch_nursery import Born, Nursery
 
 pytest.importorskip("torch")
 
@@ -26,18 +27,16 @@ SCRIPT = Path(__file__).with_name("replay_trainer.py")
 class Ranks:
     """Two ranks of one process group, and all that they said."""
 
-    def __init__(self, environment: dict[str, str], stop_file: Path, *arguments: str) -> None:
+    def __init__(self, nursery: Nursery, environment: dict[str, str], stop_file: Path, *arguments: str) -> None:
         self.stop_file = stop_file
         self.events: list[Event] = []
         self.errors: list[str] = []
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1, "127.0.0.1")[0]), "WORLD_SIZE": "2"}
         self.processes = [
-            subprocess.Popen(
-                [sys.executable, str(SCRIPT), f"--stop-file={stop_file}", *arguments],
-                env={**environment, **meeting, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
+            nursery.bear(
+                SCRIPT,
+                [f"--stop-file={stop_file}", *arguments],
+                {**environment, **meeting, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
             )
             for rank in (0, 1)
         ]
@@ -49,12 +48,12 @@ class Ranks:
         for reader in self._readers:
             reader.start()
 
-    def _read(self, process: subprocess.Popen[str]) -> None:
-        for line in process.stdout or ():
+    def _read(self, process: Born) -> None:
+        for line in process.stdout:
             self.events.append(json.loads(line))
 
-    def _read_errors(self, process: subprocess.Popen[str]) -> None:
-        self.errors.extend(process.stderr or ())
+    def _read_errors(self, process: Born) -> None:
+        self.errors.extend(process.stderr)
 
     def said(self, event: str) -> list[Event]:
         return [item for item in list(self.events) if item["event"] == event]
@@ -90,14 +89,15 @@ class Ranks:
         for reader in self._readers:
             reader.join()
         for process in self.processes:
-            for pipe in (process.stdout, process.stderr):
-                if pipe is not None:
-                    pipe.close()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                pipe.close()
 
 
 @contextmanager
-def ranks(training: TrainingRun, stop_file: Path, *arguments: str, namespace: str = "") -> Iterator[Ranks]:
-    started = Ranks(environment(training, namespace), stop_file, *arguments)
+def ranks(
+    nursery: Nursery, training: TrainingRun, stop_file: Path, *arguments: str, namespace: str = ""
+) -> Iterator[Ranks]:
+    started = Ranks(nursery, environment(training, namespace), stop_file, *arguments)
     try:
         yield started
     finally:
@@ -130,10 +130,12 @@ def hashes(*done: list[Event]) -> set[str]:
     return {event["hash"] for events in done for event in events}
 
 
-def test_a_run_steered_live_is_repeated_bit_for_bit_from_its_schedule(training: TrainingRun, tmp_path: Path) -> None:
+def test_a_run_steered_live_is_repeated_bit_for_bit_from_its_schedule(
+    training: TrainingRun, tmp_path: Path, nursery: Nursery
+) -> None:
     """In one go; and again with a stop and a resumption from a checkpoint between two changes."""
     file = tmp_path / "schedule.json"
-    with ranks(training, tmp_path / "stop", "--step-s=0.002") as live:
+    with ranks(nursery, training, tmp_path / "stop", "--step-s=0.002") as live:
         live.wait_joined()
         command(training, "set", "ddp", "lr=0.05", "--wait", "--why", "loss spike")
         command(training, "set", "ddp", "momentum=0.8", "clip=0.5", "--wait")
@@ -145,27 +147,29 @@ def test_a_run_steered_live_is_repeated_bit_for_bit_from_its_schedule(training: 
     steps, (_, _, (middle, _), (last, _)) = steered[0]["steps"], live.changes(0)
 
     replay = f"--replay={file}"
-    with ranks(training, tmp_path / "never", replay, f"--steps={steps}", namespace=f"{training.namespace}-1") as again:
+    with ranks(
+        nursery, training, tmp_path / "never", replay, f"--steps={steps}", namespace=f"{training.namespace}-1"
+    ) as again:
         replayed = again.end()
         assert [again.changes(rank) for rank in (0, 1)] == [live.changes(rank) for rank in (0, 1)]
     assert len(hashes(steered, replayed)) == 1
 
     parts = (replay, f"--checkpoints={tmp_path / 'checkpoints'}")
     stopped_at, resumed = (middle + last) // 2, f"{training.namespace}-2"
-    with ranks(training, tmp_path / "never", *parts, f"--steps={stopped_at}", namespace=resumed) as first:
+    with ranks(nursery, training, tmp_path / "never", *parts, f"--steps={stopped_at}", namespace=resumed) as first:
         assert hashes(first.end()).isdisjoint(hashes(steered))
-    with ranks(training, tmp_path / "never", *parts, f"--steps={steps}", namespace=resumed) as second:
+    with ranks(nursery, training, tmp_path / "never", *parts, f"--steps={steps}", namespace=resumed) as second:
         done = second.end()
     assert {event["start"] for event in done} == {stopped_at}
     assert hashes(done) == hashes(steered)
 
 
 def test_a_run_that_was_killed_and_went_on_from_a_checkpoint_is_repeated_in_one_go(
-    training: TrainingRun, tmp_path: Path
+    training: TrainingRun, tmp_path: Path, nursery: Nursery
 ) -> None:
     """What was trained after the checkpoint and lost is not repeated, nor are the values of that time."""
     saving = (f"--checkpoints={tmp_path / 'checkpoints'}", "--save-every=100", "--step-s=0.002")
-    with ranks(training, tmp_path / "stop", *saving) as killed:
+    with ranks(nursery, training, tmp_path / "stop", *saving) as killed:
         killed.wait_joined()
         command(training, "set", "ddp", "lr=0.05", "--wait")
         changed_at = wait_for(lambda: len(killed.changes(0)) == 2 and killed.changes(0)[1][0], "the first change")
@@ -173,7 +177,7 @@ def test_a_run_that_was_killed_and_went_on_from_a_checkpoint_is_repeated_in_one_
         command(training, "set", "ddp", "momentum=0.5", "--wait")
         killed.kill()
     command(training, "set", "ddp", "lr=0.02", "momentum=0.8")
-    with ranks(training, tmp_path / "stop", *saving) as live:
+    with ranks(nursery, training, tmp_path / "stop", *saving) as live:
         live.wait_joined()
         command(training, "set", "ddp", "clip=0.5", "--wait")
         live.stop_file.touch()
@@ -186,5 +190,5 @@ def test_a_run_that_was_killed_and_went_on_from_a_checkpoint_is_repeated_in_one_
     assert [change.step for change in told if change.step <= start][-1] == start
 
     again = (f"--replay={file}", f"--steps={steps}")
-    with ranks(training, tmp_path / "never", *again, namespace=f"{training.namespace}-1") as replay:
+    with ranks(nursery, training, tmp_path / "never", *again, namespace=f"{training.namespace}-1") as replay:
         assert hashes(replay.end()) == hashes(steered)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from instep.testing import EtcdServer
-from run.harness import TrainingRun, assert_in_step, wait_for
+from run.harness import TrainingRun, assert_in_step, held_gil, wait_for
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_runtime_folder_that_was_cleaned_away_costs_nothing(training: Training
     training.put("lr", "0.01")
     assert len({trainer.wait_config(lr=0.01) for trainer in trainers}) == 1
     for item in training.stop():
-        assert item["longest_boundary_s"] < 1.5
+        assert item["longest_boundary_s"] < 3
     assert_in_step(*trainers)
 
 
@@ -98,27 +98,28 @@ def test_text_that_is_no_text_and_names_that_are_no_names_stop_nobody(training: 
     training.stop(*again)
 
 
-@pytest.mark.parametrize(
-    ("path", "text"),
-    [
-        ("reports/members/0/x", '{"rank":0,"world_size":2,"incarnation":"toolong","node":"x","host":"h","pid":1}'),
-        ("reports/members/1/zzzzz", "garbage"),
-        ("reports/acks/1/nobody", "garbage"),
-        ("reports/left/nobody", '{"view":1,"ranks":[0,1],"last_step":5}'),
-        ("reports/receipts/1/nobody", "[]"),
-        ("changes/zzz", "[]"),
-        ("state/rejected/lr", "garbage"),
-        ("state/forming", "garbage"),
-        ("state/leader", "garbage"),
-        ("election/0", "garbage"),
-    ],
-)
-def test_a_record_that_nobody_should_have_written_stops_nobody(training: TrainingRun, path: str, text: str) -> None:
+STRAY_RECORDS = [
+    ("reports/members/0/x", '{"rank":0,"world_size":2,"incarnation":"toolong","node":"x","host":"h","pid":1}'),
+    ("reports/members/1/zzzzz", "garbage"),
+    ("reports/acks/1/nobody", "garbage"),
+    ("reports/left/nobody", '{"view":1,"ranks":[0,1],"last_step":5}'),
+    ("reports/receipts/1/nobody", "[]"),
+    ("changes/zzz", "[]"),
+    ("state/rejected/lr", "garbage"),
+    ("state/forming", "garbage"),
+    ("state/leader", "garbage"),
+    ("election/0", "garbage"),
+]
+
+
+def test_a_record_that_nobody_should_have_written_stops_nobody(training: TrainingRun) -> None:
+    """One after the other; after each of them a change is agreed on."""
     trainers = training.start_all(2)
-    training.server.etcdctl("put", "--", f"{training.namespace}/gpt-a/{path}", text)
-    training.put("lr", "0.01")
-    assert len({trainer.wait_config(lr=0.01) for trainer in trainers}) == 1
-    assert training.key("state/view")["number"] == 1
+    for number, (path, text) in enumerate(STRAY_RECORDS, start=1):
+        training.server.etcdctl("put", "--", f"{training.namespace}/gpt-a/{path}", text)
+        training.put("lr", str(number / 100))
+        assert len({trainer.wait_config(lr=number / 100) for trainer in trainers}) == 1, path
+        assert training.key("state/view")["number"] == 1, path
     training.stop()
     assert_in_step(*trainers)
 
@@ -176,8 +177,7 @@ def test_a_rank_whose_place_was_given_away_cannot_take_it_back(training: Trainin
 def test_an_agent_replaced_while_etcd_is_away_answers_its_rank_at_the_gate(fragile_training: TrainingRun) -> None:
     training = fragile_training
     waiting = training.start(0, 2, "--step-s=0.5")
-    stuck = training.start(1, 2, "--hold-gil-s=12", node="b")
-    stuck.wait_said("holding")
+    stuck, let_go = held_gil(training)
     training.put("lr", "0.01")
     wait_for(lambda: training.keys("reports/acks/"), "the promise of the rank that is not stuck")
     training.server.pause()
@@ -185,6 +185,7 @@ def test_an_agent_replaced_while_etcd_is_away_answers_its_rank_at_the_gate(fragi
     wait_for(lambda: any("waits before step" in line for line in waiting.errors), "the rank to say that it waits")
     training.server.resume()
     wait_for(lambda: training.key("state/plans/1/decision"), "the decision", 10)
+    let_go()
     training.stop()
     assert_in_step(waiting, stuck)
 

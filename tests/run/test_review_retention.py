@@ -15,6 +15,7 @@ from instep.worker.manifest import MANIFEST
 from run.harness import TrainingRun
 from run.saver_team import Team
 from run.test_checkpointer import SCRIPT, all_do, leave, order, saved_in
+from run.torch_nursery import Nursery
 
 pytest.importorskip("torch")
 from instep.torch._parts import label
@@ -24,8 +25,8 @@ pytestmark = pytest.mark.torch
 
 
 @pytest.fixture
-def team(training: TrainingRun, tmp_path: Path) -> Iterator[Team]:
-    team = Team(training, tmp_path / "saved", SCRIPT)
+def team(training: TrainingRun, tmp_path: Path, nursery: Nursery) -> Iterator[Team]:
+    team = Team(training, tmp_path / "saved", SCRIPT, nursery)
     yield team
     team.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import fcntl
 import json
 import os
 import sys
@@ -52,6 +53,7 @@ def main() -> int:
     parser.add_argument("--timeout-s", type=float, default=60)
     parser.add_argument("--patience-s", type=float, default=120)
     parser.add_argument("--hold-gil-s", type=float, default=0)
+    parser.add_argument("--hold-gil", type=Path, help="until nobody else has locked this file")
     parser.add_argument("--fork", type=int, default=0)
     parser.add_argument("--child-s", type=float, default=0.2)
     parser.add_argument("--barrier", type=Path)
@@ -156,6 +158,11 @@ def misbehave(options: argparse.Namespace, forked: list[int]) -> None:
         say(event="holding")
         ctypes.PyDLL(None).usleep(int(options.hold_gil_s * 1e6))
         say(event="held")
+    if options.hold_gil:
+        with options.hold_gil.open() as file:
+            say(event="holding")
+            ctypes.PyDLL(None).flock(file.fileno(), fcntl.LOCK_EX)
+        say(event="held")
     for _ in range(options.fork):
         pid = os.fork()
         if pid == 0:
@@ -163,7 +170,7 @@ def misbehave(options: argparse.Namespace, forked: list[int]) -> None:
             os._exit(0)
         forked.append(pid)
     if forked:
-        say(event="forked")
+        say(event="forked", pids=forked)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from instep.coordination.rendezvous.records import Address
 FIRST_LOOK_S: Final = 0.005
 LONGEST_LOOK_S: Final = 0.2
 """All but one are there as a rule; where one is not, hundreds must not ask a store a hundred times a second."""
-PREFIX: Final = "instep/agents"
 ARRIVED: Final = "arrived"
 VERDICT: Final = "verdict"
 GO: Final = "go"
@@ -41,11 +40,6 @@ def reach_store(address: Address, connect_s: float, read_s: float) -> TCPStore:
     )
     store.set_timeout(timedelta(seconds=read_s))
     return store
-
-
-def of_agents(store: TCPStore) -> PrefixStore:
-    """The part of it that torchrun's agents use; the rest is for their workers."""
-    return PrefixStore(PREFIX, store)
 
 
 def meet(store: PrefixStore, world_size: int, *, in_vain: Callable[[], bool], timeout_s: float) -> bool:

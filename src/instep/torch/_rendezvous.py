@@ -24,7 +24,8 @@ from instep.torch._address import address_of_this_node, await_own_address
 from instep.torch._contact import reach
 from instep.torch._guard import Guard
 from instep.torch._loop import LoopThread
-from instep.torch._meeting import meet, of_agents, open_store, reach_store
+from instep.torch._agents_store import AgentsStore
+from instep.torch._meeting import meet, open_store, reach_store
 from instep.torch._patience import aloud
 from instep.torch._rendezvous_options import Options, options_of
 from instep.torch._sentences import sentence_of
@@ -66,6 +67,7 @@ class Handler(RendezvousHandler):
         self._guard: Guard | None = None
         self._store: TCPStore | None = None
         """That of the round we are in; let go of when the next one begins: on rank 0 it is served here."""
+        self._agents: AgentsStore | None = None
         self._told = False
         """Whether the round is left because others want to join, not because workers have failed."""
 
@@ -97,8 +99,8 @@ class Handler(RendezvousHandler):
 
     def num_nodes_waiting(self) -> int:
         """1 where the round is to be formed anew, for whatever reason; else 0."""
-        node = self._node
-        self._told = node is not None and node.is_left_behind
+        node, agents = self._node, self._agents
+        self._told = (node is not None and node.is_left_behind) or (agents is not None and agents.is_lost)
         return int(self._told)
 
     def is_closed(self) -> bool:
@@ -166,12 +168,17 @@ class Handler(RendezvousHandler):
         except DistError as error:
             log.warning("the store of round %d, at %s, is not reached: %s", current.number, current.store, error)
             return None
-        shared = of_agents(store)
+        shared = AgentsStore(store, rank, size, in_vain=lambda: node.is_left_behind, timeout_s=self._arrival_s)
         if not meet(shared, size, in_vain=lambda: node.is_left_behind, timeout_s=self._arrival_s):
             return None
-        self._store = store
+        try:
+            info = RendezvousInfo(shared, rank, size, self._store_of_workers(rank, shared, current.store))
+        except DistError as error:
+            log.warning("the store of round %d has gone: %s", current.number, error)
+            return None
+        self._store, self._agents = store, shared
         log.info("round %d of %s: group rank %d of %d", current.number, self.get_run_id(), rank, size)
-        return RendezvousInfo(shared, rank, size, self._store_of_workers(rank, shared, current.store))
+        return info
 
     def _store_of_workers(self, rank: int, store: Store, shared: Address) -> RendezvousStoreInfo:
         if self.use_agent_store:

@@ -128,7 +128,7 @@ class Coordinator:
     def _pause_s(self, scene: Scene) -> float | None:
         """Until time alone would change the decision; None when only an event can."""
         pauses = []
-        if self._called_at is not None:
+        if self._called_at is not None and not scene.last_call_over:
             pauses.append(self._called_at + self._last_call_s - self._clock())
         if waits_for_absent(scene) and self._session.link == "connected":
             pauses.append(self._undisturbed_since + self._ttl_s - self._clock())

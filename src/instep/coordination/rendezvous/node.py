@@ -26,6 +26,7 @@ from instep.coordination.rendezvous.records import (
     Refusal,
     Registration,
     Round,
+    Seat,
 )
 from instep.coordination.session import LinkState, Session
 from instep.coordination.waiting import RETRY_S, first_of
@@ -87,6 +88,8 @@ class Node(TaskBlock):
         self._moved = asyncio.Event()
         self._epoch = 0
         self._round = 0
+        self._seats: tuple[Seat, ...] = ()
+        """Of that round, as we were told it."""
         self._saying: Registration | None = None
         self._clock = clock
 
@@ -109,7 +112,9 @@ class Node(TaskBlock):
             return False
         if current.number > self._round or current.epoch > self._epoch:
             return True
-        return current.number == self._round and current.wanted and not self.is_closed
+        if current.number < self._round or self.is_closed:
+            return False
+        return current.wanted or current.seats != self._seats  # a number is given again after a deletion by hand
 
     @property
     def was_seated(self) -> bool:
@@ -152,7 +157,7 @@ class Node(TaskBlock):
         except BaseException:
             await self._group.leave()
             raise
-        self._round = found.number
+        self._round, self._seats = found.number, found.seats
         content = registration.model_copy(update={"round": found.number, "asks": False})
         self._session.chore(self._rest(content))
         return found
