@@ -6,7 +6,7 @@
 #   scripts/compat.sh oldest -x -k tls   ... further arguments go to pytest
 # Environments are kept in .cache/compat; delete that folder to make them anew. The torch ones have Instep installed,
 # as torchrun finds its backend by an entry point. The index's torch is a CUDA build where no CPU build is served:
-# torch2.6 then takes a download of 2.8 GB and 5.5 GB of disk. The tests need no GPU.
+# torch2.6 then takes a download of 3 GB and 5.5 GB of disk. The tests need no GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -56,7 +56,7 @@ print(", ".join([*named, f"Python {platform.python_version()}"]))
 ran=() failed=()
 for name in "${order[@]}"; do
   if ! interpreter=$(environment "$name"); then
-    echo "== $name: not run, as the package index serves no build of ${pins[$name]} that fits here"
+    echo "== $name: not run, as ${pins[$name]} cannot be installed here: pip says why above"
     failed+=("$name")
     continue
   fi

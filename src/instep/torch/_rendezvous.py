@@ -21,10 +21,10 @@ from instep.coordination.rendezvous.records import Address, Cause, Round
 from instep.errors import EtcdUnavailable, InstepError, JoinTimeout, RunClosed, SettingsError
 from instep.etcd import Client
 from instep.torch._address import address_of_this_node, await_own_address
+from instep.torch._agents_store import AgentsStore
 from instep.torch._contact import reach
 from instep.torch._guard import Guard
 from instep.torch._loop import LoopThread
-from instep.torch._agents_store import AgentsStore
 from instep.torch._meeting import meet, open_store, reach_store
 from instep.torch._patience import aloud
 from instep.torch._rendezvous_options import Options, options_of
@@ -186,7 +186,7 @@ class Handler(RendezvousHandler):
         return RendezvousStoreInfo.build(rank, store, local_addr=self._host)
 
     def _open_store(self) -> TCPStore:
-        self._store = None
+        self._store = self._agents = None
         try:
             return open_store(self._host, self._options.read_s)
         except DistError as error:
@@ -288,7 +288,7 @@ class Handler(RendezvousHandler):
         loop, self._loop = self._loop, None
         node, self._node = self._node, None
         guard, self._guard = self._guard, None
-        self._store = None
+        self._store = self._agents = None
         if loop is None:
             return
         try:

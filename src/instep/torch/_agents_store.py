@@ -1,0 +1,83 @@
+"""The store in which torchrun's agents tell each other their roles, after they have met and before workers start."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from torch.distributed import DistError, PrefixStore, Store  # type: ignore[attr-defined]  # re-exported, not by name
+
+log = logging.getLogger("instep")
+
+PREFIX: Final = "instep/agents"
+ROLES: Final = "torchelastic/role_info/"
+RANKS: Final = "torchelastic/assigned_ranks/"
+"""torchrun's own names, not ours. Under others this would be a plain store: safe, and an agent ends as before."""
+LOOK_S: Final = 0.01
+
+
+class AgentsStore(PrefixStore):
+    """Promise: when a node dies after the meeting and before all agents know their workers' ranks, no other agent ends
+    by that: it gets ranks as if all nodes were like its own, and `is_lost` tells that the round has to be left at once.
+
+    Limit: its workers are started for a moment. They meet nobody, for a rank of their world is dead.
+    """
+
+    def __init__(
+        self, store: Store, rank: int, world_size: int, *, in_vain: Callable[[], bool], timeout_s: float
+    ) -> None:
+        super().__init__(PREFIX, store)
+        self._rank = rank
+        self._world_size = world_size
+        self._in_vain = in_vain
+        self._timeout_s = timeout_s
+        self._role = b"{}"
+        self.is_lost = False
+
+    def set(self, key: str, value: Any) -> None:
+        if key.startswith(ROLES):
+            self._role = value
+            self._tried(lambda: super(AgentsStore, self).set(key, value))
+        else:
+            super().set(key, value)
+
+    def multi_get(self, keys: list[str]) -> list[bytes]:
+        if not keys or not keys[0].startswith(ROLES):
+            return super().multi_get(keys)
+        found: list[bytes] | None = self._awaited(keys, lambda: super(AgentsStore, self).multi_get(keys))
+        return found if found is not None else [self._role] * len(keys)
+
+    def get(self, key: str) -> bytes:
+        if not key.startswith(RANKS):
+            return super().get(key)
+        found: bytes | None = self._awaited([key], lambda: super(AgentsStore, self).get(key))
+        return found if found is not None else self._guess()
+
+    def _awaited(self, keys: list[str], read: Callable[[], Any]) -> Any:
+        """What `read` gives, once all keys are there; None when that is in vain."""
+        deadline = time.monotonic() + self._timeout_s
+        while not self.is_lost and not self._tried(lambda: self.check(keys)):
+            if self._in_vain() or time.monotonic() > deadline:
+                self._lose("a node has not said its role")
+            time.sleep(LOOK_S)
+        return None if self.is_lost else self._tried(read)
+
+    def _tried(self, act: Callable[[], Any]) -> Any:
+        try:
+            return act()
+        except DistError as error:
+            self._lose(str(error))
+            return None
+
+    def _lose(self, why: str) -> None:
+        self.is_lost = True
+        log.warning("a node has died just before the workers' start: asking for the next round (%s)", why)
+
+    def _guess(self) -> bytes:
+        """As torchrun counts where all nodes have as many workers, of one role."""
+        local = int(json.loads(self._role).get("local_world_size", 1))
+        first, size = self._rank * local, self._world_size * local
+        return json.dumps([first, size, first, size]).encode()
