@@ -18,8 +18,8 @@ pytestmark = pytest.mark.torch
 HOST = "127.0.0.1"
 
 
-def of_agent(store: Store, rank: int, size: int = 2, *, in_vain: bool = False, timeout_s: float = 20.0) -> AgentsStore:
-    return AgentsStore(store, rank, size, in_vain=lambda: in_vain, timeout_s=timeout_s)
+def of_agent(store: Store, rank: int, size: int = 2, *, timeout_s: float = 20.0) -> AgentsStore:
+    return AgentsStore(store, rank, size, timeout_s=timeout_s)
 
 
 def guest_of(store: TCPStore) -> TCPStore:
@@ -42,11 +42,13 @@ def test_ranks_are_those_that_torchrun_gives_where_all_live() -> None:
     assert [store.is_lost for store in stores] == [False, False]
 
 
-@pytest.mark.parametrize(("in_vain", "timeout_s"), [(True, 20.0), (False, 0.2)])
-def test_rank_0_goes_on_when_another_has_died(in_vain: bool, timeout_s: float) -> None:
-    store = of_agent(open_store(HOST, 60.0), 0, in_vain=in_vain, timeout_s=timeout_s)
+def test_rank_0_goes_on_when_another_has_died_and_gives_nobody_ranks_that_are_a_guess() -> None:
+    host = open_store(HOST, 60.0)
+    store, late = of_agent(host, 0, timeout_s=0.2), of_agent(guest_of(host), 1, timeout_s=0.2)
     assert ranks(store, 0) == [(0, 4), (1, 4)]
     assert store.is_lost
+    assert ranks(late, 1, workers=1) == [(1, 2)]
+    assert late.is_lost
 
 
 def test_another_goes_on_when_rank_0_has_died() -> None:

@@ -23,16 +23,14 @@ class AgentsStore(PrefixStore):
     """Promise: when a node dies after the meeting and before all agents know their workers' ranks, no other agent ends
     by that: it gets ranks as if all nodes were like its own, and `is_lost` tells that the round has to be left at once.
 
-    Limit: its workers are started for a moment. They meet nobody, for a rank of their world is dead.
+    Limit: its workers are started for a moment. Their world does not become complete, for a rank of it is dead.
+    `timeout_s` is how long a node may take; one frozen for longer is taken for dead.
     """
 
-    def __init__(
-        self, store: Store, rank: int, world_size: int, *, in_vain: Callable[[], bool], timeout_s: float
-    ) -> None:
+    def __init__(self, store: Store, rank: int, world_size: int, *, timeout_s: float) -> None:
         super().__init__(PREFIX, store)
         self._rank = rank
         self._world_size = world_size
-        self._in_vain = in_vain
         self._timeout_s = timeout_s
         self._role = b"{}"
         self.is_lost = False
@@ -50,6 +48,11 @@ class AgentsStore(PrefixStore):
         found: list[bytes] | None = self._awaited(keys, lambda: super(AgentsStore, self).multi_get(keys))
         return found if found is not None else [self._role] * len(keys)
 
+    def multi_set(self, keys: list[str], values: list[Any]) -> None:
+        """Ranks that rest on a guess are kept back: no node that is only late is to make a world of them complete."""
+        if not (self.is_lost and keys and keys[0].startswith(RANKS)):
+            super().multi_set(keys, values)  # type: ignore[misc]  # missing in the stubs
+
     def get(self, key: str) -> bytes:
         if not key.startswith(RANKS):
             return super().get(key)
@@ -60,8 +63,8 @@ class AgentsStore(PrefixStore):
         """What `read` gives, once all keys are there; None when that is in vain."""
         deadline = time.monotonic() + self._timeout_s
         while not self.is_lost and not self._tried(lambda: self.check(keys)):
-            if self._in_vain() or time.monotonic() > deadline:
-                self._lose("a node has not said its role")
+            if time.monotonic() > deadline:
+                self._lose(f"{keys[-1]} has not come in {self._timeout_s:g} s")
             time.sleep(LOOK_S)
         return None if self.is_lost else self._tried(read)
 

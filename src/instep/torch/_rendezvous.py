@@ -168,7 +168,7 @@ class Handler(RendezvousHandler):
         except DistError as error:
             log.warning("the store of round %d, at %s, is not reached: %s", current.number, current.store, error)
             return None
-        shared = AgentsStore(store, rank, size, in_vain=lambda: node.is_left_behind, timeout_s=self._arrival_s)
+        shared = AgentsStore(store, rank, size, timeout_s=self._arrival_s)
         if not meet(shared, size, in_vain=lambda: node.is_left_behind, timeout_s=self._arrival_s):
             return None
         try:

@@ -158,7 +158,7 @@ class Node(TaskBlock):
             await self._group.leave()
             raise
         self._round, self._seats = found.number, found.seats
-        content = registration.model_copy(update={"round": found.number, "asks": False})
+        content = self._saying = registration.model_copy(update={"round": found.number, "asks": False})
         self._session.chore(self._rest(content))
         return found
 
@@ -209,6 +209,7 @@ class Node(TaskBlock):
 
     async def _seated(self, registration: Registration, timeout_s: float) -> Round:
         deadline = self._clock() + timeout_s
+        self._saying = registration
         await self._register(registration, deadline)
         while True:
             self._moved.clear()
@@ -238,8 +239,7 @@ class Node(TaskBlock):
         await self._moved.wait()
 
     async def _register(self, registration: Registration, deadline: float) -> None:
-        """Rides out what passes, until something else is to be said."""
-        self._saying = registration
+        """Rides out what passes, until something else is to be said: it may be already when this begins."""
         while self._saying is registration:
             left_s = max(0.001, deadline - self._clock())
             try:
@@ -257,6 +257,11 @@ class Node(TaskBlock):
             await self._register(content, self._clock() + REGISTER_S)
         except InstepError as error:
             log.warning("%r cannot tell that it runs: %s", self, error)
+
+    async def _say_again(self, said: Registration) -> None:
+        """Whoever has deleted the round may have deleted us too, and a new node would begin without us."""
+        if self._saying is said and self._group.joined:
+            await self._rest(said)
 
     def _look_for_trouble(self) -> None:
         outlook = self.outlook
@@ -279,6 +284,8 @@ class Node(TaskBlock):
         refused = self._mirror.get(self._keys.refused(self.name))
         known = Round.decode_or_none(round_.value) if round_ is not None else None
         refusal = Refusal.decode_or_none(refused.value) if refused is not None else None
+        if round_ is None and self.outlook.round is not None and self._saying is not None:
+            self._session.chore(self._say_again(self._saying))
         self.outlook = Outlook(
             round=known,
             readable=round_ is None or known is not None,

@@ -1,0 +1,258 @@
+"""Runs of real torchrun agents on a real etcd, nodes that die and come back, and what their workers did."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from instep.testing import EtcdCluster, EtcdServer
+from run.harness import wait_for
+
+FOLDER = Path(__file__).parent
+SOURCE = FOLDER.parents[1] / "src"
+WORKER = FOLDER / "elastic_worker.py"
+PATIENCE_S = 60.0
+RUN = "elastic"
+MARK = "TEST_ELASTIC_RUN"
+TTL_S = 3
+QUICK = {"keep_alive_interval": "1", "keep_alive_max_attempt": "3", "last_call_timeout": "1", "join_timeout": "120"}
+
+Event = dict[str, Any]
+
+
+class Nursery:
+    """See agent_nursery.py. May be used from several threads."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(FOLDER / "agent_nursery.py")],
+            env={**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "LOGLEVEL": "INFO"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._lock = threading.Lock()
+
+    def _ask(self, **order: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with self._lock:
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+            return json.loads(self._process.stdout.readline())
+
+    def start(self, arguments: Sequence[str], environ: Mapping[str, str], log: Path) -> int:
+        return int(self._ask(start=list(arguments), environ=dict(environ), log=str(log)))
+
+    def ended(self, pid: int) -> int | None:
+        code: int | None = self._ask(ended=pid)
+        return code
+
+    def close(self) -> None:
+        with self._process:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+
+
+class Agent:
+    """One agent: a node with its workers, all of which die when the node does."""
+
+    def __init__(self, name: str, folder: Path, pid: int, nursery: Nursery) -> None:
+        self.name = name
+        self.pid = pid
+        self._nursery = nursery
+        self._said = folder / f"{name}.said"
+        self._log = folder / f"{name}.log"
+        self._code: int | None = None
+
+    def __repr__(self) -> str:
+        return f"Agent({self.name}, pid {self.pid}, {'runs' if self.code is None else f'ended with {self.code}'})"
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code; None while it runs."""
+        if self._code is None:
+            self._code = self._nursery.ended(self.pid)
+        return self._code
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    @property
+    def events(self) -> list[Event]:
+        if not self._said.exists():
+            return []
+        lines = self._said.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def said(self, event: str) -> list[Event]:
+        return [item for item in self.events if item["event"] == event]
+
+    @property
+    def last(self) -> Event:
+        """What its workers said last; an empty event before that."""
+        events = self.events
+        return events[-1] if events else {}
+
+    @property
+    def rounds(self) -> list[str]:
+        """The worlds in which its workers have been started, in order."""
+        return [event["world"] for event in self.said("start")]
+
+    def tell(self, number: signal.Signals) -> None:
+        """The agent alone."""
+        os.kill(self.pid, number)
+
+    def die(self) -> None:
+        """As its node would: agent and workers at once, without a word."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGSTOP)  # or it would start another worker between the look and the kill
+            for pid in (*descendants(self.pid), self.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: self.code is not None, f"{self.name} to be dead")
+
+    def crash(self) -> None:
+        """The agent is killed alone; its workers end with their peers' connections."""
+        os.kill(self.pid, signal.SIGKILL)
+        wait_for(lambda: self.code is not None, f"{self.name} to be dead")
+
+    def wait_ended(self, timeout_s: float = PATIENCE_S) -> int:
+        wait_for(lambda: self.code is not None, f"{self.name} to end\n{self.log[-4000:]}", timeout_s)
+        assert self.code is not None
+        return self.code
+
+
+class ElasticRun:
+    """Agents of one run id, each a node of its own."""
+
+    def __init__(self, server: EtcdServer | EtcdCluster, folder: Path, nursery: Nursery, *, namespace: str) -> None:
+        self.server = server
+        self.namespace = namespace
+        self.folder = folder
+        self.agents: list[Agent] = []
+        self._nursery = nursery
+        self._mark = uuid.uuid4().hex
+
+    def start(
+        self,
+        nodes: str = "2",
+        *,
+        how: str = "line",
+        max_restarts: int = 10,
+        options: Mapping[str, str] | None = None,
+        environ: Mapping[str, str] | None = None,
+        run: str = RUN,
+        script: Sequence[str] | None = None,
+        flags: Sequence[str] = (),
+    ) -> Agent:
+        """`nodes` is torchrun's --nnodes."""
+        name = f"n{len(self.agents)}"
+        config = {"namespace": self.namespace, **QUICK, **(options or {})}
+        arguments = [
+            "--rdzv-backend=etcd3",
+            f"--rdzv-endpoint={','.join(self.server.endpoints)}",
+            f"--rdzv-id={run}",
+            f"--rdzv-conf={','.join(f'{key}={value}' for key, value in config.items())}",
+            f"--nnodes={nodes}",
+            "--nproc-per-node=1",
+            f"--max-restarts={max_restarts}",
+            f"--log-dir={self.folder / 'logs'}",
+            *flags,
+            *(script or (str(WORKER), str(self.folder), how)),
+        ]
+        place = {"TEST_NODE": name, MARK: self._mark}
+        pid = self._nursery.start(arguments, {**place, **(environ or {})}, self.folder / f"{name}.log")
+        agent = Agent(name, self.folder, pid, self._nursery)
+        self.agents.append(agent)
+        return agent
+
+    # -- what is seen -----------------------------------------------------------------------------------------------
+
+    def wait_world(
+        self, agents: Iterable[Agent], *, other_than: Iterable[str] = (), timeout_s: float = PATIENCE_S
+    ) -> str:
+        """Returns the world in which the workers of just these agents train."""
+        chosen = list(agents)
+        known = set(other_than)
+
+        def formed() -> str | None:
+            for agent in chosen:
+                assert agent.code is None, f"{agent}\n{agent.log[-4000:]}"
+            last = [agent.last for agent in chosen]
+            worlds = {event.get("world") for event in last if event.get("event") == "trains"}
+            if len(worlds) != 1 or worlds & known or any(event.get("event") != "trains" for event in last):
+                return None
+            if any(event["size"] != len(chosen) for event in last):
+                return None
+            assert sorted(event["rank"] for event in last) == list(range(len(chosen))), last
+            return str(worlds.pop())
+
+        try:
+            return str(wait_for(formed, f"a world of {[agent.name for agent in chosen]}", timeout_s))
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.story()}") from None
+
+    def finish(self, *agents: Agent, timeout_s: float = PATIENCE_S) -> None:
+        """Lets the training end; all these end well."""
+        (self.folder / "stop").touch()
+        for agent in agents:
+            assert agent.wait_ended(timeout_s) == 0, f"{agent}\n{agent.log[-4000:]}"
+        (self.folder / "stop").unlink()
+
+    def story(self) -> str:
+        """For a failure: what each agent and its workers said last."""
+        parts = [f"--- {agent}: {agent.last}\n{agent.log[-3000:]}" for agent in self.agents]
+        return "\n".join([*parts, self.server.etcdctl("get", "--prefix", self.namespace, check=False)])
+
+    def wait_registered(self, number: int, run: str = RUN) -> None:
+        """So many nodes are there, spares too."""
+        wait_for(lambda: len(self.registered(run)) == number, f"{number} nodes in etcd\n{self.story()}")
+
+    def key(self, path: str, run: str = RUN) -> Any:
+        text = self.server.etcdctl("get", "--print-value-only", f"{self.namespace}/{run}/rendezvous/{path}")
+        return json.loads(text) if text else None
+
+    def registered(self, run: str = RUN) -> list[dict[str, Any]]:
+        prefix = f"{self.namespace}/{run}/rendezvous/nodes/"
+        text = self.server.etcdctl("get", "--prefix", "--print-value-only", prefix)
+        return [json.loads(line) for line in text.splitlines() if line]
+
+    def close(self) -> None:
+        """All that still runs of it."""
+        for agent in self.agents:
+            if agent.code is None:
+                agent.die()
+        for pid in marked(self._mark):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below this one."""
+    found: list[int] = []
+    for listing in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in map(int, listing.read_text().split()):
+                found += [child, *descendants(child)]
+    return found
+
+
+def marked(mark: str) -> list[int]:
+    """The processes of a run, also those whose agent is dead."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"{MARK}={mark}".encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found

@@ -1,0 +1,89 @@
+"""What a review of torchrun's rendezvous found: hosts that freeze, goodbyes that cross a decision, runs ended by mistake."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+
+import pytest
+from torch.distributed import DistError, TCPStore
+
+from instep.coordination.rendezvous.records import Address
+from instep.torch._agents_store import AgentsStore
+from instep.torch._meeting import meet, open_store, reach_store
+
+pytestmark = pytest.mark.torch
+
+HOST = "127.0.0.1"
+SHORT_S = 0.3
+LIMIT_S = 10.0
+
+
+# -- a host that is frozen: it answers nothing, and its kernel keeps the connections ----------------------------------
+
+
+def _serve(line: Connection) -> None:
+    store = open_store(HOST, 60.0)
+    line.send(store.port)
+    line.recv()
+
+
+@pytest.fixture
+def frozen_host() -> Iterator[Callable[[], tuple[Address, TCPStore]]]:
+    """Freezes the host of a store, and gives the store's address and a client that had reached it before."""
+    ours, theirs = multiprocessing.get_context("fork").Pipe()
+    process = multiprocessing.get_context("forkserver").Process(target=_serve, args=(theirs,))
+    process.start()
+    address = Address(host=HOST, port=ours.recv())
+    assert process.pid is not None
+
+    def freeze() -> tuple[Address, TCPStore]:
+        client = reach_store(address, LIMIT_S, 60.0)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGSTOP)
+        return address, client
+
+    yield freeze
+    process.kill()
+    process.join()
+
+
+FrozenHost = Callable[[], tuple[Address, TCPStore]]
+
+
+def test_who_meets_at_a_frozen_host_gives_up_in_time(frozen_host: FrozenHost) -> None:
+    _, client = frozen_host()
+    began = time.monotonic()
+    assert not meet(AgentsStore(client, 1, 2, timeout_s=SHORT_S), 2, in_vain=lambda: False, timeout_s=SHORT_S)
+    assert time.monotonic() - began < LIMIT_S
+
+
+def test_who_connects_to_a_frozen_host_gives_up_in_time(frozen_host: FrozenHost) -> None:
+    address, _ = frozen_host()
+    began = time.monotonic()
+    with pytest.raises(DistError):
+        reach_store(address, SHORT_S, 60.0)
+    assert time.monotonic() - began < LIMIT_S
+
+
+def test_who_waits_for_ranks_from_a_frozen_host_goes_on_in_time(frozen_host: FrozenHost) -> None:
+    _, client = frozen_host()
+    store = AgentsStore(client, 1, 2, timeout_s=SHORT_S)
+    began = time.monotonic()
+    store.set("torchelastic/role_info/1", b'{"local_world_size": 1}')
+    store.get("torchelastic/assigned_ranks/1")
+    assert store.is_lost
+    assert time.monotonic() - began < LIMIT_S
+
+
+def test_who_has_finished_does_not_wait_for_a_frozen_host_for_ever(frozen_host: FrozenHost) -> None:
+    """torchrun's exit barrier begins with an `add`, which has no limit of its own."""
+    _, client = frozen_host()
+    began = time.monotonic()
+    with pytest.raises(DistError):
+        AgentsStore(client, 1, 2, timeout_s=SHORT_S).add("torchelastic/agent/terminal_state/num_members", 1)
+    assert time.monotonic() - began < LIMIT_S
