@@ -1,4 +1,4 @@
-"""What a review of torchrun's rendezvous found: hosts that freeze, goodbyes that cross a decision, runs ended by mistake."""
+"""What a review of torchrun's rendezvous found: frozen hosts, goodbyes that cross a decision, runs ended by mistake."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 
 import pytest
+from ported_agents import Agents
 from torch.distributed import DistError, TCPStore
+from torch.distributed.elastic.rendezvous import RendezvousTimeoutError
 
-from instep.coordination.rendezvous.records import Address
+from instep.coordination.rendezvous.records import Address, Closed
+from instep.testing import EtcdServer
 from instep.torch._agents_store import AgentsStore
 from instep.torch._meeting import meet, open_store, reach_store
 
@@ -87,3 +90,48 @@ def test_who_has_finished_does_not_wait_for_a_frozen_host_for_ever(frozen_host: 
     with pytest.raises(DistError):
         AgentsStore(client, 1, 2, timeout_s=SHORT_S).add("torchelastic/agent/terminal_state/num_members", 1)
     assert time.monotonic() - began < LIMIT_S
+
+
+# -- whose end is the run's end ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def agents(etcd: EtcdServer, namespace: str) -> Iterator[Agents]:
+    made = Agents(etcd.endpoint, namespace)
+    yield made
+    made.end()
+
+
+def closed(agents: Agents) -> Closed | None:
+    found = agents._look(lambda client: client.get(agents.keys.closed))
+    return Closed.decode(found.value) if found is not None else None
+
+
+def test_a_node_that_does_not_get_back_in_time_leaves_the_run_to_the_others(agents: Agents) -> None:
+    """torchrun shuts the handler of each agent down that ends; the other trains on."""
+    (staying, failing), _ = agents.in_a_round(2, 1, 2, join_timeout="2")
+    with pytest.raises(RendezvousTimeoutError):
+        failing.joins().result(LIMIT_S)
+    assert failing.handler.shutdown()
+    assert closed(agents) is None
+    assert not staying.handler.is_closed()
+
+
+def test_a_node_that_is_interrupted_leaves_the_run_to_the_others(agents: Agents) -> None:
+    """Before the first workers start torchrun catches no signals: SIGINT is Python's KeyboardInterrupt then."""
+    (_, interrupted), _ = agents.in_a_round(2, 1, 2)
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        assert interrupted.handler.shutdown()
+    assert closed(agents) is None
+
+
+def test_a_node_whose_workers_have_failed_too_often_ends_the_run_though_it_once_came_too_late(agents: Agents) -> None:
+    (staying, failing), _ = agents.in_a_round(2, 1, 2, join_timeout="2")
+    with pytest.raises(RendezvousTimeoutError):
+        failing.joins().result(LIMIT_S)
+    again = [staying.joins(), failing.joins()]
+    assert [joining.result(LIMIT_S).world_size for joining in again] == [2, 2]
+    assert failing.handler.shutdown()
+    assert closed(agents) is not None

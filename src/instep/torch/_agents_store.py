@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from torch.distributed import DistError, PrefixStore, Store  # type: ignore[attr-defined]  # re-exported, not by name
 
+from instep.torch._bounded import bounded
+
 log = logging.getLogger("instep")
 
 PREFIX: Final = "instep/agents"
@@ -59,6 +61,11 @@ class AgentsStore(PrefixStore):
         found: bytes | None = self._awaited([key], lambda: super(AgentsStore, self).get(key))
         return found if found is not None else self._guess()
 
+    def add(self, key: str, amount: int) -> int:
+        """The exit barrier begins with it."""
+        number: int = bounded(lambda: super(AgentsStore, self).add(key, amount), self._timeout_s, "the agents' store")
+        return number
+
     def _awaited(self, keys: list[str], read: Callable[[], Any]) -> Any:
         """What `read` gives, once all keys are there; None when that is in vain."""
         deadline = time.monotonic() + self._timeout_s
@@ -69,8 +76,10 @@ class AgentsStore(PrefixStore):
         return None if self.is_lost else self._tried(read)
 
     def _tried(self, act: Callable[[], Any]) -> Any:
+        if self.is_lost:
+            return None
         try:
-            return act()
+            return bounded(act, self._timeout_s, "the agents' store")
         except DistError as error:
             self._lose(str(error))
             return None

@@ -14,6 +14,7 @@ from torch.distributed import (  # type: ignore[attr-defined]  # re-exported, bu
 )
 
 from instep.coordination.rendezvous.records import Address
+from instep.torch._bounded import bounded
 
 FIRST_LOOK_S: Final = 0.005
 LONGEST_LOOK_S: Final = 0.2
@@ -22,6 +23,8 @@ ARRIVED: Final = "arrived"
 VERDICT: Final = "verdict"
 GO: Final = "go"
 VAIN: Final = "vain"
+SLACK_S: Final = 1.0
+"""Beyond a limit that is kept by itself as long as the store's host is not frozen."""
 
 
 def open_store(host: str, read_s: float) -> TCPStore:
@@ -30,14 +33,13 @@ def open_store(host: str, read_s: float) -> TCPStore:
 
 
 def reach_store(address: Address, connect_s: float, read_s: float) -> TCPStore:
-    """Raises DistError when it is not reached in `connect_s` seconds. A signal is heard only after that."""
-    store = TCPStore(
-        address.host,
-        address.port,
-        is_master=False,
-        wait_for_workers=False,
-        timeout=timedelta(seconds=connect_s),
-    )
+    """Raises DistError when it is not reached in `connect_s` seconds."""
+
+    def reached() -> TCPStore:
+        limit = timedelta(seconds=connect_s)
+        return TCPStore(address.host, address.port, is_master=False, wait_for_workers=False, timeout=limit)
+
+    store = bounded(reached, connect_s + SLACK_S, f"the store at {address.host}:{address.port}")
     store.set_timeout(timedelta(seconds=read_s))
     return store
 
@@ -48,19 +50,23 @@ def meet(store: PrefixStore, world_size: int, *, in_vain: Callable[[], bool], ti
 
     Promise: True for all or for none, as long as the store lives: the first verdict counts, whoever gives it.
     """
-    deadline = time.monotonic() + timeout_s
     try:
-        if store.add(ARRIVED, 1) >= world_size:
-            return _judged(store, GO)
-        look_s = FIRST_LOOK_S
-        while not store.check([VERDICT]):
-            if in_vain() or time.monotonic() > deadline:
-                return _judged(store, VAIN)
-            time.sleep(look_s)
-            look_s = min(LONGEST_LOOK_S, look_s * 1.5)
-        return _judged(store, VAIN)
+        return bounded(lambda: _met(store, world_size, in_vain, timeout_s), timeout_s + SLACK_S, "the round's store")
     except DistError:
         return False
+
+
+def _met(store: PrefixStore, world_size: int, in_vain: Callable[[], bool], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    if store.add(ARRIVED, 1) >= world_size:
+        return _judged(store, GO if time.monotonic() <= deadline else VAIN)  # or we have been given up by our caller
+    look_s = FIRST_LOOK_S
+    while not store.check([VERDICT]):
+        if in_vain() or time.monotonic() > deadline:
+            break
+        time.sleep(look_s)
+        look_s = min(LONGEST_LOOK_S, look_s * 1.5)
+    return _judged(store, VAIN)
 
 
 def _judged(store: PrefixStore, verdict: str) -> bool:

@@ -70,6 +70,8 @@ class Handler(RendezvousHandler):
         self._agents: AgentsStore | None = None
         self._told = False
         """Whether the round is left because others want to join, not because workers have failed."""
+        self._in_vain = False
+        """Whether the last `next_rendezvous` has failed."""
 
     def __repr__(self) -> str:
         return f"Handler({self._node or self._options.keys.run})"
@@ -89,8 +91,11 @@ class Handler(RendezvousHandler):
 
     def next_rendezvous(self) -> RendezvousInfo:
         try:
-            return self._next_rendezvous()
+            info = self._next_rendezvous()
+            self._in_vain = False
+            return info
         except InstepError as error:
+            self._in_vain = True
             node = self._node
             spare = node is not None and node.is_spare
             if isinstance(error, RunClosed) and spare:
@@ -113,10 +118,10 @@ class Handler(RendezvousHandler):
             raise sentence_of(error) from None
 
     def shutdown(self) -> bool:
-        """Closes the run and leaves; False when etcd could not be told. An agent that a signal ends only leaves: the
-        run is the others', though torch 2.6 asks for this then too (pytorch #150916)."""
+        """Closes the run and leaves; False when etcd could not be told. An agent that a signal ends, or that has not
+        got its seat, only leaves: the run is the others', though torch asks for this then too (pytorch #150916)."""
         try:
-            if not isinstance(sys.exception(), SignalException):
+            if not self._in_vain and not isinstance(sys.exception(), SignalException | KeyboardInterrupt):
                 self._close_run()
         except InstepError as error:
             log.warning("the run %s could not be closed: %s", self.get_run_id(), error)

@@ -117,7 +117,7 @@ def standing_of(now: Scene) -> Standing:
     ours = {
         item.node: (item, item.registration)
         for item in now.nodes
-        if item.registration is not None and item.registration.epoch == epoch
+        if item.registration is not None and item.registration.epoch == epoch and item.node not in now.gone
     }
     number = max(
         [now.round.number if now.round is not None else 0, *(registration.round for _, registration in ours.values())]

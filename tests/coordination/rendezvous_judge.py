@@ -1,0 +1,188 @@
+"""What must hold of every round that is written, whatever happens: looked at as etcd takes each write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from model_etcd import ModelEtcd
+
+from instep.coordination.election import incumbent_of
+from instep.coordination.keys import last_part
+from instep.coordination.rendezvous.keys import RendezvousKeys
+from instep.coordination.rendezvous.records import Closed, Registration, Round
+from instep.etcd import Event
+
+
+class Judged(Protocol):
+    """A peer, as far as the judge asks."""
+
+    asking: bool
+    content_in: Round | None
+    disturbed: bool
+
+    @property
+    def name(self) -> str: ...
+
+
+class Peers(Protocol):
+    def alive(self) -> Sequence[Judged]: ...
+
+
+class Judge:
+    """`faults` holds the rules that were broken, each with what broke it."""
+
+    def __init__(self, store: ModelEtcd, keys: RendezvousKeys, peers: Peers) -> None:
+        self.faults: list[str] = []
+        self.acting: Judged | None = None
+        """Whose request etcd executes; None: a hand's."""
+        self.round: Round | None = None
+        """The newest that was written, also when it has been deleted since."""
+        self.formed: dict[int, Round] = {}
+        self.lost = False
+        """A round has been deleted by hand at some time."""
+        self.deleted = False
+        """The newest has been deleted by hand."""
+        self.forgotten = False
+        """So has the last that was formed: who had just been seated in it may count as asking still."""
+        self.asked: dict[str, Registration] = {}
+        """The last registration of each node, also of those that are gone."""
+        self._store = store
+        self._keys = keys
+        self._peers = peers
+        store.watchers.append(self._look)
+
+    def blame(self, fault: str) -> None:
+        self.faults.append(fault)
+
+    def seated(self, name: str, given: Round) -> None:
+        formed = self.formed.get(given.number)
+        self._must(formed is not None and _same(formed, given), f"{name} was given {given}, but {formed} was formed")
+        self._must(given.rank_of(name) is not None, f"{name} was given {given}, which does not hold it")
+
+    def met(self, rounds: Iterable[Round]) -> None:
+        """Unless a round was deleted by hand, and its number given again."""
+        first, *others = rounds
+        agree = all(_same(first, other) for other in others)
+        self._must(agree or self.lost, f"those who met disagree: {first}, {others}")
+
+    # -- each write -------------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        for event in self._store.history[-1].events:
+            if event.kind == "put" and event.kv.key.startswith(self._keys.nodes):
+                self._take(event)
+            elif event.kv.key == self._keys.round and event.kind == "delete":
+                self.deleted = self.forgotten = self.lost = True
+            elif event.kv.key == self._keys.round:
+                self._judge(Round.decode(event.kv.value))
+
+    def _take(self, event: Event) -> None:
+        registration = Registration.decode_or_none(event.kv.value)
+        if registration is not None:
+            self.asked[last_part(event.kv.key)] = registration
+
+    def _judge(self, new: Round) -> None:
+        before, self.round = self.round, new
+        self._about_the_writer(new)
+        if not new.seats:
+            self._about_a_lost_one(new)
+        elif before is not None and new.number == before.number and not self.deleted:
+            self._about_the_same(before, new)
+        else:
+            self._about_numbers(before, new)
+            self._about_seats(before, new)
+            self._about_epochs(before, new)
+            self._about_content(before, new)
+            self.formed[new.number] = new
+            self.forgotten = False
+        self.deleted = False
+
+    def coordinator(self) -> str | None:
+        """The name of the node that is in front."""
+        candidates = {item.key: item for item in self._store.range(self._keys.election).kvs}
+        front = incumbent_of(candidates, self._keys.election)
+        return front.value if front is not None else None
+
+    def _about_the_writer(self, new: Round) -> None:
+        writer = self.acting.name if self.acting is not None else None
+        front = self.coordinator()
+        self._must(front == writer, f"{writer} wrote {new} while {front} coordinates")
+
+    def _about_a_lost_one(self, new: Round) -> None:
+        """It was deleted by hand, and is known from the nodes that are in it: nothing is left but to form it anew."""
+        known = max((one.round for one in self._registrations()), default=0)
+        self._must(self.lost and new.wanted and new.number == known, f"{new} is made up")
+
+    def _about_the_same(self, before: Round, new: Round) -> None:
+        """One document of seats for each number: only `wanted` changes."""
+        self._must(_same(before, new) and new.epoch == before.epoch, f"{before} became {new}")
+        if new.wanted:
+            gone = {last_part(item.key) for item in self._store.range(self._keys.gone).kvs}
+            left = any(seat.node in gone for seat in new.seats)
+            full = len(self._settled(new)) >= new.limits.max_nodes
+            asks = any(one.asks for one in self._registrations()) or any(peer.asking for peer in self._peers.alive())
+            self._must(left or (asks and not full), f"{new} is wanted, and nobody has reason to")
+
+    def _about_numbers(self, before: Round | None, new: Round) -> None:
+        """A round that was deleted by hand may be forgotten once nobody is in it, or in a later one, who has had no
+        trouble of its own."""
+        last = max([before.number if before is not None else 0, *(one.round for one in self._registrations())])
+        self._must(self.deleted or new.number > last, f"{new} after {before}, of nodes of {last}")
+        inside = [peer for peer in self._peers.alive() if peer.content_in is not None and not peer.disturbed]
+        again = [peer for peer in inside if peer.content_in is not None and peer.content_in.number >= new.number]
+        self._must(not again, f"{new} is formed while {again} are in one of that number or a later one")
+        self._must(self.lost or new.number not in self.formed, f"{new} has the number of another round")
+
+    def _about_seats(self, before: Round | None, new: Round) -> None:
+        names = [seat.node for seat in new.seats]
+        self._must(len(set(names)) == len(names), f"{new} seats a node twice")
+        self._must(new.limits.min_nodes <= len(names) <= new.limits.max_nodes, f"{new} is not of {new.limits} nodes")
+        for name in names:
+            asked = self.asked.get(name)
+            fits = asked is not None and asked.epoch == new.epoch and asked.round < new.number
+            fits = fits and asked is not None and (asked.asks or self.forgotten)
+            self._must(fits, f"{new} seats {name}, which has not asked: {asked}")
+        first = self.asked.get(names[0]) if names else None
+        self._must(first is not None and new.store == first.store, f"{new} has another store than {first}")
+        if before is not None and before.epoch == new.epoch and not self.deleted:
+            stayed = [seat.node for seat in before.seats if seat.node in names]
+            self._must(names[: len(stayed)] == stayed, f"ranks move from {before} to {new}")
+
+    def _about_epochs(self, before: Round | None, new: Round) -> None:
+        closed = self._store.get(self._keys.closed)
+        until = Closed.decode(closed.value).epoch if closed is not None else 0
+        self._must(new.epoch > until, f"{new} is formed although {until} is closed")
+        former = before.epoch if before is not None else until
+        if new.epoch > former:
+            left = [one for one in self._registrations() if one.epoch < new.epoch]
+            self._must(not left, f"{new} begins while {left} are there")
+
+    def _about_content(self, before: Round | None, new: Round) -> None:
+        """Nobody is restarted for others' sake, or etcd's, without being asked to."""
+        excused = before is None or before.epoch < new.epoch or self.forgotten
+        ignored = [] if before is None or excused else self._settled(before)
+        self._must(not ignored, f"{new} is formed although {ignored} were content with {before}")
+
+    # -- who is there -----------------------------------------------------------------------------------------------
+
+    def _settled(self, current: Round) -> list[Judged]:
+        return [
+            peer
+            for peer in self._peers.alive()
+            if peer.content_in is not None and peer.content_in.number == current.number and not peer.disturbed
+        ]
+
+    def _names(self) -> list[str]:
+        return [last_part(item.key) for item in self._store.range(self._keys.nodes).kvs if "/." not in item.key]
+
+    def _registrations(self) -> list[Registration]:
+        return [self.asked[name] for name in self._names()]
+
+    def _must(self, holds: bool, fault: str) -> None:
+        if not holds:
+            self.blame(fault)
+
+
+def _same(one: Round, other: Round) -> bool:
+    return (one.epoch, one.seats, one.store, one.limits) == (other.epoch, other.seats, other.store, other.limits)

@@ -1,0 +1,98 @@
+"""The rendezvous with one rule broken at a time. The machine must notice each, or its silence would mean nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+from instep.coordination.fence import Fence
+from instep.coordination.mirror import Mirror
+from instep.coordination.rendezvous import coordinator, decision
+from instep.coordination.rendezvous.decision import Scene, Standing
+from instep.coordination.rendezvous.node import Node
+from instep.etcd import Compare
+
+Mutant = Callable[[], contextlib.AbstractContextManager[Any]]
+ALWAYS = Compare.absent("/nobody/ever/writes/this")
+
+
+def _looking(change: Callable[[Scene], Scene], standing: Callable[[Standing], Standing]) -> Any:
+    real = decision.standing_of
+    return mock.patch.object(decision, "standing_of", lambda now: standing(real(change(now))))
+
+
+def the_absent_are_dead_at_once() -> Any:
+    return _looking(lambda now: replace(now, calm=True), lambda standing: standing)
+
+
+def the_absent_are_never_dead() -> Any:
+    return _looking(lambda now: replace(now, calm=False), lambda standing: standing)
+
+
+def who_runs_is_not_waited_for() -> Any:
+    return _looking(lambda now: now, lambda standing: replace(standing, content=frozenset()))
+
+
+def who_was_seated_just_now_asks() -> Any:
+    def forgetful(now: Scene) -> Scene:
+        stale = {item.node for item in now.nodes if item.registration is not None and item.registration.asks}
+        if now.round is None:
+            return now
+        seats = tuple(seat for seat in now.round.seats if seat.node not in stale)
+        return replace(now, round=now.round.model_copy(update={"seats": seats}))
+
+    return _looking(forgetful, lambda standing: standing)
+
+
+def an_epoch_begins_while_the_former_runs() -> Any:
+    return _looking(lambda now: now, lambda standing: replace(standing, former=frozenset()))
+
+
+def ranks_follow_the_order_of_coming() -> Any:
+    def by_token(standing: Standing) -> Standing:
+        return replace(standing, asking=tuple(sorted(standing.asking, key=lambda item: item.token)))
+
+    return _looking(lambda now: now, by_token)
+
+
+def departures_are_not_noticed() -> Any:
+    return _looking(lambda now: replace(now, gone=frozenset()), lambda standing: standing)
+
+
+def a_round_that_is_wanted_is_not_heard_of() -> Any:
+    def deaf(self: Node) -> bool:
+        current = self.outlook.round
+        return current is not None and current.number > self._round > 0
+
+    return mock.patch.object(Node, "is_left_behind", property(deaf))
+
+
+def nobody_is_asked_to_meet_again() -> Any:
+    return mock.patch.object(decision, "_about_standing_round", return_value=None)
+
+
+def whoever_believes_to_coordinate_may_write() -> Any:
+    return mock.patch.object(Fence, "compare", return_value=ALWAYS)
+
+
+def _unguarded(part: str) -> Any:
+    real = coordinator._unchanged
+
+    def unchanged(mirror: Mirror, key: str) -> Compare:
+        return ALWAYS if key.endswith(part) else real(mirror, key)
+
+    return mock.patch.object(coordinator, "_unchanged", unchanged)
+
+
+def a_round_is_formed_of_a_run_that_was_closed_unseen() -> Any:
+    return _unguarded("/closed")
+
+
+@contextlib.contextmanager
+def a_round_is_written_over_another() -> Iterator[None]:
+    """Without the fence alone the round's own revision would keep a former coordinator from it."""
+    with whoever_believes_to_coordinate_may_write(), _unguarded("/round"):
+        yield

@@ -1,0 +1,137 @@
+"""The agents of one torchrun run in one process: their own Node and Coordinator, and models of all around them."""
+
+from __future__ import annotations
+
+import itertools
+from unittest import mock
+
+from freezing_loop import FreezingLoop
+from model_client import Request
+from model_etcd import ModelEtcd
+from rendezvous_judge import Judge
+from rendezvous_peer import TTL_S, Peer, Store
+
+from instep.coordination.rendezvous.keys import RendezvousKeys
+from instep.coordination.rendezvous.records import Departure, Limits
+from instep.etcd import Op
+
+LANES = ("", "state", "election")
+
+
+class World:
+    """The run, what can happen to it; a Judge looks at every write."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.loop = FreezingLoop()
+        self.store = ModelEtcd(self.loop.time)
+        self.keys = RendezvousKeys("/training", "m")
+        self.limits = limits
+        self.peers: list[Peer] = []
+        self.stores: dict[int | None, Store] = {}
+        self.strays: list[Request[object]] = []
+        self.judge = Judge(self.store, self.keys, self)
+        self._ports = 1
+        self._dark = self._away = False
+        names = itertools.count(1)
+        self._named = mock.patch("secrets.token_hex", lambda length: f"{next(names):0{2 * length}x}")
+        self.loop.call_later(0.5, self._expire_leases)
+
+    def __enter__(self) -> World:
+        self._named.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for peer in self.alive():
+            peer.crash()
+        self.loop.shut()
+        self._named.stop()
+
+    def alive(self) -> list[Peer]:
+        return [peer for peer in self.peers if peer.alive]
+
+    def start(self) -> Peer:
+        self.peers.append(Peer(self, len(self.peers) + 1, self.limits))
+        return self.peers[-1]
+
+    def open_store(self, owner: Peer) -> int:
+        self._ports += 1
+        self.stores[self._ports] = Store(owner)
+        return self._ports
+
+    # -- faults, each of which ends by itself -----------------------------------------------------------------------
+
+    def cut_off(self, peer: Peer, seconds: float) -> None:
+        """One alone: others may take it for dead."""
+        peer.disturbed = True
+        self._hold(peer)
+        self.loop.call_later(seconds, self._release, peer)
+
+    def freeze(self, peer: Peer, seconds: float) -> None:
+        """Stopped where it stands, and going on as if nothing had been."""
+        peer.disturbed = True
+        self.loop.freeze(peer)
+        self.loop.call_later(seconds, self.loop.thaw, peer)
+
+    def outage(self, seconds: float, *, leases_end: bool) -> None:
+        """Of all. Either etcd itself is away, or nobody reaches it."""
+        self._dark, self._away = True, not leases_end
+        for peer in self.alive():
+            self._hold(peer)
+        self.loop.call_later(seconds, self.heal)
+
+    def lease_ends(self, peer: Peer) -> None:
+        peer.disturbed = True
+        for lease in tuple(peer.client.leases):
+            self.store.revoke(lease)
+
+    def tell_of_death(self, peer: Peer) -> None:
+        """As its guard does, a process that outlives it and has learnt the node's name."""
+        if peer.node is None:
+            return
+        self.judge.acting = None
+        departure = Op.put(self.keys.gone_of(peer.name), Departure(by="guard").encode())
+        self.store.txn((), (departure, Op.delete(self.keys.nodes + peer.name)))
+        for lease in peer.client.leases:
+            self.store.revoke(lease)
+
+    def delete(self, key: str) -> None:
+        """By hand. A node whose registration is deleted does not notice, and counts as dead until its next lease."""
+        self.judge.acting = None
+        self.store.txn((), (Op.delete(key),))
+        for peer in self.alive():
+            if key == self.keys.nodes + peer.name:
+                peer.disturbed = True
+                self.loop.call_later(40.0, self.lease_ends, peer)
+
+    def lag(self, peer: Peer, lane: str, seconds: float) -> None:
+        peer.client.hold_watch(lane)
+        self.loop.call_later(seconds, peer.client.release_watch, lane)
+
+    def heal(self) -> None:
+        """All flows again; requests of the dead have arrived, or never will."""
+        self.store.full = False
+        if self._away:
+            self.store.promote()
+        self._dark = self._away = False
+        while self.strays:
+            self.strays.pop(0).answer()
+        for peer in self.alive():
+            self._release(peer)
+
+    def _hold(self, peer: Peer) -> None:
+        peer.client.hold_calls()
+        for lane in LANES:
+            peer.client.hold_watch(lane)
+
+    def _release(self, peer: Peer) -> None:
+        if self._dark or not peer.alive:
+            return
+        peer.client.release_calls()
+        for lane in LANES:
+            peer.client.release_watch(lane)
+
+    def _expire_leases(self) -> None:
+        """As etcd does, twice a second."""
+        if not self._away:
+            self.store.expire(self.loop.time() - TTL_S)
+        self.loop.call_later(0.5, self._expire_leases)

@@ -1,0 +1,165 @@
+"""The machine is not blind: with one rule of the rendezvous broken it says so, and where that takes a rare chain of
+events the chain is written down here. Every chain holds with the rules as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import rendezvous_mutants as mutants
+from hypothesis.stateful import run_state_machine_as_test
+from rendezvous_machine import HUNT, RendezvousMachine
+from rendezvous_mutants import Mutant
+from rendezvous_peer import TTL_S, Peer
+from rendezvous_world import LANES, World
+
+from instep.coordination.rendezvous.records import Closed
+
+Chain = Callable[[World], None]
+
+BROKEN = r"nobody has noticed|is formed|begins while|ranks move|wrote|became|not in \d+ s"
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        mutants.who_runs_is_not_waited_for,
+        mutants.who_was_seated_just_now_asks,
+        mutants.a_round_that_is_wanted_is_not_heard_of,
+        mutants.nobody_is_asked_to_meet_again,
+        # Below there is a chain of events for each of these.
+        pytest.param(mutants.the_absent_are_never_dead, marks=pytest.mark.long),
+        pytest.param(mutants.the_absent_are_dead_at_once, marks=pytest.mark.long),
+        pytest.param(mutants.ranks_follow_the_order_of_coming, marks=pytest.mark.long),
+        pytest.param(mutants.whoever_believes_to_coordinate_may_write, marks=pytest.mark.long),
+    ],
+    ids=lambda item: item.__name__,
+)
+def test_the_machine_finds_a_broken_rule(mutant: Mutant) -> None:
+    with mutant(), pytest.raises(AssertionError):
+        run_state_machine_as_test(RendezvousMachine, settings=HUNT)
+
+
+def workers_fail_before_all_are_back_from_an_outage(world: World) -> None:
+    first, second = world.peers
+    for peer in (first, second):
+        _cut(peer)
+    world.loop.advance(TTL_S + 2.0)
+    _mend(first)
+    first.wish = "fail"
+    world.loop.advance(5.0)
+    _mend(second)
+    world.loop.advance(5.0)
+
+
+def a_node_dies_without_a_word(world: World) -> None:
+    world.peers[0].crash()
+
+
+def a_node_takes_a_new_lease_and_another_fails(world: World) -> None:
+    world.lease_ends(world.peers[0])
+    world.loop.advance(5.0)
+    world.peers[1].wish = "fail"
+
+
+def a_node_is_ended_by_a_signal(world: World) -> None:
+    """Its departure alone tells the others: their workers may hang."""
+    world.peers[1].wish = "leave"
+    world.loop.advance(4.0)
+    assert world.judge.round is not None
+    assert world.judge.round.number == 2, "nobody has noticed that a node has left"
+
+
+def a_newcomer_comes_while_others_end(world: World) -> None:
+    world.peers[1].wish = "finish"
+    world.loop.advance(5.0)
+    world.start()
+    world.start()
+    world.loop.advance(5.0)
+
+
+def a_run_is_closed_during_the_last_call(world: World) -> None:
+    for peer in world.peers:
+        peer.wish = "fail"
+    world.loop.advance(1.2)
+    for peer in world.peers:
+        for lane in LANES:
+            peer.client.hold_watch(lane)
+    world.judge.acting = None
+    world.store.put(world.keys.closed, Closed(epoch=1).encode())
+    world.loop.advance(3.0)
+    for peer in world.peers:
+        _mend(peer)
+
+
+def what_a_former_coordinator_has_sent_arrives_late(world: World) -> None:
+    """It is for a newcomer that has gone again, so the round stands as it was."""
+    former = _coordinator(world)
+    former.client.hold_calls()
+    newcomer = world.start()
+    world.loop.advance(1.0)
+    assert any("round" in request.text for request in former.client.pending)
+    newcomer.crash()
+    world.lease_ends(newcomer)
+    world.loop.advance(TTL_S * 2)
+    assert _coordinator(world) is not former
+    _mend(former)
+
+
+def a_round_that_was_not_formed_in_time_arrives_late(world: World) -> None:
+    former = _coordinator(world)
+    for peer in world.peers:
+        peer.wish = "fail"
+    world.loop.advance(1.5)
+    former.client.hold_calls()
+    world.loop.advance(TTL_S * 2)
+    assert _coordinator(world) is not former
+    assert any("round" in request.text for request in former.client.pending)
+    former.disturbed = True
+    _mend(former)
+
+
+CHAINS: list[tuple[Chain, Mutant]] = [
+    (a_node_dies_without_a_word, mutants.the_absent_are_never_dead),
+    (workers_fail_before_all_are_back_from_an_outage, mutants.the_absent_are_dead_at_once),
+    (a_node_takes_a_new_lease_and_another_fails, mutants.ranks_follow_the_order_of_coming),
+    (a_node_is_ended_by_a_signal, mutants.departures_are_not_noticed),
+    (a_newcomer_comes_while_others_end, mutants.an_epoch_begins_while_the_former_runs),
+    (a_run_is_closed_during_the_last_call, mutants.a_round_is_formed_of_a_run_that_was_closed_unseen),
+    (what_a_former_coordinator_has_sent_arrives_late, mutants.whoever_believes_to_coordinate_may_write),
+    (a_round_that_was_not_formed_in_time_arrives_late, mutants.a_round_is_written_over_another),
+]
+
+
+@pytest.mark.parametrize(("chain", "mutant"), CHAINS, ids=lambda item: item.__name__)
+def test_a_chain_of_events_keeps_the_rules_and_breaks_one_with_the_rule_broken(chain: Chain, mutant: Mutant) -> None:
+    _play(chain)
+    with mutant(), pytest.raises(AssertionError, match=BROKEN):
+        _play(chain)
+
+
+def _play(chain: Chain) -> None:
+    playing = RendezvousMachine()
+    count = 2 if chain is workers_fail_before_all_are_back_from_an_outage else 3
+    playing.begin_with((1, 4), count)
+    with playing.stack:
+        chain(playing.world)
+        playing.no_rule_is_broken()
+        playing.come_to_rest()
+
+
+def _cut(peer: Peer) -> None:
+    peer.client.hold_calls()
+    for lane in LANES:
+        peer.client.hold_watch(lane)
+
+
+def _mend(peer: Peer) -> None:
+    peer.client.release_calls()
+    for lane in LANES:
+        peer.client.release_watch(lane)
+
+
+def _coordinator(world: World) -> Peer:
+    front = world.judge.coordinator()
+    return next(peer for peer in world.alive() if peer.name == front)
