@@ -19,9 +19,15 @@ Mutant = Callable[[], contextlib.AbstractContextManager[Any]]
 ALWAYS = Compare.absent("/nobody/ever/writes/this")
 
 
-def _looking(change: Callable[[Scene], Scene], standing: Callable[[Standing], Standing]) -> Any:
+@contextlib.contextmanager
+def _looking(change: Callable[[Scene], Scene], standing: Callable[[Standing], Standing]) -> Iterator[None]:
     real = decision.standing_of
-    return mock.patch.object(decision, "standing_of", lambda now: standing(real(change(now))))
+
+    def changed(now: Scene) -> Standing:
+        return standing(real(change(now)))
+
+    with mock.patch.object(decision, "standing_of", changed), mock.patch.object(coordinator, "standing_of", changed):
+        yield
 
 
 def the_absent_are_dead_at_once() -> Any:
@@ -29,7 +35,7 @@ def the_absent_are_dead_at_once() -> Any:
 
 
 def the_absent_are_never_dead() -> Any:
-    return _looking(lambda now: replace(now, calm=False), lambda standing: standing)
+    return _looking(lambda now: replace(now, calm=False), lambda standing: replace(standing, waits_for_absent=False))
 
 
 def who_runs_is_not_waited_for() -> Any:
@@ -38,7 +44,7 @@ def who_runs_is_not_waited_for() -> Any:
 
 def who_was_seated_just_now_asks() -> Any:
     def forgetful(now: Scene) -> Scene:
-        stale = {item.node for item in now.nodes if item.registration is not None and item.registration.asks}
+        stale = {item.node for item in now.nodes if item.registration.asks}
         if now.round is None:
             return now
         seats = tuple(seat for seat in now.round.seats if seat.node not in stale)
@@ -48,7 +54,7 @@ def who_was_seated_just_now_asks() -> Any:
 
 
 def an_epoch_begins_while_the_former_runs() -> Any:
-    return _looking(lambda now: now, lambda standing: replace(standing, former=frozenset()))
+    return _looking(lambda now: now, lambda standing: replace(standing, waits_for_former=False))
 
 
 def ranks_follow_the_order_of_coming() -> Any:

@@ -10,7 +10,7 @@ import pytest
 from recipe_support import keys, station
 
 from async_support import SLACK_S, run, until
-from instep.coordination import Changes, Group, GroupMember
+from instep.coordination import Changes, Group, GroupMember, Session
 from instep.errors import EtcdUnavailable, NameTaken, SettingsError
 from instep.etcd import Client
 from instep.testing import EtcdServer, Proxy
@@ -157,3 +157,22 @@ def test_a_watch_goes_on_after_a_restart(etcd_server: EtcdServer) -> None:
 async def _seen(changes: Changes[Mapping[str, GroupMember]]) -> dict[str, str]:
     async with asyncio.timeout(20):
         return {name: member.value for name, member in (await anext(changes)).items()}
+
+
+def test_who_left_in_an_outage_and_joins_again_after_it_stays(etcd_server: EtcdServer, namespace: str) -> None:
+    """The leaving was left to the session, which must not carry it out on the member that has come since."""
+
+    async def main() -> None:
+        async with Client(etcd_server.endpoints, timeout_s=0.3) as client, Session(client) as session:
+            group = Group(client, session, namespace)
+            await group.join("x", "first")
+            etcd_server.pause()
+            await group.leave()
+            joining = asyncio.ensure_future(group.join("x", "second"))
+            await until(lambda: group._ours is not None)
+            etcd_server.resume()
+            await joining
+            await until(lambda: session.statistics().chores == 0)
+            assert {name: member.value for name, member in (await group.members()).items()} == {"x": "second"}
+
+    run(main())

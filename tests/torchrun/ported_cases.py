@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from instep.coordination.rendezvous.decision import Refuse, Registered, Scene, decide, is_last_call
+from instep.coordination.rendezvous.decision import Refuse, Registered, Scene, decide, standing_of
 from instep.coordination.rendezvous.records import Closed, Limits, Registration, Round, Seat
 
 
@@ -62,7 +62,7 @@ def outcome(scene: Scene) -> str:
     """What the coordinator does in this situation, in the words of `Case.outcome`."""
     action = decide(scene)
     if action is None:
-        return "last call" if is_last_call(scene) else ""
+        return "last call" if standing_of(scene).is_last_call else ""
     if isinstance(action, Refuse):
         return f"refused: {action.node}"
     made = action.round

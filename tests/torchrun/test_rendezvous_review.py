@@ -7,15 +7,22 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 
 import pytest
-from ported_agents import Agents
-from torch.distributed import DistError, TCPStore
-from torch.distributed.elastic.rendezvous import RendezvousTimeoutError
+from ported_agents import Agents, until
+from torch.distributed import (  # type: ignore[attr-defined]  # re-exported, but not by name
+    DistError,
+    TCPStore,
+)
+from torch.distributed.elastic.agent.server.api import _TERMINAL_STATE_SYNC_ID
+from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousTimeoutError
+from torch.distributed.elastic.utils.store import barrier
 
 from instep.coordination.rendezvous.records import Address, Closed
 from instep.testing import EtcdServer
+from instep.torch._address import address_of_this_node
 from instep.torch._agents_store import AgentsStore
 from instep.torch._meeting import meet, open_store, reach_store
 
@@ -135,3 +142,33 @@ def test_a_node_whose_workers_have_failed_too_often_ends_the_run_though_it_once_
     assert [joining.result(LIMIT_S).world_size for joining in again] == [2, 2]
     assert failing.handler.shutdown()
     assert closed(agents) is not None
+
+
+# -- under which address a node is known -------------------------------------------------------------------------------
+
+
+def test_a_first_endpoint_without_an_address_does_not_make_a_node_known_as_loopback() -> None:
+    """A member that is away for good, or whose name does not resolve just now."""
+    elsewhere = "http://192.0.2.1:2379"
+    assert address_of_this_node("http://gone.invalid:2379", elsewhere) == address_of_this_node(elsewhere)
+
+
+# -- the end of the training -------------------------------------------------------------------------------------------
+
+
+def test_workers_are_not_restarted_for_a_newcomer_once_those_of_another_node_have_finished(agents: Agents) -> None:
+    """That node waits in torchrun's exit barrier and would not come to another round: the rest would wait for it."""
+    (finished, saving), (info, _) = agents.in_a_round(2, 1, 3)
+    with ThreadPoolExecutor(1) as thread:
+        waits = thread.submit(barrier, info.store, 2, _TERMINAL_STATE_SYNC_ID, LIMIT_S)
+        newcomer = agents.one(1, 3).joins()
+        node, store = saving.handler._node, saving.handler._agents
+        assert node is not None
+        assert store is not None
+        until(lambda: node.is_left_behind and store.check([f"{_TERMINAL_STATE_SYNC_ID}/num_members"]))
+        assert saving.handler.num_nodes_waiting() == 0
+        barrier(store, 2, _TERMINAL_STATE_SYNC_ID, LIMIT_S)
+        waits.result(LIMIT_S)
+    assert finished.handler.shutdown()
+    with pytest.raises(RendezvousClosedError):
+        newcomer.result(LIMIT_S)

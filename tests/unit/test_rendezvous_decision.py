@@ -20,8 +20,7 @@ from instep.coordination.rendezvous.decision import (
     Write,
     decide,
     epoch_of,
-    is_last_call,
-    waits_for_absent,
+    standing_of,
 )
 from instep.coordination.rendezvous.records import Address, Cause, Closed, Limits, Registration, Round, Seat
 
@@ -75,7 +74,12 @@ def scene(*nodes: Said, round: str = "", nnodes: str = "1:2", epoch: int = 1, cl
             epoch=epoch, number=int(number), limits=limits(nnodes), seats=seats, wanted=round.endswith("!")
         )
     return Scene(
-        nodes=tuple(Registered(said.name, 100 + place, said.registration) for place, said in enumerate(nodes)),
+        nodes=tuple(
+            Registered(said.name, 100 + place, said.registration)
+            for place, said in enumerate(nodes)
+            if said.registration is not None
+        ),
+        unreadable=frozenset(said.name for said in nodes if said.registration is None),
         round=standing,
         closed=Closed(epoch=closed) if closed else None,
         gone=frozenset(more.pop("gone", "")),
@@ -87,7 +91,7 @@ def scene(*nodes: Said, round: str = "", nnodes: str = "1:2", epoch: int = 1, cl
 def outcome(now: Scene) -> str:
     action = decide(now)
     if action is None:
-        return "last call" if is_last_call(now) else "nothing"
+        return "last call" if standing_of(now).is_last_call else "nothing"
     if isinstance(action, Refuse):
         return f"refuse {action.node}"
     made = action.round
@@ -178,6 +182,14 @@ TABLE: dict[str, tuple[Scene, str]] = {
     "its absent are not waited for, whatever the trouble": (
         scene(asks("c", epoch=2), asks("d", epoch=2), round="4:ab", closed=1, **TROUBLE),
         "form 5:cd",
+    ),
+    "a later epoch is known by its nodes too, should its keys be deleted: nobody trains beside them": (
+        scene(runs("a", 5, epoch=2), asks("d"), **OVER),
+        "nothing",
+    ),
+    "and who began an earlier one after that is not waited for: it has run nothing": (
+        scene(asks("a", 5, epoch=2), asks("b", 5, epoch=2), asks("d")),
+        "form 6:ab",
     ),
     # -- what was deleted or cannot be read ------------------------------------------------------------------------
     "numbers go on from what the nodes know": (scene(asks("a", 7), asks("b", 7)), "form 8:ab"),
@@ -279,7 +291,11 @@ def test_a_node_that_comes_begins_an_epoch_after_all_that_are_closed(
 
 def test_only_in_trouble_and_with_somebody_absent_does_time_alone_matter() -> None:
     absent, all_there = scene(asks("a", 1), round="1:ab", **TROUBLE), scene(runs("a", 1), round="1:a", **TROUBLE)
-    assert [waits_for_absent(now) for now in (absent, replace(absent, calm=True), all_there)] == [True, False, False]
+    assert [standing_of(now).waits_for_absent for now in (absent, replace(absent, calm=True), all_there)] == [
+        True,
+        False,
+        False,
+    ]
 
 
 @given(st.lists(st.sets(st.sampled_from("abcdef"), min_size=1), min_size=1, max_size=8))

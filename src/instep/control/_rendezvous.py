@@ -33,6 +33,7 @@ class Rendezvous:
     readable: bool = True
     closed: Closed | None = None
     nodes: dict[str, Registered] = field(default_factory=dict)
+    unreadable: set[str] = field(default_factory=set)
     departed: dict[str, Departure | None] = field(default_factory=dict)
     """Nodes that will never come back."""
     refused: dict[str, Refusal] = field(default_factory=dict)
@@ -54,7 +55,11 @@ class Rendezvous:
                 if refusal is not None:
                     self.refused[node] = refusal
             case ["nodes", node]:
-                self.nodes[node] = Registered(node, kv.create_revision, Registration.decode_or_none(kv.value))
+                said = Registration.decode_or_none(kv.value)
+                if said is None:
+                    self.unreadable.add(node)
+                else:
+                    self.nodes[node] = Registered(node, kv.create_revision, said)
             case ["gone", node]:
                 self.departed[node] = Departure.decode_or_none(kv.value)
             case ["election", _]:
@@ -75,6 +80,7 @@ class Rendezvous:
         return standing_of(
             Scene(
                 nodes=tuple(self.nodes.values()),
+                unreadable=frozenset(self.unreadable),
                 round=self.round,
                 closed=self.closed,
                 gone=frozenset(self.departed),

@@ -182,7 +182,7 @@ def _state_of(known: Rendezvous, seat: Seat) -> SeatState:
     registered = known.nodes.get(seat.node)
     if registered is None:
         return "lost"
-    return "asking" if registered.registration is not None and registered.registration.asks else "running"
+    return "asking" if registered.registration.asks else "running"
 
 
 def _told(nodes: list[NodeFacts]) -> tuple[NodeFacts, ...]:
@@ -196,7 +196,7 @@ def _waiting(known: Rendezvous, standing: Standing) -> tuple[NodeAsking, ...]:
     return tuple(
         NodeAsking(item.node, item.registration.host, item.registration.pid, spare=full)
         for item in standing.asking
-        if item.registration is not None and (current is None or current.rank_of(item.node) is None)
+        if current is None or current.rank_of(item.node) is None
     )
 
 

@@ -199,6 +199,8 @@ class Group:
         if lease_id and lease_id == self._session.lease_id:
             # First, so that nothing of ours can be created after the look below.
             await self._client.put(self._tombstone(ours, lease_id), "", lease=lease_id)
+        if self._ours is not None and self._ours.name == ours.name:
+            return True  # joined again meanwhile: the key is that membership's
         current = await self._client.get(key)
         if current is None or not self._session.owns(current.lease):
             return True

@@ -19,17 +19,17 @@ ATTEMPT_S: Final = 2.0
 PAUSE_S: Final = 0.5
 
 
-def address_of_this_node(endpoint: str) -> str:
-    """The address from which `endpoint`, a URL, is reached: what routes to etcd routes to the other nodes too, which a
-    host name need not do (pods have names that no other pod resolves). For an etcd on this machine, the host's name
-    if it resolves to something beyond loopback.
+def address_of_this_node(*endpoints: str) -> str:
+    """The address from which the first of `endpoints`, URLs, that has an address is reached: what routes to etcd routes
+    to the other nodes too, which a host name need not do (pods have names that no other pod resolves). For an etcd on
+    this machine, the host's name if it resolves to something beyond loopback.
 
     Limit: behind address translation the others need another one: torchrun's --local-addr. Nothing is sent.
     """
-    url = urlsplit(endpoint)
-    found = _towards(url.hostname or LOOPBACK, url.port or 1)
-    if found is not None and not ipaddress.ip_address(found.partition("%")[0]).is_loopback:
-        return found
+    for url in map(urlsplit, endpoints):
+        found = _towards(url.hostname or LOOPBACK, url.port or 1)
+        if found is not None and not ipaddress.ip_address(found.partition("%")[0]).is_loopback:
+            return found
     return LOOPBACK if _is_loopback(socket.gethostname()) else socket.gethostname()
 
 

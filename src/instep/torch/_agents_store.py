@@ -17,8 +17,10 @@ log = logging.getLogger("instep")
 PREFIX: Final = "instep/agents"
 ROLES: Final = "torchelastic/role_info/"
 RANKS: Final = "torchelastic/assigned_ranks/"
+FINISHED: Final = "torchelastic/agent/terminal_state/num_members"
 """torchrun's own names, not ours. Under others this would be a plain store: safe, and an agent ends as before."""
 LOOK_S: Final = 0.01
+ANSWER_S: Final = 1.0
 
 
 class AgentsStore(PrefixStore):
@@ -65,6 +67,15 @@ class AgentsStore(PrefixStore):
         """The exit barrier begins with it."""
         number: int = bounded(lambda: super(AgentsStore, self).add(key, amount), self._timeout_s, "the agents' store")
         return number
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the workers of some node have finished: it waits in the exit barrier and comes to no further round.
+        False where the store does not answer in a second; it is of no use any more then."""
+        try:
+            return bool(bounded(lambda: self.check([FINISHED]), ANSWER_S, "the agents' store"))
+        except DistError:
+            return False
 
     def _awaited(self, keys: list[str], read: Callable[[], Any]) -> Any:
         """What `read` gives, once all keys are there; None when that is in vain."""

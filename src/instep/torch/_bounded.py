@@ -23,7 +23,7 @@ def bounded(call: Callable[[], T], limit_s: float, what: str) -> T:
     def work() -> None:
         try:
             done.set_result(call())
-        except Exception as error:  # whatever it is, it is the caller's
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is the caller's
             done.set_exception(error)
 
     threading.Thread(target=work, name="instep-store", daemon=True).start()

@@ -51,7 +51,7 @@ def create_handler(params: RendezvousParameters) -> Handler:
 
 
 class Handler(RendezvousHandler):
-    """One agent's rendezvous. Promise: `num_nodes_waiting` and `is_closed` answer from memory and raise nothing, so
+    """One agent's rendezvous. Promise: `num_nodes_waiting` and `is_closed` ask etcd nothing and raise nothing, so
     trouble with etcd ends neither the agent nor the training; `next_rendezvous` rides it out within join_timeout.
 
     Limit: a round that is formed while a host dies may take a lease's length longer. For one thread; it owns a thread
@@ -60,7 +60,7 @@ class Handler(RendezvousHandler):
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._host = options.local_addr or address_of_this_node(options.settings.endpoints[0])
+        self._host = options.local_addr or address_of_this_node(*options.settings.endpoints)
         self._loop: LoopThread | None = None
         self._client: Client | None = None
         self._node: Node | None = None
@@ -103,9 +103,13 @@ class Handler(RendezvousHandler):
             raise sentence_of(error, spare=spare) from None
 
     def num_nodes_waiting(self) -> int:
-        """1 where the round is to be formed anew, for whatever reason; else 0."""
+        """1 where the round is to be formed anew, for whatever reason; else 0. Once the workers of some node have
+        finished it is not: that node would not come, and the others would wait for it."""
         node, agents = self._node, self._agents
-        self._told = (node is not None and node.is_left_behind) or (agents is not None and agents.is_lost)
+        told = node is not None and node.is_left_behind
+        if told and agents is not None and node is not None and node.runs_in_what_stands:
+            told = not agents.is_ending
+        self._told = told or (agents is not None and agents.is_lost)
         return int(self._told)
 
     def is_closed(self) -> bool:

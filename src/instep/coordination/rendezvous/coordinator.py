@@ -22,8 +22,7 @@ from instep.coordination.rendezvous.decision import (
     Registered,
     Scene,
     decide,
-    is_last_call,
-    waits_for_absent,
+    standing_of,
 )
 from instep.coordination.rendezvous.keys import RendezvousKeys
 from instep.coordination.rendezvous.records import Closed, Refusal, Registration, Round
@@ -118,7 +117,7 @@ class Coordinator:
         now = self._clock()
         calm = self._session.link == "connected" and now - self._undisturbed_since >= self._ttl_s
         scene = replace(scene, calm=calm)
-        if not is_last_call(scene):
+        if not standing_of(scene).is_last_call:
             self._called_at = None
         elif self._called_at is None:
             self._called_at = now
@@ -130,7 +129,7 @@ class Coordinator:
         pauses = []
         if self._called_at is not None and not scene.last_call_over:
             pauses.append(self._called_at + self._last_call_s - self._clock())
-        if waits_for_absent(scene) and self._session.link == "connected":
+        if standing_of(scene).waits_for_absent and self._session.link == "connected":
             pauses.append(self._undisturbed_since + self._ttl_s - self._clock())
         return max(0.0, min(pauses)) if pauses else None
 
@@ -150,12 +149,11 @@ def scene_of(mirror: Mirror, keys: RendezvousKeys) -> Scene:
     """What the keys say, without what clocks say."""
     round_, closed = mirror.get(keys.round), mirror.get(keys.closed)
     known = Round.decode_or_none(round_.value) if round_ is not None else None
+    there = [item for item in mirror.under(keys.nodes) if not item.key.startswith(f"{keys.nodes}{GONE}")]
+    read = [(item, Registration.decode_or_none(item.value)) for item in there]
     return Scene(
-        nodes=tuple(
-            Registered(last_part(item.key), item.create_revision, Registration.decode_or_none(item.value))
-            for item in mirror.under(keys.nodes)
-            if not item.key.startswith(f"{keys.nodes}{GONE}")
-        ),
+        nodes=tuple(Registered(last_part(item.key), item.create_revision, said) for item, said in read if said),
+        unreadable=frozenset(last_part(item.key) for item, said in read if said is None),
         round=known,
         closed=Closed.decode_or_none(closed.value) if closed is not None else None,
         gone=frozenset(last_part(item.key) for item in mirror.under(keys.gone)),

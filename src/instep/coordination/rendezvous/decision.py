@@ -7,7 +7,7 @@ comes later waits until the others have stopped their workers too. No clock of a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from instep.coordination.rendezvous.records import Cause, Closed, Limits, Registration, Round, Seat
@@ -15,11 +15,11 @@ from instep.coordination.rendezvous.records import Cause, Closed, Limits, Regist
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A registration as it stands; None where it cannot be read. `token` rises in the order of coming."""
+    """A registration as it stands. `token` rises in the order of coming."""
 
     node: str
     token: int
-    registration: Registration | None
+    registration: Registration
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,8 @@ class Scene:
     """All that the decision rests on, at one revision of etcd."""
 
     nodes: tuple[Registered, ...] = ()
+    unreadable: frozenset[str] = frozenset()
+    """Nodes whose registration was written by another version."""
     round: Round | None = None
     closed: Closed | None = None
     gone: frozenset[str] = frozenset()
@@ -69,12 +71,25 @@ class Standing:
     epoch: int
     number: int
     limits: Limits | None
-    former: frozenset[str] = frozenset()
-    """Nodes of an epoch that has ended, whose workers may still run."""
-    content: frozenset[str] = frozenset()
-    asking: tuple[Registered, ...] = ()
-    unfit: Mapping[str, str] = field(default_factory=dict)
+    content: frozenset[str]
+    asking: tuple[Registered, ...]
+    unfit: Mapping[str, str]
     """Nodes that are to be refused, each with the reason."""
+    waits_for_former: bool
+    """Nodes of an epoch that has ended are there, and their workers may still run."""
+    waits_for_absent: bool
+    """Among the content are nodes that are not registered and may yet be alive."""
+    wanted: bool
+    """The round as it stands is to be formed anew."""
+
+    @property
+    def is_last_call(self) -> bool:
+        """Whether there are nodes enough for a round that is due, and room for more. It begins while some still have to
+        stop their workers, or a lease has to end."""
+        if self.limits is None or self.waits_for_former:
+            return False
+        due = self.wanted or not self.content
+        return due and self.limits.min_nodes <= len(self.asking) < self.limits.max_nodes
 
 
 def decide(now: Scene) -> Action | None:
@@ -85,90 +100,76 @@ def decide(now: Scene) -> Action | None:
     for node, reason in standing.unfit.items():
         if node not in now.refused:
             return Refuse(node, reason)
-    if standing.limits is None or standing.former:
+    limits = standing.limits
+    if limits is None or standing.waits_for_former:
         return None
     if standing.content:
-        return _about_standing_round(now, standing, standing.limits)
-    enough = standing.limits.min_nodes if now.last_call_over else standing.limits.max_nodes
-    return _form(now, standing, standing.limits) if len(standing.asking) >= enough else None
-
-
-def is_last_call(now: Scene) -> bool:
-    """Whether there are nodes enough for a round that is due, and room for more. It begins while some still have to
-    stop their workers, or a lease has to end."""
-    standing = standing_of(now)
-    limits = standing.limits
-    if limits is None or not now.readable or standing.former:
-        return False
-    due = not standing.content or (now.round is not None and now.round.wanted)
-    return due and limits.min_nodes <= len(standing.asking) < limits.max_nodes
-
-
-def waits_for_absent(now: Scene) -> bool:
-    """Whether a round stands only because nodes that are absent may still be alive."""
-    return not now.calm and any(
-        seat.node not in {item.node for item in now.nodes} for seat in (now.round.seats if now.round else ())
-    )
+        return _about_standing_round(now, standing, limits)
+    enough = limits.min_nodes if now.last_call_over else limits.max_nodes
+    return _form(now, standing, limits) if len(standing.asking) >= enough else None
 
 
 def standing_of(now: Scene) -> Standing:
-    epoch = epoch_of(now.round, now.closed)
+    # The nodes know it too, should its keys have been deleted: nobody is to begin beside them.
+    epoch = max([epoch_of(now.round, now.closed), *(item.registration.epoch for item in now.nodes)])
     current = now.round if now.round is not None and now.round.epoch == epoch else None
-    ours = {
-        item.node: (item, item.registration)
-        for item in now.nodes
-        if item.registration is not None and item.registration.epoch == epoch and item.node not in now.gone
-    }
-    number = max(
-        [now.round.number if now.round is not None else 0, *(registration.round for _, registration in ours.values())]
-    )
     seated = {seat.node: rank for rank, seat in enumerate(current.seats)} if current is not None else {}
+    ours = [item for item in now.nodes if item.registration.epoch == epoch and item.node not in now.gone]
+    number = max([now.round.number if now.round is not None else 0, *(item.registration.round for item in ours)])
     asking = [
         item
-        for item, registration in ours.values()
-        if registration.asks and not (item.node in seated and registration.round < number)
+        for item in ours
+        # Who has asked and was seated since need not have said that it is content.
+        if item.registration.asks and not (item.node in seated and item.registration.round < number)
     ]
-    names = {item.node for item in asking}
     content = {
-        node
-        for node, (_, registration) in ours.items()
-        if node not in names and (node in seated or registration.round >= number > 0)
+        item.node
+        for item in ours
+        if item not in asking and (item.node in seated or item.registration.round >= number > 0)
     }
-    absent = {node for node in seated if node not in ours and node not in now.gone}
-    if not now.calm:
-        content |= absent
+    absent = set() if now.calm else seated.keys() - {item.node for item in ours} - now.gone
+    content |= absent
     limits = _limits(current if content else None, asking)
     unfit = _unfit(now, ours, limits)
-    asking = [item for item in asking if item.node not in unfit]
-    asking.sort(key=lambda item: (seated.get(item.node, len(seated)), item.token))
-    former = frozenset(
-        item.node for item in now.nodes if item.registration is not None and item.registration.epoch < epoch
+    fit = [item for item in asking if item.node not in unfit]
+    return Standing(
+        epoch=epoch,
+        number=number,
+        limits=limits,
+        content=frozenset(content),
+        asking=tuple(sorted(fit, key=lambda item: (seated.get(item.node, len(seated)), item.token))),
+        unfit=unfit,
+        waits_for_former=any(item.registration.epoch < epoch and _may_run(item, now.round) for item in now.nodes),
+        waits_for_absent=bool(absent),
+        wanted=now.round is not None and now.round.wanted,
     )
-    return Standing(epoch, number, limits, former, frozenset(content), tuple(asking), unfit)
+
+
+def _may_run(item: Registered, round_: Round | None) -> bool:
+    """Whether it has had a seat, or was given one just now."""
+    return item.registration.round > 0 or (round_ is not None and round_.rank_of(item.node) is not None)
 
 
 def _limits(current: Round | None, asking: list[Registered]) -> Limits | None:
     """Those of the round that stands; else of whoever came first."""
     if current is not None:
         return current.limits
-    first = min(asking, key=lambda item: item.token, default=None)
-    return first.registration.limits if first is not None and first.registration is not None else None
+    return min(asking, key=lambda item: item.token).registration.limits if asking else None
 
 
-def _unfit(now: Scene, ours: Mapping[str, tuple[Registered, Registration]], limits: Limits | None) -> Mapping[str, str]:
-    unfit = {
-        item.node: "its registration was written by another version of Instep: use the same version on all nodes, or "
-        "another --rdzv-id"
-        for item in now.nodes
-        if item.registration is None
-    }
-    if limits is not None:
-        unfit |= {
-            node: f"the run has --nnodes={limits} and this node --nnodes={registration.limits}: give all nodes of a "
-            "run the same, and each run an --rdzv-id of its own"
-            for node, (_, registration) in ours.items()
-            if registration.asks and registration.limits != limits
-        }
+def _unfit(now: Scene, ours: list[Registered], limits: Limits | None) -> Mapping[str, str]:
+    version = (
+        "its registration was written by another version of Instep: use the same version on all nodes, or another "
+        "--rdzv-id"
+    )
+    unfit = dict.fromkeys(sorted(now.unreadable), version)
+    for item in ours:
+        said = item.registration
+        if limits is not None and said.asks and said.limits != limits:
+            unfit[item.node] = (
+                f"the run has --nnodes={limits} and this node --nnodes={said.limits}: give all nodes of a run the "
+                "same, and each run an --rdzv-id of its own"
+            )
     return unfit
 
 
@@ -183,33 +184,25 @@ def _about_standing_round(now: Scene, standing: Standing, limits: Limits) -> Wri
     return Write(current.model_copy(update={"wanted": wanted})) if wanted != current.wanted else None
 
 
-def _form(now: Scene, standing: Standing, limits: Limits) -> Write | None:
-    chosen = [item for item in standing.asking if item.registration is not None][: limits.max_nodes]
-    first = chosen[0].registration
-    if first is None:
-        return None
+def _form(now: Scene, standing: Standing, limits: Limits) -> Write:
+    chosen = standing.asking[: limits.max_nodes]
     before = now.round if now.round is not None and now.round.epoch == standing.epoch else None
-    cause = _cause(chosen)
-    seats = tuple(
-        Seat(node=item.node, host=item.registration.host, pid=item.registration.pid)
-        for item in chosen
-        if item.registration is not None
-    )
+    cause = _cause({item.registration.cause for item in chosen})
     made = Round(
         epoch=standing.epoch,
         number=standing.number + 1,
         limits=limits,
-        seats=seats,
-        store=first.store,
+        seats=tuple(Seat(node=item.node, host=item.registration.host, pid=item.registration.pid) for item in chosen),
+        store=chosen[0].registration.store,
         cause=cause if before is not None else "new",
         restarts=(before.restarts if before is not None else 0) + (cause == "failure"),
     )
-    departed = now.refused - {item.node for item in now.nodes}
+    departed = now.refused - now.unreadable - {item.node for item in now.nodes}
     return Write(made, tuple(sorted(now.gone | departed)))
 
 
-def _cause(chosen: list[Registered]) -> Cause:
-    causes = {item.registration.cause for item in chosen if item.registration is not None}
+def _cause(causes: set[Cause]) -> Cause:
+    """The gravest."""
     if "failure" in causes:
         return "failure"
     return "membership" if "membership" in causes else "new"

@@ -117,6 +117,12 @@ class Node(TaskBlock):
         return current.wanted or current.seats != self._seats  # a number is given again after a deletion by hand
 
     @property
+    def runs_in_what_stands(self) -> bool:
+        """Whether the round that stands is the one that this node was seated in last, though it may be wanted anew."""
+        current = self.outlook.round
+        return current is not None and (current.number, current.seats) == (self._round, self._seats)
+
+    @property
     def was_seated(self) -> bool:
         """Whether a round has held this node."""
         return self._round > 0
