@@ -5,13 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 
 import pytest
-from ported_agents import Agents, until
+from ported_agents import Agents, together, until
 from torch.distributed import (  # type: ignore[attr-defined]  # re-exported, but not by name
     DistError,
     TCPStore,
@@ -22,6 +23,7 @@ from torch.distributed.elastic.utils.store import barrier
 
 from instep.coordination.rendezvous.records import Address, Closed
 from instep.testing import EtcdServer
+from instep.torch import _rendezvous
 from instep.torch._address import address_of_this_node
 from instep.torch._agents_store import AgentsStore
 from instep.torch._meeting import meet, open_store, reach_store
@@ -162,7 +164,7 @@ def test_workers_are_not_restarted_for_a_newcomer_once_those_of_another_node_hav
     with ThreadPoolExecutor(1) as thread:
         waits = thread.submit(barrier, info.store, 2, _TERMINAL_STATE_SYNC_ID, LIMIT_S)
         newcomer = agents.one(1, 3).joins()
-        node, store = saving.handler._node, saving.handler._agents
+        node, store = saving.handler.node, saving.handler._agents
         assert node is not None
         assert store is not None
         until(lambda: node.is_left_behind and store.check([f"{_TERMINAL_STATE_SYNC_ID}/num_members"]))
@@ -172,3 +174,41 @@ def test_workers_are_not_restarted_for_a_newcomer_once_those_of_another_node_hav
     assert finished.handler.shutdown()
     with pytest.raises(RendezvousClosedError):
         newcomer.result(LIMIT_S)
+
+
+# -- a node that the others' store cannot be reached from --------------------------------------------------------------
+
+
+def test_a_node_that_never_reaches_the_others_gives_up_and_they_train_on(
+    agents: Agents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its attempts stops the workers of all, and the others would wait with it until their join_timeout."""
+    (first, second), _ = agents.in_a_round(2, 2, 3)
+    reached = _rendezvous.reach_store
+
+    def reach(address: Address, connect_s: float, read_s: float) -> TCPStore:
+        if threading.current_thread() is stranger:
+            raise DistError("no route to host")
+        return reached(address, connect_s, read_s)
+
+    monkeypatch.setattr(_rendezvous, "ARRIVAL_S", 0.0)
+    monkeypatch.setattr(_rendezvous, "reach_store", reach)
+    newcomer = agents.one(2, 3)
+    said: list[BaseException] = []
+
+    def join() -> None:
+        try:
+            newcomer.handler.next_rendezvous()
+        except RendezvousTimeoutError as error:
+            said.append(error)
+        newcomer.handler.shutdown()
+
+    stranger = threading.Thread(target=join)
+    stranger.start()
+    while stranger.is_alive():
+        if first.handler.num_nodes_waiting() or second.handler.num_nodes_waiting():
+            together(first, second)
+    (error,) = said
+    assert "does not reach the store of group rank 0" in str(error)
+    until(lambda: not first.handler.num_nodes_waiting() or bool(together(first, second)))
+    assert not first.handler.is_closed()

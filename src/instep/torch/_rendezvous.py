@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import atexit
 import logging
 import os
 import sys
@@ -14,19 +12,13 @@ from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
-from instep.coordination.connect import open_client
-from instep.coordination.outage import Outage
 from instep.coordination.rendezvous.node import Node
 from instep.coordination.rendezvous.records import Address, Cause, Round
-from instep.errors import EtcdUnavailable, InstepError, JoinTimeout, RunClosed, SettingsError
-from instep.etcd import Client
-from instep.torch._address import address_of_this_node, await_own_address
+from instep.errors import InstepError, JoinTimeout, RunClosed, SettingsError
+from instep.torch._address import address_of_this_node
 from instep.torch._agents_store import AgentsStore
-from instep.torch._contact import reach
-from instep.torch._guard import Guard
-from instep.torch._loop import LoopThread
 from instep.torch._meeting import meet, open_store, reach_store
-from instep.torch._patience import aloud
+from instep.torch._presence import Presence
 from instep.torch._rendezvous_options import Options, options_of
 from instep.torch._sentences import sentence_of
 
@@ -37,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("instep")
 
 BACKEND: Final = "etcd3"
-RETRY_S: Final = 0.3
+MOST_UNREACHED: Final = 3
 ARRIVAL_S: Final = 5.0
 """Beyond a lease's length: who has not come by then has died in the meantime, or cannot reach the store."""
 
@@ -61,10 +53,7 @@ class Handler(RendezvousHandler):
     def __init__(self, options: Options) -> None:
         self._options = options
         self._host = options.local_addr or address_of_this_node(*options.settings.endpoints)
-        self._loop: LoopThread | None = None
-        self._client: Client | None = None
-        self._node: Node | None = None
-        self._guard: Guard | None = None
+        self._presence: Presence | None = None
         self._store: TCPStore | None = None
         """That of the round we are in; let go of when the next one begins: on rank 0 it is served here."""
         self._agents: AgentsStore | None = None
@@ -72,9 +61,17 @@ class Handler(RendezvousHandler):
         """Whether the round is left because others want to join, not because workers have failed."""
         self._in_vain = False
         """Whether the last `next_rendezvous` has failed."""
+        self._has_run = False
+        self._unreached = 0
+        """Rounds in a row whose store was not reached."""
 
     def __repr__(self) -> str:
-        return f"Handler({self._node or self._options.keys.run})"
+        return f"Handler({self._presence or self._options.keys.run})"
+
+    @property
+    def node(self) -> Node | None:
+        """Ours in the rendezvous; None before the first `next_rendezvous` and after `shutdown`."""
+        return self._presence.node if self._presence is not None else None
 
     # -- what torchrun asks for -------------------------------------------------------------------------------------
 
@@ -96,8 +93,7 @@ class Handler(RendezvousHandler):
             return info
         except InstepError as error:
             self._in_vain = True
-            node = self._node
-            spare = node is not None and node.is_spare
+            spare = self.node is not None and self.node.is_spare
             if isinstance(error, RunClosed) and spare:
                 log.warning("%s This node was a spare: it was not needed and has run nothing.", error)
             raise sentence_of(error, spare=spare) from None
@@ -105,7 +101,7 @@ class Handler(RendezvousHandler):
     def num_nodes_waiting(self) -> int:
         """1 where the round is to be formed anew, for whatever reason; else 0. Once the workers of some node have
         finished it is not: that node would not come, and the others would wait for it."""
-        node, agents = self._node, self._agents
+        node, agents = self.node, self._agents
         told = node is not None and node.is_left_behind
         if told and agents is not None and node is not None and node.runs_in_what_stands:
             told = not agents.is_ending
@@ -113,11 +109,11 @@ class Handler(RendezvousHandler):
         return int(self._told)
 
     def is_closed(self) -> bool:
-        return self._node is not None and self._node.is_closed
+        return self.node is not None and self.node.is_closed
 
     def set_closed(self) -> None:
         try:
-            self._close_run()
+            self._finish()
         except InstepError as error:
             raise sentence_of(error) from None
 
@@ -126,46 +122,56 @@ class Handler(RendezvousHandler):
         got its seat, only leaves: the run is the others', though torch asks for this then too (pytorch #150916)."""
         try:
             if not self._in_vain and not isinstance(sys.exception(), SignalException | KeyboardInterrupt):
-                self._close_run()
+                self._finish()
         except InstepError as error:
             log.warning("the run %s could not be closed: %s", self.get_run_id(), error)
             return False
         finally:
-            self._leave()
+            presence, self._presence = self._presence, None
+            self._store = self._agents = None
+            if presence is not None:
+                presence.close()
         return True
+
+    def _finish(self) -> None:
+        if self._presence is not None:
+            self._presence.finish()
 
     # -- a round ----------------------------------------------------------------------------------------------------
 
     def _next_rendezvous(self) -> RendezvousInfo:
         deadline = time.monotonic() + self._options.join_s
-        node, loop = self._connected()
-        cause = self._cause(node)
+        presence = self._presence = self._presence or Presence(self._options, self._host)
+        cause = self._cause(presence.node)
         was_seated = False
         while True:
             own = self._open_store()
             left_s = max(0.001, deadline - time.monotonic())
-            address = Address(host=self._host, port=own.port)
-            current = loop.run(self._seated(node, address, cause, left_s))
+            current = presence.seat(Address(host=self._host, port=own.port), cause, left_s)
             if not was_seated:  # a spare may have waited beyond any deadline
                 deadline, was_seated = time.monotonic() + self._options.join_s, True
-            info = self._enter(current, node, own)
+            info = self._enter(current, presence.node, own)
             if info is not None:
-                self._told = False
+                self._told, self._has_run, self._unreached = False, True, 0
                 return info
             log.warning("round %d lost a node while it was formed: asking for the next", current.number)
             cause = "membership"
-            if time.monotonic() > deadline:
-                raise JoinTimeout(
-                    f"The nodes of round {current.number} of {self.get_run_id()} did not all reach the store of "
-                    f"{current.store.host if current.store else 'rank 0'}: see that the nodes reach each other by the "
-                    "addresses given with --local-addr."
-                )
+            self._check_patience(current, time.monotonic() > deadline)
 
-    async def _seated(self, node: Node, address: Address, cause: Cause, limit_s: float) -> Round:
-        assert self._client is not None
-        options = self._options
-        seat = node.seat(address, cause=cause, timeout_s=limit_s)
-        return await aloud(seat, self._client, options.keys, node, options.limits, last_call_s=options.last_call_s)
+    def _check_patience(self, current: Round, is_over: bool) -> None:
+        """Raises JoinTimeout with whom to look at. A node that has not run yet does not go on for as long as others:
+        each of its attempts stops the workers of all."""
+        host = current.store.host if current.store is not None else "rank 0"
+        if self._unreached >= MOST_UNREACHED and not self._has_run:
+            raise JoinTimeout(
+                f"This node does not reach the store of group rank 0 at {host}, {self._unreached} times in a row: let "
+                "it through, or give that node an address that others reach with --local-addr."
+            )
+        if is_over:
+            raise JoinTimeout(
+                f"The nodes of round {current.number} of {self.get_run_id()} did not all reach the store of {host}: "
+                "see that the nodes reach each other by the addresses given with --local-addr."
+            )
 
     def _enter(self, current: Round, node: Node, own: TCPStore) -> RendezvousInfo | None:
         """None where a node of the round has died meanwhile."""
@@ -176,6 +182,7 @@ class Handler(RendezvousHandler):
             store = own if rank == 0 else reach_store(current.store, self._arrival_s, self._options.read_s)
         except DistError as error:
             log.warning("the store of round %d, at %s, is not reached: %s", current.number, current.store, error)
+            self._unreached += 1
             return None
         shared = AgentsStore(store, rank, size, timeout_s=self._arrival_s)
         if not meet(shared, size, in_vain=lambda: node.is_left_behind, timeout_s=self._arrival_s):
@@ -212,103 +219,3 @@ class Handler(RendezvousHandler):
         if not node.was_seated:
             return "new"
         return "membership" if self._told else "failure"
-
-    # -- etcd -------------------------------------------------------------------------------------------------------
-
-    def _connected(self) -> tuple[Node, LoopThread]:
-        loop = self._loop
-        if loop is None:
-            loop = self._loop = LoopThread(f"instep-rendezvous-{self.get_run_id()}")
-            atexit.register(self._leave)
-        if self._node is None:
-            loop.run(self._reached())
-            await_own_address(self._host, self._options.connect_s)
-            self._node = loop.run(self._entered())
-            self._guard = self._guarded(self._node)
-        return self._node, loop
-
-    def _guarded(self, node: Node) -> Guard | None:
-        options = self._options
-        try:
-            return Guard(options.settings, options.keys, node.name, options.ttl_s)
-        except OSError as error:
-            log.warning(
-                "this agent goes on without a guard: were it killed, the others would know after %d s (%s)",
-                options.ttl_s,
-                error,
-            )
-            return None
-
-    async def _reached(self) -> None:
-        if self._client is None:
-            self._client = open_client(self._options.settings)
-        await reach(self._client, self._options.keys, min(self._options.connect_s, self._options.join_s))
-
-    async def _entered(self) -> Node:
-        """Rides out trouble with an etcd that has just answered, for connect_timeout at most."""
-        options = self._options
-        deadline = time.monotonic() + min(options.connect_s, options.join_s)
-        outage = Outage("the rendezvous waits for etcd")
-        assert self._client is not None
-        while True:
-            node = Node(
-                self._client,
-                options.keys,
-                options.limits,
-                host=self._host,
-                pid=os.getpid(),
-                ttl_s=options.ttl_s,
-                last_call_s=options.last_call_s,
-            )
-            try:
-                await node.__aenter__()
-            except EtcdUnavailable as error:
-                if time.monotonic() > deadline:
-                    raise
-                outage.met(error)
-                await asyncio.sleep(RETRY_S)
-            else:
-                outage.over()
-                return node
-
-    def _close_run(self) -> None:
-        """Only by a node that took part: one that was refused, or came in vain, does not end the others' run."""
-        node, loop = self._node, self._loop
-        if node is not None and loop is not None and node.was_seated:
-            loop.run(self._finish(node))
-
-    async def _finish(self, node: Node) -> None:
-        try:
-            async with asyncio.timeout(self._options.close_s):
-                await self._insist(node)
-        except TimeoutError:
-            raise EtcdUnavailable(f"etcd was not told in {self._options.close_s:g} s") from None
-
-    async def _insist(self, node: Node) -> None:
-        while True:
-            try:
-                return await node.finish()
-            except EtcdUnavailable:
-                await asyncio.sleep(RETRY_S)
-
-    def _leave(self) -> None:
-        """The others need not wait for the end of our lease; also when a signal ends torchrun."""
-        atexit.unregister(self._leave)
-        loop, self._loop = self._loop, None
-        node, self._node = self._node, None
-        guard, self._guard = self._guard, None
-        self._store = self._agents = None
-        if loop is None:
-            return
-        try:
-            loop.run(self._goodbye(node))
-        finally:
-            loop.stop()
-            if guard is not None:
-                guard.dismiss()
-
-    async def _goodbye(self, node: Node | None) -> None:
-        if node is not None:
-            await node.close()
-        if self._client is not None:
-            await self._client.close()

@@ -91,6 +91,7 @@ class Node(TaskBlock):
         self._seats: tuple[Seat, ...] = ()
         """Of that round, as we were told it."""
         self._saying: Registration | None = None
+        self._has_finished = False
         self._clock = clock
 
     def __repr__(self) -> str:
@@ -102,7 +103,7 @@ class Node(TaskBlock):
     def is_closed(self) -> bool:
         """Whether the run that this node belongs to has ended."""
         closed = self.outlook.closed
-        return closed is not None and 0 < self._epoch <= closed.epoch
+        return self._has_finished or (closed is not None and 0 < self._epoch <= closed.epoch)
 
     @property
     def is_left_behind(self) -> bool:
@@ -161,6 +162,7 @@ class Node(TaskBlock):
         try:
             found = await self._seated(registration, timeout_s)
         except BaseException:
+            self._saying = None
             await self._group.leave()
             raise
         self._round, self._seats = found.number, found.seats
@@ -175,11 +177,12 @@ class Node(TaskBlock):
             current = await self._client.get(self._keys.closed)
             known = Closed.decode_or_none(current.value) if current is not None else None
             if known is not None and known.epoch >= epoch:
-                return
+                break
             unchanged = Compare.mod_revision(self._keys.closed, "==", current.mod_revision if current else 0)
             put = Op.put(self._keys.closed, Closed(epoch=epoch, by=self._host).encode())
             if (await self._client.txn([unchanged], [put])).succeeded:
-                return
+                break
+        self._has_finished = True
 
     # -- its life ---------------------------------------------------------------------------------------------------
 
@@ -206,7 +209,7 @@ class Node(TaskBlock):
         await first_of(self._mirror.run(), self._coordinator.run())
 
     async def _say_goodbye(self) -> None:
-        if self._round:
+        if self._round and not self.is_closed:  # of a run that has ended nobody forms a round
             gone = Op.put(self._keys.gone_of(self.name), Departure().encode())
             await self._client.txn([], [gone, Op.delete(self._keys.refused(self.name))], timeout_s=LEAVE_S)
         await self._group.leave()

@@ -1,0 +1,164 @@
+"""What torchrun's agent has in etcd: a thread with a client, its node in the rendezvous, the guard beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import time
+from typing import Final
+
+from instep.coordination.connect import open_client
+from instep.coordination.outage import Outage
+from instep.coordination.rendezvous.node import Node
+from instep.coordination.rendezvous.records import Address, Cause, Round
+from instep.errors import EtcdUnavailable
+from instep.etcd import Client
+from instep.torch._address import await_own_address
+from instep.torch._contact import reach
+from instep.torch._guard import Guard
+from instep.torch._loop import LoopThread
+from instep.torch._patience import aloud
+from instep.torch._rendezvous_options import Options
+
+log = logging.getLogger("instep")
+
+RETRY_S: Final = 0.3
+
+
+class Presence:
+    """Promise: from its making until `close`, or the end of the process, whatever ends it, the others know of `node`.
+
+    Making it raises what the client raises when etcd was not reached in connect_timeout or refuses us, and
+    SettingsError when `host` does not lead to this machine. For one thread.
+    """
+
+    def __init__(self, options: Options, host: str) -> None:
+        self._options = options
+        self._host = host
+        self._pid = os.getpid()
+        self._loop = LoopThread(f"instep-rendezvous-{options.keys.run}")
+        self._client: Client | None = None
+        self._node: Node | None = None
+        self._guard: Guard | None = None
+        self._closed = False
+        atexit.register(self.close)
+        try:
+            self._loop.run(self._reach())
+            await_own_address(host, options.connect_s)
+            self._node = self._loop.run(self._enter())
+        except BaseException:
+            self.close()
+            raise
+        self._guard = self._guarded()
+
+    def __repr__(self) -> str:
+        return f"Presence({'closed' if self._closed else self._node!r})"
+
+    @property
+    def node(self) -> Node:
+        assert self._node is not None
+        return self._node
+
+    def seat(self, address: Address, cause: Cause, limit_s: float) -> Round:
+        """As Node.seat; meanwhile the log says what is waited for."""
+        return self._loop.run(self._seated(address, cause, limit_s))
+
+    def finish(self) -> None:
+        """Closes the run, for its nodes, within close_timeout; only by one that took part: who was refused, or came in
+        vain, does not end the others' run. Raises EtcdUnavailable."""
+        if not self._closed and self.node.was_seated:
+            self._loop.run(self._finish())
+
+    def close(self) -> None:
+        """Leaves, so that the others need not wait for the end of the lease. A forked child does nothing."""
+        atexit.unregister(self.close)
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        try:
+            self._loop.run(self._goodbye())
+        finally:
+            self._loop.stop()
+            if self._guard is not None:
+                self._guard.dismiss()
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _contact_s(self) -> float:
+        return min(self._options.connect_s, self._options.join_s)
+
+    async def _reach(self) -> None:
+        self._client = open_client(self._options.settings)
+        await reach(self._client, self._options.keys, self._contact_s)
+
+    async def _enter(self) -> Node:
+        """Rides out trouble with an etcd that has just answered."""
+        options = self._options
+        deadline = time.monotonic() + self._contact_s
+        outage = Outage("the rendezvous waits for etcd")
+        while True:
+            node = Node(
+                self._linked,
+                options.keys,
+                options.limits,
+                host=self._host,
+                pid=self._pid,
+                ttl_s=options.ttl_s,
+                last_call_s=options.last_call_s,
+            )
+            try:
+                await node.__aenter__()
+            except EtcdUnavailable as error:
+                if time.monotonic() > deadline:
+                    raise
+                outage.met(error)
+                await asyncio.sleep(RETRY_S)
+            else:
+                outage.over()
+                return node
+
+    @property
+    def _linked(self) -> Client:
+        assert self._client is not None
+        return self._client
+
+    def _guarded(self) -> Guard | None:
+        options = self._options
+        try:
+            return Guard(options.settings, options.keys, self.node.name, options.ttl_s)
+        except OSError as error:
+            log.warning(
+                "this agent goes on without a guard: were it killed, the others would know after %d s (%s)",
+                options.ttl_s,
+                error,
+            )
+            return None
+
+    async def _seated(self, address: Address, cause: Cause, limit_s: float) -> Round:
+        options = self._options
+        seat = self.node.seat(address, cause=cause, timeout_s=limit_s)
+        return await aloud(seat, self._linked, options.keys, self.node, options.limits, last_call_s=options.last_call_s)
+
+    async def _finish(self) -> None:
+        close_s = self._options.close_s
+        try:
+            async with asyncio.timeout(close_s):
+                await self._insist()
+        except TimeoutError:
+            raise EtcdUnavailable(f"etcd was not told in {close_s:g} s") from None
+
+    async def _insist(self) -> None:
+        while True:
+            try:
+                return await self.node.finish()
+            except EtcdUnavailable:
+                await asyncio.sleep(RETRY_S)
+
+    async def _goodbye(self) -> None:
+        if self._node is not None:
+            await self._node.close()
+        if self._client is not None:
+            await self._client.close()
