@@ -55,7 +55,7 @@ def test_the_demo_proves_what_it_claims_and_leaves_nothing(folder: Path) -> None
     assert demo.returncode == 0, err
     found = json.loads(out)
     assert found["held"]
-    assert [item["held"] for item in found["checks"]] == [True] * 12
+    assert [item["held"] for item in found["checks"]] == [True] * 13
     assert [change["receipt"]["applied"] for change in found["changes"]] == [2, 2, 2]
     assert not found["refused"]["written"]
     assert found["takeover"]["saved_by"] == 1 - found["takeover"]["killed_rank"]

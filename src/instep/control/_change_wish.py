@@ -109,6 +109,7 @@ class ChangeWish:
         return "It stays desired."
 
     def receipt(self, picture: Picture, stand: Stand, took_s: float) -> ChangeReceipt:
+        took_s = round(took_s, 3)  # once: the sentence and the figure are to say the same
         changes = _changes(picture, self.written, stand)
         assert stand.outcome is not None
         return ChangeReceipt(
@@ -121,7 +122,7 @@ class ChangeWish:
             applied=stand.applied,
             ranks=stand.ranks,
             view=stand.view,
-            took_s=round(took_s, 3),
+            took_s=took_s,
             sentence=receipt_sentence(changes, stand, took_s),
         )
 

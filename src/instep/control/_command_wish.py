@@ -124,6 +124,7 @@ class CommandWish:
         )
 
     def receipt(self, picture: Picture, stand: Stand, took_s: float) -> CommandReceipt:
+        took_s = round(took_s, 3)  # once: the sentence and the figure are to say the same
         plan = picture.plans.get(stand.plan or 0)
         saved = self._saved(picture, plan) if plan is not None else None
         checkpoint = checkpoint_of(saved, picture.latest) if saved is not None else None
@@ -139,7 +140,7 @@ class CommandWish:
             applied=stand.applied,
             ranks=stand.ranks,
             checkpoint=checkpoint,
-            took_s=round(took_s, 3),
+            took_s=took_s,
             sentence=command_sentence(self.sent, plan, checkpoint, stand, took_s),
         )
 
