@@ -47,6 +47,21 @@ def test_all_ranks_told_at_once_ask_once(training: TrainingRun) -> None:
     assert [training.key(f"state/plans/{n}/decision")["commit"] for n in plans].count(True) == 1
 
 
+def test_ranks_of_a_node_that_stays_wait_for_torchrun_to_go_on_without_the_other(training: TrainingRun) -> None:
+    """Those that ended by themselves would count as finished: torchrun would wait for the others, and end the run."""
+    world = {"TORCHELASTIC_RUN_ID": "gpt-a", "GROUP_WORLD_SIZE": "2"}
+    going, *staying = [training.start(rank, 3, node="abb"[rank], environment=world) for rank in range(3)]
+    wait_trains(going, *staying)
+    going.kill(TERM)
+    assert going.finish() == 0
+    for trainer in staying:
+        wait_for(lambda: any("waits 15 s at most for torchrun" in line for line in trainer.errors), "standing by")  # noqa: B023  # called at once
+    assert [trainer.process.poll() for trainer in staying] == [None, None]
+    for trainer in staying:
+        trainer.kill(TERM)
+    assert [trainer.finish() for trainer in staying] == [0, 0]
+
+
 def test_a_rank_that_stands_paused_hears_it_too(training: TrainingRun) -> None:
     trainers = training.start_all(2)
     order(training, "pause")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +10,15 @@ import pytest
 
 from instep.testing import EtcdCluster, EtcdServer
 from torchrun.elastic import ElasticRun, Nursery
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """A handler tells the processes to come where etcd is."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,9 @@ def main(folder: Path) -> None:
         step, stop = 0, torch.zeros(1)
         while not stop.item():
             run.boundary(step)
+            if run.stopped is not None:
+                voice.say("stopped", step=step)
+                break
             used = torch.tensor([run.config.lr, -run.config.lr], dtype=torch.float64)
             dist.all_reduce(used, dist.ReduceOp.MAX)
             assert used[0] == -used[1], f"step {step} was run with {used}"

@@ -147,6 +147,18 @@ def test_without_any_endpoint_the_ways_to_give_one_are_named(tmp_path: Path, mon
         create_handler(params(""))
 
 
+def test_what_the_command_line_says_of_etcd_holds_for_the_scripts_unless_they_are_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for variable in ("INSTEP_ETCD", "INSTEP_NAMESPACE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("INSTEP_USER", "the-script")
+    conf = {"namespace": "/team-a", "user": "the-agent", "password_file": "secret"}
+    create_handler(RendezvousParameters("etcd3", "https://etcd-0:2379", "gpt-a", 1, 1, **conf))
+    told = [os.environ[name] for name in ("INSTEP_ETCD", "INSTEP_NAMESPACE", "INSTEP_USER")]
+    assert told == ["https://etcd-0:2379", "/team-a", "the-script"]
+
+
 def test_a_run_id_that_can_be_no_key_is_refused() -> None:
     with pytest.raises(RendezvousConnectionError, match="--rdzv-id becomes part of etcd's keys: the run name 'a/b' is"):
         create_handler(params("h", run_id="a/b"))

@@ -65,9 +65,9 @@ def course_after(command: Command, gate: int, course: Course, *, goes_on: int | 
         case "resume":
             return Course(save_at=course.save_at)
         case "stop" if command.save:
-            return Course(save_at=gate, ends_at=gate + 1, reason=reason)
+            return Course(save_at=gate, ends_at=gate + 1, reason=reason, node=command.node)
         case "stop":
-            return Course(ends_at=gate, reason=reason)
+            return Course(ends_at=gate, reason=reason, node=command.node)
         case "checkpoint":
             return Course(save_at=gate)
         case "restore" if course.paused_at is not None and goes_on is not None:

@@ -88,6 +88,8 @@ class Course(Record):
     """The first step that is not run."""
     reason: str | None = None
     """Why it is paused or ends, for people."""
+    node: str | None = None
+    """It ends for the sake of this node, which is about to go."""
 
 
 class Snapshot(Record):

@@ -6,9 +6,15 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, Final
 
-from torch.distributed import DistError, PrefixStore, Store  # type: ignore[attr-defined]  # re-exported, not by name
+from torch.distributed import (  # type: ignore[attr-defined]  # re-exported, but not by name
+    DistError,
+    DistStoreError,
+    PrefixStore,
+    Store,
+)
 
 from instep.torch._bounded import bounded
 
@@ -20,6 +26,7 @@ RANKS: Final = "torchelastic/assigned_ranks/"
 FINISHED: Final = "torchelastic/agent/terminal_state/num_members"
 """torchrun's own names, not ours. Under others this would be a plain store: safe, and an agent ends as before."""
 LOOK_S: Final = 0.01
+WAIT_LOOK_S: Final = 0.1
 ANSWER_S: Final = 1.0
 
 
@@ -56,6 +63,14 @@ class AgentsStore(PrefixStore):
         """Ranks that rest on a guess are kept back: no node that is only late is to make a world of them complete."""
         if not (self.is_lost and keys and keys[0].startswith(RANKS)):
             super().multi_set(keys, values)  # type: ignore[misc]  # missing in the stubs
+
+    def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
+        """torchrun waits in its exit barrier so, for minutes: signals are heard meanwhile, unlike in torch's own."""
+        deadline = time.monotonic() + (timeout or self.timeout).total_seconds()  # type: ignore[attr-defined]  # missing in the stubs
+        while not bounded(lambda: self.check(keys), self._timeout_s, "the agents' store"):
+            if time.monotonic() > deadline:
+                raise DistStoreError(f"{', '.join(keys)} did not come in time")
+            time.sleep(WAIT_LOOK_S)
 
     def get(self, key: str) -> bytes:
         if not key.startswith(RANKS):

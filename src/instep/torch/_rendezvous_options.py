@@ -119,7 +119,17 @@ def _settings(endpoint: str, config: Mapping[str, Any], environ: Mapping[str, st
         raise SettingsError(f"{error}{_in_torchruns_words(str(error))}") from None
     if "password_file" in config and settings.user is None:
         raise SettingsError("--rdzv-conf has a password_file and no user: give the user whose password it holds")
+    if environ is None:
+        _tell_workers(endpoint.strip(), given)
     return settings
+
+
+def _tell_workers(endpoint: str, given: Mapping[str, str]) -> None:
+    """What the command line says holds for the scripts too, where no variable of theirs says otherwise."""
+    if endpoint:
+        given = {"INSTEP_ETCD": endpoint, **given}
+    for variable, value in given.items():
+        os.environ.setdefault(variable, value)
 
 
 def _in_torchruns_words(sentence: str) -> str:

@@ -17,10 +17,11 @@ class Course:
     save_at: int | None = None
     ends_at: int | None = None
     reason: str | None = None
+    node: str | None = None
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Course:
-        return cls(*(document.get(name) for name in ("paused_at", "save_at", "ends_at", "reason")))
+        return cls(*(document.get(name) for name in ("paused_at", "save_at", "ends_at", "reason", "node")))
 
     def from_step(self, gate: int, step: int) -> Course:
         """As it holds for ranks that stood before `step`, beyond the plan's gate: those of a run that is paused from

@@ -21,5 +21,10 @@ def elastic(environ: Mapping[str, str]) -> Message | None:
     return told
 
 
+def has_several_nodes(environ: Mapping[str, str]) -> bool:
+    """Whether torchrun has started this process, and its world has more than one node."""
+    return "TORCHELASTIC_RUN_ID" in environ and (_number(environ.get("GROUP_WORLD_SIZE", "")) or 1) > 1
+
+
 def _number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from instep.errors import Preempted
 from instep.wire import Message
-from instep.worker import sigterm
+from instep.worker import elastic, sigterm
 from instep.worker.agreement import Agreement
 from instep.worker.conversation import Conversation
 from instep.worker.notice import Notice
@@ -17,6 +17,9 @@ from instep.worker.notice import Notice
 log = logging.getLogger("instep")
 
 REASON: Final = "SIGTERM"
+STAND_BY_S: Final = 15.0
+"""Until the node that goes has ended its workers and told the others."""
+STAND_BY_LOOK_S: Final = 0.05
 
 
 class Preemption:
@@ -54,6 +57,10 @@ class Preemption:
         """Whether a SIGTERM has come that nobody has been told of."""
         return self._notice.at is not None and not self._told
 
+    def is_told(self) -> bool:
+        """Whether this process has got a SIGTERM."""
+        return self._notice.at is not None
+
     @property
     def left_s(self) -> float:
         """Until the kill that is to be expected, in seconds."""
@@ -70,6 +77,19 @@ class Preemption:
         if self._notice.at is not None and self._conversation.failure is None:
             log.warning("rank %d got SIGTERM and its training was over before the run stopped: it ends now", self._rank)
             sigterm.hand_on()
+
+    def stand_by(self, node: str | None, environ: Mapping[str, str]) -> None:
+        """After the run was stopped for the sake of `node`. Where torchrun runs several nodes it forms its world anew
+        without that one, and ends this process for it: so that is waited for, 15 s at most. A process that ended by
+        itself before would count as finished, and its training with it.
+        """
+        if node is None or self.is_told() or not elastic.has_several_nodes(environ):
+            return
+        limit_s = min(STAND_BY_S, self._notice.grace_s)
+        log.warning("rank %d waits %g s at most for torchrun to go on without the node that goes", self._rank, limit_s)
+        deadline = time.monotonic() + limit_s
+        while not self.is_told() and time.monotonic() < deadline:
+            time.sleep(STAND_BY_LOOK_S)
 
     def _hear(self) -> None:
         """Called by the signal handler, between any two instructions."""

@@ -249,6 +249,8 @@ class Run(Generic[Config]):
             if not self._ended:
                 self.checkpoints.settle(min(GOODBYE_S, self._preemption.left_s))
                 self._conversation.leave(self._step, clean=clean, error=error)
+            if clean and error is None and self._stopped is not None:
+                self._preemption.stand_by(self._agreement.course.node, os.environ)
             self._end("closed")
         if is_over:
             self._preemption.hand_on()
