@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from torch.distributed import DistError
@@ -30,16 +31,30 @@ log = logging.getLogger("instep")
 
 BACKEND: Final = "etcd3"
 MOST_UNREACHED: Final = 3
+WHY: Final[Mapping[Cause, str]] = {
+    "new": "the first",
+    "failure": "workers had failed",
+    "membership": "nodes came or went",
+}
 ARRIVAL_S: Final = 5.0
 """Beyond a lease's length: who has not come by then has died in the meantime, or cannot reach the store."""
 
 
 def create_handler(params: RendezvousParameters) -> Handler:
     """For torch's registry. Raises an error with one sentence for parameters that cannot be used."""
+    _sign_what_is_said()
     try:
         return Handler(options_of(params))
     except SettingsError as error:
         raise sentence_of(error) from None
+
+
+def _sign_what_is_said() -> None:
+    """Where nobody has set up logging, Python prints a warning bare, among torchrun's and the ranks' own lines."""
+    if not log.handlers and not logging.getLogger().handlers:
+        signed = logging.StreamHandler()
+        signed.setFormatter(logging.Formatter("instep: %(message)s"))
+        log.addHandler(signed)
 
 
 class Handler(RendezvousHandler):
@@ -193,7 +208,9 @@ class Handler(RendezvousHandler):
             log.warning("the store of round %d has gone: %s", current.number, error)
             return None
         self._store, self._agents = store, shared
-        log.info("round %d of %s: group rank %d of %d", current.number, self.get_run_id(), rank, size)
+        nodes = "1 node" if size == 1 else f"{size} nodes"
+        level = logging.WARNING if self._has_run else logging.INFO  # the first is no news
+        log.log(level, "round %d, %s, this is group rank %d: %s", current.number, nodes, rank, WHY[current.cause])
         return info
 
     def _store_of_workers(self, rank: int, store: Store, shared: Address) -> RendezvousStoreInfo:

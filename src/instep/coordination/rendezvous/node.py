@@ -287,6 +287,8 @@ class Node(TaskBlock):
 
     def _on_link(self, link: LinkState) -> None:
         self._coordinator.on_link(link)
+        if link == "lost" and self._round and not self._has_finished:
+            log.warning("etcd does not answer: the workers go on, and no node is taken for dead meanwhile")
 
     def _take(self, events: tuple[Event, ...]) -> None:
         round_, closed = self._mirror.get(self._keys.round), self._mirror.get(self._keys.closed)
