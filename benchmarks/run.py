@@ -60,7 +60,7 @@ async def _measure(names: Sequence[str], *, quick: bool) -> list[Figure]:
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("only", nargs="*", choices=[*MEASURES, []], help="which to run; all without")
-    parser.add_argument("--quick", action="store_true", help="about a minute, with fewer repetitions")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to FILE as JSON")
     parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
     return parser
