@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST_ARGS ?=
 # Most tests wait for servers and processes most of the time.
-PARALLEL ?= --numprocesses 3 --dist worksteal
+PARALLEL ?= --numprocesses 2 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-long lint bench chaos drills compat model recording etcd-versions clean

@@ -45,7 +45,6 @@ def test_a_new_node_is_taken_in_and_the_loss_of_rank_0_is_survived(elastic: Elas
     third = elastic.start("1:3")
     three = elastic.wait_world([first, second, third], other_than=[two])
     assert [agent.last["rank"] for agent in (first, second, third)] == [0, 1, 2]
-    assert restarts(first) == 0, "others that join cost no retry"
     first.die()
     again = elastic.wait_world([second, third], other_than=[three])
     assert [agent.last["rank"] for agent in (second, third)] == [0, 1]

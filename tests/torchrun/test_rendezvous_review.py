@@ -212,3 +212,16 @@ def test_a_node_that_never_reaches_the_others_gives_up_and_they_train_on(
     assert "does not reach the store of group rank 0" in str(error)
     until(lambda: not first.handler.num_nodes_waiting() or bool(together(first, second)))
     assert not first.handler.is_closed()
+
+
+def test_all_nodes_of_a_round_are_told_to_leave_it_in_the_same_moment(agents: Agents) -> None:
+    """So that no worker misses another's and fails before its own torchrun has heard: that would count as a restart."""
+    (first, second), _ = agents.in_a_round(2, 2, 3)
+    newcomer = agents.one(2, 3).joins()
+    for agent in (first, second):
+        node = agent.handler.node
+        assert node is not None
+        until(lambda: agent.handler.num_nodes_waiting() == 1)  # noqa: B023  # called at once
+        assert time.monotonic() >= node.left_behind_at + _rendezvous.TOGETHER_S
+    assert {info.world_size for info in together(first, second)} == {3}
+    newcomer.result(LIMIT_S)

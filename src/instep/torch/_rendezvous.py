@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("instep")
 
 BACKEND: Final = "etcd3"
+TOGETHER_S: Final = 0.25
+"""More than torchrun's interval between two questions, 0.1 s unless told otherwise."""
 MOST_UNREACHED: Final = 3
 WHY: Final[Mapping[Cause, str]] = {
     "new": "the first",
@@ -114,12 +116,17 @@ class Handler(RendezvousHandler):
             raise sentence_of(error, spare=spare) from None
 
     def num_nodes_waiting(self) -> int:
-        """1 where the round is to be formed anew, for whatever reason; else 0. Once the workers of some node have
-        finished it is not: that node would not come, and the others would wait for it."""
+        """1 where the round is to be formed anew, for whatever reason; else 0.
+
+        All nodes are told in the same moment: workers that miss those of another node fail, which torchrun counts. Once
+        the workers of some node have finished nobody is told: that node would not come, and the others would wait.
+        """
         node, agents = self.node, self._agents
         told = node is not None and node.is_left_behind
         if told and agents is not None and node is not None and node.runs_in_what_stands:
             told = not agents.is_ending
+        if told and node is not None:
+            time.sleep(max(0.0, node.left_behind_at + TOGETHER_S - time.monotonic()))
         self._told = told or (agents is not None and agents.is_lost)
         return int(self._told)
 

@@ -74,6 +74,8 @@ class Node(TaskBlock):
     ) -> None:
         self.name = secrets.token_hex(6)
         self.outlook = Outlook()
+        self.left_behind_at = 0.0
+        """When `is_left_behind` began to hold last, by the clock: at about the same moment on all nodes."""
         self._client = client
         self._keys = keys
         self._limits = limits
@@ -297,10 +299,13 @@ class Node(TaskBlock):
         refusal = Refusal.decode_or_none(refused.value) if refused is not None else None
         if round_ is None and self.outlook.round is not None and self._saying is not None:
             self._session.chore(self._say_again(self._saying))
+        was_left_behind = self.is_left_behind
         self.outlook = Outlook(
             round=known,
             readable=round_ is None or known is not None,
             closed=Closed.decode_or_none(closed.value) if closed is not None else None,
             refusal=refusal.reason if refusal is not None else None,
         )
+        if self.is_left_behind and not was_left_behind:
+            self.left_behind_at = self._clock()
         self._moved.set()
