@@ -20,7 +20,7 @@ from instep.torch._address import address_of_this_node
 from instep.torch._agents_store import AgentsStore
 from instep.torch._meeting import meet, open_store, reach_store
 from instep.torch._presence import Presence
-from instep.torch._rendezvous_options import Options, options_of
+from instep.torch._rendezvous_options import Options, options_of, variables_of
 from instep.torch._sentences import sentence_of
 
 if TYPE_CHECKING:
@@ -46,9 +46,12 @@ def create_handler(params: RendezvousParameters) -> Handler:
     """For torch's registry. Raises an error with one sentence for parameters that cannot be used."""
     _sign_what_is_said()
     try:
-        return Handler(options_of(params))
+        handler = Handler(options_of(params))
     except SettingsError as error:
         raise sentence_of(error) from None
+    for variable, value in variables_of(params).items():
+        os.environ.setdefault(variable, value)  # the scripts find the same etcd, unless theirs say otherwise
+    return handler
 
 
 def _sign_what_is_said() -> None:
@@ -122,13 +125,18 @@ class Handler(RendezvousHandler):
         the workers of some node have finished nobody is told: that node would not come, and the others would wait.
         """
         node, agents = self.node, self._agents
-        told = node is not None and node.is_left_behind
-        if told and agents is not None and node is not None and node.runs_in_what_stands:
-            told = not agents.is_ending
-        if told and node is not None:
-            time.sleep(max(0.0, node.left_behind_at + TOGETHER_S - time.monotonic()))
-        self._told = told or (agents is not None and agents.is_lost)
+        is_lost = agents is not None and agents.is_lost
+        self._told = is_lost or (node is not None and self._is_called(node))
         return int(self._told)
+
+    def _is_called(self, node: Node) -> bool:
+        """In the moment in which all are."""
+        if not node.is_left_behind:
+            return False
+        if self._agents is not None and node.runs_in_what_stands and self._agents.is_ending:
+            return False
+        time.sleep(max(0.0, node.left_behind_at + TOGETHER_S - time.monotonic()))
+        return True
 
     def is_closed(self) -> bool:
         return self.node is not None and self.node.is_closed

@@ -100,6 +100,16 @@ def options_of(params: RendezvousParameters, environ: Mapping[str, str] | None =
     )
 
 
+def variables_of(params: RendezvousParameters) -> Mapping[str, str]:
+    """What the command line says of etcd, as the variables that say it to the scripts."""
+    endpoint = params.endpoint.strip()
+    return {**({"INSTEP_ETCD": endpoint} if endpoint else {}), **_variables(params.config)}
+
+
+def _variables(config: Mapping[str, Any]) -> Mapping[str, str]:
+    return {variable: str(config[name]) for name, variable in TEXTS.items() if name in config}
+
+
 def _check_names(config: Mapping[str, Any]) -> None:
     known = (*SECONDS, *COUNTS, *TEXTS)
     for name in config:
@@ -112,24 +122,15 @@ def _check_names(config: Mapping[str, Any]) -> None:
 
 
 def _settings(endpoint: str, config: Mapping[str, Any], environ: Mapping[str, str] | None) -> Settings:
-    given = {variable: str(config[name]) for name, variable in TEXTS.items() if name in config}
     try:
-        settings = resolve(endpoint.strip(), environ={**(os.environ if environ is None else environ), **given})
+        settings = resolve(
+            endpoint.strip(), environ={**(os.environ if environ is None else environ), **_variables(config)}
+        )
     except SettingsError as error:
         raise SettingsError(f"{error}{_in_torchruns_words(str(error))}") from None
     if "password_file" in config and settings.user is None:
         raise SettingsError("--rdzv-conf has a password_file and no user: give the user whose password it holds")
-    if environ is None:
-        _tell_workers(endpoint.strip(), given)
     return settings
-
-
-def _tell_workers(endpoint: str, given: Mapping[str, str]) -> None:
-    """What the command line says holds for the scripts too, where no variable of theirs says otherwise."""
-    if endpoint:
-        given = {"INSTEP_ETCD": endpoint, **given}
-    for variable, value in given.items():
-        os.environ.setdefault(variable, value)
 
 
 def _in_torchruns_words(sentence: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from instep.names import check_namespace, check_run_name
+from instep.coordination.keys import Keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +15,11 @@ class RendezvousKeys:
     run: str
 
     def __post_init__(self) -> None:
-        check_namespace(self.namespace)
-        check_run_name(self.run)
+        Keys(self.namespace, self.run)
 
     @property
     def root(self) -> str:
-        return f"{self.namespace}/{self.run}/rendezvous/"
+        return f"{Keys(self.namespace, self.run).root}rendezvous/"
 
     @property
     def state(self) -> str:
