@@ -17,7 +17,9 @@ SOURCE = Path(instep.__file__).resolve().parent
 ROOT = "the package itself"
 
 LAYERS: dict[str, int] = {
-    **dict.fromkeys(("errors", "names", "scalar", "settings", "discovery", "runtime", "schedule", "wire"), 0),
+    **dict.fromkeys(
+        ("errors", "names", "scalar", "settings", "discovery", "runtime", "schedule", "version", "wire"), 0
+    ),
     "etcd": 1,
     "coordination": 2,
     **dict.fromkeys(("agent", "worker", "control"), 3),

@@ -33,9 +33,10 @@ from instep.errors import (
     SettingsError,
     StepError,
 )
+from instep.version import VERSION
 from instep.worker import FreeConfig, Hyperparameters, Run, fixed, join
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     # joining a run

@@ -31,7 +31,14 @@ def incarnation(number: int) -> str:
 
 
 def registered(
-    rank: int, at: int, *, world_size: int = 2, number: int | None = None, node: str = "a", digest: str = DIGEST
+    rank: int,
+    at: int,
+    *,
+    world_size: int = 2,
+    number: int | None = None,
+    node: str = "a",
+    digest: str = DIGEST,
+    version: str | None = None,
 ) -> Registered:
     """Arrived at revision `at`; its incarnation is that number too, unless `number` is given."""
     member = Member(
@@ -42,6 +49,7 @@ def registered(
         host=f"host-{node}",
         pid=1000 + at,
         schema_digest=digest,
+        version=version,
     )
     return Registered(member, at)
 

@@ -14,6 +14,7 @@ from instep.coordination.membership import (
     is_fresh,
     last_step_left,
     missing_ranks,
+    mixed_versions,
     next_group,
     nodes_of,
     strangers,
@@ -201,3 +202,16 @@ def test_whoever_forms_a_view_is_the_latest_of_its_rank(crowd: list[Registered],
 def test_there_is_always_somebody_who_is_no_stranger(crowd: list[Registered]) -> None:
     usable = {item.member.incarnation for item in crowd if item.member.rank < item.member.world_size}
     assert not usable or usable - strangers(None, crowd).keys()
+
+
+def test_versions_are_named_only_where_they_differ() -> None:
+    same = [registered(0, 10, version="1.2"), registered(1, 11, version="1.2")]
+    assert _mixed(same) == ()
+    assert _mixed([same[0], registered(1, 11, version="1.3")]) == ("1.2", "1.3")
+    assert _mixed([same[0], registered(1, 11)]) == ("1.2", "unknown")
+
+
+def _mixed(items: list[Registered]) -> tuple[str, ...]:
+    group = next_group(None, items)
+    assert group is not None
+    return mixed_versions(group)

@@ -42,6 +42,17 @@ class Bulletin:
         log.warning("%s", text)
         self.note(text)
 
+    def tell_versions(self) -> None:
+        """In a new view: whether its nodes run one version of Instep."""
+        versions = self._state.view.versions if self._state.view is not None else ()
+        if versions:
+            text = (
+                f"the nodes of this run use different versions of Instep ({', '.join(versions)}): they may not agree "
+                "on changes; stop the run and install one version on every node"
+            )
+            log.warning("%s", text)
+            self.note(text)
+
     def tell_unlisted(self, problem: str) -> None:
         """The run's state cannot be read: those who wait hear why at once."""
         self._tell_waiting(problem, urgent=True)

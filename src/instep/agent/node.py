@@ -177,6 +177,7 @@ class Node:
         self._unlisted.over()
         if self._clerk.enter_view(self._left_before):
             self._reception.meet_all()
+            self._bulletin.tell_versions()
         self._clerk.follow_plans(news)
         self._reception.part_with_refused()
         self._tell_leader()

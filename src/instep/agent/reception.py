@@ -23,14 +23,11 @@ from instep.agent.workers import Workers
 from instep.coordination.records import Failure, View
 from instep.coordination.state import RunState
 from instep.errors import EtcdDenied
+from instep.version import VERSION
 from instep.wire import PROTOCOL, Message
 
 log = logging.getLogger("instep")
 
-_OTHER_VERSION: Final = (
-    "the node's agent runs another version of Instep than this process: end the processes of the run on this node, "
-    "wait until its agent has left, and start them with one version"
-)
 GIVE_UP_S: Final = 30.0
 """The dead are kept for so long by an agent that could not tell etcd of them."""
 
@@ -94,9 +91,11 @@ class Reception:
     def on_message(self, connection: Connection, message: Message) -> None:
         """One message of a worker. Raises KeyError, TypeError or ValueError when it cannot be understood."""
         if message["t"] == "hello" and message.get("protocol") != PROTOCOL:
-            connection.send({"t": "failure", "kind": "agent", "text": _OTHER_VERSION})
+            connection.send({"t": "failure", "kind": "agent", "text": _other_version(message)})
             return
         if message["t"] == "hello":
+            if message.get("version") != VERSION:
+                connection.send({"t": "note", "level": logging.WARNING, "text": _other_version(message)})
             self._on_hello(LocalWorker.from_hello(message, self._node, connection), message["undecided"])
             return
         if not self.is_open:
@@ -245,6 +244,14 @@ class Reception:
         self._notices.gone(worker)
         self._effects.start(self._registry.forget(worker))
         self._effects.start(self._office.stand())
+
+
+def _other_version(hello: Message) -> str:
+    theirs = hello.get("version", "another version of Instep")
+    return (
+        f"the node's agent runs Instep {VERSION}, this process {theirs}: end the run's "
+        "processes on this node, wait until its agent has left, and start them with one version"
+    )
 
 
 def _evicted(worker: LocalWorker, view: View) -> str:

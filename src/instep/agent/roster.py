@@ -17,6 +17,7 @@ from instep.agent.absentee import Absentee
 from instep.agent.worker import LocalWorker
 from instep.coordination.records import Member
 from instep.coordination.schema import Schema
+from instep.version import VERSION
 
 log = logging.getLogger("instep")
 
@@ -82,7 +83,7 @@ def _entry(worker: LocalWorker) -> dict[str, Any]:
 
 
 def _worker(entry: dict[str, Any], node: str, on_died: Callable[[Any], None]) -> LocalWorker:
-    member = Member.model_validate({**entry["member"], "node": node})
+    member = Member.model_validate({**entry["member"], "node": node, "version": VERSION})
     schema = Schema(entry["schema"])
     return LocalWorker(member, schema, Absentee(int(entry["pid"]), on_died), view=member.view, absent=True)
 

@@ -11,6 +11,7 @@ from instep.agent.pace import PaceMeter
 from instep.agent.stall import Standing
 from instep.coordination.records import Member
 from instep.coordination.schema import Schema
+from instep.version import VERSION
 from instep.wire import Message
 
 
@@ -52,6 +53,7 @@ class LocalWorker:
             schema_digest=schema.digest,
             max_restarts=hello.get("max_restarts"),
             elastic=hello.get("elastic"),
+            version=VERSION,
         )
         return cls(member, schema, connection, view=int(hello.get("view", 0)))
 

@@ -58,6 +58,8 @@ def _facts(now: Status) -> Table:
         table.add_row("leader", f"rank {now.leader.rank} on {safe(now.leader.host)}, token {now.leader.token}")
     if now.view is not None or now.live or now.rendezvous is None:
         table.add_row("ranks", _ranks(now.ranks))
+    if len(now.versions) > 1:
+        table.add_row("versions", _versions(now.versions))
     for label, text in (*under_way(now), *torchrun_rows(now)):
         table.add_row(label, text)
     if now.steps is not None:
@@ -92,6 +94,11 @@ def _ranks(ranks: RankFacts) -> Text:
         if which:
             text.append(f"{', ' if text else ''}{which} {word}", style=style)
     return text or Text("none alive", style="red")
+
+
+def _versions(versions: dict[str, str]) -> Text:
+    named = ", ".join(f"{version} (rank {ranks})" for version, ranks in versions.items())
+    return Text(f"{named}: install one version of Instep on every node", style="red")
 
 
 def _steps(steps: StepFacts) -> str:

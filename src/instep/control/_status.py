@@ -31,6 +31,7 @@ from instep.control._under_way import (
     stopping_of,
     waiting_of,
 )
+from instep.coordination import membership
 from instep.coordination.keys import Keys
 from instep.coordination.records import Plan, PlanKind, format_ranks
 from instep.errors import Compacted, EtcdError, EtcdFull
@@ -161,6 +162,8 @@ class Status(Facts):
     """torchrun's own count of them; None where no worker that lives was started by it."""
     rendezvous: RendezvousFacts | None = None
     """Of torchrun's agents; None for a run without `--rdzv-backend=etcd3`."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Ranks that live, as ranges, by the version of Instep that their agent runs; one run should use one version."""
     trouble: str | None = None
     """What is wrong with etcd itself, and the cure, in one sentence: while it lasts, changes wait."""
 
@@ -239,6 +242,7 @@ def status_of(picture: Picture, endpoint: str) -> Status:
         attempts=attempts_of(picture),
         restarts=restarts_of(picture),
         rendezvous=rendezvous_of(picture),
+        versions=_versions(picture),
         plan=_plan(picture),
         recent=tuple(entry for entry in entries_of(picture) if entry.outcome not in ("open", "committed"))[:RECENT],
     )
@@ -253,6 +257,11 @@ def _ranks(picture: Picture) -> RankFacts:
     return RankFacts(
         format_ranks(alive), format_ranks(missing), format_ranks(left), len(alive), len(missing), len(left)
     )
+
+
+def _versions(picture: Picture) -> dict[str, str]:
+    ranks = membership.ranks_by_version(picture.members.values())
+    return {version: format_ranks(ranks) for version, ranks in ranks.items()}
 
 
 def _steps(picture: Picture) -> StepFacts | None:

@@ -149,6 +149,7 @@ def _form_view(now: Situation, group: membership.Group) -> FormView:
         world_size=group.world_size,
         schema_digest=group.schema_digest,
         nodes=membership.nodes_of(group),
+        versions=membership.mixed_versions(group),
         start=snapshot,
         fresh=fresh,
     )

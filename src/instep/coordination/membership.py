@@ -11,6 +11,10 @@ from dataclasses import dataclass
 
 from instep.coordination.records import Left, Member, NodeMembers, View
 
+UNKNOWN_VERSION = "unknown"
+"""Stands for the version of an agent that does not register it."""
+MAX_VERSIONS = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Registered:
@@ -107,6 +111,20 @@ def nodes_of(group: Group) -> dict[str, NodeMembers]:
         )
         for node, members in by_node.items()
     }
+
+
+def ranks_by_version(registered: Iterable[Registered]) -> dict[str, tuple[int, ...]]:
+    """Ranks by the version of Instep that their agent runs, of the first 8 versions by name."""
+    found: dict[str, set[int]] = {}
+    for item in registered:
+        found.setdefault(item.member.version or UNKNOWN_VERSION, set()).add(item.member.rank)
+    return {version: tuple(sorted(found[version])) for version in sorted(found)[:MAX_VERSIONS]}
+
+
+def mixed_versions(group: Group) -> tuple[str, ...]:
+    """The versions of Instep in the group where its agents run different ones, else empty."""
+    versions = tuple(ranks_by_version(group.by_rank.values()))
+    return versions if len(versions) > 1 else ()
 
 
 def strangers(view: View | None, registered: Iterable[Registered]) -> dict[str, str]:

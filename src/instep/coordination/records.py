@@ -68,6 +68,8 @@ class Member(Record):
     """How often the run may start again after a failure, as far as this worker is concerned."""
     elastic: Elastic | None = None
     """None for a worker that torchrun did not start."""
+    version: str | None = Field(default=None, pattern=r"^[A-Za-z0-9.+!_-]{1,64}$")
+    """The agent's version of Instep; None before versions were registered."""
 
 
 class NodeMembers(Record):
@@ -119,6 +121,8 @@ class View(Record):
     start: Snapshot
     fresh: bool
     """True when all workers of the view were new, so that `start` was read from the desired config."""
+    versions: tuple[str, ...] = ()
+    """The agents' versions of Instep where they differ, else empty."""
 
     def incarnations(self) -> dict[int, str]:
         """Incarnation by rank."""
@@ -129,7 +133,7 @@ class View(Record):
         }
 
     def encode(self) -> str:
-        document = self.model_dump(exclude_none=True, exclude={"nodes"})
+        document = self.model_dump(exclude_none=True, exclude={"nodes"} if self.versions else {"nodes", "versions"})
         nodes = {name: [format_ranks(node.ranks), "".join(node.incarnations)] for name, node in self.nodes.items()}
         return json.dumps({**document, "nodes": nodes}, separators=(",", ":"))
 

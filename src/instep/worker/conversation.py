@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal
 
 from instep.errors import Evicted, GateTimeout, InstepError, JoinRefused
+from instep.version import VERSION
 from instep.wire import PROTOCOL, Message
 from instep.worker.agreement import Agreement
 from instep.worker.assembly import Calls
@@ -102,6 +103,7 @@ class Conversation:
         return {
             "t": "hello",
             "protocol": PROTOCOL,
+            "version": VERSION,
             "rank": self._rank,
             "world_size": self._world_size,
             "incarnation": self._incarnation,
