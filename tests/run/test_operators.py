@@ -216,3 +216,29 @@ def test_a_run_is_taken_back_to_a_checkpoint(training: TrainingRun, operator: Op
     entry = operator.sees(control.history)["entries"][0]
     assert (entry["kind"], entry["name"], entry["step"]) == ("restore", saved["id"], at)
     training.stop()
+
+
+def test_changes_made_while_nobody_trains_are_in_the_history_and_can_be_taken_back(
+    training: TrainingRun, operator: Operator
+) -> None:
+    def trains() -> dict[str, Any]:
+        trainer = training.start(0, 1, "--steps", "3")
+        held = trainer.wait_said("joined")["config"]
+        assert trainer.finish() == 0
+        return dict(held)
+
+    trains()
+    operator.types("set", "gpt-a", "lr=0.2", "--author", "ann", "--why", "slower")
+    operator.types("set", "gpt-a", "clip=2", "--author", "bob")
+    assert trains()["lr"] == 0.2
+    entries = operator.sees(control.history)["entries"]
+    assert [(entry["outcome"], entry["view"], entry["step"]) for entry in entries] == [("started", 2, 0)] * 2
+    assert [(entry["author"], entry["reason"]) for entry in entries] == [("bob", None), ("ann", "slower")]
+    differs = operator.sees(lambda client, keys: control.diff(client, keys, "v1", "v2"))
+    assert {item["name"]: item["after"] for item in differs["changes"]} == {"lr": 0.2, "clip": 2.0}
+
+    rolled_back = operator.types("rollback", "gpt-a", "v2", "--author", "ann", "--json").json
+    assert (rolled_back["plan"], rolled_back["view"]) == (None, 2)
+    held = trains()
+    assert (held["lr"], held["clip"]) == (3e-4, 1.0)
+    assert operator.sees(control.history)["entries"][0]["reason"] == "rollback of the start of view 2"

@@ -6,14 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instep.coordination.desired import (
+    MAX_AUTHOR,
+    MAX_START_CHANGES,
     Desired,
     Wanted,
     next_change,
     pending_revisions,
     settled_rejections,
+    signatures,
+    signed,
     start_values,
 )
-from instep.coordination.records import Rejected
+from instep.coordination.records import Change, Rejected
 from instep.scalar import Scalar, format_scalar
 from unit.parts import ANY, SCHEMA, desired, rejected
 
@@ -205,3 +209,49 @@ def test_carrying_out_what_is_wanted_comes_to_an_end_and_leaves_nothing_pending(
     assert seen == sorted(set(seen))
     assert pending_revisions(stands, values, SCHEMA, held) == frozenset()
     assert all(SCHEMA.parse(name, format_scalar(value)) == value for name, value in values.items())
+
+
+# -- changes made while nobody trains --------------------------------------------------------------------------------
+
+
+def test_a_fresh_start_knows_which_values_were_written_while_nobody_trained() -> None:
+    stands = desired(lr=("0.5", 7), clip=("2.0", 7), batch=("64", 5), dropout=("0.1", 9))
+    start = start_values(stands, {**AGREED, "lr": 0.25, "batch": 64}, SCHEMA, {})
+    assert [(item.revision, item.names, item.previous) for item in start.changes] == [
+        (7, ("clip", "lr"), {"lr": 0.25, "clip": 1.0})
+    ]
+
+
+def test_before_the_first_start_a_value_is_changed_from_its_default() -> None:
+    start = start_values(desired(lr=("0.5", 7)), None, SCHEMA, {})
+    assert [(item.names, item.previous) for item in start.changes] == [(("lr",), {"lr": AGREED["lr"]})]
+    unknown = start_values(desired(lr=("0.5", 7)), None, ANY, {})
+    assert [(item.names, item.previous) for item in unknown.changes] == [(("lr",), {})]
+
+
+def test_what_a_start_does_not_take_is_no_change_of_it() -> None:
+    assert start_values(desired(lr=("nonsense", 7)), AGREED, SCHEMA, {}).changes == ()
+
+
+def test_very_many_changes_before_a_start_are_recorded_with_a_bound() -> None:
+    count = MAX_START_CHANGES + 7
+    stands = {f"v{number}": Desired(f"v{number}", "1", number + 1) for number in range(count)}
+    changes = start_values(stands, None, ANY, {}).changes
+    assert len(changes) == MAX_START_CHANGES
+    assert sum(len(change.names) for change in changes) == count
+    assert (changes[0].revision, changes[-1].revision) == (0, count)
+
+
+def test_a_change_is_signed_by_its_mark_or_by_the_record_that_refused_it() -> None:
+    marks = {7: Change(id="abc", names=("lr",), author="ann" * 200, reason="slower")}
+    held = rejected("dropout", 9, by="fixed", author="bob", why="later", change_id="def")
+    start = start_values(desired(lr=("0.5", 7), dropout=("0.5", 9), clip=("2.0", 11)), AGREED, SCHEMA, held)
+    found = {
+        item.names: (item.author, item.reason, item.change_id)
+        for item in signed(start.changes, signatures(marks, held))
+    }
+    assert found == {
+        ("lr",): (("ann" * 200)[:MAX_AUTHOR], "slower", "abc"),
+        ("dropout",): ("bob", "later", "def"),
+        ("clip",): (None, None, None),
+    }

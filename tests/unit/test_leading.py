@@ -54,6 +54,17 @@ def test_the_first_view_starts_from_the_desired_values() -> None:
     assert action.abort_plan is None
 
 
+def test_the_record_of_a_start_says_who_changed_values_before_it() -> None:
+    marks = {
+        7: Change(id="abc", names=("lr",), author="ann", reason="slower"),
+        8: Change(id="d", names=(), author="bob"),
+    }
+    action = next_action(now(view=None, agreed=None, desired=desired(lr=("0.5", 7), clip=("no", 8)), changes=marks))
+    assert isinstance(action, FormView)
+    assert [(item.names, item.author, item.reason) for item in action.changes] == [(("lr",), "ann", "slower")]
+    assert [(item.name, item.author) for item in action.rejections] == [("clip", "bob")]
+
+
 def test_a_view_does_not_form_before_its_schema_is_there() -> None:
     assert next_action(now(view=None, agreed=None, schemas={})) is None
 

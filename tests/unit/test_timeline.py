@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from instep.coordination.keys import Keys
-from instep.coordination.records import Decision, FirstStep, Manifest, Origin, Plan, Snapshot, StartOfView
-from instep.coordination.timeline import Timeline, starts_of
+from instep.coordination.records import Decision, FirstStep, Manifest, Origin, Plan, Snapshot, StartChange, StartOfView
+from instep.coordination.timeline import Timeline
 from instep.errors import ConfigError
 from instep.scalar import Scalar
 from instep.schedule import Schedule
@@ -52,6 +51,7 @@ class Story:
         *,
         checkpoint: Manifest | None = None,
         replays: str | None = None,
+        changes: tuple[StartChange, ...] = (),
         **values: Any,
     ) -> None:
         self.view += 1
@@ -61,6 +61,7 @@ class Story:
             plan=len(self.plans),
             checkpoint=checkpoint.id if checkpoint else None,
             replays=replays,
+            changes=changes,
         )
         if first_step is not None:
             self.first_steps[self.view] = FirstStep(step=first_step)
@@ -259,9 +260,9 @@ def test_values_before_and_after_a_plan_are_those_of_its_lap() -> None:
     assert timeline.values_before(1) == BEGUN
     assert timeline.values_after(1) == timeline.values_before(2) == {"lr": 0.5, "clip": 1.0}
     assert timeline.values_before(3) == {"lr": 0.9, "clip": 2.0}
-    assert timeline.changed_since(2) == ("clip", "lr")
-    assert timeline.changed_since(3) == ("lr",)
-    assert timeline.newest_change() == 3
+    assert timeline.changed_since((2, 0)) == ("clip", "lr")
+    assert timeline.changed_since((3, 0)) == ("lr",)
+    assert timeline.newest_change() == (3, 0)
 
 
 def test_a_name_that_a_new_script_brings_was_not_changed() -> None:
@@ -269,17 +270,39 @@ def test_a_name_that_a_new_script_brings_was_not_changed() -> None:
     story.start()
     story.change(10, lr=0.5)
     story.start(11, lr=0.5, decay=0.1)
-    assert story.timeline().changed_since(1) == ("lr",)
+    assert story.timeline().changed_since((1, 0)) == ("lr",)
 
 
-def test_starts_are_read_from_their_keys_and_nonsense_is_passed_over() -> None:
-    keys = Keys("/training", "gpt-a")
-    start = StartOfView(view=12, values={"lr": 0.1})
-    items = [
-        (keys.start_of(12), start.encode().encode()),
-        (keys.first_step_of(12), b'{"step": 5}'),
-        (keys.start_of(13), b"nonsense"),
-        (f"{keys.starts}x", b"{}"),
-        (keys.first_step_of(14), b'{"step": -5}'),
-    ]
-    assert starts_of(items, keys.starts) == ({12: start}, {12: FirstStep(step=5)})
+def changed_at_start(*names: str, revision: int = 50, author: str | None = "ann", **previous: Scalar) -> StartChange:
+    return StartChange(revision=revision, names=names, previous=previous, author=author, reason="slower")
+
+
+def test_what_was_changed_between_two_lives_counts_as_a_change_between_them() -> None:
+    story = Story()
+    story.start()
+    story.change(10, lr=0.5)
+    story.start(15, lr=0.25, clip=2.0, changes=(changed_at_start("lr", lr=0.5), changed_at_start("clip", clip=1.0)))
+    timeline = story.timeline()
+    assert timeline.newest_change() == (1, 2)
+    assert timeline.start(2).before == {"lr": 0.5, "clip": 1.0}
+    assert timeline.changed_since((1, 2)) == ("lr", "clip")
+    assert set(timeline.changed_since((1, 0))) == {"lr", "clip"}
+    story.change(20, lr=0.125)
+    assert story.timeline().newest_change() == (2, 0)
+    assert story.timeline().changed_since((2, 0)) == ("lr",)
+    assert set(story.timeline().changed_since((1, 2))) == {"lr", "clip"}
+    with pytest.raises(ConfigError, match="no start of view 9 is kept"):
+        timeline.start(9)
+
+
+def test_a_schedule_names_who_changed_values_between_two_lives() -> None:
+    story = Story()
+    story.start()
+    story.start(15, lr=0.25, changes=(changed_at_start("lr", lr=0.1),))
+    change = story.timeline().schedule("gpt-a").changes[0]
+    assert (change.step, change.values, change.author, change.reason) == (
+        15,
+        {"lr": 0.25},
+        "ann",
+        "slower (start of view 2)",
+    )

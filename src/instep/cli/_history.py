@@ -65,7 +65,7 @@ def history_table(entries: Iterable[Entry]) -> Table:
     for no_wrap in (True, True, True, False, False):
         table.add_column(overflow="fold", no_wrap=no_wrap, min_width=1)
     for entry in entries:
-        number = f"#{entry.plan}" if entry.plan is not None else "–"
+        number = f"#{entry.plan}" if entry.plan is not None else f"v{entry.view}" if entry.view is not None else "–"
         who = Text(safe(entry.author), style="dim")
         if entry.reason:
             who.append(f" “{safe(entry.reason)}”", style="")
@@ -80,8 +80,8 @@ def _outcome(entry: Entry) -> Text:
     from instep.cli._style import OUTCOME
 
     text = OUTCOME.text(entry.outcome)
-    if entry.outcome == "applied":
-        text.append(f" at step {entry.step}", style="")
+    if entry.outcome in ("applied", "started"):
+        text.append(f" at step {entry.step}" if entry.step is not None else "", style="")
     elif entry.outcome in ("open", "committed"):
         text.append(f" for step {entry.gate}", style="")
     return text

@@ -46,17 +46,18 @@ def rollback(
     from instep.control import parse_moment
 
     moment = parse_moment(plan) if plan is not None else None
-    if moment is not None and not moment.isdigit():
+    if moment in ("start", "now"):
         raise SettingsError(f"{moment!r} names no plan: give a number, as 'instep history' shows it")
 
     async def work(client: Client, keys: Keys) -> tuple[RolledBack, Receipt | InstepError | None]:
         from instep import control
 
-        number = int(moment) if moment is not None else None
-        done = await control.rollback(client, keys, number, author=author, reason=why)
+        view = control.view_of(moment) if moment is not None else None
+        number = int(moment) if moment is not None and view is None else None
+        done = await control.rollback(client, keys, number, view=view, author=author, reason=why)
         return done, await receipt_of(client, keys, done.written, timeout) if wait else None
 
     done, end = with_run(work, run, etcd, namespace)
     if not as_json:
-        talk(f"rollback of plan {done.plan}")
-    tell(done.written, end, as_json=as_json, plan=done.plan)
+        talk(f"rollback of plan {done.plan}" if done.view is None else f"rollback of the start of view {done.view}")
+    tell(done.written, end, as_json=as_json, plan=done.plan, view=done.view)

@@ -33,7 +33,7 @@ OUTCOME = Palette(
     {
         **dict.fromkeys(("committed", "open", "aborted"), "yellow"),
         **dict.fromkeys(("rejected", "declined"), "red"),
-        "applied": "green",
+        **dict.fromkeys(("applied", "started"), "green"),
     }
 )
 

@@ -21,7 +21,7 @@ from instep.control._checkpoints import Checkpoint, Checkpoints, checkpoints
 from instep.control._command import Sent, send
 from instep.control._command_wish import CommandReceipt
 from instep.control._connect import connect
-from instep.control._diff import Diff, Difference, diff, parse_moment
+from instep.control._diff import Diff, Difference, diff, parse_moment, view_of
 from instep.control._facts import Facts, ValueChange
 from instep.control._follow import Progress, follow, wait
 from instep.control._get import Value, Values, get
@@ -60,6 +60,7 @@ __all__ = [
     "history",
     "diff",
     "parse_moment",
+    "view_of",
     "schedule",
     "checkpoints",
     "actions",

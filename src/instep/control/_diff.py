@@ -12,7 +12,7 @@ from instep.errors import ConfigError, SettingsError
 from instep.etcd import Client
 from instep.scalar import Scalar, same
 
-START, NOW = "start", "now"
+START, NOW, VIEW = "start", "now", "v"
 _MAX_DIGITS = 18
 
 
@@ -29,7 +29,8 @@ class Difference(Facts):
 
 @dataclass(frozen=True, slots=True)
 class Diff(Facts):
-    """`before` and `after` name the two moments as they were asked for: a plan's number, `start` or `now`."""
+    """`before` and `after` name the two moments as they were asked for: a plan's number, `v` and the number of a view,
+    `start` or `now`."""
 
     run: str
     revision: int
@@ -39,22 +40,32 @@ class Diff(Facts):
 
 
 def parse_moment(text: str) -> str:
-    """`12` for `12` and `#12`, or `start`, or `now`. Raises SettingsError for anything else."""
-    number = text.removeprefix("#")
+    """`12` for `12` and `#12`, `v3` for the start of view 3, or `start`, or `now`. Raises SettingsError for anything
+    else."""
     if text in (START, NOW):
         return text
+    kind = VIEW if text.startswith(VIEW) else ""
+    number = text.removeprefix(kind or "#")
     if number.isascii() and number.isdigit() and len(number) <= _MAX_DIGITS:
-        return str(int(number))
+        return f"{kind}{int(number)}"
     shown = text if len(text) <= 40 else text[:37] + "..."
-    raise SettingsError(f"{shown!r} names no plan: give its number, as 'instep history' shows it, or start, or now")
+    raise SettingsError(
+        f"{shown!r} names no plan: give its number, as 'instep history' shows it, v and the number of a view for the "
+        "values that the view started with, start, or now"
+    )
+
+
+def view_of(moment: str) -> int | None:
+    """`3` for `v3`: the view whose start is meant; None for any other moment."""
+    return int(moment.removeprefix(VIEW)) if moment.startswith(VIEW) else None
 
 
 async def diff(client: Client, keys: Keys, before: str, after: str) -> Diff:
     """The values that held after plan `before` and after plan `after`, where they differ.
 
-    `start` is what the run first started with, as far as that is kept; `now` what every rank has. Raises
-    RunNotFound, SettingsError for what names no plan, and ConfigError for a plan that is unknown or was
-    aborted, or whose values are not kept any more.
+    `v3` is what view 3 started with, `start` what the run first started with, as far as that is kept, and `now` what
+    every rank has. Raises RunNotFound, SettingsError for what names no plan, and ConfigError for a plan that is unknown
+    or was aborted, or whose values are not kept any more.
     """
     first, second = parse_moment(before), parse_moment(after)
     past = await load_past(client, keys)
@@ -83,5 +94,8 @@ def _values(past: Past, moment: str) -> Mapping[str, Scalar]:
         if not laps:
             raise ConfigError(f"run {picture.keys.run} has not started yet: it has no start")
         return laps[0].start.values
+    view = view_of(moment)
+    if view is not None:
+        return past.timeline.start(view).values
     past.check_plan(int(moment))
     return past.timeline.values_after(int(moment))

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from instep.control._facts import Facts, ValueChange
+from instep.control._facts import Facts, ValueChange, changes_between
 from instep.control._leaders import Leading, leaders_of
 from instep.control._load import load, load_receipts
 from instep.control._orders import what_of
@@ -15,7 +15,8 @@ from instep.control._picture import Picture
 from instep.control._runs import require_run
 from instep.control._text import format_changes, one_line
 from instep.coordination.keys import Keys
-from instep.coordination.records import Declined, Plan, PlanKind, Rejected
+from instep.coordination.records import Declined, Plan, PlanKind, Rejected, StartChange, StartOfView
+from instep.coordination.transactions import STARTS_KEPT
 from instep.errors import Compacted, SettingsError
 from instep.etcd import Client
 from instep.scalar import Scalar, parse_scalar
@@ -24,9 +25,10 @@ DEFAULT_LIMIT = 20
 MAX_LIMIT = 1000
 _RECEIPTS_READ = 20
 
-EntryOutcome = Literal["open", "committed", "applied", "aborted", "rejected", "declined"]
-"""open: not decided. committed: decided, not yet applied everywhere. aborted: its last attempt was, and it is
-planned again if still desired. rejected: refused by the schema or a worker. declined: a command that was not done."""
+EntryOutcome = Literal["open", "committed", "applied", "started", "aborted", "rejected", "declined"]
+"""open: not decided. committed: decided, not yet applied everywhere. started: made while nobody trained, and a view
+started with it. aborted: its last attempt was, and it is planned again if still desired. rejected: refused by the
+schema or a worker. declined: a command that was not done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ class Entry(Facts):
     name: str | None = None
     save: bool | None = None
     """Of a stop: whether a checkpoint is saved first."""
+    view: int | None = None
+    """The view that started with it; None of what a plan was made of."""
 
     @property
     def what(self) -> str:
@@ -104,10 +108,16 @@ def entries_of(picture: Picture) -> tuple[Entry, ...]:
     groups: dict[tuple[int, str | None], list[Plan]] = {}
     for _, plan in sorted(picture.plans.items()):
         groups.setdefault(_wish_of(plan), []).append(plan)
-    entries = [_entry(picture, plans) for plans in groups.values()]
+    started = [
+        _started(picture, start, change, groups.pop((change.revision, None), []))
+        for start in picture.starts.values()
+        for change in start.changes
+    ]
+    entries = [*started, *(_entry(picture, plans) for plans in groups.values())]
     alone: dict[int, list[Rejected]] = {}
+    told = {entry.revision for entry in started}
     for record in picture.rejected.values():
-        if (record.revision, None) not in groups:
+        if (record.revision, None) not in groups and record.revision not in told:
             alone.setdefault(record.revision, []).append(record)
     entries += [_rejected(picture, revision, records) for revision, records in alone.items()]
     entries += [
@@ -122,7 +132,7 @@ async def _read(client: Client, keys: Keys, limit: int) -> Picture:
     """Enough plans for `limit` changes: attempts of one change are several plans, so perhaps not at the first try."""
     plans = 2 * limit
     while True:
-        picture = await load(client, keys, plans=plans, receipts=0)
+        picture = await load(client, keys, plans=plans, receipts=0, starts=STARTS_KEPT)
         if len(picture.plans) < plans or len({_wish_of(plan) for plan in picture.plans.values()}) > limit:
             break
         plans *= 4
@@ -164,6 +174,27 @@ def _entry(picture: Picture, plans: list[Plan]) -> Entry:
         kind=plan.kind,
         name=plan.name,
         save=plan.course is not None and plan.course.save_at is not None if plan.kind == "stop" else None,
+    )
+
+
+def _started(picture: Picture, start: StartOfView, change: StartChange, attempts: list[Plan]) -> Entry:
+    """A change made while nobody trained; `attempts` are plans for it that were aborted before that."""
+    first = picture.first_steps.get(start.view)
+    return Entry(
+        plan=None,
+        outcome="started",
+        changes=changes_between({name: start.values.get(name) for name in change.names}, change.previous),
+        gate=None,
+        step=first.step if first is not None else None,
+        ranks=None,
+        author=change.author,
+        reason=change.reason,
+        refusal=None,
+        opened_at=start.at,
+        revision=change.revision,
+        change_id=change.change_id,
+        attempts=tuple(_attempt(picture, earlier) for earlier in attempts),
+        view=start.view,
     )
 
 

@@ -30,12 +30,13 @@ async def load(
     metrics: bool = False,
     checkpoints: bool = False,
     rendezvous: bool = False,
+    starts: int = 0,
 ) -> Picture:
     """The run at one revision, that of the picture. Members and metrics are one key a rank, the rendezvous is one a
-    node: read only when asked, and so are all checkpoints but the newest."""
+    node: read only when asked, and so are all checkpoints but the newest, and the starts of the newest views."""
     for attempt in range(_TRIES):
         try:
-            return await _load(client, keys, plans, receipts, members, metrics, checkpoints, rendezvous)
+            return await _load(client, keys, plans, receipts, members, metrics, checkpoints, rendezvous, starts)
         except Compacted:
             if attempt == _TRIES - 1:
                 raise
@@ -51,6 +52,7 @@ async def _load(
     metrics: bool,
     checkpoints: bool,
     rendezvous: bool,
+    starts: int,
 ) -> Picture:
     revision, parts = await _first(client, keys)
     picture = Picture(keys, revision=revision)
@@ -68,6 +70,9 @@ async def _load(
         more.append(client.range(keys.metrics, revision=revision, page_size=PAGE_SIZE))
     if rendezvous:
         more.append(client.range(rendezvous_keys(keys).root, revision=revision, page_size=PAGE_SIZE))
+    if starts:
+        # Two keys a view.
+        more.append(client.range(keys.starts, revision=revision, newest_first=True, limit=2 * starts))
     for listing in await together(more):
         picture.put_all(listing.kvs)
     await load_receipts(client, picture, sorted(picture.plans)[-receipts:] if receipts else (), revision)

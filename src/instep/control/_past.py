@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from instep.control._load import load, together
+from instep.control._load import load
 from instep.control._picture import Picture
 from instep.control._runs import require_run
 from instep.control._text import one_line
-from instep.coordination.keys import Keys, last_part
-from instep.coordination.records import Manifest
-from instep.coordination.timeline import Timeline, starts_of
-from instep.coordination.transactions import HISTORY_PLANS
+from instep.coordination.keys import Keys
+from instep.coordination.timeline import Timeline
+from instep.coordination.transactions import HISTORY_PLANS, STARTS_KEPT
 from instep.errors import Compacted, ConfigError
 from instep.etcd import Client
 from instep.schedule import Schedule
@@ -64,20 +63,17 @@ async def schedule(client: Client, keys: Keys) -> Schedule:
 
 
 async def _load_past(client: Client, keys: Keys) -> Past:
-    picture = await load(client, keys, plans=HISTORY_PLANS + 1, receipts=0, members=True)
+    picture = await load(
+        client, keys, plans=HISTORY_PLANS + 1, receipts=0, members=True, checkpoints=True, starts=STARTS_KEPT
+    )
     if picture.empty:
         await require_run(client, keys)
-    begun, saved = await together(
-        [client.range(prefix, revision=picture.revision) for prefix in (keys.starts, keys.checkpoints)]
-    )
-    starts, first_steps = starts_of(((kv.key, kv.value) for kv in begun.kvs), keys.starts)
-    manifests = {last_part(kv.key): Manifest.decode_or_none(kv.value) for kv in saved.kvs if kv.key != keys.latest}
     timeline = Timeline(
-        starts=starts,
-        first_steps=first_steps,
+        starts=picture.starts,
+        first_steps=picture.first_steps,
         plans=picture.plans,
         decisions=picture.decisions,
-        manifests={name: manifest for name, manifest in manifests.items() if manifest is not None},
+        manifests={name: saved.manifest for name, saved in picture.saved.items()},
         view=picture.view,
     )
     return Past(picture, timeline)

@@ -23,6 +23,7 @@ from instep.coordination.records import (
     Course,
     Decision,
     Declined,
+    FirstStep,
     Leader,
     Left,
     Manifest,
@@ -34,6 +35,7 @@ from instep.coordination.records import (
     Record,
     Rejected,
     Saving,
+    StartOfView,
     View,
 )
 from instep.coordination.schema import Schema
@@ -82,6 +84,9 @@ class Picture:
     latest: Pointer | None = None
     saving: Saving | None = None
     attempts: Attempts | None = None
+    starts: dict[int, StartOfView] = field(default_factory=dict)
+    first_steps: dict[int, FirstStep] = field(default_factory=dict)
+    """What views began with, by view, and with which step."""
     rendezvous: Rendezvous = field(default_factory=Rendezvous)
     empty: bool = True
     """True while no key of the run has been seen."""
@@ -117,6 +122,10 @@ class Picture:
                 self.attempts = _record(Attempts, kv)
             case ["rendezvous", *rest]:
                 self.rendezvous.put(rest, kv)
+            case ["history", "starts", view] if view.isdecimal():
+                _keep(self.starts, int(view), _record(StartOfView, kv))
+            case ["history", "starts", view, "step"] if view.isdecimal():
+                _keep(self.first_steps, int(view), _record(FirstStep, kv))
             case ["schema"]:
                 self.schema, self.schema_revision = Schema.decode(kv.value), kv.mod_revision
 

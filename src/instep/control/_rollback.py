@@ -12,6 +12,7 @@ from instep.control._facts import Facts
 from instep.control._past import Past, load_past
 from instep.coordination.desired import pending_names
 from instep.coordination.keys import Keys
+from instep.coordination.timeline import Position
 from instep.errors import ConfigError
 from instep.etcd import Client, Compare
 from instep.scalar import Scalar, format_scalar, same
@@ -19,10 +20,12 @@ from instep.scalar import Scalar, format_scalar, same
 
 @dataclass(frozen=True, slots=True)
 class RolledBack(Facts):
-    """`plan` is the one before which the values held that are now wanted again."""
+    """`plan` is the one before which the values held that are now wanted again; None where it is the start of `view`,
+    with changes that were made while nobody trained."""
 
-    plan: int
+    plan: int | None
     written: Written
+    view: int | None = None
 
 
 async def rollback(
@@ -30,13 +33,15 @@ async def rollback(
     keys: Keys,
     plan: int | None = None,
     *,
+    view: int | None = None,
     author: str | None = None,
     reason: str | None = None,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> RolledBack:
     """Want again what held before `plan`: of every value that it or anything later changed, in one change.
 
-    Without a number it is the newest plan that changed values; a rollback is such a plan too. Nothing is
+    With `view` in place of a plan it is what was changed before that view started. Without either it is the newest
+    change of values; a rollback is such a change too. Nothing is
     written unless the agreed values are still those that were looked at. Raises RunNotFound, EtcdUnavailable
     as `set_values` does, and ConfigError when there is nothing to take back, for a plan that is unknown, was
     aborted or is not kept any more, and for values that the run does not take now.
@@ -45,35 +50,57 @@ async def rollback(
     change_by(author, reason)
     for _ in range(TRIES):
         past = await load_past(client, keys)
-        number = plan if plan is not None else past.timeline.newest_change()
-        if number is None:
-            raise ConfigError(f"nothing to roll back: no change of run {keys.run} is known")
-        values = values_to_restore(past, number)
+        position = _position(past, plan, view)
+        values = values_to_restore(past, position)
         before = await look(client, keys)
-        why = f"rollback of plan {number}" + (f": {reason}" if reason else "")
+        number, of_view = position
+        what = f"the start of view {of_view}" if of_view else f"plan {number}"
+        why = f"rollback of {what}" + (f": {reason}" if reason else "")
         # Not while another change is agreed on: what is to be taken back would be another.
         guard = Compare.mod_revision(keys.agreed, "<", past.picture.revision + 1)
         texts = {name: format_scalar(value) for name, value in values.items()}
         written = await write_checked(client, before, texts, change_by(author, why), asked_at_s, (guard,))
         if written is not None:
-            return RolledBack(number, written)
+            return RolledBack(None, written, of_view) if of_view else RolledBack(number, written)
     raise ConfigError(
         f"nothing was written: the values of {keys.run} changed {TRIES} times while they were looked at; try again"
     )
 
 
-def values_to_restore(past: Past, number: int) -> dict[str, Scalar]:
-    """What must be written so that the values are again those from before plan `number`. Pure. Raises ConfigError."""
+def _position(past: Past, plan: int | None, view: int | None) -> Position:
+    """Raises ConfigError."""
+    if view is not None:
+        return past.timeline.start(view).plan, view
+    if plan is not None:
+        return plan, 0
+    newest = past.timeline.newest_change()
+    if newest is None:
+        raise ConfigError(f"nothing to roll back: no change of run {past.picture.keys.run} is known")
+    return newest
+
+
+def values_to_restore(past: Past, position: Position) -> dict[str, Scalar]:
+    """What must be written so that the values are again those from before that plan or start. Pure. Raises
+    ConfigError."""
     run, timeline = past.picture.keys.run, past.timeline
-    past.check_plan(number)
-    kind = timeline.plans[number].kind
-    if kind != "config":
-        raise ConfigError(f"plan {number} of run {run} is a {kind}: it changed no value, so there is none to take back")
-    target = timeline.values_before(number)
+    number, view = position
+    if view:
+        start = timeline.start(view)
+        if not start.changes:
+            raise ConfigError(f"the start of view {view} of run {run} changed no value: there is none to take back")
+        what, target = f"the start of view {view}", start.before
+    else:
+        past.check_plan(number)
+        kind = timeline.plans[number].kind
+        if kind != "config":
+            raise ConfigError(
+                f"plan {number} of run {run} is a {kind}: it changed no value, so there is none to take back"
+            )
+        what, target = f"plan {number}", timeline.values_before(number)
     agreed = past.picture.agreed.values if past.picture.agreed else {}
     waiting = _waiting(past)
-    names = dict.fromkeys((*timeline.changed_since(number), *waiting))
-    unset = f"it had no value before plan {number}, and one cannot be taken away"
+    names = dict.fromkeys((*timeline.changed_since(position), *waiting))
+    unset = f"it had no value before {what}, and one cannot be taken away"
     problems = {name: unset for name in names if name not in target}
     if problems:
         raise ConfigError(refusal(problems), problems=problems)
@@ -84,11 +111,11 @@ def values_to_restore(past: Past, number: int) -> dict[str, Scalar]:
     }
     if len(values) > MAX_VALUES:
         raise ConfigError(
-            f"nothing was written: {len(values)} values differ from those before plan {number}, and one change has "
+            f"nothing was written: {len(values)} values differ from those before {what}, and one change has "
             f"{MAX_VALUES} at most: roll back a later plan first"
         )
     if not values:
-        raise ConfigError(f"nothing to roll back: every value of run {run} is as it was before plan {number}")
+        raise ConfigError(f"nothing to roll back: every value of run {run} is as it was before {what}")
     return values
 
 

@@ -172,7 +172,7 @@ async def status(client: Client, keys: Keys) -> Status:
     """The run at one revision of etcd. Raises RunNotFound. Summaries stay small at any number of ranks."""
     trouble = asyncio.ensure_future(_trouble(client))
     try:
-        picture = await load(client, keys, members=True, metrics=True, rendezvous=True)
+        picture = await load(client, keys, members=True, metrics=True, rendezvous=True, starts=RECENT)
         if picture.empty:
             await require_run(client, keys)
         return replace(status_of(picture, client.endpoint), trouble=await trouble)

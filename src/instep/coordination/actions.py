@@ -16,6 +16,7 @@ from instep.coordination.records import (
     Refused,
     Rejected,
     Resume,
+    StartChange,
     View,
 )
 from instep.coordination.schema import Schema
@@ -46,6 +47,8 @@ class FormView:
     """Wall clock, for people only."""
     attempts: Attempts | None = None
     """What is known of failures then; None when nothing is new."""
+    changes: tuple[StartChange, ...] = ()
+    """Of a fresh view: the changes made since the last plan that it starts with."""
 
 
 @dataclass(frozen=True, slots=True)

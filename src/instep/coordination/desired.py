@@ -6,14 +6,18 @@ anybody could plan it, the later value is the desired one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from instep.coordination.records import Rejected
+from instep.coordination.records import Change, Rejected, StartChange
 from instep.coordination.schema import Schema
 from instep.coordination.trial import Taken, Trial
 from instep.names import MAX_TOTAL_BYTES
 from instep.scalar import Scalar, format_scalar, same
+
+MAX_START_CHANGES = 50
+MAX_AUTHOR, MAX_REASON = 200, 500
+"""Bounds of what the record of a start says about changes: it is written in one txn with the view."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,8 @@ class Start:
     rejections: tuple[Rejected, ...] = ()
     trial: Trial | None = None
     """For a worker to try; None when there is nothing that only a worker could refuse."""
+    changes: tuple[StartChange, ...] = ()
+    """The desired values among them that were not agreed before, by revision; who wrote them is not known here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +138,57 @@ def start_values(
         if item.name in base:
             values[item.name] = base[item.name]
     trial = Trial(values, base, tuple(taken)) if taken and not schema.any_scalar else None
-    return Start(values, tuple(rejections), trial)
+    held = {**schema.defaults(), **fallback}
+    return Start(values, tuple(rejections), trial, _changes_at_start(taken, held))
+
+
+def _changes_at_start(taken: Iterable[Taken], held: Mapping[str, Scalar]) -> tuple[StartChange, ...]:
+    """The oldest first; `held` is what the view would have without them. Of very many the oldest are one change of
+    revision 0, which nobody signs."""
+    news = [item for item in taken if item.name not in held or not same(held[item.name], item.value)]
+    revisions = sorted({item.revision for item in news})
+    alone = set(revisions if len(revisions) <= MAX_START_CHANGES else revisions[1 - MAX_START_CHANGES :])
+    names: dict[int, list[str]] = {}
+    for item in sorted(news, key=lambda item: (item.revision, item.name)):
+        names.setdefault(item.revision if item.revision in alone else 0, []).append(item.name)
+    return tuple(
+        StartChange(
+            revision=revision,
+            names=tuple(group),
+            previous={name: held[name] for name in group if name in held},
+        )
+        for revision, group in names.items()
+    )
+
+
+def signatures(marks: Mapping[int, Change], rejected: Mapping[str, Rejected]) -> dict[int, Change]:
+    """Who wrote a revision and why: from its mark, or from the record that refused it, which outlives the mark."""
+    told = {
+        item.revision: Change(id=item.change_id or "", names=(), author=item.author, reason=item.why)
+        for item in rejected.values()
+        if item.change_id or item.author or item.why
+    }
+    return {**told, **marks}
+
+
+def signed(changes: Iterable[StartChange], by: Mapping[int, Change]) -> tuple[StartChange, ...]:
+    """The changes with author and reason, cut short where they are long."""
+    return tuple(_signed(change, by.get(change.revision)) for change in changes)
+
+
+def signed_rejection(item: Rejected, by: Change | StartChange | None) -> Rejected:
+    """The rejection with who wrote the value and why; as it is where that is not known."""
+    if by is None:
+        return item
+    change_id = by.id or None if isinstance(by, Change) else by.change_id
+    return item.model_copy(update={"change_id": change_id, "author": by.author, "why": by.reason})
+
+
+def _signed(change: StartChange, by: Change | None) -> StartChange:
+    if by is None:
+        return change
+    author, reason = by.author and by.author[:MAX_AUTHOR], by.reason and by.reason[:MAX_REASON]
+    return change.model_copy(update={"author": author, "reason": reason, "change_id": by.id or None})
 
 
 def _usable(

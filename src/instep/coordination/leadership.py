@@ -24,6 +24,7 @@ from instep.coordination.actions import (
     Tidy,
     TurnAway,
 )
+from instep.coordination.desired import signed_rejection
 from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
 from instep.coordination.leading import next_action
@@ -166,7 +167,9 @@ class Leadership:
         if action.trial is None or self._try_out is None:
             return action
         rejections = action.trial.rejections(await self._try_out(action.view, action.trial))
-        return Reject(rejections) if rejections else action
+        marks = {change.revision: change for change in action.changes}
+        signed = tuple(signed_rejection(item, marks.get(item.revision)) for item in rejections)
+        return Reject(signed) if signed else action
 
     def _learn(self, action: Action, took_s: float) -> None:
         match action:

@@ -24,6 +24,9 @@ from instep.coordination.actions import (
 from instep.coordination.assembly import LetThrough
 from instep.coordination.desired import (
     Desired,
+    signatures,
+    signed,
+    signed_rejection,
     start_values,
 )
 from instep.coordination.records import (
@@ -35,6 +38,7 @@ from instep.coordination.records import (
     Refused,
     Rejected,
     Snapshot,
+    StartChange,
     View,
     format_ranks,
 )
@@ -109,13 +113,16 @@ def _form_view(now: Situation, group: membership.Group) -> FormView:
     number = max(now.view.number if now.view else 0, *(item.member.view for item in group.by_rank.values())) + 1
     rejections: tuple[Rejected, ...] = tuple(now.rejected.values())
     trial: Trial | None = None
+    changes: tuple[StartChange, ...] = ()
     if fresh or now.agreed is None:
         start = start_values(now.desired, now.agreed.values if now.agreed else None, schema, now.rejected)
         ended = now.view is not None and not membership.active_ranks(now.view, now.left)
         course = commands.course_of_fresh_view(now.agreed.course, ended=ended) if now.agreed else Course()
         snapshot = Snapshot(values=start.values, plan=last_plan, course=course, origin=number)
-        rejections = start.rejections
+        by = signatures(now.changes, now.rejected)
+        rejections = tuple(signed_rejection(item, by.get(item.revision)) for item in start.rejections)
         trial = start.trial
+        changes = signed(start.changes, by)
         revision = _newest_revision(now.desired)
         agreed = Agreed(
             plan=last_plan,
@@ -154,7 +161,7 @@ def _form_view(now: Situation, group: membership.Group) -> FormView:
         fresh=fresh,
     )
     undecided = now.plan is not None and now.decision is None
-    return FormView(view, agreed, schema, rejections, last_plan if undecided else None, trial)
+    return FormView(view, agreed, schema, rejections, last_plan if undecided else None, trial, changes=changes)
 
 
 def _about_resuming(now: Situation) -> Ask | None:

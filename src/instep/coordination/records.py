@@ -145,6 +145,21 @@ class View(Record):
         return cls.model_validate(document)
 
 
+class StartChange(Record):
+    """Desired values written by one revision that a fresh view started with and the ranks before it did not have.
+
+    The values are those of the start. `previous` holds what the view would have started with instead; a name that is
+    not in it would have had no value.
+    """
+
+    revision: int
+    names: tuple[str, ...]
+    previous: dict[str, Scalar] = Field(default_factory=dict)
+    author: str | None = None
+    reason: str | None = None
+    change_id: str | None = None
+
+
 class StartOfView(Record):
     """What a fresh view began with: with the plans that follow, what a run was trained with."""
 
@@ -158,6 +173,18 @@ class StartOfView(Record):
     """Digest of the schedule that the view's values come from."""
     at: str | None = None
     """Wall clock of the leader's host, for people only."""
+    changes: tuple[StartChange, ...] = ()
+    """What was changed while nobody trained, the oldest first: no plan was made of it."""
+
+    @property
+    def before(self) -> dict[str, Scalar]:
+        """What it would have begun with without those changes."""
+        held = dict(self.values)
+        for change in self.changes:
+            for name in change.names:
+                held.pop(name, None)
+            held |= change.previous
+        return held
 
 
 class Origin(Record):

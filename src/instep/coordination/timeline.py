@@ -17,6 +17,9 @@ from instep.schedule import Schedule, ScheduledChange
 
 Values: TypeAlias = Mapping[str, Scalar]
 
+Position: TypeAlias = tuple[int, int]
+"""Where a change stands among all: plan `n` is `(n, 0)`, the start of view `v` after plan `n` is `(n, v)`."""
+
 _ENDLESS = 2**62
 
 
@@ -31,6 +34,11 @@ class Lap:
     origin: Origin | None = None
     """The checkpoint that it went on from, if that is known: else from what was before."""
     whole: bool = True
+
+    @property
+    def position(self) -> Position:
+        """Of its start."""
+        return self.start.plan, self.start.view
 
     def values(self, before: int | None = None) -> dict[str, Scalar]:
         """What held in the end, or before plan `before`."""
@@ -69,10 +77,12 @@ class Timeline:
         decision = self.decisions.get(number)
         return decision is not None and decision.commit
 
-    def newest_change(self) -> int | None:
-        """Number of the newest committed plan that changed values."""
-        changes = (number for number, plan in self.plans.items() if plan.kind == "config")
-        return max((number for number in changes if self.is_committed(number)), default=None)
+    def newest_change(self) -> Position | None:
+        """The newest committed plan that changed values, or the newest start that did."""
+        changes = [(number, 0) for number, plan in self.plans.items() if plan.kind == "config"]
+        found = [position for position in changes if self.is_committed(position[0])]
+        found += [lap.position for lap in self.laps() if lap.start.changes]
+        return max(found, default=None)
 
     def laps(self) -> tuple[Lap, ...]:
         """Those whose start is kept, the oldest first."""
@@ -87,17 +97,26 @@ class Timeline:
         """What held when plan `number` was committed. Raises ConfigError when that is not kept any more."""
         return self._lap_of(number).values(before=number + 1)
 
-    def changed_since(self, number: int) -> tuple[str, ...]:
-        """Names that plan `number`, or a later plan or start of the run, changed."""
+    def start(self, view: int) -> StartOfView:
+        """What fresh view `view` began with. Raises ConfigError when it is not kept, or the view was not fresh."""
+        found = next((lap.start for lap in self.laps() if lap.start.view == view), None)
+        if found is None:
+            raise ConfigError(f"no start of view {view} is kept: 'instep history' names those that changed values")
+        return found
+
+    def changed_since(self, since: Position) -> tuple[str, ...]:
+        """Names that the plan or start at `since`, or a later plan or start of the run, changed."""
         names: dict[str, None] = {}
         held: dict[str, Scalar] | None = None
         for lap in self.laps():
+            later = lap.position >= since
             if held is not None:
                 names |= dict.fromkeys(name for name in _differing(held, lap.start.values) if name in held)
-            for plan in lap.plans:
-                if plan.number >= number:
-                    names |= dict.fromkeys(plan.values)
-            if any(plan.number >= number for plan in lap.plans) or held is not None:
+            if later:
+                names |= dict.fromkeys(name for change in lap.start.changes for name in change.names)
+            changes = [plan for plan in lap.plans if (plan.number, 0) >= since]
+            names |= dict.fromkeys(name for plan in changes for name in plan.values)
+            if later or changes or held is not None:
                 held = lap.values()
         return tuple(names)
 
@@ -174,7 +193,10 @@ class Timeline:
             kept = "it replayed a schedule, which tells it" if start.replays else "its plans are not all kept any more"
             return (*way, Stretch(lap.first_step, None, reason=kept))
         why = f"went on from checkpoint {origin.id}" if origin else f"start of view {start.view}"
-        way = (*way, Stretch(lap.first_step, dict(held), reason=why))
+        reasons = _joined(change.reason for change in start.changes)
+        why = f"{reasons} ({why})" if reasons else why
+        author = _joined(change.author for change in start.changes)
+        way = (*way, Stretch(lap.first_step, dict(held), author, why))
         passed.append((start.view, start.plan, way))
         for plan in lap.plans:
             held |= plan.values
@@ -227,19 +249,11 @@ def _differing(before: Values, after: Values) -> tuple[str, ...]:
     return tuple(name for name, value in after.items() if name not in before or not same(before[name], value))
 
 
+def _joined(texts: Iterable[str | None]) -> str | None:
+    """Those that are there, each once."""
+    return "; ".join(dict.fromkeys(text for text in texts if text)) or None
+
+
 def _step_of(checkpoint_id: str) -> int:
     step = checkpoint_id.partition("-")[0]
     return int(step) if step.isdecimal() else -1
-
-
-def starts_of(items: Iterable[tuple[str, bytes]], prefix: str) -> tuple[dict[int, StartOfView], dict[int, FirstStep]]:
-    """Starts and first steps by view, from keys and values below `prefix`; what cannot be read is passed over."""
-    starts: dict[int, StartOfView] = {}
-    firsts: dict[int, FirstStep] = {}
-    for key, value in items:
-        match key.removeprefix(prefix).split("/"):
-            case [view] if view.isdecimal() and (start := StartOfView.decode_or_none(value)) is not None:
-                starts[int(view)] = start
-            case [view, "step"] if view.isdecimal() and (first := FirstStep.decode_or_none(value)) is not None:
-                firsts[int(view)] = first
-    return starts, firsts

@@ -246,6 +246,7 @@ def _start_of_view(action: FormView, keys: Keys) -> list[Op]:
             checkpoint=view.start.checkpoint,
             replays=action.schema.replays,
             at=action.at,
+            changes=action.changes,
         )
         # One of this number is from a former life of the run, should its state have been deleted by hand.
         ops += [Op.put(keys.start_of(view.number), start.encode()), Op.delete(keys.first_step_of(view.number))]

@@ -19,6 +19,7 @@ from instep.coordination.desired import (
     next_change,
     pending_revisions,
     settled_rejections,
+    signed_rejection,
 )
 from instep.coordination.records import (
     Agreed,
@@ -61,7 +62,7 @@ def about_wishes(now: Situation) -> Action | None:
     wanted = next_change(now.desired, now.agreed.values, now.schema, now.rejected)
     if wanted is not None and wanted.rejections:
         change = now.changes.get(wanted.revision)
-        return Reject(tuple(_signed(item, change) for item in wanted.rejections))
+        return Reject(tuple(signed_rejection(item, change) for item in wanted.rejections))
     order = commands.oldest(now.orders)
     if order is not None and (wanted is None or order.revision < wanted.revision):
         return _about_order(now, order, now.agreed.course)
@@ -138,12 +139,6 @@ def _tidy(now: Situation, agreed: Agreed) -> Tidy | None:
         return None
     # No more than etcd takes in one txn; the rest follows.
     return Tidy(rejections[:MAX_TIDIED], changes[:MAX_TIDIED], declined[:MAX_TIDIED], refusals[:MAX_TIDIED])
-
-
-def _signed(item: Rejected, change: Change | None) -> Rejected:
-    if change is None:
-        return item
-    return item.model_copy(update={"change_id": change.id, "author": change.author, "why": change.reason})
 
 
 def _plan(now: Situation, gate: int, revision: int, values: Mapping[str, object], change: Change | None) -> Plan:
