@@ -256,3 +256,25 @@ def test_an_argument_that_no_command_line_takes_is_an_error_and_the_next_server_
         EtcdServer(extra_args=["--max-txn-ops", 128]).start()  # type: ignore[list-item]  # the mistake that is made
     with EtcdServer() as server:
         assert server.running
+
+
+@pytest.mark.parametrize("another_cluster", [False, True])
+def test_a_server_restored_from_a_snapshot_serves_what_was_there_then(another_cluster: bool) -> None:
+    with EtcdServer() as server:
+        server.etcdctl("put", "k", "old")
+        before, backup = server.status(), server.snapshot()
+        server.etcdctl("put", "k", "new")
+        server.restore(backup, another_cluster=another_cluster)
+        assert server.etcdctl("get", "--print-value-only", "k") == "old"
+        after = server.status()
+        assert after.revision == before.revision
+        assert (after.member != before.member) == another_cluster  # made of the cluster's token too
+
+
+def test_a_wiped_server_is_empty_and_lets_the_same_users_in() -> None:
+    with EtcdServer(auth="ada:secret") as server:
+        endpoint = server.endpoint
+        server.etcdctl("put", "k", "v")
+        server.wipe()
+        assert server.endpoint == endpoint
+        assert server.etcdctl("get", "--print-value-only", "k") == ""

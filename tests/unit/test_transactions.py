@@ -264,7 +264,7 @@ def test_acks_receipts_and_goodbyes_stand_on_no_lease() -> None:
 def test_only_who_holds_the_token_can_say_that_it_leads() -> None:
     leader = Leader(node="a", rank=0, incarnation=incarnation(1), candidate=FENCE.key, token=77, term=1)
     txn = proclaim(KEYS, leader)
-    assert txn.compares == (LEADS,)
+    assert txn.compares == (LEADS, Compare.mod_revision(KEYS.epoch, "==", 0))
     assert writes(txn) == {"put state/leader", "put history/leaders/1"}
 
 

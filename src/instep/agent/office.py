@@ -129,7 +129,7 @@ class Office:
             self._failed.over()
             self._give_time(leader.incarnation)
             await self._state.mirror.wait_listed()
-            log.info("rank %d leads with token %d", leader.rank, fence.token)
+            log.info("rank %d leads with token %d", leader.rank, leader.token)
             await self._lead(fence)
         finally:
             self._serving = None

@@ -10,8 +10,9 @@ from typing import Final
 from instep.agent.workers import Workers
 from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys, last_part
-from instep.coordination.records import Candidate, Leader, Resigned
+from instep.coordination.records import Candidate, Epoch, Leader, Resigned
 from instep.coordination.state import RunState
+from instep.coordination.token import make_token, revision_of
 from instep.coordination.transactions import proclaim
 from instep.errors import EtcdError
 from instep.etcd import Client, Op
@@ -33,24 +34,31 @@ class Succession:
     async def proclaim(self, fence: Fence) -> Leader | None:
         """Tells the run that the worker named by our candidate leads; None when the term is over already."""
         seen = self._state.leader
-        candidate, standing, why = await asyncio.gather(
-            self._client.get(fence.key), self._client.get(self._keys.leader), self._why(seen)
+        candidate, standing, begun, why = await asyncio.gather(
+            self._client.get(fence.key),
+            self._client.get(self._keys.leader),
+            self._client.get(self._keys.epoch),
+            self._why(seen),
         )
         named = Candidate.decode_or_none(candidate.value if candidate is not None else None)
-        if candidate is None or candidate.create_revision != fence.token or named is None:
+        if not fence.is_held(candidate) or named is None:
             return None
         former = Leader.decode_or_none(standing.value if standing is not None else None)
-        if former is not None and former.token == fence.token:
+        epoch = Epoch.decode_or_none(begun.value if begun is not None else None)
+        token = make_token(epoch.number if epoch is not None else 0, fence.token)
+        if former is not None and (former.candidate, former.token) == (fence.key, token):
             return former  # the reply to an earlier attempt was lost
         leader = Leader(
             **named.model_dump(include={"node", "rank", "incarnation"}),
             candidate=fence.key,
-            token=fence.token,
+            token=token,
             host=next((worker.member.host for worker in self._workers if worker.incarnation == named.incarnation), ""),
             term=await self._next_term(former),
         )
         known = former is not None and seen is not None and former.token == seen.token
-        txn = proclaim(self._keys, leader, former, at=_now(), why=why if known else None)
+        seen_epoch = begun.mod_revision if begun is not None else 0
+        why = why if known else None
+        txn = proclaim(self._keys, leader, former, epoch_revision=seen_epoch, at=_now(), why=why)
         result = await self._client.txn(txn.compares, txn.then)
         return leader if result.succeeded else None
 
@@ -81,7 +89,7 @@ class Succession:
 
 def why_ended(former: Leader, note: Resigned | None, *, registered: bool) -> str | None:
     """How the term of `former` ended: as its agent said, or with its node's lease; None when neither tells."""
-    if note is not None and note.token == former.token:
+    if note is not None and note.token == revision_of(former.token):
         return note.why
     return None if registered else "its node was lost"
 

@@ -52,7 +52,7 @@ def outcome(manifest: Manifest, fence: Fence, found: Found) -> Outcome:
     """How it stands with a commit that may have been sent before. One that stands is a commit, whoever leads by now."""
     if found.manifest is not None and is_same(Manifest.decode_or_none(found.manifest.value), manifest):
         return Outcome.COMMITTED
-    if found.candidate is None or found.candidate.create_revision != fence.token:
+    if not fence.is_held(found.candidate):
         return Outcome.FENCED
     return Outcome.OPEN
 

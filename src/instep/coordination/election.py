@@ -182,7 +182,7 @@ class Election:
     async def _write(self, fence: Fence, value: str) -> bool:
         """Guarded by the mod revision too: a request that comes late must not undo a later proclamation."""
         current = await self._client.get(fence.key)
-        if current is None or current.create_revision != fence.token:
+        if current is None or not fence.is_held(current):
             return False
         unchanged = Compare.mod_revision(fence.key, "==", current.mod_revision)
         put = Op.put(fence.key, value, lease=current.lease)
@@ -193,7 +193,7 @@ class Election:
             if not error.applied_unknown:
                 raise
         settled = await self._client.get(fence.key)
-        if settled is None or settled.create_revision != fence.token:
+        if settled is None or not fence.is_held(settled):
             return False
         if settled.text != value:
             raise EtcdUnavailable("The value could not be proclaimed: call it again.", applied_unknown=True)

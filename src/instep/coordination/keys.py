@@ -143,6 +143,12 @@ class Keys:
         return f"{self.state}agreed"
 
     @property
+    def epoch(self) -> str:
+        """How often etcd's history was found to have gone back, or its checkpoints were adopted: the high part of every
+        fencing token given since. Absent in a run to which that has not happened."""
+        return f"{self.state}epoch"
+
+    @property
     def plans(self) -> str:
         return f"{self.state}plans/"
 
@@ -212,6 +218,14 @@ class Keys:
 
     def term(self, number: int) -> str:
         return f"{self.terms}{number}"
+
+    @property
+    def epochs(self) -> str:
+        """Prefix: the last 100 records of `state/epoch`, by number."""
+        return f"{self.root}history/epochs/"
+
+    def epoch_of(self, number: int) -> str:
+        return f"{self.epochs}{number}"
 
     # -- reports: flow up -----------------------------------------------------------------------------------------
 

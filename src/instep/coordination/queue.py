@@ -176,7 +176,7 @@ class Queue:
         """Returns when the key that carried the token is gone."""
         async with self._client.watch(fence.key, prefix=False) as watch:
             current = await self._client.get(fence.key)
-            if current is None or current.create_revision != fence.token:
+            if not fence.is_held(current):
                 return
             async for batch in watch:
                 if any(event.kind == "delete" for event in batch.events):

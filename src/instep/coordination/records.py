@@ -9,6 +9,7 @@ from typing import Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from instep.coordination.token import MAX_EPOCH
 from instep.names import INCARNATION_LENGTH
 from instep.scalar import Scalar
 
@@ -317,8 +318,26 @@ class Agreed(Record):
     """The newest plan when the run last began anew: nothing up to it binds those who train now."""
 
 
+class Epoch(Record):
+    """Why tokens given from now on order after all given before: etcd's history has gone back, or checkpoints were
+    adopted of which etcd knew nothing. A run without this record is in epoch 0."""
+
+    number: int = Field(ge=1, le=MAX_EPOCH)
+    why: str
+    """One sentence for people."""
+    before: int | None = None
+    """The highest revision of etcd that was seen before it went back, where that is known."""
+    after: int | None = None
+    """The revision at which that was noticed."""
+    author: str | None = None
+    """Who adopted checkpoints; None where the run noticed by itself."""
+    at: str | None = None
+    """Wall clock of the host that wrote it, for people only."""
+
+
 class Leader(Record):
-    """Who leads; `token` is the create revision of the candidate key and fences every guarded write."""
+    """Who leads; `token` is made of the run's epoch and the create revision of the candidate key (see token.py), and
+    fences every guarded write."""
 
     node: str
     rank: int

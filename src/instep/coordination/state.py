@@ -10,6 +10,7 @@ from instep.coordination.mirror import Mirror
 from instep.coordination.records import (
     Agreed,
     Decision,
+    Epoch,
     Forming,
     Leader,
     Plan,
@@ -40,6 +41,8 @@ class RunState:
         self.agreed: Agreed | None = None
         self.agreed_revision = 0
         self.leader: Leader | None = None
+        self.epoch: Epoch | None = None
+        self.epoch_revision = 0
         self.plan: Plan | None = None
         self.plan_revision = 0
         """When the newest plan was created: what answers it was created later."""
@@ -86,6 +89,9 @@ class RunState:
         elif key == keys.leader:
             self.leader = Leader.decode_or_none(value)
             self._leader_revision = event.kv.mod_revision
+        elif key == keys.epoch:
+            self.epoch = Epoch.decode_or_none(value)
+            self.epoch_revision = event.kv.mod_revision if value is not None else 0
         elif key == keys.forming:
             self.forming = Forming.decode_or_none(value)
         elif key in (keys.saving, keys.saved, keys.resume):
@@ -137,6 +143,7 @@ class RunState:
         yield keys.view, self.view, self.view_revision
         yield keys.agreed, self.agreed, self.agreed_revision
         yield keys.leader, self.leader, self._leader_revision
+        yield keys.epoch, self.epoch, self.epoch_revision
         yield keys.plan(number), self._plan_as_created(), self.plan_revision
         yield keys.decision(number), self.decision, self._decision_revision
 

@@ -30,6 +30,7 @@ from instep.coordination.keys import Keys
 from instep.coordination.records import (
     Ack,
     Decision,
+    Epoch,
     Failure,
     FirstStep,
     Leader,
@@ -48,6 +49,8 @@ HISTORY_PLANS = 1000
 MAX_REJECTIONS = 60
 """Rejections written by one txn; etcd allows 128 operations. Of a larger change the first stand for the rest."""
 TERMS_KEPT = 100
+EPOCHS_KEPT = 100
+"""Epochs kept in the history."""
 """Leaders kept in the history."""
 RECEIPTS_KEPT = 20
 """Plans whose receipts are kept: one key a node each, and the leader mirrors them."""
@@ -180,17 +183,34 @@ def write_first_step(keys: Keys, view: int, first: FirstStep) -> Txn:
     return Txn((Compare.present(keys.start_of(view)), Compare.absent(key)), (Op.put(key, first.encode()),))
 
 
+def raise_epoch(keys: Keys, seen: int, epoch: Epoch) -> Txn:
+    """Begins the next epoch, also for the history. `seen` is the mod revision of `state/epoch` that `epoch` was made
+    from, 0 where there was none: of all who try exactly one succeeds. Whoever leads then proclaims itself again."""
+    then = [Op.put(keys.epoch, epoch.encode()), Op.put(keys.epoch_of(epoch.number), epoch.encode())]
+    if epoch.number > EPOCHS_KEPT:
+        then.append(Op.delete(keys.epoch_of(epoch.number - EPOCHS_KEPT)))
+    return Txn((Compare.mod_revision(keys.epoch, "==", seen),), tuple(then))
+
+
 def proclaim(
-    keys: Keys, leader: Leader, former: Leader | None = None, *, at: str | None = None, why: str | None = None
+    keys: Keys,
+    leader: Leader,
+    former: Leader | None = None,
+    *,
+    epoch_revision: int = 0,
+    at: str | None = None,
+    why: str | None = None,
 ) -> Txn:
-    """Tells every agent, and the history, who leads; refused unless the candidate still holds its token."""
+    """Tells every agent, and the history, who leads; refused unless the candidate still holds its token, and the epoch
+    that the token was made with (the mod revision of `state/epoch`) is still the run's."""
     term = Term(**leader.model_dump(include={"term", "node", "rank", "host", "token"}), at=at, why=why)
     then = [Op.put(keys.leader, leader.encode()), Op.put(keys.term(term.term), term.encode())]
     if term.term > TERMS_KEPT:
         then.append(Op.delete(keys.term(term.term - TERMS_KEPT)))
     if former is not None:
         then.append(Op.delete(keys.resigned_of(former.node)))
-    return Txn((Fence(leader.candidate, leader.token).compare(),), tuple(then))
+    same_epoch = Compare.mod_revision(keys.epoch, "==", epoch_revision)
+    return Txn((Fence(leader.candidate, leader.token).compare(), same_epoch), tuple(then))
 
 
 def _undecided(keys: Keys, number: int) -> Compare:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 from instep.errors import EtcdError, SettingsError
 from instep.testing._binaries import EtcdBinary
+from instep.testing._command import Member
 
 _TIMEOUT_S = 30.0
 
@@ -36,6 +38,36 @@ def run_etcdctl(binary: EtcdBinary, flags: Sequence[str], args: Sequence[str], *
     if check and answer.returncode != 0:
         raise EtcdError(f"{command} failed: {answer.stderr.strip() or answer.stdout.strip()}")
     return (answer.stdout if check else answer.stdout + answer.stderr).removesuffix("\n")
+
+
+def restore_snapshot(binary: EtcdBinary, snapshot: Path, member: Member, *, token: str) -> None:
+    """Fill the member's empty data folder from a snapshot, as an operator does. Raises EtcdError."""
+    if binary.etcdctl is None:
+        raise SettingsError(f"no etcdctl lies beside {binary.path}")
+    etcdutl = binary.etcdctl.with_name("etcdutl")  # from 3.5 on, and from 3.6 on the only one that can
+    cluster = member.cluster or {member.name: member.advertised_peer_url}
+    command = [
+        str(etcdutl if os.access(etcdutl, os.X_OK) else binary.etcdctl),
+        "snapshot",
+        "restore",
+        str(snapshot),
+        f"--name={member.name}",
+        f"--data-dir={member.data_dir}",
+        f"--initial-cluster-token={token}",
+        "--initial-cluster=" + ",".join(f"{name}={url}" for name, url in cluster.items()),
+        f"--initial-advertise-peer-urls={member.advertised_peer_url}",
+    ]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCDCTL_")}
+    answer = subprocess.run(
+        command,
+        env=environment | {"ETCDCTL_API": "3"},
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        check=False,
+    )
+    if answer.returncode != 0:
+        raise EtcdError(f"the snapshot {snapshot} cannot be restored: {answer.stderr.strip() or answer.stdout.strip()}")
 
 
 def _without(flags: Sequence[str], args: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -11,6 +12,7 @@ from instep.testing._access import Access, users
 from instep.testing._binaries import find_etcd
 from instep.testing._certificates import Certificates
 from instep.testing._command import Member
+from instep.testing._etcdctl import restore_snapshot
 from instep.testing._launch import PortTaken, wait_until_healthy
 from instep.testing._member import EtcdMember
 from instep.testing._ports import check_port, free_ports
@@ -52,6 +54,7 @@ class EtcdServer(EtcdMember, EtcdService):
         access = Access(Certificates(resources.folder / "certificates") if tls else None, names)
         self._ports_are_ours = port == 0
         self._served = False
+        self._snapshots = 0
         settings = Member(
             name=name,
             data_dir=Path(data_dir).absolute() if data_dir is not None else resources.folder / "data",
@@ -99,6 +102,34 @@ class EtcdServer(EtcdMember, EtcdService):
             self._first_start()
         return self
 
+    # -- history that goes back --------------------------------------------------------------------------------
+
+    def snapshot(self) -> Path:
+        """Save all that it holds now, as `etcdctl snapshot save` does; a file that goes with `close()`."""
+        self._must_have_served()
+        self._snapshots += 1
+        path = self._resources.folder / f"snapshot-{self._snapshots}.db"
+        self.etcdctl("snapshot", "save", str(path))
+        return path
+
+    def restore(self, snapshot: Path, *, another_cluster: bool = False) -> None:
+        """Serve what `snapshot` holds, and nothing that came after it, at the same address.
+
+        Its id stays that of the cluster before, as with an operator who gives the same settings, unless
+        `another_cluster`. Leases are as they were, with their whole time before them.
+        """
+        self._empty()
+        token = f"restored-{self._snapshots}-{snapshot.stem}" if another_cluster else "etcd-cluster"
+        restore_snapshot(self.binary, snapshot, self._settings, token=token)
+        self._serve()
+
+    def wipe(self) -> None:
+        """Serve an empty store at the same address, as after the loss of a volume."""
+        self._empty()
+        self._serve()
+        if self.access.users:
+            self.access.enable_auth(self.binary, self.endpoints)
+
     def close(self) -> None:
         """End it for good and remove its temporary folder, log included; a `data_dir` of one's own stays."""
         if not self.data_dir.is_relative_to(self._resources.folder):
@@ -134,6 +165,12 @@ class EtcdServer(EtcdMember, EtcdService):
         else:
             client, (peer,) = self._settings.client_port, free_ports(1, self._settings.host)
         self._settings = self._settings.at(client, peer)
+
+    def _empty(self) -> None:
+        self._must_have_served()
+        if self.running:
+            self.kill()
+        shutil.rmtree(self.data_dir, ignore_errors=True)
 
     def _serve(self) -> None:
         self.launch()
