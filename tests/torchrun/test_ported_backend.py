@@ -15,7 +15,7 @@ from ported_cases import CONTRACTS, Attempt, Contract
 from async_support import run
 from instep.coordination import Election, Session
 from instep.coordination.fence import Fence
-from instep.coordination.mirror import Mirror, cancelled
+from instep.coordination.mirror import Mirror
 from instep.coordination.rendezvous.coordinator import Coordinator
 from instep.coordination.rendezvous.decision import Write
 from instep.coordination.rendezvous.keys import RendezvousKeys
@@ -23,6 +23,7 @@ from instep.coordination.rendezvous.node import Node
 from instep.coordination.rendezvous.records import Address, Closed, Limits, Round
 from instep.errors import JoinRefused
 from instep.etcd import Client
+from instep.tasks import cancelled
 from instep.testing import EtcdServer
 
 LIMITS = Limits(min_nodes=1, max_nodes=1)

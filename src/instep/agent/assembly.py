@@ -18,6 +18,7 @@ from instep.coordination.state import RunState
 from instep.errors import EtcdError
 from instep.etcd import Client
 from instep.names import is_hyperparameter_name
+from instep.tasks import all_of
 from instep.wire import Message
 
 PARTIAL_S: Final = 1.0
@@ -121,7 +122,7 @@ class Assembly:
         view = self._state.view
         if view is None:
             return {"ranks": [], "elsewhere": {}}
-        listed = await asyncio.gather(self._client.range(self._keys.left), self._client.range(self._keys.arrivals))
+        listed = await all_of(self._client.range(self._keys.left), self._client.range(self._keys.arrivals))
         left = {last_part(item.key): Left.decode_or_none(item.value) for item in listed[0].kvs}
         arrivals = {last_part(item.key): Arrivals.decode_or_none(item.value) for item in listed[1].kvs}
         arrivals[self._node] = self._now(view)

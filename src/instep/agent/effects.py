@@ -14,6 +14,7 @@ from instep.coordination.records import Decision
 from instep.coordination.transactions import Txn, abort
 from instep.errors import EtcdError, EtcdFull, InstepError
 from instep.etcd import Client, Listing, Op, TxnResult
+from instep.tasks import Background
 
 log = logging.getLogger("instep")
 
@@ -32,7 +33,7 @@ class Effects:
         self._client = client
         self._keys = keys
         self._space = space
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Background("a write")
         self._settling: set[int] = set()
         self._outage = Outage("a write that must be made waits")
 
@@ -40,9 +41,7 @@ class Effects:
         return f"Effects({len(self._tasks)} under way, settling {sorted(self._settling)})"
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
+        self._tasks.start(work)
 
     def write(self, txn: Txn) -> None:
         """Sends the txn until etcd has answered it, whatever the answer."""
@@ -61,11 +60,8 @@ class Effects:
 
     async def drain(self, timeout_s: float) -> None:
         """Waits for what is under way, then gives up on the rest."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout_s)
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.settle(timeout_s)
+        await self._tasks.close()
 
     async def _write(self, txn: Txn) -> None:
         await self.insist(lambda: self._send(txn))
@@ -156,8 +152,3 @@ class Effects:
                     raise
             await asyncio.sleep(pause_s)
             pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("a write failed", exc_info=task.exception())

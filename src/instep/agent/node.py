@@ -28,7 +28,6 @@ from instep.agent.tryouts import Tryouts
 from instep.agent.workers import Workers
 from instep.coordination.keys import Keys
 from instep.coordination.leadership import Pace
-from instep.coordination.mirror import cancelled
 from instep.coordination.outage import Outage
 from instep.coordination.records import Left
 from instep.coordination.session import LinkState, Session
@@ -36,6 +35,7 @@ from instep.coordination.state import RunState
 from instep.errors import EtcdUnavailable, InstepError
 from instep.etcd import Client, Event
 from instep.settings import DEFAULT_STALL_TIMEOUT_S
+from instep.tasks import Background
 from instep.wire import Message
 
 log = logging.getLogger("instep")
@@ -127,22 +127,16 @@ class Node:
         Raises EtcdDenied or SettingsError when etcd will not have us at all.
         """
         self._reception.adopt()
-        serving = [
-            asyncio.create_task(self._session.run()),
-            asyncio.create_task(self._follow_state()),
-            asyncio.create_task(self._office.run()),
-            asyncio.create_task(self._tick()),
-            asyncio.create_task(self._beat()),
-            asyncio.create_task(self._wait_empty()),
-        ]
-        try:
-            done, _ = await asyncio.wait(serving, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            await self._effects.drain(DRAIN_S)
-            await self._office.resign()
-            await cancelled(*serving)
+        async with Background("the agent") as serving:  # the session still runs while the last writes are made
+            works = (self._follow_state(), self._office.run(), self._tick(), self._beat(), self._wait_empty())
+            tasks = [serving.start(work, awaited=True) for work in (self._session.run(), *works)]
+            try:
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            finally:
+                await self._effects.drain(DRAIN_S)
+                await self._office.resign()
 
     def fail_all(self, error: InstepError, kind: str) -> None:
         """Tells every worker that nothing can be done for it, and why."""

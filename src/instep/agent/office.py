@@ -17,7 +17,6 @@ from instep.coordination.election import Election
 from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
 from instep.coordination.leadership import Leadership, Pace, TryOut
-from instep.coordination.mirror import cancelled
 from instep.coordination.outage import Outage
 from instep.coordination.queue import in_order
 from instep.coordination.records import CAME_FIRST, Candidate
@@ -25,6 +24,7 @@ from instep.coordination.session import Session
 from instep.coordination.state import RunState
 from instep.errors import EtcdError, EtcdUnavailable
 from instep.etcd import Client
+from instep.tasks import all_of, first_of
 
 log = logging.getLogger("instep")
 
@@ -150,15 +150,10 @@ class Office:
             try_out=self._try_out,
             ttl_s=self._ttl_s,
         )
-        term = asyncio.create_task(self._leadership.run())
-        over = asyncio.create_task(self._election.lost(fence))
         try:
-            done, _ = await asyncio.wait([term, over], return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await first_of(self._leadership.run(), self._election.lost(fence))
         finally:
             self._leadership = None
-            await cancelled(term, over)
             log.info("the term with token %d is over", fence.token)
 
     # -- the candidate ----------------------------------------------------------------------------------------------
@@ -186,7 +181,7 @@ class Office:
         if why is None:
             await change
         else:
-            await asyncio.gather(self._succession.note_end(leading, why), change)  # the note is sent first
+            await all_of(self._succession.note_end(leading, why), change)  # the note is sent first
         if self._serving is leading:
             self._serving = None
 

@@ -20,6 +20,7 @@ from instep.coordination.keys import Keys
 from instep.errors import EtcdDenied, EtcdError, InstepError, SettingsError
 from instep.runtime import RuntimeFolder
 from instep.settings import Settings
+from instep.tasks import first_of
 from instep.wire import Message
 
 log = logging.getLogger("instep")
@@ -58,14 +59,14 @@ async def _serve(folder: RuntimeFolder, run: str, settings: Settings, name: str)
         server = Server(folder.socket, node.on_message, node.on_died)
         node.on_empty, node.on_tick = server.stop_accepting, server.stay_reachable
         server.start()
-        serving = asyncio.create_task(node.run())
+        stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGINT, serving.cancel)
-        loop.add_signal_handler(signal.SIGTERM, _on_sigterm, node, serving)
+        loop.add_signal_handler(signal.SIGINT, stopping.set)
+        loop.add_signal_handler(signal.SIGTERM, _on_sigterm, node, stopping)
         try:
-            await serving
-        except asyncio.CancelledError:
-            log.warning("the agent was told to stop")
+            await first_of(node.run(), stopping.wait())
+            if stopping.is_set():
+                log.warning("the agent was told to stop")
         except InstepError as error:
             log.error("%s", error)
             node.fail_all(error, _kind(error))
@@ -75,13 +76,13 @@ async def _serve(folder: RuntimeFolder, run: str, settings: Settings, name: str)
     log.info("agent %d ends", os.getpid())
 
 
-def _on_sigterm(node: Node, serving: asyncio.Task[None]) -> None:
+def _on_sigterm(node: Node, stopping: asyncio.Event) -> None:
     """A scheduler that tells every process of a job to end means the ranks. They need their agent to end well, and it
     goes with the last of them."""
     if node.serves:
         log.info("told to end (SIGTERM): that is up to the workers")
     else:
-        serving.cancel()
+        stopping.set()
 
 
 async def _refuse_everybody(folder: RuntimeFolder, error: InstepError) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from datetime import UTC, datetime
 from typing import Final
@@ -16,6 +15,7 @@ from instep.coordination.token import make_token, revision_of
 from instep.coordination.transactions import proclaim
 from instep.errors import EtcdError
 from instep.etcd import Client, Op
+from instep.tasks import all_of
 
 NOTE_S: Final = 2.0
 
@@ -34,7 +34,7 @@ class Succession:
     async def proclaim(self, fence: Fence) -> Leader | None:
         """Tells the run that the worker named by our candidate leads; None when the term is over already."""
         seen = self._state.leader
-        candidate, standing, begun, why = await asyncio.gather(
+        candidate, standing, begun, why = await all_of(
             self._client.get(fence.key),
             self._client.get(self._keys.leader),
             self._client.get(self._keys.epoch),
@@ -71,7 +71,7 @@ class Succession:
     async def _why(self, former: Leader | None) -> str | None:
         if former is None:
             return None
-        resigned, member = await asyncio.gather(
+        resigned, member = await all_of(
             self._client.get(self._keys.resigned_of(former.node)),
             self._client.get(self._keys.member(former.rank, former.incarnation)),
         )

@@ -13,6 +13,7 @@ import typer
 from instep.cli._options import EtcdOption, JsonOption, NamespaceOption, RunArgument, with_run
 from instep.cli._output import document, facts_console, line, plain, sentence, show, talk
 from instep.errors import EtcdUnavailable
+from instep.tasks import first_of
 
 if TYPE_CHECKING:
     from instep.control import Keys, Status
@@ -90,16 +91,7 @@ async def _screen(client: Client, keys: Keys) -> None:
 
     console = facts_console()
     with key_pressed(b"qQ\x03") as leave, Live(console=console, screen=True, auto_refresh=False) as live:
-        drawing = asyncio.ensure_future(draw(live))
-        leaving = asyncio.ensure_future(leave.wait())
-        try:
-            await asyncio.wait((drawing, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if drawing.done():
-                drawing.result()
-        finally:
-            for task in (drawing, leaving):
-                task.cancel()
-            await asyncio.gather(drawing, leaving, return_exceptions=True)
+        await first_of(draw(live), leave.wait())
 
 
 async def _pages(client: Client, keys: Keys) -> None:

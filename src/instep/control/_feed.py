@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from instep.etcd import Client, Event
+from instep.tasks import Background
 
 _Item = Event | Exception
 
@@ -21,7 +22,8 @@ class Feed:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._queue: asyncio.Queue[_Item] = asyncio.Queue()
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._prefixes: set[str] = set()
+        self._watches = Background("a watch")
 
     async def __aenter__(self) -> Self:
         return self
@@ -29,17 +31,16 @@ class Feed:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._tasks.values():
-            task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await self._watches.close()
 
     def add(self, prefix: str, start_revision: int) -> None:
         """Watch `prefix` from a revision on; a second time is passed over."""
-        if prefix not in self._tasks:
-            self._tasks[prefix] = asyncio.create_task(self._watch(prefix, start_revision))
+        if prefix not in self._prefixes:
+            self._prefixes.add(prefix)
+            self._watches.start(self._watch(prefix, start_revision))
 
     def watches(self, prefix: str) -> bool:
-        return prefix in self._tasks
+        return prefix in self._prefixes
 
     async def next(self) -> list[Event]:
         """All that has come, at least one event. Raises what ended a watch. Cancelling it loses nothing."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Coroutine, Iterable
 from typing import Any
 
@@ -11,6 +10,7 @@ from instep.control._rendezvous import rendezvous_keys
 from instep.coordination.keys import Keys
 from instep.errors import Compacted, EtcdFull
 from instep.etcd import Client, Listing, Op
+from instep.tasks import all_of
 
 PLANS_READ = 12
 """The newest plans that a reading looks at, unless told otherwise: enough to see the attempts of an open change."""
@@ -105,10 +105,4 @@ async def load_receipts(client: Client, picture: Picture, numbers: Iterable[int]
 
 async def together(wanted: list[Coroutine[Any, Any, Listing]]) -> list[Listing]:
     """All at once; the first failure ends the rest and is raised as it is."""
-    tasks = [asyncio.ensure_future(one) for one in wanted]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    return list(await all_of(*wanted))

@@ -14,6 +14,7 @@ from instep.control._rendezvous import rendezvous_keys
 from instep.coordination.keys import Keys
 from instep.errors import RunNotFound
 from instep.etcd import Client, Listing, Op
+from instep.tasks import all_of
 
 _AT_ONCE = 8
 _METRICS_LOOKED_AT = 64
@@ -59,13 +60,7 @@ async def runs(client: Client, namespace: str) -> Runs:
         async with slots:
             return await _summary(client, Keys(namespace, name))
 
-    tasks = [asyncio.ensure_future(summary(name)) for name in names]
-    try:
-        return Runs(namespace, tuple(await asyncio.gather(*tasks)))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    return Runs(namespace, await all_of(*map(summary, names)))
 
 
 async def require_run(client: Client, keys: Keys) -> None:

@@ -37,6 +37,7 @@ from instep.coordination.records import Plan, PlanKind, format_ranks
 from instep.errors import Compacted, EtcdError, EtcdFull
 from instep.etcd import Client
 from instep.scalar import Scalar
+from instep.tasks import all_of
 
 MAX_GROUPS = 12
 """Groups of ranks, and nodes that are waited for, that a status names one by one."""
@@ -170,14 +171,11 @@ class Status(Facts):
 
 async def status(client: Client, keys: Keys) -> Status:
     """The run at one revision of etcd. Raises RunNotFound. Summaries stay small at any number of ranks."""
-    trouble = asyncio.ensure_future(_trouble(client))
-    try:
-        picture = await load(client, keys, members=True, metrics=True, rendezvous=True, starts=RECENT)
-        if picture.empty:
-            await require_run(client, keys)
-        return replace(status_of(picture, client.endpoint), trouble=await trouble)
-    finally:
-        trouble.cancel()
+    loading = load(client, keys, members=True, metrics=True, rendezvous=True, starts=RECENT)
+    picture, trouble = await all_of(loading, _trouble(client))
+    if picture.empty:
+        await require_run(client, keys)
+    return replace(status_of(picture, client.endpoint), trouble=trouble)
 
 
 async def _trouble(client: Client) -> str | None:

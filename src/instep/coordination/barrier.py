@@ -15,7 +15,7 @@ from instep.coordination.barrier_scene import Entrant, Scene, Step, next_step, n
 from instep.coordination.barrier_store import BarrierStore
 from instep.coordination.naming import as_prefix, check_name, check_timeout, is_whole
 from instep.coordination.session import Session
-from instep.coordination.waiting import PASSING, RETRY_S, first_of, insist, tidied
+from instep.coordination.waiting import PASSING, RETRY_S, insist, tidied
 from instep.errors import (
     BarrierFull,
     BarrierTimeout,
@@ -26,6 +26,7 @@ from instep.errors import (
     SettingsError,
 )
 from instep.etcd import Client
+from instep.tasks import first_of
 
 log = logging.getLogger("instep")
 

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Self
 
-from instep.coordination.waiting import first_of
+from instep.tasks import Background, first_of
+
+log = logging.getLogger("instep")
 
 
 class TaskBlock(ABC):
     """Promise: the task is closed on leaving, and when entering fails or is cancelled: nobody would leave then."""
 
     _task: asyncio.Task[None] | None = None
+    _entered = False
 
     async def _enter(self, work: Coroutine[Any, Any, None], ready: Coroutine[Any, Any, None], name: str) -> Self:
         """Returns when `ready` has. Raises what it raises, and what ends the work before that."""
-        self._task = task = asyncio.create_task(work, name=name)
+        self._task = task = Background(name, self._failed).start(work, name=name)
         try:
             await first_of(ready, ended(task))
+            self._entered = True
         except BaseException:
             await self.close()
             raise
@@ -30,6 +35,11 @@ class TaskBlock(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    def _failed(self, error: BaseException) -> None:
+        """The caller may not use the block for long: the log has it at once. On entry the caller gets it."""
+        if self._entered:
+            log.error("%r failed", self, exc_info=error)
 
     @abstractmethod
     async def close(self) -> None: ...

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Generic, Self, TypeVar
 
 from instep.coordination.block import TaskBlock, ended
-from instep.coordination.mirror import Mirror, cancelled
-from instep.coordination.waiting import first_of
+from instep.coordination.mirror import Mirror
 from instep.errors import SettingsError
 from instep.etcd import Client, Event, KeyValue
+from instep.tasks import cancelled, first_of
 
 T = TypeVar("T")
 

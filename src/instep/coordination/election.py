@@ -11,9 +11,10 @@ from instep.coordination.fence import Fence
 from instep.coordination.outage import Outage
 from instep.coordination.queue import Queue, in_order
 from instep.coordination.session import Session
-from instep.coordination.waiting import RETRY_S, first_of
+from instep.coordination.waiting import RETRY_S
 from instep.errors import EtcdUnavailable, Fenced, InstepError, SettingsError
 from instep.etcd import Client, Compare, KeyValue, Op
+from instep.tasks import first_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,6 @@ from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
 from instep.coordination.leading import next_action
 from instep.coordination.margin import Ahead, Margin
-from instep.coordination.mirror import cancelled
 from instep.coordination.outage import Outage
 from instep.coordination.picture import Picture
 from instep.coordination.records import Decision, View
@@ -39,6 +38,7 @@ from instep.coordination.transactions import for_action
 from instep.coordination.trial import Refusals, Trial
 from instep.errors import EtcdUnavailable, InstepError
 from instep.etcd import Client
+from instep.tasks import first_of
 
 log = logging.getLogger("instep")
 
@@ -115,14 +115,11 @@ class Leadership:
         self._wake.set()
 
     async def run(self) -> None:
-        tasks = self._picture.run()
-        try:
-            await self._picture.wait_listed()
-            await self._lead()
-        finally:
-            await cancelled(*tasks)
+        """Raises what ends a mirror: a leader that no longer sees everything must not lead."""
+        await first_of(self._lead(), *self._picture.follow())
 
     async def _lead(self) -> None:
+        await self._picture.wait_listed()
         while True:
             self._wake.clear()
             try:

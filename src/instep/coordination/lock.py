@@ -10,9 +10,10 @@ from instep.coordination.fence import Fence
 from instep.coordination.naming import check_timeout
 from instep.coordination.queue import Queue
 from instep.coordination.session import Session
-from instep.coordination.waiting import because, first_of
+from instep.coordination.waiting import because
 from instep.errors import InstepError, LockTimeout, SettingsError
 from instep.etcd import Client
+from instep.tasks import first_of
 
 TIMEOUT_S = 60.0
 

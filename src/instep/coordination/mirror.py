@@ -134,13 +134,3 @@ class Mirror:
 
 def _same(left: KeyValue | None, right: KeyValue) -> bool:
     return left is not None and left.mod_revision == right.mod_revision
-
-
-async def cancelled(*tasks: asyncio.Task[None]) -> None:
-    """Cancels the tasks and waits until they have ended; what they raise has been dealt with elsewhere.
-
-    Not by suppressing CancelledError: that would also swallow the cancellation of whoever waits here.
-    """
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

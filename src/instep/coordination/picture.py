@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from instep.coordination import membership
 from instep.coordination.attempts import Reported
@@ -78,9 +78,9 @@ class Picture:
         flowing_up = (self._members, self._acks, self._receipts, self._left, self._schemas, self._verified)
         return (self.desires, *flowing_up, self._failures, self._arrivals, self._attempts)
 
-    def run(self) -> list[asyncio.Task[None]]:
-        """Starts following; the caller cancels the tasks."""
-        return [asyncio.create_task(mirror.run()) for mirror in self.mirrors]
+    def follow(self) -> list[Coroutine[Any, Any, None]]:
+        """What keeps it up to date, until cancelled. The caller runs all of it at once, and ends when one ends."""
+        return [mirror.run() for mirror in self.mirrors]
 
     async def wait_listed(self) -> None:
         for mirror in self.mirrors:

@@ -15,9 +15,10 @@ from instep.coordination.fence import Fence
 from instep.coordination.naming import as_prefix
 from instep.coordination.outage import Outage
 from instep.coordination.session import Session
-from instep.coordination.waiting import PASSING, RETRY_S, first_of, tidied
+from instep.coordination.waiting import PASSING, RETRY_S, tidied
 from instep.errors import EtcdFull, EtcdUnavailable, InstepError, LeaseLost
 from instep.etcd import Client, Compare, KeyValue, Op
+from instep.tasks import first_of
 
 GONE: Final = ".gone/"
 MOST_REMOVED: Final = 40

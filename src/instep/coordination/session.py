@@ -14,12 +14,11 @@ from enum import Enum, auto
 from typing import Any, Final, Self, TypeAlias
 
 from instep.coordination.block import TaskBlock
-from instep.coordination.mirror import cancelled
 from instep.coordination.naming import is_whole
 from instep.coordination.outage import Outage
-from instep.coordination.waiting import first_of
 from instep.errors import EtcdError, InstepError, LeaseLost, SettingsError
 from instep.etcd import Client, LeaseKeeper, LeaseState, LeaseTiming
+from instep.tasks import Background, all_of, cancelled, first_of
 
 log = logging.getLogger("instep")
 
@@ -98,7 +97,7 @@ class Session(TaskBlock):
         """Why there is no lease; None while there is one, and before the first attempt."""
         self._had: deque[int] = deque(maxlen=REMEMBERED_LEASES)
         self._abandoned: int = 0
-        self._chores: set[asyncio.Task[Any]] = set()
+        self._chores = Background("work left to the session")
         self._serials = itertools.count(1)
         self._leases = self._losses = self._suspensions = 0
 
@@ -179,10 +178,7 @@ class Session(TaskBlock):
         if not self._runs:
             work.close()
             return None
-        task = asyncio.get_running_loop().create_task(work)
-        self._chores.add(task)
-        task.add_done_callback(self._chores.discard)
-        return task
+        return self._chores.start(work)
 
     # -- its life ---------------------------------------------------------------------------------------------------
 
@@ -222,7 +218,7 @@ class Session(TaskBlock):
                 await asyncio.sleep(pause_s)
         finally:
             self._enter_life(_Life.ENDED)
-            await cancelled(*self._chores)
+            await self._chores.close()
 
     async def _first_lease(self) -> None:
         """Returns when it has been taken, or raises why it was not. A session that has ended before says so itself."""
@@ -237,20 +233,21 @@ class Session(TaskBlock):
             self._leases += 1
             self._keeper = keeper
             self._note()
-            following = asyncio.create_task(self._follow(keeper))
             try:
-                await first_of(self._announce(keeper.lease_id), keeper.wait_lost())
-                outage.over()
-                self.trouble = None
-                self._enter_life(_Life.GOING_ON)
-                await self._revoke_former()
-                await keeper.wait_lost()
-                self._abandoned = keeper.lease_id
-                self._losses += 1
+                await all_of(self._hold(keeper, outage), self._follow(keeper))
             finally:
-                await cancelled(following)
                 self._keeper = None
                 self._note()
+
+    async def _hold(self, keeper: LeaseKeeper, outage: Outage) -> None:
+        await first_of(self._announce(keeper.lease_id), keeper.wait_lost())
+        outage.over()
+        self.trouble = None
+        self._enter_life(_Life.GOING_ON)
+        await self._revoke_former()
+        await keeper.wait_lost()
+        self._abandoned = keeper.lease_id
+        self._losses += 1
 
     async def _announce(self, lease_id: int) -> None:
         for write in tuple(self._listeners):

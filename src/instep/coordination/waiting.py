@@ -1,13 +1,12 @@
-"""Waiting for whichever comes first, which errors may pass, and tidying up in spite of them."""
+"""Which errors a recipe rides out, and cleanup in spite of them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
 
-from instep.coordination.mirror import cancelled
 from instep.errors import Compacted, EtcdFull, EtcdUnavailable, InstepError, LeaseLost
 
 if TYPE_CHECKING:
@@ -21,17 +20,6 @@ GIVE_UP_S: Final = 1.0
 
 PASSING: Final[tuple[type[InstepError], ...]] = (EtcdUnavailable, EtcdFull, Compacted, LeaseLost)
 """What a recipe rides out within its time-out: none of it says that the same request cannot succeed later."""
-
-
-async def first_of(*waits: Coroutine[Any, Any, None]) -> None:
-    """Returns when one of them has returned, or raises what it raised. The others are cancelled and have ended."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        await cancelled(*tasks)
 
 
 def because(trouble: InstepError | None) -> str:

@@ -24,6 +24,7 @@ from instep.demo._screen import Screen, exports
 from instep.demo._stage import RUN, SCRIPT, Stage, training_script
 from instep.errors import InstepError, SettingsError
 from instep.etcd import Client
+from instep.tasks import all_of
 
 ALONE_STEPS: Final = 60
 ALONE_KEY: Final = "/without-instep/lr"
@@ -164,14 +165,8 @@ class Play:
 
     async def _accident(self, client: Client, operator: Operator, progress: Progress) -> Takeover:
         self.screen.command(operator.order_command("checkpoint", "--no-wait"))
-        killing = asyncio.create_task(
-            kill_saver(client, operator.keys, lambda: marked(self.stage.mark), self.screen.command)
-        )
-        try:
-            await operator.send("checkpoint")
-            takeover = await killing
-        finally:
-            killing.cancel()
+        killing = kill_saver(client, operator.keys, lambda: marked(self.stage.mark), self.screen.command)
+        takeover, _ = await all_of(killing, operator.send("checkpoint"))
         self.screen.receipt(
             f"rank {takeover.by_rank} led {takeover.took_ms:.0f} ms later, and rank {takeover.saved_by} saved step "
             f"{takeover.step}; torchrun starts all ranks anew",

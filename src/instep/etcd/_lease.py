@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
 from instep.errors import EtcdError, LeaseLost, SettingsError
+from instep.tasks import Background
 
 if TYPE_CHECKING:
     from instep.etcd._client import Client
@@ -108,7 +109,7 @@ class LeaseKeeper:
         self._gone = False
         self._lost = asyncio.Event()
         self._changed = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._keeping = Background("keeping a lease alive")
         self.renewals = 0
 
     def __repr__(self) -> str:
@@ -159,17 +160,14 @@ class LeaseKeeper:
         self._valid_until = self._timing.valid_until(sent_at)
         self._endpoint = self._client.endpoint_index
         self._confirmed = True
-        self._task = asyncio.create_task(self._keep(), name=f"lease {lease.id:x}")
+        self._keeping.start(self._keep(), name=f"lease {lease.id:x}")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
         gone = self._gone
+        await self._keeping.close()
         self._declare_lost()
         if not gone:
             with contextlib.suppress(EtcdError):

@@ -13,6 +13,7 @@ from instep.etcd._connection import Connection
 from instep.etcd._endpoints import Endpoint
 from instep.etcd._grpc import aio, grpc
 from instep.etcd._tls import TlsFiles
+from instep.tasks import Background
 
 _LOOK_AT_FILES_EVERY_S = 1.0
 
@@ -44,7 +45,7 @@ class Pool:
         self._current = 0
         self._connections: list[Connection | None] = [None] * len(endpoints)
         self._retired: set[Connection] = set()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing = Background("closing a connection to etcd")
         self._closed = False
         self._look_at = 0.0
 
@@ -126,9 +127,7 @@ class Pool:
             self._track(connection.channel.close(None))
 
     def _track(self, closing: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(closing)
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._closing.start(closing)
 
     async def close(self) -> None:
         """Close every channel; calls still running fail. Returns when nothing of ours runs any more."""
@@ -138,8 +137,7 @@ class Pool:
         self._retired.clear()
         for connection in left:
             await connection.channel.close(None)
-        if self._closing:
-            await asyncio.gather(*self._closing, return_exceptions=True)
+        await self._closing.settle(None)
         await _let_grpc_finish()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from collections.abc import Iterable
@@ -12,12 +11,13 @@ from instep.etcd import _wire
 from instep.etcd._diagnosis import diagnose
 from instep.etcd._transport import Transport
 from instep.etcd._types import Status
+from instep.tasks import all_of
 
 
 async def read_statuses(transport: Transport, timeout_s: float | None) -> tuple[Status, ...]:
     limit_s = transport.timeout_s if timeout_s is None else timeout_s
     indices = range(len(transport.pool))
-    return tuple(await asyncio.gather(*(_read_status(transport, index, limit_s) for index in indices)))
+    return await all_of(*(_read_status(transport, index, limit_s) for index in indices))
 
 
 async def _read_status(transport: Transport, index: int, timeout_s: float) -> Status:

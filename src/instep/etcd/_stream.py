@@ -11,6 +11,7 @@ from instep.etcd import _wire
 from instep.etcd._auth import Metadata
 from instep.etcd._connection import Connection
 from instep.etcd._grpc import EOF, aio
+from instep.tasks import Background
 
 
 class StreamBroken(Exception):  # never leaves the package
@@ -35,6 +36,7 @@ class Stream:
         self._silence_s = silence_s
         self._asked_at: float | None = None
         self._next_probe_at = time.monotonic() + probe_s
+        self._tasks = Background("a watch stream")
         self._reading: asyncio.Task[Any] | None = None
         self._writing: asyncio.Task[Any] | None = None
         self._call = connection.watch(metadata=metadata)
@@ -62,7 +64,7 @@ class Stream:
         while not self.connection.retired:
             reading = self._reading
             if reading is None:
-                reading = self._reading = asyncio.create_task(self._call.read())
+                reading = self._reading = self._tasks.start(self._call.read(), awaited=True)
             pause_s = max(0.0, self._next_probe_at - time.monotonic())
             done, _ = await asyncio.wait({reading}, timeout=pause_s)
             if done:
@@ -96,7 +98,7 @@ class Stream:
             self._asked_at = now
         if self._writing is None or self._writing.done():
             # Not awaited: a cancelled write would end the stream, and its failure shows as silence anyway.
-            self._writing = asyncio.create_task(self._ask())
+            self._writing = self._tasks.start(self._ask())
 
     async def _ask(self) -> None:
         with contextlib.suppress(aio.AioRpcError, asyncio.InvalidStateError):
@@ -111,10 +113,7 @@ class Stream:
 
     async def close(self) -> None:
         self._call.cancel()
-        tasks = [task for task in (self._reading, self._writing) if task is not None]
         self._reading = self._writing = None
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.close()
         await self._call.code()
         self.connection.release()

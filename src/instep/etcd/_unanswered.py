@@ -12,6 +12,7 @@ from instep.etcd._auth import Authenticator
 from instep.etcd._connection import Connection
 from instep.etcd._grpc import aio, grpc
 from instep.etcd._pool import was_cancelled
+from instep.tasks import Background
 
 # A write may well take this long; then its member is asked whether etcd has changed its leader since.
 PATIENCE_S = 0.5
@@ -44,7 +45,7 @@ class Unanswered:
         self._auth = auth
         self._waiting: set[_Waiting] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._asking: set[asyncio.Task[None]] = set()
+        self._asking = Background("a question whether etcd has changed its leader")
 
     def __repr__(self) -> str:
         return f"Unanswered({len(self._waiting)} writes)"
@@ -68,9 +69,7 @@ class Unanswered:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for task in self._asking:
-            task.cancel()
-        await asyncio.gather(*self._asking, return_exceptions=True)
+        await self._asking.close()
 
     def _look_in(self, seconds: float) -> None:
         self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
@@ -86,9 +85,7 @@ class Unanswered:
                 waiting.call.cancel()
         if late and not self._asking:
             for connection in {waiting.connection for waiting in late}:
-                task = asyncio.create_task(self._ask(connection))
-                self._asking.add(task)
-                task.add_done_callback(self._asking.discard)
+                self._asking.start(self._ask(connection))
         if self._waiting:
             self._look_in(LOOK_EVERY_S)
 

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 
 from instep.errors import EtcdError
+from instep.tasks import Background
 from instep.testing._health import wait_until
 from instep.testing._line import Line
 from instep.testing._loop import LoopThread
@@ -29,7 +30,7 @@ class Listener:
         self._host = host
         self._route = route
         self._socket: socket.socket | None = None
-        self._arriving: set[asyncio.Task[None]] = set()
+        self._arriving = Background("a connection to a proxy")
         self._closed = False
         self.port = port
         if port:
@@ -91,9 +92,7 @@ class Listener:
             arrived, _ = plain.accept()
         except OSError:
             return  # it has gone already
-        task = self._thread.loop.create_task(self._take(arrived))
-        self._arriving.add(task)
-        task.add_done_callback(self._arriving.discard)
+        self._arriving.start(self._take(arrived))
 
     async def _take(self, arrived: socket.socket) -> None:
         try:

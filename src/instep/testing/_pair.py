@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
+from instep.tasks import Background
 from instep.testing._flow import End, Flow, Item, Way
 
 _DIAL_TIMEOUT_S = 10.0
@@ -163,7 +164,7 @@ class Pair:
 
     def _dial(self) -> None:
         if self._dialling is None:
-            self._dialling = self._loop.create_task(self._dial_server())
+            self._dialling = Background("a connection from a proxy").start(self._dial_server())
 
     async def _dial_server(self) -> None:
         try:

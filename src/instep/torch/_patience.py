@@ -7,12 +7,12 @@ import logging
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final, TypeVar
 
-from instep.coordination.mirror import cancelled
 from instep.coordination.rendezvous.keys import RendezvousKeys
 from instep.coordination.rendezvous.node import Node
 from instep.coordination.rendezvous.records import Limits, Registration
 from instep.errors import EtcdError
 from instep.etcd import Client
+from instep.tasks import Background
 
 log = logging.getLogger("instep")
 
@@ -37,11 +37,9 @@ async def aloud(
 ) -> T:
     """What `seat` gives. While it waits the log says at WARNING what for: after `first_s`, and each time after twice
     as long, with one read from etcd each time."""
-    telling = asyncio.create_task(_tell(client, keys, node, limits, last_call_s, first_s))
-    try:
+    async with Background("the notice of what the rendezvous waits for") as telling:
+        telling.start(_tell(client, keys, node, limits, last_call_s, first_s))
         return await seat
-    finally:
-        await cancelled(telling)
 
 
 async def _tell(

@@ -27,9 +27,10 @@ from instep.coordination.rendezvous.decision import (
 from instep.coordination.rendezvous.keys import RendezvousKeys
 from instep.coordination.rendezvous.records import Closed, Refusal, Registration, Round
 from instep.coordination.session import LinkState, Session
-from instep.coordination.waiting import RETRY_S, first_of
+from instep.coordination.waiting import RETRY_S
 from instep.errors import InstepError
 from instep.etcd import Client, Compare, Op
+from instep.tasks import first_of
 
 log = logging.getLogger("instep")
 

@@ -13,7 +13,7 @@ from typing import Final, Self
 
 from instep.coordination.block import TaskBlock, ended
 from instep.coordination.group import Group
-from instep.coordination.mirror import Mirror, cancelled
+from instep.coordination.mirror import Mirror
 from instep.coordination.rendezvous.coordinator import Coordinator
 from instep.coordination.rendezvous.decision import epoch_of
 from instep.coordination.rendezvous.keys import RendezvousKeys
@@ -29,9 +29,10 @@ from instep.coordination.rendezvous.records import (
     Seat,
 )
 from instep.coordination.session import LinkState, Session
-from instep.coordination.waiting import RETRY_S, first_of
+from instep.coordination.waiting import RETRY_S
 from instep.errors import EtcdFull, InstepError, JoinRefused, JoinTimeout, LeaseLost, RunClosed
 from instep.etcd import Client, Compare, Event, Op
+from instep.tasks import cancelled, first_of
 
 log = logging.getLogger("instep")
 
