@@ -18,7 +18,20 @@ ROOT = "the package itself"
 
 LAYERS: dict[str, int] = {
     **dict.fromkeys(
-        ("errors", "names", "scalar", "settings", "discovery", "runtime", "schedule", "tasks", "version", "wire"), 0
+        (
+            "errors",
+            "names",
+            "scalar",
+            "settings",
+            "discovery",
+            "runtime",
+            "schedule",
+            "tasks",
+            "text",
+            "version",
+            "wire",
+        ),
+        0,
     ),
     "etcd": 1,
     "coordination": 2,

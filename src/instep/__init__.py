@@ -1,5 +1,7 @@
 """Instep: the live control plane of distributed PyTorch training, on etcd v3."""
 
+import logging
+
 from instep.errors import (
     AgentError,
     BarrierFull,
@@ -33,10 +35,13 @@ from instep.errors import (
     SettingsError,
     StepError,
 )
+from instep.text import OneLine
 from instep.version import VERSION
 from instep.worker import FreeConfig, Hyperparameters, Run, fixed, join
 
 __version__ = VERSION
+
+logging.getLogger("instep").addFilter(OneLine())  # here: every process of ours imports this package first
 
 __all__ = [
     # joining a run

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from instep.text import one_line
+
 
 class InstepError(Exception):
     """The root: every error that Instep raises on purpose.
 
-    `exit_code` is what the command line exits with when this error ends it (docs/howto/exit-codes.md).
+    `exit_code` is what the command line exits with when this error ends it (docs/howto/exit-codes.md). As text it is
+    one line that a terminal or a log can show, whatever it quotes.
     """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class SettingsError(InstepError):

@@ -42,7 +42,7 @@ def test_long_text_is_cut() -> None:
 
 
 def test_terminal_controls_and_hidden_characters_do_not_reach_a_terminal() -> None:
-    assert one_line("a\x1b[2Jb\nc\u202ed\x00") == "a[2Jb cd"
+    assert one_line("a\x1b[2Jb\nc\u202ed\x00") == r"a\x1b[2Jb c\u202ed\x00"
     assert "\x1b" not in format_value("\x1b]0;title\x07")
 
 

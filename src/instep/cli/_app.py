@@ -22,7 +22,7 @@ from instep.cli import (
     _status,
 )
 from instep.cli._options import EtcdOption, NamespaceOption, remember
-from instep.cli._output import line, sentence, talk
+from instep.cli._output import as_typed, line, take_any_text, talk
 from instep.errors import InstepError
 
 app = typer.Typer(
@@ -36,10 +36,12 @@ app = typer.Typer(
 
 def run() -> None:
     """Parse the arguments, do the command, end the process."""
+    take_any_text()
+    sys.argv[1:] = map(as_typed, sys.argv[1:])
     try:
         app(prog_name="instep")
     except InstepError as error:
-        talk(f"instep: {sentence(str(error))}")
+        talk(f"instep: {error}")
         sys.exit(error.exit_code)
 
 

@@ -33,7 +33,7 @@ def _table(found: Checkpoints) -> Table:
     from rich.text import Text
 
     from instep.cli._history import local_time
-    from instep.cli._style import header, safe
+    from instep.cli._style import header
     from instep.control import format_bytes
 
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
@@ -41,12 +41,12 @@ def _table(found: Checkpoints) -> Table:
         header(table, name, right=name in ("step", "size"))
     for item in found.checkpoints:
         table.add_row(
-            safe(item.id),
+            item.id,
             str(item.step),
             format_bytes(item.bytes),
-            f"rank {item.saved_by} on {safe(item.host)}",
+            f"rank {item.saved_by} on {item.host}",
             Text(local_time(item.committed_at), style="dim"),
-            safe(item.path),
+            item.path,
             Text("latest", style="green") if item.latest else "",
         )
     return table

@@ -171,10 +171,6 @@ def _list_actions(run: str, etcd: str | None, namespace: str | None, as_json: bo
         document(found.to_json())
         return
     for action in found.actions:
-        line(
-            control.one_line(action.name)
-            if action.everywhere
-            else f"{control.one_line(action.name)}  rank {action.ranks} only"
-        )
+        line(action.name if action.everywhere else f"{action.name}  rank {action.ranks} only")
     if not found.actions:
         talk(f'the training script of {run} declares no action: @run.action("evaluate") does')

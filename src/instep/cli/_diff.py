@@ -42,7 +42,6 @@ def diff(
 def _table(found: Diff) -> Table:
     from rich.table import Table
 
-    from instep.cli._style import safe
     from instep.control import format_value
 
     table = Table.grid(padding=(0, 2, 0, 0))
@@ -51,5 +50,5 @@ def _table(found: Diff) -> Table:
     for change in found.changes:
         before = format_value(change.before) if change.was_set else "–"
         after = format_value(change.after) if change.is_set else "–"
-        table.add_row(safe(change.name), before, "→", after)
+        table.add_row(change.name, before, "→", after)
     return table

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from pathlib import Path
 
-from instep.cli._output import document, line, talk
+from instep.cli._output import document, json_text, line, talk
 from instep.errors import SettingsError
 from instep.schedule import Schedule
 
@@ -15,8 +14,7 @@ from instep.schedule import Schedule
 def tell_export(schedule: Schedule, file: str, *, as_json: bool) -> None:
     """`-` is stdout. With `as_json` a file is written too, and stdout says which."""
     if file == "-":
-        sys.stdout.write(schedule.encode())
-        sys.stdout.flush()
+        json_text(schedule.encode().rstrip("\n"))
         return
     _write(Path(file), schedule.encode())
     if as_json:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from instep.cli._options import EtcdOption, JsonOption, NamespaceOption, RunArgument, with_run
-from instep.cli._output import document, line, show, talk
+from instep.cli._output import document, json_text, show, talk
 
 if TYPE_CHECKING:
     from instep.control import Value
@@ -40,11 +40,11 @@ def get(
 
 
 def _one(value: Value) -> None:
-    from instep.control import format_value, one_line
+    from instep.control import format_value
     from instep.scalar import format_scalar
 
     if value.has_agreed:
-        line(one_line(format_scalar(value.agreed)))
+        json_text(format_scalar(value.agreed))
     else:
         talk(f"{value.name} has no agreed value yet")
     if value.state != "agreed":

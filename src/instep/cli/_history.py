@@ -59,16 +59,14 @@ def history_table(entries: Iterable[Entry]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from instep.cli._style import safe
-
     table = Table.grid(padding=(0, 2, 0, 0))
     for no_wrap in (True, True, True, False, False):
         table.add_column(overflow="fold", no_wrap=no_wrap, min_width=1)
     for entry in entries:
         number = f"#{entry.plan}" if entry.plan is not None else f"v{entry.view}" if entry.view is not None else "–"
-        who = Text(safe(entry.author), style="dim")
+        who = Text(entry.author or "", style="dim")
         if entry.reason:
-            who.append(f" “{safe(entry.reason)}”", style="")
+            who.append(f" “{entry.reason}”", style="")
         opened = Text(local_time(entry.opened_at), style="dim")
         table.add_row(Text(number, style="dim"), opened, _outcome(entry), entry.what, who)
         for remark in _remarks(entry):

@@ -24,15 +24,14 @@ def leaders_table(leaders: Iterable[Leading]) -> Table:
     from rich.text import Text
 
     from instep.cli._history import local_time
-    from instep.cli._style import safe
 
     table = Table.grid(padding=(0, 2, 0, 0))
     for no_wrap in (True, False):
         table.add_column(overflow="fold", no_wrap=no_wrap)
     for leading in leaders:
         since = Text(local_time(leading.since), style="dim")
-        who = Text(f"rank {leading.rank} on {safe(leading.host)} leads")
-        before = f"before it rank {leading.former_rank} on {safe(leading.former_host)}"
-        who.append(f"; {before} ({safe(leading.why) or 'not known why'})", style="dim")
+        who = Text(f"rank {leading.rank} on {leading.host} leads")
+        before = f"before it rank {leading.former_rank} on {leading.former_host}"
+        who.append(f"; {before} ({leading.why or 'not known why'})", style="dim")
         table.add_row(since, who)
     return table

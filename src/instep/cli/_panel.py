@@ -9,7 +9,7 @@ from rich.text import Text
 
 from instep.cli._history import history_table
 from instep.cli._rendezvous import nodes_table, torchrun_rows
-from instep.cli._style import STATE, safe
+from instep.cli._style import STATE
 from instep.cli._under_way import under_way, waiting_table
 from instep.cli._values import values_table
 from instep.control import NodeWaiting, PlanFacts, RankFacts, Status, StepFacts
@@ -31,9 +31,9 @@ def status_panel(now: Status, *, trouble: str | None = None, hint: str = "") -> 
     if now.recent:
         parts += [_heading("recent"), _indented(history_table(now.recent))]
     if now.trouble:
-        parts += [Text(""), Text(safe(now.trouble), style="red")]
+        parts += [Text(""), Text(now.trouble, style="red")]
     if trouble:
-        parts += [Text(""), Text(f"etcd does not answer; this may be old. {safe(trouble)}", style="red")]
+        parts += [Text(""), Text(f"etcd does not answer; this may be old. {trouble}", style="red")]
     if hint:
         parts += [Text(""), Text(hint, style="dim")]
     return Group(*parts)
@@ -55,7 +55,7 @@ def _facts(now: Status) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     if now.leader is not None:
-        table.add_row("leader", f"rank {now.leader.rank} on {safe(now.leader.host)}, token {now.leader.token}")
+        table.add_row("leader", f"rank {now.leader.rank} on {now.leader.host}, token {now.leader.token}")
     if now.view is not None or now.live or now.rendezvous is None:
         table.add_row("ranks", _ranks(now.ranks))
     if len(now.versions) > 1:
@@ -73,11 +73,11 @@ def _facts(now: Status) -> Table:
 def _values_of(now: Status) -> str:
     if now.replays is None:
         return "values"
-    return f"values at the start of the schedule that is replayed ({safe(now.replays)})"
+    return f"values at the start of the schedule that is replayed ({now.replays})"
 
 
-def _heading(text: str) -> Text:
-    return Text(f"\n{text}", style="dim")
+def _heading(text: str) -> Group:
+    return Group(Text(""), Text(text, style="dim"))
 
 
 def _indented(part: RenderableType) -> Padding:
@@ -115,15 +115,15 @@ def _steps(steps: StepFacts) -> str:
 def _metrics(steps: StepFacts) -> str:
     shown = list(steps.metrics.items())[:_METRICS_SHOWN]
     more = " …" if len(steps.metrics) > len(shown) else ""
-    return "  ".join(f"{safe(name)} {value:.4g}" for name, value in shown) + f"{more}  (rank {steps.metrics_rank})"
+    return "  ".join(f"{name} {value:.4g}" for name, value in shown) + f"{more}  (rank {steps.metrics_rank})"
 
 
 def _plan(plan: PlanFacts) -> Group:
     first = Text(plan.what)
     if plan.author:
-        first.append(f"  {safe(plan.author)}", style="dim")
+        first.append(f"  {plan.author}", style="dim")
     if plan.reason:
-        first.append(f" “{safe(plan.reason)}”")
+        first.append(f" “{plan.reason}”")
     verb, number = ("armed", plan.armed) if plan.state == "open" else ("applied", plan.applied)
     attempt = f", attempt {plan.attempt}" if plan.attempt > 1 else ""
     parts = [first, Text(f"step {plan.gate}: {verb} on {number}/{plan.ranks} ranks{attempt}")]
@@ -133,7 +133,7 @@ def _plan(plan: PlanFacts) -> Group:
 
 
 def _nodes(waiting: tuple[NodeWaiting, ...], more: int) -> str:
-    named = ", ".join(f"rank {node.ranks} on {safe(node.host or node.node)}" for node in waiting)
+    named = ", ".join(f"rank {node.ranks} on {node.host or node.node}" for node in waiting)
     return f"{named} and {more} more nodes" if more else named
 
 

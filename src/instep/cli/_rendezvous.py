@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from rich.table import Table
 from rich.text import Text
 
-from instep.cli._style import safe
 from instep.control import NodeAsking, NodeFacts, RendezvousFacts, RestartsFacts, Status
 
 _NAMED = 3
@@ -28,7 +27,7 @@ def torchrun_rows(now: Status) -> Iterator[tuple[str, Text]]:
         if found.lost and found.state != "stopped":
             yield "absent", Text(f"{_nodes(found.lost_count)} of the round, group rank {found.lost}", style="red")
         if found.refused:
-            yield "refused", Text("; ".join(map(safe, found.refused)), style="red")
+            yield "refused", Text("; ".join(found.refused), style="red")
     if now.restarts is not None and now.restarts.limit:
         yield "restart", _restarts(now.restarts)
 
@@ -40,7 +39,7 @@ def nodes_table(found: RendezvousFacts) -> Table:
     table.add_column(overflow="fold")
     table.add_column(overflow="fold", min_width=1)
     for node in shown(found):
-        table.add_row(str(node.group_rank), f"{safe(node.host)}, pid {node.pid}", _of_node(node))
+        table.add_row(str(node.group_rank), f"{node.host}, pid {node.pid}", _of_node(node))
     more = found.size - len(shown(found))
     if more:
         table.add_row("", Text(f"and {more} more nodes", style="dim"), "")
@@ -67,7 +66,7 @@ def _round(found: RendezvousFacts) -> Text:
 
 def _of_state(found: RendezvousFacts, limits: str) -> Text:
     if found.state == "closed":
-        by = f" by {safe(found.closed_by)}" if found.closed_by else ""
+        by = f" by {found.closed_by}" if found.closed_by else ""
         return Text(f"closed{by} after round {found.round}" if found.round else f"closed{by} before its first round")
     if found.state == "stopped":
         unclosed = f", and round {found.round} was not closed" if found.round else ""
@@ -103,7 +102,7 @@ def _waiting(found: RendezvousFacts) -> Text:
 
 
 def _restarts(restarts: RestartsFacts) -> Text:
-    where = "" if restarts.everywhere else f" on {safe(restarts.host)}"
+    where = "" if restarts.everywhere else f" on {restarts.host}"
     spent = restarts.count >= restarts.limit
     text = Text(f"{restarts.count} of {restarts.limit}{where} (torchrun)", style="yellow" if spent else "")
     if spent:
@@ -121,7 +120,7 @@ def _of_node(node: NodeFacts) -> Text:
 
 
 def _place(node: NodeAsking) -> str:
-    return f"{safe(node.host)} (pid {node.pid})"
+    return f"{node.host} (pid {node.pid})"
 
 
 def _nodes(number: int) -> str:

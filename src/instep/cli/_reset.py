@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from instep.cli._options import EtcdOption, JsonOption, NamespaceOption, RunArgument, with_run
-from instep.cli._output import document, line, sentence
+from instep.cli._output import document, line
 from instep.cli._receipt import AuthorOption, WhyOption
 
 
@@ -29,4 +29,4 @@ def reset(
     if not count:
         line(f"{run}: no failure was counted, so there is nothing to reset")
         return
-    line(f"{run}: reset, {count} failure{'' if count == 1 else 's'} forgotten ({sentence(was.before.causes)})")
+    line(f"{run}: reset, {count} failure{'' if count == 1 else 's'} forgotten ({was.before.causes})")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from instep.cli._options import EtcdOption, JsonOption, NamespaceOption, RunArgument, with_run
-from instep.cli._output import document, facts_console, line, plain, sentence, show, talk
+from instep.cli._output import document, facts_console, plain, show, talk
 from instep.errors import EtcdUnavailable
 from instep.tasks import first_of
 
@@ -103,10 +103,10 @@ async def _pages(client: Client, keys: Keys) -> None:
     async with aclosing(_statuses(client, keys)) as statuses:
         async for now, trouble in statuses:
             if trouble is not None:
-                talk(f"instep: {sentence(trouble)}")
+                talk(f"instep: {trouble}")
                 continue
             page = plain(console, status_panel(now))
             if page != shown:
-                line(f"{page}\n")
+                sys.stdout.write(f"{page}\n\n")
                 sys.stdout.flush()
             shown = page

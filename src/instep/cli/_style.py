@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-from instep.control import one_line
-
 
 @dataclass(frozen=True, slots=True)
 class Palette:
@@ -40,8 +38,3 @@ OUTCOME = Palette(
 
 def header(table: Table, name: str, *, right: bool = False) -> None:
     table.add_column(name, justify="right" if right else "left", overflow="fold")
-
-
-def safe(text: str | None) -> str:
-    """Text that someone wrote to etcd, fit for a terminal: one line and no control characters."""
-    return one_line(text or "")

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from rich.table import Table
 from rich.text import Text
 
-from instep.cli._style import safe
 from instep.control import Value, format_value
 
 _STYLES = {"pending": "yellow", "rejected": "red"}
@@ -20,7 +19,7 @@ def values_table(values: Iterable[Value]) -> Table:
     table.add_column(overflow="fold", min_width=1)  # else one that is empty takes its place from the others
     for value in values:
         agreed = format_value(value.agreed) if value.has_agreed else "–"
-        table.add_row(safe(value.name), agreed, _remark(value))
+        table.add_row(value.name, agreed, _remark(value))
     return table
 
 
@@ -28,5 +27,5 @@ def _remark(value: Value) -> Text:
     if value.state == "agreed":
         return Text("fixed" if value.fixed else "", style="dim")
     remark = Text(f"→ {format_value(value.desired)} ", style=_STYLES[value.state])
-    remark.append(f"{value.state}: {safe(value.why)}", style="")
+    remark.append(f"{value.state}: {value.why}", style="")
     return remark

@@ -43,10 +43,11 @@ from instep.control._status import (
     status,
     watch_status,
 )
-from instep.control._text import format_bytes, format_change, format_changes, format_value, one_line
+from instep.control._text import format_bytes, format_change, format_changes, format_value
 from instep.control._torchrun import NodeAsking, NodeFacts, RendezvousFacts, RestartsFacts
 from instep.control._under_way import PausedFacts, SavingFacts, StoppingFacts, WaitingFacts
 from instep.coordination.keys import Keys
+from instep.text import one_line
 
 __all__ = [
     # reaching a run

@@ -14,13 +14,13 @@ from instep.control._discover import run_names
 from instep.control._facts import Facts, ValueChange, changes_between
 from instep.control._picture import Picture
 from instep.control._runs import run_not_found
-from instep.control._text import one_line
 from instep.coordination.keys import Keys
 from instep.coordination.records import Change
 from instep.errors import ConfigError, EtcdFull, EtcdUnavailable, SettingsError
 from instep.etcd import Client, Compare, Listing, Op, TxnResult
 from instep.names import check_hyperparameter_name
 from instep.scalar import Scalar, format_scalar, same
+from instep.text import one_line
 
 MAX_TEXT = 1000
 """Characters of a reason, and of an author."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -15,7 +16,8 @@ class Facts:
     __slots__ = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Only dicts, lists, text, numbers, booleans and None."""
+        """Only dicts, lists, text, numbers, booleans and None; of numbers that JSON lacks the name (`NaN`, `Infinity`,
+        `-Infinity`) as text."""
         document = _plain(self)
         assert isinstance(document, dict)
         return document
@@ -43,4 +45,6 @@ def _plain(value: object) -> object:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value

@@ -10,7 +10,6 @@ from instep.control._facts import Facts
 from instep.control._load import load
 from instep.control._picture import Picture
 from instep.control._runs import require_run
-from instep.control._text import one_line
 from instep.coordination.desired import Desired
 from instep.coordination.keys import Keys
 from instep.coordination.records import format_ranks
@@ -18,6 +17,7 @@ from instep.errors import ConfigError
 from instep.etcd import Client
 from instep.names import check_hyperparameter_name
 from instep.scalar import Scalar, same, shortened
+from instep.text import one_line
 
 ValueState = Literal["agreed", "pending", "rejected"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from instep.control._facts import Facts
-from instep.control._text import one_line
 from instep.coordination.keys import Keys
 from instep.coordination.records import CAME_FIRST, Term
 from instep.coordination.transactions import TERMS_KEPT
 from instep.etcd import Client
+from instep.text import one_line
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,10 @@ import difflib
 from collections.abc import Mapping
 
 from instep.control._picture import Picture
-from instep.control._text import counted, one_line
+from instep.control._text import counted
 from instep.coordination.commands import Order, course_after, why_not
 from instep.coordination.records import Command, Course, format_ranks
+from instep.text import one_line
 
 _CURES: Mapping[str, str] = {
     "pause": "'instep resume {run}' lets it go on",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable
 from decimal import Decimal
 
 from instep.control._facts import ValueChange
 from instep.scalar import Scalar, format_scalar, same
+from instep.text import one_line
 
 MAX_SHOWN = 40
 """Characters of one value in a sentence."""
@@ -41,11 +41,6 @@ def format_changes(changes: Iterable[ValueChange]) -> str:
     return ", ".join(format_change(change) for change in changes)
 
 
-def one_line(text: str) -> str:
-    """The text without line breaks, terminal controls and what hides or reorders text: anyone can write it to etcd."""
-    return "".join(" " if char in "\t\n\r" else char for char in text if char in "\t\n\r" or not _hidden(char))
-
-
 def shortened(text: str, limit: int = MAX_SHOWN) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
@@ -64,10 +59,6 @@ def format_bytes(number: int) -> str:
     if units[0] == "bytes":
         return counted(number, "byte")
     return f"{size:.1f} {units[0]}" if size < 9.95 else f"{size:.0f} {units[0]}"
-
-
-def _hidden(char: str) -> bool:
-    return unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def _short_float(value: float) -> str:

@@ -10,10 +10,10 @@ from typing import Literal, TypeAlias
 from instep.control._facts import Facts
 from instep.control._picture import Picture
 from instep.control._rendezvous import Rendezvous, RendezvousState
-from instep.control._text import one_line
 from instep.coordination.records import Elastic, Member, format_ranks
 from instep.coordination.rendezvous.decision import Standing
 from instep.coordination.rendezvous.records import Cause, Limits, Seat
+from instep.text import one_line
 
 MAX_NODES = 12
 """Nodes of a round, and nodes that wait, that are told one by one."""

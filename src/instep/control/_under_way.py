@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from instep.control._facts import Facts
 from instep.control._orders import what_of
 from instep.control._picture import Picture
-from instep.control._text import one_line
+from instep.text import one_line
 
 
 @dataclass(frozen=True, slots=True)

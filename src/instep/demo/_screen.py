@@ -14,9 +14,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from instep.control import format_value, one_line
+from instep.control import format_value
 from instep.demo._checks import Check
 from instep.demo._progress import Progress
+from instep.text import one_line
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _CURVE = 32

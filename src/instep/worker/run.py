@@ -19,6 +19,7 @@ from typing import Any, Final, Generic, Self
 from instep.errors import InstepError, StepError
 from instep.names import check_action_name
 from instep.settings import DEFAULT_GRACE_S
+from instep.text import one_line
 from instep.worker.agreement import Agreement, Config, Stand
 from instep.worker.assembly import Assembly
 from instep.worker.checkpoints import Checkpoints
@@ -287,7 +288,7 @@ class Run(Generic[Config]):
             raise conversation.failure
         course = self._agreement.course
         if course.is_over(step):
-            self._stopped = course.reason or "the run was stopped"
+            self._stopped = one_line(course.reason or "the run was stopped")
             log.warning("rank %d ends before step %d: %s", self.rank, step, self._stopped)
         return step
 
