@@ -28,5 +28,10 @@ async def keys(client: Client, prefix: str) -> list[KeyValue]:
     return [item for item in found if "/.gone/" not in item.key]
 
 
+async def newest(client: Client, prefix: str) -> int:
+    """The create revision of the key that came last; 0 where there is none."""
+    return max((item.create_revision for item in await keys(client, prefix)), default=0)
+
+
 def at_once(*works: Awaitable[T]) -> asyncio.Future[list[T]]:
     return asyncio.gather(*works)

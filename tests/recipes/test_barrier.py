@@ -6,7 +6,7 @@ import asyncio
 import time
 
 import pytest
-from recipe_support import at_once, keys, station
+from recipe_support import at_once, keys, newest, station
 
 from async_support import SLACK_S, run, until
 from instep.coordination import DoubleBarrier, Session
@@ -153,9 +153,9 @@ def test_one_whose_lease_is_lost_while_it_waits_registers_again(etcd: EtcdServer
             first, second = DoubleBarrier(a, ours, namespace, 2), DoubleBarrier(b, theirs, namespace, 2)
             waiting = asyncio.create_task(second.enter("y", 20))
             await until(lambda: _here(a, namespace, 1))
+            before = await newest(a, f"{namespace}/members")
             await a.lease_revoke(theirs.lease_id)
-            await until(lambda: _here(a, namespace, 0))
-            await until(lambda: _here(a, namespace, 1))
+            await until(lambda: _registered_after(a, namespace, before))
             await at_once(first.enter("x", 20), waiting)
             await at_once(first.leave(20), second.leave(20))
 
@@ -229,6 +229,10 @@ def test_a_registration_that_arrives_after_its_sender_gave_up_leaves_nobody_ther
             await at_once(barrier.leave(20), other.leave(20))
 
     run(main())
+
+
+async def _registered_after(client: Client, prefix: str, revision: int) -> bool:
+    return await newest(client, f"{prefix}/members") > revision
 
 
 async def _here(client: Client, prefix: str, count: int) -> bool:

@@ -7,7 +7,7 @@ import contextlib
 from typing import Any
 
 import pytest
-from recipe_support import keys, station
+from recipe_support import keys, newest, station
 
 from async_support import run, until
 from instep.coordination import Changes, Election, Incumbent, Session
@@ -118,9 +118,9 @@ def test_a_candidate_whose_session_was_lost_stands_again(etcd: EtcdServer, names
             await first.campaign("a")
             waiting = asyncio.create_task(second.campaign("b"))
             await until(lambda: _count(a, namespace, 2))
+            before = await newest(a, namespace)
             await a.lease_revoke(theirs.lease_id)
-            await until(lambda: _count(a, namespace, 1))
-            await until(lambda: _count(a, namespace, 2))
+            await until(lambda: _count_after(a, namespace, before))
             await first.resign()
             await waiting
             assert second.leading
@@ -328,6 +328,11 @@ async def _value(leaders: Changes[Incumbent | None]) -> str:
             if incumbent is not None:
                 return incumbent.value
     raise AssertionError("unreachable")
+
+
+async def _count_after(client: Client, prefix: str, revision: int) -> bool:
+    """Whether there are two, one of which was created after that revision."""
+    return await _count(client, prefix, 2) and await newest(client, prefix) > revision
 
 
 async def _count(client: Client, prefix: str, count: int) -> bool:

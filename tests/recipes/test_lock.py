@@ -6,7 +6,7 @@ import asyncio
 import time
 
 import pytest
-from recipe_support import at_once, keys, station
+from recipe_support import at_once, keys, newest, station
 
 from async_support import SLACK_S, run, until
 from instep.coordination import Lock
@@ -142,9 +142,9 @@ def test_a_waiter_whose_lease_was_revoked_queues_again(etcd: EtcdServer, namespa
             await first.acquire()
             waiting = asyncio.create_task(second.acquire())
             await until(lambda: _count(a, namespace, 2))
+            before = await newest(a, namespace)
             await a.lease_revoke(theirs.lease_id)
-            await until(lambda: _count(a, namespace, 1))
-            await until(lambda: _count(a, namespace, 2))
+            await until(lambda: _queued_after(a, namespace, before))
             await first.release()
             await waiting
             assert second.held
@@ -261,6 +261,11 @@ def test_many_in_one_process_pass_one_by_one(etcd: EtcdServer, namespace: str) -
             await at_once(*(work() for _ in range(12)))
 
     run(main())
+
+
+async def _queued_after(client: Client, prefix: str, revision: int) -> bool:
+    """Whether there are two, one of which has come after that revision."""
+    return await _count(client, prefix, 2) and await newest(client, prefix) > revision
 
 
 async def _count(client: Client, prefix: str, count: int) -> bool:

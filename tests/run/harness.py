@@ -11,7 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -238,10 +240,43 @@ def held_gil(training: TrainingRun, *arguments: str) -> tuple[Trainer, Callable[
     trainer.wait_said("holding")
 
     def let_go() -> None:
-        file.close()
+        file.close()  # again does nothing
         trainer.wait_said("held")
 
     return trainer, let_go
+
+
+@contextmanager
+def open_plan(training: TrainingRun, *arguments: str) -> Iterator[OpenPlan]:
+    """Rank 0 has promised a plan, its node has acked it, and rank 1 is stuck: nothing decides it but rank 0's gate.
+
+    Both stay where they are until the block lets them go on, however slow the machine is. A plan whose gate rank 0
+    reached before it heard of it was aborted: what is given is the next one.
+    """
+    hold = training.node("a") / "promised"
+    hold.touch()
+    pace = "--step-s=0.05"
+    held = training.start(0, 2, f"--hold-promise={hold}", pace, *arguments)
+    blocked, let_go = held_gil(training, pace, "--misbehave-after=5")
+    training.put("lr", "0.01")
+    plan = int(held.wait_said("promised")["plan"])
+    wait_for(lambda: training.keys(f"reports/acks/{plan}/"), "the ack of the node that is not stuck")
+    try:
+        yield OpenPlan(plan, held, blocked, hold.unlink, let_go)
+    finally:
+        hold.unlink(missing_ok=True)
+        let_go()
+
+
+@dataclass(frozen=True)
+class OpenPlan:
+    """What `open_plan` gives: the plan's number, both ranks, and what lets each of them go on."""
+
+    number: int
+    held: Trainer
+    stuck: Trainer
+    go_to_gate: Callable[[], None]
+    let_go: Callable[[], None]
 
 
 def at_step(trainer: Trainer, step: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from instep.coordination.records import Decision
 from instep.errors import EtcdFull
 from instep.etcd import Client
 from instep.testing import EtcdServer
-from run.harness import SOURCE, TrainingRun, assert_in_step, held_gil, wait_for
+from run.harness import SOURCE, TrainingRun, assert_in_step, open_plan, wait_for
 
 QUOTA_BYTES = 2 * 1024 * 1024
 LONGEST_PAUSE_S = 3.0
@@ -97,14 +97,15 @@ def test_a_full_database_stops_changes_only_until_there_is_space_again(training:
 
 def test_a_worker_that_joins_while_the_database_is_full_hears_why_it_waits(training: TrainingRun) -> None:
     fill(training.server)
-    short = training.start(0, 2, "--timeout-s=3")
+    first = training.start(0, 2, node="a")
+    wait_for(lambda: any("takes no writes" in line for line in first.errors), "the worker to say why it waits")
+    short = training.start(1, 2, "--timeout-s=3", node="a")  # whose agent is there: its time is the wait alone
     error = short.wait_said("error")
     assert error["kind"] == "JoinTimeout"
     for part in ("takes no writes", *CURE):
         assert part in error["text"], error
     short.finish()
-    trainers = [training.start(rank, 2, node="ab"[rank]) for rank in range(2)]
-    wait_for(lambda: any("takes no writes" in line for line in trainers[0].errors), "the worker to say why it waits")
+    trainers = [first, training.start(1, 2, node="b")]
     cure(training.server)
     for trainer in trainers:
         trainer.wait_said("joined")
@@ -116,22 +117,19 @@ def test_a_worker_that_joins_while_the_database_is_full_hears_why_it_waits(train
 
 def test_a_rank_at_a_gate_goes_on_though_the_database_takes_no_decision(training: TrainingRun) -> None:
     """One rank is stuck, so the plan stays open; the other one comes to its gate when no abort can be written."""
-    going = training.start(0, 2, "--step-s=0.4")
-    stuck, let_go = held_gil(training, "--step-s=0.4")
-    training.put("lr", "0.01")
-    wait_for(lambda: training.keys("reports/acks/"), "the promise of the rank that is not stuck")
-    going.kill(signal.SIGSTOP)
-    fill(training.server)
-    going.kill(signal.SIGCONT)
-    wait_for(lambda: "cannot be committed any more" in training.agent_log("a"), "the rank to come to its gate")
-    assert training.key("state/plans/1/decision") is None
-    let_go()
-    cure(training.server)
-    assert len({trainer.wait_config(lr=0.01) for trainer in (going, stuck)}) == 1
-    assert training.key("state/plans/1/decision")["commit"] is False
-    done = training.stop(going, stuck)
-    assert done[0]["longest_boundary_s"] < 6, "a moment at the gate, and the time it was stopped"
-    assert_in_step(going, stuck)
+    with open_plan(training) as plan:
+        fill(training.server)
+        plan.go_to_gate()
+        wait_for(lambda: "cannot be committed any more" in training.agent_log("a"), "the rank to come to its gate")
+        decision = f"state/plans/{plan.number}/decision"
+        assert training.key(decision) is None
+        plan.let_go()
+        cure(training.server)
+        assert len({trainer.wait_config(lr=0.01) for trainer in (plan.held, plan.stuck)}) == 1
+        assert training.key(decision)["commit"] is False
+        done = training.stop(plan.held, plan.stuck)
+    assert done[0]["longest_boundary_s"] < LONGEST_PAUSE_S, "a moment at the gate"
+    assert_in_step(plan.held, plan.stuck)
 
 
 def test_a_plan_deleted_to_make_space_is_not_taken_for_an_abort(

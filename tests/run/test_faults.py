@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from run.harness import TrainingRun, assert_in_step, held_gil, wait_for
+from run.harness import TrainingRun, assert_in_step, open_plan, wait_for
 
 LONGEST_PAUSE_S = 3.0
 """What a boundary may take while an agent is replaced: training does not wait for the new one."""
@@ -95,7 +95,7 @@ def test_the_leading_worker_is_replaced_as_soon_as_it_dies(training: TrainingRun
     victim.kill()
     killed_at = time.monotonic()
     wait_for(lambda: training.key("state/leader")["token"] > leader["token"], "another leader")
-    assert time.monotonic() - killed_at < 10
+    assert time.monotonic() - killed_at < 15, "half the lease"
     assert training.key("state/leader")["rank"] != leader["rank"]
     victim.finish()
     training.stop(*(trainer for trainer in trainers if trainer is not victim))
@@ -108,7 +108,7 @@ def test_the_leading_node_lost_to_a_freeze_is_replaced_after_its_lease(training:
     agent = training.agent_pid(frozen)
     os.kill(agent, signal.SIGSTOP)
     try:
-        wait_for(lambda: training.key("state/leader")["token"] > leader["token"], "another leader", 10)
+        wait_for(lambda: training.key("state/leader")["token"] > leader["token"], "another leader")
         assert training.key("state/leader")["node"] == training.folder_of(other).node.read_text()
     finally:
         os.kill(agent, signal.SIGCONT)
@@ -212,34 +212,30 @@ def test_the_agent_leaves_when_its_last_worker_has_gone(training: TrainingRun) -
 def test_a_rank_at_a_gate_waits_for_etcd_and_then_goes_on(fragile_training: TrainingRun) -> None:
     """One rank is stuck, so the plan stays open; etcd goes; the other rank waits at the gate until it is back."""
     training = fragile_training
-    waiting = training.start(0, 2, "--step-s=0.5")
-    stuck, let_go = held_gil(training)
-    training.put("lr", "0.01")
-    wait_for(lambda: training.keys("reports/acks/"), "the promise of the rank that is not stuck")
-    training.server.pause()
-    wait_for(lambda: any("waits before step" in line for line in waiting.errors), "the rank to say that it waits")
-    training.server.resume()
-    wait_for(lambda: training.key("state/plans/1/decision"), "the decision", 10)
-    let_go()
-    done = training.stop(waiting, stuck)
+    with open_plan(training) as plan:
+        training.server.pause()
+        plan.go_to_gate()
+        wait_for(lambda: any("waits before step" in line for line in plan.held.errors), "the rank to say that it waits")
+        training.server.resume()
+        decision = wait_for(lambda: training.key(f"state/plans/{plan.number}/decision"), "the decision")
+        assert decision["commit"] is False
+        plan.let_go()
+        done = training.stop(plan.held, plan.stuck)
     assert done[0]["longest_boundary_s"] > 0.5
-    assert_in_step(waiting, stuck)
+    assert_in_step(plan.held, plan.stuck)
 
 
 def test_patience_at_a_gate_ends_with_an_error_that_says_so(fragile_training: TrainingRun) -> None:
     """One rank is stuck, so the plan stays open; etcd goes; the other rank comes to the gate and may not guess."""
     training = fragile_training
-    patient = training.start(0, 2, "--step-s=0.5", "--patience-s=1.5")
-    _, let_go = held_gil(training)
-    training.put("lr", "0.01")
-    wait_for(lambda: training.keys("reports/acks/"), "the promise of the rank that is not stuck")
-    training.server.pause()
-    error = patient.wait_said("error")
-    training.server.resume()
-    let_go()
-    assert (error["kind"], error["exit_code"], patient.finish()) == ("GateTimeout", 9, 9)
+    with open_plan(training, "--patience-s=1.5") as plan:
+        training.server.pause()
+        plan.go_to_gate()
+        error = plan.held.wait_said("error")
+        training.server.resume()
+    assert (error["kind"], error["exit_code"], plan.held.finish()) == ("GateTimeout", 9, 9)
     assert "etcd cannot be read" in error["text"]
-    assert all(event["config"]["lr"] == 3e-4 for event in patient.said("config"))
+    assert all(event["config"]["lr"] == 3e-4 for event in plan.held.said("config"))
 
 
 def test_a_run_that_crashed_comes_back_with_another_world_size(training: TrainingRun) -> None:

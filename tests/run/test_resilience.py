@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from instep.testing import EtcdServer
-from run.harness import TrainingRun, assert_in_step, held_gil, wait_for
+from run.harness import TrainingRun, assert_in_step, open_plan, wait_for
 
 
 @pytest.fixture
@@ -176,18 +176,16 @@ def test_a_rank_whose_place_was_given_away_cannot_take_it_back(training: Trainin
 
 def test_an_agent_replaced_while_etcd_is_away_answers_its_rank_at_the_gate(fragile_training: TrainingRun) -> None:
     training = fragile_training
-    waiting = training.start(0, 2, "--step-s=0.5")
-    stuck, let_go = held_gil(training)
-    training.put("lr", "0.01")
-    wait_for(lambda: training.keys("reports/acks/"), "the promise of the rank that is not stuck")
-    training.server.pause()
-    os.kill(training.agent_pid("a"), signal.SIGKILL)
-    wait_for(lambda: any("waits before step" in line for line in waiting.errors), "the rank to say that it waits")
-    training.server.resume()
-    wait_for(lambda: training.key("state/plans/1/decision"), "the decision", 10)
-    let_go()
-    training.stop()
-    assert_in_step(waiting, stuck)
+    with open_plan(training) as plan:
+        training.server.pause()
+        os.kill(training.agent_pid("a"), signal.SIGKILL)
+        plan.go_to_gate()
+        wait_for(lambda: any("waits before step" in line for line in plan.held.errors), "the rank to say that it waits")
+        training.server.resume()
+        wait_for(lambda: training.key(f"state/plans/{plan.number}/decision"), "the decision")
+        plan.let_go()
+        training.stop()
+    assert_in_step(plan.held, plan.stuck)
 
 
 def test_a_script_started_without_torchrun_does_not_take_a_run_over(training: TrainingRun) -> None:

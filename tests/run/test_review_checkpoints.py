@@ -46,7 +46,8 @@ def test_who_joins_a_run_that_fell_back_does_not_take_the_damaged_checkpoint_for
     one.kill()
     newcomer = team.start(1, 2, "a")
     assert "error" not in newcomer.answer()
-    assert newcomer.ask("hear", wait_s=1)["saved"]["id"] == damaged
+    saved = wait_for(lambda: newcomer.ask("hear", wait_s=0.1)["saved"], "the news of what was saved last")
+    assert saved["id"] == damaged
     assert not team.training.key("state/view")["fresh"]
     assert not zero.ask("has", step=15)["has"]
     assert not newcomer.ask("has", step=15)["has"]

@@ -70,8 +70,9 @@ def test_nobody_goes_on_before_all_have_come(team: Team) -> None:
 
 def test_a_rank_that_does_not_come_is_named_and_so_is_where_it_waits(team: Team) -> None:
     workers = team.join("abc")
-    come("left", workers[0], timeout_s=3.0)
     come("right", workers[1], timeout_s=60.0)
+    wait_for(lambda: waiting(team, "right") == {1}, "one waits")
+    come("left", workers[0], timeout_s=3.0)
     answer = workers[0].answer()
     assert (answer["error"], answer["missing"], answer["missing_count"]) == ("BarrierTimeout", ["rank 1", "rank 2"], 2)
     assert answer["text"].endswith("rank 1, rank 2 did not come (waiting at another one: rank 1 at 'right')")

@@ -52,8 +52,10 @@ def main() -> int:
     parser.add_argument("--stop-file", type=Path, required=True)
     parser.add_argument("--timeout-s", type=float, default=60)
     parser.add_argument("--patience-s", type=float, default=120)
+    parser.add_argument("--misbehave-after", type=int, default=20, help="so many steps")
     parser.add_argument("--hold-gil-s", type=float, default=0)
     parser.add_argument("--hold-gil", type=Path, help="until nobody else has locked this file")
+    parser.add_argument("--hold-promise", type=Path, help="waits in a step after a promise while this file is there")
     parser.add_argument("--fork", type=int, default=0)
     parser.add_argument("--child-s", type=float, default=0.2)
     parser.add_argument("--barrier", type=Path)
@@ -115,8 +117,10 @@ def train(run: instep.Run[instep.Hyperparameters], options: argparse.Namespace) 
         if now != before:
             say(event="config", step=step, config=now)
             before = now
-        if step == options.start + 20:
+        if step == options.start + options.misbehave_after:
             misbehave(options, forked)
+        if options.hold_promise and options.hold_promise.exists():
+            hold_promise(run, options.hold_promise)
         if options.barrier and options.barrier.exists():
             wait_at(options.barrier)
         run.report(loss=1.0 / (step + 1))
@@ -150,6 +154,16 @@ def wait_at(barrier: Path) -> None:
     """Waits inside a step while the file is there, as a collective does for a rank that is not."""
     say(event="waiting")
     while barrier.exists():
+        time.sleep(0.01)
+
+
+def hold_promise(run: instep.Run[instep.Hyperparameters], file: Path) -> None:
+    """Once it has promised: waits inside the step, so that its gate lies ahead for as long as the file is there."""
+    number = run._agreement.gate.undecided
+    if number is None:
+        return
+    say(event="promised", plan=number)
+    while file.exists():
         time.sleep(0.01)
 
 

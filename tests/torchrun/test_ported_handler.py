@@ -99,7 +99,6 @@ def test_a_newcomer_is_counted_and_joins_in_the_next_round(agents: Agents) -> No
 def test_a_newcomer_whom_nobody_lets_in_is_told_so_and_leaves_nothing(agents: Agents) -> None:
     (agent,), _ = agents.in_a_round(1, 1, 2)
     coming = agents.one(1, 2, join_timeout="0.5").joins()
-    until(lambda: agent.handler.num_nodes_waiting() > 0)
     with pytest.raises(RendezvousTimeoutError):
         coming.result(LIMIT_S)
     until(lambda: agent.handler.num_nodes_waiting() == 0)
