@@ -14,6 +14,7 @@ from instep.cli._receipt import (
     WaitOption,
     WhyOption,
     check_timeout,
+    is_awaited,
     receipt_of,
     tell,
 )
@@ -30,7 +31,7 @@ def pause(
     run: RunArgument,
     why: WhyOption = None,
     author: AuthorOption = None,
-    wait: WaitOption = False,
+    wait: WaitOption = None,
     timeout: TimeoutOption = 60.0,
     etcd: EtcdOption = None,
     namespace: NamespaceOption = None,
@@ -44,7 +45,7 @@ def resume(
     run: RunArgument,
     why: WhyOption = None,
     author: AuthorOption = None,
-    wait: WaitOption = False,
+    wait: WaitOption = None,
     timeout: TimeoutOption = 60.0,
     etcd: EtcdOption = None,
     namespace: NamespaceOption = None,
@@ -58,7 +59,7 @@ def checkpoint(
     run: RunArgument,
     why: WhyOption = None,
     author: AuthorOption = None,
-    wait: WaitOption = False,
+    wait: WaitOption = None,
     timeout: TimeoutOption = 60.0,
     etcd: EtcdOption = None,
     namespace: NamespaceOption = None,
@@ -80,7 +81,7 @@ def stop(
     ] = None,
     why: WhyOption = None,
     author: AuthorOption = None,
-    wait: WaitOption = False,
+    wait: WaitOption = None,
     timeout: TimeoutOption = 60.0,
     etcd: EtcdOption = None,
     namespace: NamespaceOption = None,
@@ -100,7 +101,7 @@ def act(
     ] = None,
     why: WhyOption = None,
     author: AuthorOption = None,
-    wait: WaitOption = False,
+    wait: WaitOption = None,
     timeout: TimeoutOption = 60.0,
     etcd: EtcdOption = None,
     namespace: NamespaceOption = None,
@@ -126,7 +127,7 @@ def restore(
     ],
     why: WhyOption = None,
     author: AuthorOption = None,
-    wait: WaitOption = False,
+    wait: WaitOption = None,
     timeout: TimeoutOption = 60.0,
     etcd: EtcdOption = None,
     namespace: NamespaceOption = None,
@@ -141,7 +142,7 @@ def _send(
     run: str,
     why: str | None,
     author: str | None,
-    wait: bool,
+    wait: bool | None,
     timeout_s: float,
     etcd: str | None,
     namespace: str | None,
@@ -157,7 +158,7 @@ def _send(
         from instep import control
 
         sent = await control.send(client, keys, kind, name=name, save=save, node=node, author=author, reason=why)
-        return sent, await receipt_of(client, keys, sent, timeout_s) if wait else None
+        return sent, await receipt_of(client, keys, sent, timeout_s) if is_awaited(wait, as_json) else None
 
     sent, end = with_run(work, run, etcd, namespace)
     tell(sent, end, as_json=as_json)

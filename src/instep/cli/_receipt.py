@@ -29,7 +29,14 @@ MAX_TIMEOUT_S = 86400.0
 
 WhyOption = Annotated[str | None, typer.Option("--why", metavar="TEXT", help="The reason, for the history.")]
 AuthorOption = Annotated[str | None, typer.Option("--author", help="Who asks. Default: user@host.")]
-WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until every rank has done it.")]
+WaitOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--wait/--no-wait",
+        help="Wait until every rank has done it. Default: wait on a terminal, not in scripts.",
+        show_default=False,
+    ),
+]
 TimeoutOption = Annotated[
     float, typer.Option("--timeout", metavar="SECONDS", help="How long --wait waits, up to a day.")
 ]
@@ -41,25 +48,46 @@ def check_timeout(timeout_s: float) -> None:
         raise SettingsError(f"a time-out of {timeout_s:g} s is not usable: give more than 0 and up to 86400")
 
 
-async def receipt_of(client: Client, keys: Keys, asked: Written | Sent, timeout_s: float) -> Receipt | InstepError:
-    """What became of a change or a command in the end, be it that the run refused it or that the time is up."""
+def is_awaited(wait: bool | None, as_json: bool) -> bool:
+    """Whether the receipt is waited for: as the option says, else where a person looks at the output."""
+    return wait if wait is not None else not as_json and sys.stdout.isatty()
+
+
+async def receipt_of(
+    client: Client, keys: Keys, asked: Written | Sent, timeout_s: float
+) -> Receipt | InstepError | None:
+    """What became of a change or a command in the end, be it that the run refused it or that the time is up. None, at
+    once, where no worker is alive to apply the change: the next start takes it."""
+    if _is_for_next_start(asked):
+        return None
     try:
         return await _wait(client, keys, asked, timeout_s)
     except (ChangeRejected, CommandRefused, ReceiptTimeout) as error:
         return error
 
 
-def tell(asked: Written | Sent, end: Receipt | InstepError | None, *, as_json: bool, **more: object) -> None:
+def tell(
+    asked: Written | Sent,
+    end: Receipt | InstepError | None,
+    *,
+    as_json: bool,
+    wait: bool | None = None,
+    **more: object,
+) -> None:
     """Print it, with `more` facts in the document; then end the process as the exit codes say. `end` is None when
-    nobody waited."""
+    nobody waited, or when `wait` was asked for and there was nobody to wait for."""
+    in_vain = end is None and bool(wait) and _is_for_next_start(asked)
     if as_json:
-        document({**more, **_document(asked, end)})
+        facts = _document(asked, end)
+        document({**more, **facts, "outcome": "stopped" if in_vain else facts["outcome"]})
     elif end is None:
         _tell_asked(asked)
     elif not isinstance(end, InstepError):
         line(end.sentence)
     if isinstance(end, InstepError):
         raise end
+    if in_vain:
+        raise typer.Exit(ReceiptTimeout.exit_code)
     if end is not None and not end.holds:
         unsaved = end.outcome == "unsaved"
         raise typer.Exit(CheckpointError.exit_code if unsaved else ReceiptTimeout.exit_code)
@@ -86,6 +114,12 @@ async def _wait(client: Client, keys: Keys, asked: Written | Sent, timeout_s: fl
                 else:
                     talk(move.sentence)
     raise AssertionError("following ends with a receipt or an error")
+
+
+def _is_for_next_start(asked: Written | Sent) -> bool:
+    from instep.control import Sent
+
+    return not isinstance(asked, Sent) and not asked.live and not asked.already_agreed
 
 
 def _tell_asked(asked: Written | Sent) -> None:

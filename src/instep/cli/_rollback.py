@@ -14,6 +14,7 @@ from instep.cli._receipt import (
     WaitOption,
     WhyOption,
     check_timeout,
+    is_awaited,
     receipt_of,
     tell,
 )
@@ -32,7 +33,7 @@ def rollback(
     ] = None,
     why: WhyOption = None,
     author: AuthorOption = None,
-    wait: WaitOption = False,
+    wait: WaitOption = None,
     timeout: TimeoutOption = 60.0,
     etcd: EtcdOption = None,
     namespace: NamespaceOption = None,
@@ -55,9 +56,9 @@ def rollback(
         view = control.view_of(moment) if moment is not None else None
         number = int(moment) if moment is not None and view is None else None
         done = await control.rollback(client, keys, number, view=view, author=author, reason=why)
-        return done, await receipt_of(client, keys, done.written, timeout) if wait else None
+        return done, await receipt_of(client, keys, done.written, timeout) if is_awaited(wait, as_json) else None
 
     done, end = with_run(work, run, etcd, namespace)
     if not as_json:
         talk(f"rollback of plan {done.plan}" if done.view is None else f"rollback of the start of view {done.view}")
-    tell(done.written, end, as_json=as_json, plan=done.plan, view=done.view)
+    tell(done.written, end, as_json=as_json, wait=wait, plan=done.plan, view=done.view)

@@ -13,6 +13,7 @@ from instep.cli._receipt import (
     WaitOption,
     WhyOption,
     check_timeout,
+    is_awaited,
     receipt_of,
     tell,
 )
@@ -31,7 +32,7 @@ def set_values(
     ],
     why: WhyOption = None,
     author: AuthorOption = None,
-    wait: WaitOption = False,
+    wait: WaitOption = None,
     timeout: TimeoutOption = 60.0,
     create: Annotated[bool, typer.Option("--create", help="Also for a run that is still to come.")] = False,
     etcd: EtcdOption = None,
@@ -51,7 +52,7 @@ def set_values(
         from instep import control
 
         written = await control.set_values(client, keys, texts, author=author, reason=why, create=create)
-        return written, await receipt_of(client, keys, written, timeout) if wait else None
+        return written, await receipt_of(client, keys, written, timeout) if is_awaited(wait, as_json) else None
 
     written, end = with_run(work, run, etcd, namespace)
-    tell(written, end, as_json=as_json)
+    tell(written, end, as_json=as_json, wait=wait)

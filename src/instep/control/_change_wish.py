@@ -143,7 +143,8 @@ def receipt_sentence(changes: tuple[ValueChange, ...], stand: Stand, took_s: flo
         return f"{what}: every rank has it already, nothing to apply"
     if stand.outcome == "superseded":
         return f"{what}: not applied, a later change of the same hyperparameters took its place"
-    return f"{what}: not applied, the run ended first; its next start takes it"
+    why = "no worker of the run is alive" if stand.outcome == "stopped" else "the run ended first"
+    return f"{what}: not applied, {why}; its next start takes it"
 
 
 def _changes(picture: Picture, written: Written, stand: Stand) -> tuple[ValueChange, ...]:

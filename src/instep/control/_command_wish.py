@@ -155,6 +155,10 @@ class CommandWish:
 def command_sentence(sent: Sent, plan: Plan | None, checkpoint: Checkpoint | None, stand: Stand, took_s: float) -> str:
     """`stop: requested, armed on 8/8 ranks, all ranks stop before step 1201, checkpoint 1200-57 saved by rank 3 (1.2
     GB, 0.8 s), 0.31 s`."""
+    if stand.outcome == "stopped":
+        far = f"agreed for step {stand.gate}, but not done on all ranks" if stand.applied < stand.ranks else "not done"
+        far = "all ranks did it and saved no checkpoint" if stand.applied and stand.applied == stand.ranks else far
+        return f"{sent.what}: {far if plan is not None else 'not done'}, no worker of the run is alive"
     if plan is None or stand.outcome not in ("applied", "unsaved"):
         why = "the run ended first" if stand.outcome == "ended" else "the run was started anew first"
         return f"{sent.what}: not done, {why}"

@@ -30,7 +30,9 @@ _ATTEMPTS_READ = 40
 _LAST_LOOK_S = 2.0
 _PAUSE_S = 0.2
 _LOOK_S = 1.0
-"""How often it is looked how far the ranks are, while a checkpoint is waited for."""
+"""How often it is looked whether any worker is alive, and how far the ranks are while a checkpoint is waited for."""
+_ALONE_S = 5.0
+"""Without any worker for so long, nobody will do what was asked: a run that restarts has some again by then."""
 _HOPELESS_S = 5.0
 """A checkpoint that nobody has begun to write when all ranks have been past its step for so long does not come."""
 _RANKS_LOOKED_AT = 64
@@ -69,9 +71,10 @@ def follow(
     """What happens to a change or a command: Progress as often as it moves, then one receipt, and the end.
 
     Of a command that asks for a checkpoint the receipt comes when that is committed, or when the ranks have long been
-    past the step without saving it. Raises ChangeRejected or CommandRefused when the run refuses it, and
-    ReceiptTimeout, which says how far it got, after `timeout_s` seconds; it then stays as it is. etcd trouble is ridden
-    out until then. Close it (`contextlib.aclosing`) when you leave before its end.
+    past the step without saving it. Where no worker of the run has been alive for 5 s, the receipt says so. Raises
+    ChangeRejected or CommandRefused when the run refuses it, and ReceiptTimeout, which says how far it got, after
+    `timeout_s` seconds; it then stays as it is. etcd trouble is ridden out until then. Close it
+    (`contextlib.aclosing`) when you leave before its end.
     """
     if isinstance(asked, Sent):
         return _follow(client, keys, CommandWish(asked), timeout_s, monotonic)
@@ -120,24 +123,28 @@ async def _stands(
 ) -> AsyncGenerator[tuple[Picture, Stand]]:
     """Stands without end, each from a picture kept up to date; begun anew when history was compacted."""
     watched = (keys.state, keys.left, *wish.watched(keys))
-    patience = _Patience(monotonic)
+    patience = _Patience(client, monotonic)
     while True:
         try:
             picture = await load(
                 client, keys, plans=_ATTEMPTS_READ, receipts=RECEIPTS_READ, checkpoints=keys.checkpoints in watched
             )
-            yield picture, stand_of(picture, wish)
+            stand = stand_of(picture, wish)
+            if stand.outcome is None and patience.nobody_is_alive():
+                stand = replace(stand, stage="done", outcome="stopped")
+            yield picture, stand
             async with Feed(client) as feed:
                 start = picture.revision + 1
                 for prefix in watched:
                     feed.add(prefix, start)
                 while True:
                     await _watch_answers(client, feed, picture, wish)
+                    await patience.look(picture, stand)
                     stand = patience.ended(stand_of(picture, wish), picture, wish)
-                    if stand.outcome in DOUBTFUL_OUTCOMES:
+                    if stand.outcome in DOUBTFUL_OUTCOMES or patience.nobody_is_alive():
                         break
                     yield picture, stand
-                    for event in await _events(client, feed, picture, stand):
+                    for event in await _events(feed):
                         if event.kind == "put":
                             picture.put(event.kv)
                         else:
@@ -149,33 +156,49 @@ async def _stands(
 
 
 class _Patience:
-    """How long a checkpoint has been waited for in vain."""
+    """How long a checkpoint has been waited for in vain, or nobody has been alive to do what was asked."""
 
-    def __init__(self, monotonic: Callable[[], float]) -> None:
+    def __init__(self, client: Client, monotonic: Callable[[], float]) -> None:
+        self._client = client
         self._monotonic = monotonic
-        self._since_s: float | None = None
+        self._looked_s: float | None = None
+        self._hopeless_since_s: float | None = None
+        self._alone_since_s: float | None = None
+
+    async def look(self, picture: Picture, stand: Stand) -> None:
+        """Once a second: whether any worker is registered, and how far the ranks are that are to save."""
+        now = self._monotonic()
+        if self._looked_s is not None and now - self._looked_s < _LOOK_S:
+            return
+        self._looked_s = now
+        keys = picture.keys
+        alive = bool((await self._client.range(keys.members, limit=1, keys_only=True)).kvs)
+        self._alone_since_s = None if alive else self._alone_since_s or now
+        if stand.stage == "saving":
+            listing = await self._client.range(keys.metrics, limit=_RANKS_LOOKED_AT)
+            picture.metrics.clear()
+            picture.put_all(listing.kvs)
+
+    def nobody_is_alive(self) -> bool:
+        return self._alone_since_s is not None and self._monotonic() - self._alone_since_s >= _ALONE_S
 
     def ended(self, stand: Stand, picture: Picture, wish: Wish[object]) -> Stand:
         """The stand, or that it is over: what it waits for does not come."""
         if not wish.is_hopeless(picture, stand):
-            self._since_s = None
+            self._hopeless_since_s = None
             return stand
         now = self._monotonic()
-        self._since_s = now if self._since_s is None else self._since_s
-        return replace(stand, stage="done", outcome="unsaved") if now - self._since_s >= _HOPELESS_S else stand
+        self._hopeless_since_s = now if self._hopeless_since_s is None else self._hopeless_since_s
+        over = now - self._hopeless_since_s >= _HOPELESS_S
+        return replace(stand, stage="done", outcome="unsaved") if over else stand
 
 
-async def _events(client: Client, feed: Feed, picture: Picture, stand: Stand) -> list[Event]:
-    """What has happened. While a checkpoint is waited for that may be nothing, and a look at how far the ranks are."""
-    if stand.stage != "saving":
-        return await feed.next()
+async def _events(feed: Feed) -> list[Event]:
+    """What has happened in the next second; that may be nothing."""
     try:
         async with asyncio.timeout(_LOOK_S):
             return await feed.next()
     except TimeoutError:
-        listing = await client.range(picture.keys.metrics, limit=_RANKS_LOOKED_AT)
-        picture.metrics.clear()
-        picture.put_all(listing.kvs)
         return []
 
 

@@ -19,11 +19,11 @@ from instep.text import one_line
 R_co = TypeVar("R_co", covariant=True)
 
 Stage = Literal["written", "planned", "aborted", "committed", "saving", "done"]
-Outcome = Literal["applied", "started", "already", "rejected", "superseded", "ended", "declined", "unsaved"]
+Outcome = Literal["applied", "started", "already", "rejected", "superseded", "ended", "stopped", "declined", "unsaved"]
 """applied: before one step, on all ranks. started: the values a new view started with. already: every rank
 had them. rejected: the run refused them. superseded: written again before anybody could plan them, or, of a command,
-overtaken by a new start of the run. ended: the run ended first. declined: the run refused the command. unsaved: the
-command was carried out, but the checkpoint that it asked for was not saved."""
+overtaken by a new start of the run. ended: the run ended first. stopped: no worker of the run is alive. declined: the
+run refused the command. unsaved: the command was carried out, but the checkpoint that it asked for was not saved."""
 
 DOUBTFUL_OUTCOMES: tuple[Outcome, ...] = ("superseded", "ended")
 """Those told by two watches together, of which one may lag: to be confirmed by a reading at one revision."""
