@@ -26,6 +26,7 @@ LAYERS: dict[str, int] = {
             "discovery",
             "runtime",
             "schedule",
+            "system_errors",
             "tasks",
             "text",
             "version",

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from instep.errors import SettingsError
+
 DEFAULT_PORT = 2379
 LOOPBACK = "127.0.0.1"
 
@@ -34,9 +36,16 @@ class LocalEtcd:
 
 
 def home() -> Path:
-    """The folder of the local etcd: $XDG_DATA_HOME/instep, by default ~/.local/share/instep."""
+    """The folder of the local etcd: $XDG_DATA_HOME/instep, by default ~/.local/share/instep. Raises SettingsError where
+    this user has no home."""
     base = os.environ.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "share") / "instep"
+    try:
+        return (Path(base) if base else Path.home() / ".local" / "share") / "instep"
+    except RuntimeError:
+        raise SettingsError(
+            f"user {os.getuid()} has no home folder (HOME is not set, and there is no entry in passwd): set "
+            "XDG_DATA_HOME to a folder for the data of the local etcd"
+        ) from None
 
 
 def find() -> LocalEtcd | None:
@@ -84,8 +93,8 @@ def read() -> LocalEtcd | None:
             return None
         urlsplit(found["endpoint"]).port  # noqa: B018  # raises for what is no endpoint
         return LocalEtcd(**{field.name: found[field.name] for field in fields(LocalEtcd)})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
-        # RuntimeError: there is no home, as in a container whose user has no entry in passwd.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SettingsError):
+        # SettingsError: there is no home, as in a container whose user has no entry in passwd.
         return None
 
 

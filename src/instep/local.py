@@ -35,6 +35,7 @@ from instep.discovery import (
     write,
 )
 from instep.errors import EtcdError, SettingsError
+from instep.system_errors import explained
 
 if TYPE_CHECKING:
     from instep.testing._process import ServerProcess
@@ -44,6 +45,8 @@ _STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.05
 _LOG_LIMIT_BYTES = 4 * 1024 * 1024
 _QUOTA_BYTES = 2 * 1024**3
+_ROOM_BYTES = 130 * 1024**2
+"""etcd allocates two files of 64 MB before it serves."""
 _log = logging.getLogger("instep")
 
 __all__ = ["LocalEtcd", "find", "home", "serve", "start", "stop"]
@@ -131,8 +134,15 @@ def _launch(
         ),
     )
     log = _log_file()
-    process = ServerProcess(command(binary, member), log=log, die_with_parent=die_with_parent)
-    wait_until_healthy(process, member, None)
+    try:
+        process = ServerProcess(command(binary, member), log=log, die_with_parent=die_with_parent)
+    except OSError as error:
+        raise _unusable(home(), error) from None
+    try:
+        wait_until_healthy(process, member, None)
+    except EtcdError as error:
+        _check_room(data, error)
+        raise
     local = LocalEtcd(
         endpoint=member.client_url,
         pid=process.pid,
@@ -141,7 +151,11 @@ def _launch(
         data_dir=str(data),
         log=str(log),
     )
-    write(local)
+    try:
+        write(local)
+    except OSError as error:
+        process.stop()  # nobody would find it
+        raise _unusable(home(), error) from None
     tell(f"etcd {local.version} serves at {local.endpoint} (pid {local.pid}), data in {local.data_dir}")
     if (3, 5, 0) <= binary.release <= (3, 5, 2):
         tell(f"etcd {local.version} can lose consistency after a crash under load: for development only")
@@ -175,7 +189,26 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise SettingsError(f"cannot keep data in {folder} ({error}): set XDG_DATA_HOME to another place") from error
+        raise _unusable(folder, error) from None
+
+
+def _unusable(folder: Path, error: OSError) -> SettingsError:
+    reason = explained(error, "set XDG_DATA_HOME to another folder")
+    return SettingsError(f"the local etcd cannot keep its data in {folder}: {reason}")
+
+
+def _check_room(data: Path, error: EtcdError) -> None:
+    """Raises the reason why etcd has not come up, if it is the disk: there may be no room for a log that says so."""
+    try:
+        there = os.statvfs(data)
+    except OSError:
+        return
+    free = there.f_bavail * there.f_frsize
+    if free < _ROOM_BYTES or (there.f_files and not there.f_favail):
+        raise SettingsError(
+            f"the local etcd does not start: {free / 1024**2:.0f} MB are free in {data}, and it needs "
+            f"{_ROOM_BYTES / 1024**2:.0f}: free space there, or give it another folder (--data-dir, XDG_DATA_HOME)"
+        ) from error
 
 
 def _log_file() -> Path:
@@ -190,7 +223,11 @@ def _alone() -> Iterator[None]:
     """Hold the lock of those who start: of two at once, the second finds the first one's etcd."""
     _make(home())
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
-    with open(home() / "local.lock", "w") as file:
+    try:
+        lock = open(home() / "local.lock", "w")  # noqa: SIM115  # closed below
+    except OSError as error:
+        raise _unusable(home(), error) from None
+    with lock as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

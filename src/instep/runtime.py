@@ -12,6 +12,7 @@ from pathlib import Path
 
 from instep.errors import SettingsError
 from instep.settings import Settings
+from instep.system_errors import explained
 
 MAX_SOCKET_PATH = 107
 """Linux's limit for the path of a unix socket."""
@@ -60,17 +61,25 @@ class RuntimeFolder:
         """The locked descriptor that makes its holder this folder's agent, or None while there is one.
 
         The lock belongs to the open file: it passes to an agent that inherits the descriptor, and the kernel frees it
-        when the last holder has died.
+        when the last holder has died. Raises SettingsError for a folder that takes no files.
         """
         for folder in (self.path.parent, self.path):
             _make_private(folder)  # somebody who cleans /tmp may have removed it
-        descriptor = os.open(self.path / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(self.path / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _unusable(self.path, error) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
             return None
         return descriptor
+
+
+def _unusable(path: Path, error: OSError) -> SettingsError:
+    reason = explained(error, "set INSTEP_RUNTIME_DIR to another folder")
+    return SettingsError(f"the folder {path} of Instep's agent cannot be used: {reason}")
 
 
 def _base() -> Path:
@@ -83,9 +92,7 @@ def _make_private(path: Path) -> None:
         path.mkdir(mode=0o700, exist_ok=True)
         found = path.lstat()
     except OSError as error:
-        raise SettingsError(
-            f"the folder {path} cannot be used ({error.strerror}): set INSTEP_RUNTIME_DIR to one that can"
-        ) from None
+        raise _unusable(path, error) from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise SettingsError(
             f"the folder {path} must be a directory of yours that nobody else can enter (mode 0700): "

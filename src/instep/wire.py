@@ -7,11 +7,13 @@ worker creates them (a memfd), passes the descriptor to each agent it meets, and
 from __future__ import annotations
 
 import array
+import errno
 import json
 import mmap
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,6 +22,9 @@ PROTOCOL = 2
 """Raised when the messages change, so that a worker and an agent of different versions say so."""
 
 Message = dict[str, Any]
+
+_WITHOUT_A_COPY: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+"""Before 3.13 Python keeps a descriptor of its own for each mapping."""
 
 _HEADER = struct.Struct("!I")
 _WORD_BYTES = 8
@@ -81,7 +86,7 @@ class Words:
     """
 
     def __init__(self, descriptor: int) -> None:
-        self._map = mmap.mmap(descriptor, _WORDS * _WORD_BYTES)
+        self._map = mmap.mmap(descriptor, _WORDS * _WORD_BYTES, **_WITHOUT_A_COPY)
         self.integers = memoryview(self._map).cast("q")
         self.floats = memoryview(self._map).cast("d")
 
@@ -126,12 +131,15 @@ def create_words() -> tuple[Words, int]:
 
 
 def receive_with_descriptor(sock: socket.socket, size: int) -> tuple[bytes, int | None]:
-    """Data, and the descriptor that came with it, if one did. Further ones are closed, not kept."""
-    data, ancillary, _flags, _address = sock.recvmsg(size, socket.CMSG_SPACE(4 * array.array("i").itemsize))
+    """Data, and the descriptor that came with it, if one did. Further ones are closed, not kept. Raises OSError, as
+    the kernel does not, when this process had no descriptor left for it."""
+    data, ancillary, flags, _address = sock.recvmsg(size, socket.CMSG_SPACE(4 * array.array("i").itemsize))
     descriptors = array.array("i")
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
+    if flags & socket.MSG_CTRUNC and not descriptors:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     for extra in descriptors[1:]:
         os.close(extra)
     return data, (descriptors[0] if descriptors else None)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from instep.agent.guardian import guard
 from instep.agent.name import node_name
+from instep.agent.starter import tell_starter
 from instep.runtime import RuntimeFolder
 
 
@@ -16,6 +17,14 @@ def main() -> int:
     settings = sys.stdin.read()
     if os.fork():  # before anything heavy: the launcher ends, and what it has started is nobody's child
         return 0
+    try:
+        return _guarded(path, run, lock, known, settings)
+    except Exception as error:
+        tell_starter(error)
+        raise
+
+
+def _guarded(path: str, run: str, lock: int, known: str, settings: str) -> int:
     os.chdir("/")  # the trainer's folder may be wanted away
     folder = RuntimeFolder(Path(path))
     name = node_name(folder, known)  # here, so that each agent has the same one, also when the folder was cleaned away

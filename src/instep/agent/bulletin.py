@@ -57,11 +57,13 @@ class Bulletin:
         """The run's state cannot be read: those who wait hear why at once."""
         self._tell_waiting(problem, urgent=True)
 
-    def tell_awaited(self, problem: str | None) -> None:
-        """What those who wait are waiting for: that `problem` is over, if there is one, else as the state says."""
-        if self._linked:
+    def tell_awaited(self, problem: str | None, *, here: str | None = None) -> None:
+        """What those who wait are waiting for: that `problem` is over, if there is one, else as the state says. `here`
+        is what keeps other processes of this node from joining: it is said first."""
+        if self._linked or here:
             text, missing = _awaited(self._state)
-            self._tell_waiting(problem or text, missing=missing)
+            text = problem or text
+            self._tell_waiting(f"{text}; {here}" if here else text, missing=missing, urgent=here is not None)
 
     def _tell_waiting(self, text: str, *, missing: tuple[int, ...] = (), urgent: bool = False) -> None:
         for worker in self._workers:

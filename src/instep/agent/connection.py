@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -11,12 +12,26 @@ from collections.abc import Callable
 from typing import Final
 
 from instep.agent.ending import how_it_ended
+from instep.system_errors import OUT_OF_RESOURCES, explained
 from instep.wire import Decoder, Message, WireError, Words, encode, receive_with_descriptor
 
 log = logging.getLogger("instep")
 
 MAX_OUTBOX_BYTES: Final = 4 * 1024 * 1024
 READ_BYTES: Final = 65536
+
+
+def refusal(error: OSError) -> Message:
+    text = f"the agent of this node cannot take this process: {explained(error)}"
+    return {"t": "failure", "kind": "agent", "text": text}
+
+
+def refuse(sock: socket.socket, error: OSError) -> None:
+    """Says why its process cannot be served, and hangs up."""
+    with sock, contextlib.suppress(OSError):
+        sock.setblocking(False)
+        sock.send(encode(refusal(error)), socket.MSG_NOSIGNAL)
+
 
 OnMessage = Callable[["Connection", Message], None]
 OnEnd = Callable[["Connection"], None]
@@ -27,14 +42,21 @@ class Connection:
 
     A death is learned from the pid, not from the socket: forked children hold the socket open, and a worker that
     closes it may connect again. Limit: where the pid cannot be seen (another pid namespace) the end of the socket is
-    taken for the worker's.
+    taken for the worker's. Raises OSError when this process has no descriptor left to watch the pid with.
     """
 
-    def __init__(self, sock: socket.socket, on_message: OnMessage, on_died: OnEnd) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        on_message: OnMessage,
+        on_died: OnEnd,
+        on_refused: Callable[[OSError], None] = lambda error: None,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._socket = sock
         self._on_message = on_message
         self._on_died = on_died
+        self._on_refused = on_refused
         self._decoder = Decoder()
         self._outbox = bytearray()
         self._mail_waiting = 0
@@ -90,6 +112,8 @@ class Connection:
             self._loop.call_soon(self._died)
             return -1
         except OSError as error:
+            if error.errno in OUT_OF_RESOURCES:
+                raise
             log.warning("pid %d cannot be watched (%s): only its socket is", self.pid, error)
             return -1
         self._loop.add_reader(pidfd, self._died)
@@ -121,12 +145,15 @@ class Connection:
         while not self._deaf:
             try:
                 data, descriptor = receive_with_descriptor(self._socket, READ_BYTES)
+                if descriptor is not None:
+                    self._map(descriptor)
             except BlockingIOError:
                 return
-            except OSError:
+            except OSError as error:
+                if error.errno in OUT_OF_RESOURCES:
+                    self._refuse(error)
+                    return
                 data, descriptor = b"", None
-            if descriptor is not None:
-                self._map(descriptor)
             if not data:
                 self._hang_up()
                 return
@@ -138,11 +165,21 @@ class Connection:
                 log.error("worker %d said what cannot be understood (%r)", self.pid, error)
                 self._hang_up()
 
+    def _refuse(self, error: OSError) -> None:
+        """The shared words came with the message, and there was no descriptor left for them."""
+        self.send(refusal(error))
+        self.close()
+        self._on_refused(error)
+        self._on_died(self)
+
     def _map(self, descriptor: int) -> None:
+        """Raises OSError when this process has no descriptor left for it."""
         try:
             if self.words is None:
                 self.words = Words(descriptor)
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in OUT_OF_RESOURCES:
+                raise
             log.error("the shared words of worker %d cannot be mapped: %s", self.pid, error)
         finally:
             os.close(descriptor)

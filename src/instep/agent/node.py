@@ -112,6 +112,8 @@ class Node:
         self.on_empty: Callable[[], None] = lambda: None
         """Called when the last worker has gone: from then on nobody may come."""
         self.on_tick: Callable[[], None] = lambda: None
+        self.problem_here: Callable[[], str | None] = lambda: None
+        """What keeps processes of this node from connecting, if anything does."""
 
     def __repr__(self) -> str:
         return f"Node({self._name}, {self._workers!r}, {self._state!r})"
@@ -211,7 +213,7 @@ class Node:
             self._assembly.look_around()
             self._notices.follow()
             self._reception.give_up_on_the_dead(time.monotonic())
-            self._bulletin.tell_awaited(self._space.problem)
+            self._bulletin.tell_awaited(self._space.problem, here=self.problem_here())
             if not await self._metrics.write(self._workers, self._state.view, self._pace.step_time_s):
                 self._effects.start(self._reception.register_all())
 

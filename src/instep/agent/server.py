@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
+import time
 from pathlib import Path
+from typing import Final
 
-from instep.agent.connection import Connection, OnEnd, OnMessage
+from instep.agent.connection import Connection, OnEnd, OnMessage, refuse
+from instep.system_errors import OUT_OF_RESOURCES, explained
 
 log = logging.getLogger("instep")
 
 BACKLOG = 256
+PAUSE_S: Final = 0.5
+"""How long no connection is taken after one could not be: trying again at once would only take a core."""
+COMPLAIN_S: Final = 60.0
 
 
 class Server:
-    """Listens on a unix socket in a private folder and hands each connection its callbacks."""
+    """Listens on a unix socket in a private folder and hands each connection its callbacks.
+
+    While the process has no descriptor left, each that connects hears so at once: one descriptor is held for that.
+    """
 
     def __init__(self, path: Path, on_message: OnMessage, on_died: OnEnd) -> None:
         self._path = path
         self._on_message = on_message
         self._on_died = on_died
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._spare = _spare_descriptor()
+        self._complain_at = 0.0
         self.connections: set[Connection] = set()
+        self.problem: str | None = None
+        """Why a process could not be taken, the last time that one could not; None for never."""
 
     def start(self) -> None:
         """Takes the path over from an agent that died: the folder's lock says that there is no other."""
@@ -53,6 +67,7 @@ class Server:
         self._path.unlink(missing_ok=True)
         asyncio.get_running_loop().remove_reader(self._listener)
         self._listener.close()
+        self._free_spare()
 
     def close(self) -> None:
         self.stop_accepting()
@@ -63,16 +78,58 @@ class Server:
     def _accept(self) -> None:
         try:
             sock, _ = self._listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return  # whoever it was has gone
         except OSError as error:
-            log.warning("a connection could not be accepted: %s", error)
+            self._pause(error)
+            if error.errno in OUT_OF_RESOURCES:
+                self._refuse_next(error)
             return
-        connection = Connection(sock, self._on_message, self._forget)
+        try:
+            connection = Connection(sock, self._on_message, self._forget, self._pause)
+        except OSError as error:
+            self._pause(error)
+            refuse(sock, error)
+            return
         if connection.uid != os.getuid():
             log.error("a process of user %d tried to connect", connection.uid)
             connection.close()
             return
         self.connections.add(connection)
 
+    def _pause(self, error: OSError) -> None:
+        """Takes no connection for a moment; says so once a minute."""
+        self.problem = f"the agent of this node has refused a process: {explained(error)}"
+        if time.monotonic() >= self._complain_at:
+            self._complain_at = time.monotonic() + COMPLAIN_S
+            log.error("%s", self.problem)
+        loop, listener = asyncio.get_running_loop(), self._listener
+        loop.remove_reader(listener)
+        loop.call_later(PAUSE_S, self._resume, listener)
+
+    def _resume(self, listener: socket.socket) -> None:
+        if listener is self._listener and listener.fileno() >= 0:
+            asyncio.get_running_loop().add_reader(listener, self._accept)
+
+    def _refuse_next(self, error: OSError) -> None:
+        """Takes all that wait, one after the other, with the spare descriptor, and says why they cannot be served."""
+        self._free_spare()
+        with contextlib.suppress(OSError):  # nobody waits any more, or somebody else has taken the descriptor
+            while True:
+                sock, _ = self._listener.accept()
+                refuse(sock, error)
+        with contextlib.suppress(OSError):
+            self._spare = _spare_descriptor()
+
+    def _free_spare(self) -> None:
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
+
     def _forget(self, connection: Connection) -> None:
         self.connections.discard(connection)
         self._on_died(connection)
+
+
+def _spare_descriptor() -> int:
+    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
+import resource
 import signal
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -15,17 +17,21 @@ from instep.agent.name import keep_node_name
 from instep.agent.node import Node
 from instep.agent.roster import RosterFile
 from instep.agent.server import Server
+from instep.agent.starter import release_starter, tell_starter
 from instep.coordination.connect import open_client
 from instep.coordination.keys import Keys
 from instep.errors import EtcdDenied, EtcdError, InstepError, SettingsError
 from instep.runtime import RuntimeFolder
 from instep.settings import Settings
+from instep.system_errors import explained
 from instep.tasks import first_of
 from instep.wire import Message
 
 log = logging.getLogger("instep")
 
 LOG_BYTES = 1024 * 1024
+DESCRIPTORS = 65536
+FEWEST_DESCRIPTORS = 20
 FIRST_WORKER_S = 5.0
 LINGER_S = 0.2
 """How long an agent that cannot work stays once it has said so: not long, or it would refuse with settings that have
@@ -38,9 +44,11 @@ def serve(folder_path: str, run: str, settings_text: str, node: str) -> int:
     _set_up_log(folder)
     os.chdir("/")
     try:
+        _raise_descriptor_limit()
         asyncio.run(_serve(folder, run, Settings.from_json(settings_text), node))
-    except Exception:
+    except Exception as error:
         log.exception("the agent failed")
+        tell_starter(error)
         return 1
     return 0
 
@@ -55,10 +63,12 @@ async def _serve(folder: RuntimeFolder, run: str, settings: Settings, name: str)
     async with client:
         keys, roster = Keys(settings.namespace, run), RosterFile(folder.roster)
         node = Node(client, keys, name, settings.ttl_s, roster, stall_timeout_s=settings.stall_timeout_s)
-        keep_node_name(folder, name)
+        _keep_node_name(folder, name)
         server = Server(folder.socket, node.on_message, node.on_died)
         node.on_empty, node.on_tick = server.stop_accepting, server.stay_reachable
+        node.problem_here = lambda: server.problem
         server.start()
+        release_starter()
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, stopping.set)
@@ -97,6 +107,7 @@ async def _refuse_everybody(folder: RuntimeFolder, error: InstepError) -> None:
 
     server = Server(folder.socket, refuse, lambda connection: None)
     server.start()
+    release_starter()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(FIRST_WORKER_S):
             await told.wait()
@@ -112,8 +123,41 @@ def _kind(error: InstepError) -> str:
     return "etcd" if isinstance(error, EtcdError) else "agent"
 
 
+def _keep_node_name(folder: RuntimeFolder, name: str) -> None:
+    try:
+        keep_node_name(folder, name)
+    except OSError as error:
+        log.warning(
+            "the node's name cannot be kept, so an agent that replaces this one may speak for another node: %s",
+            explained(error),
+        )
+
+
+def _raise_descriptor_limit() -> None:
+    """Three descriptors a worker, beside those of the client: as many as the system allows without being asked. Raises
+    OSError where not even the client could work: grpc ends the process then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    if soft != resource.RLIM_INFINITY and soft < FEWEST_DESCRIPTORS:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+class _LogFile(RotatingFileHandler):
+    """A disk that takes no more lines costs those lines, and nothing else."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        pass
+
+
 def _set_up_log(folder: RuntimeFolder) -> None:
-    handler = RotatingFileHandler(folder.log, maxBytes=LOG_BYTES, backupCount=1)
+    try:
+        handler: logging.Handler = _LogFile(folder.log, maxBytes=LOG_BYTES, backupCount=1)
+    except OSError:
+        handler = logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     level = os.environ.get("INSTEP_AGENT_LOG", "INFO").upper()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -81,7 +82,8 @@ def _fetched() -> Iterator[Path]:
     if (checkout / "scripts" / "etcd-versions.sh").is_file():
         yield from _subfolders(checkout / ".cache" / "etcd")
     base = os.environ.get("XDG_CACHE_HOME")
-    yield from _subfolders((Path(base) if base else Path.home() / ".cache") / "instep" / "etcd")
+    with contextlib.suppress(RuntimeError):  # this user has no home
+        yield from _subfolders((Path(base) if base else Path.home() / ".cache") / "instep" / "etcd")
 
 
 def _on_path() -> Iterator[Path]:

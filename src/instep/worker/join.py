@@ -132,7 +132,7 @@ def _wait_for_view(run: Run[Any], conversation: Conversation, link: AgentLink, t
             say_at = now + SAY_EVERY_S
         try:
             if not link.connected:
-                link.wait_connected(timeout_s - (now - started))
+                link.wait_connected(timeout_s - (now - started), fail_fast=True)
                 conversation.introduce()
             link.wait_readable(min(0.5, timeout_s))
             conversation.replace_stopped_agent()

@@ -11,11 +11,12 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final
 
 from instep.errors import AgentError, InstepError
 from instep.runtime import RuntimeFolder
 from instep.settings import Settings
+from instep.system_errors import explained
 from instep.wire import Decoder, Message, WireError, create_words, encode
 from instep.worker.spawn import log_tail, start_agent
 
@@ -51,7 +52,12 @@ class AgentLink:
         self._launcher: subprocess.Popen[bytes] | None = None
         self._start_at = 0.0
         self._start_pause_s = 0.5
-        self.words, self._descriptor = create_words()
+        self._reasons: IO[bytes] | None = None
+        """Where the agent that this worker has started says why it cannot serve."""
+        try:
+            self.words, self._descriptor = create_words()
+        except OSError as error:
+            raise AgentError(f"this process cannot share memory with the node's agent: {explained(error)}") from None
         self.starts = 0
         self.node = ""
         """The node's name as its agent has given it; the next agent must speak for the same node."""
@@ -64,10 +70,14 @@ class AgentLink:
     def connected(self) -> bool:
         return self._socket is not None
 
-    def wait_connected(self, timeout_s: float) -> None:
-        """Connects, starting an agent where there is none. Raises AgentError with the agent's own words if it fails."""
+    def wait_connected(self, timeout_s: float, *, fail_fast: bool = False) -> None:
+        """Connects, starting an agent where there is none. Raises AgentError with the agent's own words if it fails:
+        with `fail_fast` as soon as it is known why there is none."""
         deadline = self._clock() + min(timeout_s, START_TIMEOUT_S)
+        self._problem = ""
         while not self.try_connect():
+            if fail_fast and self._problem:
+                raise AgentError(f"this node has no agent, so the run cannot be joined: {self._problem}")
             if self._clock() >= deadline:
                 problem = self._problem or f"its log ends: {log_tail(self._folder)}"
                 raise AgentError(f"the node's agent did not answer on {self._folder.socket}; {problem}")
@@ -78,7 +88,11 @@ class AgentLink:
         self._reap()
         if self._socket is not None:
             return True
-        attempt = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            attempt = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            self._problem = f"this process cannot connect to it: {explained(error)}"
+            return False
         try:
             attempt.connect(str(self._folder.socket))
         except OSError:
@@ -88,6 +102,8 @@ class AgentLink:
         attempt.setblocking(False)
         self._socket = attempt
         self._decoder, self._outbox = Decoder(), bytearray()
+        self._problem = ""
+        self._close_reasons()
         return True
 
     def introduce(self, hello: Message) -> None:
@@ -192,6 +208,7 @@ class AgentLink:
             self._descriptor = -1
             self.words.close()
         self._reap()
+        self._close_reasons()
 
     def _start_if_due(self) -> None:
         now = self._clock()
@@ -203,6 +220,8 @@ class AgentLink:
                 return  # one is starting, or about to end
             try:
                 self._launcher = start_agent(self._folder, self._run, self._settings, lock, self.node)
+                self._close_reasons()
+                self._reasons = self._launcher.stdout
             finally:
                 os.close(lock)
         except (OSError, InstepError) as error:
@@ -220,3 +239,14 @@ class AgentLink:
     def _reap(self) -> None:
         if self._launcher is not None and self._launcher.poll() is not None:
             self._launcher = None
+        if self._reasons is not None:
+            said = self._reasons.read()  # does not wait: None when nothing was said
+            if said:
+                self._problem = said.decode(errors="replace").splitlines()[-1]
+            if said == b"":
+                self._close_reasons()
+
+    def _close_reasons(self) -> None:
+        if self._reasons is not None:
+            self._reasons.close()
+            self._reasons = None

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import instep
 from instep.errors import AgentError
 from instep.runtime import RuntimeFolder
 from instep.settings import Settings
+from instep.system_errors import explained
 
 if TYPE_CHECKING:
     import subprocess
@@ -22,31 +23,41 @@ def start_agent(folder: RuntimeFolder, run: str, settings: Settings, lock: int, 
     """Starts an agent and returns its launcher, which ends at once: the agent itself is nobody's child.
 
     `node` is the name it must speak for, empty if that is not known. The agent inherits `lock`, so there is never a
-    second one. Raises AgentError when no process can be started at all; an agent that fails later says why in the
-    folder's log.
+    second one. An agent that cannot serve says why in one line of the launcher's `stdout`, a pipe that is not waited
+    for, also where the folder has no room for a log. Raises AgentError when no process can be started at all.
     """
     import subprocess  # 5 ms that `import instep` does not take: one worker of a node needs it
 
     try:
-        with folder.log.open("ab") as log:
+        with _log_of(folder) as log:
             launcher = subprocess.Popen(
                 [sys.executable, "-P", "-m", "instep.agent", str(folder.path), run, str(lock), node],
                 stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
                 pass_fds=(lock,),
                 env=_environment(),
             )
     except OSError as error:
-        raise AgentError(f"the node's agent could not be started with {sys.executable}: {error}") from None
+        raise AgentError(f"the node's agent could not be started with {sys.executable}: {explained(error)}") from None
     assert launcher.stdin is not None
+    assert launcher.stdout is not None
+    os.set_blocking(launcher.stdout.fileno(), False)
     try:
         launcher.stdin.write(settings.to_json().encode())
         launcher.stdin.close()
     except BrokenPipeError:
         pass  # it ended at once; its log says why, and the caller's time-out shows that log
     return launcher
+
+
+def _log_of(folder: RuntimeFolder) -> IO[bytes]:
+    """An agent without a log is better than no agent."""
+    try:
+        return folder.log.open("ab")
+    except OSError:
+        return open(os.devnull, "ab")
 
 
 def log_tail(folder: RuntimeFolder) -> str:

@@ -1,0 +1,32 @@
+"""What the worker that started this agent hears from it: standard output is a pipe to that worker."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Final
+
+from instep.errors import InstepError
+from instep.system_errors import explained
+
+MAX_TEXT: Final = 1000
+_OUTPUT: Final = 1
+
+
+def tell_starter(error: BaseException) -> None:
+    """Says in one line why this agent cannot serve. The folder may have no room for a log."""
+    if isinstance(error, OSError):
+        text = explained(error, "set INSTEP_RUNTIME_DIR to another folder")
+    else:
+        text = str(error) if isinstance(error, InstepError) else f"{type(error).__name__}: {error}"
+    line = " ".join(f"its agent cannot serve: {text}".split())[:MAX_TEXT]
+    with contextlib.suppress(OSError):  # that worker has gone, or has found another agent
+        os.write(_OUTPUT, f"{line}\n".encode())
+
+
+def release_starter() -> None:
+    """This agent serves: the worker connects, and nothing is said here any more."""
+    with contextlib.suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, _OUTPUT)
+        os.close(nowhere)

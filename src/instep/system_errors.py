@@ -1,0 +1,41 @@
+"""What the operating system refuses, as a sentence with its cure: full disks, quotas, limits."""
+
+from __future__ import annotations
+
+import errno
+import resource
+from typing import Final
+
+OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""What `accept` fails with while a limit is reached: it succeeds again later, and fails again at once until then."""
+
+
+def explained(error: OSError, elsewhere: str = "") -> str:
+    """`No space left on device: free space or inodes there, or set ... to another folder`.
+
+    `elsewhere` is the cure when the place itself cannot be used, as in "set X to another folder".
+    """
+    reason = error.strerror or str(error)
+    path = f" ({error.filename})" if error.filename is not None else ""
+    cure = _cure_of(error, elsewhere)
+    return f"{reason}{path}: {cure}" if cure else f"{reason}{path}"
+
+
+def _cure_of(error: OSError, elsewhere: str) -> str:
+    another = f", or {elsewhere}" if elsewhere else ""
+    match error.errno:
+        case errno.ENOSPC:
+            return f"free space or inodes on that file system{another}"
+        case errno.EDQUOT:
+            return f"free some of the quota on that file system{another}"
+        case errno.EMFILE:
+            soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            return f"raise the limit of open files of a process (ulimit -n), which is {soft}"
+        case errno.ENFILE:
+            return "raise the machine's limit of open files (sysctl fs.file-max), or end processes that hold many"
+        case errno.EAGAIN:
+            return "raise the limit of processes (ulimit -u, or pids.max of the container)"
+        case errno.ENOMEM | errno.ENOBUFS:
+            return "free memory, or raise the memory limit of the container"
+        case _:
+            return elsewhere
