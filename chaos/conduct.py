@@ -20,7 +20,10 @@ from chaos.tasks import until
 Compact = Callable[[], Awaitable[bool]]
 HolderOf = Callable[[str], Link | None]
 """The link of the client that holds what is named, None when nobody does."""
+Leading = Callable[[], Awaitable[int | None]]
+"""The rank that leads the run; None when that is not known."""
 HOLDER_TIMEOUT_S = 2.0
+LOSE_AGAIN_S = 0.05
 
 
 class Conductor:
@@ -37,6 +40,7 @@ class Conductor:
         *,
         compact: Compact,
         holder_of: HolderOf,
+        leading: Leading,
         journal: Path,
     ) -> None:
         self.done: Counter[str] = Counter()
@@ -51,6 +55,7 @@ class Conductor:
         self._ranks = ranks
         self._compact = compact
         self._holder_of = holder_of
+        self._leading = leading
         self._journal = journal
         self._fire = asyncio.Event()
         self._fire.set()
@@ -143,6 +148,14 @@ class Conductor:
                 if pid is not None:
                     node.signal_agent(signal.SIGCONT, pid)
                 return pid is not None
+            case "agent and supervisor killed":
+                killed = node.kill_agent_and_supervisor()
+                self.agent_kills += killed
+                return killed
+            case "addresses moved":
+                return await self._move(fault, node.link)
+            case "listings lost as a term begins":
+                return await self._lose_listings(fault)
             case "agent cut off":
                 node.link.cut_off()
             case "agent unanswered":
@@ -152,6 +165,30 @@ class Conductor:
         await asyncio.sleep(fault.for_s)
         node.link.heal()
         return True
+
+    @staticmethod
+    async def _move(fault: Fault, link: Link) -> bool:
+        if not link.can_move:
+            return False
+        link.leave_address()
+        await asyncio.sleep(fault.for_s)
+        link.arrive_elsewhere()
+        return True
+
+    async def _lose_listings(self, fault: Fault) -> bool:
+        leader = await self._leading()
+        if leader is None:
+            return False
+        until = time.monotonic() + fault.for_s
+        killed = self._ranks.node_of(leader).kill_agent_and_supervisor()
+        self.agent_kills += killed
+        while time.monotonic() < until:
+            for node in self._nodes:
+                node.link.lose_listings()
+            await asyncio.sleep(LOSE_AGAIN_S)
+        for node in self._nodes:
+            node.link.heal()
+        return killed
 
     async def _break_holder(self, fault: Fault) -> bool:
         name = {"lock's holder cut off": "lock", "election's leader cut off": "election"}[fault.kind]

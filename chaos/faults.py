@@ -51,6 +51,9 @@ KINDS = (
     Kind("agent frozen until replaced", Lane.AGENTS, 1, NODES, 11.0, 14.0),
     Kind("agent cut off", Lane.AGENTS, 2, NODES, 0.5, 3 * TTL_S),
     Kind("agent unanswered", Lane.AGENTS, 1, NODES, 0.5, 2 * TTL_S),
+    Kind("agent and supervisor killed", Lane.AGENTS, 3, NODES),
+    Kind("addresses moved", Lane.AGENTS, 2, NODES, 0.5, 2 * TTL_S),
+    Kind("listings lost as a term begins", Lane.AGENTS, 1, 1, 6.0, 9.0),
     Kind("worker killed", Lane.WORKERS, 10, WORLD_SIZE, 0.0, 2.0),
     Kind("node's workers killed", Lane.WORKERS, 2, NODES, 0.0, 2.0),
     Kind("all workers killed", Lane.WORKERS, 1, 1, 0.0, 1.0),
@@ -61,7 +64,11 @@ KINDS = (
     Kind("election's leader cut off", Lane.HOLDERS, 1, 1, 0.5, 3 * TTL_S),
 )
 """A quorum fault takes two members, all but its target; every other server fault takes one. Whoever holds the lock or
-leads the clients' election is cut off from all members, and nobody else is."""
+leads the clients' election is cut off from all members, and nobody else is.
+
+Addresses moved: all that a node reaches etcd by is gone, and some time later the names lead to other addresses.
+Listings lost: the leader's agent is killed, and for that long nobody who comes to lead is answered what it must read
+first."""
 
 MEAN_GAP_S = {Lane.SERVERS: 5.0, Lane.AGENTS: 8.0, Lane.WORKERS: 4.5, Lane.HOLDERS: 6.0}
 LONGEST_GAP_S = 15.0

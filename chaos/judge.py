@@ -108,11 +108,16 @@ def _runs(world: World) -> list[StepRun]:
     return [run for rank in range(WORLD_SIZE) for run in read_runs(ranks.records(rank), ranks.lives(rank))]
 
 
-def _steps(runs: Sequence[StepRun], replay: Replay) -> Iterator[Finding]:
+def one_config_a_step(runs: Sequence[StepRun]) -> Finding:
+    """The first promise, from what the ranks have written down alone."""
     configs = (ConfigRun(run.rank, run.first, run.last, config_digest(run.values), run.epoch) for run in runs)
     lives = {run.epoch for run in runs}
     verdict = check_steps(configs, exact_from=dict.fromkeys(lives, NOTHING_OWED))
-    yield _finding("No step is run with two configs", verdict)
+    return _finding("No step is run with two configs", verdict)
+
+
+def _steps(runs: Sequence[StepRun], replay: Replay) -> Iterator[Finding]:
+    yield one_config_a_step(runs)
     steps, problems = against_history(runs, replay)
     yield Finding("Each step is run with what was agreed for it", f"{steps} steps", tuple(problems))
 

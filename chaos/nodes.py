@@ -11,25 +11,63 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from chaos import names
 from chaos.faults import TTL_S
+from chaos.processes import agents_below, send
 from instep.testing import Proxy
 
 TAIL_BYTES = 6000
 CONNECT_TIMEOUT_S = 1.0
 
 
-class Link:
-    """A way to each member of the cluster that can be cut."""
+LISTING = b"/reports0"
+"""The end of the range that a leader lists first; nobody else asks for it."""
+FIRST_ADDRESS, LAST_ADDRESS = 2, 250
 
-    def __init__(self, endpoints: Sequence[str]) -> None:
-        self._proxies = [_proxy_to(endpoint) for endpoint in endpoints]
+
+class Link:
+    """A way to each member of the cluster that can be cut; with a `name` it can be moved too."""
+
+    def __init__(self, endpoints: Sequence[str], name: str = "") -> None:
+        self._targets = [_place(endpoint) for endpoint in endpoints]
+        self._names = [f"etcd-{number}.{name}.test" for number in range(len(endpoints))] if name else []
+        self._address = FIRST_ADDRESS
+        self._proxies = [Proxy(*target) for target in self._targets]
+        if name:
+            names.publish(dict.fromkeys(self._names, "127.0.0.1"))
 
     def __repr__(self) -> str:
         return f"Link({', '.join(self.endpoints)})"
 
     @property
     def endpoints(self) -> list[str]:
-        return [f"http://{proxy.endpoint}" for proxy in self._proxies]
+        """The same over moves."""
+        hosts = self._names or ["127.0.0.1"] * len(self._proxies)
+        return [f"http://{host}:{proxy.port}" for host, proxy in zip(hosts, self._proxies, strict=True)]
+
+    @property
+    def can_move(self) -> bool:
+        return bool(self._names)
+
+    def leave_address(self) -> None:
+        """Nobody is there any more: connections are reset, new ones refused."""
+        for proxy in self._proxies:
+            proxy.close()
+
+    def arrive_elsewhere(self) -> None:
+        """The same ports at another address of this machine, to which the names lead from now on."""
+        address = f"127.0.0.{self._address}"
+        self._address = self._address + 1 if self._address < LAST_ADDRESS else FIRST_ADDRESS
+        ports = [proxy.port for proxy in self._proxies]
+        self._proxies = [
+            Proxy(*target, host=address, port=port) for target, port in zip(self._targets, ports, strict=True)
+        ]
+        names.publish(dict.fromkeys(self._names, address))
+
+    def lose_listings(self) -> None:
+        """The next listing of a leader is not answered: to be said again and again, for as long as it is to last."""
+        for proxy in self._proxies:
+            proxy.lose_next_reply(LISTING)
 
     def cut_off(self) -> None:
         """Packets of both directions are lost, nothing is reset."""
@@ -58,7 +96,7 @@ class Node:
         self.folder = folder / name
         self.folder.mkdir(mode=0o700)
         self._namespace = namespace
-        self.link = Link(endpoints)
+        self.link = Link(endpoints, name if names.can_move() else "")
 
     def __repr__(self) -> str:
         return f"Node({self.name}, agent {self.agent_pid()})"
@@ -97,32 +135,24 @@ class Node:
             return None
         return pid
 
+    def kill_agent_and_supervisor(self) -> bool:
+        """At once, so that neither starts another; False where there was no agent."""
+        pids = agents_below(self.folder)
+        send(pids, signal.SIGKILL)
+        return bool(pids)
+
     def log_tail(self) -> str:
         logs = [path.read_bytes()[-TAIL_BYTES:].decode(errors="replace") for path in self.folder.glob("*/agent.log")]
         return "\n".join(logs)
 
     def close(self) -> None:
         """Ends the link, and any agent that is left, a frozen one too; to be called when the ranks are gone."""
-        for pid in _agents_below(self.folder):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        send(agents_below(self.folder), signal.SIGKILL)
         self.link.close()
 
 
-def _proxy_to(endpoint: str) -> Proxy:
+def _place(endpoint: str) -> tuple[str, int]:
     place = urlsplit(endpoint)
     assert place.hostname is not None
     assert place.port is not None
-    return Proxy(place.hostname, place.port)
-
-
-def _agents_below(folder: Path) -> list[int]:
-    """All agents whose runtime folder lies below `folder`, also those that nobody can connect to."""
-    found: list[int] = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                if b"instep.agent" in words and any(word.startswith(bytes(folder)) for word in words):
-                    found.append(int(entry.name))
-    return found
+    return place.hostname, place.port

@@ -10,10 +10,11 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from chaos import faults, report
+from chaos import faults, history, names, report
 from chaos.judge import Finding, judge, replay_of
 from chaos.monitor import Hang
 from chaos.options import Options, parse
@@ -30,18 +31,45 @@ MAX_FAILURE = 40_000
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
+    names.enter()
     folder = Path(tempfile.mkdtemp(prefix="instep-chaos-"))
     say(f"seed {options.seed}, {options.duration_s:g} s; histories in {folder}")
     _log_to(folder / "clients.log")
-    result = asyncio.run(_perform(options, folder))
-    say(result.table())
+    results = {part: asyncio.run(work) for part, work in _parts(options, folder)}
+    passed = all(result.passed for result in results.values())
+    for part, result in results.items():
+        say(f"\n{part}: {result.table()}")
     if options.json is not None:
-        options.json.write_text(json.dumps(result.as_json(), indent=1) + "\n")
-    if result.passed and not options.keep:
+        options.json.write_text(json.dumps(_document(results, passed=passed), indent=1) + "\n")
+    if passed and not options.keep:
         shutil.rmtree(folder)
-    if not result.passed:
+    names.leave()
+    if not passed:
         say(f"chaos found something: seed {options.seed}. Repeat: {options.command}\nHistories: {folder}")
-    return 0 if result.passed else 1
+    return 0 if passed else 1
+
+
+def _parts(options: Options, folder: Path) -> Iterator[tuple[str, Coroutine[Any, Any, Report]]]:
+    if options.faults_s:
+        yield "faults", _perform(options, _below(folder, "f"))
+    if options.history_s:
+        work = history.perform(
+            _below(folder, "h"), seed=options.seed, duration_s=options.history_s, version=options.version, say=say
+        )
+        yield "history", work
+
+
+def _below(folder: Path, name: str) -> Path:
+    """A short name: sockets lie below it."""
+    path = folder / name
+    path.mkdir()
+    return path
+
+
+def _document(results: Mapping[str, Report], *, passed: bool) -> dict[str, object]:
+    """The first part's report, and that of the second below it."""
+    first, *rest = [(part, result.as_json()) for part, result in results.items()]
+    return {**first[1], **dict(rest), "passed": passed}
 
 
 def _log_to(path: Path) -> None:
@@ -64,11 +92,11 @@ async def _perform(options: Options, folder: Path) -> Report:
 
 async def _perform_on(world: World, options: Options) -> Report:
     failure: str | None = None
-    plan = faults.plan(options.seed, options.duration_s)
+    plan = faults.plan(options.seed, options.faults_s)
     faults.save(plan, world.folder / "plan.jsonl")
     if world.servers.unsafe:
         say(f"etcd {world.version} can lose consistency in a crash: its members are stopped in order instead of killed")
-    session = Session(world, plan, options.duration_s, say)
+    session = Session(world, plan, options.faults_s, say)
     try:
         async with Background([_tell_progress(world)]):
             await session.run()
@@ -83,7 +111,7 @@ async def _perform_on(world: World, options: Options) -> Report:
     counts, recoveries = report.counts_of(world, replay), report.recoveries_of(world)
     return Report(
         seed=options.seed,
-        duration_s=options.duration_s,
+        duration_s=options.faults_s,
         etcd=world.version,
         counts=counts,
         faults=report.faults_of(world),
@@ -91,7 +119,7 @@ async def _perform_on(world: World, options: Options) -> Report:
         recoveries=recoveries,
         findings=[*findings, report.slow_recoveries(recoveries)],
         failure=failure[-MAX_FAILURE:] if failure else None,
-        missed=[] if failure else report.too_few(counts, options.duration_s),
+        missed=[] if failure else report.too_few(counts, options.faults_s),
     )
 
 

@@ -21,6 +21,7 @@ from chaos.prober import Prober
 from chaos.ranks import Ranks
 from chaos.registers import RegisterClient
 from chaos.servers import Servers
+from instep.coordination.records import Leader
 from instep.errors import EtcdError
 from instep.etcd import Client
 from instep.testing import EtcdCluster
@@ -62,6 +63,7 @@ class World:
             self.ranks,
             compact=self._compact,
             holder_of=self._holder_of,
+            leading=self._leading,
             journal=folder / "done.jsonl",
         )
         self.monitor = Monitor(self.ranks, self.nodes, self.conductor)
@@ -101,6 +103,14 @@ class World:
     def _holder_of(self, name: str) -> Link | None:
         found = zip(self.bystanders, self._links, strict=True)
         return next((link for bystander, link in found if name in bystander.holding), None)
+
+    async def _leading(self) -> int | None:
+        try:
+            found = await self.clients[0].get(self.keys.leader)
+        except EtcdError:
+            return None
+        leader = Leader.decode_or_none(found.value) if found is not None else None
+        return leader.rank if leader is not None else None
 
     async def keep_evidence(self) -> None:
         """After a failure, for one who looks for its cause: the rest of the history, and the members' logs."""

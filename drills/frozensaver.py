@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Final, Literal, Self
 
+from chaos.processes import send
+
 from drills import content, sequence
 from drills.options import Options, parse
-from drills.processes import send
 from drills.ranks import Failed, Rank
 from drills.records import Said
 from drills.stage import TTL_S, Stage, stage

@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from chaos.board import NO_STEP, Board
+from chaos.processes import agents_below, send
 
 import instep
-from drills.processes import agents_below, send
 from drills.records import Reader, Said
 from drills.trainer import Orders
 

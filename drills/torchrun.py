@@ -21,10 +21,11 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Final, Literal, Self
 
+from chaos.processes import agents_below, send
+
 import instep
 from drills import sequence
 from drills.options import Options, parse
-from drills.processes import agents_below, send
 from drills.ranks import POLL_S, ROOT, Failed
 from drills.records import Reader, Said
 from drills.torchrun_rank import RUN

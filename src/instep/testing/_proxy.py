@@ -17,11 +17,20 @@ _HOST = "127.0.0.1"
 class Proxy(Link):
     """A TCP proxy on loopback before `target_host:target_port`, for a `with` block or until `close()`.
 
-    It listens from the start, on `port` or on a free one, and knows nothing of what it passes on. The server
-    need not run: it is dialled for each connection anew. See `Link` for the faults and their limits.
+    It listens from the start, on `port` or on a free one of `host`, any address of loopback, and knows nothing of
+    what it passes on. The server need not run: it is dialled for each connection anew. See `Link` for the faults and
+    their limits.
     """
 
-    def __init__(self, target_host: str, target_port: int, *, port: int = 0, thread: LoopThread | None = None) -> None:
+    def __init__(
+        self,
+        target_host: str,
+        target_port: int,
+        *,
+        host: str = _HOST,
+        port: int = 0,
+        thread: LoopThread | None = None,
+    ) -> None:
         check_port(target_port, 1)
         check_port(port)
         self._owned = LoopThread("instep-proxy") if thread is None else None
@@ -29,7 +38,8 @@ class Proxy(Link):
         assert thread is not None
         line = Line(f"to {target_host}:{target_port}", (target_host, target_port))
         super().__init__(thread, line)
-        self._listener = Listener(thread, _HOST, port, lambda _: line)
+        self._host = host
+        self._listener = Listener(thread, host, port, lambda _: line)
 
     @property
     def port(self) -> int:
@@ -38,8 +48,8 @@ class Proxy(Link):
 
     @property
     def endpoint(self) -> str:
-        """Where clients reach it: 127.0.0.1:port."""
-        return f"{_HOST}:{self.port}"
+        """Where clients reach it: address and port."""
+        return f"{self._host}:{self.port}"
 
     def cut(self) -> None:
         """Reset all connections and refuse new ones."""

@@ -1,4 +1,4 @@
-"""The processes of a node: its agents and their guardians, found by the folder that they serve."""
+"""The processes of a node: its agents and their supervisors, found by the folder that they serve."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def agents_below(folder: Path) -> list[int]:
-    """All that serve below `folder`, a guardian before the agent that it guards."""
+    """All that serve below `folder`, a supervisor before its agent; also those that nobody can connect to."""
     found: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
