@@ -20,8 +20,8 @@ TAIL_BYTES = 6000
 CONNECT_TIMEOUT_S = 1.0
 
 
-LISTING = b"/reports0"
-"""The end of the range that a leader lists first; nobody else asks for it."""
+LISTING = b"/reports/members0"
+"""The end of the range of registrations, which a leader must have listed before it decides anything."""
 FIRST_ADDRESS, LAST_ADDRESS = 2, 250
 
 
