@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import pytest
 
 from instep.torch._retention import Attempt, Kept, attempt_named, to_delete, to_forget
@@ -17,13 +20,43 @@ COMMITTED = [Kept(f"{step}-1", step) for step in STEPS]
         (1, 0, STEPS[1:]),
         (3, 0, STEPS[3:]),
         (99, 0, []),
-        (2, 20, [70, 50, 30]),
+        (2, 20, [70, 50]),
         (1, 1, []),
-        (2, 45, STEPS[2:]),
+        (2, 45, [70, 60, 40, 30]),
     ],
 )
-def test_the_last_k_are_kept_and_every_nth_step(keep: int, keep_every: int, forgotten: list[int]) -> None:
+def test_the_last_k_are_kept_and_the_first_of_every_n_steps(keep: int, keep_every: int, forgotten: list[int]) -> None:
     assert to_forget(COMMITTED, keep, keep_every) == tuple(f"{step}-1" for step in forgotten)
+
+
+def a_line(*steps: int) -> list[Kept]:
+    """The newest first, each of which went on from the one after it."""
+    return [Kept(f"{step}-1", step, (f"{before}-1",)) for step, before in pairwise(steps)]
+
+
+@pytest.mark.parametrize(
+    ("steps", "kept"),
+    [
+        (range(799, 0, -50), [799, 599, 399, 199]),  # if (step + 1) % 50 == 0
+        (range(800, -1, -50), [800, 600, 400, 200]),  # if step % 50 == 0
+        (range(199, -1, -1), [199]),  # every step
+        ((730, 610, 590, 410, 390, 205, 150), [610, 410, 205]),  # as an operator asks for it
+    ],
+)
+def test_whichever_way_a_loop_counts_one_of_every_n_steps_is_kept_for_good(
+    steps: Sequence[int], kept: list[int]
+) -> None:
+    line = a_line(*steps, -1)
+    forgotten = to_forget(line, 1, 200, line[0].id)
+    assert [item.step for item in line if item.id not in forgotten and item is not line[0]] == [
+        step for step in kept if step != line[0].step
+    ]
+
+
+def test_what_an_earlier_start_had_saved_beyond_the_newest_is_not_forgotten() -> None:
+    """The script has begun at step 0 again, and this training knows nothing of what was there."""
+    found = [Kept("49-9", 49, ("199-1",)), *(Kept(f"{step}-1", step, is_own=False) for step in (199, 149, 40, 20))]
+    assert to_forget(found, 1, 0, "49-9") == ("40-1", "20-1")
 
 
 def test_after_a_run_was_taken_back_the_last_are_those_committed_last() -> None:
@@ -113,6 +146,12 @@ def test_what_is_committed_or_may_be_is_never_deleted() -> None:
         assert not deleted(an_attempt(9, whole=whole), known=True, committed=True)
         assert not deleted(an_attempt(9, whole=whole), known=True, pending=True)
         assert not deleted(an_attempt(9, whole=whole), known=True, unlisted=True)
+
+
+def test_what_is_marked_as_committed_is_never_deleted_for_being_unknown_to_the_registry() -> None:
+    attempt = attempt_named("step-5-9", whole=True, committed=True)
+    assert attempt is not None
+    assert not deleted(attempt, known=True)
 
 
 def test_a_whole_one_that_was_there_before_is_not_deleted_although_its_token_is_known() -> None:

@@ -15,6 +15,7 @@ import torch
 from instep.errors import CheckpointError
 from instep.torch._parts import checked_parts, label, label_of, read_part, unwrapped, write_part
 from instep.torch._snapshot import on_cpu
+from instep.worker.files import Owners
 
 Pair = namedtuple("Pair", "first second")
 
@@ -52,7 +53,7 @@ def test_a_part_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
     model = torch.nn.BatchNorm1d(3)
     state = model.state_dict()
     write_part(tmp_path, "model", state)
-    back = read_part(tmp_path, "model", weights_only=True)
+    back = read_part(tmp_path, "model", Owners(tmp_path), weights_only=True)
     assert all(torch.equal(back[name], value) for name, value in state.items())
     assert back._metadata == state._metadata
 
@@ -79,13 +80,13 @@ def test_what_the_disk_refuses_is_an_error_of_the_disk(tmp_path: Path) -> None:
 def test_a_file_that_torch_cannot_read_is_told_by_its_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"model\.pt cannot be read"):
-        read_part(tmp_path, "model", weights_only=True)
+        read_part(tmp_path, "model", Owners(tmp_path), weights_only=True)
 
 
 def test_a_missing_part_is_told_with_those_that_are_there(tmp_path: Path) -> None:
     write_part(tmp_path, "model", {})
     with pytest.raises(CheckpointError, match="no part 'ema', it has model"):
-        read_part(tmp_path, "ema", weights_only=True)
+        read_part(tmp_path, "ema", Owners(tmp_path), weights_only=True)
 
 
 def test_a_snapshot_has_all_that_the_state_has_and_none_of_its_memory() -> None:
@@ -103,11 +104,11 @@ def test_a_snapshot_has_all_that_the_state_has_and_none_of_its_memory() -> None:
 
 
 def test_a_label_says_whose_directory_it_is(tmp_path: Path) -> None:
-    assert label_of(tmp_path) is None
+    assert label_of(tmp_path, Owners(tmp_path)) is None
     label(tmp_path, run="gpt-a", layout="plain", names=("model",))
-    assert (label_of(tmp_path) or {})["run"] == "gpt-a"
+    assert (label_of(tmp_path, Owners(tmp_path)) or {})["run"] == "gpt-a"
     (tmp_path / "instep-parts.json").write_text("[]")
-    assert label_of(tmp_path) is None
+    assert label_of(tmp_path, Owners(tmp_path)) is None
 
 
 @contextmanager

@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from instep.errors import CheckpointError
-from instep.worker.manifest import verify_manifest
+from instep.worker.files import Owners
+from instep.worker.manifest import verified
 from instep.worker.run import Run
 from instep.worker.saved import Manifest
 
 from ._housekeeping import Housekeeping
 from ._parts import checked_parts, label_of
 from ._plain import PlainSaver
+from ._retention import attempt_named
 
 if TYPE_CHECKING:
     from ._sharded import ShardedSaver
@@ -39,7 +41,8 @@ class Checkpointer:
     `sharded`: all ranks write, with torch.distributed.checkpoint; needed for FSDP. `background`: `save` returns when
     the state is copied to the CPU, a thread writes it, and a later boundary commits it: call `wait` before the end.
     `keep` committed checkpoints are kept (None: all), and for ever those of every `keep_every`th step. `weights_only=
-    False` lets torch load objects of any class from a plain checkpoint, and so run code that is in its files.
+    False` lets torch load objects of any class, and so run code that is in the files. Only files of this process's user
+    are loaded, and of those in `trusted_uids`.
 
     Construct it on all ranks, after `bind`, and use it in the training thread only. CheckpointError for parts that
     cannot be saved.
@@ -55,13 +58,15 @@ class Checkpointer:
         sharded: bool = False,
         background: bool = False,
         weights_only: bool = True,
+        trusted_uids: Collection[int] = (),
         **parts: Any,
     ) -> None:
         _check_counts(keep, keep_every)
         self._run = run
         self._registry = run.checkpoints
         self._folder = Path(folder).expanduser().absolute()
-        housekeeping = Housekeeping(run.name, self._folder, self._registry, keep=keep, keep_every=keep_every)
+        self._owners = owners = Owners(self._folder, trusted_uids)
+        housekeeping = Housekeeping(run.name, self._folder, self._registry, owners, keep=keep, keep_every=keep_every)
         self._names = tuple(parts)
         self._saver = _kind_of_saver(sharded)(
             run,
@@ -70,8 +75,11 @@ class Checkpointer:
             housekeeping,
             background=background,
             weights_only=weights_only,
+            owners=owners,
         )
         self._checked = ""
+        self._has_saved = False
+        self._restored_step = -1
         run.on_restore(self._go_back, check=self._check)
         if background:
             self._registry.in_background(self._saver.later.look, self._saver.later.finish)
@@ -93,7 +101,29 @@ class Checkpointer:
                 f"another Checkpointer has saved step {number}, and each would take the other's checkpoint for its "
                 "own: give all parts to one, each by its own name"
             )
+        self._check_start(number)
         return self._saver.save(number)
+
+    def _check_start(self, step: int) -> None:
+        """At the first save. CheckpointError, on all ranks, where `restore` was forgotten."""
+        if self._has_saved:
+            return
+        passed_over = self._registry.passed_over
+        if passed_over is not None:
+            raise CheckpointError(
+                f"run {self._run.name!r} has checkpoint {passed_over.id} from before this start, and restore() was not "
+                "called: a save now would take its place. Call start = checkpoints.restore() before the first step; to "
+                "train from the beginning, take another run name, or the old checkpoints off this one: instep forget "
+                f"{self._run.name} --all"
+            )
+        self._has_saved = True
+        if step <= self._restored_step:
+            log.warning(
+                "step %d is saved although this run went on from the checkpoint of step %d: give what restore() "
+                "returns to run.steps(..., start=...)",
+                step,
+                self._restored_step,
+            )
 
     def wait(self) -> bool:
         """Waits for the save in the background, if there is one, and commits it. False when that failed."""
@@ -127,7 +157,7 @@ class Checkpointer:
             return None
         try:
             problem = self._problem(manifest)
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             return str(error)
         if problem is None:
             self._checked = manifest.digest
@@ -152,25 +182,44 @@ class Checkpointer:
                 "Checkpointer"
             )
         folder = self._folder_of(manifest)
-        problem = verify_manifest(folder, manifest.digest, only=self._saver.chosen)
-        if problem is not None:
-            return problem
-        there = (label_of(folder) or {}).get("parts", [])
+        if isinstance(folder, str):
+            return folder
+        found = verified(folder, manifest.digest, self._owners, only=self._saver.chosen)
+        if isinstance(found, str):
+            return found
+        there = (label_of(folder, self._owners) or {}).get("parts", [])
         missing = [name for name in self._names if name not in there]
         if missing:
             raise CheckpointError(
                 f"checkpoint {manifest.id} has no {', '.join(missing)}, it has {', '.join(there)}: leave it out of the "
                 "Checkpointer until the run has gone on from this checkpoint"
             )
+        misfit = self._saver.misfit(folder, found.files)
+        if misfit is not None:
+            raise CheckpointError(f"the checkpoint in {folder} cannot be loaded by this script: {misfit}")
         return None
 
-    def _folder_of(self, manifest: Manifest) -> Path:
-        """Where the saver put it, or where all of it was moved to."""
+    def _folder_of(self, manifest: Manifest) -> Path | str:
+        """Its directory in this Checkpointer's folder, or why there is none. Where its saver saw that folder does not
+        matter: hosts may have it in different places, and it may have been moved as a whole."""
         path = Path(manifest.path)
-        return path if path.is_dir() else self._folder / path.name
+        attempt = attempt_named(path.name, whole=True)
+        if attempt is None or (attempt.step, attempt.token) != (manifest.step, manifest.token):
+            return f"its record names {manifest.path!r}, which is no directory that a Checkpointer makes for it"
+        folder = self._folder / path.name
+        if not os.path.lexists(folder) and path.parent != self._folder:
+            return (
+                f"{folder} is missing, or cannot be seen from this host; it was saved in {path.parent}: give that "
+                "folder to the Checkpointer"
+            )
+        return folder
 
     def _load(self, manifest: Manifest) -> None:
-        self._saver.load(manifest, self._folder_of(manifest))
+        folder = self._folder_of(manifest)
+        if isinstance(folder, str):
+            raise CheckpointError(f"checkpoint {manifest.id} cannot be loaded: {folder}")
+        self._saver.load(manifest, folder)
+        self._restored_step = manifest.step
         if self._run.rank == 0:
             log.info("the run goes on from checkpoint %s: step %d is next", manifest.id, manifest.step + 1)
             self._tell_differences(manifest)

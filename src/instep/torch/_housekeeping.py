@@ -6,14 +6,15 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from instep.errors import InstepError
 from instep.worker.checkpoints import Checkpoints
-from instep.worker.manifest import MANIFEST
-from instep.worker.saved import Inventory
+from instep.worker.files import Owners
+from instep.worker.manifest import COMMITTED, MANIFEST
+from instep.worker.saved import Inventory, Manifest
 from instep.worker.slot import Slot
 
 from ._parts import label_of
@@ -27,22 +28,30 @@ FORGOTTEN_AT_ONCE: Final = 50
 
 class Housekeeping:
     """Of one folder. Deletes only directories that a Checkpointer of this run has labelled as its own; of those with a
-    manifest only what was forgotten, and what was saved since this one was made and never committed.
+    manifest only what was forgotten, and what was saved since this one was made and never committed. What is known to
+    have been committed is deleted only once the registry has forgotten it, not where the registry itself is lost.
 
     Limits: two runs of one name in two etcds, or two namespaces, must not share a folder: here they are one. What was
     forgotten by a process that died before it could delete the files stays.
     """
 
-    def __init__(self, run: str, folder: Path, registry: Checkpoints, *, keep: int | None, keep_every: int) -> None:
+    def __init__(
+        self, run: str, folder: Path, registry: Checkpoints, owners: Owners, *, keep: int | None, keep_every: int
+    ) -> None:
         self._run = run
         self._folder = folder
         self._registry = registry
+        self._owners = owners
         self._keep = keep
         self._keep_every = keep_every
         self._known: set[tuple[int, int]] = set()
         self._open: dict[str, Slot] = {}
         self._leaving: dict[str, str] = {}
         """Ids by directory, of what this process wants to be forgotten."""
+        self._names: dict[str, str | None] = {}
+        """By id, in which directory lies what is known to have been committed; None where only its id is known."""
+        self._listed: frozenset[str] = frozenset()
+        """Ids that were in the registry when this process looked last, but for what it wanted to be forgotten."""
         self._before = _names_in(folder)
         """What was there when this one was made: another etcd may have known it, and given the same tokens."""
 
@@ -58,21 +67,34 @@ class Housekeeping:
         self.note(slot.step, slot.token)
         self._open[slot.path.name] = slot
 
+    def note_committed(self, checkpoint_id: str, name: str | None = None) -> None:
+        """A save of this run was committed."""
+        if name is not None or checkpoint_id not in self._names:
+            self._names[checkpoint_id] = name
+
     def tidy(self, slot: Slot) -> None:
         """After `slot` was committed. What cannot be done now is logged, and tried again after the next one."""
+        self.note_committed(slot.id, slot.path.name)
         self._settle()
         try:
             inventory = self._registry.inventory()
         except InstepError as error:
             log.warning("older checkpoints are kept for now: %s", error)
             return
-        there = inventory.ids - self._forget(inventory)
+        named = {item.id: name for item in inventory.manifests if (name := _name_of(item)) is not None}
+        for checkpoint_id in inventory.ids:
+            self.note_committed(checkpoint_id, named.get(checkpoint_id))
+        self._notice_loss(inventory)
+        there = inventory.ids - self._forget(inventory, named)
         self._delete_forgotten(there)
+        self._listed = there - frozenset(self._leaving.values())
         attempts = tuple(self._attempts())
+        still = inventory.ids | {item.id for item in attempts}
+        self._names = {checkpoint_id: name for checkpoint_id, name in self._names.items() if checkpoint_id in still}
         for name in to_delete(
             attempts,
-            committed={Path(item.path).name for item in inventory.manifests},
-            unlisted=there - {item.id for item in inventory.manifests},
+            committed={name for name in self._names.values() if name is not None},
+            unlisted={checkpoint_id for checkpoint_id, name in self._names.items() if name is None},
             pending=self._open,
             known=self._known,
             before=self._before if self._before is not None else {item.name for item in attempts},
@@ -81,15 +103,34 @@ class Housekeeping:
             log.info("removing %s: it was never committed", self._folder / name)
             self._delete(name)
 
-    def _forget(self, inventory: Inventory) -> frozenset[str]:
+    def _notice_loss(self, inventory: Inventory) -> None:
+        """Where checkpoints that were in the registry are on the disk only, nobody has forgotten them: it was lost, or
+        somebody has deleted their records."""
+        lost = [
+            checkpoint_id
+            for checkpoint_id in sorted(self._listed - inventory.ids)
+            if (name := self._names.get(checkpoint_id)) is not None and (self._folder / name / MANIFEST).exists()
+        ]
+        if lost:
+            self._leaving.clear()
+            log.warning(
+                "checkpoints %s were committed and have no record in etcd any more: their files are kept; list them "
+                "again with 'instep adopt %s %s'",
+                ", ".join(lost),
+                self._run,
+                self._folder,
+            )
+
+    def _forget(self, inventory: Inventory, named: Mapping[str, str]) -> frozenset[str]:
         """Ids of what is off the registry now. What was asked for and is not among them may be so too: next time."""
         if self._keep is None:
             return frozenset()
-        kept = [Kept(item.id, item.step, tuple(item.lineage)) for item in inventory.manifests]
+        own = self._registry.is_own
+        kept = [Kept(item.id, item.step, tuple(item.lineage), own(item)) for item in inventory.manifests]
         outdated = to_forget(kept, self._keep, self._keep_every, inventory.newest)[-FORGOTTEN_AT_ONCE:]
         if not outdated:
             return frozenset()
-        self._leaving |= {Path(item.path).name: item.id for item in inventory.manifests if item.id in outdated}
+        self._leaving |= {name: item for item, name in named.items() if item in outdated}
         try:
             return frozenset(self._registry.forget(outdated))
         except InstepError as error:
@@ -115,7 +156,8 @@ class Housekeeping:
     def _attempts(self) -> Iterator[Attempt]:
         with contextlib.suppress(OSError):
             for path in sorted(self._folder.iterdir()):
-                attempt = attempt_named(path.name, whole=(path / MANIFEST).exists())
+                whole, committed = (os.path.lexists(path / name) for name in (MANIFEST, COMMITTED))
+                attempt = attempt_named(path.name, whole=whole, committed=committed)
                 if attempt is not None and self._is_ours(path.name):
                     yield attempt
 
@@ -124,16 +166,24 @@ class Housekeeping:
         path = self._folder / name
         if attempt_named(name, whole=False) is None or path.is_symlink() or not path.is_dir():
             return False
-        label = label_of(path)
+        label = label_of(path, self._owners)
         return label.get("run") == self._run if label is not None else not any(path.iterdir())
 
     def _delete(self, name: str) -> None:
         path = self._folder / name
         try:
-            (path / MANIFEST).unlink(missing_ok=True)  # first: if we die now, the rest is seen to be of no use
+            for mark in (COMMITTED, MANIFEST):  # first: if we die now, the rest is seen to be of no use
+                (path / mark).unlink(missing_ok=True)
             shutil.rmtree(path)
         except OSError as error:
             log.warning("%s cannot be removed: %s", path, error)
+
+
+def _name_of(manifest: Manifest) -> str | None:
+    """Of its directory; None where its record names one that is not made for it, and may be another's."""
+    name = Path(manifest.path).name
+    attempt = attempt_named(name, whole=True)
+    return name if attempt is not None and attempt.id == manifest.id else None
 
 
 def _names_in(folder: Path) -> frozenset[str] | None:

@@ -19,11 +19,13 @@ from torch.optim import Optimizer
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from instep.errors import CheckpointError
+from instep.worker.files import Owners, open_file, read_file
 
 log = logging.getLogger("instep")
 
 LABEL: Final = "instep-parts.json"
 """Says whose attempt a directory is: the first file that is written into it."""
+MAX_LABEL_BYTES: Final = 1024 * 1024
 
 
 @runtime_checkable
@@ -69,18 +71,18 @@ def label(folder: Path, *, run: str, layout: str, names: tuple[str, ...]) -> Non
     (folder / LABEL).write_text(text, encoding="utf-8")
 
 
-def label_of(folder: Path) -> dict[str, Any] | None:
+def label_of(folder: Path, owners: Owners) -> dict[str, Any] | None:
     """What `label` wrote there; None where it did not."""
     try:
-        document = json.loads((folder / LABEL).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        document = json.loads(read_file(folder, LABEL, owners, MAX_LABEL_BYTES))
+    except (OSError, ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
 
 
 def write_part(folder: Path, name: str, state: Any) -> None:
     """One file, flushed to the system but not yet to the disk. Raises OSError when the disk takes no more."""
-    path = _file_of(folder, name)
+    path = folder / file_of(name)
     with path.open("xb") as file:
         sink = _Sink(file)
         try:
@@ -94,11 +96,16 @@ def write_part(folder: Path, name: str, state: Any) -> None:
         log.error("the state of %s holds %s: %s", name, unsafe, _HOW_TO_TRUST)
 
 
-def read_part(folder: Path, name: str, *, weights_only: bool) -> Any:
-    """What `write_part` wrote, on the CPU. CheckpointError when it cannot be read."""
-    path = _file_of(folder, name)
+def read_part(folder: Path, name: str, owners: Owners, *, weights_only: bool, peek: bool = False) -> Any:
+    """What `write_part` wrote, on the CPU. CheckpointError when it cannot be read.
+
+    `peek`: the tensors are read from the disk only when their values are looked at.
+    """
+    path = folder / file_of(name)
     try:
-        return torch.load(path, map_location="cpu", weights_only=weights_only)
+        with open_file(folder, file_of(name), owners) as file:
+            opened = f"/proc/self/fd/{file.fileno()}"  # the file that was checked, whatever its name leads to by now
+            return torch.load(opened, map_location="cpu", weights_only=weights_only, mmap=peek)
     except FileNotFoundError:
         there = ", ".join(sorted(file.stem for file in folder.glob("*.pt"))) or "none"
         raise CheckpointError(
@@ -146,8 +153,9 @@ def _unsafe_in(path: Path) -> str:
     return ""
 
 
-def _file_of(folder: Path, name: str) -> Path:
-    return folder / f"{name}.pt"
+def file_of(name: str) -> str:
+    """The file of a part, in the checkpoint's directory."""
+    return f"{name}.pt"
 
 
 def _why_not_plain(part: Part) -> str | None:

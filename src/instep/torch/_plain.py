@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from instep.errors import CheckpointError, EtcdUnavailable, Fenced
+from instep.worker.files import Owners
 from instep.worker.run import Run
 from instep.worker.saved import Manifest
 from instep.worker.slot import Slot
 
 from ._attempt import commit, given_up_on_error, report_failure, told_as_trouble
+from ._fit import misfit_of_parts
 from ._housekeeping import Housekeeping
 from ._later import Later
 from ._parts import Part, give_back, label, read_part, write_part
@@ -44,6 +46,7 @@ class PlainSaver:
         *,
         background: bool,
         weights_only: bool,
+        owners: Owners,
     ) -> None:
         self._run = run
         self._registry = run.checkpoints
@@ -52,6 +55,7 @@ class PlainSaver:
         self._housekeeping = housekeeping
         self._background = background
         self._weights_only = weights_only
+        self._owners = owners
         self.later = Later(housekeeping.tidy)
 
     def save(self, step: int) -> bool:
@@ -66,10 +70,15 @@ class PlainSaver:
         """Each rank has looked at all files, and has found what the others have."""
         return problem
 
+    def misfit(self, folder: Path, listed: Collection[str]) -> str | None:
+        """Why the checkpoint there, whose files are `listed`, cannot be loaded; None where nothing speaks against it.
+        Raises CheckpointError for a part that cannot be read."""
+        return misfit_of_parts(self._parts, folder, listed, self._owners, weights_only=self._weights_only)
+
     def load(self, manifest: Manifest, folder: Path) -> None:
         """One part after the other, so that no more than one is in memory twice."""
         for name, part in self._parts.items():
-            give_back(name, part, read_part(folder, name, weights_only=self._weights_only))
+            give_back(name, part, read_part(folder, name, self._owners, weights_only=self._weights_only))
 
     # -- now --------------------------------------------------------------------------------------------------------
 
@@ -116,8 +125,7 @@ class PlainSaver:
 
     def _look(self, turn: Turn) -> Verdict:
         saving = self._registry.saving
-        if saving is not None:
-            self._housekeeping.note(saving.step, saving.token)
+        self._note()
         return turn.look(
             saved=self._registry.has(turn.step),
             leads=self._run.leads,
@@ -152,9 +160,7 @@ class PlainSaver:
 
     def _start(self, step: int) -> bool:
         """Only the leader has anything to do, and only as long as it copies its state."""
-        saving = self._registry.saving
-        if saving is not None:
-            self._housekeeping.note(saving.step, saving.token)
+        self._note()
         if not self._run.leads:
             return True
         try:
@@ -175,6 +181,14 @@ class PlainSaver:
         return True
 
     # -- both -------------------------------------------------------------------------------------------------------
+
+    def _note(self) -> None:
+        """What others save, as far as this rank hears of it."""
+        saving, saved = self._registry.saving, self._registry.saved
+        if saving is not None:
+            self._housekeeping.note(saving.step, saving.token)
+        if saved is not None:
+            self._housekeeping.note_committed(saved.id)
 
     def _state(self) -> dict[str, Any]:
         return {name: part.state_dict() for name, part in self._parts.items()}

@@ -12,38 +12,63 @@ _ATTEMPT: Final = re.compile(r"step-([0-9]{1,19})-([0-9]{1,19})(?:\.[0-9]{1,9})?
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A committed checkpoint as retention sees it. `lineage`: what its training went on from, the newest first."""
+    """A committed checkpoint as retention sees it. `lineage`: what its training went on from, the newest first.
+    `is_own`: it was saved since the run last began, not by an earlier start of it."""
 
     id: str
     step: int
     lineage: tuple[str, ...] = ()
+    is_own: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A directory that a Checkpointer of this run has made. `whole`: its manifest is written, it may be committed."""
+    """A directory that a Checkpointer of this run has made. `whole`: its manifest is written, it may be committed.
+    `committed`: it is marked as such."""
 
     name: str
     step: int
     token: int
     whole: bool
+    committed: bool = False
+
+    @property
+    def id(self) -> str:
+        return f"{self.step}-{self.token}"
 
 
-def attempt_named(name: str, *, whole: bool) -> Attempt | None:
+def attempt_named(name: str, *, whole: bool, committed: bool = False) -> Attempt | None:
     """None for a name that no attempt has."""
     match = _ATTEMPT.fullmatch(name)
-    return Attempt(name, int(match[1]), int(match[2]), whole) if match else None
+    return Attempt(name, int(match[1]), int(match[2]), whole, committed) if match else None
 
 
 def to_forget(committed: Sequence[Kept], keep: int, keep_every: int, newest: str | None = None) -> tuple[str, ...]:
-    """Ids beyond the last `keep`, but for every `keep_every`th step. `committed` goes from the newest to the oldest.
+    """Ids beyond the last `keep`, but for the milestones. `committed` goes from the newest to the oldest.
 
     The last are `newest`, which a start goes on from, and what it went on from itself; only then what was left behind
-    when the run was taken back.
+    when the run was taken back. Never one of an earlier start that holds more steps than `newest`: this training does
+    not stem from it.
     """
     line = _line_of(newest, committed)
     last = {item.id for item in sorted(committed, key=lambda item: line.get(item.id, len(line)))[:keep]}
-    return tuple(item.id for item in committed if item.id not in last and (not keep_every or item.step % keep_every))
+    reached = max((item.step for item in committed if item.id == newest), default=None)
+    return tuple(
+        item.id
+        for item in committed
+        if item.id not in last
+        and not (keep_every and _is_milestone(item, committed, keep_every))
+        and not (reached is not None and item.step > reached and not item.is_own)
+    )
+
+
+def _is_milestone(item: Kept, committed: Sequence[Kept], keep_every: int) -> bool:
+    """Whether it is the first of its training with `keep_every` more steps done: one for each `keep_every` steps of a
+    loop that saves where `(step + 1) % n == 0`, or `step % n == 0`, or irregularly."""
+    parent = attempt_named(f"step-{item.lineage[0]}", whole=True) if item.lineage else None
+    older = [other.step for other in committed if other.step < item.step]
+    before = parent.step if parent is not None else max(older, default=-1)
+    return (item.step + 1) // keep_every > (before + 1) // keep_every
 
 
 def _line_of(newest: str | None, committed: Sequence[Kept]) -> dict[str, int]:
@@ -79,9 +104,10 @@ def to_delete(
     return tuple(
         item.name
         for item in attempts
-        if item.name not in committed
+        if not item.committed
+        and item.name not in committed
         and item.name not in pending
-        and f"{item.step}-{item.token}" not in unlisted
+        and item.id not in unlisted
         and item.token <= token
         and (
             ((item.step, item.token) in known and not (item.whole and item.name in before))

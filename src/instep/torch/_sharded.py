@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +13,17 @@ from typing import Any, Final
 from torch.distributed.checkpoint.metadata import Metadata
 
 from instep.errors import CheckpointError, Fenced
+from instep.worker.files import Owners
 from instep.worker.manifest import FileSum
 from instep.worker.run import Run
 from instep.worker.saved import Manifest
 from instep.worker.slot import Slot, trouble
 
 from ._attempt import commit, given_up_on_error, report_failure, told_as_trouble
+from ._fit import misfit_of_parts
 from ._housekeeping import Housekeeping
 from ._later import Later
+from ._metadata import METADATA, files_in, read_metadata
 from ._parts import Part, give_back, label, read_part, write_part
 from ._shards import Shards, check_all_here, result_of, sums_of_rank
 from ._snapshot import on_cpu
@@ -58,6 +61,7 @@ class ShardedSaver:
         *,
         background: bool,
         weights_only: bool,
+        owners: Owners,
     ) -> None:
         self._run = run
         self._registry = run.checkpoints
@@ -67,10 +71,14 @@ class ShardedSaver:
         self._housekeeping = housekeeping
         self._background = background
         self._weights_only = weights_only
+        self._owners = owners
         self.later = Later(housekeeping.tidy)
 
     def save(self, step: int) -> bool:
         self.later.finish()
+        newest = self._registry.saved
+        if newest is not None:
+            self._housekeeping.note_committed(newest.id)
         for _ in range(MAX_TURNS):
             offer, slot = self._agree(step)
             if not offer.path:
@@ -85,17 +93,33 @@ class ShardedSaver:
         return False
 
     def chosen(self, number: int, name: str) -> bool:
-        """Of a checkpoint's files those that this rank looks at: together the ranks look at all."""
-        return number % self._run.world_size == self._run.rank
+        """Of a checkpoint's files those that this rank looks at: together the ranks look at all, and each at what
+        it reads before the others' word is heard."""
+        return name == METADATA or number % self._run.world_size == self._run.rank
 
     def problem_anywhere(self, problem: str | None) -> str | None:
         """The problem that some rank has found."""
         return next((found for found in self._shards.tell_all(problem) if found is not None), None)
 
+    def misfit(self, folder: Path, listed: Collection[str]) -> str | None:
+        """As PlainSaver's; this rank alone."""
+        try:
+            found = read_metadata(folder, self._owners)
+        except ValueError as error:
+            return str(error)
+        strange = sorted({METADATA, *files_in(found)} - set(listed))
+        if strange:
+            return f"{strange[0]} is not in the list of its files"
+        problem = self._shards.misfit(found)
+        if problem is not None:
+            return f"it does not fit this script's parts: {problem}"
+        others = self._shards.others
+        return misfit_of_parts(others, folder, listed, self._owners, weights_only=self._weights_only)
+
     def load(self, manifest: Manifest, folder: Path) -> None:
-        self._shards.read(folder)
+        self._shards.read(folder, self._owners, weights_only=self._weights_only)
         for name, part in self._shards.others.items():
-            give_back(name, part, read_part(folder, name, weights_only=self._weights_only))
+            give_back(name, part, read_part(folder, name, self._owners, weights_only=self._weights_only))
 
     # -- who leads --------------------------------------------------------------------------------------------------
 

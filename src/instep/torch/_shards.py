@@ -8,15 +8,17 @@ as in a plain checkpoint, by the leader.
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
@@ -29,14 +31,16 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.optim import Optimizer
 
 from instep.errors import CheckpointError
+from instep.worker.files import Owners
 from instep.worker.manifest import FileSum, sum_file
 
+from ._metadata import METADATA, CheckedPlanner, CheckedReader, files_in, read_metadata
 from ._parts import Part
 from ._snapshot import apart_from_training
 
 T = TypeVar("T")
 
-METADATA: Final = ".metadata"
+_WRAPPERS: Final = ("_orig_mod", "_checkpoint_wrapped_module")
 
 
 class Shards:
@@ -85,32 +89,93 @@ class Shards:
         future: Future[Metadata] = getattr(started, "upload_completion", started)
         return future
 
-    def read(self, folder: Path) -> None:
-        """Loads the models and optimizers. CheckpointError, on all ranks, where they do not fit."""
-        state = self._state()
+    def read(self, folder: Path, owners: Owners, *, weights_only: bool) -> None:
+        """Loads the models and optimizers. CheckpointError, on all ranks, where they do not fit.
+
+        A parameter whose optimizer had no state for it when it was saved (no gradient had reached it) has none after.
+        """
+        found = self._read_metadata(folder, owners)
         try:
-            load(state, storage_reader=FileSystemReader(folder), process_group=self._group)
+            state = self._state(whole=True)
+            idle = self._take_idle(state, found)
+            reader, planner = CheckedReader(folder, found, owners), CheckedPlanner(weights_only=weights_only)
+            load(state, storage_reader=reader, planner=planner, process_group=self._group)
             for name, model in self._models.items():
                 set_model_state_dict(model, state[name])
             for name, (model, optimizer) in self._optimizers.items():
+                state[name]["state"] |= {fqn: of_it for fqn, (_, of_it) in idle[name].items()}  # torch wants them all
                 set_optimizer_state_dict(model, optimizer, state[name])
+                for parameter, _ in idle[name].values():
+                    optimizer.state.pop(parameter, None)
         except CheckpointException as error:
             first = next(iter(error.failures.values()))[0]
             raise CheckpointError(f"the checkpoint in {folder} does not fit this script's parts: {first}") from error
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(f"the checkpoint in {folder} does not fit this script's parts: {error}") from error
 
-    def _state(self) -> dict[str, Any]:
-        """An optimizer that has no state yet is given one, by a step without gradients and with an lr of 0."""
+    def misfit(self, found: Metadata) -> str | None:
+        """Why the shards of `found` cannot be loaded into these models and optimizers, as far as that can be told
+        without the other ranks; None where nothing speaks against it. Changes nothing."""
+        if any(
+            type(part).__name__ == "FullyShardedDataParallel" for m in self._models.values() for part in m.modules()
+        ):
+            return None  # the first FSDP: what it has is told by all ranks together only
         state: dict[str, Any] = {name: get_model_state_dict(model) for name, model in self._models.items()}
         for name, (model, optimizer) in self._optimizers.items():
-            state[name] = get_optimizer_state_dict(model, optimizer)
+            names: dict[Tensor, str] = {parameter: fqn for fqn, parameter in _named_parameters(model)}
+            state[name] = {
+                "state": {names[it]: held for it, held in optimizer.state.items() if it in names and held},
+                "param_groups": [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups],
+            }
+        wanted, paths = flatten_state_dict(state)
+        idle = _idle(paths, found, self._optimizers)
+        for key, value in wanted.items():
+            there = found.state_dict_metadata.get(key)
+            if there is None and paths[key][:3] not in idle:
+                return f"it has no {key}"  # also of another optimizer, whose groups have other options
+            shape = getattr(there, "size", None)
+            if shape is not None and isinstance(value, Tensor) and value.size() != shape:
+                return f"{key} has the shape {tuple(shape)} there and {tuple(value.size())} in this script"
+        return None
+
+    def _read_metadata(self, folder: Path, owners: Owners) -> Metadata:
+        """CheckpointError, on all ranks, where one cannot read it."""
+        problem, found = None, None
+        try:
+            found = read_metadata(folder, owners)
+        except (OSError, ValueError) as error:
+            problem = str(error)
+        first = next((told for told in self.tell_all(problem) if told is not None), None)
+        if found is None or first is not None:
+            raise CheckpointError(f"the checkpoint in {folder} cannot be read: {first}")
+        return found
+
+    def _take_idle(self, state: dict[str, Any], found: Metadata) -> dict[str, dict[str, tuple[nn.Parameter, Any]]]:
+        """Takes the state of parameters that have none in the checkpoint out of `state`; by optimizer and name."""
+        _, paths = flatten_state_dict({name: state[name] for name in self._optimizers})
+        idle = _idle(paths, found, self._optimizers)
+        taken: dict[str, dict[str, tuple[nn.Parameter, Any]]] = {name: {} for name in self._optimizers}
+        for name, (_, optimizer) in self._optimizers.items():
+            fqns = [fqn for group in state[name]["param_groups"] for fqn in group["params"]]
+            held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            for fqn, parameter in zip(fqns, held, strict=False):
+                if (name, "state", fqn) in idle:
+                    taken[name][fqn] = (parameter, state[name]["state"].pop(fqn))
+        return taken
+
+    def _state(self, *, whole: bool = False) -> dict[str, Any]:
+        """An optimizer that has no state yet is given one, by a step without gradients and with an lr of 0. With
+        `whole` each optimizer begins without any: then all its parameters have one, to be loaded into."""
+        state: dict[str, Any] = {name: get_model_state_dict(model) for name, model in self._models.items()}
+        for name, (model, optimizer) in self._optimizers.items():
+            with _without_state(optimizer) if whole else nullcontext():
+                state[name] = get_optimizer_state_dict(model, optimizer)
         return state
 
 
 def check_all_here(folder: Path, metadata: Metadata) -> None:
     """OSError when a rank's file cannot be seen from this host: its folder is another one of the same name."""
-    for name in sorted({METADATA, *_files_in(metadata)}):
+    for name in sorted({METADATA, *files_in(metadata)}):
         if not (folder / name).is_file():
             text = "a rank's file is not there: all hosts must share this folder"
             raise FileNotFoundError(errno.ENOENT, text, str(folder / name))
@@ -118,7 +183,7 @@ def check_all_here(folder: Path, metadata: Metadata) -> None:
 
 def sums_of_rank(folder: Path, metadata: Metadata, rank: int) -> dict[str, FileSum]:
     """Of the files that this rank has written, read while they are still in this host's memory. Raises OSError."""
-    mine = {name for name in _files_in(metadata) if name.startswith(f"__{rank}_")}
+    mine = {name for name in files_in(metadata) if name.startswith(f"__{rank}_")}
     return {name: sum_file(folder / name, sync=False) for name in mine}
 
 
@@ -130,8 +195,32 @@ def result_of(written: Future[Metadata]) -> Metadata:
         raise _as_os_error(error) from error
 
 
-def _files_in(metadata: Metadata) -> set[str]:
-    return {info.relative_path for info in (metadata.storage_data or {}).values()}
+@contextmanager
+def _without_state(optimizer: Optimizer) -> Iterator[None]:
+    """Without its state, for good, and as long as it lasts without gradients: then torch makes the state anew."""
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradients = [parameter.grad for parameter in held]
+    optimizer.state.clear()
+    for parameter in held:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in zip(held, gradients, strict=True):
+            parameter.grad = gradient
+
+
+def _idle(paths: Mapping[str, tuple[Any, ...]], found: Metadata, optimizers: Container[str]) -> set[tuple[Any, ...]]:
+    """Parameters, as (optimizer, "state", name), for which the checkpoint holds nothing of what the optimizer has."""
+    places = {key: path[:3] for key, path in paths.items() if path[0] in optimizers and path[1] == "state"}
+    there = {place for key, place in places.items() if key in found.state_dict_metadata}
+    return {place for place in places.values() if place not in there}
+
+
+def _named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """By the names that torch.distributed.checkpoint gives them."""
+    for name, parameter in model.named_parameters():
+        yield ".".join(part for part in name.split(".") if part not in _WRAPPERS), parameter
 
 
 def _writer(folder: Path) -> FileSystemWriter:

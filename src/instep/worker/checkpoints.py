@@ -51,6 +51,8 @@ class Checkpoints:
         self._world_size = world_size
         self._next_step = next_step
         self._saved_by: tuple[object, int] | None = None
+        self._has_asked = False
+        """Whether this process has asked what to go on from, or has read a checkpoint."""
         self.refused: dict[str, str] = {}
         self._kept: tuple[str, int] | None = None
         """What the node's agent keeps from being forgotten until this worker passes its next boundary, and that."""
@@ -84,6 +86,19 @@ class Checkpoints:
             return False
         return saved.view >= agreement.origin and saved.plan >= agreement.back
 
+    def is_own(self, manifest: Manifest) -> bool:
+        """Whether it was saved since the run last began, not by an earlier start of it."""
+        return manifest.view >= self._agreement.origin
+
+    @property
+    def passed_over(self) -> Pointer | None:
+        """The newest checkpoint, where it is of an earlier start of the run and this process has neither asked what to
+        go on from nor read one. The first save would take its place."""
+        saved = self._ledger.saved
+        if self._has_asked or saved is None or saved.view >= self._agreement.origin:
+            return None
+        return saved
+
     def list(self) -> tuple[Manifest, ...]:
         """The committed checkpoints, the newest first: as many as there is room for in 2 MiB. Raises EtcdUnavailable
         after 5 s at most."""
@@ -112,6 +127,16 @@ class Checkpoints:
         if not self._leads():
             raise Fenced(f"rank {self._rank} does not lead the run: its leader saves the checkpoints", token=0)
         return self._open(index, folder, layout)
+
+    def _warn_of_passed_over(self) -> None:
+        saved = self.passed_over
+        if saved is not None:
+            self._has_asked = True  # said once
+            log.warning(
+                "the run has checkpoint %s of an earlier start, and this process has not gone on from it: the one that "
+                "is saved now takes its place; call run.checkpoints.resume() before the first step",
+                saved.id,
+            )
 
     def _leads(self) -> bool:
         """As of now, as far as the node's agent has said."""
@@ -142,6 +167,7 @@ class Checkpoints:
         if not self._leads():
             yield None
             return
+        self._warn_of_passed_over()
         slot = self._open(index, folder, layout)
         try:
             yield slot
@@ -218,6 +244,7 @@ class Checkpoints:
         Limit: on the node's lease, so it protects nothing once the lease is lost."""
         reading = {"t": "archive", "do": "read", "id": manifest.id}
         self._ledger.keep_saying(f"read {manifest.id}", reading)
+        self._has_asked = True
         try:
             if not self._is_there(manifest.id):
                 raise CheckpointError(f"checkpoint {manifest.id} was forgotten: choose another one")
@@ -243,6 +270,7 @@ class Checkpoints:
         Raises BarrierTimeout, with the ranks that have not called it; CheckpointError when a rank that joins others
         which train already cannot use theirs.
         """
+        self._has_asked = True
         deadline = time.monotonic() + timeout_s
         ledger, step = self._ledger, self._next_step()
         ledger.drop_offer()

@@ -16,7 +16,7 @@ from typing import Final, Literal, Protocol
 from instep.errors import CheckpointError, Fenced
 from instep.scalar import Scalar
 from instep.wire import Message
-from instep.worker.manifest import FileSum, Sums, write_manifest
+from instep.worker.manifest import FileSum, Sums, mark_committed, write_manifest
 
 Layout = Literal["plain", "sharded", "custom"]
 
@@ -124,6 +124,7 @@ class Slot:
             raise
         if committed:
             self._state = "committed"
+            mark_committed(self.path)
         return committed
 
     def abandon(self) -> None:

@@ -1,0 +1,96 @@
+"""Whether a state that was saved can be loaded into a part of this script. Changes nothing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from instep.worker.files import Owners
+
+from ._parts import Part, file_of, read_part
+
+
+def misfit_of_parts(
+    parts: Mapping[str, Part], folder: Path, listed: Collection[str], owners: Owners, *, weights_only: bool
+) -> str | None:
+    """Why the files of the parts in `folder` cannot be loaded. Reads no tensors. CheckpointError for a part that cannot
+    be read at all."""
+    for name, part in parts.items():
+        if file_of(name) not in listed:
+            return f"{file_of(name)} is not in the list of its files"
+        problem = misfit(part, read_part(folder, name, owners, weights_only=weights_only, peek=True))
+        if problem is not None:
+            return f"its {name} does not fit this script's: {problem}"
+    return None
+
+
+def misfit(part: Part, state: Any) -> str | None:
+    """Why `part` would not take `state`, or could not work with it; None where nothing speaks against it.
+
+    Limit: parts with a `load_state_dict` of their own are not looked at: only they know.
+    """
+    if isinstance(part, nn.Module):
+        return _misfit_of_module(part, state)
+    if isinstance(part, Optimizer) and type(part).load_state_dict is Optimizer.load_state_dict:
+        return _misfit_of_optimizer(part, state)
+    return None
+
+
+def _misfit_of_module(module: nn.Module, state: Any) -> str | None:
+    if any(_loads_by_itself(inner) for inner in module.modules()):
+        return None
+    if not isinstance(state, Mapping):
+        return f"it is a {type(state).__name__}"
+    wanted = module.state_dict()
+    missing, extra = wanted.keys() - state.keys(), state.keys() - wanted.keys()
+    if missing:
+        return f"it has no {_few(missing)}"
+    if extra:
+        return f"it has {_few(extra)}, which this script's has not"
+    for name, value in wanted.items():
+        there = state[name]
+        if isinstance(value, Tensor) and isinstance(there, Tensor) and value.shape != there.shape:
+            return f"{name} has the shape {tuple(there.shape)} there and {tuple(value.shape)} in this script"
+    return None
+
+
+def _loads_by_itself(module: nn.Module) -> bool:
+    """Whether it may rename, add or resize what it is given."""
+    kind = type(module)
+    return (
+        kind.load_state_dict is not nn.Module.load_state_dict
+        or bool(module._load_state_dict_pre_hooks)
+        or (
+            kind._load_from_state_dict is not nn.Module._load_from_state_dict
+            and not kind.__module__.startswith("torch.nn.")
+        )
+    )
+
+
+def _misfit_of_optimizer(optimizer: Optimizer, state: Any) -> str | None:
+    """torch's own check of the groups, by a twin that is given no tensors; and whether the options that `step` looks up
+    are there afterwards."""
+    try:
+        groups = state["param_groups"]
+        twin = copy.copy(optimizer)
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        return f"it is no state of an optimizer: {error!r}" if isinstance(error, KeyError) else None
+    try:
+        twin.load_state_dict({"state": {}, "param_groups": groups})
+    except (ValueError, KeyError, TypeError) as error:
+        return str(error)
+    for mine, loaded in zip(optimizer.param_groups, twin.param_groups, strict=True):
+        missing = mine.keys() - loaded.keys()
+        if missing:
+            return f"it is of another optimizer: it has no {_few(missing)}"
+    return None
+
+
+def _few(names: Iterable[object]) -> str:
+    ordered = sorted(map(str, names))
+    return ", ".join(ordered[:3]) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")
