@@ -30,7 +30,7 @@ WORKER = ROOT / "benchmarks" / "workers" / "rendezvous_worker.py"
 WORK_LIMIT_S = 30.0
 END_LIMIT_S = 15.0
 LOOK_S = 0.05
-NODE = "BENCH_NODE"
+NODE = "INSTEP_TAG"
 _numbers = itertools.count(1)
 
 

@@ -19,7 +19,7 @@ def main() -> None:
         line.connect(sys.argv[1])
         environ = os.environ
         world = f"{environ['MASTER_PORT']}/{environ['WORLD_SIZE']}"
-        report = [environ["BENCH_NODE"], int(environ["GROUP_RANK"]), int(environ["WORLD_SIZE"]), world, started]
+        report = [environ["INSTEP_TAG"], int(environ["GROUP_RANK"]), int(environ["WORLD_SIZE"]), world, started]
         line.sendall(json.dumps(report).encode() + b"\n")
         line.recv(1)
     raise SystemExit(1)

@@ -8,14 +8,38 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from instep.errors import SettingsError
 from instep.settings import Settings
 from instep.system_errors import explained
 
+_INHERITED: Final = frozenset(
+    (
+        *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "OPENSSL_CONF", "OPENSSL_MODULES"),
+        *("RES_OPTIONS", "LOCALDOMAIN", "HOSTALIASES"),
+        *("INSTEP_AGENT_LOG", "INSTEP_RUNTIME_DIR", "INSTEP_TAG"),
+    )
+)
+_INHERITED_PREFIXES: Final = ("PYTHON", "LD_", "LC_", "GRPC_", "MALLOC_", "NSS_WRAPPER_", "COVERAGE_", "COV_CORE_")
+
 MAX_SOCKET_PATH = 107
 """Linux's limit for the path of a unix socket."""
+
+
+def process_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that a process of our own inherits: what Python, the libraries that it loads and name resolution
+    need. `INSTEP_TAG`, any text, is among them: it marks all processes of one job.
+
+    Promise: no credential of etcd, and no secret of the training script, is in the environment of a process that lives
+    as long as the run.
+    """
+    return {
+        name: value for name, value in environ.items() if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)
+    }
 
 
 class RuntimeFolder:

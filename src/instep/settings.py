@@ -5,15 +5,19 @@ An argument given in code always wins over the environment; nothing is contacted
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from urllib.parse import urlsplit
 
 from instep.discovery import find
 from instep.errors import SettingsError
 from instep.names import DEFAULT_NAMESPACE, check_namespace
+
+log = logging.getLogger("instep")
 
 DEFAULT_TTL_S = 10
 MIN_TTL_S = 2
@@ -28,6 +32,8 @@ DEFAULT_GRACE_S = 30.0
 MIN_GRACE_S = 1.0
 MAX_GRACE_S = 604800.0
 DEFAULT_PORT = 2379
+_TRUE = frozenset(("1", "true", "t", "yes", "y", "on"))
+_FALSE = frozenset(("", "0", "false", "f", "no", "n", "off"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +46,7 @@ class Settings:
     cert: str | None = None
     key: str | None = None
     allow_readable_key: bool = False
+    """Accepts a key file and a password file that other users of the machine can read."""
     user: str | None = None
     password_file: str | None = None
     password: str | None = None
@@ -66,6 +73,11 @@ class Settings:
         if self.user and not (self.password_file or self.password is not None):
             raise SettingsError(
                 f"user {self.user!r} has no password: set INSTEP_PASSWORD_FILE to the file that holds it"
+            )
+        if self.password_file and not self.user:
+            raise SettingsError(
+                "INSTEP_PASSWORD_FILE is set, but no user: set INSTEP_USER to the user it belongs to, or "
+                "unset INSTEP_PASSWORD_FILE"
             )
         if not MIN_TTL_S <= self.ttl_s <= MAX_TTL_S:
             raise SettingsError(
@@ -97,8 +109,11 @@ class Settings:
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
-        fields = json.loads(text)
-        return cls(**{**fields, "endpoints": tuple(fields["endpoints"])})
+        """Fields that this version does not know are left out: the process that writes them may run another one."""
+        given = {
+            name: value for name, value in json.loads(text).items() if name in {field.name for field in fields(cls)}
+        }
+        return cls(**{**given, "endpoints": tuple(given["endpoints"])})
 
 
 def resolve(
@@ -118,13 +133,13 @@ def resolve(
     cert = env.get("INSTEP_CERT") or env.get("ETCDCTL_CERT")
     cacert = env.get("INSTEP_CACERT") or env.get("ETCDCTL_CACERT")
     user, password = _user(env)
-    return Settings(
+    settings = Settings(
         endpoints=parse_endpoints(text, secure_by_default=bool(cacert or cert)),
         namespace=check_namespace(namespace or env.get("INSTEP_NAMESPACE") or DEFAULT_NAMESPACE),
         cacert=_path(cacert),
         cert=_path(cert),
         key=_path(env.get("INSTEP_KEY") or env.get("ETCDCTL_KEY")),
-        allow_readable_key=env.get("INSTEP_ALLOW_READABLE_KEY", "") in ("1", "true", "yes"),
+        allow_readable_key=flag(env, "INSTEP_ALLOW_READABLE_KEY"),
         user=user,
         password_file=_path(env.get("INSTEP_PASSWORD_FILE")),
         password=password,
@@ -133,6 +148,32 @@ def resolve(
         grace_s=_seconds(env, "INSTEP_GRACE_S", DEFAULT_GRACE_S),
         origin=origin,
     )
+    if settings.user is not None and not settings.secure:
+        _warn_of_plain_text(settings.user, ",".join(settings.endpoints))
+    return settings
+
+
+@functools.lru_cache(maxsize=16)
+def _warn_of_plain_text(user: str, endpoints: str) -> None:
+    """Once a process, however often its settings are resolved."""
+    log.warning(
+        "the password of etcd user %r is sent unencrypted to %s: anyone on the network path can read it; use https:// "
+        "endpoints",
+        user,
+        endpoints,
+    )
+
+
+def flag(env: Mapping[str, str], variable: str) -> bool:
+    """Whether the variable says yes: 1, true, yes or on in any case; not set, 0, false, no and off say no.
+
+    Raises SettingsError for any other text.
+    """
+    text = env.get(variable, "")
+    word = text.strip().lower()
+    if word not in _TRUE | _FALSE:
+        raise SettingsError(f"{variable} is {text!r}: set it to true or false")
+    return word in _TRUE
 
 
 def parse_endpoints(text: str, *, secure_by_default: bool = False) -> tuple[str, ...]:

@@ -125,10 +125,14 @@ def test_a_password_file_is_read_again_at_each_authentication(tmp_path: Path) ->
     async def main(server: EtcdServer) -> None:
         path = tmp_path / "password"
         path.write_text("secret\n")
+        path.chmod(0o600)
         credentials = Credentials(user="root", password_file=str(path))
         async with Client([server.endpoint], credentials=credentials) as client:
             await client.put("file", "1")
             await client.authenticate()
+            away = path.rename(tmp_path / "away")
+            await client.authenticate()  # while the file is being replaced, its last contents count
+            away.rename(path)
             await asyncio.to_thread(server.etcdctl, "user", "add", "other:pw")
             await asyncio.to_thread(server.etcdctl, "user", "grant-role", "other", "root")
             await client.authenticate()

@@ -22,7 +22,7 @@ SOURCE = FOLDER.parents[1] / "src"
 WORKER = FOLDER / "elastic_worker.py"
 PATIENCE_S = 60.0
 RUN = "elastic"
-MARK = "TEST_ELASTIC_RUN"
+MARK = "INSTEP_TAG"
 TTL_S = 3
 QUICK = {"keep_alive_interval": "1", "keep_alive_max_attempt": "3", "last_call_timeout": "1", "join_timeout": "120"}
 

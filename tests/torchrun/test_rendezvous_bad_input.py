@@ -105,7 +105,7 @@ def write(etcd: EtcdServer, *pairs: tuple[str, str]) -> None:
         ("keep_alive_max_attempt", "0", "it must lie between 1 and 1000"),
         ("keep_alive_interval", "0.1", "is 0 s: it is how long a dead node is still counted, and must lie between 2"),
         ("namespace", "training", "the namespace 'training' is not usable: it starts with a slash"),
-        ("password_file", "/p", "has a password_file and no user: give the user whose password it holds"),
+        ("password_file", "/p", "but no user: .*; torchrun takes user and password_file in --rdzv-conf too$"),
         ("user", "ann", "user 'ann' has no password: .*; torchrun takes password_file in --rdzv-conf too$"),
         ("cert", "/c", "needs its key and the reverse: .*; torchrun takes cert and key in --rdzv-conf too$"),
         ("cacert", "/c", "says http://: use https://, or unset"),

@@ -37,6 +37,7 @@ def guarded() -> Iterator[EtcdServer]:
 def password_file(tmp_path: Path) -> str:
     path = tmp_path / "password"
     path.write_text(f"{PASSWORD}\n")
+    path.chmod(0o600)
     return str(path)
 
 
@@ -124,6 +125,7 @@ def test_whoever_is_not_let_in_is_told_why(
     guarded: EtcdServer, password_file: str, tmp_path: Path, changed: dict[str, str], said: str
 ) -> None:
     (tmp_path / "wrong").write_text("guessed")
+    (tmp_path / "wrong").chmod(0o600)
     foreign = guarded.certificates.foreign()
     meant = {
         ("cacert", "foreign"): foreign.ca,

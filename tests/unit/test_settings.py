@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from instep.discovery import LocalEtcd, discovery_file, start_of, write
 from instep.errors import SettingsError
+from instep.runtime import process_environment
 from instep.settings import MAX_TTL_S, MIN_TTL_S, Settings, parse_endpoints, resolve
 
 A = {"INSTEP_ETCD": "http://a:1"}
@@ -204,6 +205,9 @@ def test_a_damaged_record_of_a_local_etcd_is_no_local_etcd(text: str) -> None:
         ({"INSTEP_CACERT": "/c", "INSTEP_ETCD": "http://a:1"}, "says http://"),
         ({"INSTEP_USER": "u", "INSTEP_ETCD": "a:1"}, "no password"),
         ({"ETCDCTL_USER": "u", "INSTEP_ETCD": "a:1"}, "no password"),
+        ({"INSTEP_PASSWORD_FILE": "/p", **A}, "no user: set INSTEP_USER"),
+        ({"INSTEP_ALLOW_READABLE_KEY": "maybe", **A}, "INSTEP_ALLOW_READABLE_KEY is 'maybe': set it to true or false"),
+        ({"INSTEP_ALLOW_READABLE_KEY": "2", **A}, "set it to true or false"),
         ({"INSTEP_TTL_S": "soon", **A}, "whole number of seconds"),
         ({"INSTEP_TTL_S": "1.5", **A}, "whole number of seconds"),
         ({"INSTEP_TTL_S": str(MIN_TTL_S - 1), **A}, "must lie between"),
@@ -223,6 +227,16 @@ def test_settings_that_cannot_work_are_refused_with_the_cure(env: dict[str, str]
     with pytest.raises(SettingsError) as refusal:
         resolve(environ=env)
     assert why in str(refusal.value)
+
+
+@pytest.mark.parametrize("text", ["1", "true", "TRUE", "True", "t", "yes", "Yes", "y", "on", "ON", " true "])
+def test_any_spelling_of_true_sets_a_flag(text: str) -> None:
+    assert resolve(environ={**A, "INSTEP_ALLOW_READABLE_KEY": text}).allow_readable_key
+
+
+@pytest.mark.parametrize("text", ["", "0", "false", "FALSE", "no", "No", "off", "n", "f", " "])
+def test_any_spelling_of_false_does_not(text: str) -> None:
+    assert not resolve(environ={**A, "INSTEP_ALLOW_READABLE_KEY": text}).allow_readable_key
 
 
 def test_the_lease_may_be_set() -> None:
@@ -255,3 +269,26 @@ def test_a_process_of_our_own_gets_all_of_it() -> None:
     settings = resolve(environ={**A, "ETCDCTL_USER": "root:hunter2", "INSTEP_TTL_S": "33"})
     assert Settings.from_json(settings.to_json()) == settings
     assert json.loads(settings.to_json())["password"] == "hunter2"
+
+
+def test_settings_from_another_version_are_taken_as_far_as_they_are_known() -> None:
+    settings = resolve(environ=A)
+    assert Settings.from_json(json.dumps({**json.loads(settings.to_json()), "from_later": 1})) == settings
+
+
+def test_a_password_over_plain_http_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    for endpoints in ("https://plain-a:1", "http://plain-a:1", "http://plain-a:1"):
+        resolve(environ={"INSTEP_ETCD": endpoints, "ETCDCTL_USER": "ann:hunter2"})
+    assert [record.getMessage() for record in caplog.records] == [
+        "the password of etcd user 'ann' is sent unencrypted to http://plain-a:1: anyone on the network path can read "
+        "it; use https:// endpoints"
+    ]
+    resolve(environ={"INSTEP_ETCD": "http://plain-b:1"})
+    assert len(caplog.records) == 1
+
+
+def test_processes_of_our_own_inherit_no_secret() -> None:
+    kept = {"PATH": "/bin", "LD_LIBRARY_PATH": "/lib", "PYTHONPATH": "/p", "LC_ALL": "C", "INSTEP_TAG": "job"}
+    names = ("ETCDCTL_USER", "ETCDCTL_PASSWORD", "INSTEP_USER", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY")
+    secrets = dict.fromkeys(names, "hunter2")
+    assert process_environment({**kept, **secrets, "RANK": "3"}) == kept

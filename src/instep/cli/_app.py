@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Annotated
 
@@ -38,6 +39,9 @@ def run() -> None:
     """Parse the arguments, do the command, end the process."""
     take_any_text()
     sys.argv[1:] = map(as_typed, sys.argv[1:])
+    warnings = logging.StreamHandler()
+    warnings.setFormatter(logging.Formatter("instep: %(message)s"))
+    logging.getLogger("instep").addHandler(warnings)
     try:
         app(prog_name="instep")
     except InstepError as error:

@@ -24,5 +24,6 @@ def open_client(settings: Settings, timeout_s: float = CALL_TIMEOUT_S) -> Client
             user=settings.user,
             password=None if settings.password_file else settings.password,
             password_file=settings.password_file,
+            allow_readable_file=settings.allow_readable_key,
         )
     return Client(settings.endpoints, tls=tls, credentials=credentials, timeout_s=timeout_s)

@@ -14,7 +14,7 @@ from typing import IO, Final, Self
 from instep.errors import InstepError
 from instep.testing._health import wait_until
 
-TAG: Final = "INSTEP_DEMO"
+TAG: Final = "INSTEP_TAG"
 """The environment variable that every process of one demo inherits, however deep: torchrun's workers have
 sessions of their own and the node's agent is nobody's child, so neither groups nor parents would find them."""
 END_S: Final = 8.0

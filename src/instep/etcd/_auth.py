@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import TypeAlias
 
+from instep.errors import SettingsError
 from instep.etcd import _wire
 from instep.etcd._connection import Connection
 from instep.etcd._credentials import Credentials
@@ -24,6 +25,7 @@ class Authenticator:
     def __init__(self, credentials: Credentials | None) -> None:
         self._credentials = credentials
         self._lock = asyncio.Lock()
+        self._password: str | None = None
         self.metadata: Metadata | None = None
         self.generation = 0
         self.renewals = 0
@@ -54,7 +56,9 @@ class Authenticator:
         try:
             if self.generation != seen:
                 return
-            request = _wire.AuthenticateRequest(name=self._credentials.user, password=self._credentials.read_password())
+            request = _wire.AuthenticateRequest(
+                name=self._credentials.user, password=self._read_password(self._credentials)
+            )
             token = await self._ask(connection, request, max(0.001, deadline - time.monotonic()))
             # etcd without authentication takes no token; it may be switched on later, and then says so.
             self.metadata = (("token", token),) if token else None
@@ -62,6 +66,15 @@ class Authenticator:
             self.generation += 1
         finally:
             self._lock.release()
+
+    def _read_password(self, credentials: Credentials) -> str:
+        """As the file says, or as it said last while it is being replaced and cannot be read."""
+        try:
+            self._password = credentials.read_password()
+        except SettingsError:
+            if self._password is None:
+                raise
+        return self._password
 
     async def _ask(self, connection: Connection, request: object, timeout_s: float) -> str | None:
         try:

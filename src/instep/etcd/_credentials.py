@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from instep.errors import SettingsError
+from instep.etcd._files import read_secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """An etcd user with a password or a file that holds it. The file is read again at each authentication."""
+    """An etcd user with a password or a file that holds it. The file is read again at each authentication.
+
+    A file that other users can read is refused unless `allow_readable_file`, by the same rule as a TLS key.
+    """
 
     user: str
     password: str | None = field(default=None, repr=False)
     password_file: str | None = None
+    allow_readable_file: bool = False
 
     def __post_init__(self) -> None:
         if not self.user:
@@ -27,9 +31,9 @@ class Credentials:
         if self.password is not None:
             return self.password
         path = self.password_file or ""
+        data = read_secret(path, "The etcd password file", allow_readable=self.allow_readable_file)
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise SettingsError(f"The etcd password file {path} cannot be read ({reason}): correct it.") from error
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise SettingsError(f"The etcd password file {path} is not UTF-8 text: correct it.") from error
         return text.removesuffix("\n").removesuffix("\r")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import ssl
-import stat
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
 from instep.errors import SettingsError
+from instep.etcd._files import read_file, read_secret
 from instep.etcd._grpc import grpc
 
 Fingerprint: TypeAlias = tuple[tuple[int, int, int], ...]
@@ -20,7 +19,8 @@ Fingerprint: TypeAlias = tuple[tuple[int, int, int], ...]
 class Tls:
     """Paths of PEM files. Without `cacert` the certificate authorities that gRPC knows are trusted.
 
-    A key that its group or others can read is refused unless `allow_readable_key`.
+    A key that other users can read is refused unless `allow_readable_key`; a file of root's may be readable by its
+    group, as Kubernetes mounts a secret for a pod with an fsGroup.
     """
 
     cacert: str | None = None
@@ -54,10 +54,7 @@ class TlsFiles:
 
     def context(self) -> ssl.SSLContext:
         """The files as a context of the standard library, or SettingsError with what is wrong with them."""
-        for path in self._tls.paths:
-            _read(path)
-        if self._tls.key is not None and not self._tls.allow_readable_key:
-            _check_private(self._tls.key)
+        self._read()
         try:
             context = ssl.create_default_context(cafile=self._tls.cacert)
         except (ssl.SSLError, OSError) as error:
@@ -95,10 +92,18 @@ class TlsFiles:
         # Taken first: what changes while we read is read again the next time.
         fingerprint = self._fingerprint()
         self.context()
-        tls = self._tls
-        self._contents = tuple(None if path is None else _read(path) for path in (tls.cacert, tls.cert, tls.key))
+        self._contents = self._read()
         self._seen = fingerprint
         self.generation += 1
+
+    def _read(self) -> tuple[bytes | None, bytes | None, bytes | None]:
+        """The contents of CA, certificate and key."""
+        tls = self._tls
+        return (
+            None if tls.cacert is None else read_file(tls.cacert, "The CA file"),
+            None if tls.cert is None else read_file(tls.cert, "The certificate"),
+            None if tls.key is None else read_secret(tls.key, "The key", allow_readable=tls.allow_readable_key),
+        )
 
     def _fingerprint(self) -> Fingerprint:
         found = []
@@ -110,19 +115,3 @@ class TlsFiles:
             else:
                 found.append((status.st_ino, status.st_mtime_ns, status.st_size))
         return tuple(found)
-
-
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise SettingsError(f"{path} cannot be read ({error.strerror}): correct the path or its mode.") from error
-
-
-def _check_private(path: str) -> None:
-    mode = stat.S_IMODE(os.stat(path).st_mode)
-    if mode & 0o077:
-        raise SettingsError(
-            f"The key {path} can be read by others than its owner (mode {mode:04o}): "
-            f"run `chmod 600 {path}`, or allow a readable key."
-        )

@@ -40,6 +40,8 @@ class Guard:
         import json
         import subprocess
 
+        from instep.runtime import process_environment
+
         path = [str(entry) for entry in sys.path]
         facts = {"path": path, "settings": settings.to_json(), "run": keys.run, "node": node, "ttl_s": ttl_s}
         agent = _pidfd_of_this_process()
@@ -51,6 +53,7 @@ class Guard:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
                 pass_fds=(agent,),
+                env=process_environment(os.environ),
             )
         finally:
             os.close(agent)

@@ -123,14 +123,9 @@ def _check_names(config: Mapping[str, Any]) -> None:
 
 def _settings(endpoint: str, config: Mapping[str, Any], environ: Mapping[str, str] | None) -> Settings:
     try:
-        settings = resolve(
-            endpoint.strip(), environ={**(os.environ if environ is None else environ), **_variables(config)}
-        )
+        return resolve(endpoint.strip(), environ={**(os.environ if environ is None else environ), **_variables(config)})
     except SettingsError as error:
         raise SettingsError(f"{error}{_in_torchruns_words(str(error))}") from None
-    if "password_file" in config and settings.user is None:
-        raise SettingsError("--rdzv-conf has a password_file and no user: give the user whose password it holds")
-    return settings
 
 
 def _in_torchruns_words(sentence: str) -> str:

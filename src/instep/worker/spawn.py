@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING
 
 import instep
 from instep.errors import AgentError
-from instep.runtime import RuntimeFolder
+from instep.runtime import RuntimeFolder, process_environment
 from instep.settings import Settings
 from instep.system_errors import explained
 
@@ -70,7 +70,7 @@ def log_tail(folder: RuntimeFolder) -> str:
 
 
 def _environment() -> dict[str, str]:
-    environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}
+    environment = {**process_environment(os.environ), "MALLOC_ARENA_MAX": "2"}
     parent = Path(instep.__file__).resolve().parent.parent
     if parent.name not in ("site-packages", "dist-packages"):
         # A checkout that the script put on its own path: the agent must find the same one.
