@@ -121,8 +121,8 @@ def test_a_wrong_password_exits_4(tmp_path: Path) -> None:
         assert instep("runs", env=right).code == 0
         ended = instep("runs", env={**right, "INSTEP_PASSWORD_FILE": str(wrong)})
     assert (ended.code, ended.out) == (4, "")
-    assert ended.err.startswith("instep: ")
-    assert ended.err.count("\n") == 1
+    assert ended.err.startswith("instep: the password of etcd user 'ann' is sent unencrypted")
+    assert ended.err.count("\n") == 2
 
 
 def test_tls_settings_are_used(tls_etcd: EtcdServer) -> None:

@@ -280,8 +280,8 @@ def test_a_password_over_plain_http_is_warned_of_once(caplog: pytest.LogCaptureF
     for endpoints in ("https://plain-a:1", "http://plain-a:1", "http://plain-a:1"):
         resolve(environ={"INSTEP_ETCD": endpoints, "ETCDCTL_USER": "ann:hunter2"})
     assert [record.getMessage() for record in caplog.records] == [
-        "the password of etcd user 'ann' is sent unencrypted to http://plain-a:1: anyone on the network path can read "
-        "it; use https:// endpoints"
+        "the password of etcd user 'ann' is sent unencrypted to http://plain-a:1: anyone who sees that traffic can "
+        "read it; use https:// endpoints"
     ]
     resolve(environ={"INSTEP_ETCD": "http://plain-b:1"})
     assert len(caplog.records) == 1
