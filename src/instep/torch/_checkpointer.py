@@ -16,6 +16,7 @@ from instep.worker.run import Run
 from instep.worker.saved import Manifest
 
 from ._housekeeping import Housekeeping
+from ._left_out import left_out
 from ._parts import checked_parts, label_of
 from ._plain import PlainSaver
 from ._retention import attempt_named
@@ -68,6 +69,10 @@ class Checkpointer:
         self._owners = owners = Owners(self._folder, trusted_uids)
         housekeeping = Housekeeping(run.name, self._folder, self._registry, owners, keep=keep, keep_every=keep_every)
         self._names = tuple(parts)
+        self._parts = parts
+        self._told_left_out: set[str] = set()
+        self._saves = 0
+        self._tell_left_out()
         self._saver = _kind_of_saver(sharded)(
             run,
             checked_parts(parts, sharded=sharded),
@@ -96,6 +101,9 @@ class Checkpointer:
         where another Checkpointer of this run has saved that step.
         """
         number = _index(step)
+        self._saves += 1
+        if self._saves == 1:  # what was built after this Checkpointer
+            self._tell_left_out()
         if not self._registry.claim(self, number):
             raise CheckpointError(
                 f"another Checkpointer has saved step {number}, and each would take the other's checkpoint for its "
@@ -145,6 +153,8 @@ class Checkpointer:
                     f"none of the checkpoints of {self._run.name!r} can be used ({'; '.join(refused)}): bring one "
                     "back, or start anew without restore() or under another run name"
                 )
+            if self._run.rank == 0:
+                log.info("the run has no checkpoint: it starts at step 0")
             return 0
         with self._registry.reading(manifest):
             self._load(manifest)
@@ -223,6 +233,13 @@ class Checkpointer:
         if self._run.rank == 0:
             log.info("the run goes on from checkpoint %s: step %d is next", manifest.id, manifest.step + 1)
             self._tell_differences(manifest)
+
+    def _tell_left_out(self) -> None:
+        if self._run.rank == 0:
+            for sentence in left_out(self._parts):
+                if sentence not in self._told_left_out:
+                    self._told_left_out.add(sentence)
+                    log.warning("%s", sentence)
 
     def _tell_differences(self, manifest: Manifest) -> None:
         changed = _differences(dict(self._run.config), manifest.config)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, overload
 
 from instep.errors import JoinTimeout, SettingsError
 from instep.names import INCARNATION_LENGTH, check_run_name
+from instep.scalar import format_scalar
 from instep.settings import resolve
 from instep.wire import Message
 from instep.worker.conversation import Conversation
@@ -113,6 +114,9 @@ def join(
         run._close(False, error)
         raise
     run._preemption.open()
+    if rank == 0:
+        values = ", ".join(f"{name}={format_scalar(value)}" for name, value in run._agreement.values.items())
+        log.info("all %d ranks have joined run %r (view %d) with %s", world_size, name, run.view, values or "no values")
     return run
 
 

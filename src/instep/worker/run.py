@@ -11,13 +11,14 @@ import operator
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Final, Generic, Self
 
 from instep.errors import InstepError, StepError
 from instep.names import check_action_name
+from instep.scalar import Scalar, format_scalar, same
 from instep.settings import DEFAULT_GRACE_S
 from instep.text import one_line
 from instep.worker.agreement import Agreement, Config, Stand
@@ -273,7 +274,12 @@ class Run(Generic[Config]):
         conversation = self._conversation
         conversation.mail, conversation.next_look = self._integers[0], now + CHECK_S
         try:
+            before = self._agreement.values
             conversation.tell(self._agreement.begin(step))
+            if self._agreement.values != before:
+                self._log_new_values(
+                    before, f"step {step} runs with other values than the run was joined with or before"
+                )
             conversation.exchange(step)
             self._preemption.check(step)
             self.checkpoints.look()
@@ -329,13 +335,26 @@ class Run(Generic[Config]):
         return step
 
     def _apply(self, due: Apply, step: int) -> int:
+        before = self._agreement.values
         goes_on = self._agreement.apply(due, step)
+        if due.values:
+            self._log_new_values(before, f"change {due.number} applies from step {step} on all ranks")
         if goes_on != step:
             log.warning("rank %d goes back from step %d to step %d", self.rank, step, goes_on)
             self._step = self._integers[1] = goes_on - 1
         applied = self._agreement.applied
         self._conversation.tell([applied] if applied is not None else [])
         return goes_on
+
+    def _log_new_values(self, before: Mapping[str, Scalar], what: str) -> None:
+        """In the log of rank 0, for all: they apply the same before the same step."""
+        if self.rank == 0:
+            changes = [
+                f"{name} {format_scalar(before[name]) if name in before else 'unset'} -> {format_scalar(value)}"
+                for name, value in self._agreement.values.items()
+                if name not in before or not same(before[name], value)
+            ]
+            log.info("%s: %s", what, ", ".join(changes) or "its values held already")
 
     def _await_decision(self, number: int, step: int) -> None:
         self._conversation.await_decision(number, step, self._patience_s)
