@@ -1,4 +1,5 @@
-"""How soon another rank leads when the one that leads is killed, or its whole node is frozen."""
+"""How soon another rank leads when the one that leads is killed, or its whole node is frozen; and how soon changes are
+planned again when the agent that leads is killed."""
 
 from __future__ import annotations
 
@@ -21,6 +22,9 @@ from typing import Self
 import instep
 from benchmarks.figures import Figure, median
 from benchmarks.processes import find_agent
+from instep.coordination.keys import Keys
+from instep.coordination.records import Agreed
+from instep.etcd import Client
 from instep.testing import EtcdServer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,10 +33,13 @@ TTL_S = 2
 LIMIT_S = 30.0
 LEAVE_S = 10.0
 LOOK_S = 0.05
+SETTLE_S = 1.0
 MS = 1e3
 KILLED_TARGET_MS = 100.0
 LONGEST_TARGET_MS = 1000.0
 FROZEN_TARGET_S = TTL_S + 1.5
+AGENT_TTL_S = 30
+AGENT_TARGET_S = 1.0
 
 
 async def measure(*, quick: bool) -> list[Figure]:
@@ -43,6 +50,8 @@ async def measure(*, quick: bool) -> list[Figure]:
         other = await _sample_kills(server, kills, nodes=2, on_each=2)
     with EtcdServer() as server:
         frozen = await _sample_freezes(server, freezes)
+    with EtcdServer() as server:
+        agents = await _sample_agent_kills(server, kills)
     return [
         *_kill_figures(same, "a rank of the same node"),
         *_kill_figures(other, "a rank of another node"),
@@ -53,6 +62,14 @@ async def measure(*, quick: bool) -> list[Figure]:
             target=FROZEN_TARGET_S,
             note=f"{len(frozen)} freezes of all its processes; the lease lasts {TTL_S} s",
         ),
+        Figure(
+            measure="the agent that leads killed with its supervisor, until a change is agreed: median",
+            value=median(agents),
+            unit="s",
+            target=AGENT_TARGET_S,
+            note=f"{len(agents)} kills; a worker starts another agent; the lease lasts {AGENT_TTL_S} s",
+        ),
+        Figure(measure="the same: longest", value=max(agents), unit="s"),
     ]
 
 
@@ -100,6 +117,31 @@ async def _sample_freezes(server: EtcdServer, freezes: int) -> list[float]:
     return times
 
 
+async def _sample_agent_kills(server: EtcdServer, kills: int) -> list[float]:
+    """Kill the agent that leads and its supervisor, ask for a change at once, and so on."""
+    times: list[float] = []
+    keys = Keys("/training", "bench")
+    async with Ranks(server, 1, 2, ttl_s=AGENT_TTL_S) as ranks, Client(server.endpoints) as client:
+        for number in range(1, kills + 1):
+            leader = await ranks.leader()
+            async with client.watch(keys.agreed, prefix=False) as watch, asyncio.timeout(LIMIT_S):
+                for pid in reversed(find_agent(leader.folder)):
+                    os.kill(pid, signal.SIGKILL)
+                began = monotonic()
+                await client.put(f"{keys.config}lr", str(number))
+                async for batch in watch:
+                    if any(_agrees(event.kv.value, number) for event in batch.events):
+                        break
+            times.append(monotonic() - began)
+            await asyncio.sleep(SETTLE_S)
+    return times
+
+
+def _agrees(value: bytes, number: int) -> bool:
+    agreed = Agreed.decode_or_none(value)
+    return agreed is not None and agreed.values.get("lr") == number
+
+
 def _none_leads(ranks: list[Rank]) -> bool:
     return all(rank.leads_since is None for rank in ranks)
 
@@ -145,7 +187,8 @@ class Rank:
 class Ranks:
     """All ranks of one run, on nodes that are a folder each. Leaving kills them."""
 
-    def __init__(self, server: EtcdServer, nodes: int, on_each: int) -> None:
+    def __init__(self, server: EtcdServer, nodes: int, on_each: int, *, ttl_s: int = TTL_S) -> None:
+        self._ttl_s = ttl_s
         self.world_size = nodes * on_each
         self._server = server
         self._on_each = on_each
@@ -175,7 +218,7 @@ class Ranks:
             **os.environ,
             **self._server.environment(),
             "INSTEP_RUNTIME_DIR": str(folder),
-            "INSTEP_TTL_S": str(TTL_S),
+            "INSTEP_TTL_S": str(self._ttl_s),
             "PYTHONPATH": os.pathsep.join([str(Path(instep.__file__).parent.parent), str(ROOT)]),
             "RANK": str(number),
             "WORLD_SIZE": str(self.world_size),

@@ -81,6 +81,11 @@ class RuntimeFolder:
         """Who trains on this node: for the agent that comes after one that died."""
         return self.path / "roster"
 
+    @property
+    def lease(self) -> Path:
+        """Holds the id of the agent's lease: for the agent that comes after one that died."""
+        return self.path / "lease"
+
     def claim(self) -> int | None:
         """The locked descriptor that makes its holder this folder's agent, or None while there is one.
 

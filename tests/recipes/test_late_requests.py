@@ -7,12 +7,16 @@ holds what it was told until there is one again. No reading settles that; each r
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import pytest
 from recipe_support import at_once, keys
 
-from async_support import run
+from async_support import run, until
+from instep.agent.effects import Effects
+from instep.agent.space import Space
 from instep.coordination import DoubleBarrier, Election, Group, Lock, RetryBudget, Session
+from instep.coordination.keys import Keys
 from instep.errors import BarrierTimeout, EtcdUnavailable
 from instep.etcd import Client, Compare, Op, TxnResult
 from instep.testing import EtcdServer
@@ -155,5 +159,34 @@ def test_an_attempt_is_counted_once(etcd: EtcdServer, namespace: str) -> None:
             await budget.reset("ops", "a new node")
             assert not await client.deliver()
             assert await budget.remaining("oom") == 5
+
+    run(main())
+
+
+def test_the_last_value_that_a_node_keeps_stands_though_an_earlier_one_arrives_late(
+    etcd: EtcdServer, namespace: str
+) -> None:
+    """Which of its ranks have left: an earlier, shorter list would make failures of clean ends."""
+
+    async def main() -> None:
+        async with LateClient(etcd.endpoints) as client:
+            effects, key = Effects(client, Keys(namespace, "run"), Space(lambda text: None)), f"{namespace}/left"
+            done: list[str] = []
+            client.keep_next(key)
+            effects.keep(key, "0")
+            effects.when_kept(key, partial(done.append, "0"))
+            await until(lambda: done)
+            effects.keep(key, "0,1")
+            effects.keep(key, "0,1,2")
+            effects.when_kept(key, partial(done.append, "0,1,2"))
+            await effects.drain(20)
+            assert done == ["0", "0,1,2"]
+            assert not await client.deliver()
+            held = await client.get(key)
+            assert held is not None
+            assert held.text == "0,1,2"
+            effects.keep(key, None)
+            await effects.drain(20)
+            assert await client.get(key) is None
 
     run(main())

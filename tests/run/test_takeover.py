@@ -14,7 +14,8 @@ from run.harness import Trainer, TrainingRun, assert_in_step, wait_for
 
 TTL_S = 2
 STALL = {"INSTEP_STALL_TIMEOUT_S": "1"}
-LONG_TTL = {"INSTEP_TTL_S": "30"}
+LONG_LEASE_S = 30
+LONG_TTL = {"INSTEP_TTL_S": str(LONG_LEASE_S)}
 FOLLOWS_S = 10.0
 """What the worst take-over after a death may take on a busy machine: far less than such a lease."""
 
@@ -247,3 +248,35 @@ def test_an_agent_told_to_stop_hands_its_lead_on_at_once(training: TrainingRun) 
     assert trainers[1 - first].said("leads")[-1]["at"] - told_at < FOLLOWS_S
     assert wait_term(training, 1 - first)["why"] == "its agent was stopped"
     training.stop()
+
+
+def test_an_agent_killed_with_its_supervisor_costs_a_second_and_not_its_lease(training: TrainingRun) -> None:
+    """Its workers start another one, which gives up the lease of the one before and leads."""
+    training.extra_environment.update(LONG_TTL)
+    trainers = training.start_all(2)
+    wait_leading(trainers)
+    agent = training.agent_pid()
+    for pid in (guardian_of(agent), agent):
+        os.kill(pid, signal.SIGKILL)
+    killed_at = time.monotonic()
+    training.put("lr", "0.01")
+    for trainer in trainers:
+        trainer.wait_config(lr=0.01)
+    assert time.monotonic() - killed_at < LONG_LEASE_S / 2
+    training.stop()
+    assert_in_step(*trainers)
+
+
+def test_another_node_leads_at_once_when_the_agent_that_leads_is_killed(training: TrainingRun) -> None:
+    training.extra_environment.update(LONG_TTL)
+    trainers = training.start_all(4, nodes="ab")
+    agent = training.agent_pid("ab"[wait_leading(trainers) // 2])
+    for pid in (guardian_of(agent), agent):
+        os.kill(pid, signal.SIGKILL)
+    killed_at = time.monotonic()
+    training.put("lr", "0.01")
+    for trainer in trainers:
+        trainer.wait_config(lr=0.01)
+    assert time.monotonic() - killed_at < LONG_LEASE_S / 2
+    training.stop()
+    assert_in_step(*trainers)

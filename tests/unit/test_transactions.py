@@ -34,7 +34,6 @@ from instep.coordination.records import (
     Failure,
     Forming,
     Leader,
-    Receipt,
     Refused,
     Rejected,
     Release,
@@ -54,11 +53,9 @@ from instep.coordination.transactions import (
     for_action,
     proclaim,
     write_failure,
-    write_left,
-    write_receipt,
 )
 from instep.etcd import Compare
-from unit.parts import SCHEMA, agreed, incarnation, left, plan, view
+from unit.parts import SCHEMA, agreed, incarnation, plan, view
 
 KEYS = Keys("/training", "gpt-a")
 ROOT = "/training/gpt-a/"
@@ -250,15 +247,7 @@ def test_an_ack_is_created_and_never_changed() -> None:
     txn = acknowledge(KEYS, 4, Ack(node="a", ranks=(0,)))
     assert txn.compares == (Compare.absent(f"{ROOT}reports/acks/4/a"),)
     assert writes(txn) == {"put reports/acks/4/a"}
-
-
-def test_acks_receipts_and_goodbyes_stand_on_no_lease() -> None:
-    for txn in (
-        acknowledge(KEYS, 4, Ack(node="a", ranks=(0,))),
-        write_receipt(KEYS, 4, Receipt(node="a", steps={0: 10})),
-        write_left(KEYS, "a", left(0)),
-    ):
-        assert [op.wire.request_put.lease for op in txn.then] == [0]
+    assert [op.wire.request_put.lease for op in txn.then] == [0]
 
 
 def test_only_who_holds_the_token_can_say_that_it_leads() -> None:

@@ -51,7 +51,6 @@ class Assembly:
         self._problem = problem
         """What keeps etcd from taking writes, if anything."""
         self._clock = clock
-        self._writing = asyncio.Lock()
         self._calls: dict[str, Call] = {}
         """By incarnation, who waits."""
         self._since = 0.0
@@ -149,7 +148,7 @@ class Assembly:
         is_new, self._is_known = bool(local) and not self._is_known, True
         if is_new or assembly.is_due(wanted, self._wanted, all_wait=all_wait, overdue=overdue):
             self._wanted = wanted
-            self._effects.start(self._write())
+            self._effects.keep(self._key, wanted.encode() if wanted is not None else None)
 
     def _now(self, view: View) -> Arrivals | None:
         """All of the view that wait on this node, None when nobody does."""
@@ -168,15 +167,3 @@ class Assembly:
     def _seen(self, name: str) -> int:
         released: Mapping[str, assembly.Released] = self._state.released
         return released[name].revision if name in released else 0
-
-    async def _write(self) -> None:
-        """What is wanted by then; one at a time, or an earlier one might come later."""
-        async with self._writing:
-            await self._effects.insist(self._attempt)
-
-    async def _attempt(self) -> None:
-        wanted = self._wanted
-        if wanted is None:
-            await self._client.delete(self._key, timeout_s=ATTEMPT_S)
-        else:
-            await self._client.put(self._key, wanted.encode(), timeout_s=ATTEMPT_S)

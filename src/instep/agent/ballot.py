@@ -177,14 +177,7 @@ class Ballot:
         if record == question.written or not self._state.view or not self._state.view.start.vote:
             return
         question.written = record
-        self._effects.start(self._write(question, record))
-
-    async def _write(self, question: Question, record: Verified) -> None:
-        async def attempt() -> None:
-            if question is self._question and question.written is record:
-                await self._client.put(self._keys.verified_of(self._node), record.encode(), timeout_s=ATTEMPT_S)
-
-        await self._effects.insist(attempt)
+        self._effects.keep(self._keys.verified_of(self._node), record.encode())
 
     def _ranks_here(self) -> set[int]:
         view = self._state.view

@@ -24,8 +24,6 @@ from instep.coordination.transactions import (
     acknowledge,
     write_failure,
     write_first_step,
-    write_left,
-    write_receipt,
 )
 from instep.etcd import Event
 from instep.wire import Message
@@ -90,11 +88,14 @@ class Clerk:
     def joined(self, rank: int) -> None:
         self._do(self._agreement.on_joined(rank))
 
-    def left(self, rank: int, last_step: int) -> None:
+    def left(self, rank: int, last_step: int, then: Callable[[], None]) -> None:
+        """Calls `then` when etcd has it."""
         self._do(self._agreement.on_left(rank, last_step))
+        self._effects.when_kept(self._keys.left_of(self._node), then)
 
-    def died(self, rank: int, failure: Failure) -> None:
-        self._effects.write(write_failure(self._keys, self._node, failure))
+    def failed(self, rank: int, failure: Failure, then: Callable[[], None]) -> None:
+        """Calls `then` when etcd has it."""
+        self._effects.write(write_failure(self._keys, self._node, failure), then)
         self._do(self._agreement.on_died(rank))
 
     def _answered(self, rank: int, message: Message) -> list[NodeAction]:
@@ -126,9 +127,9 @@ class Clerk:
                 case WriteAck(number, ack):
                     self._effects.write(acknowledge(self._keys, number, ack))
                 case WriteReceipt(number, receipt):
-                    self._effects.write(write_receipt(self._keys, number, receipt))
+                    self._effects.keep(self._keys.receipt(number, self._node), receipt.encode())
                 case WriteLeft(left):
-                    self._effects.write(write_left(self._keys, self._node, left))
+                    self._effects.keep(self._keys.left_of(self._node), left.encode())
                 case Settle(number, decision):
                     self._effects.settle(number, decision, self._teller(number))
                 case _:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from instep.agent.space import Space
@@ -13,7 +15,7 @@ from instep.coordination.outage import Outage
 from instep.coordination.records import Decision
 from instep.coordination.transactions import Txn, abort
 from instep.errors import EtcdError, EtcdFull, InstepError
-from instep.etcd import Client, Listing, Op, TxnResult
+from instep.etcd import Client, Compare, KeyValue, Listing, Op, TxnResult
 from instep.tasks import Background
 
 log = logging.getLogger("instep")
@@ -25,9 +27,21 @@ LONGEST_PAUSE_S = 1.0
 ATTEMPT_S = 2.0
 
 
+@dataclass(slots=True)
+class Wanted:
+    """What one key is to hold, and who waits for that."""
+
+    value: str | None
+    waiting: list[Callable[[], None]] = field(default_factory=list)
+
+
 class Effects:
     """Runs writes in the background. Each is idempotent by its own compares, so a lost reply is settled by sending it
-    again; `drain` waits for those under way."""
+    again; `drain` waits for those under way.
+
+    Promise: what is given to `keep` for one key is written in that order, also where a request arrives late: the last
+    value stands. Limit: other writes have no order.
+    """
 
     def __init__(self, client: Client, keys: Keys, space: Space) -> None:
         self._client = client
@@ -35,6 +49,7 @@ class Effects:
         self._space = space
         self._tasks = Background("a write")
         self._settling: set[int] = set()
+        self._wanted: dict[str, Wanted] = {}
         self._outage = Outage("a write that must be made waits")
 
     def __repr__(self) -> str:
@@ -43,9 +58,26 @@ class Effects:
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.start(work)
 
-    def write(self, txn: Txn) -> None:
-        """Sends the txn until etcd has answered it, whatever the answer."""
-        self.start(self._write(txn))
+    def write(self, txn: Txn, then: Callable[[], None] = lambda: None) -> None:
+        """Sends the txn until etcd has answered it, whatever the answer; then calls `then`."""
+        self.start(self._write(txn, then))
+
+    def keep(self, key: str, value: str | None) -> None:
+        """Makes `value` what `key` holds, None for no key. A value that is replaced before its turn is passed over."""
+        wanted = self._wanted.get(key)
+        if wanted is not None:
+            wanted.value = value
+            return
+        self._wanted[key] = Wanted(value)
+        self.start(self._keep(key))
+
+    def when_kept(self, key: str, then: Callable[[], None]) -> None:
+        """Calls `then` once etcd holds what was given to `keep` for this key: at once if it does already."""
+        wanted = self._wanted.get(key)
+        if wanted is None:
+            then()
+        else:
+            wanted.waiting.append(then)
 
     def settle(self, number: int, decision: Decision, tell: Callable[[Decision], None]) -> None:
         """Tries to make `decision` that of plan `number`; then tells the one that stands. A second call for the same
@@ -63,8 +95,40 @@ class Effects:
         await self._tasks.settle(timeout_s)
         await self._tasks.close()
 
-    async def _write(self, txn: Txn) -> None:
+    async def _write(self, txn: Txn, then: Callable[[], None]) -> None:
         await self.insist(lambda: self._send(txn))
+        then()
+
+    async def _keep(self, key: str) -> None:
+        wanted = self._wanted[key]
+        written, revision = False, 0
+        try:
+            while not written:
+                value = wanted.value
+                found = await self.insist(partial(self._replace, key, value, revision))
+                revision, held = (found.mod_revision, found.text) if found is not None else (0, None)
+                written = held == value == wanted.value
+        finally:
+            del self._wanted[key]
+        for then in wanted.waiting:
+            then()
+
+    async def _replace(self, key: str, value: str | None, revision: int) -> KeyValue | None:
+        """What the key holds after one attempt to replace what was written at `revision`, 0 for no key.
+
+        The revision is compared, so a request that arrives after a later one changes nothing.
+        """
+        op = Op.put(key, value) if value is not None else Op.delete(key)
+        read = Op.get(key)
+        try:
+            txn = Txn((Compare.mod_revision(key, "==", revision),), (op, read))
+            listing = (await self._send(txn, (read,))).results[-1]
+        except EtcdFull:
+            if value is not None:
+                raise
+            await self._client.delete(key, timeout_s=ATTEMPT_S)  # a full database may refuse each txn, but it deletes
+            return None
+        return listing.kvs[0] if isinstance(listing, Listing) and listing.kvs else None
 
     async def _settle(self, number: int, decision: Decision, tell: Callable[[Decision], None]) -> None:
         try:

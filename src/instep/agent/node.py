@@ -16,6 +16,7 @@ from instep.agent.bulletin import Bulletin
 from instep.agent.clerk import Clerk
 from instep.agent.connection import Connection
 from instep.agent.effects import Effects
+from instep.agent.lease_file import LeaseFile
 from instep.agent.metrics import MetricsWriter
 from instep.agent.notices import Notices
 from instep.agent.office import Office
@@ -58,12 +59,15 @@ class Node:
         name: str,
         ttl_s: int,
         roster: Roster | None = None,
+        leases: LeaseFile | None = None,
         *,
         stall_timeout_s: float = DEFAULT_STALL_TIMEOUT_S,
     ) -> None:
         self._client = client
         self._keys = keys
         self._name = name
+        self._leases = leases
+        self._former_lease = leases.read() if leases is not None else 0
         self._workers = workers = Workers()
         self._pace = PaceMeter()
         self._state = state = RunState(client, keys, self._on_state)
@@ -108,6 +112,7 @@ class Node:
         )
         self._metrics = MetricsWriter(client, keys, session, self._space)
         self._left_before: Left | None = None
+        self._leaving = False
         self._unlisted = Outage("the run's state cannot be read")
         self.on_empty: Callable[[], None] = lambda: None
         """Called when the last worker has gone: from then on nobody may come."""
@@ -120,8 +125,8 @@ class Node:
 
     @property
     def serves(self) -> bool:
-        """Whether a worker is here."""
-        return len(self._workers) > 0
+        """Whether a worker is here, or the last one has left and that is being written."""
+        return self._leaving or len(self._workers) > 0
 
     async def run(self) -> None:
         """Serves until the last worker has gone, then gives up everything it holds.
@@ -194,9 +199,19 @@ class Node:
         self._tell_leader()
 
     async def _on_lease(self, lease_id: int) -> None:
+        if self._leases is not None:
+            self._leases.write(lease_id)
         await self._reception.register_all()
+        former, self._former_lease = self._former_lease, 0
+        if former:  # not before its workers are registered on ours: they would be missed
+            self._effects.start(self._revoke(former))
         await self._office.stand()
         self._archive.renew_marks()
+
+    async def _revoke(self, former: int) -> None:
+        """The lease of an agent of this node that died: we hold the folder's lock, so it does not run any more."""
+        await self._effects.insist(lambda: self._client.lease_revoke(former, timeout_s=TICK_S))
+        log.info("the lease of this node's former agent is revoked")
 
     # -- as time passes ---------------------------------------------------------------------------------------------
 
@@ -241,6 +256,7 @@ class Node:
             log.warning("no worker came in %.0f s", FIRST_WORKER_S)
             return
         await self._workers.wait_gone()
+        self._leaving = True
         self.on_empty()
         # Leaving must not hang on anything: what is left in etcd ends with the lease. 0: nobody needs another agent.
         asyncio.get_running_loop().call_later(LEAVE_S, os._exit, 0)

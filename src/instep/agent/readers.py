@@ -7,8 +7,8 @@ from instep.coordination import checkpoints
 from instep.coordination.keys import Keys
 from instep.coordination.records import Manifest
 from instep.coordination.session import Session
-from instep.errors import LeaseLost
-from instep.etcd import Client, Listing
+from instep.errors import EtcdFull, LeaseLost
+from instep.etcd import Client, Compare, Listing, Op
 
 
 class Readers:
@@ -22,6 +22,8 @@ class Readers:
         self._session = session
         self._effects = effects
         self._by_checkpoint: dict[str, set[str]] = {}
+        self._marked_at: dict[str, int] = {}
+        """The revision of the newest mark, by checkpoint: an older deletion that arrives late must not take it away."""
 
     def __repr__(self) -> str:
         return f"Readers({', '.join(self._by_checkpoint) or 'none'})"
@@ -47,6 +49,8 @@ class Readers:
             raise LeaseLost("the node has no lease at present: try again", lease_id=0)
         txn = checkpoints.start_reading(self._keys, checkpoint_id, self._node, lease_id)
         result = await self._client.txn(txn.compares, txn.then, timeout_s=ATTEMPT_S)
+        if result.succeeded:
+            self._marked_at[checkpoint_id] = result.revision
         listing = result.results[-1] if result.succeeded else None
         return Manifest.decode_or_none(listing.kvs[0].value) if isinstance(listing, Listing) else None
 
@@ -63,8 +67,15 @@ class Readers:
         await self._effects.insist(attempt)
 
     async def _unmark(self, checkpoint_id: str) -> None:
+        key, marked_at = self._keys.reader(checkpoint_id, self._node), self._marked_at.pop(checkpoint_id, 0)
+
         async def attempt() -> None:
-            if checkpoint_id not in self._by_checkpoint:
-                await self._client.delete(self._keys.reader(checkpoint_id, self._node), timeout_s=ATTEMPT_S)
+            if checkpoint_id in self._by_checkpoint:
+                return
+            try:
+                unless_marked_again = [Compare.mod_revision(key, "<", marked_at + 1)] if marked_at else []
+                await self._client.txn(unless_marked_again, [Op.delete(key)], timeout_s=ATTEMPT_S)
+            except EtcdFull:  # it may refuse each txn, but it deletes
+                await self._client.delete(key, timeout_s=ATTEMPT_S)
 
         await self._effects.insist(attempt)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from instep.agent import failures
@@ -107,7 +108,6 @@ class Reception:
         if message["t"] == "tried":
             self._tryouts.answered(message)
         elif message["t"] == "leave":
-            worker.tell({"t": "bye"})
             failure = None if message["clean"] else failures.of_exception(worker, message.get("error"))
             self._on_gone(worker, failure, last_step=int(message["step"]))
         elif message["t"] == "report":
@@ -148,16 +148,21 @@ class Reception:
             self._clerk.look_up(undecided)
 
     def _on_gone(self, worker: LocalWorker, failure: Failure | None, *, last_step: int = -1) -> None:
-        """`failure` is None for one that has left cleanly."""
+        """`failure` is None for one that has left cleanly. It hears `bye` when etcd knows how it went."""
         was_member = self._is_member(worker)
         self._strike(worker)
         self._office.ended(worker.incarnation, "it left" if failure is None else "its process died")
-        worker.connection.close()
-        if was_member and failure is None:
-            self._clerk.left(worker.rank, last_step)
-        elif was_member and failure is not None:
-            self._clerk.died(worker.rank, failure)
+        if not was_member:
+            self._bye(worker)
+        elif failure is None:
+            self._clerk.left(worker.rank, last_step, partial(self._bye, worker))
+        else:
+            self._clerk.failed(worker.rank, failure, partial(self._bye, worker))
         self._forget(worker)
+
+    def _bye(self, worker: LocalWorker) -> None:
+        worker.tell({"t": "bye"})
+        worker.connection.close()
 
     def _is_member(self, worker: LocalWorker) -> bool:
         return self._clerk.members().get(worker.rank) is worker

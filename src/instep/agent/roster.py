@@ -55,7 +55,7 @@ class RosterFile:
         kept = [_entry(worker) for worker in workers if worker.view and worker.connection.pid > 0]
         part = self._path.with_suffix(".part")
         try:
-            part.write_text(json.dumps({"boot": _boot(), "workers": kept}))
+            part.write_text(json.dumps({"boot": boot_id(), "workers": kept}))
             part.replace(self._path)
         except OSError as error:
             log.warning("the roster %s cannot be written: %s", self._path, error)
@@ -64,7 +64,7 @@ class RosterFile:
     def load(self, node: str, on_died: Callable[[Any], None]) -> list[LocalWorker]:
         try:
             document = json.loads(self._path.read_text())
-            if document["boot"] != _boot():
+            if document["boot"] != boot_id():
                 return []
             kept = [entry for entry in document["workers"] if entry["started"]]  # not who had died when it was written
             living = [entry for entry in kept if _started(int(entry["pid"])) == entry["started"]]
@@ -97,7 +97,8 @@ def _started(pid: int) -> int:
     return 0 if fields[0] in ("Z", "X") else int(fields[19])
 
 
-def _boot() -> str:
+def boot_id() -> str:
+    """Of the machine since it was started last."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

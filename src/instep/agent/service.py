@@ -13,6 +13,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from instep.agent.connection import Connection
+from instep.agent.lease_file import LeaseFile
 from instep.agent.name import keep_node_name
 from instep.agent.node import Node
 from instep.agent.roster import RosterFile
@@ -62,7 +63,8 @@ async def _serve(folder: RuntimeFolder, run: str, settings: Settings, name: str)
         return
     async with client:
         keys, roster = Keys(settings.namespace, run), RosterFile(folder.roster)
-        node = Node(client, keys, name, settings.ttl_s, roster, stall_timeout_s=settings.stall_timeout_s)
+        leases = LeaseFile(folder.lease)
+        node = Node(client, keys, name, settings.ttl_s, roster, leases, stall_timeout_s=settings.stall_timeout_s)
         _keep_node_name(folder, name)
         server = Server(folder.socket, node.on_message, node.on_died)
         node.on_empty, node.on_tick = server.stop_accepting, server.stay_reachable

@@ -34,10 +34,8 @@ from instep.coordination.records import (
     Failure,
     FirstStep,
     Leader,
-    Left,
     Manifest,
     Pointer,
-    Receipt,
     Refused,
     StartOfView,
     Term,
@@ -160,15 +158,6 @@ def acknowledge(keys: Keys, number: int, ack: Ack) -> Txn:
     """Create-only: an ack is never withdrawn or changed."""
     key = keys.ack(number, ack.node)
     return Txn((Compare.absent(key),), (Op.put(key, ack.encode()),))
-
-
-def write_receipt(keys: Keys, number: int, receipt: Receipt) -> Txn:
-    """Later receipts of the same node only add ranks, so the last one stands."""
-    return Txn((), (Op.put(keys.receipt(number, receipt.node), receipt.encode()),))
-
-
-def write_left(keys: Keys, node: str, left: Left) -> Txn:
-    return Txn((), (Op.put(keys.left_of(node), left.encode()),))
 
 
 def write_failure(keys: Keys, node: str, failure: Failure) -> Txn:
