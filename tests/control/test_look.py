@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import urllib.request
 from contextlib import aclosing
 
 import pytest
@@ -11,7 +13,7 @@ from run_in_etcd import RunInEtcd, with_client
 from instep.control import History, Keys, Runs, Status, get, history, runs, set_values, status, watch_status
 from instep.control._discover import run_names
 from instep.errors import ConfigError, RunNotFound, SettingsError
-from instep.etcd import Client
+from instep.etcd import Client, Op
 from instep.testing import EtcdServer
 
 
@@ -58,6 +60,34 @@ def test_runs_are_told_apart_by_how_they_are(etcd: EtcdServer, namespace: str) -
     }
     live = found["live"]
     assert (live.world_size, live.step, live.leader_rank, live.leader_host) == (4, 42, 0, "host-0")
+
+
+def _requests(server: EtcdServer) -> int:
+    """How many reads and transactions the server has answered."""
+    with urllib.request.urlopen(f"{server.endpoint}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    handled = [line for line in lines if re.match(r'grpc_server_handled_total\{.*grpc_method="(Range|Txn)"', line)]
+    return sum(int(float(line.rsplit(" ", 1)[1])) for line in handled)
+
+
+def test_of_very_many_runs_the_newest_are_told_in_few_requests(etcd: EtcdServer, namespace: str) -> None:
+    async def fill(client: Client) -> None:
+        names = [f"run-{number:04d}" for number in range(1030)]
+        for start in range(0, len(names), 100):
+            await client.txn([], [Op.put(f"{namespace}/{name}/config/lr", "1") for name in names[start : start + 100]])
+        large = [f"{namespace}/run-0500/reports/receipts/{number}/a" for number in range(3000)]
+        for start in range(0, len(large), 100):
+            await client.txn([], [Op.put(key, "1") for key in large[start : start + 100]])
+
+    async def look(client: Client) -> Runs:
+        return await runs(client, namespace)
+
+    with_client(etcd, fill)
+    before = _requests(etcd)
+    found = with_client(etcd, look)
+    assert _requests(etcd) - before < 110
+    assert (len(found.runs), found.left_out) == (1000, 30)
+    assert {run.name for run in found.runs} >= {f"run-{number:04d}" for number in range(100, 1030)}
 
 
 def test_no_run_is_an_empty_list(etcd: EtcdServer, namespace: str) -> None:

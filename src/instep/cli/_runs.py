@@ -22,6 +22,12 @@ def runs(etcd: EtcdOption = None, namespace: NamespaceOption = None, as_json: Js
         document(found.to_json())
     elif found.runs:
         show(_table(found))
+        if found.left_out:
+            more = "1 more run is" if found.left_out == 1 else f"{found.left_out} more runs are"
+            talk(
+                f"{more} in {found.namespace}, changed longer ago than these: 'instep status RUN' shows one by its "
+                "name, and 'instep delete RUN' deletes one that has ended"
+            )
     else:
         talk(
             f"no run is in {found.namespace}: one appears when a training script calls instep.join, or torchrun "

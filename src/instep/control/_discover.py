@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 from instep.errors import SettingsError
-from instep.etcd import Client, Listing, Op
+from instep.etcd import Client
 from instep.names import check_namespace, check_run_name
 
-_ORDERED = "".join(sorted("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-/"))
-"""What names of runs are made of, and the slash that ends one, in etcd's order."""
-_OPS = 120
-"""Ranges in one txn; etcd allows 128."""
-MAX_RUNS = 1000
+MAX_RUNS = 20_000
+"""Runs that are found; the rest is not looked for."""
+_PAGE_SIZE = 2000
 
 
-async def run_names(client: Client, namespace: str, *, limit: int = MAX_RUNS) -> tuple[str, ...]:
-    """Names of the runs that have any key, in etcd's order of keys, at most `limit`.
+async def run_names(client: Client, namespace: str) -> tuple[str, ...]:
+    """Names of the runs that have any key, in etcd's order of keys, at most `MAX_RUNS`."""
+    return tuple(await runs_found(client, namespace))
 
-    It jumps from one run to the next: a few requests a run, however many keys the run has.
+
+async def runs_found(client: Client, namespace: str) -> dict[str, int]:
+    """The same, and of each the revision that changed it last, as far as its first keys tell.
+
+    Keys are read page by page, without values. The rest of a run that fills a page is passed over, so this takes one
+    request for each run of more than 2000 keys, and one for each 2000 keys of the others.
     """
     base = f"{check_namespace(namespace)}/"
-    found: list[str] = []
-    path = await _first(client, base, [""])
-    while path is not None and len(found) < limit:
-        name, slash, _ = path.partition("/")
-        if slash and _is_run_name(name):
-            found.append(name)
-        path = await _first(client, base, _beyond(name + slash))
-    return tuple(found)
-
-
-def _beyond(path: str) -> list[str]:
-    """Prefixes, in order, that together hold the keys after `path` and, if it ends with a slash, after all below it."""
-    prefixes = [] if path.endswith("/") else [path + char for char in _ORDERED]
-    for length in range(len(path) - 1, -1, -1):
-        prefixes += [path[:length] + char for char in _ORDERED if char > path[length]]
-    return [prefix for prefix in prefixes if prefix != "/"]
+    found: dict[str, int] = {}
+    start = ""
+    while len(found) < MAX_RUNS:
+        page = await client.range(base, start=start, limit=_PAGE_SIZE, page_size=_PAGE_SIZE, keys_only=True)
+        for item in page.kvs:
+            name, slash, _ = item.key[len(base) :].partition("/")
+            if slash and (name in found or _is_run_name(name)):
+                found[name] = max(found.get(name, 0), item.mod_revision)
+        if len(page.kvs) < _PAGE_SIZE:
+            break
+        name, slash, _ = page.kvs[-1].key[len(base) :].partition("/")
+        start = f"{base}{name}{chr(ord('/') + 1) if slash else chr(0)}"  # the first key after those of the last run
+    return dict(list(found.items())[:MAX_RUNS])
 
 
 def _is_run_name(name: str) -> bool:
@@ -43,14 +44,3 @@ def _is_run_name(name: str) -> bool:
     except SettingsError:
         return False
     return True
-
-
-async def _first(client: Client, base: str, prefixes: list[str]) -> str | None:
-    """The first key below `base` that starts with one of the prefixes, without `base`."""
-    for start in range(0, len(prefixes), _OPS):
-        ops = [Op.range(base + prefix, limit=1) for prefix in prefixes[start : start + _OPS]]
-        result = await client.txn([], ops)
-        for part in result.results:
-            if isinstance(part, Listing) and part.kvs:
-                return part.kvs[0].key[len(base) :]
-    return None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
-from instep.control._discover import run_names
+from instep.control._discover import run_names, runs_found
 from instep.control._facts import Facts
 from instep.control._picture import Picture
 from instep.control._rendezvous import rendezvous_keys
@@ -16,7 +17,11 @@ from instep.errors import RunNotFound
 from instep.etcd import Client, Listing, Op
 from instep.tasks import all_of
 
-_AT_ONCE = 8
+MAX_SHOWN = 1000
+"""Runs that a summary is made of."""
+_AT_ONCE = 4
+_IN_ONE_TXN = 12
+"""Runs whose summaries are read by one request: etcd allows 128 operations."""
 _METRICS_LOOKED_AT = 64
 _NODES_LOOKED_AT = 64
 _NAMED = 10
@@ -49,18 +54,26 @@ class RunSummary(Facts):
 class Runs(Facts):
     namespace: str
     runs: tuple[RunSummary, ...]
+    left_out: int = 0
+    """Runs that are there beside these, which were changed longer ago."""
 
 
 async def runs(client: Client, namespace: str) -> Runs:
-    """Every run of the namespace, at most 1000; each at a revision of its own. A few requests a run."""
-    names = await run_names(client, namespace)
+    """Every run of the namespace by name; of more than 1000 those that were changed last. Each dozen of them at a
+    revision of its own."""
+    found = await runs_found(client, namespace)
+    newest = sorted(found, key=lambda name: found[name], reverse=True)[:MAX_SHOWN]
+    shown = set(newest)
+    chosen = [Keys(namespace, name) for name in found if name in shown]
     slots = asyncio.Semaphore(_AT_ONCE)
 
-    async def summary(name: str) -> RunSummary:
+    async def summaries(some: list[Keys]) -> list[RunSummary]:
         async with slots:
-            return await _summary(client, Keys(namespace, name))
+            return await _summaries(client, some)
 
-    return Runs(namespace, await all_of(*map(summary, names)))
+    groups = [chosen[start : start + _IN_ONE_TXN] for start in range(0, len(chosen), _IN_ONE_TXN)]
+    told = await all_of(*(summaries(group) for group in groups))
+    return Runs(namespace, tuple(one for group in told for one in group), len(found) - len(chosen))
 
 
 async def require_run(client: Client, keys: Keys) -> None:
@@ -102,21 +115,37 @@ def state_of_workers(picture: Picture) -> RunState:
     return "ended" if picture.ended() else "stopped"
 
 
-async def _summary(client: Client, keys: Keys) -> RunSummary:
-    ops = [Op.get(keys.view), Op.get(keys.agreed), Op.get(keys.leader), Op.range(keys.left)]
-    ops += [Op.range(keys.members, limit=1), Op.range(keys.metrics, limit=_METRICS_LOOKED_AT)]
+async def _summaries(client: Client, group: list[Keys]) -> list[RunSummary]:
+    ops = [_summary_ops(keys) for keys in group]
+    results = iter((await client.txn([], [op for some in ops for op in some])).results)
+    summaries = []
+    for keys, some in zip(group, ops, strict=True):
+        picture = Picture(keys)
+        for part in itertools.islice(results, len(some)):
+            if isinstance(part, Listing):
+                picture.put_all(part.kvs)
+        summaries.append(_summary(picture))
+    return summaries
+
+
+def _summary_ops(keys: Keys) -> list[Op]:
     rendezvous = rendezvous_keys(keys)
-    ops += [Op.range(rendezvous.root, limit=1), Op.get(rendezvous.round), Op.get(rendezvous.closed)]
-    ops.append(Op.range(rendezvous.nodes, limit=_NODES_LOOKED_AT))
-    picture = Picture(keys)
-    for part in (await client.txn([], ops)).results:
-        if isinstance(part, Listing):
-            picture.put_all(part.kvs)
+    return [
+        *map(Op.get, (keys.view, keys.agreed, keys.leader, rendezvous.round, rendezvous.closed)),
+        Op.range(keys.left),
+        Op.range(keys.members, limit=1),
+        Op.range(keys.metrics, limit=_METRICS_LOOKED_AT),
+        Op.range(rendezvous.root, limit=1),
+        Op.range(rendezvous.nodes, limit=_NODES_LOOKED_AT),
+    ]
+
+
+def _summary(picture: Picture) -> RunSummary:
     steps = [item.step for item in picture.metrics.values() if item.step is not None]
     leader = picture.leader if picture.live else None
     round_ = picture.rendezvous.current
     return RunSummary(
-        name=keys.run,
+        name=picture.keys.run,
         state=state_of(picture),
         live=picture.live,
         world_size=picture.view.world_size if picture.view else None,

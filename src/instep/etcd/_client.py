@@ -116,10 +116,12 @@ class Client:
         limit: int = 0,
         keys_only: bool = False,
         newest_first: bool = False,
+        start: str = "",
         page_size: int = 500,
         timeout_s: float | None = None,
     ) -> Listing:
-        """All keys under `prefix` at one revision: now, or `revision`; at most `limit` if above 0.
+        """All keys under `prefix` at one revision: now, or `revision`; at most `limit` if above 0; from the key `start`
+        on where that is given, which lies under `prefix`.
 
         Read in pages of `page_size` keys, so that a large directory is no large message. `newest_first`
         orders by creation, the latest first; that is one request and needs a `limit`. `timeout_s` bounds the
@@ -129,7 +131,11 @@ class Client:
             raise SettingsError("Keys in order of creation are read in one request: give a limit.")
         if page_size <= 0 or limit < 0 or revision < 0:
             raise SettingsError("A page holds at least one key, and neither limit nor revision is below 0.")
-        start, end = prefix_range(prefix)
+        first, end = prefix_range(prefix)
+        if start:
+            if not start.startswith(prefix):
+                raise SettingsError(f"The key {start} to start at is not under {prefix}.")
+            first = encode_key(start)
         limit_s = self._transport.timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + limit_s
 
@@ -137,11 +143,11 @@ class Client:
             return await self._read(request, f"list {prefix}", max(0.001, deadline - time.monotonic()))
 
         if newest_first:
-            return await read_newest(read, start, end, revision=revision, limit=limit, keys_only=keys_only)
+            return await read_newest(read, first, end, revision=revision, limit=limit, keys_only=keys_only)
         for attempt in range(_RELISTS):
             try:
                 return await read_pages(
-                    read, start, end, revision=revision, limit=limit, keys_only=keys_only, page_size=page_size
+                    read, first, end, revision=revision, limit=limit, keys_only=keys_only, page_size=page_size
                 )
             except Compacted:
                 # Compacted between two pages of our own choice of revision: a newer one will do as well.
