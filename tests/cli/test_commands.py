@@ -260,3 +260,18 @@ def test_colour_is_for_terminals_that_want_it(
         os.waitpid(pid, 0)
     assert b"gpt-a" in seen
     assert (b"\x1b[32m" in seen) is coloured
+
+
+def test_delete_needs_a_yes_and_a_run_that_has_ended(etcd: EtcdServer, namespace: str, env: dict[str, str]) -> None:
+    async def ends(run: RunInEtcd) -> None:
+        await run.leave()
+        await run.die()
+
+    _write(etcd, namespace, _nothing)
+    live = instep("delete", "gpt-a", "--yes", env=env)
+    assert (live.code, "run gpt-a is live" in live.err) == (5, True)
+    _write(etcd, namespace, ends, join=False)
+    unasked = instep("delete", "gpt-a", env=env)
+    assert (unasked.code, "give --yes" in unasked.err) == (2, True)
+    assert instep("delete", "gpt-a", "-y", "--json", env=env).json["keys"] > 5
+    assert instep("status", "gpt-a", env=env).code == 6

@@ -11,6 +11,7 @@ import typer
 from instep.cli import (
     _checkpoints,
     _commands,
+    _delete,
     _demo,
     _diff,
     _get,
@@ -85,3 +86,4 @@ app.command("checkpoints")(_checkpoints.checkpoints)
 app.command("restore")(_commands.restore)
 app.command("act")(_commands.act)
 app.command("reset")(_reset.reset)
+app.command("delete")(_delete.delete)

@@ -21,6 +21,7 @@ from instep.control._checkpoints import Checkpoint, Checkpoints, checkpoints
 from instep.control._command import Sent, send
 from instep.control._command_wish import CommandReceipt
 from instep.control._connect import connect
+from instep.control._delete import Deletable, Deleted, deletable, delete
 from instep.control._diff import Diff, Difference, diff, parse_moment, view_of
 from instep.control._facts import Facts, ValueChange
 from instep.control._follow import Progress, follow, wait
@@ -72,6 +73,8 @@ __all__ = [
     "rollback",
     "send",
     "reset",
+    "deletable",
+    "delete",
     "follow",
     "wait",
     # facts
@@ -93,6 +96,8 @@ __all__ = [
     "AttemptsFacts",
     "FailureFacts",
     "WasReset",
+    "Deletable",
+    "Deleted",
     "RendezvousFacts",
     "NodeFacts",
     "NodeAsking",
