@@ -157,8 +157,8 @@ def resolve(
 def _warn_of_plain_text(user: str, endpoints: str) -> None:
     """Once a process, however often its settings are resolved."""
     log.warning(
-        "the password of etcd user %r is sent unencrypted to %s: anyone who sees that traffic can read it; use https:// "
-        "endpoints",
+        "the password of etcd user %r is sent unencrypted to %s: anyone who sees that traffic can read it; use "
+        "https:// endpoints",
         user,
         endpoints,
     )
