@@ -38,7 +38,7 @@ def test_loaders_outlive_the_signal_and_go_with_their_trainer(
     assert steps_said(trainers, "stopped") == {saved + 1}
     assert [trainer.finish() for trainer in trainers] == [0, 0], [trainer.errors for trainer in trainers]
     assert not [line for trainer in trainers for line in trainer.errors if "Traceback" in line]
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "the end of the workers", 10)
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "the end of the workers")
     assert training.key("checkpoints/latest")["step"] == saved
 
 
@@ -49,5 +49,5 @@ def test_loaders_do_not_outlive_a_trainer_that_is_killed(training: TrainingRun, 
     for pid in workers:
         os.kill(pid, signal.SIGTERM)
     os.kill(trainer.process.pid, signal.SIGKILL)
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "the end of the workers", 10)
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "the end of the workers")
     trainer.finish()
