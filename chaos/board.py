@@ -56,6 +56,10 @@ class Board:
     def lowest_arrived(self) -> int:
         return min(self.get(rank, Word.ARRIVED) for rank in range(self.world_size))
 
+    def is_waited(self) -> bool:
+        """Whether a rank has done a step that another has not: it waits for that one, as in a collective."""
+        return self.lowest_arrived() < max(self.get(rank, Word.ARRIVED) for rank in range(self.world_size))
+
     def highest_passed(self) -> int:
         return max(self.get(rank, Word.PASSED) for rank in range(self.world_size))
 

@@ -47,6 +47,8 @@ class Conductor:
         self.missed: Counter[str] = Counter()
         self.open: dict[Lane, Fault] = {}
         self.agent_kills = 0
+        self.leaders_lost: list[float] = []
+        """When the agent of the node that led was killed together with its supervisor (monotonic seconds)."""
         self.worker_kills = 0
         self.ranks_lock = asyncio.Lock()
         """Held while ranks are killed and started: whoever restarts them all must not meet a fault doing the same."""
@@ -149,9 +151,7 @@ class Conductor:
                     node.signal_agent(signal.SIGCONT, pid)
                 return pid is not None
             case "agent and supervisor killed":
-                killed = node.kill_agent_and_supervisor()
-                self.agent_kills += killed
-                return killed
+                return await self._kill_all(node)
             case "addresses moved":
                 return await self._move(fault, node.link)
             case "listings lost as a term begins":
@@ -165,6 +165,15 @@ class Conductor:
         await asyncio.sleep(fault.for_s)
         node.link.heal()
         return True
+
+    async def _kill_all(self, node: Node) -> bool:
+        leader = await self._leading()
+        at = time.monotonic()
+        killed = node.kill_agent_and_supervisor()
+        self.agent_kills += killed
+        if killed and leader is not None and self._ranks.node_of(leader) is node:
+            self.leaders_lost.append(at)
+        return killed
 
     @staticmethod
     async def _move(fault: Fault, link: Link) -> bool:

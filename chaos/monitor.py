@@ -72,7 +72,7 @@ class Monitor:
         if conductor.held:
             self.held_s += LOOK_S
         timed_out = clock.standing_s > COLLECTIVE_TIMEOUT_S and clock.unexplained_s > QUIET_S
-        if timed_out and self._is_known_limit():
+        if timed_out and self._ranks.board.is_waited() and self._is_known_limit():
             self.collective_timeouts += 1
             await conductor.restart(tuple(range(WORLD_SIZE)))
         elif clock.unexplained_s > BOUND_S:

@@ -72,6 +72,12 @@ def calls_succeed_after(outages: Sequence[Outage], successes: Sequence[tuple[flo
     return [successes[place][1] - outage.began for outage, place in found if place < len(successes)]
 
 
+def planned_after(kills: Sequence[float], plans: Sequence[float]) -> list[float]:
+    """For each kill the time to the next plan; the operator asks for something several times a second."""
+    found = [(at, bisect_left(plans, at)) for at in kills]
+    return [plans[place] - at for at, place in found if place < len(plans)]
+
+
 def watch_resumes_after(
     outages: Sequence[Outage], puts: Sequence[tuple[float, int]], heard: Sequence[tuple[float, int]]
 ) -> list[float]:

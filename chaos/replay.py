@@ -191,6 +191,11 @@ class Replay:
             self.problems.append(sentence)
 
 
+def is_plan(key: str) -> bool:
+    """Whether the key is a plan's, not that of its decision."""
+    return _PLAN.search(key) is not None
+
+
 def is_final(replay: Replay, wanted: Mapping[str, Scalar]) -> bool:
     """Whether the operator's last words are what is agreed."""
     desired = {name: json.loads(text) for name, text in replay.desired.items()}

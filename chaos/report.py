@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from chaos.chronicle import read_pages
 from chaos.judge import Finding, longest_boundary_s
-from chaos.prober import Recovery, calls_succeed_after, watch_resumes_after
-from chaos.replay import Replay
+from chaos.prober import Recovery, calls_succeed_after, planned_after, watch_resumes_after
+from chaos.replay import Replay, is_plan
 from chaos.world import World
 
 LEAST_AN_HOUR = {
@@ -16,7 +17,9 @@ LEAST_AN_HOUR = {
     "agents killed": 50,
     "workers killed": 200,
 }
+PLANNED = "changes planned after: leader's agent and supervisor killed"
 MEDIAN_S = {
+    PLANNED: 2.0,
     "calls succeed after: member killed": 2.0,
     "watch resumes after: member killed": 1.0,
     "calls succeed after: member frozen": 4.0,
@@ -24,7 +27,7 @@ MEDIAN_S = {
     "calls succeed after: member isolated": 4.0,
     "watch resumes after: member isolated": 4.0,
 }
-"""Of a watch: later than the success of the first put after the fault."""
+"""Of a watch: later than the success of the first put after the fault. Of plans: with everything else broken too."""
 ENOUGH_FOR_A_MEDIAN = 10
 PROPORTION_FROM_S = 600.0
 """From this duration on, the least counts of an hour must be reached in proportion."""
@@ -108,7 +111,17 @@ def recoveries_of(world: World) -> dict[str, Recovery]:
         found[f"calls succeed after: {kind}"] = Recovery.of(calls_succeed_after(outages, prober.successes))
         delays = watch_resumes_after(outages, prober.puts, world.watcher.heard)
         found[f"watch resumes after: {kind}"] = Recovery.of(delays)
+    found[PLANNED] = Recovery.of(planned_after(world.conductor.leaders_lost, _plans(world)))
     return found
+
+
+def _plans(world: World) -> list[float]:
+    """When the watch heard of each plan (monotonic seconds)."""
+    return [
+        at
+        for at, batch in read_pages(world.folder / "watched.jsonl")
+        if any(event.kind == "put" and is_plan(event.kv.key) for event in batch.events)
+    ]
 
 
 def slow_recoveries(recoveries: Mapping[str, Recovery]) -> Finding:

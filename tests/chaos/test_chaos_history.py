@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from chaos.board import Board, Word
 from chaos.history import How, Who, rounds
 from chaos.nodes import LISTING, Link
 from chaos.options import parse
+from chaos.prober import planned_after
 
 from async_support import run
 from chaos import names
@@ -66,9 +68,14 @@ def test_a_listing_that_is_lost_is_not_answered_and_everything_else_is(etcd: Etc
         link.close()
 
 
+def test_the_time_without_a_leader_ends_with_the_next_plan() -> None:
+    assert planned_after([1.0, 5.0, 9.0], [0.5, 1.5, 6.0]) == [0.5, 1.0]
+
+
 MOVES = """
 import sys
 from chaos import names
+from chaos.board import Board, Word
 from chaos.nodes import Link
 from instep.errors import EtcdError
 from instep.etcd import Client
@@ -113,3 +120,15 @@ def test_names_lead_to_another_address_after_a_move_and_to_none_before(etcd: Etc
     if done.returncode == 77:
         pytest.skip("no mount namespaces here")
     assert (done.returncode, done.stdout.split()) == (0, ["here", "gone", "here"]), done.stderr
+
+
+def test_ranks_that_have_all_just_been_started_wait_for_nobody(tmp_path: Path) -> None:
+    """So no collective can time out, however long they take to join."""
+    board = Board(tmp_path / "board", 2, create=True)
+    board.begin_at(7)
+    assert not board.is_waited()
+    board.set(1, Word.ARRIVED, 7)
+    assert board.is_waited()
+    board.set(0, Word.ARRIVED, 7)
+    assert not board.is_waited()
+    board.close()
