@@ -86,6 +86,11 @@ class RuntimeFolder:
         """Holds the id of the agent's lease: for the agent that comes after one that died."""
         return self.path / "lease"
 
+    @property
+    def end(self) -> Path:
+        """Why the last agent ended, for the log of the next one."""
+        return self.path / "end"
+
     def claim(self) -> int | None:
         """The locked descriptor that makes its holder this folder's agent, or None while there is one.
 

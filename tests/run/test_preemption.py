@@ -207,3 +207,20 @@ def test_the_signal_of_a_run_that_was_left_does_what_it_did_before(training: Tra
     trainer.wait_said("left")
     trainer.kill(TERM)
     assert trainer.finish() == -TERM
+
+
+def test_survivors_told_to_end_after_a_death_do_not_wait_for_an_agreement_that_cannot_come(
+    training: TrainingRun,
+) -> None:
+    """As when torchrun ends the other ranks, to start all again: one on the node of the dead rank, one elsewhere."""
+    trainers = [training.start(rank, 3, node="aab"[rank]) for rank in range(3)]
+    wait_trains(*trainers)
+    trainers[1].kill()
+    trainers[1].finish()
+    told_at = time.monotonic()
+    for trainer in (trainers[0], trainers[2]):
+        trainer.kill(TERM)
+    for trainer in (trainers[0], trainers[2]):
+        assert trainer.wait_said("error")["kind"] == "Preempted"
+    assert time.monotonic() - told_at < 15, "without the agents' word it is 29 s"
+    assert any("without rank 1, which is gone" in line for line in trainers[0].errors)

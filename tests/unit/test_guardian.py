@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from parts import incarnation
+
+from instep.agent.last_end import note_start
+from instep.runtime import RuntimeFolder
 
 GUARDED = """
 import os, signal, sys
@@ -39,3 +43,51 @@ def test_an_agent_is_started_again_until_it_ends_well(tmp_path: Path, death: str
     folder.parent.mkdir(mode=0o700)
     subprocess.run([sys.executable, "-c", GUARDED, str(folder), death], check=True, timeout=60)
     assert (folder / "starts").read_text() == "..."
+
+
+def test_how_a_killed_agent_ended_is_left_for_the_next_one(tmp_path: Path) -> None:
+    folder = tmp_path / "private" / "run"
+    folder.parent.mkdir(mode=0o700)
+    subprocess.run([sys.executable, "-c", GUARDED, str(folder), "killed"], check=True, timeout=60)
+    former = note_start(RuntimeFolder(folder), 7)
+    assert former is not None
+    assert former.endswith("was killed by signal 9 (SIGKILL)")
+    assert (
+        note_start(RuntimeFolder(folder), 8)
+        == "agent 7 was killed together with its supervisor, or its machine stopped"
+    )
+
+
+REFUSED = """
+import os, sys
+from pathlib import Path
+from instep.agent import service
+from instep.agent.roster import boot_id, _started
+from instep.coordination.records import Member
+from instep.runtime import RuntimeFolder
+from instep.settings import Settings
+import json
+
+folder = RuntimeFolder(Path(sys.argv[1]))
+if sys.argv[2] == "needed":
+    pid = os.getpid()
+    who = {"rank": 0, "world_size": 1, "incarnation": sys.argv[3], "node": "a", "host": "h", "pid": pid}
+    member = Member(**who, schema_digest="d", view=1)
+    entry = {"pid": pid, "started": _started(pid), "member": json.loads(member.encode()), "schema": None}
+    folder.roster.write_text(json.dumps({"boot": boot_id(), "workers": [entry]}))
+service.FIRST_WORKER_S = 0.1
+settings = Settings(endpoints=("https://127.0.0.1:1",), cacert="/no/such/file")
+sys.exit(service.serve(str(folder.path), "run", settings.to_json(), "a"))
+"""
+
+
+@pytest.mark.parametrize(("who", "code"), [("needed", 1), ("nobody", 0)])
+def test_an_agent_that_cannot_work_is_started_again_while_a_worker_trains(tmp_path: Path, who: str, code: int) -> None:
+    """An end with exit code 0 stops the supervisor."""
+    folder = tmp_path / "private" / "run"
+    folder.parent.mkdir(mode=0o700)
+    done = subprocess.run([sys.executable, "-c", REFUSED, str(folder), who, incarnation(1)], timeout=60, check=False)
+    assert done.returncode == code
+    former = note_start(RuntimeFolder(folder), 7)
+    assert former is not None
+    assert "/no/such/file" in former

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -239,3 +240,22 @@ def test_the_end_of_a_log_is_told_and_no_more() -> None:
     folder.log.write_bytes(b"x" * 10_000 + b"\xff the end\n")
     assert log_tail(folder).endswith("the end")
     assert len(log_tail(folder)) <= LOG_TAIL_CHARACTERS
+
+
+def test_a_stopped_agent_with_a_full_backlog_holds_up_nobody(agent: ScriptedAgent) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(agent.folder.socket))
+    listener.listen(0)
+    waiting = []
+    link = AgentLink("gpt", SETTINGS)
+    try:
+        for _ in range(4):
+            other = socket.socket(socket.AF_UNIX)
+            other.setblocking(False)
+            waiting.append(other)
+            with contextlib.suppress(BlockingIOError):
+                other.connect(str(agent.folder.socket))
+        assert not link.try_connect()
+    finally:
+        for each in (*waiting, listener, link):
+            each.close()

@@ -9,6 +9,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from instep.agent.ending import how_it_ended
@@ -86,7 +87,7 @@ class Connection:
         self._mail_waiting += 1
         if len(self._outbox) > MAX_OUTBOX_BYTES:
             log.error("worker %d takes no messages: its connection is dropped", self.pid)
-            self._hang_up()
+            self.hang_up()
             return
         self._writable()
 
@@ -127,7 +128,7 @@ class Connection:
             self.close()
             self._on_died(self)
 
-    def _hang_up(self) -> None:
+    def hang_up(self) -> None:
         """The socket is of no more use. The process may live and connect again, so its pid is watched on."""
         self._stop_listening()
         if self._pidfd < 0:
@@ -155,15 +156,23 @@ class Connection:
                     return
                 data, descriptor = b"", None
             if not data:
-                self._hang_up()
+                self.hang_up()
                 return
-            try:
-                for message in self._decoder.feed(data):
-                    if not self._closed:
-                        self._on_message(self, message)
-            except (WireError, KeyError, TypeError, ValueError) as error:
-                log.error("worker %d said what cannot be understood (%r)", self.pid, error)
-                self._hang_up()
+            self.guarded(partial(self._take, data))
+
+    def _take(self, data: bytes) -> None:
+        for message in self._decoder.feed(data):
+            if not self._closed:
+                self._on_message(self, message)
+
+    def guarded(self, act: Callable[[], None]) -> None:
+        """Acts on what the worker has said. What cannot be understood ends the connection: the worker makes another and
+        says it again, and nobody else is harmed."""
+        try:
+            act()
+        except (WireError, KeyError, TypeError, ValueError) as error:
+            log.error("worker %d said what cannot be understood (%r)", self.pid, error)
+            self.hang_up()
 
     def _refuse(self, error: OSError) -> None:
         """The shared words came with the message, and there was no descriptor left for them."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
 import struct
 from pathlib import Path
 from typing import Final
+
+from instep.agent.signal_names import signal_name
 
 _INFO: Final = struct.Struct("Q52xi")
 """struct pidfd_info of linux/pidfd.h: what is asked for and told, 12 fields of no use here, the exit code."""
@@ -32,10 +33,7 @@ def _in_words(status: int) -> str:
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return f"ended with exit code {code}"
-    try:
-        return f"killed by signal {-code} ({signal.Signals(-code).name})"
-    except ValueError:
-        return f"killed by signal {-code}"
+    return f"killed by {signal_name(-code)}"
 
 
 def _of_zombie(pid: int) -> int | None:

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from instep.agent.last_end import note_end
+from instep.agent.signal_names import signal_name
 from instep.errors import InstepError
 from instep.runtime import RuntimeFolder
 
@@ -42,8 +44,11 @@ def guard(folder: RuntimeFolder, lock: int, serve: Callable[[], int]) -> int:
             return serve()
         os.close(held)  # the lock is the agent's: were it ours too, nobody could replace us both
         _, status = os.waitpid(child, 0)
-        if os.waitstatus_to_exitcode(status) == 0:
+        code = os.waitstatus_to_exitcode(status)
+        if code == 0:
             return 0
+        if code < 0:  # else it has left the reason itself
+            note_end(folder, f"agent {child} was killed by {signal_name(-code)}")
         restarts = 1 if time.monotonic() - began > SETTLED_S else restarts + 1
         if restarts > MAX_RESTARTS:
             return 1

@@ -113,6 +113,7 @@ class Node:
         self._metrics = MetricsWriter(client, keys, session, self._space)
         self._left_before: Left | None = None
         self._leaving = False
+        self.why_ended = "its last worker has left"
         self._unlisted = Outage("the run's state cannot be read")
         self.on_empty: Callable[[], None] = lambda: None
         """Called when the last worker has gone: from then on nobody may come."""
@@ -127,6 +128,11 @@ class Node:
     def serves(self) -> bool:
         """Whether a worker is here, or the last one has left and that is being written."""
         return self._leaving or len(self._workers) > 0
+
+    @property
+    def trains(self) -> bool:
+        """Whether a worker is here that is part of a view: it needs an agent."""
+        return any(worker.view for worker in self._workers)
 
     async def run(self) -> None:
         """Serves until the last worker has gone, then gives up everything it holds.
@@ -253,10 +259,14 @@ class Node:
             async with asyncio.timeout(FIRST_WORKER_S):
                 await self._workers.wait_first()
         except TimeoutError:
-            log.warning("no worker came in %.0f s", FIRST_WORKER_S)
+            self.why_ended = f"no worker came in {FIRST_WORKER_S:.0f} s"
             return
         await self._workers.wait_gone()
         self._leaving = True
         self.on_empty()
-        # Leaving must not hang on anything: what is left in etcd ends with the lease. 0: nobody needs another agent.
-        asyncio.get_running_loop().call_later(LEAVE_S, os._exit, 0)
+        # Leaving must not hang on anything. The supervisor's next agent revokes the lease.
+        asyncio.get_running_loop().call_later(LEAVE_S, self._exit_at_last)
+
+    def _exit_at_last(self) -> None:
+        log.error("the last worker left %.0f s ago and the agent has not ended: it exits", LEAVE_S)
+        os._exit(1)

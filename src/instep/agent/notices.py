@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Final
 
 from instep.agent.effects import ATTEMPT_S, Effects
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
-from instep.coordination.keys import Keys
+from instep.coordination import membership
+from instep.coordination.keys import Keys, last_part
 from instep.coordination.preemption import Known, ask_to_stop
-from instep.coordination.records import Command
+from instep.coordination.records import Command, Left, View
 from instep.coordination.state import RunState
-from instep.etcd import Client
+from instep.errors import EtcdError
+from instep.etcd import Client, Listing, Op
 from instep.wire import Message
 
 log = logging.getLogger("instep")
@@ -21,12 +24,13 @@ log = logging.getLogger("instep")
 AGAIN_S: Final = 5.0
 """Somebody may have deleted the command by hand."""
 MAX_REASON: Final = 100
+MAX_SUSPECTS: Final = 16
 
 
 class Notices:
     """Promise: while a worker of the view that gave notice is here, the command that stops the run stands until a stop
-    is agreed on; one command, however many workers and nodes ask. Call `follow` when the run's state has changed, and
-    about once a second."""
+    is agreed on; one command, however many workers and nodes ask. It hears which ranks of the view are gone. Call
+    `follow` when the run's state has changed, and about once a second."""
 
     def __init__(
         self, node: str, client: Client, keys: Keys, state: RunState, workers: Workers, effects: Effects
@@ -38,6 +42,11 @@ class Notices:
         self._workers = workers
         self._effects = effects
         self._by_incarnation: dict[str, Command] = {}
+        self._told: dict[str, list[int]] = {}
+        """By incarnation, the missing ranks that it has heard of."""
+        self._dead: set[str] = set()
+        self._absent: set[str] = set()
+        self._looking = False
         self._asking = False
         self._asked_at = (0, 0)
         self._again_at = 0.0
@@ -58,14 +67,65 @@ class Notices:
     def gone(self, worker: LocalWorker) -> None:
         """It has left or died: whether the run stops is no concern of its any more."""
         self._by_incarnation.pop(worker.incarnation, None)
+        self._told.pop(worker.incarnation, None)
+
+    def died(self, worker: LocalWorker) -> None:
+        self._dead.add(worker.incarnation)
+        self._tell_missing()
 
     def follow(self) -> None:
+        self._tell_missing()
+        self._look_elsewhere()
         known = self._known()
         if self._asking or known is None or self._command(known) is None:
             return
         if known.moment != self._asked_at or time.monotonic() >= self._again_at:
             self._asking = True
             self._effects.start(self._ask())
+
+    # -- ranks that are gone: until they are replaced no stop is agreed on -------------------------------------------
+
+    def _tell_missing(self) -> None:
+        view = self._state.view
+        if not self._by_incarnation or view is None:
+            return
+        by_rank = view.incarnations()
+        self._dead &= set(by_rank.values())
+        missing = sorted(rank for rank, name in by_rank.items() if name in self._dead or name in self._absent)
+        for worker in self._workers:
+            name = worker.incarnation
+            if name in self._by_incarnation and self._told.get(name, []) != missing:
+                self._told[name] = missing
+                worker.tell({"t": "missing", "ranks": missing})
+
+    def _look_elsewhere(self) -> None:
+        """The leader says which ranks are not registered; whether that still holds, and they have not just left, is
+        read where it matters."""
+        view, forming = self._state.view, self._state.forming
+        named = set(forming.missing_ranks) if forming is not None else set()
+        if view is None or not self._by_incarnation or self._looking:
+            return
+        suspects = {rank: name for rank, name in view.incarnations().items() if rank in named}
+        if suspects or self._absent:
+            self._looking = True
+            self._effects.start(self._look(view, dict(sorted(suspects.items())[:MAX_SUSPECTS])))
+
+    async def _look(self, view: View, suspects: Mapping[int, str]) -> None:
+        keys = self._keys
+        ops = [Op.range(keys.left), *(Op.get(keys.member(rank, name)) for rank, name in suspects.items())]
+        try:
+            found = (await self._client.txn([], ops, timeout_s=ATTEMPT_S)).results
+        except EtcdError as error:
+            log.debug("the missing ranks cannot be looked up: %s", error)
+            return
+        finally:
+            self._looking = False
+        left, *members = (part.kvs if isinstance(part, Listing) else () for part in found)
+        records = {last_part(item.key): Left.decode_or_none(item.value) for item in left}
+        active = membership.active_ranks(view, {node: said for node, said in records.items() if said is not None})
+        pairs = zip(suspects.items(), members, strict=True)
+        self._absent = {name for (rank, name), there in pairs if rank in active and not there}
+        self._tell_missing()
 
     def _known(self) -> Known | None:
         state = self._state

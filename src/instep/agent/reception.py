@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections import deque
 from functools import partial
 from typing import Final
 
@@ -29,6 +29,8 @@ from instep.wire import PROTOCOL, Message
 
 log = logging.getLogger("instep")
 
+MAX_EARLY: Final = 200
+"""Messages of one worker that are kept until the run's state is known."""
 GIVE_UP_S: Final = 30.0
 """The dead are kept for so long by an agent that could not tell etcd of them."""
 
@@ -67,7 +69,8 @@ class Reception:
         self._assembly = assembly
         self._notices = notices
         self.is_open = False
-        self._early: list[Callable[[], None]] = []
+        self._early: deque[tuple[Connection | Absentee, Message | None]] = deque()
+        """What workers have said, or None for a death, in order."""
         self._dead_since: float | None = None
 
     def __repr__(self) -> str:
@@ -83,9 +86,12 @@ class Reception:
     def open(self) -> None:
         """The run's state is known: hears what was said before, and from now on everything at once."""
         self.is_open = True
-        early, self._early = self._early, []
-        for say in early:
-            say()
+        while self._early:
+            connection, message = self._early.popleft()
+            if message is None:
+                self.on_died(connection)
+            elif isinstance(connection, Connection) and not connection.closed:
+                connection.guarded(partial(self.on_message, connection, message))
 
     # -- what workers say -------------------------------------------------------------------------------------------
 
@@ -100,7 +106,7 @@ class Reception:
             self._on_hello(LocalWorker.from_hello(message, self._node, connection), message["undecided"])
             return
         if not self.is_open:
-            self._early.append(lambda: self.on_message(connection, message))
+            self._hold(connection, message)
             return
         worker = self._workers.of(connection)
         if worker is None:
@@ -124,9 +130,17 @@ class Reception:
         elif self._is_member(worker):
             self._clerk.hear(worker.rank, message)
 
+    def _hold(self, connection: Connection, message: Message) -> None:
+        """Of a worker that says too much nothing is kept: it connects again and says what still counts."""
+        self._early.append((connection, message))
+        if sum(other is connection for other, _ in self._early) > MAX_EARLY:
+            log.warning("worker %d says more than can be kept before etcd answers: it connects again", connection.pid)
+            self._early = deque(item for item in self._early if item[0] is not connection or item[1] is None)
+            connection.hang_up()
+
     def on_died(self, connection: Connection | Absentee) -> None:
         if not self.is_open:
-            self._early.append(lambda: self.on_died(connection))
+            self._early.append((connection, None))
             return
         worker = self._workers.of(connection)
         if worker is not None:
@@ -158,6 +172,7 @@ class Reception:
             self._clerk.left(worker.rank, last_step, partial(self._bye, worker))
         else:
             self._clerk.failed(worker.rank, failure, partial(self._bye, worker))
+            self._notices.died(worker)
         self._forget(worker)
 
     def _bye(self, worker: LocalWorker) -> None:

@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from instep.agent.absentee import Absentee
 from instep.agent.worker import LocalWorker
@@ -20,6 +20,8 @@ from instep.coordination.schema import Schema
 from instep.version import VERSION
 
 log = logging.getLogger("instep")
+
+T = TypeVar("T")
 
 
 class Roster(Protocol):
@@ -61,14 +63,21 @@ class RosterFile:
             log.warning("the roster %s cannot be written: %s", self._path, error)
             self._path.unlink(missing_ok=True)  # an old one would tell of workers that have left
 
+    def has_living(self) -> bool:
+        """Whether any of them still lives."""
+        return bool(self._read(lambda entry: entry))
+
     def load(self, node: str, on_died: Callable[[Any], None]) -> list[LocalWorker]:
+        return self._read(lambda entry: _worker(entry, node, on_died))
+
+    def _read(self, make: Callable[[dict[str, Any]], T]) -> list[T]:
         try:
             document = json.loads(self._path.read_text())
             if document["boot"] != boot_id():
                 return []
             kept = [entry for entry in document["workers"] if entry["started"]]  # not who had died when it was written
             living = [entry for entry in kept if _started(int(entry["pid"])) == entry["started"]]
-            return [_worker(entry, node, on_died) for entry in living]
+            return [make(entry) for entry in living]
         except FileNotFoundError:
             return []
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -13,6 +13,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from instep.agent.connection import Connection
+from instep.agent.last_end import note_end, note_start
 from instep.agent.lease_file import LeaseFile
 from instep.agent.name import keep_node_name
 from instep.agent.node import Node
@@ -44,23 +45,31 @@ def serve(folder_path: str, run: str, settings_text: str, node: str) -> int:
     folder = RuntimeFolder(Path(folder_path))
     _set_up_log(folder)
     os.chdir("/")
+    former = note_start(folder, os.getpid())
+    if former is not None:
+        log.info("how this node's agent ended last: %s", former)
     try:
         _raise_descriptor_limit()
-        asyncio.run(_serve(folder, run, Settings.from_json(settings_text), node))
+        code, why = asyncio.run(_serve(folder, run, Settings.from_json(settings_text), node))
     except Exception as error:
         log.exception("the agent failed")
+        note_end(folder, f"agent {os.getpid()} failed: {type(error).__name__}: {error}")
         tell_starter(error)
         return 1
-    return 0
+    log.info("agent %d ends: %s", os.getpid(), why)
+    note_end(folder, f"agent {os.getpid()} ended: {why}")
+    return code
 
 
-async def _serve(folder: RuntimeFolder, run: str, settings: Settings, name: str) -> None:
+async def _serve(folder: RuntimeFolder, run: str, settings: Settings, name: str) -> tuple[int, str]:
+    """The exit code and why the agent ends. The code is 0 where no worker that trains needs another agent; else the
+    supervisor starts one."""
     log.info("agent %d of run %s starts with %r", os.getpid(), run, settings)
     try:
         client = open_client(settings)
     except InstepError as error:
         await _refuse_everybody(folder, error)
-        return
+        return int(RosterFile(folder.roster).has_living()), str(error)
     async with client:
         keys, roster = Keys(settings.namespace, run), RosterFile(folder.roster)
         leases = LeaseFile(folder.lease)
@@ -77,15 +86,14 @@ async def _serve(folder: RuntimeFolder, run: str, settings: Settings, name: str)
         loop.add_signal_handler(signal.SIGTERM, _on_sigterm, node, stopping)
         try:
             await first_of(node.run(), stopping.wait())
-            if stopping.is_set():
-                log.warning("the agent was told to stop")
+            return 0, "it was signaled to stop" if stopping.is_set() else node.why_ended
         except InstepError as error:
             log.error("%s", error)
             node.fail_all(error, _kind(error))
             await asyncio.sleep(LINGER_S)
+            return int(node.trains), str(error)
         finally:
             server.close()
-    log.info("agent %d ends", os.getpid())
 
 
 def _on_sigterm(node: Node, stopping: asyncio.Event) -> None:

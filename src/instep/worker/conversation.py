@@ -59,6 +59,9 @@ class Conversation:
         self.candidate = ""
         self.ledger = Ledger()
         self.calls = Calls()
+        self.missing: tuple[int, ...] = ()
+        """After a SIGTERM: ranks of the run that are gone and have not been replaced."""
+        self.missing_since = 0.0
         self.max_restarts: int | None = None
         self._offered: tuple[tuple[str, ...], bool] | None = None
         self.failure: InstepError | None = None
@@ -92,6 +95,7 @@ class Conversation:
         self._pulse = Pulse()  # this agent has not been silent yet, however old the beat of the one before is
         self._apart_since = self._complain_at = 0.0
         self._offered = None
+        self.missing = ()
         self.leads, self.token = False, 0  # until this agent says so
         for fact in (self._agreement.began, self._agreement.applied):
             if fact is not None:
@@ -286,6 +290,10 @@ class Conversation:
                     self.calls.hear(message)
                 case "failure":
                     self._hear_failure(failure_from(message, self._rank))
+                case "missing":
+                    if not self.missing:
+                        self.missing_since = time.monotonic()
+                    self.missing = tuple(message["ranks"])
                 case "note":
                     log.log(message["level"], "%s", message["text"])
                 case _:

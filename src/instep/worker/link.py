@@ -90,6 +90,7 @@ class AgentLink:
             return True
         try:
             attempt = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            attempt.setblocking(False)  # before it connects: a stopped agent with a full backlog must hold up nobody
         except OSError as error:
             self._problem = f"this process cannot connect to it: {explained(error)}"
             return False
@@ -99,7 +100,6 @@ class AgentLink:
             attempt.close()
             self._start_if_due()
             return False
-        attempt.setblocking(False)
         self._socket = attempt
         self._decoder, self._outbox = Decoder(), bytearray()
         self._problem = ""

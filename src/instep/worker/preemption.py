@@ -20,6 +20,8 @@ REASON: Final = "SIGTERM"
 STAND_BY_S: Final = 15.0
 """Until the node that goes has ended its workers and told the others."""
 STAND_BY_LOOK_S: Final = 0.05
+REPLACED_S: Final = 2.0
+"""A rank that is gone may be replaced, or registered again, in this time."""
 
 
 class Preemption:
@@ -117,11 +119,20 @@ class Preemption:
         notice, conversation = self._notice, self._conversation
         if notice.agree_by is None or self._agreement.is_ending or conversation.failure is not None:
             return
-        if time.monotonic() < notice.agree_by:
-            conversation.next_look = min(conversation.next_look, notice.agree_by)
+        agree_by = notice.agree_by
+        if conversation.missing:
+            agree_by = min(agree_by, max(conversation.missing_since, notice.at or 0.0) + REPLACED_S)
+        if time.monotonic() < agree_by:
+            conversation.next_look = min(conversation.next_look, agree_by)
             return
         if self._agreement.began is None:
             why = "and has not begun its first step: it ends, for there is nothing to save"
+        elif conversation.missing:
+            ranks = ", ".join(map(str, conversation.missing))
+            why = (
+                f"and no stop can be agreed without rank {ranks}, which is gone: it ends before step {step} without a "
+                "save; the newest committed checkpoint stands"
+            )
         else:
             why = (
                 f"and the run has not agreed to stop: a save of {notice.save_s:.1f} s may not be finished before the "

@@ -1,0 +1,24 @@
+"""Why this node's agent ended last, kept beside its socket for the log of the next one."""
+
+from __future__ import annotations
+
+import contextlib
+
+from instep.runtime import RuntimeFolder
+
+MAX_TEXT = 500
+
+
+def note_end(folder: RuntimeFolder, reason: str) -> None:
+    """Replaces the reason. One that cannot be written is left out: nothing depends on it."""
+    with contextlib.suppress(OSError):
+        folder.end.write_text(reason[:MAX_TEXT], encoding="utf-8", errors="replace")
+
+
+def note_start(folder: RuntimeFolder, pid: int) -> str | None:
+    """How the agent before this one ended, None for none. What is written now holds if this one can write nothing."""
+    former: str | None = None
+    with contextlib.suppress(OSError):
+        former = " ".join(folder.end.read_text(encoding="utf-8", errors="replace").split()) or None
+    note_end(folder, f"agent {pid} was killed together with its supervisor, or its machine stopped")
+    return former

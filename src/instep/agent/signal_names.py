@@ -1,0 +1,13 @@
+"""Signals in words."""
+
+from __future__ import annotations
+
+import signal
+
+
+def signal_name(number: int) -> str:
+    """`signal 9 (SIGKILL)`; a number that has no name stands for itself."""
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"signal {number}"
