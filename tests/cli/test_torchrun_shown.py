@@ -8,11 +8,10 @@ from dataclasses import replace
 import pytest
 from command import environment, instep
 from rendezvous_in_etcd import RendezvousInEtcd
-from rich.console import Console
 from run_in_etcd import RunInEtcd, with_client
 
-from instep.cli._output import plain
-from instep.cli._panel import status_panel
+from instep.cli._output import facts_console, plain
+from instep.cli._panel import status_page
 from instep.control import Keys, RestartsFacts, Status, status
 from instep.coordination.records import Elastic
 from instep.coordination.rendezvous.records import Departure
@@ -31,7 +30,7 @@ def _status(etcd: EtcdServer, namespace: str, story: Story, *, limits: tuple[int
 
 
 def _page(now: Status) -> list[str]:
-    return plain(Console(width=160, markup=False), status_panel(now)).splitlines()
+    return plain(facts_console(), status_page(now).whole()).splitlines()
 
 
 async def _joined(rendezvous: RendezvousInEtcd) -> None:
@@ -171,7 +170,7 @@ async def _abandoned(rendezvous: RendezvousInEtcd) -> None:
                 "5 spares, the round is full",
             ],
         ),
-        (_closed, ["gpt-a  closed", "torchrun  closed by host-[2J0 after round 2, 1 restart after failures"]),
+        (_closed, ["gpt-a  closed", "torchrun  closed by host-\\x1b[2J0 after round 2, 1 restart after failures"]),
         (
             _abandoned,
             ["gpt-a  stopped", "torchrun  no node is there, and round 2 was not closed", "  0  host-0, pid 100  lost"],

@@ -260,3 +260,22 @@ def test_a_long_history_is_read_from_its_newest_end(etcd: EtcdServer, namespace:
         return await history(client, keys, 5)
 
     assert [entry.gate for entry in with_client(etcd, work).entries] == [30, 29, 28, 27, 26]
+
+
+def test_ranks_of_which_only_a_lease_is_left_are_not_called_alive(etcd: EtcdServer, namespace: str) -> None:
+    async def work(client: Client) -> Status:
+        keys = Keys(namespace, "gpt-a")
+        run = RunInEtcd(client, keys)
+        await run.join()
+        lease = await client.lease_grant(9)
+        listing = await client.range(keys.members)
+        for item in listing.kvs[2:]:  # of node-1, which is killed with its agent
+            await client.put(item.key, item.text, lease=lease.id)
+        while not (now := await status(client, keys)).ranks.silent:
+            assert now.ranks.alive == "0-3"
+        return now
+
+    ranks = with_client(etcd, work).ranks
+    assert (ranks.alive, ranks.silent, ranks.missing) == ("0-1", "2-3", "")
+    assert (ranks.alive_count, ranks.silent_count) == (2, 2)
+    assert 3 <= (ranks.silent_s or 0) < 9

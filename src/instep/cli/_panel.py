@@ -7,6 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from instep.cli._fit import Page
 from instep.cli._history import history_table
 from instep.cli._rendezvous import nodes_table, torchrun_rows
 from instep.cli._style import STATE
@@ -15,28 +16,33 @@ from instep.cli._values import values_table
 from instep.control import NodeWaiting, PlanFacts, RankFacts, Status, StepFacts
 
 _METRICS_SHOWN = 6
+_IMPORTANT = ("plan", "commands", "recent", "values", "nodes")
+"""Sections of the page, the one that is cut last first."""
 
 
-def status_panel(now: Status, *, trouble: str | None = None, hint: str = "") -> RenderableType:
+def status_page(now: Status, *, trouble: str | None = None, hint: str = "") -> Page:
     """The page; `trouble` says that what it shows may be old, and why."""
-    parts: list[RenderableType] = [_title(now), _facts(now)]
+    sections: dict[str, RenderableType] = {}
     if now.rendezvous is not None and now.rendezvous.nodes:
-        parts += [_heading(f"nodes of round {now.rendezvous.round}"), _indented(nodes_table(now.rendezvous))]
+        nodes = _indented(nodes_table(now.rendezvous))
+        sections["nodes"] = Group(_heading(f"nodes of round {now.rendezvous.round}"), nodes)
     if now.values:
-        parts += [_heading(_values_of(now)), _indented(values_table(now.values))]
+        sections["values"] = Group(_heading(_values_of(now)), _indented(values_table(now.values)))
     if now.commands:
-        parts += [_heading("commands that wait"), _indented(waiting_table(now.commands))]
+        sections["commands"] = Group(_heading("commands that wait"), _indented(waiting_table(now.commands)))
     if now.plan is not None:
-        parts += [_heading(f"plan {now.plan.number}, {now.plan.state}"), _indented(_plan(now.plan))]
+        sections["plan"] = Group(_heading(f"plan {now.plan.number}, {now.plan.state}"), _indented(_plan(now.plan)))
     if now.recent:
-        parts += [_heading("recent"), _indented(history_table(now.recent))]
+        sections["recent"] = Group(_heading("recent"), _indented(history_table(now.recent)))
+    foot: list[RenderableType] = []
     if now.trouble:
-        parts += [Text(""), Text(now.trouble, style="red")]
+        foot += [Text(""), Text(now.trouble, style="red")]
     if trouble:
-        parts += [Text(""), Text(f"etcd does not answer; this may be old. {trouble}", style="red")]
+        foot += [Text(""), Text(f"etcd does not answer; this may be old. {trouble}", style="red")]
     if hint:
-        parts += [Text(""), Text(hint, style="dim")]
-    return Group(*parts)
+        foot += [Text(""), Text(hint, style="dim")]
+    important = [list(sections).index(name) for name in _IMPORTANT if name in sections]
+    return Page(Group(_title(now), _facts(now)), list(sections.values()), important, Group(*foot))
 
 
 def _title(now: Status) -> Text:
@@ -88,6 +94,7 @@ def _ranks(ranks: RankFacts) -> Text:
     text = Text()
     for word, which, style in (
         ("alive", ranks.alive, ""),
+        (f"not reporting for {ranks.silent_s} s", ranks.silent, "yellow"),
         ("missing", ranks.missing, "red"),
         ("left", ranks.left, "dim"),
     ):

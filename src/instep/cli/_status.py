@@ -42,9 +42,9 @@ def status(
     if as_json:
         document(now.to_json())
         return
-    from instep.cli._panel import status_panel
+    from instep.cli._panel import status_page
 
-    show(status_panel(now))
+    show(status_page(now).whole())
 
 
 async def _watch(client: Client, keys: Keys, as_json: bool) -> None:
@@ -82,12 +82,12 @@ async def _screen(client: Client, keys: Keys) -> None:
     from rich.live import Live
 
     from instep.cli._keyboard import key_pressed
-    from instep.cli._panel import status_panel
+    from instep.cli._panel import status_page
 
     async def draw(live: Live) -> None:
         async with aclosing(_statuses(client, keys)) as statuses:
             async for now, trouble in statuses:
-                live.update(status_panel(now, trouble=trouble, hint="q leaves"), refresh=True)
+                live.update(status_page(now, trouble=trouble, hint="q leaves"), refresh=True)
 
     console = facts_console()
     with key_pressed(b"qQ\x03") as leave, Live(console=console, screen=True, auto_refresh=False) as live:
@@ -96,7 +96,7 @@ async def _screen(client: Client, keys: Keys) -> None:
 
 async def _pages(client: Client, keys: Keys) -> None:
     """Not on a terminal: a page after each change of what it says, an empty line between."""
-    from instep.cli._panel import status_panel
+    from instep.cli._panel import status_page
 
     console = facts_console()
     shown = ""
@@ -105,7 +105,7 @@ async def _pages(client: Client, keys: Keys) -> None:
             if trouble is not None:
                 talk(f"instep: {trouble}")
                 continue
-            page = plain(console, status_panel(now))
+            page = plain(console, status_page(now).whole())
             if page != shown:
                 sys.stdout.write(f"{page}\n\n")
                 sys.stdout.flush()

@@ -77,6 +77,10 @@ class Picture:
     left: dict[str, Left] = field(default_factory=dict)
     members: dict[str, Registered] = field(default_factory=dict)
     metrics: dict[int, Metrics] = field(default_factory=dict)
+    leases: dict[int, set[int]] = field(default_factory=dict)
+    """Ranks registered on each lease: those of one node."""
+    silent_s: dict[int, int] = field(default_factory=dict)
+    """Of leases that nobody has renewed for a while: for how many seconds; only where that was asked for."""
     orders: dict[str, Order] = field(default_factory=dict)
     """Commands that stand: not decided yet."""
     declined: dict[str, Declined] = field(default_factory=dict)
@@ -179,6 +183,8 @@ class Picture:
             case ["members", *_]:
                 member = _record(Member, kv)
                 _keep(self.members, kv.key, Registered(member, kv.create_revision) if member else None)
+                if member is not None and kv.lease:
+                    self.leases.setdefault(kv.lease, set()).add(member.rank)
             case ["metrics", rank] if rank.isdecimal():
                 _keep(self.metrics, int(rank), _record(Metrics, kv))
 
@@ -213,6 +219,10 @@ class Picture:
         if self.view is None:
             return set()
         return set(missing_ranks(self.view, self.members.values(), self.left))
+
+    def ranks_silent(self) -> set[int]:
+        """Ranks of which only the lease of their node is left, as far as is known."""
+        return {rank for lease in self.silent_s for rank in self.leases.get(lease, ())}
 
     def ranks_armed(self, number: int) -> set[int]:
         """Ranks that promised to wait for the decision of plan `number`."""

@@ -41,7 +41,12 @@ from instep.tasks import all_of
 
 MAX_GROUPS = 12
 """Groups of ranks, and nodes that are waited for, that a status names one by one."""
+MAX_LEASES = 64
+"""Leases that a status looks at."""
 RECENT = 3
+_SILENT_S = 2
+"""A node renews its lease ten times in its time to live; silent is one that has not for so many seconds and a third
+of it."""
 _MIN_PAUSE_S = 0.1
 _ALARMS_S = 1.0
 
@@ -64,7 +69,11 @@ class LeaderFacts(Facts):
 
 @dataclass(frozen=True, slots=True)
 class RankFacts(Facts):
-    """Ranks of the view as ranges (`0-5,7`), empty when there are none."""
+    """Ranks of the view as ranges (`0-5,7`), empty when there are none.
+
+    `silent` are registered, but their node has not renewed its lease for up to `silent_s` seconds: they are not counted
+    as alive. Their node may be lost or without etcd; when the lease ends they are missing.
+    """
 
     alive: str
     missing: str
@@ -72,6 +81,9 @@ class RankFacts(Facts):
     alive_count: int
     missing_count: int
     left_count: int
+    silent: str = ""
+    silent_count: int = 0
+    silent_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +187,25 @@ async def status(client: Client, keys: Keys) -> Status:
     picture, trouble = await all_of(loading, _trouble(client))
     if picture.empty:
         await require_run(client, keys)
+    picture.silent_s = await _silent(client, picture)
     return replace(status_of(picture, client.endpoint), trouble=trouble)
+
+
+async def _silent(client: Client, picture: Picture) -> dict[int, int]:
+    """Leases that have not been renewed for some seconds, with their number. Of very many nodes those are asked about
+    whose ranks' reports are behind."""
+    steps = {rank: item.step or 0 for rank, item in picture.metrics.items()}
+    behind = sorted(picture.leases, key=lambda lease: min(steps.get(rank, -1) for rank in picture.leases[lease]))
+    asked = behind[:MAX_LEASES]
+    try:
+        found = await all_of(*(client.lease_unrenewed(lease, timeout_s=_ALARMS_S) for lease in asked))
+    except EtcdError:
+        return {}  # a status must not fail for want of it
+    return {
+        lease: unrenewed_s
+        for lease, (unrenewed_s, ttl_s) in zip(asked, found, strict=True)
+        if unrenewed_s >= max(_SILENT_S, ttl_s / 3)
+    }
 
 
 async def _trouble(client: Client) -> str | None:
@@ -252,8 +282,18 @@ def _ranks(picture: Picture) -> RankFacts:
         alive = {item.member.rank for item in picture.members.values()}
     else:
         alive = picture.ranks() - left - missing
+    silent = alive & picture.ranks_silent()
+    alive -= silent
     return RankFacts(
-        format_ranks(alive), format_ranks(missing), format_ranks(left), len(alive), len(missing), len(left)
+        alive=format_ranks(alive),
+        missing=format_ranks(missing),
+        left=format_ranks(left),
+        alive_count=len(alive),
+        missing_count=len(missing),
+        left_count=len(left),
+        silent=format_ranks(silent),
+        silent_count=len(silent),
+        silent_s=max(picture.silent_s.values()) if silent else None,
     )
 
 

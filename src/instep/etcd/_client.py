@@ -229,6 +229,18 @@ class Client:
         except LeaseLost:
             return
 
+    async def lease_unrenewed(self, lease_id: int, *, timeout_s: float | None = None) -> tuple[int, int]:
+        """For how many seconds nobody has renewed the lease, as etcd's leader counts, and how many it was granted for;
+        (0, 0) when it is gone."""
+        request = _wire.LeaseTimeToLiveRequest(ID=lease_id)
+        subject = f"read the lease {lease_id:x}"
+        reply = await self._transport.unary(
+            _wire.LEASE_TIME_TO_LIVE, request, subject, timeout_s=timeout_s, repeatable=True
+        )
+        if reply.TTL < 0:
+            return 0, 0
+        return max(0, reply.grantedTTL - reply.TTL - 1), reply.grantedTTL  # TTL is rounded down
+
     async def keepalive(
         self, lease_id: int, *, timeout_s: float | None = None, endpoint_index: int | None = None
     ) -> int:

@@ -56,6 +56,8 @@ _TABLE = {
     "LeaseRevokeResponse": "header:1:ResponseHeader",
     "LeaseKeepAliveRequest": "ID:1:int64",
     "LeaseKeepAliveResponse": "header:1:ResponseHeader ID:2:int64 TTL:3:int64",
+    "LeaseTimeToLiveRequest": "ID:1:int64",
+    "LeaseTimeToLiveResponse": "header:1:ResponseHeader ID:2:int64 TTL:3:int64 grantedTTL:4:int64",
     "StatusRequest": "",
     "StatusResponse": (
         "header:1:ResponseHeader version:2:string dbSize:3:int64 leader:4:uint64 raftIndex:5:uint64 "
@@ -129,6 +131,7 @@ WatchProgressRequest = _MESSAGES["WatchProgressRequest"]
 LeaseGrantRequest = _MESSAGES["LeaseGrantRequest"]
 LeaseRevokeRequest = _MESSAGES["LeaseRevokeRequest"]
 LeaseKeepAliveRequest = _MESSAGES["LeaseKeepAliveRequest"]
+LeaseTimeToLiveRequest = _MESSAGES["LeaseTimeToLiveRequest"]
 StatusRequest = _MESSAGES["StatusRequest"]
 AuthenticateRequest = _MESSAGES["AuthenticateRequest"]
 
@@ -153,6 +156,7 @@ DELETE = _method("KV", "DeleteRange", "DeleteRangeRequest", "DeleteRangeResponse
 TXN = _method("KV", "Txn", "TxnRequest", "TxnResponse")
 COMPACT = _method("KV", "Compact", "CompactionRequest", "CompactionResponse")
 LEASE_GRANT = _method("Lease", "LeaseGrant", "LeaseGrantRequest", "LeaseGrantResponse")
+LEASE_TIME_TO_LIVE = _method("Lease", "LeaseTimeToLive", "LeaseTimeToLiveRequest", "LeaseTimeToLiveResponse")
 LEASE_REVOKE = _method("Lease", "LeaseRevoke", "LeaseRevokeRequest", "LeaseRevokeResponse")
 # A stream on etcd's side. One request and its one reply are the same bytes as a unary call, which has a
 # deadline of its own.
@@ -162,6 +166,7 @@ AUTHENTICATE = _method("Auth", "Authenticate", "AuthenticateRequest", "Authentic
 WATCH = _method("Watch", "Watch", "WatchRequest", "WatchResponse")
 
 UNARY = (
+    LEASE_TIME_TO_LIVE,
     *(RANGE, PUT, DELETE, TXN, COMPACT),
     *(LEASE_GRANT, LEASE_REVOKE, LEASE_KEEPALIVE),
     *(STATUS, AUTHENTICATE),
