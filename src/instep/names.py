@@ -8,8 +8,9 @@ from instep.errors import SettingsError
 
 DEFAULT_NAMESPACE = "/training"
 MAX_LENGTH = 100
-INCARNATION_LENGTH = 5
-"""Characters that tell a worker's process from all others that had or will have its rank."""
+INCARNATION_LENGTH = 11
+"""Characters of an incarnation: 64 random bits in base 62, the same for all so that views can join them. With its rank
+it identifies one process of a run."""
 FIXED_KEY = "x-instep-fixed"
 """Marks, in the JSON Schema, a hyperparameter that is read at the start of a view and refused while it runs."""
 REPLAY_KEY = "x-instep-replay"

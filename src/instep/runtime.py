@@ -91,6 +91,15 @@ class RuntimeFolder:
         """Why the last agent ended, for the log of the next one."""
         return self.path / "end"
 
+    def place(self) -> str:
+        """Tells this folder on this machine, since it was started, from any copy of it; empty where that is unknown.
+
+        Limit: machines that go on from one snapshot of a running one, its memory included, have one place.
+        """
+        boot = _read("/proc/sys/kernel/random/boot_id")
+        found = self.path.stat()
+        return f"{boot} {_read('/etc/machine-id')} {found.st_dev:x}:{found.st_ino:x}" if boot else ""
+
     def claim(self) -> int | None:
         """The locked descriptor that makes its holder this folder's agent, or None while there is one.
 
@@ -119,6 +128,13 @@ def _unusable(path: Path, error: OSError) -> SettingsError:
 def _base() -> Path:
     given = os.environ.get("INSTEP_RUNTIME_DIR")
     return Path(given).absolute() if given else Path("/tmp") / f"instep-{os.getuid()}"
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
 
 
 def _make_private(path: Path) -> None:

@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-PROTOCOL = 2
-"""Raised when the messages change, so that a worker and an agent of different versions say so."""
+PROTOCOL = 3
+"""Raised when the messages or the records in etcd change, so that processes of different versions say so."""
 
 Message = dict[str, Any]
 

@@ -31,6 +31,7 @@ from instep.coordination.records import (
     View,
 )
 from instep.etcd import Client, Op
+from instep.names import INCARNATION_LENGTH
 from instep.scalar import Scalar
 from instep.settings import Settings
 from instep.testing import EtcdServer
@@ -87,7 +88,7 @@ class RunInEtcd:
         self.view += 1
         self.values |= values
         incarnations = {
-            node: tuple(f"{self.view * 20_000 + rank:05x}" for rank in ranks) for node, ranks in self.nodes.items()
+            node: tuple(_incarnation(self.view * 20_000 + rank) for rank in ranks) for node, ranks in self.nodes.items()
         }
         for node, ranks in self.nodes.items():
             for rank, incarnation in zip(ranks, incarnations[node], strict=True):
@@ -101,7 +102,14 @@ class RunInEtcd:
             fresh=True,
         )
         agreed = Agreed(plan=self.plan, view=self.view, values=self.values, revision=revision)
-        leader = Leader(node="node-0", rank=0, incarnation="10000", candidate="c", token=7, host="host-0")
+        leader = Leader(
+            node="node-0",
+            rank=0,
+            incarnation=_incarnation(1),
+            candidate="c",
+            token=7,
+            host="host-0",
+        )
         await self.client.txn(
             [],
             [
@@ -286,3 +294,7 @@ class RunInEtcd:
         await self.ack()
         await self.commit({name: value}, revision, gate=gate)
         await self.receipt(step=gate)
+
+
+def _incarnation(number: int) -> str:
+    return f"{number:0{INCARNATION_LENGTH}x}"

@@ -8,6 +8,7 @@ from instep.control import History, Keys, history
 from instep.coordination.records import CAME_FIRST, Leader
 from instep.coordination.transactions import proclaim
 from instep.etcd import Client, Op
+from instep.names import INCARNATION_LENGTH
 from instep.testing import EtcdServer
 
 
@@ -19,7 +20,7 @@ async def led(client: Client, keys: Keys, *whys: str | None) -> None:
         leader = Leader(
             node=f"node-{rank}",
             rank=rank,
-            incarnation=f"{rank:05d}",
+            incarnation=f"{rank:0{INCARNATION_LENGTH}d}",
             candidate="c",
             token=10 + rank,
             host=f"host-{rank}",

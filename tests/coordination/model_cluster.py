@@ -26,6 +26,7 @@ from instep.coordination.records import Agreed, Decision, Member, Plan, View
 from instep.coordination.schema import Schema
 from instep.errors import InstepError
 from instep.etcd import Client, Op
+from instep.names import INCARNATION_LENGTH
 from instep.worker.gate import Apply
 from instep.worker.hyper import Codec, Hyperparameters, fixed
 from instep.worker.link import AgentLink, LinkLost
@@ -320,7 +321,7 @@ class Cluster:
             self.evicting.append(former)
             self._out_of_training(former, lose_part=True)
         self._incarnations += 1
-        worker = self.workers[rank] = Worker(self, rank, f"{self._incarnations:05d}", host)
+        worker = self.workers[rank] = Worker(self, rank, f"{self._incarnations:0{INCARNATION_LENGTH}d}", host)
         self.ever.append(worker)
         self.go(worker)
         return worker

@@ -11,6 +11,7 @@ from drills.registry import Registry
 from instep.coordination.keys import Keys
 from instep.coordination.records import Manifest, NodeMembers, Pointer, Snapshot, View
 from instep.etcd import Event, KeyValue
+from instep.names import INCARNATION_LENGTH
 
 KEYS = Keys("/drills", "drill")
 
@@ -53,7 +54,7 @@ class History:
             number=number,
             world_size=1,
             schema_digest="",
-            nodes={"a": NodeMembers(ranks=(0,), incarnations=("0" * 5,))},
+            nodes={"a": NodeMembers(ranks=(0,), incarnations=("0" * INCARNATION_LENGTH,))},
             start=Snapshot(checkpoint=checkpoint),
             fresh=True,
         )

@@ -13,7 +13,7 @@ from instep.coordination.attempts import FAILURES_KEPT, MAX_CAUSES, NODE_LOST, O
 from instep.coordination.headway import Headway
 from instep.coordination.leading import next_action
 from instep.coordination.membership import Group, Registered
-from instep.coordination.records import Attempts, Course, Failure, Refused
+from instep.coordination.records import Attempts, Course, Failure, Refused, WorkerId
 from instep.coordination.situation import Situation
 from unit.parts import DIGEST, SCHEMA, agreed, incarnation, left, plan, registered, view
 
@@ -182,7 +182,7 @@ def test_newcomers_are_turned_away_once_it_has_failed_more_often(
     limit: int | None, total: int, is_refused: bool
 ) -> None:
     refused = attempts.turned_away(TWO, (STAYS, allowing(NEW, limit)), failed(total), "gpt-a")
-    assert [item.incarnation for item in refused] == ([incarnation(12)] if is_refused else [])
+    assert [item.worker for item in refused] == ([NEW.member.worker] if is_refused else [])
 
 
 def test_one_record_refuses_all_of_a_group_but_nobody_who_trains() -> None:
@@ -190,7 +190,7 @@ def test_one_record_refuses_all_of_a_group_but_nobody_who_trains() -> None:
     trained = replace(trained, member=trained.member.model_copy(update={"view": 2}))
     there = [allowing(registered(rank, 20 + rank, world_size=3), 1) for rank in (1, 0)]
     (refused,) = attempts.turned_away(None, (*there, trained), failed(2), "gpt-a")
-    assert refused.incarnations() == (incarnation(20), incarnation(21))
+    assert refused.workers() == (WorkerId(0, incarnation(20)), WorkerId(1, incarnation(21)))
     assert Refused.decode(refused.encode()) == refused
 
 

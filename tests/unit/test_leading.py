@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from instep.coordination.actions import Abort, Announce, Commit, FormView, OpenPlan, Refuse, Reject, Restore, Tidy
 from instep.coordination.leading import PLAN_TIMEOUT_S, next_action
-from instep.coordination.records import Change, Decision, Forming, Receipt
+from instep.coordination.records import Change, Decision, Forming, Receipt, WorkerId
 from instep.coordination.situation import Progress, Situation
 from instep.coordination.wishes import is_settled
 from unit.parts import DIGEST, SCHEMA, agreed, desired, incarnation, left, plan, registered, rejected, view
@@ -130,14 +130,14 @@ def test_only_those_who_have_disagreed_for_long_are_refused() -> None:
     stranger = registered(0, 12, world_size=8)
     crowd = (*BOTH, stranger)
     assert not isinstance(next_action(now(registered=crowd)), Refuse)
-    action = next_action(now(registered=crowd, lasting_strangers=frozenset({stranger.member.incarnation})))
+    action = next_action(now(registered=crowd, lasting_strangers=frozenset({stranger.member.worker})))
     assert isinstance(action, Refuse)
-    assert [item.incarnation for item in action.refused] == [incarnation(12)]
+    assert [item.worker for item in action.refused] == [stranger.member.worker]
     assert "world size is 8" in action.refused[0].reason
 
 
 def test_who_no_longer_disagrees_is_not_refused() -> None:
-    assert next_action(now(lasting_strangers=frozenset({incarnation(10)}))) is None
+    assert next_action(now(lasting_strangers=frozenset({WorkerId(0, incarnation(10))}))) is None
 
 
 # -- an open plan --------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from instep.coordination.membership import (
     strangers,
     without_ghosts,
 )
+from instep.coordination.records import WorkerId
 from unit.parts import incarnation, left, registered, view
 
 TWO = view({"a": {0: 10}, "b": {1: 11}})
@@ -112,20 +113,20 @@ def test_workers_that_have_trained_are_no_fresh_start_even_when_the_view_was_del
 def test_who_disagrees_with_a_living_view_is_told_so_and_the_view_is_not() -> None:
     crowd = [registered(0, 10), registered(1, 11), registered(0, 12, world_size=4)]
     reasons = strangers(TWO, crowd)
-    assert reasons.keys() == {incarnation(12)}
-    assert "says the world size is 4, the others say 2" in reasons[incarnation(12)]
+    assert reasons.keys() == {WorkerId(0, incarnation(12))}
+    assert "says the world size is 4, the others say 2" in reasons[WorkerId(0, incarnation(12))]
 
 
 def test_other_hyperparameters_are_a_disagreement_too() -> None:
     reasons = strangers(TWO, [registered(0, 10), registered(1, 11), registered(0, 12, digest="other")])
-    assert "other hyperparameters" in reasons[incarnation(12)]
+    assert "other hyperparameters" in reasons[WorkerId(0, incarnation(12))]
 
 
 def test_without_a_view_the_largest_group_is_the_rest_and_of_equals_the_older() -> None:
     equals = [registered(0, 10, world_size=4), registered(0, 11, world_size=3)]
-    assert strangers(None, equals).keys() == {incarnation(11)}
+    assert strangers(None, equals).keys() == {WorkerId(0, incarnation(11))}
     larger = [*equals, registered(1, 12, world_size=3)]
-    assert strangers(None, larger).keys() == {incarnation(10)}
+    assert strangers(None, larger).keys() == {WorkerId(0, incarnation(10))}
 
 
 def test_a_view_whose_workers_are_all_gone_speaks_for_nobody() -> None:
@@ -200,7 +201,7 @@ def test_whoever_forms_a_view_is_the_latest_of_its_rank(crowd: list[Registered],
 
 @given(CROWD)
 def test_there_is_always_somebody_who_is_no_stranger(crowd: list[Registered]) -> None:
-    usable = {item.member.incarnation for item in crowd if item.member.rank < item.member.world_size}
+    usable = {item.member.worker for item in crowd if item.member.rank < item.member.world_size}
     assert not usable or usable - strangers(None, crowd).keys()
 
 

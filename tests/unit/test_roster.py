@@ -5,17 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
+
 from instep.agent.absentee import Absentee
 from instep.agent.roster import RosterFile
 from instep.agent.worker import LocalWorker
-from instep.coordination.records import Member
+from instep.coordination.records import Member, WorkerId
 from instep.coordination.schema import Schema
+from instep.runtime import RuntimeFolder
 from unit.parts import SCHEMA, incarnation
+
+
+@pytest.fixture
+def folder(runtime_dir: Path) -> RuntimeFolder:
+    return RuntimeFolder(runtime_dir / "run")
 
 
 class Somebody:
@@ -48,43 +57,43 @@ def loaded(roster: RosterFile) -> list[LocalWorker]:
     return asyncio.run(load())
 
 
-def test_a_worker_that_lives_is_found_as_it_was(tmp_path: Path) -> None:
-    roster = RosterFile(tmp_path / "roster")
+def test_a_worker_that_lives_is_found_as_it_was(folder: RuntimeFolder) -> None:
+    roster = RosterFile(folder)
     roster.save([worker(2, os.getpid(), view=7)])
     (found,) = loaded(roster)
-    assert (found.rank, found.incarnation, found.view, found.absent) == (2, incarnation(2), 7, True)
+    assert (found.rank, found.id, found.view, found.absent) == (2, WorkerId(2, incarnation(2)), 7, True)
     assert found.schema.digest == SCHEMA.digest
     assert found.record().view == 7
 
 
-def test_only_those_that_train_are_kept(tmp_path: Path) -> None:
+def test_only_those_that_train_are_kept(folder: RuntimeFolder) -> None:
     """One that waits to join comes by itself, and one whose pid cannot be seen could not be watched."""
-    roster = RosterFile(tmp_path / "roster")
+    roster = RosterFile(folder)
     roster.save([worker(0, os.getpid(), view=0), worker(1, 0)])
     assert loaded(roster) == []
 
 
-def test_a_process_that_has_ended_is_not_found_and_neither_is_another_one_with_its_pid(tmp_path: Path) -> None:
-    roster = RosterFile(tmp_path / "roster")
+def test_a_process_that_has_ended_is_not_found_and_neither_is_another_one_with_its_pid(folder: RuntimeFolder) -> None:
+    roster = RosterFile(folder)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         roster.save([worker(0, child.pid)])
         assert len(loaded(roster)) == 1
         child.kill()
     assert loaded(roster) == []
     roster.save([worker(0, os.getpid())])
-    document = json.loads((tmp_path / "roster").read_text())
+    document = json.loads(folder.roster.read_text())
     document["workers"][0]["started"] -= 1
-    (tmp_path / "roster").write_text(json.dumps(document))
+    folder.roster.write_text(json.dumps(document))
     assert loaded(roster) == []
 
 
-def test_a_roster_of_before_the_machine_started_or_that_cannot_be_read_is_none(tmp_path: Path) -> None:
-    roster = RosterFile(tmp_path / "roster")
+def test_a_roster_of_before_the_machine_started_or_that_cannot_be_read_is_none(folder: RuntimeFolder) -> None:
+    roster = RosterFile(folder)
     assert loaded(roster) == []
     roster.save([worker(0, os.getpid())])
-    document = json.loads((tmp_path / "roster").read_text())
-    for text in ("garbage", "[]", "{}", json.dumps({**document, "boot": "another"})):
-        (tmp_path / "roster").write_text(text)
+    document = json.loads(folder.roster.read_text())
+    for text in ("garbage", "[]", "{}", json.dumps({**document, "place": "another"})):
+        folder.roster.write_text(text)
         assert loaded(roster) == []
 
 
@@ -102,9 +111,18 @@ def test_the_end_of_an_absent_worker_is_noticed() -> None:
         asyncio.run(follow(child))
 
 
-def test_a_worker_that_had_died_when_the_roster_was_written_is_not_found(tmp_path: Path) -> None:
+def test_a_worker_that_had_died_when_the_roster_was_written_is_not_found(folder: RuntimeFolder) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    roster = RosterFile(tmp_path / "roster")
+    roster = RosterFile(folder)
     roster.save([worker(1, ended.pid)])
     assert loaded(roster) == []
+
+
+def test_a_roster_in_a_copy_of_the_folder_tells_of_another_node_and_is_none(
+    folder: RuntimeFolder, runtime_dir: Path
+) -> None:
+    RosterFile(folder).save([worker(0, os.getpid())])
+    shutil.copytree(folder.path, runtime_dir / "copy")
+    assert loaded(RosterFile(RuntimeFolder(runtime_dir / "copy"))) == []
+    assert len(loaded(RosterFile(folder))) == 1

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from instep.agent.stall import FIRST_STEPS, STEPS, Nomination, Standing, is_stalled, nominate
+from instep.coordination.records import WorkerId
 
 TIMEOUT_S = 60.0
 NOW = 100_000.0
+W0, W1, W2 = (WorkerId(rank, f"w{rank}") for rank in range(3))
 
 
 def worker(rank: int, silent_s: float = 0.0, *, step_time_s: float = 0.1, joined: bool = True) -> Standing:
@@ -68,37 +70,37 @@ def test_the_time_of_who_is_excused_counts_from_the_end_of_that(excused_for_s: f
 
 def test_nobody_is_named_where_nobody_is() -> None:
     assert nominate(None, [], NOW, timeout_s=TIMEOUT_S, leads=False, rivals=True) is None
-    assert nominate(Nomination("w0"), [], NOW, timeout_s=TIMEOUT_S, leads=True, rivals=True) is None
+    assert nominate(Nomination(W0), [], NOW, timeout_s=TIMEOUT_S, leads=True, rivals=True) is None
 
 
 def test_at_the_start_the_lowest_rank_is_named_in_whatever_order_they_come() -> None:
     first = named(None, worker(2, joined=False))
-    assert first.incarnation == "w2"
-    assert named(first, worker(2, joined=False), worker(1, joined=False)).incarnation == "w1"
+    assert first.worker == W2
+    assert named(first, worker(2, joined=False), worker(1, joined=False)).worker == W1
 
 
 def test_who_is_named_stays_named_when_a_lower_rank_comes_back() -> None:
-    assert named(Nomination("w1"), worker(0, joined=False), worker(1)).incarnation == "w1"
-    assert named(Nomination("w1"), worker(0), worker(1)).incarnation == "w1"
+    assert named(Nomination(W1), worker(0, joined=False), worker(1)).worker == W1
+    assert named(Nomination(W1), worker(0), worker(1)).worker == W1
 
 
 def test_when_the_named_one_goes_the_lowest_that_trains_follows() -> None:
-    assert named(Nomination("w0"), worker(1, joined=False), worker(2), worker(3)).incarnation == "w2"
-    assert named(Nomination("w0"), worker(1, joined=False)).incarnation == "w1"
+    assert named(Nomination(W0), worker(1, joined=False), worker(2), worker(3)).worker == W2
+    assert named(Nomination(W0), worker(1, joined=False)).worker == W1
 
 
 @pytest.mark.parametrize("leads", [True, False])
 def test_a_stalled_one_makes_way_for_one_that_goes_on_whether_it_leads_or_not(leads: bool) -> None:
-    assert named(Nomination("w0"), *stuck(0, 1), worker(2), leads=leads).incarnation == "w2"
+    assert named(Nomination(W0), *stuck(0, 1), worker(2), leads=leads).worker == W2
 
 
 def test_when_the_named_one_goes_while_all_others_are_stuck_the_lowest_of_them_follows() -> None:
-    assert named(Nomination("w0"), *stuck(1, 2)).incarnation == "w1"
+    assert named(Nomination(W0), *stuck(1, 2)).worker == W1
 
 
 def test_a_leader_that_stalls_is_passed_over_though_its_siblings_are_stuck_too() -> None:
-    passed = named(Nomination("w0"), *stuck(0, 1, 2))
-    assert passed.incarnation == "w1"
+    passed = named(Nomination(W0), *stuck(0, 1, 2))
+    assert passed.worker == W1
     assert not passed.yielded
 
 
@@ -106,52 +108,52 @@ def test_who_takes_over_is_given_time_of_its_own() -> None:
     given = Standing(
         rank=1, incarnation="w1", joined=True, trains=True, at=NOW - 100, excused_until=NOW - 1, step_time_s=0.1
     )
-    before = named(Nomination("w0"), *stuck(0, 1))
-    assert named(before, *stuck(0), given).incarnation == "w1"
+    before = named(Nomination(W0), *stuck(0, 1))
+    assert named(before, *stuck(0), given).worker == W1
 
 
 def test_where_all_wait_for_each_other_each_leads_once_and_the_last_one_stays() -> None:
     everybody = stuck(0, 1, 2)
     now = named(None, *everybody)
-    order = [now.incarnation]
+    order = [now.worker]
     for _ in range(10):
         now = named(now, *everybody)
-        order.append(now.incarnation)
-    assert order == ["w0", "w1", *["w2"] * 9]
+        order.append(now.worker)
+    assert order == [W0, W1, *[W2] * 9]
     assert not now.yielded
 
 
 def test_the_last_one_makes_way_for_other_nodes_and_becomes_their_last_resort() -> None:
-    before = named(Nomination("w0"), *stuck(0, 1), rivals=True)
+    before = named(Nomination(W0), *stuck(0, 1), rivals=True)
     last = named(before, *stuck(0, 1), rivals=True)
-    assert (last.incarnation, last.yielded) == ("w1", 1)
+    assert (last.worker, last.yielded) == (W1, 1)
     assert named(last, *stuck(0, 1), leads=False, rivals=True) == last
     assert named(last, *stuck(0, 1), leads=True, rivals=True).yielded == 2  # it came first again too early
     assert named(last, *stuck(0, 1), leads=True, rivals=False) == last
 
 
 def test_a_lone_worker_that_stalls_goes_on_leading_where_nobody_else_could() -> None:
-    alone = named(Nomination("w0"), *stuck(0), rivals=False)
-    assert (alone.incarnation, alone.yielded) == ("w0", 0)
-    assert named(Nomination("w0"), *stuck(0), rivals=True).yielded == 1
+    alone = named(Nomination(W0), *stuck(0), rivals=False)
+    assert (alone.worker, alone.yielded) == (W0, 0)
+    assert named(Nomination(W0), *stuck(0), rivals=True).yielded == 1
 
 
 def test_a_candidate_that_does_not_lead_stays_as_it_is_where_nobody_would_be_better() -> None:
-    before = Nomination("w0")
+    before = Nomination(W0)
     assert named(before, *stuck(0, 1), leads=False) == before
 
 
 def test_once_they_go_on_all_is_forgotten_and_who_leads_goes_on_leading() -> None:
-    last = named(named(Nomination("w0"), *stuck(0, 1), rivals=True), *stuck(0, 1), rivals=True)
-    assert named(last, worker(0), worker(1), leads=False) == Nomination("w1")
+    last = named(named(Nomination(W0), *stuck(0, 1), rivals=True), *stuck(0, 1), rivals=True)
+    assert named(last, worker(0), worker(1), leads=False) == Nomination(W1)
     leading = named(last, worker(0), worker(1), leads=True)
-    assert (leading.incarnation, leading.passed, leading.yielded) == ("w1", {}, 1)  # its key stays as it is
+    assert (leading.worker, leading.passed, leading.yielded) == (W1, {}, 1)  # its key stays as it is
 
 
 def test_who_goes_on_and_stalls_again_may_be_named_again() -> None:
-    before = named(Nomination("w0"), *stuck(0, 1))
+    before = named(Nomination(W0), *stuck(0, 1))
     again = named(before, *stuck(0, silent_s=70), *stuck(1))
-    assert again.incarnation == "w0"
+    assert again.worker == W0
 
 
 @pytest.mark.parametrize("layout", [[[0]], [[0, 1, 2]], [[0], [1], [2]], [[0, 1], [2, 3]], [[0, 1, 2], [3], [4, 5]]])
@@ -160,19 +162,19 @@ def test_in_a_run_that_is_stuck_each_worker_leads_at_most_once_and_then_one_goes
 ) -> None:
     queue = list(range(len(layout)))
     nominations = {node: named(None, *stuck(*ranks), leads=False) for node, ranks in enumerate(layout)}
-    led: list[str] = []
+    led: list[WorkerId] = []
     while True:
         node = queue[0]
         before = nominations[node]
         if not before.yielded:
-            led.append(before.incarnation)
+            led.append(before.worker)
         rivals = any(not nominations[other].yielded for other in queue[1:])
         nominations[node] = after = named(before, *stuck(*layout[node]), rivals=rivals)
-        if (after.incarnation, after.yielded) == (before.incarnation, before.yielded):
+        if (after.worker, after.yielded) == (before.worker, before.yielded):
             break
         queue = [*queue[1:], node]
     assert not nominations[queue[0]].yielded
-    assert sorted(led) == [f"w{rank}" for rank in range(sum(map(len, layout)))]
+    assert sorted(led) == [WorkerId(rank, f"w{rank}") for rank in range(sum(map(len, layout)))]
 
 
 def test_a_healthy_slow_run_never_changes_its_leader() -> None:
@@ -184,6 +186,6 @@ def test_a_healthy_slow_run_never_changes_its_leader() -> None:
             standing = Standing(rank=0, incarnation="w0", joined=True, trains=True, at=at, step_time_s=30.0)
             other = Standing(rank=1, incarnation="w1", joined=True, trains=True, at=at, step_time_s=30.0)
             nomination = nominate(nomination, [standing, other], now, timeout_s=TIMEOUT_S, leads=True, rivals=True)
-            assert nomination == Nomination("w0")
+            assert nomination == Nomination(W0)
             now += 1.0
         at = now

@@ -39,6 +39,7 @@ from instep.coordination.records import (
     Release,
     Resume,
     Term,
+    WorkerId,
 )
 from instep.coordination.transactions import (
     ACKS_KEPT,
@@ -141,8 +142,8 @@ def test_an_action_is_guarded_by_exactly_this(action: Action, guards: list[Compa
         ),
         (Announce(Forming(world_size=2, missing="1")), {"put state/forming"}),
         (Tidy(("lr",), ("c1",)), {"delete state/rejected/lr", "delete changes/c1"}),
-        (TurnAway(TURNED_AWAY, None), {f"put state/refused/{incarnation(1)}"}),
-        (TurnAway(TURNED_AWAY, Attempts(view=1)), {f"put state/refused/{incarnation(1)}", "put attempts"}),
+        (TurnAway(TURNED_AWAY, None), {f"put state/refused/0-{incarnation(1)}"}),
+        (TurnAway(TURNED_AWAY, Attempts(view=1)), {f"put state/refused/0-{incarnation(1)}", "put attempts"}),
         (RELEASE, {"put state/barriers/epoch", "delete state/barriers/old"}),
     ],
     ids=lambda part: type(part).__name__ if not isinstance(part, set) else "",
@@ -194,8 +195,9 @@ def test_the_decision_that_a_commit_writes_says_commit() -> None:
 def test_no_action_has_more_operations_than_etcd_takes() -> None:
     many = tuple(Rejected(name=f"x{n}", value="", revision=1, reason="") for n in range(500))
     kinds = tuple(f"x{n}" for n in range(MAX_TIDIED))
+    ids = tuple(WorkerId(n, "x") for n in range(MAX_TIDIED))
     wide = plan(HISTORY_PLANS + 5, **dict[str, Any]({f"x{n}": 1.0 for n in range(500)}))
-    for action in (form(abort_plan=3, rejections=500), OpenPlan(wide), Reject(many), Tidy(kinds, kinds, kinds, kinds)):
+    for action in (form(abort_plan=3, rejections=500), OpenPlan(wide), Reject(many), Tidy(kinds, kinds, kinds, ids)):
         txn = carry_out(action)
         assert len(txn.then) <= MAX_OPS
         assert len({op.text for op in txn.then}) == len(txn.then)

@@ -17,7 +17,7 @@ from instep.coordination import checkpoints
 from instep.coordination.checkpoints import Found, Outcome
 from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
-from instep.coordination.records import Manifest, Pointer, Saving
+from instep.coordination.records import Manifest, Pointer, Saving, WorkerId
 from instep.coordination.session import Session
 from instep.coordination.state import RunState
 from instep.coordination.transactions import Txn
@@ -89,11 +89,11 @@ class Archive:
                 ids = [str(item) for item in message["ids"]]
                 self._answer(worker, message, lambda: self._forget(ids))
             case "read":
-                self._readers.reads(worker.incarnation, message["id"])
+                self._readers.reads(str(worker.id), message["id"])
                 if "q" in message:
                     self._answer(worker, message, lambda: self._mark(message["id"]))
             case "read on":
-                self._readers.has_read(worker.incarnation, message["id"])
+                self._readers.has_read(str(worker.id), message["id"])
             case "missing":
                 self._answer(worker, message, self._missing)
             case "resume" | "vote":
@@ -103,8 +103,8 @@ class Archive:
 
     def gone(self, worker: LocalWorker) -> None:
         """A worker has left or died."""
-        self._readers.gone(worker.incarnation)
-        self._ballot.gone(worker.incarnation)
+        self._readers.gone(str(worker.id))
+        self._ballot.gone(worker.id)
 
     def renew_marks(self) -> None:
         """There is another lease."""
@@ -140,10 +140,10 @@ class Archive:
             "saving": saving.model_dump() if saving is not None and leads else None,
         }
 
-    def _tell(self, incarnation: str, message: Message) -> None:
-        for worker in self._workers:
-            if worker.incarnation == incarnation:
-                worker.tell(message)
+    def _tell(self, asking: WorkerId, message: Message) -> None:
+        worker = self._workers.of_id(asking)
+        if worker is not None:
+            worker.tell(message)
 
     # -- saving -----------------------------------------------------------------------------------------------------
 
@@ -180,17 +180,17 @@ class Archive:
         worker.excused_until = time.monotonic()
         outcome = self._known_outcome(manifest)
         if outcome is not None:
-            self._tell_outcome(worker.incarnation, manifest, outcome)
+            self._tell_outcome(worker.id, manifest, outcome)
         else:
-            self._effects.start(self._commit(worker.incarnation, _fence(message, manifest.token), manifest))
+            self._effects.start(self._commit(worker.id, _fence(message, manifest.token), manifest))
 
-    async def _commit(self, incarnation: str, fence: Fence, manifest: Manifest) -> None:
+    async def _commit(self, saver: WorkerId, fence: Fence, manifest: Manifest) -> None:
         async with self._writing:
             outcome = self._known_outcome(manifest)
             if outcome is None:
                 outcome = await self._effects.insist(lambda: self._try_commit(fence, manifest))
                 self._remember(manifest, outcome)
-        self._tell_outcome(incarnation, manifest, outcome)
+        self._tell_outcome(saver, manifest, outcome)
 
     def _known_outcome(self, manifest: Manifest) -> Outcome | None:
         stands, outcome = self._outcomes.get(manifest.path, (None, None))
@@ -204,15 +204,15 @@ class Archive:
         if self._announced is not None and self._announced.id == manifest.id:
             self._announced = None
 
-    def _tell_outcome(self, incarnation: str, manifest: Manifest, outcome: Outcome) -> None:
+    def _tell_outcome(self, saver: WorkerId, manifest: Manifest, outcome: Outcome) -> None:
         place = {"t": "archive", "id": manifest.id, "path": manifest.path}
         if outcome is Outcome.COMMITTED:
             log.info("checkpoint %s is committed", manifest.id)
-            self._tell(incarnation, {**place, "do": "committed"})
+            self._tell(saver, {**place, "do": "committed"})
         else:
             text = self._fenced(manifest)
             log.warning("checkpoint %s is refused: %s", manifest.id, text)
-            self._tell(incarnation, {**place, "do": "fenced", "text": text})
+            self._tell(saver, {**place, "do": "fenced", "text": text})
 
     async def _try_commit(self, fence: Fence, manifest: Manifest) -> Outcome:
         keys = self._keys
@@ -256,7 +256,7 @@ class Archive:
                 reply = {"problem": str(error)}
             except TimeoutError:
                 reply = {"problem": f"etcd has not answered in {QUESTION_S:g} s about the run's checkpoints"}
-            self._tell(worker.incarnation, {"t": "archive", "do": "answer", "q": question["q"], **reply})
+            self._tell(worker.id, {"t": "archive", "do": "answer", "q": question["q"], **reply})
 
         self._effects.start(answer())
 

@@ -13,7 +13,7 @@ from instep.agent.workers import Workers
 from instep.coordination import assembly
 from instep.coordination.assembly import Call, Hall
 from instep.coordination.keys import Keys, last_part
-from instep.coordination.records import Arrivals, Left, View, Waiting
+from instep.coordination.records import Arrivals, Left, View, Waiting, WorkerId
 from instep.coordination.state import RunState
 from instep.errors import EtcdError
 from instep.etcd import Client
@@ -51,8 +51,8 @@ class Assembly:
         self._problem = problem
         """What keeps etcd from taking writes, if anything."""
         self._clock = clock
-        self._calls: dict[str, Call] = {}
-        """By incarnation, who waits."""
+        self._calls: dict[WorkerId, Call] = {}
+        """Who waits."""
         self._since = 0.0
         self._wanted: Arrivals | None = None
         """What is to stand in etcd, as far as it counts."""
@@ -72,18 +72,18 @@ class Assembly:
                 if not is_hyperparameter_name(name):
                     raise ValueError(f"{name!r} cannot name a barrier")
                 self._since = self._since if self._calls else self._clock()
-                self._calls[worker.incarnation] = Call(name, int(message["view"]), int(message["after"]))
+                self._calls[worker.id] = Call(name, int(message["view"]), int(message["after"]))
                 self.follow()
             case "go":
                 self.gone(worker)
             case "absent":
-                self._effects.start(self._answer(worker.incarnation, str(message["name"]), int(message["q"])))
+                self._effects.start(self._answer(worker.id, str(message["name"]), int(message["q"])))
             case _:
                 pass
 
     def gone(self, worker: LocalWorker) -> None:
         """It has left, has died, or waits no more."""
-        if self._calls.pop(worker.incarnation, None) is not None:
+        if self._calls.pop(worker.id, None) is not None:
             self._say()
 
     # -- what they hear ---------------------------------------------------------------------------------------------
@@ -91,10 +91,10 @@ class Assembly:
     def follow(self) -> None:
         """The run's state has changed, or somebody has come."""
         for worker in self._workers:
-            call = self._calls.get(worker.incarnation)
+            call = self._calls.get(worker.id)
             released = self._state.released.get(call.name) if call is not None else None
             if call is not None and released is not None and call.is_freed_by(released):
-                del self._calls[worker.incarnation]
+                del self._calls[worker.id]
                 self._wanted = assembly.without(self._wanted, call.name)  # what stands there counts no more
                 number = released.record.number
                 worker.tell({"t": "barrier", "do": "through", "name": call.name, "number": number})
@@ -104,7 +104,7 @@ class Assembly:
         """As time passes."""
         self._say()
 
-    async def _answer(self, incarnation: str, name: str, number: int) -> None:
+    async def _answer(self, asking: WorkerId, name: str, number: int) -> None:
         """Who is missing at a barrier; a problem where etcd does not tell."""
         reply: dict[str, Any]
         try:
@@ -113,7 +113,7 @@ class Assembly:
                 reply = {"problem": problem} if problem is not None else await self._absent(name)
         except (EtcdError, TimeoutError) as error:
             reply = {"problem": str(error) or f"etcd has not answered in {ATTEMPT_S:g} s"}
-        worker = self._workers.of_incarnation(incarnation)
+        worker = self._workers.of_id(asking)
         if worker is not None:
             worker.tell({"t": "barrier", "do": "absent", "q": number, **reply})
 
@@ -143,7 +143,7 @@ class Assembly:
             return
         wanted = self._now(view)
         local = self._workers.in_view(view, self._node)
-        all_wait = all(worker.incarnation in self._calls for worker in local.values())
+        all_wait = all(worker.id in self._calls for worker in local.values())
         overdue = bool(self._calls) and self._clock() - self._since > PARTIAL_S
         is_new, self._is_known = bool(local) and not self._is_known, True
         if is_new or assembly.is_due(wanted, self._wanted, all_wait=all_wait, overdue=overdue):
@@ -155,7 +155,7 @@ class Assembly:
         ranks: dict[str, list[int]] = {}
         after: dict[str, int] = {}
         for rank, worker in sorted(self._workers.in_view(view, self._node).items()):
-            call = self._calls.get(worker.incarnation)
+            call = self._calls.get(worker.id)
             if call is not None:
                 ranks.setdefault(call.name, []).append(rank)
                 after[call.name] = max(call.after, after.get(call.name, 0))

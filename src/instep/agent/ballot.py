@@ -14,7 +14,7 @@ from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
 from instep.coordination import resuming
 from instep.coordination.keys import Keys
-from instep.coordination.records import Manifest, Resume, Verified
+from instep.coordination.records import Manifest, Resume, Verified, WorkerId
 from instep.coordination.state import RunState
 from instep.etcd import Client
 from instep.wire import Message
@@ -66,8 +66,8 @@ class Ballot:
         self._readers = readers
         self._clock = clock
         self._asking = asyncio.Lock()
-        self._waiting: dict[str, Resume | None] = {}
-        """By incarnation, who wants to go on from a checkpoint, and what it was told last."""
+        self._waiting: dict[WorkerId, Resume | None] = {}
+        """Who wants to go on from a checkpoint, and what it was told last."""
         self._question: Question | None = None
 
     def __repr__(self) -> str:
@@ -78,7 +78,7 @@ class Ballot:
     def hear(self, worker: LocalWorker, message: Message) -> None:
         """Raises KeyError, TypeError or ValueError when it cannot be understood."""
         if message["do"] == "resume":
-            self._waiting[worker.incarnation] = None
+            self._waiting[worker.id] = None
             self.follow()
             return
         question = self._question
@@ -92,9 +92,9 @@ class Ballot:
         if question.problem is not None or question.good >= self._ranks_here():
             self._report(question)
 
-    def gone(self, incarnation: str) -> None:
-        self._waiting.pop(incarnation, None)
-        self._readers.gone(_voter(incarnation))
+    def gone(self, worker: WorkerId) -> None:
+        self._waiting.pop(worker, None)
+        self._readers.gone(_voter(worker))
 
     # -- what they are asked ----------------------------------------------------------------------------------------
 
@@ -112,7 +112,7 @@ class Ballot:
             self._report(question)
         for worker in self._workers:
             if worker.step >= 0:  # it has loaded what it goes on from
-                self._readers.gone(_voter(worker.incarnation))
+                self._readers.gone(_voter(worker.id))
 
     async def missing(self) -> list[int]:
         """Ranks of the view that have said nothing yet about what all are asked. Raises EtcdError."""
@@ -142,10 +142,10 @@ class Ballot:
                 return
             manifest = question.manifest.model_dump() if question is not None and question.manifest else None
             for worker in self._workers:
-                if self._waiting.get(worker.incarnation, now) != now:
-                    self._waiting[worker.incarnation] = now
+                if self._waiting.get(worker.id, now) != now:
+                    self._waiting[worker.id] = now
                     if now.final:
-                        del self._waiting[worker.incarnation]
+                        del self._waiting[worker.id]
                     worker.tell({"t": "archive", "do": "offer", **now.model_dump(), "manifest": manifest})
 
     async def _put(self, now: Resume) -> Question:
@@ -153,11 +153,11 @@ class Ballot:
         assert now.id is not None
         question = self._question
         if question is None or (question.view, question.id) != (now.view, now.id):
-            for incarnation in self._waiting:
-                self._readers.gone(_voter(incarnation))
+            for waiting in self._waiting:
+                self._readers.gone(_voter(waiting))
             question = self._question = Question(now.view, now.id)
-        for incarnation in self._waiting:
-            self._readers.reads(_voter(incarnation), now.id)
+        for waiting in self._waiting:
+            self._readers.reads(_voter(waiting), now.id)
         if not question.marked:
             question.manifest = await self._effects.insist(lambda: self._mark(now))
             question.marked = True
@@ -185,6 +185,6 @@ class Ballot:
         return set(mine.ranks) if mine is not None else set()
 
 
-def _voter(incarnation: str) -> str:
+def _voter(worker: WorkerId) -> str:
     """One that reads because it is asked, until its first boundary."""
-    return f"{incarnation} votes"
+    return f"{worker} votes"

@@ -7,28 +7,28 @@ the lease ends.
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
-from instep.agent.roster import boot_id
+from instep.runtime import RuntimeFolder
 
 log = logging.getLogger("instep")
 
 
 class LeaseFile:
-    """Promise: `read` gives the lease that `write` was given last in this boot of this machine, 0 for none. A copy of
-    the folder on another machine gives 0, because the lease may be in use on the first one. Trouble with the file is
+    """Promise: `read` gives the lease that `write` was given last in this folder and this boot of this machine, 0 for
+    none. A copy of the folder gives 0, because the lease may be in use where it was copied. Trouble with the file is
     logged, and costs the time until the lease ends."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, folder: RuntimeFolder) -> None:
+        self._folder = folder
+        self._path = folder.lease
 
     def __repr__(self) -> str:
         return f"LeaseFile({self._path})"
 
     def read(self) -> int:
         try:
-            boot, lease = self._path.read_text().split()
-            return int(lease, 16) if boot == boot_id() else 0
+            lease, _, place = self._path.read_text().partition(" ")
+            return int(lease, 16) if place and place == self._folder.place() else 0
         except FileNotFoundError:
             return 0
         except (OSError, ValueError) as error:
@@ -38,7 +38,7 @@ class LeaseFile:
     def write(self, lease_id: int) -> None:
         part = self._path.with_suffix(".part")
         try:
-            part.write_text(f"{boot_id()} {lease_id:x}")
+            part.write_text(f"{lease_id:x} {self._folder.place()}")
             part.replace(self._path)
         except OSError as error:
             log.warning("%s cannot be written: this agent's lease outlives it if it is killed (%s)", self._path, error)

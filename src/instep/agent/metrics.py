@@ -67,7 +67,7 @@ class MetricsWriter:
         news = {rank: record for rank, record in news.items() if self._written.get(rank) != record}
         puts = [Op.put(self._keys.metrics_of(rank), record.encode(), lease=lease_id) for rank, record in news.items()]
         there = [
-            Compare.present(self._keys.member(worker.rank, worker.incarnation))
+            Compare.present(self._keys.member(*worker.id))
             for worker in workers
             if worker.rank in news and worker.view == view.number
         ]

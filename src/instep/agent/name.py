@@ -1,30 +1,71 @@
-"""What a node is called in etcd."""
+"""What a node is called in etcd, and how two nodes of one name are told apart."""
 
 from __future__ import annotations
 
+import json
 import os
+import secrets
+from dataclasses import dataclass
 from typing import Final
 
+from instep.errors import InstepError
 from instep.runtime import RuntimeFolder
 
-HOST_CHARACTERS: Final = 14
+HOST_CHARACTERS: Final = 20
+RANDOM_BYTES: Final = 8
 
 
-def node_name(folder: RuntimeFolder, known: str) -> str:
+class NameTaken(InstepError):
+    """Another node holds the name of this one: this node takes another name."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeName:
+    """`claim` is drawn with the name and kept with it: two nodes that happen to have one name differ in it. `fixed`:
+    workers of this node train under the name already."""
+
+    name: str
+    claim: str
+    fixed: bool = False
+
+
+def node_name(folder: RuntimeFolder, known: str) -> NodeName:
     """As its workers know it, else as the folder keeps it, else a new one.
 
-    What an agent promised before it died still stands in its name.
+    What an agent promised before it died still holds in its name. A name that was kept by another machine, or in
+    another folder, counts for nothing: images of machines are copied with all that is in them.
     """
-    kept = folder.node.read_text().strip() if folder.node.exists() else ""
-    return known or kept or f"{_host()}-{os.urandom(2).hex()}"
+    kept = _kept(folder)
+    if known and (kept is None or kept.name != known):
+        return NodeName(known, secrets.token_hex(RANDOM_BYTES), fixed=True)
+    if kept is not None:
+        return NodeName(kept.name, kept.claim, fixed=bool(known))
+    return NodeName(f"{_host()}-{secrets.token_hex(RANDOM_BYTES)}", secrets.token_hex(RANDOM_BYTES))
 
 
-def keep_node_name(folder: RuntimeFolder, name: str) -> None:
+def keep_node_name(folder: RuntimeFolder, name: NodeName) -> None:
     """For an agent that another worker starts later."""
-    if not folder.node.exists() or folder.node.read_text().strip() != name:
-        folder.node.write_text(name)
+    text = json.dumps({"name": name.name, "claim": name.claim, "place": folder.place()})
+    if not folder.node.exists() or folder.node.read_text() != text:
+        folder.node.write_text(text)
+
+
+def forget_node_name(folder: RuntimeFolder) -> None:
+    """The next agent takes a new one."""
+    folder.node.unlink(missing_ok=True)
+
+
+def _kept(folder: RuntimeFolder) -> NodeName | None:
+    try:
+        document = json.loads(folder.node.read_text())
+        if not folder.place() or document["place"] != folder.place():
+            return None
+        return NodeName(str(document["name"]), str(document["claim"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _host() -> str:
-    kept = "".join(c if c.isalnum() or c == "-" else "-" for c in os.uname().nodename)
+    """The tail of the host's own name: what tells the hosts of a domain apart comes before the first dot."""
+    kept = "".join(c if c.isascii() and c.isalnum() else "-" for c in os.uname().nodename.partition(".")[0])
     return kept[-HOST_CHARACTERS:].strip("-") or "node"

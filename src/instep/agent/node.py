@@ -18,6 +18,7 @@ from instep.agent.connection import Connection
 from instep.agent.effects import Effects
 from instep.agent.lease_file import LeaseFile
 from instep.agent.metrics import MetricsWriter
+from instep.agent.name import NodeName
 from instep.agent.notices import Notices
 from instep.agent.office import Office
 from instep.agent.pace import PaceMeter
@@ -61,6 +62,7 @@ class Node:
         roster: Roster | None = None,
         leases: LeaseFile | None = None,
         *,
+        claim: NodeName | None = None,
         stall_timeout_s: float = DEFAULT_STALL_TIMEOUT_S,
     ) -> None:
         self._client = client
@@ -83,6 +85,9 @@ class Node:
         self._archive = Archive(name, client, keys, session, state, workers, self._effects)
         self._assembly = Assembly(name, client, keys, state, workers, self._effects, lambda: space.problem)
         self._notices = Notices(name, client, keys, state, workers, self._effects)
+        self._registry = registry = Registry(
+            client, keys, session, workers, self._space, claim or NodeName(name, claim=name)
+        )
         tryouts = Tryouts(workers)
         self._office = Office(
             client,
@@ -103,7 +108,7 @@ class Node:
             roster or NoRoster(),
             effects=self._effects,
             clerk=self._clerk,
-            registry=Registry(client, keys, session, workers, self._space),
+            registry=registry,
             office=self._office,
             tryouts=tryouts,
             archive=self._archive,
@@ -137,11 +142,12 @@ class Node:
     async def run(self) -> None:
         """Serves until the last worker has gone, then gives up everything it holds.
 
-        Raises EtcdDenied or SettingsError when etcd will not have us at all.
+        Raises EtcdDenied or SettingsError when etcd will not have us at all, NameTaken when another node has its name.
         """
         self._reception.adopt()
         async with Background("the agent") as serving:  # the session still runs while the last writes are made
-            works = (self._follow_state(), self._office.run(), self._tick(), self._beat(), self._wait_empty())
+            ends = (self._wait_empty(), self._registry.wait_name_taken())
+            works = (self._follow_state(), self._office.run(), self._tick(), self._beat(), *ends)
             tasks = [serving.start(work, awaited=True) for work in (self._session.run(), *works)]
             try:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

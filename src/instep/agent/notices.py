@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Final
 
 from instep.agent.effects import ATTEMPT_S, Effects
@@ -13,7 +13,7 @@ from instep.agent.workers import Workers
 from instep.coordination import membership
 from instep.coordination.keys import Keys, last_part
 from instep.coordination.preemption import Known, ask_to_stop
-from instep.coordination.records import Command, Left, View
+from instep.coordination.records import Command, Left, View, WorkerId
 from instep.coordination.state import RunState
 from instep.errors import EtcdError
 from instep.etcd import Client, Listing, Op
@@ -41,36 +41,36 @@ class Notices:
         self._state = state
         self._workers = workers
         self._effects = effects
-        self._by_incarnation: dict[str, Command] = {}
-        self._told: dict[str, list[int]] = {}
-        """By incarnation, the missing ranks that it has heard of."""
-        self._dead: set[str] = set()
-        self._absent: set[str] = set()
+        self._by_worker: dict[WorkerId, Command] = {}
+        self._told: dict[WorkerId, list[int]] = {}
+        """The missing ranks that it has heard of."""
+        self._dead: set[WorkerId] = set()
+        self._absent: set[WorkerId] = set()
         self._looking = False
         self._asking = False
         self._asked_at = (0, 0)
         self._again_at = 0.0
 
     def __repr__(self) -> str:
-        return f"Notices({len(self._by_incarnation)} given{', asking' if self._asking else ''})"
+        return f"Notices({len(self._by_worker)} given{', asking' if self._asking else ''})"
 
     def hear(self, worker: LocalWorker, message: Message) -> None:
         """Raises KeyError or ValueError when it cannot be understood."""
-        if worker.incarnation not in self._by_incarnation:
+        if worker.id not in self._by_worker:
             author = f"rank {worker.rank} on {worker.member.host}"
             reason = str(message["reason"])[:MAX_REASON]
             log.warning("%s is told to end: %s", author, reason)
             command = Command(kind="stop", save=True, node=self._node, author=author, reason=reason)
-            self._by_incarnation[worker.incarnation] = command
+            self._by_worker[worker.id] = command
         self.follow()
 
     def gone(self, worker: LocalWorker) -> None:
         """It has left or died: whether the run stops is no concern of its any more."""
-        self._by_incarnation.pop(worker.incarnation, None)
-        self._told.pop(worker.incarnation, None)
+        self._by_worker.pop(worker.id, None)
+        self._told.pop(worker.id, None)
 
     def died(self, worker: LocalWorker) -> None:
-        self._dead.add(worker.incarnation)
+        self._dead.add(worker.id)
         self._tell_missing()
 
     def follow(self) -> None:
@@ -87,15 +87,14 @@ class Notices:
 
     def _tell_missing(self) -> None:
         view = self._state.view
-        if not self._by_incarnation or view is None:
+        if not self._by_worker or view is None:
             return
-        by_rank = view.incarnations()
-        self._dead &= set(by_rank.values())
-        missing = sorted(rank for rank, name in by_rank.items() if name in self._dead or name in self._absent)
+        members = view.workers()
+        self._dead &= members
+        missing = sorted(worker.rank for worker in members & (self._dead | self._absent))
         for worker in self._workers:
-            name = worker.incarnation
-            if name in self._by_incarnation and self._told.get(name, []) != missing:
-                self._told[name] = missing
+            if worker.id in self._by_worker and self._told.get(worker.id, []) != missing:
+                self._told[worker.id] = missing
                 worker.tell({"t": "missing", "ranks": missing})
 
     def _look_elsewhere(self) -> None:
@@ -103,16 +102,16 @@ class Notices:
         read where it matters."""
         view, forming = self._state.view, self._state.forming
         named = set(forming.missing_ranks) if forming is not None else set()
-        if view is None or not self._by_incarnation or self._looking:
+        if view is None or not self._by_worker or self._looking:
             return
-        suspects = {rank: name for rank, name in view.incarnations().items() if rank in named}
+        suspects = sorted(worker for worker in view.workers() if worker.rank in named)
         if suspects or self._absent:
             self._looking = True
-            self._effects.start(self._look(view, dict(sorted(suspects.items())[:MAX_SUSPECTS])))
+            self._effects.start(self._look(view, suspects[:MAX_SUSPECTS]))
 
-    async def _look(self, view: View, suspects: Mapping[int, str]) -> None:
+    async def _look(self, view: View, suspects: Sequence[WorkerId]) -> None:
         keys = self._keys
-        ops = [Op.range(keys.left), *(Op.get(keys.member(rank, name)) for rank, name in suspects.items())]
+        ops = [Op.range(keys.left), *(Op.get(keys.member(*worker)) for worker in suspects)]
         try:
             found = (await self._client.txn([], ops, timeout_s=ATTEMPT_S)).results
         except EtcdError as error:
@@ -123,8 +122,8 @@ class Notices:
         left, *members = (part.kvs if isinstance(part, Listing) else () for part in found)
         records = {last_part(item.key): Left.decode_or_none(item.value) for item in left}
         active = membership.active_ranks(view, {node: said for node, said in records.items() if said is not None})
-        pairs = zip(suspects.items(), members, strict=True)
-        self._absent = {name for (rank, name), there in pairs if rank in active and not there}
+        pairs = zip(suspects, members, strict=True)
+        self._absent = {worker for worker, there in pairs if worker.rank in active and not there}
         self._tell_missing()
 
     def _known(self) -> Known | None:
@@ -135,10 +134,10 @@ class Notices:
 
     def _command(self, known: Known) -> Command | None:
         """What is to be asked for, on behalf of the lowest rank; None where there is no need."""
-        if known.is_stopping or not self._by_incarnation:
+        if known.is_stopping or not self._by_worker:
             return None
         members = sorted(self._workers.in_view(self._state.view, self._node).items())
-        asking = (self._by_incarnation.get(worker.incarnation) for _, worker in members)
+        asking = (self._by_worker.get(worker.id) for _, worker in members)
         return next((command for command in asking if command is not None), None)
 
     async def _ask(self) -> None:

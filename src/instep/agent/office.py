@@ -19,7 +19,7 @@ from instep.coordination.keys import Keys
 from instep.coordination.leadership import Leadership, Pace, TryOut
 from instep.coordination.outage import Outage
 from instep.coordination.queue import in_order
-from instep.coordination.records import CAME_FIRST, Candidate
+from instep.coordination.records import CAME_FIRST, Candidate, WorkerId
 from instep.coordination.session import Session
 from instep.coordination.state import RunState
 from instep.errors import EtcdError, EtcdUnavailable
@@ -65,7 +65,7 @@ class Office:
         self._succession = Succession(client, keys, state, workers, node)
         self._nomination: Nomination | None = None
         self._serving: Fence | None = None
-        self._ends: dict[str, str] = {}
+        self._ends: dict[WorkerId, str] = {}
         self._election = Election(client, session, keys.election)
         self._lock = asyncio.Lock()
         self._leadership: Leadership | None = None
@@ -95,9 +95,9 @@ class Office:
                     return
                 await asyncio.sleep(RETRY_S)
 
-    def ended(self, incarnation: str, how: str) -> None:
+    def ended(self, worker: WorkerId, how: str) -> None:
         """A worker has gone. Call it before `stand`: then who leads next can say how the one before it ended."""
-        self._ends[incarnation] = how
+        self._ends[worker] = how
         if len(self._ends) > ENDS_KEPT:
             del self._ends[next(iter(self._ends))]
 
@@ -127,17 +127,17 @@ class Office:
                 await asyncio.sleep(RETRY_S)
                 return
             self._failed.over()
-            self._give_time(leader.incarnation)
+            self._give_time(leader.worker)
             await self._state.mirror.wait_listed()
             log.info("rank %d leads with token %d", leader.rank, leader.token)
             await self._lead(fence)
         finally:
             self._serving = None
 
-    def _give_time(self, incarnation: str) -> None:
+    def _give_time(self, leader: WorkerId) -> None:
         """A new leader may wait for the one that it follows, so its time counts anew; not when it has had that."""
-        worker, nomination = self._workers.of_incarnation(incarnation), self._nomination
-        if worker is not None and (nomination is None or incarnation not in nomination.passed):
+        worker, nomination = self._workers.of_id(leader), self._nomination
+        if worker is not None and (nomination is None or leader not in nomination.passed):
             worker.excused_until = max(worker.excused_until, time.monotonic())
 
     async def _lead(self, fence: Fence) -> None:
@@ -160,15 +160,15 @@ class Office:
 
     async def _stand(self) -> None:
         before, now = self._nomination, await self._nominated()
-        worker = self._workers.of_incarnation(now.incarnation) if now is not None else None
+        worker = self._workers.of_id(now.worker) if now is not None else None
         if now is None or worker is None:
             await self._replace(self._election.resign(), self._end_of(before))
         elif not self._session.lease_id:
             return
         else:
-            named = Candidate(node=self._node, rank=worker.rank, incarnation=worker.incarnation, yielded=now.yielded)
-            is_other = before is None or (before.incarnation, before.yielded) != (now.incarnation, now.yielded)
-            standing = self._election.stand(worker.incarnation, named.encode())
+            named = Candidate(node=self._node, **worker.id._asdict(), yielded=now.yielded)
+            is_other = before is None or (before.worker, before.yielded) != (now.worker, now.yielded)
+            standing = self._election.stand(str(worker.id), named.encode())
             await (self._replace(standing, self._end_of(before)) if is_other else standing)
         self._nomination = now
 
@@ -188,9 +188,9 @@ class Office:
     def _end_of(self, nomination: Nomination | None) -> str | None:
         if nomination is None:
             return None
-        worker = self._workers.of_incarnation(nomination.incarnation)
+        worker = self._workers.of_id(nomination.worker)
         if worker is None:
-            return self._ends.get(nomination.incarnation)
+            return self._ends.get(nomination.worker)
         if not worker.view:
             return CAME_FIRST
         return f"it passed no step boundary for {worker.standing().silence_s(time.monotonic()):.0f} s"

@@ -28,19 +28,19 @@ class Readers:
     def __repr__(self) -> str:
         return f"Readers({', '.join(self._by_checkpoint) or 'none'})"
 
-    def reads(self, incarnation: str, checkpoint_id: str) -> None:
-        self._by_checkpoint.setdefault(checkpoint_id, set()).add(incarnation)
+    def reads(self, reader: str, checkpoint_id: str) -> None:
+        self._by_checkpoint.setdefault(checkpoint_id, set()).add(reader)
 
-    def has_read(self, incarnation: str, checkpoint_id: str) -> None:
+    def has_read(self, reader: str, checkpoint_id: str) -> None:
         readers = self._by_checkpoint.get(checkpoint_id, set())
-        readers.discard(incarnation)
+        readers.discard(reader)
         if not readers and self._by_checkpoint.pop(checkpoint_id, None) is not None:
             self._effects.start(self._unmark(checkpoint_id))
 
-    def gone(self, incarnation: str) -> None:
+    def gone(self, reader: str) -> None:
         for checkpoint_id in list(self._by_checkpoint):
-            if incarnation in self._by_checkpoint[checkpoint_id]:
-                self.has_read(incarnation, checkpoint_id)
+            if reader in self._by_checkpoint[checkpoint_id]:
+                self.has_read(reader, checkpoint_id)
 
     async def mark(self, checkpoint_id: str) -> Manifest | None:
         """The manifest, or None when the checkpoint was forgotten. Raises EtcdError."""

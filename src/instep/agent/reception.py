@@ -151,7 +151,7 @@ class Reception:
     def _on_hello(self, worker: LocalWorker, undecided: int | None) -> None:
         log.info("rank %d of %d (pid %d) is here", worker.rank, worker.member.world_size, worker.member.pid)
         for other in self._workers:
-            if other.rank == worker.rank and other.incarnation != worker.incarnation and other.absent:
+            if other.rank == worker.rank and other.id != worker.id and other.absent:
                 self._on_gone(other, failures.of_replaced(other))  # it will hear so when it comes
         self._workers.add(worker)
         self._effects.start(self._register(worker))
@@ -165,7 +165,7 @@ class Reception:
         """`failure` is None for one that has left cleanly. It hears `bye` when etcd knows how it went."""
         was_member = self._is_member(worker)
         self._strike(worker)
-        self._office.ended(worker.incarnation, "it left" if failure is None else "its process died")
+        self._office.ended(worker.id, "it left" if failure is None else "its process died")
         if not was_member:
             self._bye(worker)
         elif failure is None:
@@ -193,7 +193,7 @@ class Reception:
     def part_with_refused(self) -> None:
         """Those whose registration the leader could not take."""
         for worker in self._workers:
-            refused = self._state.refused.get(worker.incarnation)
+            refused = self._state.refused.get(worker.id)
             if refused is not None:
                 self._part_with(worker, "refused", refused.reason)
 
@@ -230,7 +230,7 @@ class Reception:
         log.warning("rank %d: %s", worker.rank, text)
         worker.tell({"t": "failure", "kind": kind, "text": text})
         self._strike(worker)
-        self._office.ended(worker.incarnation, f"it was {kind}")
+        self._office.ended(worker.id, f"it was {kind}")
         self._forget(worker)
 
     def _strike(self, worker: LocalWorker) -> None:

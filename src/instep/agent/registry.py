@@ -1,17 +1,24 @@
-"""The node's registrations in etcd: one key a worker, on the node's lease."""
+"""The node's registrations in etcd, on its lease: its name, and one key a worker."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
+from collections.abc import Sequence
 
+from instep.agent.name import NameTaken, NodeName
 from instep.agent.space import Space
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
 from instep.coordination.keys import Keys
 from instep.coordination.outage import Outage
+from instep.coordination.records import NodeClaim
 from instep.coordination.session import Session
 from instep.errors import EtcdFull, EtcdUnavailable, LeaseLost
-from instep.etcd import Client, Compare, Op
+from instep.etcd import Client, Compare, KeyValue, Listing, Op
+
+log = logging.getLogger("instep")
 
 RETRY_S = 0.2
 FULL_RETRY_S = 1.0
@@ -20,14 +27,25 @@ BATCH = 50
 
 class Registry:
     """Promise: a worker that is here is registered while the session has a lease; one that has gone is not, from the
-    moment its removal has been written. The lock keeps a late registration from undoing a removal."""
+    moment its removal has been written. The lock keeps a late registration from undoing a removal.
 
-    def __init__(self, client: Client, keys: Keys, session: Session, workers: Workers, space: Space) -> None:
+    Nobody is registered before the node's name is claimed: nodes of one name would answer for each other's ranks. One
+    that finds its name claimed by another node gives way, unless its workers train under that name already.
+    """
+
+    def __init__(
+        self, client: Client, keys: Keys, session: Session, workers: Workers, space: Space, name: NodeName
+    ) -> None:
         self._client = client
         self._keys = keys
         self._session = session
         self._workers = workers
         self._space = space
+        self._name = name
+        self._claimed_on = 0
+        """The lease that holds the claim."""
+        self._taken: NameTaken | None = None
+        self._gives_way = asyncio.Event()
         self._lock = asyncio.Lock()
         self._outage = Outage("the workers cannot be registered yet")
 
@@ -47,15 +65,21 @@ class Registry:
         while True:
             async with self._lock:
                 try:
-                    await self._client.delete(self._keys.member(worker.rank, worker.incarnation))
+                    await self._client.delete(self._keys.member(*worker.id))
                     return
                 except EtcdUnavailable:
                     pass
             await asyncio.sleep(RETRY_S)
 
+    async def wait_name_taken(self) -> None:
+        """Raises NameTaken once another node is found to hold the name."""
+        await self._gives_way.wait()
+        assert self._taken is not None
+        raise self._taken
+
     async def _write(self, workers: list[LocalWorker]) -> None:
         """Until it is done or there is nothing to do: no lease, or nobody is here any more. Raises EtcdDenied."""
-        while True:
+        while self._taken is None:
             async with self._lock:
                 lease_id = self._session.lease_id
                 here = [worker for worker in workers if worker in list(self._workers)]
@@ -65,20 +89,50 @@ class Registry:
 
     async def _attempt(self, workers: list[LocalWorker], lease_id: int) -> bool:
         try:
+            if self._claimed_on != lease_id:
+                await self._claim(lease_id)
             for schema in {worker.schema.digest: worker.schema for worker in workers}.values():
                 key = self._keys.schema_of(schema.digest)
                 await self._client.txn([Compare.absent(key)], [Op.put(key, schema.encode())])
             puts = [
-                Op.put(self._keys.member(worker.rank, worker.incarnation), worker.record().encode(), lease=lease_id)
-                for worker in workers
+                Op.put(self._keys.member(*worker.id), worker.record().encode(), lease=lease_id) for worker in workers
             ]
             await self._client.txn([], puts)
         except (EtcdUnavailable, EtcdFull) as error:
             self._outage.met(error)
             self._space.refused(error)
             return False
+        except NameTaken as taken:
+            self._taken = taken
+            self._gives_way.set()
+            return True
         except LeaseLost:
             return True  # the next lease registers everybody
         self._outage.over()
         self._space.written()
         return True
+
+    async def _claim(self, lease_id: int) -> None:
+        """Raises NameTaken."""
+        key = self._keys.node(self._name.name)
+        put = Op.put(key, NodeClaim(claim=self._name.claim, host=os.uname().nodename[:64]).encode(), lease=lease_id)
+        result = await self._client.txn([Compare.absent(key)], [put], [Op.get(key)])
+        while not result.succeeded:
+            item = _item(result.results)
+            if item is not None:
+                self._check(NodeClaim.decode_or_none(item.value))
+            guard = Compare.mod_revision(key, "==", item.mod_revision if item is not None else 0)
+            result = await self._client.txn([guard], [put], [Op.get(key)])
+        self._claimed_on = lease_id
+
+    def _check(self, held: NodeClaim | None) -> None:
+        if held is not None and held.claim != self._name.claim:
+            text = f"the node on {held.host} has the name {self._name.name} too"
+            if not self._name.fixed and not any(worker.view for worker in self._workers):
+                raise NameTaken(text)
+            log.error("%s: while both are in the run no change can be agreed on; restart the ranks of this node", text)
+
+
+def _item(results: Sequence[object]) -> KeyValue | None:
+    listing = results[0] if results else None
+    return listing.kvs[0] if isinstance(listing, Listing) and listing.kvs else None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -17,6 +16,7 @@ from instep.agent.absentee import Absentee
 from instep.agent.worker import LocalWorker
 from instep.coordination.records import Member
 from instep.coordination.schema import Schema
+from instep.runtime import RuntimeFolder
 from instep.version import VERSION
 
 log = logging.getLogger("instep")
@@ -44,11 +44,14 @@ class NoRoster:
 
 
 class RosterFile:
-    """Limit: it outlives processes, not the machine; and a worker whose pid cannot be seen (another pid namespace) is
+    """One in a copy of the folder tells of another node's workers, and is not used.
+
+    Limit: it outlives processes, not the machine; and a worker whose pid cannot be seen (another pid namespace) is
     not kept. Trouble with the file is logged and costs nothing but what it is for."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, folder: RuntimeFolder) -> None:
+        self._folder = folder
+        self._path = folder.roster
 
     def __repr__(self) -> str:
         return f"RosterFile({self._path})"
@@ -57,7 +60,7 @@ class RosterFile:
         kept = [_entry(worker) for worker in workers if worker.view and worker.connection.pid > 0]
         part = self._path.with_suffix(".part")
         try:
-            part.write_text(json.dumps({"boot": boot_id(), "workers": kept}))
+            part.write_text(json.dumps({"place": self._folder.place(), "workers": kept}))
             part.replace(self._path)
         except OSError as error:
             log.warning("the roster %s cannot be written: %s", self._path, error)
@@ -73,7 +76,7 @@ class RosterFile:
     def _read(self, make: Callable[[dict[str, Any]], T]) -> list[T]:
         try:
             document = json.loads(self._path.read_text())
-            if document["boot"] != boot_id():
+            if not document["place"] or document["place"] != self._folder.place():
                 return []
             kept = [entry for entry in document["workers"] if entry["started"]]  # not who had died when it was written
             living = [entry for entry in kept if _started(int(entry["pid"])) == entry["started"]]
@@ -104,11 +107,3 @@ def _started(pid: int) -> int:
     except OSError:
         return 0
     return 0 if fields[0] in ("Z", "X") else int(fields[19])
-
-
-def boot_id() -> str:
-    """Of the machine since it was started last."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return str(os.getpid())  # not known: then no roster can be trusted

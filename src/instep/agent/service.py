@@ -15,7 +15,7 @@ from pathlib import Path
 from instep.agent.connection import Connection
 from instep.agent.last_end import note_end, note_start
 from instep.agent.lease_file import LeaseFile
-from instep.agent.name import keep_node_name
+from instep.agent.name import NameTaken, NodeName, forget_node_name, keep_node_name
 from instep.agent.node import Node
 from instep.agent.roster import RosterFile
 from instep.agent.server import Server
@@ -40,8 +40,8 @@ LINGER_S = 0.2
 been mended meanwhile."""
 
 
-def serve(folder_path: str, run: str, settings_text: str, node: str) -> int:
-    """Runs one agent to its end and returns the process's exit code. `node` is the name that it speaks for."""
+def serve(folder_path: str, run: str, settings_text: str, name: NodeName) -> int:
+    """Runs one agent to its end and returns the process's exit code. `name` is what it speaks for."""
     folder = RuntimeFolder(Path(folder_path))
     _set_up_log(folder)
     os.chdir("/")
@@ -50,7 +50,7 @@ def serve(folder_path: str, run: str, settings_text: str, node: str) -> int:
         log.info("how this node's agent ended last: %s", former)
     try:
         _raise_descriptor_limit()
-        code, why = asyncio.run(_serve(folder, run, Settings.from_json(settings_text), node))
+        code, why = asyncio.run(_serve(folder, run, Settings.from_json(settings_text), name))
     except Exception as error:
         log.exception("the agent failed")
         note_end(folder, f"agent {os.getpid()} failed: {type(error).__name__}: {error}")
@@ -61,7 +61,7 @@ def serve(folder_path: str, run: str, settings_text: str, node: str) -> int:
     return code
 
 
-async def _serve(folder: RuntimeFolder, run: str, settings: Settings, name: str) -> tuple[int, str]:
+async def _serve(folder: RuntimeFolder, run: str, settings: Settings, name: NodeName) -> tuple[int, str]:
     """The exit code and why the agent ends. The code is 0 where no worker that trains needs another agent; else the
     supervisor starts one."""
     log.info("agent %d of run %s starts with %r", os.getpid(), run, settings)
@@ -69,11 +69,11 @@ async def _serve(folder: RuntimeFolder, run: str, settings: Settings, name: str)
         client = open_client(settings)
     except InstepError as error:
         await _refuse_everybody(folder, error)
-        return int(RosterFile(folder.roster).has_living()), str(error)
+        return int(RosterFile(folder).has_living()), str(error)
     async with client:
-        keys, roster = Keys(settings.namespace, run), RosterFile(folder.roster)
-        leases = LeaseFile(folder.lease)
-        node = Node(client, keys, name, settings.ttl_s, roster, leases, stall_timeout_s=settings.stall_timeout_s)
+        keys, roster, leases = Keys(settings.namespace, run), RosterFile(folder), LeaseFile(folder)
+        stall_s = settings.stall_timeout_s
+        node = Node(client, keys, name.name, settings.ttl_s, roster, leases, claim=name, stall_timeout_s=stall_s)
         _keep_node_name(folder, name)
         server = Server(folder.socket, node.on_message, node.on_died)
         node.on_empty, node.on_tick = server.stop_accepting, server.stay_reachable
@@ -87,6 +87,10 @@ async def _serve(folder: RuntimeFolder, run: str, settings: Settings, name: str)
         try:
             await first_of(node.run(), stopping.wait())
             return 0, "it was signaled to stop" if stopping.is_set() else node.why_ended
+        except NameTaken as error:
+            log.warning("%s: this node takes another name; its workers start the next agent", error)
+            forget_node_name(folder)
+            return 0, str(error)
         except InstepError as error:
             log.error("%s", error)
             node.fail_all(error, _kind(error))
@@ -133,7 +137,7 @@ def _kind(error: InstepError) -> str:
     return "etcd" if isinstance(error, EtcdError) else "agent"
 
 
-def _keep_node_name(folder: RuntimeFolder, name: str) -> None:
+def _keep_node_name(folder: RuntimeFolder, name: NodeName) -> None:
     try:
         keep_node_name(folder, name)
     except OSError as error:

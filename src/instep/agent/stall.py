@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from instep.coordination.records import WorkerId
+
 STEPS: Final = 20
 """A step may take so many times what this worker's steps took lately, however short the time-out is."""
 FIRST_STEPS: Final = 10
@@ -32,6 +34,10 @@ class Standing:
     step_time_s: float = 0.0
     """0.0 while it is not known."""
 
+    @property
+    def id(self) -> WorkerId:
+        return WorkerId(self.rank, self.incarnation)
+
     def silence_s(self, now: float) -> float:
         """For how long it has not shown any progress although it should have."""
         return now - max(self.at, self.excused_until) if self.trains else 0.0
@@ -53,8 +59,8 @@ class Nomination:
     """Whom the candidate names, and what came before. `passed` holds those who have led, or would have led, and were
     passed over because they stalled, each with the boundary that it had passed last: it is over when they move on."""
 
-    incarnation: str
-    passed: Mapping[str, float] = field(default_factory=dict)
+    worker: WorkerId
+    passed: Mapping[WorkerId, float] = field(default_factory=dict)
     yielded: int = 0
     """How often it has made way since every worker of the node has been passed over; 0 where one has not."""
 
@@ -75,34 +81,34 @@ def nominate(
     stalls is passed over once, so all of a run that wait for each other have each led for a while in the end, and the
     last one goes on leading: somebody always leads. Limit: who of those that wait holds up the others cannot be told.
     """
-    here = {worker.incarnation: worker for worker in workers}
+    here = {worker.id: worker for worker in workers}
     if not here:
         return None
-    stalled = {name for name, worker in here.items() if is_stalled(worker, now, timeout_s)}
+    stalled = {who for who, worker in here.items() if is_stalled(worker, now, timeout_s)}
     known = before.passed if before is not None else {}
-    passed: Mapping[str, float] = {name: at for name, at in known.items() if name in stalled and here[name].at == at}
-    healthy = [worker for name, worker in here.items() if name not in stalled]
-    if before is None or before.incarnation not in here:
-        rest = [worker for name, worker in here.items() if name not in passed]
+    passed: Mapping[WorkerId, float] = {who: at for who, at in known.items() if who in stalled and here[who].at == at}
+    healthy = [worker for who, worker in here.items() if who not in stalled]
+    if before is None or before.worker not in here:
+        rest = [worker for who, worker in here.items() if who not in passed]
         return Nomination(_first(healthy or rest or here.values()), passed)
-    if before.incarnation not in stalled:
-        name = before.incarnation if here[before.incarnation].joined else _first(healthy)
-        return Nomination(name, passed, before.yielded if leads else 0)
+    if before.worker not in stalled:
+        named = before.worker if here[before.worker].joined else _first(healthy)
+        return Nomination(named, passed, before.yielded if leads else 0)
     if healthy:
-        return Nomination(_first(healthy), _with(passed, here[before.incarnation]))
+        return Nomination(_first(healthy), _with(passed, here[before.worker]))
     if not leads:
         return replace(before, passed=passed)  # nobody here would be any better
-    passed = _with(passed, here[before.incarnation])
-    rest = [worker for name, worker in here.items() if name not in passed]
+    passed = _with(passed, here[before.worker])
+    rest = [worker for who, worker in here.items() if who not in passed]
     if rest:
         return Nomination(_first(rest), passed)
-    return Nomination(before.incarnation, passed, before.yielded + rivals)
+    return Nomination(before.worker, passed, before.yielded + rivals)
 
 
-def _first(workers: Iterable[Standing]) -> str:
+def _first(workers: Iterable[Standing]) -> WorkerId:
     """Of those who train the lowest rank, else of all."""
-    return min(workers, key=lambda worker: (not worker.joined, worker.rank)).incarnation
+    return min(workers, key=lambda worker: (not worker.joined, worker.rank)).id
 
 
-def _with(passed: Mapping[str, float], worker: Standing) -> Mapping[str, float]:
-    return {**passed, worker.incarnation: worker.at}
+def _with(passed: Mapping[WorkerId, float], worker: Standing) -> Mapping[WorkerId, float]:
+    return {**passed, worker.id: worker.at}

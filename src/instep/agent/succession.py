@@ -52,7 +52,7 @@ class Succession:
             **named.model_dump(include={"node", "rank", "incarnation"}),
             candidate=fence.key,
             token=token,
-            host=next((worker.member.host for worker in self._workers if worker.incarnation == named.incarnation), ""),
+            host=next((worker.member.host for worker in self._workers if worker.id == named.worker), ""),
             term=await self._next_term(former),
         )
         known = former is not None and seen is not None and former.token == seen.token
@@ -73,7 +73,7 @@ class Succession:
             return None
         resigned, member = await all_of(
             self._client.get(self._keys.resigned_of(former.node)),
-            self._client.get(self._keys.member(former.rank, former.incarnation)),
+            self._client.get(self._keys.member(*former.worker)),
         )
         note = Resigned.decode_or_none(resigned.value if resigned is not None else None)
         return why_ended(former, note, registered=member is not None)

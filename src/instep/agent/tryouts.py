@@ -56,5 +56,5 @@ class Tryouts:
             self._answer.set_result(refused)
 
     def _somebody(self, view: View) -> LocalWorker | None:
-        named = set(view.incarnations().values())
-        return next((worker for worker in self._workers if not worker.view and worker.incarnation in named), None)
+        named = view.workers()
+        return next((worker for worker in self._workers if not worker.view and worker.id in named), None)

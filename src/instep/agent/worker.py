@@ -9,7 +9,7 @@ from instep.agent.absentee import Absentee
 from instep.agent.connection import Connection
 from instep.agent.pace import PaceMeter
 from instep.agent.stall import Standing
-from instep.coordination.records import Member
+from instep.coordination.records import Member, WorkerId
 from instep.coordination.schema import Schema
 from instep.version import VERSION
 from instep.wire import Message
@@ -17,7 +17,7 @@ from instep.wire import Message
 
 @dataclass(slots=True, eq=False)
 class LocalWorker:
-    """Identified by its incarnation; its connection may be lost and made anew while it lives."""
+    """Identified by rank and incarnation; its connection may be lost and made anew while it lives."""
 
     member: Member
     schema: Schema
@@ -62,8 +62,8 @@ class LocalWorker:
         return self.member.rank
 
     @property
-    def incarnation(self) -> str:
-        return self.member.incarnation
+    def id(self) -> WorkerId:
+        return self.member.worker
 
     def record(self) -> Member:
         """Its registration, as of now."""
@@ -83,7 +83,7 @@ class LocalWorker:
     def standing(self) -> Standing:
         return Standing(
             rank=self.rank,
-            incarnation=self.incarnation,
+            incarnation=self.member.incarnation,
             joined=self.view > 0,
             trains=self.step >= 0 or self.absent,
             at=self.at,

@@ -9,43 +9,43 @@ from typing import Final
 from instep.agent.absentee import Absentee
 from instep.agent.connection import Connection
 from instep.agent.worker import LocalWorker
-from instep.coordination.records import Leader, View
+from instep.coordination.records import Leader, View, WorkerId
 
 MISSED_S: Final = 5.0
 """An agent that has not looked for so long was stopped, or starved, itself."""
 
 
 class Workers:
-    """By incarnation, in the order they came."""
+    """All of them, in the order they came."""
 
     def __init__(self) -> None:
-        self._by_incarnation: dict[str, LocalWorker] = {}
+        self._by_id: dict[WorkerId, LocalWorker] = {}
         self._somebody = asyncio.Event()
         self._nobody = asyncio.Event()
         self._looked_at = -MISSED_S
 
     def __iter__(self) -> Iterator[LocalWorker]:
-        return iter(list(self._by_incarnation.values()))
+        return iter(list(self._by_id.values()))
 
     def __len__(self) -> int:
-        return len(self._by_incarnation)
+        return len(self._by_id)
 
     def __repr__(self) -> str:
         return f"Workers({', '.join(f'rank {worker.rank}' for worker in self)})"
 
     def add(self, worker: LocalWorker) -> None:
         """One that connects again keeps its place and closes its former connection."""
-        former = self._by_incarnation.get(worker.incarnation)
+        former = self._by_id.get(worker.id)
         if former is not None and former.connection is not worker.connection:
             former.connection.close()
             worker.pace, worker.excused_until = former.pace, former.excused_until
-        self._by_incarnation[worker.incarnation] = worker
+        self._by_id[worker.id] = worker
         self._somebody.set()
 
     def remove(self, worker: LocalWorker) -> None:
-        if self._by_incarnation.get(worker.incarnation) is worker:
-            del self._by_incarnation[worker.incarnation]
-        if not self._by_incarnation:
+        if self._by_id.get(worker.id) is worker:
+            del self._by_id[worker.id]
+        if not self._by_id:
             self._nobody.set()
 
     async def wait_first(self) -> None:
@@ -54,7 +54,7 @@ class Workers:
 
     async def wait_gone(self) -> None:
         """Until nobody is here."""
-        while self._by_incarnation:
+        while self._by_id:
             self._nobody.clear()
             await self._nobody.wait()
 
@@ -66,15 +66,11 @@ class Workers:
         mine = view.nodes.get(node) if view is not None else None
         if mine is None:
             return {}
-        named = zip(mine.ranks, mine.incarnations, strict=True)
-        return {
-            rank: self._by_incarnation[incarnation]
-            for rank, incarnation in named
-            if incarnation in self._by_incarnation
-        }
+        named = map(WorkerId, mine.ranks, mine.incarnations)
+        return {worker.rank: self._by_id[worker] for worker in named if worker in self._by_id}
 
-    def of_incarnation(self, incarnation: str) -> LocalWorker | None:
-        return self._by_incarnation.get(incarnation)
+    def of_id(self, worker: WorkerId) -> LocalWorker | None:
+        return self._by_id.get(worker)
 
     def look(self, now: float, paused_at: int | None) -> None:
         """Measures how fast each one steps. Call it about once a second, `now` in seconds on the monotonic clock: what
@@ -94,7 +90,7 @@ class Workers:
         """Tells each worker that has become, or is no longer, the leader, or leads with another token; and each that is
         new here: it may believe what a former agent said."""
         for worker in self:
-            token = leader.token if leader is not None and worker.incarnation == leader.incarnation else 0
+            token = leader.token if leader is not None and worker.id == leader.worker else 0
             if token != worker.told_token:
                 worker.told_token = token
                 candidate = leader.candidate if leader is not None and token else ""

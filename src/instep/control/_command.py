@@ -146,8 +146,8 @@ def _is_manned(picture: Picture) -> bool:
     """Whether somebody of the view lives: a start of new workers deletes what was asked of those before."""
     if picture.view is None:
         return False
-    trains = set(picture.view.incarnations().values())
-    return any(item.member.incarnation in trains for item in picture.members.values())
+    trains = picture.view.workers()
+    return any(item.member.worker in trains for item in picture.members.values())
 
 
 def _checked(picture: Picture, command: Command) -> Command:

@@ -18,6 +18,7 @@ from instep.coordination.records import (
     Resume,
     StartChange,
     View,
+    WorkerId,
 )
 from instep.coordination.schema import Schema
 from instep.coordination.trial import Trial
@@ -102,7 +103,7 @@ class Tidy:
     rejections: tuple[str, ...]
     changes: tuple[str, ...]
     declined: tuple[str, ...] = ()
-    refusals: tuple[str, ...] = ()
+    refusals: tuple[WorkerId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,19 +79,15 @@ def turned_away(
     """Refusals for those who want to take a place in a run that has failed too often. Who trains goes on training."""
     if not attempts.total:
         return ()
-    members = set(view.incarnations().values()) if view is not None else set()
+    members = view.workers() if view is not None else frozenset()
     refusals = []
     for group in membership.groups(registered):
         limit = limit_of(group)
         if limit is None or attempts.total <= limit:
             continue
-        new = [item.member for item in group.by_rank.values() if not item.member.view]
-        new = [member for member in new if member.incarnation not in members]
+        new = {item.member.worker for item in group.by_rank.values() if not item.member.view} - members
         if new:
-            first, *others = sorted(new, key=lambda member: member.rank)
-            also = "".join(member.incarnation for member in others)
-            reason = why_not(attempts, limit, run)
-            refusals.append(Refused(incarnation=first.incarnation, rank=first.rank, reason=reason, also=also))
+            refusals.append(Refused.of(new, why_not(attempts, limit, run)))
     return tuple(refusals)
 
 
@@ -115,13 +111,12 @@ def causes(attempts: Attempts) -> str:
 
 def _lost(view: View, left: Mapping[str, Left], group: Group) -> frozenset[int]:
     """Ranks of the view that did not leave cleanly and are in the group no more."""
-    stay, active = set(group.incarnations().values()), membership.active_ranks(view, left)
-    return frozenset(rank for rank, name in view.incarnations().items() if rank in active and name not in stay)
+    gone, active = view.workers() - group.workers(), membership.active_ranks(view, left)
+    return frozenset(worker.rank for worker in gone if worker.rank in active)
 
 
 def _replaced(view: View, group: Group) -> set[int]:
-    before = view.incarnations()
-    return {rank for rank, name in group.incarnations().items() if before.get(rank) != name}
+    return {worker.rank for worker in group.workers() - view.workers()}
 
 
 def _fell_with_the_last(past: Past, view: View, lost: frozenset[int]) -> bool:
@@ -137,8 +132,8 @@ def _first(past: Past, view: View, lost: frozenset[int]) -> Failure:
     if said:
         return min(said, key=lambda item: item.revision).failure
     rank = min(lost)
-    incarnations, here = view.incarnations(), {item.member.incarnation: item.member for item in past.registered}
-    standing = [here[incarnations[rank]] for rank in sorted(lost) if incarnations[rank] in here]
+    known, here = view.workers(), [item.member for item in past.registered if item.member.rank in lost]
+    standing = sorted((member for member in here if member.worker in known), key=lambda member: member.rank)
     if len(standing) == len(lost):
         text = "another process has joined as this rank"
         return Failure(view=view.number, rank=rank, host=standing[0].host, cause=TAKEN_OVER, text=text)

@@ -121,8 +121,8 @@ class Keys:
         """Prefix of the candidates. The slash at its end keeps it from matching a longer name."""
         return f"{self.root}election/"
 
-    def candidate(self, incarnation: str) -> str:
-        return f"{self.election}{incarnation}"
+    def candidate(self, worker: str) -> str:
+        return f"{self.election}{worker}"
 
     # -- state: flows down ----------------------------------------------------------------------------------------
 
@@ -187,8 +187,8 @@ class Keys:
     def refused(self) -> str:
         return f"{self.state}refused/"
 
-    def refused_of(self, incarnation: str) -> str:
-        return f"{self.refused}{incarnation}"
+    def refused_of(self, rank: int, incarnation: str) -> str:
+        return f"{self.refused}{rank}-{incarnation}"
 
     @property
     def barriers(self) -> str:
@@ -236,6 +236,14 @@ class Keys:
     def member(self, rank: int, incarnation: str) -> str:
         """One key a registration, not a rank: a stray second join must not overwrite the first one's place."""
         return f"{self.members}{rank}/{incarnation}"
+
+    @property
+    def nodes(self) -> str:
+        """Prefix: who holds a node's name, one key a node, on its lease."""
+        return f"{self.root}reports/nodes/"
+
+    def node(self, node: str) -> str:
+        return f"{self.nodes}{node}"
 
     @property
     def schemas(self) -> str:

@@ -72,9 +72,9 @@ def _about_members(now: Situation) -> Action | None:
         return replace(_form_view(now, group), attempts=news)
     reasons = membership.strangers(now.view, now.registered)
     refused = tuple(
-        Refused(incarnation=item.member.incarnation, rank=item.member.rank, reason=reasons[item.member.incarnation])
+        Refused.of([item.member.worker], reasons[item.member.worker])
         for item in now.registered
-        if item.member.incarnation in reasons and item.member.incarnation in now.lasting_strangers
+        if item.member.worker in reasons and item.member.worker in now.lasting_strangers
     )
     if refused:
         return Refuse(refused)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from instep.coordination.records import Left, Member, NodeMembers, View
+from instep.coordination.records import Left, Member, NodeMembers, View, WorkerId
 
 UNKNOWN_VERSION = "unknown"
 """Stands for the version of an agent that does not register it."""
@@ -50,13 +50,16 @@ class Group:
     def incarnations(self) -> dict[int, str]:
         return {rank: item.member.incarnation for rank, item in self.by_rank.items()}
 
+    def workers(self) -> frozenset[WorkerId]:
+        return frozenset(item.member.worker for item in self.by_rank.values())
+
 
 def groups(registered: Iterable[Registered]) -> tuple[Group, ...]:
     """The registrations sorted into those that agree, the group with the newest arrival first."""
     sorted_in: dict[tuple[int, str], dict[int, Registered]] = {}
     for item in sorted(registered, key=lambda item: item.create_revision):
         member = item.member
-        if member.rank < member.world_size:
+        if member.rank < member.world_size and member.can_be_named:
             sorted_in.setdefault((member.world_size, member.schema_digest), {})[member.rank] = item
     found = [Group(world_size, digest, by_rank) for (world_size, digest), by_rank in sorted_in.items()]
     return tuple(sorted(found, key=lambda group: group.newest, reverse=True))
@@ -67,8 +70,8 @@ def without_ghosts(view: View | None, registered: Iterable[Registered]) -> tuple
     their node could not be reached, and they hold values of long ago."""
     if view is None:
         return tuple(registered)
-    members = set(view.incarnations().values())
-    return tuple(item for item in registered if not item.member.view or item.member.incarnation in members)
+    members = view.workers()
+    return tuple(item for item in registered if not item.member.view or item.member.worker in members)
 
 
 def next_group(view: View | None, registered: Iterable[Registered]) -> Group | None:
@@ -78,8 +81,7 @@ def next_group(view: View | None, registered: Iterable[Registered]) -> Group | N
     stranger, such as a script started without torchrun under the name of a run that trains.
     """
     found = groups(registered)
-    members = set(view.incarnations().values()) if view is not None else set()
-    lives = any(members & set(group.incarnations().values()) for group in found)
+    lives = view is not None and any(view.workers() & group.workers() for group in found)
     for group in found:
         if (
             lives
@@ -94,8 +96,8 @@ def next_group(view: View | None, registered: Iterable[Registered]) -> Group | N
 
 def is_fresh(view: View | None, group: Group) -> bool:
     """True when no worker of the group has trained before: then the run starts from the desired config."""
-    members = set(view.incarnations().values()) if view is not None else set()
-    return not any(item.member.view or item.member.incarnation in members for item in group.by_rank.values())
+    members = view.workers() if view is not None else frozenset()
+    return not any(item.member.view or item.member.worker in members for item in group.by_rank.values())
 
 
 def nodes_of(group: Group) -> dict[str, NodeMembers]:
@@ -127,8 +129,8 @@ def mixed_versions(group: Group) -> tuple[str, ...]:
     return versions if len(versions) > 1 else ()
 
 
-def strangers(view: View | None, registered: Iterable[Registered]) -> dict[str, str]:
-    """Incarnations that disagree with the rest, each with the reason to give it if that lasts.
+def strangers(view: View | None, registered: Iterable[Registered]) -> dict[WorkerId, str]:
+    """Workers that disagree with the rest, each with the reason to give it if that lasts.
 
     The rest is the view while one of its workers lives, else the largest group (of equals the older). A moment of
     disagreement is no fault: a run that restarts with another world size shows one while the old workers leave. So
@@ -138,25 +140,24 @@ def strangers(view: View | None, registered: Iterable[Registered]) -> dict[str, 
     found = groups(items)
     if not found:
         return {}
-    in_view = set(view.incarnations().values()) if view is not None else set()
-    living = [group for group in found if in_view & set(group.incarnations().values())]
+    in_view = view.workers() if view is not None else frozenset()
+    living = [group for group in found if in_view & group.workers()]
     usual = living[0] if living else max(found, key=lambda group: (len(group.by_rank), -group.oldest))
     return {
-        item.member.incarnation: _disagreement(item.member, usual)
+        item.member.worker: _disagreement(item.member, usual)
         for item in items
-        if item.member.incarnation not in in_view
-        and (item.member.world_size, item.member.schema_digest) != (usual.world_size, usual.schema_digest)
+        if item.member.worker not in in_view and not _agrees(item.member, usual)
     }
 
 
 def missing_ranks(view: View, registered: Iterable[Registered], left: Mapping[str, Left]) -> tuple[int, ...]:
     """Ranks of the view that neither live nor ended cleanly: nothing can be agreed until they are replaced."""
-    alive = {item.member.incarnation for item in registered}
+    alive = {item.member.worker for item in registered}
     return tuple(
-        rank
+        worker[0]
         for node, members in view.nodes.items()
-        for rank, incarnation in zip(members.ranks, members.incarnations, strict=True)
-        if incarnation not in alive and not _has_left(view, left.get(node), rank)
+        for worker in zip(members.ranks, members.incarnations, strict=True)
+        if worker not in alive and not _has_left(view, left.get(node), worker[0])
     )
 
 
@@ -190,7 +191,17 @@ def _has_left(view: View, record: Left | None, rank: int) -> bool:
     return record is not None and record.view == view.number and rank in record.ranks
 
 
+def _agrees(member: Member, usual: Group) -> bool:
+    same = (member.world_size, member.schema_digest) == (usual.world_size, usual.schema_digest)
+    return member.can_be_named and same
+
+
 def _disagreement(member: Member, usual: Group) -> str:
+    if not member.can_be_named:
+        return (
+            f"rank {member.rank} on {member.host} runs another version of Instep than the rank that leads: install one "
+            "version everywhere and start all ranks again"
+        )
     if member.world_size != usual.world_size:
         return (
             f"rank {member.rank} on {member.host} says the world size is {member.world_size}, the others say "

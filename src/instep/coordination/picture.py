@@ -26,6 +26,7 @@ from instep.coordination.records import (
     Pointer,
     Receipt,
     Verified,
+    WorkerId,
 )
 from instep.coordination.schema import Schema
 from instep.coordination.situation import Progress, Situation
@@ -55,7 +56,7 @@ class Picture:
         self._state = state
         self._grace_s = grace_s
         self._clock = clock
-        self._strangers_since: dict[str, float] = {}
+        self._strangers_since: dict[WorkerId, float] = {}
         self._plan_since: tuple[int, float] = (0, 0.0)
         self._headway = Headway()
         self._schema: tuple[bytes | None, Schema] = (None, Schema(None))
@@ -154,20 +155,20 @@ class Picture:
         keys = self._failures.keys
         return tuple(Reported(failure, keys[key].create_revision) for key, failure in self._failures.records.items())
 
-    def _outdated_refusals(self) -> tuple[str, ...]:
+    def _outdated_refusals(self) -> tuple[WorkerId, ...]:
         """Nobody is registered any more of those whom they concern."""
         if not self._state.refused:
             return ()
-        here = {member.incarnation for member in self._members.records.values()}
-        records = {record.incarnation: record for record in self._state.refused.values()}
-        return tuple(name for name, record in records.items() if here.isdisjoint(record.incarnations()))
+        here = {member.worker for member in self._members.records.values()}
+        records = {record.worker: record for record in self._state.refused.values()}
+        return tuple(worker for worker, record in records.items() if here.isdisjoint(record.workers()))
 
     def _registered(self) -> tuple[Registered, ...]:
         refused, keys = self._state.refused, self._members.keys
         registered = (
             Registered(member, keys[key].create_revision)
             for key, member in self._members.records.items()
-            if member.incarnation not in refused and key == self._keys.member(member.rank, member.incarnation)
+            if member.worker not in refused and key == self._keys.member(member.rank, member.incarnation)
         )
         return membership.without_ghosts(self._state.view, registered)
 
@@ -223,8 +224,8 @@ class Picture:
             self._schema = (text, Schema.decode(text))
         return self._schema[1]
 
-    def _lasting_strangers(self, registered: tuple[Registered, ...]) -> frozenset[str]:
+    def _lasting_strangers(self, registered: tuple[Registered, ...]) -> frozenset[WorkerId]:
         now = self._clock()
         strangers = membership.strangers(self._state.view, registered)
-        self._strangers_since = {name: self._strangers_since.get(name, now) for name in strangers}
-        return frozenset(name for name, since in self._strangers_since.items() if now - since >= self._grace_s)
+        self._strangers_since = {worker: self._strangers_since.get(worker, now) for worker in strangers}
+        return frozenset(worker for worker, since in self._strangers_since.items() if now - since >= self._grace_s)

@@ -5,19 +5,31 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Literal, Self, TypeAlias
+from typing import Literal, NamedTuple, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from instep.coordination.token import MAX_EPOCH
 from instep.names import INCARNATION_LENGTH
 from instep.scalar import Scalar
+from instep.wire import PROTOCOL
 
 PlanKind: TypeAlias = Literal["config", "pause", "resume", "stop", "checkpoint", "action", "restore"]
 CommandKind: TypeAlias = Literal["pause", "resume", "stop", "checkpoint", "action", "restore"]
 
 MAX_RANKS = 1_000_000
 """What a damaged document may make us hold; the design is for 10,240."""
+
+
+class WorkerId(NamedTuple):
+    """Identifies one process of a run. The incarnation alone does not: it is drawn at random by each process."""
+
+    rank: int
+    incarnation: str
+
+    def __str__(self) -> str:
+        """As a part of a key."""
+        return f"{self.rank}-{self.incarnation}"
 
 
 class Record(BaseModel):
@@ -58,7 +70,7 @@ class Member(Record):
 
     rank: int = Field(ge=0)
     world_size: int = Field(ge=1)
-    incarnation: str = Field(pattern=rf"^[A-Za-z0-9]{{{INCARNATION_LENGTH}}}$")
+    incarnation: str = Field(pattern=r"^[A-Za-z0-9]{1,32}$")
     node: str = Field(pattern=r"^[A-Za-z0-9-]{1,40}$")
     host: str
     pid: int
@@ -71,6 +83,24 @@ class Member(Record):
     """None for a worker that torchrun did not start."""
     version: str | None = Field(default=None, pattern=r"^[A-Za-z0-9.+!_-]{1,64}$")
     """The agent's version of Instep; None before versions were registered."""
+    protocol: int = PROTOCOL
+    """Of the agent that wrote it. Members of another one cannot be in a view together."""
+
+    @property
+    def worker(self) -> WorkerId:
+        return WorkerId(self.rank, self.incarnation)
+
+    @property
+    def can_be_named(self) -> bool:
+        """Whether a view of this version can name it. Versions before protocol 3 drew shorter incarnations."""
+        return self.protocol == PROTOCOL and len(self.incarnation) == INCARNATION_LENGTH
+
+
+class NodeClaim(Record):
+    """Who holds the name of a node: another node that happens to have it has another `claim`."""
+
+    claim: str
+    host: str = ""
 
 
 class NodeMembers(Record):
@@ -132,6 +162,9 @@ class View(Record):
             for node in self.nodes.values()
             for rank, incarnation in zip(node.ranks, node.incarnations, strict=True)
         }
+
+    def workers(self) -> frozenset[WorkerId]:
+        return frozenset(map(WorkerId._make, self.incarnations().items()))
 
     def encode(self) -> str:
         document = self.model_dump(exclude_none=True, exclude={"nodes"} if self.versions else {"nodes", "versions"})
@@ -348,6 +381,10 @@ class Leader(Record):
     term: int = 0
     """How many have led the run so far, this one included; a worker that leads again counts again."""
 
+    @property
+    def worker(self) -> WorkerId:
+        return WorkerId(self.rank, self.incarnation)
+
 
 class Candidate(Record):
     """Whom a node's candidate names. The oldest one that stands leads."""
@@ -358,6 +395,10 @@ class Candidate(Record):
     yielded: int = 0
     """How often it has made way since each worker of its node has led and stalled; 0 where one has not. Who leads and
     stalls too gains nothing by making way for one that has."""
+
+    @property
+    def worker(self) -> WorkerId:
+        return WorkerId(self.rank, self.incarnation)
 
 
 CAME_FIRST = "another rank of its node came first"
@@ -431,12 +472,28 @@ class Refused(Record):
     incarnation: str
     rank: int
     reason: str
-    also: str = ""
-    """Further incarnations, joined: a run may have 10,240 ranks, and every agent reads this."""
+    also: tuple[str, str] = ("", "")
+    """Further ones, as a view names those of a node: a run may have 10,240 ranks, and every agent reads this."""
 
-    def incarnations(self) -> tuple[str, ...]:
-        starts = range(0, len(self.also), INCARNATION_LENGTH)
-        return (self.incarnation, *(self.also[start : start + INCARNATION_LENGTH] for start in starts))
+    @classmethod
+    def of(cls, workers: Iterable[WorkerId], reason: str) -> Self:
+        """One record for all of them, at least one."""
+        first, *others = sorted(workers)
+        also = (format_ranks(worker.rank for worker in others), "".join(worker.incarnation for worker in others))
+        return cls(incarnation=first.incarnation, rank=first.rank, reason=reason, also=also)
+
+    @field_validator("also")
+    @classmethod
+    def _names_workers(cls, also: tuple[str, str]) -> tuple[str, str]:
+        _from_short(*also)
+        return also
+
+    @property
+    def worker(self) -> WorkerId:
+        return WorkerId(self.rank, self.incarnation)
+
+    def workers(self) -> tuple[WorkerId, ...]:
+        return (self.worker, *(WorkerId(*item) for item in zip(*_from_short(*self.also), strict=True)))
 
 
 class Failure(Record):
@@ -616,8 +673,13 @@ def parse_ranks(text: str) -> tuple[int, ...]:
 def _node_from_short(short: object) -> Mapping[str, object]:
     if not (isinstance(short, list) and len(short) == 2 and all(isinstance(part, str) for part in short)):
         raise ValueError(f"a view names a node by its ranks and incarnations, not by {short!r}")
-    ranks, joined = parse_ranks(short[0]), short[1]
+    ranks, incarnations = _from_short(*short)
+    return {"ranks": ranks, "incarnations": incarnations}
+
+
+def _from_short(ranks_text: str, joined: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    ranks = parse_ranks(ranks_text)
     if len(joined) != len(ranks) * INCARNATION_LENGTH:
-        raise ValueError("a view names one incarnation for each rank")
+        raise ValueError("there must be one incarnation for each rank")
     starts = range(0, len(joined), INCARNATION_LENGTH)
-    return {"ranks": ranks, "incarnations": tuple(joined[start : start + INCARNATION_LENGTH] for start in starts)}
+    return ranks, tuple(joined[start : start + INCARNATION_LENGTH] for start in starts)

@@ -28,6 +28,7 @@ from instep.coordination.records import (
     Resume,
     Verified,
     View,
+    WorkerId,
 )
 from instep.coordination.schema import Schema
 
@@ -72,8 +73,8 @@ class Situation:
     rejected: Mapping[str, Rejected] = field(default_factory=dict)
     schemas: Mapping[str, str] = field(default_factory=dict)
     schema: Schema = field(default_factory=lambda: Schema(None))
-    lasting_strangers: frozenset[str] = frozenset()
-    """Incarnations that have disagreed with the rest for longer than a lease lives."""
+    lasting_strangers: frozenset[WorkerId] = frozenset()
+    """Workers that have disagreed with the rest for longer than a lease lives."""
     progress: Progress = Progress()
     forming: Forming | None = None
     lost: Mapping[str, str] = field(default_factory=dict)
@@ -87,5 +88,5 @@ class Situation:
     released: Mapping[str, Released] = field(default_factory=dict)
     arrivals: Mapping[str, Arrivals] = field(default_factory=dict)
     """Who waits at barriers, by node."""
-    outdated_refusals: tuple[str, ...] = ()
-    """Incarnations under which a refusal is kept that concerns nobody any more."""
+    outdated_refusals: tuple[WorkerId, ...] = ()
+    """Workers under which a refusal is kept that concerns nobody any more."""

@@ -22,6 +22,7 @@ from instep.coordination.records import (
     Resume,
     Saving,
     View,
+    WorkerId,
 )
 from instep.etcd import Client, Event, KeyValue
 
@@ -49,8 +50,8 @@ class RunState:
         self.decision: Decision | None = None
         self.forming: Forming | None = None
         self.rejected: dict[str, Rejected] = {}
-        self.refused: dict[str, Refused] = {}
-        """By incarnation: one record may be for many."""
+        self.refused: dict[WorkerId, Refused] = {}
+        """One record may be for many."""
         self.released: dict[str, Released] = {}
         """The last release of each barrier."""
         self.declined: dict[str, int] = {}
@@ -113,10 +114,10 @@ class RunState:
                 self.declined[last_part(key)] = event.kv.mod_revision
 
     def _take_refused(self, name: str, record: Refused | None) -> None:
-        for incarnation in [other for other, held in self.refused.items() if held.incarnation == name]:
-            del self.refused[incarnation]
-        if record is not None and record.incarnation == name:
-            self.refused |= dict.fromkeys(record.incarnations(), record)
+        for worker in [other for other, held in self.refused.items() if str(held.worker) == name]:
+            del self.refused[worker]
+        if record is not None and str(record.worker) == name:
+            self.refused |= dict.fromkeys(record.workers(), record)
 
     def _take_checkpoint(self, key: str, value: bytes | None, revision: int) -> None:
         if key == self._keys.saving:

@@ -137,13 +137,13 @@ def _tidied(action: Tidy, keys: Keys) -> tuple[Op, ...]:
     outdated = [keys.rejected_of(name) for name in action.rejections]
     outdated += [keys.change(change_id) for change_id in action.changes]
     outdated += [keys.declined_of(command_id) for command_id in action.declined]
-    outdated += [keys.refused_of(incarnation) for incarnation in action.refusals]
+    outdated += [keys.refused_of(*worker) for worker in action.refusals]
     return tuple(Op.delete(key) for key in outdated)
 
 
 def _refusals(refused: tuple[Refused, ...], keys: Keys) -> tuple[Op, ...]:
     """The first of them; those that are left are refused next."""
-    return tuple(Op.put(keys.refused_of(item.incarnation), item.encode()) for item in refused[:MAX_TIDIED])
+    return tuple(Op.put(keys.refused_of(*item.worker), item.encode()) for item in refused[:MAX_TIDIED])
 
 
 def abort(keys: Keys, number: int, decision: Decision) -> Txn:
