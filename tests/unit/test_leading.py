@@ -329,9 +329,10 @@ def test_a_view_comes_before_a_commit_and_a_commit_before_the_next_change() -> N
     assert isinstance(next_action(now(**everything, registered=newcomer)), FormView)
     assert isinstance(next_action(now(**everything)), Commit)
     done = {**everything, "decision": COMMIT, "receipts": APPLIED}
-    assert isinstance(next_action(now(**done)), Tidy)
-    assert isinstance(next_action(now(**{**done, "rejected": {}})), Reject)
-    assert isinstance(next_action(now(**{**done, "rejected": rejected("batch", 8)})), OpenPlan)
+    assert isinstance(next_action(now(**done)), Reject)
+    refused = {**rejected("lr", 1), **rejected("batch", 8)}
+    assert isinstance(next_action(now(**{**done, "rejected": refused})), OpenPlan)
+    assert isinstance(next_action(now(**{**done, "rejected": rejected("lr", 1), "desired": {}})), Tidy)
 
 
 ACKS = st.frozensets(st.sampled_from(["a", "b", "c"]))

@@ -154,7 +154,7 @@ def test_an_action_writes_exactly_this(action: Action, expected: set[str]) -> No
 
 def test_only_the_command_that_was_looked_at_is_declined() -> None:
     """Another one may have been written under its id meanwhile."""
-    action = Decline("c1", Declined(command=Command(kind="pause"), revision=40, why="no"))
+    action = Decline((("c1", Declined(command=Command(kind="pause"), revision=40, why="no")),))
     assert Compare.mod_revision(f"{ROOT}commands/c1", "==", 40) in carry_out(action).compares
 
 

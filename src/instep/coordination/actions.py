@@ -24,6 +24,7 @@ from instep.coordination.schema import Schema
 from instep.coordination.trial import Trial
 
 MAX_TIDIED = 30
+MAX_DECLINED = 40
 """Records of a kind deleted by one txn; etcd allows 128 operations."""
 
 
@@ -90,10 +91,9 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Decline:
-    """A command that is not carried out."""
+    """Commands that are not carried out, by id."""
 
-    id: str
-    declined: Declined
+    declined: tuple[tuple[str, Declined], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,11 @@ from dataclasses import dataclass
 from instep.coordination.records import Command, Course, Declined, Manifest
 
 DECLINED_KEPT = 20
+MAX_WAITING = 20
+"""Commands that may wait; later ones are declined at once."""
+MAX_DOCUMENT_BYTES = 8 * 1024
+"""A command is copied into its plan, and into what the run agrees on: etcd refuses a txn of 1.5 MiB."""
+UNREADABLE = "its key holds no command that this version of Instep knows: use the instep command line"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +27,15 @@ class Order:
     revision: int
     command: Command | None
     """None for a document that cannot be read."""
+    problem: str = UNREADABLE
+    """Why it cannot."""
+
+    @classmethod
+    def read(cls, id: str, revision: int, document: bytes) -> Order:
+        if len(document) > MAX_DOCUMENT_BYTES:
+            problem = f"its document has {len(document)} bytes, and no more than {MAX_DOCUMENT_BYTES} are read"
+            return cls(id, revision, None, problem)
+        return cls(id, revision, Command.decode_or_none(document))
 
     @property
     def readable(self) -> Command:
@@ -30,14 +44,35 @@ class Order:
 
 
 def oldest(orders: Iterable[Order]) -> Order | None:
-    return min(orders, key=lambda order: (order.revision, order.id), default=None)
+    return min(orders, key=_age, default=None)
+
+
+def oldest_stop(orders: Iterable[Order]) -> Order | None:
+    """It is carried out before all else that waits."""
+    return oldest(order for order in orders if order.command is not None and order.command.kind == "stop")
+
+
+def hopeless(orders: Iterable[Order]) -> tuple[tuple[str, Declined], ...]:
+    """By id, what is declined however the run stands: what cannot be read, and what is too many; never a stop."""
+    by_age = sorted(orders, key=_age)
+    unreadable = [(order, order.problem) for order in by_age if order.command is None]
+    waiting = [order for order in by_age if order.command is not None and order.command.kind != "stop"]
+    crowded = f"{MAX_WAITING} commands wait already: repeat it when some of them have been carried out"
+    return tuple(
+        (order.id, declined(order, why))
+        for order, why in (*unreadable, *((order, crowded) for order in waiting[MAX_WAITING:]))
+    )
+
+
+def _age(order: Order) -> tuple[int, str]:
+    return order.revision, order.id
 
 
 def why_not(order: Order, course: Course, manifests: Mapping[str, Manifest], *, somebody_left: bool) -> str | None:
     """Why the command cannot be carried out as things stand, with the cure; None when it can."""
     command = order.command
     if command is None:
-        return "its key holds no command that this version of Instep knows: use the instep command line"
+        return order.problem
     if course.ends_at is not None:
         return f"the run stops before step {course.ends_at} already"
     match command.kind:

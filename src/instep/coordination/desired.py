@@ -6,7 +6,8 @@ anybody could plan it, the later value is the desired one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import heapq
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from instep.coordination.records import Change, Rejected, StartChange
@@ -16,6 +17,10 @@ from instep.names import MAX_TOTAL_BYTES
 from instep.scalar import Scalar, format_scalar, same
 
 MAX_START_CHANGES = 50
+MAX_UNKNOWN = 500
+"""Names that no schema knows and the run has not agreed on; without a schema, the most that can be set anew."""
+REJECTED_AT_ONCE = 50
+"""Rejections after which no more of another revision are added."""
 MAX_AUTHOR, MAX_REASON = 200, 500
 """Bounds of what the record of a start says about changes: it is written in one txn with the view."""
 
@@ -57,15 +62,26 @@ def next_change(
     rejected: Mapping[str, Rejected],
 ) -> Wanted | None:
     """The oldest revision whose values are neither agreed nor rejected; None when all is settled."""
+    refused: list[Rejected] = []
     for revision, group in _by_revision(desired):
         if any(_is_rejected(item, rejected) for item in group):
             continue
         values, rejections = _judge(group, agreed, schema)
-        if rejections:
-            return Wanted(revision, rejections=rejections)
-        if values:
+        if values and not refused:
             return Wanted(revision, values=values)
-    return None
+        refused += rejections
+        if values or len(refused) >= REJECTED_AT_ONCE:
+            break
+    return Wanted(refused[0].revision, rejections=tuple(refused)) if refused else None
+
+
+def considered(desired: Iterable[Desired], known: Collection[str]) -> dict[str, Desired]:
+    """Of all that stands in `config/`, what is looked at: every known name, and of the others the newest ones, so that
+    a misspelt name is rejected, and any number of them holds up nothing."""
+    by_name = {item.name: item for item in desired}
+    others = (item for item in by_name.values() if item.name not in known)
+    kept = heapq.nlargest(MAX_UNKNOWN, others, key=lambda item: (item.revision, item.name))
+    return {item.name: item for item in kept} | {name: by_name[name] for name in known if name in by_name}
 
 
 def settled_rejections(

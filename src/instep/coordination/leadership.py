@@ -47,6 +47,7 @@ TryOut: TypeAlias = Callable[[View, Trial], Awaitable[Refusals]]
 
 RETRY_S = 0.2
 CATCH_UP_S = 0.5
+DECLINED_LOGGED = 3
 TICK_S = 1.0
 """How often the leader looks again when nothing happened: only time-outs depend on it."""
 FIRST_LOOK_S = 0.05
@@ -197,8 +198,11 @@ class Leadership:
                 for item in action.rejections:
                     log.warning("%s=%s is rejected: %s", item.name, item.value, item.reason)
             case Decline():
-                command = action.declined.command
-                log.warning("%s %s is declined: %s", command.kind, command.name or "", action.declined.why)
+                for _, declined in action.declined[:DECLINED_LOGGED]:
+                    command = declined.command
+                    log.warning("%s %s is declined: %s", command.kind, command.name or "", declined.why)
+                if len(action.declined) > DECLINED_LOGGED:
+                    log.warning("%d more commands are declined", len(action.declined) - DECLINED_LOGGED)
             case Ask():
                 resume, reasons = action.resume, "; ".join(action.resume.reasons.values())
                 what = "all go on from" if resume.final else "the ranks are asked about"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
+from typing import Any, Final, Generic, TypeVar
 
 from instep.coordination import membership
 from instep.coordination.attempts import Reported
 from instep.coordination.commands import Order
-from instep.coordination.desired import Desired
+from instep.coordination.desired import Desired, considered
 from instep.coordination.headway import Headway
 from instep.coordination.keys import Keys, last_part
 from instep.coordination.membership import Registered
@@ -18,7 +19,6 @@ from instep.coordination.records import (
     Arrivals,
     Attempts,
     Change,
-    Command,
     Failure,
     Left,
     Manifest,
@@ -32,8 +32,43 @@ from instep.coordination.schema import Schema
 from instep.coordination.situation import Progress, Situation
 from instep.coordination.state import RunState
 from instep.coordination.transactions import Seen
-from instep.etcd import Client, Event
+from instep.etcd import Client, Event, KeyValue
 from instep.names import is_hyperparameter_name
+
+T = TypeVar("T")
+
+MAX_TEXT: Final = 1000
+"""Characters of an author, and of a reason, that are read."""
+MAX_NAMES: Final = 1000
+
+
+class Decoded(Generic[T]):
+    """Decodes each item once, however often it is read: anyone may write thousands of them."""
+
+    def __init__(self, decode: Callable[[KeyValue], T]) -> None:
+        self._decode = decode
+        self._known: dict[tuple[str, int], T] = {}
+
+    def read(self, items: Iterable[KeyValue]) -> list[T]:
+        known = self._known
+        self._known = {
+            place: known[place] if place in known else self._decode(item)
+            for item in items
+            for place in [(item.key, item.mod_revision)]
+        }
+        return list(self._known.values())
+
+
+def _read_desired(prefix: str, item: KeyValue) -> Desired | None:
+    name = item.key.removeprefix(prefix)
+    return Desired(name, item.text, item.mod_revision) if is_hyperparameter_name(name) else None
+
+
+def _read_change(item: KeyValue) -> Change:
+    """What is too long is cut, for it is copied into the plan; what cannot be read is signed by nobody, and tidied."""
+    change = Change.decode_or_none(item.value) or Change(id="", names=())
+    author, reason = (text[:MAX_TEXT] if text is not None else None for text in (change.author, change.reason))
+    return Change(id=last_part(item.key), names=change.names[:MAX_NAMES], author=author, reason=reason)
 
 
 class Picture:
@@ -60,6 +95,10 @@ class Picture:
         self._plan_since: tuple[int, float] = (0, 0.0)
         self._headway = Headway()
         self._schema: tuple[bytes | None, Schema] = (None, Schema(None))
+        self._config = Decoded(partial(_read_desired, keys.config))
+        self._signed = Decoded(_read_change)
+        self._commands = Decoded(lambda item: Order.read(last_part(item.key), item.mod_revision, item.value))
+        self._declared = Decoded(lambda item: Schema.decode(item.value))
         self.desires = Mirror(client, keys.desires, changed)
         self._members = Mirror(client, keys.members, changed, decode=Member.decode_or_none)
         self._acks = Mirror(client, keys.acks, changed)
@@ -173,25 +212,18 @@ class Picture:
         return membership.without_ghosts(self._state.view, registered)
 
     def _desired(self) -> dict[str, Desired]:
-        config = self._keys.config
-        named = ((item.key.removeprefix(config), item) for item in self.desires.under(config))
-        return {
-            name: Desired(name, item.text, item.mod_revision) for name, item in named if is_hyperparameter_name(name)
-        }
+        found = self._config.read(self.desires.under(self._keys.config))
+        agreed = self._state.agreed.values if self._state.agreed is not None else {}
+        schemas = self._declared.read(self._schemas.keys.values())
+        known = set(agreed).union(*(schema.names for schema in schemas))
+        return considered((item for item in found if item is not None), known)
 
     def _changes(self) -> dict[int, Change]:
-        found = ((item, Change.decode_or_none(item.value)) for item in self.desires.under(self._keys.changes))
-        return {
-            item.mod_revision: change.model_copy(update={"id": last_part(item.key)})
-            for item, change in found
-            if change is not None
-        }
+        items = self.desires.under(self._keys.changes)
+        return {item.mod_revision: change for item, change in zip(items, self._signed.read(items), strict=True)}
 
     def _orders(self) -> tuple[Order, ...]:
-        return tuple(
-            Order(last_part(item.key), item.mod_revision, Command.decode_or_none(item.value))
-            for item in self.desires.under(self._keys.commands)
-        )
+        return tuple(self._commands.read(self.desires.under(self._keys.commands)))
 
     def _pointer(self) -> tuple[Pointer | None, int]:
         item = self.desires.get(self._keys.latest)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from instep.coordination.actions import (
+    MAX_DECLINED,
     MAX_TIDIED,
     Abort,
     Action,
@@ -93,14 +94,7 @@ def for_action(action: Action, keys: Keys, fence: Fence, seen: Seen) -> Txn:
         case Commit():
             return _commit(action, keys, fence, same_view)
         case Decline():
-            return Txn(
-                # Somebody may have written another command under this id since.
-                (fence.compare(), Compare.mod_revision(keys.command(action.id), "==", action.declined.revision)),
-                (
-                    Op.delete(keys.command(action.id)),
-                    Op.put(keys.declined_of(action.id), action.declined.encode()),
-                ),
-            )
+            return _decline(action, keys, fence)
         case Restore():
             absent = tuple(Compare.absent(key) for key in action.lost)
             return Txn((fence.compare(), *absent), tuple(Op.put(key, text) for key, text in action.lost.items()))
@@ -131,6 +125,16 @@ def for_action(action: Action, keys: Keys, fence: Fence, seen: Seen) -> Txn:
             then = [Op.put(keys.barrier(action.name), action.release.encode())]
             then += [Op.delete(keys.barrier(name)) for name in action.outdated[:MAX_TIDIED]]
             return Txn((fence.compare(), same_view, same), tuple(then))
+
+
+def _decline(action: Decline, keys: Keys, fence: Fence) -> Txn:
+    """The first of them; those that are left are declined next."""
+    compares, then = [fence.compare()], []
+    for name, item in action.declined[:MAX_DECLINED]:
+        # Somebody may have written another command under this id since.
+        compares.append(Compare.mod_revision(keys.command(name), "==", item.revision))
+        then += [Op.delete(keys.command(name)), Op.put(keys.declined_of(name), item.encode())]
+    return Txn(tuple(compares), tuple(then))
 
 
 def _tidied(action: Tidy, keys: Keys) -> tuple[Op, ...]:

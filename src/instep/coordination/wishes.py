@@ -53,20 +53,23 @@ def about_wishes(now: Situation) -> Action | None:
         return None
     if not is_settled(now):
         return None
-    tidy = _tidy(now, now.agreed)
-    if tidy is not None:
-        return tidy
     refused = _refused_by_workers(now)
     if refused:
         return Reject(refused)
+    stop = commands.oldest_stop(now.orders)
+    if stop is not None:
+        return _about_order(now, stop, now.agreed.course)
+    hopeless = commands.hopeless(now.orders)
+    if hopeless:
+        return Decline(hopeless)
     wanted = next_change(now.desired, now.agreed.values, now.schema, now.rejected)
     if wanted is not None and wanted.rejections:
-        change = now.changes.get(wanted.revision)
-        return Reject(tuple(signed_rejection(item, change) for item in wanted.rejections))
+        return Reject(tuple(signed_rejection(item, now.changes.get(item.revision)) for item in wanted.rejections))
     order = commands.oldest(now.orders)
     if order is not None and (wanted is None or order.revision < wanted.revision):
         return _about_order(now, order, now.agreed.course)
-    return _about_change(now, wanted) if wanted is not None else None
+    action = _about_change(now, wanted) if wanted is not None else None
+    return action or _tidy(now, now.agreed)
 
 
 def _about_change(now: Situation, wanted: Wanted) -> Action | None:
@@ -80,7 +83,7 @@ def _about_change(now: Situation, wanted: Wanted) -> Action | None:
 def _about_order(now: Situation, order: Order, course: Course) -> Action | None:
     why = _refusal_of(now, order) or commands.why_not(order, course, now.manifests, somebody_left=_somebody_left(now))
     if why is not None or order.command is None:
-        return Decline(order.id, commands.declined(order, why or ""))
+        return Decline(((order.id, commands.declined(order, why or "")),))
     gate = _next_gate(now)
     if gate is None:
         return None

@@ -1,0 +1,87 @@
+"""Thousands of keys, or very large ones, that somebody has written: a change, and a stop above all, comes through."""
+
+from __future__ import annotations
+
+import json
+
+from instep.coordination.actions import Decline, OpenPlan, Reject
+from instep.coordination.commands import MAX_DOCUMENT_BYTES, MAX_WAITING, Order
+from instep.coordination.desired import MAX_UNKNOWN, REJECTED_AT_ONCE, Desired, considered
+from instep.coordination.leading import next_action
+from instep.coordination.picture import MAX_TEXT, Decoded, _read_change
+from instep.coordination.transactions import MAX_DECLINED
+from instep.etcd import KeyValue
+from unit.test_leading import now
+
+
+def order(kind: str, revision: int) -> Order:
+    return Order.read(f"id-{revision}", revision, json.dumps({"kind": kind}).encode())
+
+
+def item(key: str, value: str, revision: int) -> KeyValue:
+    return KeyValue(key, value.encode(), revision, revision, 1, 0)
+
+
+def test_a_command_that_is_too_large_is_declined_with_its_size() -> None:
+    large = Order.read("c1", 5, json.dumps({"kind": "pause", "reason": "r" * 700_000}).encode())
+    action = next_action(now(orders=(large, order("pause", 9))))
+    assert isinstance(action, Decline)
+    ((name, declined),) = action.declined
+    assert name == "c1"
+    assert str(MAX_DOCUMENT_BYTES) in declined.why
+    assert len(declined.encode()) < 1000
+
+
+def test_of_a_crowd_of_commands_the_first_wait_and_the_rest_is_declined_many_at_a_time() -> None:
+    orders = [order("checkpoint", revision) for revision in range(2000)]
+    rounds = 0
+    while isinstance(action := next_action(now(orders=tuple(orders))), Decline):
+        gone = {name for name, _ in action.declined[:MAX_DECLINED]}
+        orders = [one for one in orders if one.id not in gone]
+        rounds += 1
+    assert rounds <= 2000 / MAX_DECLINED
+    assert [one.revision for one in orders] == list(range(MAX_WAITING))
+    assert isinstance(action, OpenPlan)
+    assert action.plan.change_id == "id-0"
+
+
+def test_a_stop_overtakes_whatever_waits() -> None:
+    crowd = (Order("junk", 1, None), *(order("checkpoint", revision) for revision in range(2, 2000)))
+    action = next_action(now(orders=(*crowd, order("stop", 5000)), desired={"lr": Desired("lr", "0.5", 3)}))
+    assert isinstance(action, OpenPlan)
+    assert action.plan.kind == "stop"
+
+
+def test_a_change_comes_through_twenty_thousand_names_that_nobody_knows() -> None:
+    junk = [Desired(f"junk{number}", "1", number) for number in range(20_000)]
+    desired = considered([*junk, Desired("lr", "0.5", 30_000)], {"lr", "clip"})
+    assert len(desired) == MAX_UNKNOWN + 1
+    rejected, rounds = {}, 0
+    while isinstance(action := next_action(now(desired=desired, rejected=rejected)), Reject):
+        assert len(action.rejections) <= 2 * REJECTED_AT_ONCE
+        rejected |= {one.name: one for one in action.rejections}
+        rounds += 1
+    assert rounds <= MAX_UNKNOWN / REJECTED_AT_ONCE
+    assert isinstance(action, OpenPlan)
+    assert action.plan.values == {"lr": 0.5}
+
+
+def test_a_misspelt_name_is_rejected_though_there_is_much_junk() -> None:
+    junk = [Desired(f"junk{number}", "1", number) for number in range(20_000)]
+    assert "lrr" in considered([*junk, Desired("lrr", "0.5", 30_000)], {"lr"})
+
+
+def test_what_is_said_of_a_change_is_cut_and_what_cannot_be_read_is_tidied() -> None:
+    long = _read_change(item("/t/r/changes/c1", json.dumps({"id": "x", "names": [], "reason": "r" * 10**6}), 7))
+    assert long.id == "c1"
+    assert long.reason == "r" * MAX_TEXT
+    assert _read_change(item("/t/r/changes/c2", "[" * 100_000, 8)).id == "c2"
+
+
+def test_each_item_is_decoded_once() -> None:
+    decoded: list[int] = []
+    cache = Decoded(lambda found: decoded.append(found.mod_revision))
+    items = [item("a", "1", 1), item("b", "1", 2)]
+    cache.read(items)
+    cache.read([*items[:1], item("b", "2", 3)])
+    assert decoded == [1, 2, 3]
