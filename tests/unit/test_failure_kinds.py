@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from instep.etcd._failures import Kind, classify, short_reason
+from instep.etcd._endpoints import parse_endpoints
+from instep.etcd._failures import Kind, classify, is_unreachable, short_reason
 
 
 @pytest.mark.parametrize("code", ["UNKNOWN", "CANCELLED", "INTERNAL"])
@@ -20,3 +21,68 @@ def test_what_etcd_itself_never_says_leaves_open_what_became_of_the_request(code
 
 def test_a_server_that_ran_out_of_time_gave_no_answer() -> None:
     assert short_reason("UNKNOWN", "context deadline exceeded") == "no answer"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "errors resolving etcd.infra:2379: [field:hostname lookup error:address lookup failed for etcd.infra:2379: "
+        "Domain name not found]",
+        "DNS resolution failed for etcd.infra:2379: C-ares status is not ARES_SUCCESS: Domain name not found",
+        "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.7:2379: Connection refused",
+        "etcdserver: rpc not supported for learner",
+        "etcdserver: not capable",
+        "etcdserver: no leader",
+    ],
+)
+def test_what_certainly_did_not_reach_the_cluster_may_be_repeated(text: str) -> None:
+    assert classify("UNAVAILABLE", text) is Kind.UNSENT
+
+
+def test_a_proposal_that_was_dropped_was_not_applied() -> None:
+    assert classify("UNKNOWN", "raft proposal dropped") is Kind.UNSENT
+
+
+@pytest.mark.parametrize(
+    "text", ["etcdserver: request timed out", "etcdserver: leader changed", "etcdserver: server stopped", "EOF"]
+)
+def test_what_may_have_been_proposed_is_not_repeated(text: str) -> None:
+    assert classify("UNAVAILABLE", text) is Kind.INTERRUPTED
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "errors resolving a:1: address lookup failed for a:1: Domain name not found",
+            "the host name does not resolve",
+        ),
+        ("errors resolving a:1: DNS server refused query", "the host name does not resolve"),
+        ("errors resolving a:1: Timeout while contacting DNS servers", "no DNS server answers for the host name"),
+        ("failed to connect to all addresses: connect failed: Network is unreachable", "no network route to it"),
+        ("failed to connect to all addresses; Connection refused", "connection refused"),
+    ],
+)
+def test_the_reason_is_the_true_one(text: str, reason: str) -> None:
+    assert short_reason("UNAVAILABLE", text) == reason
+
+
+def test_only_what_could_not_be_connected_is_resolved_again() -> None:
+    assert is_unreachable("failed to connect to all addresses; Connection refused")
+    assert is_unreachable("errors resolving a:1: Domain name not found")
+    assert not is_unreachable("etcdserver: too many requests")
+    assert not is_unreachable("etcdserver: rpc not supported for learner")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("http://127.0.0.1:1", False),
+        ("http://[::1]:1", False),
+        ("http://[fe80::1%25eth0]:1", False),
+        ("etcd-0:1", True),
+    ],
+)
+def test_an_address_is_no_name(text: str, named: bool) -> None:
+    (endpoint,) = parse_endpoints([text], tls=False)
+    assert endpoint.is_named is named

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -10,7 +11,7 @@ from typing import Any, Self
 
 from instep.etcd import _wire
 from instep.etcd._endpoints import Endpoint
-from instep.etcd._grpc import aio, grpc
+from instep.etcd._grpc import EOF, aio, grpc
 
 # A connection on which etcd was heard this recently is not the reason for an unanswered call.
 _FRESH_S = 1.5
@@ -38,12 +39,14 @@ class Connection:
         self.retired = False
         self.heard_at = 0.0
         self.term = 0
+        self._made_at = time.monotonic()
         self._users = 0
         self._on_idle = on_idle
         self.calls: dict[_wire.Method, Any] = {
             m: channel.unary_unary(m.path, request_serializer=m.serialize, response_deserializer=m.deserialize)
             for m in _wire.UNARY
         }
+        self.calls[_wire.LEASE_KEEPALIVE] = self._keepalive
         watch = _wire.WATCH
         self.watch: Any = channel.stream_stream(
             watch.path, request_serializer=watch.serialize, response_deserializer=watch.deserialize
@@ -90,6 +93,34 @@ class Connection:
     @property
     def heard_lately(self) -> bool:
         return time.monotonic() - self.heard_at < _FRESH_S
+
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self._made_at
+
+    @property
+    def stands(self) -> bool:
+        """Whether its channel has a connection to a server now."""
+        return self.channel.get_state() is grpc.ChannelConnectivity.READY
+
+    async def _keepalive(self, request: Any, *, timeout: float, metadata: Any) -> Any:
+        """One renewal as a stream that stays open until it is answered: etcd's grpc-proxy answers no other."""
+        method = _wire.LEASE_KEEPALIVE
+        stub: Any = self.channel.stream_stream(
+            method.path, request_serializer=method.serialize, response_deserializer=method.deserialize
+        )
+        call = stub(timeout=timeout, metadata=metadata)
+        try:
+            with contextlib.suppress(asyncio.InvalidStateError):  # it has ended already: the read says why
+                await call.write(request)
+            reply = await call.read()
+        finally:
+            call.cancel()
+        if reply is EOF:
+            raise aio.AioRpcError(
+                grpc.StatusCode.UNAVAILABLE, aio.Metadata(), aio.Metadata(), "the stream was closed unanswered", None
+            )
+        return reply
 
     async def answers(self, metadata: Any, limit_s: float) -> bool:
         """Whether the server answers within `limit_s` and has a leader to talk to; a refusal is an answer too.

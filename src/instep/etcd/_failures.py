@@ -11,7 +11,7 @@ from instep.etcd._grpc import aio
 class Kind(enum.Enum):
     """What to do about a failed call."""
 
-    UNSENT = "the request did not reach etcd: any request may be repeated"
+    UNSENT = "the request was certainly not applied: any request may be repeated"
     INTERRUPTED = "the request may have been applied: only a read may be repeated"
     SILENT = "no answer in time: as interrupted, and the connection is suspect"
     TOKEN = "the token is not valid (any more): authenticate, then repeat"
@@ -29,13 +29,15 @@ _TOKEN = (
     "user name is empty",
 )
 _DENIED = ("permission denied", "authentication failed", "invalid auth management")
-_UNSENT = (
-    "failed to connect",
-    "resolution failed",
-    "could not resolve",
-    "connection refused",
-    "too many requests",
+_UNRESOLVED = ("resolution failed", "could not resolve", "errors resolving", "address lookup failed")
+_UNSENT = ("failed to connect", *_UNRESOLVED, "connection refused", "too many requests")
+_UNAPPLIED = (
+    "rpc not supported for learner",
+    "etcdserver: not capable",
+    "etcdserver: no leader",
+    "raft proposal dropped",
 )
+"""What a server answers before it has proposed a request to the cluster, whatever the code."""
 _BROKEN = (
     "rst_stream",
     "stream removed",
@@ -67,6 +69,8 @@ def classify(code: str, details: str) -> Kind:
 def _classify_transport(code: str, text: str) -> Kind:
     if code == "DEADLINE_EXCEEDED":
         return Kind.SILENT
+    if any(sign in text for sign in _UNAPPLIED):
+        return Kind.UNSENT
     if code in ("UNAVAILABLE", "RESOURCE_EXHAUSTED") and any(sign in text for sign in _UNSENT):
         return Kind.UNSENT
     if code == "UNAVAILABLE":
@@ -87,10 +91,15 @@ def details_of(error: aio.AioRpcError) -> str:
 def short_reason(code: str, details: str) -> str:
     """A few words for a sentence about an endpoint that could not be used."""
     text = details.lower()
+    if any(sign in text for sign in _UNRESOLVED):
+        slow = "timeout" in text or "could not contact" in text
+        return "no DNS server answers for the host name" if slow else "the host name does not resolve"
     if "refused" in text:
         return "connection refused"
-    if "resol" in text:
-        return "the host name does not resolve"
+    if "unreachable" in text or "no route" in text:
+        return "no network route to it"
+    if "not supported for learner" in text:
+        return "it is a learner, which serves nothing until it is promoted; name voting members"
     if code == "DEADLINE_EXCEEDED" or any(sign in text for sign in ("timed out", "timeout", "deadline exceeded")):
         return "no answer"
     if "handshake" in text:
@@ -100,6 +109,12 @@ def short_reason(code: str, details: str) -> str:
     if any(sign in text for sign in ("reset", "closed", "rst_stream", "broken pipe")):
         return "the connection broke"
     return details.removeprefix("etcdserver: ").splitlines()[0][:120] if details else code.lower()
+
+
+def is_unreachable(details: str) -> bool:
+    """Whether a connection could not be made, so that the endpoint's name may lead elsewhere by now."""
+    text = details.lower()
+    return any(sign in text for sign in ("failed to connect", *_UNRESOLVED))
 
 
 def may_need_diagnosis(details: str) -> bool:
@@ -153,7 +168,7 @@ def unavailable(
         cure = "it was sent and may have been applied, so read before repeating it"
     else:
         cure = "check that etcd runs there and that the endpoints are right"
-    message = f"etcd did not answer within {timeout_s:g} s to {subject} at {places}: {cure}."
+    message = f"etcd did not answer within {timeout_s:.3g} s to {subject} at {places}: {cure}."
     if applied_unknown:
         message = f"The connection to etcd failed during {subject} at {places}: {cure}."
     return EtcdUnavailable(message, code=code, applied_unknown=applied_unknown)

@@ -31,7 +31,12 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
 )
+_RESOLVE_EVERY_S = 1.0
+"""gRPC waits up to two minutes before it asks again for a name that did not resolve; a new channel asks at once."""
+_RESOLVE_AT_MOST_S = 10.0
+"""A resolution that takes longer is begun again: its name server may be gone, or back."""
 
 
 class Pool:
@@ -75,8 +80,9 @@ class Pool:
             connection = self._connections[index] = self._connect(index)
         return connection
 
-    def failed(self, connection: Connection, *, suspect: bool) -> None:
-        """Turn to the next endpoint. `suspect`: the connection stands but is silent; replace it.
+    def failed(self, connection: Connection, *, suspect: bool, unreachable: bool = False) -> None:
+        """Turn to the next endpoint. `suspect`: the connection stands but is silent; replace it. `unreachable`: there
+        is none; resolve the endpoint's name again, at most once a second.
 
         It may have been that of the leader, whom the others do not miss yet: nothing is proven any more.
         """
@@ -85,7 +91,12 @@ class Pool:
         if connection.index == self._current and len(self) > 1 and not connection.retired:
             self._current = (self._current + 1) % len(self)
             self.switches += 1
-        if suspect and not connection.heard_lately:
+        if suspect and connection.stands:
+            replace = not connection.heard_lately
+        else:
+            longest_s = _RESOLVE_EVERY_S if unreachable else _RESOLVE_AT_MOST_S
+            replace = connection.endpoint.is_named and connection.age_s >= longest_s and (unreachable or suspect)
+        if replace:
             self._replace(connection)
 
     def raise_if_closed(self, error: BaseException) -> None:

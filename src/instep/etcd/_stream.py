@@ -15,11 +15,13 @@ from instep.tasks import Background
 
 
 class StreamBroken(Exception):  # never leaves the package
-    """The stream is over. `silent`: etcd stopped answering; `error`: what gRPC said, if it said anything."""
+    """The stream is over. `silent`: etcd stopped answering; `mute`: it answers calls, but no question on this stream;
+    `error`: what gRPC said, if it said anything."""
 
-    def __init__(self, *, silent: bool = False, error: aio.AioRpcError | None = None) -> None:
+    def __init__(self, *, silent: bool = False, mute: bool = False, error: aio.AioRpcError | None = None) -> None:
         super().__init__(str(error))
         self.silent = silent
+        self.mute = mute
         self.error = error
 
 
@@ -27,18 +29,21 @@ class Stream:
     """Asks for progress every `probe_s` while waiting, and gives up `silence_s` after an unanswered question.
 
     The question is for liveness only: the revision in its answer means nothing to a watch that is catching
-    up.
+    up. etcd's grpc-proxy does not answer it. So a call is made too before the stream is given up: where that is
+    answered, the server is well and only the stream is replaced.
     """
 
     def __init__(self, connection: Connection, metadata: Metadata, *, probe_s: float, silence_s: float) -> None:
         self.connection = connection
         self._probe_s = probe_s
         self._silence_s = silence_s
+        self._metadata = metadata
         self._asked_at: float | None = None
         self._next_probe_at = time.monotonic() + probe_s
         self._tasks = Background("a watch stream")
         self._reading: asyncio.Task[Any] | None = None
         self._writing: asyncio.Task[Any] | None = None
+        self._calling: asyncio.Task[None] | None = None
         self._call = connection.watch(metadata=metadata)
         connection.acquire()
 
@@ -91,14 +96,23 @@ class Stream:
 
     def _probe(self) -> None:
         now = time.monotonic()
-        if self._asked_at is not None and now - self._asked_at >= self._silence_s:
-            raise StreamBroken(silent=True)
-        self._next_probe_at = now + self._probe_s
+        half_s = self._silence_s / 2
+        waited_s = 0.0 if self._asked_at is None else now - self._asked_at
+        if waited_s >= self._silence_s:
+            mute = now - self.connection.heard_at < half_s
+            raise StreamBroken(silent=not mute, mute=mute)
+        if waited_s >= half_s and (self._calling is None or self._calling.done()):
+            self._calling = self._tasks.start(self._call_server(half_s))
+        self._next_probe_at = now + min(self._probe_s, half_s / 2)
         if self._asked_at is None:
             self._asked_at = now
         if self._writing is None or self._writing.done():
             # Not awaited: a cancelled write would end the stream, and its failure shows as silence anyway.
             self._writing = self._tasks.start(self._ask())
+
+    async def _call_server(self, limit_s: float) -> None:
+        with contextlib.suppress(aio.UsageError):  # closed meanwhile
+            await self.connection.answers(self._metadata, limit_s)
 
     async def _ask(self) -> None:
         with contextlib.suppress(aio.AioRpcError, asyncio.InvalidStateError):

@@ -208,15 +208,20 @@ class Transport:
         raise self._unavailable(error, trial, unknown=False) from error
 
     def _note_failure(self, connection: Connection, error: aio.AioRpcError, kind: Kind, trial: _Trial) -> None:
+        place = str(connection.endpoint)
         reason = _failures.short_reason(_failures.code_of(error), _failures.details_of(error))
-        trial.reasons[str(connection.endpoint)] = reason
+        if kind is Kind.SILENT and not connection.stands:
+            named = "its name does not resolve in time, or " if connection.endpoint.is_named else ""
+            reason = trial.reasons.get(place, f"no connection: {named}nothing answers there")
+        trial.reasons[place] = reason
         trial.tried += 1
-        self.failed(connection, suspect=kind is Kind.SILENT)
+        self.failed(connection, suspect=kind is Kind.SILENT, error=error)
 
-    def failed(self, connection: Connection, *, suspect: bool) -> None:
+    def failed(self, connection: Connection, *, suspect: bool, error: aio.AioRpcError | None = None) -> None:
         self.failures += 1
         self.linked = False
-        self.pool.failed(connection, suspect=suspect)
+        unreachable = error is not None and _failures.is_unreachable(_failures.details_of(error))
+        self.pool.failed(connection, suspect=suspect, unreachable=unreachable)
 
     async def denial(self, connection: Connection, error: aio.AioRpcError, limit_s: float) -> str | None:
         """Why this endpoint will never take us, if that can be known within `limit_s`."""

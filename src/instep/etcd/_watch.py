@@ -178,7 +178,7 @@ class Watch:
 
     async def _on_failed_open(self, connection: Any, error: BaseException, ride_out: bool) -> None:
         broken = error if isinstance(error, StreamBroken) else StreamBroken(error=_as_rpc_error(error))
-        self._transport.failed(connection, suspect=broken.silent)
+        self._transport.failed(connection, suspect=broken.silent, error=broken.error)
         rpc_error = broken.error
         if rpc_error is None:
             return
@@ -196,8 +196,8 @@ class Watch:
         stream, self._stream = self._stream, None
         if stream is None:
             return
-        if not stream.connection.retired:
-            self._transport.failed(stream.connection, suspect=broken.silent)
+        if not stream.connection.retired and not broken.mute:
+            self._transport.failed(stream.connection, suspect=broken.silent, error=broken.error)
         await stream.close()
 
     async def _on_canceled(self, response: Any) -> None:
@@ -248,7 +248,7 @@ class Watch:
         transport = self._transport
         places = ", ".join(map(str, transport.pool.endpoints))
         return EtcdUnavailable(
-            f"etcd did not answer within {transport.timeout_s:g} s to {self._subject} at {places}: "
+            f"etcd did not answer within {transport.timeout_s:.3g} s to {self._subject} at {places}: "
             "check that etcd runs there and that the endpoints are right.",
             code="UNAVAILABLE",
         )

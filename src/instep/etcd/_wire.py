@@ -158,8 +158,7 @@ COMPACT = _method("KV", "Compact", "CompactionRequest", "CompactionResponse")
 LEASE_GRANT = _method("Lease", "LeaseGrant", "LeaseGrantRequest", "LeaseGrantResponse")
 LEASE_TIME_TO_LIVE = _method("Lease", "LeaseTimeToLive", "LeaseTimeToLiveRequest", "LeaseTimeToLiveResponse")
 LEASE_REVOKE = _method("Lease", "LeaseRevoke", "LeaseRevokeRequest", "LeaseRevokeResponse")
-# A stream on etcd's side. One request and its one reply are the same bytes as a unary call, which has a
-# deadline of its own.
+# A stream, of one request and its one reply (see Connection).
 LEASE_KEEPALIVE = _method("Lease", "LeaseKeepAlive", "LeaseKeepAliveRequest", "LeaseKeepAliveResponse")
 STATUS = _method("Maintenance", "Status", "StatusRequest", "StatusResponse")
 AUTHENTICATE = _method("Auth", "Authenticate", "AuthenticateRequest", "AuthenticateResponse")
