@@ -153,6 +153,7 @@ def test_bind_takes_what_it_always_took() -> None:
         "optimizer": (POSITIONAL, NONE_GIVEN),
         "scheduler": (BY_NAME, None),
         "mode": (BY_NAME, "scale"),
+        "ratio": (BY_NAME, None),
         "names": (inspect.Parameter.VAR_KEYWORD, NONE_GIVEN),
     }
 

@@ -253,3 +253,14 @@ def test_whatever_happens_an_ack_means_that_every_rank_has_promised_or_left_befo
         if acks(actions):
             assert {0, 1} <= promised | gone
             assert last_step < gate or not gone & {0, 1}
+
+
+def test_what_an_optimizer_does_not_hold_is_in_the_receipt_also_when_it_is_found_later() -> None:
+    node = with_plan()
+    assert receipts(node.on_applied(0, 1, 10, ("lr",))) == []
+    assert receipts(node.on_applied(1, 1, 10)) == [Receipt(node="a", steps={0: 10, 1: 10}, drift={0: ("lr",)})]
+    assert receipts(node.on_applied(1, 1, 10, ("lr", "wd")))[0].drift == {0: ("lr",), 1: ("lr", "wd")}
+    assert receipts(node.on_applied(0, 1, 10)) == [Receipt(node="a", steps={0: 10, 1: 10}, drift={1: ("lr", "wd")})]
+    node.on_plan(plan(number=2, gate=20))
+    node.on_applied(0, 2, 20)
+    assert receipts(node.on_applied(1, 2, 20)) == [Receipt(node="a", steps={0: 20, 1: 20})]

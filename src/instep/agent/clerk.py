@@ -110,7 +110,8 @@ class Clerk:
             case "gate":
                 return agreement.on_gate(rank, number, int(message["step"]))
             case "applied":
-                return agreement.on_applied(rank, number, int(message["step"]))
+                drift = tuple(str(name) for name in message.get("drift", ()))
+                return agreement.on_applied(rank, number, int(message["step"]), drift)
             case _:
                 return []
 

@@ -60,6 +60,7 @@ class MetricsWriter:
                 metrics=dict(worker.metrics),
                 actions=worker.actions,
                 restores=worker.restores,
+                drift=worker.drift,
             )
             for worker in workers
             if worker.view == view.number

@@ -118,6 +118,8 @@ class Reception:
             self._on_gone(worker, failure, last_step=int(message["step"]))
         elif message["t"] == "report":
             worker.metrics = {str(name): float(value) for name, value in message["metrics"].items()}
+        elif message["t"] == "drift":
+            worker.drift = tuple(str(name) for name in message["names"])
         elif message["t"] == "offers":
             worker.actions = tuple(str(name) for name in message["actions"])
             worker.restores = bool(message["restores"])

@@ -35,6 +35,8 @@ class LocalWorker:
     metrics: dict[str, float] = field(default_factory=dict)
     actions: tuple[str, ...] | None = None
     """What its script has declared, as far as it has said so."""
+    drift: tuple[str, ...] = ()
+    """Hyperparameters that its optimizer does not hold as agreed."""
     restores: bool | None = None
     """Whether its script can load a checkpoint."""
 

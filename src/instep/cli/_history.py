@@ -87,6 +87,10 @@ def _outcome(entry: Entry) -> Text:
 
 def _remarks(entry: Entry) -> list[str]:
     remarks = [entry.refusal] if entry.refusal else []
+    if entry.drift:
+        from instep.control import drift_sentence
+
+        remarks.append(drift_sentence(entry.drift))
     remarks += [f"attempt #{attempt.plan} for step {attempt.gate}: {attempt.reason}" for attempt in entry.attempts]
     return remarks
 

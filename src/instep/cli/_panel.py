@@ -13,7 +13,7 @@ from instep.cli._rendezvous import nodes_table, torchrun_rows
 from instep.cli._style import STATE
 from instep.cli._under_way import under_way, waiting_table
 from instep.cli._values import values_table
-from instep.control import NodeWaiting, PlanFacts, RankFacts, Status, StepFacts
+from instep.control import NodeWaiting, PlanFacts, RankFacts, Status, StepFacts, drift_sentence
 
 _METRICS_SHOWN = 6
 _IMPORTANT = ("plan", "commands", "recent", "values", "nodes")
@@ -35,6 +35,8 @@ def status_page(now: Status, *, trouble: str | None = None, hint: str = "") -> P
     if now.recent:
         sections["recent"] = Group(_heading("recent"), _indented(history_table(now.recent)))
     foot: list[RenderableType] = []
+    if now.drift:
+        foot += [Text(""), Text(drift_sentence(now.drift), style="red")]
     if now.trouble:
         foot += [Text(""), Text(now.trouble, style="red")]
     if trouble:

@@ -23,6 +23,7 @@ from instep.control._command_wish import CommandReceipt
 from instep.control._connect import connect
 from instep.control._delete import Deletable, Deleted, deletable, delete
 from instep.control._diff import Diff, Difference, diff, parse_moment, view_of
+from instep.control._drift import drift_sentence
 from instep.control._facts import Facts, ValueChange
 from instep.control._follow import Progress, follow, wait
 from instep.control._get import Value, Values, get
@@ -127,5 +128,6 @@ __all__ = [
     "format_bytes",
     "format_change",
     "format_changes",
+    "drift_sentence",
     "one_line",
 ]

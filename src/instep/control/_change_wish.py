@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from instep.control._change import Written
+from instep.control._drift import drift_of_receipts, drift_sentence
 from instep.control._facts import Facts, ValueChange
 from instep.control._picture import Picture
 from instep.control._stand import Outcome, Stand, all_applied
@@ -34,10 +35,12 @@ class ChangeReceipt(Facts):
     view: int | None
     took_s: float
     sentence: str
+    drift: dict[str, str] = field(default_factory=dict)
+    """By hyperparameter, the ranks whose optimizer does not hold it although they have applied it."""
 
     @property
     def holds(self) -> bool:
-        """True when the values hold on every rank."""
+        """True when the values hold on every rank. `drift` names optimizers that something else writes to."""
         return self.outcome in ("applied", "started", "already")
 
 
@@ -112,6 +115,8 @@ class ChangeWish:
         took_s = round(took_s, 3)  # once: the sentence and the figure are to say the same
         changes = _changes(picture, self.written, stand)
         assert stand.outcome is not None
+        drift = drift_of_receipts(picture, stand.plan) if stand.outcome == "applied" else {}
+        sentence = receipt_sentence(changes, stand, took_s)
         return ChangeReceipt(
             outcome=stand.outcome,
             changes=changes,
@@ -123,7 +128,8 @@ class ChangeWish:
             ranks=stand.ranks,
             view=stand.view,
             took_s=took_s,
-            sentence=receipt_sentence(changes, stand, took_s),
+            sentence=f"{sentence}; but {drift_sentence(drift)}" if drift else sentence,
+            drift=drift,
         )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from instep.control._drift import drift_of_receipts
 from instep.control._facts import Facts, ValueChange, changes_between
 from instep.control._leaders import Leading, leaders_of
 from instep.control._load import load, load_receipts
@@ -70,6 +71,8 @@ class Entry(Facts):
     """Of a stop: whether a checkpoint is saved first."""
     view: int | None = None
     """The view that started with it; None of what a plan was made of."""
+    drift: dict[str, str] = field(default_factory=dict)
+    """By hyperparameter, the ranks whose optimizer did not hold it, as far as receipts tell."""
 
     @property
     def what(self) -> str:
@@ -175,6 +178,7 @@ def _entry(picture: Picture, plans: list[Plan]) -> Entry:
         kind=plan.kind,
         name=plan.name,
         save=plan.course is not None and plan.course.save_at is not None if plan.kind == "stop" else None,
+        drift=drift_of_receipts(picture, plan.number),
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from instep.control._attempts import AttemptsFacts, attempts_of
 from instep.control._checkpoints import Checkpoint, newest_of
+from instep.control._drift import drift_now
 from instep.control._facts import Facts, ValueChange
 from instep.control._feed import Feed
 from instep.control._get import Value, values_of
@@ -177,6 +178,8 @@ class Status(Facts):
     """Of torchrun's agents; None for a run without `--rdzv-backend=etcd3`."""
     versions: dict[str, str] = field(default_factory=dict)
     """Ranks that live, as ranges, by the version of Instep that their agent runs; one run should use one version."""
+    drift: dict[str, str] = field(default_factory=dict)
+    """By hyperparameter, the ranks whose optimizer does not hold it as agreed, as they reported last."""
     trouble: str | None = None
     """What is wrong with etcd itself, and the cure, in one sentence: while it lasts, changes wait."""
 
@@ -270,6 +273,7 @@ def status_of(picture: Picture, endpoint: str) -> Status:
         attempts=attempts_of(picture),
         restarts=restarts_of(picture),
         rendezvous=rendezvous_of(picture),
+        drift=drift_now(picture),
         versions=_versions(picture),
         plan=_plan(picture),
         recent=tuple(entry for entry in entries_of(picture) if entry.outcome not in ("open", "committed"))[:RECENT],

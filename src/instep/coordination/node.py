@@ -71,6 +71,8 @@ class NodeAgreement:
     decision: Decision | None = None
     armed: set[int] = field(default_factory=set)
     applied: dict[int, int] = field(default_factory=dict)
+    drift: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    """By rank, which of the plan's values its optimizer does not hold."""
     last_step: int = -1
     """The highest step run by a rank that has left; a gate must lie after it."""
 
@@ -99,7 +101,7 @@ class NodeAgreement:
     def on_plan(self, plan: Plan) -> list[NodeAction]:
         if plan.view != self.view_number or (self.plan is not None and plan.number <= self.plan.number):
             return []
-        self.plan, self.decision, self.armed, self.applied = plan, None, set(), {}
+        self.plan, self.decision, self.armed, self.applied, self.drift = plan, None, set(), {}, {}
         return [TellPlan(rank, plan) for rank in self._active()] + self._answer()
 
     def on_decision(self, number: int, decision: Decision) -> list[NodeAction]:
@@ -142,10 +144,11 @@ class NodeAgreement:
         reason = f"rank {rank} reached step {step} before it was decided"
         return [Settle(number, Decision(commit=False, reason=reason, by=self.node, step=step))]
 
-    def on_applied(self, rank: int, number: int, step: int) -> list[NodeAction]:
+    def on_applied(self, rank: int, number: int, step: int, drift: tuple[str, ...] = ()) -> list[NodeAction]:
+        """Also when a worker says later that its optimizer does not hold what it has applied: the receipt says so."""
         if rank not in self.life or (self.plan is not None and number != self.plan.number):
             return []
-        self.applied[rank] = step
+        self.applied[rank], self.drift[rank] = step, drift
         return self._receipt(number)
 
     def on_left(self, rank: int, last_step: int) -> list[NodeAction]:
@@ -188,4 +191,5 @@ class NodeAgreement:
     def _receipt(self, number: int) -> list[NodeAction]:
         if not all(rank in self.applied for rank in self._active()):
             return []
-        return [WriteReceipt(number, Receipt(node=self.node, steps=dict(sorted(self.applied.items()))))]
+        drift = {rank: names for rank in sorted(self.applied) if (names := self.drift.get(rank))}
+        return [WriteReceipt(number, Receipt(node=self.node, steps=dict(sorted(self.applied.items())), drift=drift))]

@@ -439,6 +439,8 @@ class Receipt(Record):
     node: str
     steps: dict[int, int]
     """Step by rank: the first step run with the new values."""
+    drift: dict[int, tuple[str, ...]] = Field(default_factory=dict)
+    """By rank, which of the values its optimizer does not hold, as far as is known: something else writes them."""
 
 
 class Left(Record):
@@ -640,6 +642,8 @@ class Metrics(Record):
     """What `instep act` can ask of it: the first 64 names; None while it has not said."""
     restores: bool | None = None
     """Whether it can go back to a checkpoint; None while it has not said."""
+    drift: tuple[str, ...] = ()
+    """Hyperparameters that its optimizer does not hold as agreed."""
 
 
 def format_ranks(ranks: Iterable[int]) -> str:

@@ -14,13 +14,24 @@ from torch.optim.lr_scheduler import LRScheduler
 from instep.errors import BindError
 
 from ._knob import Knob
-from ._plan import checked_optimizer, checked_value, plan_knobs
+from ._plan import Ratios, checked_optimizer, checked_value, plan_knobs
 from ._ratio import Number, why_unusable
-from ._run import SteeredRun, agreed_in
+from ._run import SteeredRun, agreed_in, watch_drift
 from ._schedulers import checked_schedulers
 from ._watch import watch, watch_loads
 
 logger = logging.getLogger("instep")
+
+_CURES = {
+    "lr": (
+        "Another part of the script writes it, so that a change of the agreed value has no effect: give bind that "
+        "schedule as scheduler= (a function of the step is a LambdaLR), or do not bind lr and use run.config yourself"
+    ),
+    "": (
+        "Another part of the script writes it, so that a change of the agreed value has no effect: remove that, or do "
+        "not bind it and use run.config yourself"
+    ),
+}
 
 # Two bindings of one key would each take what the other wrote for the user's own ratio.
 _bound: WeakKeyDictionary[Optimizer, set[str]] = WeakKeyDictionary()
@@ -79,7 +90,8 @@ class Binding:
         while self._undo:
             self._undo.pop()()
 
-    def _start(self, run: SteeredRun, values: Sequence[Number]) -> None:
+    def _start(self, run: SteeredRun, values: Sequence[Number], *, chosen: bool) -> None:
+        """`chosen`: the ratios are what the script has given."""
         keys = {str(knob.field) for knob in self._knobs}
         _bound.setdefault(self._optimizer, set()).update(keys)
         self._undo.append(lambda: _bound[self._optimizer].difference_update(keys))
@@ -89,9 +101,16 @@ class Binding:
             self._undo.append(watch(root, **listeners, after_load=self._schedule_loaded))
         for knob, value in zip(self._knobs, values, strict=True):
             knob.apply(value)
-            if 1.0 not in knob.ratios:
+            knob.note()
+            if not chosen and 1.0 not in knob.ratios:
                 logger.warning("no group has the optimizer's default %s; bound as %r", knob.field, knob)
         run.on_change(self._changed)
+        self._undo.append(watch_drift(run, self._drift))
+
+    def _drift(self) -> dict[str, str]:
+        """By hyperparameter, what the optimizer holds in its place, and what to do about that."""
+        found = {knob: text for knob in self._knobs if (text := knob.drift()) is not None}
+        return {knob.name: f"{text}. {_CURES['lr' if knob.field.key == 'lr' else '']}" for knob, text in found.items()}
 
     def _changed(self, _old: object, new: object) -> None:
         if not self._undo:
@@ -110,6 +129,7 @@ class Binding:
             logger.error("%s %s; the optimizer keeps %s=%r", knob.name, reason, knob.field, knob.agreed)
             return False
         knob.apply(value)
+        knob.note()
         return True
 
     def _warn_of_stranger(self) -> None:
@@ -127,6 +147,8 @@ class Binding:
             return
         self._loads += 1
         stale = [(knob, saved) for knob in self._knobs if (saved := knob.reload()) is not None]
+        for knob in self._knobs:
+            knob.note()
         if stale:
             won = ", ".join(f"{knob.name} {knob.agreed:g} (checkpoint: {saved:g})" for knob, saved in stale)
             logger.info("the live value won over the checkpoint's: %s", won)
@@ -136,6 +158,7 @@ class Binding:
             self._loads += 1
             for knob in self._knobs:
                 knob.reload_schedule()
+                knob.note()
 
     def _before_step(self) -> None:
         if self._undo:
@@ -146,6 +169,7 @@ class Binding:
         if self._undo:
             for knob in self._knobs:
                 knob.after_step()
+                knob.note()
 
 
 def bind(
@@ -154,6 +178,7 @@ def bind(
     *,
     scheduler: LRScheduler | Sequence[LRScheduler] | None = None,
     mode: Literal["scale", "override"] = "scale",
+    ratio: Ratios | None = None,
     **names: str,
 ) -> Binding:
     """Make `optimizer` hold the agreed values from this call on: `bind(run, optimizer, lr="lr")`.
@@ -162,8 +187,12 @@ def bind(
     element of a tuple is `**{"betas.0": "beta1"}`. A group's ratio is its value over
     `optimizer.defaults[key]` at the call, and the group holds ratio x agreed value: at once, after every
     change, and after `load_state_dict`, where the live value wins over the checkpoint's. So bind before
-    loading a checkpoint. An agreed value that is no usable number (a run without a schema takes any) is
-    logged as an error and not applied.
+    loading a checkpoint; or give the ratios as `ratio=`: one number, one for each group, or a mapping by key.
+    A group then holds its ratio x agreed value, whatever it held. An agreed value that is no usable number (a
+    run without a schema takes any) is logged as an error and not applied.
+
+    Now and then a boundary looks whether the optimizer still holds what it should. Where something else writes
+    it, the log, the receipt and `instep status` say so; it is not written over.
 
     With `scheduler` (or several) and mode "scale", the agreed lr scales the scheduler's whole curve, floors
     such as `eta_min` included, and what the groups hold is ratio x agreed value x the schedule's share at
@@ -176,13 +205,13 @@ def bind(
     """
     if mode not in ("scale", "override"):
         raise BindError(f'mode is {mode!r}: use "scale" or "override"')
-    checked_optimizer(optimizer)
+    optimizer = checked_optimizer(optimizer)
     roots = checked_schedulers(scheduler, optimizer)
-    knobs = plan_knobs(optimizer, names, roots, override=mode == "override")
+    knobs = plan_knobs(optimizer, names, roots, override=mode == "override", ratio=ratio)
     taken = _bound.get(optimizer, set()).intersection(str(knob.field) for knob in knobs)
     if taken:
         raise BindError(f"{', '.join(sorted(taken))} of this optimizer is bound already: release() that binding first")
     values = [checked_value(run.config, knob) for knob in knobs]
     binding = Binding(optimizer, knobs, roots, mode)
-    binding._start(run, values)
+    binding._start(run, values, chosen=ratio is not None)
     return binding

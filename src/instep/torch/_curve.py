@@ -33,10 +33,12 @@ class CurveKnob(Knob):
         default: float,
         ratios: Sequence[float],
         roots: Sequence[LRScheduler],
+        units: Sequence[float],
     ) -> None:
+        """`units`: for each group the agreed value that what it holds now was made for, as a rule its default."""
         super().__init__(optimizer, field, name, kind=Kind.REAL, default=default, ratios=ratios)
         self._roots = tuple(roots)
-        self._leaves = [Leaf(scheduler, default, ratios) for scheduler in leaves_of(roots)]
+        self._leaves = [Leaf(scheduler, units, ratios) for scheduler in leaves_of(roots)]
         self._awaits_points = False
 
     def apply(self, agreed: Number) -> None:
@@ -65,6 +67,7 @@ class CurveKnob(Knob):
 
     def before_step(self) -> None:
         """Give the schedulers back the lr they left, if the groups hold an agreed zero."""
+        self.look()  # they may compute the next lr from what somebody else has written
         if self.agreed == 0 and self._points is not None:
             for (group, target), point in zip(self._shares(), self._points, strict=False):
                 self.field.write(group, point * target)
@@ -114,6 +117,12 @@ class CurveKnob(Knob):
         for (group, target), lr in zip(shares, lrs, strict=False):
             self.field.write(group, 0.0 if zero else lr)
             group["initial_lr"] = fresh_like(group.get("initial_lr"), 0.0 if zero else target)
+
+    def _expected(self, ratio: float) -> str:
+        return f"and neither the agreed {self.name} {self.agreed:g} nor its schedule has set that"
+
+    def _is_agreed(self, group: Group, ratio: float) -> bool:
+        return self.agreed == 0 and number_in(self.field.held(group)) == 0
 
     def _stale(self, group: Group, ratio: float) -> float | None:
         assert self.agreed is not None

@@ -69,6 +69,14 @@ class Field:
         held = self.held(group)
         return held if isinstance(held, torch.Tensor) else None
 
+    def mark(self, group: Group) -> object:
+        """What changes whenever somebody writes here, compared by `==`. Never waits for a device: of a tensor on one it
+        is the tensor and its version, which each write in place raises."""
+        held = self.held(group)
+        if isinstance(held, torch.Tensor) and not held.is_cpu:
+            return id(held), held._version
+        return number_in(held)
+
     def write(self, group: Group, value: Number) -> None:
         """Make the group hold `value`: a tensor is filled in place, anything else replaced."""
         held = self.held(group)

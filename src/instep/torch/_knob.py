@@ -41,6 +41,8 @@ class Knob:
         self._optimizer = optimizer
         self._anchor = default
         self._tensors = [field.tensor(group) for group in self._groups]
+        self._marks: list[object] = []
+        self._found: str | None = None
 
     def __repr__(self) -> str:
         ratios = ", ".join(f"{ratio:.6g}" for ratio in self.ratios)
@@ -75,6 +77,36 @@ class Knob:
         self._restore_tensors()
         self._write()
         return stale
+
+    def note(self) -> None:
+        """What the groups hold now is as agreed: this binding has written it, or the schedulers that it knows."""
+        self._marks = [self.field.mark(group) for group in self._groups[: len(self.ratios)]]
+
+    def look(self) -> None:
+        """Remembers what differs from what was noted last, if anything does: somebody else has written it."""
+        for index, (group, ratio, mark) in enumerate(zip(self._groups, self.ratios, self._marks, strict=False)):
+            if self.field.mark(group) != mark and not self._is_agreed(group, ratio):
+                self._found = f"{self._of_group(index)} {self._expected(ratio)}"
+                return
+
+    def drift(self) -> str | None:
+        """What `look` has found since the last call, and finds now; None where all is as agreed."""
+        self.look()
+        found, self._found = self._found, None
+        return found
+
+    def _of_group(self, index: int) -> str:
+        held = number_in(self.field.held(self._groups[index]))
+        return f"group {index} of the optimizer holds {self.field}={held:.6g}"
+
+    def _expected(self, ratio: float) -> str:
+        assert self.agreed is not None
+        return f"instead of {share_of(ratio, self.agreed, self.kind):.6g}"
+
+    def _is_agreed(self, group: Group, ratio: float) -> bool:
+        assert self.agreed is not None
+        held = self.field.held(group)
+        return number_in(held) == rounded_like(held, share_of(ratio, self.agreed, self.kind))
 
     def before_step(self) -> None:
         """The schedulers are about to step."""
@@ -137,6 +169,10 @@ class OverrideKnob(Knob):
     ) -> None:
         super().__init__(optimizer, field, name, kind=kind, default=default, ratios=ratios)
         self._roots = tuple(roots)
+
+    def before_step(self) -> None:
+        """Look, for the schedulers write over what somebody else has written."""
+        self.look()
 
     def after_step(self) -> None:
         """Write over what the schedulers wrote."""

@@ -17,17 +17,22 @@ from ._knob import Knob, OverrideKnob, checked_ratio
 from ._ratio import Kind, Number, why_unusable
 from ._run import agreed_in, is_agreed
 from ._schedulers import leaves_of, peak_lrs, refuse_cycled, refuse_unscalable
+from ._wrapped import unwrapped_optimizer
 
 LR = Field("lr")
 
+Ratios = float | Sequence[float] | Mapping[str, float | Sequence[float]]
 
-def checked_optimizer(optimizer: object) -> None:
-    """BindError unless it is an optimizer of torch that can be told of loads."""
+
+def checked_optimizer(given: object) -> Optimizer:
+    """The torch optimizer, out of its wrappers. BindError unless it is one that can be told of loads."""
+    optimizer = unwrapped_optimizer(given)
     if not isinstance(optimizer, Optimizer) or not hasattr(optimizer, "_optimizer_load_state_dict_post_hooks"):
         raise BindError(
             f"the optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer: "
             "pass the torch optimizer that it wraps"
         )
+    return optimizer
 
 
 def checked_value(config: object, knob: Knob) -> Number:
@@ -45,12 +50,18 @@ def checked_value(config: object, knob: Knob) -> Number:
 
 
 def plan_knobs(
-    optimizer: Optimizer, names: Mapping[str, str], roots: Sequence[LRScheduler], *, override: bool
+    optimizer: Optimizer,
+    names: Mapping[str, str],
+    roots: Sequence[LRScheduler],
+    *,
+    override: bool,
+    ratio: Ratios | None = None,
 ) -> list[Knob]:
-    """One knob for each key of `names`. BindError for a key that cannot be steered."""
+    """One knob for each key of `names`. BindError for a key that cannot be steered, or a `ratio` that does not fit."""
     if not names:
         raise BindError('nothing to bind: name at least one key, as in bind(run, optimizer, lr="lr")')
     leaves = list(leaves_of(roots))
+    chosen = _chosen_ratios(ratio, tuple(names), len(optimizer.param_groups))
     knobs: list[Knob] = []
     for text, name in names.items():
         field = _checked_field(optimizer, text)
@@ -61,11 +72,42 @@ def plan_knobs(
             if field == LR:
                 refuse_unscalable(leaves)
                 _refuse_lost_default(optimizer, leaves)
-        knobs.append(_knob(optimizer, field, name, roots, override=override))
+        knobs.append(_knob(optimizer, field, name, roots, override=override, chosen=chosen.get(text)))
     return knobs
 
 
-def _knob(optimizer: Optimizer, field: Field, name: str, roots: Sequence[LRScheduler], *, override: bool) -> Knob:
+def _chosen_ratios(given: Ratios | None, keys: Sequence[str], groups: int) -> dict[str, list[float]]:
+    """By key, one ratio for each group."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        if len(keys) > 1:
+            raise BindError(f"ratio is {given!r}, but {' and '.join(keys)} are bound: give ratio={{{keys[0]!r}: ...}}")
+        given = {keys[0]: given}
+    unknown = ", ".join(sorted(given.keys() - set(keys)))
+    if unknown:
+        raise BindError(f"ratio names {unknown}, which is not bound: name {' or '.join(keys)}")
+    return {key: _one_for_each_group(key, ratios, groups) for key, ratios in given.items()}
+
+
+def _one_for_each_group(key: str, given: float | Sequence[float], groups: int) -> list[float]:
+    ratios: list[Any] = list(given) if isinstance(given, list | tuple) else [given] * groups
+    if len(ratios) != groups or any(why_unusable(ratio, Kind.REAL) is not None for ratio in ratios):
+        raise BindError(
+            f"the ratio of {key} is {given!r}: give one number for all groups, or {groups} numbers, one for each group"
+        )
+    return [float(ratio) for ratio in ratios]
+
+
+def _knob(
+    optimizer: Optimizer,
+    field: Field,
+    name: str,
+    roots: Sequence[LRScheduler],
+    *,
+    override: bool,
+    chosen: list[float] | None,
+) -> Knob:
     kind = field.kind(optimizer.defaults)
     assert kind is not None, "checked with the field"
     peaks = peak_lrs(roots, optimizer.param_groups) if field == LR and override else None
@@ -75,14 +117,48 @@ def _knob(optimizer: Optimizer, field: Field, name: str, roots: Sequence[LRSched
         raise BindError(
             f"a group differs from the default in {field}, which is a bool without a ratio: give all the same"
         )
-    ratios = [checked_ratio(field, base, default) for base in bases]
+    ratios = chosen or _late_ratios(optimizer, field, bases, default, roots) or _ratios(field, bases, default)
+    units = [base / ratio if chosen and ratio and base else default for base, ratio in zip(bases, ratios, strict=True)]
+    if chosen:
+        default = next((unit for unit, ratio in zip(units, ratios, strict=True) if ratio), default)
     if override and roots:
         return OverrideKnob(optimizer, field, name, kind=kind, default=default, ratios=ratios, roots=roots)
     if field != LR or not roots:
         return Knob(optimizer, field, name, kind=kind, default=default, ratios=ratios)
     if default == 0:
         raise BindError("the optimizer's default lr is 0, so its schedule has no scale: construct it with another lr")
-    return CurveKnob(optimizer, field, name, default=default, ratios=ratios, roots=roots)
+    return CurveKnob(optimizer, field, name, default=default, ratios=ratios, roots=roots, units=units)
+
+
+def _ratios(field: Field, bases: Sequence[float], default: float) -> list[float]:
+    return [checked_ratio(field, base, default) for base in bases]
+
+
+def _late_ratios(
+    optimizer: Optimizer, field: Field, bases: Sequence[float], default: float, roots: Sequence[LRScheduler]
+) -> list[float] | None:
+    """The ratios of an optimizer that was loaded or has stepped before it is bound, where its values were set for
+    another agreed value than its default; None where they are to its default. BindError where they cannot be told."""
+    if roots and not _keeps_bases(optimizer, roots):
+        return None
+    moved = bool(optimizer.state) or any(getattr(root, "last_epoch", 0) > 0 for root in roots)
+    others = sorted({base for base in bases if base != 0}, reverse=True)
+    if not moved or default in bases or not others:
+        return None
+    if len(others) == 1:
+        return [1.0 if base else 0.0 for base in bases]
+    likely = ", ".join(f"{base / others[0]:.4g}" for base in bases)
+    raise BindError(
+        f"the optimizer was loaded or has stepped before bind, and no group has its default {field}={default:g} any "
+        f"more, so the ratios of the groups cannot be told: bind before loading a checkpoint, or give the ratios, such "
+        f"as ratio=({likely})"
+    )
+
+
+def _keeps_bases(optimizer: Optimizer, roots: Sequence[LRScheduler]) -> bool:
+    """Whether the groups still tell what the schedule started from, and that was the lr that they were given."""
+    cyclic = any(isinstance(leaf, CyclicLR) for leaf in leaves_of(roots))
+    return not cyclic and all("initial_lr" in group for group in optimizer.param_groups)
 
 
 def _checked_field(optimizer: Optimizer, text: str) -> Field:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from instep.worker.run import Run
+
 _ABSENT = object()
 
 
@@ -17,6 +19,13 @@ class SteeredRun(Protocol):
 
     def on_change(self, fn: Callable[[Any, Any], object], /) -> object:
         """Call `fn(old, new)` after each agreed change, in the training thread, between two steps."""
+
+
+def watch_drift(run: SteeredRun, check: Callable[[], Mapping[str, str]]) -> Callable[[], None]:
+    """Has the run ask `check` now and then, until the returned function is called. Only a `Run` does."""
+    if isinstance(run, Run):
+        return run._drift.add(check)
+    return lambda: None
 
 
 def is_agreed(config: object, name: str) -> bool:

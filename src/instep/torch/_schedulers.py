@@ -17,6 +17,7 @@ from instep.errors import BindError
 
 from ._field import Group, fresh_like, number_in, rounded_like
 from ._ratio import rebased
+from ._wrapped import unwrapped_optimizer, unwrapped_scheduler
 
 PER_GROUP = ("max_lrs", "min_lrs")
 FOR_ALL_GROUPS = "eta_min"
@@ -26,14 +27,15 @@ def checked_schedulers(given: object, optimizer: Optimizer) -> tuple[LRScheduler
     """What was passed as `scheduler`, as a tuple. BindError unless each is a scheduler of `optimizer`."""
     if given is None:
         return ()
-    roots = tuple(given) if isinstance(given, tuple | list) else (given,)
+    wrapped = tuple(given) if isinstance(given, tuple | list) else (given,)
+    roots = tuple(unwrapped_scheduler(root) for root in wrapped)
     for root in roots:
         if not isinstance(root, LRScheduler):
             raise BindError(
                 f"scheduler is a {type(root).__name__}, not a torch.optim.lr_scheduler.LRScheduler: "
                 "pass the torch scheduler that it wraps"
             )
-        if root.optimizer is not optimizer:
+        if unwrapped_optimizer(root.optimizer) is not optimizer:
             raise BindError(f"the {type(root).__name__} steers another optimizer: pass the one built on this optimizer")
     return roots
 
@@ -97,10 +99,13 @@ def publish_lrs(roots: Sequence[LRScheduler], lrs: Sequence[Any]) -> None:
 class Leaf:
     """One scheduler's numbers in units of lr, moved together to another base."""
 
-    def __init__(self, scheduler: LRScheduler, default: float, ratios: Sequence[float]) -> None:
+    def __init__(self, scheduler: LRScheduler, units: Sequence[float], ratios: Sequence[float]) -> None:
         self._scheduler: Any = scheduler
         bases: Sequence[Any] | None = getattr(scheduler, "base_lrs", None)
-        self.ratios = list(ratios) if bases is None else [number_in(base) / default for base in bases]
+        if bases is None:
+            self.ratios = list(ratios)
+        else:
+            self.ratios = [number_in(base) / unit for base, unit in zip(bases, units, strict=False)]
 
     def adopt(self, anchor: float) -> None:
         """Give a scheduler without bases (ReduceLROnPlateau) some, so that its checkpoint tells its scale."""

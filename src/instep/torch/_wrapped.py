@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 
 def unwrapped_optimizer(optimizer: Any) -> Any:
@@ -14,3 +15,9 @@ def unwrapped_optimizer(optimizer: Any) -> Any:
             break
         optimizer = inner
     return optimizer
+
+
+def unwrapped_scheduler(scheduler: Any) -> Any:
+    """The torch scheduler below wrappers that keep it as `.scheduler`."""
+    inner = getattr(scheduler, "scheduler", None)
+    return inner if isinstance(inner, LRScheduler) and not isinstance(scheduler, LRScheduler) else scheduler

@@ -64,6 +64,9 @@ class Conversation:
         self.missing_since = 0.0
         self.max_restarts: int | None = None
         self._offered: tuple[tuple[str, ...], bool] | None = None
+        self.drift: tuple[str, ...] = ()
+        """Hyperparameters that this rank does not train with as agreed."""
+        self._told_drift: tuple[str, ...] = ()
         self.failure: InstepError | None = None
         self.mail = 0
         self.next_look = 0.0
@@ -94,7 +97,7 @@ class Conversation:
         self._link.introduce(self._hello())
         self._pulse = Pulse()  # this agent has not been silent yet, however old the beat of the one before is
         self._apart_since = self._complain_at = 0.0
-        self._offered = None
+        self._offered, self._told_drift = None, ()
         self.missing = ()
         self.leads, self.token = False, 0  # until this agent says so
         for fact in (self._agreement.began, self._agreement.applied):
@@ -154,6 +157,9 @@ class Conversation:
         if offer != self._offered:
             self._link.send({"t": "offers", "actions": offer[0], "restores": offer[1]})
             self._offered = offer
+        if self.drift != self._told_drift:
+            self._link.send({"t": "drift", "names": list(self.drift)})
+            self._told_drift = self.drift
 
     def await_decision(self, number: int, step: int, patience_s: float) -> None:
         """Waits at a gate until plan `number` is decided: for etcd, never for another rank. Raises GateTimeout."""

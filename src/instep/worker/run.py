@@ -25,6 +25,7 @@ from instep.worker.agreement import Agreement, Config, Stand
 from instep.worker.assembly import Assembly
 from instep.worker.checkpoints import Checkpoints
 from instep.worker.conversation import GOODBYE_S, Conversation
+from instep.worker.drift import DriftWatch
 from instep.worker.gate import NEVER, Apply
 from instep.worker.hyper import Codec
 from instep.worker.link import AgentLink
@@ -82,6 +83,11 @@ class Run(Generic[Config]):
         self._preemption = Preemption(
             self._conversation, self._agreement, rank=rank, grace_s=grace_s, wake=self._look_soon
         )
+        self._drift = DriftWatch(rank)
+        self._may_have_drifted: frozenset[str] = frozenset()
+        """What the change applied last has set: its receipt says which of it the training does not use."""
+        self._drift_known = True
+        """False until the first look after that change."""
         self._patience_s = etcd_patience_s
         self._ended = ""
         self._stopped: str | None = None
@@ -280,6 +286,7 @@ class Run(Generic[Config]):
                 self._log_new_values(
                     before, f"step {step} runs with other values than the run was joined with or before"
                 )
+            self._look_for_drift()
             conversation.exchange(step)
             self._preemption.check(step)
             self.checkpoints.look()
@@ -343,8 +350,33 @@ class Run(Generic[Config]):
             log.warning("rank %d goes back from step %d to step %d", self.rank, step, goes_on)
             self._step = self._integers[1] = goes_on - 1
         applied = self._agreement.applied
+        if applied is not None and self._drift:
+            # What was written over until now will be again, as a rule; the next boundary knows.
+            self._may_have_drifted = frozenset(due.values)
+            applied = self._agreement.applied = {**applied, "drift": self._drifted()}
+            self._conversation.next_look = 0.0
+            self._drift_known = False
         self._conversation.tell([applied] if applied is not None else [])
         return goes_on
+
+    def _drifted(self) -> list[str]:
+        return [name for name in self._drift.names if name in self._may_have_drifted]
+
+    def _look_for_drift(self) -> None:
+        """Amends the receipt of the last change: by the first look at it in both directions, later by what is new."""
+        if not self._drift:
+            return
+        self._conversation.drift = self._drift.look()
+        applied = self._agreement.applied
+        if applied is None or "drift" not in applied:
+            return
+        before, now = set(applied["drift"]), set(self._drifted())
+        if self._drift_known:
+            now |= before
+        self._drift_known = True
+        if now != before:
+            self._agreement.applied = {**applied, "drift": sorted(now)}
+            self._conversation.tell([self._agreement.applied])
 
     def _log_new_values(self, before: Mapping[str, Scalar], what: str) -> None:
         """In the log of rank 0, for all: they apply the same before the same step."""
