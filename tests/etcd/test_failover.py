@@ -22,10 +22,11 @@ def test_nobody_there_is_one_sentence_within_the_time_out() -> None:
                     await (client.put("a", "1") if write else client.get("a"))
                 assert time.monotonic() - began < 0.8 + SLACK_S
                 message = str(failed.value)
-                assert message.startswith(f"etcd did not answer within 0.8 s to {'put' if write else 'get'} a at ")
+                assert message.startswith("etcd at http://127.0.0.1:")  # which of the two is chance
                 for port in (1, 2):
                     assert f"http://127.0.0.1:{port} (connection refused)" in message
-                assert message.endswith(": check that etcd runs there and that the endpoints are right.")
+                cure = "check that etcd runs there and that the endpoints are right."
+                assert message.endswith(f": no answer within 0.8 s; {cure}")
                 assert not failed.value.applied_unknown
             assert client.link == "suspended"
 

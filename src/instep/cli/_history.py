@@ -54,8 +54,11 @@ def history(
         show(leaders_table(changed_hands))
 
 
-def history_table(entries: Iterable[Entry]) -> Table:
-    """One row a change or a command: its plan, what became of it, what it was, who wanted it and why."""
+def history_table(entries: Iterable[Entry], *, cut: bool = False) -> Table:
+    """One row a change or a command: its plan, what became of it, what it was, who wanted it and why.
+
+    With `cut` each is one line, however long it is.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -64,12 +67,15 @@ def history_table(entries: Iterable[Entry]) -> Table:
         table.add_column(overflow="fold", no_wrap=no_wrap, min_width=1)
     for entry in entries:
         number = f"#{entry.plan}" if entry.plan is not None else f"v{entry.view}" if entry.view is not None else "–"
-        who = Text(entry.author or "", style="dim")
+        what, who = Text(entry.what), Text(entry.author or "", style="dim")
         if entry.reason:
             who.append(f" “{entry.reason}”", style="")
         opened = Text(local_time(entry.opened_at), style="dim")
-        table.add_row(Text(number, style="dim"), opened, _outcome(entry), entry.what, who)
-        for remark in _remarks(entry):
+        if cut:
+            for text in (what, who):
+                text.no_wrap, text.overflow = True, "ellipsis"
+        table.add_row(Text(number, style="dim"), opened, _outcome(entry), what, who)
+        for remark in _remarks(entry) if not cut else ():
             table.add_row("", "", "", Text(remark, style="dim"), "")
     return table
 

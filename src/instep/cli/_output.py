@@ -69,7 +69,9 @@ def _console() -> type[Console]:
 
         def render(self, renderable: Any, options: Any = None) -> Any:
             if isinstance(renderable, Text) and (cleaned := one_line(renderable.plain)) != renderable.plain:
-                renderable = Text(cleaned, style=renderable.style, overflow=renderable.overflow)
+                renderable = Text(
+                    cleaned, style=renderable.style, overflow=renderable.overflow, no_wrap=renderable.no_wrap
+                )
             return super().render(renderable, options)
 
     return LineConsole

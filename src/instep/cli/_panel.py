@@ -20,8 +20,8 @@ _IMPORTANT = ("plan", "commands", "recent", "values", "nodes")
 """Sections of the page, the one that is cut last first."""
 
 
-def status_page(now: Status, *, trouble: str | None = None, hint: str = "") -> Page:
-    """The page; `trouble` says that what it shows may be old, and why."""
+def status_page(now: Status, *, trouble: str | None = None, hint: str = "", cut: bool = False) -> Page:
+    """The page; `trouble` says that what it shows may be old, and why. With `cut` recent changes are one line each."""
     sections: dict[str, RenderableType] = {}
     if now.rendezvous is not None and now.rendezvous.nodes:
         nodes = _indented(nodes_table(now.rendezvous))
@@ -33,7 +33,7 @@ def status_page(now: Status, *, trouble: str | None = None, hint: str = "") -> P
     if now.plan is not None:
         sections["plan"] = Group(_heading(f"plan {now.plan.number}, {now.plan.state}"), _indented(_plan(now.plan)))
     if now.recent:
-        sections["recent"] = Group(_heading("recent"), _indented(history_table(now.recent)))
+        sections["recent"] = Group(_heading("recent"), _indented(history_table(now.recent, cut=cut)))
     foot: list[RenderableType] = []
     if now.drift:
         foot += [Text(""), Text(drift_sentence(now.drift), style="red")]

@@ -87,7 +87,7 @@ async def _screen(client: Client, keys: Keys) -> None:
     async def draw(live: Live) -> None:
         async with aclosing(_statuses(client, keys)) as statuses:
             async for now, trouble in statuses:
-                live.update(status_page(now, trouble=trouble, hint="q leaves"), refresh=True)
+                live.update(status_page(now, trouble=trouble, hint="q leaves", cut=True), refresh=True)
 
     console = facts_console()
     with key_pressed(b"qQ\x03") as leave, Live(console=console, screen=True, auto_refresh=False) as live:

@@ -159,16 +159,11 @@ def _token_refusal(code: str, endpoint: str, user: str | None) -> EtcdDenied:
     )
 
 
-def unavailable(
-    reasons: dict[str, str], *, subject: object, timeout_s: float, applied_unknown: bool, code: str
-) -> EtcdUnavailable:
-    """Nobody answered: one sentence that names the endpoints, why each failed, and the cure."""
+def unavailable(reasons: dict[str, str], *, timeout_s: float, applied_unknown: bool, code: str) -> EtcdUnavailable:
+    """Nobody answered: one sentence that begins with the endpoints and why each failed, and ends with the cure."""
     places = ", ".join(f"{endpoint} ({reason})" for endpoint, reason in reasons.items())
     if applied_unknown:
-        cure = "it was sent and may have been applied, so read before repeating it"
+        what = "the connection failed after a write was sent; it may have been applied, so read before repeating it"
     else:
-        cure = "check that etcd runs there and that the endpoints are right"
-    message = f"etcd did not answer within {timeout_s:.3g} s to {subject} at {places}: {cure}."
-    if applied_unknown:
-        message = f"The connection to etcd failed during {subject} at {places}: {cure}."
-    return EtcdUnavailable(message, code=code, applied_unknown=applied_unknown)
+        what = f"no answer within {timeout_s:.3g} s; check that etcd runs there and that the endpoints are right"
+    return EtcdUnavailable(f"etcd at {places}: {what}.", code=code, applied_unknown=applied_unknown)

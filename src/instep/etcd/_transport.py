@@ -264,7 +264,6 @@ class Transport:
     def _unavailable(self, error: aio.AioRpcError, trial: _Trial, *, unknown: bool) -> EtcdError:
         return _failures.unavailable(
             trial.reasons,
-            subject=trial.subject,
             timeout_s=trial.timeout_s,
             applied_unknown=unknown,
             code=_failures.code_of(error),
