@@ -71,6 +71,13 @@ assert not {"grpc", "torch"} & set(sys.modules)
         assert command in done.stdout
 
 
+def test_help_names_no_types_of_flags_and_is_readable_at_80_columns(env: dict[str, str]) -> None:
+    ended = instep("set", "--help", env={**env, "COLUMNS": "80"})
+    assert ended.code == 0
+    assert "<bool>" not in ended.out
+    assert max(map(len, ended.out.splitlines())) <= 80
+
+
 def test_version_is_one_line(env: dict[str, str]) -> None:
     ended = instep("--version", env=env)
     assert (ended.code, ended.out.split()[0], ended.err) == (0, "instep", "")

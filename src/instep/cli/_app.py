@@ -32,6 +32,7 @@ app = typer.Typer(
     help="Keep every rank of a training run in step with its operators.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

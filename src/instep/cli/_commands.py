@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from instep.cli import _completion
 from instep.cli._options import EtcdOption, JsonOption, NamespaceOption, RunArgument, with_run
 from instep.cli._output import document, line, talk
 from instep.cli._receipt import (
@@ -97,7 +98,12 @@ def stop(
 def act(
     run: RunArgument,
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="The action. Without it, those declared are listed.")
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="The action. Without it, those declared are listed.",
+            autocompletion=_completion.actions,
+        ),
     ] = None,
     why: WhyOption = None,
     author: AuthorOption = None,
@@ -123,7 +129,12 @@ def act(
 def restore(
     run: RunArgument,
     checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="Its id in 'instep checkpoints', or 'latest'.")
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="Its id in 'instep checkpoints', or 'latest'.",
+            autocompletion=_completion.checkpoints,
+        ),
     ],
     why: WhyOption = None,
     author: AuthorOption = None,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from instep.cli import _completion
 from instep.cli._options import EtcdOption, JsonOption, NamespaceOption, RunArgument, with_run
 from instep.cli._output import document, json_text, show, talk
 
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 def get(
     run: RunArgument,
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One hyperparameter; default all.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="One hyperparameter; default all.", autocompletion=_completion.names),
+    ] = None,
     etcd: EtcdOption = None,
     namespace: NamespaceOption = None,
     as_json: JsonOption = False,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from instep.cli import _completion
+
 if TYPE_CHECKING:
     from instep.control import Keys
     from instep.etcd import Client
@@ -16,7 +18,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 RunArgument = Annotated[
-    str, typer.Argument(metavar="RUN", help="The run's name, as given to instep.join, or torchrun's --rdzv-id.")
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="The run's name, as given to instep.join, or torchrun's --rdzv-id.",
+        autocompletion=_completion.runs,
+    ),
 ]
 EtcdOption = Annotated[
     str | None,

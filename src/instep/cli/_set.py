@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from instep.cli import _completion
 from instep.cli._options import EtcdOption, JsonOption, NamespaceOption, RunArgument, with_run
 from instep.cli._receipt import (
     AuthorOption,
@@ -28,7 +29,12 @@ if TYPE_CHECKING:
 def set_values(
     run: RunArgument,
     values: Annotated[
-        list[str], typer.Argument(metavar="NAME=VALUE...", help="JSON scalars; words need no quotes in text fields.")
+        list[str],
+        typer.Argument(
+            metavar="NAME=VALUE...",
+            help="JSON scalars; words need no quotes in text fields.",
+            autocompletion=_completion.assignments,
+        ),
     ],
     why: WhyOption = None,
     author: AuthorOption = None,

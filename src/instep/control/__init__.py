@@ -23,6 +23,7 @@ from instep.control._command_wish import CommandReceipt
 from instep.control._connect import connect
 from instep.control._delete import Deletable, Deleted, deletable, delete
 from instep.control._diff import Diff, Difference, diff, parse_moment, view_of
+from instep.control._discover import run_names
 from instep.control._drift import drift_sentence
 from instep.control._facts import Facts, ValueChange
 from instep.control._follow import Progress, follow, wait
@@ -57,6 +58,7 @@ __all__ = [
     "connect",
     # looking
     "runs",
+    "run_names",
     "status",
     "watch_status",
     "get",

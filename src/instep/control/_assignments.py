@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 
+from instep.control._text import closest
 from instep.coordination.schema import Schema
 from instep.errors import ConfigError, SettingsError
 from instep.names import MAX_VALUE_BYTES, check_hyperparameter_name
@@ -77,11 +77,11 @@ def refusal(problems: Mapping[str, str]) -> str:
 def unknown_name(name: str, known: Iterable[str]) -> str:
     """Why a name is refused, with the one that may have been meant."""
     names = tuple(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = closest(name, names)
     there = f"there are {', '.join(names)}" if names else "the run has none"
     return (
-        f"no hyperparameter has this name; did you mean {close[0]}?"
-        if close
+        f"no hyperparameter has this name; did you mean {close}?"
+        if close is not None
         else f"no hyperparameter has this name; {there}"
     )
 

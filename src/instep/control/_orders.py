@@ -5,11 +5,10 @@ The leader decides in the end: a command that is overtaken on its way is decline
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
 from instep.control._picture import Picture
-from instep.control._text import counted
+from instep.control._text import closest, counted
 from instep.coordination.commands import Order, course_after, why_not
 from instep.coordination.records import Command, Course, format_ranks
 from instep.text import one_line
@@ -117,8 +116,12 @@ def _why_no_action(picture: Picture, name: str) -> str | None:
             f"{counted(len(lacking), 'rank')} did not declare action {name!r} ({format_ranks(lacking)}): all ranks "
             "must (run.action)"
         )
-    close = difflib.get_close_matches(name, known, 1)
-    hint = f"; did you mean {close[0]}?" if close else f"; it declares {_listed(list(known)) or 'none'} (run.action)"
+    close = closest(name, known)
+    hint = (
+        f"; did you mean {close}?"
+        if close is not None
+        else f"; it declares {_listed(list(known)) or 'none'} (run.action)"
+    )
     return f"the training script declares no action {name!r}{hint}"
 
 

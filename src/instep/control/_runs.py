@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import itertools
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +11,7 @@ from instep.control._discover import run_names, runs_found
 from instep.control._facts import Facts
 from instep.control._picture import Picture
 from instep.control._rendezvous import rendezvous_keys
+from instep.control._text import closest
 from instep.coordination.keys import Keys
 from instep.errors import RunNotFound
 from instep.etcd import Client, Listing, Op
@@ -84,9 +84,9 @@ async def require_run(client: Client, keys: Keys) -> None:
 
 def run_not_found(keys: Keys, names: tuple[str, ...], *, cure: str = "") -> RunNotFound:
     """One sentence: what is not there, what may have been meant, and what is there."""
-    close = difflib.get_close_matches(keys.run, names, n=1, cutoff=0.6)
-    if close:
-        hint = f": did you mean {close[0]!r}?"
+    close = closest(keys.run, names)
+    if close is not None:
+        hint = f": did you mean {close!r}?"
     elif names:
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         hint = f": there are {', '.join(names[:_NAMED])}{more}."

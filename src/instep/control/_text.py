@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable
 from decimal import Decimal
@@ -43,6 +44,21 @@ def format_changes(changes: Iterable[ValueChange]) -> str:
 
 def shortened(text: str, limit: int = MAX_SHOWN) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def closest(name: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that may have been meant: the same in another case, the only one that begins or ends with it,
+    or one that is spelled alike."""
+    by_lower: dict[str, str] = {}
+    for one in names:
+        by_lower.setdefault(one.lower(), one)
+    wanted = name.lower()
+    if wanted in by_lower:
+        return by_lower[wanted]
+    around = [lower for lower in by_lower if wanted and (lower.startswith(wanted) or lower.endswith(wanted))]
+    alike = difflib.get_close_matches(wanted, by_lower, n=1, cutoff=0.6)
+    found = around if len(around) == 1 else alike
+    return by_lower[found[0]] if found else None
 
 
 def counted(number: int, noun: str) -> str:

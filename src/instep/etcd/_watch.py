@@ -248,13 +248,8 @@ class Watch:
         transport = self._transport
         places = ", ".join(map(str, transport.pool.endpoints))
         return EtcdUnavailable(
-<<<<<<< HEAD
-            f"etcd did not answer within {transport.timeout_s:.3g} s to {self._subject} at {places}: "
-            "check that etcd runs there and that the endpoints are right.",
-=======
-            f"etcd at {places}: no answer within {transport.timeout_s:g} s; check that etcd runs there and that the "
+            f"etcd at {places}: no answer within {transport.timeout_s:.3g} s; check that etcd runs there and that the "
             "endpoints are right.",
->>>>>>> 462c87f (Errors about an etcd that does not answer begin with its endpoints and name no keys)
             code="UNAVAILABLE",
         )
 
