@@ -72,13 +72,17 @@ class Who(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One time that the history goes back. `open_plan`: the snapshot is taken while a change is on its way."""
+    """One time that the history goes back.
+
+    `open_plan`: the snapshot is taken while a change is on its way; `interrupted`: a later one is when it goes back.
+    """
 
     how: How
     who: Who
     target: int
     changes: int
     open_plan: bool
+    interrupted: bool
 
     def __str__(self) -> str:
         return f"{self.how}; struck: {self.who} ({self.target}), {self.changes} changes lost"
@@ -92,7 +96,8 @@ def rounds(seed: int) -> Iterator[Round]:
         chance.shuffle(hows)
         chance.shuffle(whos)
         for how, who in zip(hows, whos, strict=True):
-            yield Round(how, who, chance.randrange(WORLD_SIZE), chance.randrange(1, 4), chance.random() < 0.5)
+            target, changes = chance.randrange(WORLD_SIZE), chance.randrange(1, 4)
+            yield Round(how, who, target, changes, chance.random() < 0.5, chance.random() < 0.5)
 
 
 class Broken(Exception):
@@ -142,6 +147,8 @@ class HistorySession:
         for _ in range(item.changes):
             await self._change(self._values())
         newest = await self._checkpoint()
+        if item.interrupted:
+            await self._put(self._values())
         began = time.monotonic()
         with self._struck(item):
             await asyncio.to_thread(self._go_back, item.how, snapshot)
