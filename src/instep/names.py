@@ -11,6 +11,9 @@ MAX_LENGTH = 100
 INCARNATION_LENGTH = 11
 """Characters of an incarnation: 64 random bits in base 62, the same for all so that views can join them. With its rank
 it identifies one process of a run."""
+REVISION_BITS = 44
+"""Of a fencing token, for the create revision; the run's epoch is above. They last for 5,000 years of 100 writes a
+second."""
 FIXED_KEY = "x-instep-fixed"
 """Marks, in the JSON Schema, a hyperparameter that is read at the start of a view and refused while it runs."""
 REPLAY_KEY = "x-instep-replay"

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from run.harness import TrainingRun, wait_for
+from instep.cli._app import app
+from run.harness import TrainingRun
 from run.saver_team import Team
 from run.test_checkpointer import SCRIPT, all_do, leave, log_of, saved_in, the_one
 from run.torch_nursery import Nursery
@@ -106,20 +108,81 @@ def test_a_start_at_the_wrong_step_deletes_nothing_of_more_steps(team: Team) -> 
     assert "step 0 is saved although this run went on from the checkpoint of step 3" in log_of(rank)
 
 
-def test_a_registry_that_is_lost_takes_no_checkpoint_with_it(team: Team) -> None:
+def test_a_registry_that_is_lost_is_written_again_from_the_disk_and_takes_no_checkpoint_with_it(team: Team) -> None:
     (rank,) = ranks = team.join("a")
     all_do(ranks, "build", keep=2)
     for step in range(3):
         all_do(ranks, "train", start=step, steps=1)
         all_do(ranks, "keep", step=step)
     there = saved_in(team)
+    assert len(there) == 2
     team.training.server.etcdctl("del", "--prefix", f"{team.training.namespace}/gpt-a/checkpoints/")
-    for step in range(3, 6):
-        all_do(ranks, "train", start=step, steps=1)
-        all_do(ranks, "keep", step=step)
+    all_do(ranks, "train", start=3, steps=1)
+    all_do(ranks, "keep", step=3)
+    listed = rank.ask("list")
+    assert {f"step-{item}" for item in listed["ids"]} == set(saved_in(team)) > {there[-1]}
+    assert listed["newest"]["lineage"][0] == there[-1].removeprefix("step-")
+    assert team.training.key("checkpoints/latest")["step"] == 3
     leave(team)
-    assert set(there) < set(saved_in(team))
     assert "were committed and have no record in etcd any more: their files are kept" in log_of(rank)
+
+
+def test_a_start_beside_checkpoints_that_etcd_has_lost_is_refused_until_they_are_adopted(team: Team) -> None:
+    train_and_save(team, 2, 3)
+    there = saved_in(team)
+    team.training.server.etcdctl("del", "--prefix", f"{team.training.namespace}/gpt-a/")
+    ranks = team.join("aa")
+    all_do(ranks, "build", keep=1)
+    for rank in ranks:
+        answer = rank.ask("restore")
+        assert answer["error"] == "CheckpointError"
+        assert f"instep adopt gpt-a {team.folder} --namespace {team.training.namespace}" in answer["text"]
+    leave(team)
+    assert saved_in(team) == there
+
+    adopted = CliRunner().invoke(app, ["adopt", "gpt-a", str(team.folder), *place_of(team)])
+    assert adopted.exit_code == 0, adopted.output
+    assert f"a start goes on from {there[-1].removeprefix('step-')}" in adopted.output
+    (rank,) = ranks = team.join("a")
+    all_do(ranks, "build", keep=1)
+    assert rank.ask("restore")["next"] == 4
+    all_do(ranks, "train", start=4, steps=1)
+    assert the_one(all_do(ranks, "keep", step=4), "saved") is True
+    assert team.training.key("checkpoints/latest")["step"] == 4
+
+
+def test_a_start_that_etcd_knows_only_an_older_checkpoint_for_is_refused(team: Team) -> None:
+    """As after a restore from a backup."""
+    train_and_save(team, 2, 3)
+    old, new = (name.removeprefix("step-") for name in saved_in(team))
+    etcdctl, root = team.training.server.etcdctl, f"{team.training.namespace}/gpt-a"
+    pointer = {**team.training.key("checkpoints/latest"), "id": old, "step": 2}
+    etcdctl("del", f"{root}/checkpoints/{new}")
+    for key in ("checkpoints/latest", "state/saved"):
+        etcdctl("put", f"{root}/{key}", json.dumps(pointer))
+    (rank,) = team.join("a")
+    rank.ask("build")
+    answer = rank.ask("restore")
+    assert answer["error"] == "CheckpointError"
+    assert f"etcd knows of none after {old}" in answer["text"]
+
+
+def test_a_run_whose_folder_was_deleted_can_begin_again_once_its_checkpoints_are_forgotten(team: Team) -> None:
+    train_and_save(team, 0)
+    shutil.rmtree(team.folder)
+    (rank,) = team.join("a")
+    rank.ask("build")
+    assert "instep forget gpt-a --all" in rank.ask("restore")["text"]
+    leave(team)
+    forgotten = CliRunner().invoke(app, ["forget", "gpt-a", "--all", *place_of(team)])
+    assert forgotten.exit_code == 0, forgotten.output
+    assert "a start begins at step 0" in forgotten.output
+    train_and_save(team, 0)
+
+
+def place_of(team: Team) -> list[str]:
+    """Options for the command line."""
+    return ["--etcd", team.training.server.endpoint, "--namespace", team.training.namespace]
 
 
 def test_the_digest_of_a_list_that_was_planted_does_not_make_its_names_lead_elsewhere(
@@ -138,4 +201,3 @@ def test_the_digest_of_a_list_that_was_planted_does_not_make_its_names_lead_else
     assert rank.ask("restore")["next"] == 1
     leave(team)
     assert "this name leads elsewhere" in log_of(rank)
-    wait_for(lambda: not team.workers, "the end")

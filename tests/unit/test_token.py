@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
 from instep.coordination.records import Epoch, Leader, Manifest
-from instep.coordination.token import MAX_EPOCH, REVISION_BITS, epoch_of, make_token, revision_of
+from instep.coordination.token import MAX_EPOCH, epoch_of, make_token, revision_of
 from instep.coordination.transactions import proclaim, raise_epoch
 from instep.etcd import Compare, KeyValue
+from instep.names import REVISION_BITS
 
 epochs = st.integers(0, MAX_EPOCH)
 revisions = st.integers(0, 2**REVISION_BITS - 1)

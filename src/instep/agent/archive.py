@@ -14,7 +14,7 @@ from instep.agent.readers import Readers
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
 from instep.coordination import checkpoints
-from instep.coordination.checkpoints import Found, Outcome
+from instep.coordination.checkpoints import Found, Outcome, Registered
 from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
 from instep.coordination.records import Manifest, Pointer, Saving, WorkerId
@@ -34,6 +34,7 @@ QUESTION_S: Final = 4.0
 """A question is answered in this time, if only with what stands in the way: the worker waits a second longer."""
 MAX_LISTED_BYTES: Final = 2 * 1024 * 1024
 """Of manifests in one answer, the newest; a run with more of them keeps too many. Their ids are all in it."""
+ADOPT_TRIES: Final = 3
 FORGET_S: Final = 3.0
 """What is not forgotten in this time has to be asked for again."""
 
@@ -88,6 +89,9 @@ class Archive:
             case "forget":
                 ids = [str(item) for item in message["ids"]]
                 self._answer(worker, message, lambda: self._forget(ids))
+            case "adopt":
+                fence, documents = _fence(message), list(message["manifests"])
+                self._answer(worker, message, lambda: self._adopt(fence, documents))
             case "read":
                 self._readers.reads(str(worker.id), message["id"])
                 if "q" in message:
@@ -221,7 +225,8 @@ class Archive:
             outcome = checkpoints.outcome(manifest, fence, found)
             if outcome is not Outcome.OPEN:
                 return outcome
-            manifest = manifest.model_copy(update={"lineage": await self._lineage(found)})
+            lineage = await self._lineage(found) or manifest.lineage  # what its worker knows, where the pointer is lost
+            manifest = manifest.model_copy(update={"lineage": lineage})
             announced = self._announced is not None and self._announced.id == manifest.id
             txn = checkpoints.commit(keys, fence, manifest, found, announced=announced)
             if (await self._send(txn)).succeeded:
@@ -262,15 +267,18 @@ class Archive:
 
     async def _list(self) -> dict[str, Any]:
         listing = await self._client.range(self._keys.checkpoints, timeout_s=QUESTION_S)
-        items = sorted(listing.kvs, key=lambda item: item.mod_revision, reverse=True)
+        pointer = next((item for item in listing.kvs if item.key == self._keys.latest), None)
+        newest = Pointer.decode_or_none(pointer.value) if pointer is not None else None
+        first = self._keys.checkpoint(newest.id) if newest is not None else ""  # others may have been adopted since
+
+        def age(item: KeyValue) -> tuple[bool, int]:
+            return item.key == first, item.mod_revision
+
+        items = sorted((item for item in listing.kvs if item is not pointer), key=age, reverse=True)
         found: list[dict[str, Any]] = []
         ids: list[str] = []
-        newest: Pointer | None = None
         room = MAX_LISTED_BYTES
         for item in items:
-            if item.key == self._keys.latest:
-                newest = Pointer.decode_or_none(item.value)
-                continue
             ids.append(item.key.removeprefix(self._keys.checkpoints))
             manifest = Manifest.decode_or_none(item.value)
             room -= len(item.value)
@@ -302,6 +310,24 @@ class Archive:
             txn = checkpoints.forget(self._keys, checkpoint_id, pointer)
             if txn is not None and (await self._send(txn)).succeeded:
                 gone.append(checkpoint_id)
+
+    async def _adopt(self, fence: Fence, documents: Iterable[Any]) -> dict[str, Any]:
+        """Those of them that stand in the registry now. Raises EtcdError."""
+        there: list[str] = []
+        for document in documents:
+            manifest = Manifest.model_validate(document)
+            if await self._adopt_one(fence, manifest):
+                there.append(manifest.id)
+        log.warning("adopted checkpoints that etcd had no record of: %s", ", ".join(there) or "none")
+        return {"ids": there}
+
+    async def _adopt_one(self, fence: Fence, manifest: Manifest) -> bool:
+        for _ in range(ADOPT_TRIES):
+            looked = await self._send(Txn((), checkpoints.look_to_adopt(self._keys, manifest.id)))
+            txn = checkpoints.adopt(self._keys, manifest, Registered(*_items(looked)), fence)
+            if txn is None or (await self._send(txn)).succeeded:
+                return True
+        return False  # another leads, or everything changes all the time
 
     async def _mark(self, checkpoint_id: str) -> dict[str, Any]:
         return {"there": await self._readers.mark(checkpoint_id) is not None}

@@ -17,6 +17,7 @@ from instep.cli import (
     _get,
     _history,
     _local,
+    _registry,
     _reset,
     _rollback,
     _runs,
@@ -84,6 +85,8 @@ app.command("resume")(_commands.resume)
 app.command("stop")(_commands.stop)
 app.command("checkpoint")(_commands.checkpoint)
 app.command("checkpoints")(_checkpoints.checkpoints)
+app.command("adopt")(_registry.adopt)
+app.command("forget")(_registry.forget)
 app.command("restore")(_commands.restore)
 app.command("act")(_commands.act)
 app.command("reset")(_reset.reset)

@@ -31,6 +31,7 @@ from instep.control._get import Value, Values, get
 from instep.control._history import Attempt, Entry, History, history
 from instep.control._leaders import Leading
 from instep.control._past import schedule
+from instep.control._registry import Adopted, Forgotten, adopt, forget
 from instep.control._rollback import RolledBack, rollback
 from instep.control._runs import Runs, RunSummary, runs
 from instep.control._stand import Outcome
@@ -78,6 +79,8 @@ __all__ = [
     "reset",
     "deletable",
     "delete",
+    "adopt",
+    "forget",
     "follow",
     "wait",
     # facts
@@ -118,6 +121,8 @@ __all__ = [
     "CommandReceipt",
     "Checkpoint",
     "Checkpoints",
+    "Adopted",
+    "Forgotten",
     "Action",
     "Actions",
     "Outcome",

@@ -44,7 +44,7 @@ class Checkpoints(Facts):
     run: str
     revision: int
     checkpoints: tuple[Checkpoint, ...]
-    """The newest commit first."""
+    """The one that a start goes on from first, then the newest commit."""
 
 
 async def checkpoints(client: Client, keys: Keys) -> Checkpoints:
@@ -56,7 +56,12 @@ async def checkpoints(client: Client, keys: Keys) -> Checkpoints:
 
 
 def checkpoints_of(saved: Iterable[Saved], latest: Pointer | None) -> tuple[Checkpoint, ...]:
-    by_age = sorted(saved, key=lambda item: (item.revision, item.manifest.step), reverse=True)
+    newest = latest.id if latest is not None else ""
+
+    def age(item: Saved) -> tuple[bool, int, int]:
+        return item.manifest.id == newest, item.revision, item.manifest.step  # others may have been adopted since
+
+    by_age = sorted(saved, key=age, reverse=True)
     return tuple(checkpoint_of(item, latest) for item in by_age)
 
 

@@ -6,6 +6,7 @@ saver's token. What lies in a directory and has no manifest was never saved.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -97,6 +98,49 @@ def lineage(found: Found, newest: Manifest | None, resume: Resume | None, resume
     return (pointer.id, *(newest.lineage if newest is not None else ()))[:LINEAGE]
 
 
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """What stood under the keys that an adoption looks at."""
+
+    manifest: KeyValue | None
+    pointer: KeyValue | None
+    agreed: KeyValue | None
+
+
+def look_to_adopt(keys: Keys, checkpoint_id: str) -> tuple[Op, ...]:
+    """The reads whose results make a Registered, in its order."""
+    return (Op.get(keys.checkpoint(checkpoint_id)), Op.get(keys.latest), Op.get(keys.agreed))
+
+
+def adopt(keys: Keys, manifest: Manifest, found: Registered, fence: Fence | None = None) -> Txn | None:
+    """Puts a checkpoint of which only the disk knows into the registry, and points to it where it is newer than what
+    the pointer names and was not left behind. None where it is in the registry.
+
+    `fence`: of a leader that does it. Without one nobody knows whether this etcd has counted the views and plans that
+    the checkpoint names, so it counts as one of an earlier start.
+    """
+    if found.manifest is not None:
+        return None
+    newest = Pointer.decode_or_none(found.pointer.value) if found.pointer is not None else None
+    agreed = Agreed.decode_or_none(found.agreed.value) if found.agreed is not None else None
+    was_left = agreed is not None and manifest.plan < agreed.back
+    is_newer = newest is None or (manifest.token, manifest.step) > (newest.token, newest.step)
+    if fence is None:
+        manifest = manifest.model_copy(update={"view": 0, "plan": 0})
+    then = [Op.put(keys.checkpoint(manifest.id), manifest.encode())]
+    if is_newer and not was_left:
+        pointer = pointer_to(manifest).encode()
+        then += [Op.put(keys.latest, pointer), Op.put(keys.saved, pointer)]
+    compares = [
+        Compare.absent(keys.checkpoint(manifest.id)),
+        Compare.mod_revision(keys.latest, "==", _revision(found.pointer)),
+        Compare.mod_revision(keys.agreed, "==", _revision(found.agreed)),
+    ]
+    if fence is not None:
+        compares.append(fence.compare())
+    return Txn(tuple(compares), tuple(then))
+
+
 def announce(keys: Keys, fence: Fence, saving: Saving) -> Txn:
     return Txn((fence.compare(),), (Op.put(keys.saving, saving.encode()),))
 
@@ -118,6 +162,32 @@ def forget(keys: Keys, checkpoint_id: str, pointer: KeyValue | None) -> Txn | No
         Compare.absent(keys.readers(checkpoint_id), prefix=True),
     )
     return Txn(compares, (Op.delete(key),))
+
+
+def take_off(keys: Keys, checkpoint_id: str, pointer: KeyValue | None, there: Mapping[str, Manifest]) -> Txn:
+    """An operator forgets a checkpoint, the newest too: then the pointer names the one before it, of those `there`.
+    Refused when another has been committed meanwhile, or when somebody reads it."""
+    then = [Op.delete(keys.checkpoint(checkpoint_id))]
+    newest = Pointer.decode_or_none(pointer.value) if pointer is not None else None
+    if newest is not None and newest.id == checkpoint_id:
+        before = _before(checkpoint_id, there)
+        if before is not None:
+            then += [Op.put(key, pointer_to(before).encode()) for key in (keys.latest, keys.saved)]
+        else:
+            then += [Op.delete(keys.latest), Op.delete(keys.saved)]
+    compares = (
+        Compare.mod_revision(keys.latest, "==", _revision(pointer)),
+        Compare.absent(keys.readers(checkpoint_id), prefix=True),
+    )
+    return Txn(compares, tuple(then))
+
+
+def _before(checkpoint_id: str, there: Mapping[str, Manifest]) -> Manifest | None:
+    """What it went on from, else the newest of the others."""
+    others = {name: manifest for name, manifest in there.items() if name != checkpoint_id}
+    lineage = there[checkpoint_id].lineage if checkpoint_id in there else ()
+    ancestor = next((others[name] for name in lineage if name in others), None)
+    return ancestor or max(others.values(), key=lambda item: (item.token, item.step), default=None)
 
 
 def start_reading(keys: Keys, checkpoint_id: str, node: str, lease_id: int) -> Txn:

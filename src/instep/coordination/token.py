@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
-REVISION_BITS: Final = 44
-"""For the create revision: 17 million million, which is 5,000 years of 100 writes a second."""
+from instep.names import REVISION_BITS
+
 MAX_EPOCH: Final = 2**19 - 1
 """A token stays below 2**63."""
 _REVISIONS: Final = 1 << REVISION_BITS

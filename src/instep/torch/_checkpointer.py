@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import operator
 import os
+import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from instep.errors import CheckpointError
+from instep.names import DEFAULT_NAMESPACE
+from instep.worker.adoption import find_checkpoints
 from instep.worker.files import Owners
 from instep.worker.manifest import verified
 from instep.worker.run import Run
@@ -86,6 +89,7 @@ class Checkpointer:
         self._has_saved = False
         self._restored_step = -1
         run.on_restore(self._go_back, check=self._check)
+        self._registry.in_background(housekeeping.look, lambda: None)
         if background:
             self._registry.in_background(self._saver.later.look, self._saver.later.finish)
 
@@ -122,8 +126,10 @@ class Checkpointer:
                 f"run {self._run.name!r} has checkpoint {passed_over.id} from before this start, and restore() was not "
                 "called: a save now would take its place. Call start = checkpoints.restore() before the first step; to "
                 "train from the beginning, take another run name, or the old checkpoints off this one: instep forget "
-                f"{self._run.name} --all"
+                f"{self._run.name} --all{self._namespace_option()}"
             )
+        if not self._registry.has_asked:
+            self._check_folder(None)
         self._has_saved = True
         if step <= self._restored_step:
             log.warning(
@@ -151,14 +157,48 @@ class Checkpointer:
             if refused:
                 raise CheckpointError(
                     f"none of the checkpoints of {self._run.name!r} can be used ({'; '.join(refused)}): bring one "
-                    "back, or start anew without restore() or under another run name"
+                    "back; or, to train from the beginning, take another run name, or these off this one: "
+                    f"instep forget {self._run.name} --all{self._namespace_option()}"
                 )
+            self._check_folder(None)
             if self._run.rank == 0:
                 log.info("the run has no checkpoint: it starts at step 0")
             return 0
+        self._check_folder(manifest)
         with self._registry.reading(manifest):
             self._load(manifest)
         return manifest.step + 1
+
+    def _check_folder(self, manifest: Manifest | None) -> None:
+        """CheckpointError, on all ranks, when the folder holds committed checkpoints of this run that are newer than
+        `manifest` and of which etcd knows nothing: it was lost, or restored from an older backup."""
+        newest = (manifest.token, manifest.step) if manifest is not None else (-1, -1)
+        place = self._run.name, self._registry.namespace, self._owners
+
+        def is_newer(step: int, token: int, is_committed: bool) -> bool:
+            return is_committed and (token, step) > newest
+
+        if not self._folder.is_dir() or not (
+            found := [item for item in find_checkpoints(self._folder, *place, wanted=is_newer) if item.record]
+        ):
+            return
+        inventory = self._registry.inventory()
+        pointer = attempt_named(f"step-{inventory.newest}", whole=True)
+        newest = max(newest, (pointer.token, pointer.step)) if pointer is not None else newest
+        unknown = [item for item in found if item.id not in inventory.ids and item.age > newest]
+        if unknown:
+            knows = f"etcd knows of none after {pointer.id}" if pointer is not None else "etcd knows of none"
+            names = ", ".join(item.path.name for item in unknown[-3:])
+            raise CheckpointError(
+                f"{self._folder} holds whole checkpoints of run {self._run.name!r} ({names}), and {knows}: it was "
+                "lost, or restored from an older backup. Nothing is trained beside them. To go on from them: "
+                f"instep adopt {self._run.name} {shlex.quote(str(self._folder))}{self._namespace_option()}; to "
+                "train without them, give another folder or run name"
+            )
+
+    def _namespace_option(self) -> str:
+        namespace = self._registry.namespace
+        return "" if namespace == DEFAULT_NAMESPACE else f" --namespace {namespace}"
 
     def _check(self, manifest: Manifest) -> str | None:
         """The operator wants the run to go back to it: what is wrong with it. Reads it once, however often it is asked,

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from instep.errors import InstepError
+from instep.names import REVISION_BITS
+from instep.worker.adoption import find_checkpoints
 from instep.worker.checkpoints import Checkpoints
 from instep.worker.files import Owners
 from instep.worker.manifest import COMMITTED, MANIFEST
@@ -52,6 +54,8 @@ class Housekeeping:
         """By id, in which directory lies what is known to have been committed; None where only its id is known."""
         self._listed: frozenset[str] = frozenset()
         """Ids that were in the registry when this process looked last, but for what it wanted to be forgotten."""
+        self._epoch: int | None = None
+        """Of the newest checkpoint that this process has heard of first, then of the token with which it led last."""
         self._before = _names_in(folder)
         """What was there when this one was made: another etcd may have known it, and given the same tokens."""
 
@@ -114,12 +118,47 @@ class Housekeeping:
         if lost:
             self._leaving.clear()
             log.warning(
-                "checkpoints %s were committed and have no record in etcd any more: their files are kept; list them "
-                "again with 'instep adopt %s %s'",
+                "checkpoints %s were committed and have no record in etcd any more: their files are kept",
                 ", ".join(lost),
-                self._run,
-                self._folder,
             )
+            self._adopt(inventory)
+
+    def look(self) -> None:
+        """At a boundary: where tokens have got another epoch, etcd's history has gone back. On the rank that leads."""
+        token, saved = self._registry.token, self._registry.saved
+        if self._epoch is None and saved is not None:
+            self._epoch = saved.token >> REVISION_BITS
+        if not token or token >> REVISION_BITS == self._epoch:
+            return
+        known = self._epoch is not None
+        before, self._epoch = self._epoch, token >> REVISION_BITS
+        if not known:
+            return
+        try:
+            self._adopt(self._registry.inventory())
+        except InstepError as error:
+            self._epoch = before  # again at a later boundary
+            log.warning("the checkpoints in %s are not compared with etcd's records yet: %s", self._folder, error)
+
+    def _adopt(self, inventory: Inventory) -> None:
+        """Puts committed checkpoints of this run that are whole on the disk into the registry again."""
+        try:
+            found = [
+                item.record
+                for item in find_checkpoints(
+                    self._folder,
+                    self._run,
+                    self._registry.namespace,
+                    self._owners,
+                    wanted=lambda step, token, committed: committed and f"{step}-{token}" not in inventory.ids,
+                )
+                if item.record is not None
+            ]
+            if found:
+                adopted = self._registry.adopt(found)
+                log.warning("etcd had lost its records of checkpoints; listed again: %s", ", ".join(adopted) or "none")
+        except (InstepError, OSError) as error:
+            log.warning("checkpoints in %s are not listed again yet: %s", self._folder, error)
 
     def _forget(self, inventory: Inventory, named: Mapping[str, str]) -> frozenset[str]:
         """Ids of what is off the registry now. What was asked for and is not among them may be so too: next time."""

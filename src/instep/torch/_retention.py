@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
 
-_ATTEMPT: Final = re.compile(r"step-([0-9]{1,19})-([0-9]{1,19})(?:\.[0-9]{1,9})?", re.ASCII)
+from instep.worker.slot import place_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +37,8 @@ class Attempt:
 
 def attempt_named(name: str, *, whole: bool, committed: bool = False) -> Attempt | None:
     """None for a name that no attempt has."""
-    match = _ATTEMPT.fullmatch(name)
-    return Attempt(name, int(match[1]), int(match[2]), whole, committed) if match else None
+    place = place_of(name)
+    return Attempt(name, *place, whole, committed) if place is not None else None
 
 
 def to_forget(committed: Sequence[Kept], keep: int, keep_every: int, newest: str | None = None) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import logging
 import operator
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeAlias
 
@@ -23,6 +23,8 @@ log = logging.getLogger("instep")
 COMMIT_WAIT_S: Final = 5.0
 ANSWER_S: Final = 5.0
 RESUME_S: Final = 600.0
+LINEAGE: Final = 20
+"""Ancestors that a checkpoint names."""
 
 Verify: TypeAlias = Callable[[Manifest], str | None]
 """None for a checkpoint that this rank can go on from, else what is wrong with it, in one sentence."""
@@ -40,10 +42,14 @@ class Checkpoints:
         conversation: Conversation,
         agreement: Agreement[Any],
         *,
+        run: str,
+        namespace: str,
         rank: int,
         world_size: int,
         next_step: Callable[[], int],
     ) -> None:
+        self.run = run
+        self.namespace = namespace
         self._conversation = conversation
         self._ledger: Ledger = conversation.ledger
         self._agreement = agreement
@@ -51,8 +57,10 @@ class Checkpoints:
         self._world_size = world_size
         self._next_step = next_step
         self._saved_by: tuple[object, int] | None = None
+        self._line: tuple[str, ...] = ()
+        """Ids of what this training went on from, the newest first."""
+        self._went_back: object = None
         self._has_asked = False
-        """Whether this process has asked what to go on from, or has read a checkpoint."""
         self.refused: dict[str, str] = {}
         self._kept: tuple[str, int] | None = None
         """What the node's agent keeps from being forgotten until this worker passes its next boundary, and that."""
@@ -89,6 +97,16 @@ class Checkpoints:
     def is_own(self, manifest: Manifest) -> bool:
         """Whether it was saved since the run last began, not by an earlier start of it."""
         return manifest.view >= self._agreement.origin
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether this process has asked what to go on from, or has read a checkpoint."""
+        return self._has_asked
+
+    @property
+    def token(self) -> int:
+        """The fencing token of this worker while it leads, else 0."""
+        return self._conversation.token if self._conversation.leads else 0
 
     @property
     def passed_over(self) -> Pointer | None:
@@ -146,6 +164,8 @@ class Checkpoints:
     def _open(self, index: int, folder: str | os.PathLike[str], layout: Layout) -> Slot:
         conversation, agreement = self._conversation, self._agreement
         saver = Saver(
+            run=self.run,
+            namespace=self.namespace,
             rank=self._rank,
             world_size=self._world_size,
             view=conversation.view,
@@ -153,12 +173,24 @@ class Checkpoints:
             candidate=conversation.candidate,
             config=agreement.values,
             plan=agreement.plan,
+            lineage=self._lineage(),
         )
         slot = Slot(index, make_directory(folder, index, saver.token), layout, saver, self)
         self._ledger.begin(str(slot.path))
         opening = {"t": "archive", "do": "open", "id": slot.id, "step": index, "token": slot.token}
         conversation.tell([self._ledger.keep_saying("open", {**opening, "candidate": saver.candidate})])
         return slot
+
+    def _lineage(self) -> tuple[str, ...]:
+        """What this training went on from, with what it has saved since as far as this worker has heard of it."""
+        orders, saved = self._agreement.orders, self._ledger.saved
+        if orders.went_back is not None and orders.went_back is not self._went_back:
+            self._went_back = orders.went_back
+            self._line = (orders.went_back.id, *orders.went_back.lineage)
+        if saved is not None and saved.id not in self._line and self.has(saved.step):
+            self._line = (saved.id, *self._line)
+        self._line = self._line[:LINEAGE]
+        return self._line
 
     @contextmanager
     def checkpoint(self, step: int, folder: str | os.PathLike[str], layout: Layout) -> Iterator[Slot | None]:
@@ -212,6 +244,7 @@ class Checkpoints:
 
     def look(self) -> None:
         """At a boundary."""
+        self._lineage()
         for look, _ in self._background:
             look()
 
@@ -233,6 +266,14 @@ class Checkpoints:
         It ends after 3 s, however many are left: ask again. Raises EtcdUnavailable after 5 s at most: some may be off
         it then."""
         answer = self._ask("forget", ids=[item for item in ids if item not in self._ledger.open_commits])
+        return tuple(answer["ids"])
+
+    def adopt(self, records: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+        """Puts checkpoints that the registry has lost into it again, where this worker leads: `records` as
+        `adoption.record_of` makes them. Returns the ids that are in it now. Raises EtcdUnavailable after 5 s at most:
+        some may be in it then."""
+        fence = {"token": self._conversation.token, "candidate": self._conversation.candidate}
+        answer = self._ask("adopt", manifests=[dict(record) for record in records], **fence)
         return tuple(answer["ids"])
 
     # -- going on from one ------------------------------------------------------------------------------------------
@@ -310,6 +351,7 @@ class Checkpoints:
         if problem is not None:
             raise CheckpointError(f"the others went on from checkpoint {manifest.id}, and this rank cannot: {problem}")
         self._kept = (manifest.id, self._next_step())
+        self._line = (manifest.id, *manifest.lineage)
         self._agreement.go_on_from(manifest.id, manifest.step, view=manifest.view, plan=manifest.plan)
         return manifest
 

@@ -103,6 +103,7 @@ def join(
         rank=rank,
         world_size=world_size,
         incarnation=_incarnation(),
+        namespace=settings.namespace,
         etcd_patience_s=etcd_patience_s,
         grace_s=settings.grace_s,
         replay=schedule,

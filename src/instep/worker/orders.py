@@ -49,6 +49,8 @@ class Orders:
         self._actions: dict[str, Action] = {}
         self._restorers: list[Restorer] = []
         self._checks: list[Check] = []
+        self.went_back: Manifest | None = None
+        """What the run was taken back to last."""
 
     def __repr__(self) -> str:
         return f"Orders({', '.join(self._actions) or 'no action'}, {len(self._restorers)} to restore)"
@@ -96,6 +98,7 @@ class Orders:
         manifest = Manifest.of(order.checkpoint)
         for function in self._restorers:
             function(manifest)
+        self.went_back = manifest
         return manifest.step + 1
 
     def _unknown(self, name: str) -> str:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Final, Generic, Self
 
 from instep.errors import InstepError, StepError
-from instep.names import check_action_name
+from instep.names import DEFAULT_NAMESPACE, check_action_name
 from instep.scalar import Scalar, format_scalar, same
 from instep.settings import DEFAULT_GRACE_S
 from instep.text import one_line
@@ -63,6 +63,7 @@ class Run(Generic[Config]):
         rank: int,
         world_size: int,
         incarnation: str,
+        namespace: str = DEFAULT_NAMESPACE,
         etcd_patience_s: float = ETCD_PATIENCE_S,
         grace_s: float = DEFAULT_GRACE_S,
         replay: Replay | None = None,
@@ -76,7 +77,13 @@ class Run(Generic[Config]):
             link, self._agreement, rank=rank, world_size=world_size, incarnation=incarnation
         )
         self.checkpoints = Checkpoints(
-            self._conversation, self._agreement, rank=rank, world_size=world_size, next_step=self._next_step
+            self._conversation,
+            self._agreement,
+            run=name,
+            namespace=namespace,
+            rank=rank,
+            world_size=world_size,
+            next_step=self._next_step,
         )
         self._conversation.max_restarts = max_restarts
         self._assembly = Assembly(self._conversation, rank=rank)

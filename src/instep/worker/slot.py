@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import socket
 import time
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from instep.worker.manifest import FileSum, Sums, mark_committed, write_manifest
 
 Layout = Literal["plain", "sharded", "custom"]
 
+_DIRECTORY: Final = re.compile(r"step-([0-9]{1,19})-([0-9]{1,19})(?:\.[0-9]{1,9})?", re.ASCII)
 MAX_ATTEMPTS: Final = 1000
 """Directories of one step and token that may be there already."""
 _CURES: Final = {
@@ -39,6 +41,8 @@ _CURES: Final = {
 class Saver:
     """Who saves, and what holds in the step that is saved."""
 
+    run: str
+    namespace: str
     rank: int
     world_size: int
     view: int
@@ -46,6 +50,8 @@ class Saver:
     candidate: str
     config: Mapping[str, Scalar]
     plan: int
+    lineage: tuple[str, ...] = ()
+    """Ids of the checkpoints that the training went on from, as far as this worker knows, the newest first."""
 
 
 class Counter(Protocol):
@@ -73,6 +79,7 @@ class Slot:
         self._counter = counter
         self._began = time.monotonic()
         self._sums: Sums | None = None
+        self._sealed_at = ""
         self._said: Message | None = None
         self._state: Literal["open", "sent", "committed", "fenced", "abandoned"] = "open"
 
@@ -95,7 +102,14 @@ class Slot:
         """Lists the files with their sums and has them written to the disk: the part of `commit` that takes as long as
         reading all of them, but for those whose sums are `known` by their names. Raises CheckpointError."""
         try:
-            self._sums = write_manifest(self.path, known)
+            self._sealed_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+            about = {
+                "run": self._saver.run,
+                "namespace": self._saver.namespace,
+                **self._about(),
+                "path": self.path.name,
+            }
+            self._sums = write_manifest(self.path, known, about)
         except OSError as error:
             raise trouble(self.step, self.path, error) from error
 
@@ -137,18 +151,15 @@ class Slot:
 
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def _message(self) -> Message:
-        assert self._sums is not None
+    def _about(self) -> Message:
+        """All that is known of the checkpoint but its files; on the disk too, to make its record from."""
         saver = self._saver
-        manifest = {
+        return {
             "id": self.id,
             "step": self.step,
             "token": self.token,
             "path": str(self.path),
             "layout": self.layout,
-            "files": self._sums.files,
-            "bytes": self._sums.bytes,
-            "digest": self._sums.digest,
             "view": saver.view,
             "world_size": saver.world_size,
             "config": dict(saver.config),
@@ -156,9 +167,21 @@ class Slot:
             "rank": saver.rank,
             "host": socket.gethostname()[:64],
             "duration_s": round(time.monotonic() - self._began, 6),
-            "committed_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "lineage": list(saver.lineage),
+            "committed_at": self._sealed_at,
         }
-        return {"t": "archive", "do": "commit", "candidate": saver.candidate, "manifest": manifest}
+
+    def _message(self) -> Message:
+        assert self._sums is not None
+        files = {"files": self._sums.files, "bytes": self._sums.bytes, "digest": self._sums.digest}
+        manifest = {**self._about(), **files, "committed_at": datetime.now(UTC).isoformat(timespec="milliseconds")}
+        return {"t": "archive", "do": "commit", "candidate": self._saver.candidate, "manifest": manifest}
+
+
+def place_of(name: str) -> tuple[int, int] | None:
+    """Step and token of the checkpoint for which a directory of that name was made; None for other names."""
+    match = _DIRECTORY.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def make_directory(folder: str | os.PathLike[str], step: int, token: int) -> Path:

@@ -1,0 +1,88 @@
+"""Finds the checkpoints of a run on the disk, for an etcd that has lost its records of them.
+
+The list of files in each directory says which checkpoint it is, so the record can be made from it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from instep.worker.files import Owners
+from instep.worker.manifest import COMMITTED, MANIFEST, Listed, verified
+from instep.worker.slot import place_of
+
+Record: TypeAlias = dict[str, Any]
+"""What etcd holds of a checkpoint (`coordination.records.Manifest`), not checked yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A directory with a list of files. `record` is None where it cannot be used, and `problem` says why.
+    `is_committed`: etcd has answered so to its saver."""
+
+    path: Path
+    step: int
+    token: int
+    is_committed: bool
+    record: Record | None
+    problem: str | None
+
+    @property
+    def id(self) -> str:
+        return f"{self.step}-{self.token}"
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """Orders checkpoints as they were committed."""
+        return self.token, self.step
+
+
+def find_checkpoints(
+    folder: Path,
+    run: str,
+    namespace: str,
+    owners: Owners,
+    *,
+    wanted: Callable[[int, int, bool], bool] = lambda step, token, is_committed: True,
+) -> Iterator[Found]:
+    """Those of the run directly below `folder` that are `wanted`, by step, token and whether they are marked as
+    committed, the oldest first. That all files are there in their sizes is checked; what they hold, before they are
+    loaded.
+
+    Directories of other runs and namespaces are passed over in silence. Raises OSError for a folder that cannot be
+    read.
+    """
+    placed = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            place = place_of(entry.name)
+            if place is not None and entry.is_dir(follow_symlinks=False):
+                placed.append((place[1], place[0], entry.name))
+    for token, step, name in sorted(placed):
+        path = folder / name
+        is_committed = os.path.lexists(path / COMMITTED)
+        if not os.path.lexists(path / MANIFEST) or not wanted(step, token, is_committed):
+            continue
+        listed = verified(path, None, owners, sums=False)
+        if isinstance(listed, str):
+            yield Found(path, step, token, is_committed, None, listed)
+            continue
+        about = listed.about
+        if not about:
+            problem = "it was saved by a version of Instep that did not write down which checkpoint it is"
+            yield Found(path, step, token, is_committed, None, problem)
+        elif (about.get("run"), about.get("namespace")) == (run, namespace):
+            if (about.get("step"), about.get("token")) == (step, token):
+                yield Found(path, step, token, is_committed, _record_of(path, listed), None)
+            else:
+                yield Found(path, step, token, is_committed, None, "its directory was renamed")
+
+
+def _record_of(path: Path, listed: Listed) -> Record:
+    about = {name: value for name, value in listed.about.items() if name not in ("run", "namespace")}
+    files = {"files": len(listed.files), "bytes": listed.bytes, "digest": listed.digest}
+    return {"node": "", **about, **files, "path": str(path)}
