@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from instep.etcd import Compare, Op
 from instep.etcd._endpoints import parse_endpoints
-from instep.etcd._failures import Kind, classify, is_unreachable, short_reason
+from instep.etcd._failures import Kind, classify, is_unreachable, refusal, short_reason
+from instep.etcd._permissions import needs_of
 
 
 @pytest.mark.parametrize("code", ["UNKNOWN", "CANCELLED", "INTERNAL"])
@@ -86,3 +88,21 @@ def test_only_what_could_not_be_connected_is_resolved_again() -> None:
 def test_an_address_is_no_name(text: str, named: bool) -> None:
     (endpoint,) = parse_endpoints([text], tls=False)
     assert endpoint.is_named is named
+
+
+def test_a_refusal_names_key_and_permission() -> None:
+    denied = refusal("PERMISSION_DENIED", "etcdserver: permission denied", endpoint="e", subject="list a/", user="ann")
+    assert "does not permit user ann to read a/*: grant its role that permission" in str(denied)
+
+
+def test_without_a_user_name_the_client_certificate_names_the_user() -> None:
+    denied = refusal("PERMISSION_DENIED", "etcdserver: permission denied", endpoint="e", subject="put a/b", user=None)
+    assert "the user that the CN of our client certificate names to write a/b" in str(denied)
+
+
+def test_all_that_a_transaction_needs_is_asked_for_once_writes_first() -> None:
+    put = Op.put("a/b", "1")
+    needs = needs_of(
+        [Compare.absent("a/b"), Compare.absent("c/", prefix=True)], [put, put], [Op.delete("d/", prefix=True)]
+    )
+    assert list(map(str, needs)) == ["write a/b", "write d/*", "read a/b", "read c/*"]

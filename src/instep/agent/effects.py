@@ -14,7 +14,7 @@ from instep.coordination.keys import Keys
 from instep.coordination.outage import Outage
 from instep.coordination.records import Decision
 from instep.coordination.transactions import Txn, abort
-from instep.errors import EtcdError, EtcdFull, InstepError
+from instep.errors import EtcdDenied, EtcdError, EtcdFull, InstepError
 from instep.etcd import Client, Compare, KeyValue, Listing, Op, TxnResult
 from instep.tasks import Background
 
@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
+DENIED_PAUSE_S = 5.0
+"""A missing permission is granted by people, while the run continues."""
 ATTEMPT_S = 2.0
 
 
@@ -214,5 +216,7 @@ class Effects:
                     self._space.refused(error)
                 if isinstance(error, but):
                     raise
+                if isinstance(error, EtcdDenied):
+                    pause_s = DENIED_PAUSE_S
             await asyncio.sleep(pause_s)
             pause_s = min(LONGEST_PAUSE_S, pause_s * 2)

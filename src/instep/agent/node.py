@@ -74,7 +74,7 @@ class Node:
         self._pace = PaceMeter()
         self._state = state = RunState(client, keys, self._on_state)
         self._bulletin = Bulletin(client, state, workers)
-        self._space = space = Space(self._bulletin.note)
+        self._space = space = Space(self._bulletin.note, lambda error: self._reception.note_denied(error))
         self._session = session = Session(
             client, ttl_s=ttl_s, on_lease=self._on_lease, on_link=self._on_link, on_trouble=space.refused
         )
@@ -100,6 +100,7 @@ class Node:
             try_out=tryouts.ask,
             ttl_s=ttl_s,
             stall_timeout_s=stall_timeout_s,
+            on_denied=lambda error: self._reception.deny(error),
         )
         self._reception = Reception(
             name,

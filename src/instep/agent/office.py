@@ -16,13 +16,13 @@ from instep.agent.workers import Workers
 from instep.coordination.election import Election
 from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
-from instep.coordination.leadership import Leadership, Pace, TryOut
+from instep.coordination.leadership import DENIED_RETRY_S, Leadership, Pace, TryOut
 from instep.coordination.outage import Outage
 from instep.coordination.queue import in_order
 from instep.coordination.records import CAME_FIRST, Candidate, WorkerId
 from instep.coordination.session import Session
 from instep.coordination.state import RunState
-from instep.errors import EtcdError, EtcdUnavailable
+from instep.errors import EtcdDenied, EtcdError, EtcdUnavailable
 from instep.etcd import Client
 from instep.tasks import all_of, first_of
 
@@ -51,6 +51,7 @@ class Office:
         try_out: TryOut,
         ttl_s: float,
         stall_timeout_s: float,
+        on_denied: Callable[[EtcdDenied], None] = lambda error: None,
     ) -> None:
         self._client = client
         self._keys = keys
@@ -62,6 +63,7 @@ class Office:
         self._try_out = try_out
         self._ttl_s = ttl_s
         self._stall_timeout_s = stall_timeout_s
+        self._on_denied = on_denied
         self._succession = Succession(client, keys, state, workers, node)
         self._nomination: Nomination | None = None
         self._serving: Fence | None = None
@@ -92,6 +94,8 @@ class Office:
                     self._outage.met(error)
                 except EtcdError as error:
                     self._outage.met(error)
+                    if isinstance(error, EtcdDenied):
+                        self._on_denied(error)
                     return
                 await asyncio.sleep(RETRY_S)
 
@@ -112,6 +116,10 @@ class Office:
             fence = await self._election.elected()
             try:
                 await self._serve(fence)
+            except EtcdDenied as error:
+                self._failed.met(error)
+                self._on_denied(error)
+                await asyncio.sleep(DENIED_RETRY_S)
             except EtcdError as error:
                 self._failed.met(error)
                 await asyncio.sleep(RETRY_S)
@@ -149,6 +157,7 @@ class Office:
             pace=self._pace,
             try_out=self._try_out,
             ttl_s=self._ttl_s,
+            on_denied=self._on_denied,
         )
         try:
             await first_of(self._leadership.run(), self._election.lost(fence))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from functools import partial
 from typing import Final
@@ -31,6 +32,7 @@ log = logging.getLogger("instep")
 
 MAX_EARLY: Final = 200
 """Messages of one worker that are kept until the run's state is known."""
+SAY_DENIED_EVERY_S: Final = 60.0
 GIVE_UP_S: Final = 30.0
 """The dead are kept for so long by an agent that could not tell etcd of them."""
 
@@ -72,6 +74,7 @@ class Reception:
         self._early: deque[tuple[Connection | Absentee, Message | None]] = deque()
         """What workers have said, or None for a death, in order."""
         self._dead_since: float | None = None
+        self._say_denied_at = 0.0
 
     def __repr__(self) -> str:
         return f"Reception({self._workers!r}, {'open' if self.is_open else f'{len(self._early)} wait to be heard'})"
@@ -245,20 +248,31 @@ class Reception:
         try:
             await self._registry.register_all()
         except EtcdDenied as error:
-            self._deny(error)
+            self.deny(error)
 
     async def _register(self, worker: LocalWorker) -> None:
         try:
             await self._registry.register(worker)
         except EtcdDenied as error:
-            self._deny(error)
+            self.deny(error)
 
-    def _deny(self, error: EtcdDenied) -> None:
-        """etcd lets us read but not write: those who wait hear it at once, those who train go on training."""
-        log.error("%s", error)
+    def deny(self, error: EtcdDenied) -> None:
+        """etcd lets us read but not write what a view needs: waiting ranks fail at once, training ones continue."""
+        self.note_denied(error)
         for worker in self._workers:
             if not worker.view:
                 self._part_with(worker, "denied", str(error))
+
+    def note_denied(self, error: EtcdDenied) -> None:
+        """A write that etcd does not permit: said in the log and in the training's own, once a minute."""
+        now = time.monotonic()
+        if now < self._say_denied_at:
+            return
+        self._say_denied_at = now + SAY_DENIED_EVERY_S
+        log.error("%s", error)
+        text = f"{error} Training continues; what needs the permission waits until it is granted."
+        for worker in [worker for worker in self._workers if worker.view][:1]:
+            worker.tell({"t": "note", "level": logging.ERROR, "text": text})
 
     def _forget(self, worker: LocalWorker) -> None:
         self._archive.gone(worker)

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from instep.errors import EtcdFull, InstepError
+from instep.errors import EtcdDenied, EtcdFull, InstepError
 
 log = logging.getLogger("instep")
 
@@ -17,8 +17,14 @@ class Space:
     Limit: it learns from writes that are made anyway. An agent whose workers stand still hears of it late.
     """
 
-    def __init__(self, tell: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        tell: Callable[[str], None],
+        on_denied: Callable[[EtcdDenied], None] = lambda error: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._tell = tell
+        self._on_denied = on_denied
         self._clock = clock
         self._since = 0.0
         self.problem: str | None = None
@@ -28,7 +34,9 @@ class Space:
         return f"Space({self.problem or 'enough'})"
 
     def refused(self, error: InstepError) -> None:
-        """A write has just failed; only a full database matters here."""
+        """A write has just failed; only a full database matters here. A missing permission is passed on."""
+        if isinstance(error, EtcdDenied):
+            self._on_denied(error)
         if not isinstance(error, EtcdFull) or self.problem is not None:
             return
         self.problem, self._since = str(error), self._clock()

@@ -36,7 +36,7 @@ from instep.coordination.situation import Progress, Situation
 from instep.coordination.state import RunState
 from instep.coordination.transactions import for_action
 from instep.coordination.trial import Refusals, Trial
-from instep.errors import EtcdUnavailable, InstepError
+from instep.errors import EtcdDenied, EtcdUnavailable, InstepError
 from instep.etcd import Client
 from instep.tasks import first_of
 
@@ -48,6 +48,8 @@ TryOut: TypeAlias = Callable[[View, Trial], Awaitable[Refusals]]
 RETRY_S = 0.2
 CATCH_UP_S = 0.5
 DECLINED_LOGGED = 3
+DENIED_RETRY_S = 5.0
+"""A missing permission is granted by people, while the run continues."""
 TICK_S = 1.0
 """How often the leader looks again when nothing happened: only time-outs depend on it."""
 FIRST_LOOK_S = 0.05
@@ -94,6 +96,7 @@ class Leadership:
         pace: Callable[[], Pace],
         try_out: TryOut | None = None,
         ttl_s: float,
+        on_denied: Callable[[EtcdDenied], None] = lambda error: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
@@ -102,6 +105,7 @@ class Leadership:
         self._state = state
         self._pace = pace
         self._try_out = try_out
+        self._on_denied = on_denied
         self._clock = clock
         self._wake = asyncio.Event()
         self._outage = Outage("leading waits for etcd")
@@ -136,6 +140,10 @@ class Leadership:
                 self._outage.met(error)
                 await asyncio.sleep(RETRY_S)
                 self._wake.set()
+            except EtcdDenied as error:
+                self._outage.met(error)
+                self._on_denied(error)
+                await asyncio.sleep(DENIED_RETRY_S)
             except InstepError as error:
                 self._outage.met(error)
                 await asyncio.sleep(TICK_S)

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from instep.errors import Compacted, LeaseLost, SettingsError
+from instep.errors import Compacted, EtcdDenied, EtcdError, LeaseLost, SettingsError
 from instep.etcd import _wire
 from instep.etcd._auth import Authenticator
 from instep.etcd._credentials import Credentials
 from instep.etcd._encoding import check_size, encode_key, encode_value, key_value, prefix_range
 from instep.etcd._endpoints import parse_endpoints
+from instep.etcd._failures import not_permitted
 from instep.etcd._ops import Compare, Op, TxnSubject, txn_request, txn_result
+from instep.etcd._permissions import MAX_ASKED, MAX_NAMED, Need, in_words, needs_of
 from instep.etcd._pool import Pool
 from instep.etcd._ranges import read_newest, read_pages
 from instep.etcd._status import alarm_names, read_statuses
@@ -24,6 +26,7 @@ from instep.etcd._types import KeyValue, Lease, Listing, Statistics, Status, Txn
 from instep.etcd._watch import PROBE_S, SILENCE_S, Watch
 
 _RELISTS = 3
+_NAMING_S = 2.0
 
 
 class Client:
@@ -181,8 +184,31 @@ class Client:
         """Do `then` if all of `compares` hold, else `otherwise`. Never repeated once it was sent."""
         request = txn_request(compares, then, otherwise)
         subject = TxnSubject(compares, then, otherwise)
-        reply = await self._transport.unary(_wire.TXN, request, subject, timeout_s=timeout_s)
+        try:
+            reply = await self._transport.unary(_wire.TXN, request, subject, timeout_s=timeout_s)
+        except EtcdDenied as error:
+            if error.code != "PERMISSION_DENIED":
+                raise
+            raise await self._named(error, needs_of(compares, then, otherwise)) from error
         return txn_result(reply)
+
+    async def _named(self, error: EtcdDenied, needs: Sequence[Need]) -> EtcdDenied:
+        """The refusal with the keys and permissions that are missing, as far as etcd tells them in 2 s."""
+        deadline = time.monotonic() + _NAMING_S
+        missing: list[Need] = []
+        for need in needs[:MAX_ASKED]:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or len(missing) == MAX_NAMED:
+                break
+            try:
+                await self._transport.unary(_wire.TXN, need.probe(), str(need), timeout_s=left_s, repeatable=True)
+            except EtcdDenied:
+                missing.append(need)
+            except EtcdError:
+                break
+        if not missing:
+            return error
+        return not_permitted(str(self._transport.pool.endpoint), in_words(missing), self._transport.auth.user)
 
     def watch(
         self,

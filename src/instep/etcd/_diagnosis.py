@@ -38,7 +38,7 @@ async def diagnose(endpoint: Endpoint, files: TlsFiles | None) -> str | None:
         return _certificate_reason(endpoint, error)
     except ssl.SSLError as error:
         if "ALERT" in (error.reason or ""):
-            return _alert_reason(endpoint, error.reason or "")
+            return _alert_reason(endpoint, error.reason or "", files is not None and files.has_certificate)
     if await _answers(endpoint, None) == "settings":
         return f"{endpoint.address} speaks plain text, but was spoken to with TLS: write http://."
     return None
@@ -90,8 +90,10 @@ def _certificate_reason(endpoint: Endpoint, error: ssl.SSLCertVerificationError)
     return f"The certificate of {place} is not signed by a CA that we trust ({error.verify_message}): give its CA."
 
 
-def _alert_reason(endpoint: Endpoint, reason: str) -> str:
+def _alert_reason(endpoint: Endpoint, reason: str, has_certificate: bool) -> str:
     words = reason.split("ALERT_", 1)[-1].replace("_", " ").lower()
+    if not has_certificate and "certificate" in words:
+        return f"{endpoint.address} demands a client certificate: give one and its key (INSTEP_CERT, INSTEP_KEY)."
     if words == "certificate expired":
         return f"{endpoint.address} says that our client certificate has expired: put a new one in its place."
     # etcd 3.4 calls an expired one bad, too.

@@ -134,8 +134,7 @@ def refusal(code: str, details: str, *, endpoint: str, subject: object, user: st
     if kind is Kind.DENIED and "authentication failed" in details.lower():
         return EtcdDenied(f"etcd at {endpoint} refused the password of {who}: correct user and password.", code=code)
     if kind is Kind.DENIED:
-        cure = "grant its role that permission" if user else "give a user and a password"
-        return EtcdDenied(f"etcd at {endpoint} does not permit {who} to {subject}: {cure}.", code=code)
+        return not_permitted(endpoint, _needed(str(subject)), user, code=code)
     if kind is Kind.COMPACTED:
         return Compacted(f"etcd has compacted the revision asked for ({subject}): list again.", compact_revision=0)
     if kind is Kind.LEASE:
@@ -150,9 +149,35 @@ def refusal(code: str, details: str, *, endpoint: str, subject: object, user: st
     return EtcdError(f"etcd at {endpoint} refused to {subject}: {text or code}.", code=code)
 
 
+_NEEDS = {"get": "read", "list": "read", "watch": "read", "put": "write", "delete": "write"}
+
+
+def _needed(subject: str) -> str:
+    """`write a/b` for the subject "put a/b"."""
+    verb, _, key = subject.partition(" ")
+    return f"{_NEEDS[verb]} {key}{'*' if verb in ('list', 'watch') else ''}" if verb in _NEEDS else subject
+
+
+def not_permitted(endpoint: str, needed: str, user: str | None, *, code: str = "PERMISSION_DENIED") -> EtcdDenied:
+    """The error for a user without a permission; where no user is given, etcd takes the certificate's CN for one."""
+    listed = "docs/howto/access.md lists what each role needs"
+    if user:
+        text = f"user {user} to {needed}: grant its role that permission ({listed})"
+    else:
+        text = (
+            f"the user that the CN of our client certificate names to {needed}: grant that user's role the permission "
+            f"({listed}), or give a user and a password"
+        )
+    return EtcdDenied(f"etcd at {endpoint} does not permit {text}.", code=code)
+
+
 def _token_refusal(code: str, endpoint: str, user: str | None) -> EtcdDenied:
     if user is None:
-        return EtcdDenied(f"etcd at {endpoint} asks who we are: give a user and a password.", code=code)
+        return EtcdDenied(
+            f"etcd at {endpoint} asks who we are: give a user and a password, or a client certificate whose CN is the "
+            "name of an etcd user.",
+            code=code,
+        )
     return EtcdDenied(
         f"etcd at {endpoint} does not accept the token it gave to user {user}: check its authentication settings.",
         code=code,

@@ -52,6 +52,10 @@ class TlsFiles:
     def __repr__(self) -> str:
         return f"TlsFiles({', '.join(self._tls.paths) or 'no files'}, generation={self.generation})"
 
+    @property
+    def has_certificate(self) -> bool:
+        return self._tls.cert is not None
+
     def context(self) -> ssl.SSLContext:
         """The files as a context of the standard library, or SettingsError with what is wrong with them."""
         self._read()
