@@ -7,6 +7,7 @@ There is no thread: nothing happens between boundaries, so a value never changes
 from __future__ import annotations
 
 import logging
+import mmap
 import operator
 import os
 import time
@@ -14,7 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Final, Generic, Self
+from typing import Any, Final, Generic, Never, Self
 
 from instep.errors import InstepError, StepError
 from instep.names import DEFAULT_NAMESPACE, check_action_name
@@ -115,7 +116,10 @@ class Run(Generic[Config]):
 
     @property
     def config(self) -> Config:
-        """The agreed values: a new frozen object after each change."""
+        """The agreed values: a new frozen object after each change. In a forked child, as a worker of a DataLoader is,
+        it stays as it was at the fork, and a warning says so once."""
+        if self._ended == "forked":
+            self._warn_of_copy()
         return self._agreement.config
 
     @property
@@ -425,6 +429,24 @@ class Run(Generic[Config]):
         self._integers, self._floats = _NOWHERE
         self._conversation.close()
 
+    def __reduce__(self) -> Never:
+        raise InstepError(
+            "a Run belongs to the process that joined it and cannot be sent to another one: give that process the "
+            "values that it needs, and let changes act in the training process (docs/howto/data-loaders.md)"
+        )
+
+    def _warn_of_copy(self) -> None:
+        """In a forked child. Of all children one says it."""
+        if not _told_of_copy[0]:
+            _told_of_copy[0] = 1
+            log.warning(
+                "run.config is read in process %d, a child of the training process, such as a worker of a DataLoader: "
+                "there it stays as it was at the fork, after step %d, and no change arrives; read run.config in the "
+                "training process and make the batch of a step there, as docs/howto/data-loaders.md shows",
+                os.getpid(),
+                self._step,
+            )
+
     def _became_child(self) -> None:
         """In a forked child: let go of the parent's socket, and be of no further use."""
         if self._ended != "closed":
@@ -442,6 +464,8 @@ def _index(step: object) -> int:
 
 
 _NOWHERE = (memoryview(bytearray(32)).cast("q"), memoryview(bytearray(32)).cast("d"))
+_told_of_copy = mmap.mmap(-1, 1)
+"""Shared with all forked children: 1 when one of them has said that its config stays as it is."""
 _alive: weakref.WeakSet[Run[Any]] = weakref.WeakSet()
 
 
