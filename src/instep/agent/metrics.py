@@ -17,10 +17,36 @@ from instep.etcd import Client, Compare, Op
 log = logging.getLogger("instep")
 
 MIN_INTERVAL_S = 1.0
+IDLE_INTERVAL_S = 10.0
+"""While nothing happens but steps: each write is a revision that etcd keeps until it is compacted."""
+BUSY_S = 15.0
+"""After anything has happened to the run its figures are written each second for so long."""
 RANKS_PER_SECOND = 500
 """The whole run writes at most about so many metrics keys a second, however large it is."""
 BATCH = 100
 TIMEOUT_S = 2.0
+
+
+class Cadence:
+    """When figures are written: soon after something has happened, seldom else. Pure; `now` in seconds on the monotonic
+    clock."""
+
+    def __init__(self) -> None:
+        self._written_at = -IDLE_INTERVAL_S
+        self._busy_until = 0.0
+
+    def stir(self, now: float) -> None:
+        """Something has happened that people want to follow."""
+        self._busy_until = now + BUSY_S
+
+    def is_due(self, now: float, world_size: int, *, urgent: bool) -> bool:
+        """`urgent`: more has changed than numbers."""
+        shortest_s = max(MIN_INTERVAL_S, world_size / RANKS_PER_SECOND)
+        busy = urgent or now < self._busy_until
+        return now - self._written_at >= (shortest_s if busy else max(shortest_s, IDLE_INTERVAL_S))
+
+    def written(self, now: float) -> None:
+        self._written_at = now
 
 
 class MetricsWriter:
@@ -39,19 +65,22 @@ class MetricsWriter:
         self._session = session
         self._space = space
         self._clock = clock
-        self._next_at = 0.0
+        self._cadence = Cadence()
         self._written: dict[int, Metrics] = {}
         self._lease_id = 0
+
+    def stir(self) -> None:
+        """The run's state has changed."""
+        self._cadence.stir(self._clock())
 
     async def write(self, workers: Workers, view: View | None, step_time_s: float) -> bool:
         """Writes what has changed since the last time, if it is time again. False when a worker's registration turns
         out to be gone although the lease stands: somebody has deleted it."""
         now, lease_id = self._clock(), self._session.lease_id
-        if view is None or not lease_id or now < self._next_at:
+        if view is None or not lease_id:
             return True
         if lease_id != self._lease_id:
             self._lease_id, self._written = lease_id, {}  # what was written went with the lease before
-        self._next_at = now + max(MIN_INTERVAL_S, view.world_size / RANKS_PER_SECOND)
         news = {
             worker.rank: Metrics(
                 rank=worker.rank,
@@ -66,6 +95,10 @@ class MetricsWriter:
             if worker.view == view.number
         }
         news = {rank: record for rank, record in news.items() if self._written.get(rank) != record}
+        urgent = any(_kind(record) != _kind(self._written.get(rank)) for rank, record in news.items())
+        if not news or not self._cadence.is_due(now, view.world_size, urgent=urgent):
+            return True
+        self._cadence.written(now)
         puts = [Op.put(self._keys.metrics_of(rank), record.encode(), lease=lease_id) for rank, record in news.items()]
         there = [
             Compare.present(self._keys.member(*worker.id))
@@ -81,7 +114,11 @@ class MetricsWriter:
             log.debug("metrics dropped: %s", error)
             self._space.refused(error)
             return True
-        if puts:
-            self._space.written()
+        self._space.written()
         self._written.update(news)
         return registered
+
+
+def _kind(record: Metrics | None) -> object:
+    """What of a record is more than numbers that move with each step."""
+    return None if record is None else (record.step is None, record.actions, record.restores, frozenset(record.metrics))

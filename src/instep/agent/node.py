@@ -188,6 +188,7 @@ class Node:
     def _on_state(self, events: tuple[Event, ...]) -> None:
         """The view comes first: workers have to be in it before they hear of its plans."""
         news = events if self._reception.is_open else ()
+        self._metrics.stir()
         self._unlisted.over()
         if self._clerk.enter_view(self._left_before):
             self._reception.meet_all()
