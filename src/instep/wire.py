@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+CANNOT_SERVE = "its agent cannot serve: "
+"""What an agent's line for the worker that has started it begins with."""
 PROTOCOL = 3
 """Raised when the messages or the records in etcd change, so that processes of different versions say so."""
 

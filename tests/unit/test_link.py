@@ -259,3 +259,21 @@ def test_a_stopped_agent_with_a_full_backlog_holds_up_nobody(agent: ScriptedAgen
     finally:
         for each in (*waiting, listener, link):
             each.close()
+
+
+def test_what_else_an_agent_prints_is_no_reason_why_it_cannot_serve(runtime_dir: Path) -> None:
+    """A sitecustomize of the machine may greet on standard output."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    link = AgentLink("gpt", SETTINGS)
+    try:
+        link._reasons = os.fdopen(reading, "rb")
+        os.write(writing, b"welcome to this cluster\n")
+        link._reap()
+        assert link._problem == ""
+        os.write(writing, b"welcome\nits agent cannot serve: No space left on device\n")
+        link._reap()
+        assert link._problem == "its agent cannot serve: No space left on device"
+    finally:
+        os.close(writing)
+        link.close()

@@ -8,6 +8,7 @@ from typing import Final
 
 from instep.errors import InstepError
 from instep.system_errors import explained
+from instep.wire import CANNOT_SERVE
 
 MAX_TEXT: Final = 1000
 _OUTPUT: Final = 1
@@ -19,7 +20,7 @@ def tell_starter(error: BaseException) -> None:
         text = explained(error, "set INSTEP_RUNTIME_DIR to another folder")
     else:
         text = str(error) if isinstance(error, InstepError) else f"{type(error).__name__}: {error}"
-    line = " ".join(f"its agent cannot serve: {text}".split())[:MAX_TEXT]
+    line = " ".join(f"{CANNOT_SERVE}{text}".split())[:MAX_TEXT]
     with contextlib.suppress(OSError):  # that worker has gone, or has found another agent
         os.write(_OUTPUT, f"{line}\n".encode())
 

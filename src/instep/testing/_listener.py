@@ -17,6 +17,7 @@ from instep.testing._ports import free_ports
 _BACKLOG = 128
 _LISTEN_TIMEOUT_S = 5.0
 _PORT_TRIES = 5
+_PAUSE_S = 0.2
 
 Route = Callable[[int], Line | None]
 """The line of a connection from this port of this machine; None: it is reset."""
@@ -90,9 +91,17 @@ class Listener:
     def _accept(self, plain: socket.socket) -> None:
         try:
             arrived, _ = plain.accept()
-        except OSError:
+        except (BlockingIOError, ConnectionAbortedError):
             return  # it has gone already
+        except OSError:  # no descriptor is left: trying again at once would take a core
+            self._thread.loop.remove_reader(plain)
+            self._thread.loop.call_later(_PAUSE_S, self._resume, plain)
+            return
         self._arriving.start(self._take(arrived))
+
+    def _resume(self, plain: socket.socket) -> None:
+        if plain.fileno() >= 0:
+            self._thread.loop.add_reader(plain, self._accept, plain)
 
     async def _take(self, arrived: socket.socket) -> None:
         try:

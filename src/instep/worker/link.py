@@ -17,7 +17,7 @@ from instep.errors import AgentError, InstepError
 from instep.runtime import RuntimeFolder
 from instep.settings import Settings
 from instep.system_errors import explained
-from instep.wire import Decoder, Message, WireError, create_words, encode
+from instep.wire import CANNOT_SERVE, Decoder, Message, WireError, create_words, encode
 from instep.worker.spawn import log_tail, start_agent
 
 if TYPE_CHECKING:
@@ -241,8 +241,8 @@ class AgentLink:
             self._launcher = None
         if self._reasons is not None:
             said = self._reasons.read()  # does not wait: None when nothing was said
-            if said:
-                self._problem = said.decode(errors="replace").splitlines()[-1]
+            lines = said.decode(errors="replace").splitlines() if said else []
+            self._problem = next((line for line in lines if line.startswith(CANNOT_SERVE)), self._problem)
             if said == b"":
                 self._close_reasons()
 
