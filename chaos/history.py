@@ -245,6 +245,11 @@ class HistorySession:
         if not await until(lambda: len(ranks.ended()) == WORLD_SIZE, END_TIMEOUT_S) or any(ranks.ended().values()):
             raise Broken(f"the ranks did not end in order: {ranks.ended()}\n{self._story()}")
 
+    def keep_evidence(self) -> None:
+        """After a failure, for one who looks for its cause: what etcd holds, beside the logs of ranks and agents."""
+        held = self._server.etcdctl("get", "--prefix", NAMESPACE, check=False)
+        (self._folder / "etcd.txt").write_text(held)
+
     # -- verdicts -----------------------------------------------------------------------------------------------------
 
     async def judge(self) -> list[Finding]:
@@ -345,6 +350,8 @@ async def perform(
             failure = str(error)
         except Exception:  # noqa: BLE001  # whatever the mishap, it must not pass for success
             failure = traceback.format_exc()
+        if failure is not None:
+            session.keep_evidence()
         try:
             findings = await session.judge()
         except Exception:  # noqa: BLE001  # the rest of the report is still wanted
