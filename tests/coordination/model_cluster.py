@@ -215,6 +215,7 @@ class Worker:
             rank=rank,
             world_size=cluster.world_size,
             incarnation=incarnation,
+            take_over=True,
         )
         self.run.model_link = self.link
         self.run.on_apply = cluster.check_applied

@@ -93,9 +93,29 @@ def test_nonsense_in_etcd_does_not_keep_a_run_from_starting(training: TrainingRu
     training.stop()
 
 
-def test_a_second_join_of_a_rank_takes_it_over_and_says_so(training: TrainingRun) -> None:
+def test_a_second_join_of_a_rank_that_trains_is_refused_and_both_processes_hear_why(training: TrainingRun) -> None:
     first, other = training.start_all(2)
     second = training.start(0, 2)
+    held = f"rank 0 of this run is process {first.process.pid} on "
+    failed(second, "JoinRefused", held, f"process {second.process.pid} on ", "take_over=True")
+    wait_for(lambda: any("another process wanted to join as rank 0" in line for line in first.errors), "the warning")
+    training.put("lr", "0.01")
+    assert len({trainer.wait_config(lr=0.01) for trainer in (first, other)}) == 1
+    assert training.key("state/view")["number"] == 1
+    training.stop(first, other)
+
+
+def test_a_join_that_times_out_names_who_holds_its_rank_and_the_etcd_and_namespace(training: TrainingRun) -> None:
+    training.extra_environment["INSTEP_TTL_S"] = "30"
+    (first,) = training.start_all(1)
+    second = training.start(0, 1, "--timeout-s=4")
+    failed(second, "JoinTimeout", "rank 0 is held by a process on node ", training.namespace, training.server.endpoint)
+    training.stop(first)
+
+
+def test_a_second_join_of_a_rank_that_asks_to_take_over_does_so_and_says_so(training: TrainingRun) -> None:
+    first, other = training.start_all(2)
+    second = training.start(0, 2, "--take-over")
     second.wait_said("joined")
     failed(first, "Evicted", "rank 0 was taken over", "RANK")
     training.put("lr", "0.01")

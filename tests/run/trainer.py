@@ -65,6 +65,7 @@ def main() -> int:
     parser.add_argument("--linger-s", type=float, default=0)
     parser.add_argument("--save-s", type=float, default=0)
     parser.add_argument("--replay")
+    parser.add_argument("--take-over", action="store_true")
     options = parser.parse_args()
     try:
         run = instep.join(
@@ -73,6 +74,7 @@ def main() -> int:
             timeout_s=options.timeout_s,
             etcd_patience_s=options.patience_s,
             replay=options.replay,
+            take_over=options.take_over,
         )
     except instep.InstepError as error:
         say(event="error", kind=type(error).__name__, text=str(error), exit_code=error.exit_code)

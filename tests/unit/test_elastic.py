@@ -28,6 +28,13 @@ def test_restarts_and_place_stand_in_the_registration() -> None:
     assert member.elastic == Elastic(restarts=1, max_restarts=3, group_rank=5)
 
 
+@pytest.mark.parametrize(("given", "kept"), [("job-7", "job-7"), ("none", ""), ("", ""), ("x" * 300, "x" * 128)])
+def test_the_id_of_a_torchrun_job_stands_in_the_registration_unless_it_is_no_id(given: str, kept: str) -> None:
+    member = _registered(_hello(elastic=elastic({**TORCHRUN, "TORCHELASTIC_RUN_ID": given})))
+    assert member.elastic is not None
+    assert member.elastic.run_id == kept
+
+
 def test_a_worker_without_torchrun_or_of_an_older_version_has_none() -> None:
     assert elastic({"GROUP_RANK": "5"}) is None
     assert _registered(_hello(elastic=None)).elastic is None
@@ -38,5 +45,5 @@ def test_a_worker_without_torchrun_or_of_an_older_version_has_none() -> None:
 def test_what_is_no_number_is_left_out(text: str) -> None:
     assert elastic({**TORCHRUN, "TORCHELASTIC_RESTART_COUNT": text}) is None
     told = elastic({**TORCHRUN, "GROUP_RANK": text})
-    assert told == {"restarts": 1, "max_restarts": 3, "group_rank": None}
+    assert told == {"restarts": 1, "max_restarts": 3, "group_rank": None, "run_id": ""}
     assert _registered(_hello(elastic=told)).elastic == Elastic(restarts=1, max_restarts=3)

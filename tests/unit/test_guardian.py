@@ -62,7 +62,8 @@ REFUSED = """
 import os, sys
 from pathlib import Path
 from instep.agent import service
-from instep.agent.roster import boot_id, _started
+from instep.agent.name import NodeName
+from instep.agent.roster import _started
 from instep.coordination.records import Member
 from instep.runtime import RuntimeFolder
 from instep.settings import Settings
@@ -74,10 +75,10 @@ if sys.argv[2] == "needed":
     who = {"rank": 0, "world_size": 1, "incarnation": sys.argv[3], "node": "a", "host": "h", "pid": pid}
     member = Member(**who, schema_digest="d", view=1)
     entry = {"pid": pid, "started": _started(pid), "member": json.loads(member.encode()), "schema": None}
-    folder.roster.write_text(json.dumps({"boot": boot_id(), "workers": [entry]}))
+    folder.roster.write_text(json.dumps({"place": folder.place(), "workers": [entry]}))
 service.FIRST_WORKER_S = 0.1
 settings = Settings(endpoints=("https://127.0.0.1:1",), cacert="/no/such/file")
-sys.exit(service.serve(str(folder.path), "run", settings.to_json(), "a"))
+sys.exit(service.serve(str(folder.path), "run", settings.to_json(), NodeName("a", "c")))
 """
 
 

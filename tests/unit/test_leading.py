@@ -74,7 +74,7 @@ def test_while_workers_go_on_a_newcomer_gets_what_is_agreed_and_not_what_is_desi
     action = next_action(
         now(
             agreed=held,
-            registered=(*BOTH, registered(1, 12, node="b")),
+            registered=(BOTH[0], registered(1, 12, node="b")),
             plan=plan(3, gate=30),
             decision=COMMIT,
             desired=desired(lr=("0.9", 9)),
@@ -91,7 +91,7 @@ def test_a_newcomer_owes_a_receipt_for_a_command_too(plan_number: int, began: in
     """No value has been changed since the run began, so there is no gate; without one a newcomer would say nothing, and
     all that comes after the command would wait for its receipt."""
     held = agreed(plan=plan_number).model_copy(update={"began": began})
-    replaced = (*BOTH, registered(1, 12, node="b"))
+    replaced = (BOTH[0], registered(1, 12, node="b"))
     action = next_action(now(agreed=held, registered=replaced))
     assert isinstance(action, FormView)
     assert not action.view.fresh
@@ -101,7 +101,7 @@ def test_a_newcomer_owes_a_receipt_for_a_command_too(plan_number: int, began: in
 
 
 def test_forming_a_view_aborts_the_plan_that_was_open() -> None:
-    newcomer = (*BOTH, registered(1, 12, node="b"))
+    newcomer = (BOTH[0], registered(1, 12, node="b"))
     action = next_action(now(registered=newcomer, plan=plan(4)))
     assert isinstance(action, FormView)
     assert action.abort_plan == 4
@@ -325,7 +325,7 @@ def test_a_view_comes_before_a_commit_and_a_commit_before_the_next_change() -> N
         "desired": desired(clip=("2.0", 9), batch=("-1", 8)),
         "rejected": rejected("lr", 1),
     }
-    newcomer = (*BOTH, registered(1, 12, node="b"))
+    newcomer = (BOTH[0], registered(1, 12, node="b"))
     assert isinstance(next_action(now(**everything, registered=newcomer)), FormView)
     assert isinstance(next_action(now(**everything)), Commit)
     done = {**everything, "decision": COMMIT, "receipts": APPLIED}

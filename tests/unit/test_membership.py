@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +22,7 @@ from instep.coordination.membership import (
     strangers,
     without_ghosts,
 )
-from instep.coordination.records import WorkerId
+from instep.coordination.records import Elastic, WorkerId
 from unit.parts import incarnation, left, registered, view
 
 TWO = view({"a": {0: 10}, "b": {1: 11}})
@@ -46,10 +48,62 @@ def test_a_view_stands_as_long_as_its_own_workers_are_the_latest() -> None:
     assert next_group(TWO, [registered(0, 10), registered(1, 11)]) is None
 
 
-def test_a_later_registration_of_a_rank_evicts_the_earlier_one() -> None:
-    group = next_group(TWO, [registered(0, 10), registered(1, 11), registered(1, 12)])
+def changed(item: Registered, **changes: object) -> Registered:
+    return replace(item, member=item.member.model_copy(update=changes))
+
+
+def started_by(run_id: str, restarts: int = 0) -> dict[str, object]:
+    return {"elastic": Elastic(restarts=restarts, max_restarts=3, run_id=run_id)}
+
+
+def test_while_a_view_forms_a_later_registration_of_a_rank_replaces_the_earlier_one() -> None:
+    group = next_group(None, [registered(0, 10), registered(1, 11), registered(1, 12)])
     assert group is not None
     assert group.incarnations()[1] == incarnation(12)
+
+
+def test_a_rank_that_trains_is_not_evicted_by_a_second_start_of_the_same_script() -> None:
+    twice = [registered(0, 10), registered(1, 11), registered(1, 12, node="c")]
+    assert next_group(TWO, twice) is None
+    reasons = strangers(TWO, twice)
+    assert reasons.keys() == {WorkerId(1, incarnation(12))}
+    assert "process 1012 on host-c cannot join as that rank" in reasons[WorkerId(1, incarnation(12))]
+    assert "is process 1011 on host-a" in reasons[WorkerId(1, incarnation(12))]
+
+
+def test_a_rank_that_trains_is_evicted_by_one_that_was_told_to_take_over() -> None:
+    told = changed(registered(1, 12), take_over=True)
+    group = next_group(TWO, [registered(0, 10), registered(1, 11), told])
+    assert group is not None
+    assert group.incarnations()[1] == incarnation(12)
+    assert strangers(TWO, [registered(0, 10), registered(1, 11), told]) == {}
+
+
+@pytest.mark.parametrize(
+    ("former", "later", "evicts"), [("job-7", "job-7", True), ("job-7", "job-8", False), ("", "", False)]
+)
+def test_a_new_round_of_one_torchrun_job_evicts_what_is_left_of_the_round_before(
+    former: str, later: str, evicts: bool
+) -> None:
+    """Workers of a torchrun that was killed live on, and the others of the job form a round without it. The restart
+    count does not tell: it also rises where a second torchrun starts a script that was refused."""
+    trains = changed(registered(1, 11), **started_by(former))
+    group = next_group(TWO, [registered(0, 10), trains, changed(registered(1, 12), **started_by(later, restarts=1))])
+    assert (group is not None) == evicts
+
+
+def test_a_rank_whose_process_or_node_is_gone_is_replaced_by_any_process() -> None:
+    group = next_group(TWO, [registered(0, 10), registered(1, 12, node="c")])
+    assert group is not None
+    assert group.incarnations()[1] == incarnation(12)
+
+
+def test_a_member_that_registers_again_on_a_new_lease_keeps_its_rank_before_one_that_came_meanwhile() -> None:
+    assert next_group(TWO, [registered(0, 10), registered(1, 12), registered(1, 20, number=11)]) is None
+
+
+def test_a_rank_beyond_the_world_does_not_stop_the_leader() -> None:
+    assert strangers(TWO, [registered(0, 10), registered(1, 11), registered(7, 12)]) == {}
 
 
 def test_the_order_in_which_registrations_are_listed_means_nothing() -> None:

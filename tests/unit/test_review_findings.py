@@ -217,7 +217,7 @@ def test_a_view_is_not_formed_from_an_outdated_vote() -> None:
     etcd.put(KEYS.view, voting.encode())
     seen = Seen(view=etcd.revision, pointer=pointer)
     known = Pointer(id=GOOD.id, step=10, token=5)
-    replaced = (*BOTH, registered(1, 12, node="b"))
+    replaced = (BOTH[0], registered(1, 12, node="b"))
     action = next_action(now(view=voting, pointer=known, registered=replaced))
     assert isinstance(action, FormView)
     assert action.view.start.vote

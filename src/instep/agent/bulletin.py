@@ -63,12 +63,25 @@ class Bulletin:
         if self._linked or here:
             text, missing = _awaited(self._state)
             text = problem or text
-            self._tell_waiting(f"{text}; {here}" if here else text, missing=missing, urgent=here is not None)
+            held = problem is None and not here
+            self._tell_waiting(f"{text}; {here}" if here else text, missing=missing, urgent=here is not None, held=held)
 
-    def _tell_waiting(self, text: str, *, missing: tuple[int, ...] = (), urgent: bool = False) -> None:
+    def _tell_waiting(
+        self, text: str, *, missing: tuple[int, ...] = (), urgent: bool = False, held: bool = False
+    ) -> None:
+        """`held`: those whose rank another process has hear that too."""
         for worker in self._workers:
             if not worker.view:
-                worker.tell({"t": "waiting", "text": text, "missing": list(missing), "urgent": urgent})
+                holder = _holder(self._state, worker.rank) if held and worker.rank not in missing else None
+                said = f"{text}; {holder}" if holder else text
+                worker.tell({"t": "waiting", "text": said, "missing": list(missing), "urgent": urgent})
+
+
+def _holder(state: RunState, rank: int) -> str | None:
+    """Who has the rank in the view that holds."""
+    nodes = state.view.nodes if state.view is not None else {}
+    node = next((name for name, members in nodes.items() if rank in members.ranks), None)
+    return f"rank {rank} is held by a process on node {node} while that is alive" if node is not None else None
 
 
 def _awaited(state: RunState) -> tuple[str, tuple[int, ...]]:

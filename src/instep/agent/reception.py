@@ -22,7 +22,7 @@ from instep.agent.roster import Roster
 from instep.agent.tryouts import Tryouts
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
-from instep.coordination.records import Failure, View
+from instep.coordination.records import Failure, View, WorkerId
 from instep.coordination.state import RunState
 from instep.errors import EtcdDenied
 from instep.version import VERSION
@@ -75,6 +75,8 @@ class Reception:
         """What workers have said, or None for a death, in order."""
         self._dead_since: float | None = None
         self._say_denied_at = 0.0
+        self._told_of: frozenset[WorkerId] = frozenset()
+        """Refused processes that the ones they would have replaced have heard of."""
 
     def __repr__(self) -> str:
         return f"Reception({self._workers!r}, {'open' if self.is_open else f'{len(self._early)} wait to be heard'})"
@@ -201,6 +203,13 @@ class Reception:
             refused = self._state.refused.get(worker.id)
             if refused is not None:
                 self._part_with(worker, "refused", refused.reason)
+        members = self._clerk.members()
+        for other, record in self._state.refused.items():
+            holder = members.get(other.rank)
+            if holder is not None and other not in self._told_of:
+                text = f"another process wanted to join as rank {other.rank} and was refused: {record.reason}"
+                holder.tell({"t": "note", "level": logging.WARNING, "text": text})
+        self._told_of = frozenset(self._state.refused)
 
     def give_up_on_the_dead(self, now: float) -> None:
         """An agent that never reached etcd and has no living worker left has nothing to wait for. `now` in seconds on
@@ -296,6 +305,7 @@ def _evicted(worker: LocalWorker, view: View) -> str:
             f"rank {worker.rank} is no part of view {view.number}, which has {view.world_size} ranks: stop this process"
         )
     return (
-        f"rank {worker.rank} was taken over by another process that joined later (view {view.number}): stop this "
-        "process; if both were meant to run, give each its own RANK, as torchrun does"
+        f"rank {worker.rank} was taken over by another process that joined later (view {view.number}), with "
+        "take_over=True, from the same torchrun, or while this one was out of reach: stop this process; if both were "
+        "meant to run, give each its own RANK"
     )

@@ -55,6 +55,7 @@ class LocalWorker:
             schema_digest=schema.digest,
             max_restarts=hello.get("max_restarts"),
             elastic=hello.get("elastic"),
+            take_over=bool(hello.get("take_over")),
             version=VERSION,
         )
         return cls(member, schema, connection, view=int(hello.get("view", 0)))

@@ -81,7 +81,7 @@ def turned_away(
         return ()
     members = view.workers() if view is not None else frozenset()
     refusals = []
-    for group in membership.groups(registered):
+    for group in membership.groups(registered, view):
         limit = limit_of(group)
         if limit is None or attempts.total <= limit:
             continue

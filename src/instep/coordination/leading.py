@@ -99,7 +99,7 @@ def _past(now: Situation) -> attempts.Past:
 
 
 def _announce(now: Situation) -> Announce | None:
-    forming = next(iter(membership.groups(now.registered)), None)
+    forming = next(iter(membership.groups(now.registered, now.view)), None)
     if forming is None or forming.complete:
         return None
     news = Forming(world_size=forming.world_size, missing=format_ranks(forming.missing()))

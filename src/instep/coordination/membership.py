@@ -1,7 +1,8 @@
 """Which workers form the next view. Pure: registrations in, a view or refusals out; no clock, no network.
 
-Ranks 0 to world_size - 1, all alive, one incarnation each; of two registrations of a rank the later one counts, and
-the earlier is thereby evicted. Registrations that disagree on world size or schema never block those that agree.
+Ranks 0 to world_size - 1, all alive, one incarnation each. Of two registrations of a rank the later one counts, except
+that a rank of the view keeps its place while it is alive: only a process that may replace it evicts it. Registrations
+that disagree on world size or schema never block those that agree.
 """
 
 from __future__ import annotations
@@ -54,13 +55,17 @@ class Group:
         return frozenset(item.member.worker for item in self.by_rank.values())
 
 
-def groups(registered: Iterable[Registered]) -> tuple[Group, ...]:
+def groups(registered: Iterable[Registered], view: View | None = None) -> tuple[Group, ...]:
     """The registrations sorted into those that agree, the group with the newest arrival first."""
+    trains = view.workers() if view is not None else frozenset()
     sorted_in: dict[tuple[int, str], dict[int, Registered]] = {}
     for item in sorted(registered, key=lambda item: item.create_revision):
         member = item.member
         if member.rank < member.world_size and member.can_be_named:
-            sorted_in.setdefault((member.world_size, member.schema_digest), {})[member.rank] = item
+            by_rank = sorted_in.setdefault((member.world_size, member.schema_digest), {})
+            holder = by_rank.get(member.rank)
+            if holder is None or holder.member.worker not in trains or member.may_replace(holder.member):
+                by_rank[member.rank] = item
     found = [Group(world_size, digest, by_rank) for (world_size, digest), by_rank in sorted_in.items()]
     return tuple(sorted(found, key=lambda group: group.newest, reverse=True))
 
@@ -80,7 +85,7 @@ def next_group(view: View | None, registered: Iterable[Registered]) -> Group | N
     While a worker of the view lives, only a group of the same world size and schema can: one that disagrees is a
     stranger, such as a script started without torchrun under the name of a run that trains.
     """
-    found = groups(registered)
+    found = groups(registered, view)
     lives = view is not None and any(view.workers() & group.workers() for group in found)
     for group in found:
         if (
@@ -137,16 +142,17 @@ def strangers(view: View | None, registered: Iterable[Registered]) -> dict[Worke
     the caller refuses only those that have disagreed for longer than a lease lives.
     """
     items = tuple(registered)
-    found = groups(items)
+    found = groups(items, view)
     if not found:
         return {}
     in_view = view.workers() if view is not None else frozenset()
     living = [group for group in found if in_view & group.workers()]
     usual = living[0] if living else max(found, key=lambda group: (len(group.by_rank), -group.oldest))
     return {
-        item.member.worker: _disagreement(item.member, usual)
+        item.member.worker: _disagreement(item.member, usual) or _held(item.member, usual)
         for item in items
-        if item.member.worker not in in_view and not _agrees(item.member, usual)
+        if item.member.worker not in in_view
+        and (not _agrees(item.member, usual) or _is_held(item.member, usual, in_view))
     }
 
 
@@ -196,7 +202,24 @@ def _agrees(member: Member, usual: Group) -> bool:
     return member.can_be_named and same
 
 
+def _is_held(member: Member, usual: Group, in_view: frozenset[WorkerId]) -> bool:
+    holder = usual.by_rank.get(member.rank)
+    return holder is not None and holder.member.worker in in_view
+
+
+def _held(member: Member, usual: Group) -> str:
+    trains = usual.by_rank[member.rank].member
+    return (
+        f"rank {member.rank} of this run is process {trains.pid} on {trains.host}, which is alive and in the run, so "
+        f"process {member.pid} on {member.host} cannot join as that rank: give it its own RANK or another run name, or "
+        "end the other process first; instep.join(..., take_over=True) replaces that process"
+    )
+
+
 def _disagreement(member: Member, usual: Group) -> str:
+    """Empty where there is none."""
+    if _agrees(member, usual):
+        return ""
     if not member.can_be_named:
         return (
             f"rank {member.rank} on {member.host} runs another version of Instep than the rank that leads: install one "

@@ -57,12 +57,14 @@ class Record(BaseModel):
 
 
 class Elastic(Record):
-    """What torchrun told a worker, for people: no decision looks at it."""
+    """What torchrun told a worker, for people; decisions look at `run_id` only."""
 
     restarts: int = Field(ge=0)
     """How often its node's workers were started anew after a failure of their own; others' failures do not count."""
     max_restarts: int = Field(ge=0)
     group_rank: int | None = Field(default=None, ge=0)
+    run_id: str = Field(default="", max_length=128)
+    """The same for all workers that one torchrun job starts, in all its rounds; empty where that is not known."""
 
 
 class Member(Record):
@@ -83,12 +85,20 @@ class Member(Record):
     """None for a worker that torchrun did not start."""
     version: str | None = Field(default=None, pattern=r"^[A-Za-z0-9.+!_-]{1,64}$")
     """The agent's version of Instep; None before versions were registered."""
+    take_over: bool = False
+    """It may take the place of a process that trains."""
     protocol: int = PROTOCOL
     """Of the agent that wrote it. Members of another one cannot be in a view together."""
 
     @property
     def worker(self) -> WorkerId:
         return WorkerId(self.rank, self.incarnation)
+
+    def may_replace(self, other: Member) -> bool:
+        """Whether it may take the place of `other` while that one trains: it was told to, or one torchrun job started
+        both, in another round."""
+        mine, theirs = (item.elastic.run_id if item.elastic is not None else "" for item in (self, other))
+        return self.take_over or (mine != "" and mine == theirs)
 
     @property
     def can_be_named(self) -> bool:

@@ -63,6 +63,7 @@ class Conversation:
         """After a SIGTERM: ranks of the run that are gone and have not been replaced."""
         self.missing_since = 0.0
         self.max_restarts: int | None = None
+        self.take_over = False
         self._offered: tuple[tuple[str, ...], bool] | None = None
         self.drift: tuple[str, ...] = ()
         """Hyperparameters that this rank does not train with as agreed."""
@@ -121,6 +122,7 @@ class Conversation:
             "undecided": self._agreement.gate.undecided,
             "max_restarts": self.max_restarts,
             "elastic": elastic(os.environ),
+            "take_over": self.take_over,
         }
 
     def tell(self, messages: Iterable[Message]) -> None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from instep.wire import Message
+
+NO_RUN_ID: Final = "none"
+"""torchrun's id where none was given: it does not tell one start from another."""
+MAX_RUN_ID: Final = 128
 
 _VARIABLES = {
     "restarts": "TORCHELASTIC_RESTART_COUNT",
@@ -14,11 +19,12 @@ _VARIABLES = {
 
 
 def elastic(environ: Mapping[str, str]) -> Message | None:
-    """None for a process that torchrun did not start. It is for people only, so what is no number is left out."""
-    told = {name: _number(environ.get(variable, "")) for name, variable in _VARIABLES.items()}
+    """None for a process that torchrun did not start. What is no number is left out: it is for people only."""
+    told: Message = {name: _number(environ.get(variable, "")) for name, variable in _VARIABLES.items()}
     if told["restarts"] is None or told["max_restarts"] is None:
         return None
-    return told
+    run_id = environ.get("TORCHELASTIC_RUN_ID", "")
+    return {**told, "run_id": "" if run_id == NO_RUN_ID else run_id[:MAX_RUN_ID]}
 
 
 def has_several_nodes(environ: Mapping[str, str]) -> bool:

@@ -12,11 +12,12 @@ from typing import Any, TypeVar, overload
 from instep.errors import JoinTimeout, SettingsError
 from instep.names import INCARNATION_LENGTH, check_run_name
 from instep.scalar import format_scalar
-from instep.settings import resolve
+from instep.settings import Settings, resolve
 from instep.wire import Message
 from instep.worker.conversation import Conversation
 from instep.worker.hyper import Codec, FreeConfig, Hyperparameters
 from instep.worker.link import AgentLink, LinkLost
+from instep.worker.place import initialized_group, number, place
 from instep.worker.replay import Replay
 from instep.worker.run import Run
 
@@ -41,6 +42,7 @@ def join(
     etcd_patience_s: float = ...,
     replay: str | os.PathLike[str] | None = ...,
     max_restarts: int | None = ...,
+    take_over: bool = ...,
 ) -> Run[Hyper]: ...
 
 
@@ -57,6 +59,7 @@ def join(
     etcd_patience_s: float = ...,
     replay: str | os.PathLike[str] | None = ...,
     max_restarts: int | None = ...,
+    take_over: bool = ...,
 ) -> Run[FreeConfig]: ...
 
 
@@ -72,23 +75,27 @@ def join(
     etcd_patience_s: float = 300.0,
     replay: str | os.PathLike[str] | None = None,
     max_restarts: int | None = None,
+    take_over: bool = False,
 ) -> Run[Any]:
     """Joins run `name` and returns when all ranks are there, each with the same values.
 
-    `rank` and `world_size` come from RANK and WORLD_SIZE if not given, else 0 of 1. `etcd` and `namespace` come from
+    `rank` and `world_size` come, if not given, from torch.distributed where it is initialized, else from RANK and
+    WORLD_SIZE, else from the variables of MPI or Slurm, else they are 0 and 1. `etcd` and `namespace` come from
     the INSTEP_ variables if not given. `timeout_s` bounds the whole wait for etcd and the other ranks;
-    `etcd_patience_s` bounds each later wait at a gate. A rank that joins again takes the place of its former process.
+    `etcd_patience_s` bounds each later wait at a gate. A rank whose process has ended is replaced by the next one
+    that joins as that rank. While it trains, another process that joins as that rank is refused, unless `take_over` is
+    true or one torchrun job started both; then the former one ends with `Evicted`.
     `replay` is a schedule file (`instep history RUN --export FILE`), the same on all ranks: the values come from it, at
     its steps, and live changes are refused. `max_restarts` (INSTEP_MAX_RESTARTS if not given, else no limit) is how
     often the run may start again after a failure since it ended cleanly or since `instep reset RUN`; where ranks
     disagree, the smallest counts.
 
     Raises SettingsError (bad arguments, an unusable schedule; nothing was contacted), EtcdDenied (credentials or
-    certificates refused), JoinRefused (this rank disagrees with the others, or the run has failed too often),
-    JoinTimeout, ConfigError, AgentError.
+    certificates refused), JoinRefused (this rank disagrees with the others or trains already, or the run has failed too
+    often), JoinTimeout, ConfigError, AgentError.
     """
     check_run_name(name)
-    rank, world_size = _place(rank, world_size, os.environ)
+    rank, world_size = place(rank, world_size, os.environ, initialized_group())
     allowed = _max_restarts(max_restarts, os.environ)
     codec = Codec(schema)
     schedule = Replay.read(replay, codec) if replay is not None else None
@@ -108,9 +115,10 @@ def join(
         grace_s=settings.grace_s,
         replay=schedule,
         max_restarts=allowed,
+        take_over=take_over,
     )
     try:
-        _wait_for_view(run, run._conversation, link, timeout_s)
+        _wait_for_view(run, run._conversation, link, timeout_s, settings)
     except BaseException as error:
         run._close(False, error)
         raise
@@ -121,7 +129,9 @@ def join(
     return run
 
 
-def _wait_for_view(run: Run[Any], conversation: Conversation, link: AgentLink, timeout_s: float) -> None:
+def _wait_for_view(
+    run: Run[Any], conversation: Conversation, link: AgentLink, timeout_s: float, settings: Settings
+) -> None:
     started = time.monotonic()
     waiting_for, missing = "the node's agent", ()
     say_at = started + SAY_EVERY_S
@@ -129,7 +139,8 @@ def _wait_for_view(run: Run[Any], conversation: Conversation, link: AgentLink, t
         now = time.monotonic()
         if now - started >= timeout_s:
             raise JoinTimeout(
-                f"rank {run.rank} could not join {run.name!r} in {timeout_s:g} s: it waited for {waiting_for}",
+                f"rank {run.rank} could not join {run.name!r} in {timeout_s:g} s: it waited for {waiting_for} "
+                f"(etcd {', '.join(settings.endpoints)}, namespace {settings.namespace})",
                 missing=missing,
             )
         if now >= say_at:
@@ -167,32 +178,10 @@ def _is_of_the_agent(message: Message) -> bool:
     return message["t"] == "failure" and message.get("kind") in ("settings", "denied")
 
 
-def _place(rank: int | None, world_size: int | None, environ: Mapping[str, str]) -> tuple[int, int]:
-    size = _number(world_size, "world_size", "WORLD_SIZE", environ, default=1)
-    place = _number(rank, "rank", "RANK", environ, default=0)
-    if size < 1:
-        raise SettingsError(f"the world size is {size}: it must be at least 1")
-    if not 0 <= place < size:
-        raise SettingsError(f"rank {place} does not exist in a world of {size}: ranks run from 0 to {size - 1}")
-    return place, size
-
-
-def _number(given: int | None, name: str, variable: str, environ: Mapping[str, str], *, default: int) -> int:
-    if given is not None:
-        if isinstance(given, bool) or not isinstance(given, int):
-            raise SettingsError(f"{name} is {given!r}: it must be a whole number")
-        return given
-    text = environ.get(variable) or str(default)
-    try:
-        return int(text)
-    except ValueError:
-        raise SettingsError(f"{variable} is {text!r}: it must be a whole number") from None
-
-
 def _max_restarts(given: int | None, environ: Mapping[str, str]) -> int | None:
-    if given is None and not environ.get("INSTEP_MAX_RESTARTS"):
-        return None
-    allowed = _number(given, "max_restarts", "INSTEP_MAX_RESTARTS", environ, default=0)
-    if allowed < 0:
+    if isinstance(given, bool) or not isinstance(given, int | None):
+        raise SettingsError(f"max_restarts is {given!r}: it must be a whole number")
+    allowed = given if given is not None else number(environ, "INSTEP_MAX_RESTARTS")
+    if allowed is not None and allowed < 0:
         raise SettingsError(f"max_restarts is {allowed}: give 0 or more, or nothing for no limit")
     return allowed

@@ -69,6 +69,7 @@ class Run(Generic[Config]):
         grace_s: float = DEFAULT_GRACE_S,
         replay: Replay | None = None,
         max_restarts: int | None = None,
+        take_over: bool = False,
     ) -> None:
         self.name = name
         self.rank = rank
@@ -86,7 +87,7 @@ class Run(Generic[Config]):
             world_size=world_size,
             next_step=self._next_step,
         )
-        self._conversation.max_restarts = max_restarts
+        self._conversation.max_restarts, self._conversation.take_over = max_restarts, take_over
         self._assembly = Assembly(self._conversation, rank=rank)
         self._preemption = Preemption(
             self._conversation, self._agreement, rank=rank, grace_s=grace_s, wake=self._look_soon
