@@ -160,7 +160,7 @@ def test_a_rank_whose_place_was_given_away_cannot_take_it_back(training: Trainin
         trainer.wait_said("joined")
     agent = training.agent_pid("a")
     os.kill(agent, signal.SIGSTOP)
-    heir = training.start(0, 2, node="c")
+    heir = training.start(0, 2, "--take-over", node="c")
     assert heir.wait_said("joined")["view"] == 2
     training.put("lr", "0.01")
     assert len({trainer.wait_config(lr=0.01) for trainer in (heir, other)}) == 1
