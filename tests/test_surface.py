@@ -141,6 +141,7 @@ def test_join_takes_what_it_always_took() -> None:
         "etcd_patience_s": (BY_NAME, 300.0),
         "replay": (BY_NAME, None),
         "max_restarts": (BY_NAME, None),
+        "take_over": (BY_NAME, False),
     }
 
 
