@@ -27,7 +27,7 @@ from instep.control import (
     status,
     wait,
 )
-from instep.coordination.records import Command, Saving
+from instep.coordination.records import Command, FailedSave, FailedSaves, Saving
 from instep.errors import CommandRefused, NotRunning, ReceiptTimeout, RunNotFound, SettingsError
 from instep.etcd import Client
 from instep.settings import Settings
@@ -284,6 +284,17 @@ def test_a_checkpoint_that_is_being_written_is_told_of(etcd: EtcdServer, namespa
     assert asked == "plan 1, step 1200: applied on 4/4 ranks; no checkpoint of step 1200 is committed yet"
     assert writes == "plan 1, step 1200: applied on 4/4 ranks; rank 3 writes the checkpoint of step 1200"
     assert "asked for in step 1200 on 4/4, checkpoint 1200-7 saved by rank 3 (1.2 GB, 0.8 s), " in end
+
+
+def test_who_waits_for_a_checkpoint_is_told_why_it_could_not_be_saved(etcd: EtcdServer, namespace: str) -> None:
+    async def story(run: RunInEtcd, sent: Sent) -> None:
+        failed = FailedSave(step=1200, rank=3, host="h", text="the disk is full; make room there")
+        await run.carry_out(gate=1200)
+        await run.client.put(run.keys.failed_saves, FailedSaves(saves=(failed,)).encode())
+
+    receipt = _told(etcd, namespace, "checkpoint", story)
+    assert (receipt.outcome, receipt.checkpoint) == ("unsaved", None)
+    assert "but the ranks passed step 1200 and could not save it: the disk is full; make room there" in receipt.sentence
 
 
 def test_a_run_that_leaves_without_saving_is_told_of(etcd: EtcdServer, namespace: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from instep.cli._app import app
-from run.harness import TrainingRun
+from run.harness import TrainingRun, wait_for
 from run.saver_team import Team
 from run.test_checkpointer import SCRIPT, all_do, leave, log_of, saved_in, the_one
 from run.torch_nursery import Nursery
@@ -178,6 +178,28 @@ def test_a_run_whose_folder_was_deleted_can_begin_again_once_its_checkpoints_are
     assert forgotten.exit_code == 0, forgotten.output
     assert "a start begins at step 0" in forgotten.output
     train_and_save(team, 0)
+
+
+def test_operators_see_why_a_checkpoint_was_not_saved_until_a_later_one_is(team: Team) -> None:
+    ranks = team.join("a")
+    all_do(ranks, "build", ballast=100_000)
+    all_do(ranks, "train", start=0, steps=1)
+    all_do(ranks, "limit_files", size=100_000)
+    assert the_one(all_do(ranks, "keep", step=0), "saved") is False
+    wait_for(lambda: team.training.key("history/failed-saves"), "the record of it")
+    status = CliRunner().invoke(app, ["status", "gpt-a", *place_of(team)]).output
+    assert "not saved" in status
+    assert "step 0, rank 0 on" in status
+    told = json.loads(CliRunner().invoke(app, ["status", "gpt-a", "--json", *place_of(team)]).output)
+    assert "File too large" in told["failed_save"]["reason"]
+    all_do(ranks, "limit_files", size=-1)
+    all_do(ranks, "train", start=1, steps=1)
+    assert the_one(all_do(ranks, "keep", step=1), "saved") is True
+    assert "not saved" not in CliRunner().invoke(app, ["status", "gpt-a", *place_of(team)]).output
+    told = json.loads(CliRunner().invoke(app, ["history", "gpt-a", "--json", *place_of(team)]).output)
+    (failed,) = told["failed_saves"]
+    assert (failed["step"], failed["rank"]) == (0, 0)
+    assert "File too large" in failed["reason"]
 
 
 def place_of(team: Team) -> list[str]:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from instep.agent.ballot import Ballot
@@ -17,7 +18,7 @@ from instep.coordination import checkpoints
 from instep.coordination.checkpoints import Found, Outcome, Registered
 from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
-from instep.coordination.records import Manifest, Pointer, Saving, WorkerId
+from instep.coordination.records import FailedSave, Manifest, Pointer, Saving, WorkerId
 from instep.coordination.session import Session
 from instep.coordination.state import RunState
 from instep.coordination.transactions import Txn
@@ -35,6 +36,7 @@ QUESTION_S: Final = 4.0
 MAX_LISTED_BYTES: Final = 2 * 1024 * 1024
 """Of manifests in one answer, the newest; a run with more of them keeps too many. Their ids are all in it."""
 ADOPT_TRIES: Final = 3
+MAX_REASON: Final = 500
 FORGET_S: Final = 3.0
 """What is not forgotten in this time has to be asked for again."""
 
@@ -62,6 +64,8 @@ class Archive:
         self._writing = asyncio.Lock()
         self._announced: Saving | None = None
         self._told: Message | None = None
+        self._failed: FailedSave | None = None
+        """A save that failed, not written yet."""
         self._outcomes: dict[str, tuple[Manifest, Outcome]] = {}
         """By directory, what was handed in last; one that was deleted may be used again."""
         self._patience_s = SAVING_S
@@ -84,6 +88,8 @@ class Archive:
                 self._withdraw(message["id"])
             case "commit":
                 self._take_commit(worker, message)
+            case "failed":
+                self._note_failed(worker, message)
             case "list":
                 self._answer(worker, message, self._list)
             case "forget":
@@ -248,6 +254,28 @@ class Archive:
             f"rank {manifest.rank} no longer leads the run ({who}), so its checkpoint of step {manifest.step} does not "
             f"count; what it wrote to {manifest.path} may be deleted"
         )
+
+    def _note_failed(self, worker: LocalWorker, message: Message) -> None:
+        failed = FailedSave(
+            step=message["step"],
+            rank=worker.rank,
+            host=worker.member.host,
+            text=str(message["text"])[:MAX_REASON],
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        if self._failed is None:
+            self._effects.start(self._write_failed())
+        self._failed = failed  # of several that wait for etcd the last one is told
+
+    async def _write_failed(self) -> None:
+        async def attempt() -> None:
+            while (failed := self._failed) is not None:
+                found = await self._client.get(self._keys.failed_saves, timeout_s=ATTEMPT_S)
+                txn = checkpoints.note_failed(self._keys, found, failed)
+                if (txn is None or (await self._send(txn)).succeeded) and self._failed is failed:
+                    self._failed = None
+
+        await self._effects.insist(attempt)
 
     # -- questions --------------------------------------------------------------------------------------------------
 

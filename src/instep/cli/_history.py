@@ -10,7 +10,7 @@ import typer
 
 from instep.cli._leaders import leaders_table, take_overs
 from instep.cli._options import EtcdOption, JsonOption, NamespaceOption, RunArgument, with_run
-from instep.cli._output import document, show, talk
+from instep.cli._output import document, line, show, talk
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,6 +50,9 @@ def history(
         show(history_table(found.entries))
     else:
         talk(f"run {run} has had no changes yet")
+    for failed in found.failed_saves[:limit]:
+        where = f"rank {failed.rank} on {failed.host}"
+        line(f"{local_time(failed.at)}  step {failed.step} was not saved, {where}: {failed.reason}")
     if changed_hands := take_overs(found.leaders):
         show(leaders_table(changed_hands))
 

@@ -27,6 +27,9 @@ def under_way(now: Status) -> Iterator[tuple[str, Text]]:
         yield "saving", Text(f"rank {now.saving.rank} writes the checkpoint of step {now.saving.step}", style="yellow")
     if now.checkpoint is not None:
         yield "saved", _checkpoint(now)
+    if (failed := now.failed_save) is not None:
+        where = f"rank {failed.rank} on {failed.host}"
+        yield "not saved", Text(f"step {failed.step}, {where}: {failed.reason}", style="red")
     if now.attempts is not None:
         yield "failed", _attempts(now.attempts)
 

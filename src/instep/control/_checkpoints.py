@@ -10,8 +10,9 @@ from instep.control._load import load
 from instep.control._picture import Picture, Saved
 from instep.control._runs import require_run
 from instep.coordination.keys import Keys
-from instep.coordination.records import Pointer
+from instep.coordination.records import FailedSave, Pointer
 from instep.etcd import Client
+from instep.text import one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,17 @@ class Checkpoint(Facts):
 
 
 @dataclass(frozen=True, slots=True)
+class FailedSaveFacts(Facts):
+    """A checkpoint that could not be saved, while training continued. `at` is the wall clock of the saver's host."""
+
+    step: int
+    rank: int
+    host: str
+    reason: str
+    at: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoints(Facts):
     run: str
     revision: int
@@ -63,6 +75,12 @@ def checkpoints_of(saved: Iterable[Saved], latest: Pointer | None) -> tuple[Chec
 
     by_age = sorted(saved, key=age, reverse=True)
     return tuple(checkpoint_of(item, latest) for item in by_age)
+
+
+def failed_save_of(failed: FailedSave | None) -> FailedSaveFacts | None:
+    if failed is None:
+        return None
+    return FailedSaveFacts(failed.step, failed.rank, one_line(failed.host), one_line(failed.text), failed.at)
 
 
 def newest_of(picture: Picture) -> Checkpoint | None:

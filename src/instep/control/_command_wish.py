@@ -15,6 +15,7 @@ from instep.control._text import format_bytes
 from instep.coordination.keys import Keys
 from instep.coordination.records import CommandKind, Plan
 from instep.errors import CommandRefused
+from instep.text import one_line
 
 _SAVED_NOTHING = "saved nothing: does the loop call ckpt.save(step) when run.checkpoint_requested is set?"
 
@@ -69,7 +70,7 @@ class CommandWish:
         return plan.revision == self.sent.revision and plan.change_id == self.sent.command_id
 
     def watched(self, keys: Keys) -> tuple[str, ...]:
-        return (keys.commands, keys.checkpoints) if self.sent.saves else (keys.commands,)
+        return (keys.commands, keys.checkpoints, keys.failed_saves) if self.sent.saves else (keys.commands,)
 
     def refusal(self, picture: Picture) -> str | None:
         record = picture.declined.get(self.sent.command_id)
@@ -107,6 +108,8 @@ class CommandWish:
         if stand.stage != "saving" or plan is None:
             return False
         step, saving = _step_to_save(plan), picture.save_under_way()
+        if picture.failed_save(step, self.sent.revision) is not None:
+            return True
         if saving is not None and saving.step == step:
             return False
         here = picture.ranks() - picture.ranks_left()
@@ -141,8 +144,12 @@ class CommandWish:
             ranks=stand.ranks,
             checkpoint=checkpoint,
             took_s=took_s,
-            sentence=command_sentence(self.sent, plan, checkpoint, stand, took_s),
+            sentence=command_sentence(self.sent, plan, checkpoint, stand, took_s, self._why_unsaved(picture, plan)),
         )
+
+    def _why_unsaved(self, picture: Picture, plan: Plan | None) -> str:
+        failed = picture.failed_save(_step_to_save(plan), self.sent.revision) if plan is not None else None
+        return f"could not save it: {one_line(failed.text)}" if failed is not None else _SAVED_NOTHING
 
     def _saved(self, picture: Picture, plan: Plan) -> Saved | None:
         """The checkpoint that it asked for: of that step, and committed since."""
@@ -152,7 +159,14 @@ class CommandWish:
         return newest if newest is not None and newest.revision > self.sent.revision and self.sent.saves else None
 
 
-def command_sentence(sent: Sent, plan: Plan | None, checkpoint: Checkpoint | None, stand: Stand, took_s: float) -> str:
+def command_sentence(
+    sent: Sent,
+    plan: Plan | None,
+    checkpoint: Checkpoint | None,
+    stand: Stand,
+    took_s: float,
+    unsaved: str = _SAVED_NOTHING,
+) -> str:
     """`stop: requested, armed on 8/8 ranks, all ranks stop before step 1201, checkpoint 1200-57 saved by rank 3 (1.2
     GB, 0.8 s), 0.31 s`."""
     if stand.outcome == "stopped":
@@ -169,7 +183,7 @@ def command_sentence(sent: Sent, plan: Plan | None, checkpoint: Checkpoint | Non
     again = f" (attempt {stand.attempt})" if stand.attempt > 1 else ""
     sentence = ", ".join([*parts, f"{took_s:.2f} s"]) + again
     if stand.outcome == "unsaved":
-        sentence += f"; but the ranks passed step {_step_to_save(plan)} and {_SAVED_NOTHING}"
+        sentence += f"; but the ranks passed step {_step_to_save(plan)} and {unsaved}"
     return sentence
 
 

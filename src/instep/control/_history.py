@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
+from instep.control._checkpoints import FailedSaveFacts, failed_save_of
 from instep.control._drift import drift_of_receipts
 from instep.control._facts import Facts, ValueChange, changes_between
 from instep.control._leaders import Leading, leaders_of
@@ -90,6 +91,8 @@ class History(Facts):
     """The newest first."""
     leaders: tuple[Leading, ...] = ()
     """Who has led the run, the newest first."""
+    failed_saves: tuple[FailedSaveFacts, ...] = ()
+    """The last 20 checkpoints that could not be saved, the newest first."""
 
 
 async def history(client: Client, keys: Keys, limit: int = DEFAULT_LIMIT) -> History:
@@ -104,7 +107,9 @@ async def history(client: Client, keys: Keys, limit: int = DEFAULT_LIMIT) -> His
     if picture.empty:
         await require_run(client, keys)
     leaders = await leaders_of(client, keys, limit)
-    return History(keys.run, picture.revision, entries_of(picture)[:limit], leaders)
+    failed = picture.failed_saves.saves if picture.failed_saves is not None else ()
+    saves = tuple(facts for record in reversed(failed) if (facts := failed_save_of(record)) is not None)
+    return History(keys.run, picture.revision, entries_of(picture)[:limit], leaders, saves)
 
 
 def entries_of(picture: Picture) -> tuple[Entry, ...]:

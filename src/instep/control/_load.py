@@ -82,7 +82,16 @@ async def _load(
 
 async def _first(client: Client, keys: Keys) -> tuple[int, list[Listing]]:
     """What every reading needs, in one request, and its revision."""
-    single = (keys.view, keys.agreed, keys.leader, keys.schema, keys.latest, keys.saving, keys.attempts)
+    single = (
+        keys.view,
+        keys.agreed,
+        keys.leader,
+        keys.schema,
+        keys.latest,
+        keys.saving,
+        keys.attempts,
+        keys.failed_saves,
+    )
     prefixes = (keys.config, keys.changes, keys.rejected, keys.left, keys.commands, keys.declined)
     try:
         result = await client.txn([], [*map(Op.get, single), *map(Op.range, prefixes)])

@@ -23,6 +23,8 @@ from instep.coordination.records import (
     Course,
     Decision,
     Declined,
+    FailedSave,
+    FailedSaves,
     FirstStep,
     Leader,
     Left,
@@ -88,6 +90,8 @@ class Picture:
     latest: Pointer | None = None
     saving: Saving | None = None
     attempts: Attempts | None = None
+    failed_saves: FailedSaves | None = None
+    failed_revision: int = 0
     starts: dict[int, StartOfView] = field(default_factory=dict)
     first_steps: dict[int, FirstStep] = field(default_factory=dict)
     """What views began with, by view, and with which step."""
@@ -126,6 +130,8 @@ class Picture:
                 self.attempts = _record(Attempts, kv)
             case ["rendezvous", *rest]:
                 self.rendezvous.put(rest, kv)
+            case ["history", "failed-saves"]:
+                self.failed_saves, self.failed_revision = _record(FailedSaves, kv), kv.mod_revision
             case ["history", "starts", view] if view.isdecimal():
                 _keep(self.starts, int(view), _record(StartOfView, kv))
             case ["history", "starts", view, "step"] if view.isdecimal():
@@ -249,6 +255,17 @@ class Picture:
         """The checkpoint that is being written; what a leader announced that has been replaced does not count."""
         saving, leader = self.saving, self.leader
         return saving if saving is not None and leader is not None and saving.token == leader.token else None
+
+    def failed_save(self, step: int | None = None, since: int | None = None) -> FailedSave | None:
+        """The save that failed last, where nothing has been committed after it, or after the revision `since`. With
+        `step` only of that step."""
+        saves = self.failed_saves.saves if self.failed_saves is not None else ()
+        if since is None:
+            newest = self.saved.get(self.latest.id) if self.latest is not None else None
+            since = newest.revision if newest is not None else 0
+        if not saves or self.failed_revision <= since or step not in (None, saves[-1].step):
+            return None
+        return saves[-1]
 
     def orders_by_age(self) -> list[Order]:
         return sorted(self.orders.values(), key=lambda order: (order.revision, order.id))

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from instep.control._attempts import AttemptsFacts, attempts_of
-from instep.control._checkpoints import Checkpoint, newest_of
+from instep.control._checkpoints import Checkpoint, FailedSaveFacts, failed_save_of, newest_of
 from instep.control._drift import drift_now
 from instep.control._facts import Facts, ValueChange
 from instep.control._feed import Feed
@@ -168,6 +168,8 @@ class Status(Facts):
     saving: SavingFacts | None = None
     checkpoint: Checkpoint | None = None
     """The newest one that is committed."""
+    failed_save: FailedSaveFacts | None = None
+    """The save that failed last, while no later one is committed."""
     commands: tuple[WaitingFacts, ...] = ()
     """Those that wait, the next one first; one that a plan is open for is that plan."""
     attempts: AttemptsFacts | None = None
@@ -269,6 +271,7 @@ def status_of(picture: Picture, endpoint: str) -> Status:
         stopping=stopping_of(picture),
         saving=saving_of(picture),
         checkpoint=newest_of(picture),
+        failed_save=failed_save_of(picture.failed_save()),
         commands=waiting_of(picture),
         attempts=attempts_of(picture),
         restarts=restarts_of(picture),

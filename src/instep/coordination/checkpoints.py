@@ -12,10 +12,13 @@ from enum import Enum
 
 from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
-from instep.coordination.records import Agreed, Manifest, Pointer, Resume, Saving
+from instep.coordination.records import Agreed, FailedSave, FailedSaves, Manifest, Pointer, Resume, Saving
 from instep.coordination.resuming import LINEAGE
 from instep.coordination.transactions import Txn, pointer_to
 from instep.etcd import Compare, KeyValue, Op
+
+FAILED_KEPT = 20
+"""Saves that failed, kept for people."""
 
 
 class Outcome(Enum):
@@ -162,6 +165,20 @@ def forget(keys: Keys, checkpoint_id: str, pointer: KeyValue | None) -> Txn | No
         Compare.absent(keys.readers(checkpoint_id), prefix=True),
     )
     return Txn(compares, (Op.delete(key),))
+
+
+def note_failed(keys: Keys, found: KeyValue | None, failed: FailedSave) -> Txn | None:
+    """Adds a save that failed to those of before. None where it is the last of them: the reply was lost. Refused when
+    somebody else has added one since `found`."""
+    known = FailedSaves.decode_or_none(found.value) if found is not None else None
+    saves = known.saves if known is not None else ()
+    if saves and saves[-1] == failed:
+        return None
+    record = FailedSaves(saves=(*saves, failed)[-FAILED_KEPT:])
+    return Txn(
+        (Compare.mod_revision(keys.failed_saves, "==", _revision(found)),),
+        (Op.put(keys.failed_saves, record.encode()),),
+    )
 
 
 def take_off(keys: Keys, checkpoint_id: str, pointer: KeyValue | None, there: Mapping[str, Manifest]) -> Txn:

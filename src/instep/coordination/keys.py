@@ -227,6 +227,11 @@ class Keys:
     def epoch_of(self, number: int) -> str:
         return f"{self.epochs}{number}"
 
+    @property
+    def failed_saves(self) -> str:
+        """The last 20 checkpoints that could not be saved, and why."""
+        return f"{self.root}history/failed-saves"
+
     # -- reports: flow up -----------------------------------------------------------------------------------------
 
     @property

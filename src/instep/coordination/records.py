@@ -596,6 +596,23 @@ class Saving(Record):
     rank: int
 
 
+class FailedSave(Record):
+    """A checkpoint that could not be saved; the training went on without it."""
+
+    step: int = Field(ge=0)
+    rank: int
+    host: str = ""
+    text: str
+    at: str | None = None
+    """Wall clock of the saver's host, for people only."""
+
+
+class FailedSaves(Record):
+    """The last 20, oldest first."""
+
+    saves: tuple[FailedSave, ...] = ()
+
+
 class Resume(Record):
     """The checkpoint that the ranks of a view are asked to look at; `final`: the one that all of them go on from.
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
 
 from instep.errors import CheckpointError, Fenced
+from instep.worker.checkpoints import Checkpoints
 from instep.worker.slot import Slot, trouble
 
 log = logging.getLogger("instep")
@@ -46,12 +49,31 @@ def commit(slot: Slot, committed: Callable[[Slot], object]) -> bool | None:
         log.warning("%s", fenced)
         return None
     except CheckpointError as error:
-        report_failure(error)
+        report_failure(error, slot)
         return False
     committed(slot)
     return True
 
 
-def report_failure(error: Exception) -> None:
-    """An error in the log, for somebody has to do something; training goes on."""
+class Told(Protocol):
+    """What takes the reason for a failed save to the operators: a slot, or the registry for a step without one."""
+
+    def note_failed(self, error: Exception, /) -> None:
+        """See Checkpoints.note_failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unopened:
+    """A save for which no directory could be made."""
+
+    registry: Checkpoints
+    step: int
+
+    def note_failed(self, error: Exception, /) -> None:
+        self.registry.note_failed(self.step, str(error))
+
+
+def report_failure(error: Exception, told: Told) -> None:
+    """An error in the log and for operators, for somebody has to do something; training goes on."""
+    told.note_failed(error)
     log.error("%s; training goes on without this checkpoint", error)

@@ -53,6 +53,7 @@ class Later:
         except Fenced:  # another leads, and the log says so
             return False
         except CheckpointError as error:
-            report_failure(error)
+            if slot is not None:
+                report_failure(error, slot)
             return False
         return commit(slot, self._committed) is True

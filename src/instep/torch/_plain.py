@@ -14,7 +14,7 @@ from instep.worker.run import Run
 from instep.worker.saved import Manifest
 from instep.worker.slot import Slot
 
-from ._attempt import commit, given_up_on_error, report_failure, told_as_trouble
+from ._attempt import Unopened, commit, given_up_on_error, report_failure, told_as_trouble
 from ._fit import misfit_of_parts
 from ._housekeeping import Housekeeping
 from ._later import Later
@@ -152,7 +152,7 @@ class PlainSaver:
         except Fenced:
             return None
         except CheckpointError as error:
-            report_failure(error)
+            report_failure(error, Unopened(self._registry, step))
             return False
         return commit(slot, self._housekeeping.tidy)
 
@@ -168,7 +168,7 @@ class PlainSaver:
         except Fenced:
             return True
         except CheckpointError as error:
-            report_failure(error)
+            report_failure(error, Unopened(self._registry, step))
             return False
         with given_up_on_error(slot):
             state = on_cpu(self._state())

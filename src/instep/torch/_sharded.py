@@ -19,7 +19,7 @@ from instep.worker.run import Run
 from instep.worker.saved import Manifest
 from instep.worker.slot import Slot, trouble
 
-from ._attempt import commit, given_up_on_error, report_failure, told_as_trouble
+from ._attempt import Unopened, commit, given_up_on_error, report_failure, told_as_trouble
 from ._fit import misfit_of_parts
 from ._housekeeping import Housekeeping
 from ._later import Later
@@ -142,7 +142,7 @@ class ShardedSaver:
                 problem = f"no rank leads the run, so nobody can save step {step}"
             if problem:
                 if self._run.rank == 0:
-                    report_failure(CheckpointError(problem))
+                    report_failure(CheckpointError(problem), Unopened(self._registry, step))
                 return Offer(problem=problem), None
             self._registry.wait(lambda: self._run.leads, LOOK_S)
 
@@ -181,7 +181,7 @@ class ShardedSaver:
         if was_removed:
             log.warning("%s was removed while it was written, as a newer leader does", slot.path)
             return None
-        report_failure(trouble(slot.step, slot.path, error))
+        report_failure(trouble(slot.step, slot.path, error), slot)
         return False
 
     def _sum_up(self, path: Path, slot: Slot | None, metadata: Metadata) -> dict[str, FileSum]:
@@ -209,7 +209,7 @@ class ShardedSaver:
         except Fenced:  # the log says so
             return None
         except CheckpointError as error:
-            report_failure(error)
+            report_failure(error, slot)
             return False
         return commit(slot, self._housekeeping.tidy)
 

@@ -206,9 +206,15 @@ class Checkpoints:
         except BaseException as error:
             slot.abandon()
             if isinstance(error, OSError):
-                raise trouble(slot.step, slot.path, error) from error
+                refused = trouble(slot.step, slot.path, error)
+                slot.note_failed(refused)
+                raise refused from error
             raise
-        slot.commit()
+        try:
+            slot.commit()
+        except CheckpointError as error:
+            slot.note_failed(error)
+            raise
 
     def commit(self, message: Message, path: str) -> bool:
         """For a slot: hands it in and waits, at most 5 s. Raises Fenced and CheckpointError."""
@@ -236,6 +242,11 @@ class Checkpoints:
         """For a slot that is abandoned."""
         self._ledger.keep_quiet("open")
         self._conversation.tell([{"t": "archive", "do": "abandon", "id": checkpoint_id}])
+
+    def note_failed(self, step: int, text: str) -> None:
+        """A checkpoint of `step` could not be saved, and training continues: operators see why in the run's status and
+        history. Lost where the node's agent is."""
+        self._conversation.tell([{"t": "archive", "do": "failed", "step": step, "text": text}])
 
     def in_background(self, look: Callable[[], object], finish: Callable[[], object]) -> None:
         """For a saver that writes beside the training: `look` is called at boundaries, once a second or more often, and

@@ -62,6 +62,8 @@ class Counter(Protocol):
 
     def give_up(self, checkpoint_id: str) -> None: ...
 
+    def note_failed(self, step: int, text: str) -> None: ...
+
 
 class Slot:
     """Write into `path`, then `commit`. Promise: only what was committed is ever resumed from; `commit` raises Fenced
@@ -140,6 +142,10 @@ class Slot:
             self._state = "committed"
             mark_committed(self.path)
         return committed
+
+    def note_failed(self, error: Exception) -> None:
+        """Tells operators why there is no checkpoint of this step."""
+        self._counter.note_failed(self.step, str(error))
 
     def abandon(self) -> None:
         """Gives the attempt up and removes its directory; nothing once it was handed in."""
