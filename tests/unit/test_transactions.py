@@ -197,7 +197,12 @@ def test_no_action_has_more_operations_than_etcd_takes() -> None:
     kinds = tuple(f"x{n}" for n in range(MAX_TIDIED))
     ids = tuple(WorkerId(n, "x") for n in range(MAX_TIDIED))
     wide = plan(HISTORY_PLANS + 5, **dict[str, Any]({f"x{n}": 1.0 for n in range(500)}))
-    for action in (form(abort_plan=3, rejections=500), OpenPlan(wide), Reject(many), Tidy(kinds, kinds, kinds, ids)):
+    for action in (
+        form(abort_plan=3, rejections=500),
+        OpenPlan(wide),
+        Reject(many),
+        Tidy(kinds, kinds, kinds, ids, kinds[:5]),
+    ):
         txn = carry_out(action)
         assert len(txn.then) <= MAX_OPS
         assert len({op.text for op in txn.then}) == len(txn.then)

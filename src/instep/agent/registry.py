@@ -97,7 +97,9 @@ class Registry:
             puts = [
                 Op.put(self._keys.member(*worker.id), worker.record().encode(), lease=lease_id) for worker in workers
             ]
-            await self._client.txn([], puts)
+            schemas = {self._keys.schema_of(worker.schema.digest) for worker in workers}
+            if not (await self._client.txn([Compare.present(key) for key in schemas], puts)).succeeded:
+                return False  # a leader has deleted a schema that nobody had any more
         except (EtcdUnavailable, EtcdFull) as error:
             self._outage.met(error)
             self._space.refused(error)

@@ -25,6 +25,7 @@ from instep.coordination.trial import Trial
 
 MAX_TIDIED = 30
 MAX_DECLINED = 40
+MAX_SCHEMAS_TIDIED = 5
 """Records of a kind deleted by one txn; etcd allows 128 operations."""
 
 
@@ -104,6 +105,7 @@ class Tidy:
     changes: tuple[str, ...]
     declined: tuple[str, ...] = ()
     refusals: tuple[WorkerId, ...] = ()
+    schemas: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,8 @@ T = TypeVar("T")
 MAX_TEXT: Final = 1000
 """Characters of an author, and of a reason, that are read."""
 MAX_NAMES: Final = 1000
+SCHEMAS_KEPT: Final = 20
+"""Schemas that no worker has any more: a script that is edited leaves one each time."""
 
 
 class Decoded(Generic[T]):
@@ -188,6 +190,7 @@ class Picture:
             released=state.released,
             arrivals={last_part(key): arrivals for key, arrivals in self._arrivals.records.items()},
             outdated_refusals=self._outdated_refusals(),
+            outdated_schemas=self._outdated_schemas(),
         )
 
     def _reports(self) -> tuple[Reported, ...]:
@@ -201,6 +204,16 @@ class Picture:
         here = {member.worker for member in self._members.records.values()}
         records = {record.worker: record for record in self._state.refused.values()}
         return tuple(worker for worker, record in records.items() if here.isdisjoint(record.workers()))
+
+    def _outdated_schemas(self) -> tuple[str, ...]:
+        """Of those that no worker has, nor the view, all but the newest."""
+        items = self._schemas.keys.values()
+        if len(items) <= SCHEMAS_KEPT:
+            return ()
+        used = {member.schema_digest for member in self._members.records.values()}
+        used |= {self._state.view.schema_digest} if self._state.view is not None else set()
+        by_age = sorted(items, key=lambda item: item.mod_revision)
+        return tuple(name for item in by_age[:-SCHEMAS_KEPT] if (name := last_part(item.key)) not in used)
 
     def _registered(self) -> tuple[Registered, ...]:
         refused, keys = self._state.refused, self._members.keys

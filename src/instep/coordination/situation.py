@@ -89,4 +89,5 @@ class Situation:
     arrivals: Mapping[str, Arrivals] = field(default_factory=dict)
     """Who waits at barriers, by node."""
     outdated_refusals: tuple[WorkerId, ...] = ()
+    outdated_schemas: tuple[str, ...] = ()
     """Workers under which a refusal is kept that concerns nobody any more."""

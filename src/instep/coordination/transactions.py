@@ -142,6 +142,7 @@ def _tidied(action: Tidy, keys: Keys) -> tuple[Op, ...]:
     outdated += [keys.change(change_id) for change_id in action.changes]
     outdated += [keys.declined_of(command_id) for command_id in action.declined]
     outdated += [keys.refused_of(*worker) for worker in action.refusals]
+    outdated += [keys.schema_of(digest) for digest in action.schemas]
     return tuple(Op.delete(key) for key in outdated)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from instep.coordination import commands, membership
 from instep.coordination.actions import (
+    MAX_SCHEMAS_TIDIED,
     MAX_TIDIED,
     Action,
     Decline,
@@ -137,11 +138,11 @@ def _tidy(now: Situation, agreed: Agreed) -> Tidy | None:
     open_revisions = pending_revisions(now.desired, agreed.values, now.schema, now.rejected)
     changes = tuple(change.id for revision, change in now.changes.items() if revision not in open_revisions)
     declined = commands.outdated(now.declined)
-    refusals = now.outdated_refusals
-    if not (rejections or changes or declined or refusals):
+    refusals, schemas = now.outdated_refusals, now.outdated_schemas[:MAX_SCHEMAS_TIDIED]
+    if not (rejections or changes or declined or refusals or schemas):
         return None
     # No more than etcd takes in one txn; the rest follows.
-    return Tidy(rejections[:MAX_TIDIED], changes[:MAX_TIDIED], declined[:MAX_TIDIED], refusals[:MAX_TIDIED])
+    return Tidy(rejections[:MAX_TIDIED], changes[:MAX_TIDIED], declined[:MAX_TIDIED], refusals[:MAX_TIDIED], schemas)
 
 
 def _plan(now: Situation, gate: int, revision: int, values: Mapping[str, object], change: Change | None) -> Plan:
