@@ -48,7 +48,8 @@ class Conductor:
         self.open: dict[Lane, Fault] = {}
         self.agent_kills = 0
         self.leaders_lost: list[float] = []
-        """When the agent of the node that led was killed together with its supervisor (monotonic seconds)."""
+        """When the agent of the node that led was killed together with its supervisor, and neither servers nor ranks
+        were broken at that moment (monotonic seconds)."""
         self.worker_kills = 0
         self.ranks_lock = asyncio.Lock()
         """Held while ranks are killed and started: whoever restarts them all must not meet a fault doing the same."""
@@ -171,7 +172,8 @@ class Conductor:
         at = time.monotonic()
         killed = node.kill_agent_and_supervisor()
         self.agent_kills += killed
-        if killed and leader is not None and self._ranks.node_of(leader) is node:
+        alone = not self.open.keys() & {Lane.SERVERS, Lane.WORKERS}
+        if killed and alone and leader is not None and self._ranks.node_of(leader) is node:
             self.leaders_lost.append(at)
         return killed
 

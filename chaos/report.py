@@ -19,7 +19,7 @@ LEAST_AN_HOUR = {
 }
 PLANNED = "changes planned after: leader's agent and supervisor killed"
 MEDIAN_S = {
-    PLANNED: 2.0,
+    PLANNED: 3.0,
     "calls succeed after: member killed": 2.0,
     "watch resumes after: member killed": 1.0,
     "calls succeed after: member frozen": 4.0,
@@ -27,7 +27,7 @@ MEDIAN_S = {
     "calls succeed after: member isolated": 4.0,
     "watch resumes after: member isolated": 4.0,
 }
-"""Of a watch: later than the success of the first put after the fault. Of plans: with everything else broken too."""
+"""Of a watch: later than the success of the first put after the fault. Of plans: other faults may begin meanwhile."""
 ENOUGH_FOR_A_MEDIAN = 10
 PROPORTION_FROM_S = 600.0
 """From this duration on, the least counts of an hour must be reached in proportion."""
