@@ -55,7 +55,7 @@ COORDINATION = {
 }
 RUN = {
     *("barrier", "boundary", "close", "leads", "on_change", "report", "steps", "view"),
-    *("action", "checkpoint", "checkpoint_requested", "on_restore", "paused", "stopped"),
+    *("action", "checkpoint", "checkpoint_requested", "on_restore", "paused", "stopped", "handle_signals"),
 }
 RUN_ATTRIBUTES = {"checkpoints", "config", "name", "rank", "world_size"}
 

@@ -8,6 +8,9 @@ import sys
 
 import pytest
 
+from instep.errors import SettingsError
+from instep.worker.sigterm import notice_signals
+
 BEGINNING = """
 import os, signal, sys, threading, time
 from instep.worker import sigterm
@@ -146,3 +149,65 @@ child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(20,
 child.start(); child.terminate(); child.join(); print(child.exitcode)
 """)
     assert (code, lines) == (0, ["-15"])
+
+
+def test_a_further_signal_gives_notice_however_often_and_its_former_handler_comes_back() -> None:
+    code, lines = run("""
+def mine(number, frame): print("mine")
+signal.signal(signal.SIGUSR2, mine)
+a = Listener(); sigterm.listen(a.hear, (signal.SIGUSR1, signal.SIGUSR2))
+signal.raise_signal(signal.SIGUSR1); later() if sigterm._heard_at else None
+signal.raise_signal(signal.SIGUSR1); signal.raise_signal(signal.SIGUSR2)
+print(sigterm.heard)
+sigterm.ignore(a.hear)
+signal.raise_signal(signal.SIGUSR2)
+print(signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL, signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
+""")
+    assert (code, lines) == (0, ["heard", "heard", "heard", "SIGUSR2", "mine", "True True"])
+
+
+def test_a_handler_that_replaced_ours_is_noticed_and_ours_can_be_installed_again() -> None:
+    code, lines = run("""
+def theirs(number, frame): print("theirs")
+a = Listener(); sigterm.listen(a.hear); print(sigterm.replaced())
+signal.signal(signal.SIGTERM, theirs); print(sigterm.replaced())
+sigterm.listen(a.hear); print(sigterm.replaced())
+term(); later(); term()
+""")
+    assert (code, lines) == (0, ["None", "__main__.theirs", "None", "heard", "theirs"])
+
+
+def test_a_forked_child_has_none_of_our_handlers() -> None:
+    code, lines = run("""
+a = Listener(); sigterm.listen(a.hear, (signal.SIGUSR1,))
+if not (child := os.fork()):
+    print(sigterm.replaced(), signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+""")
+    assert (code, lines) == (0, ["None True"])
+
+
+@pytest.mark.parametrize(
+    ("environ", "signals"),
+    [
+        ({}, ()),
+        ({"SLURM_JOB_ID": "7"}, (signal.SIGUSR1,)),
+        ({"SLURM_JOB_ID": "7", "INSTEP_NOTICE_SIGNALS": "none"}, ()),
+        ({"INSTEP_NOTICE_SIGNALS": "USR2"}, (signal.SIGUSR2,)),
+        ({"INSTEP_NOTICE_SIGNALS": "sigusr1, TERM,xcpu"}, (signal.SIGUSR1, signal.SIGXCPU)),
+    ],
+)
+def test_the_signals_that_give_notice_are_configured(environ: dict[str, str], signals: tuple[int, ...]) -> None:
+    assert notice_signals(environ) == signals
+
+
+@pytest.mark.parametrize("text", ["KILL", "USR1,,", "15", "SEGV"])
+def test_a_signal_that_cannot_give_notice_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="cannot give notice; use some of USR1, USR2"):
+        notice_signals({"INSTEP_NOTICE_SIGNALS": text})
+
+
+def test_a_signal_that_a_script_handles_in_a_slurm_job_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "getsignal", lambda number: print)
+    assert notice_signals({"SLURM_JOB_ID": "7"}) == ()

@@ -20,6 +20,7 @@ from instep.worker.link import AgentLink, LinkLost
 from instep.worker.place import initialized_group, number, place
 from instep.worker.replay import Replay
 from instep.worker.run import Run
+from instep.worker.sigterm import notice_signals
 
 log = logging.getLogger("instep")
 
@@ -97,6 +98,7 @@ def join(
     check_run_name(name)
     rank, world_size = place(rank, world_size, os.environ, initialized_group())
     allowed = _max_restarts(max_restarts, os.environ)
+    signals = notice_signals(os.environ)
     codec = Codec(schema)
     schedule = Replay.read(replay, codec) if replay is not None else None
     settings = resolve(etcd, namespace=namespace)
@@ -116,6 +118,7 @@ def join(
         replay=schedule,
         max_restarts=allowed,
         take_over=take_over,
+        notice_signals=signals,
     )
     try:
         _wait_for_view(run, run._conversation, link, timeout_s, settings)

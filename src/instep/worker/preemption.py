@@ -16,7 +16,6 @@ from instep.worker.notice import Notice
 
 log = logging.getLogger("instep")
 
-REASON: Final = "SIGTERM"
 STAND_BY_S: Final = 15.0
 """Until the node that goes has ended its workers and told the others."""
 STAND_BY_LOOK_S: Final = 0.05
@@ -40,11 +39,14 @@ class Preemption:
         *,
         rank: int,
         grace_s: float,
+        further: tuple[int, ...] = (),
         wake: Callable[[], None],
     ) -> None:
         self._conversation = conversation
         self._agreement = agreement
         self._rank = rank
+        self._further = further
+        self._replaced: str | None = None
         self._wake = wake
         self._notice = Notice(grace_s)
         self._told = False
@@ -69,7 +71,7 @@ class Preemption:
         return self._notice.left_s
 
     def open(self) -> None:
-        sigterm.listen(self._hear)
+        sigterm.listen(self._hear, self._further)
 
     def close(self) -> None:
         sigterm.ignore(self._hear)
@@ -77,7 +79,7 @@ class Preemption:
     def hand_on(self) -> None:
         """After `close`, where the training has ended by itself: nobody has said that the process is to end."""
         if self._notice.at is not None and self._conversation.failure is None:
-            log.warning("rank %d got SIGTERM and its training was over before the run stopped: it ends now", self._rank)
+            log.warning("rank %d got %s, and its training was over before the run stopped", self._rank, sigterm.heard)
             sigterm.hand_on()
 
     def stand_by(self, node: str | None, environ: Mapping[str, str]) -> None:
@@ -101,16 +103,18 @@ class Preemption:
     def speak(self) -> None:
         """Has the agent know of a SIGTERM. Raises nothing: what is lost is said to the next agent."""
         self._look_at_saves()
+        self._look_at_handler()
         if self._agreement.began is None:
             self.check(0)  # a wait may be long, and no boundary comes before its end
         if not self.pending:
             return
         self._told = True
-        message: Message = {"t": "notice", "reason": REASON}
+        message: Message = {"t": "notice", "reason": sigterm.heard}
         self._conversation.tell([self._conversation.ledger.keep_saying("notice", message)])
         log.warning(
-            "rank %d got SIGTERM: all ranks are asked to save in one step and to stop; a second one ends it at once",
+            "rank %d got %s: all ranks are asked to save in one step and to stop; a second SIGTERM ends it at once",
             self._rank,
+            sigterm.heard,
         )
         self._warn()
 
@@ -138,9 +142,20 @@ class Preemption:
                 f"and the run has not agreed to stop: a save of {notice.save_s:.1f} s may not be finished before the "
                 f"kill, so it ends before step {step} without one; the newest committed checkpoint stands"
             )
-        text = f"rank {self._rank} got SIGTERM {notice.waited_s:.1f} s ago {why}"
+        text = f"rank {self._rank} got {sigterm.heard} {notice.waited_s:.1f} s ago {why}"
         conversation.failure = Preempted(text, step=step, waited_s=notice.waited_s)
         log.warning("%s", conversation.failure)
+
+    def _look_at_handler(self) -> None:
+        other = sigterm.replaced()
+        if other is not None and other != self._replaced:
+            log.warning(
+                "the SIGTERM handler of instep.join was replaced by %s: a preemption is not noticed, and the run does "
+                "not save before it; call run.handle_signals() after that handler is set, or give notice with 'instep "
+                "stop'",
+                other,
+            )
+        self._replaced = other
 
     def _look_at_saves(self) -> None:
         saved = self._conversation.ledger.saved

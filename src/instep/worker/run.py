@@ -70,6 +70,7 @@ class Run(Generic[Config]):
         replay: Replay | None = None,
         max_restarts: int | None = None,
         take_over: bool = False,
+        notice_signals: tuple[int, ...] = (),
     ) -> None:
         self.name = name
         self.rank = rank
@@ -90,7 +91,12 @@ class Run(Generic[Config]):
         self._conversation.max_restarts, self._conversation.take_over = max_restarts, take_over
         self._assembly = Assembly(self._conversation, rank=rank)
         self._preemption = Preemption(
-            self._conversation, self._agreement, rank=rank, grace_s=grace_s, wake=self._look_soon
+            self._conversation,
+            self._agreement,
+            rank=rank,
+            grace_s=grace_s,
+            further=notice_signals,
+            wake=self._look_soon,
         )
         self._drift = DriftWatch(rank)
         self._may_have_drifted: frozenset[str] = frozenset()
@@ -241,6 +247,12 @@ class Run(Generic[Config]):
             self._assembly.meet(name, timeout_s, self._step + 1, self._show_life)
         finally:
             self._next_look = 0.0
+
+    def handle_signals(self) -> None:
+        """Installs the handlers of preemption signals again: call it in the main thread, after a framework (Lightning,
+        for one) has installed its own. The framework's handler of SIGTERM is called at the second signal."""
+        self._check_here()
+        self._preemption.open()
 
     def report(self, **metrics: object) -> None:
         """Latest figures for operators, tuner and front ends: numbers, or tensors of one element.

@@ -1,5 +1,7 @@
 """The process's handler of SIGTERM while runs are open: the first signal is noted, the second is none of ours.
 
+Further signals (`notice_signals`) only give notice, however often they come: a scheduler sends them ahead of SIGTERM.
+
 The handler does no more than call those who listen: it may run between any two instructions of the main thread. A
 handler that stood before is left out at the first signal on purpose: such handlers leave, or save and leave, and a rank
 that does so alone does it at another step than the others.
@@ -17,11 +19,15 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
 from typing import Final, TypeAlias
 
+from instep.errors import SettingsError
+
 SAME_S: Final = 3.0
+VARIABLE: Final = "INSTEP_NOTICE_SIGNALS"
+USABLE: Final = ("USR1", "USR2", "HUP", "INT", "XCPU")
 
 log = logging.getLogger("instep")
 
@@ -30,13 +36,33 @@ Former: TypeAlias = Callable[[int, FrameType | None], object] | int | signal.Han
 
 _listeners: tuple[weakref.WeakMethod[Listener], ...] = ()
 _former: Former = signal.SIG_DFL
+_further: dict[int, Former] = {}
+"""Former handlers of further signals that give notice."""
 _heard_at: float | None = None
+heard: str = "SIGTERM"
+"""The signal that was noted last."""
 _pid = 0
 
 
-def listen(listener: Listener) -> None:
+def notice_signals(environ: Mapping[str, str]) -> tuple[int, ...]:
+    """The signals beside SIGTERM that give notice: as INSTEP_NOTICE_SIGNALS says (`USR1,USR2`; `none`), else SIGUSR1 in
+    a Slurm job, where nobody handles it. Raises SettingsError for one that cannot be used."""
+    text = environ.get(VARIABLE, "").strip()
+    if not text:
+        is_free = signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, _note)
+        return (signal.SIGUSR1,) if "SLURM_JOB_ID" in environ and is_free else ()
+    names = [name.strip().upper().removeprefix("SIG") for name in text.split(",")]
+    if unknown := [name for name in names if name not in (*USABLE, "TERM", "NONE")]:
+        raise SettingsError(
+            f"{VARIABLE} is {text!r}: {unknown[0]!r} cannot give notice; use some of {', '.join(USABLE)}"
+        )
+    return tuple(signal.Signals[f"SIG{name}"] for name in names if name in USABLE)
+
+
+def listen(listener: Listener, further: Iterable[int] = ()) -> None:
     """Has the bound method called at the first SIGTERM, in the main thread; it is held weakly. A second signal, three
-    seconds later or more, goes to whoever was to have it before, or ends the process.
+    seconds later or more, goes to whoever was to have it before, or ends the process. `further`: signals that also
+    give notice.
 
     Limit: nothing happens outside the main thread, where SIGTERM is ignored, and where C code handles it (it could not
     be given back).
@@ -53,28 +79,44 @@ def listen(listener: Listener) -> None:
         if former == signal.SIG_IGN:
             log.info("SIGTERM is ignored, and stays so: give notice with 'instep stop'")
             return
-        _former, _heard_at, _pid, _listeners = former, None, os.getpid(), ()
+        _listeners = _living() if os.getpid() == _pid else ()
+        _former, _heard_at, _pid = former, None, os.getpid()
         signal.signal(signal.SIGTERM, _handle)
-    _listeners = (*_living(), weakref.WeakMethod(listener))
+    _listeners = (*_others(listener), weakref.WeakMethod(listener))
+    for number in further:
+        former = signal.getsignal(number)
+        if former is not None and former != _note:
+            _further[number] = former
+            signal.signal(number, _note)
+
+
+def replaced() -> str | None:
+    """What handles SIGTERM instead, where somebody has replaced our handler while a run listens; None otherwise."""
+    if not _living() or os.getpid() != _pid or _stands():
+        return None
+    handler = signal.getsignal(signal.SIGTERM)
+    return f"{getattr(handler, '__module__', '?')}.{getattr(handler, '__qualname__', handler)}"
 
 
 def ignore(listener: Listener) -> None:
     """Undoes `listen`. With the last one the former handler is put back, if ours still stands."""
     global _listeners
-    _listeners = tuple(reference for reference in _living() if reference() != listener)
-    if not _listeners and _stands():
-        _put_back()
+    _listeners = _others(listener)
+    if not _listeners:
+        _put_further_back()
+        if _stands():
+            _put_back()
 
 
 def hand_on() -> None:
     """For a signal that was noted and came to nothing: it goes to whoever was to have it before. Not while others
     listen, who have noted it too."""
-    if not _living():
+    if not _living() and heard == "SIGTERM":
         signal.raise_signal(signal.SIGTERM)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    global _heard_at
+    global _heard_at, heard
     listeners = [listener for reference in _listeners if (listener := reference()) is not None]
     now = time.monotonic()
     _heard_at = now if _heard_at is None else _heard_at
@@ -82,8 +124,34 @@ def _handle(number: int, frame: FrameType | None) -> None:
         _put_back()
         signal.raise_signal(number)
         return
+    heard = "SIGTERM"
     for listener in listeners:
         listener()
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    global heard
+    listeners = [listener for reference in _listeners if (listener := reference()) is not None]
+    if not listeners or os.getpid() != _pid:
+        _put_further_back()
+        signal.raise_signal(number)
+        return
+    heard = signal.Signals(number).name
+    for listener in listeners:
+        listener()
+
+
+def _others(listener: Listener) -> tuple[weakref.WeakMethod[Listener], ...]:
+    return tuple(reference for reference in _living() if reference() != listener)
+
+
+def _put_further_back() -> None:
+    """The handlers of further signals, where ours is still there."""
+    for number, former in list(_further.items()):
+        with contextlib.suppress(ValueError):  # in another thread: then the handler itself does it
+            if signal.getsignal(number) == _note:
+                signal.signal(number, former)
+            del _further[number]
 
 
 def _living() -> tuple[weakref.WeakMethod[Listener], ...]:
@@ -115,6 +183,7 @@ def _in_parent() -> None:
 def _in_child() -> None:
     global _listeners
     _listeners = ()
+    _put_further_back()
     if _stands():
         _put_back()
     _in_parent()
