@@ -273,8 +273,8 @@ class Node:
         self._leaving = True
         self.on_empty()
         # Leaving must not hang on anything. The supervisor's next agent revokes the lease.
-        asyncio.get_running_loop().call_later(LEAVE_S, self._exit_at_last)
-
-    def _exit_at_last(self) -> None:
-        log.error("the last worker left %.0f s ago and the agent has not ended: it exits", LEAVE_S)
-        os._exit(1)
+        loop = asyncio.get_running_loop()
+        loop.call_later(
+            LEAVE_S, log.error, "the last worker left %.0f s ago and the agent has not ended: it exits", LEAVE_S
+        )
+        loop.call_later(LEAVE_S + TICK_S, os._exit, 1)
