@@ -12,9 +12,12 @@ import pytest
 from typer.testing import CliRunner
 
 from instep.cli._app import app
+from instep.coordination.records import Epoch
+from instep.coordination.token import epoch_of
 from run.harness import TrainingRun, wait_for
 from run.saver_team import Team
 from run.test_checkpointer import SCRIPT, all_do, leave, log_of, saved_in, the_one
+from run.test_commands_live import order, wait_declined
 from run.torch_nursery import Nursery
 
 pytest.importorskip("torch")
@@ -125,6 +128,44 @@ def test_a_registry_that_is_lost_is_written_again_from_the_disk_and_takes_no_che
     assert team.training.key("checkpoints/latest")["step"] == 3
     leave(team)
     assert "were committed and have no record in etcd any more: their files are kept" in log_of(rank)
+
+
+def test_a_running_training_lists_its_checkpoints_again_once_tokens_have_another_epoch(team: Team) -> None:
+    """As it is when etcd's history has gone back; without another save."""
+    (rank,) = ranks = team.join("a")
+    all_do(ranks, "build", keep=None)
+    for step in range(2):
+        all_do(ranks, "train", start=step, steps=1)
+        all_do(ranks, "keep", step=step)
+    etcdctl, root = team.training.server.etcdctl, f"{team.training.namespace}/gpt-a"
+    epoch = Epoch(number=1, why="a test").encode()
+    for arguments in (("del", "--prefix", f"{root}/checkpoints/"), ("put", f"{root}/state/epoch", epoch)):
+        etcdctl(*arguments)
+    for key in team.training.keys("election/"):
+        etcdctl("del", key)
+    step = next(step for step in range(2, 5000) if trains_until_listed(team, step))
+    assert {f"step-{item}" for item in rank.ask("list")["ids"]} == set(saved_in(team))
+    assert team.training.key("checkpoints/latest")["step"] == 1
+    all_do(ranks, "keep", step=step)
+    assert epoch_of(team.training.key("checkpoints/latest")["token"]) == 1
+
+
+def trains_until_listed(team: Team, step: int) -> bool:
+    all_do(team.workers, "train", start=step, steps=1)
+    return bool(team.training.keys("checkpoints/1-"))
+
+
+def test_going_back_to_a_checkpoint_of_another_model_is_declined_and_training_continues(team: Team) -> None:
+    train_and_save(team, 0, width=8)
+    (name,) = (name.removeprefix("step-") for name in saved_in(team))
+    ranks = team.join("ab")
+    all_do(ranks, "build")
+    assert "has the shape" in ranks[0].ask("restore")["text"]
+    for rank in ranks:
+        rank.tell("train_until_back", start=0)
+    declined = wait_declined(team.training, order(team.training, "restore", name=name))
+    assert "cannot be loaded by this script: its model does not fit this script's: 0.weight has the shape" in declined
+    assert all(rank.process.poll() is None for rank in ranks)
 
 
 def test_a_start_beside_checkpoints_that_etcd_has_lost_is_refused_until_they_are_adopted(team: Team) -> None:

@@ -54,14 +54,16 @@ class _Odd:
 
 
 class TorchSaver(Saver):
-    def build(self, wrap: str = "", seed: int = 0, world: str = "", **options: Any) -> dict[str, Any]:
+    def build(self, wrap: str = "", seed: int = 0, world: str = "", width: int = 16, **options: Any) -> dict[str, Any]:
         """`wrap`: "", "ddp", "fsdp" or "compile"; `world`: a file by which the ranks form a process group."""
         torch.set_num_threads(1)
         if world:
             place = {"rank": self.run.rank, "world_size": self.run.world_size}
             dist.init_process_group("gloo", init_method=f"file://{world}", **place)
         torch.manual_seed(seed)
-        self.model: nn.Module = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 1))
+        self.model: nn.Module = nn.Sequential(
+            nn.Linear(8, width), nn.BatchNorm1d(width), nn.Tanh(), nn.Linear(width, 1)
+        )
         self.model = _wrapped(self.model, wrap)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.run.config.lr)
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 5)
