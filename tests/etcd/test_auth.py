@@ -111,7 +111,7 @@ def test_a_missing_permission_names_the_key_and_the_user(calm: EtcdServer) -> No
             assert await client.put("small/a", "1")
             async with client.watch("small/", start_revision=1) as watch:
                 assert (await anext(watch)).events
-            with pytest.raises(EtcdDenied, match=r"does not permit user small to put big/a: grant its role"):
+            with pytest.raises(EtcdDenied, match=r"does not permit user small to write big/a: grant its role"):
                 await client.put("big/a", "1")
             with pytest.raises(EtcdDenied, match=r"permit user small to do the transaction \[put big/a\]"):
                 await client.txn([], [Op.put("big/a", "1")])

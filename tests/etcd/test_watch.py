@@ -266,7 +266,7 @@ def test_a_watch_that_nobody_answers_fails_in_the_clients_time() -> None:
     async def main() -> None:
         async with Client(["127.0.0.1:1"], timeout_s=0.7) as client:
             began = time.monotonic()
-            with pytest.raises(EtcdUnavailable, match=r"watch nobody/ at http://127\.0\.0\.1:1"):
+            with pytest.raises(EtcdUnavailable, match=r"etcd at http://127\.0\.0\.1:1.*: no answer within 0\.7 s"):
                 await client.watch("nobody/").__aenter__()
             assert time.monotonic() - began < 0.7 + SLACK_S
 
