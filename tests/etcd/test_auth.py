@@ -113,9 +113,9 @@ def test_a_missing_permission_names_the_key_and_the_user(calm: EtcdServer) -> No
                 assert (await anext(watch)).events
             with pytest.raises(EtcdDenied, match=r"does not permit user small to write big/a: grant its role"):
                 await client.put("big/a", "1")
-            with pytest.raises(EtcdDenied, match=r"permit user small to do the transaction \[put big/a\]"):
+            with pytest.raises(EtcdDenied, match="permit user small to write big/a"):
                 await client.txn([], [Op.put("big/a", "1")])
-            with pytest.raises(EtcdDenied, match="permit user small to watch big/"):
+            with pytest.raises(EtcdDenied, match="permit user small to (watch|read) big/"):
                 await client.watch("big/").__aenter__()
 
     run(main())
