@@ -59,6 +59,10 @@ COMMANDS = [
     ["act", "gpt-a", "evaluat"],
     ["restore", "gpt-a", HOSTILE],
     ["checkpoints", "gpt-a"],
+    ["adopt", "gpt-a", "/nowhere"],
+    ["forget", "gpt-a"],
+    ["forget", "gpt-a", HOSTILE],
+    ["delete", "gpt-a", "--yes"],
     ["reset", "gpt-a"],
     ["status", HOSTILE],
 ]
@@ -71,11 +75,8 @@ async def _hostile_run(client: Client, namespace: str) -> None:
     run.nodes["evil"] = (4, 5)
     await run.join(values={"note": HOSTILE})
     for rank, node in ((0, "node-0"), (4, "evil")):
-        incarnation = f"{20_000 + rank:05x}"
-        listing = await client.range(keys.member(rank, incarnation))
-        await client.put(
-            listing.kvs[0].key, listing.kvs[0].text.replace(f'"{node.replace("node", "host")}"', _quoted())
-        )
+        member = (await client.range(f"{keys.members}{rank}/")).kvs[0]
+        await client.put(member.key, member.text.replace(f'"{node.replace("node", "host")}"', _quoted()))
     await run.report(0, 12, actions=("evaluate", HOSTILE), **{HOSTILE: 1.5})
     leader = Leader(node="node-0", rank=0, incarnation="10000", candidate="c", token=7, host=HOSTILE)
     await client.put(keys.leader, leader.encode())

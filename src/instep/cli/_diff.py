@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 def diff(
     run: RunArgument,
     before: Annotated[
-        str, typer.Argument(metavar="A", help="A plan's number in 'instep history', or 'start', or 'now'.")
+        str,
+        typer.Argument(
+            metavar="A", help="A plan's number in 'instep history', 'v3' for the start of view 3, 'start', or 'now'."
+        ),
     ],
     after: Annotated[str, typer.Argument(metavar="B", help="The same.")],
     etcd: EtcdOption = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from instep.cli import _completion
 from instep.cli._options import EtcdOption, JsonOption, NamespaceOption, RunArgument, with_run
 from instep.cli._output import document, line, talk
 from instep.cli._receipt import AuthorOption
@@ -71,7 +72,10 @@ def adopt(
 def forget(
     run: RunArgument,
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[CHECKPOINT]...", help="Ids in 'instep checkpoints'.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[CHECKPOINT]...", help="Ids in 'instep checkpoints'.", autocompletion=_completion.checkpoints
+        ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All checkpoints of the run.")] = False,
     etcd: EtcdOption = None,

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 def rollback(
     run: RunArgument,
     plan: Annotated[
-        str | None, typer.Argument(metavar="PLAN", help="Its number in 'instep history'. Default: the newest change.")
+        str | None,
+        typer.Argument(metavar="PLAN", help="Its number, or v and a view's, in 'instep history'. Default: the newest."),
     ] = None,
     why: WhyOption = None,
     author: AuthorOption = None,
