@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from command import environment, instep
 from rendezvous_in_etcd import RendezvousInEtcd
-from run_in_etcd import RunInEtcd, with_client
+from run_in_etcd import RunInEtcd, incarnation_of, with_client
 
 from instep.cli._output import facts_console, plain
 from instep.cli._panel import status_page
@@ -41,7 +41,7 @@ async def _joined(rendezvous: RendezvousInEtcd) -> None:
     await run.die()
     for rank in range(4):
         elastic = Elastic(restarts=1, max_restarts=3, group_rank=rank // 2)
-        await run.register(rank, f"{20_000 + rank:05x}", f"node-{rank // 2}", elastic)
+        await run.register(rank, incarnation_of(20_000 + rank), f"node-{rank // 2}", elastic)
 
 
 def test_the_commands_show_a_run_that_only_torchrun_knows(etcd: EtcdServer, namespace: str) -> None:

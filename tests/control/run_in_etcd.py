@@ -88,7 +88,8 @@ class RunInEtcd:
         self.view += 1
         self.values |= values
         incarnations = {
-            node: tuple(_incarnation(self.view * 20_000 + rank) for rank in ranks) for node, ranks in self.nodes.items()
+            node: tuple(incarnation_of(self.view * 20_000 + rank) for rank in ranks)
+            for node, ranks in self.nodes.items()
         }
         for node, ranks in self.nodes.items():
             for rank, incarnation in zip(ranks, incarnations[node], strict=True):
@@ -105,7 +106,7 @@ class RunInEtcd:
         leader = Leader(
             node="node-0",
             rank=0,
-            incarnation=_incarnation(1),
+            incarnation=incarnation_of(1),
             candidate="c",
             token=7,
             host="host-0",
@@ -296,5 +297,5 @@ class RunInEtcd:
         await self.receipt(step=gate)
 
 
-def _incarnation(number: int) -> str:
+def incarnation_of(number: int) -> str:
     return f"{number:0{INCARNATION_LENGTH}x}"

@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 import pytest
 from rendezvous_in_etcd import RendezvousInEtcd
-from run_in_etcd import RunInEtcd, with_client
+from run_in_etcd import RunInEtcd, incarnation_of, with_client
 
 from instep.control import Keys, NodeFacts, RendezvousFacts, RunSummary, Status, runs, send, status, watch_status
 from instep.coordination.records import Elastic
@@ -167,7 +167,7 @@ def test_a_node_has_the_ranks_and_the_restarts_of_its_workers(etcd: EtcdServer, 
         run = RunInEtcd(rendezvous.client, Keys(namespace, RUN))
         for rank in range(4):
             elastic = Elastic(restarts=rank // 2, max_restarts=3, group_rank=rank // 2)
-            await run.register(rank, f"{rank:05x}", f"node-{rank // 2}", elastic)
+            await run.register(rank, incarnation_of(rank), f"node-{rank // 2}", elastic)
 
     now, _ = _look(etcd, namespace, story)
     nodes = _rendezvous(now).nodes

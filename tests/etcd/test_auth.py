@@ -115,7 +115,7 @@ def test_a_missing_permission_names_the_key_and_the_user(calm: EtcdServer) -> No
                 await client.put("big/a", "1")
             with pytest.raises(EtcdDenied, match="permit user small to write big/a"):
                 await client.txn([], [Op.put("big/a", "1")])
-            with pytest.raises(EtcdDenied, match="permit user small to (watch|read) big/"):
+            with pytest.raises(EtcdDenied, match=r"permit user small to (watch|read) big/"):
                 await client.watch("big/").__aenter__()
 
     run(main())
