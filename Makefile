@@ -8,14 +8,15 @@ PYTEST_ARGS ?=
 PARALLEL ?= --numprocesses 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint bench chaos drills compat model recording etcd-versions clean
+.PHONY: help demo test test-long lint bench chaos drills compat model recording etcd-versions lock sbom clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps --requirement requirements-dev.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: $(READY)  ## a real run of four processes, steered live, in about a minute
@@ -56,6 +57,14 @@ recording: $(READY)  ## records docs/demo.svg from a real run of the demo
 
 etcd-versions: ## fetches Debian's etcd versions for the tests to use
 	bash scripts/etcd-versions.sh
+
+lock: ## writes requirements-dev.lock from pyproject.toml: LOCK_ARGS=--upgrade
+	$(PYTHON) -m venv .cache/lock
+	.cache/lock/bin/pip install --quiet --disable-pip-version-check uv
+	.cache/lock/bin/python scripts/lock.py $(LOCK_ARGS)
+
+sbom: $(READY)  ## writes dist/instep.cdx.json, a CycloneDX bill of materials of what Instep needs when it runs
+	$(BIN)/python scripts/sbom.py
 
 clean: ## removes what the targets above have made
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build

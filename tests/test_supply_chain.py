@@ -1,0 +1,45 @@
+"""The development environment is pinned, and what is needed at run time can be listed."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_every_package_of_the_lock_file_has_hashes_and_no_host_is_named() -> None:
+    text = (ROOT / "requirements-dev.lock").read_text()
+    packages = re.split(r"\n(?=[a-z])", text.partition("\n# ")[2].split("\n", 1)[1])
+    assert len(packages) > 30
+    assert all("--hash=sha256:" in package for package in packages)
+    assert "://" not in text
+    assert not re.search(r"^(torch|instep)\b", text, re.MULTILINE)
+
+
+def test_what_pyproject_demands_is_in_the_lock_file() -> None:
+    wanted = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.path.insert(0, 'scripts'); import lock; print('\\n'.join(lock.wanted()))",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\n")
+    locked = set(re.findall(r"^([a-z0-9.-]+)==", (ROOT / "requirements-dev.lock").read_text(), re.MULTILINE))
+    assert {re.split(r"[\[<>=]", text)[0] for text in wanted if text} <= locked
+
+
+def test_the_bill_of_materials_lists_what_runs_and_not_what_tests(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, str(ROOT / "scripts" / "sbom.py")], cwd=tmp_path, check=True, capture_output=True)
+    document = json.loads((tmp_path / "dist" / "instep.cdx.json").read_text())
+    names = {part["name"] for part in document["components"]}
+    assert {"grpcio", "protobuf", "pydantic", "typer", "rich"} <= names
+    assert not names & {"pytest", "torch", "mypy"}
+    assert all(part["purl"].startswith("pkg:pypi/") for part in document["components"])
