@@ -454,10 +454,10 @@ class Run(Generic[Config]):
             _told_of_copy[0] = 1
             log.warning(
                 "run.config is read in process %d, a child of the training process, such as a worker of a DataLoader: "
-                "there it stays as it was at the fork, after step %d, and no change arrives; read run.config in the "
+                "there it stays as it was at the fork (%s), and no change arrives; read run.config in the "
                 "training process and make the batch of a step there, as docs/howto/data-loaders.md shows",
                 os.getpid(),
-                self._step,
+                f"after step {self._step}" if self._step >= 0 else "before the first step",
             )
 
     def _became_child(self) -> None:
