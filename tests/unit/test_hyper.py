@@ -273,3 +273,18 @@ def test_a_free_config_does_not_change_with_what_it_was_made_from() -> None:
 def test_a_free_config_can_be_copied_and_pickled() -> None:
     config = FreeConfig({"lr": 0.5})
     assert dict(copy.deepcopy(config)) == dict(pickle.loads(pickle.dumps(config))) == {"lr": 0.5}
+
+
+def test_values_that_are_not_the_scripts_own_are_named_with_both() -> None:
+    class Own(Hyperparameters):
+        lr: float = 0.004
+        batch: int = 32
+        name: str = "adam"
+
+    codec = Codec(Own)
+    assert codec.differences({"lr": 0.01, "batch": 32, "name": "sgd"}) == [
+        "lr=0.01 (script: 0.004)",
+        'name="sgd" (script: "adam")',
+    ]
+    assert codec.differences({"lr": 0.004}) == []
+    assert Codec(None).differences({"lr": 1}) == []

@@ -23,6 +23,7 @@ from instep.cli import (
     _runs,
     _set,
     _status,
+    _unset,
 )
 from instep.cli._options import EtcdOption, NamespaceOption, remember
 from instep.cli._output import as_typed, line, take_any_text, talk
@@ -77,6 +78,7 @@ app.command("runs")(_runs.runs)
 app.command("status")(_status.status)
 app.command("get")(_get.get)
 app.command("set")(_set.set_values)
+app.command("unset")(_unset.unset)
 app.command("history")(_history.history)
 app.command("diff")(_diff.diff)
 app.command("rollback")(_rollback.rollback)

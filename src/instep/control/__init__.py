@@ -50,6 +50,7 @@ from instep.control._status import (
 from instep.control._text import format_bytes, format_change, format_changes, format_value
 from instep.control._torchrun import NodeAsking, NodeFacts, RendezvousFacts, RestartsFacts
 from instep.control._under_way import PausedFacts, SavingFacts, StoppingFacts, WaitingFacts
+from instep.control._unset import Unset, unset_values
 from instep.coordination.keys import Keys
 from instep.text import one_line
 
@@ -74,6 +75,7 @@ __all__ = [
     "parse_assignments",
     "default_author",
     "set_values",
+    "unset_values",
     "rollback",
     "send",
     "reset",
@@ -85,6 +87,7 @@ __all__ = [
     "wait",
     # facts
     "Facts",
+    "Unset",
     "Runs",
     "RunSummary",
     "Status",

@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from instep.errors import ConfigError, SettingsError
 from instep.names import FIXED_KEY, check_hyperparameter_name
-from instep.scalar import Scalar
+from instep.scalar import Scalar, format_scalar
 
 _SCALAR_TYPES = {"number", "integer", "string", "boolean", "null"}
 
@@ -80,6 +80,16 @@ class Codec:
             raise SettingsError(f"the schema must be a subclass of instep.Hyperparameters, not {model!r}")
         self._model = model
         self.document = None if model is None else _document(model)
+
+    def differences(self, values: Mapping[str, Scalar]) -> list[str]:
+        """Values that are not the script's own defaults, each as `lr=0.01 (script: 0.004)`."""
+        fields = (self.document or {}).get("properties", {})
+        defaults = {name: field["default"] for name, field in fields.items() if "default" in field}
+        return [
+            f"{name}={format_scalar(values[name])} (script: {format_scalar(default)})"
+            for name, default in defaults.items()
+            if name in values and values[name] != default
+        ]
 
     def decode(self, values: Mapping[str, Scalar]) -> Any:
         """A new frozen config. Raises ConfigError naming each value that the model does not accept."""

@@ -128,6 +128,15 @@ def join(
     run._preemption.open()
     if rank == 0:
         values = ", ".join(f"{name}={format_scalar(value)}" for name, value in run._agreement.values.items())
+        differences = codec.differences(run._agreement.values) if schedule is None else []
+        if differences:
+            log.warning(
+                "run %r trains with values from etcd instead of this script's: %s; 'instep unset %s NAME' before a "
+                "start gives the script's value back",
+                name,
+                ", ".join(differences),
+                name,
+            )
         log.info("all %d ranks have joined run %r (view %d) with %s", world_size, name, run.view, values or "no values")
     return run
 
