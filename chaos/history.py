@@ -2,15 +2,17 @@
 
 One etcd server, the same nodes and ranks, and no clients beside the run: what they were told is lost with the history,
 as are desired values and commands. What the workers hold is not: no step has two configs, changes are agreed on again,
-and the newest checkpoint is listed again.
+and no checkpoint is lost: what etcd has forgotten of it is made again from its directory.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import signal
+import sys
 import time
 import traceback
 from collections import Counter
@@ -26,11 +28,12 @@ from chaos.faults import NODES, RANKS_PER_NODE, WORLD_SIZE
 from chaos.judge import Finding, one_config_a_step
 from chaos.nodes import Node
 from chaos.operator import FINAL, keys_of
-from chaos.ranks import Ranks
+from chaos.ranks import CHECKPOINTS, SOURCES, Ranks
 from chaos.registry import broken_files
 from chaos.report import Report
 from chaos.steps import read_runs
 from chaos.tasks import until, until_async
+from chaos.trainer import RUN
 from chaos.world import NAMESPACE, STEP_S
 from instep.coordination.records import Command, Manifest, Pointer
 from instep.errors import EtcdError
@@ -156,8 +159,8 @@ class HistorySession:
         self._took("trains on", began)
         await self._change(self._values())
         self._took("takes changes again", began)
+        await self._adopt()
         await self._must_async(lambda: self._lists(newest), f"checkpoint {newest} to be listed again")
-        self._took("lists its newest checkpoint again", began)
 
     def _go_back(self, how: How, snapshot: Path) -> None:
         if how is How.WIPED:
@@ -224,6 +227,17 @@ class HistorySession:
             await client.put(self._keys.command(f"history-{self._puts}-{known}"), command.encode())
         await self._must(lambda: len(self._committed()) > known, "a checkpoint to be committed")
         return self._committed()[-1]
+
+    async def _adopt(self) -> None:
+        """As an operator does where the script has no Checkpointer, which would do it by itself."""
+        command = [sys.executable, "-P", "-m", "instep", "adopt", RUN, str(self._folder / CHECKPOINTS)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, SOURCES)), **self._nodes[0].environment()}
+        process = await asyncio.create_subprocess_exec(
+            *command, env=environment, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+        )
+        _, said = await process.communicate()
+        if process.returncode != 0:
+            raise Broken(f"instep adopt ended with {process.returncode}: {said.decode()}\n{self._story()}")
 
     async def _lists(self, newest: str) -> bool:
         try:

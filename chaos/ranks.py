@@ -15,6 +15,8 @@ from chaos.faults import RANKS_PER_NODE, WORLD_SIZE
 from chaos.nodes import Node
 
 SOURCES = (Path(instep.__file__).resolve().parents[1], Path(__file__).resolve().parents[1])
+CHECKPOINTS = "checkpoints"
+"""The folder of the ranks' checkpoints, below that of the session."""
 END_TIMEOUT_S = 5.0
 TAIL_BYTES = 3000
 
@@ -120,5 +122,5 @@ class Ranks:
 
     def _environment(self, rank: int) -> dict[str, str]:
         place = {"RANK": str(rank), "WORLD_SIZE": str(WORLD_SIZE), "PYTHONPATH": os.pathsep.join(map(str, SOURCES))}
-        place["CHAOS_CHECKPOINTS"] = str(self._folder / "checkpoints")
+        place["CHAOS_CHECKPOINTS"] = str(self._folder / CHECKPOINTS)
         return {**os.environ, **self.node_of(rank).environment(), **place}

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,10 +36,25 @@ def test_a_minute_of_chaos_breaks_no_promise(
 
     At least so much must have happened, on a busy machine too.
     """
+    found = report_of(folder, f"--duration-s={duration_s}")
+    assert found["counts"]["changes committed"] >= changes
+    assert found["counts"]["workers killed"] >= kills
+    assert found["counts"]["commands asked for"] >= commands
+    assert not list(folder.glob("instep-chaos-*")), "a session that held leaves nothing behind"
+
+
+@pytest.mark.long
+def test_a_history_that_goes_back_again_and_again_breaks_no_promise(folder: Path) -> None:
+    """No step with two configs, no checkpoint lost, and changes are agreed on after each time."""
+    found = report_of(folder, "--duration-s=40", "--only=history")
+    assert found["counts"]["rounds in which the history went back"] >= 1
+
+
+def report_of(folder: Path, *options: str) -> dict[str, Any]:
+    """Of a session that held."""
     document = folder / "report.json"
-    command = [sys.executable, "-m", "chaos", f"--seed={SEED}", f"--duration-s={duration_s}", f"--json={document}"]
     done = subprocess.run(
-        command,
+        [sys.executable, "-m", "chaos", f"--seed={SEED}", f"--json={document}", *options],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "TMPDIR": str(folder)},
         capture_output=True,
@@ -47,9 +63,6 @@ def test_a_minute_of_chaos_breaks_no_promise(
         check=False,
     )
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
-    found = json.loads(document.read_text())
+    found: dict[str, Any] = json.loads(document.read_text())
     assert found["passed"]
-    assert found["counts"]["changes committed"] >= changes
-    assert found["counts"]["workers killed"] >= kills
-    assert found["counts"]["commands asked for"] >= commands
-    assert not list(folder.glob("instep-chaos-*")), "a session that held leaves nothing behind"
+    return found
