@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from instep.cli._leaders import SHOWN, leaders_table, take_overs
-from instep.cli._output import plain
+from instep.cli._output import facts_console, plain
 from instep.control import Leading
 from instep.coordination.records import CAME_FIRST
 
@@ -33,7 +33,7 @@ def test_a_take_over_is_one_line_with_who_led_before_and_why_no_more() -> None:
 
 
 def test_what_another_wrote_cannot_move_the_cursor() -> None:
-    page = plain(Console(width=160, markup=False), leaders_table([leading(2, "its \x1b[2J process", 1)]))
+    page = plain(facts_console(), leaders_table([leading(2, "its \x1b[2J process", 1)]))
     assert "\x1b" not in page
 
 
