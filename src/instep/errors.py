@@ -84,6 +84,11 @@ class Compacted(EtcdError):
         self.compact_revision = compact_revision
 
 
+class HistoryChanged(Compacted):
+    """etcd holds another history than the one that was read before: it was restored from a backup, emptied, or
+    replaced. List again, and trust nothing that was read of it before."""
+
+
 class LeaseLost(EtcdError):
     """The lease is gone, or can no longer be shown to be valid; whatever it guarded is no longer ours."""
 

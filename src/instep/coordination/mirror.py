@@ -25,7 +25,8 @@ class Mirror:
     compaction. Limit: it is always a little late, so a decision taken from it must be guarded by its txn.
 
     `on_change(events)` is called after the first listing, even an empty one, and after each batch, in order; after a
-    re-listing with the differences as events.
+    re-listing with the differences as events. Where etcd holds another history than before (restored, emptied),
+    `on_reset()` is called first, everything is let go of, and the listing comes as if it were the first.
     """
 
     def __init__(
@@ -35,11 +36,14 @@ class Mirror:
         on_change: Changed = lambda events: None,
         *,
         decode: Callable[[bytes], Any] | None = None,
+        on_reset: Callable[[], None] = lambda: None,
     ) -> None:
         self._client = client
         self._prefix = prefix
         self._on_change = on_change
         self._decode = decode
+        self._on_reset = on_reset
+        self._history_changes = client.history.changes
         self._keys: dict[str, KeyValue] = {}
         self.records: dict[str, Any] = {}
         """Each value decoded once, when it arrives, by `decode`; those that it makes None of are left out."""
@@ -88,8 +92,13 @@ class Mirror:
         when it comes before the first listing."""
         while True:
             try:
-                await self._list()
-                async with self._client.watch(self._prefix, start_revision=self._revision + 1) as watch:
+                listed = await self._list()
+                async with self._client.watch(
+                    self._prefix,
+                    start_revision=self._revision + 1,
+                    listed=listed,
+                    history_changes=self._history_changes,
+                ) as watch:
                     async for batch in watch:
                         self._take(batch.events, batch.revision)
             except Compacted:
@@ -100,15 +109,36 @@ class Mirror:
                 self._outage.met(error)
                 await asyncio.sleep(RETRY_S)
 
-    async def _list(self) -> None:
+    async def _list(self) -> tuple[KeyValue, ...]:
+        history = self._client.history
+        before = history.changes
         listing = await self._client.range(self._prefix)
         found = {item.key: item for item in listing.kvs}
+        if before == history.changes == self._history_changes and (older := self._older(found)) is not None:
+            history.changed(f"{older.key} was last written at revision {older.mod_revision}, and later before")
+            before = history.changes
+        if self._history_changes != before:
+            self._history_changes = before
+            self._reset()
         events = [Event("put", item) for key, item in found.items() if not _same(self._keys.get(key), item)]
         events += [Event("delete", item) for key, item in self._keys.items() if key not in found]
         events.sort(key=lambda event: event.kv.mod_revision)
         self._take(tuple(events), listing.revision)
         self._listed.set()
         self._outage.over()
+        return listing.kvs
+
+    def _older(self, found: Mapping[str, KeyValue]) -> KeyValue | None:
+        """A key that was written last before we have seen it written: no history that only grows has one."""
+        known = ((item, self._keys.get(key)) for key, item in found.items())
+        return next((item for item, held in known if held and item.mod_revision < held.mod_revision), None)
+
+    def _reset(self) -> None:
+        self._keys.clear()
+        self.records.clear()
+        self._revision = 0
+        self._listed.clear()
+        self._on_reset()
 
     def _take(self, events: tuple[Event, ...], revision: int) -> None:
         self._revision = revision

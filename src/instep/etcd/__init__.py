@@ -5,6 +5,7 @@ It loads on grpcio >= 1.51 and protobuf >= 4.21, holds to etcd 3.4 to 3.6, and i
 
 from instep.etcd._client import Client
 from instep.etcd._credentials import Credentials
+from instep.etcd._history import History
 from instep.etcd._lease import LeaseKeeper, LeaseState, LeaseTiming
 from instep.etcd._ops import Compare, Op, absent, present
 from instep.etcd._tls import Tls
@@ -50,6 +51,7 @@ __all__ = [
     "LeaseState",
     "LeaseTiming",
     # looking at it
+    "History",
     "Statistics",
     "Status",
 ]

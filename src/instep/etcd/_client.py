@@ -15,6 +15,7 @@ from instep.etcd._credentials import Credentials
 from instep.etcd._encoding import check_size, encode_key, encode_value, key_value, prefix_range
 from instep.etcd._endpoints import parse_endpoints
 from instep.etcd._failures import not_permitted
+from instep.etcd._history import History
 from instep.etcd._ops import Compare, Op, TxnSubject, txn_request, txn_result
 from instep.etcd._permissions import MAX_ASKED, MAX_NAMED, Need, in_words, needs_of
 from instep.etcd._pool import Pool
@@ -90,6 +91,11 @@ class Client:
     def link(self) -> Literal["connected", "suspended"]:
         """`connected` when the last call or watch was answered; `suspended` before the first answer."""
         return "connected" if self._transport.linked else "suspended"
+
+    @property
+    def history(self) -> History:
+        """What has been seen of etcd's history, and how often it was found to be another one."""
+        return self._transport.history
 
     def statistics(self) -> Statistics:
         transport = self._transport
@@ -218,14 +224,29 @@ class Client:
         start_revision: int = 0,
         probe_s: float = PROBE_S,
         silence_s: float = SILENCE_S,
+        listed: Sequence[KeyValue] | None = None,
+        history_changes: int | None = None,
     ) -> Watch:
-        """Follow the keys under `key` (or it alone) from `start_revision` on, 0 meaning now; see Watch."""
+        """Follow the keys under `key` (or it alone) from `start_revision` on, 0 meaning now; see Watch.
+
+        `listed`: what was found there just before `start_revision`, and `history_changes` as it was then; then the
+        watch follows that history or ends with HistoryChanged.
+        """
         if probe_s <= 0 or silence_s <= 0 or start_revision < 0:
             raise SettingsError(
                 "A watch needs a probe interval and a silence limit above 0 s, and no revision below 0."
             )
         key_range = prefix_range(key) if prefix else (encode_key(key), b"")
-        watch = Watch(self._transport, key_range, start_revision, probe_s=probe_s, silence_s=silence_s)
+        watch = Watch(
+            self._transport,
+            key_range,
+            start_revision,
+            probe_s=probe_s,
+            silence_s=silence_s,
+            anchor=max(listed, key=lambda item: item.mod_revision) if listed else None,
+            needs_anchor=listed is not None,
+            history_changes=history_changes,
+        )
         self._watches.add(watch)
         self._watches_made += 1
         return watch

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from instep.etcd._encoding import event
-from instep.etcd._types import Event, WatchBatch
+from instep.etcd._types import Event, KeyValue, WatchBatch
+
+PATIENCE = 3
+"""Answers without events after which a stream that was to begin with a known event is taken to have none."""
 
 
 class Cursor:
@@ -13,19 +16,41 @@ class Cursor:
 
     `next_revision` follows events only, never the revision in a response's header: while a watch catches up,
     the header runs ahead of the events. 0 means "from now", until the first stream's answer pins it.
+
+    A stream that is made again begins with the `anchor`, an event that is known already: delivered last, or of a key
+    listed before the watch began. So it is seen whether etcd still has the history that was followed. `changed` says
+    what speaks against it, "" while nothing does; `proven` whether that is certain.
     """
 
-    def __init__(self, start_revision: int) -> None:
+    def __init__(self, start_revision: int, anchor: KeyValue | None = None) -> None:
         self.next_revision = start_revision
         self.created_revision = 0
+        self.changed = ""
+        self.proven = False
+        self._anchor = Event("put", anchor) if anchor is not None else None
+        self._unproven = 0
+        """Answers that may still pass before the anchor must have come; 0 when it has, or none is waited for."""
         self._partial: list[Event] = []
 
     def __repr__(self) -> str:
         return f"Cursor(next_revision={self.next_revision}, partial={len(self._partial)})"
 
+    @property
+    def has_anchor(self) -> bool:
+        """Whether a stream that is made again can show that it follows the same history."""
+        return self._anchor is not None
+
+    @property
+    def start_revision(self) -> int:
+        """Where the next stream has to begin."""
+        if self.created_revision and self._anchor is not None:
+            return self._anchor.kv.mod_revision
+        return self.next_revision
+
     def created(self, header_revision: int) -> None:
         """The stream stands. What an earlier stream left incomplete comes again."""
         self._partial.clear()
+        self._unproven = PATIENCE if self.created_revision and self._anchor is not None else 0
         if not self.created_revision:
             self.created_revision = header_revision
         if not self.next_revision:
@@ -33,10 +58,11 @@ class Cursor:
 
     def feed(self, response: Any) -> WatchBatch | None:
         """What can be delivered now. A `fragment` may end inside a revision: that part waits."""
-        for wire_event in response.events:
-            if wire_event.kv.mod_revision >= self.next_revision:
-                self._partial.append(event(wire_event))
-        if not self._partial:
+        events = [event(wire_event) for wire_event in response.events]
+        if self._unproven:
+            self._look_for_anchor(events, response)
+        self._partial += [item for item in events if item.kv.mod_revision >= self.next_revision]
+        if not self._partial or self.changed:
             return None
         ready = self._partial
         self._partial = []
@@ -48,4 +74,26 @@ class Cursor:
             return None
         revision = ready[-1].kv.mod_revision
         self.next_revision = revision + 1
+        self._anchor = ready[-1]
         return WatchBatch(revision, tuple(ready))
+
+    def _look_for_anchor(self, events: list[Event], response: Any) -> None:
+        assert self._anchor is not None
+        revision = self._anchor.kv.mod_revision
+        if any(_same(item, self._anchor) for item in events):
+            self._unproven = 0
+        elif any(item.kv.mod_revision > revision for item in events) or (events and not response.fragment):
+            self.changed, self.proven = f"revision {revision} is not what it was", True
+        elif not events and response.header.revision >= revision:
+            self._unproven -= 1
+            if not self._unproven:
+                self.changed = f"nothing is left of revision {revision}"
+
+
+def _same(left: Event, right: Event) -> bool:
+    return (left.kind, left.kv.key, left.kv.mod_revision, left.kv.value) == (
+        right.kind,
+        right.kv.key,
+        right.kv.mod_revision,
+        right.kv.value,
+    )

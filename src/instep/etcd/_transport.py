@@ -16,6 +16,7 @@ from instep.etcd._connection import Connection
 from instep.etcd._diagnosis import diagnose
 from instep.etcd._failures import Kind
 from instep.etcd._grpc import aio, grpc
+from instep.etcd._history import History
 from instep.etcd._pool import Pool
 from instep.etcd._unanswered import Unanswered
 
@@ -58,6 +59,7 @@ class Transport:
     def __init__(self, pool: Pool, auth: Authenticator, timeout_s: float) -> None:
         self.pool = pool
         self.auth = auth
+        self.history = History()
         self._unanswered = Unanswered(auth)
         self.timeout_s = timeout_s
         self.linked = False
@@ -172,11 +174,13 @@ class Transport:
             timeout_s = max(0.001, timeout_s - (time.monotonic() - began))
         trial.generation = auth.generation
         metadata = self.stream_metadata() if method is _wire.LEASE_KEEPALIVE else auth.metadata
-        trial.sent = True
+        trial.sent, sent = True, self.history.now()
         call = connection.calls[method](request, timeout=timeout_s, metadata=metadata)
         reply = await (self._unanswered.answer(call, connection) if method in _wire.WRITES else call)
         connection.heard(reply, led=method is not _wire.STATUS)
         self.linked = True
+        if method is not _wire.AUTHENTICATE:
+            self.history.heard(reply.header, sent, linearizable=method in _wire.LINEARIZABLE)
         return reply
 
     async def _recover(self, connection: Connection, error: aio.AioRpcError, trial: _Trial) -> None:

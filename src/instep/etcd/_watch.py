@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from types import TracebackType
 from typing import Any, Self
 
-from instep.errors import Compacted, EtcdDenied, EtcdError, EtcdUnavailable
+from instep.errors import Compacted, EtcdDenied, EtcdError, EtcdUnavailable, HistoryChanged
 from instep.etcd import _failures, _wire
 from instep.etcd._connection import Connection
 from instep.etcd._cursor import Cursor
@@ -17,7 +18,7 @@ from instep.etcd._grpc import aio
 from instep.etcd._pool import was_cancelled
 from instep.etcd._stream import Stream, StreamBroken
 from instep.etcd._transport import Transport
-from instep.etcd._types import WatchBatch
+from instep.etcd._types import KeyValue, WatchBatch
 
 PROBE_S = 1.0
 SILENCE_S = 2.5
@@ -34,7 +35,9 @@ class Watch:
     `silence_s` after its last word while someone waits for a batch. Limit: history that etcd compacts while
     the watch is behind is gone, and the watch ends with Compacted. It ends with EtcdDenied when etcd
     withdraws the permission, and at its first connection with EtcdUnavailable when nobody answers in the
-    client's time. One consumer at a time.
+    client's time. It ends with HistoryChanged (a Compacted) when etcd was restored from a backup, emptied or
+    replaced; a stream that is made again begins with what was delivered last, to see that. One consumer at a
+    time.
     """
 
     def __init__(
@@ -45,10 +48,16 @@ class Watch:
         *,
         probe_s: float,
         silence_s: float,
+        anchor: KeyValue | None = None,
+        needs_anchor: bool = False,
+        history_changes: int | None = None,
     ) -> None:
         self._transport = transport
         self._range = key_range
-        self._cursor = Cursor(start_revision)
+        self._cursor = Cursor(start_revision, anchor)
+        self._needs_anchor = needs_anchor
+        self._history = transport.history
+        self._changes = self._history.changes if history_changes is None else history_changes
         self._probe_s = probe_s
         self._silence_s = silence_s
         self._stream: Stream | None = None
@@ -99,6 +108,7 @@ class Watch:
     async def __anext__(self) -> WatchBatch:
         """The next batch. Cancelling this wait loses nothing."""
         while not self._closed:
+            self._check_history()
             if self._stream is None:
                 await self._connect(ride_out=True)
                 continue
@@ -111,6 +121,9 @@ class Watch:
                 await self._on_canceled(response)
                 continue
             batch = self._cursor.feed(response)
+            if response.header.revision < self._cursor.next_revision - 1:
+                await self._compare_revisions()
+            self._check_history()
             if batch is not None:
                 return batch
         raise StopAsyncIteration
@@ -130,14 +143,33 @@ class Watch:
                     return
             await self._pause()
 
+    def _check_history(self) -> None:
+        if self._cursor.proven and self._history.changes == self._changes:
+            self._history.changed(self._cursor.changed)
+        reason = self._history.reason if self._history.changes != self._changes else self._cursor.changed
+        if reason:
+            raise HistoryChanged(
+                f"etcd holds another history than the watch of {decode_key(self._range[0])} has followed: {reason}. It "
+                "was restored from a backup, emptied or replaced: list again, and trust nothing that was read before.",
+                compact_revision=0,
+            )
+
+    async def _compare_revisions(self) -> None:
+        """This member is behind what was seen. It may lag; a linearizable read tells."""
+        request = _wire.RangeRequest(key=self._range[0], range_end=self._range[1], limit=1, keys_only=True)
+        with contextlib.suppress(EtcdError):
+            await self._transport.unary(_wire.RANGE, request, self._subject, repeatable=True)
+
     async def _connect_once(self, connection: Connection, ride_out: bool) -> bool:
         stream: Stream | None = None
+        sent = self._history.now()
         try:
             await self._authenticate_first(connection)
             metadata = self._transport.stream_metadata()
             stream = Stream(connection, metadata, probe_s=self._probe_s, silence_s=self._silence_s)
             response = await stream.open(self._request(), self._silence_s)
             if not response.canceled:
+                self._history.heard(response.header, sent, linearizable=False)
                 self._stand(stream, response)
                 return True
             await self._on_canceled(response)
@@ -161,6 +193,8 @@ class Watch:
     def _stand(self, stream: Stream, response: Any) -> None:
         if self._closed:
             return
+        if self._cursor.created_revision and self._needs_anchor and not self._cursor.has_anchor:
+            self._cursor.changed = "nothing shows that it is the same as before the connection broke"
         if self._cursor.created_revision:
             self.resumes += 1
             self._transport.watch_resumes += 1
@@ -172,7 +206,7 @@ class Watch:
     def _request(self) -> Any:
         start, end = self._range
         create = _wire.WatchCreateRequest(
-            key=start, range_end=end, start_revision=self._cursor.next_revision, fragment=True
+            key=start, range_end=end, start_revision=self._cursor.start_revision, fragment=True
         )
         return _wire.WatchRequest(create_request=create)
 

@@ -171,4 +171,6 @@ UNARY = (
     *(STATUS, AUTHENTICATE),
 )
 # What goes through etcd's log, by way of its leader.
+LINEARIZABLE = frozenset((RANGE, PUT, DELETE, TXN))
+"""Their answers tell a revision that no later one of the same history is below."""
 WRITES = frozenset((PUT, DELETE, TXN, COMPACT, LEASE_GRANT, LEASE_REVOKE))

@@ -1,0 +1,72 @@
+"""Whether etcd still has the history that a client has seen: what proves that it has not. Pure.
+
+An etcd that was restored from a snapshot, or emptied, or replaced by another one at the same address, answers like any
+other. Two things prove it: another cluster id, and a linearizable answer below a revision that was known when it was
+asked for. A member that lags answers watches and keepalives below it too: that proves nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What was known when a request was sent: its answer cannot be older."""
+
+    changes: int
+    cluster: int
+    revision: int
+
+
+class History:
+    """`changes` counts how often etcd was found to hold another history; `reason` says what proved it last. `revision`
+    is the highest seen in this one, `lost` the highest seen in the one before."""
+
+    def __init__(self) -> None:
+        self.changes = 0
+        self.cluster = 0
+        self.revision = 0
+        self.lost = 0
+        self.reason = ""
+        self._listeners: list[Callable[[], None]] = []
+
+    def __repr__(self) -> str:
+        return f"History(cluster {self.cluster:x}, revision {self.revision}, {self.changes} changes)"
+
+    def now(self) -> Moment:
+        return Moment(self.changes, self.cluster, self.revision)
+
+    def heard(self, header: Any, sent: Moment, *, linearizable: bool) -> None:
+        """An answer, and the moment of its request. One that was asked for before a change may speak of either history,
+        so it is passed over. An answer that is not linearizable tells which cluster it is, and nothing else."""
+        if sent.changes != self.changes:
+            return
+        if sent.cluster and header.cluster_id and header.cluster_id != sent.cluster:
+            self.changed(f"its cluster id is {header.cluster_id:x}, and was {sent.cluster:x}")
+        elif linearizable and header.revision < sent.revision:
+            self.changed(f"it is at revision {header.revision}, and was at {sent.revision}")
+        self.cluster = header.cluster_id or self.cluster
+        if linearizable:
+            self.revision = max(self.revision, header.revision)
+
+    def changed(self, reason: str) -> None:
+        """It is another history from now on, for all who listen."""
+        self.changes += 1
+        self.reason = reason
+        self.lost, self.revision = self.revision, 0
+        for listener in tuple(self._listeners):
+            listener()
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Has `listener` called at each change from now on; the function returned ends that."""
+        self._listeners.append(listener)
+
+        def end() -> None:
+            with contextlib.suppress(ValueError):
+                self._listeners.remove(listener)
+
+        return end

@@ -1,0 +1,169 @@
+"""What proves that etcd holds another history than the one that was seen, and what does not."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from async_support import run, until
+from instep.coordination.mirror import Mirror, cancelled
+from instep.errors import HistoryChanged
+from instep.etcd import Client, History, _wire
+from instep.etcd._cursor import PATIENCE, Cursor
+from instep.etcd._types import KeyValue
+from instep.testing import EtcdServer
+
+
+def header(revision: int, cluster: int = 7) -> Any:
+    return _wire.PUT.deserialize(b"").header.__class__(cluster_id=cluster, revision=revision)
+
+
+def seen(revision: int) -> History:
+    history = History()
+    history.heard(header(revision), history.now(), linearizable=True)
+    return history
+
+
+def test_a_linearizable_answer_below_what_was_known_proves_it() -> None:
+    history = seen(10)
+    history.heard(header(9), history.now(), linearizable=True)
+    assert (history.changes, history.lost, history.revision) == (1, 10, 9)
+
+
+def test_an_answer_that_was_asked_for_earlier_may_be_below() -> None:
+    history = seen(10)
+    sent = history.now()
+    history.heard(header(12), history.now(), linearizable=True)
+    history.heard(header(11), sent, linearizable=True)
+    assert (history.changes, history.revision) == (0, 12)
+
+
+def test_a_member_that_lags_proves_nothing() -> None:
+    history = seen(10)
+    history.heard(header(3), history.now(), linearizable=False)
+    assert (history.changes, history.revision) == (0, 10)
+
+
+@pytest.mark.parametrize("linearizable", [True, False])
+def test_another_cluster_proves_it_once(linearizable: bool) -> None:
+    history = seen(10)
+    sent = history.now()
+    history.heard(header(20, cluster=8), sent, linearizable=linearizable)
+    history.heard(header(21, cluster=8), history.now(), linearizable=linearizable)
+    history.heard(header(11, cluster=7), sent, linearizable=True)  # it was on its way
+    assert (history.changes, history.lost, history.cluster) == (1, 10, 8)
+
+
+def test_who_listens_hears_of_each_change_until_it_ends_that() -> None:
+    history, heard = seen(10), []
+    end = history.listen(lambda: heard.append(history.lost))
+    history.changed("a test")
+    end()
+    end()
+    history.changed("a test")
+    assert heard == [10]
+
+
+def response(*events: tuple[int, str], fragment: bool = False, revision: int = 0) -> Any:
+    reply = _wire.WATCH.deserialize(b"")
+    reply.header.revision = revision
+    reply.fragment = fragment
+    for at, key in events:
+        found = reply.events.add()
+        found.kv.key, found.kv.mod_revision = key.encode(), at
+    return reply
+
+
+def broken_after(*events: tuple[int, str]) -> Cursor:
+    cursor = Cursor(5)
+    cursor.created(9)
+    assert cursor.feed(response(*events)) is not None
+    cursor.created(9)
+    return cursor
+
+
+def test_a_stream_that_is_made_again_begins_with_what_was_delivered_last() -> None:
+    cursor = broken_after((6, "a"))
+    assert cursor.start_revision == 6
+    batch = cursor.feed(response((6, "a"), (7, "b")))
+    assert batch is not None
+    assert [item.kv.key for item in batch.events] == ["b"]
+    assert not cursor.changed
+
+
+@pytest.mark.parametrize("events", [[(6, "x")], [(7, "b")], [(6, "x"), (7, "b")]])
+def test_another_event_in_its_place_is_another_history(events: list[tuple[int, str]]) -> None:
+    cursor = broken_after((6, "a"))
+    assert cursor.feed(response(*events)) is None
+    assert cursor.changed
+
+
+def test_a_part_of_its_revision_is_waited_for() -> None:
+    cursor = broken_after((6, "x"), (6, "a"))
+    assert cursor.feed(response((6, "x"), fragment=True)) is None
+    assert not cursor.changed
+    assert cursor.feed(response((6, "a"))) is None
+    assert not cursor.changed
+
+
+def test_silence_where_it_should_come_is_another_history_and_a_member_that_lags_is_not() -> None:
+    cursor = broken_after((6, "a"))
+    for _ in range(2 * PATIENCE):
+        cursor.feed(response(revision=5))
+    assert not cursor.changed
+    for _ in range(PATIENCE):
+        cursor.feed(response(revision=6))
+    assert cursor.changed
+
+
+def test_what_was_listed_is_looked_for_where_nothing_has_been_delivered() -> None:
+    cursor = Cursor(9, KeyValue("a", b"", 4, 4, 1, 0))
+    assert cursor.start_revision == 9
+    cursor.created(9)
+    assert cursor.start_revision == 4
+
+
+@pytest.mark.parametrize("how", ["restored", "grown past", "wiped", "another cluster"])
+def test_a_mirror_lists_again_when_etcd_has_gone_back(how: str) -> None:
+    async def main(server: EtcdServer) -> None:
+        async with Client(server.endpoints) as client:
+            resets: list[int] = []
+            mirror = Mirror(client, "/m/", on_reset=lambda: resets.append(1))
+            task = asyncio.create_task(mirror.run())
+            await client.put("/m/a", "1")
+            backup = await asyncio.to_thread(server.snapshot)
+            for number in range(5):
+                await client.put("/m/b", str(number))
+            await until(lambda: mirror.get("/m/b") is not None and mirror.revision == client.history.revision)
+            if how == "wiped":
+                await asyncio.to_thread(server.wipe)
+            else:
+                await asyncio.to_thread(server.restore, backup, another_cluster=how == "another cluster")
+            async with Client(server.endpoints) as other:
+                for number in range(20 if how == "grown past" else 1):
+                    await other.put("/else", str(number))
+                await other.put("/m/c", "3")
+            await until(lambda: set(mirror.keys) == ({"/m/c"} if how == "wiped" else {"/m/a", "/m/c"}))
+            if how != "grown past":
+                assert client.history.changes
+                assert resets
+            await cancelled(task)
+
+    with EtcdServer() as server:
+        run(main(server))
+
+
+def test_a_watch_says_that_the_history_is_another_one() -> None:
+    async def main(server: EtcdServer) -> None:
+        async with Client(server.endpoints) as client:
+            await client.put("k", "1")
+            async with client.watch("k", start_revision=1) as watch:
+                await anext(watch)
+                await asyncio.to_thread(server.wipe)
+                with pytest.raises(HistoryChanged, match="another history"):
+                    await anext(watch)
+
+    with EtcdServer() as server:
+        run(main(server))
