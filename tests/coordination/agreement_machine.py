@@ -176,6 +176,14 @@ class AgreementMachine(RuleBasedStateMachine):
             self.cluster.store.revoke(lease)
         self.cluster.loop.settle()
 
+    @rule(back=st.integers(0, 60), wipe=st.sampled_from([False, False, False, True]))
+    def etcd_goes_back(self, back: int, wipe: bool) -> None:
+        """Restored from a backup, or wiped: what came since is gone, also what people wanted."""
+        store = self.cluster.store
+        revision = 1 if wipe else max(1, store.revision - back)
+        self.puts = {number: values for number, values in self.puts.items() if number <= revision}
+        self.cluster.go_back(revision)
+
     # -- the streams between workers and agents ----------------------------------------------------------------------
 
     @rule(rank=ranks, up=st.booleans())
@@ -323,7 +331,8 @@ class AgreementMachine(RuleBasedStateMachine):
         if self.cluster.training.left and self.lockstep:
             return ["not every rank has ended"]
         agreed = self.cluster.agreed()
-        assert agreed is not None
+        if agreed is None or not self.cluster.settled:
+            return ["etcd does not hold what the ranks hold"]
         if agreed.course.paused_at is not None or self._commands():
             return [f"{agreed.course}, and {self._commands()} are neither done nor declined"]
         found = [

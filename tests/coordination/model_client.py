@@ -10,8 +10,8 @@ from typing import Any, Generic, Self, TypeVar
 
 from model_etcd import ModelEtcd
 
-from instep.errors import EtcdError, EtcdFull, EtcdUnavailable
-from instep.etcd import Compare, Event, KeyValue, Lease, Listing, Op, TxnResult, WatchBatch
+from instep.errors import EtcdError, EtcdFull, EtcdUnavailable, HistoryChanged
+from instep.etcd import Compare, Event, History, KeyValue, Lease, Listing, Op, TxnResult, WatchBatch
 
 T = TypeVar("T")
 
@@ -21,8 +21,11 @@ TIMEOUT_S = 5.0
 class Request(Generic[T]):
     """One call under way: its execution at the server and its reply are two events, and either may be lost."""
 
-    def __init__(self, text: str, execute: Callable[[], T], future: asyncio.Future[T]) -> None:
+    def __init__(
+        self, text: str, execute: Callable[[], T], future: asyncio.Future[T], notice: Callable[[], None]
+    ) -> None:
         self.text = text
+        self._notice = notice
         self._execute = execute
         self._future = future
 
@@ -38,6 +41,7 @@ class Request(Generic[T]):
                 self._future.set_exception(error)
             return
         if not self._future.done():
+            self._notice()
             self._future.set_result(result)
 
     def lose_reply(self) -> None:
@@ -61,6 +65,8 @@ class ModelClient:
         self.endpoint_index = 0
         self.endpoint_count = 1
         self.link = "connected"
+        self.history = History()
+        self._generation = store.generation
         self.calls_held = False
         self.dead = False
         self.pending: deque[Request[Any]] = deque()
@@ -128,8 +134,24 @@ class ModelClient:
 
         return await self._call("keepalive", execute, timeout_s)
 
-    def watch(self, key: str, *, prefix: bool = True, start_revision: int = 0) -> ModelWatch:
-        return ModelWatch(self, key, prefix, start_revision, self.lane_of(key))
+    def watch(
+        self,
+        key: str,
+        *,
+        prefix: bool = True,
+        start_revision: int = 0,
+        listed: object = None,
+        history_changes: int | None = None,
+    ) -> ModelWatch:
+        watch = ModelWatch(self, key, prefix, start_revision, self.lane_of(key))
+        watch.follow(history_changes)
+        return watch
+
+    def notice(self) -> None:
+        """An answer or an event has come: it shows whether etcd holds the history that was known."""
+        if self._generation != self.store.generation:
+            self._generation = self.store.generation
+            self.history.changed("it was put back")
 
     def _need_space(self) -> None:
         if self.store.full:
@@ -174,7 +196,7 @@ class ModelClient:
         if self.dead:
             self.never.append(future)
             return await future
-        request = Request(text, execute, future)
+        request = Request(text, execute, future, self.notice)
         if self.calls_held:
             self.pending.append(request)
         else:
@@ -201,7 +223,12 @@ class ModelWatch:
         self._prefix = prefix
         self._next = start_revision
         self._lane = lane
+        self._changes = client.history.changes
         self.moved = asyncio.Event()
+
+    def follow(self, history_changes: int | None) -> None:
+        """The history as it was when what is watched was listed."""
+        self._changes = self._changes if history_changes is None else history_changes
 
     async def __aenter__(self) -> Self:
         await asyncio.sleep(0)
@@ -218,6 +245,10 @@ class ModelWatch:
     async def __anext__(self) -> WatchBatch:
         while True:
             self.moved.clear()
+            if not self._client.dead and self._lane not in self._client.held_lanes:
+                self._client.notice()
+            if self._changes != self._client.history.changes:
+                raise HistoryChanged("etcd holds another history", compact_revision=0)
             batch = self._look()
             if batch is not None:
                 await asyncio.sleep(0)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Self, cast
 
 from model_client import ModelClient, Request
@@ -22,8 +23,7 @@ from virtual_loop import VirtualLoop
 from instep.agent.node import Node
 from instep.agent.worker import LocalWorker
 from instep.coordination.keys import Keys
-from instep.coordination.records import Agreed, Decision, Member, Plan, View
-from instep.coordination.schema import Schema
+from instep.coordination.records import Agreed, Decision, Epoch, Plan, View
 from instep.errors import InstepError
 from instep.etcd import Client, Op
 from instep.names import INCARNATION_LENGTH
@@ -78,18 +78,20 @@ class ModelRoster:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._kept: list[tuple[Member, Schema]] = []
+        self._kept: list[LocalWorker] = []
 
     def save(self, workers: Iterable[LocalWorker]) -> None:
-        self._kept = [(worker.record(), worker.schema) for worker in workers if worker.view]
+        self._kept = [replace(worker) for worker in workers if worker.view]
 
     def load(self, node: str, on_died: Callable[[Any], None]) -> list[LocalWorker]:
         found = []
-        for member, schema in self._kept:
-            if self._host.lives(member.incarnation):
-                absentee = ModelAbsentee(member.incarnation, on_died)
+        for kept in self._kept:
+            if self._host.lives(kept.member.incarnation):
+                absentee = ModelAbsentee(kept.member.incarnation, on_died)
                 self._host.absentees.append(absentee)
-                found.append(LocalWorker(member, schema, cast(Any, absentee), view=member.view, absent=True))
+                worker = LocalWorker(kept.member, kept.schema, cast(Any, absentee), view=kept.view, absent=True)
+                worker.agreed, worker.plan, worker.told, worker.epoch = kept.agreed, kept.plan, kept.told, kept.epoch
+                found.append(worker)
         return found
 
 
@@ -298,7 +300,10 @@ class Cluster:
         self.ever: list[Worker] = []
         self._incarnations = 0
         self._checked = 0
-        self._committed: dict[int, bool] = {}
+        self._committed: set[int] = set()
+        """Plans that have ever been committed, in whatever history."""
+        self.went_back = 0
+        """How often etcd has been put back."""
         self.workers: dict[int, Worker] = {}
         self.loop.call_later(0.5, self._expire_leases)
         for host, ranks in zip(self.hosts, layout, strict=True):
@@ -385,6 +390,25 @@ class Cluster:
         self.store.txn((), [Op.put(self.keys.command(name), json.dumps({"kind": kind, **fields}))])
         self.loop.settle()
 
+    def go_back(self, revision: int) -> None:
+        """etcd is restored from a backup made at that revision; 1: it is empty."""
+        self.check_history()
+        self.went_back += 1
+        self.store.go_back(revision)
+        self._checked = len(self.store.history)
+        self.loop.settle()
+
+    @property
+    def settled(self) -> bool:
+        """Whether etcd holds what the ranks hold, as far as this can be told from outside."""
+        if not self.went_back:
+            return True
+        epoch = Epoch.decode_or_none(self._value(self.keys.epoch))
+        held = [worker.run._agreement.agreed for worker in self.ever if worker.alive and worker.run.view]
+        agreed = self.agreed()
+        same = agreed is not None and all(item and item["digest"] in (agreed.digest, agreed.parent) for item in held)
+        return not held or (same and (epoch is None or epoch.settled))
+
     def _expire_leases(self) -> None:
         """As etcd does, twice a second."""
         self.store.expire(self.loop.time() - TTL_S)
@@ -398,14 +422,13 @@ class Cluster:
 
     def check_applied(self, number: int) -> None:
         """A value is applied only when its plan was committed."""
-        decision = Decision.decode_or_none(self._value(self.keys.decision(number)))
-        assert decision is not None, f"plan {number} was applied undecided"
-        assert decision.commit, f"plan {number} was applied although it was aborted"
+        self.check_history()
+        assert number in self._committed, f"plan {number} was applied undecided or aborted"
 
     def check_runs(self, worker: Worker) -> None:
         """A rank that is in the training runs no step that a pause or a stop has taken from it."""
         agreed = self.agreed()
-        if agreed is None or worker in self.evicting or not self._is_member(worker):
+        if agreed is None or worker in self.evicting or not self._is_member(worker) or not self.settled:
             return
         paused_at, ends_at = agreed.course.paused_at, agreed.course.ends_at
         assert paused_at is None or worker.step < paused_at, f"{worker} runs step {worker.step}, paused at {paused_at}"
@@ -414,7 +437,7 @@ class Cluster:
     def check_stopped(self, worker: Worker) -> None:
         """Ranks end where it was agreed, not before."""
         agreed = self.agreed()
-        if agreed is not None and self._is_member(worker):
+        if agreed is not None and self._is_member(worker) and self.settled:
             ends_at = agreed.course.ends_at
             assert ends_at is not None, f"{worker} ended, and nobody has agreed on that"
             assert worker.step >= ends_at, f"{worker} ended before step {worker.step}, stopped at {ends_at}"
@@ -431,7 +454,10 @@ class Cluster:
                     continue
                 assert event.kv.version == 1, f"{event.kv.key} was written again"
                 number = int(event.kv.key.removeprefix(self.keys.plans).split("/")[0])
-                if not event.kv.key.endswith("/decision") and number > 1:
+                if event.kv.key.endswith("/decision"):
+                    if Decision.decode(event.kv.value).commit:
+                        self._committed.add(number)
+                elif number > 1 and Plan.decode(event.kv.value).restored is None and not self.went_back:
                     before = self.store.get(self.keys.decision(number - 1))
                     decided = before is not None and before.mod_revision < batch.revision
                     assert decided, f"plan {number} came too early"

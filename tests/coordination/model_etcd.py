@@ -26,6 +26,8 @@ class ModelEtcd:
 
     def __init__(self, clock: Callable[[], float] = lambda: 0.0) -> None:
         self.revision = 1
+        self.generation = 0
+        """How often it was put back to an earlier revision."""
         self.full = False
         """The database has reached its quota: clients may read and delete, and that is all (some versions refuse even a
         txn that only reads)."""
@@ -36,6 +38,7 @@ class ModelEtcd:
         self._renewed_at: dict[int, float] = {}
         self._next_lease = 0x1000
         self._clock = clock
+        self._states: dict[int, tuple[dict[str, KeyValue], dict[int, set[str]]]] = {1: ({}, {})}
 
     def __repr__(self) -> str:
         return f"ModelEtcd({len(self._keys)} keys at revision {self.revision}, {len(self._leases)} leases)"
@@ -62,6 +65,21 @@ class ModelEtcd:
         results = tuple(change.execute(op.wire) for op in branch)
         self._record(change.events)
         return TxnResult(succeeded, self.revision, results)
+
+    # -- backups ----------------------------------------------------------------------------------------------------
+
+    def go_back(self, revision: int) -> None:
+        """Restored from a backup made at that revision, or wiped (1): what came later is gone, and is written again
+        under the same numbers. Leases are as they were, with their whole length before them."""
+        keys, leases = self._states[revision]
+        self._keys, self._leases = dict(keys), {lease: set(held) for lease, held in leases.items()}
+        self._renewed_at = dict.fromkeys(self._leases, self._clock())
+        self.history = [batch for batch in self.history if batch.revision <= revision]
+        self._states = {number: state for number, state in self._states.items() if number <= revision}
+        self.revision = revision
+        self.generation += 1
+        for wake in self.watchers:
+            wake()
 
     # -- leases ---------------------------------------------------------------------------------------------------
 
@@ -122,6 +140,7 @@ class ModelEtcd:
         if events:
             self.revision += 1
             self.history.append(WatchBatch(self.revision, tuple(events)))
+            self._states[self.revision] = (dict(self._keys), {key: set(held) for key, held in self._leases.items()})
             for wake in self.watchers:
                 wake()
 

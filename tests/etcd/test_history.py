@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from async_support import run, until
-from instep.coordination.mirror import Mirror, cancelled
+from instep.coordination.mirror import Mirror
 from instep.errors import HistoryChanged
 from instep.etcd import Client, History, _wire
 from instep.etcd._cursor import PATIENCE, Cursor
 from instep.etcd._types import KeyValue
+from instep.tasks import cancelled
 from instep.testing import EtcdServer
 
 

@@ -13,12 +13,12 @@ from instep.coordination.membership import (
     Registered,
     active_nodes,
     groups,
-    is_fresh,
     last_step_left,
     missing_ranks,
     mixed_versions,
     next_group,
     nodes_of,
+    staying,
     strangers,
     without_ghosts,
 )
@@ -158,7 +158,7 @@ def test_workers_that_have_trained_are_no_fresh_start_even_when_the_view_was_del
     trained = Registered(registered(0, 10).member.model_copy(update={"view": 3}), 1)
     group = next_group(None, [trained, registered(1, 11)])
     assert group is not None
-    assert not is_fresh(None, group)
+    assert staying(None, group, 0)
 
 
 # -- strangers -----------------------------------------------------------------------------------------------------
@@ -201,9 +201,9 @@ def test_a_view_is_fresh_only_when_no_worker_goes_on() -> None:
     anew = next_group(TWO, [registered(0, 20), registered(1, 21)])
     assert goes_on is not None
     assert anew is not None
-    assert is_fresh(None, goes_on)
-    assert not is_fresh(TWO, goes_on)
-    assert is_fresh(TWO, anew)
+    assert not staying(None, goes_on, 0)
+    assert staying(TWO, goes_on, TWO.number)
+    assert not staying(TWO, anew, TWO.number)
 
 
 def test_a_view_names_nodes_with_their_ranks_rising() -> None:

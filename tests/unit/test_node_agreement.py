@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from instep.coordination.chain import Promised
 from instep.coordination.node import (
     NodeAction,
     NodeAgreement,
@@ -20,6 +21,7 @@ from instep.coordination.records import Ack, Decision, Receipt
 from unit.parts import left, plan, view
 
 COMMIT, ABORT = Decision(commit=True), Decision(commit=False)
+PROMISED = Promised(1, plan().digest, 0)
 THREE = view({"a": {0: 10, 1: 11}, "b": {2: 12}})
 
 
@@ -142,25 +144,25 @@ def test_a_rank_that_cannot_accept_the_values_makes_the_plan_fail_with_its_reaso
 
 
 def test_a_rank_at_the_gate_has_the_plan_settled() -> None:
-    (decision,) = settled(with_plan().on_gate(0, 1, 10))
+    (decision,) = settled(with_plan().on_gate(0, PROMISED, 10))
     assert not decision.commit
 
 
 def test_a_rank_at_the_gate_is_told_what_is_known_already() -> None:
     node = with_plan()
     node.on_decision(1, COMMIT)
-    assert node.on_gate(0, 1, 10) == [TellDecision(0, 1, COMMIT)]
+    assert node.on_gate(0, PROMISED, 10) == [TellDecision(0, 1, COMMIT, plan().digest)]
 
 
 def test_a_rank_at_the_gate_of_a_plan_unknown_here_has_it_settled_too() -> None:
-    (decision,) = settled(node_of().on_gate(0, 7, 10))
+    (decision,) = settled(node_of().on_gate(0, Promised(7, "", 0), 10))
     assert not decision.commit
 
 
 def test_a_decision_is_told_to_the_ranks_that_still_run() -> None:
     node = with_plan()
     node.on_left(1, 5)
-    assert node.on_decision(1, ABORT) == [TellDecision(0, 1, ABORT)]
+    assert node.on_decision(1, ABORT) == [TellDecision(0, 1, ABORT, plan().digest)]
 
 
 def test_the_receipt_is_written_when_every_rank_that_runs_has_applied() -> None:
@@ -189,7 +191,7 @@ def test_a_worker_that_comes_back_hears_what_is_open() -> None:
     node = with_plan()
     assert node.on_joined(0) == [TellPlan(0, plan())]
     node.on_decision(1, COMMIT)
-    assert node.on_joined(0) == [TellPlan(0, plan()), TellDecision(0, 1, COMMIT)]
+    assert node.on_joined(0) == [TellPlan(0, plan()), TellDecision(0, 1, COMMIT, plan().digest)]
     assert node.on_joined(2) == []
 
 

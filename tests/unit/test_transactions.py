@@ -15,10 +15,14 @@ from instep.coordination.actions import (
     Ask,
     Commit,
     Decline,
+    Enter,
     FormView,
     OpenPlan,
+    RaiseEpoch,
     Refuse,
     Reject,
+    Rewrite,
+    Settle,
     Tidy,
     TurnAway,
 )
@@ -31,6 +35,7 @@ from instep.coordination.records import (
     Command,
     Decision,
     Declined,
+    Epoch,
     Failure,
     Forming,
     Leader,
@@ -61,13 +66,14 @@ from unit.parts import SCHEMA, agreed, incarnation, plan, view
 KEYS = Keys("/training", "gpt-a")
 ROOT = "/training/gpt-a/"
 FENCE = Fence(f"{ROOT}election/aaaaa", 77)
-SEEN = Seen(view=41, agreed=42, pointer=43, attempts=44, resume=45)
+SEEN = Seen(view=41, agreed=42, pointer=43, attempts=44, resume=45, epoch=46)
 TWO = view({"a": {0: 10}, "b": {1: 11}})
 MAX_OPS = 128
 """etcd's limit for the operations of one txn."""
 
 LEADS = Compare.create_revision(FENCE.key, "==", 77)
 SAME_VIEW = Compare.mod_revision(f"{ROOT}state/view", "==", 41)
+SAME_EPOCH = Compare.mod_revision(f"{ROOT}state/epoch", "==", 46)
 SAME_AGREED = Compare.mod_revision(f"{ROOT}state/agreed", "==", 42)
 SAME_ATTEMPTS = Compare.mod_revision(f"{ROOT}attempts", "==", 44)
 SAME_RESUME = Compare.mod_revision(f"{ROOT}state/resume", "==", 45)
@@ -97,20 +103,32 @@ def writes(txn: Txn) -> set[str]:
 @pytest.mark.parametrize(
     ("action", "guards"),
     [
-        (form(), [LEADS, SAME_VIEW, SAME_AGREED, SAME_POINTER, SAME_RESUME]),
-        (form(abort_plan=3), [LEADS, SAME_VIEW, SAME_AGREED, SAME_POINTER, SAME_RESUME, undecided(3)]),
+        (form(), [LEADS, SAME_EPOCH, SAME_VIEW, SAME_AGREED, SAME_POINTER, SAME_RESUME]),
+        (form(abort_plan=3), [LEADS, SAME_EPOCH, SAME_VIEW, SAME_AGREED, SAME_POINTER, SAME_RESUME, undecided(3)]),
         (Ask(Resume(view=1, id="5-7")), [LEADS, SAME_VIEW]),
-        (OpenPlan(plan(1)), [LEADS, SAME_VIEW, Compare.absent(f"{ROOT}state/plans/1")]),
+        (OpenPlan(plan(1)), [LEADS, SAME_EPOCH, SAME_VIEW, Compare.absent(f"{ROOT}state/plans/1")]),
         (
             OpenPlan(plan(4)),
             [
                 LEADS,
+                SAME_EPOCH,
                 SAME_VIEW,
                 Compare.absent(f"{ROOT}state/plans/4"),
                 Compare.present(f"{ROOT}state/plans/3/decision"),
             ],
         ),
-        (Commit(plan(4), agreed()), [LEADS, SAME_VIEW, undecided(4), Compare.present(f"{ROOT}state/open/4")]),
+        (
+            Commit(plan(4), agreed()),
+            [LEADS, SAME_EPOCH, SAME_VIEW, undecided(4), Compare.present(f"{ROOT}state/open/4")],
+        ),
+        (RaiseEpoch(Epoch(number=1, why="")), [LEADS, SAME_EPOCH]),
+        (Rewrite({"lr": 0.1}), [LEADS, SAME_EPOCH]),
+        (Settle(Epoch(number=1, why="")), [LEADS, SAME_EPOCH, SAME_AGREED]),
+        (
+            Settle(Epoch(number=1, why=""), agreed(), plan(4), 3),
+            [LEADS, SAME_EPOCH, SAME_AGREED, undecided(3), Compare.absent(f"{ROOT}state/plans/4")],
+        ),
+        (Enter(2), [LEADS, SAME_EPOCH, SAME_VIEW]),
         (Abort(4, Decision(commit=False)), [Compare.present(f"{ROOT}state/plans/4"), undecided(4)]),
         (Announce(Forming(world_size=2, missing="1")), [LEADS]),
         (Reject((Rejected(name="lr", value="", revision=1, reason=""),)), [LEADS]),
@@ -119,7 +137,7 @@ def writes(txn: Txn) -> set[str]:
         (TurnAway(TURNED_AWAY, None), [LEADS, SAME_VIEW, SAME_ATTEMPTS]),
         (
             replace(form(), attempts=Attempts(view=1)),
-            [LEADS, SAME_VIEW, SAME_AGREED, SAME_POINTER, SAME_RESUME, SAME_ATTEMPTS],
+            [LEADS, SAME_EPOCH, SAME_VIEW, SAME_AGREED, SAME_POINTER, SAME_RESUME, SAME_ATTEMPTS],
         ),
         (RELEASE, [LEADS, SAME_VIEW, Compare.mod_revision(f"{ROOT}state/barriers/epoch", "==", 40)]),
     ],

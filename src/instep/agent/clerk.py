@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from instep.agent.effects import Effects
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
+from instep.coordination.chain import Promised, if_committed
 from instep.coordination.keys import Keys
 from instep.coordination.node import (
+    Life,
     NodeAction,
     NodeAgreement,
     Settle,
@@ -18,7 +20,7 @@ from instep.coordination.node import (
     WriteLeft,
     WriteReceipt,
 )
-from instep.coordination.records import Decision, Failure, FirstStep, Left, Plan
+from instep.coordination.records import Agreed, Decision, Failure, FirstStep, Left, Plan
 from instep.coordination.state import RunState
 from instep.coordination.transactions import (
     acknowledge,
@@ -33,13 +35,24 @@ class Clerk:
     """Decides nothing: `NodeAgreement` does. Promise: what it says must be written is tried until it is. Limit: what
     is for a worker that is not connected is dropped; `joined` tells it what is open then."""
 
-    def __init__(self, node: str, keys: Keys, state: RunState, workers: Workers, effects: Effects) -> None:
+    def __init__(
+        self,
+        node: str,
+        keys: Keys,
+        state: RunState,
+        workers: Workers,
+        effects: Effects,
+        on_told: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._on_told = on_told
         self._node = node
         self._keys = keys
         self._state = state
         self._workers = workers
         self._effects = effects
         self._agreement = NodeAgreement(node)
+        self._left: Left | None = None
+        """Who had left when etcd's history went back."""
 
     def __repr__(self) -> str:
         return f"Clerk({self._agreement!r})"
@@ -55,7 +68,7 @@ class Clerk:
         view = self._state.view
         if view is None or view.number == self._agreement.view_number:
             return False
-        self._do(self._agreement.on_view(view, left))
+        self._do(self._agreement.on_view(view, left if self._left is None else self._left))
         return True
 
     def follow_plans(self, events: tuple[Event, ...]) -> None:
@@ -67,12 +80,34 @@ class Clerk:
             if number < plan.number:
                 self._do(self._agreement.on_decision(number, earlier))
         self._do(self._agreement.on_plan(plan))
+        self._repeat_applied(plan)
         if decision is not None and self._agreement.decision is None:
             self._do(self._agreement.on_decision(plan.number, decision))
 
-    def look_up(self, number: int) -> None:
-        """Passes on the decision of plan `number` if there is one: a worker has promised it to a former agent."""
-        self._effects.look_up(number, self._teller(number))
+    def look_up(self, promised: Promised) -> None:
+        """Passes on the decision of a plan if there is one: a worker has promised it to a former agent, or before
+        etcd's history went back."""
+        self._effects.look_up(promised, self._teller(promised))
+
+    def reset(self) -> None:
+        """etcd holds another history. Who has left has left."""
+        before, self._agreement = self._agreement, NodeAgreement(self._node)
+        gone = tuple(sorted(rank for rank, life in before.life.items() if life is Life.LEFT))
+        if gone:
+            self._left = Left(view=before.view_number, ranks=gone, last_step=before.last_step)
+            self._effects.keep(self._keys.left_of(self._node), self._left.encode())
+
+    def _repeat_applied(self, plan: Plan) -> None:
+        """Of a plan that was written back the receipts are lost."""
+        if plan.restored is None:
+            return
+        for rank, worker in self.members().items():
+            if (
+                worker.applied is not None
+                and worker.applied["n"] == plan.number
+                and rank not in self._agreement.applied
+            ):
+                self._do(self._answered(rank, worker.applied))
 
     # -- what workers of the view say, and what becomes of them -----------------------------------------------------
 
@@ -108,7 +143,10 @@ class Clerk:
             case "refused":
                 return agreement.on_refused(number, dict(message["problems"]), rank)
             case "gate":
-                return agreement.on_gate(rank, number, int(message["step"]))
+                promised = Promised(number, str(message.get("digest", "")), int(message.get("epoch", 0)))
+                return agreement.on_gate(rank, promised, int(message["step"]))
+            case "foreign":
+                return agreement.on_foreign(rank, number, str(message["holds"])[:100])
             case "applied":
                 drift = tuple(str(name) for name in message.get("drift", ()))
                 return agreement.on_applied(rank, number, int(message["step"]), drift)
@@ -121,31 +159,59 @@ class Clerk:
         local = self.members()
         for action in actions:
             match action:
-                case TellPlan(rank, plan) if rank in local:
-                    local[rank].tell(_told(plan))
-                case TellDecision(rank, number, decision) if rank in local:
-                    local[rank].tell({"t": "decision", "n": number, "commit": decision.commit})
+                case TellPlan(rank, plan) if rank in local and local[rank].met == plan.view:
+                    self._tell_plan(local[rank], plan)
+                case TellDecision(rank, number, decision, digest) if rank in local:
+                    self._tell_decision(local[rank], number, decision, digest)
                 case WriteAck(number, ack):
                     self._effects.write(acknowledge(self._keys, number, ack))
                 case WriteReceipt(number, receipt):
                     self._effects.keep(self._keys.receipt(number, self._node), receipt.encode())
                 case WriteLeft(left):
                     self._effects.keep(self._keys.left_of(self._node), left.encode())
-                case Settle(number, decision):
-                    self._effects.settle(number, decision, self._teller(number))
+                case Settle(promised, decision):
+                    self._effects.settle(promised, decision, self._teller(promised))
                 case _:
                     pass  # for a worker that is not connected: it hears it when it is
 
-    def _teller(self, number: int) -> Callable[[Decision], None]:
+    def _teller(self, promised: Promised) -> Callable[[Decision], None]:
+        """Those who hold the promise hear it also where the view that they are in is not known."""
+
         def tell(decision: Decision) -> None:
-            self._do(self._agreement.on_decision(number, decision))
+            self._do(self._agreement.on_decision(promised.number, decision, promised.digest))
+            for worker in self._workers:
+                told = worker.told
+                if told is not None and told.number == promised.number and promised.digest in ("", told.digest):
+                    self._tell_decision(worker, promised.number, decision, told.digest)
 
         return tell
 
+    def _tell_plan(self, worker: LocalWorker, plan: Plan) -> None:
+        """It is kept first: a worker may have promised whatever it was told of."""
+        if worker.told is None or worker.told.number < plan.number:
+            worker.told = plan
+            self._on_told()
+        worker.tell(_told(plan, if_committed(self._state.agreed, plan)))
 
-def _told(plan: Plan) -> Message:
+    def _tell_decision(self, worker: LocalWorker, number: int, decision: Decision, digest: str) -> None:
+        told = worker.told
+        if told is not None and number == told.number and digest in ("", told.digest):
+            agreed = if_committed(self._held(worker), told) if decision.commit else None
+            if agreed is not None:
+                worker.agreed, worker.plan = agreed, told
+            worker.told = None
+            self._on_told()
+        worker.tell({"t": "decision", "n": number, "commit": decision.commit, "digest": digest})
+
+    def _held(self, worker: LocalWorker) -> Agreed | None:
+        """What it holds; an agent that does not know takes what the plan that it was told of followed from."""
+        return worker.agreed if worker.agreed is not None else self._state.agreed
+
+
+def _told(plan: Plan, agreed: Agreed | None) -> Message:
     document = plan.model_dump(include={"gate", "values", "kind", "name", "course", "checkpoint"}, exclude_none=True)
-    return {"t": "plan", "n": plan.number, **document}
+    chain = {"digest": plan.digest, "parent": plan.parent, "epoch": plan.epoch, "record": plan.model_dump()}
+    return {"t": "plan", "n": plan.number, **document, **chain, "then": agreed.model_dump() if agreed else None}
 
 
 def _decisions(events: tuple[Event, ...], keys: Keys) -> Iterator[tuple[int, Decision]]:

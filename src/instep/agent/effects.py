@@ -7,12 +7,13 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from instep.agent.space import Space
+from instep.coordination.chain import Found, Promised, Unknown, verdict
 from instep.coordination.keys import Keys
 from instep.coordination.outage import Outage
-from instep.coordination.records import Decision
+from instep.coordination.records import Agreed, Decision, Epoch, Plan
 from instep.coordination.transactions import Txn, abort
 from instep.errors import EtcdDenied, EtcdError, EtcdFull, InstepError
 from instep.etcd import Client, Compare, KeyValue, Listing, Op, TxnResult
@@ -21,6 +22,8 @@ from instep.tasks import Background
 log = logging.getLogger("instep")
 
 T = TypeVar("T")
+Items: TypeAlias = tuple[KeyValue | None, KeyValue | None, KeyValue | None, KeyValue | None]
+"""A plan, its decision, what is agreed, and the epoch."""
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
@@ -50,12 +53,16 @@ class Effects:
         self._keys = keys
         self._space = space
         self._tasks = Background("a write")
-        self._settling: set[int] = set()
+        self._settling: set[Promised] = set()
+        self.is_certain: Callable[[], bool] = lambda: True
+        """Whether etcd holds the history that is known: else nothing is aborted, for it may have been committed there.
+        Asked after each look."""
         self._wanted: dict[str, Wanted] = {}
         self._outage = Outage("a write that must be made waits")
 
     def __repr__(self) -> str:
-        return f"Effects({len(self._tasks)} under way, settling {sorted(self._settling)})"
+        settling = sorted(item.number for item in self._settling)
+        return f"Effects({len(self._tasks)} under way, settling {settling})"
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.start(work)
@@ -81,16 +88,16 @@ class Effects:
         else:
             wanted.waiting.append(then)
 
-    def settle(self, number: int, decision: Decision, tell: Callable[[Decision], None]) -> None:
-        """Tries to make `decision` that of plan `number`; then tells the one that stands. A second call for the same
-        plan joins the first."""
-        if number not in self._settling:
-            self._settling.add(number)
-            self.start(self._settle(number, decision, tell))
+    def settle(self, promised: Promised, decision: Decision, tell: Callable[[Decision], None]) -> None:
+        """Tries to make `decision` that of the plan; then tells the one that stands. A second call for the same plan
+        joins the first."""
+        if promised not in self._settling:
+            self._settling.add(promised)
+            self.start(self._settle(promised, decision, tell))
 
-    def look_up(self, number: int, tell: Callable[[Decision], None]) -> None:
-        """Tells the decision of plan `number` if there is one."""
-        self.start(self._look_up(number, tell))
+    def look_up(self, promised: Promised, tell: Callable[[Decision], None]) -> None:
+        """Tells the decision of the plan if there is one."""
+        self.start(self._look_up(promised, tell))
 
     async def drain(self, timeout_s: float) -> None:
         """Waits for what is under way, then gives up on the rest."""
@@ -132,71 +139,79 @@ class Effects:
             return None
         return listing.kvs[0] if isinstance(listing, Listing) and listing.kvs else None
 
-    async def _settle(self, number: int, decision: Decision, tell: Callable[[Decision], None]) -> None:
+    async def _settle(self, promised: Promised, decision: Decision, tell: Callable[[Decision], None]) -> None:
         try:
-            try:
-                stands = await self._abort(number, decision)
-            except EtcdFull:
-                stands = await self._abort_without_space(number, decision)
+            stands = await self._decided(promised, decision)
         finally:
-            self._settling.discard(number)
+            self._settling.discard(promised)
         tell(stands)
 
-    async def _abort(self, number: int, decision: Decision) -> Decision:
-        """The decision that stands afterwards. Raises EtcdFull.
+    async def _decided(self, promised: Promised, decision: Decision) -> Decision:
+        """The decision that stands afterwards. An abort compares that the plan is still the one that was promised, in
+        the epoch in which it was.
 
-        Where there is neither a plan nor a decision somebody has deleted them, a commit maybe: nobody guesses, they are
-        waited for, and the rank's own patience ends that.
+        Where there is neither that plan nor its decision nobody guesses. Somebody has deleted them, or etcd's history
+        has gone back: they are waited for, or for what the run's ranks know of them; the rank's own patience ends that.
         """
-        read = Op.get(self._keys.decision(number))
-        txn = abort(self._keys, number, decision)
-        missing = Outage(f"plan {number} is not in etcd any more")
+        missing = Outage(f"plan {promised.number} is not in etcd any more")
         while True:
-            result = await self.insist(lambda: self._send(txn, (read,)), but=EtcdFull)
-            if result.succeeded:
-                log.info("plan %d is aborted: %s", number, decision.reason)
-                return decision
-            listing = result.results[0]
-            if isinstance(listing, Listing) and listing.kvs:
-                stands = Decision.decode_or_none(listing.kvs[0].value)
-                if stands is not None:
-                    missing.over()
-                    return stands
+            items = await self.insist(lambda: self._look(promised.number))
+            found = verdict(promised, _found(items))
+            if isinstance(found, Decision):
+                missing.over()
+                return found
+            if found is Unknown.OPEN and self.is_certain():
+                aborted = await self._abort(promised, items, decision)
+                if aborted is not None:
+                    return aborted
+                continue
             missing.met(EtcdError("its decision is waited for"))
             await asyncio.sleep(LONGEST_PAUSE_S / 2)
 
-    async def _abort_without_space(self, number: int, decision: Decision) -> Decision:
+    async def _abort(self, promised: Promised, items: Items, decision: Decision) -> Decision | None:
+        """None when something has changed since the look."""
+        plan, _, _, epoch = items
+        same = (
+            Compare.mod_revision(self._keys.plan(promised.number), "==", plan.mod_revision if plan else 0),
+            Compare.mod_revision(self._keys.epoch, "==", epoch.mod_revision if epoch else 0),
+        )
+        txn = abort(self._keys, promised.number, decision)
+        try:
+            result = await self.insist(lambda: self._send(Txn((*txn.compares, *same), txn.then)), but=EtcdFull)
+        except EtcdFull:
+            return await self._abort_without_space(promised, decision)
+        if not result.succeeded:
+            return None
+        log.info("plan %d is aborted: %s", promised.number, decision.reason)
+        return decision
+
+    async def _abort_without_space(self, promised: Promised, decision: Decision) -> Decision | None:
         """A full database takes no abort, but it deletes: without its mark the plan cannot be committed any more. So a
         rank at the gate may go on at once, and the record follows when there is space.
 
-        Not where the plan is gone too, as in `_abort`: who makes space by hand may have deleted a commit.
+        Not where the plan is gone too, as in `_decided`: who makes space by hand may have deleted a commit.
         """
+        number = promised.number
         await self.insist(lambda: self._client.delete(self._keys.open_mark(number), timeout_s=ATTEMPT_S))
-        missing = Outage(f"plan {number} is not in etcd any more")
-        while True:
-            is_there = await self.insist(lambda: self._is_there(number))
-            stands = await self.insist(lambda: self._read_decision(number))
-            if is_there or stands is not None:
-                break
-            missing.met(EtcdError("its decision is waited for"))
-            await asyncio.sleep(LONGEST_PAUSE_S / 2)
-        missing.over()
-        if stands is None:
-            log.info("plan %d cannot be committed any more: %s", number, decision.reason)
-            self.write(abort(self._keys, number, decision))
-        return stands or decision
+        found = verdict(promised, _found(await self.insist(lambda: self._look(number))))
+        if isinstance(found, Decision):
+            return found
+        if found is not Unknown.OPEN or not self.is_certain():
+            return None
+        log.info("plan %d cannot be committed any more: %s", number, decision.reason)
+        self.write(abort(self._keys, number, decision))
+        return decision
 
-    async def _look_up(self, number: int, tell: Callable[[Decision], None]) -> None:
-        decision = await self.insist(lambda: self._read_decision(number))
-        if decision is not None:
-            tell(decision)
+    async def _look_up(self, promised: Promised, tell: Callable[[Decision], None]) -> None:
+        found = verdict(promised, _found(await self.insist(lambda: self._look(promised.number))))
+        if isinstance(found, Decision) and self.is_certain():
+            tell(found)
 
-    async def _is_there(self, number: int) -> bool:
-        return await self._client.get(self._keys.plan(number), timeout_s=ATTEMPT_S) is not None
-
-    async def _read_decision(self, number: int) -> Decision | None:
-        item = await self._client.get(self._keys.decision(number), timeout_s=ATTEMPT_S)
-        return Decision.decode_or_none(item.value) if item is not None else None
+    async def _look(self, number: int) -> Items:
+        keys = self._keys
+        wanted = (keys.plan(number), keys.decision(number), keys.agreed, keys.epoch)
+        found = await asyncio.gather(*(self._client.get(key, timeout_s=ATTEMPT_S) for key in wanted))
+        return found[0], found[1], found[2], found[3]
 
     async def _send(self, txn: Txn, otherwise: tuple[Op, ...] = ()) -> TxnResult:
         result = await self._client.txn(txn.compares, txn.then, otherwise, timeout_s=ATTEMPT_S)
@@ -220,3 +235,13 @@ class Effects:
                     pause_s = DENIED_PAUSE_S
             await asyncio.sleep(pause_s)
             pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
+
+
+def _found(items: Items) -> Found:
+    plan, decision, agreed, epoch = (item.value if item is not None else None for item in items)
+    return Found(
+        Plan.decode_or_none(plan),
+        Decision.decode_or_none(decision),
+        Agreed.decode_or_none(agreed),
+        Epoch.decode_or_none(epoch),
+    )

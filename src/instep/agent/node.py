@@ -16,6 +16,7 @@ from instep.agent.bulletin import Bulletin
 from instep.agent.clerk import Clerk
 from instep.agent.connection import Connection
 from instep.agent.effects import Effects
+from instep.agent.heads import Heads, promised
 from instep.agent.lease_file import LeaseFile
 from instep.agent.metrics import MetricsWriter
 from instep.agent.name import NodeName
@@ -31,7 +32,7 @@ from instep.agent.workers import Workers
 from instep.coordination.keys import Keys
 from instep.coordination.leadership import Pace
 from instep.coordination.outage import Outage
-from instep.coordination.records import Left
+from instep.coordination.records import Epoch, Left
 from instep.coordination.session import LinkState, Session
 from instep.coordination.state import RunState
 from instep.errors import EtcdUnavailable, InstepError
@@ -72,7 +73,7 @@ class Node:
         self._former_lease = leases.read() if leases is not None else 0
         self._workers = workers = Workers()
         self._pace = PaceMeter()
-        self._state = state = RunState(client, keys, self._on_state)
+        self._state = state = RunState(client, keys, self._on_state, self._on_reset)
         self._bulletin = Bulletin(client, state, workers)
         self._space = space = Space(self._bulletin.note, lambda error: self._reception.note_denied(error))
         self._session = session = Session(
@@ -81,7 +82,8 @@ class Node:
         self._void_token = 0
         """Terms up to this token were on a lease that this agent has lost: they are over, whoever says so later."""
         self._effects = Effects(client, keys, self._space)
-        self._clerk = Clerk(name, keys, state, workers, self._effects)
+        self._clerk = Clerk(name, keys, state, workers, self._effects, self._keep_told)
+        self._roster = roster or NoRoster()
         self._archive = Archive(name, client, keys, session, state, workers, self._effects)
         self._assembly = Assembly(name, client, keys, state, workers, self._effects, lambda: space.problem)
         self._notices = Notices(name, client, keys, state, workers, self._effects)
@@ -106,7 +108,7 @@ class Node:
             name,
             state,
             workers,
-            roster or NoRoster(),
+            self._roster,
             effects=self._effects,
             clerk=self._clerk,
             registry=registry,
@@ -116,6 +118,22 @@ class Node:
             assembly=self._assembly,
             notices=self._notices,
         )
+        self._heads = Heads(
+            name,
+            client,
+            keys,
+            session,
+            state,
+            workers,
+            self._effects,
+            register=self._reception.register_all,
+            on_epoch=self._on_epoch,
+        )
+        self._effects.is_certain = lambda: self._heads.is_certain
+        self._relisted = False
+        """etcd holds another history, and this is its first listing."""
+        self._settled = 0
+        """The newest epoch of which it is known what came of promises made before."""
         self._metrics = MetricsWriter(client, keys, session, self._space)
         self._left_before: Left | None = None
         self._leaving = False
@@ -187,13 +205,16 @@ class Node:
 
     def _on_state(self, events: tuple[Event, ...]) -> None:
         """The view comes first: workers have to be in it before they hear of its plans."""
-        news = events if self._reception.is_open else ()
+        news = events if self._reception.is_open and not self._relisted else ()
+        self._relisted = False
         self._metrics.stir()
         self._unlisted.over()
+        self._heads.follow()
         if self._clerk.enter_view(self._left_before):
-            self._reception.meet_all()
             self._bulletin.tell_versions()
+        self._reception.meet_all()
         self._clerk.follow_plans(news)
+        self._look_up_promises()
         self._reception.part_with_refused()
         self._tell_leader()
         self._archive.follow()
@@ -201,6 +222,31 @@ class Node:
         self._notices.follow()
         self._office.wake()
         self._reception.open()
+
+    def _on_reset(self) -> None:
+        """etcd holds another history than the one that was followed."""
+        self._relisted = True
+        self._clerk.reset()
+        self._reception.reset()
+
+    def _on_epoch(self, epoch: Epoch) -> None:
+        """The run's epoch has risen: etcd's history went back, or checkpoints were adopted."""
+        self._bulletin.note(f"epoch {epoch.number}: {epoch.why}")
+        self._archive.epoch_began(epoch)
+
+    def _look_up_promises(self) -> None:
+        """Once the ranks have said what they hold, what else they promised before is decided by that."""
+        epoch = self._state.epoch
+        if epoch is None or not epoch.settled or epoch.number <= self._settled:
+            return
+        self._settled = epoch.number
+        for worker in self._workers:
+            held = promised(worker)
+            if held is not None and held.epoch < epoch.number:
+                self._clerk.look_up(held)
+
+    def _keep_told(self) -> None:
+        self._roster.save(self._workers)
 
     def _tell_leader(self) -> None:
         leader = self._state.leader
@@ -221,6 +267,7 @@ class Node:
             self._effects.start(self._revoke(former))
         await self._office.stand()
         self._archive.renew_marks()
+        self._heads.follow()
 
     async def _revoke(self, former: int) -> None:
         """The lease of an agent of this node that died: we hold the folder's lock, so it does not run any more."""

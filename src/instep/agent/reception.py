@@ -22,7 +22,8 @@ from instep.agent.roster import Roster
 from instep.agent.tryouts import Tryouts
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
-from instep.coordination.records import Failure, View, WorkerId
+from instep.coordination.chain import Promised, Stand, stand
+from instep.coordination.records import Agreed, Failure, View, WorkerId
 from instep.coordination.state import RunState
 from instep.errors import EtcdDenied
 from instep.version import VERSION
@@ -116,6 +117,8 @@ class Reception:
         worker = self._workers.of(connection)
         if worker is None:
             return
+        if message["t"] == "applied":
+            worker.applied = message  # also where its view is not known, should etcd have lost that
         if message["t"] == "tried":
             self._tryouts.answered(message)
         elif message["t"] == "leave":
@@ -134,7 +137,7 @@ class Reception:
             self._assembly.hear(worker, message)
         elif message["t"] == "notice":
             self._notices.hear(worker, message)
-        elif self._is_member(worker):
+        elif self._is_member(worker) or (message["t"] == "gate" and worker.view):  # a rank that waits is not let down
             self._clerk.hear(worker.rank, message)
 
     def _hold(self, connection: Connection, message: Message) -> None:
@@ -165,8 +168,9 @@ class Reception:
         self._effects.start(self._office.stand())
         if self.is_open:
             self._meet(worker)
-        if undecided is not None:
-            self._clerk.look_up(undecided)
+        promised = _promised(worker, undecided)
+        if promised is not None:
+            self._clerk.look_up(promised)
 
     def _on_gone(self, worker: LocalWorker, failure: Failure | None, *, last_step: int = -1) -> None:
         """`failure` is None for one that has left cleanly. It hears `bye` when etcd knows how it went."""
@@ -192,10 +196,16 @@ class Reception:
     # -- where they stand -------------------------------------------------------------------------------------------
 
     def meet_all(self) -> None:
-        """In a new view. A registration says whether its worker has trained before, so all are made again."""
+        """In a new view, or once it can be entered. A registration says which view its worker is in, so all are made
+        again."""
+        met = [self._meet(worker) for worker in self._workers]
+        if any(met):
+            self._effects.start(self.register_all())
+
+    def reset(self) -> None:
+        """etcd holds another history: where workers stand in it is not known."""
         for worker in self._workers:
-            self._meet(worker)
-        self._effects.start(self.register_all())
+            worker.met = 0
 
     def part_with_refused(self) -> None:
         """Those whose registration the leader could not take."""
@@ -223,22 +233,46 @@ class Reception:
             for worker in self._workers:
                 self._workers.remove(worker)
 
-    def _meet(self, worker: LocalWorker) -> None:
-        """Tells a worker where it stands in the view: in it, waiting for it, or replaced."""
+    def _meet(self, worker: LocalWorker) -> bool:
+        """Tells a worker where it stands in the view: in it, waiting for it, or replaced. True when it was told that it
+        is in it."""
         view = self._state.view
-        if view is None:
-            return
-        if self._is_member(worker):
-            start = view.start.model_dump()
-            kind = "welcome" if not worker.view else "view"
-            if worker.view != view.number:
-                worker.view = view.number
-                self._roster.save(self._workers)
-            worker.tell({"t": kind, "view": view.number, "start": start, "node": self._node})
-            self._archive.welcome(worker)
-            self._clerk.joined(worker.rank)
-        elif worker.view and view.number > worker.view:
-            self._part_with(worker, "evicted", _evicted(worker, view))
+        if view is None or worker.met == view.number:
+            return False
+        if not self._is_member(worker):
+            if worker.view and view.number > worker.view:
+                self._part_with(worker, "evicted", _evicted(worker, view))
+            return False
+        agreed = self._may_enter(worker, view)
+        if agreed is None:
+            return False
+        kind = "welcome" if not worker.view else "view"
+        worker.met = view.number
+        if worker.view != view.number:
+            worker.view = view.number
+            if kind == "welcome" or worker.agreed is None:
+                worker.agreed = agreed
+            self._roster.save(self._workers)
+        start, held = view.start.model_dump(), agreed.model_dump()
+        worker.tell({"t": kind, "view": view.number, "start": start, "node": self._node, "agreed": held})
+        self._archive.welcome(worker)
+        self._clerk.joined(worker.rank)
+        return True
+
+    def _may_enter(self, worker: LocalWorker, view: View) -> Agreed | None:
+        """What is agreed, when the worker may be in the view. One that has trained must hold that or the decision
+        before it, else etcd has lost something. A newcomer must get what all who stay hold: it waits until they are in
+        the view."""
+        agreed, entered = self._state.agreed, self._state.entered
+        if agreed is None or worker.view > view.number:
+            return None
+        if worker.view:
+            held = worker.agreed
+            return agreed if held is None or stand(held.plan, held.digest, agreed) is Stand.IN_STEP else None
+        digest = view.start.digest
+        if digest and not view.fresh and (entered is None or entered.view < view.number):
+            return None
+        return agreed if digest == agreed.digest else None
 
     def _part_with(self, worker: LocalWorker, kind: str, text: str) -> None:
         log.warning("rank %d: %s", worker.rank, text)
@@ -297,6 +331,14 @@ def _other_version(hello: Message) -> str:
         f"the node's agent runs Instep {VERSION}, this process {theirs}: end the run's "
         "processes on this node, wait until its agent has left, and start them with one version"
     )
+
+
+def _promised(worker: LocalWorker, undecided: int | None) -> Promised | None:
+    """What the worker, or the agent for it, does not know the decision of."""
+    told = worker.told
+    if told is not None and undecided in (None, told.number):
+        return Promised(told.number, told.digest, told.epoch)
+    return Promised(undecided, "", 0) if undecided is not None else None
 
 
 def _evicted(worker: LocalWorker, view: View) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from instep.agent.absentee import Absentee
 from instep.agent.worker import LocalWorker
-from instep.coordination.records import Member
+from instep.coordination.records import Agreed, Member, Plan
 from instep.coordination.schema import Schema
 from instep.runtime import RuntimeFolder
 from instep.version import VERSION
@@ -28,7 +28,8 @@ class Roster(Protocol):
     """What the node needs of it."""
 
     def save(self, workers: Iterable[LocalWorker]) -> None:
-        """Called before a worker is told of a view: what is kept must never know less than the worker does."""
+        """Called before a worker is told of a view, a plan or a commit: what is kept must never know less than the
+        worker does."""
 
     def load(self, node: str, on_died: Callable[[Any], None]) -> list[LocalWorker]:
         """Those that still live, each absent until it connects."""
@@ -90,14 +91,21 @@ class RosterFile:
 
 def _entry(worker: LocalWorker) -> dict[str, Any]:
     pid = worker.connection.pid
+    held = {name: json.loads(item.encode()) for name in ("agreed", "plan", "told") if (item := getattr(worker, name))}
     record = json.loads(worker.record().encode())
-    return {"pid": pid, "started": _started(pid), "member": record, "schema": worker.schema.document}
+    about = {"pid": pid, "started": _started(pid), "member": record, "schema": worker.schema.document}
+    return {**about, "epoch": worker.epoch, **held}
 
 
 def _worker(entry: dict[str, Any], node: str, on_died: Callable[[Any], None]) -> LocalWorker:
     member = Member.model_validate({**entry["member"], "node": node, "version": VERSION})
     schema = Schema(entry["schema"])
-    return LocalWorker(member, schema, Absentee(int(entry["pid"]), on_died), view=member.view, absent=True)
+    worker = LocalWorker(member, schema, Absentee(int(entry["pid"]), on_died), view=member.view, absent=True)
+    worker.epoch = int(entry.get("epoch", 0))
+    worker.agreed = Agreed.model_validate(entry["agreed"]) if "agreed" in entry else None
+    worker.plan = Plan.model_validate(entry["plan"]) if "plan" in entry else None
+    worker.told = Plan.model_validate(entry["told"]) if "told" in entry else None
+    return worker
 
 
 def _started(pid: int) -> int:

@@ -9,7 +9,7 @@ from instep.agent.absentee import Absentee
 from instep.agent.connection import Connection
 from instep.agent.pace import PaceMeter
 from instep.agent.stall import Standing
-from instep.coordination.records import Member, WorkerId
+from instep.coordination.records import Agreed, Head, Member, Plan, WorkerId
 from instep.coordination.schema import Schema
 from instep.version import VERSION
 from instep.wire import Message
@@ -26,6 +26,18 @@ class LocalWorker:
     """The view it was welcomed to; 0 while it waits for one."""
     absent: bool = False
     """It lives, and was met by a former agent of this node only."""
+    met: int = 0
+    """The view that it was told of over this connection."""
+    agreed: Agreed | None = None
+    """What it knows to be agreed on, or was told of: never less than it knows itself."""
+    plan: Plan | None = None
+    """The plan that `agreed` came from, where that is known."""
+    told: Plan | None = None
+    """The newest plan that it was told of, while it was not told the decision."""
+    epoch: int = 0
+    """The run's epoch when that was registered last."""
+    applied: Message | None = None
+    """What it said last of a plan that it has applied."""
     told_token: int | None = None
     """The token it leads with as it was told, 0 for not leading; None before it has been told anything."""
     pace: PaceMeter = field(default_factory=PaceMeter)
@@ -58,7 +70,16 @@ class LocalWorker:
             take_over=bool(hello.get("take_over")),
             version=VERSION,
         )
-        return cls(member, schema, connection, view=int(hello.get("view", 0)))
+        head = hello.get("head") or {}
+        return cls(
+            member,
+            schema,
+            connection,
+            view=int(hello.get("view", 0)),
+            agreed=Agreed.model_validate(head["agreed"]) if head.get("agreed") else None,
+            told=Plan.model_validate(head["told"]) if head.get("told") else None,
+            epoch=int(head.get("epoch", 0)),
+        )
 
     @property
     def rank(self) -> int:
@@ -70,7 +91,26 @@ class LocalWorker:
 
     def record(self) -> Member:
         """Its registration, as of now."""
-        return self.member.model_copy(update={"view": self.view})
+        return self.member.model_copy(update={"view": self.view, "head": self.head()})
+
+    def head(self) -> Head | None:
+        """What it holds, None for one that is new."""
+        agreed, told = self.agreed, self.told
+        if not self.view or agreed is None:
+            return None
+        number = max(agreed.plan, told.number if told is not None else 0)
+        return Head(plan=agreed.plan, digest=agreed.digest, epoch=self.epoch, told=number)
+
+    def keep(self, former: LocalWorker) -> None:
+        """It has connected again: what it was told over its former connection may not have reached it, and counts."""
+        self.pace, self.excused_until = former.pace, former.excused_until
+        self.epoch, self.applied = max(self.epoch, former.epoch), self.applied or former.applied
+        if former.agreed is not None and (self.agreed is None or former.agreed.plan > self.agreed.plan):
+            self.agreed, self.plan = former.agreed, former.plan
+        if self.told is None and former.told is not None:
+            self.told = former.told
+        if self.told is not None and self.agreed is not None and self.told.number <= self.agreed.plan:
+            self.told = None
 
     @property
     def step(self) -> int:

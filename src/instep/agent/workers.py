@@ -38,7 +38,7 @@ class Workers:
         former = self._by_id.get(worker.id)
         if former is not None and former.connection is not worker.connection:
             former.connection.close()
-            worker.pace, worker.excused_until = former.pace, former.excused_until
+            worker.keep(former)
         self._by_id[worker.id] = worker
         self._somebody.set()
 

@@ -11,7 +11,9 @@ from instep.coordination.records import (
     Attempts,
     Decision,
     Declined,
+    Epoch,
     Forming,
+    Leader,
     Plan,
     Refused,
     Rejected,
@@ -22,6 +24,7 @@ from instep.coordination.records import (
 )
 from instep.coordination.schema import Schema
 from instep.coordination.trial import Trial
+from instep.scalar import Scalar
 
 MAX_TIDIED = 30
 MAX_DECLINED = 40
@@ -71,6 +74,8 @@ class TurnAway:
 @dataclass(frozen=True, slots=True)
 class OpenPlan:
     plan: Plan
+    follows: int | None = None
+    """The newest plan in etcd, which must be decided, where that is not the one before; 0 where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +127,49 @@ class Announce:
     forming: Forming
 
 
+@dataclass(frozen=True, slots=True)
+class RaiseEpoch:
+    """What is registered proves that etcd's history has gone back."""
+
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Proclaim:
+    """We lead on, with a token of the epoch that has begun."""
+
+    leader: Leader
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """Desired values that were superseded before etcd's history went back."""
+
+    config: Mapping[str, Scalar]
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """All who train have said what they hold. What etcd has lost of it is written back, and an open plan is decided as
+    they know it."""
+
+    epoch: Epoch
+    agreed: Agreed | None = None
+    """To be written back; None where etcd has lost nothing."""
+    plan: Plan | None = None
+    """The plan that it came from, where that is to be written back too."""
+    decides: int = 0
+    """The plan that is open in etcd; 0 for none."""
+    commits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Enter:
+    """All who stay have entered the view: newcomers may begin."""
+
+    view: int
+
+
 Action = (
     Announce
     | Ask
@@ -133,7 +181,12 @@ Action = (
     | Commit
     | Abort
     | Decline
+    | Enter
+    | Proclaim
+    | RaiseEpoch
     | Reject
     | Restore
+    | Rewrite
+    | Settle
     | Tidy
 )

@@ -143,6 +143,11 @@ class Keys:
         return f"{self.state}agreed"
 
     @property
+    def entered(self) -> str:
+        """The newest view that all who stay have entered, so that its newcomers may begin."""
+        return f"{self.state}entered"
+
+    @property
     def epoch(self) -> str:
         """How often etcd's history was found to have gone back, or its checkpoints were adopted: the high part of every
         fencing token given since. Absent in a run to which that has not happened."""
@@ -249,6 +254,14 @@ class Keys:
 
     def node(self, node: str) -> str:
         return f"{self.nodes}{node}"
+
+    @property
+    def heads(self) -> str:
+        """Prefix: what a node's workers hold that etcd has lost, on its lease; no key while etcd has lost nothing."""
+        return f"{self.root}reports/heads/"
+
+    def head_of(self, node: str) -> str:
+        return f"{self.heads}{node}"
 
     @property
     def schemas(self) -> str:

@@ -18,9 +18,13 @@ from instep.coordination.actions import (
     Decline,
     FormView,
     OpenPlan,
+    Proclaim,
+    RaiseEpoch,
     Refuse,
     Reject,
     Restore,
+    Rewrite,
+    Settle,
     Tidy,
     TurnAway,
 )
@@ -159,7 +163,9 @@ class Leadership:
         if isinstance(action, FormView):
             action = await self._tried(replace(action, at=_now()))
         if isinstance(action, OpenPlan):
-            action = OpenPlan(action.plan.model_copy(update={"opened_at": _now()}))
+            action = replace(action, plan=action.plan.model_copy(update={"opened_at": _now()}))
+        if isinstance(action, RaiseEpoch):
+            action = RaiseEpoch(action.epoch.model_copy(update={"at": _now(), "after": self._state.mirror.revision}))
         sent_at = self._clock()
         txn = for_action(action, self._keys, self._fence, seen)
         result = await self._client.txn(txn.compares, txn.then)
@@ -202,6 +208,15 @@ class Leadership:
                 log.info("view %d formed: %s", action.view.number, _summary(action))
             case Restore():
                 log.warning("somebody deleted %s: written again", ", ".join(action.lost))
+            case RaiseEpoch():
+                log.warning("epoch %d begins: %s", action.epoch.number, action.epoch.why)
+            case Settle():
+                _log_settled(action)
+            case Rewrite():
+                what = ", ".join(f"{name}={value}" for name, value in action.config.items())
+                log.warning("config is written as it is agreed, after etcd's history went back: %s", what)
+            case Proclaim():
+                log.info("rank %d leads on with token %d", action.leader.rank, action.leader.token)
             case Reject():
                 for item in action.rejections:
                     log.warning("%s=%s is rejected: %s", item.name, item.value, item.reason)
@@ -249,6 +264,24 @@ class Leadership:
 def _summary(action: FormView) -> str:
     kind = "a fresh start" if action.view.fresh else "going on"
     return f"{action.view.world_size} ranks on {len(action.view.nodes)} nodes, {kind}"
+
+
+def _log_settled(action: Settle) -> None:
+    epoch = action.epoch
+    if epoch.problem is not None:
+        log.error(
+            "changes stop, training goes on: %s. Restart all ranks, they go on from the newest checkpoint",
+            epoch.problem,
+        )
+    elif action.agreed is not None:
+        log.warning(
+            "decision %d (%s) is written back to etcd, which had lost it: %s",
+            action.agreed.plan,
+            action.agreed.digest,
+            action.agreed.values,
+        )
+    else:
+        log.info("epoch %d is settled: etcd holds what the ranks hold", epoch.number)
 
 
 def _now() -> str:

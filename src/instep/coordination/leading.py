@@ -9,19 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from instep.coordination import assembly, attempts, commands, membership, resuming
+from instep.coordination import assembly, attempts, commands, membership, recovery, resuming
 from instep.coordination.actions import (
     Abort,
     Action,
     Announce,
     Ask,
     Commit,
+    Enter,
     FormView,
     Refuse,
     Restore,
     TurnAway,
 )
 from instep.coordination.assembly import LetThrough
+from instep.coordination.chain import after
 from instep.coordination.desired import (
     Desired,
     signatures,
@@ -55,12 +57,18 @@ def next_action(now: Situation) -> Action | None:
     """The one thing to do next, the most urgent first; None when all is as it should be."""
     if now.lost:
         return Restore(dict(now.lost))
-    about_all = (_about_members, _about_open_plan, _about_resuming, _about_barriers, about_wishes)
+    if recovery.is_under_way(now):
+        return recovery.next_step(now)
+    about_all = (_about_token, _about_members, _about_open_plan, _about_resuming, _about_barriers, about_wishes)
     return next((action for about in about_all if (action := about(now)) is not None), None)
 
 
+def _about_token(now: Situation) -> Action | None:
+    return recovery.renewed(now)
+
+
 def _about_members(now: Situation) -> Action | None:
-    group = membership.next_group(now.view, now.registered)
+    group = membership.next_group(now.view, now.registered, outdated=_is_outdated(now))
     if group is not None and not (group.schema_digest in now.schemas and _can_start(now, group)):
         group = None
     counted = attempts.counted(_past(now), group)
@@ -70,6 +78,8 @@ def _about_members(now: Situation) -> Action | None:
         return TurnAway(away, news)
     if group is not None:
         return replace(_form_view(now, group), attempts=news)
+    if _may_enter(now):
+        return Enter(now.view.number if now.view is not None else 0)
     reasons = membership.strangers(now.view, now.registered)
     refused = tuple(
         Refused.of([item.member.worker], reasons[item.member.worker])
@@ -81,9 +91,27 @@ def _about_members(now: Situation) -> Action | None:
     return _announce(now)
 
 
+def _may_enter(now: Situation) -> bool:
+    if now.view is None or now.entered >= now.view.number or not now.view.start.digest:
+        return False
+    return membership.has_entered(now.view, now.entered, now.registered, now.left)
+
+
+def _is_outdated(now: Situation) -> bool:
+    """Whether a view whose newcomers have not begun starts with something that was not the newest."""
+    view, agreed = now.view, now.agreed
+    if view is None or agreed is None or now.entered >= view.number:
+        return False
+    return bool(view.start.digest) and view.start.digest != agreed.digest
+
+
 def _can_start(now: Situation, group: membership.Group) -> bool:
-    """Not when some have trained and nobody knows with which values: newcomers would start with others."""
-    return now.agreed is not None or membership.is_fresh(now.view, group)
+    """Not when some have trained and nobody knows with which values: newcomers would start with others. Nor before all
+    of these have said in this epoch what they hold."""
+    heads = (item.member.head for item in group.by_rank.values())
+    if any(head is not None and head.epoch < recovery.number_of(now.epoch) for head in heads):
+        return False
+    return now.agreed is not None or not membership.staying(now.view, group, now.entered)
 
 
 def _past(now: Situation) -> attempts.Past:
@@ -108,9 +136,11 @@ def _announce(now: Situation) -> Announce | None:
 
 def _form_view(now: Situation, group: membership.Group) -> FormView:
     schema = Schema.decode(now.schemas[group.schema_digest])
-    fresh = membership.is_fresh(now.view, group)
-    last_plan = now.plan.number if now.plan else 0
-    number = max(now.view.number if now.view else 0, *(item.member.view for item in group.by_rank.values())) + 1
+    staying = membership.staying(now.view, group, now.entered)
+    fresh = not staying
+    last_plan = recovery.last_number(now)
+    known = (now.view.number if now.view else 0, now.epoch.view if now.epoch else 0)
+    number = max(*known, *(item.member.view for item in group.by_rank.values())) + 1
     rejections: tuple[Rejected, ...] = tuple(now.rejected.values())
     trial: Trial | None = None
     changes: tuple[StartChange, ...] = ()
@@ -132,7 +162,8 @@ def _form_view(now: Situation, group: membership.Group) -> FormView:
             course=course,
             origin=number,
             began=last_plan,
-        )
+            digest=now.agreed.digest if now.agreed else "",
+        ).as_start()
     else:
         # The gate goes with it even when everybody has passed it: one that comes back from a checkpoint starts before
         # it again (docs/protocol/, mutant FORGET_PREVIOUS).
@@ -150,7 +181,8 @@ def _form_view(now: Situation, group: membership.Group) -> FormView:
             # A command alone has no gate that concerns values, but whoever joins owes its receipt all the same.
             snapshot = snapshot.model_copy(update={"gate": 0, "previous": agreed.values})
     offer = resuming.offer(now.view, fresh, now.pointer, now.resume, resume_is_newer=now.resume_is_newer)
-    snapshot = snapshot.model_copy(update={"checkpoint": offer.checkpoint, "vote": offer.vote})
+    news = {"checkpoint": offer.checkpoint, "vote": offer.vote, "digest": agreed.digest}
+    snapshot = snapshot.model_copy(update=news)
     view = View(
         number=number,
         world_size=group.world_size,
@@ -159,9 +191,10 @@ def _form_view(now: Situation, group: membership.Group) -> FormView:
         versions=membership.mixed_versions(group),
         start=snapshot,
         fresh=fresh,
+        staying=format_ranks(staying),
     )
-    undecided = now.plan is not None and now.decision is None
-    return FormView(view, agreed, schema, rejections, last_plan if undecided else None, trial, changes=changes)
+    undecided = now.plan.number if now.plan is not None and now.decision is None else None
+    return FormView(view, agreed, schema, rejections, undecided, trial, changes=changes)
 
 
 def _about_resuming(now: Situation) -> Ask | None:
@@ -218,17 +251,7 @@ def _without_mark(plan: Plan, agreed: Agreed | None) -> Abort | None:
 
 
 def _agreed_after(now: Situation, plan: Plan) -> Agreed:
-    if now.agreed is None:
-        return Agreed(plan=plan.number, view=plan.view, values=plan.values, gate=plan.gate, previous={})
-    before = now.agreed
-    news: dict[str, object] = {"plan": plan.number, "view": plan.view, "course": plan.course or before.course}
-    if plan.kind == "config":
-        values = {**before.values, **plan.values}
-        news |= {"values": values, "gate": plan.gate, "previous": dict(before.values), "revision": plan.revision}
-    if plan.kind == "restore":
-        # The steps before it are run again, with what holds now.
-        news |= {"back": plan.number, "gate": None, "previous": None}
-    return before.model_copy(update=news)
+    return after(now.agreed if now.agreed is not None else Agreed(plan=0, view=plan.view, values={}), plan)
 
 
 def _newest_revision(desired: Mapping[str, Desired]) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from instep.coordination.records import Left, Member, NodeMembers, View, WorkerId
+from instep.coordination.records import Left, Member, NodeMembers, View, WorkerId, parse_ranks
 
 UNKNOWN_VERSION = "unknown"
 """Stands for the version of an agent that does not register it."""
@@ -76,11 +76,17 @@ def without_ghosts(view: View | None, registered: Iterable[Registered]) -> tuple
     if view is None:
         return tuple(registered)
     members = view.workers()
-    return tuple(item for item in registered if not item.member.view or item.member.worker in members)
+    return tuple(
+        item
+        for item in registered
+        # One of a later view than this one is of a history that etcd has lost.
+        if not item.member.view or item.member.view > view.number or item.member.worker in members
+    )
 
 
-def next_group(view: View | None, registered: Iterable[Registered]) -> Group | None:
-    """The complete group that must become the next view, or None when the view stands as it is.
+def next_group(view: View | None, registered: Iterable[Registered], *, outdated: bool = False) -> Group | None:
+    """The complete group that must become the next view, or None when the view stands as it is, unless it is outdated:
+    what it starts with is not what is agreed.
 
     While a worker of the view lives, only a group of the same world size and schema can: one that disagrees is a
     stranger, such as a script started without torchrun under the name of a run that trains.
@@ -95,14 +101,37 @@ def next_group(view: View | None, registered: Iterable[Registered]) -> Group | N
         ):
             continue
         if group.complete:
-            return None if view is not None and group.incarnations() == view.incarnations() else group
+            return None if view is not None and _is_view(view, group) and not outdated else group
     return None
 
 
-def is_fresh(view: View | None, group: Group) -> bool:
-    """True when no worker of the group has trained before: then the run starts from the desired config."""
-    members = view.workers() if view is not None else frozenset()
-    return not any(item.member.view or item.member.worker in members for item in group.by_rank.values())
+def _is_view(view: View, group: Group) -> bool:
+    """Not where one of its workers has been in a later one, which etcd has lost."""
+    known = all(item.member.view <= view.number for item in group.by_rank.values())
+    return known and group.incarnations() == view.incarnations()
+
+
+def staying(view: View | None, group: Group, entered: int) -> tuple[int, ...]:
+    """Ranks of the group that have trained before. A newcomer of a view that not all who stay have entered has not."""
+    began = view is not None and (entered >= view.number or not view.start.digest)
+    members = view.workers() if view is not None and began else frozenset()
+    return tuple(
+        rank for rank, item in sorted(group.by_rank.items()) if item.member.view or item.member.worker in members
+    )
+
+
+def has_entered(view: View, entered: int, registered: Iterable[Registered], left: Mapping[str, Left]) -> bool:
+    """Whether the view's newcomers may begin: all ranks that stay are in it, or have ended cleanly."""
+    if view.fresh or entered >= view.number or not view.start.digest:
+        return True
+    members = view.workers()
+    here = {item.member.rank for item in registered if item.member.worker in members and _is_in(item.member, view)}
+    gone = {rank for record in left.values() for rank in record.ranks}
+    return set(parse_ranks(view.staying)) <= here | gone
+
+
+def _is_in(member: Member, view: View) -> bool:
+    return member.view == view.number and member.head is not None
 
 
 def nodes_of(group: Group) -> dict[str, NodeMembers]:

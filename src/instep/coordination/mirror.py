@@ -37,12 +37,14 @@ class Mirror:
         *,
         decode: Callable[[bytes], Any] | None = None,
         on_reset: Callable[[], None] = lambda: None,
+        contradicts: Callable[[Mapping[str, KeyValue]], str | None] = lambda found: None,
     ) -> None:
         self._client = client
         self._prefix = prefix
         self._on_change = on_change
         self._decode = decode
         self._on_reset = on_reset
+        self._contradicts = contradicts
         self._history_changes = client.history.changes
         self._keys: dict[str, KeyValue] = {}
         self.records: dict[str, Any] = {}
@@ -114,8 +116,8 @@ class Mirror:
         before = history.changes
         listing = await self._client.range(self._prefix)
         found = {item.key: item for item in listing.kvs}
-        if before == history.changes == self._history_changes and (older := self._older(found)) is not None:
-            history.changed(f"{older.key} was last written at revision {older.mod_revision}, and later before")
+        if before == history.changes == self._history_changes and (reason := self._disproof(found)) is not None:
+            history.changed(reason)
             before = history.changes
         if self._history_changes != before:
             self._history_changes = before
@@ -128,10 +130,14 @@ class Mirror:
         self._outage.over()
         return listing.kvs
 
-    def _older(self, found: Mapping[str, KeyValue]) -> KeyValue | None:
-        """A key that was written last before we have seen it written: no history that only grows has one."""
-        known = ((item, self._keys.get(key)) for key, item in found.items())
-        return next((item for item, held in known if held and item.mod_revision < held.mod_revision), None)
+    def _disproof(self, found: Mapping[str, KeyValue]) -> str | None:
+        """What shows that this is another history: a key that was written last before we have seen it written, or what
+        the owner of this mirror finds."""
+        for key, item in found.items():
+            held = self._keys.get(key)
+            if held is not None and item.mod_revision < held.mod_revision:
+                return f"{key} was last written at revision {item.mod_revision}, and was at {held.mod_revision}"
+        return self._contradicts(found) if self._listed.is_set() else None
 
     def _reset(self) -> None:
         self._keys.clear()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from instep.coordination.chain import Promised
 from instep.coordination.records import Ack, Decision, Left, Plan, Receipt, View
 
 
@@ -29,6 +30,8 @@ class TellDecision:
     rank: int
     number: int
     decision: Decision
+    digest: str = ""
+    """Of the plan, where it is known: another one may have had the number in a history that is lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +55,12 @@ class WriteLeft:
 class Settle:
     """Try to abort the plan, then read what stands: afterwards its decision is known and final."""
 
-    number: int
+    promised: Promised
     decision: Decision
+
+    @property
+    def number(self) -> int:
+        return self.promised.number
 
 
 NodeAction = TellPlan | TellDecision | WriteAck | WriteReceipt | WriteLeft | Settle
@@ -104,11 +111,11 @@ class NodeAgreement:
         self.plan, self.decision, self.armed, self.applied, self.drift = plan, None, set(), {}, {}
         return [TellPlan(rank, plan) for rank in self._active()] + self._answer()
 
-    def on_decision(self, number: int, decision: Decision) -> list[NodeAction]:
+    def on_decision(self, number: int, decision: Decision, digest: str = "") -> list[NodeAction]:
         """Told to every worker, also of an older plan: one that was out of touch may still stand before its gate."""
-        if self.plan is not None and number == self.plan.number:
-            self.decision = decision
-        return [TellDecision(rank, number, decision) for rank in self._active()]
+        if self.plan is not None and number == self.plan.number and digest in ("", self.plan.digest):
+            self.decision, digest = decision, self.plan.digest
+        return [TellDecision(rank, number, decision, digest) for rank in self._active()]
 
     def on_joined(self, rank: int) -> list[NodeAction]:
         """A worker of the view is (again) connected: it hears what is open."""
@@ -119,7 +126,7 @@ class NodeAgreement:
             return []
         told: list[NodeAction] = [TellPlan(rank, self.plan)]
         if self.decision is not None:
-            told.append(TellDecision(rank, self.plan.number, self.decision))
+            told.append(TellDecision(rank, self.plan.number, self.decision, self.plan.digest))
         return told
 
     def on_armed(self, rank: int, number: int) -> list[NodeAction]:
@@ -130,19 +137,24 @@ class NodeAgreement:
 
     def on_late(self, rank: int, number: int, step: int) -> list[NodeAction]:
         reason = f"rank {rank} was already at step {step}"
-        return [Settle(number, Decision(commit=False, reason=reason, by=self.node, step=step))]
+        return self._settle(number, Decision(commit=False, reason=reason, by=self.node, step=step))
+
+    def on_foreign(self, rank: int, number: int, head: str) -> list[NodeAction]:
+        """The plan does not follow from what the worker holds."""
+        reason = f"rank {rank} holds {head}, and the plan follows from something else: etcd's history went back"
+        return self._settle(number, Decision(commit=False, reason=reason, by=self.node))
 
     def on_refused(self, number: int, problems: dict[str, str], rank: int) -> list[NodeAction]:
         reason = f"rank {rank} could not accept it: " + "; ".join(f"{k}: {v}" for k, v in problems.items())
-        decision = Decision(commit=False, reason=reason[:1000], by=self.node, refused=problems)
-        return [Settle(number, decision)]
+        return self._settle(number, Decision(commit=False, reason=reason[:1000], by=self.node, refused=problems))
 
-    def on_gate(self, rank: int, number: int, step: int) -> list[NodeAction]:
+    def on_gate(self, rank: int, promised: Promised, step: int) -> list[NodeAction]:
         """A worker stands at the gate without knowing the decision."""
-        if self.plan is not None and number == self.plan.number and self.decision is not None:
-            return [TellDecision(rank, number, self.decision)]
+        is_it = self.plan is not None and (promised.number, promised.digest) == (self.plan.number, self.plan.digest)
+        if is_it and self.decision is not None:
+            return [TellDecision(rank, promised.number, self.decision, promised.digest)]
         reason = f"rank {rank} reached step {step} before it was decided"
-        return [Settle(number, Decision(commit=False, reason=reason, by=self.node, step=step))]
+        return [Settle(promised, Decision(commit=False, reason=reason, by=self.node, step=step))]
 
     def on_applied(self, rank: int, number: int, step: int, drift: tuple[str, ...] = ()) -> list[NodeAction]:
         """Also when a worker says later that its optimizer does not hold what it has applied: the receipt says so."""
@@ -170,7 +182,13 @@ class NodeAgreement:
         if self.plan is None or self.decision is not None or self.plan.view != self.view_number:
             return []
         reason = f"rank {rank} died"
-        return [Settle(self.plan.number, Decision(commit=False, reason=reason, by=self.node))]
+        return self._settle(self.plan.number, Decision(commit=False, reason=reason, by=self.node))
+
+    def _settle(self, number: int, decision: Decision) -> list[NodeAction]:
+        """Of the plan that is known: a message about another one is about one that was decided."""
+        if self.plan is None or number != self.plan.number:
+            return []
+        return [Settle(Promised(number, self.plan.digest, self.plan.epoch), decision)]
 
     def _active(self) -> list[int]:
         return [rank for rank, life in self.life.items() if life is Life.ACTIVE]
@@ -182,7 +200,7 @@ class NodeAgreement:
         if any(life is Life.LEFT for life in self.life.values()) and self.last_step >= self.plan.gate:
             reason = f"a rank that has left had already run step {self.last_step}"
             decision = Decision(commit=False, reason=reason, by=self.node, step=self.last_step)
-            return [Settle(self.plan.number, decision)]
+            return self._settle(self.plan.number, decision)
         promised = all(
             rank in self.armed if life is Life.ACTIVE else life is Life.LEFT for rank, life in self.life.items()
         )

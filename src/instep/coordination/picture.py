@@ -20,6 +20,7 @@ from instep.coordination.records import (
     Attempts,
     Change,
     Failure,
+    Held,
     Left,
     Manifest,
     Member,
@@ -110,6 +111,7 @@ class Picture:
         self._verified = Mirror(client, keys.verified, changed, decode=Verified.decode_or_none)
         self._failures = Mirror(client, keys.failures, changed, decode=Failure.decode_or_none)
         self._arrivals = Mirror(client, keys.arrivals, changed, decode=Arrivals.decode_or_none)
+        self._heads = Mirror(client, keys.heads, changed, decode=Held.decode_or_none)
         self._attempts = Mirror(client, keys.attempts, changed, decode=Attempts.decode_or_none)
 
     def __repr__(self) -> str:
@@ -118,7 +120,7 @@ class Picture:
     @property
     def mirrors(self) -> tuple[Mirror, ...]:
         flowing_up = (self._members, self._acks, self._receipts, self._left, self._schemas, self._verified)
-        return (self.desires, *flowing_up, self._failures, self._arrivals, self._attempts)
+        return (self.desires, *flowing_up, self._failures, self._arrivals, self._heads, self._attempts)
 
     def follow(self) -> list[Coroutine[Any, Any, None]]:
         """What keeps it up to date, until cancelled. The caller runs all of it at once, and ends when one ends."""
@@ -139,6 +141,7 @@ class Picture:
             pointer=self._pointer()[1],
             attempts=counted_at,
             resume=state.resume_revision,
+            epoch=state.epoch_revision,
         )
 
     def situation(self, progress: Progress) -> Situation:
@@ -180,6 +183,11 @@ class Picture:
             schemas={last_part(item.key): item.text for item in self._schemas.keys.values()},
             schema=self._schema_of_view(),
             forming=state.forming,
+            epoch=state.epoch,
+            epoch_revision=state.epoch_revision,
+            entered=state.entered.view if state.entered is not None else 0,
+            held={last_part(key): held for key, held in self._heads.records.items()},
+            leader=state.leader,
             lasting_strangers=self._lasting_strangers(registered),
             progress=progress,
             lost=state.lost,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -67,6 +68,17 @@ class Elastic(Record):
     """The same for all workers that one torchrun job starts, in all its rounds; empty where that is not known."""
 
 
+class Head(Record):
+    """What a worker knows of the decisions: the newest that it knows to be committed, and the newest plan that it was
+    told of and may have promised. As its agent knows, which never knows less than the worker."""
+
+    plan: int
+    digest: str
+    epoch: int = 0
+    """The run's epoch when this was said."""
+    told: int = 0
+
+
 class Member(Record):
     """One registration of one worker; on its node's lease."""
 
@@ -89,6 +101,8 @@ class Member(Record):
     """It may take the place of a process that trains."""
     protocol: int = PROTOCOL
     """Of the agent that wrote it. Members of another one cannot be in a view together."""
+    head: Head | None = None
+    """None for one that is new."""
 
     @property
     def worker(self) -> WorkerId:
@@ -150,6 +164,8 @@ class Snapshot(Record):
     """The newest committed checkpoint when the view was formed; None when there was none."""
     vote: bool = False
     """The ranks have still to agree on it: nobody has gone on from a checkpoint since the run began anew."""
+    digest: str = ""
+    """As in Agreed."""
 
 
 class View(Record):
@@ -162,6 +178,9 @@ class View(Record):
     start: Snapshot
     fresh: bool
     """True when all workers of the view were new, so that `start` was read from the desired config."""
+    staying: str = ""
+    """Ranks that have trained before. The others wait until all of these have entered the view with what it starts
+    with: their registrations may have been of a history that is lost."""
     versions: tuple[str, ...] = ()
     """The agents' versions of Instep where they differ, else empty."""
 
@@ -202,6 +221,12 @@ class StartChange(Record):
     author: str | None = None
     reason: str | None = None
     change_id: str | None = None
+
+
+class Entered(Record):
+    """Newcomers of `view` may begin: all who stay have entered it."""
+
+    view: int
 
 
 class StartOfView(Record):
@@ -325,6 +350,17 @@ class Plan(Record):
     """Of one that was deleted and written again: the revision that first created it. What answers it came later."""
     opened_at: str | None = None
     """Wall clock of the leader's host, for people only: no decision looks at it."""
+    parent: str = ""
+    """The digest of what was agreed when it was opened: only who holds that promises it."""
+    epoch: int = 0
+    """Of the run, when it was opened."""
+    restored: int | None = None
+    """Of one that was written back: the epoch in which that was done."""
+
+    @property
+    def digest(self) -> str:
+        """Names this plan and all that was agreed before it."""
+        return _digest(self.model_dump_json(exclude={"created", "restored"}, exclude_none=True))
 
 
 class Decision(Record):
@@ -359,6 +395,24 @@ class Agreed(Record):
     belongs to a training that was left."""
     began: int = 0
     """The newest plan when the run last began anew: nothing up to it binds those who train now."""
+    digest: str = ""
+    """Of the plan committed last, or of the start of the run since then."""
+    parent: str = ""
+    """What `digest` was before that."""
+    restored: int | None = None
+    """The epoch in which it was written back by those who held it; None where it never was lost."""
+
+    def as_start(self) -> Agreed:
+        """With the digest of a start: what this run begins anew with."""
+        text = self.model_dump_json(exclude={"digest", "parent", "restored"}, exclude_none=True)
+        return self.model_copy(update={"digest": _digest(text), "parent": self.digest})
+
+
+class Held(Record):
+    """What a node's workers hold beyond etcd: what was agreed, and the plan that it came from."""
+
+    agreed: Agreed
+    plan: Plan | None = None
 
 
 class Epoch(Record):
@@ -374,6 +428,17 @@ class Epoch(Record):
     """The revision at which that was noticed."""
     author: str | None = None
     """Who adopted checkpoints; None where the run noticed by itself."""
+    settled: bool = False
+    """All who train have said what they hold since then, and etcd holds that again: nothing is decided before."""
+    plan: int = 0
+    digest: str = ""
+    """The newest decision that one of them held when it was settled: what else was promised before is aborted."""
+    told: int = 0
+    """The highest plan number that one of them had heard of: new ones come after it."""
+    view: int = 0
+    """The newest view that one of them had been in."""
+    problem: str | None = None
+    """Why it cannot be settled."""
     at: str | None = None
     """Wall clock of the host that wrote it, for people only."""
 
@@ -671,6 +736,10 @@ class Metrics(Record):
     """Whether it can go back to a checkpoint; None while it has not said."""
     drift: tuple[str, ...] = ()
     """Hyperparameters that its optimizer does not hold as agreed."""
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def format_ranks(ranks: Iterable[int]) -> str:

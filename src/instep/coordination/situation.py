@@ -18,7 +18,10 @@ from instep.coordination.records import (
     Attempts,
     Change,
     Decision,
+    Epoch,
     Forming,
+    Held,
+    Leader,
     Left,
     Manifest,
     Plan,
@@ -77,6 +80,14 @@ class Situation:
     """Workers that have disagreed with the rest for longer than a lease lives."""
     progress: Progress = Progress()
     forming: Forming | None = None
+    epoch: Epoch | None = None
+    epoch_revision: int = 0
+    entered: int = 0
+    """The newest view that all who stay have entered."""
+    held: Mapping[str, Held] = field(default_factory=dict)
+    """What nodes hold that etcd has lost."""
+    leader: Leader | None = None
+    """Who was proclaimed last."""
     lost: Mapping[str, str] = field(default_factory=dict)
     """Keys of the run's state that somebody has deleted while it lives, and what they held."""
     run: str = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from instep.coordination.assembly import Released
 from instep.coordination.keys import Keys, last_part
@@ -10,6 +10,7 @@ from instep.coordination.mirror import Mirror
 from instep.coordination.records import (
     Agreed,
     Decision,
+    Entered,
     Epoch,
     Forming,
     Leader,
@@ -33,10 +34,21 @@ class RunState:
     `on_change(events)` runs after each batch, when the attributes show it.
     """
 
-    def __init__(self, client: Client, keys: Keys, on_change: Callable[[tuple[Event, ...]], None]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        keys: Keys,
+        on_change: Callable[[tuple[Event, ...]], None],
+        on_reset: Callable[[], None] = lambda: None,
+    ) -> None:
         self._keys = keys
         self._on_change = on_change
-        self.mirror = Mirror(client, keys.state, self._take)
+        self.mirror = Mirror(client, keys.state, self._take, on_reset=self._reset, contradicts=self._contradicts)
+        self._on_reset = on_reset
+        self._clear()
+
+    def _clear(self) -> None:
+        """Nothing is known, or etcd holds another history than the one that was followed."""
         self.view: View | None = None
         self.view_revision = 0
         self.agreed: Agreed | None = None
@@ -44,6 +56,7 @@ class RunState:
         self.leader: Leader | None = None
         self.epoch: Epoch | None = None
         self.epoch_revision = 0
+        self.entered: Entered | None = None
         self.plan: Plan | None = None
         self.plan_revision = 0
         """When the newest plan was created: what answers it was created later."""
@@ -70,6 +83,15 @@ class RunState:
         view = self.view.number if self.view else 0
         return f"RunState(view {view}, plan {self.plan.number if self.plan else 0}, {self.mirror!r})"
 
+    def _contradicts(self, found: Mapping[str, KeyValue]) -> str | None:
+        """Plans are let go of by the mirror, and their numbers only rise."""
+        key = self._keys.plan(self.plan.number) if self.plan is not None else None
+        return None if key is None or key in found or key in self.lost else f"{key} is not there any more"
+
+    def _reset(self) -> None:
+        self._clear()
+        self._on_reset()
+
     def _take(self, events: tuple[Event, ...]) -> None:
         for event in events:
             self._take_one(event)
@@ -93,6 +115,8 @@ class RunState:
         elif key == keys.epoch:
             self.epoch = Epoch.decode_or_none(value)
             self.epoch_revision = event.kv.mod_revision if value is not None else 0
+        elif key == keys.entered:
+            self.entered = Entered.decode_or_none(value)
         elif key == keys.forming:
             self.forming = Forming.decode_or_none(value)
         elif key in (keys.saving, keys.saved, keys.resume):

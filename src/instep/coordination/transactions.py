@@ -17,11 +17,16 @@ from instep.coordination.actions import (
     Ask,
     Commit,
     Decline,
+    Enter,
     FormView,
     OpenPlan,
+    Proclaim,
+    RaiseEpoch,
     Refuse,
     Reject,
     Restore,
+    Rewrite,
+    Settle,
     Tidy,
     TurnAway,
 )
@@ -31,6 +36,7 @@ from instep.coordination.keys import Keys
 from instep.coordination.records import (
     Ack,
     Decision,
+    Entered,
     Epoch,
     Failure,
     FirstStep,
@@ -42,6 +48,7 @@ from instep.coordination.records import (
     Term,
 )
 from instep.etcd import Compare, Op
+from instep.scalar import format_scalar
 
 HISTORY_PLANS = 1000
 """Plans kept in etcd; older ones are deleted as new ones are opened."""
@@ -76,23 +83,38 @@ class Seen:
     pointer: int = 0
     attempts: int = 0
     resume: int = 0
+    epoch: int = 0
 
 
 def for_action(action: Action, keys: Keys, fence: Fence, seen: Seen) -> Txn:
     """The txn that carries out a leader's action, if what it was decided from still stands."""
     same_view = Compare.mod_revision(keys.view, "==", seen.view)
+    same_epoch = Compare.mod_revision(keys.epoch, "==", seen.epoch)
     match action:
+        case RaiseEpoch():
+            raised = raise_epoch(keys, seen.epoch, action.epoch)
+            return Txn((fence.compare(), *raised.compares), raised.then)
+        case Proclaim():
+            return Txn((fence.compare(), same_epoch), _proclaimed(keys, action.leader))
+        case Rewrite():
+            puts = tuple(Op.put(keys.config_of(name), format_scalar(value)) for name, value in action.config.items())
+            return Txn((fence.compare(), same_epoch), puts)
+        case Settle():
+            return _settle(action, keys, (fence.compare(), same_epoch, _same_agreed(keys, seen)))
+        case Enter():
+            entered = Entered(view=action.view)
+            return Txn((fence.compare(), same_epoch, same_view), (Op.put(keys.entered, entered.encode()),))
         case FormView():
             same_pointer = Compare.mod_revision(keys.latest, "==", seen.pointer)
             same_resume = Compare.mod_revision(keys.resume, "==", seen.resume)
-            guards = [fence.compare(), same_view, _same_agreed(keys, seen), same_pointer, same_resume]
+            guards = [fence.compare(), same_epoch, same_view, _same_agreed(keys, seen), same_pointer, same_resume]
             if action.attempts is not None:
                 guards.append(_same_attempts(keys, seen))
             return _form_view(action, keys, tuple(guards))
         case OpenPlan():
-            return _open_plan(action, keys, fence, same_view)
+            return _open_plan(action, keys, (fence.compare(), same_epoch, same_view))
         case Commit():
-            return _commit(action, keys, fence, same_view)
+            return _commit(action, keys, (fence.compare(), same_epoch, same_view))
         case Decline():
             return _decline(action, keys, fence)
         case Restore():
@@ -186,6 +208,29 @@ def raise_epoch(keys: Keys, seen: int, epoch: Epoch) -> Txn:
     return Txn((Compare.mod_revision(keys.epoch, "==", seen),), tuple(then))
 
 
+def _proclaimed(keys: Keys, leader: Leader) -> tuple[Op, ...]:
+    term = Term(**leader.model_dump(include={"term", "node", "rank", "host", "token"}))
+    return (Op.put(keys.leader, leader.encode()), Op.put(keys.term(term.term), term.encode()))
+
+
+def _settle(action: Settle, keys: Keys, guards: tuple[Compare, ...]) -> Txn:
+    compares, epoch = list(guards), action.epoch
+    then = [Op.put(keys.epoch, epoch.encode()), Op.put(keys.epoch_of(epoch.number), epoch.encode())]
+    if action.agreed is not None:
+        then.append(Op.put(keys.agreed, action.agreed.encode()))
+    if action.decides:
+        compares.append(_undecided(keys, action.decides))
+        reason = "etcd's history went back, and " + ("a rank knows of its commit" if action.commits else "no rank does")
+        decision = Decision(commit=action.commits, by="leader", reason=reason)
+        then += [Op.put(keys.decision(action.decides), decision.encode()), Op.delete(keys.open_mark(action.decides))]
+    if action.plan is not None:
+        number = action.plan.number
+        compares.append(Compare.absent(keys.plan(number)))
+        decision = Decision(commit=True, by="leader", reason="etcd had lost it: written back from the ranks")
+        then += [Op.put(keys.plan(number), action.plan.encode()), Op.put(keys.decision(number), decision.encode())]
+    return Txn(tuple(compares), tuple(then))
+
+
 def proclaim(
     keys: Keys,
     leader: Leader,
@@ -232,6 +277,8 @@ def _form_view(action: FormView, keys: Keys, guards: tuple[Compare, ...]) -> Txn
         Op.delete(keys.arrivals, prefix=True),
         Op.delete(keys.forming),
     ]
+    if action.view.fresh:
+        then.append(Op.put(keys.entered, Entered(view=action.view.number).encode()))  # nobody stays
     if action.attempts is not None:
         then.append(Op.put(keys.attempts, action.attempts.encode()))
     if action.abort_plan is not None:
@@ -281,9 +328,9 @@ def pointer_to(manifest: Manifest) -> Pointer:
     )
 
 
-def _commit(action: Commit, keys: Keys, fence: Fence, same_view: Compare) -> Txn:
+def _commit(action: Commit, keys: Keys, guards: tuple[Compare, ...]) -> Txn:
     plan = action.plan
-    compares = [fence.compare(), same_view, _undecided(keys, plan.number), Compare.present(keys.open_mark(plan.number))]
+    compares = [*guards, _undecided(keys, plan.number), Compare.present(keys.open_mark(plan.number))]
     then = [
         Op.put(keys.decision(plan.number), Decision(commit=True, by="leader").encode()),
         Op.put(keys.agreed, action.agreed.encode()),
@@ -300,14 +347,15 @@ def _commit(action: Commit, keys: Keys, fence: Fence, same_view: Compare) -> Txn
     return Txn(tuple(compares), tuple(then))
 
 
-def _open_plan(action: OpenPlan, keys: Keys, fence: Fence, same_view: Compare) -> Txn:
+def _open_plan(action: OpenPlan, keys: Keys, guards: tuple[Compare, ...]) -> Txn:
     plan = action.plan
-    compares = [fence.compare(), same_view, Compare.absent(keys.plan(plan.number))]
+    compares = [*guards, Compare.absent(keys.plan(plan.number))]
     if plan.kind != "config" and plan.change_id:
         # A mirror that lags still shows a command that is done with.
         compares.append(Compare.mod_revision(keys.command(plan.change_id), "==", plan.revision))
-    if plan.number > 1:
-        compares.append(Compare.present(keys.decision(plan.number - 1)))
+    follows = plan.number - 1 if action.follows is None else action.follows
+    if follows:
+        compares.append(Compare.present(keys.decision(follows)))
     then = [
         Op.put(keys.plan(plan.number), plan.encode()),
         Op.put(keys.open_mark(plan.number), "1"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from instep.coordination import commands, membership
+from instep.coordination import commands, membership, recovery
 from instep.coordination.actions import (
     MAX_SCHEMAS_TIDIED,
     MAX_TIDIED,
@@ -52,6 +52,8 @@ def about_wishes(now: Situation) -> Action | None:
     """The oldest of what operators want, a change or a command."""
     if now.view is None or now.agreed is None:
         return None
+    if not membership.has_entered(now.view, now.entered, now.registered, now.left):
+        return None
     if not is_settled(now):
         return None
     refused = _refused_by_workers(now)
@@ -78,7 +80,7 @@ def _about_change(now: Situation, wanted: Wanted) -> Action | None:
     if gate is None:
         return None
     change = now.changes.get(wanted.revision)
-    return OpenPlan(_plan(now, gate, wanted.revision, wanted.values, change))
+    return _opened(now, _plan(now, gate, wanted.revision, wanted.values, change))
 
 
 def _about_order(now: Situation, order: Order, course: Course) -> Action | None:
@@ -102,7 +104,13 @@ def _about_order(now: Situation, order: Order, course: Course) -> Action | None:
             "change_id": order.id,
         }
     )
-    return OpenPlan(plan)
+    return _opened(now, plan)
+
+
+def _opened(now: Situation, plan: Plan) -> OpenPlan:
+    """Numbers go on after all that were heard of, also after those that etcd has lost."""
+    newest = now.plan.number if now.plan is not None else 0
+    return OpenPlan(plan, follows=None if newest == plan.number - 1 else newest)
 
 
 def _refusal_of(now: Situation, order: Order) -> str | None:
@@ -150,7 +158,9 @@ def _plan(now: Situation, gate: int, revision: int, values: Mapping[str, object]
     assert now.agreed is not None
     return Plan.model_validate(
         {
-            "number": (now.plan.number if now.plan else 0) + 1,
+            "number": recovery.last_number(now) + 1,
+            "parent": now.agreed.digest,
+            "epoch": recovery.number_of(now.epoch),
             "view": now.view.number,
             "gate": gate,
             "values": dict(values),

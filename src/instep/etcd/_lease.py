@@ -140,6 +140,12 @@ class LeaseKeeper:
             return "lost"
         return "connected" if self._confirmed else "suspended"
 
+    def abandon(self) -> None:
+        """Count it as lost from now on; leaving revokes it."""
+        self._valid_until = 0.0
+        self._lost.set()
+        self._changed.set()
+
     async def wait_lost(self) -> None:
         """Return when the lease is lost: etcd said so, or its time ran out unconfirmed."""
         await self._lost.wait()

@@ -5,6 +5,7 @@ What the agent says comes in, what is to be answered goes out: `Gate` decides, t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic
@@ -18,6 +19,8 @@ from instep.worker.gate import NEVER, Answer, Apply, Gate, Wait
 from instep.worker.hyper import Codec
 from instep.worker.orders import Order, Orders
 from instep.worker.replay import REFUSAL, Replay
+
+log = logging.getLogger("instep")
 
 Config = TypeVar("Config", default=Any)
 
@@ -62,6 +65,13 @@ class Agreement(Generic[Config]):
         """The view in which the run last began anew."""
         self.back = 0
         """The plan that last took it back to a checkpoint since then, 0 for none."""
+        self.agreed: Message | None = None
+        """The record of what this worker knows to be agreed on, as its agent gave it: should etcd lose it, it is
+        written back from here."""
+        self.epoch = 0
+        """The run's epoch, as last heard."""
+        self._told: Message | None = None
+        """The plan that was promised last."""
         self.began: Message | None = None
         """What every agent must hear of the first step of a view."""
         self._origin: Message | None = None
@@ -100,8 +110,9 @@ class Agreement(Generic[Config]):
 
     # -- how it begins ----------------------------------------------------------------------------------------------
 
-    def start(self, document: Mapping[str, Any], view: int = 0) -> None:
-        """The first view gives these values, unless they come from a schedule."""
+    def start(self, document: Mapping[str, Any], view: int = 0, agreed: Message | None = None) -> None:
+        """The first view gives these values, unless they come from a schedule. `agreed` is the record of them."""
+        self.agreed = agreed
         self._start = start = Start.of(document)
         self.gate.start(start.plan)
         self.plan = start.plan
@@ -144,6 +155,14 @@ class Agreement(Generic[Config]):
             self._postponed = message  # not before it is known on which side of the last gate this worker begins
             return []
         number, values, order = message["n"], message["values"], Order.of(message)
+        if self._is_foreign(message):
+            agreed = self.agreed or {}
+            log.error(
+                "plan %d does not follow from decision %s that holds here: it is refused. etcd's history went back",
+                number,
+                agreed.get("plan"),
+            )
+            return [{"t": "foreign", "n": number, "holds": f"decision {agreed.get('plan')} ({agreed.get('digest')})"}]
         # Paused it stands before `step`, wherever the gate is: no step is run before it knows the decision.
         gate = max(message["gate"], step) if self.course.is_paused(step) else message["gate"]
         answer = self.gate.hear_plan(number, gate, values, step)
@@ -155,18 +174,43 @@ class Agreement(Generic[Config]):
             problems = self._why_not(values, order)
             if problems:
                 return [{"t": "refused", "n": number, "problems": problems}]
-            self._order = order
+            self._order, self._told = order, message
             if values:
                 self._prepared = (number, self._codec.decode({**self._values, **values}))
             return [{"t": "armed", "n": number}]
         return []
+
+    def _is_foreign(self, message: Message) -> bool:
+        """Whether a plan is of a history that branched off from the one that this worker has trained with."""
+        parent, digest = message.get("parent", ""), message.get("digest", "")
+        held = (self.agreed or {}).get("digest", "")
+        if self.gate.promised == message["n"]:
+            return bool(self._told is not None and self._told.get("digest", "") != digest)
+        return bool(self.gate.is_new(message["n"]) and held and parent != held)
+
+    def promised(self) -> Message:
+        """What names the plan that was promised last, beside its number."""
+        told = self._told or {}
+        return {"digest": told.get("digest", ""), "epoch": told.get("epoch", 0)}
+
+    @property
+    def undecided(self) -> Message | None:
+        """The record of the plan that was promised and whose decision is not known."""
+        told = self._told
+        return told.get("record") if told is not None and told["n"] == self.gate.undecided else None
 
     def _why_not(self, values: Mapping[str, Scalar], order: Order) -> dict[str, str]:
         if values and self._replay is not None:
             return dict.fromkeys(values, REFUSAL)
         return self._codec.problems(self._values, values) if values else self.orders.why_not(order)
 
-    def hear_decision(self, number: int, commit: bool, step: int) -> list[Message]:
+    def hear_decision(self, number: int, commit: bool, step: int, digest: str = "") -> list[Message]:
+        """`digest` names the plan, where it is known: one of a history that is lost may have had the same number."""
+        told = self._told
+        if told is not None and told["n"] == number and digest not in ("", told.get("digest", "")):
+            return []
+        if commit and told is not None and number == self.gate.undecided:
+            self.agreed = told.get("then") or self.agreed
         self.gate.hear_decision(number, commit)
         if self._postponed is not None and self._postponed["n"] == number:
             self._postponed = None  # decided without this worker, so aborted: nothing to promise

@@ -120,6 +120,11 @@ class Conversation:
             "schema": self._agreement.schema,
             "view": self.view,
             "undecided": self._agreement.gate.undecided,
+            "head": {
+                "agreed": self._agreement.agreed,
+                "told": self._agreement.undecided,
+                "epoch": self._agreement.epoch,
+            },
             "max_restarts": self.max_restarts,
             "elastic": elastic(os.environ),
             "take_over": self.take_over,
@@ -185,7 +190,7 @@ class Conversation:
                     self.introduce()
                     asked = False
                 if not asked:
-                    self._link.send({"t": "gate", "n": number, "step": step})
+                    self._link.send({"t": "gate", "n": number, "step": step, **self._agreement.promised()})
                     asked = True
                 self._link.wait_readable(0.25)
                 self.mail = self._link.words.mail
@@ -285,7 +290,10 @@ class Conversation:
                     for answer in self._agreement.hear_plan(message, step):
                         self._link.send(answer)
                 case "decision":
-                    self.tell(self._agreement.hear_decision(message["n"], message["commit"], step))
+                    digest = message.get("digest", "")
+                    self.tell(self._agreement.hear_decision(message["n"], message["commit"], step, digest))
+                case "epoch":
+                    self._agreement.epoch = max(self._agreement.epoch, int(message["number"]))
                 case "try":
                     with contextlib.suppress(LinkLost):  # the next agent asks again
                         self._link.send(self._agreement.refusals(message))
@@ -308,10 +316,16 @@ class Conversation:
                     pass  # from a newer agent; PROTOCOL guards against what must be understood
 
     def _enter_view(self, message: Message) -> None:
-        first, self.view = self.view == 0, int(message["view"])
+        number = int(message["view"])
+        if number < self.view:
+            log.error(
+                "view %d is refused: rank %d has been in view %d, which etcd has lost", number, self._rank, self.view
+            )
+            return
+        first, self.view = self.view == 0, number
         self._link.node = str(message.get("node", ""))
         if first:
-            self._agreement.start(message["start"], self.view)
+            self._agreement.start(message["start"], self.view, message.get("agreed"))
 
     def _hear_failure(self, failure: InstepError) -> None:
         """An agent that cannot work ends a join, but never a training that has begun."""

@@ -71,6 +71,15 @@ class Gate:
         return promise.number if promise is not None and promise.commit is None else None
 
     @property
+    def promised(self) -> int | None:
+        """The plan that was promised and lies ahead."""
+        return self._promise.number if self._promise is not None else None
+
+    def is_new(self, number: int) -> bool:
+        """Whether a plan of that number would be answered by a promise, were it in time."""
+        return self._promise is None and number > self._settled
+
+    @property
     def committed(self) -> int | None:
         """The plan that was promised, is agreed on, and lies ahead."""
         promise = self._promise

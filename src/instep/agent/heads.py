@@ -1,0 +1,173 @@
+"""What the node's workers hold of the run's decisions, and what is done when etcd has lost some of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+from instep.agent.effects import ATTEMPT_S, Effects
+from instep.agent.worker import LocalWorker
+from instep.agent.workers import Workers
+from instep.coordination.chain import Promised, Stand, stand
+from instep.coordination.keys import Keys
+from instep.coordination.records import Epoch, Held
+from instep.coordination.session import Session
+from instep.coordination.state import RunState
+from instep.coordination.transactions import raise_epoch
+from instep.etcd import Client
+
+log = logging.getLogger("instep")
+
+
+class Heads:
+    """Promise: once this agent has noticed that etcd's history went back, or another one has, what its workers hold is
+    registered in the epoch that begins then, and what etcd has lost of it is in etcd for the leader to write back.
+
+    `on_epoch(number)` is called when an epoch is met that is not the first one that was seen.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        client: Client,
+        keys: Keys,
+        session: Session,
+        state: RunState,
+        workers: Workers,
+        effects: Effects,
+        *,
+        register: Callable[[], Awaitable[None]],
+        on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    ) -> None:
+        self._client = client
+        self._keys = keys
+        self._key = keys.head_of(node)
+        self._session = session
+        self._state = state
+        self._workers = workers
+        self._effects = effects
+        self._register = register
+        self._on_epoch = on_epoch
+        self._known: int | None = None
+        """The newest epoch that was seen."""
+        self._written: tuple[str, int] | None = None
+        """Digest and lease of what stands under our key."""
+        self._writing = asyncio.Lock()
+        self._raising = False
+        self.close = client.history.listen(self._history_changed)
+
+    def __repr__(self) -> str:
+        return f"Heads(epoch {self._known}, {'raising it' if self._raising else self._written or 'nothing lost'})"
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether etcd holds, as far as is known, the history in which this epoch began."""
+        return not self._raising
+
+    def follow(self) -> None:
+        """The run's state has changed, or somebody has come."""
+        self._meet_epoch()
+        lost = self._lost()
+        lease = self._session.lease_id
+        if lost is not None and lease and self._written != (lost.agreed.digest, lease):
+            self._written = (lost.agreed.digest, lease)
+            self._effects.start(self._write(lost))
+        elif lost is None and self._written is not None:
+            self._written = None
+            self._effects.start(self._write(None))
+
+    def _meet_epoch(self) -> None:
+        epoch = self._state.epoch
+        number = epoch.number if epoch is not None else 0
+        if self._raising or number < max(self._known or 0, 0):
+            return
+        is_new, self._known = self._known is not None and number > self._known, number
+        behind = [worker for worker in self._workers if worker.view and worker.epoch < number]
+        for worker in behind:
+            worker.epoch = number
+            worker.tell({"t": "epoch", "number": number})
+        if behind:
+            self._effects.start(self._registered())
+        if is_new and epoch is not None:
+            log.warning("epoch %d: %s", number, epoch.why)
+            self._on_epoch(epoch)
+
+    async def _registered(self) -> None:
+        await self._register()
+
+    def _lost(self) -> Held | None:
+        """The newest of what our workers hold and etcd does not."""
+        agreed = self._state.agreed
+        held = [worker for worker in self._workers if worker.view and worker.agreed is not None]
+        lost = [
+            worker.agreed
+            for worker in held
+            if worker.agreed is not None
+            and stand(worker.agreed.plan, worker.agreed.digest, agreed) is not Stand.IN_STEP
+        ]
+        if not lost:
+            return None
+        newest = max(lost, key=lambda item: item.plan)
+        plans = (worker.plan for worker in held)
+        plan = next((plan for plan in plans if plan is not None and plan.digest == newest.digest), None)
+        return Held(agreed=newest, plan=plan)
+
+    async def _write(self, held: Held | None) -> None:
+        async def attempt() -> None:
+            lease = self._session.lease_id
+            if held is None:
+                await self._client.delete(self._key, timeout_s=ATTEMPT_S)
+            elif lease and self._written == (held.agreed.digest, lease):
+                await self._client.put(self._key, held.encode(), lease=lease, timeout_s=ATTEMPT_S)
+
+        async with self._writing:
+            await self._effects.insist(attempt)
+
+    # -- etcd has gone back -----------------------------------------------------------------------------------------
+
+    def _history_changed(self) -> None:
+        """What is written on our lease may be of the history that is lost: the session takes another one."""
+        log.warning(
+            "etcd's history went back (%s): training goes on, changes wait until all ranks have said what they hold",
+            self._client.history.reason,
+        )
+        self._written = None
+        if not self._raising:
+            self._raising = True
+            self._effects.start(self._raise())
+
+    async def _raise(self) -> None:
+        """Unless another agent has been faster."""
+        try:
+            await self._effects.insist(self._attempt)
+        finally:
+            self._raising = False
+        self.follow()
+
+    async def _attempt(self) -> None:
+        known = max((worker.epoch for worker in self._workers), default=0)
+        known = max(known, self._known or 0)
+        while any(worker.view for worker in self._workers):
+            item = await self._client.get(self._keys.epoch, timeout_s=ATTEMPT_S)
+            stands = Epoch.decode_or_none(item.value if item is not None else None)
+            number = stands.number if stands is not None else 0
+            if number > known:
+                return
+            history = self._client.history
+            epoch = Epoch(
+                number=max(known, number) + 1,
+                why=f"etcd's history went back: {history.reason}",
+                before=history.lost,
+                after=history.revision,
+                at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            )
+            txn = raise_epoch(self._keys, item.mod_revision if item is not None else 0, epoch)
+            await self._client.txn(txn.compares, txn.then, timeout_s=ATTEMPT_S)
+
+
+def promised(worker: LocalWorker) -> Promised | None:
+    """The plan that a worker was told of and whose decision it does not know."""
+    told = worker.told
+    return Promised(told.number, told.digest, told.epoch) if told is not None else None

@@ -1,0 +1,139 @@
+"""What the leader does when etcd's history has gone back: a situation in, one action out. Pure.
+
+First a new epoch: from then on only what is registered in it counts. When all who train have said what they hold, the
+newest of that is written back, and what else was promised is aborted. Nothing is planned and no view is formed
+meanwhile; training goes on.
+"""
+
+from __future__ import annotations
+
+from instep.coordination.actions import Action, Proclaim, RaiseEpoch, Rewrite, Settle
+from instep.coordination.chain import conflict, is_lost
+from instep.coordination.membership import Registered
+from instep.coordination.records import Agreed, Epoch, Head, Held, Leader
+from instep.coordination.situation import Situation
+from instep.coordination.token import epoch_of, make_token, revision_of
+from instep.scalar import Scalar, same
+
+MAX_REWRITTEN = 60
+"""Desired values written by one txn; etcd allows 128 operations."""
+WHY = "etcd's history went back: ranks hold what etcd has lost"
+
+
+def last_number(now: Situation) -> int:
+    """The highest plan number that anybody has heard of."""
+    plan = now.plan.number if now.plan is not None else 0
+    agreed = now.agreed.plan if now.agreed is not None else 0
+    epoch = max(now.epoch.told, now.epoch.plan) if now.epoch is not None else 0
+    return max(plan, agreed, epoch)
+
+
+def number_of(epoch: Epoch | None) -> int:
+    return epoch.number if epoch is not None else 0
+
+
+def is_under_way(now: Situation) -> bool:
+    """Whether nothing else may be decided yet."""
+    return (now.epoch is not None and not now.epoch.settled) or bool(_proof(now))
+
+
+def next_step(now: Situation) -> Action | None:
+    """What comes next in an epoch that is not settled; None while somebody is waited for."""
+    proof = _proof(now)
+    if proof:
+        number = max(number_of(now.epoch), *(head.epoch for head in proof)) + 1
+        return RaiseEpoch(Epoch(number=number, why=WHY))
+    epoch = now.epoch
+    assert epoch is not None
+    trained = _trained(now)
+    if any(head.epoch < epoch.number for _, head in trained):
+        return None  # it has not been said in this epoch, or it was brought back with etcd's history
+    if not trained:
+        return Settle(epoch.model_copy(update={"settled": True, "told": last_number(now)}), decides=_open(now))
+    return _about_heads(now, epoch, trained)
+
+
+def renewed(now: Situation) -> Proclaim | None:
+    """The leader itself takes a token of the run's epoch."""
+    leader, number = now.leader, number_of(now.epoch)
+    if leader is None or epoch_of(leader.token) >= number:
+        return None
+    return Proclaim(_in_epoch(leader, number))
+
+
+def _in_epoch(leader: Leader, number: int) -> Leader:
+    return leader.model_copy(update={"token": make_token(number, revision_of(leader.token))})
+
+
+def _trained(now: Situation) -> list[tuple[int, Head]]:
+    return [(item.member.rank, item.member.head) for item in now.registered if item.member.head is not None]
+
+
+def _proof(now: Situation) -> list[Head]:
+    """Registrations that could not be if etcd held the history in which they were made."""
+    view, epoch = now.view.number if now.view is not None else 0, number_of(now.epoch)
+    view = max(view, now.epoch.view if now.epoch is not None else 0)
+    if now.epoch is not None and not now.epoch.settled:
+        return [head for _, head in _trained(now) if head.epoch > epoch]
+    return [head for item in now.registered if (head := _lost(now, item, view, epoch)) is not None]
+
+
+def _lost(now: Situation, item: Registered, view: int, epoch: int) -> Head | None:
+    head = item.member.head
+    return head if head is not None and is_lost(head, item.member.view, now.agreed, view, epoch) else None
+
+
+def _about_heads(now: Situation, epoch: Epoch, trained: list[tuple[int, Head]]) -> Action | None:
+    top = max((head for _, head in trained), key=lambda head: (head.plan, head.digest))
+    agreed, held = now.agreed, _held(now, top)
+    is_there = agreed is not None and (not top.digest or top.digest in (agreed.digest, agreed.parent))
+    stands = agreed if is_there else held.agreed if held is not None else None
+    if stands is None:
+        return None  # who holds it has registered, and writes it down next
+    problem = conflict(trained, top, stands.parent if stands.digest == top.digest else top.digest)
+    if problem is not None:
+        return None if problem == epoch.problem else Settle(epoch.model_copy(update={"problem": problem}))
+    superseded = _superseded(now, stands)
+    if superseded:
+        return Rewrite(superseded)
+    told = max(last_number(now), *(head.told for _, head in trained), top.plan)
+    view = max(item.member.view for item in now.registered)
+    done = {"settled": True, "plan": stands.plan, "digest": stands.digest, "told": told, "view": view, "problem": None}
+    commits = now.plan is not None and now.plan.digest == stands.digest
+    settle = Settle(epoch.model_copy(update=done), decides=_open(now), commits=commits)
+    return settle if is_there else _with_lost(now, settle, stands, held)
+
+
+def _with_lost(now: Situation, settle: Settle, stands: Agreed, held: Held | None) -> Settle:
+    number = settle.epoch.number
+    agreed = stands.model_copy(update={"restored": number, "revision": now.epoch_revision})
+    plan = held.plan if held is not None and held.plan is not None and held.plan.digest == stands.digest else None
+    newest = now.plan.number if now.plan is not None else 0
+    if plan is None or plan.number <= newest:
+        return Settle(settle.epoch, agreed, None, settle.decides, settle.commits)
+    plan = plan.model_copy(update={"restored": number})
+    return Settle(settle.epoch, agreed, plan, settle.decides, settle.commits)
+
+
+def _held(now: Situation, top: Head) -> Held | None:
+    return next((held for held in now.held.values() if held.agreed.digest == top.digest), None)
+
+
+def _open(now: Situation) -> int:
+    return now.plan.number if now.plan is not None and now.decision is None else 0
+
+
+def _superseded(now: Situation, stands: Agreed) -> dict[str, Scalar]:
+    """Desired values from before the epoch that differ from what holds: they were wanted, and superseded, in the part
+    of the history that is lost. Without this they would come back as a change."""
+    found: dict[str, Scalar] = {}
+    for name, item in now.desired.items():
+        if name not in stands.values or item.revision > now.epoch_revision or len(found) == MAX_REWRITTEN:
+            continue
+        try:
+            is_agreed = same(now.schema.parse(name, item.text), stands.values[name])
+        except ValueError:
+            is_agreed = False
+        if not is_agreed:
+            found[name] = stands.values[name]
+    return found
