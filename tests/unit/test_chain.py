@@ -1,0 +1,113 @@
+"""What the records alone tell of a history that may have gone back."""
+
+from __future__ import annotations
+
+import pytest
+
+from instep.coordination.chain import (
+    Found,
+    Promised,
+    Stand,
+    Unknown,
+    after,
+    conflict,
+    if_committed,
+    is_lost,
+    stand,
+    verdict,
+)
+from instep.coordination.records import Agreed, Decision, Epoch, Head, Plan
+
+START = Agreed(plan=0, view=1, values={"lr": 0.1}).as_start()
+
+
+def plan(number: int, parent: str, lr: float, epoch: int = 0) -> Plan:
+    return Plan(number=number, view=1, gate=9, values={"lr": lr}, previous={}, revision=1, parent=parent, epoch=epoch)
+
+
+ONE = plan(1, START.digest, 0.2)
+AFTER_ONE = after(START, ONE)
+TWO = plan(2, AFTER_ONE.digest, 0.3)
+AFTER_TWO = after(AFTER_ONE, TWO)
+OTHER_TWO = plan(2, AFTER_ONE.digest, 0.5)
+
+
+def test_a_plan_keeps_its_digest_when_it_is_written_again_and_another_one_has_another() -> None:
+    assert ONE.model_copy(update={"created": 7, "restored": 1}).digest == ONE.digest
+    assert Plan.decode(ONE.encode()).digest == ONE.digest
+    assert TWO.digest != OTHER_TWO.digest
+
+
+def test_what_is_agreed_names_the_decision_before_it() -> None:
+    assert (AFTER_TWO.digest, AFTER_TWO.parent) == (TWO.digest, ONE.digest)
+    assert if_committed(AFTER_ONE, TWO) == AFTER_TWO
+    assert if_committed(AFTER_TWO, TWO) == AFTER_TWO
+    assert if_committed(START, TWO) is None
+
+
+@pytest.mark.parametrize(
+    ("number", "digest", "agreed", "where"),
+    [
+        (2, TWO.digest, AFTER_TWO, Stand.IN_STEP),
+        (1, ONE.digest, AFTER_TWO, Stand.IN_STEP),  # it hears of the second one late
+        (2, TWO.digest, AFTER_ONE, Stand.BEYOND),
+        (2, TWO.digest, None, Stand.BEYOND),
+        (2, OTHER_TWO.digest, AFTER_TWO, Stand.BRANCHED),
+        (0, START.digest, AFTER_TWO, Stand.BRANCHED),
+        (2, "", AFTER_ONE, Stand.IN_STEP),
+    ],
+)
+def test_where_a_worker_stands(number: int, digest: str, agreed: Agreed | None, where: Stand) -> None:
+    assert stand(number, digest, agreed) is where
+
+
+def test_a_registration_that_could_not_be_proves_that_the_history_went_back() -> None:
+    head = Head(plan=2, digest=TWO.digest, epoch=1)
+    assert is_lost(head, 3, AFTER_ONE, 3, 1)
+    assert is_lost(head, 4, AFTER_TWO, 3, 1)
+    assert is_lost(head, 3, AFTER_TWO, 3, 0)
+    assert is_lost(head, 3, None, 3, 1)
+    assert not is_lost(head, 3, AFTER_TWO, 3, 1)
+    assert not is_lost(Head(plan=1, digest=ONE.digest, epoch=1), 3, AFTER_TWO, 3, 1)  # it may be an old registration
+    assert not is_lost(head, 9, AFTER_ONE, 3, 2)  # brought back from before the epoch
+
+
+def test_workers_of_two_branches_are_not_joined() -> None:
+    top = Head(plan=2, digest=TWO.digest)
+    behind, other = Head(plan=1, digest=ONE.digest), Head(plan=2, digest=OTHER_TWO.digest)
+    assert conflict([(0, top), (1, behind)], top, ONE.digest) is None
+    problem = conflict([(0, top), (1, other)], top, ONE.digest)
+    assert problem is not None
+    assert problem.startswith("rank 1 holds decision 2")
+
+
+COMMIT, ABORT = Decision(commit=True), Decision(commit=False)
+PROMISED = Promised(2, TWO.digest, 0)
+SETTLED = Epoch(number=1, why="", settled=True, plan=1, digest=ONE.digest)
+
+
+@pytest.mark.parametrize(
+    ("found", "what"),
+    [
+        (Found(TWO, None, AFTER_ONE, None), Unknown.OPEN),
+        (Found(TWO, ABORT, AFTER_ONE, None), ABORT),
+        (Found(None, None, AFTER_ONE, None), Unknown.LOST),
+        (Found(OTHER_TWO, None, AFTER_ONE, None), Unknown.LOST),
+        (Found(OTHER_TWO, ABORT, AFTER_ONE, None), Unknown.LOST),
+        (Found(OTHER_TWO, COMMIT, after(AFTER_ONE, OTHER_TWO), None), Unknown.LOST),
+        (Found(TWO, None, AFTER_ONE, Epoch(number=1, why="")), Unknown.LOST),  # a new epoch: the ranks are asked
+        (Found(None, None, AFTER_ONE, Epoch(number=1, why="")), Unknown.LOST),
+        (Found(None, ABORT, AFTER_ONE, None), ABORT),  # the history keeps so many plans
+    ],
+)
+def test_a_rank_at_a_gate_does_not_guess(found: Found, what: Decision | Unknown) -> None:
+    assert verdict(PROMISED, found) == what
+
+
+def test_what_was_written_back_is_the_decision_and_what_nobody_knows_was_not_committed() -> None:
+    written_back = verdict(PROMISED, Found(None, None, AFTER_TWO, Epoch(number=1, why="")))
+    assert isinstance(written_back, Decision)
+    assert written_back.commit
+    forgotten = verdict(PROMISED, Found(OTHER_TWO, None, AFTER_ONE, SETTLED))
+    assert isinstance(forgotten, Decision)
+    assert not forgotten.commit
