@@ -18,7 +18,7 @@ from instep.coordination import checkpoints
 from instep.coordination.checkpoints import Found, Outcome, Registered
 from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
-from instep.coordination.records import Epoch, FailedSave, Manifest, Pointer, Saving, WorkerId
+from instep.coordination.records import FailedSave, Manifest, Pointer, Saving, WorkerId
 from instep.coordination.session import Session
 from instep.coordination.state import RunState
 from instep.coordination.transactions import Txn
@@ -134,11 +134,6 @@ class Archive:
     def welcome(self, worker: LocalWorker) -> None:
         """It has become part of the view, or of the next one."""
         worker.tell(self._news())
-
-    def epoch_began(self, epoch: Epoch) -> None:
-        """The run's epoch has risen while this agent was here: what etcd knew of checkpoints may be lost."""
-        for worker in self._workers:
-            worker.tell({"t": "archive", "do": "epoch", "number": epoch.number})
 
     def look_around(self) -> None:
         """As time passes."""

@@ -232,7 +232,6 @@ class Node:
     def _on_epoch(self, epoch: Epoch) -> None:
         """The run's epoch has risen: etcd's history went back, or checkpoints were adopted."""
         self._bulletin.note(f"epoch {epoch.number}: {epoch.why}")
-        self._archive.epoch_began(epoch)
 
     def _look_up_promises(self) -> None:
         """Once the ranks have said what they hold, what else they promised before is decided by that."""
