@@ -19,7 +19,7 @@ PACKAGE = {
     *("join", "Run", "Hyperparameters", "FreeConfig", "fixed"),
     *("InstepError", "AgentError", "BindError", "ChangeRejected", "CheckpointError", "ConfigError"),
     *("CommandRefused", "NotRunning"),
-    *("EtcdError", "EtcdDenied", "EtcdFull", "EtcdUnavailable", "Compacted", "LeaseLost"),
+    *("EtcdError", "EtcdDenied", "EtcdFull", "EtcdUnavailable", "Compacted", "HistoryChanged", "LeaseLost"),
     *("Evicted", "GateTimeout", "JoinError", "JoinRefused", "JoinTimeout"),
     *("Preempted", "ReceiptTimeout", "RunClosed", "RunNotFound", "SettingsError", "StepError"),
     *("Fenced", "LockTimeout", "BarrierTimeout", "BarrierFull", "NameTaken", "BudgetSpent"),
@@ -38,7 +38,7 @@ ETCD = {
     *("Compare", "Op", "absent", "present", "DeleteResult", "OpResult", "PutResult", "TxnResult"),
     *("Watch", "WatchBatch", "Event"),
     *("Lease", "LeaseKeeper", "LeaseState", "LeaseTiming"),
-    *("Statistics", "Status"),
+    *("Statistics", "Status", "History"),
 }
 CHECKERS = {
     *("History", "Call", "Operation", "Reply", "Value", "may_have_happened", "load_records", "save_records"),
