@@ -17,7 +17,7 @@ from instep.coordination.records import Agreed, Decision, Epoch, Plan
 from instep.coordination.transactions import Txn, abort
 from instep.errors import EtcdDenied, EtcdError, EtcdFull, InstepError
 from instep.etcd import Client, Compare, KeyValue, Listing, Op, TxnResult
-from instep.tasks import Background
+from instep.tasks import Background, all_of
 
 log = logging.getLogger("instep")
 
@@ -210,7 +210,7 @@ class Effects:
     async def _look(self, number: int) -> Items:
         keys = self._keys
         wanted = (keys.plan(number), keys.decision(number), keys.agreed, keys.epoch)
-        found = await asyncio.gather(*(self._client.get(key, timeout_s=ATTEMPT_S) for key in wanted))
+        found = await all_of(*(self._client.get(key, timeout_s=ATTEMPT_S) for key in wanted))
         return found[0], found[1], found[2], found[3]
 
     async def _send(self, txn: Txn, otherwise: tuple[Op, ...] = ()) -> TxnResult:
