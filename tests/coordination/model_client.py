@@ -41,7 +41,7 @@ class Request(Generic[T]):
                 self._future.set_exception(error)
             return
         if not self._future.done():
-            self._notice()
+            self._future.get_loop().call_soon(self._notice)  # before whoever waits for the result goes on
             self._future.set_result(result)
 
     def lose_reply(self) -> None:

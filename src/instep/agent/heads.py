@@ -81,7 +81,7 @@ class Heads:
     def _meet_epoch(self) -> None:
         epoch = self._state.epoch
         number = epoch.number if epoch is not None else 0
-        if self._raising or number < max(self._known or 0, 0):
+        if self._raising:
             return
         is_new, self._known = self._known is not None and number > self._known, number
         behind = [worker for worker in self._workers if worker.view and worker.epoch < number]
