@@ -142,6 +142,7 @@ def test_join_takes_what_it_always_took() -> None:
         "replay": (BY_NAME, None),
         "max_restarts": (BY_NAME, None),
         "take_over": (BY_NAME, False),
+        "protect_loader_workers": (BY_NAME, True),
     }
 
 

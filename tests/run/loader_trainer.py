@@ -37,6 +37,7 @@ def main() -> int:
     parser.add_argument("--folder", required=True)
     parser.add_argument("--context", default="fork")
     parser.add_argument("--persistent", action="store_true")
+    parser.add_argument("--unprotected", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     loader = DataLoader(
@@ -46,7 +47,7 @@ def main() -> int:
         multiprocessing_context=options.context,
         persistent_workers=options.persistent,
     )
-    with instep.join("gpt-a", timeout_s=120) as run:
+    with instep.join("gpt-a", timeout_s=120, protect_loader_workers=not options.unprotected) as run:
         say(event="joined", rank=run.rank, pid=os.getpid())
         batches = iter(loader)
         for step in run.steps(10**9):

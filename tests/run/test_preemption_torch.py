@@ -42,6 +42,14 @@ def test_loaders_outlive_the_signal_and_go_with_their_trainer(
     assert training.key("checkpoints/latest")["step"] == saved
 
 
+def test_loaders_of_a_run_joined_without_protection_die_of_the_signal(training: TrainingRun, tmp_path: Path) -> None:
+    (trainer,) = training.start_all(1, f"--folder={tmp_path}", "--unprotected", script=SCRIPT)
+    for pid in trainer.wait_said("trains")["workers"]:
+        os.kill(pid, signal.SIGTERM)
+    assert trainer.finish() != 0
+    assert any("DataLoader worker" in line for line in trainer.errors), trainer.errors
+
+
 def test_loaders_do_not_outlive_a_trainer_that_is_killed(training: TrainingRun, tmp_path: Path) -> None:
     """A signal that they pass over does not make orphans of them."""
     (trainer,) = training.start_all(1, f"--folder={tmp_path}", script=SCRIPT)

@@ -28,7 +28,7 @@ def work(how, conn):
 """
 
 BEGINNING = """
-import instep.worker.children
+from instep.worker.children import protect
 import json, multiprocessing, os, signal, subprocess, sys, time
 from multiprocessing import spawn
 from torchdata.standin import work
@@ -79,10 +79,11 @@ def execute(path: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def run(folder: Path, script: str) -> list[object]:
+def run(folder: Path, script: str, *, unprotected: bool = False) -> list[object]:
     """What the script has said; it runs in a process group of its own."""
     path = folder / "script.py"
-    path.write_text(BEGINNING + "\nif __name__ == '__main__':\n" + "".join(f"    {s}\n" for s in script.splitlines()))
+    main = f"{'' if unprotected else 'protect()'}\n{script}"
+    path.write_text(BEGINNING + "\nif __name__ == '__main__':\n" + "".join(f"    {s}\n" for s in main.splitlines()))
     done = execute(path)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -155,6 +156,7 @@ def test_a_worker_that_passed_the_signal_over_ends_when_its_trainer_has(folder: 
     path.write_text(
         BEGINNING
         + """
+protect()
 child, guarded = start("fork")
 subprocess.run(["kill", "-TERM", str(child.pid)])
 os.kill(os.getpid(), signal.SIGKILL)
@@ -162,3 +164,67 @@ os.kill(os.getpid(), signal.SIGKILL)
     )
     # The worker holds the pipe open: it is read to its end, in time, when the worker has gone.
     assert execute(path).returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
+def test_without_a_join_a_loaders_worker_is_left_alone(folder: Path, context: str) -> None:
+    said = run(
+        folder,
+        f"""
+preload()
+child, guarded = start({context!r})
+print(json.dumps(guarded))
+child.terminate()
+child.join()
+print(child.exitcode)
+""",
+        unprotected=True,
+    )
+    assert said == [[False, ["MainThread"]], -15]
+
+
+def test_the_children_of_another_process_that_inherits_the_environment_are_left_alone(folder: Path) -> None:
+    """A script that a training process starts, and that has loaders of its own, has not joined anything."""
+    said = run(
+        folder,
+        """
+os.environ["INSTEP_PROTECTS_WORKERS_OF"] = str(os.getppid())
+for context in ("fork", "spawn"):
+    child, guarded = start(context)
+    print(json.dumps(guarded))
+    child.terminate()
+    child.join()
+    print(child.exitcode)
+""",
+        unprotected=True,
+    )
+    assert said == [[False, ["MainThread"]], -15] * 2
+
+
+def test_importing_instep_changes_nothing_of_multiprocessing_subprocess_and_signals(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import multiprocessing.context, multiprocessing.popen_fork, multiprocessing.popen_spawn_posix, multiprocessing.spawn
+import multiprocessing.forkserver, os, signal, subprocess
+from multiprocessing import process, util
+
+def state():
+    owners = (multiprocessing.context.SpawnProcess, multiprocessing.context.ForkProcess, multiprocessing.spawn,
+              multiprocessing.forkserver, multiprocessing.popen_fork.Popen, multiprocessing.popen_spawn_posix.Popen,
+              process.BaseProcess, subprocess, subprocess.Popen, os, signal)
+    return ([dict(vars(owner)) for owner in owners], dict(util._afterfork_registry), dict(os.environ),
+            [signal.getsignal(number) for number in signal.valid_signals()],
+            signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+hooks = []
+os.register_at_fork = lambda **given: hooks.append(given)
+before = state()
+import instep, instep.worker.children
+after = state()
+assert before == after
+assert "instep.worker.children" not in {getattr(call, "__module__", "") for hook in hooks for call in hook.values()}
+"""
+    )
+    done = execute(script)
+    assert done.returncode == 0, done.stderr

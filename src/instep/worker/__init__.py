@@ -1,6 +1,5 @@
 """What a training loop calls. The standard library and pydantic only: no grpc, no torch, no thread."""
 
-import instep.worker.children  # noqa: F401  # it registers what concerns processes to come
 from instep.worker.hyper import FreeConfig, Hyperparameters, fixed
 from instep.worker.join import join
 from instep.worker.run import Run

@@ -3,7 +3,10 @@
 torchrun signals the whole process group of a rank, and some schedulers every process of a job. A DataLoader worker that
 dies from that makes its DataLoader raise in the middle of a step, before the ranks can save. So in such a worker a
 thread takes SIGTERM in place of torch's handler: from the process that the worker serves it ends the worker, as ever;
-from anybody else it is passed over while that process lives. The training process itself gets no thread.
+from anybody else it is ignored while that process lives. The training process itself gets no thread.
+
+`join` turns this on, by `protect`, for the workers that its process starts from then on. Importing this module changes
+nothing, except in a child of such a process.
 
 Holds for workers made by `fork`; by `spawn`, when the script imports instep at its top level and before numpy and
 torch, whose threads would get the signal; by `forkserver`, when the server has loaded the script, which older Pythons
@@ -25,6 +28,9 @@ LOADERS: Final = ("torch.utils.data.", "torchdata.")
 LOOK_S: Final = 1.0
 """How often a worker that was told to end looks whether the process that it serves has ended."""
 
+PROTECTED: Final = "INSTEP_PROTECTS_WORKERS_OF"
+"""Environment variable that tells spawned children the pid of the process whose DataLoader workers are protected."""
+
 _TERM: Final = (signal.SIGTERM,)
 
 
@@ -33,21 +39,47 @@ class _Anchor:
 
 
 _anchor = _Anchor()
+_is_on = False
 _registered = False
 _is_server = False
+
+
+def protect() -> None:
+    """DataLoader workers that this process starts from now on survive a SIGTERM that others send."""
+    os.environ[PROTECTED] = str(os.getpid())
+    _turn_on()
+
+
+def _turn_on() -> None:
+    global _is_on
+    if not _is_on:
+        _is_on = True
+        os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)
+    _register()
 
 
 def _register() -> None:
     """Has multiprocessing call `_guard` in each child before its work begins; nothing where it is not in use yet."""
     global _registered
     util: Any = sys.modules.get("multiprocessing.util")
-    if util is None or _registered:
+    if util is not None and not _registered:
+        _registered = True
+        util.register_after_fork(_anchor, _guard)
+
+
+def _continue() -> None:
+    """Where this import is part of the beginning of a child of a protected process."""
+    process: Any = sys.modules.get("multiprocessing.process")
+    if process is None or _protected() is None or not getattr(process.current_process(), "_inheriting", False):
         return
-    _registered = True
-    util.register_after_fork(_anchor, _guard)
-    process: Any = sys.modules["multiprocessing.process"]
-    if getattr(process.current_process(), "_inheriting", False):  # this import is part of a child's beginning
+    _turn_on()
+    if os.getppid() == _protected():
         _begin()
+
+
+def _protected() -> int | None:
+    pid = os.environ.get(PROTECTED, "")
+    return int(pid) if pid.isascii() and pid.isdecimal() else None
 
 
 def _begin() -> None:
@@ -104,7 +136,8 @@ def _is_guarded() -> bool:
 
     process, parent = multiprocessing.current_process(), multiprocessing.parent_process()
     place = f"{getattr(getattr(process, '_target', None), '__module__', None)}."
-    return parent is not None and parent.pid is not None and bool(process.daemon) and place.startswith(LOADERS)
+    served = parent is not None and parent.pid == _protected()
+    return served and bool(process.daemon) and place.startswith(LOADERS)
 
 
 def _guard(anchor: object) -> None:
@@ -112,7 +145,7 @@ def _guard(anchor: object) -> None:
     import multiprocessing
 
     parent = multiprocessing.parent_process()
-    if parent is None or not _is_guarded():
+    if parent is None or parent.pid is None or not _is_guarded():
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, _TERM)
     _spare_programs()
@@ -156,5 +189,4 @@ def _spare_programs() -> None:
     popen._execute_child = start_unblocked
 
 
-_register()
-os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)
+_continue()

@@ -14,6 +14,7 @@ from instep.names import INCARNATION_LENGTH, check_run_name
 from instep.scalar import format_scalar
 from instep.settings import Settings, resolve
 from instep.wire import Message
+from instep.worker import children
 from instep.worker.conversation import Conversation
 from instep.worker.hyper import Codec, FreeConfig, Hyperparameters
 from instep.worker.link import AgentLink, LinkLost
@@ -44,6 +45,7 @@ def join(
     replay: str | os.PathLike[str] | None = ...,
     max_restarts: int | None = ...,
     take_over: bool = ...,
+    protect_loader_workers: bool = ...,
 ) -> Run[Hyper]: ...
 
 
@@ -61,6 +63,7 @@ def join(
     replay: str | os.PathLike[str] | None = ...,
     max_restarts: int | None = ...,
     take_over: bool = ...,
+    protect_loader_workers: bool = ...,
 ) -> Run[FreeConfig]: ...
 
 
@@ -77,6 +80,7 @@ def join(
     replay: str | os.PathLike[str] | None = None,
     max_restarts: int | None = None,
     take_over: bool = False,
+    protect_loader_workers: bool = True,
 ) -> Run[Any]:
     """Joins run `name` and returns when all ranks are there, each with the same values.
 
@@ -89,7 +93,8 @@ def join(
     `replay` is a schedule file (`instep history RUN --export FILE`), the same on all ranks: the values come from it, at
     its steps, and live changes are refused. `max_restarts` (INSTEP_MAX_RESTARTS if not given, else no limit) is how
     often the run may start again after a failure since it ended cleanly or since `instep reset RUN`; where ranks
-    disagree, the smallest counts.
+    disagree, the smallest counts. `protect_loader_workers` keeps DataLoader workers that this process starts afterwards
+    alive when a SIGTERM is sent to the whole job (docs/howto/preemption.md); False leaves multiprocessing alone.
 
     Raises SettingsError (bad arguments, an unusable schedule; nothing was contacted), EtcdDenied (credentials or
     certificates refused), JoinRefused (this rank disagrees with the others or trains already, or the run has failed too
@@ -126,6 +131,8 @@ def join(
         run._close(False, error)
         raise
     run._preemption.open()
+    if protect_loader_workers:
+        children.protect()
     if rank == 0:
         values = ", ".join(f"{name}={format_scalar(value)}" for name, value in run._agreement.values.items())
         differences = codec.differences(run._agreement.values) if schedule is None else []
