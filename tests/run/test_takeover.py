@@ -251,7 +251,7 @@ def test_an_agent_told_to_stop_hands_its_lead_on_at_once(training: TrainingRun) 
 
 
 def test_an_agent_killed_with_its_supervisor_costs_a_second_and_not_its_lease(training: TrainingRun) -> None:
-    """Its workers start another one, which gives up the lease of the one before and leads."""
+    """Its workers start another one, which puts them on its own lease and leads."""
     training.extra_environment.update(LONG_TTL)
     trainers = training.start_all(2)
     wait_leading(trainers)
@@ -267,9 +267,10 @@ def test_an_agent_killed_with_its_supervisor_costs_a_second_and_not_its_lease(tr
     assert_in_step(*trainers)
 
 
-def test_another_node_leads_at_once_when_the_agent_that_leads_is_killed(training: TrainingRun) -> None:
+def test_a_leader_whose_agent_is_killed_keeps_its_term(training: TrainingRun) -> None:
     training.extra_environment.update(LONG_TTL)
     trainers = training.start_all(4, nodes="ab")
+    term = training.key("state/leader")
     agent = training.agent_pid("ab"[wait_leading(trainers) // 2])
     for pid in (guardian_of(agent), agent):
         os.kill(pid, signal.SIGKILL)
@@ -277,6 +278,7 @@ def test_another_node_leads_at_once_when_the_agent_that_leads_is_killed(training
     training.put("lr", "0.01")
     for trainer in trainers:
         trainer.wait_config(lr=0.01)
+    assert training.key("state/leader") == term
     assert time.monotonic() - killed_at < LONG_LEASE_S / 2
     training.stop()
     assert_in_step(*trainers)

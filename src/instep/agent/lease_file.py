@@ -1,7 +1,7 @@
-"""The id of the lease that this node's agent holds, kept beside its socket: its successor revokes it at once.
+"""The id of the lease that this node's agent holds, kept beside its socket, for its successor if it is killed.
 
-Else what stood on the lease of an agent that was killed, its candidate for leader above all, would hold its place until
-the lease ends.
+The successor puts the node's workers and its candidate for leader on a lease of its own, so a leader keeps its term and
+its token, and revokes the former lease with what else was on it.
 """
 
 from __future__ import annotations

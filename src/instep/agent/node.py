@@ -102,6 +102,7 @@ class Node:
             try_out=tryouts.ask,
             ttl_s=ttl_s,
             stall_timeout_s=stall_timeout_s,
+            former_lease=self._former_lease,
             on_denied=lambda error: self._reception.deny(error),
         )
         self._reception = Reception(
@@ -261,10 +262,10 @@ class Node:
         if self._leases is not None:
             self._leases.write(lease_id)
         await self._reception.register_all()
-        former, self._former_lease = self._former_lease, 0
-        if former:  # not before its workers are registered on ours: they would be missed
-            self._effects.start(self._revoke(former))
         await self._office.stand()
+        former, self._former_lease = self._former_lease, 0
+        if former:  # not before its workers and its candidate are on ours: they would be missed
+            self._effects.start(self._revoke(former))
         self._archive.renew_marks()
         self._heads.follow()
 

@@ -51,6 +51,7 @@ class Office:
         try_out: TryOut,
         ttl_s: float,
         stall_timeout_s: float,
+        former_lease: int = 0,
         on_denied: Callable[[EtcdDenied], None] = lambda error: None,
     ) -> None:
         self._client = client
@@ -68,7 +69,7 @@ class Office:
         self._nomination: Nomination | None = None
         self._serving: Fence | None = None
         self._ends: dict[WorkerId, str] = {}
-        self._election = Election(client, session, keys.election)
+        self._election = Election(client, session, keys.election, former_lease=former_lease)
         self._lock = asyncio.Lock()
         self._leadership: Leadership | None = None
         self._outage = Outage("the candidate key cannot be written")

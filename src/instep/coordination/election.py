@@ -52,10 +52,11 @@ class Election:
     a campaign under way is given up by cancelling it.
     """
 
-    def __init__(self, client: Client, session: Session, prefix: str) -> None:
+    def __init__(self, client: Client, session: Session, prefix: str, *, former_lease: int = 0) -> None:
+        """`former_lease`: as in Queue, for a candidate that takes over the place of a process that died."""
         self._client = client
         self._session = session
-        self._queue = Queue(client, session, prefix)
+        self._queue = Queue(client, session, prefix, former_lease=former_lease)
         self._fence: Fence | None = None
         self._lease_id = 0
         self._busy = False

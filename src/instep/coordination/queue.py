@@ -33,6 +33,7 @@ class Entry:
     key: str
     value: str
     lease_id: int
+    name: str = ""
     entered: bool = False
     doubtful: bool = False
     unsaid: bool = False
@@ -86,10 +87,13 @@ class Queue:
     true of the past; and while etcd is away a removal waits for it, at most until the session's lease has ended.
     """
 
-    def __init__(self, client: Client, session: Session, prefix: str) -> None:
+    def __init__(self, client: Client, session: Session, prefix: str, *, former_lease: int = 0) -> None:
+        """`former_lease`: the lease of a process that died and whose place this one takes. An entry on it that has the
+        name and value of our first one becomes ours, with its place and its token."""
         self.prefix = as_prefix(prefix)
         self._client = client
         self._session = session
+        self._former_lease = former_lease
         self._entry: Entry | None = None
         self._former: list[Entry] = []
         self.ahead: tuple[KeyValue, ...] = ()
@@ -120,7 +124,7 @@ class Queue:
         if not lease_id:
             return
         entry = self._wanted(value, name, lease_id)
-        if entry.entered:
+        if entry.entered or await self._inherit(entry):
             return
         former = self._former[:MOST_REMOVED]
         compares = [Compare.absent(entry.key), Compare.absent(tombstone(entry.key, self.prefix))]
@@ -193,6 +197,22 @@ class Queue:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
+    async def _inherit(self, entry: Entry) -> bool:
+        """Puts an equal entry of the former lease on ours: a put keeps the create revision, which is the token."""
+        if not self._former_lease:
+            return False
+        listing = await self._client.range(self._stem(entry.name, self._former_lease))
+        for item in listing.kvs:
+            if item.text != entry.value:
+                continue
+            unchanged = Compare.mod_revision(item.key, "==", item.mod_revision)
+            put = Op.put(item.key, entry.value, lease=entry.lease_id)
+            if item.lease == entry.lease_id or (await self._client.txn([unchanged], [put])).succeeded:
+                entry.key, entry.entered = item.key, True
+                break
+        self._former_lease = 0
+        return entry.entered
+
     async def _look(self) -> tuple[Place | None, int]:
         """Where our entry stands, and the revision of this look."""
         entry = self._entry
@@ -214,14 +234,16 @@ class Queue:
         return Fence(entry.key, place.token) if leads else None
 
     def _wanted(self, value: str, name: str, lease_id: int) -> Entry:
-        stem = f"{self.prefix}{f'{name}-' if name else ''}{lease_id:x}-"
         entry = self._entry
-        if entry is not None and (entry.key.rpartition("-")[0] + "-", entry.value) == (stem, value):
+        if entry is not None and (entry.name, entry.value, entry.lease_id) == (name, value, lease_id):
             return entry
         self._drop()
         # A number, so that an entry that was removed is never created again by a request that comes late.
-        self._entry = Entry(f"{stem}{self._session.serial()}", value, lease_id)
+        self._entry = Entry(f"{self._stem(name, lease_id)}{self._session.serial()}", value, lease_id, name)
         return self._entry
+
+    def _stem(self, name: str, lease_id: int) -> str:
+        return f"{self.prefix}{f'{name}-' if name else ''}{lease_id:x}-"
 
     def _drop(self) -> None:
         entry, self._entry = self._entry, None
