@@ -55,9 +55,9 @@ HISTORY_PLANS = 1000
 MAX_REJECTIONS = 60
 """Rejections written by one txn; etcd allows 128 operations. Of a larger change the first stand for the rest."""
 TERMS_KEPT = 100
+"""Leaders kept in the history."""
 EPOCHS_KEPT = 100
 """Epochs kept in the history."""
-"""Leaders kept in the history."""
 RECEIPTS_KEPT = 20
 """Plans whose receipts are kept: one key a node each, and the leader mirrors them."""
 STARTS_KEPT = 200
