@@ -143,6 +143,7 @@ def test_join_takes_what_it_always_took() -> None:
         "max_restarts": (BY_NAME, None),
         "take_over": (BY_NAME, False),
         "protect_loader_workers": (BY_NAME, True),
+        "prefer": (BY_NAME, "etcd"),
     }
 
 

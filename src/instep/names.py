@@ -18,6 +18,8 @@ FIXED_KEY = "x-instep-fixed"
 """Marks, in the JSON Schema, a hyperparameter that is read at the start of a view and refused while it runs."""
 REPLAY_KEY = "x-instep-replay"
 """Holds, in the JSON Schema, the digest of the schedule that the run replays."""
+PREFER_KEY = "x-instep-prefer"
+"""Is "script", in the JSON Schema, where the script's values win over those in etcd when the run starts."""
 MAX_VALUE_BYTES = 64 * 1024
 """The largest JSON text of one hyperparameter."""
 MAX_TOTAL_BYTES = 256 * 1024

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import asyncio
 
-from instep.control import Keys, unset_values
+from instep.control import Entry, Keys, history, unset_values
 from instep.etcd import Client
 from run.harness import TrainingRun, wait_for
+
+
+def newest_start(training: TrainingRun) -> Entry:
+    async def read() -> Entry:
+        async with Client(training.server.endpoints) as client:
+            entries = (await history(client, Keys(training.namespace, "gpt-a"))).entries
+        return next(entry for entry in entries if entry.outcome == "started")
+
+    return asyncio.run(read())
 
 
 def test_a_value_that_was_set_is_named_at_the_next_start_and_gone_after_unset(training: TrainingRun) -> None:
@@ -27,3 +36,23 @@ def test_a_value_that_was_set_is_named_at_the_next_start_and_gone_after_unset(tr
     assert second.said("joined")[0]["config"]["lr"] == 3e-4
     training.stop(second)
     assert not any("instead of this script's" in line for line in second.errors)
+    entry = newest_start(training)
+    assert (entry.what, entry.reason) == ("lr 0.01 → 3e-4", "the script's own values")
+
+
+def test_a_start_that_prefers_the_script_trains_with_its_values_and_takes_changes_made_later(
+    training: TrainingRun,
+) -> None:
+    training.put("lr", "0.01")
+    trainers = training.start_all(2, "--prefer=script")
+    assert training.key("state/rejected/lr")["by"] == "script"
+    entry = newest_start(training)
+    assert (entry.what, entry.reason) == ("lr 0.01 → 3e-4", "the script's own values")
+    training.put("lr", "0.02")
+    for trainer in trainers:
+        trainer.wait_config(lr=0.02)
+        assert [said["config"]["lr"] for said in trainer.said("config")] == [3e-4, 0.02]
+    training.stop(*trainers)
+    (third,) = training.start_all(1)
+    assert third.said("joined")[0]["config"]["lr"] == 0.02
+    training.stop(third)

@@ -65,6 +65,7 @@ def main() -> int:
     parser.add_argument("--linger-s", type=float, default=0)
     parser.add_argument("--save-s", type=float, default=0)
     parser.add_argument("--replay")
+    parser.add_argument("--prefer", default="etcd")
     parser.add_argument("--take-over", action="store_true")
     options = parser.parse_args()
     try:
@@ -75,6 +76,7 @@ def main() -> int:
             etcd_patience_s=options.patience_s,
             replay=options.replay,
             take_over=options.take_over,
+            prefer=options.prefer,
         )
     except instep.InstepError as error:
         say(event="error", kind=type(error).__name__, text=str(error), exit_code=error.exit_code)

@@ -8,6 +8,9 @@ from hypothesis import strategies as st
 from instep.coordination.desired import (
     MAX_AUTHOR,
     MAX_START_CHANGES,
+    MAX_SUPERSEDED,
+    SCRIPTS_OWN,
+    UNSET,
     Desired,
     Wanted,
     next_change,
@@ -18,10 +21,13 @@ from instep.coordination.desired import (
     start_values,
 )
 from instep.coordination.records import Change, Rejected
+from instep.coordination.schema import Schema
+from instep.names import PREFER_KEY
 from instep.scalar import Scalar, format_scalar
 from unit.parts import ANY, SCHEMA, desired, rejected
 
 AGREED = SCHEMA.defaults()
+SCRIPT = Schema({**(SCHEMA.document or {}), PREFER_KEY: "script"})
 
 TEXTS = st.sampled_from(["0.1", "0.5", "1", "32", "-1", "7", "nonsense", "[]", "true", "null"])
 DESIRED = st.dictionaries(
@@ -227,6 +233,57 @@ def test_before_the_first_start_a_value_is_changed_from_its_default() -> None:
     assert [(item.names, item.previous) for item in start.changes] == [(("lr",), {"lr": AGREED["lr"]})]
     unknown = start_values(desired(lr=("0.5", 7)), None, ANY, {})
     assert [(item.names, item.previous) for item in unknown.changes] == [(("lr",), {})]
+
+
+def test_a_value_that_was_unset_or_that_the_script_has_changed_is_a_change_of_the_start() -> None:
+    start = start_values(desired(clip=("2.0", 7)), {**AGREED, "lr": 0.25, "clip": 1.5}, SCHEMA, {})
+    assert [(item.revision, item.names, item.previous, item.reason) for item in start.changes] == [
+        (0, ("lr",), {"lr": 0.25}, SCRIPTS_OWN),
+        (7, ("clip",), {"clip": 1.5}, None),
+    ]
+    free = start_values({}, {"lr": 0.25}, ANY, {})
+    assert [(item.names, item.previous, item.reason) for item in free.changes] == [(("lr",), {"lr": 0.25}, UNSET)]
+
+
+def test_where_the_script_is_preferred_its_values_hold_and_no_desired_one_is_planned_afterwards() -> None:
+    stands = desired(lr=("0.5", 7), batch=("64", 7), clip=("1.0", 8), dropout=("nonsense", 9))
+    start = start_values(stands, {**AGREED, "batch": 16}, SCRIPT, {}, prefer_script=True)
+    assert start.values == AGREED
+    assert [(item.name, item.revision, item.by) for item in start.rejections] == [
+        ("batch", 7, "script"),
+        ("lr", 7, "script"),
+        ("dropout", 9, "schema"),
+    ]
+    assert [(item.names, item.previous) for item in start.changes] == [(("batch",), {"batch": 16})]
+    first = start_values(stands, None, SCRIPT, {}, prefer_script=True)
+    assert [(item.names, item.previous) for item in first.changes] == [(("batch", "lr"), {"batch": 64, "lr": 0.5})]
+    held = {item.name: item for item in start.rejections}
+    assert next_change(stands, start.values, SCRIPT, held) is None
+    assert pending_revisions(stands, start.values, SCRIPT, held) == frozenset()
+    assert settled_rejections(stands, start.values, SCRIPT, held) == ()
+    later = stands | desired(lr=("0.5", 12))  # the same value, set again while it trains
+    assert next_change(later, start.values, SCRIPT, held) == Wanted(12, {"lr": 0.5})
+
+
+def test_a_restart_keeps_what_the_script_had_put_aside_and_what_was_changed_since() -> None:
+    stands = desired(lr=("0.5", 7), batch=("64", 12))
+    held = rejected("lr", 7, by="script")
+    restarted = start_values(stands, {**AGREED, "batch": 64}, SCRIPT, held)
+    assert restarted.values == {**AGREED, "batch": 64}
+    assert [item.name for item in restarted.rejections] == ["lr"]
+    assert start_values(stands, {**AGREED, "batch": 64}, SCHEMA, held).values == {**AGREED, "lr": 0.5, "batch": 64}
+
+
+def test_of_very_many_desired_values_those_that_the_script_puts_aside_have_a_bound() -> None:
+    names = [f"v{number:03}" for number in range(MAX_SUPERSEDED + 3)]
+    fields = {name: {"type": "integer", "default": 0} for name in names}
+    schema = Schema({"properties": fields, PREFER_KEY: "script"})
+    stands = {name: Desired(name, "1", number) for number, name in enumerate(names, 1)}
+    start = start_values(stands, None, schema, {}, prefer_script=True)
+    assert [name for name in names if start.values[name] == 1] == names[-3:]
+    held = {item.name: item for item in start.rejections}
+    assert len(held) == MAX_SUPERSEDED
+    assert next_change(stands, start.values, schema, held) is None
 
 
 def test_what_a_start_does_not_take_is_no_change_of_it() -> None:

@@ -14,7 +14,8 @@ import pytest
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 import instep
-from instep import ConfigError, FreeConfig, Hyperparameters, SettingsError, fixed
+from instep import ConfigError, FreeConfig, Hyperparameters, SettingsError, fixed, join
+from instep.coordination.schema import Schema
 from instep.names import FIXED_KEY
 from instep.worker.hyper import Codec
 
@@ -273,6 +274,31 @@ def test_a_free_config_does_not_change_with_what_it_was_made_from() -> None:
 def test_a_free_config_can_be_copied_and_pickled() -> None:
     config = FreeConfig({"lr": 0.5})
     assert dict(copy.deepcopy(config)) == dict(pickle.loads(pickle.dumps(config))) == {"lr": 0.5}
+
+
+def test_that_the_script_is_preferred_is_part_of_the_schema_that_ranks_compare() -> None:
+    class Own(Hyperparameters):
+        lr: float = 0.004
+
+    plain, preferred = Schema(Codec(Own).document), Schema(Codec(Own, prefer_script=True).document)
+    assert (plain.prefers_script, preferred.prefers_script) == (False, True)
+    assert plain.digest != preferred.digest
+    assert plain.defaults() == preferred.defaults()
+
+
+@pytest.mark.parametrize(
+    ("schema", "more", "said"),
+    [
+        (Hyperparameters, {"prefer": "config"}, "etcd"),
+        (None, {"prefer": "script"}, "needs a schema"),
+        (Hyperparameters, {"prefer": "script", "replay": "a.json"}, "exclude each other"),
+    ],
+)
+def test_a_preference_that_makes_no_sense_is_refused_before_anything_is_contacted(
+    schema: Any, more: dict[str, str], said: str
+) -> None:
+    with pytest.raises(SettingsError, match=said):
+        join("gpt-a", schema, rank=0, world_size=1, **more)  # type: ignore[call-overload]
 
 
 def test_values_that_are_not_the_scripts_own_are_named_with_both() -> None:

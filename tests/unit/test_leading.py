@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from instep.coordination.actions import Abort, Announce, Commit, FormView, OpenPlan, Refuse, Reject, Restore, Tidy
 from instep.coordination.leading import PLAN_TIMEOUT_S, next_action
-from instep.coordination.records import Change, Decision, Forming, Receipt, WorkerId
+from instep.coordination.records import Change, Decision, Elastic, Forming, Receipt, WorkerId
+from instep.coordination.schema import Schema
 from instep.coordination.situation import Progress, Situation
 from instep.coordination.wishes import is_settled
+from instep.names import PREFER_KEY
 from unit.parts import DIGEST, SCHEMA, agreed, desired, incarnation, left, plan, registered, rejected, view
 
 TWO = view({"a": {0: 10}, "b": {1: 11}})
@@ -63,6 +65,27 @@ def test_the_record_of_a_start_says_who_changed_values_before_it() -> None:
     assert isinstance(action, FormView)
     assert [(item.names, item.author, item.reason) for item in action.changes] == [(("lr",), "ann", "slower")]
     assert [(item.name, item.author) for item in action.rejections] == [("clip", "bob")]
+
+
+@pytest.mark.parametrize(("restarts", "lr"), [(0, DEFAULTS["lr"]), (1, 0.5)])
+def test_a_start_prefers_the_script_where_its_schema_says_so_and_a_restart_of_the_job_does_not(
+    restarts: int, lr: float
+) -> None:
+    schema = Schema({**(SCHEMA.document or {}), PREFER_KEY: "script"})
+    again = Elastic(restarts=restarts, max_restarts=3)
+    comers = tuple(replace(item, member=item.member.model_copy(update={"elastic": again})) for item in BOTH)
+    action = next_action(
+        now(
+            view=None,
+            agreed=None,
+            registered=comers,
+            schemas={DIGEST: schema.encode()},
+            schema=schema,
+            desired=desired(lr=("0.5", 7)),
+        )
+    )
+    assert isinstance(action, FormView)
+    assert action.view.start.values["lr"] == action.agreed.values["lr"] == lr
 
 
 def test_a_view_does_not_form_before_its_schema_is_there() -> None:

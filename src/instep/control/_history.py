@@ -134,7 +134,18 @@ def entries_of(picture: Picture) -> tuple[Entry, ...]:
         for command_id, record in picture.declined.items()
         if (record.revision, command_id) not in groups
     ]
-    return tuple(sorted(entries, key=lambda entry: entry.revision, reverse=True))
+    return tuple(sorted(entries, key=lambda entry: _order(picture, entry), reverse=True))
+
+
+def _order(picture: Picture, entry: Entry) -> tuple[int, int]:
+    """What the script changed at a start has no revision: it comes after all that was written before that start."""
+    start = picture.starts.get(entry.view or 0)
+    if entry.revision or start is None:
+        return entry.revision, entry.view or 0
+    starts = (other for other in picture.starts.values() if other.view <= start.view)
+    earlier = (change.revision for other in starts for change in other.changes)
+    plans = (plan.revision for number, plan in picture.plans.items() if number <= start.plan)
+    return max((*earlier, *plans), default=0), start.view
 
 
 async def _read(client: Client, keys: Keys, limit: int) -> Picture:

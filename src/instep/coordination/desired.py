@@ -7,7 +7,9 @@ anybody could plan it, the later value is the desired one.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from instep.coordination.records import Change, Rejected, StartChange
@@ -21,6 +23,12 @@ MAX_UNKNOWN = 500
 """Names that no schema knows and the run has not agreed on; without a schema, the most that can be set anew."""
 REJECTED_AT_ONCE = 50
 """Rejections after which no more of another revision are added."""
+MAX_SUPERSEDED = 50
+"""Desired values that the script's take the place of at one start: each is recorded in the txn that forms the view."""
+SUPERSEDED = 'the run was started with prefer="script", and the script has another value'
+SCRIPTS_OWN = "the script's own values"
+UNSET = "unset while nobody trained"
+"""For a run without a schema, whose script declares no values."""
 MAX_AUTHOR, MAX_REASON = 200, 500
 """Bounds of what the record of a start says about changes: it is written in one txn with the view."""
 
@@ -43,7 +51,8 @@ class Start:
     trial: Trial | None = None
     """For a worker to try; None when there is nothing that only a worker could refuse."""
     changes: tuple[StartChange, ...] = ()
-    """The desired values among them that were not agreed before, by revision; who wrote them is not known here."""
+    """What differs from the values before: desired values by revision (who wrote them is not known here), and the
+    script's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +105,7 @@ def settled_rejections(
         for name, record in rejected.items()
         if name not in desired
         or desired[name].revision != record.revision
-        or (record.by == "fixed" and _is_agreed(desired[name], agreed, schema))
+        or (record.by in ("fixed", "script") and _is_agreed(desired[name], agreed, schema))
     )
 
 
@@ -129,19 +138,25 @@ def start_values(
     agreed: Mapping[str, Scalar] | None,
     schema: Schema,
     rejected: Mapping[str, Rejected],
+    *,
+    prefer_script: bool = False,
 ) -> Start:
     """The desired values over the defaults. For one that is not usable the last agreed value holds, else the default.
 
     Training must be able to restart at night although somebody wrote nonsense: so nonsense is passed over, recorded
-    and reported, and never fatal.
+    and reported, and never fatal. With `prefer_script` the defaults hold: desired values that differ are recorded as
+    rejected, so that they are not planned as a change. Limit: of more than 50 such values the newest hold.
     """
     fallback = {name: value for name, value in (agreed or {}).items() if _fits(name, value, schema)}
     if schema.replays is not None:
         return Start(schema.defaults())  # those of the schedule; what is desired is for a run that is steered
-    values, base = schema.defaults(), schema.defaults()
-    rejections: list[Rejected] = []
+    held, values, base = {**schema.defaults(), **fallback}, schema.defaults(), schema.defaults()
+    superseded = _superseded(desired, schema) if prefer_script else {}
+    if prefer_script:
+        held, fallback = {**schema.defaults(), **superseded, **fallback}, {}
+    rejections = [_rejection(desired[name], SUPERSEDED, "script") for name in superseded]
     taken: list[Taken] = []
-    for item in desired.values():
+    for item in (item for item in desired.values() if item.name not in superseded):
         parsed, rejection = _usable(item, values, schema, rejected.get(item.name))
         # What was agreed in a former life is no way out where it is the very value that cannot be used now.
         if item.name in fallback and not any(same(fallback[item.name], value) for value in parsed):
@@ -154,8 +169,36 @@ def start_values(
         if item.name in base:
             values[item.name] = base[item.name]
     trial = Trial(values, base, tuple(taken)) if taken and not schema.any_scalar else None
-    held = {**schema.defaults(), **fallback}
-    return Start(values, tuple(rejections), trial, _changes_at_start(taken, held))
+    changes = (*_changes_to_the_scripts(held, values, taken), *_changes_at_start(taken, held))
+    return Start(values, tuple(rejections), trial, changes)
+
+
+def _superseded(desired: Mapping[str, Desired], schema: Schema) -> dict[str, Scalar]:
+    """The usable desired values that differ from the defaults, the oldest of them where there are very many."""
+    found: dict[str, Scalar] = {}
+    defaults = schema.defaults()
+    for item in sorted(desired.values(), key=lambda item: (item.revision, item.name)):
+        with suppress(ValueError):
+            value = schema.parse(item.name, item.text)
+            if item.name in defaults and not same(defaults[item.name], value):
+                found[item.name] = value
+    return dict(itertools.islice(found.items(), MAX_SUPERSEDED))
+
+
+def _changes_to_the_scripts(
+    held: Mapping[str, Scalar], values: Mapping[str, Scalar], taken: Iterable[Taken]
+) -> tuple[StartChange, ...]:
+    """Values that are the script's again, as it is preferred, as they were unset, or as the script has changed."""
+    others = {item.name for item in taken}
+    previous = {
+        name: value
+        for name, value in sorted(held.items())
+        if name not in others and not (name in values and same(values[name], value))
+    }
+    if not previous:
+        return ()
+    why = SCRIPTS_OWN if previous.keys() <= values.keys() else UNSET
+    return (StartChange(revision=0, names=tuple(previous), previous=previous, reason=why),)
 
 
 def _changes_at_start(taken: Iterable[Taken], held: Mapping[str, Scalar]) -> tuple[StartChange, ...]:
@@ -215,7 +258,8 @@ def _usable(
         value = schema.parse(item.name, item.text)
     except ValueError as error:
         return (), _rejection(item, str(error), "schema")
-    if record is not None and record.by == "worker" and record.revision == item.revision:
+    stands = ("worker", "script") if schema.prefers_script else ("worker",)
+    if record is not None and record.by in stands and record.revision == item.revision:
         return (value,), record
     if _total_bytes({**values, item.name: value}) > MAX_TOTAL_BYTES:
         return (value,), _rejection(item, f"all values together would have over {MAX_TOTAL_BYTES} bytes", "schema")

@@ -145,7 +145,13 @@ def _form_view(now: Situation, group: membership.Group) -> FormView:
     trial: Trial | None = None
     changes: tuple[StartChange, ...] = ()
     if fresh or now.agreed is None:
-        start = start_values(now.desired, now.agreed.values if now.agreed else None, schema, now.rejected)
+        start = start_values(
+            now.desired,
+            now.agreed.values if now.agreed else None,
+            schema,
+            now.rejected,
+            prefer_script=schema.prefers_script and not membership.is_restart(group),
+        )
         ended = now.view is not None and not membership.active_ranks(now.view, now.left)
         course = commands.course_of_fresh_view(now.agreed.course, ended=ended) if now.agreed else Course()
         snapshot = Snapshot(values=start.values, plan=last_plan, course=course, origin=number)

@@ -134,6 +134,14 @@ def _is_in(member: Member, view: View) -> bool:
     return member.view == view.number and member.head is not None
 
 
+def is_restart(group: Group) -> bool:
+    """Whether torchrun has started workers of the group again after a failure, in the job that they were part of.
+
+    Limit: not known where another launcher restarts, or where a lost node alone made torchrun do it.
+    """
+    return any(item.member.elastic is not None and item.member.elastic.restarts for item in group.by_rank.values())
+
+
 def nodes_of(group: Group) -> dict[str, NodeMembers]:
     """The group as a view names it: by node, ranks rising."""
     by_node: dict[str, list[Member]] = {}
@@ -262,5 +270,5 @@ def _disagreement(member: Member, usual: Group) -> str:
     return (
         f"rank {member.rank} on {member.host} declares other hyperparameters than the other ranks (schema "
         f"{member.schema_digest} instead of {usual.schema_digest}): run the same version of the script everywhere, and "
-        "replay the same schedule on all ranks, or none"
+        "replay the same schedule on all ranks, or none, and give all the same prefer="
     )

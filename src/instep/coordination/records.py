@@ -209,7 +209,8 @@ class View(Record):
 
 
 class StartChange(Record):
-    """Desired values written by one revision that a fresh view started with and the ranks before it did not have.
+    """Values that a fresh view started with and the ranks before it did not have: desired values of one revision; with
+    revision 0 those of very many old ones, or the script's own values.
 
     The values are those of the start. `previous` holds what the view would have started with instead; a name that is
     not in it would have had no value.
@@ -536,7 +537,8 @@ class Rejected(Record):
     value: str
     revision: int
     reason: str
-    by: Literal["schema", "fixed", "worker"] = "schema"
+    by: Literal["schema", "fixed", "worker", "script"] = "schema"
+    """What refused it; `script`: the run was started with the script's value instead."""
     change_id: str | None = None
     author: str | None = None
     why: str | None = None

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from instep.names import FIXED_KEY, REPLAY_KEY
+from instep.names import FIXED_KEY, PREFER_KEY, REPLAY_KEY
 from instep.scalar import Scalar, format_scalar, parse_scalar, same, shortened
 
 _TYPES: Mapping[str, Any] = {"number": float, "integer": int, "string": str, "boolean": bool, "null": None}
@@ -77,6 +77,11 @@ class Schema:
         """Digest of the schedule that the run's values come from; None when they are agreed on live."""
         digest = (self.document or {}).get(REPLAY_KEY)
         return digest if isinstance(digest, str) else None
+
+    @property
+    def prefers_script(self) -> bool:
+        """Whether the run starts with the script's values where etcd holds others."""
+        return (self.document or {}).get(PREFER_KEY) == "script"
 
     def is_fixed(self, name: str) -> bool:
         """Whether it cannot be changed while the run goes on."""

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, Validation
 from pydantic_core import PydanticUndefined
 
 from instep.errors import ConfigError, SettingsError
-from instep.names import FIXED_KEY, check_hyperparameter_name
+from instep.names import FIXED_KEY, PREFER_KEY, check_hyperparameter_name
 from instep.scalar import Scalar, format_scalar
 
 _SCALAR_TYPES = {"number", "integer", "string", "boolean", "null"}
@@ -75,11 +75,14 @@ class FreeConfig(Mapping[str, Scalar]):
 class Codec:
     """Between agreed values and the object that the training script reads. One per run; holds no values."""
 
-    def __init__(self, model: object) -> None:
+    def __init__(self, model: object, *, prefer_script: bool = False) -> None:
+        """With `prefer_script` the document says so: that all ranks agree on it is compared with the rest of it."""
         if not (model is None or (isinstance(model, type) and issubclass(model, BaseModel))):
             raise SettingsError(f"the schema must be a subclass of instep.Hyperparameters, not {model!r}")
         self._model = model
         self.document = None if model is None else _document(model)
+        if prefer_script and self.document is not None:
+            self.document[PREFER_KEY] = "script"
 
     def differences(self, values: Mapping[str, Scalar]) -> list[str]:
         """Values that are not the script's own defaults, each as `lr=0.01 (script: 0.004)`."""

@@ -46,6 +46,7 @@ def join(
     max_restarts: int | None = ...,
     take_over: bool = ...,
     protect_loader_workers: bool = ...,
+    prefer: str = ...,
 ) -> Run[Hyper]: ...
 
 
@@ -64,6 +65,7 @@ def join(
     max_restarts: int | None = ...,
     take_over: bool = ...,
     protect_loader_workers: bool = ...,
+    prefer: str = ...,
 ) -> Run[FreeConfig]: ...
 
 
@@ -81,6 +83,7 @@ def join(
     max_restarts: int | None = None,
     take_over: bool = False,
     protect_loader_workers: bool = True,
+    prefer: str = "etcd",
 ) -> Run[Any]:
     """Joins run `name` and returns when all ranks are there, each with the same values.
 
@@ -95,6 +98,8 @@ def join(
     often the run may start again after a failure since it ended cleanly or since `instep reset RUN`; where ranks
     disagree, the smallest counts. `protect_loader_workers` keeps DataLoader workers that this process starts afterwards
     alive when a SIGTERM is sent to the whole job (docs/howto/preemption.md); False leaves multiprocessing alone.
+    `prefer` says which values the run starts with where etcd holds others than the script declares, "etcd" or "script",
+    the same on all ranks; live changes are made with both, and hold when torchrun starts ranks again after a failure.
 
     Raises SettingsError (bad arguments, an unusable schedule; nothing was contacted), EtcdDenied (credentials or
     certificates refused), JoinRefused (this rank disagrees with the others or trains already, or the run has failed too
@@ -104,7 +109,7 @@ def join(
     rank, world_size = place(rank, world_size, os.environ, initialized_group())
     allowed = _max_restarts(max_restarts, os.environ)
     signals = notice_signals(os.environ)
-    codec = Codec(schema)
+    codec = Codec(schema, prefer_script=_prefers_script(prefer, schema, replay))
     schedule = Replay.read(replay, codec) if replay is not None else None
     settings = resolve(etcd, namespace=namespace)
     if settings.origin == "instep local":
@@ -195,6 +200,16 @@ def _incarnation() -> str:
 def _is_of_the_agent(message: Message) -> bool:
     """True for a failure of the agent's own settings, not of this worker's place in the run."""
     return message["t"] == "failure" and message.get("kind") in ("settings", "denied")
+
+
+def _prefers_script(prefer: object, schema: object, replay: object) -> bool:
+    if prefer not in ("etcd", "script"):
+        raise SettingsError(f'prefer is {prefer!r}: give "etcd" or "script"')
+    if prefer == "script" and schema is None:
+        raise SettingsError('prefer="script" needs a schema: without one the script declares no values')
+    if prefer == "script" and replay is not None:
+        raise SettingsError('prefer="script" and replay= exclude each other: a replay takes its values from its file')
+    return prefer == "script"
 
 
 def _max_restarts(given: int | None, environ: Mapping[str, str]) -> int | None:
