@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from instep.testing import EtcdServer
 from run.harness import TrainingRun, wait_for
+from run.saver_team import Team, Worker
 
 
 def go_back(server: EtcdServer, backup: Path, how: str) -> None:
@@ -62,3 +64,52 @@ def test_etcd_goes_back_and_no_value_does(fragile_training: TrainingRun, how: st
     assert [event["config"]["lr"] for event in first.said("config")][-4:] == [0.5, 0.01, 0.02, 0.04]
     assert [event["config"]["lr"] for event in replaced.said("config")] == [0.02, 0.04]
     training.stop(first, replaced)
+
+
+def test_a_run_whose_etcd_was_wiped_ends_cleanly_on_sigterm(fragile_training: TrainingRun, tmp_path: Path) -> None:
+    """The change of before is kept, another one is made, and one rank's SIGTERM has all save, leave and exit with 0."""
+    training, server = fragile_training, fragile_training.server
+    assert isinstance(server, EtcdServer)
+    trainers = training.start_all(4, f"--save-to={tmp_path}", nodes="ab")
+    training.put("lr", "0.5")
+    assert len({trainer.wait_config(lr=0.5) for trainer in trainers}) == 1
+    go_back(server, tmp_path / "unused", "wiped")
+    wait_for(lambda: settled(training), "what the ranks hold is in etcd again")
+    training.put("lr", "0.25")
+    assert len({trainer.wait_config(lr=0.25) for trainer in trainers}) == 1
+    for node in (trainers[:2], trainers[2:]):
+        warned = [line for trainer in node for line in trainer.errors if "etcd's history went back" in line]
+        assert len(warned) == 1, warned
+        assert "training continues with the agreed values; changes wait" in warned[0]
+    trainers[3].kill(signal.SIGTERM)
+    assert [trainer.finish() for trainer in trainers] == [0, 0, 0, 0]
+    (saved,) = {trainer.said("asked to save")[0]["step"] for trainer in trainers}
+    assert {trainer.said("stopped")[0]["step"] for trainer in trainers} == {saved + 1}
+    assert training.key("checkpoints/latest")["step"] == saved
+
+
+def test_saves_take_no_longer_after_etcd_was_wiped(fragile_training: TrainingRun, tmp_path: Path) -> None:
+    """Those of before are not in its records; that must not make the ranks wait for one another until a time-out."""
+    training, server = fragile_training, fragile_training.server
+    assert isinstance(server, EtcdServer)
+    team = Team(training, tmp_path)
+    try:
+        ranks = team.join("ab")
+        for step in (1, 2):
+            save_together(ranks, step)
+        go_back(server, tmp_path / "unused", "wiped")
+        server.start()
+        wait_for(lambda: settled(training), "what the ranks hold is in etcd again")
+        took_s = [answer["took_s"] for step in (3, 4, 5) for answer in save_together(ranks, step)]
+        assert max(took_s) < 5, took_s
+    finally:
+        team.close()
+
+
+def save_together(ranks: list[Worker], step: int) -> list[dict[str, Any]]:
+    for do, arguments in (("step", {"step": step}), ("save", {"step": step})):
+        for rank in ranks:
+            rank.tell(do, **arguments)
+        answers = [rank.answer() for rank in ranks]
+    assert [answer.get("error") for answer in answers] == [None] * len(ranks), answers
+    return answers

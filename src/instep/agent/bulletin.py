@@ -24,9 +24,9 @@ class Bulletin:
     def __repr__(self) -> str:
         return f"Bulletin({'etcd answers' if self._linked else 'etcd does not answer'})"
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, *, level: int = logging.WARNING) -> None:
         for worker in list(self._workers)[:1]:
-            worker.tell({"t": "note", "level": logging.WARNING, "text": text})
+            worker.tell({"t": "note", "level": level, "text": text})
 
     def note_link(self) -> None:
         """Says it once when etcd does not answer any more, and once when it does again."""

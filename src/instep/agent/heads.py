@@ -13,6 +13,7 @@ from instep.agent.workers import Workers
 from instep.coordination.chain import Promised, Stand, stand
 from instep.coordination.keys import Keys
 from instep.coordination.records import Epoch, Held
+from instep.coordination.recovery import explain
 from instep.coordination.session import Session
 from instep.coordination.state import RunState
 from instep.coordination.transactions import raise_epoch
@@ -25,7 +26,8 @@ class Heads:
     """Promise: once this agent has noticed that etcd's history went back, or another one has, what its workers hold is
     registered in the epoch that begins then, and what etcd has lost of it is in etcd for the leader to write back.
 
-    `on_epoch(number)` is called when an epoch is met that is not the first one that was seen.
+    `on_epoch(epoch)` is called when an epoch begins while this node's workers train, again when it turns out that it
+    cannot be settled, and when it is settled.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class Heads:
         self._on_epoch = on_epoch
         self._known: int | None = None
         """The newest epoch that was seen."""
+        self._announced: Epoch | None = None
+        """The epoch as `on_epoch` was last called with it, while it is not settled."""
         self._written: tuple[str, int] | None = None
         """Digest and lease of what stands under our key."""
         self._writing = asyncio.Lock()
@@ -83,15 +87,23 @@ class Heads:
         number = epoch.number if epoch is not None else 0
         if self._raising:
             return
-        is_new, self._known = self._known is not None and number > self._known, number
+        known, self._known = self._known, number
         behind = [worker for worker in self._workers if worker.view and worker.epoch < number]
         for worker in behind:
             worker.epoch = number
             worker.tell({"t": "epoch", "number": number})
         if behind:
             self._effects.start(self._registered())
-        if is_new and epoch is not None:
-            log.warning("epoch %d: %s", number, epoch.why)
+        if epoch is not None:
+            # An agent that was started in an epoch: no worker enters a view in one that is not settled.
+            is_new = number > known if known is not None else bool(behind) and not epoch.settled
+            self._announce(epoch, is_new)
+
+    def _announce(self, epoch: Epoch, is_new: bool) -> None:
+        told = self._announced
+        if is_new or (told is not None and (epoch.settled, epoch.problem) != (told.settled, told.problem)):
+            self._announced = None if epoch.settled else epoch
+            log.log(logging.INFO if epoch.settled else logging.WARNING, "%s", explain(epoch))
             self._on_epoch(epoch)
 
     async def _registered(self) -> None:

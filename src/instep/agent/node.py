@@ -33,6 +33,7 @@ from instep.coordination.keys import Keys
 from instep.coordination.leadership import Pace
 from instep.coordination.outage import Outage
 from instep.coordination.records import Epoch, Left
+from instep.coordination.recovery import explain
 from instep.coordination.session import LinkState, Session
 from instep.coordination.state import RunState
 from instep.errors import EtcdUnavailable, InstepError
@@ -231,8 +232,8 @@ class Node:
         self._reception.reset()
 
     def _on_epoch(self, epoch: Epoch) -> None:
-        """The run's epoch has risen: etcd's history went back, or checkpoints were adopted."""
-        self._bulletin.note(f"epoch {epoch.number}: {epoch.why}")
+        """etcd's history went back, or checkpoints were adopted; or that is over."""
+        self._bulletin.note(explain(epoch), level=logging.INFO if epoch.settled else logging.WARNING)
 
     def _look_up_promises(self) -> None:
         """Once the ranks have said what they hold, what else they promised before is decided by that."""

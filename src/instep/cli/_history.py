@@ -53,6 +53,8 @@ def history(
     for failed in found.failed_saves[:limit]:
         where = f"rank {failed.rank} on {failed.host}"
         line(f"{local_time(failed.at)}  step {failed.step} was not saved, {where}: {failed.reason}")
+    for epoch in found.epochs:
+        line(f"{local_time(epoch.at)}  {epoch.sentence}")
     if changed_hands := take_overs(found.leaders):
         show(leaders_table(changed_hands))
 
@@ -96,6 +98,8 @@ def _outcome(entry: Entry) -> Text:
 
 def _remarks(entry: Entry) -> list[str]:
     remarks = [entry.refusal] if entry.refusal else []
+    if entry.restored is not None:
+        remarks.append(f"restored: etcd had lost it, and the ranks wrote it back in epoch {entry.restored}")
     if entry.drift:
         from instep.control import drift_sentence
 

@@ -30,6 +30,9 @@ def under_way(now: Status) -> Iterator[tuple[str, Text]]:
     if (failed := now.failed_save) is not None:
         where = f"rank {failed.rank} on {failed.host}"
         yield "not saved", Text(f"step {failed.step}, {where}: {failed.reason}", style="red")
+    if (epoch := now.epoch) is not None:
+        style = "red" if epoch.problem else "" if epoch.settled else "yellow"
+        yield "epoch", Text(f"{local_time(epoch.at)}  {epoch.sentence}".strip(), style=style)
     if now.attempts is not None:
         yield "failed", _attempts(now.attempts)
 

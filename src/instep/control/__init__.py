@@ -25,6 +25,7 @@ from instep.control._delete import Deletable, Deleted, deletable, delete
 from instep.control._diff import Diff, Difference, diff, parse_moment, view_of
 from instep.control._discover import run_names
 from instep.control._drift import drift_sentence
+from instep.control._epochs import EpochFacts
 from instep.control._facts import Facts, ValueChange
 from instep.control._follow import Progress, follow, wait
 from instep.control._get import Value, Values, get
@@ -133,6 +134,7 @@ __all__ = [
     "Entry",
     "Attempt",
     "Leading",
+    "EpochFacts",
     # words
     "format_value",
     "format_bytes",

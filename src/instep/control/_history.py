@@ -9,6 +9,7 @@ from typing import Literal
 
 from instep.control._checkpoints import FailedSaveFacts, failed_save_of
 from instep.control._drift import drift_of_receipts
+from instep.control._epochs import EpochFacts, epochs_of
 from instep.control._facts import Facts, ValueChange, changes_between
 from instep.control._leaders import Leading, leaders_of
 from instep.control._load import load, load_receipts
@@ -74,6 +75,8 @@ class Entry(Facts):
     """The view that started with it; None of what a plan was made of."""
     drift: dict[str, str] = field(default_factory=dict)
     """By hyperparameter, the ranks whose optimizer did not hold it, as far as receipts tell."""
+    restored: int | None = None
+    """Of a plan that etcd had lost and that was written back by the ranks: the epoch in which that was done."""
 
     @property
     def what(self) -> str:
@@ -93,6 +96,8 @@ class History(Facts):
     """Who has led the run, the newest first."""
     failed_saves: tuple[FailedSaveFacts, ...] = ()
     """The last 20 checkpoints that could not be saved, the newest first."""
+    epochs: tuple[EpochFacts, ...] = ()
+    """When etcd's history went back, or checkpoints were adopted, the newest first."""
 
 
 async def history(client: Client, keys: Keys, limit: int = DEFAULT_LIMIT) -> History:
@@ -109,7 +114,8 @@ async def history(client: Client, keys: Keys, limit: int = DEFAULT_LIMIT) -> His
     leaders = await leaders_of(client, keys, limit)
     failed = picture.failed_saves.saves if picture.failed_saves is not None else ()
     saves = tuple(facts for record in reversed(failed) if (facts := failed_save_of(record)) is not None)
-    return History(keys.run, picture.revision, entries_of(picture)[:limit], leaders, saves)
+    epochs = await epochs_of(client, keys, picture, limit)
+    return History(keys.run, picture.revision, entries_of(picture)[:limit], leaders, saves, epochs)
 
 
 def entries_of(picture: Picture) -> tuple[Entry, ...]:
@@ -195,6 +201,7 @@ def _entry(picture: Picture, plans: list[Plan]) -> Entry:
         name=plan.name,
         save=plan.course is not None and plan.course.save_at is not None if plan.kind == "stop" else None,
         drift=drift_of_receipts(picture, plan.number),
+        restored=plan.restored,
     )
 
 

@@ -86,6 +86,7 @@ async def _first(client: Client, keys: Keys) -> tuple[int, list[Listing]]:
         keys.view,
         keys.agreed,
         keys.leader,
+        keys.epoch,
         keys.schema,
         keys.latest,
         keys.saving,

@@ -23,6 +23,7 @@ from instep.coordination.records import (
     Course,
     Decision,
     Declined,
+    Epoch,
     FailedSave,
     FailedSaves,
     FirstStep,
@@ -69,6 +70,7 @@ class Picture:
     agreed: Agreed | None = None
     agreed_revision: int = 0
     leader: Leader | None = None
+    epoch: Epoch | None = None
     desired: dict[str, Desired] = field(default_factory=dict)
     changes: dict[str, Change] = field(default_factory=dict)
     rejected: dict[str, Rejected] = field(default_factory=dict)
@@ -167,6 +169,8 @@ class Picture:
                 self.agreed, self.agreed_revision = _record(Agreed, kv), kv.mod_revision
             case ["leader"]:
                 self.leader = _record(Leader, kv)
+            case ["epoch"]:
+                self.epoch = _record(Epoch, kv)
             case ["rejected", name]:
                 _keep(self.rejected, name, _record(Rejected, kv))
             case ["declined", name]:

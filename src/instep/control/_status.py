@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from instep.control._attempts import AttemptsFacts, attempts_of
 from instep.control._checkpoints import Checkpoint, FailedSaveFacts, failed_save_of, newest_of
 from instep.control._drift import drift_now
+from instep.control._epochs import EpochFacts, epoch_of
 from instep.control._facts import Facts, ValueChange
 from instep.control._feed import Feed
 from instep.control._get import Value, values_of
@@ -182,6 +183,8 @@ class Status(Facts):
     """Ranks that live, as ranges, by the version of Instep that their agent runs; one run should use one version."""
     drift: dict[str, str] = field(default_factory=dict)
     """By hyperparameter, the ranks whose optimizer does not hold it as agreed, as they reported last."""
+    epoch: EpochFacts | None = None
+    """The last time that etcd's history went back, or that checkpoints were adopted; None for never."""
     trouble: str | None = None
     """What is wrong with etcd itself, and the cure, in one sentence: while it lasts, changes wait."""
 
@@ -278,6 +281,7 @@ def status_of(picture: Picture, endpoint: str) -> Status:
         rendezvous=rendezvous_of(picture),
         drift=drift_now(picture),
         versions=_versions(picture),
+        epoch=epoch_of(picture),
         plan=_plan(picture),
         recent=tuple(entry for entry in entries_of(picture) if entry.outcome not in ("open", "committed"))[:RECENT],
     )

@@ -31,6 +31,7 @@ def after(agreed: Agreed, plan: Plan) -> Agreed:
         "course": plan.course or agreed.course,
         "digest": plan.digest,
         "parent": agreed.digest,
+        "restored": None,
     }
     if plan.kind == "config":
         values = {**agreed.values, **plan.values}

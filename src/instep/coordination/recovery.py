@@ -14,6 +14,7 @@ from instep.coordination.records import Agreed, Epoch, Head, Held, Leader
 from instep.coordination.situation import Situation
 from instep.coordination.token import epoch_of, make_token, revision_of
 from instep.scalar import Scalar, same
+from instep.text import one_line
 
 MAX_REWRITTEN = 60
 """Desired values written by one txn; etcd allows 128 operations."""
@@ -26,6 +27,23 @@ def last_number(now: Situation) -> int:
     agreed = now.agreed.plan if now.agreed is not None else 0
     epoch = max(now.epoch.told, now.epoch.plan) if now.epoch is not None else 0
     return max(plan, agreed, epoch)
+
+
+def explain(epoch: Epoch) -> str:
+    """For people: what happened, what it means for training, and what to do."""
+    moved = f", revision {epoch.before} → {epoch.after}" if epoch.before and "revision" not in epoch.why else ""
+    what = f"{one_line(epoch.why)} (epoch {epoch.number}{moved})"
+    if epoch.settled:
+        return f"{what}: etcd holds what the ranks hold again, changes are made as usual"
+    if epoch.problem is not None:
+        return (
+            f"{what}: {one_line(epoch.problem)}. Training continues, but no change is made: restart all ranks, they "
+            "resume from the newest checkpoint"
+        )
+    return (
+        f"{what}: training continues with the agreed values; changes wait until all ranks have reported what they "
+        "hold. Nothing needs to be done"
+    )
 
 
 def number_of(epoch: Epoch | None) -> int:
@@ -49,7 +67,8 @@ def next_step(now: Situation) -> Action | None:
     if any(head.epoch < epoch.number for _, head in trained):
         return None  # it has not been said in this epoch, or it was brought back with etcd's history
     if not trained:
-        return Settle(epoch.model_copy(update={"settled": True, "told": last_number(now)}), decides=_open(now))
+        done = {"settled": True, "told": last_number(now), "problem": None}
+        return Settle(epoch.model_copy(update=done), decides=_open(now))
     return _about_heads(now, epoch, trained)
 
 
@@ -98,7 +117,7 @@ def _about_heads(now: Situation, epoch: Epoch, trained: list[tuple[int, Head]]) 
         return Rewrite(superseded)
     told = max(last_number(now), *(head.told for _, head in trained), top.plan)
     view = max(item.member.view for item in now.registered)
-    done = {"settled": True, "plan": stands.plan, "digest": stands.digest, "told": told, "view": view, "problem": None}
+    done = {"settled": True, "problem": None, "plan": stands.plan, "digest": stands.digest, "told": told, "view": view}
     commits = now.plan is not None and now.plan.digest == stands.digest
     settle = Settle(epoch.model_copy(update=done), decides=_open(now), commits=commits)
     return settle if is_there else _with_lost(now, settle, stands, held)
