@@ -135,7 +135,7 @@ def test_spares_and_refusals_are_told_while_a_full_round_runs(etcd: EtcdServer, 
     found = _rendezvous(_look(etcd, namespace, story)[0])
     assert (found.state, found.spares, found.asking_more, found.present) == ("running", 2, 0, 5)
     assert all(node.spare for node in found.asking)
-    assert found.refused == ("the run has --nnodes=2:3[2J and this node --nnodes=2",)
+    assert found.refused == ("the run has --nnodes=2:3\\x1b[2J and this node --nnodes=2",)
 
 
 def test_a_run_that_nobody_closed_is_stopped_and_tells_who_was_there(etcd: EtcdServer, namespace: str) -> None:
