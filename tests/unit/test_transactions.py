@@ -245,6 +245,11 @@ def test_history_is_forgotten_bit_by_bit() -> None:
     }
 
 
+def test_receipts_from_before_a_plan_was_written_back_give_way_to_those_that_count() -> None:
+    written = writes(carry_out(Settle(Epoch(number=1, why=""), agreed(), plan(4))))
+    assert {"put state/plans/4", "put state/plans/4/decision", "delete reports/receipts/4/*"} <= written
+
+
 def test_the_prefix_of_one_plan_is_not_that_of_another() -> None:
     txn = carry_out(OpenPlan(plan(1 + ACKS_KEPT)))
     (delete,) = [op.wire.request_delete_range for op in txn.then if f"{KEYS.acks}1/" in op.text]

@@ -58,7 +58,7 @@ def next_action(now: Situation) -> Action | None:
     if now.lost:
         return Restore(dict(now.lost))
     if recovery.is_under_way(now):
-        return recovery.next_step(now)
+        return recovery.next_step(now) or _announce(now)
     about_all = (_about_token, _about_members, _about_open_plan, _about_resuming, _about_barriers, about_wishes)
     return next((action for about in about_all if (action := about(now)) is not None), None)
 

@@ -1,8 +1,8 @@
 """What the leader does when etcd's history has gone back: a situation in, one action out. Pure.
 
-First a new epoch: from then on only what is registered in it counts. When all who train have said what they hold, the
-newest of that is written back, and what else was promised is aborted. Nothing is planned and no view is formed
-meanwhile; training goes on.
+First a new epoch: from then on only what is registered in it counts. When no rank is missing, and all who train have
+said what they hold, the newest of that is written back, and what else was promised is aborted. Nothing is planned and
+no view is formed meanwhile; training goes on.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def next_step(now: Situation) -> Action | None:
     epoch = now.epoch
     assert epoch is not None
     trained = _trained(now)
-    if any(head.epoch < epoch.number for _, head in trained):
+    if any(head.epoch < epoch.number for _, head in trained) or not _all_are_here(now):
         return None  # it has not been said in this epoch, or it was brought back with etcd's history
     if not trained:
         done = {"settled": True, "told": last_number(now), "problem": None}
@@ -86,6 +86,16 @@ def _in_epoch(leader: Leader, number: int) -> Leader:
 
 def _trained(now: Situation) -> list[tuple[int, Head]]:
     return [(item.member.rank, item.member.head) for item in now.registered if item.member.head is not None]
+
+
+def _all_are_here(now: Situation) -> bool:
+    """Whether no rank is missing that has not left: one whose agent registers it later may hold a commit of which the
+    others do not know. Where some have trained, their world size counts."""
+    view = max((item.member.view for item in now.registered), default=0)
+    sizes = {item.member.world_size for item in now.registered if bool(item.member.view) == bool(view)}
+    left = {rank for record in now.left.values() if 0 < view <= record.view for rank in record.ranks}
+    here = left | {item.member.rank for item in now.registered}
+    return any(here.issuperset(range(size)) for size in sizes)
 
 
 def _proof(now: Situation) -> list[Head]:

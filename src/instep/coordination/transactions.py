@@ -228,6 +228,7 @@ def _settle(action: Settle, keys: Keys, guards: tuple[Compare, ...]) -> Txn:
         compares.append(Compare.absent(keys.plan(number)))
         decision = Decision(commit=True, by="leader", reason="etcd had lost it: written back from the ranks")
         then += [Op.put(keys.plan(number), action.plan.encode()), Op.put(keys.decision(number), decision.encode())]
+        then.append(Op.delete(keys.receipts_of(number), prefix=True))  # older than the plan, they count no more
     return Txn(tuple(compares), tuple(then))
 
 

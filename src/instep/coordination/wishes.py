@@ -28,6 +28,8 @@ from instep.coordination.records import (
     Course,
     Plan,
     Rejected,
+    View,
+    WorkerId,
 )
 from instep.coordination.situation import Situation
 
@@ -45,7 +47,28 @@ def is_settled(now: Situation) -> bool:
         return True
     if now.agreed is not None and now.plan.number <= now.agreed.began:
         return True  # nothing has been committed since the run began anew
-    return membership.active_nodes(now.view, now.left) <= set(now.receipts)
+    return membership.active_nodes(now.view, now.left) <= set(now.receipts) | _said(now, now.view, now.plan)
+
+
+def _said(now: Situation, view: View, plan: Plan) -> set[str]:
+    """Nodes whose ranks have all said, since etcd's history went back, that they know the plan to be committed: their
+    receipts may be lost, and nobody would write them again. One that has not come to its gate promises no other plan
+    before it has."""
+    if now.epoch is None or not now.epoch.settled or plan.number > now.epoch.plan:
+        return set()
+    number = now.epoch.number
+    heads = {item.member.worker: item.member.head for item in now.registered}
+    know = {worker for worker, head in heads.items() if head and head.epoch == number and head.plan >= plan.number}
+    active = membership.active_ranks(view, now.left)
+    return {
+        node
+        for node, members in view.nodes.items()
+        if all(
+            WorkerId(rank, incarnation) in know
+            for rank, incarnation in zip(members.ranks, members.incarnations, strict=True)
+            if rank in active
+        )
+    }
 
 
 def about_wishes(now: Situation) -> Action | None:

@@ -1,0 +1,128 @@
+"""When an epoch is settled, and which receipts are owed after it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from instep.coordination.actions import Announce, OpenPlan, Settle
+from instep.coordination.chain import after
+from instep.coordination.leading import next_action
+from instep.coordination.membership import Registered
+from instep.coordination.records import Agreed, Decision, Epoch, Forming, Head, Held, Plan, View
+from instep.coordination.situation import Progress, Situation
+from instep.coordination.wishes import is_settled
+from unit.parts import DIGEST, SCHEMA, desired, left, registered, view
+
+START = Agreed(plan=0, view=1, values=SCHEMA.defaults()).as_start()
+
+
+def plan(number: int, before: Agreed, lr: float) -> Plan:
+    values = {"lr": lr}
+    return Plan(number=number, view=1, gate=10, values=values, previous={}, revision=1, parent=before.digest)
+
+
+ONE = plan(1, START, 0.2)
+AFTER_ONE = after(START, ONE)
+TWO = plan(2, AFTER_ONE, 0.3)
+AFTER_TWO = after(AFTER_ONE, TWO)
+EPOCH = Epoch(number=1, why="it went back")
+COMMIT = Decision(commit=True)
+
+
+def trained(rank: int, agreed: Agreed, *, epoch: int = 1, node: str = "a", number: int = 1) -> Registered:
+    """Rank r of incarnation 10 + r, which was in view `number` and holds `agreed`."""
+    item = registered(rank, 10 + rank, node=node)
+    head = Head(plan=agreed.plan, digest=agreed.digest, epoch=epoch, told=agreed.plan)
+    return replace(item, member=item.member.model_copy(update={"view": number, "head": head}))
+
+
+def now(*here: Registered, **more: Any) -> Situation:
+    usual: dict[str, Any] = {
+        "registered": here,
+        "schemas": {DIGEST: SCHEMA.encode()},
+        "schema": SCHEMA,
+        "epoch": EPOCH,
+        "epoch_revision": 50,
+        "progress": Progress(step=20, step_time_s=0.1, margin_steps=4),
+    }
+    return Situation(**{**usual, **more})
+
+
+def is_settling(situation: Situation) -> bool:
+    action = next_action(situation)
+    return isinstance(action, Settle) and action.epoch.settled
+
+
+# -- nobody is passed over -----------------------------------------------------------------------------------------
+
+
+def test_an_emptied_etcd_is_not_settled_before_every_rank_has_said_what_it_holds() -> None:
+    """Rank 1 has applied decision 2, of which rank 0 does not know: settled without rank 1, rank 0 would abort it."""
+    first = trained(0, AFTER_ONE)
+    held = {"a": Held(agreed=AFTER_ONE, plan=ONE), "b": Held(agreed=AFTER_TWO, plan=TWO)}
+    assert not is_settling(now(first, held=held))
+    action = next_action(now(first, trained(1, AFTER_TWO, node="b"), held=held))
+    assert isinstance(action, Settle)
+    assert (action.epoch.settled, action.agreed and action.agreed.digest) == (True, TWO.digest)
+
+
+def test_a_newcomer_that_registers_first_does_not_settle_it_for_those_who_train() -> None:
+    assert not is_settling(now(registered(1, 30, node="b")))
+    assert is_settling(now(registered(0, 30), registered(1, 31, node="b")))
+
+
+def test_a_rank_that_died_is_waited_for_until_its_successor_comes() -> None:
+    held = {"a": Held(agreed=AFTER_ONE, plan=ONE)}
+    assert not is_settling(now(trained(0, AFTER_ONE), held=held))
+    assert is_settling(now(trained(0, AFTER_ONE), registered(1, 60, node="b"), held=held))
+
+
+def test_a_rank_that_has_left_is_not_waited_for() -> None:
+    held = {"a": Held(agreed=AFTER_ONE, plan=ONE)}
+    here = trained(0, AFTER_ONE, number=3)
+    assert is_settling(now(here, held=held, left={"b": left(1, view=3)}))
+    assert not is_settling(now(here, held=held, left={"b": left(1, view=2)})), "its successor may train since"
+
+
+def test_a_stranger_of_another_world_size_holds_nobody_up() -> None:
+    held = {"a": Held(agreed=AFTER_ONE, plan=ONE)}
+    stranger = registered(5, 70, world_size=8, node="c")
+    assert is_settling(now(trained(0, AFTER_ONE), trained(1, AFTER_ONE, node="b"), stranger, held=held))
+
+
+def test_who_waits_meanwhile_hears_which_ranks_are_missing() -> None:
+    action = next_action(now(registered(1, 30, node="b")))
+    assert action == Announce(Forming(world_size=2, missing="0"))
+
+
+# -- receipts that are lost ----------------------------------------------------------------------------------------
+
+BOTH: View = view({"a": {0: 10}, "b": {1: 11}})
+SETTLED = EPOCH.model_copy(update={"settled": True, "plan": 2, "digest": TWO.digest})
+
+
+def committed(*here: Registered, newest: Plan = TWO, **more: Any) -> Situation:
+    return now(*here, view=BOTH, agreed=AFTER_TWO, plan=newest, decision=COMMIT, epoch=SETTLED, **more)
+
+
+def test_who_has_said_that_a_plan_is_committed_owes_no_receipt_that_etcd_has_lost() -> None:
+    both = trained(0, AFTER_TWO), trained(1, AFTER_TWO, node="b")
+    assert is_settled(committed(*both))
+    assert is_settled(committed(*both, newest=ONE)), "the record of the newest plan may be lost for good"
+    action = next_action(committed(*both, desired=desired(lr=("0.5", 60))))
+    assert isinstance(action, OpenPlan)
+    assert (action.plan.number, action.plan.parent) == (3, TWO.digest)
+
+
+def test_what_was_said_before_the_epoch_or_of_an_earlier_plan_is_no_receipt() -> None:
+    assert not is_settled(committed(trained(0, AFTER_TWO), trained(1, AFTER_ONE, node="b")))
+    assert not is_settled(committed(trained(0, AFTER_TWO), trained(1, AFTER_TWO, epoch=0, node="b")))
+    assert not is_settled(committed(trained(0, AFTER_TWO)))
+
+
+def test_a_plan_that_was_opened_after_etcd_was_settled_waits_for_its_receipts() -> None:
+    three = plan(3, AFTER_TWO, 0.4)
+    held = after(AFTER_TWO, three)
+    here = trained(0, held), trained(1, held, node="b")
+    assert not is_settled(replace(committed(*here, newest=three), agreed=held))
