@@ -35,6 +35,21 @@ def test_the_next_one_leads_when_the_leader_resigns(etcd: EtcdServer, namespace:
     run(main())
 
 
+def test_a_place_is_taken_over_from_one_process_that_died_after_the_other(etcd: EtcdServer, namespace: str) -> None:
+    async def main() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            tokens, former = [], 0
+            for _ in range(3):  # the sessions of those that died stay: their leases have not ended yet
+                client, session = await stack.enter_async_context(station(etcd.endpoints))
+                election = Election(client, session, namespace, former_lease=former)
+                tokens.append((await election.campaign("a")).token)
+                former = session.lease_id
+            assert len(set(tokens)) == 1
+            assert [item.lease for item in (await client.range(namespace)).kvs] == [former]
+
+    run(main())
+
+
 def test_one_election_object_is_for_one_task_and_a_value_is_replaced_by_proclaiming(
     etcd: EtcdServer, namespace: str
 ) -> None:

@@ -198,12 +198,14 @@ class Queue:
     # -- inside -----------------------------------------------------------------------------------------------------
 
     async def _inherit(self, entry: Entry) -> bool:
-        """Puts an equal entry of the former lease on ours: a put keeps the create revision, which is the token."""
+        """Puts an equal entry of the former lease on ours: a put keeps the create revision, which is the token. Its key
+        may name an earlier lease, from which the former process had taken it over itself."""
         if not self._former_lease:
             return False
-        listing = await self._client.range(self._stem(entry.name, self._former_lease))
-        for item in listing.kvs:
-            if item.text != entry.value:
+        listing = await self._client.range(self._stem(entry.name))
+        for item in in_order(listing.kvs, self.prefix):
+            is_former = item.lease == self._former_lease or self._session.owns(item.lease)
+            if not is_former or item.text != entry.value:
                 continue
             unchanged = Compare.mod_revision(item.key, "==", item.mod_revision)
             put = Op.put(item.key, entry.value, lease=entry.lease_id)
@@ -239,11 +241,11 @@ class Queue:
             return entry
         self._drop()
         # A number, so that an entry that was removed is never created again by a request that comes late.
-        self._entry = Entry(f"{self._stem(name, lease_id)}{self._session.serial()}", value, lease_id, name)
+        self._entry = Entry(f"{self._stem(name)}{lease_id:x}-{self._session.serial()}", value, lease_id, name)
         return self._entry
 
-    def _stem(self, name: str, lease_id: int) -> str:
-        return f"{self.prefix}{f'{name}-' if name else ''}{lease_id:x}-"
+    def _stem(self, name: str) -> str:
+        return f"{self.prefix}{name}-" if name else self.prefix
 
     def _drop(self) -> None:
         entry, self._entry = self._entry, None
