@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 
 from run_in_etcd import RunInEtcd, with_client
 
 from instep.cli._output import facts_console, plain
 from instep.cli._panel import status_page
-from instep.control import EpochFacts, History, Keys, Status, history, status
-from instep.coordination.records import Epoch
+from instep.control import (
+    ChangeReceipt,
+    EpochFacts,
+    History,
+    Keys,
+    Progress,
+    Status,
+    Written,
+    follow,
+    history,
+    set_values,
+    status,
+    watch_status,
+)
+from instep.coordination.records import Decision, Epoch, Plan
 from instep.coordination.transactions import raise_epoch
 from instep.etcd import Client, Op
 from instep.testing import EtcdServer
 
+TIMEOUT_S = 30.0
 WENT_BACK = Epoch(
     number=1,
     why="etcd's history went back: its cluster id is b, and was a",
@@ -99,3 +116,104 @@ def test_a_history_tells_each_epoch_and_marks_what_was_written_back(etcd: EtcdSe
     assert "changes are made as usual; written back: plan 2" in found.epochs[1].sentence
     assert _epoch(now).number == 2
     json.dumps(found.to_json())
+
+
+# -- following ---------------------------------------------------------------------------------------------------
+
+
+def _follow_over_a_wipe(
+    server: EtcdServer, namespace: str, story: Callable[[RunInEtcd, Written], Awaitable[None]]
+) -> ChangeReceipt:
+    """Writes lr=1e-4 and follows it; etcd is emptied while it waits for a plan, then the story happens."""
+
+    async def work(client: Client) -> ChangeReceipt:
+        keys = Keys(namespace, "gpt-a")
+        run = RunInEtcd(client, keys)
+        await run.join()
+        written = await set_values(client, keys, {"lr": "1e-4"})
+        async with aclosing(follow(client, keys, written, TIMEOUT_S)) as moves:
+            waits = await anext(moves)
+            assert isinstance(waits, Progress)
+            assert waits.stage == "written"
+            server.kill()
+            server.wipe()
+            telling = asyncio.ensure_future(story(run, written))
+            async for move in moves:
+                if isinstance(move, ChangeReceipt):
+                    await telling
+                    return move
+        raise AssertionError("no receipt")
+
+    return with_client(server, work)
+
+
+async def _write_back(run: RunInEtcd, **settled: object) -> None:
+    """As the ranks do after etcd was emptied: an epoch, what they hold, and that it is settled."""
+    txn = raise_epoch(run.keys, 0, WENT_BACK)
+    await run.client.txn(txn.compares, txn.then)
+    await run.join()
+    await run.client.put(run.keys.epoch, WENT_BACK.model_copy(update={"settled": True, **settled}).encode())
+
+
+def test_a_change_that_etcd_lost_before_it_was_planned_is_told_so(etcd_server: EtcdServer, namespace: str) -> None:
+    async def story(run: RunInEtcd, written: Written) -> None:
+        await _write_back(run)
+
+    receipt = _follow_over_a_wipe(etcd_server, namespace, story)
+    assert (receipt.outcome, receipt.holds) == ("lost", False)
+    assert receipt.sentence == (
+        "lr 3e-4 → 1e-4: not applied, etcd's history went back and lost it before it was agreed on: set it again"
+    )
+
+
+def test_a_change_that_the_ranks_write_back_is_followed_to_its_receipt(etcd_server: EtcdServer, namespace: str) -> None:
+    async def story(run: RunInEtcd, written: Written) -> None:
+        await _write_back(run, plan=1)
+        number = await run.open(written.revision, {"lr": 1e-4})
+        await run.commit({"lr": 1e-4}, written.revision)
+        await run.receipt()
+        assert number == 1
+
+    receipt = _follow_over_a_wipe(etcd_server, namespace, story)
+    assert (receipt.outcome, receipt.applied) == ("applied", 4)
+
+
+def test_another_change_of_the_same_revision_is_not_taken_for_it(etcd_server: EtcdServer, namespace: str) -> None:
+    async def story(run: RunInEtcd, written: Written) -> None:
+        await _write_back(run)
+        plan = Plan(
+            number=1, view=1, gate=9, values={"lr": 0.9}, previous={}, revision=written.revision, change_id="other"
+        )
+        await run.client.put(run.keys.plan(1), plan.encode())
+        await run.client.put(run.keys.decision(1), Decision(commit=True, by="leader").encode())
+
+    assert _follow_over_a_wipe(etcd_server, namespace, story).outcome == "lost"
+
+
+def test_a_status_that_is_watched_starts_again_with_what_etcd_holds_then(
+    etcd_server: EtcdServer, namespace: str
+) -> None:
+    """Emptied, it holds nothing of the run for a while: that does not end the watching."""
+
+    async def work(client: Client) -> None:
+        keys = Keys(namespace, "gpt-a")
+        run = RunInEtcd(client, keys)
+        await run.join()
+        async with aclosing(watch_status(client, keys, tick_s=0.1)) as statuses:
+            assert (await anext(statuses)).epoch is None
+            etcd_server.kill()
+            etcd_server.wipe()
+            lost = await _next(statuses, lambda now: now.trouble is not None)
+            assert "it holds nothing of this run" in (lost.trouble or "")
+            await _write_back(run)
+            found = await _next(statuses, lambda now: now.epoch is not None and now.epoch.settled)
+            assert (found.trouble, found.state) == (None, "training")
+
+    with_client(etcd_server, work)
+
+
+async def _next(statuses: AsyncIterator[Status], condition: Callable[[Status], bool]) -> Status:
+    async for now in statuses:
+        if condition(now):
+            return now
+    raise AssertionError("the statuses ended")

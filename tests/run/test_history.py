@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +31,35 @@ def go_back(server: EtcdServer, backup: Path, how: str) -> None:
     if how == "grown past":
         while server.status().revision <= before + 5:
             server.etcdctl("put", "/other", "x")
+
+
+def instep(training: TrainingRun, *arguments: str) -> str:
+    command = [sys.executable, "-m", "instep", *arguments]
+    environment = {**os.environ, **training.environment()}
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+@contextmanager
+def watched_status(training: TrainingRun) -> Iterator[list[dict[str, Any]]]:
+    """What `instep status --watch --json` prints, as it comes."""
+    command = [sys.executable, "-m", "instep", "status", "gpt-a", "--watch", "--json"]
+    environment = {**os.environ, **training.environment()}
+    told: list[dict[str, Any]] = []
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = process.stdout
+        reader = threading.Thread(target=lambda: told.extend(map(json.loads, lines)), daemon=True)
+        reader.start()
+        try:
+            yield told
+            assert process.poll() is None
+        finally:
+            process.terminate()
+            reader.join()
+
+
+def is_settled(now: dict[str, Any]) -> bool:
+    return bool(now["epoch"] and now["epoch"]["settled"])
 
 
 def settled(training: TrainingRun) -> bool:
@@ -67,16 +102,22 @@ def test_etcd_goes_back_and_no_value_does(fragile_training: TrainingRun, how: st
 
 
 def test_a_run_whose_etcd_was_wiped_ends_cleanly_on_sigterm(fragile_training: TrainingRun, tmp_path: Path) -> None:
-    """The change of before is kept, another one is made, and one rank's SIGTERM has all save, leave and exit with 0."""
+    """The change of before is kept, another one is made, and one rank's SIGTERM has all save, leave and exit with 0.
+    Each node's log and the front ends tell what happened."""
     training, server = fragile_training, fragile_training.server
     assert isinstance(server, EtcdServer)
     trainers = training.start_all(4, f"--save-to={tmp_path}", nodes="ab")
     training.put("lr", "0.5")
     assert len({trainer.wait_config(lr=0.5) for trainer in trainers}) == 1
-    go_back(server, tmp_path / "unused", "wiped")
-    wait_for(lambda: settled(training), "what the ranks hold is in etcd again")
-    training.put("lr", "0.25")
+    with watched_status(training) as told:
+        wait_for(lambda: told, "a status")
+        go_back(server, tmp_path / "unused", "wiped")
+        now = wait_for(lambda: next(filter(is_settled, told), None), "a status of an etcd that went back")
+    assert (now["epoch"]["number"], now["epoch"]["problem"]) == (1, None)
+    assert now["epoch"]["written_back"] == [training.key("state/agreed")["plan"]]
+    instep(training, "set", "gpt-a", "lr=0.25", "--wait")
     assert len({trainer.wait_config(lr=0.25) for trainer in trainers}) == 1
+    assert "etcd's history went back" in instep(training, "history", "gpt-a")
     for node in (trainers[:2], trainers[2:]):
         warned = [line for trainer in node for line in trainer.errors if "etcd's history went back" in line]
         assert len(warned) == 1, warned

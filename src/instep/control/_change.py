@@ -43,6 +43,8 @@ class Written(Facts):
     """Whether any worker was registered."""
     asked_at_s: float = field(default=0.0, metadata={"json": False})
     """Monotonic time before the write, where the receipt's time starts."""
+    epoch: int = field(default=0, metadata={"json": False})
+    """The run's epoch at the write: a later one tells that etcd's history has gone back since."""
 
     @property
     def values(self) -> dict[str, Scalar]:
@@ -119,7 +121,8 @@ async def write_checked(
 
 async def look(client: Client, keys: Keys) -> Picture:
     """What a change is checked against."""
-    ops = [Op.get(keys.schema), Op.get(keys.agreed), Op.range(keys.members, limit=1), Op.range(keys.root, limit=1)]
+    ops = [*map(Op.get, (keys.schema, keys.agreed, keys.epoch))]
+    ops += [Op.range(keys.members, limit=1), Op.range(keys.root, limit=1)]
     return _picture(keys, await client.txn([], ops))
 
 
@@ -130,7 +133,7 @@ async def _write(
     keys = before.keys
     puts = [Op.put(keys.config_of(name), format_scalar(value)) for name, value in values.items()]
     puts.append(Op.put(keys.change(change.id), change.encode()))
-    reads = [Op.get(keys.agreed), Op.range(keys.members, limit=1)]
+    reads = [Op.get(keys.agreed), Op.get(keys.epoch), Op.range(keys.members, limit=1)]
     try:
         same_schema = Compare.mod_revision(keys.schema, "==", before.schema_revision)
         result = await client.txn([same_schema, *guards], [*puts, *reads])
@@ -186,6 +189,7 @@ def _written(after: Picture, values: Mapping[str, Scalar], change: Change, asked
         already_agreed=all(name in agreed and same(agreed[name], value) for name, value in values.items()),
         live=after.live,
         asked_at_s=asked_at_s,
+        epoch=after.epoch.number if after.epoch is not None else 0,
     )
 
 

@@ -13,7 +13,7 @@ from instep.control._text import format_changes
 from instep.coordination.keys import Keys
 from instep.coordination.records import Plan
 from instep.errors import ChangeRejected
-from instep.scalar import same
+from instep.scalar import format_scalar, same
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,9 @@ class ChangeWish:
         return "rejected"
 
     def is_for(self, plan: Plan) -> bool:
-        return plan.revision == self.written.revision and plan.kind == "config"
+        """After etcd's history has gone back, another change may have the same revision."""
+        is_ours = plan.change_id in (None, self.written.change_id)
+        return plan.revision == self.written.revision and plan.kind == "config" and is_ours
 
     def watched(self, keys: Keys) -> tuple[str, ...]:
         return (keys.config,)
@@ -75,6 +77,23 @@ class ChangeWish:
             if (record := picture.rejected.get(name)) is not None and record.revision == self.written.revision
         }
         return "; ".join(f"{name}: {reason}" for name, reason in found.items()) or None
+
+    def is_lost(self, picture: Picture) -> bool:
+        agreed = picture.agreed.values if picture.agreed is not None else {}
+        holds = all(name in agreed and same(agreed[name], value) for name, value in self.written.values.items())
+        return (
+            not holds and not self._standing(picture) and picture.went_back(self.written.epoch, self.written.revision)
+        )
+
+    def _standing(self, picture: Picture) -> list[str]:
+        """The names that are still desired as it was written."""
+        return [
+            name
+            for name, value in self.written.values.items()
+            if (item := picture.desired.get(name)) is not None
+            and item.revision == self.written.revision
+            and item.text == format_scalar(value)
+        ]
 
     def without_plan(self, picture: Picture) -> Outcome | None:
         agreed, view = picture.agreed, picture.view
@@ -88,8 +107,7 @@ class ChangeWish:
             plan = picture.open_plan()
             if plan is None or not wanted.keys() & plan.values.keys():
                 return "already"
-        standing = [name for name in wanted if name in picture.desired and picture.desired[name].revision == revision]
-        if not standing:
+        if not self._standing(picture):
             return "superseded"
         return "ended" if picture.ended() else None
 
@@ -149,6 +167,8 @@ def receipt_sentence(changes: tuple[ValueChange, ...], stand: Stand, took_s: flo
         return f"{what}: every rank has it already, nothing to apply"
     if stand.outcome == "superseded":
         return f"{what}: not applied, a later change of the same hyperparameters took its place"
+    if stand.outcome == "lost":
+        return f"{what}: not applied, etcd's history went back and lost it before it was agreed on: set it again"
     why = "no worker of the run is alive" if stand.outcome == "stopped" else "the run ended first"
     return f"{what}: not applied, {why}; its next start takes it"
 

@@ -44,6 +44,8 @@ class Sent(Facts):
     reason: str | None
     asked_at_s: float = field(default=0.0, metadata={"json": False})
     """Monotonic time before the write, where the receipt's time starts."""
+    epoch: int = field(default=0, metadata={"json": False})
+    """The run's epoch at the write: a later one tells that etcd's history has gone back since."""
 
     @property
     def what(self) -> str:
@@ -95,6 +97,7 @@ async def send(
                 author=by.author or "",
                 reason=by.reason,
                 asked_at_s=asked_at_s,
+                epoch=before.epoch.number if before.epoch is not None else 0,
             )
     raise CommandRefused(
         f"nothing was written: the state of {keys.run} changed {TRIES} times while it was looked at; try again"
@@ -104,7 +107,7 @@ async def send(
 async def _look(client: Client, keys: Keys, command: Command) -> Picture:
     """What a command is checked against. Raises RunNotFound and NotRunning."""
     everyone = 0 if command.node is not None else _LOOKED_AT
-    ops = [Op.get(keys.agreed), Op.get(keys.view), Op.range(keys.left), Op.range(keys.commands)]
+    ops = [Op.get(keys.agreed), Op.get(keys.view), Op.get(keys.epoch), Op.range(keys.left), Op.range(keys.commands)]
     ops += [Op.range(keys.members, limit=everyone), Op.range(keys.root, limit=1)]
     if command.kind in ("action", "restore"):
         ops.append(Op.range(keys.metrics, limit=_LOOKED_AT))

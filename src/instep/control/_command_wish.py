@@ -76,6 +76,10 @@ class CommandWish:
         record = picture.declined.get(self.sent.command_id)
         return record.why if record is not None else None
 
+    def is_lost(self, picture: Picture) -> bool:
+        is_there = self.sent.command_id in picture.orders
+        return not is_there and picture.went_back(self.sent.epoch, self.sent.revision)
+
     def without_plan(self, picture: Picture) -> Outcome | None:
         """Only a start of the run, or somebody's hand, deletes a command that was neither agreed on nor declined."""
         if self.sent.command_id not in picture.orders:
@@ -173,6 +177,8 @@ def command_sentence(
         far = f"agreed for step {stand.gate}, but not done on all ranks" if stand.applied < stand.ranks else "not done"
         far = "all ranks did it and saved no checkpoint" if stand.applied and stand.applied == stand.ranks else far
         return f"{sent.what}: {far if plan is not None else 'not done'}, no worker of the run is alive"
+    if stand.outcome == "lost":
+        return f"{sent.what}: not done, etcd's history went back and lost it before it was agreed on: ask for it again"
     if plan is None or stand.outcome not in ("applied", "unsaved"):
         why = "the run ended first" if stand.outcome == "ended" else "the run was started anew first"
         return f"{sent.what}: not done, {why}"

@@ -15,12 +15,14 @@ _Item = Event | Exception
 class Feed:
     """Events of all prefixes added, in order for each prefix; between prefixes there is no order.
 
-    An async context manager, for one consumer. An error of any watch (Compacted above all) is raised by
-    `next`.
+    An async context manager, for one consumer. An error of any watch (Compacted above all) is raised by `next`:
+    HistoryChanged also where a connection broke and nothing shows that etcd's history is still the same.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, history_changes: int) -> None:
+        """`history_changes`: as the client's history said before the reading."""
         self._client = client
+        self._history_changes = history_changes
         self._queue: asyncio.Queue[_Item] = asyncio.Queue()
         self._prefixes: set[str] = set()
         self._watches = Background("a watch")
@@ -56,7 +58,9 @@ class Feed:
 
     async def _watch(self, prefix: str, start_revision: int) -> None:
         try:
-            async with self._client.watch(prefix, start_revision=start_revision) as watch:
+            async with self._client.watch(
+                prefix, start_revision=start_revision, listed=(), history_changes=self._history_changes
+            ) as watch:
                 async for batch in watch:
                     for event in batch.events:
                         self._queue.put_nowait(event)

@@ -121,19 +121,21 @@ async def _follow(
 async def _stands(
     client: Client, keys: Keys, wish: Wish[object], monotonic: Callable[[], float]
 ) -> AsyncGenerator[tuple[Picture, Stand]]:
-    """Stands without end, each from a picture kept up to date; begun anew when history was compacted."""
+    """Stands without end, each from a picture kept up to date; started again when etcd's history was compacted or has
+    gone back."""
     watched = (keys.state, keys.left, *wish.watched(keys))
     patience = _Patience(client, monotonic)
     while True:
+        changes = client.history.changes
         try:
             picture = await load(
                 client, keys, plans=_ATTEMPTS_READ, receipts=RECEIPTS_READ, checkpoints=keys.checkpoints in watched
             )
             stand = stand_of(picture, wish)
             if stand.outcome is None and patience.nobody_is_alive():
-                stand = replace(stand, stage="done", outcome="stopped")
+                stand = replace(stand, stage="done", outcome="lost" if wish.is_lost(picture) else "stopped")
             yield picture, stand
-            async with Feed(client) as feed:
+            async with Feed(client, changes) as feed:
                 start = picture.revision + 1
                 for prefix in watched:
                     feed.add(prefix, start)
@@ -149,9 +151,7 @@ async def _stands(
                             picture.put(event.kv)
                         else:
                             picture.delete(event.kv.key)
-        except Compacted:
-            continue
-        except EtcdUnavailable:
+        except (Compacted, EtcdUnavailable):
             await asyncio.sleep(_PAUSE_S)
 
 

@@ -35,11 +35,15 @@ async def load(
     """The run at one revision, that of the picture. Members and metrics are one key a rank, the rendezvous is one a
     node: read only when asked, and so are all checkpoints but the newest, and the starts of the newest views."""
     for attempt in range(_TRIES):
+        changes = client.history.changes
         try:
-            return await _load(client, keys, plans, receipts, members, metrics, checkpoints, rendezvous, starts)
+            picture = await _load(client, keys, plans, receipts, members, metrics, checkpoints, rendezvous, starts)
         except Compacted:
             if attempt == _TRIES - 1:
                 raise
+        else:
+            if client.history.changes == changes or attempt == _TRIES - 1:
+                return picture  # else parts of it may be of two histories
     raise AssertionError("the last try returns or raises")
 
 

@@ -198,6 +198,11 @@ class Picture:
             case ["metrics", rank] if rank.isdecimal():
                 _keep(self.metrics, int(rank), _record(Metrics, kv))
 
+    def went_back(self, epoch: int, revision: int) -> bool:
+        """Whether etcd's history has gone back since `revision` was written in `epoch`."""
+        noticed = self.epoch is not None and self.epoch.number > epoch and self.epoch.author is None
+        return noticed or self.revision < revision
+
     # -- ranks -----------------------------------------------------------------------------------------------
 
     @property

@@ -19,11 +19,14 @@ from instep.text import one_line
 R_co = TypeVar("R_co", covariant=True)
 
 Stage = Literal["written", "planned", "aborted", "committed", "saving", "done"]
-Outcome = Literal["applied", "started", "already", "rejected", "superseded", "ended", "stopped", "declined", "unsaved"]
+Outcome = Literal[
+    "applied", "started", "already", "rejected", "superseded", "ended", "stopped", "declined", "unsaved", "lost"
+]
 """applied: before one step, on all ranks. started: the values a new view started with. already: every rank
 had them. rejected: the run refused them. superseded: written again before anybody could plan them, or, of a command,
 overtaken by a new start of the run. ended: the run ended first. stopped: no worker of the run is alive. declined: the
-run refused the command. unsaved: the command was carried out, but the checkpoint that it asked for was not saved."""
+run refused the command. unsaved: the command was carried out, but the checkpoint that it asked for was not saved. lost:
+etcd's history went back before it was agreed on."""
 
 DOUBTFUL_OUTCOMES: tuple[Outcome, ...] = ("superseded", "ended")
 """Those told by two watches together, of which one may lag: to be confirmed by a reading at one revision."""
@@ -71,6 +74,9 @@ class Wish(Protocol[R_co]):
     def refusal(self, picture: Picture) -> str | None:
         """Why the run refused it, where a record of its own says so."""
 
+    def is_lost(self, picture: Picture) -> bool:
+        """Whether etcd's history has gone back since it was written, and does not hold it."""
+
     def without_plan(self, picture: Picture) -> Outcome | None:
         """The outcome when no plan of it stands: it was not needed, or is not possible any more."""
 
@@ -109,7 +115,7 @@ def stand_of(picture: Picture, wish: Wish[object]) -> Stand:
     number = last.number if last else None
     if refused is not None:
         return Stand("done", wish.refused_outcome, number, attempt=tries, detail=one_line(refused))
-    outcome = wish.without_plan(picture)
+    outcome = _lost(picture) if wish.is_lost(picture) else wish.without_plan(picture)
     ranks = len(picture.ranks() - picture.ranks_left())
     if outcome is not None:
         view = picture.view.number if picture.view else None
@@ -159,6 +165,11 @@ def how_far(stand: Stand) -> str:
         case "aborted":
             return f"aborted {counted(stand.attempt, 'time')}, the last because {stand.detail}"
     return "not planned by the run's leader"
+
+
+def _lost(picture: Picture) -> Outcome | None:
+    """Until the ranks have reported what they hold, a plan of it may still be written back."""
+    return "lost" if picture.epoch is not None and picture.epoch.settled else None
 
 
 def _planned(picture: Picture, attempts: list[Plan]) -> Stand:

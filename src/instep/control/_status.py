@@ -36,7 +36,7 @@ from instep.control._under_way import (
 from instep.coordination import membership
 from instep.coordination.keys import Keys
 from instep.coordination.records import Plan, PlanKind, format_ranks
-from instep.errors import Compacted, EtcdError, EtcdFull
+from instep.errors import Compacted, EtcdError, EtcdFull, RunNotFound
 from instep.etcd import Client
 from instep.scalar import Scalar
 from instep.tasks import all_of
@@ -51,6 +51,11 @@ _SILENT_S = 2
 of it."""
 _MIN_PAUSE_S = 0.1
 _ALARMS_S = 1.0
+_LOST_S = 30.0
+_LOST = (
+    "etcd's history went back, and it holds nothing of this run: what is shown is old; a run that trains writes back "
+    "what its ranks hold"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,13 +238,26 @@ async def watch_status(client: Client, keys: Keys, *, tick_s: float = 1.0) -> As
     """A status at once, then after every change of state, config or rendezvous and every `tick_s` seconds, without end.
 
     At most ten a second, and less often where reading takes long: it rests ten times as long as it reads,
-    unless the run's state changes. Close it (`contextlib.aclosing`) when you leave.
+    unless the run's state changes. Where etcd's history went back and it holds nothing of the run any more, the ranks
+    have 30 s to write back what they hold. Close it (`contextlib.aclosing`) when you leave.
     """
+    now: Status | None = None
+    lost_at: float | None = None
     while True:
-        began = time.monotonic()
-        now = await status(client, keys)
-        with suppress(Compacted):
-            async with Feed(client) as feed:
+        began, changes = time.monotonic(), client.history.changes
+        try:
+            now = await status(client, keys)
+            lost_at = None
+        except RunNotFound:
+            lost_at = lost_at or began
+            if not client.history.changes or began - lost_at > _LOST_S:
+                raise
+            if now is not None:
+                yield replace(now, trouble=_LOST)
+            await asyncio.sleep(tick_s)
+            continue
+        with suppress(Compacted, RunNotFound):
+            async with Feed(client, changes) as feed:
                 for prefix in (keys.state, keys.desires, keys.left, rendezvous_keys(keys).root):
                     feed.add(prefix, now.revision + 1)
                 while True:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from instep.errors import Compacted, EtcdDenied, EtcdError, EtcdFull, EtcdUnavailable, LeaseLost
+from instep.errors import Compacted, EtcdDenied, EtcdError, EtcdFull, EtcdUnavailable, HistoryChanged, LeaseLost
 from instep.etcd._grpc import aio
 
 
@@ -137,6 +137,12 @@ def refusal(code: str, details: str, *, endpoint: str, subject: object, user: st
         return not_permitted(endpoint, _needed(str(subject)), user, code=code)
     if kind is Kind.COMPACTED:
         return Compacted(f"etcd has compacted the revision asked for ({subject}): list again.", compact_revision=0)
+    if "required revision is a future revision" in details.lower():
+        return HistoryChanged(
+            f"etcd has not reached the revision asked for ({subject}): its history went back, or nobody has been at "
+            "that revision; list again.",
+            compact_revision=0,
+        )
     if kind is Kind.LEASE:
         return LeaseLost(
             f"etcd does not know the lease {lease:x} ({subject}): it expired or was revoked.", lease_id=lease
