@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from instep.testing import EtcdServer
 from run.harness import TrainingRun, wait_for
 from run.saver_team import Team, Worker
 
@@ -66,6 +67,19 @@ def test_nobody_goes_on_before_all_have_come(team: Team) -> None:
         through(name, *workers)
     assert len(keys(team)) <= 2
     assert team.training.key("state/barriers/eval") == {"view": 1, "number": 3}
+
+
+def test_who_waits_is_said_again_when_etcd_has_lost_it_with_its_history(fragile_team: Team) -> None:
+    server = fragile_team.training.server
+    assert isinstance(server, EtcdServer)
+    workers = fragile_team.join("ab")
+    backup = server.snapshot()
+    come("epoch", workers[0])
+    wait_for(lambda: waiting(fragile_team, "epoch") == {0}, "one waits")
+    server.kill()
+    server.restore(backup)
+    come("epoch", workers[1])
+    through("epoch", *workers)
 
 
 def test_a_rank_that_does_not_come_is_named_and_so_is_where_it_waits(team: Team) -> None:

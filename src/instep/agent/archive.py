@@ -120,6 +120,10 @@ class Archive:
         """There is another lease."""
         self._readers.mark_all()
 
+    def say_again(self) -> None:
+        """etcd may have lost what the node has voted."""
+        self._ballot.say_again()
+
     # -- what they hear ---------------------------------------------------------------------------------------------
 
     def follow(self) -> None:

@@ -104,6 +104,10 @@ class Assembly:
         """As time passes."""
         self._say()
 
+    def say_again(self) -> None:
+        """etcd may have lost what was said."""
+        self._wanted, self._is_known = None, False
+
     async def _answer(self, asking: WorkerId, name: str, number: int) -> None:
         """Who is missing at a barrier; a problem where etcd does not tell."""
         reply: dict[str, Any]

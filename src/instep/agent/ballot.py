@@ -108,11 +108,17 @@ class Ballot:
     def look_around(self) -> None:
         """As time passes."""
         question = self._question
-        if question is not None and question.good and self._clock() - question.since > PARTIAL_S:
+        has_said = question is not None and (question.good or question.problem is not None)
+        if question is not None and has_said and self._clock() - question.since > PARTIAL_S:
             self._report(question)
         for worker in self._workers:
             if worker.step >= 0:  # it has loaded what it goes on from
                 self._readers.gone(_voter(worker.id))
+
+    def say_again(self) -> None:
+        """etcd may have lost what was reported: it is reported again as time passes."""
+        if self._question is not None:
+            self._question.written = None
 
     async def missing(self) -> list[int]:
         """Ranks of the view that have said nothing yet about what all are asked. Raises EtcdError."""

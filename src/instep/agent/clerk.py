@@ -91,10 +91,15 @@ class Clerk:
 
     def reset(self) -> None:
         """etcd holds another history. Who has left has left."""
-        before, self._agreement = self._agreement, NodeAgreement(self._node)
-        gone = tuple(sorted(rank for rank, life in before.life.items() if life is Life.LEFT))
+        self.repeat_left()
+        self._agreement = NodeAgreement(self._node)
+
+    def repeat_left(self) -> None:
+        """etcd may have lost it."""
+        agreement = self._agreement
+        gone = tuple(sorted(rank for rank, life in agreement.life.items() if life is Life.LEFT))
         if gone:
-            self._left = Left(view=before.view_number, ranks=gone, last_step=before.last_step)
+            self._left = Left(view=agreement.view_number, ranks=gone, last_step=agreement.last_step)
             self._effects.keep(self._keys.left_of(self._node), self._left.encode())
 
     def _repeat_applied(self, plan: Plan) -> None:

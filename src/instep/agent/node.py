@@ -232,8 +232,12 @@ class Node:
         self._reception.reset()
 
     def _on_epoch(self, epoch: Epoch) -> None:
-        """etcd's history went back, or checkpoints were adopted; or that is over."""
+        """etcd's history went back, or checkpoints were adopted; or that is over. Whether or not it was noticed here,
+        etcd may have lost what this node has said to the leader."""
         self._bulletin.note(explain(epoch), level=logging.INFO if epoch.settled else logging.WARNING)
+        self._clerk.repeat_left()
+        self._archive.say_again()
+        self._assembly.say_again()
 
     def _look_up_promises(self) -> None:
         """Once the ranks have said what they hold, what else they promised before is decided by that."""
