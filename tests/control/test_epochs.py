@@ -13,6 +13,7 @@ from instep.cli._output import facts_console, plain
 from instep.cli._panel import status_page
 from instep.control import (
     ChangeReceipt,
+    CommandReceipt,
     EpochFacts,
     History,
     Keys,
@@ -21,6 +22,7 @@ from instep.control import (
     Written,
     follow,
     history,
+    send,
     set_values,
     status,
     watch_status,
@@ -217,3 +219,24 @@ async def _next(statuses: AsyncIterator[Status], condition: Callable[[Status], b
         if condition(now):
             return now
     raise AssertionError("the statuses ended")
+
+
+def test_a_command_that_etcd_lost_before_it_was_planned_is_told_so(etcd_server: EtcdServer, namespace: str) -> None:
+    async def work(client: Client) -> CommandReceipt:
+        keys = Keys(namespace, "gpt-a")
+        run = RunInEtcd(client, keys)
+        await run.join()
+        sent = await send(client, keys, "pause")
+        async with aclosing(follow(client, keys, sent, TIMEOUT_S)) as moves:
+            await anext(moves)
+            etcd_server.kill()
+            etcd_server.wipe()
+            await _write_back(run)
+            async for move in moves:
+                if isinstance(move, CommandReceipt):
+                    return move
+        raise AssertionError("no receipt")
+
+    receipt = with_client(etcd_server, work)
+    assert (receipt.outcome, receipt.holds) == ("lost", False)
+    assert receipt.sentence.endswith("history went back and lost it before it was agreed on: ask for it again")
