@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
-# Explore docs/protocol/agreement.pml with Spin and print a table. Exits 1 if a promise is broken, if a search does not
+# Explore docs/protocol/agreement.pml and history.pml with Spin and print a table. Exits 1 if a promise is broken, if a search does not
 # complete within its bounds (180 s and 5500 MB each), or if a mutant that must be caught is not.
-# Takes six to seven minutes on one core; `quick` explores smaller bounds, and all mutants, in about a minute.
+# Takes eight to nine minutes on one core; `quick` explores smaller bounds, and all mutants, in about two; `history`
+# explores history.pml alone.
 #
 # Spin is taken from PATH, or else from Debian's package, unpacked into .cache/spin (no root needed).
-# usage: scripts/spin.sh [quick]
+# usage: scripts/spin.sh [quick | history]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-readonly model=$PWD/docs/protocol/agreement.pml
+model=$PWD/docs/protocol/agreement.pml
 readonly cache=$PWD/.cache/spin
 readonly limit_s=180 limit_mb=5500
 size=${1:-full}
-case $size in full | quick) ;; *) echo "usage: $0 [quick]" >&2; exit 2 ;; esac
+case $size in full | quick | history) ;; *) echo "usage: $0 [quick | history]" >&2; exit 2 ;; esac
 
 command -v gcc >/dev/null || { echo "$0: needs gcc, to compile what Spin generates" >&2; exit 1; }
 
@@ -81,46 +82,82 @@ bounds() {
 small=(STEPS=3 PLANS=1 CRASHES=1 FORGETS=0 ELECTIONS=1)
 caught() { explore caught "$(tr 'A-Z_' 'a-z ' <<<"${1#MUTANT_}")" "$@"; }
 
-heading "the protocol (crashes: of workers, of agents)"
-if [ "$size" = full ]; then
-  bounds 2 3 2 2 0 0
-  bounds 2 2 2 2 0 1
-  bounds 2 3 2 1 1 1
-  bounds 2 3 1 3 1 1
-  bounds 3 3 1 1 1 1
-  bounds 3 2 1 2 0 0
-  bounds 3 3 2 1 0 0
-  bounds 2 4 2 0 1 1 NO_COLLECTIVE
-  bounds 3 3 1 0 1 1 NO_COLLECTIVE
-else
-  bounds 2 3 1 2 0 1
-  bounds 3 2 1 1 0 0
-  bounds 2 3 2 0 0 0 NO_COLLECTIVE
-fi
+explore_agreement() {
+  heading "the protocol (crashes: of workers, of agents)"
+  if [ "$size" = full ]; then
+    bounds 2 3 2 2 0 0
+    bounds 2 2 2 2 0 1
+    bounds 2 3 2 1 1 1
+    bounds 2 3 1 3 1 1
+    bounds 3 3 1 1 1 1
+    bounds 3 2 1 2 0 0
+    bounds 3 3 2 1 0 0
+    bounds 2 4 2 0 1 1 NO_COLLECTIVE
+    bounds 3 3 1 0 1 1 NO_COLLECTIVE
+  else
+    bounds 2 3 1 2 0 1
+    bounds 3 2 1 1 0 0
+    bounds 2 3 2 0 0 0 NO_COLLECTIVE
+  fi
 
-heading "rules that another rule backs up: still safe"
-backed=(RANKS=2 STEPS=2 PLANS=2 CRASHES=1 FORGETS=0 ELECTIONS=1)
-explore safe "commit does not compare the view" MUTANT_COMMIT_ANY_VIEW "${backed[@]}"
-explore safe "a new view leaves the open plan open" MUTANT_VIEW_LEAVES_PLAN_OPEN "${backed[@]}"
-explore safe "leaders are not fenced" MUTANT_NO_FENCING "${backed[@]}"
+  heading "rules that another rule backs up: still safe"
+  backed=(RANKS=2 STEPS=2 PLANS=2 CRASHES=1 FORGETS=0 ELECTIONS=1)
+  explore safe "commit does not compare the view" MUTANT_COMMIT_ANY_VIEW "${backed[@]}"
+  explore safe "a new view leaves the open plan open" MUTANT_VIEW_LEAVES_PLAN_OPEN "${backed[@]}"
+  explore safe "leaders are not fenced" MUTANT_NO_FENCING "${backed[@]}"
 
-heading "mutants: must be caught"
-caught MUTANT_GATE_WITHOUT_ABORT "${small[@]}"
-explore caught "commit any view, view leaves plan open" \
-  MUTANT_COMMIT_ANY_VIEW MUTANT_VIEW_LEAVES_PLAN_OPEN "${small[@]}"
-caught MUTANT_VIEW_IGNORES_DECISION "${small[@]}"
-caught MUTANT_WAIT_AT_GATE "${small[@]}"
-caught MUTANT_EARLY_ACK RANKS=3 STEPS=2 PLANS=1 CRASHES=0 FORGETS=0 ELECTIONS=0
-caught MUTANT_LATE_PROMISE "${small[@]}"
-caught MUTANT_PROMISE_TWO STEPS=3 PLANS=2 CRASHES=1 FORGETS=0 ELECTIONS=0
-caught MUTANT_NEWCOMER_IGNORES_GATE "${small[@]}"
-caught MUTANT_FORGET_PREVIOUS STEPS=3 PLANS=1 CRASHES=2 FORGETS=0 ELECTIONS=0
-caught MUTANT_LEFT_IS_ARMED "${small[@]}"
-explore caught "left is armed, ranks drifting" MUTANT_LEFT_IS_ARMED NO_COLLECTIVE \
-  STEPS=2 PLANS=1 CRASHES=0 FORGETS=0 ELECTIONS=0
+  heading "mutants: must be caught"
+  caught MUTANT_GATE_WITHOUT_ABORT "${small[@]}"
+  explore caught "commit any view, view leaves plan open" \
+    MUTANT_COMMIT_ANY_VIEW MUTANT_VIEW_LEAVES_PLAN_OPEN "${small[@]}"
+  caught MUTANT_VIEW_IGNORES_DECISION "${small[@]}"
+  caught MUTANT_WAIT_AT_GATE "${small[@]}"
+  caught MUTANT_EARLY_ACK RANKS=3 STEPS=2 PLANS=1 CRASHES=0 FORGETS=0 ELECTIONS=0
+  caught MUTANT_LATE_PROMISE "${small[@]}"
+  caught MUTANT_PROMISE_TWO STEPS=3 PLANS=2 CRASHES=1 FORGETS=0 ELECTIONS=0
+  caught MUTANT_NEWCOMER_IGNORES_GATE "${small[@]}"
+  caught MUTANT_FORGET_PREVIOUS STEPS=3 PLANS=1 CRASHES=2 FORGETS=0 ELECTIONS=0
+  caught MUTANT_LEFT_IS_ARMED "${small[@]}"
+  explore caught "left is armed, ranks drifting" MUTANT_LEFT_IS_ARMED NO_COLLECTIVE \
+    STEPS=2 PLANS=1 CRASHES=0 FORGETS=0 ELECTIONS=0
 
-heading "beyond the promise: must fail"
-explore caught "an evicted worker runs on among the survivors" LIMIT_EVICTED_RUNS_ON "${small[@]}"
+  heading "beyond the promise: must fail"
+  explore caught "an evicted worker runs on among the survivors" LIMIT_EVICTED_RUNS_ON "${small[@]}"
+}
+
+explore_history() {
+  model=$PWD/docs/protocol/history.pml
+  heading "etcd's history goes back (2 ranks, 2 steps)"
+  was_back PLANS=2 CRASHES=0 ELECTIONS=0 EPOCHS=1
+  if [ "$size" != quick ]; then
+    was_back PLANS=2 CRASHES=0 ELECTIONS=1 EPOCHS=1
+    was_back PLANS=2 CRASHES=0 ELECTIONS=0 EPOCHS=2
+    was_back PLANS=1 CRASHES=1 ELECTIONS=0 EPOCHS=1
+  fi
+
+  heading "mutants: must be caught"
+  local still=(PLANS=2 CRASHES=0 ELECTIONS=0) replaced=(PLANS=1 CRASHES=1 ELECTIONS=0)
+  caught MUTANT_PROMISE_WITHOUT_PARENT "${still[@]}"
+  caught MUTANT_NO_WRITING_BACK "${still[@]}"
+  caught MUTANT_ABORT_BY_NUMBER "${still[@]}"
+  caught MUTANT_ACK_BY_NUMBER "${still[@]}"
+  caught MUTANT_WITHOUT_THE_ABSENT "${still[@]}"
+  caught MUTANT_NO_EPOCH_FIRST "${still[@]}"
+  caught MUTANT_NEWCOMERS_DO_NOT_WAIT "${replaced[@]}"
+
+  heading "beyond the promise: must fail"
+  explore caught "a plan open in the copy is decided before the epoch" LIMIT_DECIDED_BEFORE_NOTICED "${still[@]}"
+  explore caught "a rank dies with what it alone knew" LIMIT_DIES_WITH_WHAT_IT_KNEW "${replaced[@]}"
+  explore caught "a rank that trains is brought back as a new one" LIMIT_BROUGHT_BACK_AS_NEW "${replaced[@]}"
+}
+
+was_back() {
+  local name="$*"
+  explore safe "$(tr 'A-Z=' 'a-z ' <<<"$name")" "$@"
+}
+
+[ "$size" = history ] || explore_agreement
+explore_history
 
 echo
 if [ "$failed" -ne 0 ]; then

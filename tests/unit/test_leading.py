@@ -9,9 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instep.coordination.actions import Abort, Announce, Commit, FormView, OpenPlan, Refuse, Reject, Restore, Tidy
+from instep.coordination.actions import (
+    Abort,
+    Announce,
+    Commit,
+    Enter,
+    FormView,
+    OpenPlan,
+    Refuse,
+    Reject,
+    Restore,
+    Tidy,
+)
 from instep.coordination.leading import PLAN_TIMEOUT_S, next_action
-from instep.coordination.records import Change, Decision, Elastic, Forming, Receipt, WorkerId
+from instep.coordination.membership import Registered
+from instep.coordination.records import Change, Decision, Elastic, Forming, Head, Receipt, WorkerId
 from instep.coordination.schema import Schema
 from instep.coordination.situation import Progress, Situation
 from instep.coordination.wishes import is_settled
@@ -410,3 +422,20 @@ def test_no_view_is_formed_of_workers_that_have_trained_with_nobody_knows_which_
     there = tuple(replace(item, member=item.member.model_copy(update={"view": 3})) for item in BOTH)
     action = next_action(now(view=None, agreed=None, registered=there))
     assert not isinstance(action, FormView)
+
+
+# -- when etcd's history has gone back -------------------------------------------------------------------------------
+
+
+def _trains(item: Registered, epoch: int = 1) -> Registered:
+    head = Head(plan=0, digest="", epoch=epoch)
+    return replace(item, member=item.member.model_copy(update={"view": 1, "head": head}))
+
+
+def test_a_view_that_starts_with_less_than_is_agreed_is_not_entered() -> None:
+    """Its newcomers could not begin, and no other view would be formed."""
+    start = TWO.start.model_copy(update={"digest": "old"})
+    waits = TWO.model_copy(update={"start": start, "staying": "0"})
+    news = {"view": waits, "registered": (_trains(BOTH[0], 0),)}
+    assert isinstance(next_action(now(**news, agreed=agreed().model_copy(update={"digest": "old"}))), Enter)
+    assert not isinstance(next_action(now(**news, agreed=agreed().model_copy(update={"digest": "new"}))), Enter)

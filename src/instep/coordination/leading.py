@@ -94,6 +94,8 @@ def _about_members(now: Situation) -> Action | None:
 def _may_enter(now: Situation) -> bool:
     if now.view is None or now.entered >= now.view.number or not now.view.start.digest:
         return False
+    if _is_outdated(now):
+        return False  # its newcomers could not begin, and no other view would be formed
     return membership.has_entered(now.view, now.entered, now.registered, now.left)
 
 

@@ -204,7 +204,8 @@ class NodeAgreement:
         promised = all(
             rank in self.armed if life is Life.ACTIVE else life is Life.LEFT for rank, life in self.life.items()
         )
-        return [WriteAck(self.plan.number, Ack(node=self.node, ranks=tuple(sorted(self.armed))))] if promised else []
+        ack = Ack(node=self.node, ranks=tuple(sorted(self.armed)), digest=self.plan.digest)
+        return [WriteAck(self.plan.number, ack)] if promised else []
 
     def _receipt(self, number: int) -> list[NodeAction]:
         if not all(rank in self.applied for rank in self._active()):

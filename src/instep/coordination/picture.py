@@ -16,6 +16,7 @@ from instep.coordination.keys import Keys, last_part
 from instep.coordination.membership import Registered
 from instep.coordination.mirror import Mirror
 from instep.coordination.records import (
+    Ack,
     Arrivals,
     Attempts,
     Change,
@@ -104,7 +105,7 @@ class Picture:
         self._declared = Decoded(lambda item: Schema.decode(item.value))
         self.desires = Mirror(client, keys.desires, changed)
         self._members = Mirror(client, keys.members, changed, decode=Member.decode_or_none)
-        self._acks = Mirror(client, keys.acks, changed)
+        self._acks = Mirror(client, keys.acks, changed, decode=Ack.decode_or_none)
         self._receipts = Mirror(client, keys.receipts, changed, decode=Receipt.decode_or_none)
         self._left = Mirror(client, keys.left, changed, decode=Left.decode_or_none)
         self._schemas = Mirror(client, keys.schemas, changed)
@@ -144,6 +145,19 @@ class Picture:
             epoch=state.epoch_revision,
         )
 
+    def _acked(self) -> frozenset[str]:
+        """Nodes whose ack is of the newest plan, and not of one that had its number before."""
+        plan, since = self._state.plan, self._state.plan_revision
+        if plan is None:
+            return frozenset()
+        prefix, digests = f"{self._keys.acks}{plan.number}/", ("", plan.digest)
+        records = ((item, self._acks.records.get(item.key)) for item in self._acks.under(prefix))
+        return frozenset(
+            last_part(item.key)
+            for item, ack in records
+            if item.create_revision > since and ack is not None and ack.digest in digests
+        )
+
     def situation(self, progress: Progress) -> Situation:
         state, keys = self._state, self._keys
         number = state.plan.number if state.plan is not None else 0
@@ -159,11 +173,7 @@ class Picture:
             decision=state.decision,
             plan_age_s=self._age_of_plan(number),
             open=state.mirror.get(keys.open_mark(number)) is not None,
-            acked=frozenset(
-                last_part(item.key)
-                for item in self._acks.under(f"{keys.acks}{number}/")
-                if item.create_revision > state.plan_revision  # else it answered a plan of a former life
-            ),
+            acked=self._acked(),
             receipts={
                 last_part(key): receipt
                 for key, receipt in self._receipts.records.items()

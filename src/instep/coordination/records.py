@@ -507,6 +507,8 @@ class Ack(Record):
 
     node: str
     ranks: tuple[int, ...]
+    digest: str = ""
+    """Of the plan that they promised: another one may have its number once etcd's history has gone back."""
 
 
 class Receipt(Record):
