@@ -354,10 +354,11 @@ class AgreementMachine(RuleBasedStateMachine):
         )
 
     def _left_unheard(self) -> bool:
-        """A rank ended cleanly when no agent heard of it, or none could write it down: it counts as dead."""
+        """A rank ended cleanly when no agent heard of it, or none could write it down, or in a view that etcd has lost: it
+        counts as dead."""
         view = self.cluster.view()
         if view is None:
-            return False
+            return bool(self.cluster.training.left)
         left: set[int] = set()
         for item in self.cluster.store.range(self.cluster.keys.left).kvs:
             record = Left.decode_or_none(item.value)

@@ -8,10 +8,15 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
-from instep.coordination import leading, membership, transactions
+from instep.agent import effects
+from instep.agent.heads import Heads
+from instep.agent.reception import Reception
+from instep.agent.worker import LocalWorker
+from instep.coordination import leading, membership, recovery, transactions
 from instep.coordination.actions import Action, Commit, FormView
+from instep.coordination.chain import Found, Promised, Unknown
 from instep.coordination.node import NodeAction, NodeAgreement, WriteAck
-from instep.coordination.records import Ack
+from instep.coordination.records import Ack, Agreed, Decision, View
 from instep.coordination.situation import Situation
 from instep.coordination.transactions import Txn
 from instep.wire import Message
@@ -194,6 +199,39 @@ def a_course_holds_when_it_is_promised() -> Any:
         return answers
 
     return mock.patch.object(Agreement, "hear_plan", hear_plan)
+
+
+@contextlib.contextmanager
+def etcd_is_the_authority() -> Iterator[None]:
+    """What etcd holds after its history went back counts, whatever the ranks hold, and newcomers wait for nobody."""
+
+    def never(now: Situation) -> bool:
+        return False
+
+    def may_start(now: Situation, group: membership.Group) -> bool:
+        return True
+
+    def may_enter(self: Reception, worker: LocalWorker, view: View) -> Agreed | None:
+        return self._state.agreed
+
+    with (
+        mock.patch.object(recovery, "is_under_way", never),
+        mock.patch.object(leading, "_can_start", may_start),
+        mock.patch.object(Reception, "_may_enter", may_enter),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def abort_whatever_has_the_number() -> Iterator[None]:
+    """An abort at a gate asks neither whether the plan is the promised one, nor for the epoch."""
+
+    def guess(promised: Promised, found: Found) -> Decision | Unknown:
+        return found.decision if found.decision is not None else Unknown.OPEN
+
+    certain = property(lambda self: True)
+    with mock.patch.object(effects, "verdict", guess), mock.patch.object(Heads, "is_certain", certain):
+        yield
 
 
 LOCKSTEP: dict[str, Mutant] = {

@@ -56,6 +56,7 @@ class ModelAbsentee:
 
     pid = 1
     words = None
+    ending: str | None = None
 
     def __init__(self, incarnation: str, on_died: Callable[[Any], None]) -> None:
         self.incarnation = incarnation
@@ -181,7 +182,7 @@ class SteppedRun(Run[Any]):
             if not link.connected and link.try_connect():
                 self._conversation.introduce()
             if link.connected and self.asked != (link.connection, number):
-                link.send({"t": "gate", "n": number, "step": step})
+                link.send({"t": "gate", "n": number, "step": step, **self._agreement.promised()})
                 self.asked = (link.connection, number)
         raise AtGate
 

@@ -124,6 +124,48 @@ def a_stop_that_was_promised_is_aborted(machine: AgreementMachine) -> None:
         cluster.loop.advance(0.02)
 
 
+def a_rank_is_replaced_after_etcd_has_lost_a_change(machine: AgreementMachine) -> None:
+    cluster, before = machine.cluster, machine.cluster.store.revision
+    cluster.put({"lr": "0.2"})
+    while any(worker.values()["lr"] != 0.2 for worker in cluster.workers.values()):
+        cluster.go()
+    cluster.go_back(before)
+    cluster.kill(cluster.workers[1], lose_part=True)
+    cluster.start(1, cluster.hosts[1])
+
+
+def etcd_loses_a_decision_that_one_rank_has_heard_of(machine: AgreementMachine) -> None:
+    """The other one comes to its gate while that rank's agent hears nothing of etcd."""
+    cluster = machine.cluster
+    for host in cluster.hosts:
+        host.client.hold_watch("acks")
+    cluster.put({"lr": "0.2"})
+    while len(cluster.store.range(cluster.keys.acks).kvs) < 2:
+        cluster.go()
+    before = cluster.store.revision
+    cluster.hosts[1].client.hold_watch("state")
+    for host in cluster.hosts:
+        host.client.release_watch("acks")
+    cluster.loop.settle()
+    plan, agreed = cluster.plan(1), cluster.agreed()
+    assert plan is not None
+    assert agreed is not None
+    assert agreed.plan == 1
+    knows, waits = cluster.workers[0], cluster.workers[1]
+    while knows.values()["lr"] != 0.2:
+        cluster.go(knows)
+        if waits.step < plan.gate - 1 or not waits.inside:
+            cluster.go(waits)
+    assert waits.step == plan.gate - 1
+    cluster.hosts[0].client.hold_calls()
+    cluster.go_back(before)
+    for _ in range(50):
+        cluster.go(waits)
+        cluster.loop.advance(0.02)
+    assert waits.step == plan.gate
+    assert not waits.inside
+
+
 CHAINS: list[tuple[Machine, Chain, Mutant]] = [
     (LockstepMachine, a_rank_is_replaced_between_commit_and_gate, mutants.newcomers_ignore_the_gate),
     (LockstepMachine, a_rank_is_replaced_between_commit_and_gate, mutants.forget_the_previous_values),
@@ -140,6 +182,8 @@ CHAINS: list[tuple[Machine, Chain, Mutant]] = [
         a_stop_that_was_promised_is_aborted,
         mutants.a_course_holds_when_it_is_promised,
     ),
+    (LockstepMachine, a_rank_is_replaced_after_etcd_has_lost_a_change, mutants.etcd_is_the_authority),
+    (LockstepMachine, etcd_loses_a_decision_that_one_rank_has_heard_of, mutants.abort_whatever_has_the_number),
 ]
 
 

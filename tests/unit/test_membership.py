@@ -150,8 +150,21 @@ def test_while_a_worker_of_the_view_lives_no_group_of_another_size_takes_its_pla
 def test_one_that_trained_before_and_lost_its_place_cannot_take_it_back() -> None:
     ghost = registered(0, 5)
     ghost = Registered(ghost.member.model_copy(update={"view": 1}), 99)
-    kept = without_ghosts(TWO, [registered(0, 10), registered(1, 11), ghost])
+    later = TWO.model_copy(update={"number": 2})
+    kept = without_ghosts(later, [registered(0, 10), registered(1, 11), ghost])
     assert {item.member.incarnation for item in kept} == {incarnation(10), incarnation(11)}
+
+
+def test_one_that_trained_in_another_view_of_this_number_has_the_next_view_formed() -> None:
+    """etcd was emptied, and the run began again without it: only a view of a higher number tells it so."""
+    other = registered(0, 5)
+    other = Registered(other.member.model_copy(update={"view": TWO.number}), 5)
+    items = without_ghosts(TWO, [registered(0, 10), registered(1, 11), other])
+    assert len(items) == 3
+    group = next_group(TWO, items)
+    assert group is not None
+    assert group.incarnations() == TWO.incarnations()
+    assert next_group(TWO.model_copy(update={"number": 2}), items) is None
 
 
 def test_workers_that_have_trained_are_no_fresh_start_even_when_the_view_was_deleted() -> None:

@@ -46,7 +46,7 @@ def test_an_incarnation_has_64_random_bits_in_the_length_that_views_join() -> No
 def test_a_start_is_fresh_though_a_rank_has_drawn_what_another_one_had() -> None:
     group = membership.next_group(TWO, SWAPPED)
     assert group is not None
-    assert membership.is_fresh(TWO, group)
+    assert membership.staying(TWO, group, TWO.number) == ()
 
 
 def test_a_stopped_run_that_starts_again_takes_the_desired_values_and_trains() -> None:
@@ -75,7 +75,7 @@ def test_a_rank_that_died_is_missing_though_another_one_has_its_incarnation() ->
 
 def test_one_that_trained_in_an_older_view_stays_out_though_another_rank_has_its_incarnation() -> None:
     ghost = trained(registered(1, 30, number=10))
-    assert membership.without_ghosts(TWO, [ghost]) == ()
+    assert membership.without_ghosts(TWO.model_copy(update={"number": 2}), [ghost]) == ()
 
 
 def test_a_view_whose_workers_have_all_gone_does_not_live_on_in_their_incarnations() -> None:
@@ -134,7 +134,7 @@ def test_no_order_of_the_old_incarnations_makes_a_full_restart_less_fresh(order:
     group = membership.next_group(before, again)
     same = {rank for rank, name in names.items() if rank == name}
     assert (group is None) == (len(same) == 6)
-    assert group is None or membership.is_fresh(before, group) == (not same)
+    assert group is None or (membership.staying(before, group, before.number) == ()) == (not same)
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------

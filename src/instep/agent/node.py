@@ -187,6 +187,7 @@ class Node:
         """One message of a worker. Raises KeyError, TypeError or ValueError when it cannot be understood."""
         self._reception.on_message(connection, message)
         if message["t"] == "hello":
+            self._heads.follow()
             self._tell_leader()
 
     def on_died(self, connection: Connection | Absentee) -> None:
@@ -211,10 +212,10 @@ class Node:
         self._relisted = False
         self._metrics.stir()
         self._unlisted.over()
-        self._heads.follow()
         if self._clerk.enter_view(self._left_before):
             self._bulletin.tell_versions()
         self._reception.meet_all()
+        self._heads.follow()  # who is welcomed now is registered in this epoch too
         self._clerk.follow_plans(news)
         self._look_up_promises()
         self._reception.part_with_refused()

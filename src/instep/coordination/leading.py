@@ -142,7 +142,7 @@ def _form_view(now: Situation, group: membership.Group) -> FormView:
     fresh = not staying
     last_plan = recovery.last_number(now)
     known = (now.view.number if now.view else 0, now.epoch.view if now.epoch else 0)
-    number = max(*known, *(item.member.view for item in group.by_rank.values())) + 1
+    number = max(*known, *(item.member.view for item in now.registered)) + 1
     rejections: tuple[Rejected, ...] = tuple(now.rejected.values())
     trial: Trial | None = None
     changes: tuple[StartChange, ...] = ()

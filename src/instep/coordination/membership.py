@@ -79,8 +79,8 @@ def without_ghosts(view: View | None, registered: Iterable[Registered]) -> tuple
     return tuple(
         item
         for item in registered
-        # One of a later view than this one is of a history that etcd has lost.
-        if not item.member.view or item.member.view > view.number or item.member.worker in members
+        # One of a later view than this one is of a history that etcd has lost, or of another view of this number.
+        if not item.member.view or item.member.view >= view.number or item.member.worker in members
     )
 
 
@@ -91,7 +91,8 @@ def next_group(view: View | None, registered: Iterable[Registered], *, outdated:
     While a worker of the view lives, only a group of the same world size and schema can: one that disagrees is a
     stranger, such as a script started without torchrun under the name of a run that trains.
     """
-    found = groups(registered, view)
+    items = tuple(registered)
+    found = groups(items, view)
     lives = view is not None and any(view.workers() & group.workers() for group in found)
     for group in found:
         if (
@@ -101,13 +102,15 @@ def next_group(view: View | None, registered: Iterable[Registered], *, outdated:
         ):
             continue
         if group.complete:
-            return None if view is not None and _is_view(view, group) and not outdated else group
+            return None if view is not None and _is_view(view, group, items) and not outdated else group
     return None
 
 
-def _is_view(view: View, group: Group) -> bool:
-    """Not where one of its workers has been in a later one, which etcd has lost."""
-    known = all(item.member.view <= view.number for item in group.by_rank.values())
+def _is_view(view: View, group: Group, registered: tuple[Registered, ...]) -> bool:
+    """Not where somebody has been in a later one, or in another one of this number, which etcd has lost: who is not in
+    the next view learns so from its higher number."""
+    members = view.workers()
+    known = all(item.member.view <= view.number - (item.member.worker not in members) for item in registered)
     return known and group.incarnations() == view.incarnations()
 
 
