@@ -48,8 +48,7 @@ class AgreementMachine(RuleBasedStateMachine):
 
     lockstep = True
     history_goes_back = False
-    """Whether etcd is put back to earlier revisions too. Not in the usual runs: where it goes back several times, while
-    ranks are replaced, the machine still finds steps run with two configurations."""
+    """Whether etcd is put back to earlier revisions too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -354,8 +353,8 @@ class AgreementMachine(RuleBasedStateMachine):
         )
 
     def _left_unheard(self) -> bool:
-        """A rank ended cleanly when no agent heard of it, or none could write it down, or in a view that etcd has lost: it
-        counts as dead."""
+        """A rank ended cleanly when no agent heard of it, or none could write it down, or in a view that etcd has lost:
+        it counts as dead."""
         view = self.cluster.view()
         if view is None:
             return bool(self.cluster.training.left)
@@ -496,4 +495,25 @@ class DriftingMachine(AgreementMachine):
             self.cluster.leave(worker)
 
 
-__all__ = ["DEFAULT", "HUNT", "PROFILE", "AgreementMachine", "DriftingMachine", "LockstepMachine"]
+class LockstepHistoryMachine(LockstepMachine):
+    """etcd goes back too, as often as hypothesis likes."""
+
+    history_goes_back = True
+
+
+class DriftingHistoryMachine(DriftingMachine):
+    """etcd goes back too, as often as hypothesis likes."""
+
+    history_goes_back = True
+
+
+__all__ = [
+    "DEFAULT",
+    "HUNT",
+    "PROFILE",
+    "AgreementMachine",
+    "DriftingHistoryMachine",
+    "DriftingMachine",
+    "LockstepHistoryMachine",
+    "LockstepMachine",
+]

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from agreement_machine import DEFAULT, PROFILE, DriftingMachine, LockstepMachine
+from agreement_machine import (
+    DEFAULT,
+    PROFILE,
+    DriftingHistoryMachine,
+    DriftingMachine,
+    LockstepHistoryMachine,
+    LockstepMachine,
+)
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
@@ -22,3 +29,15 @@ def test_ranks_in_lockstep_agree_on_every_step_whatever_dies_or_is_delayed(effor
 @EFFORT
 def test_ranks_that_drift_apart_agree_on_every_step_whatever_is_delayed(effort: settings) -> None:
     run_state_machine_as_test(DriftingMachine, settings=effort)
+
+
+@pytest.mark.parametrize(
+    "effort",
+    [settings(DEFAULT, max_examples=30), pytest.param(settings(DEFAULT, max_examples=1000), marks=pytest.mark.long)],
+    ids=["usual", "long"],
+)
+@pytest.mark.parametrize("machine", [LockstepHistoryMachine, DriftingHistoryMachine])
+def test_ranks_agree_on_every_step_however_often_the_history_of_etcd_goes_back(
+    machine: type[LockstepHistoryMachine | DriftingHistoryMachine], effort: settings
+) -> None:
+    run_state_machine_as_test(machine, settings=effort)

@@ -166,6 +166,21 @@ def etcd_loses_a_decision_that_one_rank_has_heard_of(machine: AgreementMachine) 
     assert not waits.inside
 
 
+def etcd_loses_a_plan_that_was_promised_and_all_agents_are_new(machine: AgreementMachine) -> None:
+    """None of them has seen what is lost; the ranks hold no decision that etcd does not."""
+    cluster = machine.cluster
+    before = cluster.store.revision
+    for host in cluster.hosts:
+        host.client.hold_watch("acks")
+    cluster.put({"lr": "0.2"})
+    while len(cluster.store.range(cluster.keys.acks).kvs) < 2:
+        cluster.go()
+    for host in cluster.hosts:
+        host.crash(keep_down=True)
+    cluster.go_back(before)
+    cluster.put({"lr": "0.3"})
+
+
 CHAINS: list[tuple[Machine, Chain, Mutant]] = [
     (LockstepMachine, a_rank_is_replaced_between_commit_and_gate, mutants.newcomers_ignore_the_gate),
     (LockstepMachine, a_rank_is_replaced_between_commit_and_gate, mutants.forget_the_previous_values),
@@ -194,6 +209,10 @@ def test_a_chain_of_events_keeps_the_promise_and_breaks_it_with_the_rule_broken(
     _play(machine, chain)
     with mutant(), pytest.raises(AssertionError, match=BROKEN):
         _play(machine, chain)
+
+
+def test_ranks_at_the_gate_of_a_plan_that_only_they_know_of_train_on() -> None:
+    _play(LockstepMachine, etcd_loses_a_plan_that_was_promised_and_all_agents_are_new)
 
 
 def _play(machine: Machine, chain: Chain) -> None:

@@ -63,13 +63,16 @@ def test_where_a_worker_stands(number: int, digest: str, agreed: Agreed | None, 
 
 def test_a_registration_that_could_not_be_proves_that_the_history_went_back() -> None:
     head = Head(plan=2, digest=TWO.digest, epoch=1)
-    assert is_lost(head, 3, AFTER_ONE, 3, 1)
-    assert is_lost(head, 4, AFTER_TWO, 3, 1)
-    assert is_lost(head, 3, AFTER_TWO, 3, 0)
-    assert is_lost(head, 3, None, 3, 1)
-    assert not is_lost(head, 3, AFTER_TWO, 3, 1)
-    assert not is_lost(Head(plan=1, digest=ONE.digest, epoch=1), 3, AFTER_TWO, 3, 1)  # it may be an old registration
-    assert not is_lost(head, 9, AFTER_ONE, 3, 2)  # brought back from before the epoch
+    assert is_lost(head, 3, AFTER_ONE, 3, 1, 2)
+    assert is_lost(head, 4, AFTER_TWO, 3, 1, 2)
+    assert is_lost(head, 3, AFTER_TWO, 3, 0, 2)
+    assert is_lost(head, 3, None, 3, 1, 2)
+    assert not is_lost(head, 3, AFTER_TWO, 3, 1, 2)
+    assert not is_lost(Head(plan=1, digest=ONE.digest, epoch=1), 3, AFTER_TWO, 3, 1, 2)  # it may be an old registration
+    told = Head(plan=2, digest=TWO.digest, epoch=1, told=3)
+    assert is_lost(told, 3, AFTER_TWO, 3, 1, 2)  # who has promised it waits at its gate, and nothing else tells
+    assert not is_lost(told, 3, AFTER_TWO, 3, 1, 3)
+    assert not is_lost(head, 9, AFTER_ONE, 3, 2, 2)  # brought back from before the epoch
 
 
 def test_workers_of_two_branches_are_not_joined() -> None:

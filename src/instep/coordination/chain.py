@@ -64,13 +64,14 @@ def stand(plan: int, digest: str, agreed: Agreed | None) -> Stand:
     return Stand.BEYOND if plan > agreed.plan else Stand.BRANCHED
 
 
-def is_lost(head: Head, view: int, agreed: Agreed | None, view_number: int, epoch: int) -> bool:
+def is_lost(head: Head, view: int, agreed: Agreed | None, view_number: int, epoch: int, newest: int) -> bool:
     """Whether a registration proves that etcd's history has gone back since. `view` is the newest that its worker was
-    in. One of an earlier epoch proves nothing: it may have been brought back."""
+    in, `newest` the highest number of a plan that etcd knows of. One of an earlier epoch proves nothing: it may have
+    been brought back."""
     if head.epoch < epoch:
         return False
     behind = agreed is None or head.plan > agreed.plan or (head.plan == agreed.plan and head.digest != agreed.digest)
-    return head.epoch > epoch or view > view_number or (bool(head.digest) and behind)
+    return head.epoch > epoch or view > view_number or head.told > newest or (bool(head.digest) and behind)
 
 
 def conflict(heads: list[tuple[int, Head]], top: Head, parent: str) -> str | None:

@@ -109,7 +109,8 @@ def _proof(now: Situation) -> list[Head]:
 
 def _lost(now: Situation, item: Registered, view: int, epoch: int) -> Head | None:
     head = item.member.head
-    return head if head is not None and is_lost(head, item.member.view, now.agreed, view, epoch) else None
+    is_proof = head is not None and is_lost(head, item.member.view, now.agreed, view, epoch, last_number(now))
+    return head if is_proof else None
 
 
 def _about_heads(now: Situation, epoch: Epoch, trained: list[tuple[int, Head]]) -> Action | None:
