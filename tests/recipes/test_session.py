@@ -32,7 +32,7 @@ def test_a_session_that_cannot_begin_says_why_in_the_clients_time() -> None:
     async def main() -> None:
         async with Client(["127.0.0.1:1"], timeout_s=0.5) as client:
             began = time.monotonic()
-            with pytest.raises(EtcdUnavailable, match="grant a lease"):
+            with pytest.raises(EtcdUnavailable, match="no answer within"):
                 await Session(client).__aenter__()
             assert time.monotonic() - began < 0.5 + SLACK_S
 

@@ -206,7 +206,7 @@ def test_a_port_where_nobody_listens_is_told_at_once_and_given_up_in_time(caplog
     began = time.monotonic()
     said = connection_sentence(params("http://127.0.0.1:1", connect_timeout="4"))
     assert "etcd was not reached in 4 s" in said
-    assert "at http://127.0.0.1:1 (connection refused): check that etcd runs there" in said
+    assert "at http://127.0.0.1:1 (connection refused): no answer" in said
     assert time.monotonic() - began < 8
     (told,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert told.startswith("etcd is tried for 4 s (connect_timeout): ")
@@ -226,7 +226,9 @@ def test_a_server_that_is_no_etcd_is_told_apart() -> None:
         said = connection_sentence(params(f"127.0.0.1:{port}"))
         assert f"What answers at http://127.0.0.1:{port} is no etcd of version 3" in said
     with silent_server() as port:
-        assert f"http://127.0.0.1:{port} (no answer)" in connection_sentence(params(f"127.0.0.1:{port}"))
+        assert f"http://127.0.0.1:{port} (no connection: nothing answers there)" in connection_sentence(
+            params(f"127.0.0.1:{port}")
+        )
 
 
 def test_tls_is_not_spoken_to_an_etcd_in_plain_text(etcd: EtcdServer) -> None:
