@@ -281,9 +281,11 @@ class AgreementMachine(RuleBasedStateMachine):
 
     def _end_doubles(self, named: Collection[str]) -> None:
         """Of two processes of a rank the one that registered later counts, which need not be the one started later: an
-        agent that was away registers its workers when it is back. People then end the one that they did not want."""
+        agent that was away registers its workers when it is back. People then end the one that they did not want, also
+        where its decisions cannot be joined with those of the others: status and logs say so."""
+        problem = self.cluster.epoch_problem()
         for worker in tuple(self.cluster.evicting):
-            if worker.incarnation in named or not worker.run.view:
+            if worker.incarnation in named or not worker.run.view or problem:
                 self.cluster.kill(worker, lose_part=False)
 
     def _time_out_collectives(self) -> None:

@@ -410,6 +410,10 @@ class Cluster:
         same = agreed is not None and all(item and item["digest"] in (agreed.digest, agreed.parent) for item in held)
         return not held or (same and (epoch is None or epoch.settled))
 
+    def epoch_problem(self) -> str | None:
+        epoch = Epoch.decode_or_none(self._value(self.keys.epoch))
+        return epoch.problem if epoch is not None else None
+
     def _expire_leases(self) -> None:
         """As etcd does, twice a second."""
         self.store.expire(self.loop.time() - TTL_S)
