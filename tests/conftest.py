@@ -14,6 +14,10 @@ from instep.testing import fixtures
 hypothesis.settings.register_profile("instep", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("instep")
 
+# Importing readline, as pytest-xdist does by way of pdb, sets these: output must not depend on it.
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
+
 SLOW = tuple(f"tests/{name}/" for name in ("chaos", "coordination", "demo", "drills", "faults", "run", "torchrun"))
 
 

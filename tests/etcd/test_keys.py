@@ -8,7 +8,7 @@ import math
 import pytest
 
 from async_support import run
-from instep.errors import Compacted, EtcdError, LeaseLost, SettingsError
+from instep.errors import Compacted, EtcdError, HistoryChanged, LeaseLost, SettingsError
 from instep.etcd import Client, Compare, DeleteResult, Listing, Op, PutResult, absent, present
 from instep.testing import EtcdServer
 
@@ -188,7 +188,7 @@ def test_refusals_of_etcd_become_typed_errors(shared_server: EtcdServer) -> None
             with pytest.raises(LeaseLost, match="expired or was revoked") as lost:
                 await client.put("refused", "1", lease=4711)
             assert lost.value.lease_id == 4711
-            with pytest.raises(EtcdError, match="future revision") as future:
+            with pytest.raises(HistoryChanged, match="has not reached the revision") as future:
                 await client.range("refused", revision=10**9)
             assert future.value.code == "OUT_OF_RANGE"
             revision = await client.put("refused", "1")
