@@ -23,10 +23,11 @@ Chain = Callable[[AgreementMachine], None]
     ("machine", "mutant"),
     [
         (LockstepMachine, mutants.pass_the_gate_undecided),
-        (DriftingMachine, mutants.pass_the_gate_undecided),
         (DriftingMachine, mutants.commit_without_all_acks),
         (DriftingMachine, mutants.acknowledge_before_all_are_armed),
         pytest.param(LockstepMachine, mutants.commit_without_all_acks, marks=pytest.mark.long),
+        # Takes minutes, and may end in a state in which tasks never come to rest before it finds the violation.
+        pytest.param(DriftingMachine, mutants.pass_the_gate_undecided, marks=pytest.mark.long),
         # Below there is a chain of events for each of these two.
         pytest.param(LockstepMachine, mutants.newcomers_ignore_the_course, marks=pytest.mark.long),
         pytest.param(LockstepMachine, mutants.a_course_holds_when_it_is_promised, marks=pytest.mark.long),
