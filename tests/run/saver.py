@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -143,7 +144,7 @@ def say(document: dict[str, Any]) -> None:
 def main(kind: type[Saver] = Saver) -> int:
     logging.basicConfig(level=logging.INFO)
     try:
-        run = instep.join("gpt-a", Hyper, timeout_s=60)
+        run = instep.join("gpt-a", Hyper, timeout_s=60, take_over="TAKE_OVER" in os.environ)
     except instep.InstepError as error:
         say({"error": type(error).__name__, "text": str(error)})
         return error.exit_code
