@@ -183,7 +183,7 @@ def test_a_start_beside_checkpoints_that_etcd_has_lost_is_refused_until_they_are
 
     adopted = CliRunner().invoke(app, ["adopt", "gpt-a", str(team.folder), *place_of(team)])
     assert adopted.exit_code == 0, adopted.output
-    assert f"a start goes on from {there[-1].removeprefix('step-')}" in adopted.output
+    assert f"a start resumes from {there[-1].removeprefix('step-')}" in adopted.output
     (rank,) = ranks = team.join("a")
     all_do(ranks, "build", keep=1)
     assert rank.ask("restore")["next"] == 4

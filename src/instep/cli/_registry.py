@@ -28,10 +28,10 @@ def adopt(
     namespace: NamespaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List checkpoints again of which etcd has lost its records: a start goes on from the newest that is whole.
+    """Register checkpoints that etcd has lost its records of: a start resumes from the newest that is complete.
 
-    Each directory says which checkpoint of which run it holds. Files are looked at for their sizes; the ranks compare
-    their sums before they load them.
+    Each directory identifies its run and its checkpoint. The command checks the sizes of files; the ranks check the
+    checksums before they load them.
     """
     from instep import control
     from instep.errors import CheckpointError
@@ -46,12 +46,12 @@ def adopt(
             found = list(find_checkpoints(place, keys.run, keys.namespace, Owners(place, trust_uid or ())))
         except OSError as error:
             raise CheckpointError(f"{place} cannot be read: {error.strerror or error}") from None
-        notes.extend(f"{item.path.name} is passed over: {item.problem}" for item in found if item.record is None)
+        notes.extend(f"{item.path.name} is skipped: {item.problem}" for item in found if item.record is None)
         records = [item.record for item in found if item.record is not None]
         if not records:
             why = f" ({'; '.join(notes[-3:])})" if notes else ""
             raise CheckpointError(
-                f"{place} holds no whole checkpoint of run {keys.run!r} in namespace {keys.namespace}{why}"
+                f"{place} holds no complete checkpoint of run {keys.run!r} in namespace {keys.namespace}{why}"
             )
         return await control.adopt(client, keys, records, author=author)
 
@@ -66,7 +66,7 @@ def adopt(
     else:
         line(f"{run}: etcd has a record of every checkpoint in {place}")
     if was.latest is not None:
-        line(f"a start goes on from {was.latest}")
+        line(f"a start resumes from {was.latest}")
 
 
 def forget(
@@ -82,9 +82,9 @@ def forget(
     namespace: NamespaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take checkpoints off a run: no start goes on from them. For those whose files are gone, or are not wanted.
+    """Remove the records of checkpoints, so no start resumes from them: their files are gone, or you do not want them.
 
-    Files are left where they are: delete them yourself, or 'instep adopt' lists them again.
+    Files are not deleted: delete them yourself, or 'instep adopt' registers them again.
     """
     from instep import control
     from instep.errors import SettingsError
@@ -98,4 +98,4 @@ def forget(
         document(was.to_json())
         return
     line(f"{run}: forgotten: {', '.join(was.forgotten) or 'there was no checkpoint'}")
-    line(f"a start goes on from {was.latest}" if was.latest is not None else "a start begins at step 0")
+    line(f"a start resumes from {was.latest}" if was.latest is not None else "a start begins at step 0")

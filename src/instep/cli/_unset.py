@@ -1,4 +1,4 @@
-"""`instep unset`: desired values are taken away, so that the next start uses those of the script."""
+"""`instep unset`: deletes desired values. The next start uses those of the script."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def unset(
     namespace: NamespaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete values that were set, so that the next start of the run uses the script's own.
+    """Delete values that were set: the next start of the run uses the script's own.
 
     Ranks that train keep the agreed values until all of them start again.
     """
