@@ -18,7 +18,7 @@ from chaos.servers import Servers
 from chaos.tasks import until
 
 Compact = Callable[[], Awaitable[bool]]
-HolderOf = Callable[[str], Link | None]
+LinkOfLeader = Callable[[], Link | None]
 """The link of the client that holds what is named, None when nobody does."""
 Leading = Callable[[], Awaitable[int | None]]
 """The rank that leads the run; None when that is not known."""
@@ -39,7 +39,7 @@ class Conductor:
         ranks: Ranks,
         *,
         compact: Compact,
-        holder_of: HolderOf,
+        link_of_leader: LinkOfLeader,
         leading: Leading,
         journal: Path,
     ) -> None:
@@ -57,7 +57,7 @@ class Conductor:
         self._nodes = nodes
         self._ranks = ranks
         self._compact = compact
-        self._holder_of = holder_of
+        self._link_of_leader = link_of_leader
         self._leading = leading
         self._journal = journal
         self._fire = asyncio.Event()
@@ -202,10 +202,9 @@ class Conductor:
         return killed
 
     async def _break_holder(self, fault: Fault) -> bool:
-        name = {"lock's holder cut off": "lock", "election's leader cut off": "election"}[fault.kind]
-        if not await until(lambda: self._holder_of(name) is not None, HOLDER_TIMEOUT_S):
+        if not await until(lambda: self._link_of_leader() is not None, HOLDER_TIMEOUT_S):
             return False
-        link = self._holder_of(name)
+        link = self._link_of_leader()
         assert link is not None
         link.cut_off()
         await asyncio.sleep(fault.for_s)

@@ -60,11 +60,10 @@ KINDS = (
     Kind("worker and agent killed", Lane.WORKERS, 2, WORLD_SIZE, 0.0, 2.0),
     Kind("worker frozen", Lane.WORKERS, 3, WORLD_SIZE, 0.3, 1.5 * TTL_S),
     Kind("interpreter held", Lane.WORKERS, 2, WORLD_SIZE, 0.3, 1.5 * TTL_S),
-    Kind("lock's holder cut off", Lane.HOLDERS, 2, 1, 0.5, 3 * TTL_S),
     Kind("election's leader cut off", Lane.HOLDERS, 1, 1, 0.5, 3 * TTL_S),
 )
-"""A quorum fault takes two members, all but its target; every other server fault takes one. Whoever holds the lock or
-leads the clients' election is cut off from all members, and nobody else is.
+"""A quorum fault takes two members, all but its target; every other server fault takes one. The leader of the
+clients' election is cut off from all members, and nobody else is.
 
 Addresses moved: all that a node reaches etcd by is gone, and some time later the names lead to other addresses.
 Listings lost: the leader's agent is killed, and for that long nobody who comes to lead is answered what it must read

@@ -8,7 +8,6 @@ from itertools import chain
 
 from chaos import obedience
 from chaos.board import Word
-from chaos.bystanders import with_rounds
 from chaos.chronicle import FIRST_REVISION, read_pages
 from chaos.commands import CommandHistory
 from chaos.faults import TTL_S, WORLD_SIZE
@@ -26,13 +25,11 @@ from instep.testing.checkers import (
     ConfigRun,
     Hold,
     Operation,
-    Passage,
     Reference,
     Verdict,
     WatchEvent,
     WatchReceived,
     WatchStarted,
-    check_barrier,
     check_exclusion,
     check_fencing,
     check_linearizability,
@@ -177,8 +174,6 @@ def _bystanders(world: World) -> Iterator[Finding]:
     excused = without_excused(holds, world.servers.thaws, TTL_S)
     yield _finding("One holder at a time, tokens rise", check_exclusion(excused))
     yield _finding("Nothing is written below the highest token", check_fencing(_accepted(world)))
-    passages = with_rounds(world.history.select(Passage))
-    yield _finding("Nobody passes a barrier alone", check_barrier(passages, len(world.bystanders)))
 
 
 def _accepted(world: World) -> Iterator[Accepted]:

@@ -62,7 +62,7 @@ class World:
             self.nodes,
             self.ranks,
             compact=self._compact,
-            holder_of=self._holder_of,
+            link_of_leader=self._link_of_leading_bystander,
             leading=self._leading,
             journal=folder / "done.jsonl",
         )
@@ -96,13 +96,12 @@ class World:
             f"{PREFIX}bystanders/",
             self.history,
             self.calls,
-            count=NODES,
             seed=seed * 1000 + 500 + number,
         )
 
-    def _holder_of(self, name: str) -> Link | None:
+    def _link_of_leading_bystander(self) -> Link | None:
         found = zip(self.bystanders, self._links, strict=True)
-        return next((link for bystander, link in found if name in bystander.holding), None)
+        return next((link for bystander, link in found if bystander.leads), None)
 
     async def _leading(self) -> int | None:
         try:

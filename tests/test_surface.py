@@ -22,7 +22,7 @@ PACKAGE = {
     *("EtcdError", "EtcdDenied", "EtcdFull", "EtcdUnavailable", "Compacted", "HistoryChanged", "LeaseLost"),
     *("Evicted", "GateTimeout", "JoinError", "JoinRefused", "JoinTimeout"),
     *("Preempted", "ReceiptTimeout", "RunClosed", "RunNotFound", "SettingsError", "StepError"),
-    *("Fenced", "LockTimeout", "BarrierTimeout", "BarrierFull", "NameTaken", "BudgetSpent"),
+    *("Fenced", "BarrierTimeout", "NameTaken"),
     "__version__",
 }
 TORCH = {"bind", "Binding", "BindingStatistics", "SteeredRun", "Checkpointer"}
@@ -44,14 +44,12 @@ CHECKERS = {
     *("History", "Call", "Operation", "Reply", "Value", "may_have_happened", "load_records", "save_records"),
     *("check_linearizability", "check_revisions", "Hold", "Accepted", "check_exclusion", "check_fencing"),
     *("WatchEvent", "WatchStarted", "WatchReceived", "Reference", "received", "check_watch"),
-    *("Passage", "check_barrier", "ConfigRun", "Commit", "Desired", "config_digest"),
+    *("ConfigRun", "Commit", "Desired", "config_digest"),
     *("check_steps", "check_commits", "check_changes", "Answer", "Verdict", "Violation", "Report"),
 }
 COORDINATION = {
-    *("Session", "SessionStatistics", "LinkState", "Fence", "Lock", "LockStatistics"),
-    *("Election", "ElectionStatistics", "Incumbent", "DoubleBarrier", "BarrierStatistics"),
-    *("Group", "GroupMember", "GroupStatistics", "Changes"),
-    *("RetryBudget", "BudgetStatistics", "Spent", "Reset"),
+    *("Session", "SessionStatistics", "LinkState", "Fence", "Election", "ElectionStatistics", "Incumbent"),
+    *("Group", "GroupMember", "GroupStatistics"),
 }
 RUN = {
     *("barrier", "boundary", "close", "leads", "on_change", "report", "steps", "view"),

@@ -4,10 +4,8 @@ import logging
 
 from instep.errors import (
     AgentError,
-    BarrierFull,
     BarrierTimeout,
     BindError,
-    BudgetSpent,
     ChangeRejected,
     CheckpointError,
     CommandRefused,
@@ -26,7 +24,6 @@ from instep.errors import (
     JoinRefused,
     JoinTimeout,
     LeaseLost,
-    LockTimeout,
     NameTaken,
     NotRunning,
     Preempted,
@@ -80,11 +77,8 @@ __all__ = [
     "StepError",
     # errors of the recipes
     "Fenced",
-    "LockTimeout",
     "BarrierTimeout",
-    "BarrierFull",
     "NameTaken",
-    "BudgetSpent",
     # version
     "__version__",
 ]

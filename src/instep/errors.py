@@ -228,16 +228,6 @@ class Fenced(InstepError):
         self.token = token
 
 
-class LockTimeout(InstepError):
-    """The lock was not had in time. `holder` is what its holder says of itself, `ahead` how many came before us."""
-
-    def __init__(self, message: str, *, waited_s: float, holder: str = "", ahead: int = 0) -> None:
-        super().__init__(message)
-        self.waited_s = waited_s
-        self.holder = holder
-        self.ahead = ahead
-
-
 class BarrierTimeout(InstepError):
     """Not all came to the barrier, or left it, in time. `missing` names them where names are known; `missing_count`
     tells how many they are, as far as etcd could say."""
@@ -251,26 +241,9 @@ class BarrierTimeout(InstepError):
         self.missing_count = missing_count
 
 
-class BarrierFull(InstepError):
-    """As many as the barrier is for are there already, or the round before has not been left by all yet."""
-
-    def __init__(self, message: str, *, count: int) -> None:
-        super().__init__(message)
-        self.count = count
-
-
 class NameTaken(InstepError):
     """Another session holds that name. It is free again when that one leaves, or when its lease has ended."""
 
     def __init__(self, message: str, *, name: str) -> None:
         super().__init__(message)
         self.name = name
-
-
-class BudgetSpent(InstepError):
-    """There is no attempt left for this cause until somebody resets the budget."""
-
-    def __init__(self, message: str, *, cause: str, limit: int) -> None:
-        super().__init__(message)
-        self.cause = cause
-        self.limit = limit

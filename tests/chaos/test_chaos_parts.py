@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from chaos.bystanders import NO_ROUND, with_rounds
 from chaos.faults import KINDS, LONGEST_GAP_S, Lane, load, plan, save
 from chaos.operator import keys_of
 from chaos.replay import Replay
@@ -17,7 +16,6 @@ from chaos.steps import against_history, read_runs
 
 from instep.coordination.records import Agreed, Course, Decision, Leader, Plan, Snapshot, View
 from instep.etcd import Event, KeyValue
-from instep.testing.checkers import Passage, check_barrier
 
 HOUR_S = 3600.0
 KEYS = keys_of("/t")
@@ -245,19 +243,3 @@ def test_a_life_that_was_killed_has_run_what_the_board_says(tmp_path: Path) -> N
         {"event": "done", "step": 20, "life": 2, "values": VALUES},
     )
     assert [(run.life, run.first, run.last) for run in read_runs(path, {1: 7})] == [(1, 0, 7), (2, 8, 20)]
-
-
-def test_who_gave_up_at_a_barrier_may_have_been_counted_in() -> None:
-    others = [Passage("m", 1, name, 10.0, 11.0, 12.0, 13.0) for name in ("a", "b")]
-    gave_up = Passage("m", NO_ROUND, "c", 2.0, lost_at=10.5)
-    assert check_barrier(with_rounds([*others, gave_up]), 3).passed
-    assert not check_barrier(with_rounds([*others, Passage("m", NO_ROUND, "c", 11.5, lost_at=12.0)]), 3).passed
-
-
-def test_who_lost_its_session_at_a_barrier_may_be_in_the_next_round() -> None:
-    first = [Passage("m", 1, name, 10.0, 11.0, 12.0, 13.0) for name in ("a", "b")]
-    second = [Passage("m", 2, name, 13.5, 14.0, 14.5, 15.0) for name in ("a", "b")]
-    again = Passage("m", 2, "c", 10.0, 14.0, 14.5, 15.0)
-    assert check_barrier(with_rounds([*first, *second, again]), 3).passed
-    late = Passage("m", 2, "c", 11.5, 14.0, 14.5, 15.0)
-    assert not check_barrier(with_rounds([*first, *second, late]), 3).passed

@@ -1,4 +1,4 @@
-"""Exclusion, fencing and barriers: each rule on good records, and on a bad one that no other rule catches."""
+"""Exclusion and fencing: each rule on good records, and on a bad one that no other rule catches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 
 from instep.errors import SettingsError
-from instep.testing.checkers import Accepted, Hold, Passage, Verdict, check_barrier, check_exclusion, check_fencing
+from instep.testing.checkers import Accepted, Hold, Verdict, check_exclusion, check_fencing
 
 
 def rules(verdict: Verdict) -> set[str]:
@@ -60,8 +60,8 @@ def test_a_hold_that_ends_before_it_begins_is_refused() -> None:
         hold("a", 1, 2, 1)
 
 
-def test_nothing_recorded_shows_nothing_of_locks_and_barriers() -> None:
-    assert check_exclusion([]).answer == check_fencing([]).answer == check_barrier([], 2).answer == "undecided"
+def test_nothing_recorded_shows_nothing_of_leaders() -> None:
+    assert check_exclusion([]).answer == check_fencing([]).answer == "undecided"
 
 
 def test_tokens_that_never_fall_are_fenced() -> None:
@@ -87,66 +87,7 @@ def test_after_a_stale_write_the_highest_token_still_counts() -> None:
     assert verdict.found == 2
 
 
-def passage(who: str, *times: float | None, lost: float | None = None, round: int = 1) -> Passage:
-    return Passage("b", round, who, *times, lost_at=lost)  # type: ignore[arg-type]  # the first is never None
-
-
-def test_all_in_then_all_out_is_a_barrier() -> None:
-    first = [passage("a", 0, 5, 6, 9), passage("b", 1, 4, 8, 8.5), passage("c", 4, 4.5, 7, 9)]
-    second = [passage(who, 10, 11, 12, 13, round=2) for who in "abc"]
-    assert check_barrier([*second, *first], 3).passed
-
-
-def test_who_is_lost_need_not_be_waited_for() -> None:
-    assert check_barrier([passage("a", 0, 2, 3, 5), passage("b", 1, 2, None, None, lost=4)], 2).passed
-    gave_up = passage("c", 0, None, None, None, lost=0.5)
-    assert check_barrier([gave_up, passage("a", 0, 2, 3, 5), passage("b", 1, 2, 3, 5)], 2).passed
-
-
-@pytest.mark.parametrize(
-    ("rule", "passages"),
-    [
-        ("enter", [passage("a", 0, 1, 5, 8), passage("b", 2, 3, 6, 8)]),
-        ("enter", [passage("a", 1, 3, 5, 8), passage("b", 0, None, None, None, lost=0.5), passage("c", 4, 4, 5, 8)]),
-        ("enter", [passage("a", 0, 1, 5, 8)]),
-        ("enter", [passage("a", 0, None, lost=9), passage("a", 1, 3, 5, 8)]),
-        ("leave", [passage("a", 0, 3, 4, 5), passage("b", 2, 3, 6, 8)]),
-        ("leave", [passage("a", 0, 3, 4, 5), passage("b", 2, 3)]),
-        ("most", [passage("a", 0, 3, 4, 8), passage("b", 1, 3, 4, 8), passage("c", 2, 3, 4, 8)]),
-        (
-            "most",
-            [
-                *(passage("a", 0, 2, 3, 5), passage("b", 1, 2, 4, 12)),
-                *(passage("c", 6, 7, 8, 9, round=2), passage("d", 6, 7, 8, 9, round=2)),
-            ],
-        ),
-    ],
-)
-def test_each_rule_of_barriers_catches_what_no_other_does(rule: str, passages: list[Passage]) -> None:
-    assert rules(check_barrier(passages, 2)) == {rule}
-
-
 @pytest.mark.parametrize("overlap_s", [-1.0, math.nan])
 def test_an_overlap_that_no_two_holds_could_exceed_is_refused(overlap_s: float) -> None:
     with pytest.raises(SettingsError, match="0 or more"):
         check_exclusion([Hold("lock", "a", 1, 0.0, 5.0), Hold("lock", "b", 2, 1.0, 5.0)], overlap_s=overlap_s)
-
-
-def test_one_that_was_lost_and_came_again_is_there_once() -> None:
-    again = passage("a", 2, 4, 5, 6)
-    assert check_barrier([passage("a", 0, lost=1), again, passage("b", 3, 4, 5, 6)], 2).passed
-    assert not check_barrier([passage("a", 0, lost=3), again, passage("b", 5, 6, 7, 8)], 2).passed
-
-
-def test_a_barrier_for_nobody_is_refused() -> None:
-    for count in (0, -1):
-        with pytest.raises(SettingsError, match="1 participant or more"):
-            check_barrier([passage("a", 0, 1, 2, 3)], count)
-
-
-@pytest.mark.parametrize(
-    ("times", "lost"), [((1, 0), None), ((0, 2, 1), None), ((0, 1, 3, 2), None), ((0, 3, None, 2), None), ((1,), 0.5)]
-)
-def test_a_passage_whose_times_do_not_rise_is_refused(times: tuple[float | None, ...], lost: float | None) -> None:
-    with pytest.raises(SettingsError, match="do not rise"):
-        passage("a", *times, lost=lost)

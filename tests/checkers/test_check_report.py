@@ -59,14 +59,14 @@ def test_a_report_passes_when_every_verdict_is_yes() -> None:
 
 def test_a_report_can_be_read_by_people_and_by_programs() -> None:
     bad = check_linearizability([put(1, "k", 2), Operation("c", "get", "k", (), Reply.absent(), 2, 3)])
-    report = Report.of([Verdict("yes", "barrier", 3), bad])
+    report = Report.of([Verdict("yes", "exclusion", 3), bad])
     lines = str(report).splitlines()
-    assert lines[0] == "barrier: yes (3 records)"
+    assert lines[0] == "exclusion: yes (3 records)"
     assert lines[1] == "linearizability: no (2 records)"
     assert lines[-1] == "verdict: no"
     facts = json.loads(report.to_json())
     assert facts["answer"] == "no"
-    assert [verdict["checker"] for verdict in facts["verdicts"]] == ["barrier", "linearizability"]
+    assert [verdict["checker"] for verdict in facts["verdicts"]] == ["exclusion", "linearizability"]
     assert facts["verdicts"][1]["violations"][0]["rule"] == "linearizable"
     assert "no such key" in facts["verdicts"][1]["offending"][-1]
 

@@ -11,17 +11,16 @@ from dataclasses import dataclass, field
 from recipe_support import T, station
 
 from async_support import until
-from instep.coordination import DoubleBarrier, Election, Fence, Group, Lock, RetryBudget, Session
-from instep.errors import BudgetSpent, EtcdUnavailable, LeaseLost
+from instep.coordination import Election, Fence, Group, Session
+from instep.errors import EtcdUnavailable
 from instep.etcd import Client, Op
-from instep.testing.checkers import Accepted, Hold, Passage
+from instep.testing.checkers import Accepted, Hold
 
 TTL_S = 6
 CALL_S = 2.0
 PATIENCE_S = 20.0
 TIDY_S = 1.5
 """How much longer than its time-out a call may take: it tidies up for 1 s, on a busy machine."""
-LIMIT = 40
 
 
 @dataclass
@@ -30,41 +29,26 @@ class Contest:
 
     endpoints: Sequence[str]
     over: bool = False
-    rounds: dict[str, int] = field(default_factory=dict)
-    last_round: int | None = None
     holds: list[Hold] = field(default_factory=list)
     accepted: list[tuple[int, Accepted]] = field(default_factory=list)
-    passages: list[Passage] = field(default_factory=list)
-    spent: list[str] = field(default_factory=list)
+    listings: int = 0
     slowest_s: float = 0.0
     leases_lost: int = 0
 
     def end(self) -> None:
-        """Everybody comes to an end; at the barrier all go through the same rounds."""
         self.over = True
-        self.last_round = max(self.rounds.values(), default=0) + 1
 
-    async def goes_on(self) -> None:
-        """Waits until each recipe has been had once more."""
+    async def continues(self) -> None:
+        """Waits until another candidate has led, and the members were listed again."""
         before = self._had()
         await until(lambda: all(now > then for now, then in zip(self._had(), before, strict=True)))
 
-    def _had(self) -> tuple[int, int, int]:
-        locked = sum(hold.name == "lock" for hold in self.holds)
-        return locked, len(self.holds) - locked, len(self.passages)
+    def _had(self) -> tuple[int, int]:
+        return len(self.holds), self.listings
 
     def writes(self, name: str) -> list[Accepted]:
         """In the order in which etcd accepted them."""
         return [write for _, write in sorted(self.accepted, key=lambda item: item[0]) if write.name == name]
-
-    async def locker(self, who: str) -> None:
-        async with station(self._turned(who), ttl_s=TTL_S, timeout_s=CALL_S) as (client, session):
-            lock = Lock(client, session, "/contest/lock", holder=who)
-            while not self.over:
-                fence = await self._timed(lock.acquire(PATIENCE_S), PATIENCE_S)
-                await self._use("lock", who, client, session, fence, lambda: lock.held)
-                await self._timed(lock.release(), 0)
-            self.leases_lost += session.statistics().losses
 
     async def candidate(self, who: str) -> None:
         async with station(self._turned(who), ttl_s=TTL_S, timeout_s=CALL_S) as (client, session):
@@ -75,46 +59,16 @@ class Contest:
                 await self._timed(election.resign(), 0)
             self.leases_lost += session.statistics().losses
 
-    async def walker(self, who: str, count: int) -> None:
-        async with station(self._turned(who), ttl_s=TTL_S, timeout_s=CALL_S) as (client, session):
-            barrier = DoubleBarrier(client, session, "/contest/barrier", count)
-            while self.last_round is None or self.rounds.get(who, 0) < self.last_round:
-                entered_at = time.monotonic()
-                number = await self._timed(barrier.enter(who, PATIENCE_S), PATIENCE_S)
-                passed_at = time.monotonic()
-                self.rounds[who] = self.rounds.get(who, 0) + 1
-                left_at, lost_at = time.monotonic(), None
-                try:
-                    await self._timed(barrier.leave(PATIENCE_S), PATIENCE_S)
-                except LeaseLost:
-                    lost_at = left_at
-                gone_at = None if lost_at else time.monotonic()
-                self.passages.append(Passage("b", number, who, entered_at, passed_at, left_at, gone_at, lost_at))
-            self.leases_lost += session.statistics().losses
-
-    async def spender(self, who: str) -> None:
-        async with Client(self._turned(who), timeout_s=CALL_S) as client:
-            budget, number = RetryBudget(client, "/contest/budget", LIMIT, timeout_s=PATIENCE_S), 0
-            while not self.over:
-                try:
-                    await self._timed(budget.spend("cause", f"{who}-{number}"), PATIENCE_S)
-                except BudgetSpent:
-                    return
-                self.spent.append(f"{who}-{number}")
-                number += 1
-                await asyncio.sleep(0.2)  # a few requests a second are contest enough
-
     async def member(self, who: str) -> None:
         async with station(self._turned(who), ttl_s=TTL_S, timeout_s=CALL_S) as (client, session):
             group = Group(client, session, "/contest/group")
             await self._timed(group.join(who, timeout_s=PATIENCE_S), PATIENCE_S)
-            async with group.watch() as changes:
-                assert who in await anext(changes)
-                while not self.over:
-                    assert group.joined
-                    with contextlib.suppress(EtcdUnavailable):
-                        assert who in await self._timed(group.members(), CALL_S)
-                    await asyncio.sleep(0.2)  # a few requests a second are contest enough
+            while not self.over:
+                assert group.joined
+                with contextlib.suppress(EtcdUnavailable):
+                    assert who in await self._timed(group.members(), CALL_S)
+                    self.listings += 1
+                await asyncio.sleep(0.2)  # a few requests a second are contest enough
 
     # -- inside -----------------------------------------------------------------------------------------------------
 

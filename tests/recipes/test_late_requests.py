@@ -10,14 +10,14 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 import pytest
-from recipe_support import at_once, keys
+from recipe_support import keys
 
 from async_support import run, until
 from instep.agent.effects import Effects
 from instep.agent.space import Space
-from instep.coordination import DoubleBarrier, Election, Group, Lock, RetryBudget, Session
+from instep.coordination import Election, Group, Session
 from instep.coordination.keys import Keys
-from instep.errors import BarrierTimeout, EtcdUnavailable
+from instep.errors import EtcdUnavailable
 from instep.etcd import Client, Compare, Op, TxnResult
 from instep.testing import EtcdServer
 
@@ -55,19 +55,6 @@ class LateClient(Client):
         return (await super().txn(compares, then)).succeeded
 
 
-def test_a_released_lock_stays_free(etcd: EtcdServer, namespace: str) -> None:
-    async def main() -> None:
-        async with LateClient(etcd.endpoints) as client, Session(client) as session:
-            lock = Lock(client, session, namespace)
-            client.keep_next(namespace)
-            async with lock:
-                assert len(await keys(client, namespace)) == 1
-            assert not await client.deliver()
-            assert await keys(client, namespace) == []
-
-    run(main())
-
-
 def test_who_resigned_is_no_candidate_again(etcd: EtcdServer, namespace: str) -> None:
     async def main() -> None:
         async with LateClient(etcd.endpoints) as client, Session(client) as session:
@@ -95,46 +82,6 @@ def test_a_candidate_that_was_replaced_stays_replaced(etcd: EtcdServer, namespac
     run(main())
 
 
-def test_an_older_proclamation_does_not_undo_a_newer_one(etcd: EtcdServer, namespace: str) -> None:
-    async def main() -> None:
-        async with LateClient(etcd.endpoints) as client, Session(client) as session:
-            election = Election(client, session, namespace)
-            await election.campaign("a")
-            client.keep_next(namespace)
-            with pytest.raises(EtcdUnavailable):
-                await election.proclaim("older")
-            await election.proclaim("newer")
-            assert not await client.deliver()
-            assert [item.text for item in await keys(client, namespace)] == ["newer"]
-
-    run(main())
-
-
-def test_who_left_a_barrier_is_not_there_again(etcd: EtcdServer, namespace: str) -> None:
-    async def main() -> None:
-        async with LateClient(etcd.endpoints) as client, Session(client) as session:
-            first, second = (DoubleBarrier(client, session, namespace, 2) for _ in range(2))
-            client.keep_next(f"{namespace}/members/x")
-            await at_once(first.enter("x", 20), second.enter("y", 20))
-            await at_once(first.leave(20), second.leave(20))
-            assert not await client.deliver()
-            assert await keys(client, f"{namespace}/members") == []
-
-    run(main())
-
-
-def test_who_gave_up_at_a_barrier_is_not_there_again(etcd: EtcdServer, namespace: str) -> None:
-    async def main() -> None:
-        async with LateClient(etcd.endpoints) as client, Session(client) as session:
-            client.keep_next(f"{namespace}/members/x")
-            with pytest.raises(BarrierTimeout):
-                await DoubleBarrier(client, session, namespace, 2).enter("x", 0.1)
-            assert not await client.deliver()
-            assert await keys(client, f"{namespace}/members") == []
-
-    run(main())
-
-
 def test_who_left_a_group_is_no_member_again(etcd: EtcdServer, namespace: str) -> None:
     async def main() -> None:
         async with LateClient(etcd.endpoints) as client, Session(client) as session:
@@ -146,19 +93,6 @@ def test_who_left_a_group_is_no_member_again(etcd: EtcdServer, namespace: str) -
             assert await group.members() == {}
             await group.join("x")
             assert list(await group.members()) == ["x"]
-
-    run(main())
-
-
-def test_an_attempt_is_counted_once(etcd: EtcdServer, namespace: str) -> None:
-    async def main() -> None:
-        async with LateClient(etcd.endpoints) as client:
-            budget = RetryBudget(client, namespace, 5)
-            client.keep_next(namespace)
-            assert await budget.spend("oom", "1") == 4
-            await budget.reset("ops", "a new node")
-            assert not await client.deliver()
-            assert await budget.remaining("oom") == 5
 
     run(main())
 

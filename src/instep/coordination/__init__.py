@@ -1,11 +1,11 @@
 """Recipes on etcd, for one's own asyncio code and for Instep itself: see docs/howto/recipes.md.
 
-from instep.coordination import Lock, Session
+from instep.coordination import Election, Session
 from instep.etcd import Client
 
 async with Client(["127.0.0.1:2379"]) as client, Session(client, ttl_s=10) as session:
-    async with Lock(client, session, "/locks/data") as fence:
-        await client.txn([fence.compare()], [...])
+    fence = await Election(client, session, "/services/evaluator").campaign("node 3")
+    await client.txn([fence.compare()], [...])
 """
 
 from __future__ import annotations
@@ -14,51 +14,33 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from instep.coordination.barrier import BarrierStatistics, DoubleBarrier
-    from instep.coordination.budget import BudgetStatistics, Reset, RetryBudget, Spent
-    from instep.coordination.changes import Changes
     from instep.coordination.election import Election, ElectionStatistics, Incumbent
     from instep.coordination.fence import Fence
     from instep.coordination.group import Group, GroupMember, GroupStatistics
-    from instep.coordination.lock import Lock, LockStatistics
     from instep.coordination.session import LinkState, Session, SessionStatistics
 
 __all__ = [
-    # a lease and what stands on it
+    # a lease and the keys on it
     "Session",
     "SessionStatistics",
     "LinkState",
-    # one at a time
+    # one leader at a time
     "Fence",
-    "Lock",
-    "LockStatistics",
     "Election",
     "ElectionStatistics",
     "Incumbent",
-    # all together
-    "DoubleBarrier",
-    "BarrierStatistics",
+    # who is there
     "Group",
     "GroupMember",
     "GroupStatistics",
-    "Changes",
-    # so often
-    "RetryBudget",
-    "BudgetStatistics",
-    "Spent",
-    "Reset",
 ]
 
 # Worker-side code loads some pure modules of this package and must never load grpc: names load when used.
 _HOMES = {
     **dict.fromkeys(("Session", "SessionStatistics", "LinkState"), "session"),
     "Fence": "fence",
-    **dict.fromkeys(("Lock", "LockStatistics"), "lock"),
     **dict.fromkeys(("Election", "ElectionStatistics", "Incumbent"), "election"),
-    **dict.fromkeys(("DoubleBarrier", "BarrierStatistics"), "barrier"),
     **dict.fromkeys(("Group", "GroupMember", "GroupStatistics"), "group"),
-    "Changes": "changes",
-    **dict.fromkeys(("RetryBudget", "BudgetStatistics", "Spent", "Reset"), "budget"),
 }
 
 

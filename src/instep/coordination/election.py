@@ -6,20 +6,19 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from instep.coordination.changes import Changes
 from instep.coordination.fence import Fence
 from instep.coordination.outage import Outage
 from instep.coordination.queue import Queue, in_order
 from instep.coordination.session import Session
 from instep.coordination.waiting import RETRY_S
-from instep.errors import EtcdUnavailable, Fenced, InstepError, SettingsError
-from instep.etcd import Client, Compare, KeyValue, Op
+from instep.errors import InstepError, SettingsError
+from instep.etcd import Client, KeyValue
 from instep.tasks import first_of
 
 
 @dataclass(frozen=True, slots=True)
 class Incumbent:
-    """Who leads, as of a moment that has passed: the value it proclaims, and its right to write."""
+    """The leader at a moment that has passed: the value that it campaigned with, and its right to write."""
 
     value: str
     fence: Fence
@@ -27,12 +26,10 @@ class Incumbent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ElectionStatistics:
-    """Counts since the election was made. `fenced`: proclamations refused because another led already."""
+    """Counts since the election was made."""
 
     won: int
     lost: int
-    proclaimed: int
-    fenced: int
 
 
 def incumbent_of(entries: Mapping[str, KeyValue], prefix: str) -> Incumbent | None:
@@ -60,19 +57,19 @@ class Election:
         self._fence: Fence | None = None
         self._lease_id = 0
         self._busy = False
-        self._won = self._lost = self._proclaimed = self._fenced = 0
+        self._won = self._lost = 0
 
     def __repr__(self) -> str:
         return f"Election({f'token {self._fence.token}' if self._fence else 'not elected'}, {self._queue!r})"
 
     def statistics(self) -> ElectionStatistics:
-        return ElectionStatistics(won=self._won, lost=self._lost, proclaimed=self._proclaimed, fenced=self._fenced)
+        return ElectionStatistics(won=self._won, lost=self._lost)
 
     # -- leading ----------------------------------------------------------------------------------------------------
 
     @property
     def fence(self) -> Fence | None:
-        """Of the term that was won last; None after `resign`, and once `lost` or `proclaim` have seen its end."""
+        """Of the term that was won last; None after `resign`, and once `lost` has seen its end."""
         return self._fence
 
     @property
@@ -85,7 +82,7 @@ class Election:
         """Stands with `value` and waits until elected. It waits as long as others lead, and rides out outages and lost
         leases: bound it with `asyncio.timeout`. Cancelled, or refused by etcd, it leaves no candidate behind.
 
-        Who leads already gets its fence at once, and the value that others see stays as it is: `proclaim` replaces it.
+        A leader gets its fence at once, and the value that others see stays as it is.
         """
         if self._busy:
             raise SettingsError("This Election object is in a campaign already: give each task an Election of its own.")
@@ -113,19 +110,6 @@ class Election:
         outage.over()
         self._over(fence)
 
-    async def proclaim(self, value: str) -> None:
-        """Replaces the value of our candidate key, for those who `observe`. Raises Fenced when we no longer lead, and
-        EtcdUnavailable when it is not known in the client's time whether it was written: then call it again.
-        """
-        fence = self._fence
-        if fence is None:
-            raise Fenced("We do not lead: win a campaign before proclaiming a value.", token=0)
-        if not await self._write(fence, value):
-            self._fenced += 1
-            self._over(fence)
-            raise Fenced(f"Another leads: the term with token {fence.token} is over.", token=fence.token)
-        self._proclaimed += 1
-
     async def resign(self) -> None:
         """Takes our candidate key away, so that the next one leads at once: within about a second, or by the session
         as soon as etcd answers."""
@@ -136,14 +120,9 @@ class Election:
     # -- looking ----------------------------------------------------------------------------------------------------
 
     async def incumbent(self) -> Incumbent | None:
-        """Who leads now, as the cluster agrees."""
+        """The leader now, as the cluster agrees."""
         listing = await self._client.range(self._queue.prefix)
         return incumbent_of({item.key: item for item in listing.kvs}, self._queue.prefix)
-
-    def observe(self) -> Changes[Incumbent | None]:
-        """Who leads, and each change of it or of its value; see Changes. No lease and no candidate is needed."""
-        prefix = self._queue.prefix
-        return Changes(self._client, prefix, lambda entries: incumbent_of(entries, prefix))
 
     # -- for who decides himself when to stand ----------------------------------------------------------------------
 
@@ -180,23 +159,3 @@ class Election:
         if self._fence == fence:
             self._fence = None
             self._lost += 1
-
-    async def _write(self, fence: Fence, value: str) -> bool:
-        """Guarded by the mod revision too: a request that comes late must not undo a later proclamation."""
-        current = await self._client.get(fence.key)
-        if current is None or not fence.is_held(current):
-            return False
-        unchanged = Compare.mod_revision(fence.key, "==", current.mod_revision)
-        put = Op.put(fence.key, value, lease=current.lease)
-        try:
-            if (await self._client.txn([fence.compare(), unchanged], [put])).succeeded:
-                return True
-        except EtcdUnavailable as error:
-            if not error.applied_unknown:
-                raise
-        settled = await self._client.get(fence.key)
-        if settled is None or not fence.is_held(settled):
-            return False
-        if settled.text != value:
-            raise EtcdUnavailable("The value could not be proclaimed: call it again.", applied_unknown=True)
-        return True

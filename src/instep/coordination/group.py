@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from instep.coordination.changes import Changes
 from instep.coordination.naming import as_prefix, check_name, check_timeout
 from instep.coordination.queue import GONE
 from instep.coordination.session import Session
@@ -66,7 +65,7 @@ class Group:
     session has taken a new lease. A name has one holder: NameTaken while another session holds it, never a silent
     eviction. Limit: a member that died is listed until its lease's TTL is over; between two leases of a session its
     member is away, and another may take its name: then `joined` stays False and the log says so. A key deleted by hand
-    is not noticed. What `members` and `watch` give is of a moment that has passed.
+    is not noticed. What `members` gives is of a moment that has passed.
     """
 
     def __init__(self, client: Client, session: Session, prefix: str) -> None:
@@ -132,11 +131,6 @@ class Group:
     async def members(self) -> Mapping[str, GroupMember]:
         """Who is there now, as the cluster agrees."""
         return members_of((await self._client.range(self._prefix)).kvs, self._prefix)
-
-    def watch(self) -> Changes[Mapping[str, GroupMember]]:
-        """Who is there, and each change of it; see Changes. No membership is needed."""
-        prefix = self._prefix
-        return Changes(self._client, prefix, lambda entries: members_of(entries.values(), prefix))
 
     # -- inside -----------------------------------------------------------------------------------------------------
 

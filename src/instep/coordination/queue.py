@@ -1,4 +1,4 @@
-"""A queue of keys on leases, in the order of their creation: what the election and the lock are made of.
+"""A queue of keys on leases, in the order of their creation: what the election is made of.
 
 After etcd's concurrency package (client/v3/concurrency): each waits for the one before it only, so that the end of one
 wakes one and not all. Unlike there, a lease is checked after every wait (etcd issue 19597).
@@ -96,13 +96,9 @@ class Queue:
         self._former_lease = former_lease
         self._entry: Entry | None = None
         self._former: list[Entry] = []
-        self.ahead: tuple[KeyValue, ...] = ()
-        """Who stood before us at the last look."""
-        self.trouble: InstepError | None = None
-        """What `win` rode out last; None once etcd has answered since."""
 
     def __repr__(self) -> str:
-        return f"Queue({self.prefix}, {self._entry.key if self._entry else 'no entry'}, {len(self.ahead)} ahead)"
+        return f"Queue({self.prefix}, {self._entry.key if self._entry else 'no entry'})"
 
     @property
     def standing(self) -> bool:
@@ -152,14 +148,6 @@ class Queue:
             return None
         return self._fence(entry, place)
 
-    async def try_win(self, value: str) -> Fence | None:
-        """One attempt to be the first, without waiting for others. The caller leaves when it failed."""
-        await self.enter(value)
-        place, _ = await self._look()
-        if self._entry is None:
-            raise LeaseLost("There is no lease that can be relied on.", lease_id=0)
-        return None if place is None else self._fence(self._entry, place)
-
     async def win(self, value: str) -> Fence:
         """Enters, again where need be, and waits until it is our turn. Rides out outages; cancel it to stop."""
         outage = Outage(f"the queue {self.prefix} cannot be followed")
@@ -170,7 +158,6 @@ class Queue:
                 fence = await self.turn()
             except PASSING as error:
                 outage.met(error)
-                self.trouble = error
                 await asyncio.sleep(RETRY_S)
                 continue
             outage.over()
@@ -220,10 +207,8 @@ class Queue:
         entry = self._entry
         entered = entry is not None and entry.entered
         listing = await self._client.range(self.prefix)
-        self.trouble = None
         queue = in_order(listing.kvs, self.prefix)
         place = None if entry is None else place_of(entry.key, queue)
-        self.ahead = tuple(queue) if place is None else place.before
         if entry is not self._entry:
             return None, listing.revision
         if place is None and entered:

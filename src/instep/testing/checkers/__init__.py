@@ -1,4 +1,4 @@
-"""Checkers of recorded histories: what clients, watches, locks, barriers and ranks saw, held against what is promised.
+"""Checkers of recorded histories: what clients, watches, leaders and ranks saw, held against what is promised.
 
     from instep.testing.checkers import History, Operation, Reply, check_linearizability
 
@@ -14,7 +14,6 @@ Pure: nothing here talks to etcd, and the only files are histories. Every verdic
 from __future__ import annotations
 
 from instep.testing.checkers.agreement import Commit, ConfigRun, check_commits, check_steps, config_digest
-from instep.testing.checkers.barrier import Passage, check_barrier
 from instep.testing.checkers.changes import Desired, check_changes
 from instep.testing.checkers.exclusion import Accepted, Hold, check_exclusion, check_fencing
 from instep.testing.checkers.history import Call, History, may_have_happened
@@ -53,9 +52,6 @@ __all__ = [
     "Reference",
     "received",
     "check_watch",
-    # barriers
-    "Passage",
-    "check_barrier",
     # agreement
     "ConfigRun",
     "Commit",

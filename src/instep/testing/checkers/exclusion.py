@@ -1,4 +1,4 @@
-"""Locks and elections: one holder at a time, and tokens that a resource can fence by."""
+"""Elections and locks: one holder at a time, and tokens that a resource can fence by."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class History:
                 self._file.close()
 
     def add(self, item: object) -> None:
-        """Record an Operation, a Hold, a Passage or another record of the checkers."""
+        """Record an Operation, a Hold or another record of the checkers."""
         line = encode(item)
         with self._lock:
             if self._count >= self._limit:
