@@ -45,6 +45,8 @@ class Judge:
         """The newest has been deleted by hand."""
         self.forgotten = False
         """So has the last that was formed: who had just been seated in it may count as asking still."""
+        self.rewound = False
+        """Etcd's history has gone back: the rules about numbers and about what went before are those of one history."""
         self.asked: dict[str, Registration] = {}
         """The last registration of each node, also of those that are gone."""
         self._store = store
@@ -57,18 +59,21 @@ class Judge:
 
     def seated(self, name: str, given: Round) -> None:
         formed = self.formed.get(given.number)
-        self._must(formed is not None and _same(formed, given), f"{name} was given {given}, but {formed} was formed")
+        is_formed = self.rewound or (formed is not None and _same(formed, given))
+        self._must(is_formed, f"{name} was given {given}, but {formed} was formed")
         self._must(given.rank_of(name) is not None, f"{name} was given {given}, which does not hold it")
 
     def met(self, rounds: Iterable[Round]) -> None:
         """Unless a round was deleted by hand, and its number given again."""
         first, *others = rounds
-        agree = all(_same(first, other) for other in others)
+        agree = all(first.is_same_formation(other) for other in others)
         self._must(agree or self.lost, f"those who met disagree: {first}, {others}")
 
     # -- each write -------------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
+        if self.rewound:
+            return
         for event in self._store.history[-1].events:
             if event.kind == "put" and event.kv.key.startswith(self._keys.nodes):
                 self._take(event)

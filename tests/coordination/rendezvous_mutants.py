@@ -85,12 +85,12 @@ def whoever_believes_to_coordinate_may_write() -> Any:
 
 
 def _unguarded(part: str) -> Any:
-    real = coordinator._unchanged
+    real = coordinator.unchanged
 
     def unchanged(mirror: Mirror, key: str) -> Compare:
         return ALWAYS if key.endswith(part) else real(mirror, key)
 
-    return mock.patch.object(coordinator, "_unchanged", unchanged)
+    return mock.patch.object(coordinator, "unchanged", unchanged)
 
 
 def a_round_is_formed_of_a_run_that_was_closed_unseen() -> Any:

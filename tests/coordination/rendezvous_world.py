@@ -103,6 +103,11 @@ class World:
                 peer.disturbed = True
                 self.loop.call_later(40.0, self.lease_ends, peer)
 
+    def go_back(self, revision: int) -> None:
+        """Restored from a backup made at that revision, or emptied (1)."""
+        self.judge.rewound = True
+        self.store.go_back(revision)
+
     def lag(self, peer: Peer, lane: str, seconds: float) -> None:
         peer.client.hold_watch(lane)
         self.loop.call_later(seconds, peer.client.release_watch, lane)

@@ -63,6 +63,11 @@ class Mirror:
         return MappingProxyType(self._keys)
 
     @property
+    def is_current(self) -> bool:
+        """Whether what it holds is of the history that etcd is known to hold now."""
+        return self._history_changes == self._client.history.changes
+
+    @property
     def revision(self) -> int:
         """Every change up to this revision is in; later ones may be missing."""
         return self._revision

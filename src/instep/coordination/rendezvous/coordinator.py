@@ -68,6 +68,7 @@ class Coordinator:
         self._clock = clock
         self._undisturbed_since = clock()
         self._called_at: float | None = None
+        self._held = False
 
     def __repr__(self) -> str:
         return f"Coordinator({self._name}, {self._election!r})"
@@ -75,6 +76,11 @@ class Coordinator:
     def on_link(self, link: LinkState) -> None:
         """To be told of each change of the session's link."""
         self._undisturbed_since = self._clock()
+        self._moved.set()
+
+    def hold(self, held: bool) -> None:
+        """While held it decides nothing: what etcd shows may be of a history that has gone back."""
+        self._held = held
         self._moved.set()
 
     async def run(self) -> None:
@@ -100,7 +106,7 @@ class Coordinator:
         while True:
             self._moved.clear()
             scene = self._timed(scene_of(mirror, self._keys))
-            action = decide(scene)
+            action = decide(scene) if not self._held else None
             try:
                 if action is not None and await self._carry_out(action, mirror, fence):
                     outage.over()
@@ -137,7 +143,7 @@ class Coordinator:
     async def _carry_out(self, action: Action, mirror: Mirror, fence: Fence) -> bool:
         """Whether etcd took it. A mirror that lags, or a run that was closed just now, makes it refuse."""
         result = await self._client.txn(
-            [fence.compare(), *(_unchanged(mirror, key) for key in (self._keys.round, self._keys.closed))],
+            [fence.compare(), *(unchanged(mirror, key) for key in (self._keys.round, self._keys.closed))],
             operations(action, self._keys),
         )
         if result.succeeded:
@@ -173,6 +179,7 @@ def operations(action: Action, keys: RendezvousKeys) -> tuple[Op, ...]:
     return (Op.put(keys.round, action.round.encode()), *forgotten)
 
 
-def _unchanged(mirror: Mirror, key: str) -> Compare:
+def unchanged(mirror: Mirror, key: str) -> Compare:
+    """Holds while a key is as the mirror shows it."""
     known = mirror.get(key)
     return Compare.mod_revision(key, "==", known.mod_revision if known is not None else 0)

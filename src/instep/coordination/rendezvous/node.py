@@ -14,7 +14,8 @@ from typing import Final, Self
 from instep.coordination.block import TaskBlock, ended
 from instep.coordination.group import Group
 from instep.coordination.mirror import Mirror
-from instep.coordination.rendezvous.coordinator import Coordinator
+from instep.coordination.outage import Outage
+from instep.coordination.rendezvous.coordinator import Coordinator, unchanged
 from instep.coordination.rendezvous.decision import epoch_of
 from instep.coordination.rendezvous.keys import RendezvousKeys
 from instep.coordination.rendezvous.records import (
@@ -26,8 +27,8 @@ from instep.coordination.rendezvous.records import (
     Refusal,
     Registration,
     Round,
-    Seat,
 )
+from instep.coordination.rendezvous.restored import lost_close, lost_round
 from instep.coordination.session import LinkState, Session
 from instep.coordination.waiting import RETRY_S
 from instep.errors import EtcdFull, InstepError, JoinRefused, JoinTimeout, LeaseLost, RunClosed
@@ -54,7 +55,8 @@ class Outlook:
 
 class Node(TaskBlock):
     """Promise: inside its `async with` block the node is registered while it asks or runs, over outages and lost
-    leases; `seat` gives it each round that holds it; and if it is the oldest candidate it coordinates.
+    leases; `seat` gives it each round that holds it; and if it is the oldest candidate it coordinates. Where etcd's
+    history goes back, the newest round that the node knows is written back before it acts on what etcd shows.
 
     `outlook` and `is_left_behind` are answered from memory and may be read from any thread. `ttl_s` (whole seconds) is
     how long a node that has died without a word is still counted, and what an outage of etcd may last before its
@@ -91,8 +93,11 @@ class Node(TaskBlock):
         self._moved = asyncio.Event()
         self._epoch = 0
         self._round = 0
-        self._seats: tuple[Seat, ...] = ()
-        """Of that round, as we were told it."""
+        self._seated_in: Round | None = None
+        """That round, as we were told it."""
+        self._history_changed = False
+        """Etcd holds another history than the one that `outlook` is of, and has not been compared with it yet."""
+        self._writes_back = False
         self._saying: Registration | None = None
         self._has_finished = False
         self._clock = clock
@@ -118,13 +123,13 @@ class Node(TaskBlock):
             return True
         if current.number < self._round or self.is_closed:
             return False
-        return current.wanted or current.seats != self._seats  # a number is given again after a deletion by hand
+        return current.wanted or self._is_elsewhere(current)  # a number is given again after a deletion by hand
 
     @property
     def runs_in_what_stands(self) -> bool:
         """Whether the round that stands is the one that this node was seated in last, though it may be wanted anew."""
         current = self.outlook.round
-        return current is not None and (current.number, current.seats) == (self._round, self._seats)
+        return current is not None and current.number == self._round and not self._is_elsewhere(current)
 
     @property
     def was_seated(self) -> bool:
@@ -168,13 +173,17 @@ class Node(TaskBlock):
             self._saying = None
             await self._group.leave()
             raise
-        self._round, self._seats = found.number, found.seats
-        content = self._saying = registration.model_copy(update={"round": found.number, "asks": False})
+        self._round, self._seated_in = found.number, found
+        content = registration.model_copy(update={"epoch": self._epoch, "round": found.number, "asks": False})
+        self._saying = content
         self._session.chore(self._rest(content))
         return found
 
     async def finish(self) -> None:
         """Closes the run for all its nodes. A later run may use its id when they have left."""
+        while self._history_changed:  # which epoch is ours is not known
+            self._moved.clear()
+            await self._moved.wait()
         epoch = self._epoch or epoch_of(self.outlook.round, self.outlook.closed)
         while True:
             current = await self._client.get(self._keys.closed)
@@ -209,7 +218,11 @@ class Node(TaskBlock):
         await self._session.close()
 
     async def _live(self) -> None:
-        await first_of(self._mirror.run(), self._coordinator.run())
+        end_listening = self._client.history.listen(self._on_history)
+        try:
+            await first_of(self._mirror.run(), self._coordinator.run())
+        finally:
+            end_listening()
 
     async def _say_goodbye(self) -> None:
         if self._round and not self.is_closed:  # of a run that has ended nobody forms a round
@@ -227,7 +240,7 @@ class Node(TaskBlock):
             self._moved.clear()
             self._look_for_trouble()
             current = self.outlook.round
-            if current is not None and current.epoch == self._epoch and current.number > registration.round:
+            if current is not None and current.epoch == self._epoch and current.number > self._round:
                 if current.rank_of(self.name) is not None:
                     return current
                 if self.is_spare:
@@ -290,23 +303,103 @@ class Node(TaskBlock):
 
     def _on_link(self, link: LinkState) -> None:
         self._coordinator.on_link(link)
-        if link == "lost" and self._round and not self._has_finished:
+        if link == "lost" and self._round and not self._has_finished and not self._history_changed:
             log.warning("etcd does not answer: the workers go on, and no node is taken for dead meanwhile")
 
+    def _is_elsewhere(self, current: Round) -> bool:
+        return self._seated_in is None or current.seats != self._seated_in.seats
+
     def _take(self, events: tuple[Event, ...]) -> None:
+        if not self._history_changed:
+            self._look(self._shown())
+        elif self._mirror.is_current and not self._writes_back:
+            self._writes_back = self._session.chore(self._write_back()) is not None
+
+    def _shown(self) -> Outlook:
+        """What etcd shows."""
         round_, closed = self._mirror.get(self._keys.round), self._mirror.get(self._keys.closed)
         refused = self._mirror.get(self._keys.refused(self.name))
         known = Round.decode_or_none(round_.value) if round_ is not None else None
         refusal = Refusal.decode_or_none(refused.value) if refused is not None else None
-        if round_ is None and self.outlook.round is not None and self._saying is not None:
-            self._session.chore(self._say_again(self._saying))
-        was_left_behind = self.is_left_behind
-        self.outlook = Outlook(
+        return Outlook(
             round=known,
             readable=round_ is None or known is not None,
             closed=Closed.decode_or_none(closed.value) if closed is not None else None,
             refusal=refusal.reason if refusal is not None else None,
         )
+
+    def _look(self, shown: Outlook) -> None:
+        if shown.round is None and shown.readable and self.outlook.round is not None and self._saying is not None:
+            self._session.chore(self._say_again(self._saying))
+        was_left_behind = self.is_left_behind
+        self.outlook = shown
+        if shown.round is not None and 0 < self._epoch < shown.round.epoch and not self.is_closed:
+            self._renumber(shown.round.epoch, self._round)  # etcd had lost it, and others have written it back
         if self.is_left_behind and not was_left_behind:
             self.left_behind_at = self._clock()
         self._moved.set()
+
+    # -- where etcd's history goes back -------------------------------------------------------------------------------
+
+    def _on_history(self) -> None:
+        """Until what etcd shows has been compared with what we know, nothing follows from it, and this node does not
+        coordinate."""
+        self._history_changed = True
+        self._coordinator.hold(True)
+
+    async def _write_back(self) -> None:
+        outage = Outage("what etcd has lost of the rendezvous waits to be written back")
+        try:
+            while self._history_changed and self._mirror.is_current:
+                shown = self._shown()
+                lost = self._lost(shown)
+                if not lost:
+                    self._settle(shown)
+                    return
+                compares = [unchanged(self._mirror, key) for key in (self._keys.round, self._keys.closed)]
+                try:
+                    result = await self._client.txn(compares, lost)
+                    await self._mirror.wait_revision(result.revision, 1.0)
+                except InstepError as error:
+                    outage.met(error)
+                    await asyncio.sleep(RETRY_S)
+        finally:
+            self._writes_back = False
+
+    def _lost(self, shown: Outlook) -> list[Op]:
+        """What writes back what `shown` lacks."""
+        if not shown.readable:
+            return []
+        known = self.outlook
+        round_ = lost_round(known.round, known.closed, shown.round, shown.closed)
+        closed = lost_close(known.closed, shown.closed)
+        ops = [Op.put(self._keys.round, round_.encode())] if round_ is not None else []
+        return [*ops, *([Op.put(self._keys.closed, closed.encode())] if closed is not None else [])]
+
+    def _settle(self, shown: Outlook) -> None:
+        """Etcd shows what we know, or what came of it."""
+        self._history_changed = False
+        current, ours = shown.round, self._seated_in
+        if ours is None:
+            self._renumber(epoch_of(current, shown.closed) if self._epoch else 0, 0)
+        elif current is not None and current.is_same_formation(ours):
+            self._renumber(current.epoch, current.number)
+        self._look(shown)
+        if current is not None:
+            follows = "this node asks for the next round" if self.is_left_behind else "the workers train on"
+            log.warning(
+                "etcd's history has changed (%s): it holds round %d of %s again, and %s",
+                self._client.history.reason,
+                current.number,
+                self._keys.run,
+                follows,
+            )
+        self._coordinator.hold(False)
+
+    def _renumber(self, epoch: int, number: int) -> None:
+        """Our round has other numbers in this history: what is registered says so too."""
+        self._epoch, self._round = epoch, number
+        said = self._saying
+        if said is not None and (said.epoch, said.round) != (epoch, number):
+            self._saying = said.model_copy(update={"epoch": epoch, "round": number})
+            self._session.chore(self._rest(self._saying))

@@ -56,7 +56,7 @@ class Seat(Record):
 
 
 class Round(Record):
-    """The formation that holds. Written by the node that coordinates, and by nobody else."""
+    """The formation that holds. Written by the node that coordinates; by any node where etcd has lost it."""
 
     format: Literal[1] = FORMAT
     epoch: int = Field(ge=1)
@@ -75,6 +75,10 @@ class Round(Record):
 
     def rank_of(self, node: str) -> int | None:
         return next((rank for rank, seat in enumerate(self.seats) if seat.node == node), None)
+
+    def is_same_formation(self, other: Round) -> bool:
+        """Whether the same nodes have met in the same store, whatever the numbers: a store is new for each round."""
+        return bool(self.seats) and (self.seats, self.store) == (other.seats, other.store)
 
 
 class Closed(Record):
