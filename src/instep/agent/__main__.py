@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -25,16 +27,16 @@ def main() -> int:
 
 
 def _guarded(path: str, run: str, lock: int, known: str, settings: str) -> int:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the agent does not end before the workers: see agent.service
     os.chdir("/")  # the trainer's folder may be wanted away
     folder = RuntimeFolder(Path(path))
     name = node_name(folder, known)  # here, so that each agent has the same one, also when the folder was cleaned away
 
-    def agent() -> int:
-        from instep.agent.service import serve
+    # Loaded once, by the supervisor: an agent that replaces a killed one is a fork of it and starts without a delay.
+    from instep.agent.service import serve
 
-        return serve(path, run, settings, name)
-
-    return guard(folder, lock, agent)
+    gc.freeze()  # the agents share this memory with the supervisor
+    return guard(folder, lock, lambda: serve(path, run, settings, name))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,6 @@ def guard(folder: RuntimeFolder, lock: int, serve: Callable[[], int]) -> int:
 
     Limit: what kills this process too (the end of a container) is not survived. It must not have started threads.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # not before the workers: see agent.service
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a trainer that ignores it hands that on: there is no waiting then
     restarts, held = 0, lock
     while True:
