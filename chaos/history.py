@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -113,7 +113,8 @@ class HistorySession:
     def __init__(
         self, folder: Path, server: EtcdServer, seed: int, duration_s: float, say: Callable[[str], None]
     ) -> None:
-        self.done: Counter[str] = Counter()
+        self.done: Counter[How] = Counter()
+        self.struck: Counter[Who] = Counter()
         self.slowest_s: dict[str, float] = {}
         self._folder = folder
         self._server = server
@@ -137,6 +138,7 @@ class HistorySession:
             self._say(f"round {number}: {item}")
             await self._round(item)
             self.done[item.how] += 1
+            self.struck[item.who] += 1
             if time.monotonic() >= until_s:
                 break
         await self._change(FINAL)
@@ -274,7 +276,7 @@ class HistorySession:
     async def _checkpoints(self) -> Finding:
         committed = self._committed()
         manifests, latest = await self._registry()
-        problems = broken_files(manifests)
+        problems = broken_files(still_kept(manifests, self._every_said("saved")))
         if committed and latest != committed[-1]:
             problems.append(f"{committed[-1]} was committed last and {latest} is what a restart goes on from")
         return Finding("No checkpoint is lost", f"{len(committed)} committed", tuple(problems))
@@ -300,6 +302,9 @@ class HistorySession:
         lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
         return [line for line in lines if line["event"] == event]
 
+    def _every_said(self, event: str) -> list[dict[str, Any]]:
+        return [line for rank in range(WORLD_SIZE) for line in self._said(rank, event)]
+
     def _last_said(self, rank: int, event: str) -> dict[str, Any] | None:
         """By the present life of that rank."""
         said = [line for line in self._said(rank, event) if line["life"] == self._ranks.board.get(rank, Word.LIFE)]
@@ -307,8 +312,7 @@ class HistorySession:
 
     def _committed(self) -> list[str]:
         """Ids of the checkpoints that a rank was told to be committed, in order."""
-        said = [line for rank in range(WORLD_SIZE) for line in self._said(rank, "saved")]
-        found = [line for line in said if line["outcome"] == "committed"]
+        found = [line for line in self._every_said("saved") if line["outcome"] == "committed"]
         return [str(line["id"]) for line in sorted(found, key=lambda line: float(line["at"]))]
 
     def _took(self, what: str, began: float) -> None:
@@ -345,6 +349,12 @@ class HistorySession:
             node.close()
 
 
+def still_kept(manifests: Iterable[Manifest], saved: Iterable[Mapping[str, Any]]) -> list[Manifest]:
+    """Without those that a rank has deleted on purpose: a backup brings their records back, and not their files."""
+    deleted = {name for line in saved for name in line.get("forgotten", ())}
+    return [manifest for manifest in manifests if manifest.id not in deleted]
+
+
 async def _grow(endpoints: list[str], number: int) -> None:
     async with Client(endpoints, timeout_s=CLIENT_TIMEOUT_S) as client:
         for _ in range(100):
@@ -375,7 +385,10 @@ async def perform(
             duration_s=duration_s,
             etcd=server.version,
             counts={"rounds in which the history went back": sum(session.done.values())},
-            faults={f"history {how}": count for how, count in sorted(session.done.items())},
+            faults={
+                **{f"history {how}": session.done[how] for how in How},
+                **{f"meanwhile struck: {who}": session.struck[who] for who in Who},
+            },
             figures_s={f"slowest: {what}": took_s for what, took_s in session.slowest_s.items()},
             recoveries={},
             findings=findings,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from chaos.chronicle import read_pages
+from chaos.faults import KINDS
 from chaos.judge import Finding, longest_boundary_s
 from chaos.prober import Recovery, calls_succeed_after, planned_after, watch_resumes_after
 from chaos.replay import Replay, is_plan
@@ -146,6 +147,6 @@ def too_few(counts: dict[str, int], duration_s: float) -> list[str]:
 def faults_of(world: World) -> dict[str, int]:
     done, missed = world.conductor.done, world.conductor.missed
     return {
-        **{f"fault: {kind}": count for kind, count in sorted(done.items())},
+        **{f"fault: {kind}": done[kind] for kind in sorted(kind.name for kind in KINDS)},
         **{f"nothing to break: {kind}": count for kind, count in sorted(missed.items())},
     }

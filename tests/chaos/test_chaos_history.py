@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from chaos.board import Board, Word
-from chaos.history import How, Who, rounds
+from chaos.history import How, Who, rounds, still_kept
 from chaos.nodes import LISTING, Link
 from chaos.options import parse
 from chaos.prober import planned_after
@@ -18,6 +18,7 @@ from chaos.prober import planned_after
 from async_support import run
 from chaos import names
 from instep.coordination.keys import Keys
+from instep.coordination.records import Manifest
 from instep.etcd import Client
 from instep.testing import EtcdServer
 
@@ -66,6 +67,12 @@ def test_a_listing_that_is_lost_is_not_answered_and_everything_else_is(etcd: Etc
         run(main(link))
     finally:
         link.close()
+
+
+def test_a_record_that_a_backup_brings_back_of_a_deleted_checkpoint_is_no_lost_checkpoint() -> None:
+    first, second = (Manifest.model_construct(id=f"{step}-5", step=step, token=5) for step in (1, 2))
+    saved = [{"outcome": "committed", "forgotten": [first.id]}, {"outcome": "does not lead"}]
+    assert still_kept([first, second], saved) == [second]
 
 
 def test_the_time_without_a_leader_ends_with_the_next_plan() -> None:

@@ -6,6 +6,8 @@ import contextlib
 import gc
 import math
 import os
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -47,6 +49,18 @@ def test_the_end_of_one_direction_leaves_the_other_open(proxy: Proxy, server: Pl
         assert client.hear() == ""
     assert wait_until(lambda: server.ends == ["closed"], timeout_s=5)
     assert wait_until(lambda: proxy.statistics().open == 0, timeout_s=5)
+
+
+def test_a_connection_that_is_reset_before_it_is_accepted_is_passed_over(proxy: Proxy) -> None:
+    loop, go, wrong = proxy._thread.loop, threading.Event(), list[dict[str, Any]]()
+    loop.call_soon_threadsafe(loop.set_exception_handler, lambda _, context: wrong.append(context))
+    loop.call_soon_threadsafe(go.wait, LIMIT_S)
+    with socket.create_connection(("127.0.0.1", proxy.port)) as gone:
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    go.set()
+    with PlainClient(proxy.port) as client:
+        assert client.ask("one") == "echo one"
+    assert wrong == []
 
 
 def test_a_cut_resets_what_stands_and_refuses_what_comes_until_healed(proxy: Proxy, server: PlainServer) -> None:

@@ -112,7 +112,8 @@ class Listener:
 
     def _made(self, client: Side) -> None:
         assert client.transport is not None
-        line = self._route(client.transport.get_extra_info("peername")[1])
+        address = client.transport.get_extra_info("peername")  # None where it has gone already
+        line = self._route(address[1]) if address is not None else None
         if line is None:
             client.reset()
         else:
