@@ -88,48 +88,14 @@ class Node:
         self._archive = Archive(name, client, keys, session, state, workers, self._effects)
         self._assembly = Assembly(name, client, keys, state, workers, self._effects, lambda: space.problem)
         self._notices = Notices(name, client, keys, state, workers, self._effects)
-        self._registry = registry = Registry(
-            client, keys, session, workers, self._space, claim or NodeName(name, claim=name)
-        )
+        node_name = claim or NodeName(name, claim=name)
+        self._registry = Registry(client, keys, session, workers, self._space, node_name)
         tryouts = Tryouts(workers)
-        self._office = Office(
-            client,
-            keys,
-            session,
-            state,
-            workers,
-            name,
-            pace=self._measure,
-            try_out=tryouts.ask,
-            ttl_s=ttl_s,
-            stall_timeout_s=stall_timeout_s,
-            former_lease=self._former_lease,
-            on_denied=lambda error: self._reception.deny(error),
-        )
-        self._reception = Reception(
-            name,
-            state,
-            workers,
-            self._roster,
-            effects=self._effects,
-            clerk=self._clerk,
-            registry=registry,
-            office=self._office,
-            tryouts=tryouts,
-            archive=self._archive,
-            assembly=self._assembly,
-            notices=self._notices,
-        )
+        self._office = self._new_office(tryouts, ttl_s, stall_timeout_s)
+        self._reception = self._new_reception(tryouts)
+        register, on_epoch = self._reception.register_all, self._on_epoch
         self._heads = Heads(
-            name,
-            client,
-            keys,
-            session,
-            state,
-            workers,
-            self._effects,
-            register=self._reception.register_all,
-            on_epoch=self._on_epoch,
+            name, client, keys, session, state, workers, self._effects, register=register, on_epoch=on_epoch
         )
         self._effects.is_certain = lambda: self._heads.is_certain
         self._relisted = False
@@ -146,6 +112,38 @@ class Node:
         self.on_tick: Callable[[], None] = lambda: None
         self.problem_here: Callable[[], str | None] = lambda: None
         """What keeps processes of this node from connecting, if anything does."""
+
+    def _new_office(self, tryouts: Tryouts, ttl_s: int, stall_timeout_s: float) -> Office:
+        return Office(
+            self._client,
+            self._keys,
+            self._session,
+            self._state,
+            self._workers,
+            self._name,
+            pace=self._measure,
+            try_out=tryouts.ask,
+            ttl_s=ttl_s,
+            stall_timeout_s=stall_timeout_s,
+            former_lease=self._former_lease,
+            on_denied=lambda error: self._reception.deny(error),
+        )
+
+    def _new_reception(self, tryouts: Tryouts) -> Reception:
+        return Reception(
+            self._name,
+            self._state,
+            self._workers,
+            self._roster,
+            effects=self._effects,
+            clerk=self._clerk,
+            registry=self._registry,
+            office=self._office,
+            tryouts=tryouts,
+            archive=self._archive,
+            assembly=self._assembly,
+            notices=self._notices,
+        )
 
     def __repr__(self) -> str:
         return f"Node({self._name}, {self._workers!r}, {self._state!r})"

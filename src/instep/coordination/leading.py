@@ -48,6 +48,7 @@ from instep.coordination.schema import Schema
 from instep.coordination.situation import Situation
 from instep.coordination.trial import Trial
 from instep.coordination.wishes import about_wishes
+from instep.scalar import Scalar
 
 PLAN_TIMEOUT_S = 60.0
 """A plan nobody decides in this time, or in three times what its gate should take, is aborted and made anew."""
@@ -140,69 +141,74 @@ def _form_view(now: Situation, group: membership.Group) -> FormView:
     schema = Schema.decode(now.schemas[group.schema_digest])
     staying = membership.staying(now.view, group, now.entered)
     fresh = not staying
-    last_plan = recovery.last_number(now)
     known = (now.view.number if now.view else 0, now.epoch.view if now.epoch else 0)
     number = max(*known, *(item.member.view for item in now.registered)) + 1
     rejections: tuple[Rejected, ...] = tuple(now.rejected.values())
     trial: Trial | None = None
     changes: tuple[StartChange, ...] = ()
     if fresh or now.agreed is None:
+        restart = membership.is_restart(group)
         start = start_values(
             now.desired,
             now.agreed.values if now.agreed else None,
             schema,
             now.rejected,
-            prefer_script=schema.prefers_script and not membership.is_restart(group),
+            prefer_script=schema.prefers_script and not restart,
         )
-        ended = now.view is not None and not membership.active_ranks(now.view, now.left)
-        course = commands.course_of_fresh_view(now.agreed.course, ended=ended) if now.agreed else Course()
-        snapshot = Snapshot(values=start.values, plan=last_plan, course=course, origin=number)
         by = signatures(now.changes, now.rejected)
         rejections = tuple(signed_rejection(item, by.get(item.revision)) for item in start.rejections)
-        trial = start.trial
-        changes = signed(start.changes, by)
-        revision = _newest_revision(now.desired)
-        agreed = Agreed(
-            plan=last_plan,
-            view=number,
-            values=start.values,
-            revision=revision,
-            course=course,
-            origin=number,
-            began=last_plan,
-            digest=now.agreed.digest if now.agreed else "",
-        ).as_start()
+        trial, changes = start.trial, signed(start.changes, by)
+        agreed = _agreed_at_start(now, number, start.values)
     else:
-        # The gate goes with it even when everybody has passed it: one that comes back from a checkpoint starts before
-        # it again (docs/protocol/, mutant FORGET_PREVIOUS).
         agreed = now.agreed.model_copy(update={"view": number})
-        snapshot = Snapshot(
-            values=agreed.values,
-            plan=agreed.plan,
-            gate=agreed.gate,
-            previous=agreed.previous,
-            course=agreed.course,
-            origin=agreed.origin,
-            back=agreed.back,
-        )
-        if snapshot.gate is None and agreed.plan > agreed.began:
-            # A command alone has no gate that concerns values, but whoever joins owes its receipt all the same.
-            snapshot = snapshot.model_copy(update={"gate": 0, "previous": agreed.values})
     offer = resuming.offer(now.view, fresh, now.pointer, now.resume, resume_is_newer=now.resume_is_newer)
     news = {"checkpoint": offer.checkpoint, "vote": offer.vote, "digest": agreed.digest}
-    snapshot = snapshot.model_copy(update=news)
     view = View(
         number=number,
         world_size=group.world_size,
         schema_digest=group.schema_digest,
         nodes=membership.nodes_of(group),
         versions=membership.mixed_versions(group),
-        start=snapshot,
+        start=_snapshot(agreed).model_copy(update=news),
         fresh=fresh,
         staying=format_ranks(staying),
     )
     undecided = now.plan.number if now.plan is not None and now.decision is None else None
     return FormView(view, agreed, schema, rejections, undecided, trial, changes=changes)
+
+
+def _agreed_at_start(now: Situation, number: int, values: Mapping[str, Scalar]) -> Agreed:
+    """What is agreed in a fresh view."""
+    ended = now.view is not None and not membership.active_ranks(now.view, now.left)
+    last_plan = recovery.last_number(now)
+    return Agreed(
+        plan=last_plan,
+        view=number,
+        values=dict(values),
+        revision=_newest_revision(now.desired),
+        course=commands.course_of_fresh_view(now.agreed.course, ended=ended) if now.agreed else Course(),
+        origin=number,
+        began=last_plan,
+        digest=now.agreed.digest if now.agreed else "",
+    ).as_start()
+
+
+def _snapshot(agreed: Agreed) -> Snapshot:
+    """What the ranks of a view start with. It includes the gate even when all ranks have passed it: a rank that comes
+    back from a checkpoint starts before it again (docs/protocol/, mutant FORGET_PREVIOUS)."""
+    snapshot = Snapshot(
+        values=agreed.values,
+        plan=agreed.plan,
+        gate=agreed.gate,
+        previous=agreed.previous,
+        course=agreed.course,
+        origin=agreed.origin,
+        back=agreed.back,
+    )
+    if snapshot.gate is None and agreed.plan > agreed.began:
+        # A command alone has no gate that concerns values, but a rank that joins owes its receipt all the same.
+        return snapshot.model_copy(update={"gate": 0, "previous": agreed.values})
+    return snapshot
 
 
 def _about_resuming(now: Situation) -> Ask | None:

@@ -90,16 +90,16 @@ def join(
     `rank` and `world_size` come, if not given, from torch.distributed where it is initialized, else from RANK and
     WORLD_SIZE, else from the variables of MPI or Slurm, else they are 0 and 1. `etcd` and `namespace` come from
     the INSTEP_ variables if not given. `timeout_s` bounds the whole wait for etcd and the other ranks;
-    `etcd_patience_s` bounds each later wait at a gate. A rank whose process has ended is replaced by the next one
-    that joins as that rank. While it trains, another process that joins as that rank is refused, unless `take_over` is
+    `etcd_patience_s` bounds each later wait at a gate. When a rank's process has ended, the next process that joins
+    as that rank replaces it. While it trains, another process that joins as that rank is refused, unless `take_over` is
     true or one torchrun job started both; then the former one ends with `Evicted`.
     `replay` is a schedule file (`instep history RUN --export FILE`), the same on all ranks: the values come from it, at
     its steps, and live changes are refused. `max_restarts` (INSTEP_MAX_RESTARTS if not given, else no limit) is how
     often the run may start again after a failure since it ended cleanly or since `instep reset RUN`; where ranks
     disagree, the smallest counts. `protect_loader_workers` keeps DataLoader workers that this process starts afterwards
     alive when a SIGTERM is sent to the whole job (docs/howto/preemption.md); False leaves multiprocessing alone.
-    `prefer` says which values the run starts with where etcd holds others than the script declares, "etcd" or "script",
-    the same on all ranks; live changes are made with both, and hold when torchrun starts ranks again after a failure.
+    `prefer` ("etcd" or "script", the same on all ranks) says which values the run starts with if etcd's differ from the
+    script's. Live changes work with both, and are kept when torchrun restarts ranks after a failure.
 
     Raises SettingsError (bad arguments, an unusable schedule; nothing was contacted), EtcdDenied (credentials or
     certificates refused), JoinRefused (this rank disagrees with the others or trains already, or the run has failed too
@@ -139,18 +139,22 @@ def join(
     if protect_loader_workers:
         children.protect()
     if rank == 0:
-        values = ", ".join(f"{name}={format_scalar(value)}" for name, value in run._agreement.values.items())
-        differences = codec.differences(run._agreement.values) if schedule is None else []
-        if differences:
-            log.warning(
-                "run %r trains with values from etcd instead of this script's: %s; 'instep unset %s NAME' before a "
-                "start gives the script's value back",
-                name,
-                ", ".join(differences),
-                name,
-            )
-        log.info("all %d ranks have joined run %r (view %d) with %s", world_size, name, run.view, values or "no values")
+        _log_start(run, codec.differences(run._agreement.values) if schedule is None else [])
     return run
+
+
+def _log_start(run: Run[Any], differences: Sequence[str]) -> None:
+    name = run.name
+    if differences:
+        log.warning(
+            "run %r trains with values from etcd instead of this script's: %s; to use the script's value, "
+            "run 'instep unset %s NAME' before a start",
+            name,
+            ", ".join(differences),
+            name,
+        )
+    values = ", ".join(f"{key}={format_scalar(value)}" for key, value in run._agreement.values.items()) or "no values"
+    log.info("all %d ranks have joined run %r (view %d) with %s", run.world_size, name, run.view, values)
 
 
 def _wait_for_view(
@@ -180,7 +184,7 @@ def _wait_for_view(
         except LinkLost:
             continue
         if link.starts == 0 and any(_is_of_the_agent(message) for message in messages):
-            # Another worker started this agent, maybe with settings that have been mended since: ask one of our own.
+            # Another worker started this agent, maybe with settings that have been fixed since: start one of our own.
             link.drop()
             continue
         for message in messages:
