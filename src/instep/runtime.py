@@ -92,9 +92,9 @@ class RuntimeFolder:
         return self.path / "end"
 
     def place(self) -> str:
-        """Tells this folder on this machine, since it was started, from any copy of it; empty where that is unknown.
+        """Distinguishes this folder on this machine, since its boot, from any copy of it; empty where that is unknown.
 
-        Limit: machines that go on from one snapshot of a running one, its memory included, have one place.
+        Limit: machines that continue from one snapshot of a running one, its memory included, have one place.
         """
         boot = _read("/proc/sys/kernel/random/boot_id")
         found = self.path.stat()

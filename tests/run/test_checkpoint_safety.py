@@ -108,7 +108,7 @@ def test_a_start_at_the_wrong_step_deletes_nothing_of_more_steps(team: Team) -> 
         all_do(ranks, "keep", step=step)
     leave(team)
     assert set(there) < set(saved_in(team))
-    assert "step 0 is saved although this run went on from the checkpoint of step 3" in log_of(rank)
+    assert "step 0 is saved although this run resumed from the checkpoint of step 3" in log_of(rank)
 
 
 def test_a_registry_that_is_lost_is_written_again_from_the_disk_and_takes_no_checkpoint_with_it(team: Team) -> None:

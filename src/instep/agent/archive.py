@@ -269,7 +269,7 @@ class Archive:
         )
         if self._failed is None:
             self._effects.start(self._write_failed())
-        self._failed = failed  # of several that wait for etcd the last one is told
+        self._failed = failed  # if several wait for etcd, only the last is written
 
     async def _write_failed(self) -> None:
         async def attempt() -> None:

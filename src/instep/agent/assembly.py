@@ -52,7 +52,7 @@ class Assembly:
         """What keeps etcd from taking writes, if anything."""
         self._clock = clock
         self._calls: dict[WorkerId, Call] = {}
-        """Who waits."""
+        """Workers that wait, and at which barrier."""
         self._since = 0.0
         self._wanted: Arrivals | None = None
         """What is to stand in etcd, as far as it counts."""

@@ -67,7 +67,7 @@ class Ballot:
         self._clock = clock
         self._asking = asyncio.Lock()
         self._waiting: dict[WorkerId, Resume | None] = {}
-        """Who wants to go on from a checkpoint, and what it was told last."""
+        """Workers that want to resume from a checkpoint, and the last answer that each received."""
         self._question: Question | None = None
 
     def __repr__(self) -> str:

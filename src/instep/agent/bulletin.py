@@ -58,8 +58,8 @@ class Bulletin:
         self._tell_waiting(problem, urgent=True)
 
     def tell_awaited(self, problem: str | None, *, here: str | None = None) -> None:
-        """What those who wait are waiting for: that `problem` is over, if there is one, else as the state says. `here`
-        is what keeps other processes of this node from joining: it is said first."""
+        """Tells waiting workers what they wait for: the end of `problem` if there is one, else what the state says.
+        `here` is what keeps other processes of this node from joining; it is sent at once."""
         if self._linked or here:
             text, missing = _awaited(self._state)
             text = problem or text
@@ -69,7 +69,7 @@ class Bulletin:
     def _tell_waiting(
         self, text: str, *, missing: tuple[int, ...] = (), urgent: bool = False, held: bool = False
     ) -> None:
-        """`held`: those whose rank another process has hear that too."""
+        """`held`: a worker whose rank another process holds is told that too."""
         for worker in self._workers:
             if not worker.view:
                 holder = _holder(self._state, worker.rank) if held and worker.rank not in missing else None
@@ -78,7 +78,7 @@ class Bulletin:
 
 
 def _holder(state: RunState, rank: int) -> str | None:
-    """Who has the rank in the view that holds."""
+    """Which process holds the rank in the current view."""
     nodes = state.view.nodes if state.view is not None else {}
     node = next((name for name, members in nodes.items() if rank in members.ranks), None)
     return f"rank {rank} is held by a process on node {node} while that is alive" if node is not None else None

@@ -52,7 +52,7 @@ class Clerk:
         self._effects = effects
         self._agreement = NodeAgreement(node)
         self._left: Left | None = None
-        """Who had left when etcd's history went back."""
+        """The ranks that had left when etcd's history went back."""
 
     def __repr__(self) -> str:
         return f"Clerk({self._agreement!r})"
@@ -90,12 +90,12 @@ class Clerk:
         self._effects.look_up(promised, self._teller(promised))
 
     def reset(self) -> None:
-        """etcd holds another history. Who has left has left."""
+        """etcd holds another history. Ranks that have left stay left."""
         self.repeat_left()
         self._agreement = NodeAgreement(self._node)
 
     def repeat_left(self) -> None:
-        """etcd may have lost it."""
+        """Writes again which ranks have left: etcd may have lost it."""
         agreement = self._agreement
         gone = tuple(sorted(rank for rank, life in agreement.life.items() if life is Life.LEFT))
         if gone:
@@ -103,7 +103,7 @@ class Clerk:
             self._effects.keep(self._keys.left_of(self._node), self._left.encode())
 
     def _repeat_applied(self, plan: Plan) -> None:
-        """Of a plan that was written back the receipts are lost."""
+        """Writes receipts again for a plan that was written back: etcd has lost them."""
         if plan.restored is None:
             return
         for rank, worker in self.members().items():
@@ -180,7 +180,7 @@ class Clerk:
                     pass  # for a worker that is not connected: it hears it when it is
 
     def _teller(self, promised: Promised) -> Callable[[Decision], None]:
-        """Those who hold the promise hear it also where the view that they are in is not known."""
+        """Workers that hold the promise receive it even if their view is not known."""
 
         def tell(decision: Decision) -> None:
             self._do(self._agreement.on_decision(promised.number, decision, promised.digest))
@@ -192,7 +192,7 @@ class Clerk:
         return tell
 
     def _tell_plan(self, worker: LocalWorker, plan: Plan) -> None:
-        """It is kept first: a worker may have promised whatever it was told of."""
+        """The roster is written first: a worker may promise each plan that it receives."""
         if worker.told is None or worker.told.number < plan.number:
             worker.told = plan
             self._on_told()
@@ -209,7 +209,7 @@ class Clerk:
         worker.tell({"t": "decision", "n": number, "commit": decision.commit, "digest": digest})
 
     def _held(self, worker: LocalWorker) -> Agreed | None:
-        """What it holds; an agent that does not know takes what the plan that it was told of followed from."""
+        """What the worker holds; if this agent does not know, what is agreed in etcd, which the plan follows."""
         return worker.agreed if worker.agreed is not None else self._state.agreed
 
 

@@ -34,7 +34,7 @@ ATTEMPT_S = 2.0
 
 @dataclass(slots=True)
 class Wanted:
-    """What one key is to hold, and who waits for that."""
+    """The value that one key must get, and the callbacks that wait for it."""
 
     value: str | None
     waiting: list[Callable[[], None]] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Effects:
     again; `drain` waits for those under way.
 
     Promise: what is given to `keep` for one key is written in that order, also where a request arrives late: the last
-    value stands. Limit: other writes have no order.
+    value remains. Limit: other writes have no order.
     """
 
     def __init__(self, client: Client, keys: Keys, space: Space) -> None:
@@ -147,11 +147,11 @@ class Effects:
         tell(stands)
 
     async def _decided(self, promised: Promised, decision: Decision) -> Decision:
-        """The decision that stands afterwards. An abort compares that the plan is still the one that was promised, in
-        the epoch in which it was.
+        """The plan's decision. An abort compares that the plan, and the epoch, are still the promised ones.
 
-        Where there is neither that plan nor its decision nobody guesses. Somebody has deleted them, or etcd's history
-        has gone back: they are waited for, or for what the run's ranks know of them; the rank's own patience ends that.
+        If etcd holds neither that plan nor its decision, nothing is guessed: an operator has deleted them, or etcd's
+        history has gone back. This waits until they return, or until the ranks' knowledge of them decides; the rank's
+        own patience bounds the wait.
         """
         missing = Outage(f"plan {promised.number} is not in etcd any more")
         while True:

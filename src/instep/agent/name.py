@@ -1,4 +1,4 @@
-"""What a node is called in etcd, and how two nodes of one name are told apart."""
+"""The name of a node in etcd, and how two nodes with one name are distinguished."""
 
 from __future__ import annotations
 

@@ -213,7 +213,7 @@ class Node:
         if self._clerk.enter_view(self._left_before):
             self._bulletin.tell_versions()
         self._reception.meet_all()
-        self._heads.follow()  # who is welcomed now is registered in this epoch too
+        self._heads.follow()  # a worker that is welcomed now is registered in this epoch too
         self._clerk.follow_plans(news)
         self._look_up_promises()
         self._reception.part_with_refused()

@@ -137,7 +137,7 @@ class Reception:
             self._assembly.hear(worker, message)
         elif message["t"] == "notice":
             self._notices.hear(worker, message)
-        elif self._is_member(worker) or (message["t"] == "gate" and worker.view):  # a rank that waits is not let down
+        elif self._is_member(worker) or (message["t"] == "gate" and worker.view):  # a rank at its gate gets an answer
             self._clerk.hear(worker.rank, message)
 
     def _hold(self, connection: Connection, message: Message) -> None:
@@ -234,8 +234,8 @@ class Reception:
                 self._workers.remove(worker)
 
     def _meet(self, worker: LocalWorker) -> bool:
-        """Tells a worker where it stands in the view: in it, waiting for it, or replaced. True when it was told that it
-        is in it."""
+        """Sends a worker its place in the view: a member, waiting, or replaced. True if it was sent that it is a
+        member."""
         view = self._state.view
         if view is None or worker.met == view.number:
             return False
@@ -260,9 +260,9 @@ class Reception:
         return True
 
     def _may_enter(self, worker: LocalWorker, view: View) -> Agreed | None:
-        """What is agreed, when the worker may be in the view. One that has trained must hold that or the decision
-        before it, else etcd has lost something. A newcomer must get what all who stay hold: it waits until they are in
-        the view."""
+        """What is agreed if the worker may enter the view, else None. A worker that has trained must hold that or the
+        decision before it; otherwise etcd has lost something. A newcomer must get what all staying ranks hold: it waits
+        until they are in the view."""
         agreed, entered = self._state.agreed, self._state.entered
         if agreed is None or worker.view > view.number:
             return None

@@ -79,7 +79,7 @@ class Server:
         try:
             sock, _ = self._listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return  # whoever it was has gone
+            return  # the process that connected has closed it
         except OSError as error:
             self._pause(error)
             if error.errno in OUT_OF_RESOURCES:

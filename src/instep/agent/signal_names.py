@@ -6,7 +6,7 @@ import signal
 
 
 def signal_name(number: int) -> str:
-    """`signal 9 (SIGKILL)`; a number that has no name stands for itself."""
+    """`signal 9 (SIGKILL)`; a number without a name is returned as it is."""
     try:
         return f"signal {number} ({signal.Signals(number).name})"
     except ValueError:

@@ -17,7 +17,7 @@ from instep.wire import Message
 
 @dataclass(slots=True, eq=False)
 class LocalWorker:
-    """Identified by rank and incarnation; its connection may be lost and made anew while it lives."""
+    """Identified by rank and incarnation; its connection may be replaced while it lives."""
 
     member: Member
     schema: Schema
@@ -27,13 +27,13 @@ class LocalWorker:
     absent: bool = False
     """It lives, and was met by a former agent of this node only."""
     met: int = 0
-    """The view that it was told of over this connection."""
+    """The view that was sent over this connection."""
     agreed: Agreed | None = None
-    """What it knows to be agreed on, or was told of: never less than it knows itself."""
+    """The newest decision that it knows or was sent: never older than what it knows itself."""
     plan: Plan | None = None
     """The plan that `agreed` came from, where that is known."""
     told: Plan | None = None
-    """The newest plan that it was told of, while it was not told the decision."""
+    """The newest plan that it was sent, until it is sent the decision."""
     epoch: int = 0
     """The run's epoch when that was registered last."""
     applied: Message | None = None
@@ -102,7 +102,7 @@ class LocalWorker:
         return Head(plan=agreed.plan, digest=agreed.digest, epoch=self.epoch, told=number)
 
     def keep(self, former: LocalWorker) -> None:
-        """It has connected again: what it was told over its former connection may not have reached it, and counts."""
+        """The worker has reconnected. Messages of the former connection may not have reached it, but they count."""
         self.pace, self.excused_until = former.pace, former.excused_until
         self.epoch, self.applied = max(self.epoch, former.epoch), self.applied or former.applied
         if former.agreed is not None and (self.agreed is None or former.agreed.plan > self.agreed.plan):

@@ -56,7 +56,7 @@ class Checkpoints(Facts):
     run: str
     revision: int
     checkpoints: tuple[Checkpoint, ...]
-    """The one that a start goes on from first, then the newest commit."""
+    """The one that a start resumes from first, then the newest commit."""
 
 
 async def checkpoints(client: Client, keys: Keys) -> Checkpoints:

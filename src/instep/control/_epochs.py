@@ -31,7 +31,7 @@ class EpochFacts(Facts):
     after: int | None
     """The revision at which it was noticed."""
     author: str | None
-    """Who adopted checkpoints; None where etcd's history went back."""
+    """The author of an adoption; None where etcd's history went back."""
     settled: bool
     problem: str | None
     written_back: tuple[int, ...]

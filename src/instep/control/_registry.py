@@ -25,8 +25,8 @@ _NAMED: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Adopted(Facts):
-    """`adopted` are ids of checkpoints that were put into the registry, `known` of those that were in it. `latest` is
-    the one that a start goes on from now. `epoch` is the run's new epoch, None where tokens rise anyway."""
+    """`adopted` are ids of checkpoints that were registered, `known` of those that were registered already. `latest` is
+    the one that a start resumes from now. `epoch` is the run's new epoch, None if tokens rise without it."""
 
     run: str
     adopted: tuple[str, ...]
@@ -37,7 +37,7 @@ class Adopted(Facts):
 
 @dataclass(frozen=True, slots=True)
 class Forgotten(Facts):
-    """`latest` is the checkpoint that a start goes on from now, None for none."""
+    """`latest` is the checkpoint that a start resumes from now, None for none."""
 
     run: str
     forgotten: tuple[str, ...]
@@ -47,7 +47,7 @@ class Forgotten(Facts):
 async def adopt(
     client: Client, keys: Keys, records: Sequence[Mapping[str, Any]], *, author: str | None = None
 ) -> Adopted:
-    """Puts checkpoints into the registry of which etcd has no record. `records` are made from the directories.
+    """Registers checkpoints that etcd has no record of. `records` are made from the directories.
 
     A start goes on from the newest then. Where etcd would give tokens below theirs (it was lost or restored from a
     backup), the run's epoch rises first, so that what is saved from now on counts as newer. Doing it again changes

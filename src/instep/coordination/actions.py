@@ -136,7 +136,7 @@ class RaiseEpoch:
 
 @dataclass(frozen=True, slots=True)
 class Proclaim:
-    """We lead on, with a token of the epoch that has begun."""
+    """This leader continues, with a token of the epoch that has begun."""
 
     leader: Leader
 
@@ -150,8 +150,8 @@ class Rewrite:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """All who train have said what they hold. What etcd has lost of it is written back, and an open plan is decided as
-    they know it."""
+    """All workers that train have reported what they hold. What etcd has lost is written back, and an open plan is
+    decided as they know it."""
 
     epoch: Epoch
     agreed: Agreed | None = None
@@ -165,7 +165,7 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Enter:
-    """All who stay have entered the view: newcomers may begin."""
+    """All staying ranks have entered the view: newcomers may begin."""
 
     view: int
 

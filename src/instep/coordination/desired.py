@@ -20,7 +20,7 @@ from instep.scalar import Scalar, format_scalar, same
 
 MAX_START_CHANGES = 50
 MAX_UNKNOWN = 500
-"""Names that no schema knows and the run has not agreed on; without a schema, the most that can be set anew."""
+"""Names that no schema knows and the run has not agreed on; without a schema, the most new ones that can be set."""
 REJECTED_AT_ONCE = 50
 """Rejections after which no more of another revision are added."""
 MAX_SUPERSEDED = 50

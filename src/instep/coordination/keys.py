@@ -144,7 +144,7 @@ class Keys:
 
     @property
     def entered(self) -> str:
-        """The newest view that all who stay have entered, so that its newcomers may begin."""
+        """The newest view that all staying ranks have entered: its newcomers may begin."""
         return f"{self.state}entered"
 
     @property
@@ -249,7 +249,7 @@ class Keys:
 
     @property
     def nodes(self) -> str:
-        """Prefix: who holds a node's name, one key a node, on its lease."""
+        """Prefix: which node holds a name, one key a node, on its lease."""
         return f"{self.root}reports/nodes/"
 
     def node(self, node: str) -> str:

@@ -270,7 +270,7 @@ def _log_settled(action: Settle) -> None:
     epoch = action.epoch
     if epoch.problem is not None:
         log.error(
-            "changes stop, training goes on: %s. Restart all ranks, they go on from the newest checkpoint",
+            "changes stop, training continues: %s. Restart all ranks: they resume from the newest checkpoint",
             epoch.problem,
         )
     elif action.agreed is not None:

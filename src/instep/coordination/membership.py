@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from instep.coordination.records import Left, Member, NodeMembers, View, WorkerId, parse_ranks
 
 UNKNOWN_VERSION = "unknown"
-"""Stands for the version of an agent that does not register it."""
+"""The version of an agent that does not register one."""
 MAX_VERSIONS = 8
 
 
@@ -85,8 +85,8 @@ def without_ghosts(view: View | None, registered: Iterable[Registered]) -> tuple
 
 
 def next_group(view: View | None, registered: Iterable[Registered], *, outdated: bool = False) -> Group | None:
-    """The complete group that must become the next view, or None when the view stands as it is, unless it is outdated:
-    what it starts with is not what is agreed.
+    """The complete group that must become the next view, or None if the view needs no change. `outdated`: what the view
+    starts with is not what is agreed, so it is formed again.
 
     While a worker of the view lives, only a group of the same world size and schema can: one that disagrees is a
     stranger, such as a script started without torchrun under the name of a run that trains.
@@ -107,15 +107,15 @@ def next_group(view: View | None, registered: Iterable[Registered], *, outdated:
 
 
 def _is_view(view: View, group: Group, registered: tuple[Registered, ...]) -> bool:
-    """Not where somebody has been in a later one, or in another one of this number, which etcd has lost: who is not in
-    the next view learns so from its higher number."""
+    """False if a worker has been in a later view, or in another one of this number that etcd has lost: a worker that is
+    not in the next view learns that from its higher number."""
     members = view.workers()
     known = all(item.member.view <= view.number - (item.member.worker not in members) for item in registered)
     return known and group.incarnations() == view.incarnations()
 
 
 def staying(view: View | None, group: Group, entered: int) -> tuple[int, ...]:
-    """Ranks of the group that have trained before. A newcomer of a view that not all who stay have entered has not."""
+    """Ranks of the group that have trained before. A newcomer has once all staying ranks have entered its view."""
     began = view is not None and (entered >= view.number or not view.start.digest)
     members = view.workers() if view is not None and began else frozenset()
     return tuple(

@@ -58,7 +58,7 @@ class Record(BaseModel):
 
 
 class Elastic(Record):
-    """What torchrun told a worker, for people; decisions look at `run_id` only."""
+    """What torchrun passed to a worker, for people; decisions use `run_id` only."""
 
     restarts: int = Field(ge=0)
     """How often its node's workers were started anew after a failure of their own; others' failures do not count."""
@@ -109,7 +109,7 @@ class Member(Record):
         return WorkerId(self.rank, self.incarnation)
 
     def may_replace(self, other: Member) -> bool:
-        """Whether it may take the place of `other` while that one trains: it was told to, or one torchrun job started
+        """Whether it may take the place of `other` while that one trains: it was asked to, or one torchrun job started
         both, in another round."""
         mine, theirs = (item.elastic.run_id if item.elastic is not None else "" for item in (self, other))
         return self.take_over or (mine != "" and mine == theirs)
@@ -121,7 +121,7 @@ class Member(Record):
 
 
 class NodeClaim(Record):
-    """Who holds the name of a node: another node that happens to have it has another `claim`."""
+    """Which node holds a name: another node that happens to have the same name has another `claim`."""
 
     claim: str
     host: str = ""
@@ -225,7 +225,7 @@ class StartChange(Record):
 
 
 class Entered(Record):
-    """Newcomers of `view` may begin: all who stay have entered it."""
+    """Newcomers of `view` may begin: all staying ranks have entered it."""
 
     view: int
 
@@ -352,7 +352,7 @@ class Plan(Record):
     opened_at: str | None = None
     """Wall clock of the leader's host, for people only: no decision looks at it."""
     parent: str = ""
-    """The digest of what was agreed when it was opened: only who holds that promises it."""
+    """The digest of what was agreed when it was opened: only workers that hold that promise it."""
     epoch: int = 0
     """Of the run, when it was opened."""
     restored: int | None = None
@@ -401,10 +401,10 @@ class Agreed(Record):
     parent: str = ""
     """What `digest` was before that."""
     restored: int | None = None
-    """The epoch in which it was written back by those who held it; None where it never was lost."""
+    """The epoch in which the ranks wrote it back; None if it was never lost."""
 
     def as_start(self) -> Agreed:
-        """With the digest of a start: what this run begins anew with."""
+        """With the digest of a start: what this run restarts with."""
         text = self.model_dump_json(exclude={"digest", "parent", "restored"}, exclude_none=True)
         return self.model_copy(update={"digest": _digest(text), "parent": self.digest})
 
@@ -428,9 +428,9 @@ class Epoch(Record):
     after: int | None = None
     """The revision at which that was noticed."""
     author: str | None = None
-    """Who adopted checkpoints; None where the run noticed by itself."""
+    """The author of an adoption; None where the run noticed by itself."""
     settled: bool = False
-    """All who train have said what they hold since then, and etcd holds that again: nothing is decided before."""
+    """All workers that train have reported what they hold, and etcd holds that again: nothing is decided before."""
     plan: int = 0
     digest: str = ""
     """The newest decision that one of them held when it was settled: what else was promised before is aborted."""

@@ -233,7 +233,7 @@ class Session(TaskBlock):
             self._leases += 1
             self._keeper = keeper
             self._note()
-            # What stands on it may be of a history that etcd has lost, or be brought back with an older one.
+            # Its keys may be of a history that etcd has lost, or were restored with an older one.
             end_listening = self._client.history.listen(keeper.abandon)
             try:
                 await all_of(self._hold(keeper, outage), self._follow(keeper))

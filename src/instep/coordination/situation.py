@@ -83,11 +83,11 @@ class Situation:
     epoch: Epoch | None = None
     epoch_revision: int = 0
     entered: int = 0
-    """The newest view that all who stay have entered."""
+    """The newest view that all staying ranks have entered."""
     held: Mapping[str, Held] = field(default_factory=dict)
     """What nodes hold that etcd has lost."""
     leader: Leader | None = None
-    """Who was proclaimed last."""
+    """The leader that was proclaimed last."""
     lost: Mapping[str, str] = field(default_factory=dict)
     """Keys of the run's state that somebody has deleted while it lives, and what they held."""
     run: str = ""

@@ -18,7 +18,7 @@ from instep.schedule import Schedule, ScheduledChange
 Values: TypeAlias = Mapping[str, Scalar]
 
 Position: TypeAlias = tuple[int, int]
-"""Where a change stands among all: plan `n` is `(n, 0)`, the start of view `v` after plan `n` is `(n, v)`."""
+"""The order of changes: plan `n` is `(n, 0)`, the start of view `v` after plan `n` is `(n, v)`."""
 
 _ENDLESS = 2**62
 

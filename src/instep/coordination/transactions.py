@@ -201,7 +201,7 @@ def write_first_step(keys: Keys, view: int, first: FirstStep) -> Txn:
 
 def raise_epoch(keys: Keys, seen: int, epoch: Epoch) -> Txn:
     """Begins the next epoch, also for the history. `seen` is the mod revision of `state/epoch` that `epoch` was made
-    from, 0 where there was none: of all who try exactly one succeeds. Whoever leads then proclaims itself again."""
+    from, 0 where there was none: of all attempts exactly one succeeds. The leader then proclaims itself again."""
     then = [Op.put(keys.epoch, epoch.encode()), Op.put(keys.epoch_of(epoch.number), epoch.encode())]
     if epoch.number > EPOCHS_KEPT:
         then.append(Op.delete(keys.epoch_of(epoch.number - EPOCHS_KEPT)))

@@ -131,7 +131,7 @@ def _about_order(now: Situation, order: Order, course: Course) -> Action | None:
 
 
 def _opened(now: Situation, plan: Plan) -> OpenPlan:
-    """Numbers go on after all that were heard of, also after those that etcd has lost."""
+    """Numbers continue after all that any node has reported, also after those that etcd has lost."""
     newest = now.plan.number if now.plan is not None else 0
     return OpenPlan(plan, follows=None if newest == plan.number - 1 else newest)
 

@@ -54,7 +54,7 @@ class History:
             self.revision = max(self.revision, header.revision)
 
     def changed(self, reason: str) -> None:
-        """It is another history from now on, for all who listen."""
+        """Notifies all listeners that this is another history."""
         self.changes += 1
         self.reason = reason
         self.lost, self.revision = self.revision, 0

@@ -18,7 +18,7 @@ class Proxy(Link):
     """A TCP proxy on loopback before `target_host:target_port`, for a `with` block or until `close()`.
 
     It listens from the start, on `port` or on a free one of `host`, any address of loopback, and knows nothing of
-    what it passes on. The server need not run: it is dialled for each connection anew. See `Link` for the faults and
+    what it passes on. The server need not run: a new connection to it is made for each. See `Link` for the faults and
     their limits.
     """
 

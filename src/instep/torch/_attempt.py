@@ -74,6 +74,6 @@ class Unopened:
 
 
 def report_failure(error: Exception, told: Told) -> None:
-    """An error in the log and for operators, for somebody has to do something; training goes on."""
+    """An error in the log and for operators, because somebody must act; training continues."""
     told.note_failed(error)
     log.error("%s; training goes on without this checkpoint", error)

@@ -133,7 +133,7 @@ class Checkpointer:
         self._has_saved = True
         if step <= self._restored_step:
             log.warning(
-                "step %d is saved although this run went on from the checkpoint of step %d: give what restore() "
+                "step %d is saved although this run resumed from the checkpoint of step %d: give what restore() "
                 "returns to run.steps(..., start=...)",
                 step,
                 self._restored_step,
@@ -190,8 +190,8 @@ class Checkpointer:
             knows = f"etcd knows of none after {pointer.id}" if pointer is not None else "etcd knows of none"
             names = ", ".join(item.path.name for item in unknown[-3:])
             raise CheckpointError(
-                f"{self._folder} holds whole checkpoints of run {self._run.name!r} ({names}), and {knows}: it was "
-                "lost, or restored from an older backup. Nothing is trained beside them. To go on from them: "
+                f"{self._folder} holds complete checkpoints of run {self._run.name!r} ({names}), and {knows}: it was "
+                "lost, or restored from an older backup. No training starts beside them. To resume from them: "
                 f"instep adopt {self._run.name} {shlex.quote(str(self._folder))}{self._namespace_option()}; to "
                 "train without them, give another folder or run name"
             )

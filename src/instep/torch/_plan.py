@@ -25,7 +25,7 @@ Ratios = float | Sequence[float] | Mapping[str, float | Sequence[float]]
 
 
 def checked_optimizer(given: object) -> Optimizer:
-    """The torch optimizer, out of its wrappers. BindError unless it is one that can be told of loads."""
+    """The torch optimizer without its wrappers. Raises BindError if it has no hook for loads."""
     optimizer = unwrapped_optimizer(given)
     if not isinstance(optimizer, Optimizer) or not hasattr(optimizer, "_optimizer_load_state_dict_post_hooks"):
         raise BindError(
@@ -138,7 +138,7 @@ def _late_ratios(
     optimizer: Optimizer, field: Field, bases: Sequence[float], default: float, roots: Sequence[LRScheduler]
 ) -> list[float] | None:
     """The ratios of an optimizer that was loaded or has stepped before it is bound, where its values were set for
-    another agreed value than its default; None where they are to its default. BindError where they cannot be told."""
+    another agreed value than its default; None where they are to its default. Raises BindError if they are unknown."""
     if roots and not _keeps_bases(optimizer, roots):
         return None
     moved = bool(optimizer.state) or any(getattr(root, "last_epoch", 0) > 0 for root in roots)
@@ -150,7 +150,7 @@ def _late_ratios(
     likely = ", ".join(f"{base / others[0]:.4g}" for base in bases)
     raise BindError(
         f"the optimizer was loaded or has stepped before bind, and no group has its default {field}={default:g} any "
-        f"more, so the ratios of the groups cannot be told: bind before loading a checkpoint, or give the ratios, such "
+        f"more, so the ratios of the groups are unknown: bind before loading a checkpoint, or give the ratios, such "
         f"as ratio=({likely})"
     )
 

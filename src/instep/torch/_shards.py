@@ -119,7 +119,7 @@ class Shards:
         if any(
             type(part).__name__ == "FullyShardedDataParallel" for m in self._models.values() for part in m.modules()
         ):
-            return None  # the first FSDP: what it has is told by all ranks together only
+            return None  # the first FSDP: only all ranks together know what it has
         state: dict[str, Any] = {name: get_model_state_dict(model) for name, model in self._models.items()}
         for name, (model, optimizer) in self._optimizers.items():
             names: dict[Tensor, str] = {parameter: fqn for fqn, parameter in _named_parameters(model)}
@@ -197,7 +197,7 @@ def result_of(written: Future[Metadata]) -> Metadata:
 
 @contextmanager
 def _without_state(optimizer: Optimizer) -> Iterator[None]:
-    """Without its state, for good, and as long as it lasts without gradients: then torch makes the state anew."""
+    """Deletes the state permanently, and the gradients meanwhile: torch then creates the state again."""
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = [parameter.grad for parameter in held]
     optimizer.state.clear()

@@ -100,7 +100,7 @@ class Checkpoints:
 
     @property
     def has_asked(self) -> bool:
-        """Whether this process has asked what to go on from, or has read a checkpoint."""
+        """Whether this process has asked what to resume from, or has read a checkpoint."""
         return self._has_asked
 
     @property
@@ -110,8 +110,8 @@ class Checkpoints:
 
     @property
     def passed_over(self) -> Pointer | None:
-        """The newest checkpoint, where it is of an earlier start of the run and this process has neither asked what to
-        go on from nor read one. The first save would take its place."""
+        """The newest checkpoint, if it is of an earlier start of the run and this process has neither asked what to
+        resume from nor read one. The first save would replace it."""
         saved = self._ledger.saved
         if self._has_asked or saved is None or saved.view >= self._agreement.origin:
             return None

@@ -1,4 +1,4 @@
-"""Opens files of a checkpoint folder in which another user, or whoever can write to etcd, may have planted something.
+"""Opens files of a checkpoint folder in which another user, or a writer to etcd, may have planted something.
 
 Names come from documents that others can write, so a name never leads out of its directory, and what is opened is a
 regular file of a user that is trusted.
@@ -73,11 +73,6 @@ def read_file(folder: Path, name: str, owners: Owners, limit: int) -> bytes:
     if text is None or len(text) > limit:
         raise OSError(errno.EFBIG, "it is larger than any file of this kind that Instep writes", str(folder / name))
     return text
-
-
-def check_directory(folder: Path, owners: Owners) -> None:
-    """OSError unless `folder` is a directory (not a link to one) of a user that is trusted."""
-    os.close(_open_directory(folder, None, folder, owners))
 
 
 def _parts_of(folder: Path, name: str) -> list[str]:

@@ -61,7 +61,7 @@ def notice_signals(environ: Mapping[str, str]) -> tuple[int, ...]:
 
 def listen(listener: Listener, further: Iterable[int] = ()) -> None:
     """Has the bound method called at the first SIGTERM, in the main thread; it is held weakly. A second signal, three
-    seconds later or more, goes to whoever was to have it before, or ends the process. `further`: signals that also
+    seconds later or more, goes to the former handler, or ends the process. `further`: signals that also
     give notice.
 
     Limit: nothing happens outside the main thread, where SIGTERM is ignored, and where C code handles it (it could not
