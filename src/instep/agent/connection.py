@@ -28,7 +28,7 @@ def refusal(error: OSError) -> Message:
 
 
 def refuse(sock: socket.socket, error: OSError) -> None:
-    """Says why its process cannot be served, and hangs up."""
+    """Sends the reason why its process cannot be served, and closes the socket."""
     with sock, contextlib.suppress(OSError):
         sock.setblocking(False)
         sock.send(encode(refusal(error)), socket.MSG_NOSIGNAL)
@@ -166,12 +166,12 @@ class Connection:
                 self._on_message(self, message)
 
     def guarded(self, act: Callable[[], None]) -> None:
-        """Acts on what the worker has said. What cannot be understood ends the connection: the worker makes another and
-        says it again, and nobody else is harmed."""
+        """Acts on a message of the worker. One that cannot be understood ends the connection: the worker connects again
+        and repeats it, and no other worker is affected."""
         try:
             act()
         except (WireError, KeyError, TypeError, ValueError) as error:
-            log.error("worker %d said what cannot be understood (%r)", self.pid, error)
+            log.error("worker %d sent what cannot be understood (%r): it has to connect again", self.pid, error)
             self.hang_up()
 
     def _refuse(self, error: OSError) -> None:

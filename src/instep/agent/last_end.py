@@ -10,13 +10,13 @@ MAX_TEXT = 500
 
 
 def note_end(folder: RuntimeFolder, reason: str) -> None:
-    """Replaces the reason. One that cannot be written is left out: nothing depends on it."""
+    """Replaces the reason. A failed write is ignored: nothing depends on it."""
     with contextlib.suppress(OSError):
         folder.end.write_text(reason[:MAX_TEXT], encoding="utf-8", errors="replace")
 
 
 def note_start(folder: RuntimeFolder, pid: int) -> str | None:
-    """How the agent before this one ended, None for none. What is written now holds if this one can write nothing."""
+    """How the former agent ended, None if there was none. Writes the reason for the case that this one is killed."""
     former: str | None = None
     with contextlib.suppress(OSError):
         former = " ".join(folder.end.read_text(encoding="utf-8", errors="replace").split()) or None

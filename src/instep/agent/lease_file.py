@@ -15,8 +15,8 @@ log = logging.getLogger("instep")
 
 class LeaseFile:
     """Promise: `read` gives the lease that `write` was given last in this folder and this boot of this machine, 0 for
-    none. A copy of the folder gives 0, because the lease may be in use where it was copied. Trouble with the file is
-    logged, and costs the time until the lease ends."""
+    none. A copy of the folder gives 0, because the lease may be in use where it was copied. If the file cannot be
+    read or written, that is logged, and the former lease ends after its TTL."""
 
     def __init__(self, folder: RuntimeFolder) -> None:
         self._folder = folder
@@ -32,7 +32,7 @@ class LeaseFile:
         except FileNotFoundError:
             return 0
         except (OSError, ValueError) as error:
-            log.warning("the lease of this node's former agent cannot be read, and ends by itself: %s", error)
+            log.warning("the id of the former agent's lease cannot be read: that lease ends after its TTL (%s)", error)
             return 0
 
     def write(self, lease_id: int) -> None:

@@ -40,8 +40,8 @@ GIVE_UP_S: Final = 30.0
 
 class Reception:
     """Every worker that comes is registered and stands for election until it goes; its roster entry, registration and
-    candidacy go with it. What workers say before `open` is heard then: it needs to be known where the run stands.
-    `is_open` tells whether it is."""
+    candidacy go with it. Messages received before `open()` are queued until the run's state is
+    known. `is_open` says whether it is."""
 
     def __init__(
         self,
@@ -73,11 +73,11 @@ class Reception:
         self._notices = notices
         self.is_open = False
         self._early: deque[tuple[Connection | Absentee, Message | None]] = deque()
-        """What workers have said, or None for a death, in order."""
+        """Queued messages in order; None for a death."""
         self._dead_since: float | None = None
         self._say_denied_at = 0.0
         self._told_of: frozenset[WorkerId] = frozenset()
-        """Refused processes that the ones they would have replaced have heard of."""
+        """Refused processes that the ranks they would have replaced were notified of."""
 
     def __repr__(self) -> str:
         return f"Reception({self._workers!r}, {'open' if self.is_open else f'{len(self._early)} wait to be heard'})"
@@ -141,10 +141,11 @@ class Reception:
             self._clerk.hear(worker.rank, message)
 
     def _hold(self, connection: Connection, message: Message) -> None:
-        """Of a worker that says too much nothing is kept: it connects again and says what still counts."""
+        """Keeps a message until the state is known. A worker that sends too many is disconnected: it connects again and
+        repeats what still counts."""
         self._early.append((connection, message))
         if sum(other is connection for other, _ in self._early) > MAX_EARLY:
-            log.warning("worker %d says more than can be kept before etcd answers: it connects again", connection.pid)
+            log.warning("worker %d sent too many messages while etcd did not answer: it connects again", connection.pid)
             self._early = deque(item for item in self._early if item[0] is not connection or item[1] is None)
             connection.hang_up()
 
@@ -173,7 +174,7 @@ class Reception:
             self._clerk.look_up(promised)
 
     def _on_gone(self, worker: LocalWorker, failure: Failure | None, *, last_step: int = -1) -> None:
-        """`failure` is None for one that has left cleanly. It hears `bye` when etcd knows how it went."""
+        """`failure` is None for a worker that has left cleanly. It gets `bye` once etcd has recorded its end."""
         was_member = self._is_member(worker)
         self._strike(worker)
         self._office.ended(worker.id, "it left" if failure is None else "its process died")
@@ -203,7 +204,7 @@ class Reception:
             self._effects.start(self.register_all())
 
     def reset(self) -> None:
-        """etcd holds another history: where workers stand in it is not known."""
+        """etcd holds another history: the workers' place in it is not known."""
         for worker in self._workers:
             worker.met = 0
 
@@ -307,13 +308,13 @@ class Reception:
                 self._part_with(worker, "denied", str(error))
 
     def note_denied(self, error: EtcdDenied) -> None:
-        """A write that etcd does not permit: said in the log and in the training's own, once a minute."""
+        """Reports a write that etcd does not permit, in the agent's log and in the training's, once a minute."""
         now = time.monotonic()
         if now < self._say_denied_at:
             return
         self._say_denied_at = now + SAY_DENIED_EVERY_S
         log.error("%s", error)
-        text = f"{error} Training continues; what needs the permission waits until it is granted."
+        text = f"{error} Training continues; writes that need the permission wait until it is granted."
         for worker in [worker for worker in self._workers if worker.view][:1]:
             worker.tell({"t": "note", "level": logging.ERROR, "text": text})
 
@@ -334,7 +335,7 @@ def _other_version(hello: Message) -> str:
 
 
 def _promised(worker: LocalWorker, undecided: int | None) -> Promised | None:
-    """What the worker, or the agent for it, does not know the decision of."""
+    """The plan whose decision the worker, or the agent on its behalf, does not know."""
     told = worker.told
     if told is not None and undecided in (None, told.number):
         return Promised(told.number, told.digest, told.epoch)

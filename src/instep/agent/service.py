@@ -37,7 +37,7 @@ FEWEST_DESCRIPTORS = 20
 FIRST_WORKER_S = 5.0
 LINGER_S = 0.2
 """How long an agent that cannot work stays once it has said so: not long, or it would refuse with settings that have
-been mended meanwhile."""
+been fixed meanwhile."""
 
 
 def serve(folder_path: str, run: str, settings_text: str, name: NodeName) -> int:
@@ -104,13 +104,13 @@ def _on_sigterm(node: Node, stopping: asyncio.Event) -> None:
     """A scheduler that tells every process of a job to end means the ranks. They need their agent to end well, and it
     goes with the last of them."""
     if node.serves:
-        log.info("told to end (SIGTERM): that is up to the workers")
+        log.info("SIGTERM received: this agent ends when its last worker has ended")
     else:
         stopping.set()
 
 
 async def _refuse_everybody(folder: RuntimeFolder, error: InstepError) -> None:
-    """Settings that cannot work: whoever comes hears so."""
+    """Settings that cannot work: each worker that connects is told why."""
     log.error("%s", error)
 
     told = asyncio.Event()
@@ -161,7 +161,7 @@ def _raise_descriptor_limit() -> None:
 
 
 class _LogFile(RotatingFileHandler):
-    """A disk that takes no more lines costs those lines, and nothing else."""
+    """When the disk is full, log lines are lost, and nothing else."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         pass

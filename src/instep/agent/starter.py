@@ -1,4 +1,4 @@
-"""What the worker that started this agent hears from it: standard output is a pipe to that worker."""
+"""Messages to the worker that started this agent: standard output is a pipe to it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OUTPUT: Final = 1
 
 
 def tell_starter(error: BaseException) -> None:
-    """Says in one line why this agent cannot serve. The folder may have no room for a log."""
+    """Writes one line that says why this agent cannot serve, because the folder may have no space for a log."""
     if isinstance(error, OSError):
         text = explained(error, "set INSTEP_RUNTIME_DIR to another folder")
     else:
@@ -26,7 +26,7 @@ def tell_starter(error: BaseException) -> None:
 
 
 def release_starter() -> None:
-    """This agent serves: the worker connects, and nothing is said here any more."""
+    """Closes the pipe: this agent serves, and the worker connects to its socket."""
     with contextlib.suppress(OSError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, _OUTPUT)

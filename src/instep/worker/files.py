@@ -40,7 +40,7 @@ class Owners:
         if uid != self._shown:
             text = (
                 f"it belongs to user id {uid} and this process runs as {os.geteuid()}, so it is not loaded: give "
-                f" trusted_uids=[{uid}] to the Checkpointer if that user is one of yours"
+                f"trusted_uids=[{uid}] to the Checkpointer if that user is one of yours"
             )
             raise OSError(errno.EPERM, text, str(path))
 
