@@ -24,11 +24,11 @@ logger = logging.getLogger("instep")
 
 _CURES = {
     "lr": (
-        "Another part of the script writes it, so that a change of the agreed value has no effect: give bind that "
+        "Another part of the script writes it, so a change of the agreed value has no effect: give bind that "
         "schedule as scheduler= (a function of the step is a LambdaLR), or do not bind lr and use run.config yourself"
     ),
     "": (
-        "Another part of the script writes it, so that a change of the agreed value has no effect: remove that, or do "
+        "Another part of the script writes it, so a change of the agreed value has no effect: remove that, or do "
         "not bind it and use run.config yourself"
     ),
 }

@@ -117,15 +117,15 @@ class Checkpointer:
         return self._saver.save(number)
 
     def _check_start(self, step: int) -> None:
-        """At the first save. CheckpointError, on all ranks, where `restore` was forgotten."""
+        """At the first save. Raises CheckpointError, on all ranks, if `restore` was not called."""
         if self._has_saved:
             return
         passed_over = self._registry.passed_over
         if passed_over is not None:
             raise CheckpointError(
                 f"run {self._run.name!r} has checkpoint {passed_over.id} from before this start, and restore() was not "
-                "called: a save now would take its place. Call start = checkpoints.restore() before the first step; to "
-                "train from the beginning, take another run name, or the old checkpoints off this one: instep forget "
+                "called: a save now would replace it. Call start = checkpoints.restore() before the first step. To "
+                "train from the beginning, use another run name, or remove the records of the old checkpoints: instep forget "
                 f"{self._run.name} --all{self._namespace_option()}"
             )
         if not self._registry.has_asked:
@@ -157,7 +157,7 @@ class Checkpointer:
             if refused:
                 raise CheckpointError(
                     f"none of the checkpoints of {self._run.name!r} can be used ({'; '.join(refused)}): bring one "
-                    "back; or, to train from the beginning, take another run name, or these off this one: "
+                    "back. To train from the beginning, use another run name, or remove the records of these: "
                     f"instep forget {self._run.name} --all{self._namespace_option()}"
                 )
             self._check_folder(None)
@@ -170,8 +170,8 @@ class Checkpointer:
         return manifest.step + 1
 
     def _check_folder(self, manifest: Manifest | None) -> None:
-        """CheckpointError, on all ranks, when the folder holds committed checkpoints of this run that are newer than
-        `manifest` and of which etcd knows nothing: it was lost, or restored from an older backup."""
+        """Raises CheckpointError, on all ranks, when the folder holds committed checkpoints of this run that are newer
+        than `manifest` and that etcd does not know: it was lost, or restored from an older backup."""
         newest = (manifest.token, manifest.step) if manifest is not None else (-1, -1)
         place = self._run.name, self._registry.namespace, self._owners
 

@@ -108,8 +108,8 @@ class Housekeeping:
             self._delete(name)
 
     def _notice_loss(self, inventory: Inventory) -> None:
-        """Where checkpoints that were in the registry are on the disk only, nobody has forgotten them: it was lost, or
-        somebody has deleted their records."""
+        """Checkpoints that were registered and are now on the disk only were not forgotten: the registry was lost, or
+        their records were deleted by hand."""
         lost = [
             checkpoint_id
             for checkpoint_id in sorted(self._listed - inventory.ids)
@@ -124,7 +124,7 @@ class Housekeeping:
             self._adopt(inventory)
 
     def look(self) -> None:
-        """At a boundary: where tokens have got another epoch, etcd's history has gone back. On the rank that leads."""
+        """At a boundary, on the rank that leads: if the epoch of tokens has changed, etcd's history has gone back."""
         token, saved = self._registry.token, self._registry.saved
         if self._epoch is None and saved is not None:
             self._epoch = saved.token >> REVISION_BITS
@@ -141,7 +141,7 @@ class Housekeeping:
             log.warning("the checkpoints in %s are not compared with etcd's records yet: %s", self._folder, error)
 
     def _adopt(self, inventory: Inventory) -> None:
-        """Puts committed checkpoints of this run that are whole on the disk into the registry again."""
+        """Registers committed checkpoints of this run again that are complete on the disk."""
         try:
             found = [
                 item.record
@@ -156,9 +156,11 @@ class Housekeeping:
             ]
             if found:
                 adopted = self._registry.adopt(found)
-                log.warning("etcd had lost its records of checkpoints; listed again: %s", ", ".join(adopted) or "none")
+                log.warning(
+                    "etcd had lost its records of checkpoints; registered again: %s", ", ".join(adopted) or "none"
+                )
         except (InstepError, OSError) as error:
-            log.warning("checkpoints in %s are not listed again yet: %s", self._folder, error)
+            log.warning("checkpoints in %s are not registered again yet: %s", self._folder, error)
 
     def _forget(self, inventory: Inventory, named: Mapping[str, str]) -> frozenset[str]:
         """Ids of what is off the registry now. What was asked for and is not among them may be so too: next time."""

@@ -1,4 +1,4 @@
-"""Schedulers and gradient scalers that a Checkpointer was not given, so that a resume would lose their state."""
+"""Schedulers and gradient scalers that a Checkpointer was not given: a resume would lose their state."""
 
 from __future__ import annotations
 

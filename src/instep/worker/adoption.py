@@ -49,11 +49,10 @@ def find_checkpoints(
     *,
     wanted: Callable[[int, int, bool], bool] = lambda step, token, is_committed: True,
 ) -> Iterator[Found]:
-    """Those of the run directly below `folder` that are `wanted`, by step, token and whether they are marked as
-    committed, the oldest first. That all files are there in their sizes is checked; what they hold, before they are
-    loaded.
+    """The checkpoints of the run directly below `folder`, the oldest first. `wanted` chooses by step, token and whether
+    they are marked as committed. Checks that all files exist with their sizes; checksums are checked on load.
 
-    Directories of other runs and namespaces are passed over in silence. Raises OSError for a folder that cannot be
+    Directories of other runs and namespaces are skipped without a message. Raises OSError for a folder that cannot be
     read.
     """
     placed = []
@@ -73,7 +72,7 @@ def find_checkpoints(
             continue
         about = listed.about
         if not about:
-            problem = "it was saved by a version of Instep that did not write down which checkpoint it is"
+            problem = "it was saved by a version of Instep that did not record which checkpoint it is"
             yield Found(path, step, token, is_committed, None, problem)
         elif (about.get("run"), about.get("namespace")) == (run, namespace):
             if (about.get("step"), about.get("token")) == (step, token):

@@ -158,7 +158,7 @@ class Agreement(Generic[Config]):
         if self._is_foreign(message):
             agreed = self.agreed or {}
             log.error(
-                "plan %d does not follow from decision %s that holds here: it is refused. etcd's history went back",
+                "plan %d is refused: it does not follow from decision %s that holds here, so etcd's history went back",
                 number,
                 agreed.get("plan"),
             )

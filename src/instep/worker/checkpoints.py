@@ -58,7 +58,7 @@ class Checkpoints:
         self._next_step = next_step
         self._saved_by: tuple[object, int] | None = None
         self._line: tuple[str, ...] = ()
-        """Ids of what this training went on from, the newest first."""
+        """Ids of the checkpoints that this training resumed from, the newest first."""
         self._went_back: object = None
         self._has_asked = False
         self.refused: dict[str, str] = {}
@@ -151,8 +151,8 @@ class Checkpoints:
         if saved is not None:
             self._has_asked = True  # said once
             log.warning(
-                "the run has checkpoint %s of an earlier start, and this process has not gone on from it: the one that "
-                "is saved now takes its place; call run.checkpoints.resume() before the first step",
+                "the run has checkpoint %s of an earlier start, and this process has not resumed from it: the one that "
+                "is saved now replaces it; call run.checkpoints.resume() before the first step",
                 saved.id,
             )
 
@@ -182,7 +182,7 @@ class Checkpoints:
         return slot
 
     def _lineage(self) -> tuple[str, ...]:
-        """What this training went on from, with what it has saved since as far as this worker has heard of it."""
+        """The checkpoints that this training resumed from, and those saved since that this worker knows of."""
         orders, saved = self._agreement.orders, self._ledger.saved
         if orders.went_back is not None and orders.went_back is not self._went_back:
             self._went_back = orders.went_back

@@ -1,4 +1,4 @@
-"""Whether the training uses what was agreed: looked at now and then, said in the log and to the operators."""
+"""Checks from time to time whether the training uses the agreed values, and reports it to the log and operators."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Check = Callable[[], Mapping[str, str]]
 
 
 class DriftWatch:
-    """Asks the checks of all bindings. Only at a boundary that looks closer anyway: about once a second."""
+    """Runs the checks of all bindings, at the boundaries that read the socket anyway: about once a second."""
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
@@ -28,12 +28,12 @@ class DriftWatch:
         return bool(self._checks)
 
     def add(self, check: Check) -> Callable[[], None]:
-        """From now on `check` is asked, until the returned function is called."""
+        """Runs `check` at each look, until the returned function is called."""
         self._checks.append(check)
         return lambda: self._checks.remove(check)
 
     def look(self) -> tuple[str, ...]:
-        """Asks all checks; logs each hyperparameter when it is found for the first time."""
+        """Runs all checks; logs each hyperparameter the first time that it drifts."""
         found: dict[str, str] = {}
         for check in self._checks:
             found.update(check())

@@ -76,7 +76,7 @@ class Codec:
     """Between agreed values and the object that the training script reads. One per run; holds no values."""
 
     def __init__(self, model: object, *, prefer_script: bool = False) -> None:
-        """With `prefer_script` the document says so: that all ranks agree on it is compared with the rest of it."""
+        """With `prefer_script` the document says so: ranks compare that as they compare the rest of it."""
         if not (model is None or (isinstance(model, type) and issubclass(model, BaseModel))):
             raise SettingsError(f"the schema must be a subclass of instep.Hyperparameters, not {model!r}")
         self._model = model

@@ -89,7 +89,7 @@ def write_manifest(
 
 
 def mark_committed(folder: Path) -> None:
-    """Leaves word on the disk that the checkpoint is committed; where that fails, only etcd knows of it."""
+    """Marks the checkpoint as committed on the disk; where that fails, only etcd knows of it."""
     try:
         _write_synced(folder / COMMITTED, b"")
         _sync_directory(folder)

@@ -307,9 +307,7 @@ class Run(Generic[Config]):
             before = self._agreement.values
             conversation.tell(self._agreement.begin(step))
             if self._agreement.values != before:
-                self._log_new_values(
-                    before, f"step {step} runs with other values than the run was joined with or before"
-                )
+                self._log_new_values(before, f"from step {step} on, values differ from those before")
             self._look_for_drift()
             conversation.exchange(step)
             self._preemption.check(step)

@@ -51,7 +51,7 @@ class Saver:
     config: Mapping[str, Scalar]
     plan: int
     lineage: tuple[str, ...] = ()
-    """Ids of the checkpoints that the training went on from, as far as this worker knows, the newest first."""
+    """Ids of the checkpoints that the training resumed from, as far as this worker knows, the newest first."""
 
 
 class Counter(Protocol):
