@@ -125,7 +125,7 @@ class Checkpointer:
             raise CheckpointError(
                 f"run {self._run.name!r} has checkpoint {passed_over.id} from before this start, and restore() was not "
                 "called: a save now would replace it. Call start = checkpoints.restore() before the first step. To "
-                "train from the beginning, use another run name, or remove the records of the old checkpoints: instep forget "
+                "train from the beginning, use another run name, or remove the old checkpoints' records: instep forget "
                 f"{self._run.name} --all{self._namespace_option()}"
             )
         if not self._registry.has_asked:
