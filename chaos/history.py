@@ -92,7 +92,7 @@ class Round:
 
 
 def rounds(seed: int) -> Iterator[Round]:
-    """Without end. Dealt like cards, so that few of them too meet every kind."""
+    """An endless sequence. Kinds are dealt like cards: even a few rounds include every kind."""
     chance = random.Random(seed)
     while True:
         hows, whos = [*How, How.BACK, How.GROWN], list(Who)
@@ -175,7 +175,7 @@ class HistorySession:
 
     @contextmanager
     def _struck(self, item: Round) -> Iterator[None]:
-        """Kills come before the history goes back, so that who follows sees only what came of it."""
+        """Kills come before the history goes back: the replacements see only the result."""
         node = self._nodes[item.target // RANKS_PER_NODE]
         frozen = None
         match item.who:
@@ -205,7 +205,7 @@ class HistorySession:
         await self._must(lambda: board.lowest_arrived() >= goal, f"step {goal}")
 
     async def _change(self, values: dict[str, Scalar] | Any) -> None:
-        """All ranks run with these values. Asked for again and again: what was desired goes back with the history."""
+        """Puts the values until all ranks run with them: desired values go back with the history."""
         deadline = time.monotonic() + LIMIT_S
         while time.monotonic() < deadline:
             await self._put(values)
@@ -222,7 +222,7 @@ class HistorySession:
         )
 
     async def _checkpoint(self) -> str:
-        """The id of one that a rank has been told to be committed, asked for just now."""
+        """Asks for a checkpoint, and returns its id once a rank knows that it is committed."""
         known = len(self._committed())
         command = Command(kind="checkpoint")
         async with Client(self._server.endpoints, timeout_s=CLIENT_TIMEOUT_S) as client:
@@ -262,7 +262,7 @@ class HistorySession:
             raise Broken(f"the ranks did not end in order: {ranks.ended()}\n{self._story()}")
 
     def keep_evidence(self) -> None:
-        """After a failure, for one who looks for its cause: what etcd holds, beside the logs of ranks and agents."""
+        """Saves what etcd holds after a failure, beside the logs of ranks and agents."""
         held = self._server.etcdctl("get", "--prefix", NAMESPACE, check=False)
         (self._folder / "etcd.txt").write_text(held)
 
@@ -278,7 +278,7 @@ class HistorySession:
         manifests, latest = await self._registry()
         problems = broken_files(still_kept(manifests, self._every_said("saved")))
         if committed and latest != committed[-1]:
-            problems.append(f"{committed[-1]} was committed last and {latest} is what a restart goes on from")
+            problems.append(f"{committed[-1]} was committed last, and a restart resumes from {latest}")
         return Finding("No checkpoint is lost", f"{len(committed)} committed", tuple(problems))
 
     # -- inside ----------------------------------------------------------------------------------------------
@@ -311,7 +311,7 @@ class HistorySession:
         return said[-1] if said else None
 
     def _committed(self) -> list[str]:
-        """Ids of the checkpoints that a rank was told to be committed, in order."""
+        """Ids of the checkpoints that a rank knows to be committed, in order."""
         found = [line for line in self._every_said("saved") if line["outcome"] == "committed"]
         return [str(line["id"]) for line in sorted(found, key=lambda line: float(line["at"]))]
 
