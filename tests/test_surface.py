@@ -170,3 +170,10 @@ def test_a_training_script_pays_for_no_client_no_thread_and_no_event_loop() -> N
     loaded, threads = done.stdout.splitlines()
     assert loaded == ""
     assert threads == "1 1"
+
+
+def test_the_package_alone_loads_next_to_nothing() -> None:
+    """The agent and the command line import it first: what training scripts use loads when it is used."""
+    program = "import sys, instep; print('pydantic' in sys.modules, instep.join.__name__, 'pydantic' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["False", "join", "True"]

@@ -1,6 +1,10 @@
 """Instep: the live control plane of distributed PyTorch training, on etcd v3."""
 
+from __future__ import annotations
+
+import importlib
 import logging
+from typing import TYPE_CHECKING
 
 from instep.errors import (
     AgentError,
@@ -35,7 +39,11 @@ from instep.errors import (
 )
 from instep.text import OneLine
 from instep.version import VERSION
-from instep.worker import FreeConfig, Hyperparameters, Run, fixed, join
+
+if TYPE_CHECKING:
+    from instep.worker.hyper import FreeConfig, Hyperparameters, fixed
+    from instep.worker.join import join
+    from instep.worker.run import Run
 
 __version__ = VERSION
 
@@ -82,3 +90,10 @@ __all__ = [
     # version
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Loads the part for training scripts, and pydantic with it, on first use: the agent and the commands need less."""
+    if name in ("join", "Run", "Hyperparameters", "FreeConfig", "fixed"):
+        return getattr(importlib.import_module("instep.worker"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

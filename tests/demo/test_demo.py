@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import pytest
 pytestmark = pytest.mark.torch
 pytest.importorskip("torch")
 
-TIMEOUT_S = 150.0
+TIMEOUT_S = 300.0
 
 
 @pytest.fixture
@@ -27,14 +28,20 @@ def folder() -> Iterator[Path]:
         yield Path(path)
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextlib.contextmanager
+def demo_in(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Killed at the end if it still runs."""
+    with subprocess.Popen(
         [sys.executable, "-m", "instep", "demo", "--ranks", "2", *arguments],
         env={**os.environ, "TMPDIR": str(folder), "INSTEP_NAMESPACE": "/of-somebody", "RANK": "3"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as demo:
+        try:
+            yield demo
+        finally:
+            demo.kill()
 
 
 def processes_of(folder: Path) -> list[int]:
@@ -50,8 +57,8 @@ def processes_of(folder: Path) -> list[int]:
 
 
 def test_the_demo_proves_what_it_claims_and_leaves_nothing(folder: Path) -> None:
-    demo = start(folder, "--steps", "20", "--json")
-    out, err = demo.communicate(timeout=TIMEOUT_S)
+    with demo_in(folder, "--steps", "20", "--json") as demo:
+        out, err = demo.communicate(timeout=TIMEOUT_S)
     assert demo.returncode == 0, err
     found = json.loads(out)
     assert found["held"]
@@ -66,30 +73,30 @@ def test_the_demo_proves_what_it_claims_and_leaves_nothing(folder: Path) -> None
 
 
 def test_sigterm_in_the_middle_of_training_ends_everything(folder: Path) -> None:
-    demo = start(folder, "--json")
-    assert demo.stderr is not None
-    said = []
-    for line in demo.stderr:
-        said.append(line)
-        if "applied at step" in line:
-            break
-    assert len(processes_of(folder)) > 3, said
-    demo.send_signal(signal.SIGTERM)
-    out, _ = demo.communicate(timeout=TIMEOUT_S)
+    with demo_in(folder, "--json") as demo:
+        assert demo.stderr is not None
+        said = []
+        for line in demo.stderr:
+            said.append(line)
+            if "applied at step" in line:
+                break
+        assert len(processes_of(folder)) > 3, said
+        demo.send_signal(signal.SIGTERM)
+        out, _ = demo.communicate(timeout=TIMEOUT_S)
     assert (demo.returncode, out) == (128 + signal.SIGTERM, "")
     assert processes_of(folder) == []
     assert list(folder.iterdir()) == []
 
 
 def test_a_killed_torchrun_ends_the_demo_with_an_error(folder: Path) -> None:
-    demo = start(folder)
-    deadline = time.monotonic() + TIMEOUT_S
-    while not (found := [pid for pid in processes_of(folder) if _is_torchrun(pid)]):
-        assert time.monotonic() < deadline
-        assert demo.poll() is None
-        time.sleep(0.05)  # it is looked for
-    os.kill(found[0], signal.SIGKILL)
-    _, err = demo.communicate(timeout=TIMEOUT_S)
+    with demo_in(folder) as demo:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (found := [pid for pid in processes_of(folder) if _is_torchrun(pid)]):
+            assert time.monotonic() < deadline
+            assert demo.poll() is None
+            time.sleep(0.05)  # it is looked for
+        os.kill(found[0], signal.SIGKILL)
+        _, err = demo.communicate(timeout=TIMEOUT_S)
     assert demo.returncode == 1
     assert "torchrun ended with status -9" in err
     assert processes_of(folder) == []
@@ -97,8 +104,8 @@ def test_a_killed_torchrun_ends_the_demo_with_an_error(folder: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [("--steps", "0"), ("--ranks", "1")])
 def test_a_demo_that_could_show_nothing_is_refused_at_once(folder: Path, arguments: tuple[str, ...]) -> None:
-    demo = start(folder, *arguments)
-    _, err = demo.communicate(timeout=TIMEOUT_S)
+    with demo_in(folder, *arguments) as demo:
+        _, err = demo.communicate(timeout=TIMEOUT_S)
     assert demo.returncode == 2
     assert arguments[0] in err
 

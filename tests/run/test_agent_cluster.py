@@ -15,7 +15,7 @@ import pytest
 from instep.errors import EtcdUnavailable
 from instep.etcd import Client
 from instep.testing import EtcdCluster
-from run.harness import Trainer, TrainingRun, assert_in_step, wait_for
+from run.harness import PATIENCE_S, Trainer, TrainingRun, assert_in_step, wait_for
 
 IDLE_PAUSE_S = 3.0
 """What a boundary may take when nothing is pending, whatever etcd does: a look at a word, and a busy machine."""
@@ -49,8 +49,8 @@ def put(training: TrainingRun, name: str, value: object, timeout_s: float = 30.0
     asyncio.run(write())
 
 
-def same_step(trainers: list[Trainer], **values: object) -> None:
-    assert len({trainer.wait_config(**values) for trainer in trainers}) == 1
+def same_step(trainers: list[Trainer], timeout_s: float = PATIENCE_S, **values: object) -> None:
+    assert len({trainer.wait_config(timeout_s, **values) for trainer in trainers}) == 1
 
 
 def longest_boundary_s(training: TrainingRun, *trainers: Trainer) -> float:
@@ -75,7 +75,7 @@ def test_members_killed_in_turn_lose_none_of_fifty_changes(training: TrainingRun
         if number % 16 == 8:
             member.start()
     cluster.start()
-    same_step(trainers, **{f"c{number}": number for number in range(CHANGES)})
+    same_step(trainers, 3 * PATIENCE_S, **{f"c{number}": number for number in range(CHANGES)})
     assert longest_boundary_s(training) < GATE_PAUSE_S
     assert_in_step(*trainers)
     assert training.key("state/view")["number"] == 1

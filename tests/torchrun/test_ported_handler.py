@@ -109,7 +109,7 @@ def test_a_node_too_many_waits_without_limit_and_disturbs_nobody(agents: Agents)
     """Neither join_timeout nor its lease's length, of 2 s, bounds that. At the end it leaves with exit code 0: it was
     not needed."""
     (agent,), _ = agents.in_a_round(1, 1, 1)
-    spare = agents.one(1, 1, join_timeout="0.3").joins()
+    spare = agents.one(1, 1, join_timeout="2").joins()
     until(lambda: agents.asking() == 1)
     with pytest.raises(TimeoutError):
         spare.result(2.5)
