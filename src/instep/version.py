@@ -1,4 +1,4 @@
-"""The version of this package. Agents register it, so that a run can say when its nodes run different ones."""
+"""The version of this package. Agents register it: a run says when its nodes run different ones."""
 
 from typing import Final
 

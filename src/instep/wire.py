@@ -21,7 +21,7 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 CANNOT_SERVE = "its agent cannot serve: "
 """What an agent's line for the worker that has started it begins with."""
 PROTOCOL = 3
-"""Raised when the messages or the records in etcd change, so that processes of different versions say so."""
+"""Raised when the messages or the records in etcd change: processes of different versions then say so."""
 
 Message = dict[str, Any]
 

@@ -108,7 +108,7 @@ class Node:
         self.why_ended = "its last worker has left"
         self._unlisted = Outage("the run's state cannot be read")
         self.on_empty: Callable[[], None] = lambda: None
-        """Called when the last worker has gone: from then on nobody may come."""
+        """Called when the last worker has gone: from then on no worker may connect."""
         self.on_tick: Callable[[], None] = lambda: None
         self.problem_here: Callable[[], str | None] = lambda: None
         """What keeps processes of this node from connecting, if anything does."""

@@ -99,7 +99,7 @@ class Registry:
             ]
             schemas = {self._keys.schema_of(worker.schema.digest) for worker in workers}
             if not (await self._client.txn([Compare.present(key) for key in schemas], puts)).succeeded:
-                return False  # a leader has deleted a schema that nobody had any more
+                return False  # a leader has deleted a schema that no worker had any more
         except (EtcdUnavailable, EtcdFull) as error:
             self._outage.met(error)
             self._space.refused(error)

@@ -28,8 +28,7 @@ class Roster(Protocol):
     """What the node needs of it."""
 
     def save(self, workers: Iterable[LocalWorker]) -> None:
-        """Called before a worker is told of a view, a plan or a commit: what is kept must never know less than the
-        worker does."""
+        """Called before a worker is sent a view, a plan or a commit: the roster must not know less than the worker."""
 
     def load(self, node: str, on_died: Callable[[Any], None]) -> list[LocalWorker]:
         """Those that still live, each absent until it connects."""

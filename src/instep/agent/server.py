@@ -114,7 +114,7 @@ class Server:
     def _refuse_next(self, error: OSError) -> None:
         """Takes all that wait, one after the other, with the spare descriptor, and says why they cannot be served."""
         self._free_spare()
-        with contextlib.suppress(OSError):  # nobody waits any more, or somebody else has taken the descriptor
+        with contextlib.suppress(OSError):  # no process waits any more, or another thread has taken the descriptor
             while True:
                 sock, _ = self._listener.accept()
                 refuse(sock, error)

@@ -1,4 +1,4 @@
-"""Deleting a run from etcd: all its keys, and only where nobody is part of it."""
+"""Deletes a run from etcd: all its keys, and only while no process is part of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class Deletable(Facts):
-    """What `delete` would delete: a run that nobody is part of. `folders` hold its checkpoints, the first 5; their
+    """What `delete` would delete: a run that no process is part of. `folders` hold its checkpoints, the first 5; their
     files stay."""
 
     run: str
@@ -40,7 +40,7 @@ class Deleted(Facts):
 
 
 async def deletable(client: Client, keys: Keys) -> Deletable:
-    """Raises RunNotFound, and CommandRefused for a run that somebody is part of."""
+    """Raises RunNotFound, and CommandRefused for a run that a process is part of."""
     picture = await load(client, keys, plans=1, receipts=0, members=True, checkpoints=True, rendezvous=True)
     if picture.empty and not (await client.range(keys.root, limit=1, keys_only=True)).kvs:
         raise run_not_found(keys, await run_names(client, keys.namespace))
@@ -64,7 +64,7 @@ async def delete(client: Client, keys: Keys) -> Deleted:
     guards = [Compare.absent(prefix, prefix=True) for prefix in present]
     total = 0
     revision = 0
-    # What a large run has many of goes first, so that no single transaction deletes all of it.
+    # The numerous keys of a large run go first: no single transaction deletes all of it.
     for prefix in (keys.acks, keys.receipts, keys.metrics, keys.plans, keys.root):
         result = await client.txn(guards, [Op.delete(prefix, prefix=True)])
         if not result.succeeded:

@@ -19,7 +19,7 @@ async def run_names(client: Client, namespace: str) -> tuple[str, ...]:
 async def runs_found(client: Client, namespace: str) -> dict[str, int]:
     """The same, and of each the revision that changed it last, as far as its first keys tell.
 
-    Keys are read page by page, without values. The rest of a run that fills a page is passed over, so this takes one
+    Keys are read page by page, without values. The rest of a run that fills a page is skipped, so this takes one
     request for each run of more than 2000 keys, and one for each 2000 keys of the others.
     """
     base = f"{check_namespace(namespace)}/"

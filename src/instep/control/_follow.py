@@ -32,9 +32,9 @@ _PAUSE_S = 0.2
 _LOOK_S = 1.0
 """How often it is looked whether any worker is alive, and how far the ranks are while a checkpoint is waited for."""
 _ALONE_S = 5.0
-"""Without any worker for so long, nobody will do what was asked: a run that restarts has some again by then."""
+"""After so long without a worker, the request will not be done: a run that restarts has workers again sooner."""
 _HOPELESS_S = 5.0
-"""A checkpoint that nobody has begun to write when all ranks have been past its step for so long does not come."""
+"""A checkpoint that no rank has begun to write so long after all ranks passed its step will not be saved."""
 _RANKS_LOOKED_AT = 64
 
 
@@ -156,7 +156,7 @@ async def _stands(
 
 
 class _Patience:
-    """How long a checkpoint has been waited for in vain, or nobody has been alive to do what was asked."""
+    """How long a checkpoint has not come, or no worker has been alive to do what was asked."""
 
     def __init__(self, client: Client, monotonic: Callable[[], float]) -> None:
         self._client = client

@@ -84,7 +84,7 @@ class Picture:
     leases: dict[int, set[int]] = field(default_factory=dict)
     """Ranks registered on each lease: those of one node."""
     silent_s: dict[int, int] = field(default_factory=dict)
-    """Of leases that nobody has renewed for a while: for how many seconds; only where that was asked for."""
+    """Seconds since the last renewal, of leases that were not renewed for a while; only if asked for."""
     orders: dict[str, Order] = field(default_factory=dict)
     """Commands that stand: not decided yet."""
     declined: dict[str, Declined] = field(default_factory=dict)

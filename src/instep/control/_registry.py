@@ -49,8 +49,8 @@ async def adopt(
 ) -> Adopted:
     """Registers checkpoints that etcd has no record of. `records` are made from the directories.
 
-    A start goes on from the newest then. Where etcd would give tokens below theirs (it was lost or restored from a
-    backup), the run's epoch rises first, so that what is saved from now on counts as newer. Doing it again changes
+    A start then resumes from the newest. If etcd would give tokens below theirs (it was lost or restored from a
+    backup), the run's epoch rises first: later checkpoints then count as newer. Doing it again changes
     nothing. Raises CheckpointError for a record that cannot be one, and EtcdUnavailable, whose `applied_unknown` tells
     that some may be in: do it again then.
     """
@@ -76,7 +76,7 @@ async def adopt(
 
 
 async def forget(client: Client, keys: Keys, ids: Iterable[str] = (), *, everything: bool = False) -> Forgotten:
-    """Takes checkpoints off the registry: nothing goes on from them any more. Also the newest: the one that it went on
+    """Removes the records of checkpoints, so no start resumes from them. Also the newest: the one that it resumed
     from takes its place.
 
     Raises RunNotFound, and ConfigError for one that is not in it or that a rank reads, and EtcdUnavailable, whose
@@ -125,7 +125,7 @@ async def _raise_epoch(client: Client, keys: Keys, highest: int, author: str | N
 
 
 async def _adopt_one(client: Client, keys: Keys, manifest: Manifest) -> bool:
-    """False where somebody else has put it in meanwhile."""
+    """False if another process has registered it meanwhile."""
     for _ in range(TRIES):
         looked = await client.txn([], checkpoints.look_to_adopt(keys, manifest.id))
         txn = checkpoints.adopt(keys, manifest, Registered(*_items(looked)))

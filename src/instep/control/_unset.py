@@ -1,4 +1,4 @@
-"""Taking desired values away, so that the next start uses those of the script."""
+"""Deletes desired values: the next start uses those of the script."""
 
 from __future__ import annotations
 

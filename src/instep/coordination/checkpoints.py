@@ -116,8 +116,8 @@ def look_to_adopt(keys: Keys, checkpoint_id: str) -> tuple[Op, ...]:
 
 
 def adopt(keys: Keys, manifest: Manifest, found: Registered, fence: Fence | None = None) -> Txn | None:
-    """Puts a checkpoint of which only the disk knows into the registry, and points to it where it is newer than what
-    the pointer names and was not left behind. None where it is in the registry.
+    """Registers a checkpoint that only the disk knows, and points to it if it is newer than what the pointer names and
+    was not left behind. None if it is registered.
 
     `fence`: of a leader that does it. Without one nobody knows whether this etcd has counted the views and plans that
     the checkpoint names, so it counts as one of an earlier start.
@@ -182,8 +182,8 @@ def note_failed(keys: Keys, found: KeyValue | None, failed: FailedSave) -> Txn |
 
 
 def take_off(keys: Keys, checkpoint_id: str, pointer: KeyValue | None, there: Mapping[str, Manifest]) -> Txn:
-    """An operator forgets a checkpoint, the newest too: then the pointer names the one before it, of those `there`.
-    Refused when another has been committed meanwhile, or when somebody reads it."""
+    """An operator forgets a checkpoint. After the newest, the pointer names the one before it, of those `there`.
+    Refused when another has been committed meanwhile, or while a rank reads it."""
     then = [Op.delete(keys.checkpoint(checkpoint_id))]
     newest = Pointer.decode_or_none(pointer.value) if pointer is not None else None
     if newest is not None and newest.id == checkpoint_id:
@@ -200,7 +200,7 @@ def take_off(keys: Keys, checkpoint_id: str, pointer: KeyValue | None, there: Ma
 
 
 def _before(checkpoint_id: str, there: Mapping[str, Manifest]) -> Manifest | None:
-    """What it went on from, else the newest of the others."""
+    """The checkpoint that it resumed from, else the newest of the others."""
     others = {name: manifest for name, manifest in there.items() if name != checkpoint_id}
     lineage = there[checkpoint_id].lineage if checkpoint_id in there else ()
     ancestor = next((others[name] for name in lineage if name in others), None)

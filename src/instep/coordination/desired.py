@@ -85,8 +85,8 @@ def next_change(
 
 
 def considered(desired: Iterable[Desired], known: Collection[str]) -> dict[str, Desired]:
-    """Of all that stands in `config/`, what is looked at: every known name, and of the others the newest ones, so that
-    a misspelt name is rejected, and any number of them holds up nothing."""
+    """The desired values that are read: every known name, and the newest of the others. So a misspelt name is rejected,
+    and any number of them delays nothing."""
     by_name = {item.name: item for item in desired}
     others = (item for item in by_name.values() if item.name not in known)
     kept = heapq.nlargest(MAX_UNKNOWN, others, key=lambda item: (item.revision, item.name))

@@ -109,8 +109,8 @@ def _is_outdated(now: Situation) -> bool:
 
 
 def _can_start(now: Situation, group: membership.Group) -> bool:
-    """Not when some have trained and nobody knows with which values: newcomers would start with others. Nor before all
-    of these have said in this epoch what they hold."""
+    """False if some have trained and it is not known with which values: newcomers would start with others. False until
+    all of these have reported in this epoch what they hold."""
     heads = (item.member.head for item in group.by_rank.values())
     if any(head is not None and head.epoch < recovery.number_of(now.epoch) for head in heads):
         return False

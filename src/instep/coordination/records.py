@@ -244,7 +244,7 @@ class StartOfView(Record):
     at: str | None = None
     """Wall clock of the leader's host, for people only."""
     changes: tuple[StartChange, ...] = ()
-    """What was changed while nobody trained, the oldest first: no plan was made of it."""
+    """Changes made while no rank trained, the oldest first: no plan was made of them."""
 
     @property
     def before(self) -> dict[str, Scalar]:
@@ -666,7 +666,7 @@ class Saving(Record):
 
 
 class FailedSave(Record):
-    """A checkpoint that could not be saved; the training went on without it."""
+    """A checkpoint that could not be saved; training continued without it."""
 
     step: int = Field(ge=0)
     rank: int

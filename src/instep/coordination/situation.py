@@ -101,4 +101,4 @@ class Situation:
     """Who waits at barriers, by node."""
     outdated_refusals: tuple[WorkerId, ...] = ()
     outdated_schemas: tuple[str, ...] = ()
-    """Workers under which a refusal is kept that concerns nobody any more."""
+    """Workers whose refusal is kept although they are gone."""

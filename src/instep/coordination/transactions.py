@@ -279,7 +279,7 @@ def _form_view(action: FormView, keys: Keys, guards: tuple[Compare, ...]) -> Txn
         Op.delete(keys.forming),
     ]
     if action.view.fresh:
-        then.append(Op.put(keys.entered, Entered(view=action.view.number).encode()))  # nobody stays
+        then.append(Op.put(keys.entered, Entered(view=action.view.number).encode()))  # no rank stays
     if action.attempts is not None:
         then.append(Op.put(keys.attempts, action.attempts.encode()))
     if action.abort_plan is not None:

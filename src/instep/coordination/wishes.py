@@ -52,7 +52,7 @@ def is_settled(now: Situation) -> bool:
 
 def _said(now: Situation, view: View, plan: Plan) -> set[str]:
     """Nodes whose ranks have all said, since etcd's history went back, that they know the plan to be committed: their
-    receipts may be lost, and nobody would write them again. One that has not come to its gate promises no other plan
+    receipts may be lost, and are not written again. One that has not come to its gate promises no other plan
     before it has."""
     if now.epoch is None or not now.epoch.settled or plan.number > now.epoch.plan:
         return set()

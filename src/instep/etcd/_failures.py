@@ -139,8 +139,8 @@ def refusal(code: str, details: str, *, endpoint: str, subject: object, user: st
         return Compacted(f"etcd has compacted the revision asked for ({subject}): list again.", compact_revision=0)
     if "required revision is a future revision" in details.lower():
         return HistoryChanged(
-            f"etcd has not reached the revision asked for ({subject}): its history went back, or nobody has been at "
-            "that revision; list again.",
+            f"etcd has not reached the revision asked for ({subject}): its history went back, or that "
+            "revision does not exist yet; list again.",
             compact_revision=0,
         )
     if kind is Kind.LEASE:

@@ -67,7 +67,7 @@ class CurveKnob(Knob):
 
     def before_step(self) -> None:
         """Give the schedulers back the lr they left, if the groups hold an agreed zero."""
-        self.look()  # they may compute the next lr from what somebody else has written
+        self.look()  # they may compute the next lr from what other code has written
         if self.agreed == 0 and self._points is not None:
             for (group, target), point in zip(self._shares(), self._points, strict=False):
                 self.field.write(group, point * target)

@@ -70,7 +70,7 @@ class Field:
         return held if isinstance(held, torch.Tensor) else None
 
     def mark(self, group: Group) -> object:
-        """What changes whenever somebody writes here, compared by `==`. Never waits for a device: of a tensor on one it
+        """A value that changes with each write here, compared by `==`. Never waits for a device: of a tensor on one it
         is the tensor and its version, which each write in place raises."""
         held = self.held(group)
         if isinstance(held, torch.Tensor) and not held.is_cpu:

@@ -83,7 +83,7 @@ class Knob:
         self._marks = [self.field.mark(group) for group in self._groups[: len(self.ratios)]]
 
     def look(self) -> None:
-        """Remembers what differs from what was noted last, if anything does: somebody else has written it."""
+        """Remembers what differs from what was noted last, if anything: other code has written it."""
         for index, (group, ratio, mark) in enumerate(zip(self._groups, self.ratios, self._marks, strict=False)):
             if self.field.mark(group) != mark and not self._is_agreed(group, ratio):
                 self._found = f"{self._of_group(index)} {self._expected(ratio)}"
@@ -171,7 +171,7 @@ class OverrideKnob(Knob):
         self._roots = tuple(roots)
 
     def before_step(self) -> None:
-        """Look, for the schedulers write over what somebody else has written."""
+        """Looks before the schedulers overwrite what other code has written."""
         self.look()
 
     def after_step(self) -> None:

@@ -10,7 +10,7 @@ from instep.worker.slot import place_of
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A committed checkpoint as retention sees it. `lineage`: what its training went on from, the newest first.
+    """A committed checkpoint as retention sees it. `lineage`: what its training resumed from, the newest first.
     `is_own`: it was saved since the run last began, not by an earlier start of it."""
 
     id: str

@@ -65,7 +65,7 @@ def write_manifest(
 ) -> Sums:
     """Lists every file below `folder`, after which all of it is on the disk as far as fsync can promise that.
 
-    `about` says which checkpoint it is: all that its record in etcd says, so that the record can be made from it.
+    `about` says which checkpoint it is: all that its record in etcd says, so the record can be made from it.
 
     Reads every file once, in pieces, but for those whose sums are `known` by their names in the folder: who has written
     them has summed and synced them. Links to files are followed; links to directories, sockets and the like are

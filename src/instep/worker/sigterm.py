@@ -46,7 +46,7 @@ _pid = 0
 
 def notice_signals(environ: Mapping[str, str]) -> tuple[int, ...]:
     """The signals beside SIGTERM that give notice: as INSTEP_NOTICE_SIGNALS says (`USR1,USR2`; `none`), else SIGUSR1 in
-    a Slurm job, where nobody handles it. Raises SettingsError for one that cannot be used."""
+    a Slurm job, if the script does not handle it. Raises SettingsError for one that cannot be used."""
     text = environ.get(VARIABLE, "").strip()
     if not text:
         is_free = signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, _note)
@@ -91,7 +91,7 @@ def listen(listener: Listener, further: Iterable[int] = ()) -> None:
 
 
 def replaced() -> str | None:
-    """What handles SIGTERM instead, where somebody has replaced our handler while a run listens; None otherwise."""
+    """The handler that has replaced ours for SIGTERM while a run listens; None if there is none."""
     if not _living() or os.getpid() != _pid or _stands():
         return None
     handler = signal.getsignal(signal.SIGTERM)
