@@ -142,7 +142,7 @@ class Heads:
     def _history_changed(self) -> None:
         """What is written on our lease may be of the history that is lost: the session takes another one."""
         log.warning(
-            "etcd's history went back (%s): training continues; changes wait until all ranks have reported what they hold",
+            "etcd's history went back (%s): training continues; changes wait until all ranks report what they hold",
             self._client.history.reason,
         )
         self._written = None

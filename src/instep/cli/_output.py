@@ -1,4 +1,4 @@
-"""Where output leaves: facts to stdout, talk to stderr; colour only on a terminal that wants it.
+"""Where output leaves: results to stdout, messages to stderr; color only on a terminal that supports it.
 
 Everything that is printed passes here, and here text that came from etcd is made fit for a terminal: one line, no
 control characters, no markup. The streams take any text, whatever their encoding.

@@ -85,7 +85,7 @@ def next_change(
 
 
 def considered(desired: Iterable[Desired], known: Collection[str]) -> dict[str, Desired]:
-    """The desired values that are read: every known name, and the newest of the others. So a misspelt name is rejected,
+    """The desired values that are read: every known name, and the newest of the others. So a misspelled name is rejected,
     and any number of them delays nothing."""
     by_name = {item.name: item for item in desired}
     others = (item for item in by_name.values() if item.name not in known)
