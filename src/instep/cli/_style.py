@@ -1,4 +1,4 @@
-"""The few colours there are: green is well, yellow waits, red needs a person, dim is what one rarely reads."""
+"""The few colors there are: green is well, yellow waits, red needs a person, dim is what one rarely reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How values and facts are written for people. Pure; nothing here adds colour or prints."""
+"""How values and facts are written for people. Pure; nothing here adds color or prints."""
 
 from __future__ import annotations
 
