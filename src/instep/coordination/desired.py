@@ -85,8 +85,8 @@ def next_change(
 
 
 def considered(desired: Iterable[Desired], known: Collection[str]) -> dict[str, Desired]:
-    """The desired values that are read: every known name, and the newest of the others. A misspelled name is rejected, and
-    any number of them delays nothing."""
+    """The desired values that are read: every known name, and the newest of the others. A misspelled name
+    is rejected, and any number of them delays nothing."""
     by_name = {item.name: item for item in desired}
     others = (item for item in by_name.values() if item.name not in known)
     kept = heapq.nlargest(MAX_UNKNOWN, others, key=lambda item: (item.revision, item.name))
