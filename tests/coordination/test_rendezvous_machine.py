@@ -145,5 +145,17 @@ def test_another_cluster_that_knows_a_run_of_this_name_as_ended_ends_nobody() ->
         playing.come_to_rest()
 
 
+def test_a_round_that_was_deleted_by_hand_before_is_not_written_back_without_end() -> None:
+    playing = RendezvousMachine()
+    playing.begin_with((1, 2), 3)
+    with playing.stack:
+        world = playing.world
+        playing.delete_by_hand("round", 0)
+        world.loop.advance(1.0)
+        world.go_back(1 + (world.store.revision - 1) * 5 // 8)
+        world.loop.advance(20.0)
+        playing.come_to_rest()
+
+
 def first_registration(world: World) -> int:
     return min(item.create_revision for item in world.store.range(world.keys.nodes).kvs)

@@ -362,6 +362,7 @@ class Node(TaskBlock):
                     await self._mirror.wait_revision(result.revision, 1.0)
                 except InstepError as error:
                     outage.met(error)
+                if self._lost(self._shown()):
                     await asyncio.sleep(RETRY_S)
         finally:
             self._writes_back = False
