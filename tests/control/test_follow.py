@@ -10,6 +10,9 @@ import pytest
 from run_in_etcd import RunInEtcd, with_client
 
 from instep.control import ChangeReceipt, Keys, Written, follow, set_values, wait
+from instep.control._change_wish import ChangeWish
+from instep.control._load import load
+from instep.control._stand import is_doubtful, stand_of
 from instep.errors import ChangeRejected, ReceiptTimeout
 from instep.etcd import Client
 from instep.testing import EtcdServer
@@ -141,6 +144,52 @@ def test_ranks_that_left_cleanly_do_not_count(etcd: EtcdServer, namespace: str) 
 
     receipt, _ = _outcome(etcd, namespace, story)
     assert (receipt.outcome, receipt.applied, receipt.ranks) == ("applied", 4, 4)
+
+
+def test_a_rank_that_has_left_is_counted_though_the_watch_of_its_receipt_lags(etcd: EtcdServer, namespace: str) -> None:
+    """Left and receipts are watched apart from each other: only a reading at one revision tells."""
+
+    async def work(client: Client) -> None:
+        keys = Keys(namespace, "gpt-a")
+        run = RunInEtcd(client, keys, nodes=2)
+        await run.join()
+        written = await set_values(client, keys, {"lr": "1e-4"})
+        await run.apply("lr", 1e-4)
+        await run.leave("node-1")
+        whole = await load(client, keys)
+        lagging = await load(client, keys, receipts=0)
+        lagging.receipts = {1: {"node-0": whole.receipts[1]["node-0"]}}
+        wish = ChangeWish(written)
+        assert (stand_of(lagging, wish).ranks, stand_of(whole, wish).ranks) == (2, 4)
+        assert is_doubtful(lagging, stand_of(lagging, wish))
+        assert not is_doubtful(whole, stand_of(whole, wish))
+
+    with_client(etcd, work)
+
+
+def test_a_change_that_many_others_followed_has_its_receipt_although_all_ranks_have_left(
+    etcd: EtcdServer, namespace: str
+) -> None:
+    """The receipts read are those of its own plan, however many newer plans there are."""
+
+    async def story(run: RunInEtcd) -> None:
+        await run.apply("lr", 1e-4)
+        for clip in (2.0, 3.0, 4.0, 5.0, 6.0):
+            revision = await run.client.put(run.keys.config_of("clip"), str(clip))
+            await run.open(revision, {"clip": clip})
+            await run.commit({"clip": clip}, revision)
+        await run.leave()
+
+    async def work(client: Client) -> None:
+        keys = Keys(namespace, "gpt-a")
+        run = RunInEtcd(client, keys, nodes=2)
+        await run.join()
+        written = await set_values(client, keys, {"lr": "1e-4"})
+        await story(run)
+        receipt = await wait(client, keys, written, TIMEOUT_S)
+        assert (receipt.outcome, receipt.ranks) == ("applied", 4)
+
+    with_client(etcd, work)
 
 
 def test_a_rejection_by_the_run_is_raised_with_its_reason(etcd: EtcdServer, namespace: str) -> None:

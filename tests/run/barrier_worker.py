@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from typing import Any
@@ -44,7 +45,7 @@ def step(run: instep.Run[Hyper], step: int) -> dict[str, Any]:
 def main() -> int:
     logging.basicConfig(level=logging.INFO)
     try:
-        run = instep.join("gpt-a", Hyper, timeout_s=60)
+        run = instep.join("gpt-a", Hyper, timeout_s=60, take_over="TAKE_OVER" in os.environ)
     except instep.InstepError as error:
         say(n=0, **facts(error))
         return error.exit_code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -131,9 +132,10 @@ def test_a_registry_that_is_lost_is_written_again_from_the_disk_and_takes_no_che
 
 
 def test_a_running_training_lists_its_checkpoints_again_once_tokens_have_another_epoch(team: Team) -> None:
-    """As it is when etcd's history has gone back; without another save."""
+    """As it is when etcd's history has gone back; without another save, and although the first attempt is refused."""
     (rank,) = ranks = team.join("a")
     all_do(ranks, "build", keep=None)
+    all_do(ranks, "refuse_adoption")
     for step in range(2):
         all_do(ranks, "train", start=step, steps=1)
         all_do(ranks, "keep", step=step)
@@ -143,16 +145,30 @@ def test_a_running_training_lists_its_checkpoints_again_once_tokens_have_another
         etcdctl(*arguments)
     for key in team.training.keys("election/"):
         etcdctl("del", key)
-    step = next(step for step in range(2, 5000) if trains_until_listed(team, step))
+    steps = itertools.count(2)
+    step = wait_for(lambda: trained_once_listed(team, next(steps)), "the checkpoints in the registry")
     assert {f"step-{item}" for item in rank.ask("list")["ids"]} == set(saved_in(team))
     assert team.training.key("checkpoints/latest")["step"] == 1
     all_do(ranks, "keep", step=step)
     assert epoch_of(team.training.key("checkpoints/latest")["token"]) == 1
 
 
-def trains_until_listed(team: Team, step: int) -> bool:
+def trained_once_listed(team: Team, step: int) -> int:
+    """Trains this step; 0 until the registry has the second checkpoint."""
     all_do(team.workers, "train", start=step, steps=1)
-    return bool(team.training.keys("checkpoints/1-"))
+    return step if team.training.keys("checkpoints/1-") else 0
+
+
+def test_records_that_could_not_be_written_again_after_one_save_are_written_after_the_next(team: Team) -> None:
+    (rank,) = ranks = team.join("a")
+    all_do(ranks, "build", keep=None)
+    all_do(ranks, "refuse_adoption")
+    for step in range(4):
+        if step == 2:
+            team.training.server.etcdctl("del", "--prefix", f"{team.training.namespace}/gpt-a/checkpoints/")
+        all_do(ranks, "train", start=step, steps=1)
+        all_do(ranks, "keep", step=step)
+    assert {f"step-{item}" for item in rank.ask("list")["ids"]} == set(saved_in(team))
 
 
 def test_going_back_to_a_checkpoint_of_another_model_is_declined_and_training_continues(team: Team) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -155,6 +156,14 @@ def test_a_notice_for_a_node_stops_all_ranks_with_a_save(
     sentence = operator.receipt("stop", "gpt-a", "--node", node)
     assert sentence.startswith(f"stop for node {node}: requested, armed on 2/2 ranks, all ranks stop before step ")
     assert [trainer.finish() for trainer in trainers] == [0, 0]
+    for left in training.keys("reports/left/"):
+        (receipt,) = (key for key in training.keys("reports/receipts/") if key.endswith(left.rsplit("/", 1)[-1]))
+        assert created_at(training, receipt) < created_at(training, left), "a rank has left before it was counted"
+
+
+def created_at(training: TrainingRun, key: str) -> int:
+    found = json.loads(training.server.etcdctl("get", "-w", "json", key))["kvs"]
+    return int(found[0]["create_revision"])
 
 
 def test_a_checkpoint_is_asked_for_and_waited_for(training: TrainingRun, operator: Operator, tmp_path: Path) -> None:

@@ -170,13 +170,14 @@ def test_a_rank_that_is_replaced_has_to_come_itself(team: Team) -> None:
     through("epoch", workers[0], new, workers[2])
 
 
-@pytest.mark.long  # not seen to end since a living rank keeps its place unless the other one asks for it
-def test_a_rank_whose_place_is_taken_is_told_so(team: Team) -> None:
+@pytest.mark.parametrize("node", ["a", "c"])
+def test_a_rank_whose_place_is_taken_is_told_so(team: Team, node: str) -> None:
+    """By a process on its own node, or on another one."""
     workers = team.join("ab")
     come("epoch", workers[0])
     wait_for(lambda: waiting(team, "epoch") == {0}, "one waits")
-    usurper = team.start(0, 2, "c", {"TAKE_OVER": "1"})
-    usurper.answer()
+    usurper = team.start(0, 2, node, {"TAKE_OVER": "1"})
+    assert usurper.answer()["view"] == 2
     assert workers[0].answer()["error"] == "Evicted"
     come("epoch", usurper, workers[1])
     through("epoch", usurper, workers[1])

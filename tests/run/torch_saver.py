@@ -119,6 +119,17 @@ class TorchSaver(Saver):
 
         registry.forget = lost  # type: ignore[method-assign]
 
+    def refuse_adoption(self) -> None:
+        """Once, as where this rank gets another token before its request arrives."""
+        registry = self.run.checkpoints
+        adopt = registry.adopt
+
+        def refused(records: Any) -> tuple[str, ...]:
+            registry.adopt = adopt  # type: ignore[method-assign]
+            return ()
+
+        registry.adopt = refused  # type: ignore[method-assign]
+
     def limit_files(self, size: int) -> None:
         """No file of this process can grow beyond that: the nearest thing to a full disk."""
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))

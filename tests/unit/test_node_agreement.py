@@ -179,6 +179,16 @@ def test_a_rank_that_left_is_not_waited_for_by_the_receipt() -> None:
     assert receipts(node.on_left(1, 9)) == [Receipt(node="a", steps={0: 10})]
 
 
+def test_the_receipt_of_a_rank_that_leaves_comes_before_the_word_that_it_has_left() -> None:
+    """Else it would not be counted among those that the change is applied on."""
+    node = with_plan(gate=10)
+    node.on_applied(0, 1, 10)
+    node.on_applied(1, 1, 10)
+    actions = node.on_left(0, last_step=11)
+    assert [type(action) for action in actions][:2] == [WriteReceipt, WriteLeft]
+    assert node.left() == left(0, last_step=11)
+
+
 def test_a_plan_of_another_view_or_an_older_one_is_nobodys_business() -> None:
     node = node_of()
     assert node.on_plan(plan(view=2)) == []

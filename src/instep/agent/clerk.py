@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from instep.agent.effects import Effects
 from instep.agent.worker import LocalWorker
@@ -10,7 +11,6 @@ from instep.agent.workers import Workers
 from instep.coordination.chain import Promised, if_committed
 from instep.coordination.keys import Keys
 from instep.coordination.node import (
-    Life,
     NodeAction,
     NodeAgreement,
     Settle,
@@ -51,6 +51,8 @@ class Clerk:
         self._workers = workers
         self._effects = effects
         self._agreement = NodeAgreement(node)
+        self._receipt = ""
+        """The key of the receipt written last."""
         self._left: Left | None = None
         """The ranks that had left when etcd's history went back."""
 
@@ -96,11 +98,16 @@ class Clerk:
 
     def repeat_left(self) -> None:
         """Writes again which ranks have left: etcd may have lost it."""
-        agreement = self._agreement
-        gone = tuple(sorted(rank for rank, life in agreement.life.items() if life is Life.LEFT))
-        if gone:
-            self._left = Left(view=agreement.view_number, ranks=gone, last_step=agreement.last_step)
-            self._effects.keep(self._keys.left_of(self._node), self._left.encode())
+        left = self._agreement.left()
+        if left is not None:
+            self._left = left
+            self._keep_left()
+
+    def _keep_left(self) -> None:
+        """Writes which ranks have left by now: the view may have changed while a receipt was written."""
+        left = self._agreement.left()
+        if left is not None:
+            self._effects.keep(self._keys.left_of(self._node), left.encode())
 
     def _repeat_applied(self, plan: Plan) -> None:
         """Writes receipts again for a plan that was written back: etcd has lost them."""
@@ -129,9 +136,11 @@ class Clerk:
         self._do(self._agreement.on_joined(rank))
 
     def left(self, rank: int, last_step: int, then: Callable[[], None]) -> None:
-        """Calls `then` when etcd has it."""
+        """Calls `then` when etcd has it, and has what the rank applied: a rank that has left is not counted any more
+        among those that a change is applied on, unless its receipt is there."""
         self._do(self._agreement.on_left(rank, last_step))
-        self._effects.when_kept(self._keys.left_of(self._node), then)
+        key = self._keys.left_of(self._node)
+        self._effects.when_kept(self._receipt, partial(self._effects.when_kept, key, then))
 
     def failed(self, rank: int, failure: Failure, then: Callable[[], None]) -> None:
         """Calls `then` when etcd has it."""
@@ -171,9 +180,10 @@ class Clerk:
                 case WriteAck(number, ack):
                     self._effects.write(acknowledge(self._keys, number, ack))
                 case WriteReceipt(number, receipt):
-                    self._effects.keep(self._keys.receipt(number, self._node), receipt.encode())
-                case WriteLeft(left):
-                    self._effects.keep(self._keys.left_of(self._node), left.encode())
+                    self._receipt = self._keys.receipt(number, self._node)
+                    self._effects.keep(self._receipt, receipt.encode())
+                case WriteLeft():
+                    self._effects.when_kept(self._receipt, self._keep_left)
                 case Settle(promised, decision):
                     self._effects.settle(promised, decision, self._teller(promised))
                 case _:

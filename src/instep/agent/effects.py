@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
@@ -100,8 +101,10 @@ class Effects:
         self.start(self._look_up(promised, tell))
 
     async def drain(self, timeout_s: float) -> None:
-        """Waits for what is under way, then gives up on the rest."""
-        await self._tasks.settle(timeout_s)
+        """Waits for what is under way and what follows from it, then gives up on the rest."""
+        deadline = time.monotonic() + timeout_s
+        while len(self._tasks) and (left_s := deadline - time.monotonic()) > 0:
+            await self._tasks.settle(left_s)
         await self._tasks.close()
 
     async def _write(self, txn: Txn, then: Callable[[], None]) -> None:

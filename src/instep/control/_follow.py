@@ -15,9 +15,9 @@ from instep.control._command import Sent
 from instep.control._command_wish import CommandReceipt, CommandWish
 from instep.control._facts import Facts
 from instep.control._feed import Feed
-from instep.control._load import RECEIPTS_READ, load, load_receipts
+from instep.control._load import load, load_receipts
 from instep.control._picture import Picture
-from instep.control._stand import DOUBTFUL_OUTCOMES, Stand, Wish, describe, how_far, stand_of
+from instep.control._stand import Stand, Wish, describe, how_far, is_doubtful, newest_attempt, stand_of
 from instep.control._text import counted
 from instep.coordination.keys import Keys
 from instep.coordination.records import format_ranks
@@ -129,8 +129,11 @@ async def _stands(
         changes = client.history.changes
         try:
             picture = await load(
-                client, keys, plans=_ATTEMPTS_READ, receipts=RECEIPTS_READ, checkpoints=keys.checkpoints in watched
+                client, keys, plans=_ATTEMPTS_READ, receipts=0, checkpoints=keys.checkpoints in watched
             )
+            attempt = newest_attempt(picture, wish)
+            if attempt is not None:
+                await load_receipts(client, picture, (attempt,), picture.revision)
             stand = stand_of(picture, wish)
             if stand.outcome is None and patience.nobody_is_alive():
                 stand = replace(stand, stage="done", outcome="lost" if wish.is_lost(picture) else "stopped")
@@ -143,7 +146,7 @@ async def _stands(
                     await _watch_answers(client, feed, picture, wish)
                     await patience.look(picture, stand)
                     stand = patience.ended(stand_of(picture, wish), picture, wish)
-                    if stand.outcome in DOUBTFUL_OUTCOMES or patience.nobody_is_alive():
+                    if is_doubtful(picture, stand) or patience.nobody_is_alive():
                         break
                     yield picture, stand
                     for event in await _events(feed):
@@ -204,10 +207,9 @@ async def _events(feed: Feed) -> list[Event]:
 
 async def _watch_answers(client: Client, feed: Feed, picture: Picture, wish: Wish[object]) -> None:
     """Follow the acks and receipts of the newest attempt: as they are now, then every further one."""
-    attempts = [plan.number for plan in picture.plans.values() if wish.is_for(plan)]
-    if not attempts:
+    number = newest_attempt(picture, wish)
+    if number is None:
         return
-    number = max(attempts)
     prefixes = (f"{picture.keys.acks}{number}/", picture.keys.receipts_of(number))
     if not feed.watches(prefixes[0]):
         await load_receipts(client, picture, (number,), picture.revision)

@@ -28,8 +28,8 @@ overtaken by a new start of the run. ended: the run ended first. stopped: no wor
 run refused the command. unsaved: the command was carried out, but the checkpoint that it asked for was not saved. lost:
 etcd's history went back before it was agreed on."""
 
-DOUBTFUL_OUTCOMES: tuple[Outcome, ...] = ("superseded", "ended")
-"""Those told by two watches together, of which one may lag: to be confirmed by a reading at one revision."""
+_DOUBTFUL_OUTCOMES: tuple[Outcome, ...] = ("superseded", "ended")
+"""Those told by two watches together, of which one may lag."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +99,24 @@ class Wish(Protocol[R_co]):
         """The end of it."""
 
 
+def newest_attempt(picture: Picture, wish: Wish[object]) -> int | None:
+    """The number of the newest plan for it."""
+    return max((plan.number for plan in picture.plans.values() if wish.is_for(plan)), default=None)
+
+
+def is_doubtful(picture: Picture, stand: Stand) -> bool:
+    """Whether it must be confirmed by a reading at one revision, in a picture that several watches keep up to date.
+
+    A rank that has left counts only with a receipt, which etcd then has: the watch of receipts may lag.
+    """
+    if stand.outcome in _DOUBTFUL_OUTCOMES:
+        return True
+    applied = picture.steps_applied(stand.plan or 0)
+    return stand.outcome == "applied" and bool(picture.ranks_left() - applied.keys())
+
+
 def stand_of(picture: Picture, wish: Wish[object]) -> Stand:
-    """Where it stands now. The outcomes in DOUBTFUL_OUTCOMES are sure only in a picture of one revision."""
+    """Where it stands now. One that `is_doubtful` is sure only in a picture of one revision."""
     attempts = [plan for _, plan in sorted(picture.plans.items()) if wish.is_for(plan)]
     decision = picture.decisions.get(attempts[-1].number) if attempts else None
     if attempts and decision is None:

@@ -48,6 +48,8 @@ class WriteReceipt:
 
 @dataclass(frozen=True, slots=True)
 class WriteLeft:
+    """Write it once etcd has the receipts that come before it."""
+
     left: Left
 
 
@@ -169,10 +171,14 @@ class NodeAgreement:
             return []
         self.life[rank] = Life.LEFT
         self.last_step = max(self.last_step, last_step)
+        left = self.left()
+        receipt = self._receipt(self.plan.number) if self.plan and self.applied else []
+        return [*receipt, *([WriteLeft(left)] if left is not None else []), *self._answer()]
+
+    def left(self) -> Left | None:
+        """Who of the view's ranks here has ended cleanly; None where nobody has."""
         gone = tuple(sorted(rank for rank, life in self.life.items() if life is Life.LEFT))
-        left = WriteLeft(Left(view=self.view_number, ranks=gone, last_step=self.last_step))
-        more = self._receipt(self.plan.number) if self.plan and self.applied else []
-        return [left, *self._answer(), *more]
+        return Left(view=self.view_number, ranks=gone, last_step=self.last_step) if gone else None
 
     def on_died(self, rank: int) -> list[NodeAction]:
         """The worker is gone without a word: an open plan cannot be agreed any more."""

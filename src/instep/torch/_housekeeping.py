@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import shutil
+import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -26,6 +27,9 @@ log = logging.getLogger("instep")
 
 FORGOTTEN_AT_ONCE: Final = 50
 """Checkpoints that are forgotten after one save, at most; the training waits meanwhile."""
+FIRST_PAUSE_S: Final = 1.0
+LONGEST_PAUSE_S: Final = 600.0
+"""Between attempts to register checkpoints again with one token: the training waits during each."""
 
 
 class Housekeeping:
@@ -55,7 +59,12 @@ class Housekeeping:
         self._listed: frozenset[str] = frozenset()
         """Ids that were in the registry when this process looked last, but for what it wanted to be forgotten."""
         self._epoch: int | None = None
-        """Of the newest checkpoint that this process has heard of first, then of the token with which it led last."""
+        """Of the newest checkpoint that this process has heard of first, then of the token with which it
+        last registered all checkpoints again."""
+        self._refused_token = 0
+        """The token with which not all could be registered again. The next attempt is at `_retry_at`, in seconds on the
+        monotonic clock, or with another token."""
+        self._retry_at = self._pause_s = 0.0
         self._before = _names_in(folder)
         """What was there when this one was made: another etcd may have known it, and given the same tokens."""
 
@@ -88,10 +97,10 @@ class Housekeeping:
         named = {item.id: name for item in inventory.manifests if (name := _name_of(item)) is not None}
         for checkpoint_id in inventory.ids:
             self.note_committed(checkpoint_id, named.get(checkpoint_id))
-        self._notice_loss(inventory)
+        unlisted = self._notice_loss(inventory)
         there = inventory.ids - self._forget(inventory, named)
         self._delete_forgotten(there)
-        self._listed = there - frozenset(self._leaving.values())
+        self._listed = (there - frozenset(self._leaving.values())) | unlisted
         attempts = tuple(self._attempts())
         still = inventory.ids | {item.id for item in attempts}
         self._names = {checkpoint_id: name for checkpoint_id, name in self._names.items() if checkpoint_id in still}
@@ -107,41 +116,54 @@ class Housekeeping:
             log.info("removing %s: it was never committed", self._folder / name)
             self._delete(name)
 
-    def _notice_loss(self, inventory: Inventory) -> None:
+    def _notice_loss(self, inventory: Inventory) -> frozenset[str]:
         """Checkpoints that were registered and are now on the disk only were not forgotten: the registry was lost, or
-        their records were deleted by hand."""
+        their records were deleted by hand. Returns those that could not be registered again: the next save retries."""
         lost = [
             checkpoint_id
             for checkpoint_id in sorted(self._listed - inventory.ids)
             if (name := self._names.get(checkpoint_id)) is not None and (self._folder / name / MANIFEST).exists()
         ]
-        if lost:
-            self._leaving.clear()
-            log.warning(
-                "checkpoints %s were committed and have no record in etcd any more: their files are kept",
-                ", ".join(lost),
-            )
-            self._adopt(inventory)
+        if not lost:
+            return frozenset()
+        self._leaving.clear()
+        log.warning(
+            "checkpoints %s were committed and have no record in etcd any more: their files are kept", ", ".join(lost)
+        )
+        return frozenset() if self._adopt(inventory) else frozenset(lost)
 
     def look(self) -> None:
-        """At a boundary, on the rank that leads: if the epoch of tokens has changed, etcd's history has gone back."""
+        """At a boundary, on the rank that leads: if the epoch of tokens has changed, etcd's history has gone back.
+
+        If etcd refuses the records, as it does when the rank gets another token meanwhile, a later boundary retries."""
         token, saved = self._registry.token, self._registry.saved
-        if self._epoch is None and saved is not None:
-            self._epoch = saved.token >> REVISION_BITS
+        if self._epoch is None:
+            newest = saved.token if saved is not None else token
+            self._epoch = newest >> REVISION_BITS if newest else None
         if not token or token >> REVISION_BITS == self._epoch:
             return
-        known = self._epoch is not None
-        before, self._epoch = self._epoch, token >> REVISION_BITS
-        if not known:
+        now = time.monotonic()
+        if token != self._refused_token:
+            self._pause_s = FIRST_PAUSE_S
+        elif now < self._retry_at:
             return
-        try:
-            self._adopt(self._registry.inventory())
-        except InstepError as error:
-            self._epoch = before  # again at a later boundary
-            log.warning("the checkpoints in %s are not compared with etcd's records yet: %s", self._folder, error)
+        if self._compare():
+            self._epoch = token >> REVISION_BITS
+            return
+        self._refused_token, self._retry_at = token, time.monotonic() + self._pause_s
+        self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
 
-    def _adopt(self, inventory: Inventory) -> None:
-        """Registers committed checkpoints of this run again that are complete on the disk."""
+    def _compare(self) -> bool:
+        """Compares the disk with the registry. True if all committed checkpoints are registered now."""
+        try:
+            return self._adopt(self._registry.inventory())
+        except InstepError as error:
+            log.warning("the checkpoints in %s are not compared with etcd's records yet: %s", self._folder, error)
+            return False
+
+    def _adopt(self, inventory: Inventory) -> bool:
+        """Registers committed checkpoints of this run again that are complete on the disk. False if some of them are
+        not registered yet."""
         try:
             found = [
                 item.record
@@ -154,13 +176,14 @@ class Housekeeping:
                 )
                 if item.record is not None
             ]
-            if found:
-                adopted = self._registry.adopt(found)
-                log.warning(
-                    "etcd had lost its records of checkpoints; registered again: %s", ", ".join(adopted) or "none"
-                )
+            if not found:
+                return True
+            adopted = self._registry.adopt(found)
         except (InstepError, OSError) as error:
             log.warning("checkpoints in %s are not registered again yet: %s", self._folder, error)
+            return False
+        log.warning("etcd had lost its records of checkpoints; registered again: %s", ", ".join(adopted) or "none yet")
+        return len(adopted) == len(found)
 
     def _forget(self, inventory: Inventory, named: Mapping[str, str]) -> frozenset[str]:
         """Ids of what is off the registry now. What was asked for and is not among them may be so too: next time."""
