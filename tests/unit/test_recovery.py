@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from instep.coordination.actions import Settle
+from instep.coordination.actions import RaiseEpoch, Settle
 from instep.coordination.membership import Registered
 from instep.coordination.records import Epoch, Head, Held
-from instep.coordination.recovery import explain, next_step
+from instep.coordination.recovery import explain, is_under_way, next_step
 from instep.coordination.situation import Situation
 from unit.parts import agreed, registered, view
 
@@ -50,3 +50,27 @@ def test_an_epoch_is_told_with_what_it_means_and_what_to_do() -> None:
     assert "Nothing needs to be done" in explain(EPOCH)
     assert "rank 0 holds x rank 1 holds y. Training continues, but no change is made: restart all" in explain(stuck)
     assert explain(EPOCH.model_copy(update={"settled": True})).endswith("changes are made as usual")
+
+
+def _trained_alone(*others: Registered, settled: int | None = None) -> Situation:
+    """Rank 0 trains in view 1; rank 1 has been in a view 1 too, of other ranks, and holds an earlier decision."""
+    here = [_said(0, "bb"), _said(1, "aa")]
+    heads = [Head(plan=2, digest="bb", told=2), Head(plan=1, digest="aa", told=1)]
+    here = [
+        replace(item, member=item.member.model_copy(update={"view": 1, "head": head}))
+        for item, head in zip(here, heads, strict=True)
+    ]
+    epoch = None if settled is None else EPOCH.model_copy(update={"settled": True, "view": settled, "number": 0})
+    trained = view({"a": {0: 10}, "c": {1: 77}})
+    return replace(SPLIT, view=trained, agreed=TWOS, epoch=epoch, registered=(*here, *others), held={})
+
+
+def test_a_rank_of_another_view_of_the_same_number_proves_that_etcd_holds_another_history() -> None:
+    """Its decision alone does not: it could be one that was heard of long ago. Before, it was taken into the next view
+    with the values of its own history."""
+    assert isinstance(next_step(_trained_alone()), RaiseEpoch)
+
+
+def test_it_proves_nothing_while_its_place_is_taken_or_once_that_is_settled() -> None:
+    assert not is_under_way(_trained_alone(registered(1, 77, node="c")))
+    assert not is_under_way(_trained_alone(settled=1))

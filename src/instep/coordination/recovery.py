@@ -109,8 +109,21 @@ def _proof(now: Situation) -> list[Head]:
 
 def _lost(now: Situation, item: Registered, view: int, epoch: int) -> Head | None:
     head = item.member.head
-    is_proof = head is not None and is_lost(head, item.member.view, now.agreed, view, epoch, last_number(now))
-    return head if is_proof else None
+    if head is None or head.epoch < epoch:
+        return None
+    is_proof = is_lost(head, item.member.view, now.agreed, view, epoch, last_number(now))
+    return head if is_proof or _was_in_another_view(now, item) else None
+
+
+def _was_in_another_view(now: Situation, item: Registered) -> bool:
+    """Whether it was in a view that has the number of the one in etcd, and is not in that one: etcd holds another
+    history. Nothing follows while a living worker has its rank: the next view tells it that it was replaced."""
+    view, settled_view = now.view, now.epoch.view if now.epoch is not None else 0
+    if view is None or item.member.view != view.number or item.member.view <= settled_view:
+        return False
+    members = view.workers()
+    living = {other.member.rank for other in now.registered if other.member.worker in members}
+    return item.member.worker not in members and item.member.rank not in living
 
 
 def _about_heads(now: Situation, epoch: Epoch, trained: list[tuple[int, Head]]) -> Action | None:
