@@ -280,9 +280,9 @@ class Checkpoints:
         return tuple(answer["ids"])
 
     def adopt(self, records: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-        """Puts checkpoints that the registry has lost into it again, where this worker leads: `records` as
-        `adoption.record_of` makes them. Returns the ids that are in it now. Raises EtcdUnavailable after 5 s at most:
-        some may be in it then."""
+        """Registers checkpoints again that etcd has lost the records of, if this worker leads: `records` as
+        `find_checkpoints` gives them. Returns the ids that are registered now. Raises EtcdUnavailable after at most
+        5 s: some may be registered then."""
         fence = {"token": self._conversation.token, "candidate": self._conversation.candidate}
         answer = self._ask("adopt", manifests=[dict(record) for record in records], **fence)
         return tuple(answer["ids"])
