@@ -23,7 +23,7 @@ from instep.coordination.session import Session
 from instep.coordination.state import RunState
 from instep.coordination.transactions import Txn
 from instep.errors import EtcdError
-from instep.etcd import Client, KeyValue, Listing, TxnResult
+from instep.etcd import Client, KeyValue, TxnResult
 from instep.wire import Message
 
 log = logging.getLogger("instep")
@@ -231,7 +231,8 @@ class Archive:
     async def _try_commit(self, fence: Fence, manifest: Manifest) -> Outcome:
         keys = self._keys
         while True:
-            found = Found(*_items(await self._send(Txn((), checkpoints.look(keys, fence, manifest.id)))))
+            looked = await self._send(Txn((), checkpoints.look(keys, fence, manifest.id)))
+            found = Found(*looked.found)
             outcome = checkpoints.outcome(manifest, fence, found)
             if outcome is not Outcome.OPEN:
                 return outcome
@@ -356,7 +357,7 @@ class Archive:
     async def _adopt_one(self, fence: Fence, manifest: Manifest) -> bool:
         for _ in range(ADOPT_TRIES):
             looked = await self._send(Txn((), checkpoints.look_to_adopt(self._keys, manifest.id)))
-            txn = checkpoints.adopt(self._keys, manifest, Registered(*_items(looked)), fence)
+            txn = checkpoints.adopt(self._keys, manifest, Registered(*looked.found), fence)
             if txn is None or (await self._send(txn)).succeeded:
                 return True
         return False  # another leads, or everything changes all the time
@@ -373,7 +374,3 @@ class Archive:
 
 def _fence(message: Message, token: int | None = None) -> Fence:
     return Fence(str(message["candidate"]), int(message["token"]) if token is None else token)
-
-
-def _items(result: TxnResult) -> list[KeyValue | None]:
-    return [item.kvs[0] if item.kvs else None for item in result.results if isinstance(item, Listing)]

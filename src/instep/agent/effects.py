@@ -17,7 +17,7 @@ from instep.coordination.outage import Outage
 from instep.coordination.records import Agreed, Decision, Epoch, Plan
 from instep.coordination.transactions import Txn, abort
 from instep.errors import EtcdDenied, EtcdError, EtcdFull, InstepError
-from instep.etcd import Client, Compare, KeyValue, Listing, Op, TxnResult
+from instep.etcd import Client, Compare, KeyValue, Op, TxnResult
 from instep.tasks import Background, all_of
 
 log = logging.getLogger("instep")
@@ -134,13 +134,12 @@ class Effects:
         read = Op.get(key)
         try:
             txn = Txn((Compare.mod_revision(key, "==", revision),), (op, read))
-            listing = (await self._send(txn, (read,))).results[-1]
+            return (await self._send(txn, (read,))).found[-1]
         except EtcdFull:
             if value is not None:
                 raise
             await self._client.delete(key, timeout_s=ATTEMPT_S)  # a full database may refuse each txn, but it deletes
             return None
-        return listing.kvs[0] if isinstance(listing, Listing) and listing.kvs else None
 
     async def _settle(self, promised: Promised, decision: Decision, tell: Callable[[Decision], None]) -> None:
         try:

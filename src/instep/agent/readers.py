@@ -8,7 +8,7 @@ from instep.coordination.keys import Keys
 from instep.coordination.records import Manifest
 from instep.coordination.session import Session
 from instep.errors import EtcdFull, LeaseLost
-from instep.etcd import Client, Compare, Listing, Op
+from instep.etcd import Client, Compare, Op
 
 
 class Readers:
@@ -49,10 +49,11 @@ class Readers:
             raise LeaseLost("the node has no lease at present: try again", lease_id=0)
         txn = checkpoints.start_reading(self._keys, checkpoint_id, self._node, lease_id)
         result = await self._client.txn(txn.compares, txn.then, timeout_s=ATTEMPT_S)
-        if result.succeeded:
-            self._marked_at[checkpoint_id] = result.revision
-        listing = result.results[-1] if result.succeeded else None
-        return Manifest.decode_or_none(listing.kvs[0].value) if isinstance(listing, Listing) else None
+        if not result.succeeded:
+            return None
+        self._marked_at[checkpoint_id] = result.revision
+        record = result.found[-1]
+        return Manifest.decode_or_none(record.value) if record is not None else None
 
     def mark_all(self) -> None:
         """On a new lease."""

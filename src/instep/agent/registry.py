@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
 
 from instep.agent.name import NameTaken, NodeName
 from instep.agent.space import Space
@@ -16,7 +15,7 @@ from instep.coordination.outage import Outage
 from instep.coordination.records import NodeClaim
 from instep.coordination.session import Session
 from instep.errors import EtcdFull, EtcdUnavailable, LeaseLost
-from instep.etcd import Client, Compare, KeyValue, Listing, Op
+from instep.etcd import Client, Compare, Op
 
 log = logging.getLogger("instep")
 
@@ -120,7 +119,7 @@ class Registry:
         put = Op.put(key, NodeClaim(claim=self._name.claim, host=os.uname().nodename[:64]).encode(), lease=lease_id)
         result = await self._client.txn([Compare.absent(key)], [put], [Op.get(key)])
         while not result.succeeded:
-            item = _item(result.results)
+            (item,) = result.found
             if item is not None:
                 self._check(NodeClaim.decode_or_none(item.value))
             guard = Compare.mod_revision(key, "==", item.mod_revision if item is not None else 0)
@@ -133,8 +132,3 @@ class Registry:
             if not self._name.fixed and not any(worker.view for worker in self._workers):
                 raise NameTaken(text)
             log.error("%s: while both are in the run no change can be agreed on; restart the ranks of this node", text)
-
-
-def _item(results: Sequence[object]) -> KeyValue | None:
-    listing = results[0] if results else None
-    return listing.kvs[0] if isinstance(listing, Listing) and listing.kvs else None

@@ -18,7 +18,7 @@ from instep.coordination.records import Epoch, Manifest, Pointer
 from instep.coordination.token import epoch_of, make_token
 from instep.coordination.transactions import raise_epoch
 from instep.errors import CheckpointError, ConfigError
-from instep.etcd import Client, KeyValue, Listing, Op, TxnResult
+from instep.etcd import Client, Op
 
 _NAMED: Final = 5
 
@@ -106,7 +106,7 @@ async def _raise_epoch(client: Client, keys: Keys, highest: int, author: str | N
     """The new epoch, where without it the next leader's token could be lower than `highest`."""
     for _ in range(TRIES):
         result = await client.txn([], [Op.get(keys.epoch)])
-        (item,) = _items(result)
+        (item,) = result.found
         epoch = Epoch.decode_or_none(item.value) if item is not None else None
         number = epoch.number if epoch is not None else 0
         if make_token(number, result.revision) >= highest:
@@ -128,7 +128,7 @@ async def _adopt_one(client: Client, keys: Keys, manifest: Manifest) -> bool:
     """False if another process has registered it meanwhile."""
     for _ in range(TRIES):
         looked = await client.txn([], checkpoints.look_to_adopt(keys, manifest.id))
-        txn = checkpoints.adopt(keys, manifest, Registered(*_items(looked)))
+        txn = checkpoints.adopt(keys, manifest, Registered(*looked.found))
         if txn is None:
             return False
         if (await client.txn(txn.compares, txn.then)).succeeded:
@@ -150,8 +150,8 @@ async def _all_of(client: Client, keys: Keys) -> dict[str, Manifest | None]:
 async def _forget_one(client: Client, keys: Keys, checkpoint_id: str) -> None:
     for _ in range(TRIES):
         looked = await client.txn([], [Op.get(keys.latest), Op.range(keys.readers(checkpoint_id))])
-        pointer = _items(looked)[0]
-        if _items(looked)[1] is not None:
+        pointer, reader = looked.found
+        if reader is not None:
             raise ConfigError(f"checkpoint {checkpoint_id} is being read by a rank of {keys.run}: try again later")
         there = {name: manifest for name, manifest in (await _all_of(client, keys)).items() if manifest is not None}
         txn = checkpoints.take_off(keys, checkpoint_id, pointer, there)
@@ -160,7 +160,3 @@ async def _forget_one(client: Client, keys: Keys, checkpoint_id: str) -> None:
     raise ConfigError(
         f"checkpoint {checkpoint_id} was not forgotten: {keys.run} changed {TRIES} times meanwhile; try again"
     )
-
-
-def _items(result: TxnResult) -> list[KeyValue | None]:
-    return [item.kvs[0] if item.kvs else None for item in result.results if isinstance(item, Listing)]

@@ -55,6 +55,11 @@ class TxnResult:
     revision: int
     results: tuple[OpResult, ...]
 
+    @property
+    def found(self) -> list[KeyValue | None]:
+        """The first key of each read that ran, in order; None where it found none."""
+        return [item.kvs[0] if item.kvs else None for item in self.results if isinstance(item, Listing)]
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
