@@ -154,3 +154,43 @@ def save_together(ranks: list[Worker], step: int) -> list[dict[str, Any]]:
         answers = [rank.answer() for rank in ranks]
     assert [answer.get("error") for answer in answers] == [None] * len(ranks), answers
     return answers
+
+
+def test_ranks_of_two_histories_stop_changes_until_all_are_started_again(fragile_training: TrainingRun) -> None:
+    """A process that was frozen before etcd was emptied takes the place of one that was started after it and died."""
+    training, server = fragile_training, fragile_training.server
+    assert isinstance(server, EtcdServer)
+    first, old = training.start_all(2, nodes="ab")
+    training.put("lr", "0.02")
+    assert first.wait_config(lr=0.02) == old.wait_config(lr=0.02)
+    agent = training.agent_pid("b")
+    frozen = [old.process.pid, supervisor_of(agent), agent]
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    first.kill()
+    first.finish()
+    go_back(server, Path(), "wiped")
+    begun, dies = training.start_all(2, nodes="ac")
+    for value in (0.03, 0.04):
+        training.put("lr", str(value))
+        assert begun.wait_config(lr=value) == dies.wait_config(lr=value)
+    dies.kill()
+    dies.finish()
+    wait_for(lambda: not training.keys("reports/members/1/"), "the rank that died to be gone")
+    for pid in frozen:
+        os.kill(pid, signal.SIGCONT)
+    wait_for(lambda: (training.key("state/epoch") or {}).get("problem"), "the two histories to be noticed")
+    assert "restart all ranks" in " ".join(instep(training, "status", "gpt-a").split())
+    wait_for(lambda: any("neither follows from the other" in line for line in begun.errors), "the training to be told")
+    for trainer in (begun, old):
+        trainer.kill()
+        trainer.finish()
+    again = training.start_all(2, nodes="ab")
+    training.put("lr", "0.05")
+    assert again[0].wait_config(lr=0.05) == again[1].wait_config(lr=0.05)
+    assert training.key("state/epoch")["settled"]
+    training.stop(*again)
+
+
+def supervisor_of(agent: int) -> int:
+    return int(Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[1])
