@@ -29,8 +29,8 @@ def test_a_script_that_writes_over_a_bound_value_is_named_in_log_receipt_history
 ) -> None:
     trainer = training.start(0, 1, script=SCRIPT)
     trainer.wait_said("joined")
-    wait_for(lambda: [line for line in trainer.errors if "does not hold the agreed lr" in line], "the warning")
-    assert "group 0 of the optimizer holds lr=" in trainer.errors[-1]
+    told = wait_for(lambda: [line for line in trainer.errors if "does not hold the agreed lr" in line], "the warning")
+    assert "group 0 of the optimizer holds lr=" in told[0]
 
     def instep(*words: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, **training.environment()}

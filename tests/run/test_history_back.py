@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from instep.testing import EtcdServer
-from run.harness import TrainingRun, wait_for
+from run.harness import Trainer, TrainingRun, wait_for
 from run.saver_team import Team, Worker
 
 
@@ -119,7 +119,7 @@ def test_a_run_whose_etcd_was_wiped_ends_cleanly_on_sigterm(fragile_training: Tr
     assert len({trainer.wait_config(lr=0.25) for trainer in trainers}) == 1
     assert "etcd's history went back" in instep(training, "history", "gpt-a")
     for node in (trainers[:2], trainers[2:]):
-        warned = [line for trainer in node for line in trainer.errors if "etcd's history went back" in line]
+        warned = wait_for(lambda node=node: warnings_of(node), "the warning in the log of one rank of each node")
         assert len(warned) == 1, warned
         assert "training continues with the agreed values; changes wait" in warned[0]
     trainers[3].kill(signal.SIGTERM)
@@ -127,6 +127,10 @@ def test_a_run_whose_etcd_was_wiped_ends_cleanly_on_sigterm(fragile_training: Tr
     (saved,) = {trainer.said("asked to save")[0]["step"] for trainer in trainers}
     assert {trainer.said("stopped")[0]["step"] for trainer in trainers} == {saved + 1}
     assert training.key("checkpoints/latest")["step"] == saved
+
+
+def warnings_of(node: list[Trainer]) -> list[str]:
+    return [line for trainer in node for line in trainer.errors if "etcd's history went back" in line]
 
 
 def test_saves_take_no_longer_after_etcd_was_wiped(fragile_training: TrainingRun, tmp_path: Path) -> None:

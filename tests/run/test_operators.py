@@ -240,6 +240,7 @@ def test_changes_made_while_nobody_trains_are_in_the_history_and_can_be_taken_ba
     operator.types("set", "gpt-a", "lr=0.2", "--author", "ann", "--why", "slower")
     operator.types("set", "gpt-a", "clip=2", "--author", "bob")
     assert trains()["lr"] == 0.2
+    wait_for(lambda: training.keys("history/starts/2/step"), "the first step of view 2 in the history")
     entries = operator.sees(control.history)["entries"]
     assert [(entry["outcome"], entry["view"], entry["step"]) for entry in entries] == [("started", 2, 0)] * 2
     assert [(entry["author"], entry["reason"]) for entry in entries] == [("bob", None), ("ann", "slower")]

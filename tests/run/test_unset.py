@@ -30,7 +30,7 @@ def test_a_value_that_was_set_is_named_at_the_next_start_and_gone_after_unset(tr
         assert (done.names, done.without) == (("lr",), ("clip",))
 
     asyncio.run(unset())
-    assert first.said("config")[-1]["config"]["lr"] == 0.01
+    assert first.wait_said("config")["config"]["lr"] == 0.01
     training.stop(first)
     (second,) = training.start_all(1)
     assert second.said("joined")[0]["config"]["lr"] == 3e-4
