@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from typing import TYPE_CHECKING
 
 from instep.errors import (
@@ -37,6 +38,7 @@ from instep.errors import (
     SettingsError,
     StepError,
 )
+from instep.names import PROTECTED_VARIABLE
 from instep.text import OneLine
 from instep.version import VERSION
 
@@ -90,6 +92,9 @@ __all__ = [
     # version
     "__version__",
 ]
+
+if PROTECTED_VARIABLE in os.environ:
+    importlib.import_module("instep.worker.children")  # this may be a DataLoader worker, which prepares itself here
 
 
 def __getattr__(name: str) -> object:

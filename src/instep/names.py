@@ -16,6 +16,8 @@ REVISION_BITS = 44
 second."""
 FIXED_KEY = "x-instep-fixed"
 """Marks, in the JSON Schema, a hyperparameter that is read at the start of a view and refused while it runs."""
+PROTECTED_VARIABLE = "INSTEP_PROTECTS_WORKERS_OF"
+"""Environment variable that tells spawned children the pid of the process whose DataLoader workers are protected."""
 REPLAY_KEY = "x-instep-replay"
 """Holds, in the JSON Schema, the digest of the schedule that the run replays."""
 PREFER_KEY = "x-instep-prefer"

@@ -28,7 +28,7 @@ def work(how, conn):
 """
 
 BEGINNING = """
-from instep.worker.children import protect
+import instep  # as a script does, before torch
 import json, multiprocessing, os, signal, subprocess, sys, time
 from multiprocessing import spawn
 from torchdata.standin import work
@@ -82,7 +82,8 @@ def execute(path: Path) -> subprocess.CompletedProcess[str]:
 def run(folder: Path, script: str, *, unprotected: bool = False) -> list[object]:
     """What the script has said; it runs in a process group of its own."""
     path = folder / "script.py"
-    main = f"{'' if unprotected else 'protect()'}\n{script}"
+    protect = "" if unprotected else "from instep.worker.children import protect; protect()"
+    main = f"{protect}\n{script}"
     path.write_text(BEGINNING + "\nif __name__ == '__main__':\n" + "".join(f"    {s}\n" for s in main.splitlines()))
     done = execute(path)
     assert done.returncode == 0, done.stderr
@@ -156,7 +157,7 @@ def test_a_worker_that_passed_the_signal_over_ends_when_its_trainer_has(folder: 
     path.write_text(
         BEGINNING
         + """
-protect()
+from instep.worker.children import protect; protect()
 child, guarded = start("fork")
 subprocess.run(["kill", "-TERM", str(child.pid)])
 os.kill(os.getpid(), signal.SIGKILL)

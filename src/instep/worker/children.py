@@ -23,13 +23,12 @@ import threading
 from types import FrameType
 from typing import Any, Final
 
+from instep.names import PROTECTED_VARIABLE
+
 LOADERS: Final = ("torch.utils.data.", "torchdata.")
 """Where a process runs that serves a training process, and has no use for a SIGTERM of its own."""
 LOOK_S: Final = 1.0
 """How often a worker that was told to end looks whether the process that it serves has ended."""
-
-PROTECTED: Final = "INSTEP_PROTECTS_WORKERS_OF"
-"""Environment variable that tells spawned children the pid of the process whose DataLoader workers are protected."""
 
 _TERM: Final = (signal.SIGTERM,)
 
@@ -46,7 +45,7 @@ _is_server = False
 
 def protect() -> None:
     """DataLoader workers that this process starts from now on survive a SIGTERM that others send."""
-    os.environ[PROTECTED] = str(os.getpid())
+    os.environ[PROTECTED_VARIABLE] = str(os.getpid())
     _turn_on()
 
 
@@ -78,7 +77,7 @@ def _continue() -> None:
 
 
 def _protected() -> int | None:
-    pid = os.environ.get(PROTECTED, "")
+    pid = os.environ.get(PROTECTED_VARIABLE, "")
     return int(pid) if pid.isascii() and pid.isdecimal() else None
 
 
