@@ -39,6 +39,7 @@ def registered(
     node: str = "a",
     digest: str = DIGEST,
     version: str | None = None,
+    epoch: int = 0,
 ) -> Registered:
     """Arrived at revision `at`; its incarnation is that number too, unless `number` is given."""
     member = Member(
@@ -50,6 +51,7 @@ def registered(
         pid=1000 + at,
         schema_digest=digest,
         version=version,
+        epoch=epoch,
     )
     return Registered(member, at)
 

@@ -16,7 +16,8 @@ from instep.coordination.chain import (
     stand,
     verdict,
 )
-from instep.coordination.records import Agreed, Decision, Epoch, Head, Plan
+from instep.coordination.records import Agreed, Decision, Epoch, Head, Member, Plan
+from unit.parts import registered
 
 START = Agreed(plan=0, view=1, values={"lr": 0.1}).as_start()
 
@@ -61,18 +62,24 @@ def test_where_a_worker_stands(number: int, digest: str, agreed: Agreed | None, 
     assert stand(number, digest, agreed) is where
 
 
+def trained(held: Agreed, *, view: int = 3, epoch: int = 1, told: int = 0) -> Member:
+    head = Head(plan=held.plan, digest=held.digest, told=told)
+    return registered(0, 10).member.model_copy(update={"view": view, "epoch": epoch, "head": head})
+
+
 def test_a_registration_that_could_not_be_proves_that_the_history_went_back() -> None:
-    head = Head(plan=2, digest=TWO.digest, epoch=1)
-    assert is_lost(head, 3, AFTER_ONE, 3, 1, 2)
-    assert is_lost(head, 4, AFTER_TWO, 3, 1, 2)
-    assert is_lost(head, 3, AFTER_TWO, 3, 0, 2)
-    assert is_lost(head, 3, None, 3, 1, 2)
-    assert not is_lost(head, 3, AFTER_TWO, 3, 1, 2)
-    assert not is_lost(Head(plan=1, digest=ONE.digest, epoch=1), 3, AFTER_TWO, 3, 1, 2)  # it may be an old registration
-    told = Head(plan=2, digest=TWO.digest, epoch=1, told=3)
-    assert is_lost(told, 3, AFTER_TWO, 3, 1, 2)  # who has promised it waits at its gate, and nothing else tells
-    assert not is_lost(told, 3, AFTER_TWO, 3, 1, 3)
-    assert not is_lost(head, 9, AFTER_ONE, 3, 2, 2)  # brought back from before the epoch
+    knows_two = trained(AFTER_TWO)
+    assert is_lost(knows_two, AFTER_ONE, 3, 1, 2)
+    assert is_lost(trained(AFTER_TWO, view=4), AFTER_TWO, 3, 1, 2)
+    assert is_lost(knows_two, AFTER_TWO, 3, 0, 2)
+    assert is_lost(knows_two, None, 3, 1, 2)
+    assert not is_lost(knows_two, AFTER_TWO, 3, 1, 2)
+    assert not is_lost(trained(AFTER_ONE), AFTER_TWO, 3, 1, 2)  # it may be an old registration
+    told = trained(AFTER_TWO, told=3)
+    assert is_lost(told, AFTER_TWO, 3, 1, 2)  # who has promised it waits at its gate, and nothing else tells
+    assert not is_lost(told, AFTER_TWO, 3, 1, 3)
+    assert not is_lost(trained(AFTER_TWO, view=9), AFTER_ONE, 3, 2, 2)  # brought back from before the epoch
+    assert not is_lost(registered(0, 10).member, AFTER_ONE, 3, 0, 2)  # it holds nothing
 
 
 def test_workers_of_two_branches_are_not_joined() -> None:

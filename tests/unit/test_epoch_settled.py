@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from instep.coordination.actions import Announce, OpenPlan, Settle
+from instep.coordination.actions import Announce, FormView, OpenPlan, Settle
 from instep.coordination.chain import after
 from instep.coordination.leading import next_action
 from instep.coordination.membership import Registered
@@ -33,8 +33,8 @@ COMMIT = Decision(commit=True)
 def trained(rank: int, agreed: Agreed, *, epoch: int = 1, node: str = "a", number: int = 1) -> Registered:
     """Rank r of incarnation 10 + r, which was in view `number` and holds `agreed`."""
     item = registered(rank, 10 + rank, node=node)
-    head = Head(plan=agreed.plan, digest=agreed.digest, epoch=epoch, told=agreed.plan)
-    return replace(item, member=item.member.model_copy(update={"view": number, "head": head}))
+    head = Head(plan=agreed.plan, digest=agreed.digest, told=agreed.plan)
+    return replace(item, member=item.member.model_copy(update={"view": number, "head": head, "epoch": epoch}))
 
 
 def now(*here: Registered, **more: Any) -> Situation:
@@ -68,14 +68,29 @@ def test_an_emptied_etcd_is_not_settled_before_every_rank_has_said_what_it_holds
 
 
 def test_a_newcomer_that_registers_first_does_not_settle_it_for_those_who_train() -> None:
-    assert not is_settling(now(registered(1, 30, node="b")))
-    assert is_settling(now(registered(0, 30), registered(1, 31, node="b")))
+    first = registered(1, 30, node="b", epoch=1)
+    assert not is_settling(now(first))
+    assert is_settling(now(first, registered(0, 31, epoch=1)))
+
+
+def test_a_rank_that_was_brought_back_as_a_new_one_is_waited_for_until_it_is_registered_in_this_epoch() -> None:
+    """The backup is from before its first step: it may have trained since, and hold what the others do not know."""
+    held = {"a": Held(agreed=AFTER_ONE, plan=ONE)}
+    assert not is_settling(now(trained(0, AFTER_ONE), registered(1, 30, node="b"), held=held))
+    assert is_settling(now(trained(0, AFTER_ONE), registered(1, 30, node="b", epoch=1), held=held))
+
+
+def test_no_view_is_formed_with_a_rank_that_may_have_been_brought_back_as_a_new_one() -> None:
+    settled = {"agreed": START, "epoch": EPOCH.model_copy(update={"settled": True})}
+    first = registered(0, 30, epoch=1)
+    assert not isinstance(next_action(now(first, registered(1, 31, node="b"), **settled)), FormView)
+    assert isinstance(next_action(now(first, registered(1, 31, node="b", epoch=1), **settled)), FormView)
 
 
 def test_a_rank_that_died_is_waited_for_until_its_successor_comes() -> None:
     held = {"a": Held(agreed=AFTER_ONE, plan=ONE)}
     assert not is_settling(now(trained(0, AFTER_ONE), held=held))
-    assert is_settling(now(trained(0, AFTER_ONE), registered(1, 60, node="b"), held=held))
+    assert is_settling(now(trained(0, AFTER_ONE), registered(1, 60, node="b", epoch=1), held=held))
 
 
 def test_a_rank_that_has_left_is_not_waited_for() -> None:

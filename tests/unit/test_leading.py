@@ -428,8 +428,8 @@ def test_no_view_is_formed_of_workers_that_have_trained_with_nobody_knows_which_
 
 
 def _trains(item: Registered, epoch: int = 1) -> Registered:
-    head = Head(plan=0, digest="", epoch=epoch)
-    return replace(item, member=item.member.model_copy(update={"view": 1, "head": head}))
+    head = Head(plan=0, digest="")
+    return replace(item, member=item.member.model_copy(update={"view": 1, "head": head, "epoch": epoch}))
 
 
 def test_a_view_that_starts_with_less_than_is_agreed_is_not_entered() -> None:

@@ -17,8 +17,8 @@ ONES, TWOS = agreed(plan=2, digest="aa", parent="1"), agreed(plan=2, digest="bb"
 
 def _said(rank: int, digest: str) -> Registered:
     item = registered(rank, 10 + rank, node="ab"[rank])
-    head = Head(plan=2, digest=digest, epoch=1, told=2)
-    return replace(item, member=item.member.model_copy(update={"head": head}))
+    head = Head(plan=2, digest=digest, told=2)
+    return replace(item, member=item.member.model_copy(update={"head": head, "epoch": 1}))
 
 
 SPLIT = Situation(
@@ -40,7 +40,7 @@ def test_ranks_whose_decisions_do_not_follow_from_one_another_stop_changes() -> 
 
 def test_new_ranks_settle_an_epoch_that_the_ranks_before_could_not() -> None:
     stuck = EPOCH.model_copy(update={"problem": "rank 0 holds something else than rank 1"})
-    action = next_step(replace(SPLIT, epoch=stuck, registered=(registered(0, 20), registered(1, 21))))
+    action = next_step(replace(SPLIT, epoch=stuck, registered=(registered(0, 20, epoch=1), registered(1, 21, epoch=1))))
     assert isinstance(action, Settle)
     assert (action.epoch.settled, action.epoch.problem) == (True, None)
 

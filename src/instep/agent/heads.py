@@ -88,7 +88,7 @@ class Heads:
         if self._raising:
             return
         known, self._known = self._known, number
-        behind = [worker for worker in self._workers if worker.view and worker.epoch < number]
+        behind = [worker for worker in self._workers if worker.epoch < number]
         for worker in behind:
             worker.epoch = number
             worker.tell({"t": "epoch", "number": number})
@@ -96,7 +96,8 @@ class Heads:
             self._effects.start(self._registered())
         if epoch is not None:
             # An agent that was started in an epoch: no worker enters a view in one that is not settled.
-            is_new = number > known if known is not None else bool(behind) and not epoch.settled
+            trains = any(worker.view for worker in behind)
+            is_new = number > known if known is not None else trains and not epoch.settled
             self._announce(epoch, is_new)
 
     def _announce(self, epoch: Epoch, is_new: bool) -> None:

@@ -35,7 +35,7 @@ class LocalWorker:
     told: Plan | None = None
     """The newest plan that it was sent, until it is sent the decision."""
     epoch: int = 0
-    """The run's epoch when that was registered last."""
+    """The run's epoch when it was registered last."""
     applied: Message | None = None
     """What it said last of a plan that it has applied."""
     told_token: int | None = None
@@ -91,7 +91,7 @@ class LocalWorker:
 
     def record(self) -> Member:
         """Its registration, as of now."""
-        return self.member.model_copy(update={"view": self.view, "head": self.head()})
+        return self.member.model_copy(update={"view": self.view, "head": self.head(), "epoch": self.epoch})
 
     def head(self) -> Head | None:
         """What it holds, None for one that is new."""
@@ -99,7 +99,7 @@ class LocalWorker:
         if not self.view or agreed is None:
             return None
         number = max(agreed.plan, told.number if told is not None else 0)
-        return Head(plan=agreed.plan, digest=agreed.digest, epoch=self.epoch, told=number)
+        return Head(plan=agreed.plan, digest=agreed.digest, told=number)
 
     def keep(self, former: LocalWorker) -> None:
         """The worker has reconnected. Messages of the former connection may not have reached it, but they count."""

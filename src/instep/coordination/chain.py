@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from instep.coordination.records import Agreed, Decision, Epoch, Head, Plan
+from instep.coordination.records import Agreed, Decision, Epoch, Head, Member, Plan
 
 
 class Stand(Enum):
@@ -64,14 +64,15 @@ def stand(plan: int, digest: str, agreed: Agreed | None) -> Stand:
     return Stand.BEYOND if plan > agreed.plan else Stand.BRANCHED
 
 
-def is_lost(head: Head, view: int, agreed: Agreed | None, view_number: int, epoch: int, newest: int) -> bool:
-    """Whether a registration proves that etcd's history has gone back since. `view` is the newest that its worker was
-    in, `newest` the highest number of a plan that etcd knows of. One of an earlier epoch proves nothing: it may have
-    been brought back."""
-    if head.epoch < epoch:
+def is_lost(member: Member, agreed: Agreed | None, view: int, epoch: int, newest: int) -> bool:
+    """Whether a registration proves that etcd's history has gone back since. `view` is the newest that etcd knows of,
+    `newest` the highest number of a plan. A registration of an earlier epoch proves nothing: it may have been brought
+    back. That of a new worker holds nothing that could be lost."""
+    head = member.head
+    if head is None or member.epoch < epoch:
         return False
     behind = agreed is None or head.plan > agreed.plan or (head.plan == agreed.plan and head.digest != agreed.digest)
-    return head.epoch > epoch or view > view_number or head.told > newest or (bool(head.digest) and behind)
+    return member.epoch > epoch or member.view > view or head.told > newest or (bool(head.digest) and behind)
 
 
 def conflict(heads: list[tuple[int, Head]], top: Head, parent: str) -> str | None:

@@ -110,9 +110,8 @@ def _is_outdated(now: Situation) -> bool:
 
 def _can_start(now: Situation, group: membership.Group) -> bool:
     """False if some have trained and it is not known with which values: newcomers would start with others. False until
-    all of these have reported in this epoch what they hold."""
-    heads = (item.member.head for item in group.by_rank.values())
-    if any(head is not None and head.epoch < recovery.number_of(now.epoch) for head in heads):
+    all are registered in this epoch: an earlier registration may have been brought back."""
+    if any(item.member.epoch < recovery.number_of(now.epoch) for item in group.by_rank.values()):
         return False
     return now.agreed is not None or not membership.staying(now.view, group, now.entered)
 

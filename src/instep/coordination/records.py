@@ -74,8 +74,6 @@ class Head(Record):
 
     plan: int
     digest: str
-    epoch: int = 0
-    """The run's epoch when this was said."""
     told: int = 0
 
 
@@ -103,6 +101,8 @@ class Member(Record):
     """Of the agent that wrote it. Members of another one cannot be in a view together."""
     head: Head | None = None
     """None for one that is new."""
+    epoch: int = 0
+    """The run's epoch when it was written: an earlier one may have been brought back with etcd's history."""
 
     @property
     def worker(self) -> WorkerId:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from instep.coordination.actions import Action, Proclaim, RaiseEpoch, Rewrite, Settle
 from instep.coordination.chain import conflict, is_lost
 from instep.coordination.membership import Registered
-from instep.coordination.records import Agreed, Epoch, Head, Held, Leader
+from instep.coordination.records import Agreed, Epoch, Head, Held, Leader, Member
 from instep.coordination.situation import Situation
 from instep.coordination.token import epoch_of, make_token, revision_of
 from instep.scalar import Scalar, same
@@ -59,12 +59,13 @@ def next_step(now: Situation) -> Action | None:
     """What comes next in an epoch that is not settled; None while somebody is waited for."""
     proof = _proof(now)
     if proof:
-        number = max(number_of(now.epoch), *(head.epoch for head in proof)) + 1
+        number = max(number_of(now.epoch), *(member.epoch for member in proof)) + 1
         return RaiseEpoch(Epoch(number=number, why=WHY))
     epoch = now.epoch
     assert epoch is not None
     trained = _trained(now)
-    if any(head.epoch < epoch.number for _, head in trained) or not _all_are_here(now):
+    said = [item for item in now.registered if item.member.epoch >= epoch.number]
+    if any(item.member.head is not None for item in now.registered if item not in said) or not _all_are_here(now, said):
         return None  # it has not been said in this epoch, or it was brought back with etcd's history
     if not trained:
         done = {"settled": True, "told": last_number(now), "problem": None}
@@ -88,31 +89,30 @@ def _trained(now: Situation) -> list[tuple[int, Head]]:
     return [(item.member.rank, item.member.head) for item in now.registered if item.member.head is not None]
 
 
-def _all_are_here(now: Situation) -> bool:
+def _all_are_here(now: Situation, said: list[Registered]) -> bool:
     """Whether no rank is missing that has not left: one whose agent registers it later may hold a commit of which the
-    others do not know. Where some have trained, their world size counts."""
-    view = max((item.member.view for item in now.registered), default=0)
-    sizes = {item.member.world_size for item in now.registered if bool(item.member.view) == bool(view)}
+    others do not know. `said` are the registrations of this epoch: one from before it, though it is that of a new
+    worker, may be brought back, and its worker train by now. Where some have trained, their world size counts."""
+    view = max((item.member.view for item in said), default=0)
+    sizes = {item.member.world_size for item in said if bool(item.member.view) == bool(view)}
     left = {rank for record in now.left.values() if 0 < view <= record.view for rank in record.ranks}
-    here = left | {item.member.rank for item in now.registered}
+    here = left | {item.member.rank for item in said}
     return any(here.issuperset(range(size)) for size in sizes)
 
 
-def _proof(now: Situation) -> list[Head]:
+def _proof(now: Situation) -> list[Member]:
     """Registrations that could not be if etcd held the history in which they were made."""
     view, epoch = now.view.number if now.view is not None else 0, number_of(now.epoch)
     view = max(view, now.epoch.view if now.epoch is not None else 0)
     if now.epoch is not None and not now.epoch.settled:
-        return [head for _, head in _trained(now) if head.epoch > epoch]
-    return [head for item in now.registered if (head := _lost(now, item, view, epoch)) is not None]
+        return [item.member for item in now.registered if item.member.head is not None and item.member.epoch > epoch]
+    return [item.member for item in now.registered if _is_proof(now, item, view, epoch)]
 
 
-def _lost(now: Situation, item: Registered, view: int, epoch: int) -> Head | None:
-    head = item.member.head
-    if head is None or head.epoch < epoch:
-        return None
-    is_proof = is_lost(head, item.member.view, now.agreed, view, epoch, last_number(now))
-    return head if is_proof or _was_in_another_view(now, item) else None
+def _is_proof(now: Situation, item: Registered, view: int, epoch: int) -> bool:
+    if item.member.head is None or item.member.epoch < epoch:
+        return False
+    return is_lost(item.member, now.agreed, view, epoch, last_number(now)) or _was_in_another_view(now, item)
 
 
 def _was_in_another_view(now: Situation, item: Registered) -> bool:

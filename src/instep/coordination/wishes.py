@@ -57,8 +57,8 @@ def _said(now: Situation, view: View, plan: Plan) -> set[str]:
     if now.epoch is None or not now.epoch.settled or plan.number > now.epoch.plan:
         return set()
     number = now.epoch.number
-    heads = {item.member.worker: item.member.head for item in now.registered}
-    know = {worker for worker, head in heads.items() if head and head.epoch == number and head.plan >= plan.number}
+    said = [item.member for item in now.registered if item.member.epoch == number]
+    know = {member.worker for member in said if member.head is not None and member.head.plan >= plan.number}
     active = membership.active_ranks(view, now.left)
     return {
         node
