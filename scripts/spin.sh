@@ -144,11 +144,11 @@ explore_history() {
   caught MUTANT_WITHOUT_THE_ABSENT "${still[@]}"
   caught MUTANT_NO_EPOCH_FIRST "${still[@]}"
   caught MUTANT_NEWCOMERS_DO_NOT_WAIT "${replaced[@]}"
+  caught MUTANT_NEW_ONES_NEED_NO_EPOCH "${replaced[@]}"
 
   heading "beyond the promise: must fail"
   explore caught "a plan open in the copy is decided before the epoch" LIMIT_DECIDED_BEFORE_NOTICED "${still[@]}"
   explore caught "a rank dies with what it alone knew" LIMIT_DIES_WITH_WHAT_IT_KNEW "${replaced[@]}"
-  explore caught "a rank that trains is brought back as a new one" LIMIT_BROUGHT_BACK_AS_NEW "${replaced[@]}"
 }
 
 was_back() {

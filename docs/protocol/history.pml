@@ -309,7 +309,7 @@ end:
 /* An epoch is settled when every rank, a new one too, is registered in it. */
 #if defined(MUTANT_WITHOUT_THE_ABSENT)          /* those that are registered suffice */
 #define HAS_SAID(r) (!etcd.here[r] || etcd.in_epoch[r] >= etcd.epoch)
-#elif defined(LIMIT_BROUGHT_BACK_AS_NEW)        /* the code as it is: one that is new is asked for no epoch */
+#elif defined(MUTANT_NEW_ONES_NEED_NO_EPOCH)     /* a registration may have been brought back as that of a new one */
 #define HAS_SAID(r) (etcd.here[r] && (etcd.in_view[r] == 0 || etcd.in_epoch[r] >= etcd.epoch))
 #else
 #define HAS_SAID(r) (etcd.here[r] && etcd.in_epoch[r] >= etcd.epoch)
@@ -338,7 +338,7 @@ end:
 #define STAYS(r) (etcd.in_view[r] != 0 || (BEGAN && etcd.incarnation[r] == etcd.member[r]))
 #define IS_IN(r) (!(etcd.staying & (1 << r)) || (etcd.here[r] && etcd.incarnation[r] == etcd.member[r] && \
   etcd.in_view[r] == etcd.view))
-#define SAYS_ITS_HEAD(r) (etcd.in_view[r] == 0 || etcd.in_epoch[r] >= etcd.epoch)
+#define SAYS_ITS_HEAD(r) (etcd.in_epoch[r] >= etcd.epoch)
 
 /* All that agree hold the newest, or the decision just before it. */
 #define HOLDS(d) ((d) == top || (stands == top && top != 0 && (d) == parent[top]))

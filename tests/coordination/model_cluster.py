@@ -92,6 +92,7 @@ class ModelRoster:
                 self._host.absentees.append(absentee)
                 worker = LocalWorker(kept.member, kept.schema, cast(Any, absentee), view=kept.view, absent=True)
                 worker.agreed, worker.plan, worker.told, worker.epoch = kept.agreed, kept.plan, kept.told, kept.epoch
+                worker.heard = kept.heard
                 found.append(worker)
         return found
 
@@ -404,14 +405,14 @@ class Cluster:
         """Whether etcd holds what the ranks hold, as far as this can be told from outside."""
         if not self.went_back:
             return True
-        epoch = Epoch.decode_or_none(self._value(self.keys.epoch))
+        epoch = Epoch.decode_or_none(self.value(self.keys.epoch))
         held = [worker.run._agreement.agreed for worker in self.ever if worker.alive and worker.run.view]
         agreed = self.agreed()
         same = agreed is not None and all(item and item["digest"] in (agreed.digest, agreed.parent) for item in held)
         return not held or (same and (epoch is None or epoch.settled))
 
     def epoch_problem(self) -> str | None:
-        epoch = Epoch.decode_or_none(self._value(self.keys.epoch))
+        epoch = Epoch.decode_or_none(self.value(self.keys.epoch))
         return epoch.problem if epoch is not None else None
 
     def _expire_leases(self) -> None:
@@ -470,16 +471,16 @@ class Cluster:
 
     # -- what etcd says ---------------------------------------------------------------------------------------------
 
-    def _value(self, key: str) -> bytes | None:
+    def value(self, key: str) -> bytes | None:
         found = self.store.get(key)
         return found.value if found is not None else None
 
     def agreed(self) -> Agreed | None:
-        return Agreed.decode_or_none(self._value(self.keys.agreed))
+        return Agreed.decode_or_none(self.value(self.keys.agreed))
 
     def view(self) -> View | None:
-        value = self._value(self.keys.view)
+        value = self.value(self.keys.view)
         return View.decode(value) if value is not None else None
 
     def plan(self, number: int) -> Plan | None:
-        return Plan.decode_or_none(self._value(self.keys.plan(number)))
+        return Plan.decode_or_none(self.value(self.keys.plan(number)))

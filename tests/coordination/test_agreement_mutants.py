@@ -11,7 +11,12 @@ from agreement_machine import HUNT, AgreementMachine, DriftingMachine, LockstepM
 from agreement_mutants import Mutant
 from hypothesis.stateful import run_state_machine_as_test
 
+from instep.coordination.records import Entered, Epoch
+from instep.etcd import Op
+
+ONE_NODE = ((0, 1),)
 TWO_NODES = ((0,), (1,))
+THREE_NODES = ((0,), (1,), (2,))
 
 BROKEN = r"runs with|instead of|was applied|paused at|stopped at|agreed on that|neither done"
 
@@ -26,8 +31,9 @@ Chain = Callable[[AgreementMachine], None]
         (DriftingMachine, mutants.commit_without_all_acks),
         (DriftingMachine, mutants.acknowledge_before_all_are_armed),
         pytest.param(LockstepMachine, mutants.commit_without_all_acks, marks=pytest.mark.long),
-        # Takes minutes, and may end in a state in which tasks never come to rest before it finds the violation.
-        pytest.param(DriftingMachine, mutants.pass_the_gate_undecided, marks=pytest.mark.long),
+        pytest.param(
+            DriftingMachine, mutants.pass_the_gate_undecided, marks=pytest.mark.long
+        ),  # below there is a chain
         # Below there is a chain of events for each of these two.
         pytest.param(LockstepMachine, mutants.newcomers_ignore_the_course, marks=pytest.mark.long),
         pytest.param(LockstepMachine, mutants.a_course_holds_when_it_is_promised, marks=pytest.mark.long),
@@ -60,6 +66,25 @@ def a_rank_is_replaced_when_all_have_promised_and_the_leader_does_not_know(machi
             cluster.go(worker)
     cluster.start(1, cluster.hosts[1])
     for host in cluster.hosts:
+        host.client.release_watch("acks")
+    cluster.loop.settle()
+
+
+def a_rank_comes_to_its_gate_before_the_acks_are_seen(machine: AgreementMachine) -> None:
+    cluster = machine.cluster
+    for host in cluster.hosts:
+        host.client.hold_watch("acks")
+    cluster.put({"lr": "0.2"})
+    while len(cluster.store.range(cluster.keys.acks).kvs) < 2:
+        cluster.go()
+    plan = cluster.plan(1)
+    assert plan is not None
+    cluster.hosts[0].client.hold_calls()  # its abort does not arrive, so it has to wait
+    for _ in range(50):
+        cluster.go(cluster.workers[0])
+    assert cluster.workers[1].step < plan.gate
+    for host in cluster.hosts:
+        host.client.release_calls()
         host.client.release_watch("acks")
     cluster.loop.settle()
 
@@ -182,6 +207,86 @@ def etcd_loses_a_plan_that_was_promised_and_all_agents_are_new(machine: Agreemen
     cluster.put({"lr": "0.3"})
 
 
+def two_ranks_are_replaced_and_the_first_has_not_heard_that_it_may_begin(machine: AgreementMachine) -> None:
+    cluster = machine.cluster
+    host = cluster.hosts[1]
+    host.may_start = False
+    cluster.kill(cluster.workers[1], lose_part=True)
+    newcomer = cluster.start(1, host)
+    host.may_start = True
+    assert host.listens()
+    host.client.hold_watch("state")  # it registers the newcomer, and hears nothing
+    cluster.go(newcomer)
+    view, entered = cluster.view(), Entered.decode_or_none(cluster.value(cluster.keys.entered))
+    assert view is not None
+    assert (view.number, entered) == (2, Entered(view=2))
+    host.crash(keep_down=False)  # the next agent finds the second view
+    host.may_start = False
+    cluster.kill(cluster.workers[2], lose_part=True)
+    cluster.start(2, cluster.hosts[2])
+    cluster.loop.settle()
+    view = cluster.view()
+    assert view is not None
+    assert (view.number, view.staying) == (3, "0-1")
+
+
+def what_a_node_holds_is_lost_once_more_and_another_agent_notices(machine: AgreementMachine) -> None:
+    cluster, before = machine.cluster, machine.cluster.store.revision
+    cluster.put({"lr": "0.2"})
+    while any(worker.values()["lr"] != 0.2 for worker in cluster.workers.values()):
+        cluster.go()
+    cluster.hosts[1].crash(keep_down=False)  # so that the epoch is not settled
+    cluster.hosts[1].may_start = False
+    cluster.go_back(before)
+    cluster.loop.advance(1.0)
+    held = cluster.keys.head_of("n0")
+    epoch = Epoch.decode_or_none(cluster.value(cluster.keys.epoch))
+    assert epoch is not None
+    assert not epoch.settled
+    assert cluster.value(held) is not None
+    following = epoch.model_copy(update={"number": epoch.number + 1})
+    cluster.store.txn((), [Op.delete(held), Op.put(cluster.keys.epoch, following.encode())])
+    cluster.loop.settle()
+    assert cluster.value(held) is not None
+
+
+def etcd_goes_back_while_one_of_two_ranks_of_a_node_has_applied_a_change(machine: AgreementMachine) -> None:
+    cluster = machine.cluster
+    cluster.put({"lr": "0.2"})
+    while (agreed := cluster.agreed()) is None or agreed.plan != 1:
+        cluster.go()
+    first, second = cluster.workers[0], cluster.workers[1]
+    while first.values()["lr"] != 0.2:
+        cluster.go(first)
+    assert second.values()["lr"] != 0.2
+    receipt = cluster.keys.receipt(1, "n0")
+    cluster.go_back(cluster.store.revision)
+    while second.values()["lr"] != 0.2:
+        cluster.go(second)
+    cluster.loop.advance(1.0)
+    assert cluster.value(receipt) is not None
+
+
+def etcd_loses_a_plan_that_was_aborted(machine: AgreementMachine) -> None:
+    cluster, before = machine.cluster, machine.cluster.store.revision
+    for host in cluster.hosts:
+        host.client.hold_watch("acks")
+    cluster.put({"lr": "0.2"})
+    while (plan := cluster.plan(1)) is None:
+        cluster.go()
+    cluster.store.txn((), [Op.delete(cluster.keys.config_of("lr"))])  # it is not planned again
+    while any(worker.step <= plan.gate for worker in cluster.workers.values()):
+        cluster.go()
+    cluster.go_back(before)
+    for host in cluster.hosts:
+        host.client.release_watch("acks")
+    cluster.put({"lr": "0.3"})
+    began = cluster.loop.time()
+    while any(worker.values()["lr"] != 0.3 for worker in cluster.workers.values()):
+        cluster.go()
+        assert cluster.loop.time() < began + 20
+
+
 CHAINS: list[tuple[Machine, Chain, Mutant]] = [
     (LockstepMachine, a_rank_is_replaced_between_commit_and_gate, mutants.newcomers_ignore_the_gate),
     (LockstepMachine, a_rank_is_replaced_between_commit_and_gate, mutants.forget_the_previous_values),
@@ -190,6 +295,7 @@ CHAINS: list[tuple[Machine, Chain, Mutant]] = [
         a_rank_is_replaced_when_all_have_promised_and_the_leader_does_not_know,
         mutants.view_leaves_the_plan_open_and_commit_ignores_the_view,
     ),
+    (DriftingMachine, a_rank_comes_to_its_gate_before_the_acks_are_seen, mutants.pass_the_gate_undecided),
     (DriftingMachine, the_database_is_full_while_a_rank_comes_to_its_gate, mutants.commit_without_the_mark),
     (DriftingMachine, a_rank_leaves_far_ahead_of_the_one_that_leads, mutants.who_left_counts_as_armed),
     (LockstepMachine, a_rank_joins_a_run_that_is_paused, mutants.newcomers_ignore_the_course),
@@ -212,13 +318,31 @@ def test_a_chain_of_events_keeps_the_promise_and_breaks_it_with_the_rule_broken(
         _play(machine, chain)
 
 
+def test_two_ranks_that_are_replaced_one_right_after_the_other_both_begin() -> None:
+    """The second view takes the newcomer of the first for one that stays, for it may have begun."""
+    _play(LockstepMachine, two_ranks_are_replaced_and_the_first_has_not_heard_that_it_may_begin, THREE_NODES)
+
+
+def test_what_a_node_holds_is_written_again_in_each_epoch_whoever_began_it() -> None:
+    _play(LockstepMachine, what_a_node_holds_is_lost_once_more_and_another_agent_notices)
+
+
+def test_a_receipt_that_was_not_due_when_etcd_went_back_is_written_in_the_end() -> None:
+    _play(DriftingMachine, etcd_goes_back_while_one_of_two_ranks_of_a_node_has_applied_a_change, ONE_NODE)
+
+
+def test_no_number_of_an_aborted_plan_that_etcd_has_lost_is_given_again() -> None:
+    """The ranks would not answer a plan of that number: each would run into its time-out."""
+    _play(DriftingMachine, etcd_loses_a_plan_that_was_aborted)
+
+
 def test_ranks_at_the_gate_of_a_plan_that_only_they_know_of_train_on() -> None:
     _play(LockstepMachine, etcd_loses_a_plan_that_was_promised_and_all_agents_are_new)
 
 
-def _play(machine: Machine, chain: Chain) -> None:
+def _play(machine: Machine, chain: Chain, layout: tuple[tuple[int, ...], ...] = TWO_NODES) -> None:
     playing = machine()
-    playing.begin_with(TWO_NODES, stop=0)
+    playing.begin_with(layout, stop=0)
     with playing.stack:
         chain(playing)
         playing.come_to_rest()

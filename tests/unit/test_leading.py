@@ -23,7 +23,7 @@ from instep.coordination.actions import (
 )
 from instep.coordination.leading import PLAN_TIMEOUT_S, next_action
 from instep.coordination.membership import Registered
-from instep.coordination.records import Change, Decision, Elastic, Forming, Head, Receipt, WorkerId
+from instep.coordination.records import Change, Course, Decision, Elastic, Forming, Head, Receipt, WorkerId
 from instep.coordination.schema import Schema
 from instep.coordination.situation import Progress, Situation
 from instep.coordination.wishes import is_settled
@@ -439,3 +439,11 @@ def test_a_view_that_starts_with_less_than_is_agreed_is_not_entered() -> None:
     news = {"view": waits, "registered": (_trains(BOTH[0], 0),)}
     assert isinstance(next_action(now(**news, agreed=agreed().model_copy(update={"digest": "old"}))), Enter)
     assert not isinstance(next_action(now(**news, agreed=agreed().model_copy(update={"digest": "new"}))), Enter)
+
+
+def test_nothing_is_planned_where_a_rank_has_left_after_the_pause() -> None:
+    """No gate suits: the plan would be aborted at once, and made again without end."""
+    paused = agreed().model_copy(update={"course": Course(paused_at=8)})
+    order: dict[str, Any] = {"agreed": paused, "desired": desired(lr=("0.5", 7))}
+    assert isinstance(next_action(now(**order, left={"b": left(1, last_step=7)})), OpenPlan)
+    assert next_action(now(**order, left={"b": left(1, last_step=12)})) is None

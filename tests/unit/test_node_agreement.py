@@ -285,3 +285,13 @@ def test_an_ack_names_the_plan_that_was_promised() -> None:
     [action] = node.on_armed(1, 1)
     assert isinstance(action, WriteAck)
     assert action.ack.digest == plan(gate=10).digest
+
+
+def test_an_answer_to_another_plan_of_the_same_number_counts_for_nothing() -> None:
+    """Where etcd's history has gone back a worker may speak of the plan that is lost."""
+    node = with_plan()
+    assert node.is_about(1, PROMISED.digest)
+    assert not node.is_about(1, plan(gate=11).digest)
+    assert node.is_about(1, "")
+    assert node.is_about(2, plan(2).digest)
+    assert node_of().is_about(1, "of a plan that this agent has not seen")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from instep.coordination.actions import RaiseEpoch, Settle
+from instep.coordination.leading import next_action
 from instep.coordination.membership import Registered
 from instep.coordination.records import Epoch, Head, Held
-from instep.coordination.recovery import explain, is_under_way, next_step
+from instep.coordination.recovery import NO_EPOCH_LEFT, WHY, epoch_after, explain, is_under_way, next_step
 from instep.coordination.situation import Situation
+from instep.coordination.token import MAX_EPOCH
 from unit.parts import agreed, registered, view
 
 EPOCH = Epoch(number=1, why="etcd's history went back: its cluster id is b, and was a")
@@ -57,7 +59,7 @@ def _trained_alone(*others: Registered, settled: int | None = None) -> Situation
     here = [_said(0, "bb"), _said(1, "aa")]
     heads = [Head(plan=2, digest="bb", told=2), Head(plan=1, digest="aa", told=1)]
     here = [
-        replace(item, member=item.member.model_copy(update={"view": 1, "head": head}))
+        replace(item, member=item.member.model_copy(update={"view": 1, "head": head, "epoch": 0}))
         for item, head in zip(here, heads, strict=True)
     ]
     epoch = None if settled is None else EPOCH.model_copy(update={"settled": True, "view": settled, "number": 0})
@@ -74,3 +76,14 @@ def test_a_rank_of_another_view_of_the_same_number_proves_that_etcd_holds_anothe
 def test_it_proves_nothing_while_its_place_is_taken_or_once_that_is_settled() -> None:
     assert not is_under_way(_trained_alone(registered(1, 77, node="c")))
     assert not is_under_way(_trained_alone(settled=1))
+
+
+def test_a_run_whose_epochs_are_used_up_trains_on_and_says_so_once() -> None:
+    last = Epoch(number=MAX_EPOCH, why="", settled=True)
+    lost = replace(_said(0, "aa"), member=_said(0, "aa").member.model_copy(update={"epoch": MAX_EPOCH, "view": 3}))
+    now = replace(SPLIT, epoch=last, registered=(lost,), agreed=agreed(plan=1, digest="cc"))
+    action = next_action(now)
+    assert action == RaiseEpoch(Epoch(number=MAX_EPOCH, why=WHY, problem=NO_EPOCH_LEFT))
+    assert "the run needs another name. Training continues, but no change is made" in explain(action.epoch)
+    assert not isinstance(next_action(replace(now, epoch=action.epoch)), RaiseEpoch)
+    assert epoch_after(MAX_EPOCH - 1, "x") == Epoch(number=MAX_EPOCH, why="x")

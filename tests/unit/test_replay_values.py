@@ -162,14 +162,14 @@ def test_a_live_change_is_refused_by_the_worker_too() -> None:
     worker = agreement()
     worker.begin(0)
     plan = {"t": "plan", "n": 4, "gate": 10, "values": {"lr": 0.5}}
-    assert worker.hear_plan(plan, 1) == [{"t": "refused", "n": 4, "problems": {"lr": REFUSAL}}]
+    assert worker.hear_plan(plan, 1) == [{"t": "refused", "n": 4, "digest": "", "problems": {"lr": REFUSAL}}]
 
 
 def test_a_command_is_not_refused() -> None:
     worker = agreement()
     worker.begin(0)
     plan = {"t": "plan", "n": 4, "gate": 10, "values": {}, "kind": "pause", "course": {"paused_at": 10}}
-    assert worker.hear_plan(plan, 1) == [{"t": "armed", "n": 4}]
+    assert worker.hear_plan(plan, 1) == [{"t": "armed", "n": 4, "digest": ""}]
 
 
 # -- what the run says of it ---------------------------------------------------------------------------------------

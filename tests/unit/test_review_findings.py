@@ -107,7 +107,7 @@ def test_a_paused_run_that_is_taken_back_stays_paused_where_it_goes_on() -> None
     worker.begin(30)
     worker.orders.on_restore(lambda manifest: None)
     told = back.model_dump(include={"gate", "values", "kind", "name", "course", "checkpoint"}, exclude_none=True)
-    assert worker.hear_plan({"n": 1, **told}, 30) == [{"t": "armed", "n": 1}]
+    assert worker.hear_plan({"n": 1, **told}, 30) == [{"t": "armed", "n": 1, "digest": ""}]
     worker.hear_decision(1, True, 30)
     due = worker.due(30)
     assert isinstance(due, Apply)

@@ -129,7 +129,10 @@ def writes(txn: Txn) -> set[str]:
             [LEADS, SAME_EPOCH, SAME_AGREED, undecided(3), Compare.absent(f"{ROOT}state/plans/4")],
         ),
         (Enter(2), [LEADS, SAME_EPOCH, SAME_VIEW]),
-        (Abort(4, Decision(commit=False)), [Compare.present(f"{ROOT}state/plans/4"), undecided(4)]),
+        (
+            Abort(4, Decision(commit=False)),
+            [LEADS, SAME_EPOCH, Compare.present(f"{ROOT}state/plans/4"), undecided(4)],
+        ),
         (Announce(Forming(world_size=2, missing="1")), [LEADS]),
         (Reject((Rejected(name="lr", value="", revision=1, reason=""),)), [LEADS]),
         (Tidy(("lr",), ("c1",)), [LEADS]),

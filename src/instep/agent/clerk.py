@@ -110,16 +110,11 @@ class Clerk:
             self._effects.keep(self._keys.left_of(self._node), left.encode())
 
     def _repeat_applied(self, plan: Plan) -> None:
-        """Writes receipts again for a plan that was written back: etcd has lost them."""
-        if plan.restored is None:
-            return
+        """Repeats what workers reported before etcd's history went back: the receipt is lost, or was not due yet."""
         for rank, worker in self.members().items():
-            if (
-                worker.applied is not None
-                and worker.applied["n"] == plan.number
-                and rank not in self._agreement.applied
-            ):
-                self._do(self._answered(rank, worker.applied))
+            applied = worker.applied
+            if applied is not None and applied.get("digest") == plan.digest and rank not in self._agreement.applied:
+                self._do(self._answered(rank, applied))
 
     # -- what workers of the view say, and what becomes of them -----------------------------------------------------
 
@@ -149,6 +144,8 @@ class Clerk:
 
     def _answered(self, rank: int, message: Message) -> list[NodeAction]:
         agreement, number = self._agreement, int(message["n"])
+        if message["t"] != "gate" and not agreement.is_about(number, str(message.get("digest", ""))):
+            return []
         match message["t"]:
             case "armed":
                 return agreement.on_armed(rank, number)
@@ -204,7 +201,7 @@ class Clerk:
     def _tell_plan(self, worker: LocalWorker, plan: Plan) -> None:
         """The roster is written first: a worker may promise each plan that it receives."""
         if worker.told is None or worker.told.number < plan.number:
-            worker.told = plan
+            worker.told, worker.heard = plan, max(worker.heard, plan.number)
             self._on_told()
         worker.tell(_told(plan, if_committed(self._state.agreed, plan)))
 

@@ -13,7 +13,7 @@ from instep.agent.workers import Workers
 from instep.coordination.chain import Promised, Stand, stand
 from instep.coordination.keys import Keys
 from instep.coordination.records import Epoch, Held
-from instep.coordination.recovery import explain
+from instep.coordination.recovery import NO_EPOCH_LEFT, epoch_after, explain
 from instep.coordination.session import Session
 from instep.coordination.state import RunState
 from instep.coordination.transactions import raise_epoch
@@ -56,11 +56,12 @@ class Heads:
         """The newest epoch that was seen."""
         self._announced: Epoch | None = None
         """The epoch as `on_epoch` was last called with it, while it is not settled."""
-        self._written: tuple[str, int] | None = None
-        """Digest and lease of what stands under our key."""
+        self._written: tuple[str, int, int] | None = None
+        """Digest and lease of what stands under our key, and the epoch in which it was written: etcd may have lost what
+        is from an earlier one, whoever noticed."""
         self._writing = asyncio.Lock()
         self._raising = False
-        self.close = client.history.listen(self._history_changed)
+        client.history.listen(self._history_changed)
 
     def __repr__(self) -> str:
         return f"Heads(epoch {self._known}, {'raising it' if self._raising else self._written or 'nothing lost'})"
@@ -75,12 +76,13 @@ class Heads:
         self._meet_epoch()
         lost = self._lost()
         lease = self._session.lease_id
-        if lost is not None and lease and self._written != (lost.agreed.digest, lease):
-            self._written = (lost.agreed.digest, lease)
-            self._effects.start(self._write(lost))
+        mark = (lost.agreed.digest, lease, self._known or 0) if lost is not None and lease else None
+        if mark is not None and self._written != mark:
+            self._written = mark
+            self._effects.start(self._write(lost, mark))
         elif lost is None and self._written is not None:
             self._written = None
-            self._effects.start(self._write(None))
+            self._effects.start(self._write(None, None))
 
     def _meet_epoch(self) -> None:
         epoch = self._state.epoch
@@ -127,12 +129,12 @@ class Heads:
         plan = next((plan for plan in plans if plan is not None and plan.digest == newest.digest), None)
         return Held(agreed=newest, plan=plan)
 
-    async def _write(self, held: Held | None) -> None:
+    async def _write(self, held: Held | None, mark: tuple[str, int, int] | None) -> None:
         async def attempt() -> None:
             lease = self._session.lease_id
             if held is None:
                 await self._client.delete(self._key, timeout_s=ATTEMPT_S)
-            elif lease and self._written == (held.agreed.digest, lease):
+            elif lease and self._written == mark:
                 await self._client.put(self._key, held.encode(), lease=lease, timeout_s=ATTEMPT_S)
 
         async with self._writing:
@@ -169,12 +171,14 @@ class Heads:
             if number > known:
                 return
             history = self._client.history
-            epoch = Epoch(
-                number=max(known, number) + 1,
-                why=f"etcd's history went back: {history.reason}",
-                before=history.lost,
-                after=history.revision,
-                at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            if stands is not None and stands.problem == NO_EPOCH_LEFT:
+                return
+            epoch = epoch_after(max(known, number), f"etcd's history went back: {history.reason}").model_copy(
+                update={
+                    "before": history.lost,
+                    "after": history.revision,
+                    "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                }
             )
             txn = raise_epoch(self._keys, item.mod_revision if item is not None else 0, epoch)
             await self._client.txn(txn.compares, txn.then, timeout_s=ATTEMPT_S)

@@ -23,7 +23,7 @@ from instep.agent.tryouts import Tryouts
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
 from instep.coordination.chain import Promised, Stand, stand
-from instep.coordination.records import Agreed, Failure, View, WorkerId
+from instep.coordination.records import Agreed, Failure, View, WorkerId, parse_ranks
 from instep.coordination.state import RunState
 from instep.errors import EtcdDenied
 from instep.version import VERSION
@@ -206,7 +206,7 @@ class Reception:
     def reset(self) -> None:
         """etcd holds another history: the workers' place in it is not known."""
         for worker in self._workers:
-            worker.met = 0
+            worker.met = worker.awaits = 0
 
     def part_with_refused(self) -> None:
         """Those whose registration the leader could not take."""
@@ -235,8 +235,7 @@ class Reception:
                 self._workers.remove(worker)
 
     def _meet(self, worker: LocalWorker) -> bool:
-        """Sends a worker its place in the view: a member, waiting, or replaced. True if it was sent that it is a
-        member."""
+        """Sends a worker its place in the view: a member, waiting, or replaced. True if it must be registered again."""
         view = self._state.view
         if view is None or worker.met == view.number:
             return False
@@ -246,7 +245,7 @@ class Reception:
             return False
         agreed = self._may_enter(worker, view)
         if agreed is None:
-            return False
+            return self._awaits(worker, view)
         kind = "welcome" if not worker.view else "view"
         worker.met = view.number
         if worker.view != view.number:
@@ -258,6 +257,13 @@ class Reception:
         worker.tell({"t": kind, "view": view.number, "start": start, "node": self._node, "agreed": held})
         self._archive.welcome(worker)
         self._clerk.joined(worker.rank)
+        return True
+
+    def _awaits(self, worker: LocalWorker, view: View) -> bool:
+        """A newcomer that the view has stay: the others wait until it is known that it has not begun."""
+        if worker.view or worker.awaits == view.number or worker.rank not in parse_ranks(view.staying):
+            return False
+        worker.awaits = view.number
         return True
 
     def _may_enter(self, worker: LocalWorker, view: View) -> Agreed | None:

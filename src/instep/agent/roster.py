@@ -101,6 +101,7 @@ def _worker(entry: dict[str, Any], node: str, on_died: Callable[[Any], None]) ->
     schema = Schema(entry["schema"])
     worker = LocalWorker(member, schema, Absentee(int(entry["pid"]), on_died), view=member.view, absent=True)
     worker.epoch = int(entry.get("epoch", 0))
+    worker.heard = member.head.told if member.head is not None else 0
     worker.agreed = Agreed.model_validate(entry["agreed"]) if "agreed" in entry else None
     worker.plan = Plan.model_validate(entry["plan"]) if "plan" in entry else None
     worker.told = Plan.model_validate(entry["told"]) if "told" in entry else None

@@ -28,12 +28,16 @@ class LocalWorker:
     """It lives, and was met by a former agent of this node only."""
     met: int = 0
     """The view that was sent over this connection."""
+    awaits: int = 0
+    """The view that lists it as one that stays, although it has not begun."""
     agreed: Agreed | None = None
     """The newest decision that it knows or was sent: never older than what it knows itself."""
     plan: Plan | None = None
     """The plan that `agreed` came from, where that is known."""
     told: Plan | None = None
     """The newest plan that it was sent, until it is sent the decision."""
+    heard: int = 0
+    """The highest number of a plan that it was sent, aborted plans included: it promises none up to that number."""
     epoch: int = 0
     """The run's epoch when it was registered last."""
     applied: Message | None = None
@@ -78,6 +82,7 @@ class LocalWorker:
             view=int(hello.get("view", 0)),
             agreed=Agreed.model_validate(head["agreed"]) if head.get("agreed") else None,
             told=Plan.model_validate(head["told"]) if head.get("told") else None,
+            heard=int(head.get("heard", 0)),
             epoch=int(head.get("epoch", 0)),
         )
 
@@ -91,20 +96,22 @@ class LocalWorker:
 
     def record(self) -> Member:
         """Its registration, as of now."""
-        return self.member.model_copy(update={"view": self.view, "head": self.head(), "epoch": self.epoch})
+        now = {"view": self.view, "awaits": self.awaits, "epoch": self.epoch, "head": self.head()}
+        return self.member.model_copy(update=now)
 
     def head(self) -> Head | None:
         """What it holds, None for one that is new."""
         agreed, told = self.agreed, self.told
         if not self.view or agreed is None:
             return None
-        number = max(agreed.plan, told.number if told is not None else 0)
+        number = max(agreed.plan, self.heard, told.number if told is not None else 0)
         return Head(plan=agreed.plan, digest=agreed.digest, told=number)
 
     def keep(self, former: LocalWorker) -> None:
         """The worker has reconnected. Messages of the former connection may not have reached it, but they count."""
         self.pace, self.excused_until = former.pace, former.excused_until
         self.epoch, self.applied = max(self.epoch, former.epoch), self.applied or former.applied
+        self.heard = max(self.heard, former.heard)
         if former.agreed is not None and (self.agreed is None or former.agreed.plan > self.agreed.plan):
             self.agreed, self.plan = former.agreed, former.plan
         if self.told is None and former.told is not None:

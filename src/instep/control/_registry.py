@@ -15,7 +15,7 @@ from instep.coordination import checkpoints
 from instep.coordination.checkpoints import Registered
 from instep.coordination.keys import Keys
 from instep.coordination.records import Epoch, Manifest, Pointer
-from instep.coordination.token import epoch_of, make_token
+from instep.coordination.token import MAX_EPOCH, epoch_of, make_token
 from instep.coordination.transactions import raise_epoch
 from instep.errors import CheckpointError, ConfigError
 from instep.etcd import Client, Op
@@ -111,8 +111,11 @@ async def _raise_epoch(client: Client, keys: Keys, highest: int, author: str | N
         number = epoch.number if epoch is not None else 0
         if make_token(number, result.revision) >= highest:
             return None
+        last = max(number, epoch_of(highest))
+        if last >= MAX_EPOCH:
+            raise CheckpointError(f"nothing was adopted: {keys.run} is in epoch {last}, the last: give it another name")
         following = Epoch(
-            number=max(number, epoch_of(highest)) + 1,
+            number=last + 1,
             why="checkpoints were adopted of which etcd knew nothing",
             after=result.revision,
             author=author,

@@ -134,6 +134,10 @@ def has_entered(view: View, entered: int, registered: Iterable[Registered], left
 
 
 def _is_in(member: Member, view: View) -> bool:
+    """Or it is new though the view has it stay: when that was formed nobody knew whether it had begun. It waits as the
+    newcomers do, and would wait for itself."""
+    if not member.view:
+        return member.awaits == view.number
     return member.view == view.number and member.head is not None
 
 

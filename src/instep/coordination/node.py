@@ -131,6 +131,12 @@ class NodeAgreement:
             told.append(TellDecision(rank, self.plan.number, self.decision, self.plan.digest))
         return told
 
+    def is_about(self, number: int, digest: str) -> bool:
+        """Whether a worker that names a plan so may mean the one that is known. Where etcd's history has gone back two
+        plans may have one number; a worker that knew no digest names none."""
+        plan = self.plan
+        return plan is None or number != plan.number or digest in ("", plan.digest)
+
     def on_armed(self, rank: int, number: int) -> list[NodeAction]:
         if self.plan is None or number != self.plan.number or rank not in self.life:
             return []

@@ -101,6 +101,8 @@ class Member(Record):
     """Of the agent that wrote it. Members of another one cannot be in a view together."""
     head: Head | None = None
     """None for one that is new."""
+    awaits: int = 0
+    """Of a new one: the view that takes it for one that stays, in which it has yet to begin."""
     epoch: int = 0
     """The run's epoch when it was written: an earlier one may have been brought back with etcd's history."""
 

@@ -12,13 +12,15 @@ from instep.coordination.chain import conflict, is_lost
 from instep.coordination.membership import Registered
 from instep.coordination.records import Agreed, Epoch, Head, Held, Leader, Member
 from instep.coordination.situation import Situation
-from instep.coordination.token import epoch_of, make_token, revision_of
+from instep.coordination.token import MAX_EPOCH, epoch_of, make_token, revision_of
 from instep.scalar import Scalar, same
 from instep.text import one_line
 
 MAX_REWRITTEN = 60
 """Desired values written by one txn; etcd allows 128 operations."""
 WHY = "etcd's history went back: ranks hold what etcd has lost"
+NO_EPOCH_LEFT = f"its epochs are used up ({MAX_EPOCH} is the last one), so the run needs another name"
+"""The problem of an epoch that cannot be followed by another one."""
 
 
 def last_number(now: Situation) -> int:
@@ -46,6 +48,13 @@ def explain(epoch: Epoch) -> str:
     )
 
 
+def epoch_after(number: int, why: str) -> Epoch:
+    """The one after `number`. There is none after the last: it is begun again with a problem that says so."""
+    if number >= MAX_EPOCH:
+        return Epoch(number=MAX_EPOCH, why=why, problem=NO_EPOCH_LEFT)
+    return Epoch(number=number + 1, why=why)
+
+
 def number_of(epoch: Epoch | None) -> int:
     return epoch.number if epoch is not None else 0
 
@@ -59,8 +68,9 @@ def next_step(now: Situation) -> Action | None:
     """What comes next in an epoch that is not settled; None while somebody is waited for."""
     proof = _proof(now)
     if proof:
-        number = max(number_of(now.epoch), *(member.epoch for member in proof)) + 1
-        return RaiseEpoch(Epoch(number=number, why=WHY))
+        if now.epoch is not None and now.epoch.problem == NO_EPOCH_LEFT:
+            return None
+        return RaiseEpoch(epoch_after(max(number_of(now.epoch), *(member.epoch for member in proof)), WHY))
     epoch = now.epoch
     assert epoch is not None
     trained = _trained(now)

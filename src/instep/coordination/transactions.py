@@ -126,7 +126,8 @@ def for_action(action: Action, keys: Keys, fence: Fence, seen: Seen) -> Txn:
         case Announce():
             return Txn((fence.compare(),), (Op.put(keys.forming, action.forming.encode()),))
         case Abort():
-            return abort(keys, action.number, action.decision)
+            made = abort(keys, action.number, action.decision)
+            return Txn((fence.compare(), same_epoch, *made.compares), made.then)
         case Reject():
             return Txn(
                 (fence.compare(),),

@@ -150,14 +150,16 @@ def _somebody_left(now: Situation) -> bool:
 def _next_gate(now: Situation) -> int | None:
     """Of the next plan; None while there is nobody to agree with: what is wanted stays so.
 
-    While the run is paused all ranks stand before one step, and that is the gate.
+    While the run is paused all ranks stand before one step, and that is the gate. A rank that has left after it leaves
+    no gate: each plan would be aborted at once and made again without end.
     """
     assert now.view is not None
     assert now.agreed is not None
     if membership.missing_ranks(now.view, now.registered, now.left):
         return None
-    if now.agreed.course.paused_at is not None:
-        return now.agreed.course.paused_at
+    paused_at = now.agreed.course.paused_at
+    if paused_at is not None:
+        return paused_at if membership.last_step_left(now.view, now.left) < paused_at else None
     if now.progress.step is None:
         return None
     late = (now.decision.step or 0) if now.decision else 0

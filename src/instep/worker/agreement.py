@@ -155,6 +155,7 @@ class Agreement(Generic[Config]):
             self._postponed = message  # not before it is known on which side of the last gate this worker begins
             return []
         number, values, order = message["n"], message["values"], Order.of(message)
+        named = {"n": number, "digest": message.get("digest", "")}  # there may be two plans of one number
         if self._is_foreign(message):
             agreed = self.agreed or {}
             log.error(
@@ -162,22 +163,23 @@ class Agreement(Generic[Config]):
                 number,
                 agreed.get("plan"),
             )
-            return [{"t": "foreign", "n": number, "holds": f"decision {agreed.get('plan')} ({agreed.get('digest')})"}]
+            holds = f"decision {agreed.get('plan')} ({agreed.get('digest')})"
+            return [{"t": "foreign", **named, "holds": holds}]
         # Paused it stands before `step`, wherever the gate is: no step is run before it knows the decision.
         gate = max(message["gate"], step) if self.course.is_paused(step) else message["gate"]
         answer = self.gate.hear_plan(number, gate, values, step)
         if answer is Answer.LATER:
             self._postponed = message
         elif answer is Answer.LATE:
-            return [{"t": "late", "n": number, "step": step}]
+            return [{"t": "late", **named, "step": step}]
         elif answer is Answer.ARMED:
             problems = self._why_not(values, order)
             if problems:
-                return [{"t": "refused", "n": number, "problems": problems}]
+                return [{"t": "refused", **named, "problems": problems}]
             self._order, self._told = order, message
             if values:
                 self._prepared = (number, self._codec.decode({**self._values, **values}))
-            return [{"t": "armed", "n": number}]
+            return [{"t": "armed", **named}]
         return []
 
     def _is_foreign(self, message: Message) -> bool:
@@ -282,7 +284,9 @@ class Agreement(Generic[Config]):
         self._use(values, None)
 
     def _has_applied(self, number: int, step: int) -> Message:
-        self.applied = {"t": "applied", "n": number, "step": step}
+        agreed = self.agreed or {}
+        digest = agreed.get("digest", "") if agreed.get("plan") == number else ""
+        self.applied = {"t": "applied", "n": number, "step": step, "digest": digest}
         self.plan = number
         return self.applied
 

@@ -123,6 +123,7 @@ class Conversation:
             "head": {
                 "agreed": self._agreement.agreed,
                 "told": self._agreement.undecided,
+                "heard": self._agreement.gate.newest,
                 "epoch": self._agreement.epoch,
             },
             "max_restarts": self.max_restarts,

@@ -75,6 +75,11 @@ class Gate:
         """The plan that was promised and lies ahead."""
         return self._promise.number if self._promise is not None else None
 
+    @property
+    def newest(self) -> int:
+        """The highest number of a plan that was promised or is past: none up to it is promised any more."""
+        return max(self._settled, self._promise.number if self._promise is not None else 0)
+
     def is_new(self, number: int) -> bool:
         """Whether a plan of that number would be answered by a promise, were it in time."""
         return self._promise is None and number > self._settled
