@@ -338,7 +338,11 @@ end:
 #define STAYS(r) (etcd.in_view[r] != 0 || (BEGAN && etcd.incarnation[r] == etcd.member[r]))
 #define IS_IN(r) (!(etcd.staying & (1 << r)) || (etcd.here[r] && etcd.incarnation[r] == etcd.member[r] && \
   etcd.in_view[r] == etcd.view))
+#ifdef MUTANT_NEW_ONES_NEED_NO_EPOCH
+#define SAYS_ITS_HEAD(r) (etcd.in_view[r] == 0 || etcd.in_epoch[r] >= etcd.epoch)
+#else
 #define SAYS_ITS_HEAD(r) (etcd.in_epoch[r] >= etcd.epoch)
+#endif
 
 /* All that agree hold the newest, or the decision just before it. */
 #define HOLDS(d) ((d) == top || (stands == top && top != 0 && (d) == parent[top]))
