@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from run_in_etcd import RunInEtcd, with_client
@@ -224,6 +225,19 @@ def test_a_later_write_of_the_same_name_supersedes_the_change(etcd: EtcdServer, 
     receipt, _ = _outcome(etcd, namespace, story)
     assert receipt.outcome == "superseded"
     assert not receipt.holds
+
+
+def test_a_value_that_others_write_in_another_way_is_not_superseded(etcd: EtcdServer, namespace: str) -> None:
+    """As with etcdctl: the text in etcd is not the one that Instep would have written."""
+
+    async def work(client: Client) -> None:
+        keys = Keys(namespace, "gpt-a")
+        await RunInEtcd(client, keys).join()
+        written = await set_values(client, keys, {"lr": "1e-4"})
+        put = replace(written, revision=await client.put(keys.config_of("lr"), "1e-4"), change_id="")
+        assert stand_of(await load(client, keys), ChangeWish(put)).stage == "written"
+
+    with_client(etcd, work)
 
 
 def test_a_change_that_is_planned_when_it_is_written_over_is_still_applied(etcd: EtcdServer, namespace: str) -> None:

@@ -13,7 +13,7 @@ from instep.control._text import format_changes
 from instep.coordination.keys import Keys
 from instep.coordination.records import Plan
 from instep.errors import ChangeRejected
-from instep.scalar import format_scalar, same
+from instep.scalar import Scalar, parse_scalar, same
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class ChangeWish:
             for name, value in self.written.values.items()
             if (item := picture.desired.get(name)) is not None
             and item.revision == self.written.revision
-            and item.text == format_scalar(value)
+            and _means(item.text, value)
         ]
 
     def without_plan(self, picture: Picture) -> Outcome | None:
@@ -186,3 +186,11 @@ def _changes(picture: Picture, written: Written, stand: Stand) -> tuple[ValueCha
         else change
         for change in written.changes
     )
+
+
+def _means(text: str, value: Scalar) -> bool:
+    """Whether the text in etcd is that value, however it was written: others write 3e-4 for 0.0003."""
+    try:
+        return same(parse_scalar(text), value)
+    except ValueError:
+        return False
