@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Explore docs/protocol/agreement.pml and history.pml with Spin and print a table. Exits 1 if a promise is broken, if a search does not
-# complete within its bounds (180 s and 5500 MB each), or if a mutant that must be caught is not.
-# Takes eight to nine minutes on one core; `quick` explores smaller bounds, and all mutants, in about two; `history`
-# explores history.pml alone.
+# Explore docs/protocol/agreement.pml and history.pml with Spin and print a table. Exits 1 if a property is violated, if
+# a search does not complete within its bounds (180 s and 5500 MB each), or if a mutant that must be caught is not.
+# Takes about 10 minutes of CPU time on one core (14 minutes on a busy machine); `quick` explores smaller bounds, and
+# all mutants, in about two; `history` explores history.pml alone.
 #
 # Spin is taken from PATH, or else from Debian's package, unpacked into .cache/spin (no root needed).
 # usage: scripts/spin.sh [quick | history]
