@@ -100,7 +100,9 @@ def rounds(seed: int) -> Iterator[Round]:
         chance.shuffle(whos)
         for how, who in zip(hows, whos, strict=True):
             target, changes = chance.randrange(WORLD_SIZE), chance.randrange(1, 4)
-            yield Round(how, who, target, changes, chance.random() < 0.5, chance.random() < 0.5)
+            open_plan, interrupted = chance.random() < 0.5, chance.random() < 0.5
+            # A stated limit (docs/decisions/0016): ranks at a gate wait for a node whose agent nobody starts again.
+            yield Round(how, who, target, changes, open_plan, interrupted and who is not Who.AGENTS)
 
 
 class Broken(Exception):

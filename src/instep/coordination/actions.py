@@ -132,6 +132,8 @@ class RaiseEpoch:
     """What is registered proves that etcd's history has gone back."""
 
     epoch: Epoch
+    told: int = 0
+    """The number of a plan that a registration names and that was not seen in etcd; 0 where there is none."""
 
 
 @dataclass(frozen=True, slots=True)

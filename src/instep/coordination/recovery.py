@@ -70,9 +70,11 @@ def next_step(now: Situation) -> Action | None:
     if proof:
         if now.epoch is not None and now.epoch.problem == NO_EPOCH_LEFT:
             return None
-        return RaiseEpoch(epoch_after(max(number_of(now.epoch), *(member.epoch for member in proof)), WHY))
+        epoch = epoch_after(max(number_of(now.epoch), *(member.epoch for member in proof)), WHY)
+        told = max(member.head.told for member in proof if member.head is not None)
+        return RaiseEpoch(epoch, told if told > last_number(now) else 0)
+    assert now.epoch is not None
     epoch = now.epoch
-    assert epoch is not None
     trained = _trained(now)
     said = [item for item in now.registered if item.member.epoch >= epoch.number]
     if any(item.member.head is not None for item in now.registered if item not in said) or not _all_are_here(now, said):

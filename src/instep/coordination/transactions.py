@@ -92,8 +92,12 @@ def for_action(action: Action, keys: Keys, fence: Fence, seen: Seen) -> Txn:
     same_epoch = Compare.mod_revision(keys.epoch, "==", seen.epoch)
     match action:
         case RaiseEpoch():
+            # Registrations are watched apart from the state: a watch that lags must not look like a loss.
+            guards = [fence.compare(), same_view, _same_agreed(keys, seen)]
+            if action.told:
+                guards.append(Compare.absent(keys.plan(action.told)))
             raised = raise_epoch(keys, seen.epoch, action.epoch)
-            return Txn((fence.compare(), *raised.compares), raised.then)
+            return Txn((*guards, *raised.compares), raised.then)
         case Proclaim():
             return Txn((fence.compare(), same_epoch), _proclaimed(keys, action.leader))
         case Rewrite():
