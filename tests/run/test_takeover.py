@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from instep.testing import EtcdServer
 from run.harness import Trainer, TrainingRun, assert_in_step, wait_for
 
