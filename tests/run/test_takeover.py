@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
-
 from instep.testing import EtcdServer
 from run.harness import Trainer, TrainingRun, assert_in_step, wait_for
 
@@ -269,9 +267,6 @@ def test_an_agent_killed_with_its_supervisor_costs_a_second_and_not_its_lease(tr
     assert_in_step(*trainers)
 
 
-# Open fault: on a busy machine the former lease is sometimes revoked before the candidate key is on the new one, and
-# another node leads with the next term. Back to the usual tests once that is fixed.
-@pytest.mark.long
 def test_a_leader_whose_agent_is_killed_keeps_its_term(training: TrainingRun) -> None:
     training.extra_environment.update(LONG_TTL)
     trainers = training.start_all(4, nodes="ab")

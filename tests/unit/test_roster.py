@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +17,7 @@ import pytest
 
 from instep.agent.absentee import Absentee
 from instep.agent.roster import RosterFile
+from instep.agent.stall import nominate
 from instep.agent.worker import LocalWorker
 from instep.coordination.records import Member, WorkerId
 from instep.coordination.schema import Schema
@@ -64,6 +67,18 @@ def test_a_worker_that_lives_is_found_as_it_was(folder: RuntimeFolder) -> None:
     assert (found.rank, found.id, found.view, found.absent) == (2, WorkerId(2, incarnation(2)), 7, True)
     assert found.schema.digest == SCHEMA.digest
     assert found.record().view == 7
+
+
+def test_a_leader_that_connects_after_another_rank_loses_no_lead_to_it(folder: RuntimeFolder) -> None:
+    """Before a worker has connected nobody knows when it passed its last boundary: that is no stall."""
+    RosterFile(folder).save([worker(0, os.getpid()), worker(1, os.getpid())])
+    leader, other = (item.standing() for item in loaded(RosterFile(folder)))
+    now = time.monotonic()
+    named = nominate(None, [leader, other], now, timeout_s=1.0, leads=False, rivals=False)
+    assert named is not None
+    assert named.worker == leader.id
+    connected = [leader, replace(other, at=now)]
+    assert nominate(named, connected, now, timeout_s=1.0, leads=True, rivals=False) == named
 
 
 def test_only_those_that_train_are_kept(folder: RuntimeFolder) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -100,6 +101,7 @@ def _worker(entry: dict[str, Any], node: str, on_died: Callable[[Any], None]) ->
     member = Member.model_validate({**entry["member"], "node": node, "version": VERSION})
     schema = Schema(entry["schema"])
     worker = LocalWorker(member, schema, Absentee(int(entry["pid"]), on_died), view=member.view, absent=True)
+    worker.excused_until = time.monotonic()  # what passed while no agent looked counts as no worker's stall
     worker.epoch = int(entry.get("epoch", 0))
     worker.heard = member.head.told if member.head is not None else 0
     worker.agreed = Agreed.model_validate(entry["agreed"]) if "agreed" in entry else None
