@@ -3,7 +3,7 @@
  *
  * The promise: in one lineage of training, all ranks that run a step run it with the same configuration (`run_step`),
  * and every run ends with every rank having left its loop (no invalid end state). Every counter here is bounded and
- * only ever used up, so there is no infinite run: "no invalid end state" also says that nobody waits for ever.
+ * only ever used up, so there is no infinite run: "no invalid end state" also says that nobody waits permanently.
  *
  * Each etcd transaction is one atomic step. Whatever it does not compare, its author has read earlier and may be
  * stale. Messages have no queues: a delivery is an optional step, so it may come arbitrarily late or never.
@@ -98,7 +98,7 @@ byte forgets = FORGETS;
 
 #define OPEN(p) ((p) != 0 && decision[p] == NONE)
 
-/* Create-only: the first decision stands, whoever tries after it. */
+/* Create-only: the first decision stands, whatever is tried after it. */
 inline decide(p, d) {
   if
   :: decision[p] == NONE -> decision[p] = d
@@ -135,7 +135,7 @@ inline crash(me) {
   promise[me] = 0; step = 0; config = 0
 }
 
-/* Nobody holds training state any more: whoever comes first resumes from some checkpoint, and the others come to
+/* Nobody holds training state any more: the first process resumes from some checkpoint, and the others come to
    the same step. Nothing tells the control plane: it may believe that the others were still running. */
 inline rewind() {
   select(step : 1 .. finished + 1);

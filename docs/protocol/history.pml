@@ -213,11 +213,11 @@ end:
        fi;
        register(me) }
 
-     /* The agent notices that the history has gone back, at any moment. Of all who try one succeeds. */
+     /* The agent notices that the history went back, at any moment. Of all attempts one succeeds. */
   :: atomic { went_back && in_view[me] != 0 && in_epoch[me] >= etcd.epoch && etcd.epoch < EPOCHS ->
        etcd.epoch = MAX(in_epoch[me], etcd.epoch) + 1; etcd.settled = false }
 
-     /* A view: whoever has trained holds what it starts with, or the decision before; a newcomer waits for these. */
+     /* A view: every rank that has trained holds what it starts with, or the decision before; a newcomer waits for these. */
   :: atomic { step != 0 && etcd.view != 0 && etcd.view >= in_view[me] && met[me] != etcd.view &&
               etcd.member[me] == incarnation[me] && IN_STEP(head[me]) ->
        met[me] = etcd.view; in_view[me] = etcd.view }
@@ -510,7 +510,7 @@ end:
   od
 }
 
-/* Whoever is left waiting when nothing can happen any more waits for ever. */
+/* A process that still waits when nothing more can happen waits permanently. */
 proctype Monitor() {
 end:
   timeout -> assert(branched || (finished_all[0] && finished_all[1]))

@@ -69,7 +69,7 @@ class Bulletin:
     def _tell_waiting(
         self, text: str, *, missing: tuple[int, ...] = (), urgent: bool = False, held: bool = False
     ) -> None:
-        """`held`: a worker whose rank another process holds is told that too."""
+        """`held`: also notifies a worker whose rank another process holds."""
         for worker in self._workers:
             if not worker.view:
                 holder = _holder(self._state, worker.rank) if held and worker.rank not in missing else None

@@ -92,12 +92,7 @@ def for_action(action: Action, keys: Keys, fence: Fence, seen: Seen) -> Txn:
     same_epoch = Compare.mod_revision(keys.epoch, "==", seen.epoch)
     match action:
         case RaiseEpoch():
-            # Registrations are watched apart from the state: a watch that lags must not look like a loss.
-            guards = [fence.compare(), same_view, _same_agreed(keys, seen)]
-            if action.told:
-                guards.append(Compare.absent(keys.plan(action.told)))
-            raised = raise_epoch(keys, seen.epoch, action.epoch)
-            return Txn((*guards, *raised.compares), raised.then)
+            return _proven_loss(action, keys, seen, (fence.compare(), same_view, _same_agreed(keys, seen)))
         case Proclaim():
             return Txn((fence.compare(), same_epoch), _proclaimed(keys, action.leader))
         case Rewrite():
@@ -211,6 +206,13 @@ def raise_epoch(keys: Keys, seen: int, epoch: Epoch) -> Txn:
     if epoch.number > EPOCHS_KEPT:
         then.append(Op.delete(keys.epoch_of(epoch.number - EPOCHS_KEPT)))
     return Txn((Compare.mod_revision(keys.epoch, "==", seen),), tuple(then))
+
+
+def _proven_loss(action: RaiseEpoch, keys: Keys, seen: Seen, guards: tuple[Compare, ...]) -> Txn:
+    """Registrations are watched apart from the state: a watch that lags must not look like a loss."""
+    absent = (Compare.absent(keys.plan(action.told)),) if action.told else ()
+    raised = raise_epoch(keys, seen.epoch, action.epoch)
+    return Txn((*guards, *absent, *raised.compares), raised.then)
 
 
 def _proclaimed(keys: Keys, leader: Leader) -> tuple[Op, ...]:
