@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from instep.cli._app import app
 from instep.coordination.records import Epoch
 from instep.coordination.token import epoch_of
+from instep.worker.manifest import MANIFEST
 from run.harness import TrainingRun, wait_for
 from run.saver_team import Team
 from run.test_checkpointer import SCRIPT, all_do, leave, log_of, saved_in, the_one
@@ -169,6 +170,23 @@ def test_records_that_could_not_be_written_again_after_one_save_are_written_afte
         all_do(ranks, "train", start=step, steps=1)
         all_do(ranks, "keep", step=step)
     assert {f"step-{item}" for item in rank.ask("list")["ids"]} == set(saved_in(team))
+
+
+def test_a_damaged_list_of_files_does_not_keep_other_checkpoints_from_being_registered_again(team: Team) -> None:
+    ranks = team.join("a")
+    all_do(ranks, "build", keep=None)
+    for step in range(3):
+        if step == 2:
+            listing = team.folder / saved_in(team)[0] / MANIFEST
+            listed = json.loads(listing.read_bytes())
+            listed["checkpoint"]["world_size"] = "three"
+            listing.write_text(json.dumps(listed))
+            team.training.server.etcdctl("del", "--prefix", f"{team.training.namespace}/gpt-a/checkpoints/")
+        all_do(ranks, "train", start=step, steps=1)
+        all_do(ranks, "keep", step=step)
+    (rank,) = ranks
+    _, *others = saved_in(team)
+    assert {f"step-{item}" for item in rank.ask("list")["ids"]} == set(others)
 
 
 def test_going_back_to_a_checkpoint_of_another_model_is_declined_and_training_continues(team: Team) -> None:

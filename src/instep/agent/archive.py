@@ -345,10 +345,14 @@ class Archive:
                 gone.append(checkpoint_id)
 
     async def _adopt(self, fence: Fence, documents: Iterable[Any]) -> dict[str, Any]:
-        """Those of them that stand in the registry now. Raises EtcdError."""
+        """The ids that the registry holds now. Raises EtcdError."""
         there: list[str] = []
         for document in documents:
-            manifest = Manifest.model_validate(document)
+            try:
+                manifest = Manifest.model_validate(document)
+            except ValueError as error:  # one damaged record does not keep the others out
+                log.warning("a checkpoint's record is damaged and is not registered: %s", error)
+                continue
             if await self._adopt_one(fence, manifest):
                 there.append(manifest.id)
         log.warning("adopted checkpoints that etcd had no record of: %s", ", ".join(there) or "none")
