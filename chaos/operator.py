@@ -12,7 +12,7 @@ from pathlib import Path
 from chaos.clocked import Calls
 from chaos.trainer import ACTION, RUN
 from instep.coordination.keys import Keys
-from instep.coordination.records import Agreed, Command, Course
+from instep.coordination.records import Agreed, Command, Directive
 from instep.errors import EtcdError
 from instep.etcd import Client, Op
 from instep.scalar import Scalar
@@ -104,11 +104,11 @@ class Operator:
         )
         return {kv.key.removeprefix(self._keys.commands): Command.decode(kv.value) for kv in found.kvs}
 
-    async def _course(self) -> Course:
+    async def _course(self) -> Directive:
         found = await self._calls.timed(
             "operator get", TIMEOUT_S, self._client.get(self._keys.agreed, timeout_s=TIMEOUT_S)
         )
-        return Agreed.decode(found.value).course if found is not None else Course()
+        return Agreed.decode(found.value).course if found is not None else Directive()
 
     def _next(self) -> Mapping[str, Scalar] | Command:
         """Mostly a change of one name, now and then of several at once, seldom a value that must be rejected; and

@@ -19,9 +19,9 @@ from chaos.revisions import by_revision
 from instep.coordination.records import (
     Agreed,
     Command,
-    Course,
     Decision,
     Declined,
+    Directive,
     Leader,
     Manifest,
     Plan,
@@ -58,9 +58,9 @@ def etcd() -> Etcd:
     return Etcd()
 
 
-def begin(etcd: Etcd, number: int = 1, *, course: Course | None = None) -> None:
+def begin(etcd: Etcd, number: int = 1, *, course: Directive | None = None) -> None:
     view = View(number=number, world_size=1, schema_digest="d", nodes={}, start=Snapshot(), fresh=True)
-    agreed = Agreed(plan=0, view=number, values={}, course=course or Course())
+    agreed = Agreed(plan=0, view=number, values={}, course=course or Directive())
     etcd.txn((KEYS.view, view.encode()), (KEYS.agreed, agreed.encode()))
 
 
@@ -68,7 +68,7 @@ def ask(etcd: Etcd, name: str, command: Command) -> None:
     etcd.txn((KEYS.command(name), command.encode()))
 
 
-def commit(etcd: Etcd, number: int, name: str, command: Command, course: Course, *, keep: bool = False) -> None:
+def commit(etcd: Etcd, number: int, name: str, command: Command, course: Directive, *, keep: bool = False) -> None:
     """The plan of a command at gate 10 times its number, and its commit."""
     gate = number * 10
     plan = Plan(
@@ -107,10 +107,10 @@ def test_commands_that_are_committed_declined_or_dropped_are_accounted_for(etcd:
     begin(etcd)
     for name, command in (("a", CHECKPOINT), ("b", PAUSE), ("c", RESUME), ("d", MARK), ("e", UNKNOWN), ("f", MARK)):
         ask(etcd, name, command)
-    commit(etcd, 1, "a", CHECKPOINT, Course(save_at=10))
-    commit(etcd, 2, "b", PAUSE, Course(save_at=10, paused_at=20))
-    commit(etcd, 3, "c", RESUME, Course(save_at=10))
-    commit(etcd, 4, "d", MARK, Course(save_at=10))
+    commit(etcd, 1, "a", CHECKPOINT, Directive(save_at=10))
+    commit(etcd, 2, "b", PAUSE, Directive(save_at=10, paused_at=20))
+    commit(etcd, 3, "c", RESUME, Directive(save_at=10))
+    commit(etcd, 4, "d", MARK, Directive(save_at=10))
     declined = Declined(command=UNKNOWN, revision=1, why="nobody knows it").encode()
     etcd.txn((KEYS.command("e"), None), (KEYS.declined_of("e"), declined))
     view = View(number=2, world_size=1, schema_digest="d", nodes={}, start=Snapshot(), fresh=True)
@@ -147,23 +147,23 @@ def test_a_command_that_stands_at_the_end_is_lost(etcd: Etcd) -> None:
 def test_a_command_that_is_committed_and_stands_on_is_found(etcd: Etcd) -> None:
     begin(etcd)
     ask(etcd, "a", CHECKPOINT)
-    commit(etcd, 1, "a", CHECKPOINT, Course(save_at=10), keep=True)
+    commit(etcd, 1, "a", CHECKPOINT, Directive(save_at=10), keep=True)
     assert "was not deleted with it" in commanded(etcd).problems[0]
 
 
 @pytest.mark.parametrize(
     ("asked", "done", "course", "sentence"),
     [
-        (PAUSE, PAUSE, Course(), "pauses before step 10, and agreed is None"),
-        (PAUSE, PAUSE, Course(paused_at=11), "pauses before step 10, and agreed is 11"),
-        (CHECKPOINT, CHECKPOINT, Course(save_at=9), "saves step 10, and agreed is 9"),
-        (CHECKPOINT, MARK, Course(), "and what was asked for is"),
-        (UNKNOWN, UNKNOWN, Course(), "the unknown action unknown, was committed"),
+        (PAUSE, PAUSE, Directive(), "pauses before step 10, and agreed is None"),
+        (PAUSE, PAUSE, Directive(paused_at=11), "pauses before step 10, and agreed is 11"),
+        (CHECKPOINT, CHECKPOINT, Directive(save_at=9), "saves step 10, and agreed is 9"),
+        (CHECKPOINT, MARK, Directive(), "and what was asked for is"),
+        (UNKNOWN, UNKNOWN, Directive(), "the unknown action unknown, was committed"),
     ],
     ids=["no pause", "another step", "another step to save", "another command", "unknown"],
 )
 def test_a_commit_that_is_not_what_was_asked_for_is_found(
-    etcd: Etcd, asked: Command, done: Command, course: Course, sentence: str
+    etcd: Etcd, asked: Command, done: Command, course: Directive, sentence: str
 ) -> None:
     begin(etcd)
     ask(etcd, "a", asked)
@@ -174,17 +174,17 @@ def test_a_commit_that_is_not_what_was_asked_for_is_found(
 def test_a_pause_that_ends_by_itself_is_found(etcd: Etcd) -> None:
     begin(etcd)
     ask(etcd, "a", PAUSE)
-    commit(etcd, 1, "a", PAUSE, Course(paused_at=10))
+    commit(etcd, 1, "a", PAUSE, Directive(paused_at=10))
     ask(etcd, "b", MARK)
-    commit(etcd, 2, "b", MARK, Course())
+    commit(etcd, 2, "b", MARK, Directive())
     assert "nobody resumed" in commanded(etcd).problems[0]
 
 
 def test_a_pause_outlives_a_fresh_start_and_is_found_missing_where_it_does_not(etcd: Etcd) -> None:
     begin(etcd)
     ask(etcd, "a", PAUSE)
-    commit(etcd, 1, "a", PAUSE, Course(paused_at=10))
-    begin(etcd, 2, course=Course(paused_at=0))
+    commit(etcd, 1, "a", PAUSE, Directive(paused_at=10))
+    begin(etcd, 2, course=Directive(paused_at=0))
     kept = commanded(etcd)
     assert kept.problems == []
     assert [lineage.pauses for lineage in kept.lineages] == [[Pause(10)], [Pause(0)]]

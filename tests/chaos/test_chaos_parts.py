@@ -14,7 +14,7 @@ from chaos.replay import Replay
 from chaos.stalls import StallClock
 from chaos.steps import against_history, read_runs
 
-from instep.coordination.records import Agreed, Course, Decision, Leader, Plan, Snapshot, View
+from instep.coordination.records import Agreed, Decision, Directive, Leader, Plan, Snapshot, View
 from instep.etcd import Event, KeyValue
 
 HOUR_S = 3600.0
@@ -110,14 +110,14 @@ def commit(etcd: Etcd, number: int, lr: float) -> None:
     etcd.write((KEYS.decision(number), Decision(commit=True).encode()), (KEYS.agreed, agreed.encode()))
 
 
-def change_at(etcd: Etcd, number: int, gate: int, lr: float, course: Course | None = None) -> None:
+def change_at(etcd: Etcd, number: int, gate: int, lr: float, course: Directive | None = None) -> None:
     proposed = Plan(number=number, view=1, gate=gate, values={"lr": lr}, previous={}, revision=1)
     etcd.write((KEYS.plan(number), proposed.encode()))
-    agreed = Agreed(plan=number, view=1, values={"lr": lr}, gate=gate, previous={}, course=course or Course())
+    agreed = Agreed(plan=number, view=1, values={"lr": lr}, gate=gate, previous={}, course=course or Directive())
     etcd.write((KEYS.decision(number), Decision(commit=True).encode()), (KEYS.agreed, agreed.encode()))
 
 
-def order(etcd: Etcd, number: int, lr: float, course: Course) -> None:
+def order(etcd: Etcd, number: int, lr: float, course: Directive) -> None:
     """A pause that follows the change with gate 10, and leaves `lr` agreed."""
     proposed = Plan(number=number, view=1, gate=20, kind="pause", values={}, previous={}, revision=1)
     etcd.write((KEYS.plan(number), proposed.encode()))
@@ -156,9 +156,9 @@ def test_changes_made_while_paused_hold_from_the_step_that_waits(etcd: Etcd) -> 
     lead(etcd)
     begin(etcd)
     commit(etcd, 1, 0.1)
-    order(etcd, 2, 0.1, Course(paused_at=20))
-    change_at(etcd, 3, 20, 0.2, Course(paused_at=20))
-    change_at(etcd, 4, 20, 0.3, Course(paused_at=20))
+    order(etcd, 2, 0.1, Directive(paused_at=20))
+    change_at(etcd, 3, 20, 0.2, Directive(paused_at=20))
+    change_at(etcd, 4, 20, 0.3, Directive(paused_at=20))
     replay = replayed(etcd)
     assert replay.problems == []
     assert replay.commits == 3, "a command is no change"
@@ -169,7 +169,7 @@ def test_a_command_that_changes_a_value_is_found(etcd: Etcd) -> None:
     lead(etcd)
     begin(etcd)
     commit(etcd, 1, 0.1)
-    order(etcd, 2, 0.2, Course(paused_at=20))
+    order(etcd, 2, 0.2, Directive(paused_at=20))
     assert "a command, changed a value" in replayed(etcd).problems[0]
 
 

@@ -22,8 +22,8 @@ from instep.control import Keys
 from instep.coordination.records import (
     Attempts,
     Command,
-    Course,
     Declined,
+    Directive,
     Failure,
     Leader,
     Rejected,
@@ -99,7 +99,7 @@ async def _hostile_run(client: Client, namespace: str) -> None:
     for number in (1, 2):
         term = Term(term=number, node="node-0", rank=0, host=HOSTILE, token=7, at=HOSTILE, why=HOSTILE)
         await client.put(keys.term(number), term.encode())
-    run.course = Course(paused_at=20, ends_at=30, reason=HOSTILE)
+    run.course = Directive(paused_at=20, ends_at=30, reason=HOSTILE)
     for _ in range(2):
         await run.open(revision, {"note": HOSTILE, HOSTILE: HOSTILE})
         await run.abort(HOSTILE)

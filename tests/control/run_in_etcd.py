@@ -7,15 +7,15 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from instep.control import Keys, connect
-from instep.coordination.commands import course_after
+from instep.coordination.commands import directive_after
 from instep.coordination.keys import last_part
 from instep.coordination.records import (
     Ack,
     Agreed,
     Command,
-    Course,
     Decision,
     Declined,
+    Directive,
     Elastic,
     Leader,
     Left,
@@ -77,7 +77,7 @@ class RunInEtcd:
         self.view = 0
         self.values = dict(START)
         self.plan = 0
-        self.course = Course()
+        self.course = Directive()
 
     @property
     def ranks(self) -> int:
@@ -181,7 +181,7 @@ class RunInEtcd:
             gate=gate,
             kind=order.kind,
             name=order.name,
-            course=course_after(order, gate, self.course),
+            course=directive_after(order, gate, self.course),
             values={},
             previous={},
             revision=revision,
@@ -193,7 +193,7 @@ class RunInEtcd:
         return self.plan
 
     async def commit_order(self, order: Command, command_id: str, *, gate: int = 100) -> None:
-        self.course = course_after(order, gate, self.course) or self.course
+        self.course = directive_after(order, gate, self.course) or self.course
         agreed = Agreed(plan=self.plan, view=self.view, values=self.values, course=self.course)
         decision = Decision(commit=True, by="leader").encode()
         await self.client.txn(

@@ -14,7 +14,7 @@ from run_in_etcd import RunInEtcd, incarnation_of, with_client
 from instep.control import Keys, NodeFacts, RendezvousFacts, RunSummary, Status, runs, send, status, watch_status
 from instep.coordination.records import Elastic
 from instep.coordination.rendezvous.keys import RendezvousKeys
-from instep.coordination.rendezvous.node import Node
+from instep.coordination.rendezvous.node import RendezvousNode
 from instep.coordination.rendezvous.records import Address, Departure, Limits
 from instep.errors import NotRunning
 from instep.etcd import Client
@@ -59,10 +59,11 @@ def test_a_run_of_torchrun_alone_is_followed_from_its_first_agent_to_its_end(etc
     async def work(client: Client) -> list[tuple[str, int, int, int]]:
         keys = RendezvousKeys(namespace, RUN)
         first, second = (
-            Node(client, keys, limits, host=host, pid=1, ttl_s=5, last_call_s=0.0) for host in ("host-a", "host-b")
+            RendezvousNode(client, keys, limits, host=host, pid=1, ttl_s=5, last_call_s=0.0)
+            for host in ("host-a", "host-b")
         )
 
-        async def seat(node: Node) -> None:
+        async def seat(node: RendezvousNode) -> None:
             await node.seat(STORE, cause="new", timeout_s=30)
 
         async def end() -> None:

@@ -13,8 +13,8 @@ from instep.agent.heads import Heads
 from instep.agent.reception import Reception
 from instep.agent.worker import LocalWorker
 from instep.coordination import leading, membership, recovery, transactions
-from instep.coordination.actions import Action, Commit, FormView
-from instep.coordination.chain import Found, Promised, Unknown
+from instep.coordination.actions import CommitPlan, FormView, LeaderAction
+from instep.coordination.chain import Promised, StoredPlan, Unknown
 from instep.coordination.node import NodeAction, NodeAgreement, WriteAck
 from instep.coordination.records import Ack, Agreed, Decision, View
 from instep.coordination.situation import Situation
@@ -30,10 +30,10 @@ Mutant = Callable[[], contextlib.AbstractContextManager[Any]]
 def commit_without_all_acks() -> Any:
     real = leading._about_open_plan
 
-    def hasty(now: Situation) -> Action | None:
+    def hasty(now: Situation) -> LeaderAction | None:
         action = real(now)
         if action is None and now.plan is not None and now.decision is None and now.acked:
-            return Commit(now.plan, leading._agreed_after(now, now.plan))
+            return CommitPlan(now.plan, leading._agreed_after(now, now.plan))
         return action
 
     return mock.patch.object(leading, "_about_open_plan", hasty)
@@ -102,16 +102,16 @@ def who_left_counts_as_armed() -> Iterator[None]:
 def view_leaves_the_plan_open_and_commit_ignores_the_view() -> Iterator[None]:
     form, txn, open_plan = leading._form_view, transactions.for_action, leading._about_open_plan
 
-    def form_view(now: Situation, group: membership.Group) -> FormView:
+    def form_view(now: Situation, group: membership.WorkerGroup) -> FormView:
         return replace(form(now, group), abort_plan=None)
 
-    def for_action(action: Action, *rest: Any) -> Txn:
+    def for_action(action: LeaderAction, *rest: Any) -> Txn:
         made = txn(action, *rest)
-        if isinstance(action, Commit):
+        if isinstance(action, CommitPlan):
             return Txn(tuple(item for item in made.compares if "state/view" not in item.text), made.then)
         return made
 
-    def about_open_plan(now: Situation) -> Action | None:
+    def about_open_plan(now: Situation) -> LeaderAction | None:
         if now.plan is not None and now.view is not None and now.plan.view != now.view.number:
             return open_plan(replace(now, view=now.view.model_copy(update={"number": now.plan.view})))
         return open_plan(now)
@@ -137,7 +137,7 @@ def newcomers_ignore_the_gate() -> Any:
 def forget_the_previous_values() -> Any:
     real = leading._form_view
 
-    def form_view(now: Situation, group: membership.Group) -> FormView:
+    def form_view(now: Situation, group: membership.WorkerGroup) -> FormView:
         action = real(now, group)
         if action.view.fresh:
             return action
@@ -154,7 +154,7 @@ def no_fence_around_the_newest_agreed() -> Any:
     """A view is formed from an `agreed` that a commit has replaced meanwhile."""
     real = transactions.for_action
 
-    def for_action(action: Action, *rest: Any) -> Txn:
+    def for_action(action: LeaderAction, *rest: Any) -> Txn:
         made = real(action, *rest)
         if isinstance(action, FormView):
             return Txn(tuple(item for item in made.compares if "state/agreed" not in item.text), made.then)
@@ -169,7 +169,7 @@ def commit_without_the_mark() -> Any:
     """A plan is committed although a rank, with no space to write an abort, has made sure that it is not."""
     real = transactions.for_action
 
-    def for_action(action: Action, *rest: Any) -> Txn:
+    def for_action(action: LeaderAction, *rest: Any) -> Txn:
         made = real(action, *rest)
         return Txn(tuple(item for item in made.compares if "state/open/" not in item.text), made.then)
 
@@ -208,7 +208,7 @@ def etcd_is_the_authority() -> Iterator[None]:
     def never(now: Situation) -> bool:
         return False
 
-    def may_start(now: Situation, group: membership.Group) -> bool:
+    def may_start(now: Situation, group: membership.WorkerGroup) -> bool:
         return True
 
     def may_enter(self: Reception, worker: LocalWorker, view: View) -> Agreed | None:
@@ -226,7 +226,7 @@ def etcd_is_the_authority() -> Iterator[None]:
 def abort_whatever_has_the_number() -> Iterator[None]:
     """An abort at a gate asks neither whether the plan is the promised one, nor for the epoch."""
 
-    def guess(promised: Promised, found: Found) -> Decision | Unknown:
+    def guess(promised: Promised, found: StoredPlan) -> Decision | Unknown:
         return found.decision if found.decision is not None else Unknown.OPEN
 
     certain = property(lambda self: True)

@@ -1,7 +1,7 @@
 """A whole run in one process: the agents' and workers' own code, with etcd, sockets, time and training modelled.
 
-What is real: Node, with all that it wires (agreement, election, leadership, registry, effects, mirrors), and Run, with
-its gate. What is not: etcd, the network, the sockets, the clock, and that a worker at a gate blocks its process.
+What is real: Node, with all that it wires (agreement, election, leadership, registry, effects, informers), and Run,
+with its gate. What is not: etcd, the network, the sockets, the clock, and that a worker at a gate blocks its process.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ from typing import Any
 from unittest import mock
 
 from instep.coordination.fence import Fence
-from instep.coordination.mirror import Mirror
+from instep.coordination.informer import Informer
 from instep.coordination.rendezvous import coordinator, decision
-from instep.coordination.rendezvous.decision import Scene, Standing
-from instep.coordination.rendezvous.node import Node
+from instep.coordination.rendezvous.decision import RendezvousSituation, RoundStatus
+from instep.coordination.rendezvous.node import RendezvousNode
 from instep.etcd import Compare
 
 Mutant = Callable[[], contextlib.AbstractContextManager[Any]]
@@ -20,13 +20,15 @@ ALWAYS = Compare.absent("/nobody/ever/writes/this")
 
 
 @contextlib.contextmanager
-def _looking(change: Callable[[Scene], Scene], standing: Callable[[Standing], Standing]) -> Iterator[None]:
-    real = decision.standing_of
+def _looking(
+    change: Callable[[RendezvousSituation], RendezvousSituation], standing: Callable[[RoundStatus], RoundStatus]
+) -> Iterator[None]:
+    real = decision.round_status
 
-    def changed(now: Scene) -> Standing:
+    def changed(now: RendezvousSituation) -> RoundStatus:
         return standing(real(change(now)))
 
-    with mock.patch.object(decision, "standing_of", changed), mock.patch.object(coordinator, "standing_of", changed):
+    with mock.patch.object(decision, "round_status", changed), mock.patch.object(coordinator, "round_status", changed):
         yield
 
 
@@ -43,7 +45,7 @@ def who_runs_is_not_waited_for() -> Any:
 
 
 def who_was_seated_just_now_asks() -> Any:
-    def forgetful(now: Scene) -> Scene:
+    def forgetful(now: RendezvousSituation) -> RendezvousSituation:
         stale = {item.node for item in now.nodes if item.registration.asks}
         if now.round is None:
             return now
@@ -58,7 +60,7 @@ def an_epoch_begins_while_the_former_runs() -> Any:
 
 
 def ranks_follow_the_order_of_coming() -> Any:
-    def by_token(standing: Standing) -> Standing:
+    def by_token(standing: RoundStatus) -> RoundStatus:
         return replace(standing, asking=tuple(sorted(standing.asking, key=lambda item: item.token)))
 
     return _looking(lambda now: now, by_token)
@@ -69,15 +71,15 @@ def departures_are_not_noticed() -> Any:
 
 
 def a_round_that_is_wanted_is_not_heard_of() -> Any:
-    def deaf(self: Node) -> bool:
-        current = self.outlook.round
+    def deaf(self: RendezvousNode) -> bool:
+        current = self.known.round
         return current is not None and current.number > self._round > 0
 
-    return mock.patch.object(Node, "is_left_behind", property(deaf))
+    return mock.patch.object(RendezvousNode, "is_left_behind", property(deaf))
 
 
 def nobody_is_asked_to_meet_again() -> Any:
-    return mock.patch.object(decision, "_about_standing_round", return_value=None)
+    return mock.patch.object(decision, "_about_current_round", return_value=None)
 
 
 def whoever_believes_to_coordinate_may_write() -> Any:
@@ -87,8 +89,8 @@ def whoever_believes_to_coordinate_may_write() -> Any:
 def _unguarded(part: str) -> Any:
     real = coordinator.unchanged
 
-    def unchanged(mirror: Mirror, key: str) -> Compare:
-        return ALWAYS if key.endswith(part) else real(mirror, key)
+    def unchanged(informer: Informer, key: str) -> Compare:
+        return ALWAYS if key.endswith(part) else real(informer, key)
 
     return mock.patch.object(coordinator, "unchanged", unchanged)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, cast
 from freezing_loop import OWNER
 from model_client import ModelClient, Request
 
-from instep.coordination.rendezvous.node import Node
+from instep.coordination.rendezvous.node import RendezvousNode
 from instep.coordination.rendezvous.records import Address, Cause, Limits, Round
 from instep.errors import EtcdFull, EtcdUnavailable, InstepError, JoinTimeout, RunClosed
 from instep.etcd import Client
@@ -83,7 +83,7 @@ class Peer:
         self.wish: Wish | None = None
         self.ended: str | None = None
         self.client = PeerClient(world, self)
-        self.node: Node | None = None
+        self.node: RendezvousNode | None = None
         self._world = world
         self._store: int | None = None
         context = copy_context()
@@ -137,9 +137,9 @@ class Peer:
         self.asking, self.content_in, self.running = False, None, False
         self._world.stores.pop(self._store, None)
 
-    async def _entered(self) -> Node:
+    async def _entered(self) -> RendezvousNode:
         while True:
-            node = Node(
+            node = RendezvousNode(
                 cast(Client, self.client),
                 self._world.keys,
                 self.limits,
@@ -154,7 +154,7 @@ class Peer:
                 return node
             await asyncio.sleep(RETRY_S)
 
-    async def _rounds(self, node: Node) -> None:
+    async def _rounds(self, node: RendezvousNode) -> None:
         cause: Cause | None = "new"
         while cause is not None:
             current = await self._ask(node, cause)
@@ -166,13 +166,13 @@ class Peer:
         if self.wish == "finish":
             await self._finish(node)
 
-    async def _finish(self, node: Node) -> None:
+    async def _finish(self, node: RendezvousNode) -> None:
         while True:
             with contextlib.suppress(EtcdUnavailable, EtcdFull):
                 return await node.finish()
             await asyncio.sleep(RETRY_S)
 
-    async def _ask(self, node: Node, cause: Cause) -> Round:
+    async def _ask(self, node: RendezvousNode, cause: Cause) -> Round:
         self._world.stores.pop(self._store, None)
         self._store = self._world.open_store(self)
         self.asking, self.content_in, self.running = True, None, False
@@ -181,7 +181,7 @@ class Peer:
         self._world.judge.seated(self.name, current)
         return current
 
-    async def _meet(self, node: Node, current: Round) -> bool:
+    async def _meet(self, node: RendezvousNode, current: Round) -> bool:
         assert current.store is not None
         deadline = self._world.loop.time() + ARRIVAL_S
         store = self._world.stores.get(current.store.port)
@@ -196,7 +196,7 @@ class Peer:
             await asyncio.sleep(MONITOR_S)
         return True
 
-    async def _train(self, node: Node) -> Cause | None:
+    async def _train(self, node: RendezvousNode) -> Cause | None:
         """Why it asks again; None: not at all."""
         while True:
             wish, self.wish = self.wish, None

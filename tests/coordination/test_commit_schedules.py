@@ -10,7 +10,7 @@ import pytest
 
 from coordination.model_etcd import ModelEtcd
 from instep.coordination import checkpoints
-from instep.coordination.checkpoints import Found, Outcome
+from instep.coordination.checkpoints import CommitOutcome, CommitReads
 from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
 from instep.coordination.records import Manifest, Pointer
@@ -41,7 +41,7 @@ class Scene:
         self.etcd = ModelEtcd()
         self.mutant = mutant
         self.flying: list[Txn] = []
-        self.told: list[tuple[Attempt, Outcome]] = []
+        self.told: list[tuple[Attempt, CommitOutcome]] = []
         self.attempts = 0
         self.waiting: dict[int, list[Attempt]] = {}
         self.agents: dict[int, Iterator[None]] = {}
@@ -96,7 +96,7 @@ class Scene:
             attempt = attempts[0]
             found = self.look(attempt)
             outcome = checkpoints.outcome(attempt.manifest, attempt.fence, found)
-            if outcome is not Outcome.OPEN:
+            if outcome is not CommitOutcome.OPEN:
                 self.told.append((attempt, outcome))
                 del attempts[0]
             else:
@@ -108,10 +108,10 @@ class Scene:
                     self.etcd.txn(txn.compares, txn.then)
             yield
 
-    def look(self, attempt: Attempt) -> Found:
+    def look(self, attempt: Attempt) -> CommitReads:
         results = self.etcd.txn((), checkpoints.look(KEYS, attempt.fence, attempt.manifest.id)).results
         items = [item.kvs[0] if item.kvs else None for item in results if isinstance(item, Listing)]
-        return Found(*items)
+        return CommitReads(*items)
 
 
 def manifest(step: int, token: int, *, path: str = "/x", lineage: tuple[str, ...] = ()) -> Manifest:
@@ -150,7 +150,7 @@ def violations(scene: Scene) -> list[str]:
             highest = max(highest, item.token)
     found += [f"{path} was committed {times} times" for path, times in committed.items() if times > 1]
     for attempt, outcome in scene.told:
-        if (attempt.manifest.path in committed) != (outcome is Outcome.COMMITTED):
+        if (attempt.manifest.path in committed) != (outcome is CommitOutcome.COMMITTED):
             found.append(f"{attempt.manifest.path} was told {outcome}")
     return found
 
@@ -160,13 +160,13 @@ def _manifest(item: KeyValue) -> Manifest | None:
 
 
 def test_every_commit_is_made_once_or_never_as_its_saver_is_told() -> None:
-    told: set[Outcome] = set()
+    told: set[CommitOutcome] = set()
     for seed in range(SCHEDULES):
         scene = Scene(seed, lambda txn: txn)
         scene.run()
         assert violations(scene) == [], f"seed {seed}"
         told |= {outcome for _, outcome in scene.told}
-    assert told == {Outcome.COMMITTED, Outcome.FENCED}
+    assert told == {CommitOutcome.COMMITTED, CommitOutcome.FENCED}
 
 
 def without(*numbers: int) -> Mutant:

@@ -22,8 +22,8 @@ def test_a_term_whose_first_listing_times_out_ends_with_the_reason(etcd_server: 
         keys = Keys(namespace, "run")
         async with Client(etcd_server.endpoints, timeout_s=1.0) as client, Background("the state") as background:
             state = RunState(client, keys, lambda events: None)
-            background.start(state.mirror.run())
-            await state.mirror.wait_listed()
+            background.start(state.informer.run())
+            await state.informer.wait_listed()
             term = Leadership(client, keys, Fence(keys.election, 1), state, pace=lambda: Pace(None, 0.0), ttl_s=10)
             etcd_server.pause()
             try:

@@ -12,7 +12,7 @@ from rendezvous_machine import DEEPER, PROFILE, HistoryRendezvousMachine, Rendez
 from rendezvous_peer import TTL_S
 from rendezvous_world import World
 
-from instep.coordination.rendezvous.node import Node
+from instep.coordination.rendezvous.node import RendezvousNode
 from instep.coordination.rendezvous.records import Address, Closed, Round, Seat
 from instep.etcd import Client
 
@@ -57,7 +57,7 @@ def test_a_node_that_asks_again_in_the_moment_in_which_it_was_seated_is_heard() 
     async def two_rounds(world: World) -> list[int]:
         client = cast(Client, ModelClient(world.store, world.keys.root))
         times: dict[str, Any] = {"ttl_s": TTL_S, "last_call_s": 1.0, "clock": world.loop.time}
-        node = Node(client, world.keys, world.limits, host="h", pid=1, **times)
+        node = RendezvousNode(client, world.keys, world.limits, host="h", pid=1, **times)
         store = Address(host="h", port=1)
         async with node:
             return [(await node.seat(store, cause="membership", timeout_s=20.0)).number for _ in range(2)]

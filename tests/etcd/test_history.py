@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from async_support import run, until
-from instep.coordination.mirror import Mirror
+from instep.coordination.informer import Informer
 from instep.errors import HistoryChanged
 from instep.etcd import Client, History, _wire
 from instep.etcd._cursor import PATIENCE, Cursor
@@ -131,13 +131,13 @@ def test_a_mirror_lists_again_when_etcd_has_gone_back(how: str) -> None:
     async def main(server: EtcdServer) -> None:
         async with Client(server.endpoints) as client:
             resets: list[int] = []
-            mirror = Mirror(client, "/m/", on_reset=lambda: resets.append(1))
-            task = asyncio.create_task(mirror.run())
+            informer = Informer(client, "/m/", on_reset=lambda: resets.append(1))
+            task = asyncio.create_task(informer.run())
             await client.put("/m/a", "1")
             backup = await asyncio.to_thread(server.snapshot)
             for number in range(5):
                 await client.put("/m/b", str(number))
-            await until(lambda: mirror.get("/m/b") is not None and mirror.revision == client.history.revision)
+            await until(lambda: informer.get("/m/b") is not None and informer.revision == client.history.revision)
             if how == "wiped":
                 await asyncio.to_thread(server.wipe)
             else:
@@ -146,7 +146,7 @@ def test_a_mirror_lists_again_when_etcd_has_gone_back(how: str) -> None:
                 for number in range(20 if how == "grown past" else 1):
                     await other.put("/else", str(number))
                 await other.put("/m/c", "3")
-            await until(lambda: set(mirror.keys) == ({"/m/c"} if how == "wiped" else {"/m/a", "/m/c"}))
+            await until(lambda: set(informer.keys) == ({"/m/c"} if how == "wiped" else {"/m/a", "/m/c"}))
             if how != "grown past":
                 assert client.history.changes
                 assert resets

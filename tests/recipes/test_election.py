@@ -232,7 +232,7 @@ def test_a_creation_that_arrives_after_the_resignation_leaves_no_candidate(etcd_
             async with station(etcd_server.endpoints) as (other, theirs):
                 async with asyncio.timeout(10):
                     await Election(other, theirs, "/late").campaign("b")
-            await until(lambda: session.statistics().chores == 0)
+            await until(lambda: session.statistics().background_tasks == 0)
             assert await keys(client, "/late") == []
 
     run(main())

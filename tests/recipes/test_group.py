@@ -130,7 +130,7 @@ def test_a_joining_that_arrives_after_its_sender_gave_up_leaves_no_member(etcd_s
                 await group.join("x", timeout_s=0.6)
             assert time.monotonic() - began < 1.6 + SLACK_S
             etcd_server.resume()
-            await until(lambda: session.statistics().chores == 0)
+            await until(lambda: session.statistics().background_tasks == 0)
             assert await keys(client, "/late") == []
 
     run(main())
@@ -163,7 +163,7 @@ def test_who_left_in_an_outage_and_joins_again_after_it_stays(etcd_server: EtcdS
             await until(lambda: group._ours is not None)
             etcd_server.resume()
             await joining
-            await until(lambda: session.statistics().chores == 0)
+            await until(lambda: session.statistics().background_tasks == 0)
             assert await _values(group) == {"x": "second"}
 
     run(main())

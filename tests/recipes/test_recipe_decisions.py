@@ -9,7 +9,7 @@ import pytest
 from instep.coordination.election import incumbent_of
 from instep.coordination.group import members_of
 from instep.coordination.naming import as_prefix, check_name, check_timeout
-from instep.coordination.queue import Entry, Place, in_order, place_of, removals
+from instep.coordination.queue import QueueEntry, QueuePosition, in_order, position_of, removals
 from instep.errors import SettingsError
 from instep.etcd import KeyValue
 
@@ -24,9 +24,9 @@ def key(name: str, created: int, value: str = "", lease: int = 1) -> KeyValue:
 def test_the_oldest_key_is_first_whatever_its_name() -> None:
     queue = in_order([key("q/a", 9), key("q/b", 5), key("q/c", 7)], "q/")
     assert [item.key for item in queue] == ["q/b", "q/c", "q/a"]
-    assert place_of("q/b", queue) == Place(5, ())
-    assert place_of("q/a", queue) == Place(9, tuple(queue[:2]))
-    assert place_of("q/d", queue) is None
+    assert position_of("q/b", queue) == QueuePosition(5, ())
+    assert position_of("q/a", queue) == QueuePosition(9, tuple(queue[:2]))
+    assert position_of("q/d", queue) is None
 
 
 def test_tombstones_are_in_no_queue_and_no_group() -> None:
@@ -40,7 +40,7 @@ def test_tombstones_are_in_no_queue_and_no_group() -> None:
 
 
 def test_only_a_doubtful_entry_on_the_lease_at_hand_needs_a_tombstone() -> None:
-    sure, doubtful = Entry("q/a", "", 1, entered=True), Entry("q/b", "", 1, doubtful=True)
+    sure, doubtful = QueueEntry("q/a", "", 1, entered=True), QueueEntry("q/b", "", 1, doubtful=True)
     texts = [op.text for op in removals([sure, doubtful], "q/", 1)]
     assert texts == ["delete q/a", "delete q/b", "put q/.gone/b"]
     assert [op.text for op in removals([doubtful], "q/", 2)] == ["delete q/b"]

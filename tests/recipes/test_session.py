@@ -171,7 +171,7 @@ def test_a_chore_is_done_after_its_caller_and_ends_with_the_session(etcd: EtcdSe
     async def main() -> None:
         done: list[str] = []
 
-        async def chore(text: str) -> None:
+        async def background_task(text: str) -> None:
             done.append(text)
 
         async def never() -> None:
@@ -179,11 +179,11 @@ def test_a_chore_is_done_after_its_caller_and_ends_with_the_session(etcd: EtcdSe
 
         async with Client([etcd.endpoint]) as client:
             async with Session(client) as session:
-                session.chore(chore("a"))
-                session.chore(never())
+                session.background_task(background_task("a"))
+                session.background_task(never())
                 await until(lambda: done == ["a"])
-                assert session.statistics().chores == 1
-            assert session.chore(chore("b")) is None
+                assert session.statistics().background_tasks == 1
+            assert session.background_task(background_task("b")) is None
 
     run(main())
 
@@ -250,7 +250,7 @@ def test_an_error_in_what_is_written_at_the_first_lease_is_raised(etcd: EtcdServ
 
 def test_an_error_at_the_first_lease_is_raised_also_when_a_chore_has_to_end_first(etcd: EtcdServer) -> None:
     async def write(_lease_id: int) -> None:
-        session.chore(asyncio.sleep(60))  # ended with the session
+        session.background_task(asyncio.sleep(60))  # ended with the session
         raise ValueError("the user's own")
 
     async def main() -> None:

@@ -11,7 +11,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from instep.coordination.rendezvous.decision import Refuse, Registered, Scene, decide, standing_of
+from instep.coordination.rendezvous.decision import (
+    RefuseNode,
+    RegisteredNode,
+    RendezvousSituation,
+    decide,
+    round_status,
+)
 from instep.coordination.rendezvous.records import Closed, Limits, Registration, Round, Seat
 
 
@@ -31,9 +37,9 @@ class Case:
     """Etcd has been within reach for so long that an absent node is a dead one."""
     last_call_over: bool = False
 
-    def scene(self) -> Scene:
+    def scene(self) -> RendezvousSituation:
         limits = Limits(min_nodes=self.nnodes[0], max_nodes=self.nnodes[1])
-        return Scene(
+        return RendezvousSituation(
             nodes=tuple(_registered(word, token, limits) for token, word in enumerate(self.nodes.split(), start=100)),
             round=_round(self.round, limits),
             closed=Closed(epoch=1) if self.closed else None,
@@ -43,9 +49,9 @@ class Case:
         )
 
 
-def _registered(word: str, token: int, limits: Limits) -> Registered:
+def _registered(word: str, token: int, limits: Limits) -> RegisteredNode:
     name, round_, asks = word[0], int(word.rstrip("?")[1:]), word.endswith("?")
-    return Registered(
+    return RegisteredNode(
         name, token, Registration(epoch=1, host=f"host-{name}", pid=token, limits=limits, round=round_, asks=asks)
     )
 
@@ -58,12 +64,12 @@ def _round(text: str, limits: Limits) -> Round | None:
     return Round(epoch=1, number=int(number), limits=limits, seats=seats, wanted=text.endswith("!"))
 
 
-def outcome(scene: Scene) -> str:
+def outcome(scene: RendezvousSituation) -> str:
     """What the coordinator does in this situation, in the words of `Case.outcome`."""
     action = decide(scene)
     if action is None:
-        return "last call" if standing_of(scene).is_last_call else ""
-    if isinstance(action, Refuse):
+        return "last call" if round_status(scene).is_last_call else ""
+    if isinstance(action, RefuseNode):
         return f"refused: {action.node}"
     made = action.round
     if scene.round is None or made.number != scene.round.number:

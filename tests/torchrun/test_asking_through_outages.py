@@ -6,7 +6,7 @@ import asyncio
 
 from async_support import run, until
 from instep.coordination.rendezvous.keys import RendezvousKeys
-from instep.coordination.rendezvous.node import Node
+from instep.coordination.rendezvous.node import RendezvousNode
 from instep.coordination.rendezvous.records import Address, Limits, Round
 from instep.etcd import Client
 from instep.testing import EtcdServer
@@ -21,7 +21,7 @@ def test_a_lease_that_ends_while_a_node_begins_to_ask_does_not_end_its_asking(
     async def main() -> Round:
         keys = RendezvousKeys(namespace, "asking")
         async with Client(etcd_server.endpoints, timeout_s=0.3) as client:
-            node = Node(client, keys, ALONE, host="here", pid=1, ttl_s=TTL_S, last_call_s=0.1)
+            node = RendezvousNode(client, keys, ALONE, host="here", pid=1, ttl_s=TTL_S, last_call_s=0.1)
             async with node:
                 first = await node.seat(Address(host="here", port=1), cause="new", timeout_s=20.0)
                 key = f"{keys.nodes}{node.name}"

@@ -15,11 +15,11 @@ from ported_cases import CONTRACTS, Attempt, Contract
 from async_support import run
 from instep.coordination import Election, Session
 from instep.coordination.fence import Fence
-from instep.coordination.mirror import Mirror
+from instep.coordination.informer import Informer
 from instep.coordination.rendezvous.coordinator import Coordinator
-from instep.coordination.rendezvous.decision import Write
+from instep.coordination.rendezvous.decision import WriteRound
 from instep.coordination.rendezvous.keys import RendezvousKeys
-from instep.coordination.rendezvous.node import Node
+from instep.coordination.rendezvous.node import RendezvousNode
 from instep.coordination.rendezvous.records import Address, Closed, Limits, Round
 from instep.errors import JoinRefused
 from instep.etcd import Client
@@ -53,8 +53,8 @@ def test_the_round_is_replaced_only_by_whoever_knows_it(etcd: EtcdServer, namesp
 def test_a_node_knows_no_round_where_there_is_none(etcd: EtcdServer, namespace: str) -> None:
     async def main() -> None:
         async with Client(etcd.endpoints) as client, a_node(client, RendezvousKeys(namespace, "ported")) as node:
-            assert node.outlook.round is None
-            assert node.outlook.readable
+            assert node.known.round is None
+            assert node.known.readable
 
     run(main())
 
@@ -66,7 +66,7 @@ def test_a_node_knows_the_round_that_is_there(etcd: EtcdServer, namespace: str) 
         async with Client(etcd.endpoints) as client:
             await client.put(keys.round, there.encode())
             async with a_node(client, keys) as node:
-                assert node.outlook.round == there
+                assert node.known.round == there
 
     run(main())
 
@@ -90,8 +90,8 @@ def test_a_round_that_cannot_be_read_is_refused_in_a_sentence_and_left_alone(
 
 
 @contextlib.asynccontextmanager
-async def a_node(client: Client, keys: RendezvousKeys) -> AsyncIterator[Node]:
-    async with Node(client, keys, LIMITS, host="localhost", pid=1, ttl_s=10, last_call_s=0.0) as node:
+async def a_node(client: Client, keys: RendezvousKeys) -> AsyncIterator[RendezvousNode]:
+    async with RendezvousNode(client, keys, LIMITS, host="localhost", pid=1, ttl_s=10, last_call_s=0.0) as node:
         yield node
 
 
@@ -114,26 +114,26 @@ class Writer:
         if attempt.closed_before:
             await self._client.put(self._keys.closed, Closed(epoch=1).encode())
         fence = self._fence if attempt.term == "its own" else Fence(f"{self._keys.election}nobody", 1)
-        action = Write(Round(epoch=1, number=attempt.number, limits=LIMITS))
+        action = WriteRound(Round(epoch=1, number=attempt.number, limits=LIMITS))
         known = {"nothing": self._knowing_nothing, "what was before": self._before, "all": now}[attempt.knows]
         self._before = now
         if not attempt.taken:
             return await self._coordinator._carry_out(action, known, fence)
-        async with following(self._client, self._keys) as mirror:
-            return await self._coordinator._carry_out(action, mirror, fence)
+        async with following(self._client, self._keys) as informer:
+            return await self._coordinator._carry_out(action, informer, fence)
 
-    async def _look(self) -> Mirror:
+    async def _look(self) -> Informer:
         """What is there now, and nothing of what comes."""
-        async with following(self._client, self._keys) as mirror:
-            return mirror
+        async with following(self._client, self._keys) as informer:
+            return informer
 
 
 @contextlib.asynccontextmanager
-async def following(client: Client, keys: RendezvousKeys) -> AsyncIterator[Mirror]:
-    mirror = Mirror(client, keys.root)
-    task = asyncio.create_task(mirror.run())
+async def following(client: Client, keys: RendezvousKeys) -> AsyncIterator[Informer]:
+    informer = Informer(client, keys.root)
+    task = asyncio.create_task(informer.run())
     try:
-        await mirror.wait_listed()
-        yield mirror
+        await informer.wait_listed()
+        yield informer
     finally:
         await cancelled(task)

@@ -29,7 +29,7 @@ from torch.distributed.elastic.rendezvous import (
 
 from async_support import run, until
 from instep.coordination.rendezvous.keys import RendezvousKeys
-from instep.coordination.rendezvous.node import Node
+from instep.coordination.rendezvous.node import RendezvousNode
 from instep.coordination.rendezvous.records import Address, Limits, Registration
 from instep.errors import SettingsError
 from instep.etcd import Client, Status
@@ -377,7 +377,7 @@ def test_a_node_that_waits_says_what_for_and_does_not_repeat_itself_often(
         async with asyncio.timeout(20), Client([etcd.endpoint]) as client:
             await client.put(f"{keys.nodes}a", one().encode())
             await client.put(f"{keys.nodes}b", "garbage")
-            node = Node(client, keys, LIMITS, host="h", pid=1, ttl_s=10, last_call_s=1)
+            node = RendezvousNode(client, keys, LIMITS, host="h", pid=1, ttl_s=10, last_call_s=1)
             waiting = asyncio.create_task(
                 aloud(_said(caplog, 2), client, keys, node, LIMITS, last_call_s=1, first_s=0.1)
             )
@@ -397,7 +397,9 @@ def test_a_node_that_waits_as_a_spare_says_that(
 
     async def main() -> None:
         async with Client([etcd.endpoint]) as client:
-            first, second = (Node(client, keys, limits, host="h", pid=1, ttl_s=10, last_call_s=1) for _ in range(2))
+            first, second = (
+                RendezvousNode(client, keys, limits, host="h", pid=1, ttl_s=10, last_call_s=1) for _ in range(2)
+            )
             async with first, second:
                 await first.seat(address, cause="new", timeout_s=20)
                 seat = second.seat(address, cause="new", timeout_s=20)

@@ -9,7 +9,7 @@ import pytest
 from ported_agents import LIMIT_S, Agents, until
 
 from async_support import run
-from instep.coordination.rendezvous.node import Node
+from instep.coordination.rendezvous.node import RendezvousNode
 from instep.coordination.rendezvous.records import Address, Limits
 from instep.etcd import Client
 from instep.testing import EtcdServer
@@ -47,6 +47,6 @@ def test_a_spare_whose_first_round_fails_asks_for_another(agents: Agents) -> Non
     run(main(), LIMIT_S)
 
 
-def _node(client: Client, agents: Agents) -> Node:
+def _node(client: Client, agents: Agents) -> RendezvousNode:
     limits = Limits(min_nodes=1, max_nodes=2)
-    return Node(client, agents.keys, limits, host="127.0.0.1", pid=1, ttl_s=2, last_call_s=0.2)
+    return RendezvousNode(client, agents.keys, limits, host="127.0.0.1", pid=1, ttl_s=2, last_call_s=0.2)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from instep.coordination.desired import Desired
-from instep.coordination.membership import Registered
+from instep.coordination.desired import DesiredValue
+from instep.coordination.membership import RegisteredWorker
 from instep.coordination.records import Agreed, Left, Member, NodeMembers, Plan, Rejected, Snapshot, View
 from instep.coordination.schema import Schema
 from instep.names import FIXED_KEY, INCARNATION_LENGTH
@@ -40,7 +40,7 @@ def registered(
     digest: str = DIGEST,
     version: str | None = None,
     epoch: int = 0,
-) -> Registered:
+) -> RegisteredWorker:
     """Arrived at revision `at`; its incarnation is that number too, unless `number` is given."""
     member = Member(
         rank=rank,
@@ -53,7 +53,7 @@ def registered(
         version=version,
         epoch=epoch,
     )
-    return Registered(member, at)
+    return RegisteredWorker(member, at)
 
 
 def view(nodes: Mapping[str, Mapping[int, int]], *, number: int = 1, fresh: bool = True) -> View:
@@ -84,9 +84,9 @@ def agreed(values: Mapping[str, Scalar] | None = None, **more: Any) -> Agreed:
     )
 
 
-def desired(**texts: tuple[str, int]) -> dict[str, Desired]:
+def desired(**texts: tuple[str, int]) -> dict[str, DesiredValue]:
     """`lr=("0.5", 7)`: the text and the revision that wrote it."""
-    return {name: Desired(name, text, revision) for name, (text, revision) in texts.items()}
+    return {name: DesiredValue(name, text, revision) for name, (text, revision) in texts.items()}
 
 
 def rejected(name: str, revision: int, **more: Any) -> dict[str, Rejected]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from instep.coordination.keys import Keys
-from instep.coordination.preemption import Known, ask_to_stop, command_id
-from instep.coordination.records import Agreed, Command, Course, Decision, Plan
+from instep.coordination.preemption import KnownRun, ask_to_stop, command_id
+from instep.coordination.records import Agreed, Command, Decision, Directive, Plan
 from instep.etcd import Compare, Op
 from unit.parts import plan
 
@@ -20,7 +20,7 @@ def a_plan(kind: str) -> Plan:
 
 def test_the_command_is_written_once_and_only_to_those_it_was_meant_for() -> None:
     command = Command(kind="stop", author="rank 3 on host", reason="SIGTERM")
-    txn = ask_to_stop(KEYS, Known(7, AGREED, 9), command)
+    txn = ask_to_stop(KEYS, KnownRun(7, AGREED, 9), command)
     key = "/training/gpt-a/commands/sigterm-2"
     assert txn.then == (Op.put(key, command.encode()),)
     assert txn.compares == (
@@ -38,13 +38,13 @@ def test_all_nodes_use_one_key_until_the_run_begins_anew() -> None:
 @pytest.mark.parametrize(
     ("known", "stopping"),
     [
-        (Known(7, AGREED, 9), False),
-        (Known(7, AGREED.model_copy(update={"course": Course(ends_at=20)}), 9), True),
-        (Known(7, AGREED.model_copy(update={"course": Course(paused_at=20)}), 9), False),
-        (Known(7, AGREED, 9, a_plan("stop")), True),
-        (Known(7, AGREED, 9, a_plan("stop"), Decision(commit=False)), False),
-        (Known(7, AGREED, 9, a_plan("pause")), False),
+        (KnownRun(7, AGREED, 9), False),
+        (KnownRun(7, AGREED.model_copy(update={"course": Directive(ends_at=20)}), 9), True),
+        (KnownRun(7, AGREED.model_copy(update={"course": Directive(paused_at=20)}), 9), False),
+        (KnownRun(7, AGREED, 9, a_plan("stop")), True),
+        (KnownRun(7, AGREED, 9, a_plan("stop"), Decision(commit=False)), False),
+        (KnownRun(7, AGREED, 9, a_plan("pause")), False),
     ],
 )
-def test_a_stop_that_is_agreed_on_or_proposed_is_not_asked_for_again(known: Known, stopping: bool) -> None:
+def test_a_stop_that_is_agreed_on_or_proposed_is_not_asked_for_again(known: KnownRun, stopping: bool) -> None:
     assert known.is_stopping is stopping

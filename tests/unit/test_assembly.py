@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from instep.coordination import assembly
+from instep.coordination import barriers
 from instep.coordination.actions import OpenPlan
-from instep.coordination.assembly import RELEASES_KEPT, Call, Hall, LetThrough, Released
+from instep.coordination.barriers import RELEASES_KEPT, BarrierSituation, BarrierWait, ReleaseBarrier, Released
 from instep.coordination.leading import next_action
 from instep.coordination.records import Arrivals, Forming, Release, Waiting
 from instep.coordination.situation import Situation
@@ -28,15 +28,15 @@ def released(number: int, revision: int, of: int = 1) -> Released:
     return Released(Release(view=of, number=number), revision)
 
 
-def hall(**more: Any) -> Hall:
-    return Hall(**{"view": THREE, "left": {}, "released": {}, "arrivals": {}, **more})
+def hall(**more: Any) -> BarrierSituation:
+    return BarrierSituation(**{"view": THREE, "left": {}, "released": {}, "arrivals": {}, **more})
 
 
 ALL = {"a": at("x", 0, 1), "b": at("x", 2)}
 
 
 def test_all_go_on_when_all_have_come() -> None:
-    assert assembly.next_release(hall(arrivals=ALL)) == LetThrough("x", Release(view=1, number=1), 0)
+    assert barriers.next_release(hall(arrivals=ALL)) == ReleaseBarrier("x", Release(view=1, number=1), 0)
 
 
 @pytest.mark.parametrize(
@@ -57,48 +57,48 @@ def test_all_go_on_when_all_have_come() -> None:
     ],
 )
 def test_nobody_goes_on_before_that(arrivals: dict[str, Arrivals]) -> None:
-    assert assembly.next_release(hall(arrivals=arrivals)) is None
+    assert barriers.next_release(hall(arrivals=arrivals)) is None
 
 
 def test_ranks_that_have_left_are_not_waited_for_but_an_empty_barrier_is_none() -> None:
     gone = {"b": left(2)}
-    assert assembly.next_release(hall(arrivals={"a": at("x", 0, 1)}, left=gone)) is not None
+    assert barriers.next_release(hall(arrivals={"a": at("x", 0, 1)}, left=gone)) is not None
     everybody = {"a": left(0, 1), "b": left(2)}
-    assert assembly.next_release(hall(arrivals={"a": at("x", 0, 1)}, left=everybody)) is None
+    assert barriers.next_release(hall(arrivals={"a": at("x", 0, 1)}, left=everybody)) is None
 
 
 def test_numbers_rise_over_all_barriers_also_where_somebody_has_deleted_one() -> None:
     stand = {"x": released(4, 40), "y": released(7, 70)}
     arrivals = {"a": at("x", 0, 1, seen=40, after=9), "b": at("x", 2, seen=40, after=7)}
-    found = assembly.next_release(hall(arrivals=arrivals, released=stand))
-    assert found == LetThrough("x", Release(view=1, number=10), 40)
+    found = barriers.next_release(hall(arrivals=arrivals, released=stand))
+    assert found == ReleaseBarrier("x", Release(view=1, number=10), 40)
 
 
 def test_only_the_newest_releases_are_kept() -> None:
     stand = {f"n{number}": released(number, number) for number in range(1, 31)}
-    found = assembly.next_release(hall(arrivals=ALL, released=stand))
+    found = barriers.next_release(hall(arrivals=ALL, released=stand))
     assert found is not None
     assert len(stand) + 1 - len(found.outdated) == RELEASES_KEPT
     assert set(found.outdated) == {f"n{number}" for number in range(1, 12)}
 
 
 def test_who_is_missing_is_named_and_where_it_waits() -> None:
-    found = assembly.absent(hall(arrivals={"a": at("x", 0), "b": at("y", 2)}), "x")
+    found = barriers.missing_ranks(hall(arrivals={"a": at("x", 0), "b": at("y", 2)}), "x")
     assert (found.ranks, found.elsewhere) == ((1, 2), {"y": (2,)})
 
 
 @pytest.mark.parametrize(
     ("call", "stands", "is_free"),
     [
-        (Call("x", view=1, after=0), None, False),
-        (Call("x", view=1, after=0), released(1, 9), True),
-        (Call("x", view=1, after=1), released(1, 9), False),
-        (Call("x", view=1, after=1), released(2, 9, of=2), True),
-        (Call("x", view=2, after=0), released(1, 9, of=1), False),
+        (BarrierWait("x", view=1, after=0), None, False),
+        (BarrierWait("x", view=1, after=0), released(1, 9), True),
+        (BarrierWait("x", view=1, after=1), released(1, 9), False),
+        (BarrierWait("x", view=1, after=1), released(2, 9, of=2), True),
+        (BarrierWait("x", view=2, after=0), released(1, 9, of=1), False),
     ],
     ids=["none", "ours", "the last one", "of a later view, which has us too", "of those before us"],
 )
-def test_a_release_counts_for_those_who_had_come(call: Call, stands: Released | None, is_free: bool) -> None:
+def test_a_release_counts_for_those_who_had_come(call: BarrierWait, stands: Released | None, is_free: bool) -> None:
     assert call.is_freed_by(stands) is is_free
 
 
@@ -118,14 +118,14 @@ def test_a_release_counts_for_those_who_had_come(call: Call, stands: Released | 
 def test_a_node_says_when_all_its_ranks_have_come(
     wanted: Arrivals | None, written: Arrivals | None, all_wait: bool, overdue: bool, is_due: bool
 ) -> None:
-    assert assembly.is_due(wanted, written, all_wait=all_wait, overdue=overdue) is is_due
+    assert barriers.is_due(wanted, written, all_wait=all_wait, overdue=overdue) is is_due
 
 
 def test_what_was_released_counts_no_more() -> None:
     two = Arrivals(view=1, waiting={"x": Waiting(ranks=(0,)), "y": Waiting(ranks=(1,))})
-    assert assembly.without(two, "x") == at("y", 1)
-    assert assembly.without(at("x", 0), "x") is None
-    assert assembly.without(None, "x") is None
+    assert barriers.without(two, "x") == at("y", 1)
+    assert barriers.without(at("x", 0), "x") is None
+    assert barriers.without(None, "x") is None
 
 
 def test_the_leader_lets_through_before_it_makes_plans() -> None:
@@ -137,8 +137,8 @@ def test_the_leader_lets_through_before_it_makes_plans() -> None:
         arrivals=ALL,
         desired=desired(lr=("0.5", 7)),
     )
-    assert isinstance(next_action(now), LetThrough)
-    assert not isinstance(next_action(Situation(view=THREE, arrivals={})), LetThrough | OpenPlan)
+    assert isinstance(next_action(now), ReleaseBarrier)
+    assert not isinstance(next_action(Situation(view=THREE, arrivals={})), ReleaseBarrier | OpenPlan)
 
 
 def test_who_died_at_a_barrier_has_to_be_replaced_before_anybody_goes_on() -> None:
@@ -148,7 +148,7 @@ def test_who_died_at_a_barrier_has_to_be_replaced_before_anybody_goes_on() -> No
     now = Situation(view=THREE, agreed=agreed(), registered=living, arrivals=ALL, forming=told)
     assert next_action(now) is None
     ended = replace(now, arrivals={"a": at("x", 0, 1)}, left={"b": left(2)})
-    assert isinstance(next_action(ended), LetThrough)
+    assert isinstance(next_action(ended), ReleaseBarrier)
 
 
 # -- all of it together -----------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ class World:
         self.random = random.Random(seed)
         self.nodes = {"a": [0, 1], "b": [2]}
         self.ranks = {rank: Rank() for rank in range(3)}
-        self.known: dict[str, dict[int, Call]] = {"a": {}, "b": {}}
+        self.known: dict[str, dict[int, BarrierWait]] = {"a": {}, "b": {}}
         """What each agent has heard of its ranks; a new one has heard nothing."""
         self.arrivals: dict[str, Arrivals] = {}
         self.looks: list[dict[str, Arrivals]] = [{}]
@@ -195,7 +195,7 @@ class World:
         """The agent hears a call, maybe again."""
         rank = self.ranks[number]
         if rank.calls.name is not None:
-            self.known[node][number] = Call(rank.message["name"], rank.message["view"], rank.message["after"])
+            self.known[node][number] = BarrierWait(rank.message["name"], rank.message["view"], rank.message["after"])
             self.tell(node)
 
     def see(self, node: str, number: int) -> None:
@@ -227,7 +227,7 @@ class World:
 
     def lead(self, node: str, number: int) -> None:
         look = self.random.choice(self.looks[-3:])
-        action = assembly.next_release(hall(arrivals=look, released=self.released))
+        action = barriers.next_release(hall(arrivals=look, released=self.released))
         if action is not None:
             self.revision += 1
             self.released[action.name] = Released(action.release, self.revision)

@@ -8,12 +8,20 @@ from typing import Any
 import pytest
 
 from instep.coordination import attempts, membership
-from instep.coordination.actions import Commit, FormView, TurnAway
-from instep.coordination.attempts import FAILURES_KEPT, MAX_CAUSES, NODE_LOST, OTHER, TAKEN_OVER, Past, Reported
-from instep.coordination.headway import Headway
+from instep.coordination.actions import CommitPlan, FormView, RejectJoin
+from instep.coordination.attempts import (
+    FAILURES_KEPT,
+    MAX_CAUSES,
+    NODE_LOST,
+    OTHER,
+    TAKEN_OVER,
+    FailureSituation,
+    ReportedFailure,
+)
 from instep.coordination.leading import next_action
-from instep.coordination.membership import Group, Registered
-from instep.coordination.records import Attempts, Course, Failure, Refused, WorkerId
+from instep.coordination.membership import RegisteredWorker, WorkerGroup
+from instep.coordination.progress_detector import ProgressDetector
+from instep.coordination.records import Attempts, Directive, Failure, Refused, WorkerId
 from instep.coordination.situation import Situation
 from unit.parts import DIGEST, SCHEMA, agreed, incarnation, left, plan, registered, view
 
@@ -22,11 +30,11 @@ NEW = registered(1, 12, node="b")
 STAYS = registered(0, 10, node="a")
 
 
-def allowing(item: Registered, max_restarts: int | None) -> Registered:
+def allowing(item: RegisteredWorker, max_restarts: int | None) -> RegisteredWorker:
     return replace(item, member=item.member.model_copy(update={"max_restarts": max_restarts}))
 
 
-def group(*items: Registered) -> Group:
+def group(*items: RegisteredWorker) -> WorkerGroup:
     (found,) = membership.groups(items)
     return found
 
@@ -35,7 +43,7 @@ def failure(rank: int, cause: str = "RuntimeError", of: int = 3) -> Failure:
     return Failure(view=of, rank=rank, host="h", cause=cause)
 
 
-def past(**more: Any) -> Past:
+def past(**more: Any) -> FailureSituation:
     calm: dict[str, Any] = {
         "view": TWO,
         "left": {},
@@ -44,7 +52,7 @@ def past(**more: Any) -> Past:
         "reports": (),
         "attempts": Attempts(),
     }
-    return Past(**{**calm, **more})
+    return FailureSituation(**{**calm, **more})
 
 
 def failed(times: int, of: int = 2, **more: Any) -> Attempts:
@@ -55,9 +63,9 @@ def failed(times: int, of: int = 2, **more: Any) -> Attempts:
 def test_a_view_that_lost_ranks_has_failed_once_by_what_was_said_first() -> None:
     fallen = group(registered(0, 20), registered(1, 21))
     reports = (
-        Reported(failure(0, "AfterEffect"), 9),
-        Reported(failure(1, "Cause"), 7),
-        Reported(failure(1, "Old", 2), 1),
+        ReportedFailure(failure(0, "AfterEffect"), 9),
+        ReportedFailure(failure(1, "Cause"), 7),
+        ReportedFailure(failure(1, "Old", 2), 1),
     )
     found = attempts.counted(past(reports=reports), fallen)
     assert (found.counts, found.view, found.failures) == ({"Cause": 1}, 3, (failure(1, "Cause"),))
@@ -67,7 +75,7 @@ FOUR = {"a": {0: 10}, "b": {1: 11}, "c": {2: 12}, "d": {3: 13}}
 FOUR_NAMES = {0: 10, 1: 11, 2: 12, 3: 13}
 
 
-def replacing(names: dict[int, int]) -> Group:
+def replacing(names: dict[int, int]) -> WorkerGroup:
     return group(*(registered(rank, at, world_size=4) for rank, at in names.items()))
 
 
@@ -82,7 +90,7 @@ SECOND = view({**FOUR, "a": {0: 20}}, number=4)
 
 
 @pytest.mark.parametrize(
-    ("names", "went_on", "total"),
+    ("names", "has_progressed", "total"),
     [
         ({**FOUR_NAMES, 0: 20, 1: 21}, False, 1),
         ({**FOUR_NAMES, 0: 20, 1: 21}, True, 2),
@@ -92,10 +100,10 @@ SECOND = view({**FOUR, "a": {0: 20}}, number=4)
     ids=["fell with it", "fell later", "the new one fell", "all fell, the new one too"],
 )
 def test_who_was_there_at_a_failure_and_falls_before_the_run_goes_on_fell_with_it(
-    names: dict[int, int], went_on: bool, total: int
+    names: dict[int, int], has_progressed: bool, total: int
 ) -> None:
     found = attempts.counted(
-        past(view=SECOND, registered=(), attempts=after_the_first(), went_on=went_on), replacing(names)
+        past(view=SECOND, registered=(), attempts=after_the_first(), has_progressed=has_progressed), replacing(names)
     )
     assert (found.total, found.view) == (total, 4)
 
@@ -114,13 +122,13 @@ def test_a_count_that_names_no_ranks_is_none_of_ours() -> None:
 
 
 def test_a_run_has_gone_on_when_a_step_was_begun_and_ended_in_its_view() -> None:
-    headway = Headway()
+    detector = ProgressDetector()
     seen = [(1, None), (1, 7), (1, 8), (1, 9), (1, 9), (2, 9), (2, 10), (2, 4), (2, 5), (2, 6)]
-    assert [headway.made(*item) for item in seen] == [False] * 3 + [True] * 2 + [False] * 4 + [True]
+    assert [detector.progressed(*item) for item in seen] == [False] * 3 + [True] * 2 + [False] * 4 + [True]
 
 
 def test_what_is_said_of_a_rank_that_goes_on_is_not_the_reason() -> None:
-    found = attempts.counted(past(reports=(Reported(failure(0), 7),)), group(STAYS, NEW))
+    found = attempts.counted(past(reports=(ReportedFailure(failure(0), 7),)), group(STAYS, NEW))
     assert found.counts == {NODE_LOST: 1}
 
 
@@ -161,7 +169,7 @@ def test_what_is_kept_of_failures_is_bounded() -> None:
     found = Attempts()
     for number in range(MAX_CAUSES + 30):
         of = view({"a": {0: 10}, "b": {1: 11}}, number=number + 1)
-        reports = (Reported(failure(1, f"Error{number}", number + 1), 5),)
+        reports = (ReportedFailure(failure(1, f"Error{number}", number + 1), 5),)
         found = attempts.counted(past(view=of, attempts=found, reports=reports), group(STAYS, NEW))
     assert found.total == MAX_CAUSES + 30
     assert len(found.failures) == FAILURES_KEPT
@@ -181,7 +189,7 @@ def test_the_fewest_restarts_that_a_rank_allows_count() -> None:
 def test_newcomers_are_turned_away_once_it_has_failed_more_often(
     limit: int | None, total: int, is_refused: bool
 ) -> None:
-    refused = attempts.turned_away(TWO, (STAYS, allowing(NEW, limit)), failed(total), "gpt-a")
+    refused = attempts.rejected_joins(TWO, (STAYS, allowing(NEW, limit)), failed(total), "gpt-a")
     assert [item.worker for item in refused] == ([NEW.member.worker] if is_refused else [])
 
 
@@ -189,7 +197,7 @@ def test_one_record_refuses_all_of_a_group_but_nobody_who_trains() -> None:
     trained = registered(2, 30, world_size=3)
     trained = replace(trained, member=trained.member.model_copy(update={"view": 2}))
     there = [allowing(registered(rank, 20 + rank, world_size=3), 1) for rank in (1, 0)]
-    (refused,) = attempts.turned_away(None, (*there, trained), failed(2), "gpt-a")
+    (refused,) = attempts.rejected_joins(None, (*there, trained), failed(2), "gpt-a")
     assert refused.workers() == (WorkerId(0, incarnation(20)), WorkerId(1, incarnation(21)))
     assert Refused.decode(refused.encode()) == refused
 
@@ -234,11 +242,11 @@ def test_a_view_without_a_loss_counts_nothing() -> None:
 def test_the_failure_that_is_one_too_many_forms_no_view_and_is_counted_all_the_same() -> None:
     there = (STAYS, allowing(NEW, 1))
     action = next_action(now(registered=there, attempts=failed(1)))
-    assert isinstance(action, TurnAway)
+    assert isinstance(action, RejectJoin)
     assert action.attempts is not None
     assert action.attempts.total == 2
     again = next_action(now(registered=there, attempts=action.attempts))
-    assert isinstance(again, TurnAway)
+    assert isinstance(again, RejectJoin)
     assert again.attempts is None
 
 
@@ -247,10 +255,10 @@ def test_a_plan_of_those_who_train_goes_on_while_others_are_turned_away() -> Non
     both = (STAYS, registered(1, 11, node="b"))
     open_plan = plan(view=3)
     action = next_action(now(registered=both, attempts=failed(9), plan=open_plan, acked=frozenset({"a", "b"})))
-    assert isinstance(action, Commit)
+    assert isinstance(action, CommitPlan)
 
 
 def test_a_stop_is_no_failure() -> None:
-    action = next_action(now(agreed=agreed(view=3, course=Course(ends_at=7))))
+    action = next_action(now(agreed=agreed(view=3, course=Directive(ends_at=7))))
     assert isinstance(action, FormView)
     assert action.attempts is None

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from instep.coordination.chain import (
-    Found,
+    HeadStatus,
     Promised,
-    Stand,
+    StoredPlan,
     Unknown,
     after,
     conflict,
+    head_status,
     if_committed,
     is_lost,
-    stand,
     verdict,
 )
 from instep.coordination.records import Agreed, Decision, Epoch, Head, Member, Plan
@@ -49,17 +49,17 @@ def test_what_is_agreed_names_the_decision_before_it() -> None:
 @pytest.mark.parametrize(
     ("number", "digest", "agreed", "where"),
     [
-        (2, TWO.digest, AFTER_TWO, Stand.IN_STEP),
-        (1, ONE.digest, AFTER_TWO, Stand.IN_STEP),  # it hears of the second one late
-        (2, TWO.digest, AFTER_ONE, Stand.BEYOND),
-        (2, TWO.digest, None, Stand.BEYOND),
-        (2, OTHER_TWO.digest, AFTER_TWO, Stand.BRANCHED),
-        (0, START.digest, AFTER_TWO, Stand.BRANCHED),
-        (2, "", AFTER_ONE, Stand.IN_STEP),
+        (2, TWO.digest, AFTER_TWO, HeadStatus.IN_STEP),
+        (1, ONE.digest, AFTER_TWO, HeadStatus.IN_STEP),  # it hears of the second one late
+        (2, TWO.digest, AFTER_ONE, HeadStatus.BEYOND),
+        (2, TWO.digest, None, HeadStatus.BEYOND),
+        (2, OTHER_TWO.digest, AFTER_TWO, HeadStatus.BRANCHED),
+        (0, START.digest, AFTER_TWO, HeadStatus.BRANCHED),
+        (2, "", AFTER_ONE, HeadStatus.IN_STEP),
     ],
 )
-def test_where_a_worker_stands(number: int, digest: str, agreed: Agreed | None, where: Stand) -> None:
-    assert stand(number, digest, agreed) is where
+def test_where_a_worker_stands(number: int, digest: str, agreed: Agreed | None, where: HeadStatus) -> None:
+    assert head_status(number, digest, agreed) is where
 
 
 def trained(held: Agreed, *, view: int = 3, epoch: int = 1, told: int = 0) -> Member:
@@ -99,25 +99,25 @@ SETTLED = Epoch(number=1, why="", settled=True, plan=1, digest=ONE.digest)
 @pytest.mark.parametrize(
     ("found", "what"),
     [
-        (Found(TWO, None, AFTER_ONE, None), Unknown.OPEN),
-        (Found(TWO, ABORT, AFTER_ONE, None), ABORT),
-        (Found(None, None, AFTER_ONE, None), Unknown.LOST),
-        (Found(OTHER_TWO, None, AFTER_ONE, None), Unknown.LOST),
-        (Found(OTHER_TWO, ABORT, AFTER_ONE, None), Unknown.LOST),
-        (Found(OTHER_TWO, COMMIT, after(AFTER_ONE, OTHER_TWO), None), Unknown.LOST),
-        (Found(TWO, None, AFTER_ONE, Epoch(number=1, why="")), Unknown.LOST),  # a new epoch: the ranks are asked
-        (Found(None, None, AFTER_ONE, Epoch(number=1, why="")), Unknown.LOST),
-        (Found(None, ABORT, AFTER_ONE, None), ABORT),  # the history keeps so many plans
+        (StoredPlan(TWO, None, AFTER_ONE, None), Unknown.OPEN),
+        (StoredPlan(TWO, ABORT, AFTER_ONE, None), ABORT),
+        (StoredPlan(None, None, AFTER_ONE, None), Unknown.LOST),
+        (StoredPlan(OTHER_TWO, None, AFTER_ONE, None), Unknown.LOST),
+        (StoredPlan(OTHER_TWO, ABORT, AFTER_ONE, None), Unknown.LOST),
+        (StoredPlan(OTHER_TWO, COMMIT, after(AFTER_ONE, OTHER_TWO), None), Unknown.LOST),
+        (StoredPlan(TWO, None, AFTER_ONE, Epoch(number=1, why="")), Unknown.LOST),  # a new epoch: the ranks are asked
+        (StoredPlan(None, None, AFTER_ONE, Epoch(number=1, why="")), Unknown.LOST),
+        (StoredPlan(None, ABORT, AFTER_ONE, None), ABORT),  # the history keeps so many plans
     ],
 )
-def test_a_rank_at_a_gate_does_not_guess(found: Found, what: Decision | Unknown) -> None:
+def test_a_rank_at_a_gate_does_not_guess(found: StoredPlan, what: Decision | Unknown) -> None:
     assert verdict(PROMISED, found) == what
 
 
 def test_what_was_written_back_is_the_decision_and_what_nobody_knows_was_not_committed() -> None:
-    written_back = verdict(PROMISED, Found(None, None, AFTER_TWO, Epoch(number=1, why="")))
+    written_back = verdict(PROMISED, StoredPlan(None, None, AFTER_TWO, Epoch(number=1, why="")))
     assert isinstance(written_back, Decision)
     assert written_back.commit
-    forgotten = verdict(PROMISED, Found(OTHER_TWO, None, AFTER_ONE, SETTLED))
+    forgotten = verdict(PROMISED, StoredPlan(OTHER_TWO, None, AFTER_ONE, SETTLED))
     assert isinstance(forgotten, Decision)
     assert not forgotten.commit

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 
-from instep.coordination.actions import Decline, OpenPlan, Reject
-from instep.coordination.commands import MAX_DOCUMENT_BYTES, MAX_WAITING, Order
-from instep.coordination.desired import MAX_UNKNOWN, REJECTED_AT_ONCE, Desired, considered
+from instep.coordination.actions import DeclineCommands, OpenPlan, RejectValues
+from instep.coordination.commands import MAX_DOCUMENT_BYTES, MAX_WAITING, PendingCommand
+from instep.coordination.desired import MAX_UNKNOWN, REJECTED_AT_ONCE, DesiredValue, considered
+from instep.coordination.leader_cache import MAX_TEXT, Decoded, _read_change
 from instep.coordination.leading import next_action
-from instep.coordination.picture import MAX_TEXT, Decoded, _read_change
 from instep.coordination.transactions import MAX_DECLINED
 from instep.etcd import KeyValue
 from unit.test_leading import now
 
 
-def order(kind: str, revision: int) -> Order:
-    return Order.read(f"id-{revision}", revision, json.dumps({"kind": kind}).encode())
+def order(kind: str, revision: int) -> PendingCommand:
+    return PendingCommand.read(f"id-{revision}", revision, json.dumps({"kind": kind}).encode())
 
 
 def item(key: str, value: str, revision: int) -> KeyValue:
@@ -23,9 +23,9 @@ def item(key: str, value: str, revision: int) -> KeyValue:
 
 
 def test_a_command_that_is_too_large_is_declined_with_its_size() -> None:
-    large = Order.read("c1", 5, json.dumps({"kind": "pause", "reason": "r" * 700_000}).encode())
-    action = next_action(now(orders=(large, order("pause", 9))))
-    assert isinstance(action, Decline)
+    large = PendingCommand.read("c1", 5, json.dumps({"kind": "pause", "reason": "r" * 700_000}).encode())
+    action = next_action(now(pending_commands=(large, order("pause", 9))))
+    assert isinstance(action, DeclineCommands)
     ((name, declined),) = action.declined
     assert name == "c1"
     assert str(MAX_DOCUMENT_BYTES) in declined.why
@@ -35,7 +35,7 @@ def test_a_command_that_is_too_large_is_declined_with_its_size() -> None:
 def test_of_a_crowd_of_commands_the_first_wait_and_the_rest_is_declined_many_at_a_time() -> None:
     orders = [order("checkpoint", revision) for revision in range(2000)]
     rounds = 0
-    while isinstance(action := next_action(now(orders=tuple(orders))), Decline):
+    while isinstance(action := next_action(now(pending_commands=tuple(orders))), DeclineCommands):
         gone = {name for name, _ in action.declined[:MAX_DECLINED]}
         orders = [one for one in orders if one.id not in gone]
         rounds += 1
@@ -46,18 +46,20 @@ def test_of_a_crowd_of_commands_the_first_wait_and_the_rest_is_declined_many_at_
 
 
 def test_a_stop_overtakes_whatever_waits() -> None:
-    crowd = (Order("junk", 1, None), *(order("checkpoint", revision) for revision in range(2, 2000)))
-    action = next_action(now(orders=(*crowd, order("stop", 5000)), desired={"lr": Desired("lr", "0.5", 3)}))
+    crowd = (PendingCommand("junk", 1, None), *(order("checkpoint", revision) for revision in range(2, 2000)))
+    action = next_action(
+        now(pending_commands=(*crowd, order("stop", 5000)), desired={"lr": DesiredValue("lr", "0.5", 3)})
+    )
     assert isinstance(action, OpenPlan)
     assert action.plan.kind == "stop"
 
 
 def test_a_change_comes_through_twenty_thousand_names_that_nobody_knows() -> None:
-    junk = [Desired(f"junk{number}", "1", number) for number in range(20_000)]
-    desired = considered([*junk, Desired("lr", "0.5", 30_000)], {"lr", "clip"})
+    junk = [DesiredValue(f"junk{number}", "1", number) for number in range(20_000)]
+    desired = considered([*junk, DesiredValue("lr", "0.5", 30_000)], {"lr", "clip"})
     assert len(desired) == MAX_UNKNOWN + 1
     rejected, rounds = {}, 0
-    while isinstance(action := next_action(now(desired=desired, rejected=rejected)), Reject):
+    while isinstance(action := next_action(now(desired=desired, rejected=rejected)), RejectValues):
         assert len(action.rejections) <= 2 * REJECTED_AT_ONCE
         rejected |= {one.name: one for one in action.rejections}
         rounds += 1
@@ -67,8 +69,8 @@ def test_a_change_comes_through_twenty_thousand_names_that_nobody_knows() -> Non
 
 
 def test_a_misspelt_name_is_rejected_though_there_is_much_junk() -> None:
-    junk = [Desired(f"junk{number}", "1", number) for number in range(20_000)]
-    assert "lrr" in considered([*junk, Desired("lrr", "0.5", 30_000)], {"lr"})
+    junk = [DesiredValue(f"junk{number}", "1", number) for number in range(20_000)]
+    assert "lrr" in considered([*junk, DesiredValue("lrr", "0.5", 30_000)], {"lr"})
 
 
 def test_what_is_said_of_a_change_is_cut_and_what_cannot_be_read_is_tidied() -> None:

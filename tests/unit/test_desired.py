@@ -11,8 +11,8 @@ from instep.coordination.desired import (
     MAX_SUPERSEDED,
     SCRIPTS_OWN,
     UNSET,
-    Desired,
-    Wanted,
+    DesiredValue,
+    NextChange,
     next_change,
     pending_revisions,
     settled_rejections,
@@ -45,13 +45,13 @@ def test_the_same_number_written_otherwise_is_no_change() -> None:
 
 def test_all_keys_of_one_revision_are_one_change_and_the_oldest_comes_first() -> None:
     stands = desired(lr=("0.5", 8), batch=("64", 7), clip=("2.0", 7))
-    assert next_change(stands, AGREED, SCHEMA, {}) == Wanted(7, {"batch": 64, "clip": 2.0})
-    assert next_change(stands, {**AGREED, "batch": 64, "clip": 2.0}, SCHEMA, {}) == Wanted(8, {"lr": 0.5})
+    assert next_change(stands, AGREED, SCHEMA, {}) == NextChange(7, {"batch": 64, "clip": 2.0})
+    assert next_change(stands, {**AGREED, "batch": 64, "clip": 2.0}, SCHEMA, {}) == NextChange(8, {"lr": 0.5})
 
 
 def test_a_value_agreed_already_is_no_part_of_its_change() -> None:
     wanted = next_change(desired(lr=("0.5", 7), clip=("1.0", 7)), AGREED, SCHEMA, {})
-    assert wanted == Wanted(7, {"lr": 0.5})
+    assert wanted == NextChange(7, {"lr": 0.5})
 
 
 def test_a_value_that_does_not_validate_takes_its_companions_with_it() -> None:
@@ -73,11 +73,11 @@ def test_a_companion_that_would_have_changed_nothing_is_not_blamed() -> None:
 
 def test_a_rejected_revision_does_not_hold_up_the_next_one() -> None:
     stands = desired(lr=("5", 7), batch=("64", 8))
-    assert next_change(stands, AGREED, SCHEMA, rejected("lr", 7)) == Wanted(8, {"batch": 64})
+    assert next_change(stands, AGREED, SCHEMA, rejected("lr", 7)) == NextChange(8, {"batch": 64})
 
 
 def test_a_rejection_ends_when_the_key_is_written_again() -> None:
-    assert next_change(desired(lr=("0.5", 9)), AGREED, SCHEMA, rejected("lr", 7)) == Wanted(9, {"lr": 0.5})
+    assert next_change(desired(lr=("0.5", 9)), AGREED, SCHEMA, rejected("lr", 7)) == NextChange(9, {"lr": 0.5})
 
 
 def test_a_fixed_value_is_refused_while_the_run_goes_on() -> None:
@@ -91,7 +91,7 @@ def test_a_fixed_value_put_back_to_the_agreed_one_is_no_change() -> None:
 
 
 def test_without_a_schema_any_new_name_with_a_scalar_is_a_change() -> None:
-    assert next_change(desired(temperature=('"hot"', 3)), {}, ANY, {}) == Wanted(3, {"temperature": "hot"})
+    assert next_change(desired(temperature=('"hot"', 3)), {}, ANY, {}) == NextChange(3, {"temperature": "hot"})
     wanted = next_change(desired(temperature=("[1]", 3)), {}, ANY, {})
     assert wanted is not None
     assert [item.name for item in wanted.rejections] == ["temperature"]
@@ -167,34 +167,34 @@ def test_an_agreed_value_that_no_worker_takes_any_more_is_no_fallback() -> None:
 def test_a_worker_tries_what_the_schema_takes_by_revisions_over_what_holds_without_it() -> None:
     stands = desired(lr=("0.5", 7), clip=("2.0", 7), batch=("8", 5), dropout=("nonsense", 6))
     start = start_values(stands, {**AGREED, "lr": 0.25}, SCHEMA, {})
-    assert start.trial is not None
-    assert start.trial.values == start.values
-    assert start.trial.base == {**AGREED, "lr": 0.25}
-    assert start.trial.groups() == [(5, {"batch": 8}), (7, {"clip": 2.0, "lr": 0.5})]
+    assert start.dry_run is not None
+    assert start.dry_run.values == start.values
+    assert start.dry_run.base == {**AGREED, "lr": 0.25}
+    assert start.dry_run.groups() == [(5, {"batch": 8}), (7, {"clip": 2.0, "lr": 0.5})]
 
 
 def test_what_a_worker_refuses_is_rejected_by_revisions_and_the_next_start_goes_without() -> None:
     stands = desired(lr=("0.5", 7), clip=("2.0", 7), batch=("8", 5))
-    trial = start_values(stands, None, SCHEMA, {}).trial
-    assert trial is not None
-    rejections = trial.rejections({7: {"clip": "clip must be above lr"}})
+    dry_run = start_values(stands, None, SCHEMA, {}).dry_run
+    assert dry_run is not None
+    rejections = dry_run.rejections({7: {"clip": "clip must be above lr"}})
     assert {item.name: item.reason for item in rejections} == {
         "clip": "clip must be above lr",
         "lr": "it was written together with clip, which was rejected",
     }
     again = start_values(stands, None, SCHEMA, {item.name: item for item in rejections})
     assert again.values == {**AGREED, "batch": 8}
-    assert again.trial is not None
-    assert again.trial.groups() == [(5, {"batch": 8})]
+    assert again.dry_run is not None
+    assert again.dry_run.groups() == [(5, {"batch": 8})]
 
 
 def test_nothing_is_tried_where_nothing_is_desired_or_anything_goes() -> None:
-    assert start_values({}, None, SCHEMA, {}).trial is None
-    assert start_values(desired(lr=("0.5", 7)), None, ANY, {}).trial is None
+    assert start_values({}, None, SCHEMA, {}).dry_run is None
+    assert start_values(desired(lr=("0.5", 7)), None, ANY, {}).dry_run is None
 
 
 @given(DESIRED)
-def test_a_fresh_start_always_has_values_that_the_schema_takes(stands: dict[str, Desired]) -> None:
+def test_a_fresh_start_always_has_values_that_the_schema_takes(stands: dict[str, DesiredValue]) -> None:
     start = start_values(stands, None, SCHEMA, {})
     assert start.values.keys() == set(SCHEMA.names)
     for name, value in start.values.items():
@@ -203,7 +203,9 @@ def test_a_fresh_start_always_has_values_that_the_schema_takes(stands: dict[str,
 
 
 @given(DESIRED)
-def test_carrying_out_what_is_wanted_comes_to_an_end_and_leaves_nothing_pending(stands: dict[str, Desired]) -> None:
+def test_carrying_out_what_is_wanted_comes_to_an_end_and_leaves_nothing_pending(
+    stands: dict[str, DesiredValue],
+) -> None:
     values: dict[str, Scalar] = dict(AGREED)
     held: dict[str, Rejected] = {}
     seen: list[int] = []
@@ -262,7 +264,7 @@ def test_where_the_script_is_preferred_its_values_hold_and_no_desired_one_is_pla
     assert pending_revisions(stands, start.values, SCRIPT, held) == frozenset()
     assert settled_rejections(stands, start.values, SCRIPT, held) == ()
     later = stands | desired(lr=("0.5", 12))  # the same value, set again while it trains
-    assert next_change(later, start.values, SCRIPT, held) == Wanted(12, {"lr": 0.5})
+    assert next_change(later, start.values, SCRIPT, held) == NextChange(12, {"lr": 0.5})
 
 
 def test_a_restart_keeps_what_the_script_had_put_aside_and_what_was_changed_since() -> None:
@@ -278,7 +280,7 @@ def test_of_very_many_desired_values_those_that_the_script_puts_aside_have_a_bou
     names = [f"v{number:03}" for number in range(MAX_SUPERSEDED + 3)]
     fields = {name: {"type": "integer", "default": 0} for name in names}
     schema = Schema({"properties": fields, PREFER_KEY: "script"})
-    stands = {name: Desired(name, "1", number) for number, name in enumerate(names, 1)}
+    stands = {name: DesiredValue(name, "1", number) for number, name in enumerate(names, 1)}
     start = start_values(stands, None, schema, {}, prefer_script=True)
     assert [name for name in names if start.values[name] == 1] == names[-3:]
     held = {item.name: item for item in start.rejections}
@@ -292,7 +294,7 @@ def test_what_a_start_does_not_take_is_no_change_of_it() -> None:
 
 def test_very_many_changes_before_a_start_are_recorded_with_a_bound() -> None:
     count = MAX_START_CHANGES + 7
-    stands = {f"v{number}": Desired(f"v{number}", "1", number + 1) for number in range(count)}
+    stands = {f"v{number}": DesiredValue(f"v{number}", "1", number + 1) for number in range(count)}
     changes = start_values(stands, None, ANY, {}).changes
     assert len(changes) == MAX_START_CHANGES
     assert sum(len(change.names) for change in changes) == count

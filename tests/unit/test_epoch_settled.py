@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from instep.coordination.actions import Announce, FormView, OpenPlan, Settle
+from instep.coordination.actions import AnnounceForming, FormView, OpenPlan, SettleEpoch
 from instep.coordination.chain import after
+from instep.coordination.intents import is_settled
 from instep.coordination.leading import next_action
-from instep.coordination.membership import Registered
+from instep.coordination.membership import RegisteredWorker
 from instep.coordination.records import Agreed, Decision, Epoch, Forming, Head, Held, Plan, View
-from instep.coordination.situation import Progress, Situation
-from instep.coordination.wishes import is_settled
+from instep.coordination.situation import Situation, TrainingProgress
 from unit.parts import DIGEST, SCHEMA, desired, left, registered, view
 
 START = Agreed(plan=0, view=1, values=SCHEMA.defaults()).as_start()
@@ -30,28 +30,28 @@ EPOCH = Epoch(number=1, why="it went back")
 COMMIT = Decision(commit=True)
 
 
-def trained(rank: int, agreed: Agreed, *, epoch: int = 1, node: str = "a", number: int = 1) -> Registered:
+def trained(rank: int, agreed: Agreed, *, epoch: int = 1, node: str = "a", number: int = 1) -> RegisteredWorker:
     """Rank r of incarnation 10 + r, which was in view `number` and holds `agreed`."""
     item = registered(rank, 10 + rank, node=node)
     head = Head(plan=agreed.plan, digest=agreed.digest, told=agreed.plan)
     return replace(item, member=item.member.model_copy(update={"view": number, "head": head, "epoch": epoch}))
 
 
-def now(*here: Registered, **more: Any) -> Situation:
+def now(*here: RegisteredWorker, **more: Any) -> Situation:
     usual: dict[str, Any] = {
         "registered": here,
         "schemas": {DIGEST: SCHEMA.encode()},
         "schema": SCHEMA,
         "epoch": EPOCH,
         "epoch_revision": 50,
-        "progress": Progress(step=20, step_time_s=0.1, margin_steps=4),
+        "progress": TrainingProgress(step=20, step_time_s=0.1, margin_steps=4),
     }
     return Situation(**{**usual, **more})
 
 
 def is_settling(situation: Situation) -> bool:
     action = next_action(situation)
-    return isinstance(action, Settle) and action.epoch.settled
+    return isinstance(action, SettleEpoch) and action.epoch.settled
 
 
 # -- nobody is passed over -----------------------------------------------------------------------------------------
@@ -63,7 +63,7 @@ def test_an_emptied_etcd_is_not_settled_before_every_rank_has_said_what_it_holds
     held = {"a": Held(agreed=AFTER_ONE, plan=ONE), "b": Held(agreed=AFTER_TWO, plan=TWO)}
     assert not is_settling(now(first, held=held))
     action = next_action(now(first, trained(1, AFTER_TWO, node="b"), held=held))
-    assert isinstance(action, Settle)
+    assert isinstance(action, SettleEpoch)
     assert (action.epoch.settled, action.agreed and action.agreed.digest) == (True, TWO.digest)
 
 
@@ -108,7 +108,7 @@ def test_a_stranger_of_another_world_size_holds_nobody_up() -> None:
 
 def test_who_waits_meanwhile_hears_which_ranks_are_missing() -> None:
     action = next_action(now(registered(1, 30, node="b")))
-    assert action == Announce(Forming(world_size=2, missing="0"))
+    assert action == AnnounceForming(Forming(world_size=2, missing="0"))
 
 
 # -- receipts that are lost ----------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ BOTH: View = view({"a": {0: 10}, "b": {1: 11}})
 SETTLED = EPOCH.model_copy(update={"settled": True, "plan": 2, "digest": TWO.digest})
 
 
-def committed(*here: Registered, newest: Plan = TWO, **more: Any) -> Situation:
+def committed(*here: RegisteredWorker, newest: Plan = TWO, **more: Any) -> Situation:
     return now(*here, view=BOTH, agreed=AFTER_TWO, plan=newest, decision=COMMIT, epoch=SETTLED, **more)
 
 

@@ -10,23 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instep.coordination.actions import (
-    Abort,
-    Announce,
-    Commit,
-    Enter,
+    AbortPlan,
+    AnnounceForming,
+    CollectGarbage,
+    CommitPlan,
     FormView,
+    MarkEntered,
     OpenPlan,
-    Refuse,
-    Reject,
+    RefuseWorkers,
+    RejectValues,
     Restore,
-    Tidy,
 )
+from instep.coordination.intents import is_settled
 from instep.coordination.leading import PLAN_TIMEOUT_S, next_action
-from instep.coordination.membership import Registered
-from instep.coordination.records import Change, Course, Decision, Elastic, Forming, Head, Receipt, WorkerId
+from instep.coordination.membership import RegisteredWorker
+from instep.coordination.records import Change, Decision, Directive, Elastic, Forming, Head, Receipt, WorkerId
 from instep.coordination.schema import Schema
-from instep.coordination.situation import Progress, Situation
-from instep.coordination.wishes import is_settled
+from instep.coordination.situation import Situation, TrainingProgress
 from instep.names import PREFER_KEY
 from unit.parts import DIGEST, SCHEMA, agreed, desired, incarnation, left, plan, registered, rejected, view
 
@@ -45,7 +45,7 @@ def now(**more: Any) -> Situation:
         "registered": BOTH,
         "schemas": {DIGEST: SCHEMA.encode()},
         "schema": SCHEMA,
-        "progress": Progress(step=20, step_time_s=0.1, margin_steps=4),
+        "progress": TrainingProgress(step=20, step_time_s=0.1, margin_steps=4),
     }
     return Situation(**{**calm, **more})
 
@@ -157,22 +157,22 @@ def test_a_run_that_starts_anew_goes_on_counting_its_plans() -> None:
 def test_those_who_wait_are_told_who_is_missing_once() -> None:
     one = (registered(2, 12, world_size=4),)
     news = Forming(world_size=4, missing="0-1,3")
-    assert next_action(now(view=None, registered=one)) == Announce(news)
+    assert next_action(now(view=None, registered=one)) == AnnounceForming(news)
     assert next_action(now(view=None, registered=one, forming=news)) is None
 
 
 def test_only_those_who_have_disagreed_for_long_are_refused() -> None:
     stranger = registered(0, 12, world_size=8)
     crowd = (*BOTH, stranger)
-    assert not isinstance(next_action(now(registered=crowd)), Refuse)
-    action = next_action(now(registered=crowd, lasting_strangers=frozenset({stranger.member.worker})))
-    assert isinstance(action, Refuse)
+    assert not isinstance(next_action(now(registered=crowd)), RefuseWorkers)
+    action = next_action(now(registered=crowd, long_mismatched=frozenset({stranger.member.worker})))
+    assert isinstance(action, RefuseWorkers)
     assert [item.worker for item in action.refused] == [stranger.member.worker]
     assert "world size is 8" in action.refused[0].reason
 
 
 def test_who_no_longer_disagrees_is_not_refused() -> None:
-    assert next_action(now(lasting_strangers=frozenset({WorkerId(0, incarnation(10))}))) is None
+    assert next_action(now(long_mismatched=frozenset({WorkerId(0, incarnation(10))}))) is None
 
 
 # -- an open plan --------------------------------------------------------------------------------------------------
@@ -182,39 +182,39 @@ def test_a_plan_is_committed_when_every_node_has_acknowledged_and_not_before() -
     assert next_action(now(plan=plan())) is None
     assert next_action(now(plan=plan(), acked=frozenset({"a"}))) is None
     action = next_action(now(plan=plan(), acked=frozenset({"a", "b", "elsewhere"})))
-    assert isinstance(action, Commit)
+    assert isinstance(action, CommitPlan)
     assert action.agreed.values == {**DEFAULTS, "lr": 0.5}
     assert (action.agreed.gate, action.agreed.plan, action.agreed.previous) == (10, 1, DEFAULTS)
 
 
 def test_a_node_whose_ranks_have_all_left_need_not_acknowledge() -> None:
     action = next_action(now(plan=plan(), acked=frozenset({"a"}), left={"b": left(1, last_step=9)}))
-    assert isinstance(action, Commit)
+    assert isinstance(action, CommitPlan)
 
 
 def test_a_plan_whose_gate_a_rank_had_passed_when_it_left_is_aborted_even_with_all_acks() -> None:
     action = next_action(now(plan=plan(gate=10), acked=frozenset({"a", "b"}), left={"b": left(1, last_step=10)}))
-    assert isinstance(action, Abort)
+    assert isinstance(action, AbortPlan)
     assert action.decision.step == 10
 
 
 def test_a_plan_of_another_view_is_aborted_even_with_all_acks() -> None:
     action = next_action(now(plan=plan(view=7), acked=frozenset({"a", "b"})))
-    assert isinstance(action, Abort)
+    assert isinstance(action, AbortPlan)
     assert action.decision == Decision(commit=False, reason="the view changed")
 
 
 def test_a_plan_that_nobody_decides_is_aborted_in_the_end() -> None:
     assert next_action(now(plan=plan(), plan_age_s=PLAN_TIMEOUT_S)) is None
     action = next_action(now(plan=plan(), plan_age_s=PLAN_TIMEOUT_S + 1))
-    assert isinstance(action, Abort)
+    assert isinstance(action, AbortPlan)
     assert not action.decision.commit
 
 
 def test_a_run_of_long_steps_gets_the_time_it_needs() -> None:
-    slow = Progress(step=20, step_time_s=100.0, margin_steps=2)
+    slow = TrainingProgress(step=20, step_time_s=100.0, margin_steps=2)
     assert next_action(now(plan=plan(), plan_age_s=599.0, progress=slow)) is None
-    assert isinstance(next_action(now(plan=plan(), plan_age_s=601.0, progress=slow)), Abort)
+    assert isinstance(next_action(now(plan=plan(), plan_age_s=601.0, progress=slow)), AbortPlan)
 
 
 # -- is it settled? ------------------------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ def test_no_plan_is_opened_while_one_is_not_settled() -> None:
 @pytest.mark.parametrize(
     "more",
     [
-        {"progress": Progress(step=None)},
+        {"progress": TrainingProgress(step=None)},
         {"registered": BOTH[:1], "forming": Forming(world_size=2, missing="1")},
         {"view": None, "registered": ()},
         {"agreed": None},
@@ -309,7 +309,7 @@ def test_an_aborted_change_is_planned_again() -> None:
 def test_a_value_that_does_not_validate_is_rejected_with_the_name_of_who_asked() -> None:
     change = Change(id="c1", names=("lr",), author="ann", reason="hot")
     action = next_action(now(desired=desired(lr=("50", 7)), changes={7: change}))
-    assert isinstance(action, Reject)
+    assert isinstance(action, RejectValues)
     (item,) = action.rejections
     assert (item.name, item.value, item.author, item.why, item.change_id) == ("lr", "50", "ann", "hot", "c1")
 
@@ -318,7 +318,7 @@ def test_what_a_worker_refused_is_rejected_and_not_planned_again() -> None:
     refusal = Decision(commit=False, refused={"lr": "not with adam"})
     wish = desired(lr=("0.5", 7), clip=("2.0", 7))
     action = next_action(now(desired=wish, plan=plan(revision=7, lr=0.5, clip=2.0), decision=refusal))
-    assert isinstance(action, Reject)
+    assert isinstance(action, RejectValues)
     assert {item.name: item.by for item in action.rejections} == {"lr": "worker", "clip": "worker"}
     held = {item.name: item for item in action.rejections}
     after = now(desired=wish, plan=plan(revision=7, lr=0.5, clip=2.0), decision=refusal, rejected=held)
@@ -340,12 +340,12 @@ def test_rejections_and_changes_that_are_done_with_are_tidied() -> None:
             changes={9: Change(id="done", names=("lr",))},
         )
     )
-    assert action == Tidy(("lr",), ("done",))
+    assert action == CollectGarbage(("lr",), ("done",))
 
 
 def test_the_author_of_a_change_that_waits_is_kept() -> None:
     waiting = now(
-        desired=desired(lr=("0.5", 7)), changes={7: Change(id="c", names=("lr",))}, progress=Progress(step=None)
+        desired=desired(lr=("0.5", 7)), changes={7: Change(id="c", names=("lr",))}, progress=TrainingProgress(step=None)
     )
     assert next_action(waiting) is None
 
@@ -362,12 +362,12 @@ def test_a_view_comes_before_a_commit_and_a_commit_before_the_next_change() -> N
     }
     newcomer = (BOTH[0], registered(1, 12, node="b"))
     assert isinstance(next_action(now(**everything, registered=newcomer)), FormView)
-    assert isinstance(next_action(now(**everything)), Commit)
+    assert isinstance(next_action(now(**everything)), CommitPlan)
     done = {**everything, "decision": COMMIT, "receipts": APPLIED}
-    assert isinstance(next_action(now(**done)), Reject)
+    assert isinstance(next_action(now(**done)), RejectValues)
     refused = {**rejected("lr", 1), **rejected("batch", 8)}
     assert isinstance(next_action(now(**{**done, "rejected": refused})), OpenPlan)
-    assert isinstance(next_action(now(**{**done, "rejected": rejected("lr", 1), "desired": {}})), Tidy)
+    assert isinstance(next_action(now(**{**done, "rejected": rejected("lr", 1), "desired": {}})), CollectGarbage)
 
 
 ACKS = st.frozensets(st.sampled_from(["a", "b", "c"]))
@@ -387,7 +387,7 @@ def test_a_commit_always_has_the_acks_of_all_who_run_and_a_gate_that_nobody_has_
 ) -> None:
     open_plan = plan(view=of)
     action = next_action(now(plan=open_plan, acked=acked, left=gone, plan_age_s=age_s, registered=tuple(there)))
-    if not isinstance(action, Commit):
+    if not isinstance(action, CommitPlan):
         return
     assert of == TWO.number
     for node, rank in (("a", 0), ("b", 1)):
@@ -400,7 +400,7 @@ def test_a_commit_always_has_the_acks_of_all_who_run_and_a_gate_that_nobody_has_
 def test_a_plan_that_can_no_longer_be_committed_is_aborted_by_the_leader() -> None:
     """A rank went past its gate while the database was full, and its agent died before it could write the abort."""
     action = next_action(now(plan=plan(3), acked=frozenset({"a", "b"}), open=False))
-    assert isinstance(action, Abort)
+    assert isinstance(action, AbortPlan)
     assert action.number == 3
 
 
@@ -427,7 +427,7 @@ def test_no_view_is_formed_of_workers_that_have_trained_with_nobody_knows_which_
 # -- when etcd's history has gone back -------------------------------------------------------------------------------
 
 
-def _trains(item: Registered, epoch: int = 1) -> Registered:
+def _trains(item: RegisteredWorker, epoch: int = 1) -> RegisteredWorker:
     head = Head(plan=0, digest="")
     return replace(item, member=item.member.model_copy(update={"view": 1, "head": head, "epoch": epoch}))
 
@@ -437,13 +437,13 @@ def test_a_view_that_starts_with_less_than_is_agreed_is_not_entered() -> None:
     start = TWO.start.model_copy(update={"digest": "old"})
     waits = TWO.model_copy(update={"start": start, "staying": "0"})
     news = {"view": waits, "registered": (_trains(BOTH[0], 0),)}
-    assert isinstance(next_action(now(**news, agreed=agreed().model_copy(update={"digest": "old"}))), Enter)
-    assert not isinstance(next_action(now(**news, agreed=agreed().model_copy(update={"digest": "new"}))), Enter)
+    assert isinstance(next_action(now(**news, agreed=agreed().model_copy(update={"digest": "old"}))), MarkEntered)
+    assert not isinstance(next_action(now(**news, agreed=agreed().model_copy(update={"digest": "new"}))), MarkEntered)
 
 
 def test_nothing_is_planned_where_a_rank_has_left_after_the_pause() -> None:
     """No gate suits: the plan would be aborted at once, and made again without end."""
-    paused = agreed().model_copy(update={"course": Course(paused_at=8)})
+    paused = agreed().model_copy(update={"course": Directive(paused_at=8)})
     order: dict[str, Any] = {"agreed": paused, "desired": desired(lr=("0.5", 7))}
     assert isinstance(next_action(now(**order, left={"b": left(1, last_step=7)})), OpenPlan)
     assert next_action(now(**order, left={"b": left(1, last_step=12)})) is None

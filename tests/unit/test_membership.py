@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instep.coordination.membership import (
-    Registered,
+    RegisteredWorker,
     active_nodes,
     groups,
     last_step_left,
+    mismatched,
     missing_ranks,
     mixed_versions,
     next_group,
     nodes_of,
     staying,
-    strangers,
     without_ghosts,
 )
 from instep.coordination.records import Elastic, WorkerId
@@ -48,7 +48,7 @@ def test_a_view_stands_as_long_as_its_own_workers_are_the_latest() -> None:
     assert next_group(TWO, [registered(0, 10), registered(1, 11)]) is None
 
 
-def changed(item: Registered, **changes: object) -> Registered:
+def changed(item: RegisteredWorker, **changes: object) -> RegisteredWorker:
     return replace(item, member=item.member.model_copy(update=changes))
 
 
@@ -65,7 +65,7 @@ def test_while_a_view_forms_a_later_registration_of_a_rank_replaces_the_earlier_
 def test_a_rank_that_trains_is_not_evicted_by_a_second_start_of_the_same_script() -> None:
     twice = [registered(0, 10), registered(1, 11), registered(1, 12, node="c")]
     assert next_group(TWO, twice) is None
-    reasons = strangers(TWO, twice)
+    reasons = mismatched(TWO, twice)
     assert reasons.keys() == {WorkerId(1, incarnation(12))}
     assert "process 1012 on host-c cannot join as that rank" in reasons[WorkerId(1, incarnation(12))]
     assert "is process 1011 on host-a" in reasons[WorkerId(1, incarnation(12))]
@@ -76,7 +76,7 @@ def test_a_rank_that_trains_is_evicted_by_one_that_was_told_to_take_over() -> No
     group = next_group(TWO, [registered(0, 10), registered(1, 11), told])
     assert group is not None
     assert group.incarnations()[1] == incarnation(12)
-    assert strangers(TWO, [registered(0, 10), registered(1, 11), told]) == {}
+    assert mismatched(TWO, [registered(0, 10), registered(1, 11), told]) == {}
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_member_that_registers_again_on_a_new_lease_keeps_its_rank_before_one_
 
 
 def test_a_rank_beyond_the_world_does_not_stop_the_leader() -> None:
-    assert strangers(TWO, [registered(0, 10), registered(1, 11), registered(7, 12)]) == {}
+    assert mismatched(TWO, [registered(0, 10), registered(1, 11), registered(7, 12)]) == {}
 
 
 def test_the_order_in_which_registrations_are_listed_means_nothing() -> None:
@@ -149,7 +149,7 @@ def test_while_a_worker_of_the_view_lives_no_group_of_another_size_takes_its_pla
 
 def test_one_that_trained_before_and_lost_its_place_cannot_take_it_back() -> None:
     ghost = registered(0, 5)
-    ghost = Registered(ghost.member.model_copy(update={"view": 1}), 99)
+    ghost = RegisteredWorker(ghost.member.model_copy(update={"view": 1}), 99)
     later = TWO.model_copy(update={"number": 2})
     kept = without_ghosts(later, [registered(0, 10), registered(1, 11), ghost])
     assert {item.member.incarnation for item in kept} == {incarnation(10), incarnation(11)}
@@ -158,7 +158,7 @@ def test_one_that_trained_before_and_lost_its_place_cannot_take_it_back() -> Non
 def test_one_that_trained_in_another_view_of_this_number_has_the_next_view_formed() -> None:
     """etcd was emptied, and the run began again without it: only a view of a higher number tells it so."""
     other = registered(0, 5)
-    other = Registered(other.member.model_copy(update={"view": TWO.number}), 5)
+    other = RegisteredWorker(other.member.model_copy(update={"view": TWO.number}), 5)
     items = without_ghosts(TWO, [registered(0, 10), registered(1, 11), other])
     assert len(items) == 3
     group = next_group(TWO, items)
@@ -168,7 +168,7 @@ def test_one_that_trained_in_another_view_of_this_number_has_the_next_view_forme
 
 
 def test_workers_that_have_trained_are_no_fresh_start_even_when_the_view_was_deleted() -> None:
-    trained = Registered(registered(0, 10).member.model_copy(update={"view": 3}), 1)
+    trained = RegisteredWorker(registered(0, 10).member.model_copy(update={"view": 3}), 1)
     group = next_group(None, [trained, registered(1, 11)])
     assert group is not None
     assert staying(None, group, 0)
@@ -179,31 +179,31 @@ def test_workers_that_have_trained_are_no_fresh_start_even_when_the_view_was_del
 
 def test_who_disagrees_with_a_living_view_is_told_so_and_the_view_is_not() -> None:
     crowd = [registered(0, 10), registered(1, 11), registered(0, 12, world_size=4)]
-    reasons = strangers(TWO, crowd)
+    reasons = mismatched(TWO, crowd)
     assert reasons.keys() == {WorkerId(0, incarnation(12))}
     assert "says the world size is 4, the others say 2" in reasons[WorkerId(0, incarnation(12))]
 
 
 def test_other_hyperparameters_are_a_disagreement_too() -> None:
-    reasons = strangers(TWO, [registered(0, 10), registered(1, 11), registered(0, 12, digest="other")])
+    reasons = mismatched(TWO, [registered(0, 10), registered(1, 11), registered(0, 12, digest="other")])
     assert "other hyperparameters" in reasons[WorkerId(0, incarnation(12))]
 
 
 def test_without_a_view_the_largest_group_is_the_rest_and_of_equals_the_older() -> None:
     equals = [registered(0, 10, world_size=4), registered(0, 11, world_size=3)]
-    assert strangers(None, equals).keys() == {WorkerId(0, incarnation(11))}
+    assert mismatched(None, equals).keys() == {WorkerId(0, incarnation(11))}
     larger = [*equals, registered(1, 12, world_size=3)]
-    assert strangers(None, larger).keys() == {WorkerId(0, incarnation(10))}
+    assert mismatched(None, larger).keys() == {WorkerId(0, incarnation(10))}
 
 
 def test_a_view_whose_workers_are_all_gone_speaks_for_nobody() -> None:
     crowd = [registered(rank, 20 + rank, world_size=3) for rank in range(3)]
-    assert strangers(TWO, crowd) == {}
+    assert mismatched(TWO, crowd) == {}
 
 
 def test_nobody_is_a_stranger_in_an_empty_house() -> None:
-    assert strangers(None, []) == {}
-    assert strangers(TWO, []) == {}
+    assert mismatched(None, []) == {}
+    assert mismatched(TWO, []) == {}
 
 
 # -- views ---------------------------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def test_the_last_step_left_is_the_highest_of_this_view() -> None:
 
 
 @given(CROWD, st.randoms(use_true_random=False))
-def test_whoever_forms_a_view_is_the_latest_of_its_rank(crowd: list[Registered], chance: random.Random) -> None:
+def test_whoever_forms_a_view_is_the_latest_of_its_rank(crowd: list[RegisteredWorker], chance: random.Random) -> None:
     group = next_group(None, crowd)
     shuffled = list(crowd)
     chance.shuffle(shuffled)
@@ -267,9 +267,9 @@ def test_whoever_forms_a_view_is_the_latest_of_its_rank(crowd: list[Registered],
 
 
 @given(CROWD)
-def test_there_is_always_somebody_who_is_no_stranger(crowd: list[Registered]) -> None:
+def test_there_is_always_somebody_who_is_no_stranger(crowd: list[RegisteredWorker]) -> None:
     usable = {item.member.worker for item in crowd if item.member.rank < item.member.world_size}
-    assert not usable or usable - strangers(None, crowd).keys()
+    assert not usable or usable - mismatched(None, crowd).keys()
 
 
 def test_versions_are_named_only_where_they_differ() -> None:
@@ -279,7 +279,7 @@ def test_versions_are_named_only_where_they_differ() -> None:
     assert _mixed([same[0], registered(1, 11)]) == ("1.2", "unknown")
 
 
-def _mixed(items: list[Registered]) -> tuple[str, ...]:
+def _mixed(items: list[RegisteredWorker]) -> tuple[str, ...]:
     group = next_group(None, items)
     assert group is not None
     return mixed_versions(group)

@@ -10,7 +10,7 @@ from instep.coordination.chain import Promised
 from instep.coordination.node import (
     NodeAction,
     NodeAgreement,
-    Settle,
+    SettlePromise,
     TellDecision,
     TellPlan,
     WriteAck,
@@ -42,7 +42,7 @@ def acks(actions: list[NodeAction]) -> list[Ack]:
 
 
 def settled(actions: list[NodeAction]) -> list[Decision]:
-    return [action.decision for action in actions if isinstance(action, Settle)]
+    return [action.decision for action in actions if isinstance(action, SettlePromise)]
 
 
 def receipts(actions: list[NodeAction]) -> list[Receipt]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from instep.coordination.actions import RaiseEpoch, Settle
+from instep.coordination.actions import RaiseEpoch, SettleEpoch
 from instep.coordination.leading import next_action
-from instep.coordination.membership import Registered
+from instep.coordination.membership import RegisteredWorker
 from instep.coordination.records import Epoch, Head, Held
 from instep.coordination.recovery import NO_EPOCH_LEFT, WHY, epoch_after, explain, is_under_way, next_step
 from instep.coordination.situation import Situation
@@ -17,7 +17,7 @@ EPOCH = Epoch(number=1, why="etcd's history went back: its cluster id is b, and 
 ONES, TWOS = agreed(plan=2, digest="aa", parent="1"), agreed(plan=2, digest="bb", parent="2")
 
 
-def _said(rank: int, digest: str) -> Registered:
+def _said(rank: int, digest: str) -> RegisteredWorker:
     item = registered(rank, 10 + rank, node="ab"[rank])
     head = Head(plan=2, digest=digest, told=2)
     return replace(item, member=item.member.model_copy(update={"head": head, "epoch": 1}))
@@ -33,7 +33,7 @@ SPLIT = Situation(
 
 def test_ranks_whose_decisions_do_not_follow_from_one_another_stop_changes() -> None:
     action = next_step(SPLIT)
-    assert isinstance(action, Settle)
+    assert isinstance(action, SettleEpoch)
     assert (action.epoch.settled, action.agreed) == (False, None)
     problem = action.epoch.problem or ""
     assert problem.startswith("rank 0 holds decision 2 (aa), rank 1 holds decision 2 (bb), and neither follows")
@@ -43,7 +43,7 @@ def test_ranks_whose_decisions_do_not_follow_from_one_another_stop_changes() -> 
 def test_new_ranks_settle_an_epoch_that_the_ranks_before_could_not() -> None:
     stuck = EPOCH.model_copy(update={"problem": "rank 0 holds something else than rank 1"})
     action = next_step(replace(SPLIT, epoch=stuck, registered=(registered(0, 20, epoch=1), registered(1, 21, epoch=1))))
-    assert isinstance(action, Settle)
+    assert isinstance(action, SettleEpoch)
     assert (action.epoch.settled, action.epoch.problem) == (True, None)
 
 
@@ -54,7 +54,7 @@ def test_an_epoch_is_told_with_what_it_means_and_what_to_do() -> None:
     assert explain(EPOCH.model_copy(update={"settled": True})).endswith("changes are made as usual")
 
 
-def _trained_alone(*others: Registered, settled: int | None = None) -> Situation:
+def _trained_alone(*others: RegisteredWorker, settled: int | None = None) -> Situation:
     """Rank 0 trains in view 1; rank 1 has been in a view 1 too, of other ranks, and holds an earlier decision."""
     here = [_said(0, "bb"), _said(1, "aa")]
     heads = [Head(plan=2, digest="bb", told=2), Head(plan=1, digest="aa", told=1)]

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instep.coordination.rendezvous.decision import (
-    Refuse,
-    Registered,
-    Scene,
-    Write,
+    RefuseNode,
+    RegisteredNode,
+    RendezvousSituation,
+    WriteRound,
     decide,
     epoch_of,
-    standing_of,
+    round_status,
 )
 from instep.coordination.rendezvous.records import Address, Cause, Closed, Limits, Registration, Round, Seat
 
@@ -64,7 +64,9 @@ def unreadable(name: str) -> Said:
     return Said(name, None)
 
 
-def scene(*nodes: Said, round: str = "", nnodes: str = "1:2", epoch: int = 1, closed: int = 0, **more: Any) -> Scene:
+def scene(
+    *nodes: Said, round: str = "", nnodes: str = "1:2", epoch: int = 1, closed: int = 0, **more: Any
+) -> RendezvousSituation:
     """`round` is "2:ab", or "2:ab!" when it is wanted anew; `closed` an epoch."""
     standing = None
     if round:
@@ -73,9 +75,9 @@ def scene(*nodes: Said, round: str = "", nnodes: str = "1:2", epoch: int = 1, cl
         standing = Round(
             epoch=epoch, number=int(number), limits=limits(nnodes), seats=seats, wanted=round.endswith("!")
         )
-    return Scene(
+    return RendezvousSituation(
         nodes=tuple(
-            Registered(said.name, 100 + place, said.registration)
+            RegisteredNode(said.name, 100 + place, said.registration)
             for place, said in enumerate(nodes)
             if said.registration is not None
         ),
@@ -88,11 +90,11 @@ def scene(*nodes: Said, round: str = "", nnodes: str = "1:2", epoch: int = 1, cl
     )
 
 
-def outcome(now: Scene) -> str:
+def outcome(now: RendezvousSituation) -> str:
     action = decide(now)
     if action is None:
-        return "last call" if standing_of(now).is_last_call else "nothing"
-    if isinstance(action, Refuse):
+        return "last call" if round_status(now).is_last_call else "nothing"
+    if isinstance(action, RefuseNode):
         return f"refuse {action.node}"
     made = action.round
     names = "".join(seat.node for seat in made.seats)
@@ -104,7 +106,7 @@ def outcome(now: Scene) -> str:
 OVER: dict[str, Any] = {"last_call_over": True}
 TROUBLE: dict[str, Any] = {"calm": False}
 
-TABLE: dict[str, tuple[Scene, str]] = {
+TABLE: dict[str, tuple[RendezvousSituation, str]] = {
     # -- who is waited for -----------------------------------------------------------------------------------------
     "with the most nodes a round is formed at once": (scene(asks("a"), asks("b")), "form 1:ab"),
     "with the least there is a last call": (scene(asks("a")), "last call"),
@@ -220,13 +222,13 @@ TABLE: dict[str, tuple[Scene, str]] = {
 
 
 @pytest.mark.parametrize(("now", "expected"), TABLE.values(), ids=TABLE.keys())
-def test_what_comes_of_a_situation(now: Scene, expected: str) -> None:
+def test_what_comes_of_a_situation(now: RendezvousSituation, expected: str) -> None:
     assert outcome(now) == expected
 
 
-def _written(now: Scene) -> Write:
+def _written(now: RendezvousSituation) -> WriteRound:
     action = decide(now)
-    assert isinstance(action, Write), action
+    assert isinstance(action, WriteRound), action
     return action
 
 
@@ -272,8 +274,8 @@ def test_a_round_that_is_only_marked_forgets_nobody() -> None:
 
 def test_each_refusal_says_what_to_do() -> None:
     other, differing = decide(scene(unreadable("x"))), decide(scene(asks("a"), asks("b", nnodes="1:3")))
-    assert isinstance(other, Refuse)
-    assert isinstance(differing, Refuse)
+    assert isinstance(other, RefuseNode)
+    assert isinstance(differing, RefuseNode)
     assert "use the same version on all nodes" in other.reason
     assert "--nnodes=1:2" in differing.reason
     assert "--nnodes=1:3" in differing.reason
@@ -291,7 +293,7 @@ def test_a_node_that_comes_begins_an_epoch_after_all_that_are_closed(
 
 def test_only_in_trouble_and_with_somebody_absent_does_time_alone_matter() -> None:
     absent, all_there = scene(asks("a", 1), round="1:ab", **TROUBLE), scene(runs("a", 1), round="1:a", **TROUBLE)
-    assert [standing_of(now).waits_for_absent for now in (absent, replace(absent, calm=True), all_there)] == [
+    assert [round_status(now).waits_for_absent for now in (absent, replace(absent, calm=True), all_there)] == [
         True,
         False,
         False,

@@ -9,10 +9,20 @@ import pytest
 
 from coordination.test_commit_schedules import KEYS, manifest
 from instep.coordination import checkpoints
-from instep.coordination.checkpoints import Found
+from instep.coordination.checkpoints import CommitReads
 from instep.coordination.fence import Fence
 from instep.coordination.records import Manifest, Pointer, Resume, Snapshot, Verified, View
-from instep.coordination.resuming import GONE, LINEAGE, Offer, Poll, asked, is_open, missing, next_resume, offer
+from instep.coordination.resuming import (
+    GONE,
+    LINEAGE,
+    ResumeOffer,
+    VoteSituation,
+    asked,
+    is_open,
+    missing,
+    next_resume,
+    offer,
+)
 from instep.etcd import KeyValue
 from unit.parts import left, view
 
@@ -42,9 +52,9 @@ def bad(problem: str = "damaged", *, id: str = "30-9", view: int = 1) -> Verifie
     return Verified(view=view, id=id, problem=problem)
 
 
-def poll(verified: Mapping[str, Verified], **more: Any) -> Poll:
+def poll(verified: Mapping[str, Verified], **more: Any) -> VoteSituation:
     given = {"view": voting(), "resume": None, "left": {}, "manifests": chain(10, 20, 30), **more}
-    return Poll(verified=verified, **given)
+    return VoteSituation(verified=verified, **given)
 
 
 def test_it_is_final_when_every_rank_has_found_it_good() -> None:
@@ -123,25 +133,25 @@ def test_who_has_said_nothing_is_named() -> None:
 @pytest.mark.parametrize(
     ("fresh", "before", "resume", "newer", "expected"),
     [
-        (True, None, None, False, Offer("30-9", vote=True)),
-        (True, voting(), Resume(view=1, id="10-9", final=True), True, Offer("30-9", vote=True)),
-        (False, voting(), None, False, Offer("30-9", vote=True)),
-        (False, voting(), Resume(view=1, id="20-9"), True, Offer("30-9", vote=True)),
-        (False, voting(), Resume(view=1, id="20-9", final=True), True, Offer("20-9", vote=False)),
-        (False, voting(), Resume(view=1, id="20-9", final=True), False, Offer("30-9", vote=False)),
-        (False, voting(), Resume(view=1, id=None, final=True), True, Offer(None, vote=False)),
-        (False, voting(None), None, False, Offer("30-9", vote=False)),
-        (False, voting(vote=False), None, False, Offer("30-9", vote=False)),
+        (True, None, None, False, ResumeOffer("30-9", vote=True)),
+        (True, voting(), Resume(view=1, id="10-9", final=True), True, ResumeOffer("30-9", vote=True)),
+        (False, voting(), None, False, ResumeOffer("30-9", vote=True)),
+        (False, voting(), Resume(view=1, id="20-9"), True, ResumeOffer("30-9", vote=True)),
+        (False, voting(), Resume(view=1, id="20-9", final=True), True, ResumeOffer("20-9", vote=False)),
+        (False, voting(), Resume(view=1, id="20-9", final=True), False, ResumeOffer("30-9", vote=False)),
+        (False, voting(), Resume(view=1, id=None, final=True), True, ResumeOffer(None, vote=False)),
+        (False, voting(None), None, False, ResumeOffer("30-9", vote=False)),
+        (False, voting(vote=False), None, False, ResumeOffer("30-9", vote=False)),
     ],
 )
 def test_what_the_next_view_starts_from(
-    fresh: bool, before: View | None, resume: Resume | None, newer: bool, expected: Offer
+    fresh: bool, before: View | None, resume: Resume | None, newer: bool, expected: ResumeOffer
 ) -> None:
     assert offer(before, fresh, POINTER, resume, resume_is_newer=newer) == expected
 
 
 def test_a_run_without_checkpoints_has_nothing_to_vote_on() -> None:
-    assert offer(None, True, None, None, resume_is_newer=False) == Offer(None, vote=False)
+    assert offer(None, True, None, None, resume_is_newer=False) == ResumeOffer(None, vote=False)
 
 
 # -- the registry -----------------------------------------------------------------------------------------------------
@@ -154,7 +164,7 @@ def pointer(checkpoint_id: str, revision: int) -> KeyValue:
 
 
 def test_a_checkpoint_goes_on_from_the_newest_or_from_what_was_agreed_since() -> None:
-    found = Found(None, pointer("30-9", 50), None)
+    found = CommitReads(None, pointer("30-9", 50), None)
     newest = manifest(30, 9, lineage=("20-9", "10-9"))
     agreed = Resume(view=1, id="20-9", final=True)
     assert checkpoints.lineage(found, newest, None, 0) == ("30-9", "20-9", "10-9")
@@ -164,7 +174,7 @@ def test_a_checkpoint_goes_on_from_the_newest_or_from_what_was_agreed_since() ->
     assert checkpoints.lineage(found, newest, Resume(view=1, id=None, final=True), 51) == ()
     assert checkpoints.lineage(found, newest, Resume(view=1, id="20-9"), 51) == ("30-9", "20-9", "10-9")
     assert checkpoints.lineage(found, None, None, 0) == ("30-9",)
-    assert checkpoints.lineage(Found(None, None, None), None, None, 0) == ()
+    assert checkpoints.lineage(CommitReads(None, None, None), None, None, 0) == ()
     long = manifest(30, 9, lineage=tuple(f"{n}-9" for n in range(29, 29 - LINEAGE, -1)))
     assert len(checkpoints.lineage(found, long, None, 0)) == LINEAGE
 

@@ -9,17 +9,17 @@ import instep
 from coordination.model_etcd import ModelEtcd
 from coordination.test_commit_schedules import KEYS, manifest
 from instep.coordination import attempts, checkpoints, membership
-from instep.coordination.actions import Abort, Commit, Decline, FormView, OpenPlan, Refuse
-from instep.coordination.attempts import Past
-from instep.coordination.checkpoints import Found
-from instep.coordination.commands import Order
+from instep.coordination.actions import AbortPlan, CommitPlan, DeclineCommands, FormView, OpenPlan, RefuseWorkers
+from instep.coordination.attempts import FailureSituation
+from instep.coordination.checkpoints import CommitReads
+from instep.coordination.commands import PendingCommand
 from instep.coordination.fence import Fence
 from instep.coordination.leading import next_action
 from instep.coordination.records import (
     Attempts,
     Command,
-    Course,
     Decision,
+    Directive,
     Plan,
     Pointer,
     Receipt,
@@ -27,8 +27,8 @@ from instep.coordination.records import (
     Resume,
     Snapshot,
 )
-from instep.coordination.situation import Progress, Situation
-from instep.coordination.transactions import Seen, for_action
+from instep.coordination.situation import Situation, TrainingProgress
+from instep.coordination.transactions import SeenRevisions, for_action
 from instep.etcd import Listing, Op
 from instep.worker.agreement import Agreement
 from instep.worker.gate import Apply
@@ -55,7 +55,7 @@ def now(**more: Any) -> Situation:
         "schemas": {DIGEST: SCHEMA.encode()},
         "schema": SCHEMA,
         "manifests": {GOOD.id: GOOD},
-        "progress": Progress(step=30, step_time_s=0.1, margin_steps=4),
+        "progress": TrainingProgress(step=30, step_time_s=0.1, margin_steps=4),
     }
     return Situation(**{**calm, **more})
 
@@ -69,25 +69,25 @@ def opened(situation: Situation) -> Plan:
 def committed(situation: Situation, plan: Plan) -> Situation:
     """All have promised and done it."""
     action = next_action(replace(situation, plan=plan, acked=frozenset({"a", "b"})))
-    assert isinstance(action, Commit)
+    assert isinstance(action, CommitPlan)
     receipts = {node: Receipt(node=node, steps={rank: plan.gate}) for rank, node in enumerate("ab")}
     return replace(
         situation,
         agreed=action.agreed,
         plan=plan,
         decision=Decision(commit=True),
-        orders=(),
+        pending_commands=(),
         receipts=receipts,
         acked=frozenset(),
     )
 
 
-def order(kind: Any, revision: int = 50, **more: Any) -> Order:
-    return Order(f"id-{revision}", revision, Command(kind=kind, **more))
+def order(kind: Any, revision: int = 50, **more: Any) -> PendingCommand:
+    return PendingCommand(f"id-{revision}", revision, Command(kind=kind, **more))
 
 
 def restoring(**more: Any) -> Situation:
-    return now(orders=(order("restore", name=GOOD.id),), **more)
+    return now(pending_commands=(order("restore", name=GOOD.id),), **more)
 
 
 # -- mended with this file -------------------------------------------------------------------------------------------
@@ -96,12 +96,12 @@ def restoring(**more: Any) -> Situation:
 def test_a_paused_run_that_is_taken_back_stays_paused_where_it_goes_on() -> None:
     """It went on training to the step at which it had been paused, and until then every plan, a stop for a node that
     goes as well, was for that step."""
-    paused = agreed(course=Course(paused_at=30, reason="paused by somebody"))
+    paused = agreed(course=Directive(paused_at=30, reason="paused by somebody"))
     back = opened(restoring(agreed=paused))
     assert back.gate == 30
     after = committed(restoring(agreed=paused), back)
     assert after.agreed is not None
-    assert after.agreed.course == Course(paused_at=11, reason="paused by somebody")
+    assert after.agreed.course == Directive(paused_at=11, reason="paused by somebody")
     worker: Agreement[Hyper] = Agreement(Codec(Hyper))
     worker.start({"values": {"lr": 0.1}, "plan": 0, "course": {"paused_at": 30}})
     worker.begin(30)
@@ -116,7 +116,7 @@ def test_a_paused_run_that_is_taken_back_stays_paused_where_it_goes_on() -> None
 
 
 def test_a_checkpoint_asked_for_once_is_not_saved_again_when_its_step_comes_again() -> None:
-    saved = agreed(course=Course(save_at=20))
+    saved = agreed(course=Directive(save_at=20))
     after = committed(restoring(agreed=saved), opened(restoring(agreed=saved)))
     assert after.agreed is not None
     assert after.agreed.course.save_at is None
@@ -124,12 +124,12 @@ def test_a_checkpoint_asked_for_once_is_not_saved_again_when_its_step_comes_agai
 
 def test_a_paused_run_is_not_held_by_a_restore_of_what_was_forgotten_meanwhile() -> None:
     """Its commit was refused for ever, and ranks that are paused ask for no abort: no plan could be made any more."""
-    paused = agreed(course=Course(paused_at=30))
+    paused = agreed(course=Directive(paused_at=30))
     plan = opened(restoring(agreed=paused))
     gone = restoring(agreed=paused, plan=plan, acked=frozenset({"a", "b"}), manifests={})
     action = next_action(gone)
-    assert isinstance(action, Abort)
-    assert isinstance(next_action(replace(gone, decision=action.decision)), Decline)
+    assert isinstance(action, AbortPlan)
+    assert isinstance(next_action(replace(gone, decision=action.decision)), DeclineCommands)
 
 
 def test_a_save_into_a_directory_that_was_used_before_has_an_outcome_of_its_own() -> None:
@@ -148,7 +148,7 @@ def test_a_crowd_of_strangers_is_refused_a_few_at_a_time() -> None:
     """etcd takes 128 operations in a txn: those of a script of 200 ranks under the name of a run were too many, and
     the run's leader tried that again and again and did nothing else."""
     crowd = tuple(Refused(incarnation=f"{rank:032d}", rank=rank, reason="no") for rank in range(200))
-    assert len(for_action(Refuse(crowd), KEYS, FENCE, Seen()).then) <= 128
+    assert len(for_action(RefuseWorkers(crowd), KEYS, FENCE, SeenRevisions()).then) <= 128
 
 
 # -- still to be mended ----------------------------------------------------------------------------------------------
@@ -165,12 +165,12 @@ def test_what_is_saved_before_the_ranks_go_back_is_not_what_a_restart_goes_on_fr
         number=4, view=1, gate=34, kind="restore", checkpoint=GOOD, values={}, previous={}, revision=3, change_id="c"
     )
     etcd.put(KEYS.open_mark(4), "1")
-    back = for_action(Commit(plan, agreed(plan=4, back=4)), KEYS, fence, Seen())
+    back = for_action(CommitPlan(plan, agreed(plan=4, back=4)), KEYS, fence, SeenRevisions())
     assert etcd.txn(back.compares, back.then).succeeded
     assert newest_of(etcd) == GOOD.id
     saved = manifest(31, fence.token).model_copy(update={"plan": 3})  # the ranks go back before step 34
     results = etcd.txn((), checkpoints.look(KEYS, fence, saved.id)).results
-    found = Found(*(item.kvs[0] if item.kvs else None for item in results if isinstance(item, Listing)))
+    found = CommitReads(*(item.kvs[0] if item.kvs else None for item in results if isinstance(item, Listing)))
     txn = checkpoints.commit(KEYS, fence, saved, found, announced=False)
     etcd.txn(txn.compares, txn.then)
     assert newest_of(etcd) == GOOD.id
@@ -190,7 +190,7 @@ def test_one_crash_after_which_ranks_are_replaced_one_by_one_counts_once() -> No
         names = {other: (20 if other <= rank else 10) + other for other in range(4)}
         here = tuple(registered(other, name, world_size=4, node=str(other)) for other, name in names.items())
         (group,) = membership.groups(here)
-        past = Past(view=before, left={}, stopping=False, registered=here, reports=(), attempts=count)
+        past = FailureSituation(view=before, left={}, stopping=False, registered=here, reports=(), attempts=count)
         count = attempts.counted(past, group)
         before = view({str(other): {other: name} for other, name in names.items()}, number=before.number + 1)
     assert count.total == 1
@@ -199,10 +199,10 @@ def test_one_crash_after_which_ranks_are_replaced_one_by_one_counts_once() -> No
 def test_a_run_that_ended_before_the_step_of_its_pause_starts_anew_unpaused() -> None:
     ended = {"a": left(0, last_step=39), "b": left(1, last_step=39)}
     anew = (registered(0, 20, node="a"), registered(1, 21, node="b"))
-    action = next_action(now(agreed=agreed(course=Course(paused_at=40)), left=ended, registered=anew))
+    action = next_action(now(agreed=agreed(course=Directive(paused_at=40)), left=ended, registered=anew))
     assert isinstance(action, FormView)
     assert action.view.fresh
-    assert action.agreed.course == Course()
+    assert action.agreed.course == Directive()
 
 
 def test_a_view_is_not_formed_from_an_outdated_vote() -> None:
@@ -215,7 +215,7 @@ def test_a_view_is_not_formed_from_an_outdated_vote() -> None:
     etcd.put(KEYS.latest, Pointer(id=GOOD.id, step=10, token=5).encode())
     pointer = etcd.revision
     etcd.put(KEYS.view, voting.encode())
-    seen = Seen(view=etcd.revision, pointer=pointer)
+    seen = SeenRevisions(view=etcd.revision, pointer=pointer)
     known = Pointer(id=GOOD.id, step=10, token=5)
     replaced = (BOTH[0], registered(1, 12, node="b"))
     action = next_action(now(view=voting, pointer=known, registered=replaced))

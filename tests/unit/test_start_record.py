@@ -7,7 +7,7 @@ from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
 from instep.coordination.records import FirstStep, Origin, Snapshot, StartOfView
 from instep.coordination.schema import Schema
-from instep.coordination.transactions import STARTS_KEPT, Seen, Txn, for_action, write_first_step
+from instep.coordination.transactions import STARTS_KEPT, SeenRevisions, Txn, for_action, write_first_step
 from instep.etcd import Compare
 from instep.names import REPLAY_KEY
 from unit.parts import SCHEMA, agreed, view
@@ -21,7 +21,7 @@ def formed(number: int, *, fresh: bool = True, schema: Schema = SCHEMA) -> Txn:
     start = Snapshot(values={"lr": 0.5}, plan=3, checkpoint="20-7")
     one = view({"a": {0: 10}}, number=number, fresh=fresh).model_copy(update={"start": start})
     action = FormView(one, agreed(), schema, (), None, at="2026-01-01T00:00:00")
-    return for_action(action, KEYS, FENCE, Seen())
+    return for_action(action, KEYS, FENCE, SeenRevisions())
 
 
 def history_ops(txn: Txn) -> list[str]:

@@ -208,7 +208,7 @@ def test_a_run_that_has_not_stepped_is_its_start() -> None:
 
 def test_a_view_that_is_known_from_its_state_alone_is_a_start() -> None:
     view = parts.view({"a": {0: 10}}).model_copy(update={"start": Snapshot(values=BEGUN)})
-    assert Timeline(view=view).laps()[0].start.values == BEGUN
+    assert Timeline(view=view).segments()[0].start.values == BEGUN
 
 
 @pytest.mark.parametrize("forgotten", [1, 2])

@@ -8,25 +8,25 @@ from typing import Any
 import pytest
 
 from instep.coordination.actions import (
-    MAX_TIDIED,
-    Abort,
-    Action,
-    Announce,
-    Ask,
-    Commit,
-    Decline,
-    Enter,
+    MAX_COLLECTED,
+    AbortPlan,
+    AnnounceForming,
+    CollectGarbage,
+    CommitPlan,
+    DeclineCommands,
     FormView,
+    LeaderAction,
+    MarkEntered,
+    OfferCheckpoint,
     OpenPlan,
     RaiseEpoch,
-    Refuse,
-    Reject,
-    Rewrite,
-    Settle,
-    Tidy,
-    TurnAway,
+    RefuseWorkers,
+    RejectJoin,
+    RejectValues,
+    RewriteConfig,
+    SettleEpoch,
 )
-from instep.coordination.assembly import LetThrough
+from instep.coordination.barriers import ReleaseBarrier
 from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
 from instep.coordination.records import (
@@ -52,7 +52,7 @@ from instep.coordination.transactions import (
     MAX_REJECTIONS,
     RECEIPTS_KEPT,
     TERMS_KEPT,
-    Seen,
+    SeenRevisions,
     Txn,
     abort,
     acknowledge,
@@ -66,7 +66,7 @@ from unit.parts import SCHEMA, agreed, incarnation, plan, view
 KEYS = Keys("/training", "gpt-a")
 ROOT = "/training/gpt-a/"
 FENCE = Fence(f"{ROOT}election/aaaaa", 77)
-SEEN = Seen(view=41, agreed=42, pointer=43, attempts=44, resume=45, epoch=46)
+SEEN = SeenRevisions(view=41, agreed=42, pointer=43, attempts=44, resume=45, epoch=46)
 TWO = view({"a": {0: 10}, "b": {1: 11}})
 MAX_OPS = 128
 """etcd's limit for the operations of one txn."""
@@ -80,7 +80,7 @@ SAME_RESUME = Compare.mod_revision(f"{ROOT}state/resume", "==", 45)
 SAME_POINTER = Compare.mod_revision(f"{ROOT}checkpoints/latest", "==", 43)
 
 TURNED_AWAY = (Refused(incarnation=incarnation(1), rank=0, reason=""),)
-RELEASE = LetThrough("epoch", Release(view=1, number=3), 40, ("old",))
+RELEASE = ReleaseBarrier("epoch", Release(view=1, number=3), 40, ("old",))
 
 
 def undecided(number: int) -> Compare:
@@ -92,7 +92,7 @@ def form(*, abort_plan: int | None = None, fresh: bool = True, rejections: int =
     return FormView(TWO.model_copy(update={"fresh": fresh}), agreed(), SCHEMA, items, abort_plan)
 
 
-def carry_out(action: Action) -> Txn:
+def carry_out(action: LeaderAction) -> Txn:
     return for_action(action, KEYS, FENCE, SEEN)
 
 
@@ -105,7 +105,7 @@ def writes(txn: Txn) -> set[str]:
     [
         (form(), [LEADS, SAME_EPOCH, SAME_VIEW, SAME_AGREED, SAME_POINTER, SAME_RESUME]),
         (form(abort_plan=3), [LEADS, SAME_EPOCH, SAME_VIEW, SAME_AGREED, SAME_POINTER, SAME_RESUME, undecided(3)]),
-        (Ask(Resume(view=1, id="5-7")), [LEADS, SAME_VIEW]),
+        (OfferCheckpoint(Resume(view=1, id="5-7")), [LEADS, SAME_VIEW]),
         (OpenPlan(plan(1)), [LEADS, SAME_EPOCH, SAME_VIEW, Compare.absent(f"{ROOT}state/plans/1")]),
         (
             OpenPlan(plan(4)),
@@ -118,7 +118,7 @@ def writes(txn: Txn) -> set[str]:
             ],
         ),
         (
-            Commit(plan(4), agreed()),
+            CommitPlan(plan(4), agreed()),
             [LEADS, SAME_EPOCH, SAME_VIEW, undecided(4), Compare.present(f"{ROOT}state/open/4")],
         ),
         (RaiseEpoch(Epoch(number=1, why="")), [LEADS, SAME_VIEW, SAME_AGREED, SAME_EPOCH]),
@@ -126,22 +126,22 @@ def writes(txn: Txn) -> set[str]:
             RaiseEpoch(Epoch(number=1, why=""), told=9),
             [LEADS, SAME_VIEW, SAME_AGREED, Compare.absent(f"{ROOT}state/plans/9"), SAME_EPOCH],
         ),
-        (Rewrite({"lr": 0.1}), [LEADS, SAME_EPOCH]),
-        (Settle(Epoch(number=1, why="")), [LEADS, SAME_EPOCH, SAME_AGREED]),
+        (RewriteConfig({"lr": 0.1}), [LEADS, SAME_EPOCH]),
+        (SettleEpoch(Epoch(number=1, why="")), [LEADS, SAME_EPOCH, SAME_AGREED]),
         (
-            Settle(Epoch(number=1, why=""), agreed(), plan(4), 3),
+            SettleEpoch(Epoch(number=1, why=""), agreed(), plan(4), 3),
             [LEADS, SAME_EPOCH, SAME_AGREED, undecided(3), Compare.absent(f"{ROOT}state/plans/4")],
         ),
-        (Enter(2), [LEADS, SAME_EPOCH, SAME_VIEW]),
+        (MarkEntered(2), [LEADS, SAME_EPOCH, SAME_VIEW]),
         (
-            Abort(4, Decision(commit=False)),
+            AbortPlan(4, Decision(commit=False)),
             [LEADS, SAME_EPOCH, Compare.present(f"{ROOT}state/plans/4"), undecided(4)],
         ),
-        (Announce(Forming(world_size=2, missing="1")), [LEADS]),
-        (Reject((Rejected(name="lr", value="", revision=1, reason=""),)), [LEADS]),
-        (Tidy(("lr",), ("c1",)), [LEADS]),
-        (Refuse((Refused(incarnation=incarnation(1), rank=0, reason=""),)), [LEADS]),
-        (TurnAway(TURNED_AWAY, None), [LEADS, SAME_VIEW, SAME_ATTEMPTS]),
+        (AnnounceForming(Forming(world_size=2, missing="1")), [LEADS]),
+        (RejectValues((Rejected(name="lr", value="", revision=1, reason=""),)), [LEADS]),
+        (CollectGarbage(("lr",), ("c1",)), [LEADS]),
+        (RefuseWorkers((Refused(incarnation=incarnation(1), rank=0, reason=""),)), [LEADS]),
+        (RejectJoin(TURNED_AWAY, None), [LEADS, SAME_VIEW, SAME_ATTEMPTS]),
         (
             replace(form(), attempts=Attempts(view=1)),
             [LEADS, SAME_EPOCH, SAME_VIEW, SAME_AGREED, SAME_POINTER, SAME_RESUME, SAME_ATTEMPTS],
@@ -150,7 +150,7 @@ def writes(txn: Txn) -> set[str]:
     ],
     ids=lambda part: type(part).__name__ if not isinstance(part, list) else "",
 )
-def test_an_action_is_guarded_by_exactly_this(action: Action, guards: list[Compare]) -> None:
+def test_an_action_is_guarded_by_exactly_this(action: LeaderAction, guards: list[Compare]) -> None:
     compares = carry_out(action).compares
     assert sorted(map(repr, compares)) == sorted(map(repr, guards))
     assert all(guard in compares for guard in guards)
@@ -159,27 +159,27 @@ def test_an_action_is_guarded_by_exactly_this(action: Action, guards: list[Compa
 @pytest.mark.parametrize(
     ("action", "expected"),
     [
-        (Commit(plan(4), agreed()), {"put state/plans/4/decision", "put state/agreed", "delete state/open/4"}),
-        (Abort(4, Decision(commit=False)), {"put state/plans/4/decision", "delete state/open/4"}),
+        (CommitPlan(plan(4), agreed()), {"put state/plans/4/decision", "put state/agreed", "delete state/open/4"}),
+        (AbortPlan(4, Decision(commit=False)), {"put state/plans/4/decision", "delete state/open/4"}),
         (
             OpenPlan(plan(1)),
             {"put state/plans/1", "put state/open/1", "delete reports/acks/1/*", "delete reports/receipts/1/*"},
         ),
-        (Announce(Forming(world_size=2, missing="1")), {"put state/forming"}),
-        (Tidy(("lr",), ("c1",)), {"delete state/rejected/lr", "delete changes/c1"}),
-        (TurnAway(TURNED_AWAY, None), {f"put state/refused/0-{incarnation(1)}"}),
-        (TurnAway(TURNED_AWAY, Attempts(view=1)), {f"put state/refused/0-{incarnation(1)}", "put attempts"}),
+        (AnnounceForming(Forming(world_size=2, missing="1")), {"put state/forming"}),
+        (CollectGarbage(("lr",), ("c1",)), {"delete state/rejected/lr", "delete changes/c1"}),
+        (RejectJoin(TURNED_AWAY, None), {f"put state/refused/0-{incarnation(1)}"}),
+        (RejectJoin(TURNED_AWAY, Attempts(view=1)), {f"put state/refused/0-{incarnation(1)}", "put attempts"}),
         (RELEASE, {"put state/barriers/epoch", "delete state/barriers/old"}),
     ],
     ids=lambda part: type(part).__name__ if not isinstance(part, set) else "",
 )
-def test_an_action_writes_exactly_this(action: Action, expected: set[str]) -> None:
+def test_an_action_writes_exactly_this(action: LeaderAction, expected: set[str]) -> None:
     assert writes(carry_out(action)) == expected
 
 
 def test_only_the_command_that_was_looked_at_is_declined() -> None:
     """Another one may have been written under its id meanwhile."""
-    action = Decline((("c1", Declined(command=Command(kind="pause"), revision=40, why="no")),))
+    action = DeclineCommands((("c1", Declined(command=Command(kind="pause"), revision=40, why="no")),))
     assert Compare.mod_revision(f"{ROOT}commands/c1", "==", 40) in carry_out(action).compares
 
 
@@ -212,21 +212,21 @@ def test_only_a_fresh_view_writes_down_what_it_could_not_take() -> None:
 
 
 def test_the_decision_that_a_commit_writes_says_commit() -> None:
-    txn = carry_out(Commit(plan(4), agreed()))
+    txn = carry_out(CommitPlan(plan(4), agreed()))
     (put,) = [op.wire.request_put for op in txn.then if op.wire.request_put.key.endswith(b"/decision")]
     assert Decision.decode(put.value).commit
 
 
 def test_no_action_has_more_operations_than_etcd_takes() -> None:
     many = tuple(Rejected(name=f"x{n}", value="", revision=1, reason="") for n in range(500))
-    kinds = tuple(f"x{n}" for n in range(MAX_TIDIED))
-    ids = tuple(WorkerId(n, "x") for n in range(MAX_TIDIED))
+    kinds = tuple(f"x{n}" for n in range(MAX_COLLECTED))
+    ids = tuple(WorkerId(n, "x") for n in range(MAX_COLLECTED))
     wide = plan(HISTORY_PLANS + 5, **dict[str, Any]({f"x{n}": 1.0 for n in range(500)}))
     for action in (
         form(abort_plan=3, rejections=500),
         OpenPlan(wide),
-        Reject(many),
-        Tidy(kinds, kinds, kinds, ids, kinds[:5]),
+        RejectValues(many),
+        CollectGarbage(kinds, kinds, kinds, ids, kinds[:5]),
     ):
         txn = carry_out(action)
         assert len(txn.then) <= MAX_OPS
@@ -235,7 +235,7 @@ def test_no_action_has_more_operations_than_etcd_takes() -> None:
 
 def test_a_change_too_large_for_one_txn_is_rejected_by_its_first_names() -> None:
     many = tuple(Rejected(name=f"x{n}", value="", revision=1, reason="") for n in range(500))
-    assert len(carry_out(Reject(many)).then) == MAX_REJECTIONS
+    assert len(carry_out(RejectValues(many)).then) == MAX_REJECTIONS
 
 
 def test_history_is_forgotten_bit_by_bit() -> None:
@@ -253,7 +253,7 @@ def test_history_is_forgotten_bit_by_bit() -> None:
 
 
 def test_receipts_from_before_a_plan_was_written_back_give_way_to_those_that_count() -> None:
-    written = writes(carry_out(Settle(Epoch(number=1, why=""), agreed(), plan(4))))
+    written = writes(carry_out(SettleEpoch(Epoch(number=1, why=""), agreed(), plan(4))))
     assert {"put state/plans/4", "put state/plans/4/decision", "delete reports/receipts/4/*"} <= written
 
 
@@ -275,7 +275,7 @@ def test_anybody_may_abort_a_plan_that_is_there_and_undecided() -> None:
 
 def test_a_plan_without_its_mark_cannot_be_committed() -> None:
     """A rank at a gate may go on once the mark is deleted: that needs no space in etcd's database."""
-    opened, committed = carry_out(OpenPlan(plan(4))), carry_out(Commit(plan(4), agreed()))
+    opened, committed = carry_out(OpenPlan(plan(4))), carry_out(CommitPlan(plan(4), agreed()))
     assert "put state/open/4" in writes(opened)
     assert Compare.present(f"{ROOT}state/open/4") in committed.compares
 

@@ -13,11 +13,11 @@ from instep.agent.stall import Standing, nominate
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
 from instep.coordination import attempts, membership
-from instep.coordination.actions import FormView, Refuse
-from instep.coordination.attempts import Past
+from instep.coordination.actions import FormView, RefuseWorkers
+from instep.coordination.attempts import FailureSituation
 from instep.coordination.leading import next_action
-from instep.coordination.membership import Registered
-from instep.coordination.records import Agreed, Attempts, Course, Leader, Left, Refused, WorkerId
+from instep.coordination.membership import RegisteredWorker
+from instep.coordination.records import Agreed, Attempts, Directive, Leader, Left, Refused, WorkerId
 from instep.coordination.schema import Schema
 from instep.coordination.situation import Situation
 from instep.names import INCARNATION_LENGTH
@@ -29,7 +29,7 @@ SWAPPED = (registered(0, 21, number=11), registered(1, 20, number=10, node="b"))
 """Another start: rank 0 has drawn what rank 1 had, and the other way round."""
 
 
-def trained(item: Registered, view: int = 1) -> Registered:
+def trained(item: RegisteredWorker, view: int = 1) -> RegisteredWorker:
     return replace(item, member=item.member.model_copy(update={"view": view}))
 
 
@@ -51,7 +51,7 @@ def test_a_start_is_fresh_though_a_rank_has_drawn_what_another_one_had() -> None
 
 def test_a_stopped_run_that_starts_again_takes_the_desired_values_and_trains() -> None:
     """It began with the old values, and ended at once."""
-    before = Agreed(plan=3, view=1, values={"lr": 0.5}, origin=1, course=Course(ends_at=10, reason="stopped"))
+    before = Agreed(plan=3, view=1, values={"lr": 0.5}, origin=1, course=Directive(ends_at=10, reason="stopped"))
     action = next_action(
         Situation(
             view=TWO,
@@ -83,20 +83,20 @@ def test_a_view_whose_workers_have_all_gone_does_not_live_on_in_their_incarnatio
     group = membership.next_group(TWO, larger)
     assert group is not None
     assert group.world_size == 3
-    assert membership.strangers(TWO, larger) == {}
+    assert membership.mismatched(TWO, larger) == {}
 
 
 def test_a_stranger_is_refused_alone_though_a_member_has_its_incarnation() -> None:
     stranger = registered(2, 30, number=10, world_size=4)
     crowd = (registered(0, 10), registered(1, 11, node="b"), stranger)
-    assert membership.strangers(TWO, crowd).keys() == {WorkerId(2, incarnation(10))}
+    assert membership.mismatched(TWO, crowd).keys() == {WorkerId(2, incarnation(10))}
     lasting = frozenset({stranger.member.worker})
     action = next_action(
         Situation(
-            view=TWO, agreed=agreed(), registered=crowd, lasting_strangers=lasting, schemas={DIGEST: SCHEMA.encode()}
+            view=TWO, agreed=agreed(), registered=crowd, long_mismatched=lasting, schemas={DIGEST: SCHEMA.encode()}
         )
     )
-    assert isinstance(action, Refuse)
+    assert isinstance(action, RefuseWorkers)
     assert [item.worker for item in action.refused] == [stranger.member.worker]
 
 
@@ -105,13 +105,13 @@ def test_newcomers_are_turned_away_though_a_member_has_their_incarnation() -> No
         replace(item, member=item.member.model_copy(update={"max_restarts": 0}))
         for item in (registered(0, 10), registered(1, 30, number=10, node="b"))
     ]
-    (refused,) = attempts.turned_away(TWO, allowed, Attempts(view=1, counts={"x": 1}), "gpt-a")
+    (refused,) = attempts.rejected_joins(TWO, allowed, Attempts(view=1, counts={"x": 1}), "gpt-a")
     assert refused.workers() == (WorkerId(1, incarnation(10)),)
 
 
 def test_a_lost_rank_is_counted_though_another_one_has_its_incarnation() -> None:
     group = membership.next_group(TWO, (registered(0, 10), registered(1, 30, number=10, node="b")))
-    past = Past(view=TWO, left={}, stopping=False, registered=(), reports=(), attempts=Attempts())
+    past = FailureSituation(view=TWO, left={}, stopping=False, registered=(), reports=(), attempts=Attempts())
     assert attempts.counted(past, group).total == 1
 
 
@@ -121,7 +121,7 @@ def test_a_member_of_another_version_is_refused_and_holds_nobody_up() -> None:
     newer = replace(SWAPPED[1], member=SWAPPED[1].member.model_copy(update={"protocol": 99}))
     for other in (older, newer):
         assert membership.next_group(None, (SWAPPED[0], other)) is None
-        reasons = membership.strangers(None, (SWAPPED[0], other))
+        reasons = membership.mismatched(None, (SWAPPED[0], other))
         assert "another version of Instep" in reasons[other.member.worker]
         assert membership.next_group(None, (*SWAPPED, other)) is not None
 

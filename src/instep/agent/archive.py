@@ -15,7 +15,7 @@ from instep.agent.readers import Readers
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
 from instep.coordination import checkpoints
-from instep.coordination.checkpoints import Found, Outcome, Registered
+from instep.coordination.checkpoints import AdoptionReads, CommitOutcome, CommitReads
 from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
 from instep.coordination.records import FailedSave, Manifest, Pointer, Saving, WorkerId
@@ -66,7 +66,7 @@ class Archive:
         self._told: Message | None = None
         self._failed: FailedSave | None = None
         """A save that failed, not written yet."""
-        self._outcomes: dict[str, tuple[Manifest, Outcome]] = {}
+        self._outcomes: dict[str, tuple[Manifest, CommitOutcome]] = {}
         """By directory, what was handed in last; one that was deleted may be used again."""
         self._patience_s = SAVING_S
         self._readers = readers = Readers(node, client, keys, session, effects)
@@ -180,7 +180,7 @@ class Archive:
                 await self._send(txn)
 
         async with self._writing:
-            await self._effects.insist(attempt)
+            await self._effects.retry_until_done(attempt)
 
     def _take_commit(self, worker: LocalWorker, message: Message) -> None:
         document = message["manifest"]
@@ -202,15 +202,15 @@ class Archive:
         async with self._writing:
             outcome = self._known_outcome(manifest)
             if outcome is None:
-                outcome = await self._effects.insist(lambda: self._try_commit(fence, manifest))
+                outcome = await self._effects.retry_until_done(lambda: self._try_commit(fence, manifest))
                 self._remember(manifest, outcome)
         self._tell_outcome(saver, manifest, outcome)
 
-    def _known_outcome(self, manifest: Manifest) -> Outcome | None:
+    def _known_outcome(self, manifest: Manifest) -> CommitOutcome | None:
         stands, outcome = self._outcomes.get(manifest.path, (None, None))
         return outcome if checkpoints.is_same(stands, manifest) else None
 
-    def _remember(self, manifest: Manifest, outcome: Outcome) -> None:
+    def _remember(self, manifest: Manifest, outcome: CommitOutcome) -> None:
         """A commit that is handed in again has the same outcome, though it may have been forgotten since."""
         self._outcomes[manifest.path] = (manifest, outcome)
         if len(self._outcomes) > OUTCOMES_KEPT:
@@ -218,9 +218,9 @@ class Archive:
         if self._announced is not None and self._announced.id == manifest.id:
             self._announced = None
 
-    def _tell_outcome(self, saver: WorkerId, manifest: Manifest, outcome: Outcome) -> None:
+    def _tell_outcome(self, saver: WorkerId, manifest: Manifest, outcome: CommitOutcome) -> None:
         place = {"t": "archive", "id": manifest.id, "path": manifest.path}
-        if outcome is Outcome.COMMITTED:
+        if outcome is CommitOutcome.COMMITTED:
             log.info("checkpoint %s is committed", manifest.id)
             self._tell(saver, {**place, "do": "committed"})
         else:
@@ -228,22 +228,22 @@ class Archive:
             log.warning("checkpoint %s is refused: %s", manifest.id, text)
             self._tell(saver, {**place, "do": "fenced", "text": text})
 
-    async def _try_commit(self, fence: Fence, manifest: Manifest) -> Outcome:
+    async def _try_commit(self, fence: Fence, manifest: Manifest) -> CommitOutcome:
         keys = self._keys
         while True:
             looked = await self._send(Txn((), checkpoints.look(keys, fence, manifest.id)))
-            found = Found(*looked.found)
+            found = CommitReads(*looked.found)
             outcome = checkpoints.outcome(manifest, fence, found)
-            if outcome is not Outcome.OPEN:
+            if outcome is not CommitOutcome.OPEN:
                 return outcome
             lineage = await self._lineage(found) or manifest.lineage  # what its worker knows, where the pointer is lost
             manifest = manifest.model_copy(update={"lineage": lineage})
             announced = self._announced is not None and self._announced.id == manifest.id
             txn = checkpoints.commit(keys, fence, manifest, found, announced=announced)
             if (await self._send(txn)).succeeded:
-                return Outcome.COMMITTED
+                return CommitOutcome.COMMITTED
 
-    async def _lineage(self, found: Found) -> tuple[str, ...]:
+    async def _lineage(self, found: CommitReads) -> tuple[str, ...]:
         pointer = found.newest
         newest: Manifest | None = None
         if pointer is not None:
@@ -280,7 +280,7 @@ class Archive:
                 if (txn is None or (await self._send(txn)).succeeded) and self._failed is failed:
                     self._failed = None
 
-        await self._effects.insist(attempt)
+        await self._effects.retry_until_done(attempt)
 
     # -- questions --------------------------------------------------------------------------------------------------
 
@@ -361,7 +361,7 @@ class Archive:
     async def _adopt_one(self, fence: Fence, manifest: Manifest) -> bool:
         for _ in range(ADOPT_TRIES):
             looked = await self._send(Txn((), checkpoints.look_to_adopt(self._keys, manifest.id)))
-            txn = checkpoints.adopt(self._keys, manifest, Registered(*looked.found), fence)
+            txn = checkpoints.adopt(self._keys, manifest, AdoptionReads(*looked.found), fence)
             if txn is None or (await self._send(txn)).succeeded:
                 return True
         return False  # another leads, or everything changes all the time

@@ -10,8 +10,8 @@ from typing import Any, Final
 from instep.agent.effects import ATTEMPT_S, Effects
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
-from instep.coordination import assembly
-from instep.coordination.assembly import Call, Hall
+from instep.coordination import barriers
+from instep.coordination.barriers import BarrierSituation, BarrierWait
 from instep.coordination.keys import Keys, last_part
 from instep.coordination.records import Arrivals, Left, View, Waiting, WorkerId
 from instep.coordination.state import RunState
@@ -51,7 +51,7 @@ class Assembly:
         self._problem = problem
         """What keeps etcd from taking writes, if anything."""
         self._clock = clock
-        self._calls: dict[WorkerId, Call] = {}
+        self._calls: dict[WorkerId, BarrierWait] = {}
         """Workers that wait, and at which barrier."""
         self._since = 0.0
         self._wanted: Arrivals | None = None
@@ -72,7 +72,7 @@ class Assembly:
                 if not is_hyperparameter_name(name):
                     raise ValueError(f"{name!r} cannot name a barrier")
                 self._since = self._since if self._calls else self._clock()
-                self._calls[worker.id] = Call(name, int(message["view"]), int(message["after"]))
+                self._calls[worker.id] = BarrierWait(name, int(message["view"]), int(message["after"]))
                 self.follow()
             case "go":
                 self.gone(worker)
@@ -95,7 +95,7 @@ class Assembly:
             released = self._state.released.get(call.name) if call is not None else None
             if call is not None and released is not None and call.is_freed_by(released):
                 del self._calls[worker.id]
-                self._wanted = assembly.without(self._wanted, call.name)  # what stands there counts no more
+                self._wanted = barriers.without(self._wanted, call.name)  # what stands there counts no more
                 number = released.record.number
                 worker.tell({"t": "barrier", "do": "through", "name": call.name, "number": number})
         self._say()
@@ -129,13 +129,13 @@ class Assembly:
         left = {last_part(item.key): Left.decode_or_none(item.value) for item in listed[0].kvs}
         arrivals = {last_part(item.key): Arrivals.decode_or_none(item.value) for item in listed[1].kvs}
         arrivals[self._node] = self._now(view)
-        hall = Hall(
+        hall = BarrierSituation(
             view=view,
             left={node: record for node, record in left.items() if record is not None},
             released=self._state.released,
             arrivals={node: record for node, record in arrivals.items() if record is not None},
         )
-        found = assembly.absent(hall, name)
+        found = barriers.missing_ranks(hall, name)
         return {"ranks": found.ranks, "elsewhere": found.elsewhere}
 
     # -- what the leader hears --------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ class Assembly:
         all_wait = all(worker.id in self._calls for worker in local.values())
         overdue = bool(self._calls) and self._clock() - self._since > PARTIAL_S
         is_new, self._is_known = bool(local) and not self._is_known, True
-        if is_new or assembly.is_due(wanted, self._wanted, all_wait=all_wait, overdue=overdue):
+        if is_new or barriers.is_due(wanted, self._wanted, all_wait=all_wait, overdue=overdue):
             self._wanted = wanted
             self._effects.keep(self._key, wanted.encode() if wanted is not None else None)
 
@@ -169,5 +169,5 @@ class Assembly:
         return Arrivals(view=view.number, waiting=waiting) if waiting else None
 
     def _seen(self, name: str) -> int:
-        released: Mapping[str, assembly.Released] = self._state.released
+        released: Mapping[str, barriers.Released] = self._state.released
         return released[name].revision if name in released else 0

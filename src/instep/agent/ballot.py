@@ -165,7 +165,7 @@ class Ballot:
         for waiting in self._waiting:
             self._readers.reads(_voter(waiting), now.id)
         if not question.marked:
-            question.manifest = await self._effects.insist(lambda: self._mark(now))
+            question.manifest = await self._effects.retry_until_done(lambda: self._mark(now))
             question.marked = True
         return question
 

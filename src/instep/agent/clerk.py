@@ -13,7 +13,7 @@ from instep.coordination.keys import Keys
 from instep.coordination.node import (
     NodeAction,
     NodeAgreement,
-    Settle,
+    SettlePromise,
     TellDecision,
     TellPlan,
     WriteAck,
@@ -181,7 +181,7 @@ class Clerk:
                     self._effects.keep(self._receipt, receipt.encode())
                 case WriteLeft():
                     self._effects.when_kept(self._receipt, self._keep_left)
-                case Settle(promised, decision):
+                case SettlePromise(promised, decision):
                     self._effects.settle(promised, decision, self._teller(promised))
                 case _:
                     pass  # for a worker that is not connected: it hears it when it is

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from instep.agent.space import Space
-from instep.coordination.chain import Found, Promised, Unknown, verdict
+from instep.coordination.chain import Promised, StoredPlan, Unknown, verdict
 from instep.coordination.keys import Keys
 from instep.coordination.outage import Outage
 from instep.coordination.records import Agreed, Decision, Epoch, Plan
@@ -108,7 +108,7 @@ class Effects:
         await self._tasks.close()
 
     async def _write(self, txn: Txn, then: Callable[[], None]) -> None:
-        await self.insist(lambda: self._send(txn))
+        await self.retry_until_done(lambda: self._send(txn))
         then()
 
     async def _keep(self, key: str) -> None:
@@ -117,7 +117,7 @@ class Effects:
         try:
             while not written:
                 value = wanted.value
-                found = await self.insist(partial(self._replace, key, value, revision))
+                found = await self.retry_until_done(partial(self._replace, key, value, revision))
                 revision, held = (found.mod_revision, found.text) if found is not None else (0, None)
                 written = held == value == wanted.value
         finally:
@@ -157,7 +157,7 @@ class Effects:
         """
         missing = Outage(f"plan {promised.number} is not in etcd any more")
         while True:
-            items = await self.insist(lambda: self._look(promised.number))
+            items = await self.retry_until_done(lambda: self._look(promised.number))
             found = verdict(promised, _found(items))
             if isinstance(found, Decision):
                 missing.over()
@@ -179,7 +179,9 @@ class Effects:
         )
         txn = abort(self._keys, promised.number, decision)
         try:
-            result = await self.insist(lambda: self._send(Txn((*txn.compares, *same), txn.then)), but=EtcdFull)
+            result = await self.retry_until_done(
+                lambda: self._send(Txn((*txn.compares, *same), txn.then)), but=EtcdFull
+            )
         except EtcdFull:
             return await self._abort_without_space(promised, decision)
         if not result.succeeded:
@@ -194,8 +196,8 @@ class Effects:
         Not where the plan is gone too, as in `_decided`: who makes space by hand may have deleted a commit.
         """
         number = promised.number
-        await self.insist(lambda: self._client.delete(self._keys.open_mark(number), timeout_s=ATTEMPT_S))
-        found = verdict(promised, _found(await self.insist(lambda: self._look(number))))
+        await self.retry_until_done(lambda: self._client.delete(self._keys.open_mark(number), timeout_s=ATTEMPT_S))
+        found = verdict(promised, _found(await self.retry_until_done(lambda: self._look(number))))
         if isinstance(found, Decision):
             return found
         if found is not Unknown.OPEN or not self.is_certain():
@@ -205,7 +207,7 @@ class Effects:
         return decision
 
     async def _look_up(self, promised: Promised, tell: Callable[[Decision], None]) -> None:
-        found = verdict(promised, _found(await self.insist(lambda: self._look(promised.number))))
+        found = verdict(promised, _found(await self.retry_until_done(lambda: self._look(promised.number))))
         if isinstance(found, Decision) and self.is_certain():
             tell(found)
 
@@ -221,7 +223,7 @@ class Effects:
         self._space.written()
         return result
 
-    async def insist(self, attempt: Callable[[], Awaitable[T]], but: type[EtcdError] | tuple[()] = ()) -> T:
+    async def retry_until_done(self, attempt: Callable[[], Awaitable[T]], but: type[EtcdError] | tuple[()] = ()) -> T:
         """The result of the first attempt that does not fail; only a `but` ends it."""
         pause_s = FIRST_PAUSE_S
         while True:
@@ -239,9 +241,9 @@ class Effects:
             pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
 
 
-def _found(items: Items) -> Found:
+def _found(items: Items) -> StoredPlan:
     plan, decision, agreed, epoch = (item.value if item is not None else None for item in items)
-    return Found(
+    return StoredPlan(
         Plan.decode_or_none(plan),
         Decision.decode_or_none(decision),
         Agreed.decode_or_none(agreed),

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from instep.agent.effects import ATTEMPT_S, Effects
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
-from instep.coordination.chain import Promised, Stand, stand
+from instep.coordination.chain import HeadStatus, Promised, head_status
 from instep.coordination.keys import Keys
 from instep.coordination.records import Epoch, Held
 from instep.coordination.recovery import NO_EPOCH_LEFT, epoch_after, explain
@@ -120,7 +120,7 @@ class Heads:
             worker.agreed
             for worker in held
             if worker.agreed is not None
-            and stand(worker.agreed.plan, worker.agreed.digest, agreed) is not Stand.IN_STEP
+            and head_status(worker.agreed.plan, worker.agreed.digest, agreed) is not HeadStatus.IN_STEP
         ]
         if not lost:
             return None
@@ -138,7 +138,7 @@ class Heads:
                 await self._client.put(self._key, held.encode(), lease=lease, timeout_s=ATTEMPT_S)
 
         async with self._writing:
-            await self._effects.insist(attempt)
+            await self._effects.retry_until_done(attempt)
 
     # -- etcd has gone back -----------------------------------------------------------------------------------------
 
@@ -156,7 +156,7 @@ class Heads:
     async def _raise(self) -> None:
         """Unless another agent has been faster."""
         try:
-            await self._effects.insist(self._attempt)
+            await self._effects.retry_until_done(self._attempt)
         finally:
             self._raising = False
         self.follow()

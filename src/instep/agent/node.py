@@ -122,7 +122,7 @@ class Node:
             self._workers,
             self._name,
             pace=self._measure,
-            try_out=tryouts.ask,
+            dry_runner=tryouts.ask,
             ttl_s=ttl_s,
             stall_timeout_s=stall_timeout_s,
             former_lease=self._former_lease,
@@ -198,7 +198,7 @@ class Node:
             try:
                 left = await self._client.get(self._keys.left_of(self._name), timeout_s=TICK_S)
                 self._left_before = Left.decode_or_none(left.value if left is not None else None)
-                await self._state.mirror.run()
+                await self._state.informer.run()
             except EtcdUnavailable as error:
                 self._unlisted.met(error)
                 self._bulletin.tell_unlisted(str(error))
@@ -275,7 +275,7 @@ class Node:
 
     async def _revoke(self, former: int) -> None:
         """The lease of an agent of this node that died: we hold the folder's lock, so it does not run any more."""
-        await self._effects.insist(lambda: self._client.lease_revoke(former, timeout_s=TICK_S))
+        await self._effects.retry_until_done(lambda: self._client.lease_revoke(former, timeout_s=TICK_S))
         log.info("the lease of this node's former agent is revoked")
 
     # -- as time passes ---------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
 from instep.coordination import membership
 from instep.coordination.keys import Keys, last_part
-from instep.coordination.preemption import Known, ask_to_stop
+from instep.coordination.preemption import KnownRun, ask_to_stop
 from instep.coordination.records import Command, Left, View, WorkerId
 from instep.coordination.state import RunState
 from instep.errors import EtcdError
@@ -126,13 +126,13 @@ class Notices:
         self._absent = {worker for worker, there in pairs if worker.rank in active and not there}
         self._tell_missing()
 
-    def _known(self) -> Known | None:
+    def _known(self) -> KnownRun | None:
         state = self._state
         if state.view is None or state.agreed is None:
             return None
-        return Known(state.view_revision, state.agreed, state.agreed_revision, state.plan, state.decision)
+        return KnownRun(state.view_revision, state.agreed, state.agreed_revision, state.plan, state.decision)
 
-    def _command(self, known: Known) -> Command | None:
+    def _command(self, known: KnownRun) -> Command | None:
         """What is to be asked for, on behalf of the lowest rank; None where there is no need."""
         if known.is_stopping or not self._by_worker:
             return None
@@ -142,7 +142,7 @@ class Notices:
 
     async def _ask(self) -> None:
         try:
-            await self._effects.insist(self._attempt)
+            await self._effects.retry_until_done(self._attempt)
         finally:
             self._asking = False
         self.follow()

@@ -16,7 +16,7 @@ from instep.agent.workers import Workers
 from instep.coordination.election import Election
 from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
-from instep.coordination.leadership import DENIED_RETRY_S, Leadership, Pace, TryOut
+from instep.coordination.leadership import DENIED_RETRY_S, DryRunner, Leadership, Pace
 from instep.coordination.outage import Outage
 from instep.coordination.queue import in_order
 from instep.coordination.records import CAME_FIRST, Candidate, WorkerId
@@ -48,7 +48,7 @@ class Office:
         node: str,
         *,
         pace: Callable[[], Pace],
-        try_out: TryOut,
+        dry_runner: DryRunner,
         ttl_s: float,
         stall_timeout_s: float,
         former_lease: int = 0,
@@ -61,7 +61,7 @@ class Office:
         self._workers = workers
         self._node = node
         self._pace = pace
-        self._try_out = try_out
+        self._dry_runner = dry_runner
         self._ttl_s = ttl_s
         self._stall_timeout_s = stall_timeout_s
         self._on_denied = on_denied
@@ -137,7 +137,7 @@ class Office:
                 return
             self._failed.over()
             self._give_time(leader.worker)
-            await self._state.mirror.wait_listed()
+            await self._state.informer.wait_listed()
             log.info("rank %d leads with token %d", leader.rank, leader.token)
             await self._lead(fence)
         finally:
@@ -156,7 +156,7 @@ class Office:
             fence,
             self._state,
             pace=self._pace,
-            try_out=self._try_out,
+            dry_runner=self._dry_runner,
             ttl_s=self._ttl_s,
             on_denied=self._on_denied,
         )

@@ -65,7 +65,7 @@ class Readers:
             if checkpoint_id in self._by_checkpoint and self._session.lease_id:
                 await self.mark(checkpoint_id)
 
-        await self._effects.insist(attempt)
+        await self._effects.retry_until_done(attempt)
 
     async def _unmark(self, checkpoint_id: str) -> None:
         key, marked_at = self._keys.reader(checkpoint_id, self._node), self._marked_at.pop(checkpoint_id, 0)
@@ -79,4 +79,4 @@ class Readers:
             except EtcdFull:  # it may refuse each txn, but it deletes
                 await self._client.delete(key, timeout_s=ATTEMPT_S)
 
-        await self._effects.insist(attempt)
+        await self._effects.retry_until_done(attempt)

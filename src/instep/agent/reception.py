@@ -22,7 +22,7 @@ from instep.agent.roster import Roster
 from instep.agent.tryouts import Tryouts
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
-from instep.coordination.chain import Promised, Stand, stand
+from instep.coordination.chain import HeadStatus, Promised, head_status
 from instep.coordination.records import Agreed, Failure, View, WorkerId, parse_ranks
 from instep.coordination.state import RunState
 from instep.errors import EtcdDenied
@@ -275,7 +275,7 @@ class Reception:
             return None
         if worker.view:
             held = worker.agreed
-            return agreed if held is None or stand(held.plan, held.digest, agreed) is Stand.IN_STEP else None
+            return agreed if held is None or head_status(held.plan, held.digest, agreed) is HeadStatus.IN_STEP else None
         digest = view.start.digest
         if digest and not view.fresh and (entered is None or entered.view < view.number):
             return None

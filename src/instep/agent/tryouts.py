@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
+from instep.coordination.dry_run import DryRun, Refusals, decode_refusals
 from instep.coordination.records import View
-from instep.coordination.trial import Refusals, Trial, decode_refusals
 from instep.wire import Message
 
 log = logging.getLogger("instep")
@@ -31,14 +31,14 @@ class Tryouts:
     def __repr__(self) -> str:
         return f"Tryouts({self._number} so far)"
 
-    async def ask(self, view: View, trial: Trial) -> Refusals:
+    async def ask(self, view: View, dry_run: DryRun) -> Refusals:
         """One at a time: it is the leader's loop that asks."""
         worker = self._somebody(view)
         if worker is None:
             return NOTHING
         self._number += 1
         self._answer = asyncio.get_running_loop().create_future()
-        document = {"values": dict(trial.values), "base": dict(trial.base), "groups": trial.groups()}
+        document = {"values": dict(dry_run.values), "base": dict(dry_run.base), "groups": dry_run.groups()}
         worker.tell({"t": "try", "n": self._number, **document})
         try:
             async with asyncio.timeout(ANSWER_S):

@@ -90,10 +90,10 @@ def _values(past: Past, moment: str) -> Mapping[str, Scalar]:
             raise ConfigError(f"run {picture.keys.run} replays a schedule: its file says which values hold at a step")
         return picture.agreed.values
     if moment == START:
-        laps = past.timeline.laps()
-        if not laps:
+        segments = past.timeline.segments()
+        if not segments:
             raise ConfigError(f"run {picture.keys.run} has not started yet: it has no start")
-        return laps[0].start.values
+        return segments[0].start.values
     view = view_of(moment)
     if view is not None:
         return past.timeline.start(view).values

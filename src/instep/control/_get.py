@@ -10,7 +10,7 @@ from instep.control._facts import Facts
 from instep.control._load import load
 from instep.control._picture import Picture
 from instep.control._runs import require_run
-from instep.coordination.desired import Desired
+from instep.coordination.desired import DesiredValue
 from instep.coordination.keys import Keys
 from instep.coordination.records import format_ranks
 from instep.errors import ConfigError
@@ -99,14 +99,14 @@ def _value(picture: Picture, name: str) -> Value:
     )
 
 
-def _parsed(picture: Picture, item: Desired) -> tuple[Scalar, bool]:
+def _parsed(picture: Picture, item: DesiredValue) -> tuple[Scalar, bool]:
     try:
         return picture.schema.parse(item.name, item.text), True
     except ValueError:
         return shortened(item.text), False
 
 
-def _why(picture: Picture, item: Desired) -> tuple[ValueState, str]:
+def _why(picture: Picture, item: DesiredValue) -> tuple[ValueState, str]:
     record = picture.rejected.get(item.name)
     if record is not None and record.revision == item.revision:
         return "rejected", one_line(record.reason)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from instep.control._picture import Picture
 from instep.control._text import closest, counted
-from instep.coordination.commands import Order, course_after, why_not
-from instep.coordination.records import Command, Course, format_ranks
+from instep.coordination.commands import PendingCommand, directive_after, why_not
+from instep.coordination.records import Command, Directive, format_ranks
 from instep.text import one_line
 
 _CURES: Mapping[str, str] = {
@@ -36,7 +36,7 @@ def why_refused(picture: Picture, command: Command) -> str | None:
     """Why the command cannot be carried out, with the cure; None when it can, as far as is known. Needs the run's
     commands, and of an action or a restore the metrics of some ranks, of a restore the checkpoints."""
     manifests = {name: saved.manifest for name, saved in picture.saved.items()}
-    order = Order("", 0, command)
+    order = PendingCommand("", 0, command)
     why = why_not(order, expected_course(picture), manifests, somebody_left=bool(picture.ranks_left()))
     if why is not None:
         now = why_not(order, picture.course, manifests, somebody_left=bool(picture.ranks_left()))
@@ -46,13 +46,13 @@ def why_refused(picture: Picture, command: Command) -> str | None:
     return _why_no_restore(picture) if command.kind == "restore" else None
 
 
-def expected_course(picture: Picture) -> Course:
+def expected_course(picture: Picture) -> Directive:
     """What the ranks will do when the commands that stand have been carried out; its steps mean nothing."""
     course = picture.course
     for order in picture.orders_by_age():
         if order.command is not None and order.command.kind in ("pause", "resume", "stop"):
             refused = why_not(order, course, {}, somebody_left=False) is not None
-            course = course if refused else course_after(order.command, _NEVER_STEP, course) or course
+            course = course if refused else directive_after(order.command, _NEVER_STEP, course) or course
     return course
 
 

@@ -10,19 +10,19 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from instep.control._rendezvous import Rendezvous
-from instep.coordination.commands import Order
-from instep.coordination.desired import Desired
+from instep.coordination.commands import PendingCommand
+from instep.coordination.desired import DesiredValue
 from instep.coordination.keys import Keys
-from instep.coordination.membership import Registered, active_nodes, missing_ranks
+from instep.coordination.membership import RegisteredWorker, active_nodes, missing_ranks
 from instep.coordination.records import (
     Ack,
     Agreed,
     Attempts,
     Change,
     Command,
-    Course,
     Decision,
     Declined,
+    Directive,
     Epoch,
     FailedSave,
     FailedSaves,
@@ -71,7 +71,7 @@ class Picture:
     agreed_revision: int = 0
     leader: Leader | None = None
     epoch: Epoch | None = None
-    desired: dict[str, Desired] = field(default_factory=dict)
+    desired: dict[str, DesiredValue] = field(default_factory=dict)
     changes: dict[str, Change] = field(default_factory=dict)
     rejected: dict[str, Rejected] = field(default_factory=dict)
     plans: dict[int, Plan] = field(default_factory=dict)
@@ -79,13 +79,13 @@ class Picture:
     acks: dict[int, dict[str, Ack]] = field(default_factory=dict)
     receipts: dict[int, dict[str, Receipt]] = field(default_factory=dict)
     left: dict[str, Left] = field(default_factory=dict)
-    members: dict[str, Registered] = field(default_factory=dict)
+    members: dict[str, RegisteredWorker] = field(default_factory=dict)
     metrics: dict[int, Metrics] = field(default_factory=dict)
     leases: dict[int, set[int]] = field(default_factory=dict)
     """Ranks registered on each lease: those of one node."""
     silent_s: dict[int, int] = field(default_factory=dict)
     """Seconds since the last renewal, of leases that were not renewed for a while; only if asked for."""
-    orders: dict[str, Order] = field(default_factory=dict)
+    orders: dict[str, PendingCommand] = field(default_factory=dict)
     """Commands that stand: not decided yet."""
     declined: dict[str, Declined] = field(default_factory=dict)
     saved: dict[str, Saved] = field(default_factory=dict)
@@ -118,11 +118,11 @@ class Picture:
                 self._put_report(rest, kv)
             case ["config", name]:
                 # Longer values are refused anyway; there is no use in holding them here.
-                self.desired[name] = Desired(name, kv.text[: MAX_VALUE_BYTES + 1], kv.mod_revision)
+                self.desired[name] = DesiredValue(name, kv.text[: MAX_VALUE_BYTES + 1], kv.mod_revision)
             case ["changes", change_id]:
                 _keep(self.changes, change_id, _record(Change, kv))
             case ["commands", name]:
-                self.orders[name] = Order(name, kv.mod_revision, _record(Command, kv))
+                self.orders[name] = PendingCommand(name, kv.mod_revision, _record(Command, kv))
             case ["checkpoints", "latest"]:
                 self.latest = _record(Pointer, kv)
             case ["checkpoints", name]:
@@ -192,7 +192,7 @@ class Picture:
                 _keep(self.left, node, _record(Left, kv))
             case ["members", *_]:
                 member = _record(Member, kv)
-                _keep(self.members, kv.key, Registered(member, kv.create_revision) if member else None)
+                _keep(self.members, kv.key, RegisteredWorker(member, kv.create_revision) if member else None)
                 if member is not None and kv.lease:
                     self.leases.setdefault(kv.lease, set()).add(member.rank)
             case ["metrics", rank] if rank.isdecimal():
@@ -256,9 +256,9 @@ class Picture:
     # -- checkpoints and commands ----------------------------------------------------------------------------
 
     @property
-    def course(self) -> Course:
+    def course(self) -> Directive:
         """What the ranks do beside training on, as agreed."""
-        return self.agreed.course if self.agreed is not None else Course()
+        return self.agreed.course if self.agreed is not None else Directive()
 
     def save_under_way(self) -> Saving | None:
         """The checkpoint that is being written; what a leader announced that has been replaced does not count."""
@@ -276,7 +276,7 @@ class Picture:
             return None
         return saves[-1]
 
-    def orders_by_age(self) -> list[Order]:
+    def orders_by_age(self) -> list[PendingCommand]:
         return sorted(self.orders.values(), key=lambda order: (order.revision, order.id))
 
     # -- plans -----------------------------------------------------------------------------------------------

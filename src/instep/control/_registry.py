@@ -12,7 +12,7 @@ from instep.control._discover import run_names
 from instep.control._facts import Facts
 from instep.control._runs import run_not_found
 from instep.coordination import checkpoints
-from instep.coordination.checkpoints import Registered
+from instep.coordination.checkpoints import AdoptionReads
 from instep.coordination.keys import Keys
 from instep.coordination.records import Epoch, Manifest, Pointer
 from instep.coordination.token import MAX_EPOCH, epoch_of, make_token
@@ -131,7 +131,7 @@ async def _adopt_one(client: Client, keys: Keys, manifest: Manifest) -> bool:
     """False if another process has registered it meanwhile."""
     for _ in range(TRIES):
         looked = await client.txn([], checkpoints.look_to_adopt(keys, manifest.id))
-        txn = checkpoints.adopt(keys, manifest, Registered(*looked.found))
+        txn = checkpoints.adopt(keys, manifest, AdoptionReads(*looked.found))
         if txn is None:
             return False
         if (await client.txn(txn.compares, txn.then)).succeeded:

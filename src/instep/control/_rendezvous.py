@@ -10,7 +10,13 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from instep.coordination.keys import Keys
-from instep.coordination.rendezvous.decision import Registered, Scene, Standing, epoch_of, standing_of
+from instep.coordination.rendezvous.decision import (
+    RegisteredNode,
+    RendezvousSituation,
+    RoundStatus,
+    epoch_of,
+    round_status,
+)
 from instep.coordination.rendezvous.keys import RendezvousKeys
 from instep.coordination.rendezvous.records import Closed, Departure, Refusal, Registration, Round
 from instep.etcd import KeyValue
@@ -32,7 +38,7 @@ class Rendezvous:
     round: Round | None = None
     readable: bool = True
     closed: Closed | None = None
-    nodes: dict[str, Registered] = field(default_factory=dict)
+    nodes: dict[str, RegisteredNode] = field(default_factory=dict)
     unreadable: set[str] = field(default_factory=set)
     departed: dict[str, Departure | None] = field(default_factory=dict)
     """Nodes that will never come back."""
@@ -59,7 +65,7 @@ class Rendezvous:
                 if said is None:
                     self.unreadable.add(node)
                 else:
-                    self.nodes[node] = Registered(node, kv.create_revision, said)
+                    self.nodes[node] = RegisteredNode(node, kv.create_revision, said)
             case ["gone", node]:
                 self.departed[node] = Departure.decode_or_none(kv.value)
             case ["election", _]:
@@ -76,9 +82,9 @@ class Rendezvous:
         found = self.round
         return found if found is not None and found.epoch == epoch_of(found, self.closed) else None
 
-    def standing(self) -> Standing:
-        return standing_of(
-            Scene(
+    def standing(self) -> RoundStatus:
+        return round_status(
+            RendezvousSituation(
                 nodes=tuple(self.nodes.values()),
                 unreadable=frozenset(self.unreadable),
                 round=self.round,
@@ -89,7 +95,7 @@ class Rendezvous:
             )
         )
 
-    def state(self, standing: Standing) -> RendezvousState | None:
+    def state(self, standing: RoundStatus) -> RendezvousState | None:
         """In one word how it is; None where there is none."""
         if self.empty:
             return None

@@ -11,7 +11,7 @@ from instep.control._facts import Facts
 from instep.control._picture import Picture
 from instep.control._rendezvous import Rendezvous, RendezvousState
 from instep.coordination.records import Elastic, Member, format_ranks
-from instep.coordination.rendezvous.decision import Standing
+from instep.coordination.rendezvous.decision import RoundStatus
 from instep.coordination.rendezvous.records import Cause, Limits, Seat
 from instep.text import one_line
 
@@ -145,7 +145,7 @@ def rendezvous_of(picture: Picture) -> RendezvousFacts | None:
     )
 
 
-def _limits(known: Rendezvous, standing: Standing) -> Limits | None:
+def _limits(known: Rendezvous, standing: RoundStatus) -> Limits | None:
     if standing.limits is not None:
         return standing.limits
     return known.round.limits if known.round is not None else None
@@ -190,7 +190,7 @@ def _told(nodes: list[NodeFacts]) -> tuple[NodeFacts, ...]:
     return tuple(sorted(chosen, key=lambda node: node.group_rank))
 
 
-def _waiting(known: Rendezvous, standing: Standing) -> tuple[NodeAsking, ...]:
+def _waiting(known: Rendezvous, standing: RoundStatus) -> tuple[NodeAsking, ...]:
     current = known.current
     full = current is not None and len(standing.content) >= current.limits.max_nodes
     return tuple(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from instep.coordination.assembly import LetThrough
+from instep.coordination.barriers import ReleaseBarrier
+from instep.coordination.dry_run import DryRun
 from instep.coordination.records import (
     Agreed,
     Attempts,
@@ -23,12 +24,11 @@ from instep.coordination.records import (
     WorkerId,
 )
 from instep.coordination.schema import Schema
-from instep.coordination.trial import Trial
 from instep.scalar import Scalar
 
-MAX_TIDIED = 30
+MAX_COLLECTED = 30
 MAX_DECLINED = 40
-MAX_SCHEMAS_TIDIED = 5
+MAX_SCHEMAS_COLLECTED = 5
 """Records of a kind deleted by one txn; etcd allows 128 operations."""
 
 
@@ -47,7 +47,7 @@ class FormView:
     rejections: tuple[Rejected, ...]
     abort_plan: int | None
     """An undecided plan of the view before: its abort is part of the same txn, so it can no longer be committed."""
-    trial: Trial | None = None
+    dry_run: DryRun | None = None
     """To be tried by a worker of the view first."""
     at: str | None = None
     """Wall clock, for people only."""
@@ -58,12 +58,12 @@ class FormView:
 
 
 @dataclass(frozen=True, slots=True)
-class Refuse:
+class RefuseWorkers:
     refused: tuple[Refused, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class TurnAway:
+class RejectJoin:
     """Newcomers of a run that has failed too often. Refused when somebody has cleared the count since."""
 
     refused: tuple[Refused, ...]
@@ -79,31 +79,31 @@ class OpenPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Commit:
+class CommitPlan:
     plan: Plan
     agreed: Agreed
 
 
 @dataclass(frozen=True, slots=True)
-class Abort:
+class AbortPlan:
     number: int
     decision: Decision
 
 
 @dataclass(frozen=True, slots=True)
-class Reject:
+class RejectValues:
     rejections: tuple[Rejected, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Decline:
+class DeclineCommands:
     """Commands that are not carried out, by id."""
 
     declined: tuple[tuple[str, Declined], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Tidy:
+class CollectGarbage:
     """Records that speak of values which no longer stand, or that are done with."""
 
     rejections: tuple[str, ...]
@@ -114,14 +114,14 @@ class Tidy:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class OfferCheckpoint:
     """Which checkpoint the ranks are asked about next, or all go on from."""
 
     resume: Resume
 
 
 @dataclass(frozen=True, slots=True)
-class Announce:
+class AnnounceForming:
     """Tells those who wait which ranks are missing."""
 
     forming: Forming
@@ -137,21 +137,21 @@ class RaiseEpoch:
 
 
 @dataclass(frozen=True, slots=True)
-class Proclaim:
+class ProclaimLeader:
     """This leader continues, with a token of the epoch that has begun."""
 
     leader: Leader
 
 
 @dataclass(frozen=True, slots=True)
-class Rewrite:
+class RewriteConfig:
     """Desired values that were superseded before etcd's history went back."""
 
     config: Mapping[str, Scalar]
 
 
 @dataclass(frozen=True, slots=True)
-class Settle:
+class SettleEpoch:
     """All workers that train have reported what they hold. What etcd has lost is written back, and an open plan is
     decided as they know it."""
 
@@ -166,29 +166,29 @@ class Settle:
 
 
 @dataclass(frozen=True, slots=True)
-class Enter:
+class MarkEntered:
     """All staying ranks have entered the view: newcomers may begin."""
 
     view: int
 
 
-Action = (
-    Announce
-    | Ask
+LeaderAction = (
+    AnnounceForming
+    | OfferCheckpoint
     | FormView
-    | LetThrough
-    | Refuse
-    | TurnAway
+    | ReleaseBarrier
+    | RefuseWorkers
+    | RejectJoin
     | OpenPlan
-    | Commit
-    | Abort
-    | Decline
-    | Enter
-    | Proclaim
+    | CommitPlan
+    | AbortPlan
+    | DeclineCommands
+    | MarkEntered
+    | ProclaimLeader
     | RaiseEpoch
-    | Reject
+    | RejectValues
     | Restore
-    | Rewrite
-    | Settle
-    | Tidy
+    | RewriteConfig
+    | SettleEpoch
+    | CollectGarbage
 )

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from instep.coordination import membership
-from instep.coordination.membership import Group, Registered
+from instep.coordination.membership import RegisteredWorker, WorkerGroup
 from instep.coordination.records import Attempts, Failure, Left, Refused, View, format_ranks, parse_ranks
 
 FAILURES_KEPT = 20
@@ -24,7 +24,7 @@ TAKEN_OVER = "taken over"
 
 
 @dataclass(frozen=True, slots=True)
-class Reported:
+class ReportedFailure:
     """What a node said of the first of its ranks that failed, and etcd's order of it."""
 
     failure: Failure
@@ -32,49 +32,49 @@ class Reported:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Past:
+class FailureSituation:
     """What is known of the view that has to be replaced, and of those before it."""
 
     view: View | None
     left: Mapping[str, Left]
     stopping: bool
-    registered: tuple[Registered, ...]
-    reports: tuple[Reported, ...]
+    registered: tuple[RegisteredWorker, ...]
+    reports: tuple[ReportedFailure, ...]
     attempts: Attempts
-    went_on: bool = False
+    has_progressed: bool = False
     """Whether the ranks of the view have run a step together."""
 
 
-def counted(past: Past, group: Group | None) -> Attempts:
+def counted(situation: FailureSituation, group: WorkerGroup | None) -> Attempts:
     """What is to be known of failures once `group` has taken the place of the view before; without a group, what
     counts for those who come now."""
-    view, before = past.view, past.attempts
+    view, before = situation.view, situation.attempts
     if view is None or (group is None and not before.total):
         return before
-    if not membership.active_ranks(view, past.left):
+    if not membership.active_ranks(view, situation.left):
         return Attempts(view=view.number) if before.total else before
-    if group is None or past.stopping:
+    if group is None or situation.stopping:
         return before
     replaced = _replaced(view, group)
     if before.view == view.number:  # others may come than those that were turned away
         return before.model_copy(update={"replaced": format_ranks(replaced)}) if before.replaced else before
-    lost = _lost(view, past.left, group)
+    lost = _lost(view, situation.left, group)
     if not lost:
         return before
-    if _fell_with_the_last(past, view, lost):
+    if _fell_with_the_last(situation, view, lost):
         replaced |= set(parse_ranks(before.replaced))
         return before.model_copy(update={"view": view.number, "replaced": format_ranks(replaced)})
-    return _with(before, _first(past, view, lost)).model_copy(update={"replaced": format_ranks(replaced)})
+    return _with(before, _first(situation, view, lost)).model_copy(update={"replaced": format_ranks(replaced)})
 
 
-def limit_of(group: Group) -> int | None:
+def limit_of(group: WorkerGroup) -> int | None:
     """How many failures the workers of the group allow: where they disagree, the fewest."""
     given = (item.member.max_restarts for item in group.by_rank.values())
     return min((limit for limit in given if limit is not None), default=None)
 
 
-def turned_away(
-    view: View | None, registered: Iterable[Registered], attempts: Attempts, run: str
+def rejected_joins(
+    view: View | None, registered: Iterable[RegisteredWorker], attempts: Attempts, run: str
 ) -> tuple[Refused, ...]:
     """Refusals for those who want to take a place in a run that has failed too often. Who trains goes on training."""
     if not attempts.total:
@@ -109,30 +109,30 @@ def causes(attempts: Attempts) -> str:
     return ", ".join(f"{cause} {count}" for cause, count in by_count)
 
 
-def _lost(view: View, left: Mapping[str, Left], group: Group) -> frozenset[int]:
+def _lost(view: View, left: Mapping[str, Left], group: WorkerGroup) -> frozenset[int]:
     """Ranks of the view that did not leave cleanly and are in the group no more."""
     gone, active = view.workers() - group.workers(), membership.active_ranks(view, left)
     return frozenset(worker.rank for worker in gone if worker.rank in active)
 
 
-def _replaced(view: View, group: Group) -> set[int]:
+def _replaced(view: View, group: WorkerGroup) -> set[int]:
     return {worker.rank for worker in group.workers() - view.workers()}
 
 
-def _fell_with_the_last(past: Past, view: View, lost: frozenset[int]) -> bool:
+def _fell_with_the_last(situation: FailureSituation, view: View, lost: frozenset[int]) -> bool:
     """All that are lost were there when the run failed last, and it has not gone on since."""
-    before = past.attempts
+    before = situation.attempts
     is_next = bool(before.replaced) and before.view + 1 == view.number
-    return is_next and not past.went_on and lost.isdisjoint(parse_ranks(before.replaced))
+    return is_next and not situation.has_progressed and lost.isdisjoint(parse_ranks(before.replaced))
 
 
-def _first(past: Past, view: View, lost: frozenset[int]) -> Failure:
+def _first(situation: FailureSituation, view: View, lost: frozenset[int]) -> Failure:
     """What was said first of the ranks that are lost: the others may have fallen with that one."""
-    said = [item for item in past.reports if item.failure.view == view.number and item.failure.rank in lost]
+    said = [item for item in situation.reports if item.failure.view == view.number and item.failure.rank in lost]
     if said:
         return min(said, key=lambda item: item.revision).failure
     rank = min(lost)
-    known, here = view.workers(), [item.member for item in past.registered if item.member.rank in lost]
+    known, here = view.workers(), [item.member for item in situation.registered if item.member.rank in lost]
     standing = sorted((member for member in here if member.worker in known), key=lambda member: member.rank)
     if len(standing) == len(lost):
         text = "another process has joined as this rank"

@@ -13,7 +13,7 @@ from enum import Enum
 from instep.coordination.records import Agreed, Decision, Epoch, Head, Member, Plan
 
 
-class Stand(Enum):
+class HeadStatus(Enum):
     """Of a worker, towards what etcd says is agreed."""
 
     IN_STEP = "in step"
@@ -52,16 +52,16 @@ def if_committed(agreed: Agreed | None, plan: Plan) -> Agreed | None:
     return after(agreed, plan) if agreed.digest == plan.parent else None
 
 
-def stand(plan: int, digest: str, agreed: Agreed | None) -> Stand:
+def head_status(plan: int, digest: str, agreed: Agreed | None) -> HeadStatus:
     """Of who holds the decision of `plan`. One decision behind is in step: who has promised a plan may hear late that
     it was committed."""
     if not digest:
-        return Stand.IN_STEP  # of an agent that knew no digests
+        return HeadStatus.IN_STEP  # of an agent that knew no digests
     if agreed is None:
-        return Stand.BEYOND
+        return HeadStatus.BEYOND
     if digest in (agreed.digest, agreed.parent):
-        return Stand.IN_STEP
-    return Stand.BEYOND if plan > agreed.plan else Stand.BRANCHED
+        return HeadStatus.IN_STEP
+    return HeadStatus.BEYOND if plan > agreed.plan else HeadStatus.BRANCHED
 
 
 def is_lost(member: Member, agreed: Agreed | None, view: int, epoch: int, newest: int) -> bool:
@@ -98,7 +98,7 @@ class Promised:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class StoredPlan:
     """What stands in etcd about that number."""
 
     plan: Plan | None
@@ -114,7 +114,7 @@ class Unknown(Enum):
     """It cannot be told here: nobody may guess."""
 
 
-def verdict(promised: Promised, found: Found) -> Decision | Unknown:
+def verdict(promised: Promised, found: StoredPlan) -> Decision | Unknown:
     """Whether a promised plan was committed. What stands under its number may be another one's, where etcd's history
     has gone back; then the run's ranks say what they hold, and an epoch that is settled says what came of it."""
     plan, epoch = found.plan, found.epoch.number if found.epoch is not None else 0

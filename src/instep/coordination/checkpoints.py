@@ -21,7 +21,7 @@ FAILED_KEPT = 20
 """Saves that failed, kept for people."""
 
 
-class Outcome(Enum):
+class CommitOutcome(Enum):
     COMMITTED = "committed"
     FENCED = "fenced"
     OPEN = "open"
@@ -29,7 +29,7 @@ class Outcome(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class CommitReads:
     """What stood under the keys that a commit looks at."""
 
     manifest: KeyValue | None
@@ -52,13 +52,13 @@ def look(keys: Keys, fence: Fence, checkpoint_id: str) -> tuple[Op, ...]:
     return (Op.get(keys.checkpoint(checkpoint_id)), Op.get(keys.latest), Op.get(fence.key), Op.get(keys.agreed))
 
 
-def outcome(manifest: Manifest, fence: Fence, found: Found) -> Outcome:
+def outcome(manifest: Manifest, fence: Fence, found: CommitReads) -> CommitOutcome:
     """How it stands with a commit that may have been sent before. One that stands is a commit, whoever leads by now."""
     if found.manifest is not None and is_same(Manifest.decode_or_none(found.manifest.value), manifest):
-        return Outcome.COMMITTED
+        return CommitOutcome.COMMITTED
     if not fence.is_held(found.candidate):
-        return Outcome.FENCED
-    return Outcome.OPEN
+        return CommitOutcome.FENCED
+    return CommitOutcome.OPEN
 
 
 def is_same(stands: Manifest | None, manifest: Manifest) -> bool:
@@ -66,7 +66,7 @@ def is_same(stands: Manifest | None, manifest: Manifest) -> bool:
     return stands is not None and stands.model_copy(update={"lineage": manifest.lineage}) == manifest
 
 
-def commit(keys: Keys, fence: Fence, manifest: Manifest, found: Found, *, announced: bool) -> Txn:
+def commit(keys: Keys, fence: Fence, manifest: Manifest, found: CommitReads, *, announced: bool) -> Txn:
     """Refused when another leads, or when anything has been written since `found`: so a request that comes late, after
     its retry and whatever followed it, does nothing. `announced`: `state/saving` speaks of this checkpoint."""
     pointer = pointer_to(manifest).encode()
@@ -84,7 +84,9 @@ def commit(keys: Keys, fence: Fence, manifest: Manifest, found: Found, *, announ
     return Txn(compares, tuple(then))
 
 
-def lineage(found: Found, newest: Manifest | None, resume: Resume | None, resume_revision: int) -> tuple[str, ...]:
+def lineage(
+    found: CommitReads, newest: Manifest | None, resume: Resume | None, resume_revision: int
+) -> tuple[str, ...]:
     """What a checkpoint that is committed now went on from. `newest` is the manifest that the pointer names, `resume`
     what the ranks agreed to go on from: that counts where nothing has been committed since."""
     pointer = found.newest
@@ -102,7 +104,7 @@ def lineage(found: Found, newest: Manifest | None, resume: Resume | None, resume
 
 
 @dataclass(frozen=True, slots=True)
-class Registered:
+class AdoptionReads:
     """What stood under the keys that an adoption looks at."""
 
     manifest: KeyValue | None
@@ -115,7 +117,7 @@ def look_to_adopt(keys: Keys, checkpoint_id: str) -> tuple[Op, ...]:
     return (Op.get(keys.checkpoint(checkpoint_id)), Op.get(keys.latest), Op.get(keys.agreed))
 
 
-def adopt(keys: Keys, manifest: Manifest, found: Registered, fence: Fence | None = None) -> Txn | None:
+def adopt(keys: Keys, manifest: Manifest, found: AdoptionReads, fence: Fence | None = None) -> Txn | None:
     """Registers a checkpoint that only the disk knows, and points to it if it is newer than what the pointer names and
     was not left behind. None if it is registered.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from instep.coordination.records import Command, Course, Declined, Manifest
+from instep.coordination.records import Command, Declined, Directive, Manifest
 
 DECLINED_KEPT = 20
 MAX_WAITING = 20
@@ -20,7 +20,7 @@ UNREADABLE = "its key holds no command that this version of Instep knows: use th
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class PendingCommand:
     """What stands in `commands/<id>`, and the revision that wrote it."""
 
     id: str
@@ -31,7 +31,7 @@ class Order:
     """Why it cannot."""
 
     @classmethod
-    def read(cls, id: str, revision: int, document: bytes) -> Order:
+    def read(cls, id: str, revision: int, document: bytes) -> PendingCommand:
         if len(document) > MAX_DOCUMENT_BYTES:
             problem = f"its document has {len(document)} bytes, and no more than {MAX_DOCUMENT_BYTES} are read"
             return cls(id, revision, None, problem)
@@ -43,36 +43,40 @@ class Order:
         return self.command or Command(kind="checkpoint", reason="not readable")
 
 
-def oldest(orders: Iterable[Order]) -> Order | None:
-    return min(orders, key=_age, default=None)
+def oldest(pending_commands: Iterable[PendingCommand]) -> PendingCommand | None:
+    return min(pending_commands, key=_age, default=None)
 
 
-def oldest_stop(orders: Iterable[Order]) -> Order | None:
+def oldest_stop(pending_commands: Iterable[PendingCommand]) -> PendingCommand | None:
     """It is carried out before all else that waits."""
-    return oldest(order for order in orders if order.command is not None and order.command.kind == "stop")
-
-
-def hopeless(orders: Iterable[Order]) -> tuple[tuple[str, Declined], ...]:
-    """By id, what is declined however the run stands: what cannot be read, and what is too many; never a stop."""
-    by_age = sorted(orders, key=_age)
-    unreadable = [(order, order.problem) for order in by_age if order.command is None]
-    waiting = [order for order in by_age if order.command is not None and order.command.kind != "stop"]
-    crowded = f"{MAX_WAITING} commands wait already: repeat it when some of them have been carried out"
-    return tuple(
-        (order.id, declined(order, why))
-        for order, why in (*unreadable, *((order, crowded) for order in waiting[MAX_WAITING:]))
+    return oldest(
+        pending for pending in pending_commands if pending.command is not None and pending.command.kind == "stop"
     )
 
 
-def _age(order: Order) -> tuple[int, str]:
-    return order.revision, order.id
+def hopeless(pending_commands: Iterable[PendingCommand]) -> tuple[tuple[str, Declined], ...]:
+    """By id, what is declined however the run stands: what cannot be read, and what is too many; never a stop."""
+    by_age = sorted(pending_commands, key=_age)
+    unreadable = [(pending, pending.problem) for pending in by_age if pending.command is None]
+    waiting = [pending for pending in by_age if pending.command is not None and pending.command.kind != "stop"]
+    crowded = f"{MAX_WAITING} commands wait already: repeat it when some of them have been carried out"
+    return tuple(
+        (pending.id, declined(pending, why))
+        for pending, why in (*unreadable, *((pending, crowded) for pending in waiting[MAX_WAITING:]))
+    )
 
 
-def why_not(order: Order, course: Course, manifests: Mapping[str, Manifest], *, somebody_left: bool) -> str | None:
+def _age(pending: PendingCommand) -> tuple[int, str]:
+    return pending.revision, pending.id
+
+
+def why_not(
+    pending: PendingCommand, course: Directive, manifests: Mapping[str, Manifest], *, somebody_left: bool
+) -> str | None:
     """Why the command cannot be carried out as things stand, with the cure; None when it can."""
-    command = order.command
+    command = pending.command
     if command is None:
-        return order.problem
+        return pending.problem
     if course.ends_at is not None:
         return f"the run stops before step {course.ends_at} already"
     match command.kind:
@@ -90,39 +94,39 @@ def why_not(order: Order, course: Course, manifests: Mapping[str, Manifest], *, 
             return None
 
 
-def course_after(command: Command, gate: int, course: Course, *, goes_on: int | None = None) -> Course | None:
+def directive_after(command: Command, gate: int, course: Directive, *, goes_on: int | None = None) -> Directive | None:
     """What the ranks do from the gate on; None where the command does not change that. `goes_on`: the step that a
     restore takes them back to. A run that was paused is paused there."""
     reason = _signed(command)
     match command.kind:
         case "pause":
-            return Course(paused_at=gate, save_at=course.save_at, reason=reason)
+            return Directive(paused_at=gate, save_at=course.save_at, reason=reason)
         case "resume":
-            return Course(save_at=course.save_at)
+            return Directive(save_at=course.save_at)
         case "stop" if command.save:
-            return Course(save_at=gate, ends_at=gate + 1, reason=reason, node=command.node)
+            return Directive(save_at=gate, ends_at=gate + 1, reason=reason, node=command.node)
         case "stop":
-            return Course(ends_at=gate, reason=reason, node=command.node)
+            return Directive(ends_at=gate, reason=reason, node=command.node)
         case "checkpoint":
-            return Course(save_at=gate)
+            return Directive(save_at=gate)
         case "restore" if course.paused_at is not None and goes_on is not None:
-            return Course(paused_at=goes_on, reason=course.reason)
+            return Directive(paused_at=goes_on, reason=course.reason)
         case "restore":
-            return Course()  # what was saved on request is not saved again when its step comes again
+            return Directive()  # what was saved on request is not saved again when its step comes again
         case _:
             return None
 
 
-def course_of_fresh_view(course: Course, *, ended: bool) -> Course:
+def directive_of_fresh_view(course: Directive, *, ended: bool) -> Directive:
     """A pause outlives the processes, for who paused a run did not mean until the next crash; all else was for them.
 
     Where all ranks have `ended` cleanly their loops were over before the step of the pause: it goes with them.
     """
-    return Course(paused_at=0, reason=course.reason) if course.paused_at is not None and not ended else Course()
+    return Directive(paused_at=0, reason=course.reason) if course.paused_at is not None and not ended else Directive()
 
 
-def declined(order: Order, why: str) -> Declined:
-    return Declined(command=order.readable, revision=order.revision, why=why[:1000])
+def declined(pending: PendingCommand, why: str) -> Declined:
+    return Declined(command=pending.readable, revision=pending.revision, why=why[:1000])
 
 
 def outdated(revisions: Mapping[str, int]) -> tuple[str, ...]:

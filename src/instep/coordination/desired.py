@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from instep.coordination.dry_run import DryRun, Taken
 from instep.coordination.records import Change, Rejected, StartChange
 from instep.coordination.schema import Schema
-from instep.coordination.trial import Taken, Trial
 from instep.names import MAX_TOTAL_BYTES
 from instep.scalar import Scalar, format_scalar, same
 
@@ -34,7 +34,7 @@ MAX_AUTHOR, MAX_REASON = 200, 500
 
 
 @dataclass(frozen=True, slots=True)
-class Desired:
+class DesiredValue:
     """What stands in `config/<name>`: its text, and the revision that wrote it."""
 
     name: str
@@ -43,12 +43,12 @@ class Desired:
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class StartValues:
     """The values a fresh view starts from, and the desired ones that could not be taken."""
 
     values: dict[str, Scalar]
     rejections: tuple[Rejected, ...] = ()
-    trial: Trial | None = None
+    dry_run: DryRun | None = None
     """For a worker to try; None when there is nothing that only a worker could refuse."""
     changes: tuple[StartChange, ...] = ()
     """What differs from the values before: desired values by revision (who wrote them is not known here), and the
@@ -56,7 +56,7 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class NextChange:
     """The oldest change to be made: either values to plan, or rejections to record."""
 
     revision: int
@@ -65,11 +65,11 @@ class Wanted:
 
 
 def next_change(
-    desired: Mapping[str, Desired],
+    desired: Mapping[str, DesiredValue],
     agreed: Mapping[str, Scalar],
     schema: Schema,
     rejected: Mapping[str, Rejected],
-) -> Wanted | None:
+) -> NextChange | None:
     """The oldest revision whose values are neither agreed nor rejected; None when all is settled."""
     refused: list[Rejected] = []
     for revision, group in _by_revision(desired):
@@ -77,14 +77,14 @@ def next_change(
             continue
         values, rejections = _judge(group, agreed, schema)
         if values and not refused:
-            return Wanted(revision, values=values)
+            return NextChange(revision, values=values)
         refused += rejections
         if values or len(refused) >= REJECTED_AT_ONCE:
             break
-    return Wanted(refused[0].revision, rejections=tuple(refused)) if refused else None
+    return NextChange(refused[0].revision, rejections=tuple(refused)) if refused else None
 
 
-def considered(desired: Iterable[Desired], known: Collection[str]) -> dict[str, Desired]:
+def considered(desired: Iterable[DesiredValue], known: Collection[str]) -> dict[str, DesiredValue]:
     """The desired values that are read: every known name, and the newest of the others. A misspelled name
     is rejected, and any number of them delays nothing."""
     by_name = {item.name: item for item in desired}
@@ -94,7 +94,7 @@ def considered(desired: Iterable[Desired], known: Collection[str]) -> dict[str, 
 
 
 def settled_rejections(
-    desired: Mapping[str, Desired],
+    desired: Mapping[str, DesiredValue],
     agreed: Mapping[str, Scalar],
     schema: Schema,
     rejected: Mapping[str, Rejected],
@@ -110,7 +110,7 @@ def settled_rejections(
 
 
 def pending_revisions(
-    desired: Mapping[str, Desired],
+    desired: Mapping[str, DesiredValue],
     agreed: Mapping[str, Scalar],
     schema: Schema,
     rejected: Mapping[str, Rejected],
@@ -120,7 +120,7 @@ def pending_revisions(
 
 
 def pending_names(
-    desired: Mapping[str, Desired],
+    desired: Mapping[str, DesiredValue],
     agreed: Mapping[str, Scalar],
     schema: Schema,
     rejected: Mapping[str, Rejected],
@@ -134,13 +134,13 @@ def pending_names(
 
 
 def start_values(
-    desired: Mapping[str, Desired],
+    desired: Mapping[str, DesiredValue],
     agreed: Mapping[str, Scalar] | None,
     schema: Schema,
     rejected: Mapping[str, Rejected],
     *,
     prefer_script: bool = False,
-) -> Start:
+) -> StartValues:
     """The desired values over the defaults. For one that is not usable the last agreed value holds, else the default.
 
     Training must be able to restart at night although somebody wrote nonsense: so nonsense is passed over, recorded
@@ -149,7 +149,7 @@ def start_values(
     """
     fallback = {name: value for name, value in (agreed or {}).items() if _fits(name, value, schema)}
     if schema.replays is not None:
-        return Start(schema.defaults())  # those of the schedule; what is desired is for a run that is steered
+        return StartValues(schema.defaults())  # those of the schedule; what is desired is for a run that is steered
     held, values, base = {**schema.defaults(), **fallback}, schema.defaults(), schema.defaults()
     superseded = _superseded(desired, schema) if prefer_script else {}
     if prefer_script:
@@ -168,12 +168,12 @@ def start_values(
         rejections.append(rejection)
         if item.name in base:
             values[item.name] = base[item.name]
-    trial = Trial(values, base, tuple(taken)) if taken and not schema.any_scalar else None
+    dry_run = DryRun(values, base, tuple(taken)) if taken and not schema.any_scalar else None
     changes = (*_changes_to_the_scripts(held, values, taken), *_changes_at_start(taken, held))
-    return Start(values, tuple(rejections), trial, changes)
+    return StartValues(values, tuple(rejections), dry_run, changes)
 
 
-def _superseded(desired: Mapping[str, Desired], schema: Schema) -> dict[str, Scalar]:
+def _superseded(desired: Mapping[str, DesiredValue], schema: Schema) -> dict[str, Scalar]:
     """The usable desired values that differ from the defaults, the oldest of them where there are very many."""
     found: dict[str, Scalar] = {}
     defaults = schema.defaults()
@@ -251,7 +251,7 @@ def _signed(change: StartChange, by: Change | None) -> StartChange:
 
 
 def _usable(
-    item: Desired, values: Mapping[str, Scalar], schema: Schema, record: Rejected | None
+    item: DesiredValue, values: Mapping[str, Scalar], schema: Schema, record: Rejected | None
 ) -> tuple[tuple[Scalar, ...], Rejected | None]:
     """The value if the schema takes it, and why it cannot be used, if it cannot."""
     try:
@@ -266,15 +266,15 @@ def _usable(
     return (value,), None
 
 
-def _by_revision(desired: Mapping[str, Desired]) -> list[tuple[int, list[Desired]]]:
-    groups: dict[int, list[Desired]] = {}
+def _by_revision(desired: Mapping[str, DesiredValue]) -> list[tuple[int, list[DesiredValue]]]:
+    groups: dict[int, list[DesiredValue]] = {}
     for item in sorted(desired.values(), key=lambda item: (item.revision, item.name)):
         groups.setdefault(item.revision, []).append(item)
     return list(groups.items())
 
 
 def _judge(
-    group: list[Desired], agreed: Mapping[str, Scalar], schema: Schema
+    group: list[DesiredValue], agreed: Mapping[str, Scalar], schema: Schema
 ) -> tuple[dict[str, Scalar], tuple[Rejected, ...]]:
     values: dict[str, Scalar] = {}
     problems: dict[str, Rejected] = {}
@@ -328,19 +328,19 @@ def _fits(name: str, value: Scalar, schema: Schema) -> bool:
     return True
 
 
-def _is_agreed(item: Desired, agreed: Mapping[str, Scalar], schema: Schema) -> bool:
+def _is_agreed(item: DesiredValue, agreed: Mapping[str, Scalar], schema: Schema) -> bool:
     try:
         return item.name in agreed and same(agreed[item.name], schema.parse(item.name, item.text))
     except ValueError:
         return False
 
 
-def _is_rejected(item: Desired, rejected: Mapping[str, Rejected]) -> bool:
+def _is_rejected(item: DesiredValue, rejected: Mapping[str, Rejected]) -> bool:
     record = rejected.get(item.name)
     return record is not None and record.revision == item.revision
 
 
-def _rejection(item: Desired, reason: str, by: str) -> Rejected:
+def _rejection(item: DesiredValue, reason: str, by: str) -> Rejected:
     return Rejected.model_validate(
         {"name": item.name, "value": item.text[:200], "revision": item.revision, "reason": reason, "by": by}
     )

@@ -1,4 +1,4 @@
-"""The leader's loop: mirrors what flows up, asks the pure decision, carries it out as one guarded txn, and again."""
+"""The leader's loop: follows what flows up, asks the pure decision, carries it out as one guarded txn, and again."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from datetime import UTC, datetime
 from typing import TypeAlias
 
 from instep.coordination.actions import (
-    Abort,
-    Action,
-    Ask,
-    Commit,
-    Decline,
+    AbortPlan,
+    CollectGarbage,
+    CommitPlan,
+    DeclineCommands,
     FormView,
+    LeaderAction,
+    OfferCheckpoint,
     OpenPlan,
-    Proclaim,
+    ProclaimLeader,
     RaiseEpoch,
-    Refuse,
-    Reject,
+    RefuseWorkers,
+    RejectJoin,
+    RejectValues,
     Restore,
-    Rewrite,
-    Settle,
-    Tidy,
-    TurnAway,
+    RewriteConfig,
+    SettleEpoch,
 )
 from instep.coordination.desired import signed_rejection
+from instep.coordination.dry_run import DryRun, Refusals
 from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
+from instep.coordination.leader_cache import LeaderCache
 from instep.coordination.leading import next_action
 from instep.coordination.margin import Ahead, Margin
 from instep.coordination.outage import Outage
-from instep.coordination.picture import Picture
 from instep.coordination.records import Decision, View
-from instep.coordination.situation import Progress, Situation
+from instep.coordination.situation import Situation, TrainingProgress
 from instep.coordination.state import RunState
 from instep.coordination.transactions import for_action
-from instep.coordination.trial import Refusals, Trial
 from instep.errors import EtcdDenied, EtcdUnavailable, InstepError
 from instep.etcd import Client
 from instep.tasks import first_of
 
 log = logging.getLogger("instep")
 
-TryOut: TypeAlias = Callable[[View, Trial], Awaitable[Refusals]]
+DryRunner: TypeAlias = Callable[[View, DryRun], Awaitable[Refusals]]
 """Has a worker of the view try its values; empty when it takes all, or when there is none to ask."""
 
 RETRY_S = 0.2
@@ -76,7 +76,7 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
-class Foreseen:
+class PendingPlan:
     """Of a plan that this leader opened: the boundary at which ranks should answer it."""
 
     number: int
@@ -98,7 +98,7 @@ class Leadership:
         state: RunState,
         *,
         pace: Callable[[], Pace],
-        try_out: TryOut | None = None,
+        dry_runner: DryRunner | None = None,
         ttl_s: float,
         on_denied: Callable[[EtcdDenied], None] = lambda error: None,
         clock: Callable[[], float] = time.monotonic,
@@ -108,15 +108,15 @@ class Leadership:
         self._fence = fence
         self._state = state
         self._pace = pace
-        self._try_out = try_out
+        self._dry_runner = dry_runner
         self._on_denied = on_denied
         self._clock = clock
         self._wake = asyncio.Event()
         self._outage = Outage("leading waits for etcd")
         self._margin = Margin()
         self._ahead = Ahead(1, 2)
-        self._foreseen: Foreseen | None = None
-        self._picture = Picture(client, keys, state, self.wake, grace_s=ttl_s + 2.0, clock=clock)
+        self._pending: PendingPlan | None = None
+        self._cache = LeaderCache(client, keys, state, self.wake, grace_s=ttl_s + 2.0, clock=clock)
 
     def __repr__(self) -> str:
         return f"Leadership(token={self._fence.token}, {self._state!r})"
@@ -126,11 +126,11 @@ class Leadership:
         self._wake.set()
 
     async def run(self) -> None:
-        """Raises what ends a mirror: a leader that no longer sees everything must not lead."""
-        await first_of(self._lead(), *self._picture.follow())
+        """Raises what ends an informer: a leader that no longer sees everything must not lead."""
+        await first_of(self._lead(), *self._cache.follow())
 
     async def _lead(self) -> None:
-        await self._picture.wait_listed()
+        await self._cache.wait_listed()
         pause_s = FIRST_LOOK_S
         while True:
             self._wake.clear()
@@ -157,15 +157,15 @@ class Leadership:
             except TimeoutError:
                 pause_s = min(TICK_S, 2 * pause_s)
 
-    async def _do(self, action: Action) -> bool:
-        """Carries one action out; False when etcd's state has moved on, which the mirrors will show."""
-        seen = self._picture.seen()
+    async def _do(self, action: LeaderAction) -> bool:
+        """Carries one action out; False when etcd's state has moved on, which the informers will show."""
+        seen = self._cache.seen()
         if isinstance(action, FormView):
-            action = await self._tried(replace(action, at=_now()))
+            action = await self._after_dry_run(replace(action, at=_now()))
         if isinstance(action, OpenPlan):
             action = replace(action, plan=action.plan.model_copy(update={"opened_at": _now()}))
         if isinstance(action, RaiseEpoch):
-            action = RaiseEpoch(action.epoch.model_copy(update={"at": _now(), "after": self._state.mirror.revision}))
+            action = RaiseEpoch(action.epoch.model_copy(update={"at": _now(), "after": self._state.informer.revision}))
         sent_at = self._clock()
         txn = for_action(action, self._keys, self._fence, seen)
         result = await self._client.txn(txn.compares, txn.then)
@@ -177,32 +177,32 @@ class Leadership:
         await self._caught_up(action, result.revision)
         return True
 
-    async def _tried(self, action: FormView) -> FormView | Reject:
+    async def _after_dry_run(self, action: FormView) -> FormView | RejectValues:
         """The action itself, or first the rejection of what a worker of the view cannot take."""
-        if action.trial is None or self._try_out is None:
+        if action.dry_run is None or self._dry_runner is None:
             return action
-        rejections = action.trial.rejections(await self._try_out(action.view, action.trial))
+        rejections = action.dry_run.rejections(await self._dry_runner(action.view, action.dry_run))
         marks = {change.revision: change for change in action.changes}
         signed = tuple(signed_rejection(item, marks.get(item.revision)) for item in rejections)
-        return Reject(signed) if signed else action
+        return RejectValues(signed) if signed else action
 
-    def _learn(self, action: Action, took_s: float) -> None:
+    def _learn(self, action: LeaderAction, took_s: float) -> None:
         match action:
             case OpenPlan():
                 plan = action.plan
                 self._margin.opened(took_s)
                 if plan.gate != self._paused_at():  # how soon those who stand still answer teaches nothing
                     arming = plan.gate - self._ahead.gate + self._ahead.arming
-                    self._foreseen = Foreseen(plan.number, plan.gate, arming)
+                    self._pending = PendingPlan(plan.number, plan.gate, arming)
                 what = plan.values or f"{plan.kind} {plan.name or ''}"
                 log.info("plan %d for step %d: %s", plan.number, plan.gate, what)
-            case Commit():
-                foreseen, self._foreseen = self._foreseen, None
-                if foreseen is not None and foreseen.number == action.plan.number:
+            case CommitPlan():
+                pending, self._pending = self._pending, None
+                if pending is not None and pending.number == action.plan.number:
                     pace = self._pace()
-                    self._margin.committed((pace.done - foreseen.arming) * pace.step_time_s)
+                    self._margin.committed((pace.done - pending.arming) * pace.step_time_s)
                 log.info("plan %d is agreed", action.plan.number)
-            case Abort():
+            case AbortPlan():
                 log.info("plan %d is aborted: %s", action.number, action.decision.reason)
             case FormView():
                 log.info("view %d formed: %s", action.view.number, _summary(action))
@@ -210,27 +210,27 @@ class Leadership:
                 log.warning("somebody deleted %s: written again", ", ".join(action.lost))
             case RaiseEpoch():
                 log.warning("epoch %d begins: %s", action.epoch.number, action.epoch.why)
-            case Settle():
+            case SettleEpoch():
                 _log_settled(action)
-            case Rewrite():
+            case RewriteConfig():
                 what = ", ".join(f"{name}={value}" for name, value in action.config.items())
                 log.warning("config is written as it is agreed, after etcd's history went back: %s", what)
-            case Proclaim():
+            case ProclaimLeader():
                 log.info("rank %d leads on with token %d", action.leader.rank, action.leader.token)
-            case Reject():
+            case RejectValues():
                 for item in action.rejections:
                     log.warning("%s=%s is rejected: %s", item.name, item.value, item.reason)
-            case Decline():
+            case DeclineCommands():
                 for _, declined in action.declined[:DECLINED_LOGGED]:
                     command = declined.command
                     log.warning("%s %s is declined: %s", command.kind, command.name or "", declined.why)
                 if len(action.declined) > DECLINED_LOGGED:
                     log.warning("%d more commands are declined", len(action.declined) - DECLINED_LOGGED)
-            case Ask():
+            case OfferCheckpoint():
                 resume, reasons = action.resume, "; ".join(action.resume.reasons.values())
                 what = "all go on from" if resume.final else "the ranks are asked about"
                 log.info("%s checkpoint %s%s", what, resume.id, f" ({reasons})" if reasons else "")
-            case Refuse() | TurnAway():
+            case RefuseWorkers() | RejectJoin():
                 for refused in action.refused:
                     log.warning("refused: %s", refused.reason)
             case _:
@@ -238,27 +238,29 @@ class Leadership:
 
     def _learn_abort(self, number: int, decision: Decision, pace: Pace) -> None:
         """Once for each plan, however often the situation is looked at."""
-        foreseen = self._foreseen
-        if foreseen is not None and foreseen.number == number:
-            self._foreseen = None
+        pending = self._pending
+        if pending is not None and pending.number == number:
+            self._pending = None
             if decision.step is not None:
-                self._margin.aborted((foreseen.gate - foreseen.arming) * pace.step_time_s)
+                self._margin.aborted((pending.gate - pending.arming) * pace.step_time_s)
 
     def _paused_at(self) -> int | None:
         return self._state.agreed.course.paused_at if self._state.agreed is not None else None
 
-    async def _caught_up(self, action: Action, revision: int) -> None:
-        """Waits until our own write shows in the mirror, so that the next decision does not repeat this one."""
-        only_changes = isinstance(action, Tidy) and not (action.rejections or action.declined or action.refusals)
-        mirror = self._picture.desires if only_changes else self._state.mirror
-        await mirror.wait_revision(revision, CATCH_UP_S)
+    async def _caught_up(self, action: LeaderAction, revision: int) -> None:
+        """Waits until our own write shows in the informer, so that the next decision does not repeat this one."""
+        only_changes = isinstance(action, CollectGarbage) and not (
+            action.rejections or action.declined or action.refusals
+        )
+        informer = self._cache.desires if only_changes else self._state.informer
+        await informer.wait_revision(revision, CATCH_UP_S)
 
     def _situation(self) -> Situation:
         pace, plan, decision = self._pace(), self._state.plan, self._state.decision
         if plan is not None and decision is not None and not decision.commit:
             self._learn_abort(plan.number, decision, pace)
         self._ahead = self._margin.ahead(pace.step_time_s, pace.since_s)
-        return self._picture.situation(Progress(pace.step, pace.step_time_s, self._ahead.gate))
+        return self._cache.situation(TrainingProgress(pace.step, pace.step_time_s, self._ahead.gate))
 
 
 def _summary(action: FormView) -> str:
@@ -266,7 +268,7 @@ def _summary(action: FormView) -> str:
     return f"{action.view.world_size} ranks on {len(action.view.nodes)} nodes, {kind}"
 
 
-def _log_settled(action: Settle) -> None:
+def _log_settled(action: SettleEpoch) -> None:
     epoch = action.epoch
     if epoch.problem is not None:
         log.error(

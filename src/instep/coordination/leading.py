@@ -9,32 +9,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from instep.coordination import assembly, attempts, commands, membership, recovery, resuming
+from instep.coordination import attempts, barriers, commands, membership, recovery, resuming
 from instep.coordination.actions import (
-    Abort,
-    Action,
-    Announce,
-    Ask,
-    Commit,
-    Enter,
+    AbortPlan,
+    AnnounceForming,
+    CommitPlan,
     FormView,
-    Refuse,
+    LeaderAction,
+    MarkEntered,
+    OfferCheckpoint,
+    RefuseWorkers,
+    RejectJoin,
     Restore,
-    TurnAway,
 )
-from instep.coordination.assembly import LetThrough
+from instep.coordination.barriers import ReleaseBarrier
 from instep.coordination.chain import after
 from instep.coordination.desired import (
-    Desired,
+    DesiredValue,
     signatures,
     signed,
     signed_rejection,
     start_values,
 )
+from instep.coordination.dry_run import DryRun
+from instep.coordination.intents import about_intents
 from instep.coordination.records import (
     Agreed,
-    Course,
     Decision,
+    Directive,
     Forming,
     Plan,
     Refused,
@@ -46,49 +48,47 @@ from instep.coordination.records import (
 )
 from instep.coordination.schema import Schema
 from instep.coordination.situation import Situation
-from instep.coordination.trial import Trial
-from instep.coordination.wishes import about_wishes
 from instep.scalar import Scalar
 
 PLAN_TIMEOUT_S = 60.0
 """A plan nobody decides in this time, or in three times what its gate should take, is aborted and made anew."""
 
 
-def next_action(now: Situation) -> Action | None:
+def next_action(now: Situation) -> LeaderAction | None:
     """The one thing to do next, the most urgent first; None when all is as it should be."""
     if now.lost:
         return Restore(dict(now.lost))
     if recovery.is_under_way(now):
         return recovery.next_step(now) or _announce(now)
-    about_all = (_about_token, _about_members, _about_open_plan, _about_resuming, _about_barriers, about_wishes)
+    about_all = (_about_token, _about_members, _about_open_plan, _about_resuming, _about_barriers, about_intents)
     return next((action for about in about_all if (action := about(now)) is not None), None)
 
 
-def _about_token(now: Situation) -> Action | None:
+def _about_token(now: Situation) -> LeaderAction | None:
     return recovery.renewed(now)
 
 
-def _about_members(now: Situation) -> Action | None:
+def _about_members(now: Situation) -> LeaderAction | None:
     group = membership.next_group(now.view, now.registered, outdated=_is_outdated(now))
     if group is not None and not (group.schema_digest in now.schemas and _can_start(now, group)):
         group = None
     counted = attempts.counted(_past(now), group)
     news = counted if counted != now.attempts else None
-    away = attempts.turned_away(now.view, now.registered, counted, now.run)
+    away = attempts.rejected_joins(now.view, now.registered, counted, now.run)
     if away:
-        return TurnAway(away, news)
+        return RejectJoin(away, news)
     if group is not None:
         return replace(_form_view(now, group), attempts=news)
     if _may_enter(now):
-        return Enter(now.view.number if now.view is not None else 0)
-    reasons = membership.strangers(now.view, now.registered)
+        return MarkEntered(now.view.number if now.view is not None else 0)
+    reasons = membership.mismatched(now.view, now.registered)
     refused = tuple(
         Refused.of([item.member.worker], reasons[item.member.worker])
         for item in now.registered
-        if item.member.worker in reasons and item.member.worker in now.lasting_strangers
+        if item.member.worker in reasons and item.member.worker in now.long_mismatched
     )
     if refused:
-        return Refuse(refused)
+        return RefuseWorkers(refused)
     return _announce(now)
 
 
@@ -108,7 +108,7 @@ def _is_outdated(now: Situation) -> bool:
     return bool(view.start.digest) and view.start.digest != agreed.digest
 
 
-def _can_start(now: Situation, group: membership.Group) -> bool:
+def _can_start(now: Situation, group: membership.WorkerGroup) -> bool:
     """False if some have trained and it is not known with which values: newcomers would start with others. False until
     all are registered in this epoch: an earlier registration may have been brought back."""
     if any(item.member.epoch < recovery.number_of(now.epoch) for item in group.by_rank.values()):
@@ -116,34 +116,34 @@ def _can_start(now: Situation, group: membership.Group) -> bool:
     return now.agreed is not None or not membership.staying(now.view, group, now.entered)
 
 
-def _past(now: Situation) -> attempts.Past:
-    return attempts.Past(
+def _past(now: Situation) -> attempts.FailureSituation:
+    return attempts.FailureSituation(
         view=now.view,
         left=now.left,
         stopping=now.agreed is not None and now.agreed.course.ends_at is not None,
         registered=now.registered,
         reports=now.reports,
         attempts=now.attempts,
-        went_on=now.went_on,
+        has_progressed=now.has_progressed,
     )
 
 
-def _announce(now: Situation) -> Announce | None:
+def _announce(now: Situation) -> AnnounceForming | None:
     forming = next(iter(membership.groups(now.registered, now.view)), None)
     if forming is None or forming.complete:
         return None
     news = Forming(world_size=forming.world_size, missing=format_ranks(forming.missing()))
-    return Announce(news) if news != now.forming else None
+    return AnnounceForming(news) if news != now.forming else None
 
 
-def _form_view(now: Situation, group: membership.Group) -> FormView:
+def _form_view(now: Situation, group: membership.WorkerGroup) -> FormView:
     schema = Schema.decode(now.schemas[group.schema_digest])
     staying = membership.staying(now.view, group, now.entered)
     fresh = not staying
     known = (now.view.number if now.view else 0, now.epoch.view if now.epoch else 0)
     number = max(*known, *(item.member.view for item in now.registered)) + 1
     rejections: tuple[Rejected, ...] = tuple(now.rejected.values())
-    trial: Trial | None = None
+    dry_run: DryRun | None = None
     changes: tuple[StartChange, ...] = ()
     if fresh or now.agreed is None:
         restart = membership.is_restart(group)
@@ -156,7 +156,7 @@ def _form_view(now: Situation, group: membership.Group) -> FormView:
         )
         by = signatures(now.changes, now.rejected)
         rejections = tuple(signed_rejection(item, by.get(item.revision)) for item in start.rejections)
-        trial, changes = start.trial, signed(start.changes, by)
+        dry_run, changes = start.dry_run, signed(start.changes, by)
         agreed = _agreed_at_start(now, number, start.values)
     else:
         agreed = now.agreed.model_copy(update={"view": number})
@@ -173,7 +173,7 @@ def _form_view(now: Situation, group: membership.Group) -> FormView:
         staying=format_ranks(staying),
     )
     undecided = now.plan.number if now.plan is not None and now.decision is None else None
-    return FormView(view, agreed, schema, rejections, undecided, trial, changes=changes)
+    return FormView(view, agreed, schema, rejections, undecided, dry_run, changes=changes)
 
 
 def _agreed_at_start(now: Situation, number: int, values: Mapping[str, Scalar]) -> Agreed:
@@ -185,7 +185,7 @@ def _agreed_at_start(now: Situation, number: int, values: Mapping[str, Scalar]) 
         view=number,
         values=dict(values),
         revision=_newest_revision(now.desired),
-        course=commands.course_of_fresh_view(now.agreed.course, ended=ended) if now.agreed else Course(),
+        course=commands.directive_of_fresh_view(now.agreed.course, ended=ended) if now.agreed else Directive(),
         origin=number,
         began=last_plan,
         digest=now.agreed.digest if now.agreed else "",
@@ -210,62 +210,62 @@ def _snapshot(agreed: Agreed) -> Snapshot:
     return snapshot
 
 
-def _about_resuming(now: Situation) -> Ask | None:
+def _about_resuming(now: Situation) -> OfferCheckpoint | None:
     if now.view is None or not now.verified:
         return None
-    poll = resuming.Poll(
+    situation = resuming.VoteSituation(
         view=now.view, resume=now.resume, verified=now.verified, left=now.left, manifests=now.manifests
     )
-    resume = resuming.next_resume(poll)
-    return Ask(resume) if resume is not None else None
+    resume = resuming.next_resume(situation)
+    return OfferCheckpoint(resume) if resume is not None else None
 
 
-def _about_barriers(now: Situation) -> LetThrough | None:
+def _about_barriers(now: Situation) -> ReleaseBarrier | None:
     if now.view is None or not now.arrivals:
         return None
     if membership.missing_ranks(now.view, now.registered, now.left):
         return None  # who died there has to be replaced first, also where its node went too and withdrew nothing
-    hall = assembly.Hall(view=now.view, left=now.left, released=now.released, arrivals=now.arrivals)
-    return assembly.next_release(hall)
+    situation = barriers.BarrierSituation(view=now.view, left=now.left, released=now.released, arrivals=now.arrivals)
+    return barriers.next_release(situation)
 
 
-def _about_open_plan(now: Situation) -> Action | None:
+def _about_open_plan(now: Situation) -> LeaderAction | None:
     if now.plan is None or now.decision is not None or now.view is None:
         return None
     plan = now.plan
     if plan.view != now.view.number:
-        return Abort(plan.number, Decision(commit=False, reason="the view changed"))
+        return AbortPlan(plan.number, Decision(commit=False, reason="the view changed"))
     passed = membership.last_step_left(now.view, now.left)
     if passed >= plan.gate:
         reason = f"a rank that has left had already run step {passed}"
-        return Abort(plan.number, Decision(commit=False, reason=reason, step=passed))
+        return AbortPlan(plan.number, Decision(commit=False, reason=reason, step=passed))
     if not now.open:
         return _without_mark(plan, now.agreed)
     if plan.checkpoint is not None and plan.checkpoint.id not in now.manifests:
         # Its commit would be refused again and again, and ranks that are paused ask for no abort.
-        return Abort(plan.number, Decision(commit=False, reason=f"checkpoint {plan.checkpoint.id} was forgotten"))
+        return AbortPlan(plan.number, Decision(commit=False, reason=f"checkpoint {plan.checkpoint.id} was forgotten"))
     if membership.active_nodes(now.view, now.left) <= now.acked:
-        return Commit(plan, _agreed_after(now, plan))
+        return CommitPlan(plan, _agreed_after(now, plan))
     limit_s = max(PLAN_TIMEOUT_S, 3 * now.progress.step_time_s * now.progress.margin_steps)
     if now.plan_age_s > limit_s:
         reason = f"not every rank had answered after {limit_s:.0f} s"
-        return Abort(plan.number, Decision(commit=False, reason=reason))
+        return AbortPlan(plan.number, Decision(commit=False, reason=reason))
     return None
 
 
-def _without_mark(plan: Plan, agreed: Agreed | None) -> Abort | None:
+def _without_mark(plan: Plan, agreed: Agreed | None) -> AbortPlan | None:
     """A rank has gone past its gate while the database was full, and whoever was to record it may have died.
 
     Nothing is made up for a plan that was committed, or may have been, and whose decision somebody has deleted.
     """
     if agreed is None or agreed.plan >= plan.number:
         return None
-    return Abort(plan.number, Decision(commit=False, reason="a rank reached its gate while etcd took no writes"))
+    return AbortPlan(plan.number, Decision(commit=False, reason="a rank reached its gate while etcd took no writes"))
 
 
 def _agreed_after(now: Situation, plan: Plan) -> Agreed:
     return after(now.agreed if now.agreed is not None else Agreed(plan=0, view=plan.view, values={}), plan)
 
 
-def _newest_revision(desired: Mapping[str, Desired]) -> int:
+def _newest_revision(desired: Mapping[str, DesiredValue]) -> int:
     return max((item.revision for item in desired.values()), default=0)

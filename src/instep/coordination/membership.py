@@ -18,7 +18,7 @@ MAX_VERSIONS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Registered:
+class RegisteredWorker:
     """A live registration. `create_revision` is etcd's order of arrival."""
 
     member: Member
@@ -26,12 +26,12 @@ class Registered:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class WorkerGroup:
     """Registrations that agree with each other: the latest of each rank."""
 
     world_size: int
     schema_digest: str
-    by_rank: Mapping[int, Registered]
+    by_rank: Mapping[int, RegisteredWorker]
 
     @property
     def complete(self) -> bool:
@@ -55,10 +55,10 @@ class Group:
         return frozenset(item.member.worker for item in self.by_rank.values())
 
 
-def groups(registered: Iterable[Registered], view: View | None = None) -> tuple[Group, ...]:
+def groups(registered: Iterable[RegisteredWorker], view: View | None = None) -> tuple[WorkerGroup, ...]:
     """The registrations sorted into those that agree, the group with the newest arrival first."""
     trains = view.workers() if view is not None else frozenset()
-    sorted_in: dict[tuple[int, str], dict[int, Registered]] = {}
+    sorted_in: dict[tuple[int, str], dict[int, RegisteredWorker]] = {}
     for item in sorted(registered, key=lambda item: item.create_revision):
         member = item.member
         if member.rank < member.world_size and member.can_be_named:
@@ -66,11 +66,11 @@ def groups(registered: Iterable[Registered], view: View | None = None) -> tuple[
             holder = by_rank.get(member.rank)
             if holder is None or holder.member.worker not in trains or member.may_replace(holder.member):
                 by_rank[member.rank] = item
-    found = [Group(world_size, digest, by_rank) for (world_size, digest), by_rank in sorted_in.items()]
+    found = [WorkerGroup(world_size, digest, by_rank) for (world_size, digest), by_rank in sorted_in.items()]
     return tuple(sorted(found, key=lambda group: group.newest, reverse=True))
 
 
-def without_ghosts(view: View | None, registered: Iterable[Registered]) -> tuple[Registered, ...]:
+def without_ghosts(view: View | None, registered: Iterable[RegisteredWorker]) -> tuple[RegisteredWorker, ...]:
     """Without those that have trained in an earlier view and are not in this one: their place was given away while
     their node could not be reached, and they hold values of long ago."""
     if view is None:
@@ -84,7 +84,9 @@ def without_ghosts(view: View | None, registered: Iterable[Registered]) -> tuple
     )
 
 
-def next_group(view: View | None, registered: Iterable[Registered], *, outdated: bool = False) -> Group | None:
+def next_group(
+    view: View | None, registered: Iterable[RegisteredWorker], *, outdated: bool = False
+) -> WorkerGroup | None:
     """The complete group that must become the next view, or None if the view needs no change. `outdated`: what the view
     starts with is not what is agreed, so it is formed again.
 
@@ -106,7 +108,7 @@ def next_group(view: View | None, registered: Iterable[Registered], *, outdated:
     return None
 
 
-def _is_view(view: View, group: Group, registered: tuple[Registered, ...]) -> bool:
+def _is_view(view: View, group: WorkerGroup, registered: tuple[RegisteredWorker, ...]) -> bool:
     """False if a worker has been in a later view, or in another one of this number that etcd has lost: a worker that is
     not in the next view learns that from its higher number."""
     members = view.workers()
@@ -114,7 +116,7 @@ def _is_view(view: View, group: Group, registered: tuple[Registered, ...]) -> bo
     return known and group.incarnations() == view.incarnations()
 
 
-def staying(view: View | None, group: Group, entered: int) -> tuple[int, ...]:
+def staying(view: View | None, group: WorkerGroup, entered: int) -> tuple[int, ...]:
     """Ranks of the group that have trained before. A newcomer has once all staying ranks have entered its view."""
     began = view is not None and (entered >= view.number or not view.start.digest)
     members = view.workers() if view is not None and began else frozenset()
@@ -123,7 +125,7 @@ def staying(view: View | None, group: Group, entered: int) -> tuple[int, ...]:
     )
 
 
-def has_entered(view: View, entered: int, registered: Iterable[Registered], left: Mapping[str, Left]) -> bool:
+def has_entered(view: View, entered: int, registered: Iterable[RegisteredWorker], left: Mapping[str, Left]) -> bool:
     """Whether the view's newcomers may begin: all ranks that stay are in it, or have ended cleanly."""
     if view.fresh or entered >= view.number or not view.start.digest:
         return True
@@ -141,7 +143,7 @@ def _is_in(member: Member, view: View) -> bool:
     return member.view == view.number and member.head is not None
 
 
-def is_restart(group: Group) -> bool:
+def is_restart(group: WorkerGroup) -> bool:
     """Whether torchrun has started workers of the group again after a failure, in the job that they were part of.
 
     Limit: not known where another launcher restarts, or where a lost node alone made torchrun do it.
@@ -149,7 +151,7 @@ def is_restart(group: Group) -> bool:
     return any(item.member.elastic is not None and item.member.elastic.restarts for item in group.by_rank.values())
 
 
-def nodes_of(group: Group) -> dict[str, NodeMembers]:
+def nodes_of(group: WorkerGroup) -> dict[str, NodeMembers]:
     """The group as a view names it: by node, ranks rising."""
     by_node: dict[str, list[Member]] = {}
     for rank in sorted(group.by_rank):
@@ -164,7 +166,7 @@ def nodes_of(group: Group) -> dict[str, NodeMembers]:
     }
 
 
-def ranks_by_version(registered: Iterable[Registered]) -> dict[str, tuple[int, ...]]:
+def ranks_by_version(registered: Iterable[RegisteredWorker]) -> dict[str, tuple[int, ...]]:
     """Ranks by the version of Instep that their agent runs, of the first 8 versions by name."""
     found: dict[str, set[int]] = {}
     for item in registered:
@@ -172,13 +174,13 @@ def ranks_by_version(registered: Iterable[Registered]) -> dict[str, tuple[int, .
     return {version: tuple(sorted(found[version])) for version in sorted(found)[:MAX_VERSIONS]}
 
 
-def mixed_versions(group: Group) -> tuple[str, ...]:
+def mixed_versions(group: WorkerGroup) -> tuple[str, ...]:
     """The versions of Instep in the group where its agents run different ones, else empty."""
     versions = tuple(ranks_by_version(group.by_rank.values()))
     return versions if len(versions) > 1 else ()
 
 
-def strangers(view: View | None, registered: Iterable[Registered]) -> dict[WorkerId, str]:
+def mismatched(view: View | None, registered: Iterable[RegisteredWorker]) -> dict[WorkerId, str]:
     """Workers that disagree with the rest, each with the reason to give it if that lasts.
 
     The rest is the view while one of its workers lives, else the largest group (of equals the older). A moment of
@@ -200,7 +202,7 @@ def strangers(view: View | None, registered: Iterable[Registered]) -> dict[Worke
     }
 
 
-def missing_ranks(view: View, registered: Iterable[Registered], left: Mapping[str, Left]) -> tuple[int, ...]:
+def missing_ranks(view: View, registered: Iterable[RegisteredWorker], left: Mapping[str, Left]) -> tuple[int, ...]:
     """Ranks of the view that neither live nor ended cleanly: nothing can be agreed until they are replaced."""
     alive = {item.member.worker for item in registered}
     return tuple(
@@ -241,17 +243,17 @@ def _has_left(view: View, record: Left | None, rank: int) -> bool:
     return record is not None and record.view == view.number and rank in record.ranks
 
 
-def _agrees(member: Member, usual: Group) -> bool:
+def _agrees(member: Member, usual: WorkerGroup) -> bool:
     same = (member.world_size, member.schema_digest) == (usual.world_size, usual.schema_digest)
     return member.can_be_named and same
 
 
-def _is_held(member: Member, usual: Group, in_view: frozenset[WorkerId]) -> bool:
+def _is_held(member: Member, usual: WorkerGroup, in_view: frozenset[WorkerId]) -> bool:
     holder = usual.by_rank.get(member.rank)
     return holder is not None and holder.member.worker in in_view
 
 
-def _held(member: Member, usual: Group) -> str:
+def _held(member: Member, usual: WorkerGroup) -> str:
     trains = usual.by_rank[member.rank].member
     return (
         f"rank {member.rank} of this run is process {trains.pid} on {trains.host}, which is alive and in the run, so "
@@ -260,7 +262,7 @@ def _held(member: Member, usual: Group) -> str:
     )
 
 
-def _disagreement(member: Member, usual: Group) -> str:
+def _disagreement(member: Member, usual: WorkerGroup) -> str:
     """Empty where there is none."""
     if _agrees(member, usual):
         return ""

@@ -13,7 +13,7 @@ from instep.coordination.chain import Promised
 from instep.coordination.records import Ack, Decision, Left, Plan, Receipt, View
 
 
-class Life(Enum):
+class RankStatus(Enum):
     ACTIVE = "active"
     LEFT = "left"
     DEAD = "dead"
@@ -54,7 +54,7 @@ class WriteLeft:
 
 
 @dataclass(frozen=True, slots=True)
-class Settle:
+class SettlePromise:
     """Try to abort the plan, then read what stands: afterwards its decision is known and final."""
 
     promised: Promised
@@ -65,7 +65,7 @@ class Settle:
         return self.promised.number
 
 
-NodeAction = TellPlan | TellDecision | WriteAck | WriteReceipt | WriteLeft | Settle
+NodeAction = TellPlan | TellDecision | WriteAck | WriteReceipt | WriteLeft | SettlePromise
 
 
 @dataclass(slots=True)
@@ -74,7 +74,7 @@ class NodeAgreement:
 
     node: str
     view_number: int = 0
-    life: dict[int, Life] = field(default_factory=dict)
+    life: dict[int, RankStatus] = field(default_factory=dict)
     incarnations: dict[int, str] = field(default_factory=dict)
     plan: Plan | None = None
     decision: Decision | None = None
@@ -98,7 +98,7 @@ class NodeAgreement:
         self.incarnations = dict(zip(mine.ranks, mine.incarnations, strict=True)) if mine else {}
         mine_left = left if left is not None and left.view == view.number else Left(view=view.number, ranks=())
         gone, self.last_step = set(mine_left.ranks), mine_left.last_step
-        self.life = {rank: Life.LEFT if rank in gone else Life.ACTIVE for rank in self.incarnations}
+        self.life = {rank: RankStatus.LEFT if rank in gone else RankStatus.ACTIVE for rank in self.incarnations}
         self.armed = set()
         self.applied = {
             rank: step
@@ -123,7 +123,7 @@ class NodeAgreement:
         """A worker of the view is (again) connected: it hears what is open."""
         if rank not in self.life:
             return []
-        self.life[rank] = Life.ACTIVE
+        self.life[rank] = RankStatus.ACTIVE
         if self.plan is None or self.plan.view != self.view_number:
             return []
         told: list[NodeAction] = [TellPlan(rank, self.plan)]
@@ -162,7 +162,7 @@ class NodeAgreement:
         if is_it and self.decision is not None:
             return [TellDecision(rank, promised.number, self.decision, promised.digest)]
         reason = f"rank {rank} reached step {step} before it was decided"
-        return [Settle(promised, Decision(commit=False, reason=reason, by=self.node, step=step))]
+        return [SettlePromise(promised, Decision(commit=False, reason=reason, by=self.node, step=step))]
 
     def on_applied(self, rank: int, number: int, step: int, drift: tuple[str, ...] = ()) -> list[NodeAction]:
         """Also when a worker says later that its optimizer does not hold what it has applied: the receipt says so."""
@@ -175,7 +175,7 @@ class NodeAgreement:
         """The worker's loop ended after `last_step`: it runs no more steps, so no later gate waits for it."""
         if rank not in self.life:
             return []
-        self.life[rank] = Life.LEFT
+        self.life[rank] = RankStatus.LEFT
         self.last_step = max(self.last_step, last_step)
         left = self.left()
         receipt = self._receipt(self.plan.number) if self.plan and self.applied else []
@@ -183,14 +183,14 @@ class NodeAgreement:
 
     def left(self) -> Left | None:
         """Who of the view's ranks here has ended cleanly; None where nobody has."""
-        gone = tuple(sorted(rank for rank, life in self.life.items() if life is Life.LEFT))
+        gone = tuple(sorted(rank for rank, life in self.life.items() if life is RankStatus.LEFT))
         return Left(view=self.view_number, ranks=gone, last_step=self.last_step) if gone else None
 
     def on_died(self, rank: int) -> list[NodeAction]:
         """The worker is gone without a word: an open plan cannot be agreed any more."""
-        if rank not in self.life or self.life[rank] is Life.LEFT:
+        if rank not in self.life or self.life[rank] is RankStatus.LEFT:
             return []
-        self.life[rank] = Life.DEAD
+        self.life[rank] = RankStatus.DEAD
         if self.plan is None or self.decision is not None or self.plan.view != self.view_number:
             return []
         reason = f"rank {rank} died"
@@ -200,21 +200,22 @@ class NodeAgreement:
         """Of the plan that is known: a message about another one is about one that was decided."""
         if self.plan is None or number != self.plan.number:
             return []
-        return [Settle(Promised(number, self.plan.digest, self.plan.epoch), decision)]
+        return [SettlePromise(Promised(number, self.plan.digest, self.plan.epoch), decision)]
 
     def _active(self) -> list[int]:
-        return [rank for rank, life in self.life.items() if life is Life.ACTIVE]
+        return [rank for rank, life in self.life.items() if life is RankStatus.ACTIVE]
 
     def _answer(self) -> list[NodeAction]:
         """An ack when all have promised; an abort when one that has left ran past the gate; else nothing yet."""
         if self.plan is None or self.decision is not None or self.plan.view != self.view_number or not self.life:
             return []
-        if any(life is Life.LEFT for life in self.life.values()) and self.last_step >= self.plan.gate:
+        if any(life is RankStatus.LEFT for life in self.life.values()) and self.last_step >= self.plan.gate:
             reason = f"a rank that has left had already run step {self.last_step}"
             decision = Decision(commit=False, reason=reason, by=self.node, step=self.last_step)
             return self._settle(self.plan.number, decision)
         promised = all(
-            rank in self.armed if life is Life.ACTIVE else life is Life.LEFT for rank, life in self.life.items()
+            rank in self.armed if life is RankStatus.ACTIVE else life is RankStatus.LEFT
+            for rank, life in self.life.items()
         )
         ack = Ack(node=self.node, ranks=tuple(sorted(self.armed)), digest=self.plan.digest)
         return [WriteAck(self.plan.number, ack)] if promised else []

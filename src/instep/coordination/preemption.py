@@ -11,7 +11,7 @@ from instep.etcd import Compare, Op
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KnownRun:
     """How the run stands, as far as the node has heard: what it agrees on, its newest plan, and their revisions."""
 
     view_revision: int
@@ -36,7 +36,7 @@ def command_id(agreed: Agreed) -> str:
     return f"sigterm-{agreed.began}"
 
 
-def ask_to_stop(keys: Keys, known: Known, command: Command) -> Txn:
+def ask_to_stop(keys: Keys, known: KnownRun, command: Command) -> Txn:
     """Writes the command unless it stands. Refused where the run has agreed on something since, a stop maybe, or where
     other workers train now: it was not meant for them."""
     key = keys.command(command_id(known.agreed))

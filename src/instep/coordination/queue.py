@@ -26,7 +26,7 @@ MOST_REMOVED: Final = 40
 
 
 @dataclass(slots=True)
-class Entry:
+class QueueEntry:
     """Our key. `doubtful`: a txn that would create it may still be on its way, and could arrive after its removal.
     `unsaid`: it may be there, although etcd has refused it for want of space."""
 
@@ -40,7 +40,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class QueuePosition:
     """`before` holds those who come first, the oldest first."""
 
     token: int
@@ -53,12 +53,12 @@ def in_order(entries: Iterable[KeyValue], prefix: str) -> list[KeyValue]:
     return sorted(found, key=lambda item: (item.create_revision, item.key))
 
 
-def place_of(key: str, queue: Iterable[KeyValue]) -> Place | None:
+def position_of(key: str, queue: Iterable[KeyValue]) -> QueuePosition | None:
     """Where `key` stands in a queue that is in order; None when it is not there."""
     before: list[KeyValue] = []
     for item in queue:
         if item.key == key:
-            return Place(item.create_revision, tuple(before))
+            return QueuePosition(item.create_revision, tuple(before))
         before.append(item)
     return None
 
@@ -68,7 +68,7 @@ def tombstone(key: str, prefix: str) -> str:
     return f"{prefix}{GONE}{key.removeprefix(prefix)}"
 
 
-def removals(former: Iterable[Entry], prefix: str, lease_id: int) -> list[Op]:
+def removals(former: Iterable[QueueEntry], prefix: str, lease_id: int) -> list[Op]:
     """What takes these entries away for good. One of another lease than `lease_id` needs no tombstone: it ends with its
     lease, whenever it is created."""
     ops: list[Op] = []
@@ -94,8 +94,8 @@ class Queue:
         self._client = client
         self._session = session
         self._former_lease = former_lease
-        self._entry: Entry | None = None
-        self._former: list[Entry] = []
+        self._entry: QueueEntry | None = None
+        self._former: list[QueueEntry] = []
 
     def __repr__(self) -> str:
         return f"Queue({self.prefix}, {self._entry.key if self._entry else 'no entry'})"
@@ -184,7 +184,7 @@ class Queue:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    async def _inherit(self, entry: Entry) -> bool:
+    async def _inherit(self, entry: QueueEntry) -> bool:
         """Puts an equal entry of the former lease on ours: a put keeps the create revision, which is the token. Its key
         may name an earlier lease, from which the former process had taken it over itself."""
         if not self._former_lease:
@@ -202,31 +202,31 @@ class Queue:
         self._former_lease = 0
         return entry.entered
 
-    async def _look(self) -> tuple[Place | None, int]:
+    async def _look(self) -> tuple[QueuePosition | None, int]:
         """Where our entry stands, and the revision of this look."""
         entry = self._entry
         entered = entry is not None and entry.entered
         listing = await self._client.range(self.prefix)
         queue = in_order(listing.kvs, self.prefix)
-        place = None if entry is None else place_of(entry.key, queue)
+        place = None if entry is None else position_of(entry.key, queue)
         if entry is not self._entry:
             return None, listing.revision
         if place is None and entered:
             self._drop()  # somebody deleted it, or its lease ended
         return place, listing.revision
 
-    def _fence(self, entry: Entry, place: Place) -> Fence | None:
+    def _fence(self, entry: QueueEntry, place: QueuePosition) -> Fence | None:
         """Only at the front, and with a lease that is still valid now, after the wait."""
         leads = not place.before and entry.lease_id == self._session.lease_id
         return Fence(entry.key, place.token) if leads else None
 
-    def _wanted(self, value: str, name: str, lease_id: int) -> Entry:
+    def _wanted(self, value: str, name: str, lease_id: int) -> QueueEntry:
         entry = self._entry
         if entry is not None and (entry.name, entry.value, entry.lease_id) == (name, value, lease_id):
             return entry
         self._drop()
         # A number, so that an entry that was removed is never created again by a request that comes late.
-        self._entry = Entry(f"{self._stem(name)}{lease_id:x}-{self._session.serial()}", value, lease_id, name)
+        self._entry = QueueEntry(f"{self._stem(name)}{lease_id:x}-{self._session.serial()}", value, lease_id, name)
         return self._entry
 
     def _stem(self, name: str) -> str:
@@ -237,7 +237,7 @@ class Queue:
         if entry is not None and (entry.entered or entry.doubtful or entry.unsaid):
             self._former.append(entry)
 
-    def _removed(self, former: list[Entry]) -> None:
+    def _removed(self, former: list[QueueEntry]) -> None:
         self._former = [entry for entry in self._former if entry not in former]
 
     async def _remove_some(self) -> bool:

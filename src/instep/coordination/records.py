@@ -136,7 +136,7 @@ class NodeMembers(Record):
     incarnations: tuple[str, ...]
 
 
-class Course(Record):
+class Directive(Record):
     """What the ranks do beside training on, by step: so whoever joins later does it at the same step."""
 
     paused_at: int | None = None
@@ -158,7 +158,7 @@ class Snapshot(Record):
     plan: int = 0
     gate: int | None = None
     previous: dict[str, Scalar] | None = None
-    course: Course = Course()
+    course: Directive = Directive()
     origin: int = 0
     back: int = 0
     """As in Agreed."""
@@ -340,7 +340,7 @@ class Plan(Record):
     gate: int
     kind: PlanKind = "config"
     name: str | None = None
-    course: Course | None = None
+    course: Directive | None = None
     checkpoint: Manifest | None = None
     """What the run goes back to."""
     values: dict[str, Scalar]
@@ -390,7 +390,7 @@ class Agreed(Record):
     gate: int | None = None
     previous: dict[str, Scalar] | None = None
     revision: int = 0
-    course: Course = Course()
+    course: Directive = Directive()
     origin: int = 0
     """The view in which the run last began anew."""
     back: int = 0

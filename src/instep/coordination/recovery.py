@@ -7,9 +7,9 @@ no view is formed meanwhile; training goes on.
 
 from __future__ import annotations
 
-from instep.coordination.actions import Action, Proclaim, RaiseEpoch, Rewrite, Settle
+from instep.coordination.actions import LeaderAction, ProclaimLeader, RaiseEpoch, RewriteConfig, SettleEpoch
 from instep.coordination.chain import conflict, is_lost
-from instep.coordination.membership import Registered
+from instep.coordination.membership import RegisteredWorker
 from instep.coordination.records import Agreed, Epoch, Head, Held, Leader, Member
 from instep.coordination.situation import Situation
 from instep.coordination.token import MAX_EPOCH, epoch_of, make_token, revision_of
@@ -64,7 +64,7 @@ def is_under_way(now: Situation) -> bool:
     return (now.epoch is not None and not now.epoch.settled) or bool(_proof(now))
 
 
-def next_step(now: Situation) -> Action | None:
+def next_step(now: Situation) -> LeaderAction | None:
     """What comes next in an epoch that is not settled; None while somebody is waited for."""
     proof = _proof(now)
     if proof:
@@ -81,16 +81,16 @@ def next_step(now: Situation) -> Action | None:
         return None  # it has not been said in this epoch, or it was brought back with etcd's history
     if not trained:
         done = {"settled": True, "told": last_number(now), "problem": None}
-        return Settle(epoch.model_copy(update=done), decides=_open(now))
+        return SettleEpoch(epoch.model_copy(update=done), decides=_open(now))
     return _about_heads(now, epoch, trained)
 
 
-def renewed(now: Situation) -> Proclaim | None:
+def renewed(now: Situation) -> ProclaimLeader | None:
     """The leader itself takes a token of the run's epoch."""
     leader, number = now.leader, number_of(now.epoch)
     if leader is None or epoch_of(leader.token) >= number:
         return None
-    return Proclaim(_in_epoch(leader, number))
+    return ProclaimLeader(_in_epoch(leader, number))
 
 
 def _in_epoch(leader: Leader, number: int) -> Leader:
@@ -101,7 +101,7 @@ def _trained(now: Situation) -> list[tuple[int, Head]]:
     return [(item.member.rank, item.member.head) for item in now.registered if item.member.head is not None]
 
 
-def _all_are_here(now: Situation, said: list[Registered]) -> bool:
+def _all_are_here(now: Situation, said: list[RegisteredWorker]) -> bool:
     """Whether no rank is missing that has not left: one whose agent registers it later may hold a commit of which the
     others do not know. `said` are the registrations of this epoch: one from before it, though it is that of a new
     worker, may be brought back, and its worker train by now. Where some have trained, their world size counts."""
@@ -121,13 +121,13 @@ def _proof(now: Situation) -> list[Member]:
     return [item.member for item in now.registered if _is_proof(now, item, view, epoch)]
 
 
-def _is_proof(now: Situation, item: Registered, view: int, epoch: int) -> bool:
+def _is_proof(now: Situation, item: RegisteredWorker, view: int, epoch: int) -> bool:
     if item.member.head is None or item.member.epoch < epoch:
         return False
     return is_lost(item.member, now.agreed, view, epoch, last_number(now)) or _was_in_another_view(now, item)
 
 
-def _was_in_another_view(now: Situation, item: Registered) -> bool:
+def _was_in_another_view(now: Situation, item: RegisteredWorker) -> bool:
     """Whether it was in a view that has the number of the one in etcd, and is not in that one: etcd holds another
     history. Nothing follows while a living worker has its rank: the next view tells it that it was replaced."""
     view, settled_view = now.view, now.epoch.view if now.epoch is not None else 0
@@ -138,7 +138,7 @@ def _was_in_another_view(now: Situation, item: Registered) -> bool:
     return item.member.worker not in members and item.member.rank not in living
 
 
-def _about_heads(now: Situation, epoch: Epoch, trained: list[tuple[int, Head]]) -> Action | None:
+def _about_heads(now: Situation, epoch: Epoch, trained: list[tuple[int, Head]]) -> LeaderAction | None:
     top = max((head for _, head in trained), key=lambda head: (head.plan, head.digest))
     agreed, held = now.agreed, _held(now, top)
     is_there = agreed is not None and (not top.digest or top.digest in (agreed.digest, agreed.parent))
@@ -147,27 +147,27 @@ def _about_heads(now: Situation, epoch: Epoch, trained: list[tuple[int, Head]]) 
         return None  # who holds it has registered, and writes it down next
     problem = conflict(trained, top, stands.parent if stands.digest == top.digest else top.digest)
     if problem is not None:
-        return None if problem == epoch.problem else Settle(epoch.model_copy(update={"problem": problem}))
+        return None if problem == epoch.problem else SettleEpoch(epoch.model_copy(update={"problem": problem}))
     superseded = _superseded(now, stands)
     if superseded:
-        return Rewrite(superseded)
+        return RewriteConfig(superseded)
     told = max(last_number(now), *(head.told for _, head in trained), top.plan)
     view = max(item.member.view for item in now.registered)
     done = {"settled": True, "problem": None, "plan": stands.plan, "digest": stands.digest, "told": told, "view": view}
     commits = now.plan is not None and now.plan.digest == stands.digest
-    settle = Settle(epoch.model_copy(update=done), decides=_open(now), commits=commits)
+    settle = SettleEpoch(epoch.model_copy(update=done), decides=_open(now), commits=commits)
     return settle if is_there else _with_lost(now, settle, stands, held)
 
 
-def _with_lost(now: Situation, settle: Settle, stands: Agreed, held: Held | None) -> Settle:
+def _with_lost(now: Situation, settle: SettleEpoch, stands: Agreed, held: Held | None) -> SettleEpoch:
     number = settle.epoch.number
     agreed = stands.model_copy(update={"restored": number, "revision": now.epoch_revision})
     plan = held.plan if held is not None and held.plan is not None and held.plan.digest == stands.digest else None
     newest = now.plan.number if now.plan is not None else 0
     if plan is None or plan.number <= newest:
-        return Settle(settle.epoch, agreed, None, settle.decides, settle.commits)
+        return SettleEpoch(settle.epoch, agreed, None, settle.decides, settle.commits)
     plan = plan.model_copy(update={"restored": number})
-    return Settle(settle.epoch, agreed, plan, settle.decides, settle.commits)
+    return SettleEpoch(settle.epoch, agreed, plan, settle.decides, settle.commits)
 
 
 def _held(now: Situation, top: Head) -> Held | None:

@@ -19,7 +19,7 @@ GONE = "its record is not in etcd any more"
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class ResumeOffer:
     """What a view starts from. `vote`: its ranks have still to agree on it."""
 
     checkpoint: str | None
@@ -27,7 +27,7 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Poll:
+class VoteSituation:
     """All that the leader's decision looks at."""
 
     view: View
@@ -39,14 +39,14 @@ class Poll:
 
 def offer(
     view: View | None, fresh: bool, pointer: Pointer | None, resume: Resume | None, *, resume_is_newer: bool
-) -> Offer:
+) -> ResumeOffer:
     """What the view after `view` starts from. `resume_is_newer` than the newest checkpoint."""
     newest = pointer.id if pointer is not None else None
     if fresh or view is None:
-        return Offer(newest, vote=newest is not None)
+        return ResumeOffer(newest, vote=newest is not None)
     if resume is not None and resume.final:
-        return Offer(resume.id if resume_is_newer else newest, vote=False)
-    return Offer(newest, vote=view.start.vote and view.start.checkpoint is not None)
+        return ResumeOffer(resume.id if resume_is_newer else newest, vote=False)
+    return ResumeOffer(newest, vote=view.start.vote and view.start.checkpoint is not None)
 
 
 def asked(view: View, resume: Resume | None) -> Resume:
@@ -62,19 +62,23 @@ def is_open(view: View | None, resume: Resume | None) -> bool:
     return view is not None and not asked(view, resume).final
 
 
-def next_resume(poll: Poll) -> Resume | None:
+def next_resume(situation: VoteSituation) -> Resume | None:
     """What to write next, None while there is nothing new."""
-    now = asked(poll.view, poll.resume)
+    now = asked(situation.view, situation.resume)
     if now.final or now.id is None:
         return None
-    answers = [answer for answer in poll.verified.values() if answer.view == now.view and answer.id == now.id]
+    answers = [answer for answer in situation.verified.values() if answer.view == now.view and answer.id == now.id]
     problem = next((answer.problem for answer in answers if answer.problem is not None), None)
-    if problem is None and answers and now.id not in poll.manifests:
+    if problem is None and answers and now.id not in situation.manifests:
         problem = GONE
     if problem is not None:
-        return _next_best(now, problem, poll.manifests)
+        return _next_best(now, problem, situation.manifests)
     good = {rank for answer in answers for rank in answer.ranks}
-    return now.model_copy(update={"final": True}) if good >= membership.active_ranks(poll.view, poll.left) else None
+    return (
+        now.model_copy(update={"final": True})
+        if good >= membership.active_ranks(situation.view, situation.left)
+        else None
+    )
 
 
 def missing(view: View, now: Resume, verified: Iterable[Verified]) -> tuple[int, ...]:

@@ -42,7 +42,7 @@ class SessionStatistics:
     leases: int
     losses: int
     suspensions: int
-    chores: int
+    background_tasks: int
 
 
 class _Life(Enum):
@@ -97,7 +97,7 @@ class Session(TaskBlock):
         """Why there is no lease; None while there is one, and before the first attempt."""
         self._had: deque[int] = deque(maxlen=REMEMBERED_LEASES)
         self._abandoned: int = 0
-        self._chores = Background("work left to the session")
+        self._background_tasks = Background("work left to the session")
         self._serials = itertools.count(1)
         self._leases = self._losses = self._suspensions = 0
 
@@ -106,7 +106,10 @@ class Session(TaskBlock):
 
     def statistics(self) -> SessionStatistics:
         return SessionStatistics(
-            leases=self._leases, losses=self._losses, suspensions=self._suspensions, chores=len(self._chores)
+            leases=self._leases,
+            losses=self._losses,
+            suspensions=self._suspensions,
+            background_tasks=len(self._background_tasks),
         )
 
     # -- how it stands ----------------------------------------------------------------------------------------------
@@ -172,13 +175,13 @@ class Session(TaskBlock):
         """Another number at each call, so that a key on our lease has a name that no other recipe's key has or had."""
         return next(self._serials)
 
-    def chore(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any] | None:
+    def background_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any] | None:
         """Carries on with work that nobody waits for any more, such as deleting a key, until the session ends; None
         when it has ended, and its keys with it."""
         if not self._runs:
             work.close()
             return None
-        return self._chores.start(work)
+        return self._background_tasks.start(work)
 
     # -- its life ---------------------------------------------------------------------------------------------------
 
@@ -218,7 +221,7 @@ class Session(TaskBlock):
                 await asyncio.sleep(pause_s)
         finally:
             self._enter_life(_Life.ENDED)
-            await self._chores.close()
+            await self._background_tasks.close()
 
     async def _first_lease(self) -> None:
         """Returns when it has been taken, or raises why it was not. A session that has ended before says so itself."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from instep.coordination.assembly import Released
-from instep.coordination.attempts import Reported
-from instep.coordination.commands import Order
+from instep.coordination.attempts import ReportedFailure
+from instep.coordination.barriers import Released
+from instep.coordination.commands import PendingCommand
 from instep.coordination.desired import (
-    Desired,
+    DesiredValue,
 )
-from instep.coordination.membership import Registered
+from instep.coordination.membership import RegisteredWorker
 from instep.coordination.records import (
     Agreed,
     Arrivals,
@@ -37,7 +37,7 @@ from instep.coordination.schema import Schema
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class TrainingProgress:
     """How far this node's own workers are: `step` is the highest one started, None before the first boundary."""
 
     step: int | None = None
@@ -51,7 +51,7 @@ class Situation:
 
     view: View | None = None
     agreed: Agreed | None = None
-    registered: tuple[Registered, ...] = ()
+    registered: tuple[RegisteredWorker, ...] = ()
     left: Mapping[str, Left] = field(default_factory=dict)
     plan: Plan | None = None
     decision: Decision | None = None
@@ -60,9 +60,9 @@ class Situation:
     """Whether the newest plan's mark stands, without which it cannot be committed."""
     acked: frozenset[str] = frozenset()
     receipts: Mapping[str, Receipt] = field(default_factory=dict)
-    desired: Mapping[str, Desired] = field(default_factory=dict)
+    desired: Mapping[str, DesiredValue] = field(default_factory=dict)
     changes: Mapping[int, Change] = field(default_factory=dict)
-    orders: tuple[Order, ...] = ()
+    pending_commands: tuple[PendingCommand, ...] = ()
     """Commands that wait to be carried out."""
     declined: Mapping[str, int] = field(default_factory=dict)
     """Revision of each declined command that is still kept, by its id."""
@@ -76,9 +76,9 @@ class Situation:
     rejected: Mapping[str, Rejected] = field(default_factory=dict)
     schemas: Mapping[str, str] = field(default_factory=dict)
     schema: Schema = field(default_factory=lambda: Schema(None))
-    lasting_strangers: frozenset[WorkerId] = frozenset()
+    long_mismatched: frozenset[WorkerId] = frozenset()
     """Workers that have disagreed with the rest for longer than a lease lives."""
-    progress: Progress = Progress()
+    progress: TrainingProgress = TrainingProgress()
     forming: Forming | None = None
     epoch: Epoch | None = None
     epoch_revision: int = 0
@@ -92,9 +92,9 @@ class Situation:
     """Keys of the run's state that somebody has deleted while it lives, and what they held."""
     run: str = ""
     attempts: Attempts = field(default_factory=Attempts)
-    reports: tuple[Reported, ...] = ()
+    reports: tuple[ReportedFailure, ...] = ()
     """How ranks have failed, as their nodes say."""
-    went_on: bool = False
+    has_progressed: bool = False
     """Whether the ranks of the view have run a step together, as far as this leader has seen."""
     released: Mapping[str, Released] = field(default_factory=dict)
     arrivals: Mapping[str, Arrivals] = field(default_factory=dict)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from instep.coordination.assembly import Released
+from instep.coordination.barriers import Released
+from instep.coordination.informer import Informer
 from instep.coordination.keys import Keys, last_part
-from instep.coordination.mirror import Mirror
 from instep.coordination.records import (
     Agreed,
     Decision,
@@ -43,7 +43,7 @@ class RunState:
     ) -> None:
         self._keys = keys
         self._on_change = on_change
-        self.mirror = Mirror(client, keys.state, self._take, on_reset=self._reset, contradicts=self._contradicts)
+        self.informer = Informer(client, keys.state, self._take, on_reset=self._reset, contradicts=self._contradicts)
         self._on_reset = on_reset
         self._clear()
 
@@ -81,10 +81,10 @@ class RunState:
 
     def __repr__(self) -> str:
         view = self.view.number if self.view else 0
-        return f"RunState(view {view}, plan {self.plan.number if self.plan else 0}, {self.mirror!r})"
+        return f"RunState(view {view}, plan {self.plan.number if self.plan else 0}, {self.informer!r})"
 
     def _contradicts(self, found: Mapping[str, KeyValue]) -> str | None:
-        """Plans are let go of by the mirror, and their numbers only rise."""
+        """Plans are let go of by the informer, and their numbers only rise."""
         key = self._keys.plan(self.plan.number) if self.plan is not None else None
         return None if key is None or key in found or key in self.lost else f"{key} is not there any more"
 
@@ -177,7 +177,7 @@ class RunState:
         return self.plan.model_copy(update={"created": self.plan_revision}) if self.plan is not None else None
 
     def _take_plan(self, key: str, value: bytes | None, item: KeyValue) -> None:
-        self.mirror.forget(key)
+        self.informer.forget(key)
         newest = self.plan.number if self.plan else 0
         if key.endswith("/decision"):
             decision = Decision.decode_or_none(value)

@@ -24,7 +24,7 @@ _ENDLESS = 2**62
 
 
 @dataclass(frozen=True, slots=True)
-class Lap:
+class Segment:
     """A fresh start and the committed plans that followed, in order. `whole` is False when some are not kept."""
 
     start: StartOfView
@@ -50,7 +50,7 @@ class Lap:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class Span:
     """From `step` on these values held; None when it is not known which."""
 
     step: int
@@ -59,7 +59,7 @@ class Stretch:
     reason: str | None = None
 
 
-Way: TypeAlias = tuple[Stretch, ...]
+Spans: TypeAlias = tuple[Span, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,25 +81,25 @@ class Timeline:
         """The newest committed plan that changed values, or the newest start that did."""
         changes = [(number, 0) for number, plan in self.plans.items() if plan.kind == "config"]
         found = [position for position in changes if self.is_committed(position[0])]
-        found += [lap.position for lap in self.laps() if lap.start.changes]
+        found += [segment.position for segment in self.segments() if segment.start.changes]
         return max(found, default=None)
 
-    def laps(self) -> tuple[Lap, ...]:
+    def segments(self) -> tuple[Segment, ...]:
         """Those whose start is kept, the oldest first."""
         starts = self._starts()
-        return tuple(map(self._lap, starts, [*starts[1:], None]))
+        return tuple(map(self._segment, starts, [*starts[1:], None]))
 
     def values_before(self, number: int) -> dict[str, Scalar]:
         """What held when plan `number` was made. Raises ConfigError when that is not kept any more."""
-        return self._lap_of(number).values(before=number)
+        return self._segment_of(number).values(before=number)
 
     def values_after(self, number: int) -> dict[str, Scalar]:
         """What held when plan `number` was committed. Raises ConfigError when that is not kept any more."""
-        return self._lap_of(number).values(before=number + 1)
+        return self._segment_of(number).values(before=number + 1)
 
     def start(self, view: int) -> StartOfView:
         """What fresh view `view` began with. Raises ConfigError when it is not kept, or the view was not fresh."""
-        found = next((lap.start for lap in self.laps() if lap.start.view == view), None)
+        found = next((segment.start for segment in self.segments() if segment.start.view == view), None)
         if found is None:
             raise ConfigError(f"no start of view {view} is kept: 'instep history' names those that changed values")
         return found
@@ -108,31 +108,31 @@ class Timeline:
         """Names that the plan or start at `since`, or a later plan or start of the run, changed."""
         names: dict[str, None] = {}
         held: dict[str, Scalar] | None = None
-        for lap in self.laps():
-            later = lap.position >= since
+        for segment in self.segments():
+            later = segment.position >= since
             if held is not None:
-                names |= dict.fromkeys(name for name in _differing(held, lap.start.values) if name in held)
+                names |= dict.fromkeys(name for name in _differing(held, segment.start.values) if name in held)
             if later:
-                names |= dict.fromkeys(name for change in lap.start.changes for name in change.names)
-            changes = [plan for plan in lap.plans if (plan.number, 0) >= since]
+                names |= dict.fromkeys(name for change in segment.start.changes for name in change.names)
+            changes = [plan for plan in segment.plans if (plan.number, 0) >= since]
             names |= dict.fromkeys(name for plan in changes for name in plan.values)
             if later or changes or held is not None:
-                held = lap.values()
+                held = segment.values()
         return tuple(names)
 
     def schedule(self, run: str) -> Schedule:
         """What the run was trained with, as far as it has come. Raises ConfigError when that cannot be told."""
-        laps = self.laps()
-        whole = laps[0].start.view == 1 if laps else not self.plans
-        way: Way = () if whole else (Stretch(0, None, reason="it is not kept any more"),)
-        passed: list[tuple[int, int, Way]] = []
+        segments = self.segments()
+        whole = segments[0].start.view == 1 if segments else not self.plans
+        spans: Spans = () if whole else (Span(0, None, reason="it is not kept any more"),)
+        passed: list[tuple[int, int, Spans]] = []
         """Views, plans, and the way as it was then: a checkpoint names both."""
-        for lap in laps:
-            if lap.first_step is not None:
-                way = self._through(lap, way, passed)
-        if not any(lap.first_step is not None for lap in laps) and laps:
-            way = (Stretch(0, laps[-1].start.values),)
-        return _schedule(run, way)
+        for segment in segments:
+            if segment.first_step is not None:
+                spans = self._through(segment, spans, passed)
+        if not any(segment.first_step is not None for segment in segments) and segments:
+            spans = (Span(0, segments[-1].start.values),)
+        return _schedule(run, spans)
 
     # -- laps -------------------------------------------------------------------------------------------------------
 
@@ -146,7 +146,7 @@ class Timeline:
         # Higher ones are from a former life of the run, whose state was deleted by hand.
         return [starts[number] for number in sorted(starts) if view is None or number <= view.number]
 
-    def _lap(self, start: StartOfView, following: StartOfView | None) -> Lap:
+    def _segment(self, start: StartOfView, following: StartOfView | None) -> Segment:
         last = following.plan if following is not None else max(self.plans, default=start.plan)
         numbers = range(start.plan + 1, last + 1)
         ended = following.view if following is not None else _ENDLESS
@@ -157,7 +157,7 @@ class Timeline:
         )
         whole = all(number in self.plans for number in numbers)
         first_step = self._first_step(start, ended, ran=bool(committed))
-        return Lap(start, committed, first_step, self._origin(start, first_step), whole)
+        return Segment(start, committed, first_step, self._origin(start, first_step), whole)
 
     def _first_step(self, start: StartOfView, ended: int, *, ran: bool) -> int | None:
         said = self.first_steps.get(start.view)
@@ -176,70 +176,70 @@ class Timeline:
             origin = Origin(id=manifest.id, step=manifest.step, view=manifest.view, plan=manifest.plan)
         return origin if origin is not None and origin.step + 1 == first_step else None
 
-    def _lap_of(self, number: int) -> Lap:
-        for lap in self.laps():
-            if any(plan.number == number for plan in lap.plans) and lap.whole:
-                return lap
+    def _segment_of(self, number: int) -> Segment:
+        for segment in self.segments():
+            if any(plan.number == number for plan in segment.plans) and segment.whole:
+                return segment
         raise ConfigError(f"which values held at plan {number} is not kept any more")
 
     # -- the way ----------------------------------------------------------------------------------------------------
 
-    def _through(self, lap: Lap, way: Way, passed: list[tuple[int, int, Way]]) -> Way:
-        assert lap.first_step is not None
-        start, origin = lap.start, lap.origin
+    def _through(self, segment: Segment, spans: Spans, passed: list[tuple[int, int, Spans]]) -> Spans:
+        assert segment.first_step is not None
+        start, origin = segment.start, segment.origin
         held: dict[str, Scalar] = dict(start.values)
-        way = _back_to(lap.first_step, _as_of(origin, passed, way))
-        if start.replays is not None or not lap.whole:
+        spans = _back_to(segment.first_step, _as_of(origin, passed, spans))
+        if start.replays is not None or not segment.whole:
             kept = "it replayed a schedule, which tells it" if start.replays else "its plans are not all kept any more"
-            return (*way, Stretch(lap.first_step, None, reason=kept))
+            return (*spans, Span(segment.first_step, None, reason=kept))
         why = f"went on from checkpoint {origin.id}" if origin else f"start of view {start.view}"
         reasons = _joined(change.reason for change in start.changes)
         why = f"{reasons} ({why})" if reasons else why
         author = _joined(change.author for change in start.changes)
-        way = (*way, Stretch(lap.first_step, dict(held), author, why))
-        passed.append((start.view, start.plan, way))
-        for plan in lap.plans:
+        spans = (*spans, Span(segment.first_step, dict(held), author, why))
+        passed.append((start.view, start.plan, spans))
+        for plan in segment.plans:
             held |= plan.values
             if plan.kind == "config":
                 # While a run is paused from its start on, the gate is any step before the one that all stand at.
-                step = max(plan.gate, lap.first_step)
-                way = (*_back_to(step, way), Stretch(step, dict(held), plan.author, plan.reason))
+                step = max(plan.gate, segment.first_step)
+                spans = (*_back_to(step, spans), Span(step, dict(held), plan.author, plan.reason))
             elif plan.checkpoint is not None:
                 step = plan.checkpoint.step + 1
                 why = f"taken back to checkpoint {plan.checkpoint.id}"
-                way = _back_to(step, _as_of(plan.checkpoint, passed, way))
-                way = (*way, Stretch(step, dict(held), plan.author, why))
-            passed.append((start.view, plan.number, way))
-        return way
+                spans = _back_to(step, _as_of(plan.checkpoint, passed, spans))
+                spans = (*spans, Span(step, dict(held), plan.author, why))
+            passed.append((start.view, plan.number, spans))
+        return spans
 
 
-def _as_of(origin: Origin | Manifest | None, passed: list[tuple[int, int, Way]], way: Way) -> Way:
+def _as_of(origin: Origin | Manifest | None, passed: list[tuple[int, int, Spans]], spans: Spans) -> Spans:
     """The way that led to a checkpoint: it may have been left since, and is taken up again now."""
     if origin is None:
-        return way
+        return spans
     views = [view for view, _, _ in passed if view <= origin.view]
     known = [one for view, plan, one in passed if view == max(views, default=0) and plan <= origin.plan]
-    return known[-1] if known else way
+    return known[-1] if known else spans
 
 
-def _back_to(step: int, way: Way) -> Way:
-    return tuple(stretch for stretch in way if stretch.step < step)
+def _back_to(step: int, spans: Spans) -> Spans:
+    return tuple(span for span in spans if span.step < step)
 
 
-def _schedule(run: str, way: Way) -> Schedule:
-    hole = next((stretch for stretch in way if stretch.values is None), None)
+def _schedule(run: str, spans: Spans) -> Schedule:
+    hole = next((span for span in spans if span.values is None), None)
     if hole is not None:
         raise ConfigError(f"what run {run} was trained with from step {hole.step} on cannot be told: {hole.reason}")
-    if not way:
+    if not spans:
         raise ConfigError(f"run {run} has not started yet: there is no schedule")
-    first, *later = way
+    first, *later = spans
     assert first.values is not None
     changes, held = [], dict(first.values)
-    for stretch in later:
-        assert stretch.values is not None
-        news = {name: value for name, value in stretch.values.items() if name in _differing(held, stretch.values)}
+    for span in later:
+        assert span.values is not None
+        news = {name: value for name, value in span.values.items() if name in _differing(held, span.values)}
         if news:
-            changes.append(ScheduledChange(stretch.step, news, stretch.author, stretch.reason))
+            changes.append(ScheduledChange(span.step, news, span.author, span.reason))
             held |= news
     return Schedule(run, first.values, tuple(changes))
 

@@ -9,28 +9,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from instep.coordination.actions import (
+    MAX_COLLECTED,
     MAX_DECLINED,
-    MAX_TIDIED,
-    Abort,
-    Action,
-    Announce,
-    Ask,
-    Commit,
-    Decline,
-    Enter,
+    AbortPlan,
+    AnnounceForming,
+    CollectGarbage,
+    CommitPlan,
+    DeclineCommands,
     FormView,
+    LeaderAction,
+    MarkEntered,
+    OfferCheckpoint,
     OpenPlan,
-    Proclaim,
+    ProclaimLeader,
     RaiseEpoch,
-    Refuse,
-    Reject,
+    RefuseWorkers,
+    RejectJoin,
+    RejectValues,
     Restore,
-    Rewrite,
-    Settle,
-    Tidy,
-    TurnAway,
+    RewriteConfig,
+    SettleEpoch,
 )
-from instep.coordination.assembly import LetThrough
+from instep.coordination.barriers import ReleaseBarrier
 from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
 from instep.coordination.records import (
@@ -59,7 +59,7 @@ TERMS_KEPT = 100
 EPOCHS_KEPT = 100
 """Epochs kept in the history."""
 RECEIPTS_KEPT = 20
-"""Plans whose receipts are kept: one key a node each, and the leader mirrors them."""
+"""Plans whose receipts are kept: one key a node each, and the leader informers them."""
 STARTS_KEPT = 200
 """Views whose start is kept for history."""
 ACKS_KEPT = 2
@@ -75,7 +75,7 @@ class Txn:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class SeenRevisions:
     """Mod revisions of what a decision was taken from; 0 for a key that was absent."""
 
     view: int = 0
@@ -86,21 +86,21 @@ class Seen:
     epoch: int = 0
 
 
-def for_action(action: Action, keys: Keys, fence: Fence, seen: Seen) -> Txn:
+def for_action(action: LeaderAction, keys: Keys, fence: Fence, seen: SeenRevisions) -> Txn:
     """The txn that carries out a leader's action, if what it was decided from still stands."""
     same_view = Compare.mod_revision(keys.view, "==", seen.view)
     same_epoch = Compare.mod_revision(keys.epoch, "==", seen.epoch)
     match action:
         case RaiseEpoch():
             return _proven_loss(action, keys, seen, (fence.compare(), same_view, _same_agreed(keys, seen)))
-        case Proclaim():
+        case ProclaimLeader():
             return Txn((fence.compare(), same_epoch), _proclaimed(keys, action.leader))
-        case Rewrite():
+        case RewriteConfig():
             puts = tuple(Op.put(keys.config_of(name), format_scalar(value)) for name, value in action.config.items())
             return Txn((fence.compare(), same_epoch), puts)
-        case Settle():
+        case SettleEpoch():
             return _settle(action, keys, (fence.compare(), same_epoch, _same_agreed(keys, seen)))
-        case Enter():
+        case MarkEntered():
             entered = Entered(view=action.view)
             return Txn((fence.compare(), same_epoch, same_view), (Op.put(keys.entered, entered.encode()),))
         case FormView():
@@ -112,44 +112,44 @@ def for_action(action: Action, keys: Keys, fence: Fence, seen: Seen) -> Txn:
             return _form_view(action, keys, tuple(guards))
         case OpenPlan():
             return _open_plan(action, keys, (fence.compare(), same_epoch, same_view))
-        case Commit():
+        case CommitPlan():
             return _commit(action, keys, (fence.compare(), same_epoch, same_view))
-        case Decline():
+        case DeclineCommands():
             return _decline(action, keys, fence)
         case Restore():
             absent = tuple(Compare.absent(key) for key in action.lost)
             return Txn((fence.compare(), *absent), tuple(Op.put(key, text) for key, text in action.lost.items()))
-        case Ask():
+        case OfferCheckpoint():
             done = [Op.delete(keys.verified, prefix=True)] if action.resume.final else []
             return Txn((fence.compare(), same_view), (Op.put(keys.resume, action.resume.encode()), *done))
-        case Announce():
+        case AnnounceForming():
             return Txn((fence.compare(),), (Op.put(keys.forming, action.forming.encode()),))
-        case Abort():
+        case AbortPlan():
             made = abort(keys, action.number, action.decision)
             return Txn((fence.compare(), same_epoch, *made.compares), made.then)
-        case Reject():
+        case RejectValues():
             return Txn(
                 (fence.compare(),),
                 tuple(
                     Op.put(keys.rejected_of(item.name), item.encode()) for item in action.rejections[:MAX_REJECTIONS]
                 ),
             )
-        case Tidy():
-            return Txn((fence.compare(),), _tidied(action, keys))
-        case Refuse():
+        case CollectGarbage():
+            return Txn((fence.compare(),), _collected(action, keys))
+        case RefuseWorkers():
             return Txn((fence.compare(),), _refusals(action.refused, keys))
-        case TurnAway():
+        case RejectJoin():
             count = (Op.put(keys.attempts, action.attempts.encode()),) if action.attempts is not None else ()
             same_count = _same_attempts(keys, seen)
             return Txn((fence.compare(), same_view, same_count), (*_refusals(action.refused, keys), *count))
-        case LetThrough():
+        case ReleaseBarrier():
             same = Compare.mod_revision(keys.barrier(action.name), "==", action.seen)
             then = [Op.put(keys.barrier(action.name), action.release.encode())]
-            then += [Op.delete(keys.barrier(name)) for name in action.outdated[:MAX_TIDIED]]
+            then += [Op.delete(keys.barrier(name)) for name in action.outdated[:MAX_COLLECTED]]
             return Txn((fence.compare(), same_view, same), tuple(then))
 
 
-def _decline(action: Decline, keys: Keys, fence: Fence) -> Txn:
+def _decline(action: DeclineCommands, keys: Keys, fence: Fence) -> Txn:
     """The first of them; those that are left are declined next."""
     compares, then = [fence.compare()], []
     for name, item in action.declined[:MAX_DECLINED]:
@@ -159,7 +159,7 @@ def _decline(action: Decline, keys: Keys, fence: Fence) -> Txn:
     return Txn(tuple(compares), tuple(then))
 
 
-def _tidied(action: Tidy, keys: Keys) -> tuple[Op, ...]:
+def _collected(action: CollectGarbage, keys: Keys) -> tuple[Op, ...]:
     outdated = [keys.rejected_of(name) for name in action.rejections]
     outdated += [keys.change(change_id) for change_id in action.changes]
     outdated += [keys.declined_of(command_id) for command_id in action.declined]
@@ -170,7 +170,7 @@ def _tidied(action: Tidy, keys: Keys) -> tuple[Op, ...]:
 
 def _refusals(refused: tuple[Refused, ...], keys: Keys) -> tuple[Op, ...]:
     """The first of them; those that are left are refused next."""
-    return tuple(Op.put(keys.refused_of(*item.worker), item.encode()) for item in refused[:MAX_TIDIED])
+    return tuple(Op.put(keys.refused_of(*item.worker), item.encode()) for item in refused[:MAX_COLLECTED])
 
 
 def abort(keys: Keys, number: int, decision: Decision) -> Txn:
@@ -208,7 +208,7 @@ def raise_epoch(keys: Keys, seen: int, epoch: Epoch) -> Txn:
     return Txn((Compare.mod_revision(keys.epoch, "==", seen),), tuple(then))
 
 
-def _proven_loss(action: RaiseEpoch, keys: Keys, seen: Seen, guards: tuple[Compare, ...]) -> Txn:
+def _proven_loss(action: RaiseEpoch, keys: Keys, seen: SeenRevisions, guards: tuple[Compare, ...]) -> Txn:
     """Registrations are watched apart from the state: a watch that lags must not look like a loss."""
     absent = (Compare.absent(keys.plan(action.told)),) if action.told else ()
     raised = raise_epoch(keys, seen.epoch, action.epoch)
@@ -220,7 +220,7 @@ def _proclaimed(keys: Keys, leader: Leader) -> tuple[Op, ...]:
     return (Op.put(keys.leader, leader.encode()), Op.put(keys.term(term.term), term.encode()))
 
 
-def _settle(action: Settle, keys: Keys, guards: tuple[Compare, ...]) -> Txn:
+def _settle(action: SettleEpoch, keys: Keys, guards: tuple[Compare, ...]) -> Txn:
     compares, epoch = list(guards), action.epoch
     then = [Op.put(keys.epoch, epoch.encode()), Op.put(keys.epoch_of(epoch.number), epoch.encode())]
     if action.agreed is not None:
@@ -264,12 +264,12 @@ def _undecided(keys: Keys, number: int) -> Compare:
     return Compare.absent(keys.decision(number))
 
 
-def _same_agreed(keys: Keys, seen: Seen) -> Compare:
+def _same_agreed(keys: Keys, seen: SeenRevisions) -> Compare:
     """Newcomers start from `agreed`: a commit that slipped in since it was read would leave them without it."""
     return Compare.mod_revision(keys.agreed, "==", seen.agreed)
 
 
-def _same_attempts(keys: Keys, seen: Seen) -> Compare:
+def _same_attempts(keys: Keys, seen: SeenRevisions) -> Compare:
     """Nobody has cleared the count since it was read."""
     return Compare.mod_revision(keys.attempts, "==", seen.attempts)
 
@@ -336,7 +336,7 @@ def pointer_to(manifest: Manifest) -> Pointer:
     )
 
 
-def _commit(action: Commit, keys: Keys, guards: tuple[Compare, ...]) -> Txn:
+def _commit(action: CommitPlan, keys: Keys, guards: tuple[Compare, ...]) -> Txn:
     plan = action.plan
     compares = [*guards, _undecided(keys, plan.number), Compare.present(keys.open_mark(plan.number))]
     then = [
@@ -359,7 +359,7 @@ def _open_plan(action: OpenPlan, keys: Keys, guards: tuple[Compare, ...]) -> Txn
     plan = action.plan
     compares = [*guards, Compare.absent(keys.plan(plan.number))]
     if plan.kind != "config" and plan.change_id:
-        # A mirror that lags still shows a command that is done with.
+        # A informer that lags still shows a command that is done with.
         compares.append(Compare.mod_revision(keys.command(plan.change_id), "==", plan.revision))
     follows = plan.number - 1 if action.follows is None else action.follows
     if follows:

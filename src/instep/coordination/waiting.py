@@ -27,7 +27,7 @@ def because(trouble: InstepError | None) -> str:
     return "" if trouble is None else f" Trouble with etcd until then: {str(trouble).rstrip('.')}."
 
 
-async def insist(step: Callable[[], Awaitable[bool]], what: str) -> None:
+async def retry_until_done(step: Callable[[], Awaitable[bool]], what: str) -> None:
     """Takes the step again until it returns True, over outages. Another error is logged, and ends it: no repetition
     cures that."""
     while True:
@@ -43,7 +43,7 @@ async def insist(step: Callable[[], Awaitable[bool]], what: str) -> None:
 
 async def tidied(session: Session, step: Callable[[], Awaitable[bool]], what: str) -> bool:
     """Insists for about a second; then the session carries on with it. Whether it was done in that time."""
-    removing = session.chore(insist(step, what))
+    removing = session.background_task(retry_until_done(step, what))
     if removing is None:
         return False
     done, _ = await asyncio.wait([removing], timeout=GIVE_UP_S)

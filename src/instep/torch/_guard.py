@@ -138,7 +138,7 @@ def _tell(text: bytes) -> None:
     sys.path[:] = facts["path"]
     from instep.coordination.connect import open_client
     from instep.coordination.rendezvous.keys import RendezvousKeys
-    from instep.coordination.waiting import insist
+    from instep.coordination.waiting import retry_until_done
     from instep.settings import Settings
 
     settings = Settings.from_json(facts["settings"])
@@ -146,7 +146,7 @@ def _tell(text: bytes) -> None:
 
     async def tell() -> None:
         async with asyncio.timeout(limit_s), open_client(settings) as client:
-            await insist(lambda: _is_told(client, keys, node), f"the node {node}")
+            await retry_until_done(lambda: _is_told(client, keys, node), f"the node {node}")
 
     asyncio.run(tell())
 

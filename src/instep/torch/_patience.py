@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, Final, TypeVar
 
 from instep.coordination.rendezvous.keys import RendezvousKeys
-from instep.coordination.rendezvous.node import Node
+from instep.coordination.rendezvous.node import RendezvousNode
 from instep.coordination.rendezvous.records import Limits, Registration
 from instep.errors import EtcdError
 from instep.etcd import Client
@@ -29,7 +29,7 @@ async def aloud(
     seat: Coroutine[Any, Any, T],
     client: Client,
     keys: RendezvousKeys,
-    node: Node,
+    node: RendezvousNode,
     limits: Limits,
     *,
     last_call_s: float,
@@ -43,7 +43,7 @@ async def aloud(
 
 
 async def _tell(
-    client: Client, keys: RendezvousKeys, node: Node, limits: Limits, last_call_s: float, pause_s: float
+    client: Client, keys: RendezvousKeys, node: RendezvousNode, limits: Limits, last_call_s: float, pause_s: float
 ) -> None:
     while True:
         await asyncio.sleep(pause_s)
@@ -53,7 +53,7 @@ async def _tell(
         except EtcdError:  # told by those who need it
             continue
         known = [Registration.decode_or_none(item.value) for item in found.kvs]
-        current = node.outlook.round
+        current = node.known.round
         if node.is_spare and current is not None:
             text: str | None = (
                 f"this node is a spare: round {current.number} has all of its {limits.max_nodes} nodes; it waits until "

@@ -11,7 +11,7 @@ from typing import Final
 
 from instep.coordination.connect import open_client
 from instep.coordination.outage import Outage
-from instep.coordination.rendezvous.node import Node
+from instep.coordination.rendezvous.node import RendezvousNode
 from instep.coordination.rendezvous.records import Address, Cause, Round
 from instep.errors import EtcdUnavailable
 from instep.etcd import Client
@@ -40,7 +40,7 @@ class Presence:
         self._pid = os.getpid()
         self._loop = LoopThread(f"instep-rendezvous-{options.keys.run}")
         self._client: Client | None = None
-        self._node: Node | None = None
+        self._node: RendezvousNode | None = None
         self._guard: Guard | None = None
         self._closed = False
         atexit.register(self.close)
@@ -57,7 +57,7 @@ class Presence:
         return f"Presence({'closed' if self._closed else self._node!r})"
 
     @property
-    def node(self) -> Node:
+    def node(self) -> RendezvousNode:
         assert self._node is not None
         return self._node
 
@@ -94,13 +94,13 @@ class Presence:
         self._client = open_client(self._options.settings)
         await reach(self._client, self._options.keys, self._contact_s)
 
-    async def _enter(self) -> Node:
+    async def _enter(self) -> RendezvousNode:
         """Rides out trouble with an etcd that has just answered."""
         options = self._options
         deadline = time.monotonic() + self._contact_s
         outage = Outage("the rendezvous waits for etcd")
         while True:
-            node = Node(
+            node = RendezvousNode(
                 self._linked,
                 options.keys,
                 options.limits,

@@ -13,7 +13,7 @@ from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
-from instep.coordination.rendezvous.node import Node
+from instep.coordination.rendezvous.node import RendezvousNode
 from instep.coordination.rendezvous.records import Address, Cause, Round
 from instep.errors import InstepError, JoinTimeout, RunClosed, SettingsError
 from instep.torch._address import address_of_this_node
@@ -89,7 +89,7 @@ class Handler(RendezvousHandler):
         return f"Handler({self._presence or self._options.keys.run})"
 
     @property
-    def node(self) -> Node | None:
+    def node(self) -> RendezvousNode | None:
         """Ours in the rendezvous; None before the first `next_rendezvous` and after `shutdown`."""
         return self._presence.node if self._presence is not None else None
 
@@ -129,7 +129,7 @@ class Handler(RendezvousHandler):
         self._told = is_lost or (node is not None and self._is_called(node))
         return int(self._told)
 
-    def _is_called(self, node: Node) -> bool:
+    def _is_called(self, node: RendezvousNode) -> bool:
         """In the moment in which all are."""
         if not node.is_left_behind:
             return False
@@ -203,7 +203,7 @@ class Handler(RendezvousHandler):
                 "see that the nodes reach each other by the addresses given with --local-addr."
             )
 
-    def _enter(self, current: Round, node: Node, own: TCPStore) -> RendezvousInfo | None:
+    def _enter(self, current: Round, node: RendezvousNode, own: TCPStore) -> RendezvousInfo | None:
         """None where a node of the round has died meanwhile."""
         rank, size = current.rank_of(node.name), len(current.seats)
         if rank is None or current.store is None:
@@ -247,7 +247,7 @@ class Handler(RendezvousHandler):
     def _arrival_s(self) -> float:
         return self._options.ttl_s + ARRIVAL_S
 
-    def _cause(self, node: Node) -> Cause:
+    def _cause(self, node: RendezvousNode) -> Cause:
         if not node.was_seated:
             return "new"
         return "membership" if self._told else "failure"

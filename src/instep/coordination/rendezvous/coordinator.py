@@ -12,17 +12,17 @@ from typing import Final
 
 from instep.coordination.election import Election
 from instep.coordination.fence import Fence
+from instep.coordination.informer import Informer
 from instep.coordination.keys import last_part
-from instep.coordination.mirror import Mirror
 from instep.coordination.outage import Outage
 from instep.coordination.queue import GONE
 from instep.coordination.rendezvous.decision import (
-    Action,
-    Refuse,
-    Registered,
-    Scene,
+    RefuseNode,
+    RegisteredNode,
+    RendezvousAction,
+    RendezvousSituation,
     decide,
-    standing_of,
+    round_status,
 )
 from instep.coordination.rendezvous.keys import RendezvousKeys
 from instep.coordination.rendezvous.records import Closed, Refusal, Registration, Round
@@ -97,81 +97,81 @@ class Coordinator:
 
     async def _coordinate(self, fence: Fence) -> None:
         self._called_at = None
-        mirror = Mirror(self._client, self._keys.root, lambda events: self._moved.set())
-        await first_of(mirror.run(), self._serve(mirror, fence))
+        informer = Informer(self._client, self._keys.root, lambda events: self._moved.set())
+        await first_of(informer.run(), self._serve(informer, fence))
 
-    async def _serve(self, mirror: Mirror, fence: Fence) -> None:
-        await mirror.wait_listed()
+    async def _serve(self, informer: Informer, fence: Fence) -> None:
+        await informer.wait_listed()
         outage = Outage("a step of the rendezvous waits")
         while True:
             self._moved.clear()
-            scene = self._timed(scene_of(mirror, self._keys))
-            action = decide(scene) if not self._held else None
+            situation = self._timed(situation_of(informer, self._keys))
+            action = decide(situation) if not self._held else None
             try:
-                if action is not None and await self._carry_out(action, mirror, fence):
+                if action is not None and await self._carry_out(action, informer, fence):
                     outage.over()
                     continue
             except InstepError as error:
                 outage.met(error)
-            await self._wait(RETRY_S if action is not None else self._pause_s(scene))
+            await self._wait(RETRY_S if action is not None else self._pause_s(situation))
 
     async def _wait(self, pause_s: float | None) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
                 await self._moved.wait()
 
-    def _timed(self, scene: Scene) -> Scene:
+    def _timed(self, situation: RendezvousSituation) -> RendezvousSituation:
         now = self._clock()
         calm = self._session.link == "connected" and now - self._undisturbed_since >= self._ttl_s
-        scene = replace(scene, calm=calm)
-        if not standing_of(scene).is_last_call:
+        situation = replace(situation, calm=calm)
+        if not round_status(situation).is_last_call:
             self._called_at = None
         elif self._called_at is None:
             self._called_at = now
         called = self._called_at is not None and now - self._called_at >= self._last_call_s
-        return replace(scene, last_call_over=called)
+        return replace(situation, last_call_over=called)
 
-    def _pause_s(self, scene: Scene) -> float | None:
+    def _pause_s(self, situation: RendezvousSituation) -> float | None:
         """Until time alone would change the decision; None when only an event can."""
         pauses = []
-        if self._called_at is not None and not scene.last_call_over:
+        if self._called_at is not None and not situation.last_call_over:
             pauses.append(self._called_at + self._last_call_s - self._clock())
-        if standing_of(scene).waits_for_absent and self._session.link == "connected":
+        if round_status(situation).waits_for_absent and self._session.link == "connected":
             pauses.append(self._undisturbed_since + self._ttl_s - self._clock())
         return max(0.0, min(pauses)) if pauses else None
 
-    async def _carry_out(self, action: Action, mirror: Mirror, fence: Fence) -> bool:
-        """Whether etcd took it. A mirror that lags, or a run that was closed just now, makes it refuse."""
+    async def _carry_out(self, action: RendezvousAction, informer: Informer, fence: Fence) -> bool:
+        """Whether etcd took it. A informer that lags, or a run that was closed just now, makes it refuse."""
         result = await self._client.txn(
-            [fence.compare(), *(unchanged(mirror, key) for key in (self._keys.round, self._keys.closed))],
+            [fence.compare(), *(unchanged(informer, key) for key in (self._keys.round, self._keys.closed))],
             operations(action, self._keys),
         )
         if result.succeeded:
             log.debug("rendezvous: %s", action)
-            await mirror.wait_revision(result.revision, 1.0)
+            await informer.wait_revision(result.revision, 1.0)
         return result.succeeded
 
 
-def scene_of(mirror: Mirror, keys: RendezvousKeys) -> Scene:
+def situation_of(informer: Informer, keys: RendezvousKeys) -> RendezvousSituation:
     """What the keys say, without what clocks say."""
-    round_, closed = mirror.get(keys.round), mirror.get(keys.closed)
+    round_, closed = informer.get(keys.round), informer.get(keys.closed)
     known = Round.decode_or_none(round_.value) if round_ is not None else None
-    there = [item for item in mirror.under(keys.nodes) if not item.key.startswith(f"{keys.nodes}{GONE}")]
+    there = [item for item in informer.under(keys.nodes) if not item.key.startswith(f"{keys.nodes}{GONE}")]
     read = [(item, Registration.decode_or_none(item.value)) for item in there]
-    return Scene(
-        nodes=tuple(Registered(last_part(item.key), item.create_revision, said) for item, said in read if said),
+    return RendezvousSituation(
+        nodes=tuple(RegisteredNode(last_part(item.key), item.create_revision, said) for item, said in read if said),
         unreadable=frozenset(last_part(item.key) for item, said in read if said is None),
         round=known,
         closed=Closed.decode_or_none(closed.value) if closed is not None else None,
-        gone=frozenset(last_part(item.key) for item in mirror.under(keys.gone)),
-        refused=frozenset(last_part(item.key) for item in mirror.under(keys.refused(""))),
+        gone=frozenset(last_part(item.key) for item in informer.under(keys.gone)),
+        refused=frozenset(last_part(item.key) for item in informer.under(keys.refused(""))),
         readable=round_ is None or known is not None,
     )
 
 
-def operations(action: Action, keys: RendezvousKeys) -> tuple[Op, ...]:
+def operations(action: RendezvousAction, keys: RendezvousKeys) -> tuple[Op, ...]:
     """What an action writes."""
-    if isinstance(action, Refuse):
+    if isinstance(action, RefuseNode):
         return (Op.put(keys.refused(action.node), Refusal(reason=action.reason).encode()),)
     forgotten = (
         Op.delete(key) for node in action.forget[:MOST_FORGOTTEN] for key in (keys.gone_of(node), keys.refused(node))
@@ -179,7 +179,7 @@ def operations(action: Action, keys: RendezvousKeys) -> tuple[Op, ...]:
     return (Op.put(keys.round, action.round.encode()), *forgotten)
 
 
-def unchanged(mirror: Mirror, key: str) -> Compare:
-    """Holds while a key is as the mirror shows it."""
-    known = mirror.get(key)
+def unchanged(informer: Informer, key: str) -> Compare:
+    """Holds while a key is as the informer shows it."""
+    known = informer.get(key)
     return Compare.mod_revision(key, "==", known.mod_revision if known is not None else 0)

@@ -14,7 +14,7 @@ from instep.coordination.rendezvous.records import Cause, Closed, Limits, Regist
 
 
 @dataclass(frozen=True, slots=True)
-class Registered:
+class RegisteredNode:
     """A registration as it stands. `token` rises in the order of coming."""
 
     node: str
@@ -23,10 +23,10 @@ class Registered:
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class RendezvousSituation:
     """All that the decision rests on, at one revision of etcd."""
 
-    nodes: tuple[Registered, ...] = ()
+    nodes: tuple[RegisteredNode, ...] = ()
     unreadable: frozenset[str] = frozenset()
     """Nodes whose registration was written by another version."""
     round: Round | None = None
@@ -42,7 +42,7 @@ class Scene:
 
 
 @dataclass(frozen=True, slots=True)
-class Write:
+class WriteRound:
     """The round as it is to be. `forget` names nodes whose departure or refusal need not be remembered any more."""
 
     round: Round
@@ -50,12 +50,12 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
-class Refuse:
+class RefuseNode:
     node: str
     reason: str
 
 
-Action: TypeAlias = Write | Refuse
+RendezvousAction: TypeAlias = WriteRound | RefuseNode
 
 
 def epoch_of(round_: Round | None, closed: Closed | None) -> int:
@@ -65,14 +65,14 @@ def epoch_of(round_: Round | None, closed: Closed | None) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class RoundStatus:
     """Who keeps the round going, and who asks for the next, those who come first at the front."""
 
     epoch: int
     number: int
     limits: Limits | None
     content: frozenset[str]
-    asking: tuple[Registered, ...]
+    asking: tuple[RegisteredNode, ...]
     unfit: Mapping[str, str]
     """Nodes that are to be refused, each with the reason."""
     waits_for_former: bool
@@ -92,24 +92,24 @@ class Standing:
         return due and self.limits.min_nodes <= len(self.asking) < self.limits.max_nodes
 
 
-def decide(now: Scene) -> Action | None:
+def decide(now: RendezvousSituation) -> RendezvousAction | None:
     """The one thing to do next; None when all is as it should be."""
     if not now.readable:
         return None
-    standing = standing_of(now)
-    for node, reason in standing.unfit.items():
+    status = round_status(now)
+    for node, reason in status.unfit.items():
         if node not in now.refused:
-            return Refuse(node, reason)
-    limits = standing.limits
-    if limits is None or standing.waits_for_former:
+            return RefuseNode(node, reason)
+    limits = status.limits
+    if limits is None or status.waits_for_former:
         return None
-    if standing.content:
-        return _about_standing_round(now, standing, limits)
+    if status.content:
+        return _about_current_round(now, status, limits)
     enough = limits.min_nodes if now.last_call_over else limits.max_nodes
-    return _form(now, standing, limits) if len(standing.asking) >= enough else None
+    return _form(now, status, limits) if len(status.asking) >= enough else None
 
 
-def standing_of(now: Scene) -> Standing:
+def round_status(now: RendezvousSituation) -> RoundStatus:
     # The nodes know it too, should its keys have been deleted: nobody is to begin beside them.
     epoch = max([epoch_of(now.round, now.closed), *(item.registration.epoch for item in now.nodes)])
     current = now.round if now.round is not None and now.round.epoch == epoch else None
@@ -132,7 +132,7 @@ def standing_of(now: Scene) -> Standing:
     limits = _limits(current if content else None, asking)
     unfit = _unfit(now, ours, limits)
     fit = [item for item in asking if item.node not in unfit]
-    return Standing(
+    return RoundStatus(
         epoch=epoch,
         number=number,
         limits=limits,
@@ -145,19 +145,19 @@ def standing_of(now: Scene) -> Standing:
     )
 
 
-def _may_run(item: Registered, round_: Round | None) -> bool:
+def _may_run(item: RegisteredNode, round_: Round | None) -> bool:
     """Whether it has had a seat, or was given one just now."""
     return item.registration.round > 0 or (round_ is not None and round_.rank_of(item.node) is not None)
 
 
-def _limits(current: Round | None, asking: list[Registered]) -> Limits | None:
+def _limits(current: Round | None, asking: list[RegisteredNode]) -> Limits | None:
     """Those of the round that stands; else of whoever came first."""
     if current is not None:
         return current.limits
     return min(asking, key=lambda item: item.token).registration.limits if asking else None
 
 
-def _unfit(now: Scene, ours: list[Registered], limits: Limits | None) -> Mapping[str, str]:
+def _unfit(now: RendezvousSituation, ours: list[RegisteredNode], limits: Limits | None) -> Mapping[str, str]:
     version = (
         "its registration was written by another version of Instep: use the same version on all nodes, or another "
         "--rdzv-id"
@@ -173,24 +173,24 @@ def _unfit(now: Scene, ours: list[Registered], limits: Limits | None) -> Mapping
     return unfit
 
 
-def _about_standing_round(now: Scene, standing: Standing, limits: Limits) -> Write | None:
+def _about_current_round(now: RendezvousSituation, status: RoundStatus, limits: Limits) -> WriteRound | None:
     current = now.round
-    if current is None or current.epoch != standing.epoch or current.number < standing.number:
+    if current is None or current.epoch != status.epoch or current.number < status.number:
         # Somebody has deleted it: those who still run can only be asked to meet again.
-        return Write(Round(epoch=standing.epoch, number=standing.number, limits=limits, wanted=True))
-    room = limits.max_nodes > len(standing.content)
+        return WriteRound(Round(epoch=status.epoch, number=status.number, limits=limits, wanted=True))
+    room = limits.max_nodes > len(status.content)
     lost = any(seat.node in now.gone for seat in current.seats)
-    wanted = (bool(standing.asking) and room) or lost or not current.seats
-    return Write(current.model_copy(update={"wanted": wanted})) if wanted != current.wanted else None
+    wanted = (bool(status.asking) and room) or lost or not current.seats
+    return WriteRound(current.model_copy(update={"wanted": wanted})) if wanted != current.wanted else None
 
 
-def _form(now: Scene, standing: Standing, limits: Limits) -> Write:
-    chosen = standing.asking[: limits.max_nodes]
-    before = now.round if now.round is not None and now.round.epoch == standing.epoch else None
+def _form(now: RendezvousSituation, status: RoundStatus, limits: Limits) -> WriteRound:
+    chosen = status.asking[: limits.max_nodes]
+    before = now.round if now.round is not None and now.round.epoch == status.epoch else None
     cause = _cause({item.registration.cause for item in chosen})
     made = Round(
-        epoch=standing.epoch,
-        number=standing.number + 1,
+        epoch=status.epoch,
+        number=status.number + 1,
         limits=limits,
         seats=tuple(Seat(node=item.node, host=item.registration.host, pid=item.registration.pid) for item in chosen),
         store=chosen[0].registration.store,
@@ -198,7 +198,7 @@ def _form(now: Scene, standing: Standing, limits: Limits) -> Write:
         restarts=(before.restarts if before is not None else 0) + (cause == "failure"),
     )
     departed = now.refused - now.unreadable - {item.node for item in now.nodes}
-    return Write(made, tuple(sorted(now.gone | departed)))
+    return WriteRound(made, tuple(sorted(now.gone | departed)))
 
 
 def _cause(causes: set[Cause]) -> Cause:

@@ -13,7 +13,7 @@ from typing import Final, Self
 
 from instep.coordination.block import TaskBlock, ended
 from instep.coordination.group import Group
-from instep.coordination.mirror import Mirror
+from instep.coordination.informer import Informer
 from instep.coordination.outage import Outage
 from instep.coordination.rendezvous.coordinator import Coordinator, unchanged
 from instep.coordination.rendezvous.decision import epoch_of
@@ -44,7 +44,7 @@ REGISTER_S: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class KnownRendezvous:
     """What a node knows of its rendezvous; of a moment that has passed."""
 
     round: Round | None = None
@@ -53,7 +53,7 @@ class Outlook:
     refusal: str | None = None
 
 
-class Node(TaskBlock):
+class RendezvousNode(TaskBlock):
     """Promise: inside its `async with` block the node is registered while it asks or runs, over outages and lost
     leases; `seat` gives it each round that holds it; and if it is the oldest candidate it coordinates. Where etcd's
     history goes back, the newest round that the node knows is written back before it acts on what etcd shows.
@@ -76,7 +76,7 @@ class Node(TaskBlock):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = secrets.token_hex(6)
-        self.outlook = Outlook()
+        self.known = KnownRendezvous()
         self.left_behind_at = 0.0
         """When `is_left_behind` began to hold last, by the clock: at about the same moment on all nodes."""
         self._client = client
@@ -86,7 +86,7 @@ class Node(TaskBlock):
         self._pid = pid
         self._session = Session(client, ttl_s=ttl_s, on_link=self._on_link, clock=clock)
         self._group = Group(client, self._session, keys.nodes)
-        self._mirror = Mirror(client, keys.state, self._take)
+        self._informer = Informer(client, keys.state, self._take)
         self._coordinator = Coordinator(
             client, self._session, keys, self.name, ttl_s=ttl_s, last_call_s=last_call_s, clock=clock
         )
@@ -103,20 +103,20 @@ class Node(TaskBlock):
         self._clock = clock
 
     def __repr__(self) -> str:
-        return f"Node({self.name} of {self._keys.run}, round {self._round}, epoch {self._epoch})"
+        return f"RendezvousNode({self.name} of {self._keys.run}, round {self._round}, epoch {self._epoch})"
 
     # -- from memory ------------------------------------------------------------------------------------------------
 
     @property
     def is_closed(self) -> bool:
         """Whether the run that this node belongs to has ended."""
-        closed = self.outlook.closed
+        closed = self.known.closed
         return self._has_finished or (closed is not None and 0 < self._epoch <= closed.epoch)
 
     @property
     def is_left_behind(self) -> bool:
         """Whether the round that this node runs in is over, or is to be formed anew: it has to ask for the next."""
-        current = self.outlook.round
+        current = self.known.round
         if current is None or self._round == 0:
             return False
         if current.number > self._round or current.epoch > self._epoch:
@@ -128,7 +128,7 @@ class Node(TaskBlock):
     @property
     def runs_in_what_stands(self) -> bool:
         """Whether the round that stands is the one that this node was seated in last, though it may be wanted anew."""
-        current = self.outlook.round
+        current = self.known.round
         return current is not None and current.number == self._round and not self._is_elsewhere(current)
 
     @property
@@ -139,7 +139,7 @@ class Node(TaskBlock):
     @property
     def is_spare(self) -> bool:
         """Whether this node waits because a full round has no room for it."""
-        current = self.outlook.round
+        current = self.known.round
         return (
             current is not None
             and current.epoch == self._epoch
@@ -156,7 +156,7 @@ class Node(TaskBlock):
         Raises JoinTimeout after `timeout_s` seconds, RunClosed when the run has ended, JoinRefused with the reason when
         it cannot take part, and what the client raises where waiting would not help; the request is then withdrawn.
         """
-        self._epoch = self._epoch or epoch_of(self.outlook.round, self.outlook.closed)
+        self._epoch = self._epoch or epoch_of(self.known.round, self.known.closed)
         registration = Registration(
             epoch=self._epoch,
             host=self._host,
@@ -176,7 +176,7 @@ class Node(TaskBlock):
         self._round, self._seated_in = found.number, found
         content = registration.model_copy(update={"epoch": self._epoch, "round": found.number, "asks": False})
         self._saying = content
-        self._session.chore(self._rest(content))
+        self._session.background_task(self._rest(content))
         return found
 
     async def finish(self) -> None:
@@ -184,7 +184,7 @@ class Node(TaskBlock):
         while self._history_changed:  # which epoch is ours is not known
             self._moved.clear()
             await self._moved.wait()
-        epoch = self._epoch or epoch_of(self.outlook.round, self.outlook.closed)
+        epoch = self._epoch or epoch_of(self.known.round, self.known.closed)
         while True:
             current = await self._client.get(self._keys.closed)
             known = Closed.decode_or_none(current.value) if current is not None else None
@@ -202,7 +202,7 @@ class Node(TaskBlock):
         """Raises what the client raises when etcd cannot be reached or refuses us."""
         await self._session.__aenter__()
         try:
-            return await self._enter(self._live(), self._mirror.wait_listed(), f"rendezvous of {self._keys.run}")
+            return await self._enter(self._live(), self._informer.wait_listed(), f"rendezvous of {self._keys.run}")
         except BaseException:
             await self._session.close()
             raise
@@ -220,7 +220,7 @@ class Node(TaskBlock):
     async def _live(self) -> None:
         end_listening = self._client.history.listen(self._on_history)
         try:
-            await first_of(self._mirror.run(), self._coordinator.run())
+            await first_of(self._informer.run(), self._coordinator.run())
         finally:
             end_listening()
 
@@ -239,7 +239,7 @@ class Node(TaskBlock):
         while True:
             self._moved.clear()
             self._look_for_trouble()
-            current = self.outlook.round
+            current = self.known.round
             if current is not None and current.epoch == self._epoch and current.number > self._round:
                 if current.rank_of(self.name) is not None:
                     return current
@@ -289,17 +289,17 @@ class Node(TaskBlock):
             await self._rest(said)
 
     def _look_for_trouble(self) -> None:
-        outlook = self.outlook
-        if not outlook.readable:
+        known = self.known
+        if not known.readable:
             raise JoinRefused(
                 f"The rendezvous of {self._keys.run} was written by another version of Instep ({self._keys.round} "
                 "cannot be read): use the same version on all nodes, or another --rdzv-id."
             )
         if self.is_closed:
-            by = outlook.closed.by if outlook.closed is not None else ""
+            by = known.closed.by if known.closed is not None else ""
             raise RunClosed(f"The run {self._keys.run} has ended: it was closed by {by or 'another node'}.")
-        if outlook.refusal is not None:
-            raise JoinRefused(f"This node cannot take part in {self._keys.run}: {outlook.refusal}.")
+        if known.refusal is not None:
+            raise JoinRefused(f"This node cannot take part in {self._keys.run}: {known.refusal}.")
 
     def _on_link(self, link: LinkState) -> None:
         self._coordinator.on_link(link)
@@ -312,27 +312,27 @@ class Node(TaskBlock):
     def _take(self, events: tuple[Event, ...]) -> None:
         if not self._history_changed:
             self._look(self._shown())
-        elif self._mirror.is_current and not self._writes_back:
-            self._writes_back = self._session.chore(self._write_back()) is not None
+        elif self._informer.is_current and not self._writes_back:
+            self._writes_back = self._session.background_task(self._write_back()) is not None
 
-    def _shown(self) -> Outlook:
+    def _shown(self) -> KnownRendezvous:
         """What etcd shows."""
-        round_, closed = self._mirror.get(self._keys.round), self._mirror.get(self._keys.closed)
-        refused = self._mirror.get(self._keys.refused(self.name))
+        round_, closed = self._informer.get(self._keys.round), self._informer.get(self._keys.closed)
+        refused = self._informer.get(self._keys.refused(self.name))
         known = Round.decode_or_none(round_.value) if round_ is not None else None
         refusal = Refusal.decode_or_none(refused.value) if refused is not None else None
-        return Outlook(
+        return KnownRendezvous(
             round=known,
             readable=round_ is None or known is not None,
             closed=Closed.decode_or_none(closed.value) if closed is not None else None,
             refusal=refusal.reason if refusal is not None else None,
         )
 
-    def _look(self, shown: Outlook) -> None:
-        if shown.round is None and shown.readable and self.outlook.round is not None and self._saying is not None:
-            self._session.chore(self._say_again(self._saying))
+    def _look(self, shown: KnownRendezvous) -> None:
+        if shown.round is None and shown.readable and self.known.round is not None and self._saying is not None:
+            self._session.background_task(self._say_again(self._saying))
         was_left_behind = self.is_left_behind
-        self.outlook = shown
+        self.known = shown
         if shown.round is not None and 0 < self._epoch < shown.round.epoch and not self.is_closed:
             self._renumber(shown.round.epoch, self._round)  # etcd had lost it, and others have written it back
         if self.is_left_behind and not was_left_behind:
@@ -350,16 +350,16 @@ class Node(TaskBlock):
     async def _write_back(self) -> None:
         outage = Outage("what etcd has lost of the rendezvous waits to be written back")
         try:
-            while self._history_changed and self._mirror.is_current:
+            while self._history_changed and self._informer.is_current:
                 shown = self._shown()
                 lost = self._lost(shown)
                 if not lost:
                     self._settle(shown)
                     return
-                compares = [unchanged(self._mirror, key) for key in (self._keys.round, self._keys.closed)]
+                compares = [unchanged(self._informer, key) for key in (self._keys.round, self._keys.closed)]
                 try:
                     result = await self._client.txn(compares, lost)
-                    await self._mirror.wait_revision(result.revision, 1.0)
+                    await self._informer.wait_revision(result.revision, 1.0)
                 except InstepError as error:
                     outage.met(error)
                 if self._lost(self._shown()):
@@ -367,17 +367,17 @@ class Node(TaskBlock):
         finally:
             self._writes_back = False
 
-    def _lost(self, shown: Outlook) -> list[Op]:
+    def _lost(self, shown: KnownRendezvous) -> list[Op]:
         """What writes back what `shown` lacks."""
         if not shown.readable:
             return []
-        known = self.outlook
+        known = self.known
         round_ = lost_round(known.round, known.closed, shown.round, shown.closed)
         closed = lost_close(known.closed, shown.closed)
         ops = [Op.put(self._keys.round, round_.encode())] if round_ is not None else []
         return [*ops, *([Op.put(self._keys.closed, closed.encode())] if closed is not None else [])]
 
-    def _settle(self, shown: Outlook) -> None:
+    def _settle(self, shown: KnownRendezvous) -> None:
         """Etcd shows what we know, or what came of it."""
         self._history_changed = False
         current, ours = shown.round, self._seated_in
@@ -403,4 +403,4 @@ class Node(TaskBlock):
         said = self._saying
         if said is not None and (said.epoch, said.round) != (epoch, number):
             self._saying = said.model_copy(update={"epoch": epoch, "round": number})
-            self._session.chore(self._rest(self._saying))
+            self._session.background_task(self._rest(self._saying))

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 
 from instep.coordination import commands, membership, recovery
 from instep.coordination.actions import (
-    MAX_SCHEMAS_TIDIED,
-    MAX_TIDIED,
-    Action,
-    Decline,
+    MAX_COLLECTED,
+    MAX_SCHEMAS_COLLECTED,
+    CollectGarbage,
+    DeclineCommands,
+    LeaderAction,
     OpenPlan,
-    Reject,
-    Tidy,
+    RejectValues,
 )
-from instep.coordination.commands import Order
+from instep.coordination.commands import PendingCommand
 from instep.coordination.desired import (
-    Wanted,
+    NextChange,
     next_change,
     pending_revisions,
     settled_rejections,
@@ -25,7 +25,7 @@ from instep.coordination.desired import (
 from instep.coordination.records import (
     Agreed,
     Change,
-    Course,
+    Directive,
     Plan,
     Rejected,
     View,
@@ -71,7 +71,7 @@ def _said(now: Situation, view: View, plan: Plan) -> set[str]:
     }
 
 
-def about_wishes(now: Situation) -> Action | None:
+def about_intents(now: Situation) -> LeaderAction | None:
     """The oldest of what operators want, a change or a command."""
     if now.view is None or now.agreed is None:
         return None
@@ -81,24 +81,24 @@ def about_wishes(now: Situation) -> Action | None:
         return None
     refused = _refused_by_workers(now)
     if refused:
-        return Reject(refused)
-    stop = commands.oldest_stop(now.orders)
+        return RejectValues(refused)
+    stop = commands.oldest_stop(now.pending_commands)
     if stop is not None:
-        return _about_order(now, stop, now.agreed.course)
-    hopeless = commands.hopeless(now.orders)
+        return _about_command(now, stop, now.agreed.course)
+    hopeless = commands.hopeless(now.pending_commands)
     if hopeless:
-        return Decline(hopeless)
+        return DeclineCommands(hopeless)
     wanted = next_change(now.desired, now.agreed.values, now.schema, now.rejected)
     if wanted is not None and wanted.rejections:
-        return Reject(tuple(signed_rejection(item, now.changes.get(item.revision)) for item in wanted.rejections))
-    order = commands.oldest(now.orders)
-    if order is not None and (wanted is None or order.revision < wanted.revision):
-        return _about_order(now, order, now.agreed.course)
+        return RejectValues(tuple(signed_rejection(item, now.changes.get(item.revision)) for item in wanted.rejections))
+    pending = commands.oldest(now.pending_commands)
+    if pending is not None and (wanted is None or pending.revision < wanted.revision):
+        return _about_command(now, pending, now.agreed.course)
     action = _about_change(now, wanted) if wanted is not None else None
-    return action or _tidy(now, now.agreed)
+    return action or _collect_garbage(now, now.agreed)
 
 
-def _about_change(now: Situation, wanted: Wanted) -> Action | None:
+def _about_change(now: Situation, wanted: NextChange) -> LeaderAction | None:
     gate = _next_gate(now)
     if gate is None:
         return None
@@ -106,25 +106,27 @@ def _about_change(now: Situation, wanted: Wanted) -> Action | None:
     return _opened(now, _plan(now, gate, wanted.revision, wanted.values, change))
 
 
-def _about_order(now: Situation, order: Order, course: Course) -> Action | None:
-    why = _refusal_of(now, order) or commands.why_not(order, course, now.manifests, somebody_left=_somebody_left(now))
-    if why is not None or order.command is None:
-        return Decline(((order.id, commands.declined(order, why or "")),))
+def _about_command(now: Situation, pending: PendingCommand, course: Directive) -> LeaderAction | None:
+    why = _refusal_of(now, pending) or commands.why_not(
+        pending, course, now.manifests, somebody_left=_somebody_left(now)
+    )
+    if why is not None or pending.command is None:
+        return DeclineCommands(((pending.id, commands.declined(pending, why or "")),))
     gate = _next_gate(now)
     if gate is None:
         return None
-    command = order.command
+    command = pending.command
     back_to = now.manifests.get(command.name or "") if command.kind == "restore" else None
     goes_on = back_to.step + 1 if back_to is not None else None
-    plan = _plan(now, gate, order.revision, {}, None).model_copy(
+    plan = _plan(now, gate, pending.revision, {}, None).model_copy(
         update={
             "kind": command.kind,
             "name": command.name,
-            "course": commands.course_after(command, gate, course, goes_on=goes_on),
+            "course": commands.directive_after(command, gate, course, goes_on=goes_on),
             "checkpoint": back_to,
             "author": command.author,
             "reason": command.reason,
-            "change_id": order.id,
+            "change_id": pending.id,
         }
     )
     return _opened(now, plan)
@@ -136,9 +138,9 @@ def _opened(now: Situation, plan: Plan) -> OpenPlan:
     return OpenPlan(plan, follows=None if newest == plan.number - 1 else newest)
 
 
-def _refusal_of(now: Situation, order: Order) -> str | None:
+def _refusal_of(now: Situation, pending: PendingCommand) -> str | None:
     """What a worker said to the newest plan, if that was for this command."""
-    if now.plan is None or now.decision is None or not now.decision.refused or now.plan.change_id != order.id:
+    if now.plan is None or now.decision is None or not now.decision.refused or now.plan.change_id != pending.id:
         return None
     return "; ".join(f"{name}: {reason}" for name, reason in now.decision.refused.items())
 
@@ -166,16 +168,18 @@ def _next_gate(now: Situation) -> int | None:
     return max(now.progress.step, late, membership.last_step_left(now.view, now.left)) + now.progress.margin_steps
 
 
-def _tidy(now: Situation, agreed: Agreed) -> Tidy | None:
+def _collect_garbage(now: Situation, agreed: Agreed) -> CollectGarbage | None:
     rejections = settled_rejections(now.desired, agreed.values, now.schema, now.rejected)
     open_revisions = pending_revisions(now.desired, agreed.values, now.schema, now.rejected)
     changes = tuple(change.id for revision, change in now.changes.items() if revision not in open_revisions)
     declined = commands.outdated(now.declined)
-    refusals, schemas = now.outdated_refusals, now.outdated_schemas[:MAX_SCHEMAS_TIDIED]
+    refusals, schemas = now.outdated_refusals, now.outdated_schemas[:MAX_SCHEMAS_COLLECTED]
     if not (rejections or changes or declined or refusals or schemas):
         return None
     # No more than etcd takes in one txn; the rest follows.
-    return Tidy(rejections[:MAX_TIDIED], changes[:MAX_TIDIED], declined[:MAX_TIDIED], refusals[:MAX_TIDIED], schemas)
+    return CollectGarbage(
+        rejections[:MAX_COLLECTED], changes[:MAX_COLLECTED], declined[:MAX_COLLECTED], refusals[:MAX_COLLECTED], schemas
+    )
 
 
 def _plan(now: Situation, gate: int, revision: int, values: Mapping[str, object], change: Change | None) -> Plan:

@@ -29,7 +29,7 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class DryRun:
     """`values` is what the view would start with; `base` the same without any desired value."""
 
     values: Mapping[str, Scalar]

@@ -1,6 +1,6 @@
 """A prefix of etcd, held up to date in memory: listed once, then watched; listed again when history is gone.
 
-Every recipe that looks at more than one key looks at a mirror, so that there is one way to be right about watches.
+Every recipe that looks at more than one key looks at an informer, so that there is one way to be right about watches.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RETRY_S = 0.5
 Changed = Callable[[tuple[Event, ...]], None]
 
 
-class Mirror:
+class Informer:
     """Promise: `keys` goes through the same states as etcd, revision by revision, though it may skip some after a
     compaction. Limit: it is always a little late, so a decision taken from it must be guarded by its txn.
 
@@ -56,7 +56,7 @@ class Mirror:
         self._outage = Outage(f"{prefix} cannot be followed")
 
     def __repr__(self) -> str:
-        return f"Mirror({self._prefix}, {len(self._keys)} keys at revision {self._revision})"
+        return f"Informer({self._prefix}, {len(self._keys)} keys at revision {self._revision})"
 
     @property
     def keys(self) -> Mapping[str, KeyValue]:
@@ -137,7 +137,7 @@ class Mirror:
 
     def _disproof(self, found: Mapping[str, KeyValue]) -> str | None:
         """What shows that this is another history: a key that was written last before we have seen it written, or what
-        the owner of this mirror finds."""
+        the owner of this informer finds."""
         for key, item in found.items():
             held = self._keys.get(key)
             if held is not None and item.mod_revision < held.mod_revision:

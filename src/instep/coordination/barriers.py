@@ -27,7 +27,7 @@ class Released:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class BarrierWait:
     """A rank waits at barrier `name`. It was in view `view` when it came; the last release that let it through, at
     whichever barrier, had number `after`."""
 
@@ -41,7 +41,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hall:
+class BarrierSituation:
     """All that the leader's decision looks at."""
 
     view: View
@@ -52,7 +52,7 @@ class Hall:
 
 
 @dataclass(frozen=True, slots=True)
-class LetThrough:
+class ReleaseBarrier:
     """All have come. Refused when there has been another release since `seen`."""
 
     name: str
@@ -63,31 +63,31 @@ class LetThrough:
 
 
 @dataclass(frozen=True, slots=True)
-class Absent:
+class MissingRanks:
     """Who has not come to a barrier; `elsewhere` says who of them waits at another one."""
 
     ranks: tuple[int, ...]
     elsewhere: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-def next_release(hall: Hall) -> LetThrough | None:
-    here = _here(hall)
+def next_release(situation: BarrierSituation) -> ReleaseBarrier | None:
+    here = _here(situation)
     names = sorted({name for arrivals in here.values() for name in arrivals.waiting})
     if not names:
         return None
-    active = membership.active_ranks(hall.view, hall.left)
+    active = membership.active_ranks(situation.view, situation.left)
     for name in names:
-        if active and active <= _arrived(hall, name):
-            return _let_through(hall, name)
+        if active and active <= _arrived(situation, name):
+            return _release(situation, name)
     return None
 
 
-def absent(hall: Hall, name: str) -> Absent:
+def missing_ranks(situation: BarrierSituation, name: str) -> MissingRanks:
     """Who is still missing at a barrier, as far as nodes have said."""
-    missing = membership.active_ranks(hall.view, hall.left) - _arrived(hall, name)
-    others = {other for arrivals in _here(hall).values() for other in arrivals.waiting if other != name}
-    elsewhere = {other: tuple(sorted(missing & _arrived(hall, other))) for other in sorted(others)}
-    return Absent(tuple(sorted(missing)), {other: ranks for other, ranks in elsewhere.items() if ranks})
+    missing = membership.active_ranks(situation.view, situation.left) - _arrived(situation, name)
+    others = {other for arrivals in _here(situation).values() for other in arrivals.waiting if other != name}
+    elsewhere = {other: tuple(sorted(missing & _arrived(situation, other))) for other in sorted(others)}
+    return MissingRanks(tuple(sorted(missing)), {other: ranks for other, ranks in elsewhere.items() if ranks})
 
 
 def is_due(wanted: Arrivals | None, written: Arrivals | None, *, all_wait: bool, overdue: bool) -> bool:
@@ -104,33 +104,33 @@ def without(arrivals: Arrivals | None, name: str) -> Arrivals | None:
     return arrivals.model_copy(update={"waiting": waiting}) if arrivals is not None and waiting else None
 
 
-def _let_through(hall: Hall, name: str) -> LetThrough:
-    seen = hall.released[name].revision if name in hall.released else 0
-    told = [waiting.after for arrivals in _here(hall).values() for waiting in arrivals.waiting.values()]
-    number = max([*(item.record.number for item in hall.released.values()), *told], default=0) + 1
-    others = [other for other in hall.released if other != name]
-    oldest_last = sorted(others, key=lambda other: hall.released[other].record.number, reverse=True)
-    release = Record(view=hall.view.number, number=number)
-    return LetThrough(name, release, seen, tuple(oldest_last[RELEASES_KEPT - 1 :]))
+def _release(situation: BarrierSituation, name: str) -> ReleaseBarrier:
+    seen = situation.released[name].revision if name in situation.released else 0
+    told = [waiting.after for arrivals in _here(situation).values() for waiting in arrivals.waiting.values()]
+    number = max([*(item.record.number for item in situation.released.values()), *told], default=0) + 1
+    others = [other for other in situation.released if other != name]
+    oldest_last = sorted(others, key=lambda other: situation.released[other].record.number, reverse=True)
+    release = Record(view=situation.view.number, number=number)
+    return ReleaseBarrier(name, release, seen, tuple(oldest_last[RELEASES_KEPT - 1 :]))
 
 
-def _here(hall: Hall) -> dict[str, Arrivals]:
+def _here(situation: BarrierSituation) -> dict[str, Arrivals]:
     """What was said in the view that stands."""
     return {
         node: arrivals
-        for node, arrivals in hall.arrivals.items()
-        if arrivals.view == hall.view.number and node in hall.view.nodes
+        for node, arrivals in situation.arrivals.items()
+        if arrivals.view == situation.view.number and node in situation.view.nodes
     }
 
 
-def _arrived(hall: Hall, name: str) -> set[int]:
+def _arrived(situation: BarrierSituation, name: str) -> set[int]:
     """Ranks that wait for the next release of this barrier, each said by its own node."""
-    seen = hall.released[name].revision if name in hall.released else 0
+    seen = situation.released[name].revision if name in situation.released else 0
     found: set[int] = set()
-    for node, arrivals in _here(hall).items():
+    for node, arrivals in _here(situation).items():
         waiting = arrivals.waiting.get(name)
         if waiting is not None and waiting.seen == seen:
-            found |= set(waiting.ranks) & set(hall.view.nodes[node].ranks)
+            found |= set(waiting.ranks) & set(situation.view.nodes[node].ranks)
     return found
 
 

@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 from instep.coordination import membership
-from instep.coordination.attempts import Reported
-from instep.coordination.commands import Order
-from instep.coordination.desired import Desired, considered
-from instep.coordination.headway import Headway
+from instep.coordination.attempts import ReportedFailure
+from instep.coordination.commands import PendingCommand
+from instep.coordination.desired import DesiredValue, considered
+from instep.coordination.informer import Informer
 from instep.coordination.keys import Keys, last_part
-from instep.coordination.membership import Registered
-from instep.coordination.mirror import Mirror
+from instep.coordination.membership import RegisteredWorker
+from instep.coordination.progress_detector import ProgressDetector
 from instep.coordination.records import (
     Ack,
     Arrivals,
@@ -31,9 +31,9 @@ from instep.coordination.records import (
     WorkerId,
 )
 from instep.coordination.schema import Schema
-from instep.coordination.situation import Progress, Situation
+from instep.coordination.situation import Situation, TrainingProgress
 from instep.coordination.state import RunState
-from instep.coordination.transactions import Seen
+from instep.coordination.transactions import SeenRevisions
 from instep.etcd import Client, Event, KeyValue
 from instep.names import is_hyperparameter_name
 
@@ -63,9 +63,9 @@ class Decoded(Generic[T]):
         return list(self._known.values())
 
 
-def _read_desired(prefix: str, item: KeyValue) -> Desired | None:
+def _read_desired(prefix: str, item: KeyValue) -> DesiredValue | None:
     name = item.key.removeprefix(prefix)
-    return Desired(name, item.text, item.mod_revision) if is_hyperparameter_name(name) else None
+    return DesiredValue(name, item.text, item.mod_revision) if is_hyperparameter_name(name) else None
 
 
 def _read_change(item: KeyValue) -> Change:
@@ -75,8 +75,8 @@ def _read_change(item: KeyValue) -> Change:
     return Change(id=last_part(item.key), names=change.names[:MAX_NAMES], author=author, reason=reason)
 
 
-class Picture:
-    """Limit: each mirror may lag behind etcd by itself, so what is decided from it is guarded by its txn."""
+class LeaderCache:
+    """Limit: each informer may lag behind etcd by itself, so what is decided from it is guarded by its txn."""
 
     def __init__(
         self,
@@ -95,48 +95,48 @@ class Picture:
         self._state = state
         self._grace_s = grace_s
         self._clock = clock
-        self._strangers_since: dict[WorkerId, float] = {}
+        self._mismatched_since: dict[WorkerId, float] = {}
         self._plan_since: tuple[int, float] = (0, 0.0)
-        self._headway = Headway()
+        self._progress_detector = ProgressDetector()
         self._schema: tuple[bytes | None, Schema] = (None, Schema(None))
         self._config = Decoded(partial(_read_desired, keys.config))
         self._signed = Decoded(_read_change)
-        self._commands = Decoded(lambda item: Order.read(last_part(item.key), item.mod_revision, item.value))
+        self._commands = Decoded(lambda item: PendingCommand.read(last_part(item.key), item.mod_revision, item.value))
         self._declared = Decoded(lambda item: Schema.decode(item.value))
-        self.desires = Mirror(client, keys.desires, changed)
-        self._members = Mirror(client, keys.members, changed, decode=Member.decode_or_none)
-        self._acks = Mirror(client, keys.acks, changed, decode=Ack.decode_or_none)
-        self._receipts = Mirror(client, keys.receipts, changed, decode=Receipt.decode_or_none)
-        self._left = Mirror(client, keys.left, changed, decode=Left.decode_or_none)
-        self._schemas = Mirror(client, keys.schemas, changed)
-        self._verified = Mirror(client, keys.verified, changed, decode=Verified.decode_or_none)
-        self._failures = Mirror(client, keys.failures, changed, decode=Failure.decode_or_none)
-        self._arrivals = Mirror(client, keys.arrivals, changed, decode=Arrivals.decode_or_none)
-        self._heads = Mirror(client, keys.heads, changed, decode=Held.decode_or_none)
-        self._attempts = Mirror(client, keys.attempts, changed, decode=Attempts.decode_or_none)
+        self.desires = Informer(client, keys.desires, changed)
+        self._members = Informer(client, keys.members, changed, decode=Member.decode_or_none)
+        self._acks = Informer(client, keys.acks, changed, decode=Ack.decode_or_none)
+        self._receipts = Informer(client, keys.receipts, changed, decode=Receipt.decode_or_none)
+        self._left = Informer(client, keys.left, changed, decode=Left.decode_or_none)
+        self._schemas = Informer(client, keys.schemas, changed)
+        self._verified = Informer(client, keys.verified, changed, decode=Verified.decode_or_none)
+        self._failures = Informer(client, keys.failures, changed, decode=Failure.decode_or_none)
+        self._arrivals = Informer(client, keys.arrivals, changed, decode=Arrivals.decode_or_none)
+        self._heads = Informer(client, keys.heads, changed, decode=Held.decode_or_none)
+        self._attempts = Informer(client, keys.attempts, changed, decode=Attempts.decode_or_none)
 
     def __repr__(self) -> str:
-        return f"Picture({self._state!r}, {self._members!r})"
+        return f"LeaderCache({self._state!r}, {self._members!r})"
 
     @property
-    def mirrors(self) -> tuple[Mirror, ...]:
+    def informers(self) -> tuple[Informer, ...]:
         flowing_up = (self._members, self._acks, self._receipts, self._left, self._schemas, self._verified)
         return (self.desires, *flowing_up, self._failures, self._arrivals, self._heads, self._attempts)
 
     def follow(self) -> list[Coroutine[Any, Any, None]]:
         """What keeps it up to date, until cancelled. The caller runs all of it at once, and ends when one ends."""
-        return [mirror.run() for mirror in self.mirrors]
+        return [informer.run() for informer in self.informers]
 
     async def wait_listed(self) -> None:
-        for mirror in self.mirrors:
-            await mirror.wait_listed()
+        for informer in self.informers:
+            await informer.wait_listed()
 
-    def seen(self) -> Seen:
+    def seen(self) -> SeenRevisions:
         """The revisions that a decision taken now stands on."""
         attempts = self._attempts.get(self._keys.attempts)
         counted_at = attempts.mod_revision if attempts is not None else 0
         state = self._state
-        return Seen(
+        return SeenRevisions(
             view=state.view_revision,
             agreed=state.agreed_revision,
             pointer=self._pointer()[1],
@@ -158,7 +158,7 @@ class Picture:
             if item.create_revision > since and ack is not None and ack.digest in digests
         )
 
-    def situation(self, progress: Progress) -> Situation:
+    def situation(self, progress: TrainingProgress) -> Situation:
         state, keys = self._state, self._keys
         number = state.plan.number if state.plan is not None else 0
         registered = self._registered()
@@ -172,7 +172,7 @@ class Picture:
             plan=state.plan,
             decision=state.decision,
             plan_age_s=self._age_of_plan(number),
-            open=state.mirror.get(keys.open_mark(number)) is not None,
+            open=state.informer.get(keys.open_mark(number)) is not None,
             acked=self._acked(),
             receipts={
                 last_part(key): receipt
@@ -182,9 +182,9 @@ class Picture:
             },
             desired=self._desired(),
             changes=self._changes(),
-            orders=(orders := self._orders()),
+            pending_commands=(pending_commands := self._pending_commands()),
             declined=state.declined,
-            manifests=self._manifests() if orders or verified or self._goes_back() else {},
+            manifests=self._manifests() if pending_commands or verified or self._goes_back() else {},
             pointer=pointer[0],
             resume=state.resume,
             resume_is_newer=state.resume_revision > pointer[1],
@@ -198,22 +198,26 @@ class Picture:
             entered=state.entered.view if state.entered is not None else 0,
             held={last_part(key): held for key, held in self._heads.records.items()},
             leader=state.leader,
-            lasting_strangers=self._lasting_strangers(registered),
+            long_mismatched=self._long_mismatched(registered),
             progress=progress,
             lost=state.lost,
             run=keys.run,
             attempts=self._attempts.records.get(keys.attempts, Attempts()),
             reports=self._reports(),
-            went_on=self._headway.made(state.view.number if state.view is not None else 0, progress.step),
+            has_progressed=self._progress_detector.progressed(
+                state.view.number if state.view is not None else 0, progress.step
+            ),
             released=state.released,
             arrivals={last_part(key): arrivals for key, arrivals in self._arrivals.records.items()},
             outdated_refusals=self._outdated_refusals(),
             outdated_schemas=self._outdated_schemas(),
         )
 
-    def _reports(self) -> tuple[Reported, ...]:
+    def _reports(self) -> tuple[ReportedFailure, ...]:
         keys = self._failures.keys
-        return tuple(Reported(failure, keys[key].create_revision) for key, failure in self._failures.records.items())
+        return tuple(
+            ReportedFailure(failure, keys[key].create_revision) for key, failure in self._failures.records.items()
+        )
 
     def _outdated_refusals(self) -> tuple[WorkerId, ...]:
         """Nobody is registered any more of those whom they concern."""
@@ -233,16 +237,16 @@ class Picture:
         by_age = sorted(items, key=lambda item: item.mod_revision)
         return tuple(name for item in by_age[:-SCHEMAS_KEPT] if (name := last_part(item.key)) not in used)
 
-    def _registered(self) -> tuple[Registered, ...]:
+    def _registered(self) -> tuple[RegisteredWorker, ...]:
         refused, keys = self._state.refused, self._members.keys
         registered = (
-            Registered(member, keys[key].create_revision)
+            RegisteredWorker(member, keys[key].create_revision)
             for key, member in self._members.records.items()
             if member.worker not in refused and key == self._keys.member(member.rank, member.incarnation)
         )
         return membership.without_ghosts(self._state.view, registered)
 
-    def _desired(self) -> dict[str, Desired]:
+    def _desired(self) -> dict[str, DesiredValue]:
         found = self._config.read(self.desires.under(self._keys.config))
         agreed = self._state.agreed.values if self._state.agreed is not None else {}
         schemas = self._declared.read(self._schemas.keys.values())
@@ -253,7 +257,7 @@ class Picture:
         items = self.desires.under(self._keys.changes)
         return {item.mod_revision: change for item, change in zip(items, self._signed.read(items), strict=True)}
 
-    def _orders(self) -> tuple[Order, ...]:
+    def _pending_commands(self) -> tuple[PendingCommand, ...]:
         return tuple(self._commands.read(self.desires.under(self._keys.commands)))
 
     def _pointer(self) -> tuple[Pointer | None, int]:
@@ -287,8 +291,8 @@ class Picture:
             self._schema = (text, Schema.decode(text))
         return self._schema[1]
 
-    def _lasting_strangers(self, registered: tuple[Registered, ...]) -> frozenset[WorkerId]:
+    def _long_mismatched(self, registered: tuple[RegisteredWorker, ...]) -> frozenset[WorkerId]:
         now = self._clock()
-        strangers = membership.strangers(self._state.view, registered)
-        self._strangers_since = {worker: self._strangers_since.get(worker, now) for worker in strangers}
-        return frozenset(worker for worker, since in self._strangers_since.items() if now - since >= self._grace_s)
+        strangers = membership.mismatched(self._state.view, registered)
+        self._mismatched_since = {worker: self._mismatched_since.get(worker, now) for worker in strangers}
+        return frozenset(worker for worker, since in self._mismatched_since.items() if now - since >= self._grace_s)

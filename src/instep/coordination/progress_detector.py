@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Headway:
+class ProgressDetector:
     """As one node sees it: a rank that begins a step has ended the one before, and nobody ends one alone.
 
     Limit: where ranks do not wait for each other in a step, one of them goes on for all. Who begins to look late, as a
@@ -13,17 +13,19 @@ class Headway:
     def __init__(self) -> None:
         self._view = 0
         self._begun: int | None = None
-        self._made = False
+        self._progressed = False
 
     def __repr__(self) -> str:
-        return f"Headway(view {self._view}, from step {self._begun}: {'made' if self._made else 'none yet'})"
+        return f"ProgressDetector(view {self._view}, from step {self._begun}, progressed={self._progressed})"
 
-    def made(self, view: int, step: int | None) -> bool:
+    def progressed(self, view: int, step: int | None) -> bool:
         """`step` is the highest that any rank of the node has begun, None before the first."""
         if view != self._view:
-            self._view, self._begun, self._made = view, step, False
+            self._view, self._begun, self._progressed = view, step, False
         elif step is not None and (self._begun is None or step < self._begun):
             self._begun = step
         # The step that ran when the view was formed may have been ended by those before it, and the next one begun.
-        self._made = self._made or (step is not None and self._begun is not None and step >= self._begun + 2)
-        return self._made
+        self._progressed = self._progressed or (
+            step is not None and self._begun is not None and step >= self._begun + 2
+        )
+        return self._progressed
