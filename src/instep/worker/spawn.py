@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-import instep
 from instep.errors import AgentError
 from instep.runtime import RuntimeFolder, process_environment
 from instep.settings import Settings
@@ -71,7 +70,7 @@ def log_tail(folder: RuntimeFolder) -> str:
 
 def _environment() -> dict[str, str]:
     environment = {**process_environment(os.environ), "MALLOC_ARENA_MAX": "2"}
-    parent = Path(instep.__file__).resolve().parent.parent
+    parent = Path(__file__).resolve().parents[2]
     if parent.name not in ("site-packages", "dist-packages"):
         # A checkout that the script put on its own path: the agent must find the same one.
         known = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
