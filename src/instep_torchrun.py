@@ -24,9 +24,9 @@ def etcd3() -> Callable[[RendezvousParameters], RendezvousHandler]:
 
 def _create_handler(params: RendezvousParameters) -> RendezvousHandler:
     with _without_fork_support():
-        from instep.torch import _rendezvous
+        from instep.torch._rendezvous.handler import create_handler
 
-    return _rendezvous.create_handler(params)
+    return create_handler(params)
 
 
 @contextmanager

@@ -226,7 +226,7 @@ def test_a_circle_is_found() -> None:
         ("instep.coordination.keys", "from ..agent.node import Node", "layer 2 may not import agent"),
         ("instep.errors", "from instep.etcd import Client", "layer 0 may not import etcd"),
         ("instep.etcd._client", "import instep", "layer 1 may not import the package itself"),
-        ("instep.torch._run", "from instep.testing import EtcdServer", "layer 4 may not import testing"),
+        ("instep.torch._optim.request", "from instep.testing import EtcdServer", "layer 4 may not import testing"),
         ("instep.testing._server", "from instep.local import start", "layer 4 may not import local"),
         ("instep.cli._demo", "from instep.demo import main", "only inside a function"),
         ("instep.local", "if True:\n    from instep.testing import EtcdServer", "only inside a function"),
@@ -251,7 +251,10 @@ def test_a_wrong_import_is_complained_about(module: str, source: str, reason: st
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("instep.torch._run", "import torch.optim\nfrom ._knob import Knob\nfrom instep.errors import BindError"),
+        (
+            "instep.torch._optim.request",
+            "import torch.optim\nfrom .bound_param import BoundParam\nfrom instep.errors import BindError",
+        ),
         ("instep.cli._demo", "def command():\n    from instep.demo import main"),
         ("instep.settings", "from instep import names\nimport instep.errors"),
     ],

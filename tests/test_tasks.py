@@ -23,7 +23,7 @@ STARTS = {"create_task", "ensure_future", "gather", "shield", "as_completed", "r
 
 WITH_A_CALLER_THAT_WAITS = {
     "testing/_loop.py": "the thread that asks waits for the result",
-    "torch/_loop.py": "the thread that asks waits for the result; on the way out, for the thread's end",
+    "torch/_rendezvous/loop_thread.py": "the calling thread waits for the result; on exit, for the thread's end",
 }
 """The only other modules that start any, each from another thread."""
 

@@ -18,8 +18,8 @@ from run.test_checkpointer import SCRIPT, all_do, leave, order, saved_in
 from run.torch_nursery import Nursery
 
 pytest.importorskip("torch")
-from instep.torch._parts import label
-from instep.torch._turn import SILENCE_S
+from instep.torch._checkpoint.parts import label
+from instep.torch._checkpoint.save_election import SILENCE_S
 
 pytestmark = pytest.mark.torch
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instep.torch._ratio import Kind, anchor_of, kind_of, ratio_of, rebased, share_of, why_unusable
+from instep.torch._optim.ratio import Kind, anchor_of, kind_of, ratio_of, rebased, share_of, why_unusable
 
 positive = st.floats(1e-8, 1e3)
 near = 1e-12

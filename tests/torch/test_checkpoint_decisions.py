@@ -7,11 +7,17 @@ from itertools import pairwise
 
 import pytest
 
-from instep.torch._retention import Attempt, Kept, attempt_named, to_delete, to_forget
-from instep.torch._turn import PATIENCE_S, SILENCE_S, Turn, Verdict
+from instep.torch._checkpoint.retention import (
+    CommittedCheckpoint,
+    SlotDirectory,
+    slot_directory_named,
+    to_delete,
+    to_forget,
+)
+from instep.torch._checkpoint.save_election import PATIENCE_S, SILENCE_S, SaveElection, Verdict
 
 STEPS = [90, 80, 70, 60, 50, 40, 30]
-COMMITTED = [Kept(f"{step}-1", step) for step in STEPS]
+COMMITTED = [CommittedCheckpoint(f"{step}-1", step) for step in STEPS]
 
 
 @pytest.mark.parametrize(
@@ -29,9 +35,9 @@ def test_the_last_k_are_kept_and_the_first_of_every_n_steps(keep: int, keep_ever
     assert to_forget(COMMITTED, keep, keep_every) == tuple(f"{step}-1" for step in forgotten)
 
 
-def a_line(*steps: int) -> list[Kept]:
+def a_line(*steps: int) -> list[CommittedCheckpoint]:
     """The newest first, each of which went on from the one after it."""
-    return [Kept(f"{step}-1", step, (f"{before}-1",)) for step, before in pairwise(steps)]
+    return [CommittedCheckpoint(f"{step}-1", step, (f"{before}-1",)) for step, before in pairwise(steps)]
 
 
 @pytest.mark.parametrize(
@@ -55,19 +61,27 @@ def test_whichever_way_a_loop_counts_one_of_every_n_steps_is_kept_for_good(
 
 def test_what_an_earlier_start_had_saved_beyond_the_newest_is_not_forgotten() -> None:
     """The script has begun at step 0 again, and this training knows nothing of what was there."""
-    found = [Kept("49-9", 49, ("199-1",)), *(Kept(f"{step}-1", step, is_own=False) for step in (199, 149, 40, 20))]
+    found = [
+        CommittedCheckpoint("49-9", 49, ("199-1",)),
+        *(CommittedCheckpoint(f"{step}-1", step, is_own=False) for step in (199, 149, 40, 20)),
+    ]
     assert to_forget(found, 1, 0, "49-9") == ("40-1", "20-1")
 
 
 def test_after_a_run_was_taken_back_the_last_are_those_committed_last() -> None:
     """Steps 20 and 30 were saved after the run had come to step 90 and was taken back."""
-    committed = [Kept("30-2", 30), Kept("20-2", 20), *COMMITTED[:2]]
+    committed = [CommittedCheckpoint("30-2", 30), CommittedCheckpoint("20-2", 20), *COMMITTED[:2]]
     assert to_forget(committed, 2, 0) == ("90-1", "80-1")
 
 
 def test_what_the_newest_went_on_from_is_kept_before_what_was_left_behind() -> None:
     """The run went from step 30 to 90, back to 40, and has saved 50 since. The lineage of 50 says no more than that."""
-    line = [Kept("50-2", 50, ("40-1",)), *COMMITTED[:5], Kept("40-1", 40, ("30-1",)), COMMITTED[6]]
+    line = [
+        CommittedCheckpoint("50-2", 50, ("40-1",)),
+        *COMMITTED[:5],
+        CommittedCheckpoint("40-1", 40, ("30-1",)),
+        COMMITTED[6],
+    ]
     assert to_forget(line, 3, 0, "50-2") == ("90-1", "80-1", "70-1", "60-1", "50-1")
     assert to_forget(line, 4, 0, "50-2") == ("80-1", "70-1", "60-1", "50-1")
     assert to_forget(line, 1, 0, "40-1")[:2] == ("50-2", "90-1")  # it was just taken back again
@@ -94,12 +108,12 @@ def test_without_a_lineage_the_newest_are_kept(newest: str | None) -> None:
     ],
 )
 def test_only_names_that_a_checkpointer_gives_are_attempts(name: str, place: tuple[int, int] | None) -> None:
-    attempt = attempt_named(name, whole=False)
+    attempt = slot_directory_named(name, whole=False)
     assert (attempt and (attempt.step, attempt.token)) == place
 
 
 def deleted(
-    attempt: Attempt,
+    attempt: SlotDirectory,
     *,
     known: bool = False,
     committed: bool = False,
@@ -121,8 +135,8 @@ def deleted(
     )
 
 
-def an_attempt(token: int, *, whole: bool) -> Attempt:
-    return Attempt(f"step-5-{token}", 5, token, whole)
+def an_attempt(token: int, *, whole: bool) -> SlotDirectory:
+    return SlotDirectory(f"step-5-{token}", 5, token, whole)
 
 
 def test_an_unfinished_attempt_of_a_leader_before_is_deleted() -> None:
@@ -149,7 +163,7 @@ def test_what_is_committed_or_may_be_is_never_deleted() -> None:
 
 
 def test_what_is_marked_as_committed_is_never_deleted_for_being_unknown_to_the_registry() -> None:
-    attempt = attempt_named("step-5-9", whole=True, committed=True)
+    attempt = slot_directory_named("step-5-9", whole=True, committed=True)
     assert attempt is not None
     assert not deleted(attempt, known=True)
 
@@ -161,38 +175,40 @@ def test_a_whole_one_that_was_there_before_is_not_deleted_although_its_token_is_
     assert deleted(an_attempt(9, whole=False), before=True)
 
 
-def look(turn: Turn, now: float, *, saved: bool = False, leads: bool = False, saving: int | None = None) -> Verdict:
-    return turn.look(saved=saved, leads=leads, saving=saving, now=now)
+def look(
+    election: SaveElection, now: float, *, saved: bool = False, leads: bool = False, saving: int | None = None
+) -> Verdict:
+    return election.decide(saved=saved, leads=leads, saving=saving, now=now)
 
 
 def test_a_rank_waits_as_long_as_somebody_saves_this_step() -> None:
-    turn = Turn(5, now=0)
-    assert look(turn, 1) is Verdict.WAIT
+    election = SaveElection(5, now=0)
+    assert look(election, 1) is Verdict.WAIT
     for now in range(2, 500, 100):
-        assert look(turn, now, saving=5) is Verdict.WAIT
-    assert look(turn, 500, saved=True) is Verdict.SAVED
+        assert look(election, now, saving=5) is Verdict.WAIT
+    assert look(election, 500, saved=True) is Verdict.SAVED
 
 
 def test_a_rank_that_comes_to_lead_takes_over_unless_it_is_saved_by_then() -> None:
-    turn = Turn(5, now=0)
-    assert look(turn, 1, saving=5) is Verdict.WAIT
-    assert look(turn, 2, saving=5, leads=True) is Verdict.LEAD
-    assert look(turn, 2, saved=True, leads=True) is Verdict.SAVED
+    election = SaveElection(5, now=0)
+    assert look(election, 1, saving=5) is Verdict.WAIT
+    assert look(election, 2, saving=5, leads=True) is Verdict.LEAD
+    assert look(election, 2, saved=True, leads=True) is Verdict.SAVED
 
 
 def test_a_rank_goes_on_when_nobody_begins_or_who_had_begun_gives_up() -> None:
-    assert look(Turn(5, now=0), SILENCE_S) is Verdict.NOBODY
-    assert look(Turn(5, now=0), SILENCE_S, saving=4) is Verdict.NOBODY
-    turn = Turn(5, now=0)
-    assert look(turn, 100, saving=5) is Verdict.WAIT
-    assert look(turn, 100 + SILENCE_S / 2) is Verdict.WAIT  # time for another to take over
-    assert look(turn, 100 + SILENCE_S) is Verdict.NOBODY
+    assert look(SaveElection(5, now=0), SILENCE_S) is Verdict.NOBODY
+    assert look(SaveElection(5, now=0), SILENCE_S, saving=4) is Verdict.NOBODY
+    election = SaveElection(5, now=0)
+    assert look(election, 100, saving=5) is Verdict.WAIT
+    assert look(election, 100 + SILENCE_S / 2) is Verdict.WAIT  # time for another to take over
+    assert look(election, 100 + SILENCE_S) is Verdict.NOBODY
 
 
 def test_a_rank_waits_longer_for_a_leader_that_is_there_but_not_once_that_one_has_given_up() -> None:
-    turn = Turn(5, now=0)
-    turn.be_patient()
-    assert look(turn, PATIENCE_S - 1) is Verdict.WAIT
-    assert look(turn, PATIENCE_S) is Verdict.NOBODY
-    assert look(turn, PATIENCE_S, saving=5) is Verdict.WAIT
-    assert look(turn, PATIENCE_S + SILENCE_S) is Verdict.NOBODY
+    election = SaveElection(5, now=0)
+    election.wait_longer()
+    assert look(election, PATIENCE_S - 1) is Verdict.WAIT
+    assert look(election, PATIENCE_S) is Verdict.NOBODY
+    assert look(election, PATIENCE_S, saving=5) is Verdict.WAIT
+    assert look(election, PATIENCE_S + SILENCE_S) is Verdict.NOBODY

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from instep.torch._fit import misfit
+from instep.torch._checkpoint.fit import misfit
 
 
 class Renaming(nn.Linear):

@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from instep.errors import CheckpointError
-from instep.torch._parts import checked_parts, label, label_of, read_part, unwrapped, write_part
-from instep.torch._snapshot import on_cpu
+from instep.torch._checkpoint.parts import checked_parts, label, label_of, on_cpu, read_part, unwrapped, write_part
 from instep.worker.files import Owners
 
 Pair = namedtuple("Pair", "first second")

@@ -13,8 +13,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from instep.errors import CheckpointError
-from instep.torch._metadata import read_metadata
-from instep.torch._shards import Shards
+from instep.torch._checkpoint.metadata import read_metadata
+from instep.torch._checkpoint.shards import Shards
 from instep.worker.files import Owners
 
 

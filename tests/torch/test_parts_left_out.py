@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.optim import SGD, lr_scheduler
 
-from instep.torch._left_out import left_out
+from instep.torch._checkpoint.parts import left_out
 
 
 class Wrapper(torch.optim.Optimizer):

@@ -34,7 +34,7 @@ def main(endpoint: str, namespace: str, children: int) -> None:
     params = RendezvousParameters("etcd3", endpoint, "forks", 1, 1, namespace=namespace, last_call_timeout=0)
     handler = get_rendezvous_handler(params)
     handler.next_rendezvous()
-    from instep.torch._loop import LoopThread
+    from instep.torch._rendezvous.loop_thread import LoopThread
 
     LoopThread("talk").run(talk(endpoint))
     codes: collections.Counter[int] = collections.Counter()

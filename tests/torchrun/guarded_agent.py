@@ -14,7 +14,7 @@ from typing import Any
 
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
-from instep.torch._rendezvous import create_handler
+from instep.torch._rendezvous.handler import create_handler
 
 ANSWER_S = 60.0
 context = multiprocessing.get_context("forkserver")

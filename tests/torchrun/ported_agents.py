@@ -13,7 +13,7 @@ from async_support import run
 from instep.coordination.rendezvous.keys import RendezvousKeys
 from instep.coordination.rendezvous.records import Registration, Round
 from instep.etcd import Client
-from instep.torch._rendezvous import create_handler
+from instep.torch._rendezvous.handler import create_handler
 
 T = TypeVar("T")
 

@@ -10,8 +10,7 @@ from torch.distributed import Store, TCPStore
 from torch.distributed.elastic.agent.server.api import SimpleElasticAgent
 
 from instep.coordination.rendezvous.records import Address
-from instep.torch._agents_store import AgentsStore
-from instep.torch._meeting import open_store, reach_store
+from instep.torch._rendezvous.round_store import AgentsStore, connect_store, open_store
 
 pytestmark = pytest.mark.torch
 
@@ -23,7 +22,7 @@ def of_agent(store: Store, rank: int, size: int = 2, *, timeout_s: float = 20.0)
 
 
 def guest_of(store: TCPStore) -> TCPStore:
-    return reach_store(Address(host=HOST, port=store.port), 10.0, 60.0)
+    return connect_store(Address(host=HOST, port=store.port), 10.0, 60.0)
 
 
 def ranks(store: AgentsStore, rank: int, size: int = 2, workers: int = 2) -> list[tuple[int, int]]:

@@ -11,7 +11,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from instep.coordination.rendezvous.records import Address, Limits, Round, Seat
 from instep.errors import SettingsError
-from instep.torch._rendezvous_options import Options, options_of
+from instep.torch._rendezvous.options import Options, options_of
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])

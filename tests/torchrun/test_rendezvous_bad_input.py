@@ -34,10 +34,10 @@ from instep.coordination.rendezvous.records import Address, Limits, Registration
 from instep.errors import SettingsError
 from instep.etcd import Client, Status
 from instep.testing import EtcdServer
-from instep.torch._address import await_own_address, leads_here
-from instep.torch._contact import of_another_cluster
-from instep.torch._patience import aloud, what_is_missing
-from instep.torch._rendezvous import create_handler
+from instep.torch._rendezvous.address import await_own_address, reaches_this_machine
+from instep.torch._rendezvous.client import find_other_cluster
+from instep.torch._rendezvous.handler import create_handler
+from instep.torch._rendezvous.wait_log import log_while_waiting, what_is_missing
 
 RUN = "bad-input"
 NOWHERE = "no-such-host.invalid"
@@ -242,7 +242,7 @@ def test_endpoints_of_two_clusters_are_refused_while_both_answer(etcd: EtcdServe
         said = connection_sentence(params(both, namespace=namespace, connect_timeout="10"))
     assert f"{etcd.endpoint} and {other.endpoint} are members of different etcd clusters" in said
     known, silent = Status(endpoint="a", cluster_id=1), Status(endpoint="b")
-    assert of_another_cluster((known, silent, known)) is None
+    assert find_other_cluster((known, silent, known)) is None
 
 
 def test_a_member_that_is_down_keeps_nobody_out(etcd: EtcdServer, namespace: str) -> None:
@@ -266,10 +266,10 @@ def test_an_address_of_another_machine_is_refused_after_some_tries(
 
 
 def test_every_way_to_this_machine_is_found() -> None:
-    assert leads_here("127.0.0.1")
-    assert leads_here("localhost")
-    assert not leads_here("")
-    assert not leads_here("a" * 300)
+    assert reaches_this_machine("127.0.0.1")
+    assert reaches_this_machine("localhost")
+    assert not reaches_this_machine("")
+    assert not reaches_this_machine("a" * 300)
 
 
 # -- what others have written -----------------------------------------------------------------------------------------
@@ -379,7 +379,7 @@ def test_a_node_that_waits_says_what_for_and_does_not_repeat_itself_often(
             await client.put(f"{keys.nodes}b", "garbage")
             node = RendezvousNode(client, keys, LIMITS, host="h", pid=1, ttl_s=10, last_call_s=1)
             waiting = asyncio.create_task(
-                aloud(_said(caplog, 2), client, keys, node, LIMITS, last_call_s=1, first_s=0.1)
+                log_while_waiting(_said(caplog, 2), client, keys, node, LIMITS, last_call_s=1, first_s=0.1)
             )
             began = time.monotonic()
             assert await waiting == "a seat"
@@ -403,7 +403,9 @@ def test_a_node_that_waits_as_a_spare_says_that(
             async with first, second:
                 await first.seat(address, cause="new", timeout_s=20)
                 seat = second.seat(address, cause="new", timeout_s=20)
-                waiting = asyncio.create_task(aloud(seat, client, keys, second, limits, last_call_s=1, first_s=0.1))
+                waiting = asyncio.create_task(
+                    log_while_waiting(seat, client, keys, second, limits, last_call_s=1, first_s=0.1)
+                )
                 await _said(caplog, 1)
                 await first.close()
                 assert (await waiting).number == 2

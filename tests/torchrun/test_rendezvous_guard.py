@@ -19,8 +19,8 @@ from instep.coordination.rendezvous.records import Departure
 from instep.etcd import Client, KeyValue
 from instep.settings import resolve
 from instep.testing import EtcdServer
-from instep.torch._guard import Guard
-from instep.torch._rendezvous import create_handler
+from instep.torch._rendezvous.guard import Guard
+from instep.torch._rendezvous.handler import create_handler
 
 RUN = "guard-run"
 TTL_S = 30

@@ -23,10 +23,9 @@ from torch.distributed.elastic.utils.store import barrier
 
 from instep.coordination.rendezvous.records import Address, Closed
 from instep.testing import EtcdServer
-from instep.torch import _rendezvous
-from instep.torch._address import address_of_this_node
-from instep.torch._agents_store import AgentsStore
-from instep.torch._meeting import meet, open_store, reach_store
+from instep.torch._rendezvous import handler as rendezvous_handler
+from instep.torch._rendezvous.address import address_of_this_node
+from instep.torch._rendezvous.round_store import AgentsStore, await_all_nodes, connect_store, open_store
 
 pytestmark = pytest.mark.torch
 
@@ -54,7 +53,7 @@ def frozen_host() -> Iterator[Callable[[], tuple[Address, TCPStore]]]:
     assert process.pid is not None
 
     def freeze() -> tuple[Address, TCPStore]:
-        client = reach_store(address, LIMIT_S, 60.0)
+        client = connect_store(address, LIMIT_S, 60.0)
         assert process.pid is not None
         os.kill(process.pid, signal.SIGSTOP)
         return address, client
@@ -70,7 +69,9 @@ FrozenHost = Callable[[], tuple[Address, TCPStore]]
 def test_who_meets_at_a_frozen_host_gives_up_in_time(frozen_host: FrozenHost) -> None:
     _, client = frozen_host()
     began = time.monotonic()
-    assert not meet(AgentsStore(client, 1, 2, timeout_s=SHORT_S), 2, in_vain=lambda: False, timeout_s=SHORT_S)
+    assert not await_all_nodes(
+        AgentsStore(client, 1, 2, timeout_s=SHORT_S), 2, is_over=lambda: False, timeout_s=SHORT_S
+    )
     assert time.monotonic() - began < LIMIT_S
 
 
@@ -78,7 +79,7 @@ def test_who_connects_to_a_frozen_host_gives_up_in_time(frozen_host: FrozenHost)
     address, _ = frozen_host()
     began = time.monotonic()
     with pytest.raises(DistError):
-        reach_store(address, SHORT_S, 60.0)
+        connect_store(address, SHORT_S, 60.0)
     assert time.monotonic() - began < LIMIT_S
 
 
@@ -184,15 +185,15 @@ def test_a_node_that_never_reaches_the_others_gives_up_and_they_train_on(
 ) -> None:
     """Each of its attempts stops the workers of all, and the others would wait with it until their join_timeout."""
     (first, second), _ = agents.in_a_round(2, 2, 3)
-    reached = _rendezvous.reach_store
+    reached = rendezvous_handler.connect_store
 
     def reach(address: Address, connect_s: float, read_s: float) -> TCPStore:
         if threading.current_thread() is stranger:
             raise DistError("no route to host")
         return reached(address, connect_s, read_s)
 
-    monkeypatch.setattr(_rendezvous, "ARRIVAL_S", 0.0)
-    monkeypatch.setattr(_rendezvous, "reach_store", reach)
+    monkeypatch.setattr(rendezvous_handler, "ARRIVAL_S", 0.0)
+    monkeypatch.setattr(rendezvous_handler, "connect_store", reach)
     newcomer = agents.one(2, 3)
     said: list[BaseException] = []
 
@@ -222,6 +223,6 @@ def test_all_nodes_of_a_round_are_told_to_leave_it_in_the_same_moment(agents: Ag
         node = agent.handler.node
         assert node is not None
         until(lambda: agent.handler.num_nodes_waiting() == 1)  # noqa: B023  # called at once
-        assert time.monotonic() >= node.left_behind_at + _rendezvous.TOGETHER_S
+        assert time.monotonic() >= node.left_behind_at + rendezvous_handler.TOGETHER_S
     assert {info.world_size for info in together(first, second)} == {3}
     newcomer.result(LIMIT_S)

@@ -14,7 +14,7 @@ from instep.coordination.rendezvous.keys import RendezvousKeys
 from instep.coordination.rendezvous.records import Round
 from instep.etcd import Client, Credentials, Tls
 from instep.testing import EtcdServer
-from instep.torch._rendezvous import create_handler
+from instep.torch._rendezvous.handler import create_handler
 
 USER, PASSWORD = "torch", "sesame"
 NAMESPACE = "/team-a/training"

@@ -13,7 +13,7 @@ from instep.coordination.rendezvous.node import RendezvousNode
 from instep.coordination.rendezvous.records import Address, Limits
 from instep.etcd import Client
 from instep.testing import EtcdServer
-from instep.torch._meeting import open_store
+from instep.torch._rendezvous.round_store import open_store
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """What Instep does for PyTorch: the only package that imports torch (2.6 or later)."""
 
-from ._binding import Binding, BindingStatistics, bind
-from ._checkpointer import Checkpointer
-from ._run import SteeredRun
+from ._checkpoint.checkpointer import Checkpointer
+from ._optim.binding import Binding, BindingStatistics, bind
+from ._optim.request import SteeredRun
 
 __all__ = [
     # optimizers

@@ -18,14 +18,13 @@ from instep.worker.manifest import verified
 from instep.worker.run import Run
 from instep.worker.saved import Manifest
 
-from ._housekeeping import Housekeeping
-from ._left_out import left_out
-from ._parts import checked_parts, label_of
-from ._plain import PlainSaver
-from ._retention import attempt_named
+from .cleanup import CheckpointCleanup
+from .parts import checked_parts, label_of, left_out
+from .plain import PlainSaver
+from .retention import slot_directory_named
 
 if TYPE_CHECKING:
-    from ._sharded import ShardedSaver
+    from .sharded import ShardedSaver
 
 log = logging.getLogger("instep")
 
@@ -70,7 +69,7 @@ class Checkpointer:
         self._registry = run.checkpoints
         self._folder = Path(folder).expanduser().absolute()
         self._owners = owners = Owners(self._folder, trusted_uids)
-        housekeeping = Housekeeping(run.name, self._folder, self._registry, owners, keep=keep, keep_every=keep_every)
+        cleanup = CheckpointCleanup(run.name, self._folder, self._registry, owners, keep=keep, keep_every=keep_every)
         self._names = tuple(parts)
         self._parts = parts
         self._told_left_out: set[str] = set()
@@ -80,7 +79,7 @@ class Checkpointer:
             run,
             checked_parts(parts, sharded=sharded),
             self._folder,
-            housekeeping,
+            cleanup,
             background=background,
             weights_only=weights_only,
             owners=owners,
@@ -89,9 +88,11 @@ class Checkpointer:
         self._has_saved = False
         self._restored_step = -1
         run.on_restore(self._go_back, check=self._check)
-        self._registry.in_background(housekeeping.look, lambda: None)
+        self._registry.in_background(cleanup.at_boundary, lambda: None)
         if background:
-            self._registry.in_background(self._saver.later.look, self._saver.later.finish)
+            self._registry.in_background(
+                self._saver.background_save.commit_if_written, self._saver.background_save.finish
+            )
 
     def __repr__(self) -> str:
         return f"<Checkpointer {self._saver.layout} {', '.join(self._names)} in {self._folder}>"
@@ -141,7 +142,7 @@ class Checkpointer:
 
     def wait(self) -> bool:
         """Waits for the save in the background, if there is one, and commits it. False when that failed."""
-        return self._saver.later.finish()
+        return self._saver.background_save.finish()
 
     def restore(self, timeout_s: float = RESUME_S) -> int:
         """Call on every rank before the first step. Loads the newest checkpoint that every rank finds whole, and
@@ -183,7 +184,7 @@ class Checkpointer:
         ):
             return
         inventory = self._registry.inventory()
-        pointer = attempt_named(f"step-{inventory.newest}", whole=True)
+        pointer = slot_directory_named(f"step-{inventory.newest}", whole=True)
         newest = max(newest, (pointer.token, pointer.step)) if pointer is not None else newest
         unknown = [item for item in found if item.id not in inventory.ids and item.age > newest]
         if unknown:
@@ -215,7 +216,7 @@ class Checkpointer:
 
     def _go_back(self, manifest: Manifest) -> None:
         """It was agreed on: all ranks are at one boundary."""
-        self._saver.later.finish()
+        self._saver.background_save.finish()
         problem = self._saver.problem_anywhere(self._check(manifest))
         if problem is not None:
             raise CheckpointError(f"the run cannot go back to checkpoint {manifest.id}: {problem}")
@@ -253,7 +254,7 @@ class Checkpointer:
         """Its directory in this Checkpointer's folder, or why there is none. Where its saver saw that folder does not
         matter: hosts may have it in different places, and it may have been moved as a whole."""
         path = Path(manifest.path)
-        attempt = attempt_named(path.name, whole=True)
+        attempt = slot_directory_named(path.name, whole=True)
         if attempt is None or (attempt.step, attempt.token) != (manifest.step, manifest.token):
             return f"its record names {manifest.path!r}, which is no directory that a Checkpointer makes for it"
         folder = self._folder / path.name
@@ -298,7 +299,7 @@ class Checkpointer:
 def _kind_of_saver(sharded: bool) -> type[PlainSaver] | type[ShardedSaver]:
     if not sharded:
         return PlainSaver
-    from ._sharded import ShardedSaver  # half a second of imports that only those who shard need
+    from .sharded import ShardedSaver  # half a second of imports that only those who shard need
 
     return ShardedSaver
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from instep.worker.files import Owners
 
-from ._parts import Part, file_of, read_part
+from .parts import Part, file_of, read_part
 
 
 def misfit_of_parts(

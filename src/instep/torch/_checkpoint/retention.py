@@ -9,7 +9,7 @@ from instep.worker.slot import place_of
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class CommittedCheckpoint:
     """A committed checkpoint as retention sees it. `lineage`: what its training resumed from, the newest first.
     `is_own`: it was saved since the run last began, not by an earlier start of it."""
 
@@ -20,7 +20,7 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class SlotDirectory:
     """A directory that a Checkpointer of this run has made. `whole`: its manifest is written, it may be committed.
     `committed`: it is marked as such."""
 
@@ -35,13 +35,15 @@ class Attempt:
         return f"{self.step}-{self.token}"
 
 
-def attempt_named(name: str, *, whole: bool, committed: bool = False) -> Attempt | None:
+def slot_directory_named(name: str, *, whole: bool, committed: bool = False) -> SlotDirectory | None:
     """None for a name that no attempt has."""
     place = place_of(name)
-    return Attempt(name, *place, whole, committed) if place is not None else None
+    return SlotDirectory(name, *place, whole, committed) if place is not None else None
 
 
-def to_forget(committed: Sequence[Kept], keep: int, keep_every: int, newest: str | None = None) -> tuple[str, ...]:
+def to_forget(
+    committed: Sequence[CommittedCheckpoint], keep: int, keep_every: int, newest: str | None = None
+) -> tuple[str, ...]:
     """Ids beyond the last `keep`, but for the milestones. `committed` goes from the newest to the oldest.
 
     The last are `newest`, which a start goes on from, and what it went on from itself; only then what was left behind
@@ -60,16 +62,16 @@ def to_forget(committed: Sequence[Kept], keep: int, keep_every: int, newest: str
     )
 
 
-def _is_milestone(item: Kept, committed: Sequence[Kept], keep_every: int) -> bool:
+def _is_milestone(item: CommittedCheckpoint, committed: Sequence[CommittedCheckpoint], keep_every: int) -> bool:
     """Whether it is the first of its training with `keep_every` more steps done: one for each `keep_every` steps of a
     loop that saves where `(step + 1) % n == 0`, or `step % n == 0`, or irregularly."""
-    parent = attempt_named(f"step-{item.lineage[0]}", whole=True) if item.lineage else None
+    parent = slot_directory_named(f"step-{item.lineage[0]}", whole=True) if item.lineage else None
     older = [other.step for other in committed if other.step < item.step]
     before = parent.step if parent is not None else max(older, default=-1)
     return (item.step + 1) // keep_every > (before + 1) // keep_every
 
 
-def _line_of(newest: str | None, committed: Sequence[Kept]) -> dict[str, int]:
+def _line_of(newest: str | None, committed: Sequence[CommittedCheckpoint]) -> dict[str, int]:
     """Places by id, of `newest` and its ancestors; a lineage ends after some of them, the oldest one's leads on."""
     known = {item.id: item for item in committed}
     line = [newest] if newest in known else [item.id for item in committed[:1]]
@@ -82,7 +84,7 @@ def _line_of(newest: str | None, committed: Sequence[Kept]) -> dict[str, int]:
 
 
 def to_delete(
-    attempts: Iterable[Attempt],
+    attempts: Iterable[SlotDirectory],
     *,
     committed: Collection[str],
     unlisted: Collection[str],

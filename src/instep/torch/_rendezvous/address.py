@@ -58,7 +58,7 @@ def await_own_address(name: str, limit_s: float) -> None:
     started. Raises SettingsError after `limit_s` seconds."""
     deadline = time.monotonic() + limit_s
     said = False
-    while not leads_here(name):
+    while not reaches_this_machine(name):
         if time.monotonic() >= deadline:
             raise SettingsError(
                 f"this node does not reach itself as {name!r}, so the others would not either: give an address of this "
@@ -70,7 +70,7 @@ def await_own_address(name: str, limit_s: float) -> None:
         time.sleep(PAUSE_S)
 
 
-def leads_here(name: str) -> bool:
+def reaches_this_machine(name: str) -> bool:
     """Whether a connection to `name` ends at this machine. Takes two seconds at most for each address it has, and what
     the resolver takes."""
     token = secrets.token_bytes(16)

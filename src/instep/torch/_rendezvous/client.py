@@ -11,23 +11,24 @@ from typing import Final
 
 from instep.coordination.connect import open_client
 from instep.coordination.outage import Outage
+from instep.coordination.rendezvous.keys import RendezvousKeys
 from instep.coordination.rendezvous.node import RendezvousNode
 from instep.coordination.rendezvous.records import Address, Cause, Round
-from instep.errors import EtcdUnavailable
-from instep.etcd import Client
-from instep.torch._address import await_own_address
-from instep.torch._contact import reach
-from instep.torch._guard import Guard
-from instep.torch._loop import LoopThread
-from instep.torch._patience import aloud
-from instep.torch._rendezvous_options import Options
+from instep.errors import EtcdUnavailable, SettingsError
+from instep.etcd import Client, Status
+
+from .address import await_own_address
+from .guard import Guard
+from .loop_thread import LoopThread
+from .options import Options
+from .wait_log import log_while_waiting
 
 log = logging.getLogger("instep")
 
 RETRY_S: Final = 0.3
 
 
-class Presence:
+class RendezvousClient:
     """Promise: from its making until `close`, or the end of the process, whatever ends it, the others know of `node`.
 
     Making it raises what the client raises when etcd was not reached in connect_timeout or refuses us, and
@@ -45,7 +46,7 @@ class Presence:
         self._closed = False
         atexit.register(self.close)
         try:
-            self._loop.run(self._reach())
+            self._loop.run(self._connect())
             await_own_address(host, options.connect_s)
             self._node = self._loop.run(self._enter())
         except BaseException:
@@ -54,7 +55,7 @@ class Presence:
         self._guard = self._guarded()
 
     def __repr__(self) -> str:
-        return f"Presence({'closed' if self._closed else self._node!r})"
+        return f"RendezvousClient({'closed' if self._closed else self._node!r})"
 
     @property
     def node(self) -> RendezvousNode:
@@ -90,9 +91,9 @@ class Presence:
     def _contact_s(self) -> float:
         return min(self._options.connect_s, self._options.join_s)
 
-    async def _reach(self) -> None:
+    async def _connect(self) -> None:
         self._client = open_client(self._options.settings)
-        await reach(self._client, self._options.keys, self._contact_s)
+        await wait_for_etcd(self._client, self._options.keys, self._contact_s)
 
     async def _enter(self) -> RendezvousNode:
         """Rides out trouble with an etcd that has just answered."""
@@ -140,7 +141,9 @@ class Presence:
     async def _seated(self, address: Address, cause: Cause, limit_s: float) -> Round:
         options = self._options
         seat = self.node.seat(address, cause=cause, timeout_s=limit_s)
-        return await aloud(seat, self._linked, options.keys, self.node, options.limits, last_call_s=options.last_call_s)
+        return await log_while_waiting(
+            seat, self._linked, options.keys, self.node, options.limits, last_call_s=options.last_call_s
+        )
 
     async def _finish(self) -> None:
         close_s = self._options.close_s
@@ -162,3 +165,55 @@ class Presence:
             await self._node.close()
         if self._client is not None:
             await self._client.close()
+
+
+ATTEMPT_S: Final = 3.0
+PAUSE_S: Final = 0.3
+CLUSTERS_S: Final = 1.0
+
+
+async def wait_for_etcd(client: Client, keys: RendezvousKeys, limit_s: float) -> None:
+    """Returns once etcd has answered a read of the run's round, which it is given `limit_s` seconds for.
+
+    Raises EtcdUnavailable after that, EtcdDenied when it refuses us, and SettingsError when the endpoints are of
+    different clusters, which would be different rendezvous. Limit: the last is seen only while all endpoints answer.
+    """
+    deadline = time.monotonic() + limit_s
+    said = False
+    while True:
+        left_s = max(0.1, round(deadline - time.monotonic(), 1))
+        try:
+            await client.get(keys.round, timeout_s=min(ATTEMPT_S, left_s))
+            break
+        except EtcdUnavailable as error:
+            if time.monotonic() + PAUSE_S >= deadline:
+                raise EtcdUnavailable(f"etcd was not reached in {limit_s:g} s: {error}") from None
+            if not said:
+                log.warning("etcd is tried for %g s (connect_timeout): %s", limit_s, error)
+            said = True
+        await asyncio.sleep(PAUSE_S)
+    if said:
+        log.warning("etcd answers now")
+    if client.endpoint_count > 1:
+        await _check_one_cluster(client)
+
+
+async def _check_one_cluster(client: Client) -> None:
+    try:
+        async with asyncio.timeout(CLUSTERS_S):
+            statuses = await client.status(timeout_s=CLUSTERS_S)
+    except TimeoutError:
+        return
+    other = find_other_cluster(statuses)
+    if other is not None:
+        first, second = other
+        raise SettingsError(
+            f"{first.endpoint} and {second.endpoint} are members of different etcd clusters ({first.cluster_id:x} and "
+            f"{second.cluster_id:x}): give the endpoints of one cluster"
+        )
+
+
+def find_other_cluster(statuses: tuple[Status, ...]) -> tuple[Status, Status] | None:
+    """Two that are of different clusters, of those that have answered."""
+    known = [status for status in statuses if status.cluster_id]
+    return next(((known[0], status) for status in known if status.cluster_id != known[0].cluster_id), None)

@@ -20,8 +20,8 @@ from instep.worker.manifest import COMMITTED, MANIFEST
 from instep.worker.saved import Inventory, Manifest
 from instep.worker.slot import Slot
 
-from ._parts import label_of
-from ._retention import Attempt, Kept, attempt_named, to_delete, to_forget
+from .parts import label_of
+from .retention import CommittedCheckpoint, SlotDirectory, slot_directory_named, to_delete, to_forget
 
 log = logging.getLogger("instep")
 
@@ -32,7 +32,7 @@ LONGEST_PAUSE_S: Final = 600.0
 """Between attempts to register checkpoints again with one token: the training waits during each."""
 
 
-class Housekeeping:
+class CheckpointCleanup:
     """Of one folder. Deletes only directories that a Checkpointer of this run has labelled as its own; of those with a
     manifest only what was forgotten, and what was saved since this one was made and never committed. What is known to
     have been committed is deleted only once the registry has forgotten it, not where the registry itself is lost.
@@ -69,7 +69,7 @@ class Housekeeping:
         """What was there when this one was made: another etcd may have known it, and given the same tokens."""
 
     def __repr__(self) -> str:
-        return f"Housekeeping({self._folder}, keep {self._keep}, every {self._keep_every})"
+        return f"CheckpointCleanup({self._folder}, keep {self._keep}, every {self._keep_every})"
 
     def note(self, step: int, token: int) -> None:
         """A save of this run has begun, here or elsewhere."""
@@ -85,7 +85,7 @@ class Housekeeping:
         if name is not None or checkpoint_id not in self._names:
             self._names[checkpoint_id] = name
 
-    def tidy(self, slot: Slot) -> None:
+    def after_commit(self, slot: Slot) -> None:
         """After `slot` was committed. What cannot be done now is logged, and tried again after the next one."""
         self.note_committed(slot.id, slot.path.name)
         self._settle()
@@ -132,7 +132,7 @@ class Housekeeping:
         )
         return frozenset() if self._adopt(inventory) else frozenset(lost)
 
-    def look(self) -> None:
+    def at_boundary(self) -> None:
         """At a boundary, on the rank that leads: if the epoch of tokens has changed, etcd's history has gone back.
 
         If etcd refuses the records, as it does when the rank gets another token meanwhile, a later boundary retries."""
@@ -190,7 +190,7 @@ class Housekeeping:
         if self._keep is None:
             return frozenset()
         own = self._registry.is_own
-        kept = [Kept(item.id, item.step, tuple(item.lineage), own(item)) for item in inventory.manifests]
+        kept = [CommittedCheckpoint(item.id, item.step, tuple(item.lineage), own(item)) for item in inventory.manifests]
         outdated = to_forget(kept, self._keep, self._keep_every, inventory.newest)[-FORGOTTEN_AT_ONCE:]
         if not outdated:
             return frozenset()
@@ -217,18 +217,18 @@ class Housekeeping:
             if slot.state not in ("open", "sent"):
                 del self._open[name]
 
-    def _attempts(self) -> Iterator[Attempt]:
+    def _attempts(self) -> Iterator[SlotDirectory]:
         with contextlib.suppress(OSError):
             for path in sorted(self._folder.iterdir()):
                 whole, committed = (os.path.lexists(path / name) for name in (MANIFEST, COMMITTED))
-                attempt = attempt_named(path.name, whole=whole, committed=committed)
+                attempt = slot_directory_named(path.name, whole=whole, committed=committed)
                 if attempt is not None and self._is_ours(path.name):
                     yield attempt
 
     def _is_ours(self, name: str) -> bool:
         """Or nobody's: a saver that died at once has left an empty directory."""
         path = self._folder / name
-        if attempt_named(name, whole=False) is None or path.is_symlink() or not path.is_dir():
+        if slot_directory_named(name, whole=False) is None or path.is_symlink() or not path.is_dir():
             return False
         label = label_of(path, self._owners)
         return label.get("run") == self._run if label is not None else not any(path.iterdir())
@@ -246,7 +246,7 @@ class Housekeeping:
 def _name_of(manifest: Manifest) -> str | None:
     """Of its directory; None where its record names one that is not made for it, and may be another's."""
     name = Path(manifest.path).name
-    attempt = attempt_named(name, whole=True)
+    attempt = slot_directory_named(name, whole=True)
     return name if attempt is not None and attempt.id == manifest.id else None
 
 

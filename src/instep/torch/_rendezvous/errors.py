@@ -15,7 +15,7 @@ from torch.distributed.elastic.rendezvous import (
 from instep.errors import EtcdError, InstepError, JoinTimeout, RunClosed, SettingsError
 
 
-class _Sentence(SystemExit):
+class _TorchrunError(SystemExit):
     """`code` is the sentence, or the exit code where nothing needs to be said."""
 
     def __init__(self, sentence: str, code: int | None = None) -> None:
@@ -23,27 +23,27 @@ class _Sentence(SystemExit):
         self.code = f"instep: {sentence}" if code is None else code
 
 
-class WrongSettings(_Sentence, RendezvousConnectionError, ValueError):
+class WrongSettings(_TorchrunError, RendezvousConnectionError, ValueError):
     """An option, an endpoint or a file that cannot be used."""
 
 
-class NotConnected(_Sentence, RendezvousConnectionError):
+class NotConnected(_TorchrunError, RendezvousConnectionError):
     """Etcd cannot be reached, or refuses us."""
 
 
-class NotComplete(_Sentence, RendezvousTimeoutError):
+class NotComplete(_TorchrunError, RendezvousTimeoutError):
     """There were not nodes enough in time."""
 
 
-class HasEnded(_Sentence, RendezvousClosedError):
+class HasEnded(_TorchrunError, RendezvousClosedError):
     """The run has ended. Exit code 0 for a spare: it was not needed."""
 
 
-class NotAccepted(_Sentence, RendezvousStateError):
+class NotAccepted(_TorchrunError, RendezvousStateError):
     """This node does not fit the run, or cannot read what the others have written."""
 
 
-def sentence_of(error: InstepError, *, spare: bool = False) -> _Sentence:
+def error_for_torchrun(error: InstepError, *, spare: bool = False) -> _TorchrunError:
     """The error as torchrun is to see it."""
     text = str(error)
     if isinstance(error, RunClosed):

@@ -16,12 +16,12 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 from instep.coordination.rendezvous.node import RendezvousNode
 from instep.coordination.rendezvous.records import Address, Cause, Round
 from instep.errors import InstepError, JoinTimeout, RunClosed, SettingsError
-from instep.torch._address import address_of_this_node
-from instep.torch._agents_store import AgentsStore
-from instep.torch._meeting import meet, open_store, reach_store
-from instep.torch._presence import Presence
-from instep.torch._rendezvous_options import Options, options_of, variables_of
-from instep.torch._sentences import sentence_of
+
+from .address import address_of_this_node
+from .client import RendezvousClient
+from .errors import error_for_torchrun
+from .options import Options, options_of, variables_of
+from .round_store import AgentsStore, await_all_nodes, connect_store, open_store
 
 if TYPE_CHECKING:
     from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # re-exported, but not by name
@@ -48,7 +48,7 @@ def create_handler(params: RendezvousParameters) -> Handler:
     try:
         handler = Handler(options_of(params))
     except SettingsError as error:
-        raise sentence_of(error) from None
+        raise error_for_torchrun(error) from None
     for variable, value in variables_of(params).items():
         os.environ.setdefault(variable, value)  # the scripts find the same etcd, unless theirs say otherwise
     return handler
@@ -73,7 +73,7 @@ class Handler(RendezvousHandler):
     def __init__(self, options: Options) -> None:
         self._options = options
         self._host = options.local_addr or address_of_this_node(*options.settings.endpoints)
-        self._presence: Presence | None = None
+        self._client: RendezvousClient | None = None
         self._store: TCPStore | None = None
         """That of the round we are in; let go of when the next one begins: on rank 0 it is served here."""
         self._agents: AgentsStore | None = None
@@ -86,12 +86,12 @@ class Handler(RendezvousHandler):
         """Rounds in a row whose store was not reached."""
 
     def __repr__(self) -> str:
-        return f"Handler({self._presence or self._options.keys.run})"
+        return f"Handler({self._client or self._options.keys.run})"
 
     @property
     def node(self) -> RendezvousNode | None:
         """Ours in the rendezvous; None before the first `next_rendezvous` and after `shutdown`."""
-        return self._presence.node if self._presence is not None else None
+        return self._client.node if self._client is not None else None
 
     # -- what torchrun asks for -------------------------------------------------------------------------------------
 
@@ -116,7 +116,7 @@ class Handler(RendezvousHandler):
             spare = self.node is not None and self.node.is_spare
             if isinstance(error, RunClosed) and spare:
                 log.warning("%s This node was a spare: it was not needed and has run nothing.", error)
-            raise sentence_of(error, spare=spare) from None
+            raise error_for_torchrun(error, spare=spare) from None
 
     def num_nodes_waiting(self) -> int:
         """1 where the round is to be formed anew, for whatever reason; else 0.
@@ -145,7 +145,7 @@ class Handler(RendezvousHandler):
         try:
             self._finish()
         except InstepError as error:
-            raise sentence_of(error) from None
+            raise error_for_torchrun(error) from None
 
     def shutdown(self) -> bool:
         """Closes the run and leaves; False when etcd could not be told. An agent that a signal ends, or that has not
@@ -157,30 +157,30 @@ class Handler(RendezvousHandler):
             log.warning("the run %s could not be closed: %s", self.get_run_id(), error)
             return False
         finally:
-            presence, self._presence = self._presence, None
+            client, self._client = self._client, None
             self._store = self._agents = None
-            if presence is not None:
-                presence.close()
+            if client is not None:
+                client.close()
         return True
 
     def _finish(self) -> None:
-        if self._presence is not None:
-            self._presence.finish()
+        if self._client is not None:
+            self._client.finish()
 
     # -- a round ----------------------------------------------------------------------------------------------------
 
     def _next_rendezvous(self) -> RendezvousInfo:
         deadline = time.monotonic() + self._options.join_s
-        presence = self._presence = self._presence or Presence(self._options, self._host)
-        cause = self._cause(presence.node)
+        client = self._client = self._client or RendezvousClient(self._options, self._host)
+        cause = self._cause(client.node)
         was_seated = False
         while True:
             own = self._open_store()
             left_s = max(0.001, deadline - time.monotonic())
-            current = presence.seat(Address(host=self._host, port=own.port), cause, left_s)
+            current = client.seat(Address(host=self._host, port=own.port), cause, left_s)
             if not was_seated:  # a spare may have waited beyond any deadline
                 deadline, was_seated = time.monotonic() + self._options.join_s, True
-            info = self._enter(current, presence.node, own)
+            info = self._enter(current, client.node, own)
             if info is not None:
                 self._told, self._has_run, self._unreached = False, True, 0
                 return info
@@ -209,13 +209,13 @@ class Handler(RendezvousHandler):
         if rank is None or current.store is None:
             return None
         try:
-            store = own if rank == 0 else reach_store(current.store, self._arrival_s, self._options.read_s)
+            store = own if rank == 0 else connect_store(current.store, self._arrival_s, self._options.read_s)
         except DistError as error:
             log.warning("the store of round %d, at %s, is not reached: %s", current.number, current.store, error)
             self._unreached += 1
             return None
         shared = AgentsStore(store, rank, size, timeout_s=self._arrival_s)
-        if not meet(shared, size, in_vain=lambda: node.is_left_behind, timeout_s=self._arrival_s):
+        if not await_all_nodes(shared, size, is_over=lambda: node.is_left_behind, timeout_s=self._arrival_s):
             return None
         try:
             info = RendezvousInfo(shared, rank, size, self._store_of_workers(rank, shared, current.store))

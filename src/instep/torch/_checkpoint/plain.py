@@ -14,13 +14,11 @@ from instep.worker.run import Run
 from instep.worker.saved import Manifest
 from instep.worker.slot import Slot
 
-from ._attempt import Unopened, commit, given_up_on_error, report_failure, told_as_trouble
-from ._fit import misfit_of_parts
-from ._housekeeping import Housekeeping
-from ._later import Later
-from ._parts import Part, give_back, label, read_part, write_part
-from ._snapshot import on_cpu
-from ._turn import Turn, Verdict
+from .background_save import BackgroundSave, UnopenedSlot, abandon_on_error, as_checkpoint_error, commit, report_failure
+from .cleanup import CheckpointCleanup
+from .fit import misfit_of_parts
+from .parts import Part, give_back, label, on_cpu, read_part, write_part
+from .save_election import SaveElection, Verdict
 
 log = logging.getLogger("instep")
 
@@ -28,7 +26,7 @@ LOOK_S: Final = 1.0
 ASK_S: Final = 5.0
 """When a rank that waits for the saver first asks whether etcd still answers; then less and less often."""
 MAX_ASK_S: Final = 60.0
-MAX_TURNS: Final = 3
+MAX_ATTEMPTS: Final = 3
 
 
 class PlainSaver:
@@ -42,7 +40,7 @@ class PlainSaver:
         run: Run[Any],
         parts: Mapping[str, Part],
         folder: Path,
-        housekeeping: Housekeeping,
+        cleanup: CheckpointCleanup,
         *,
         background: bool,
         weights_only: bool,
@@ -52,15 +50,15 @@ class PlainSaver:
         self._registry = run.checkpoints
         self._parts = dict(parts)
         self._folder = folder
-        self._housekeeping = housekeeping
+        self._cleanup = cleanup
         self._background = background
         self._weights_only = weights_only
         self._owners = owners
-        self.later = Later(housekeeping.tidy)
+        self.background_save = BackgroundSave(cleanup.after_commit)
 
     def save(self, step: int) -> bool:
-        self.later.finish()
-        return self._start(step) if self._background else self._save_in_turn(step)
+        self.background_save.finish()
+        return self._start(step) if self._background else self._save_or_wait(step)
 
     def chosen(self, number: int, name: str) -> bool:
         """Of a checkpoint's files those that this rank looks at before it is loaded: all, for it loads all."""
@@ -82,29 +80,29 @@ class PlainSaver:
 
     # -- now --------------------------------------------------------------------------------------------------------
 
-    def _save_in_turn(self, step: int) -> bool:
-        turn = Turn(step, time.monotonic())
-        for _ in range(MAX_TURNS):
-            verdict = self._await_turn(turn)
+    def _save_or_wait(self, step: int) -> bool:
+        election = SaveElection(step, time.monotonic())
+        for _ in range(MAX_ATTEMPTS):
+            verdict = self._await_verdict(election)
             if verdict is not Verdict.LEAD:
-                return self._settled(turn, verdict)
+                return self._settled(election, verdict)
             done = self._lead(step)
             if done is not None:
                 return done
             self._registry.wait(lambda: not self._run.leads, LOOK_S)
-            turn.again(time.monotonic())
-        return self._settled(turn, Verdict.NOBODY)
+            election.restart_wait(time.monotonic())
+        return self._settled(election, Verdict.NOBODY)
 
-    def _await_turn(self, turn: Turn) -> Verdict:
+    def _await_verdict(self, election: SaveElection) -> Verdict:
         """Waits for the saver to end, or to be replaced; gives up when etcd cannot tell."""
         pause_s = ASK_S
         ask_at = time.monotonic() + pause_s
         while True:
-            if self._registry.wait(lambda: self._look(turn) is not Verdict.WAIT, LOOK_S):
-                verdict = self._look(turn)
-                if verdict is not Verdict.NOBODY or not self._may_begin_yet(turn):
+            if self._registry.wait(lambda: self._look(election) is not Verdict.WAIT, LOOK_S):
+                verdict = self._look(election)
+                if verdict is not Verdict.NOBODY or not self._may_begin_yet(election):
                     return verdict
-                turn.be_patient()
+                election.wait_longer()
             if time.monotonic() >= ask_at:
                 try:
                     self._registry.list()
@@ -114,8 +112,8 @@ class PlainSaver:
                 pause_s = min(2 * pause_s, MAX_ASK_S)
                 ask_at = time.monotonic() + pause_s
 
-    def _may_begin_yet(self, turn: Turn) -> bool:
-        if turn.begun or turn.is_patient:
+    def _may_begin_yet(self, election: SaveElection) -> bool:
+        if election.begun or election.waits_longer:
             return False
         try:
             return self._registry.inventory().led
@@ -123,22 +121,25 @@ class PlainSaver:
             log.warning("rank %d: %s", self._run.rank, error)
             return False
 
-    def _look(self, turn: Turn) -> Verdict:
+    def _look(self, election: SaveElection) -> Verdict:
         saving = self._registry.saving
         self._note()
-        return turn.look(
-            saved=self._registry.has(turn.step),
+        return election.decide(
+            saved=self._registry.has(election.step),
             leads=self._run.leads,
             saving=saving.step if saving is not None else None,
             now=time.monotonic(),
         )
 
-    def _settled(self, turn: Turn, verdict: Verdict) -> bool:
+    def _settled(self, election: SaveElection, verdict: Verdict) -> bool:
         if verdict is Verdict.SAVED:
             return True
-        what = "was given up by its saver" if turn.begun else "has not been begun by anybody"
+        what = "was given up by its saver" if election.begun else "has not been begun by anybody"
         log.warning(
-            "rank %d does not know of a checkpoint of step %d: it %s; training goes on", self._run.rank, turn.step, what
+            "rank %d does not know of a checkpoint of step %d: it %s; training goes on",
+            self._run.rank,
+            election.step,
+            what,
         )
         return False
 
@@ -146,15 +147,15 @@ class PlainSaver:
         """True: committed. False: not, or not yet. None: another leads."""
         try:
             slot = self._open(step)
-            with given_up_on_error(slot):
+            with abandon_on_error(slot):
                 self._write(slot, self._state())
                 slot.seal()
         except Fenced:
             return None
         except CheckpointError as error:
-            report_failure(error, Unopened(self._registry, step))
+            report_failure(error, UnopenedSlot(self._registry, step))
             return False
-        return commit(slot, self._housekeeping.tidy)
+        return commit(slot, self._cleanup.after_commit)
 
     # -- in the background ------------------------------------------------------------------------------------------
 
@@ -168,16 +169,16 @@ class PlainSaver:
         except Fenced:
             return True
         except CheckpointError as error:
-            report_failure(error, Unopened(self._registry, step))
+            report_failure(error, UnopenedSlot(self._registry, step))
             return False
-        with given_up_on_error(slot):
+        with abandon_on_error(slot):
             state = on_cpu(self._state())
 
         def write() -> None:
             self._write(slot, state)
             slot.seal()
 
-        self.later.start(slot, write)
+        self.background_save.start(slot, write)
         return True
 
     # -- both -------------------------------------------------------------------------------------------------------
@@ -186,9 +187,9 @@ class PlainSaver:
         """What others save, as far as this rank hears of it."""
         saving, saved = self._registry.saving, self._registry.saved
         if saving is not None:
-            self._housekeeping.note(saving.step, saving.token)
+            self._cleanup.note(saving.step, saving.token)
         if saved is not None:
-            self._housekeeping.note_committed(saved.id)
+            self._cleanup.note_committed(saved.id)
 
     def _state(self) -> dict[str, Any]:
         return {name: part.state_dict() for name, part in self._parts.items()}
@@ -196,12 +197,12 @@ class PlainSaver:
     def _open(self, step: int) -> Slot:
         """Raises Fenced and CheckpointError."""
         slot = self._registry.open(step, self._folder, self.layout)
-        self._housekeeping.note_open(slot)
-        with given_up_on_error(slot), told_as_trouble(slot):
+        self._cleanup.note_open(slot)
+        with abandon_on_error(slot), as_checkpoint_error(slot):
             label(slot.path, run=self._run.name, layout=self.layout, names=tuple(self._parts))
         return slot
 
     def _write(self, slot: Slot, state: Mapping[str, Any]) -> None:
-        with told_as_trouble(slot):
+        with as_checkpoint_error(slot):
             for name, value in state.items():
                 write_part(slot.path, name, value)

@@ -13,12 +13,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from instep.errors import BindError
 
-from ._knob import Knob
-from ._plan import Ratios, checked_optimizer, checked_value, plan_knobs
-from ._ratio import Number, why_unusable
-from ._run import SteeredRun, agreed_in, watch_drift
-from ._schedulers import checked_schedulers
-from ._watch import watch, watch_loads
+from .bound_param import BoundParam
+from .ratio import Number, why_unusable
+from .request import Ratios, SteeredRun, agreed_in, checked_optimizer, checked_value, plan_params, watch_drift
+from .schedulers import checked_schedulers, watch, watch_loads
 
 logger = logging.getLogger("instep")
 
@@ -56,9 +54,11 @@ class BindingStatistics:
 class Binding:
     """What `bind` returns. It needs no keeping: the run and the optimizer keep it alive."""
 
-    def __init__(self, optimizer: Optimizer, knobs: Sequence[Knob], roots: Sequence[LRScheduler], mode: str) -> None:
+    def __init__(
+        self, optimizer: Optimizer, params: Sequence[BoundParam], roots: Sequence[LRScheduler], mode: str
+    ) -> None:
         self._optimizer = optimizer
-        self._knobs = tuple(knobs)
+        self._params = tuple(params)
         self._roots = tuple(roots)
         self._mode = mode
         self._changes = self._loads = self._refused = 0
@@ -66,7 +66,7 @@ class Binding:
         self._undo: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
-        parts = [type(self._optimizer).__name__, *map(repr, self._knobs)]
+        parts = [type(self._optimizer).__name__, *map(repr, self._params)]
         if self._roots:
             parts.append(f"{self._mode} {', '.join(type(root).__name__ for root in self._roots)}")
         return f"<Binding {'; '.join(parts)}{'' if self._undo else '; released'}>"
@@ -75,8 +75,8 @@ class Binding:
     def statistics(self) -> BindingStatistics:
         """A snapshot; it does not change afterwards."""
         return BindingStatistics(
-            agreed={str(knob.field): knob.agreed for knob in self._knobs if knob.agreed is not None},
-            ratios={str(knob.field): tuple(knob.ratios) for knob in self._knobs},
+            agreed={str(param.field): param.agreed for param in self._params if param.agreed is not None},
+            ratios={str(param.field): tuple(param.ratios) for param in self._params},
             changes=self._changes,
             loads=self._loads,
             refused=self._refused,
@@ -92,48 +92,50 @@ class Binding:
 
     def _start(self, run: SteeredRun, values: Sequence[Number], *, chosen: bool) -> None:
         """`chosen`: the ratios are what the script has given."""
-        keys = {str(knob.field) for knob in self._knobs}
+        keys = {str(param.field) for param in self._params}
         _bound.setdefault(self._optimizer, set()).update(keys)
         self._undo.append(lambda: _bound[self._optimizer].difference_update(keys))
         self._undo.append(watch_loads(self._optimizer, self._loaded))
         for root in self._roots:
             listeners = {"before_step": self._before_step, "after_step": self._after_step}
             self._undo.append(watch(root, **listeners, after_load=self._schedule_loaded))
-        for knob, value in zip(self._knobs, values, strict=True):
-            knob.apply(value)
-            knob.note()
-            if not chosen and 1.0 not in knob.ratios:
-                logger.warning("no group has the optimizer's default %s; bound as %r", knob.field, knob)
+        for param, value in zip(self._params, values, strict=True):
+            param.apply(value)
+            param.note()
+            if not chosen and 1.0 not in param.ratios:
+                logger.warning("no group has the optimizer's default %s; bound as %r", param.field, param)
         run.on_change(self._changed)
         self._undo.append(watch_drift(run, self._drift))
 
     def _drift(self) -> dict[str, str]:
         """By hyperparameter, what the optimizer holds in its place, and what to do about that."""
-        found = {knob: text for knob in self._knobs if (text := knob.drift()) is not None}
-        return {knob.name: f"{text}. {_CURES['lr' if knob.field.key == 'lr' else '']}" for knob, text in found.items()}
+        found = {param: text for param in self._params if (text := param.drift()) is not None}
+        return {
+            param.name: f"{text}. {_CURES['lr' if param.field.key == 'lr' else '']}" for param, text in found.items()
+        }
 
     def _changed(self, _old: object, new: object) -> None:
         if not self._undo:
             return
-        applied = [self._apply(knob, agreed_in(new, knob.name)) for knob in self._knobs]
+        applied = [self._apply(param, agreed_in(new, param.name)) for param in self._params]
         if any(applied):
             self._changes += 1
             self._warn_of_stranger()
 
-    def _apply(self, knob: Knob, value: Any) -> bool:
-        if value == knob.agreed and type(value) is type(knob.agreed):
+    def _apply(self, param: BoundParam, value: Any) -> bool:
+        if value == param.agreed and type(value) is type(param.agreed):
             return False
-        reason = why_unusable(value, knob.kind)
+        reason = why_unusable(value, param.kind)
         if reason is not None:
             self._refused += 1
-            logger.error("%s %s; the optimizer keeps %s=%r", knob.name, reason, knob.field, knob.agreed)
+            logger.error("%s %s; the optimizer keeps %s=%r", param.name, reason, param.field, param.agreed)
             return False
-        knob.apply(value)
-        knob.note()
+        param.apply(value)
+        param.note()
         return True
 
     def _warn_of_stranger(self) -> None:
-        steered = any(knob.field.key == "lr" for knob in self._knobs)
+        steered = any(param.field.key == "lr" for param in self._params)
         strange = any("initial_lr" in group for group in self._optimizer.param_groups)
         if steered and strange and not self._roots and not self._warned:
             self._warned = True
@@ -146,30 +148,30 @@ class Binding:
         if not self._undo:
             return
         self._loads += 1
-        stale = [(knob, saved) for knob in self._knobs if (saved := knob.reload()) is not None]
-        for knob in self._knobs:
-            knob.note()
+        stale = [(param, saved) for param in self._params if (saved := param.reload()) is not None]
+        for param in self._params:
+            param.note()
         if stale:
-            won = ", ".join(f"{knob.name} {knob.agreed:g} (checkpoint: {saved:g})" for knob, saved in stale)
+            won = ", ".join(f"{param.name} {param.agreed:g} (checkpoint: {saved:g})" for param, saved in stale)
             logger.info("the live value won over the checkpoint's: %s", won)
 
     def _schedule_loaded(self) -> None:
         if self._undo:
             self._loads += 1
-            for knob in self._knobs:
-                knob.reload_schedule()
-                knob.note()
+            for param in self._params:
+                param.reload_schedule()
+                param.note()
 
     def _before_step(self) -> None:
         if self._undo:
-            for knob in self._knobs:
-                knob.before_step()
+            for param in self._params:
+                param.before_step()
 
     def _after_step(self) -> None:
         if self._undo:
-            for knob in self._knobs:
-                knob.after_step()
-                knob.note()
+            for param in self._params:
+                param.after_step()
+                param.note()
 
 
 def bind(
@@ -207,11 +209,11 @@ def bind(
         raise BindError(f'mode is {mode!r}: use "scale" or "override"')
     optimizer = checked_optimizer(optimizer)
     roots = checked_schedulers(scheduler, optimizer)
-    knobs = plan_knobs(optimizer, names, roots, override=mode == "override", ratio=ratio)
-    taken = _bound.get(optimizer, set()).intersection(str(knob.field) for knob in knobs)
+    params = plan_params(optimizer, names, roots, override=mode == "override", ratio=ratio)
+    taken = _bound.get(optimizer, set()).intersection(str(param.field) for param in params)
     if taken:
         raise BindError(f"{', '.join(sorted(taken))} of this optimizer is bound already: release() that binding first")
-    values = [checked_value(run.config, knob) for knob in knobs]
-    binding = Binding(optimizer, knobs, roots, mode)
+    values = [checked_value(run.config, param) for param in params]
+    binding = Binding(optimizer, params, roots, mode)
     binding._start(run, values, chosen=ratio is not None)
     return binding

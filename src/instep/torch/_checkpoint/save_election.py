@@ -20,7 +20,7 @@ class Verdict(Enum):
     """Nobody saves it: nobody has begun, or who had begun has given up."""
 
 
-class Turn:
+class SaveElection:
     """Promise: a rank that leads leaves with LEAD, so a saver that died is replaced at the same step.
 
     `now` is in seconds on a monotonic clock. While somebody is known to save it waits without end: whether etcd can
@@ -34,9 +34,9 @@ class Turn:
         self._patience_s = SILENCE_S
 
     def __repr__(self) -> str:
-        return f"Turn(step {self.step}, {'begun' if self.begun else 'not begun'})"
+        return f"SaveElection(step {self.step}, {'begun' if self.begun else 'not begun'})"
 
-    def look(self, *, saved: bool, leads: bool, saving: int | None, now: float) -> Verdict:
+    def decide(self, *, saved: bool, leads: bool, saving: int | None, now: float) -> Verdict:
         """`saved`: a checkpoint of this step is committed. `saving`: the step whose checkpoint the leader writes."""
         if saved:
             return Verdict.SAVED
@@ -48,13 +48,13 @@ class Turn:
         return Verdict.NOBODY if now - self._quiet_since >= self._patience_s else Verdict.WAIT
 
     @property
-    def is_patient(self) -> bool:
+    def waits_longer(self) -> bool:
         return self._patience_s > SILENCE_S
 
-    def be_patient(self) -> None:
+    def wait_longer(self) -> None:
         """Somebody leads, and has not begun yet."""
         self._patience_s = PATIENCE_S
 
-    def again(self, now: float) -> None:
+    def restart_wait(self, now: float) -> None:
         """This rank was refused: another leads, and begins anew."""
         self._quiet_since = now

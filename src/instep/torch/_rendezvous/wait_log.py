@@ -25,7 +25,7 @@ MOST_READ: Final = 64
 READ_S: Final = 3.0
 
 
-async def aloud(
+async def log_while_waiting(
     seat: Coroutine[Any, Any, T],
     client: Client,
     keys: RendezvousKeys,

@@ -34,9 +34,8 @@ from instep.errors import CheckpointError
 from instep.worker.files import Owners
 from instep.worker.manifest import FileSum, sum_file
 
-from ._metadata import METADATA, CheckedPlanner, CheckedReader, files_in, read_metadata
-from ._parts import Part
-from ._snapshot import apart_from_training
+from .metadata import METADATA, CheckedPlanner, CheckedReader, files_in, read_metadata
+from .parts import Part, apart_from_training
 
 T = TypeVar("T")
 
@@ -67,7 +66,7 @@ class Shards:
     def __repr__(self) -> str:
         return f"Shards({', '.join((*self._models, *self._optimizers))})"
 
-    def tell_all(self, fact: T) -> list[T]:
+    def all_gather(self, fact: T) -> list[T]:
         """Every rank's `fact`, by rank. Waits for all of them."""
         facts: list[T | None] = [None] * dist.get_world_size(self._group)
         dist.all_gather_object(facts, fact, group=self._group)
@@ -145,7 +144,7 @@ class Shards:
             found = read_metadata(folder, owners)
         except (OSError, ValueError) as error:
             problem = str(error)
-        first = next((told for told in self.tell_all(problem) if told is not None), None)
+        first = next((told for told in self.all_gather(problem) if told is not None), None)
         if found is None or first is not None:
             raise CheckpointError(f"the checkpoint in {folder} cannot be read: {first}")
         return found

@@ -6,7 +6,7 @@ Multiplying all of them multiplies the whole curve, and leaves where it stands o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
@@ -15,9 +15,8 @@ from torch.optim.swa_utils import SWALR
 
 from instep.errors import BindError
 
-from ._field import Group, fresh_like, number_in, rounded_like
-from ._ratio import rebased
-from ._wrapped import unwrapped_optimizer, unwrapped_scheduler
+from .field import Group, fresh_like, number_in, rounded_like
+from .ratio import rebased
 
 PER_GROUP = ("max_lrs", "min_lrs")
 FOR_ALL_GROUPS = "eta_min"
@@ -132,3 +131,87 @@ class Leaf:
             move = next((move for move in moves if move[0] != 0), (1.0, 1.0))
             setattr(own, FOR_ALL_GROUPS, rebased(getattr(own, FOR_ALL_GROUPS), *move))
         own.base_lrs = [fresh_like(b, t) for b, t in zip(held, targets, strict=False)]
+
+
+Callback = Callable[[], None]
+
+
+def watch(
+    scheduler: LRScheduler, *, before_step: Callback, after_step: Callback, after_load: Callback
+) -> Callable[[], None]:
+    """Call these around `step()` and after `load_state_dict()` of this one scheduler, until released.
+
+    Returns the function that releases it. `isinstance`, the class's name, `state_dict()` and pickling stay as
+    they were; copies are not watched.
+    """
+    plain: Any = type(scheduler)
+
+    def step(self: Any, *args: Any, **kwargs: Any) -> None:
+        before_step()
+        try:
+            plain.step(self, *args, **kwargs)
+        finally:
+            after_step()
+
+    def load_state_dict(self: Any, state_dict: dict[str, Any]) -> None:
+        plain.load_state_dict(self, state_dict)
+        after_load()
+
+    def reduce_to_plain(self: Any, protocol: Any) -> Any:
+        made: Any = plain.__reduce_ex__(self, protocol)
+        return (made[0], (plain, *made[1][1:]), *made[2:])
+
+    body = {
+        "__module__": plain.__module__,
+        "__qualname__": plain.__qualname__,
+        "__doc__": plain.__doc__,
+        "__reduce_ex__": reduce_to_plain,
+        "step": step,
+        "load_state_dict": load_state_dict,
+    }
+    watched = type(plain.__name__, (plain,), body)
+    scheduler.__class__ = watched
+
+    def release() -> None:
+        # Another watcher may sit on top by now; then ours stays below it and its listeners ignore what they
+        # hear.
+        if type(scheduler) is watched:
+            scheduler.__class__ = plain
+
+    return release
+
+
+def watch_loads(optimizer: Optimizer, on_load: Callback) -> Callable[[], None]:
+    """Call `on_load` after each `load_state_dict()` of the optimizer, until the returned function is called."""
+    if type(optimizer).load_state_dict is Optimizer.load_state_dict:
+        return optimizer.register_load_state_dict_post_hook(lambda _: on_load()).remove
+    # A load of its own may write after the hooks have run, as ZeroRedundancyOptimizer's does. An optimizer's
+    # `__dict__` is not its state dict, so here an attribute will do.
+    plain = optimizer.load_state_dict
+
+    def load_state_dict(*args: Any, **kwargs: Any) -> None:
+        plain(*args, **kwargs)
+        on_load()
+
+    optimizer.load_state_dict = load_state_dict  # type: ignore[method-assign]
+
+    def release() -> None:
+        if vars(optimizer).get("load_state_dict") is load_state_dict:
+            del optimizer.load_state_dict
+
+    return release
+
+
+def unwrapped_optimizer(optimizer: Any) -> Any:
+    """The torch optimizer below wrappers that keep it as `.optimizer` and show its groups as their own."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        if getattr(optimizer, "param_groups", None) is not inner.param_groups:
+            break
+        optimizer = inner
+    return optimizer
+
+
+def unwrapped_scheduler(scheduler: Any) -> Any:
+    """The torch scheduler below wrappers that keep it as `.scheduler`."""
+    inner = getattr(scheduler, "scheduler", None)
+    return inner if isinstance(inner, LRScheduler) and not isinstance(scheduler, LRScheduler) else scheduler

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler
 
 from instep.errors import BindError
+from instep.worker.run import Run
 
-from ._curve import CurveKnob
-from ._field import Field, Group, number_in
-from ._knob import Knob, OverrideKnob, checked_ratio
-from ._ratio import Kind, Number, why_unusable
-from ._run import agreed_in, is_agreed
-from ._schedulers import leaves_of, peak_lrs, refuse_cycled, refuse_unscalable
-from ._wrapped import unwrapped_optimizer
+from .bound_param import BoundParam, OverriddenParam, ScheduledParam, checked_ratio
+from .field import Field, Group, number_in
+from .ratio import Kind, Number, why_unusable
+from .schedulers import leaves_of, peak_lrs, refuse_cycled, refuse_unscalable, unwrapped_optimizer
 
 LR = Field("lr")
 
@@ -35,34 +33,34 @@ def checked_optimizer(given: object) -> Optimizer:
     return optimizer
 
 
-def checked_value(config: object, knob: Knob) -> Number:
-    """The agreed value for `knob`. BindError when the run has none, or one that its key cannot hold."""
-    if not is_agreed(config, knob.name):
+def checked_value(config: object, param: BoundParam) -> Number:
+    """The agreed value for `param`. BindError when the run has none, or one that its key cannot hold."""
+    if not is_agreed(config, param.name):
         raise BindError(
-            f"the run has no hyperparameter {knob.name!r} to bind {knob.field} to: "
+            f"the run has no hyperparameter {param.name!r} to bind {param.field} to: "
             "add it to the schema, or set it before the run starts"
         )
-    value: Any = agreed_in(config, knob.name)
-    reason = why_unusable(value, knob.kind)
+    value: Any = agreed_in(config, param.name)
+    reason = why_unusable(value, param.kind)
     if reason is not None:
-        raise BindError(f"the hyperparameter {knob.name!r} {reason}: {knob.field} of the optimizer needs one")
+        raise BindError(f"the hyperparameter {param.name!r} {reason}: {param.field} of the optimizer needs one")
     return value  # type: ignore[no-any-return]
 
 
-def plan_knobs(
+def plan_params(
     optimizer: Optimizer,
     names: Mapping[str, str],
     roots: Sequence[LRScheduler],
     *,
     override: bool,
     ratio: Ratios | None = None,
-) -> list[Knob]:
-    """One knob for each key of `names`. BindError for a key that cannot be steered, or a `ratio` that does not fit."""
+) -> list[BoundParam]:
+    """One param for each key of `names`. BindError for a key that cannot be steered, or a `ratio` that does not fit."""
     if not names:
         raise BindError('nothing to bind: name at least one key, as in bind(run, optimizer, lr="lr")')
     leaves = list(leaves_of(roots))
     chosen = _chosen_ratios(ratio, tuple(names), len(optimizer.param_groups))
-    knobs: list[Knob] = []
+    params: list[BoundParam] = []
     for text, name in names.items():
         field = _checked_field(optimizer, text)
         if field == LR and not roots:
@@ -72,8 +70,8 @@ def plan_knobs(
             if field == LR:
                 refuse_unscalable(leaves)
                 _refuse_lost_default(optimizer, leaves)
-        knobs.append(_knob(optimizer, field, name, roots, override=override, chosen=chosen.get(text)))
-    return knobs
+        params.append(_param(optimizer, field, name, roots, override=override, chosen=chosen.get(text)))
+    return params
 
 
 def _chosen_ratios(given: Ratios | None, keys: Sequence[str], groups: int) -> dict[str, list[float]]:
@@ -99,7 +97,7 @@ def _one_for_each_group(key: str, given: float | Sequence[float], groups: int) -
     return [float(ratio) for ratio in ratios]
 
 
-def _knob(
+def _param(
     optimizer: Optimizer,
     field: Field,
     name: str,
@@ -107,7 +105,7 @@ def _knob(
     *,
     override: bool,
     chosen: list[float] | None,
-) -> Knob:
+) -> BoundParam:
     kind = field.kind(optimizer.defaults)
     assert kind is not None, "checked with the field"
     peaks = peak_lrs(roots, optimizer.param_groups) if field == LR and override else None
@@ -122,12 +120,12 @@ def _knob(
     if chosen:
         default = next((unit for unit, ratio in zip(units, ratios, strict=True) if ratio), default)
     if override and roots:
-        return OverrideKnob(optimizer, field, name, kind=kind, default=default, ratios=ratios, roots=roots)
+        return OverriddenParam(optimizer, field, name, kind=kind, default=default, ratios=ratios, roots=roots)
     if field != LR or not roots:
-        return Knob(optimizer, field, name, kind=kind, default=default, ratios=ratios)
+        return BoundParam(optimizer, field, name, kind=kind, default=default, ratios=ratios)
     if default == 0:
         raise BindError("the optimizer's default lr is 0, so its schedule has no scale: construct it with another lr")
-    return CurveKnob(optimizer, field, name, default=default, ratios=ratios, roots=roots, units=units)
+    return ScheduledParam(optimizer, field, name, default=default, ratios=ratios, roots=roots, units=units)
 
 
 def _ratios(field: Field, bases: Sequence[float], default: float) -> list[float]:
@@ -221,3 +219,36 @@ def _default(optimizer: Optimizer, field: Field, bases: Sequence[float]) -> floa
             if field.held(group) is held:
                 return base
     return number_in(held)
+
+
+_ABSENT = object()
+
+
+class SteeredRun(Protocol):
+    """The part of a `Run` that a binding uses; anything of this shape can be bound."""
+
+    @property
+    def config(self) -> Any:
+        """The agreed values: an object with one attribute a name, or a mapping."""
+
+    def on_change(self, fn: Callable[[Any, Any], object], /) -> object:
+        """Call `fn(old, new)` after each agreed change, in the training thread, between two steps."""
+
+
+def watch_drift(run: SteeredRun, check: Callable[[], Mapping[str, str]]) -> Callable[[], None]:
+    """Has the run ask `check` now and then, until the returned function is called. Only a `Run` does."""
+    if isinstance(run, Run):
+        return run._drift.add(check)
+    return lambda: None
+
+
+def is_agreed(config: object, name: str) -> bool:
+    """Whether `config` has a hyperparameter called `name`."""
+    return agreed_in(config, name) is not _ABSENT
+
+
+def agreed_in(config: object, name: str) -> object:
+    """The value of `name` in `config`; an object that is no number when it is not there."""
+    if isinstance(config, Mapping):
+        return config.get(name, _ABSENT)
+    return getattr(config, name, _ABSENT)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ._ratio import Kind, Number, kind_of
+from .ratio import Kind, Number, kind_of
 
 Group = MutableMapping[str, Any]
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import gc
 import json
 import logging
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, cast, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from instep.errors import CheckpointError
+from instep.torch._optim.schedulers import unwrapped_optimizer
 from instep.worker.files import Owners, open_file, read_file
 
 log = logging.getLogger("instep")
@@ -176,3 +181,99 @@ _HOW_TO_TRUST: Final = (
     "torch loads that only after torch.serialization.add_safe_globals([...]) for it, or with weights_only=False given "
     "to the Checkpointer, which runs code that the file brings"
 )
+
+
+Take = Callable[[Tensor], Tensor]
+
+
+def on_cpu(state: Any) -> Any:
+    """A copy of `state` in memory of its own on the CPU; waits for the devices that hold it.
+
+    Tensors that are one view of one storage (tied weights) stay one. Costs as much memory as the state has.
+    """
+    return _twin(state, _once(lambda tensor: tensor.to("cpu", copy=True)))
+
+
+def apart_from_training(state: Any) -> Any:
+    """`state` with copies of its tensors on the CPU; those on other devices are left to be copied there by another."""
+    return _twin(state, _once(lambda tensor: tensor.clone() if tensor.device.type == "cpu" else tensor))
+
+
+def _once(take: Take) -> Take:
+    taken: dict[tuple[Any, ...], Tensor] = {}
+
+    def take_once(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach()
+        if type(tensor) is not Tensor or tensor.is_sparse:  # a DTensor or the like: its storage says nothing
+            return take(tensor)
+        place = (tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.dtype)
+        key = (*place, tuple(tensor.shape), tensor.stride())
+        if key not in taken or tensor.numel() == 0:
+            taken[key] = take(tensor)
+        return taken[key]
+
+    return take_once
+
+
+def _twin(state: Any, take: Take) -> Any:
+    if isinstance(state, Tensor):
+        return take(state)
+    if isinstance(state, Mapping):
+        twin: Any = copy.copy(state)  # with what else it carries: a model's state dict has versions in an attribute
+        for name, value in state.items():
+            twin[name] = _twin(value, take)
+        return twin
+    if isinstance(state, tuple):
+        values = [_twin(value, take) for value in state]
+        return type(state)(*values) if hasattr(state, "_fields") else tuple(values)
+    if isinstance(state, list):
+        return [_twin(value, take) for value in state]
+    return copy.deepcopy(state)
+
+
+_KINDS: Final = (LRScheduler, GradScaler)
+
+
+def left_out(parts: Mapping[str, Any]) -> list[str]:
+    """A sentence for each scheduler of an optimizer among `parts`, and each gradient scaler, that is not among them.
+
+    Looks through all objects of the process, so it takes some milliseconds. One that is inside a part or another
+    scheduler counts as held: that saves it.
+    """
+    inside = [thing for part in parts.values() for thing in _inside(part)]
+    held = {id(thing) for thing in inside}
+    steered = {id(unwrapped_optimizer(thing)) for thing in inside if isinstance(thing, Optimizer)}
+    living = [thing for thing in gc.get_objects() if issubclass(type(thing), _KINDS)]
+    nested = {id(inner) for thing in living for inner in _inside(thing) if inner is not thing}
+    missing = [thing for thing in living if id(thing) not in held | nested]
+    return [
+        *(_of_scheduler(it) for it in missing if isinstance(it, LRScheduler) and _optimizer_of(it) in steered),
+        *(_of_scaler(it) for it in missing if isinstance(it, GradScaler) and it.is_enabled() and steered),
+    ]
+
+
+def _inside(thing: Any) -> Iterator[Any]:
+    """The thing itself and what its attributes hold, lists of them included."""
+    yield thing
+    for value in getattr(thing, "__dict__", {}).values():
+        yield from value if isinstance(value, list | tuple) else (value,)
+
+
+def _optimizer_of(scheduler: LRScheduler) -> int:
+    """Its identity; 0 for a scheduler that is still being made."""
+    optimizer = getattr(scheduler, "optimizer", None)
+    return id(unwrapped_optimizer(optimizer)) if optimizer is not None else 0
+
+
+def _of_scheduler(scheduler: LRScheduler) -> str:
+    return (
+        f"the checkpoints do not hold the {type(scheduler).__name__}: a run that resumes starts its schedule from the "
+        "beginning; give it to the Checkpointer, as in Checkpointer(..., scheduler=scheduler)"
+    )
+
+
+def _of_scaler(scaler: GradScaler) -> str:
+    return (
+        f"the checkpoints do not hold the {type(scaler).__name__}: a run that resumes starts from its first loss scale "
+        "and skips steps until the scale fits; give it to the Checkpointer, as in Checkpointer(..., scaler=scaler)"
+    )

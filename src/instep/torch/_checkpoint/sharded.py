@@ -19,25 +19,23 @@ from instep.worker.run import Run
 from instep.worker.saved import Manifest
 from instep.worker.slot import Slot, trouble
 
-from ._attempt import Unopened, commit, given_up_on_error, report_failure, told_as_trouble
-from ._fit import misfit_of_parts
-from ._housekeeping import Housekeeping
-from ._later import Later
-from ._metadata import METADATA, files_in, read_metadata
-from ._parts import Part, give_back, label, read_part, write_part
-from ._shards import Shards, check_all_here, result_of, sums_of_rank
-from ._snapshot import on_cpu
+from .background_save import BackgroundSave, UnopenedSlot, abandon_on_error, as_checkpoint_error, commit, report_failure
+from .cleanup import CheckpointCleanup
+from .fit import misfit_of_parts
+from .metadata import METADATA, files_in, read_metadata
+from .parts import Part, give_back, label, on_cpu, read_part, write_part
+from .shards import Shards, check_all_here, result_of, sums_of_rank
 
 log = logging.getLogger("instep")
 
 LEADERLESS_S: Final = 15.0
 """How long the ranks wait for one of them to lead; a node that vanished is replaced after its lease's 10 s."""
 LOOK_S: Final = 0.5
-MAX_TURNS: Final = 3
+MAX_ATTEMPTS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class SlotOffer:
     """What a rank says before a save: the directory that it has opened because it leads, or why it could not."""
 
     token: int = 0
@@ -57,7 +55,7 @@ class ShardedSaver:
         run: Run[Any],
         parts: Mapping[str, Part],
         folder: Path,
-        housekeeping: Housekeeping,
+        cleanup: CheckpointCleanup,
         *,
         background: bool,
         weights_only: bool,
@@ -68,18 +66,18 @@ class ShardedSaver:
         self._names = tuple(parts)
         self._shards = Shards(parts, rank=run.rank, world_size=run.world_size)
         self._folder = folder
-        self._housekeeping = housekeeping
+        self._cleanup = cleanup
         self._background = background
         self._weights_only = weights_only
         self._owners = owners
-        self.later = Later(housekeeping.tidy)
+        self.background_save = BackgroundSave(cleanup.after_commit)
 
     def save(self, step: int) -> bool:
-        self.later.finish()
+        self.background_save.finish()
         newest = self._registry.saved
         if newest is not None:
-            self._housekeeping.note_committed(newest.id)
-        for _ in range(MAX_TURNS):
+            self._cleanup.note_committed(newest.id)
+        for _ in range(MAX_ATTEMPTS):
             offer, slot = self._agree(step)
             if not offer.path:
                 return False
@@ -99,7 +97,7 @@ class ShardedSaver:
 
     def problem_anywhere(self, problem: str | None) -> str | None:
         """The problem that some rank has found."""
-        return next((found for found in self._shards.tell_all(problem) if found is not None), None)
+        return next((found for found in self._shards.all_gather(problem) if found is not None), None)
 
     def misfit(self, folder: Path, listed: Collection[str]) -> str | None:
         """As PlainSaver's; this rank alone."""
@@ -123,48 +121,48 @@ class ShardedSaver:
 
     # -- who leads --------------------------------------------------------------------------------------------------
 
-    def _agree(self, step: int) -> tuple[Offer, Slot | None]:
+    def _agree(self, step: int) -> tuple[SlotOffer, Slot | None]:
         """The directory that all ranks write to, and the slot on the rank that leads. All ranks leave with one offer;
         without a path nobody can save, and the log says why."""
         started = time.monotonic()
         while True:
             slot, mine = self._offer(step, time.monotonic() - started)
-            offers = self._shards.tell_all(mine)
+            offers = self._shards.all_gather(mine)
             chosen = max(offers, key=lambda offer: offer.token)
             if slot is not None and chosen.path != mine.path:
                 slot.abandon()  # a leader that did not know of its successor
                 slot = None
             if chosen.path:
-                self._housekeeping.note(step, chosen.token)
+                self._cleanup.note(step, chosen.token)
                 return chosen, slot
             problem = next((offer.problem for offer in offers if offer.problem), "")
             if not problem and max(offer.waited_s for offer in offers) >= LEADERLESS_S:
                 problem = f"no rank leads the run, so nobody can save step {step}"
             if problem:
                 if self._run.rank == 0:
-                    report_failure(CheckpointError(problem), Unopened(self._registry, step))
-                return Offer(problem=problem), None
+                    report_failure(CheckpointError(problem), UnopenedSlot(self._registry, step))
+                return SlotOffer(problem=problem), None
             self._registry.wait(lambda: self._run.leads, LOOK_S)
 
-    def _offer(self, step: int, waited_s: float) -> tuple[Slot | None, Offer]:
+    def _offer(self, step: int, waited_s: float) -> tuple[Slot | None, SlotOffer]:
         if not self._run.leads:
-            return None, Offer(waited_s=waited_s)
+            return None, SlotOffer(waited_s=waited_s)
         try:
             slot = self._registry.open(step, self._folder, self.layout)
-            self._housekeeping.note_open(slot)
-            with given_up_on_error(slot), told_as_trouble(slot):
+            self._cleanup.note_open(slot)
+            with abandon_on_error(slot), as_checkpoint_error(slot):
                 label(slot.path, run=self._run.name, layout=self.layout, names=self._names)
         except Fenced:
-            return None, Offer(waited_s=waited_s)
+            return None, SlotOffer(waited_s=waited_s)
         except CheckpointError as error:
-            return None, Offer(problem=str(error))
-        return slot, Offer(token=slot.token, path=str(slot.path))
+            return None, SlotOffer(problem=str(error))
+        return slot, SlotOffer(token=slot.token, path=str(slot.path))
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
     def _save_together(self, path: Path, slot: Slot | None) -> bool | None:
         """True: committed. False: not, or not yet. None: another leads. On all ranks the same."""
-        with given_up_on_error(slot) if slot is not None else nullcontext():
+        with abandon_on_error(slot) if slot is not None else nullcontext():
             outcome: bool | None = False
             try:
                 known = self._sum_up(path, slot, self._shards.write(path))
@@ -172,7 +170,7 @@ class ShardedSaver:
                 outcome = self._failed(slot, error) if slot is not None else False
             else:
                 outcome = self._complete(slot, known) if slot is not None else False
-            told = self._shards.tell_all((slot is not None, outcome))
+            told = self._shards.all_gather((slot is not None, outcome))
             return next((outcome for leads, outcome in told if leads), False)
 
     def _failed(self, slot: Slot, error: OSError) -> bool | None:
@@ -195,7 +193,7 @@ class ShardedSaver:
         except OSError as error:
             sums = error
         known: dict[str, FileSum] = {}
-        for found in self._shards.tell_all(sums):
+        for found in self._shards.all_gather(sums):
             if isinstance(found, OSError):
                 raise found
             known |= found
@@ -203,7 +201,7 @@ class ShardedSaver:
 
     def _complete(self, slot: Slot, known: Mapping[str, FileSum]) -> bool | None:
         try:
-            with given_up_on_error(slot):
+            with abandon_on_error(slot):
                 self._write_others(slot, {name: part.state_dict() for name, part in self._shards.others.items()})
                 slot.seal(known)
         except Fenced:  # the log says so
@@ -211,10 +209,10 @@ class ShardedSaver:
         except CheckpointError as error:
             report_failure(error, slot)
             return False
-        return commit(slot, self._housekeeping.tidy)
+        return commit(slot, self._cleanup.after_commit)
 
     def _write_others(self, slot: Slot, states: Mapping[str, Any]) -> None:
-        with told_as_trouble(slot):
+        with as_checkpoint_error(slot):
             for name, state in states.items():
                 write_part(slot.path, name, state)
 
@@ -228,9 +226,9 @@ class ShardedSaver:
                 with suppress(OSError):  # the leader hears of it too, and tells
                     self._sum_up(path, slot, result_of(written))
                 return
-            with told_as_trouble(slot):
+            with as_checkpoint_error(slot):
                 known = self._sum_up(path, slot, result_of(written))
             self._write_others(slot, others)
             slot.seal(known)
 
-        self.later.start(slot, complete)
+        self.background_save.start(slot, complete)

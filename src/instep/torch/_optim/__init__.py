@@ -1,0 +1,1 @@
+"""Optimizers that hold the agreed values: `bind`."""

@@ -1,0 +1,1 @@
+"""The handler behind `torchrun --rdzv-backend=etcd3`."""
