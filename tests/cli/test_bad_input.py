@@ -11,8 +11,8 @@ from run_in_etcd import RunInEtcd, with_client
 
 from instep.control import Keys
 from instep.etcd import Client
+from instep.etcd_server.ports import free_ports
 from instep.testing import EtcdServer
-from instep.testing._ports import free_ports
 
 
 @pytest.fixture(scope="module")

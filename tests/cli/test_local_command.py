@@ -6,7 +6,7 @@ from pathlib import Path
 
 from command import environment, instep
 
-from instep.testing._ports import free_ports
+from instep.etcd_server.ports import free_ports
 
 
 def test_a_local_etcd_is_started_used_and_stopped(tmp_path: Path) -> None:

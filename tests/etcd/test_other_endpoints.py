@@ -13,8 +13,8 @@ import pytest
 from async_support import run, until
 from instep.errors import EtcdUnavailable
 from instep.etcd import Client, LeaseKeeper
+from instep.etcd_server.ports import free_ports
 from instep.testing import EtcdServer
-from instep.testing._ports import free_ports
 
 LOOPBACK = "127.0.0.1"
 

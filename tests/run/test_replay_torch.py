@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from instep.etcd_server.ports import free_ports
 from instep.schedule import Schedule
-from instep.testing._ports import free_ports
 from run.harness import SOURCE, Event, TrainingRun, wait_for
 from run.torch_nursery import Born, Nursery
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from instep.errors import EtcdError, SettingsError
+from instep.etcd_server.etcdctl import run_etcdctl
+from instep.etcd_server.health import is_healthy, wait_until
 from instep.testing import Certificates, EtcdCluster, EtcdServer, etcd_versions
-from instep.testing._etcdctl import run_etcdctl
-from instep.testing._health import is_healthy, wait_until
 
 
 def server_serial(server: EtcdServer) -> str:

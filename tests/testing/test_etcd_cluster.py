@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from instep.errors import EtcdError, EtcdUnavailable, SettingsError
+from instep.etcd_server.health import wait_until
 from instep.testing import EtcdCluster, EtcdMember, EtcdServer, etcd_versions, slow_disk_refusal
-from instep.testing._health import wait_until
 
 VERSIONS = [binary.version for binary in etcd_versions()]
 

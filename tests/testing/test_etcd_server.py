@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from instep.errors import EtcdError, SettingsError
+from instep.etcd_server.health import wait_until
+from instep.etcd_server.process import _spawner
 from instep.testing import EtcdServer, etcd_versions
-from instep.testing._health import wait_until
-from instep.testing._process import _spawner
 
 
 def gone(pid: int) -> bool:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from instep.errors import SettingsError
+from instep.etcd_server.health import is_healthy, wait_until
 from instep.testing import EtcdCluster, namespaces_refusal
-from instep.testing._health import is_healthy, wait_until
 
 allowed = pytest.mark.skipif(namespaces_refusal() is not None, reason=str(namespaces_refusal()))
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from instep.errors import EtcdError, SettingsError
+from instep.etcd_server.health import is_healthy, wait_until
 from instep.testing import EtcdCluster, EtcdMember, Link, etcd_versions
-from instep.testing._health import is_healthy, wait_until
 
 
 @pytest.fixture(scope="module")

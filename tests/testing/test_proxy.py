@@ -18,8 +18,8 @@ import pytest
 from plain_server import LIMIT_S, PlainClient, PlainServer
 
 from instep.errors import EtcdError, SettingsError
+from instep.etcd_server.health import is_healthy, wait_until
 from instep.testing import EtcdServer, LinkStatistics, Proxy
-from instep.testing._health import is_healthy, wait_until
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
-"""`instep demo`: the whole story on one machine, told by real processes and proved at the end.
+"""`instep demo`: shows every feature on one machine with real processes, and checks the results.
 
-It starts an etcd of its own, trains examples/train_char_transformer.py with torchrun and DDP, changes
-hyperparameters as an operator would, kills the rank that saves a checkpoint, pauses, resumes and stops the run, and
-compares what every rank did. Beside it runs the same training
-without Instep, whose ranks drift apart. Linux only; needs torch, and an etcd program (`instep[demo]`).
+Starts its own etcd, trains examples/train_char_transformer.py with torchrun and DDP, changes hyperparameters as an
+operator would, kills the rank that saves a checkpoint, pauses, resumes and stops the run, and compares what every rank
+did. Then runs the same training without Instep, whose ranks drift apart. Linux only; needs torch and an etcd program
+(`instep[demo]`).
 """
 
 from __future__ import annotations
@@ -15,16 +15,14 @@ DEFAULT_RANKS = 4
 
 
 def main(steps: int = DEFAULT_STEPS, ranks: int = DEFAULT_RANKS, *, keep: bool = False, as_json: bool = False) -> int:
-    """Run the demo and return its exit code: 0 when everything it claims held, 1 when something did not.
+    """Runs the demo and returns its exit code: 0 if all of its claims held, 1 if one did not.
 
-    At least `steps` steps lie between two acts.
-
-    With `keep` the training goes on after the changes, for the user to steer, until it is interrupted, which
-    is then its good end (0); 130 and 143 tell of an interrupt (Ctrl-C, SIGTERM) before that. Whatever ends
-    it, no process of it is left. To be called in the main thread. Raises SettingsError when torch or etcd is
-    missing, and InstepError when the training itself fails.
+    The ranks train at least `steps` steps between two actions of the operator. With `keep`, training continues after
+    the changes, for the user to steer, until it is interrupted (exit code 0). An earlier interrupt gives 130 (Ctrl-C)
+    or 143 (SIGTERM). However it ends, it leaves no process behind. Call it in the main thread. Raises SettingsError if
+    torch or etcd is missing, and InstepError if the training itself fails.
     """
-    from instep.demo._perform import perform
-    from instep.demo._play import Options
+    from instep.demo._command import run_demo
+    from instep.demo._scenario import Options
 
-    return perform(Options(steps=steps, ranks=ranks, keep=keep), as_json=as_json)
+    return run_demo(Options(steps=steps, ranks=ranks, keep=keep), as_json=as_json)

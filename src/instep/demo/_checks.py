@@ -1,4 +1,4 @@
-"""What the demo claims, held against what the ranks wrote down. Pure."""
+"""The demo's claims, checked against what the ranks recorded. Pure."""
 
 from __future__ import annotations
 
@@ -7,21 +7,31 @@ from dataclasses import dataclass
 
 from instep.control import ChangeReceipt, Facts, format_changes
 from instep.coordination.rendezvous.records import Round
-from instep.demo._operator import Refusal
-from instep.demo._proof import Alone, Life
+from instep.demo._records import BaselineRecord, RankRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Steered(Facts):
-    """One change of the operator: how it was asked for, and its receipt."""
+    """One change by the operator: the tool that made it, and its receipt."""
 
     by: str
     receipt: ChangeReceipt
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal(Facts):
+    """An invalid value: the reason given, and what etcd held before and after."""
+
+    asked: str
+    reason: str
+    before: str
+    after: str
+    written: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Takeover(Facts):
-    """The rank that was writing the checkpoint of `step` was killed; `by_rank` led after `took_ms`."""
+    """The rank that wrote the checkpoint of `step` was killed; `by_rank` became leader `took_ms` later."""
 
     step: int
     killed_rank: int
@@ -33,7 +43,7 @@ class Takeover(Facts):
 
 @dataclass(frozen=True, slots=True)
 class Pause(Facts):
-    """The run stood before `step` for `stood_s` seconds."""
+    """The run was paused before `step` for `stood_s` seconds."""
 
     step: int
     stood_s: float
@@ -41,7 +51,7 @@ class Pause(Facts):
 
 @dataclass(frozen=True, slots=True)
 class Stop(Facts):
-    """SIGTERM went to one rank; `checkpoint` is the newest committed step afterwards, `code` torchrun's exit code."""
+    """One rank got SIGTERM. `checkpoint` is the newest committed step after it, `code` torchrun's exit code."""
 
     rank: int
     checkpoint: int
@@ -51,33 +61,33 @@ class Stop(Facts):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What one demo left behind. `alone` are the ranks that trained without Instep, told to use `alone_lr`."""
+    """What one demo left behind. `alone` are the ranks that trained without Instep, told to use `baseline_lr`."""
 
     ranks: int
-    lives: tuple[Life, ...]
+    records: tuple[RankRecord, ...]
     steered: tuple[Steered, ...]
     refusal: Refusal
     takeover: Takeover
     round: Round | None
-    """torchrun's, as etcd held it after the restart."""
+    """torchrun's round after the restart, read from etcd."""
     pause: Pause
     stop: Stop
-    alone: tuple[Alone, ...]
-    alone_lr: float
+    baseline: tuple[BaselineRecord, ...]
+    baseline_lr: float
 
     @property
-    def first(self) -> tuple[Life, ...]:
-        """The ranks until one of them was killed."""
-        return tuple(life for life in self.lives if life.view == self.lives[0].view)
+    def first(self) -> tuple[RankRecord, ...]:
+        """The ranks before one of them was killed."""
+        return tuple(record for record in self.records if record.view == self.records[0].view)
 
     @property
-    def last(self) -> tuple[Life, ...]:
-        """The ranks that went on from the checkpoint, until they were told to end."""
-        return tuple(life for life in self.lives if life.view == self.lives[-1].view)
+    def last(self) -> tuple[RankRecord, ...]:
+        """The ranks that resumed from the checkpoint and ran until the stop."""
+        return tuple(record for record in self.records if record.view == self.records[-1].view)
 
     @property
     def last_step(self) -> int:
-        return max((life.last_step for life in self.last), default=-1)
+        return max((record.last_step for record in self.last), default=-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +99,7 @@ class Check(Facts):
 
 
 def check(evidence: Evidence) -> tuple[Check, ...]:
-    """Every claim of the demo; it succeeded when all of them held."""
+    """Checks every claim of the demo."""
     return (
         _same_parameters(evidence),
         _same_values(evidence),
@@ -106,7 +116,7 @@ def check(evidence: Evidence) -> tuple[Check, ...]:
 
 
 def _same_parameters(evidence: Evidence) -> Check:
-    hashes = {life.end for life in evidence.last}
+    hashes = {record.end for record in evidence.last}
     found = f"{_count(len(hashes), 'hash', 'hashes')}: {_shortened(hashes)}"
     return Check(
         claim=f"all {evidence.ranks} ranks hold bit-identical parameters",
@@ -118,13 +128,13 @@ def _same_parameters(evidence: Evidence) -> Check:
 
 def _same_values(evidence: Evidence) -> Check:
     used: dict[tuple[int, int], list[object]] = {}
-    for life in evidence.lives:
-        for step, values in life.used.items():
-            used.setdefault((life.view, step), []).append(values)
+    for record in evidence.records:
+        for step, values in record.used.items():
+            used.setdefault((record.view, step), []).append(values)
     differ = [step for (_, step), values in used.items() if any(value != values[0] for value in values)]
     ran = {step for _, step in used}
     missing = sorted(set(range(evidence.last_step + 1)) - ran)
-    short = [life for life in evidence.last if set(life.used) != set(range(life.start, evidence.last_step + 1))]
+    short = [record for record in evidence.last if set(record.used) != set(range(record.start, evidence.last_step + 1))]
     found = f"steps 0 to {evidence.last_step}, no step differs"
     if differ or missing or short:
         found = f"steps that differ: {differ[:5]}; not run: {missing[:5]}; incomplete ranks: {len(short)}"
@@ -138,14 +148,14 @@ def _same_values(evidence: Evidence) -> Check:
 
 def _one_step(evidence: Evidence, steered: Steered) -> Check:
     receipt = steered.receipt
-    lives = [life for life in evidence.lives if receipt.step in life.used]
+    records = [record for record in evidence.records if receipt.step in record.used]
     first = {
-        life.first_step_with(change.name, float(change.after))
+        record.first_step_with(change.name, float(change.after))
         for change in receipt.changes
         if isinstance(change.after, (int, float))
-        for life in lives
+        for record in records
     }
-    held = receipt.holds and receipt.applied == evidence.ranks == len(lives) and first == {receipt.step}
+    held = receipt.holds and receipt.applied == evidence.ranks == len(records) and first == {receipt.step}
     return Check(
         claim=f"{format_changes(receipt.changes)} at one step",
         how=f"{steered.by}; from the optimizers",
@@ -167,7 +177,7 @@ def _refused(refusal: Refusal) -> Check:
 
 def _saved_by_another(evidence: Evidence) -> Check:
     takeover = evidence.takeover
-    killed = next((life for life in evidence.first if life.rank == takeover.killed_rank), None)
+    killed = next((record for record in evidence.first if record.rank == takeover.killed_rank), None)
     unfinished = killed is not None and killed.end is None and takeover.step not in killed.saved
     other = takeover.saved_by != takeover.killed_rank
     return Check(
@@ -181,7 +191,7 @@ def _saved_by_another(evidence: Evidence) -> Check:
 def _met_again(evidence: Evidence) -> Check:
     formed = evidence.round
     return Check(
-        claim="torchrun forms its world anew, over etcd v3",
+        claim="torchrun forms a new round over etcd v3",
         how="the round in etcd",
         found="no round was found"
         if formed is None
@@ -192,26 +202,26 @@ def _met_again(evidence: Evidence) -> Check:
 
 def _gone_on(evidence: Evidence) -> Check:
     step = evidence.takeover.step
-    saved = {life.saved[step] for life in evidence.first if step in life.saved}
-    restored = {life.sha256 for life in evidence.last}
-    starts = {life.start for life in evidence.last}
+    saved = {record.saved[step] for record in evidence.first if step in record.saved}
+    restored = {record.sha256 for record in evidence.last}
+    starts = {record.start for record in evidence.last}
     held = _complete(evidence, evidence.last) and saved == restored and len(saved) == 1 and starts == {step + 1}
     return Check(
-        claim="torchrun starts anew, and nothing is lost",
+        claim="torchrun restarts and no step is lost",
         how="sha256 when saved and when restored",
-        found=f"all ranks go on with step {_steps(starts)}, from {_shortened(restored)}"
+        found=f"all ranks resume at step {_steps(starts)}, from {_shortened(restored)}"
         if held
-        else f"saved {_shortened(saved)}, restored {_shortened(restored)}, went on with step {_steps(starts)}",
+        else f"saved {_shortened(saved)}, restored {_shortened(restored)}, resumed at step {_steps(starts)}",
         held=held,
     )
 
 
 def _paused(evidence: Evidence) -> Check:
     step = evidence.pause.step
-    ran = [life.rank for life in evidence.last if step in life.used]
+    ran = [record.rank for record in evidence.last if step in record.used]
     return Check(
-        claim="paused ranks stand before one step, and go on",
-        how="receipts; the steps each rank ran",
+        claim="paused ranks wait before one step, then continue",
+        how="receipts; the steps that each rank ran",
         found=f"step {step} waited {evidence.pause.stood_s:.1f} s, then ran on {len(ran)} ranks",
         held=ran == list(range(evidence.ranks)),
     )
@@ -219,10 +229,10 @@ def _paused(evidence: Evidence) -> Check:
 
 def _stopped(evidence: Evidence) -> Check:
     stop = evidence.stop
-    lasts = {life.last_step for life in evidence.last}
-    held = stop.code == 0 and lasts == {stop.checkpoint} and all(life.stopped for life in evidence.last)
+    lasts = {record.last_step for record in evidence.last}
+    held = stop.code == 0 and lasts == {stop.checkpoint} and all(record.stopped for record in evidence.last)
     return Check(
-        claim=f"SIGTERM on rank {stop.rank}: all save and leave",
+        claim=f"SIGTERM on rank {stop.rank}: all save and exit",
         how="exit codes, the registry, the steps",
         found=f"last step {_steps(lasts)}, checkpoint of step {stop.checkpoint}, exit code {stop.code}, "
         f"{stop.took_s:.1f} s",
@@ -231,8 +241,8 @@ def _stopped(evidence: Evidence) -> Check:
 
 
 def _footprint(evidence: Evidence) -> Check:
-    grpc = any(life.grpc for life in evidence.last)
-    threads = {name for life in evidence.last for name in life.threads if name != "MainThread"}
+    grpc = any(record.grpc for record in evidence.last)
+    threads = {name for record in evidence.last for name in record.threads if name != "MainThread"}
     found = ["grpc was imported"] if grpc else ["no grpc"]
     found.append(f"threads: {', '.join(sorted(threads))}" if threads else "one thread")
     return Check(
@@ -244,28 +254,28 @@ def _footprint(evidence: Evidence) -> Check:
 
 
 def _drifted(evidence: Evidence) -> Check:
-    before = {item.before for item in evidence.alone}
-    after = {item.after for item in evidence.alone}
-    heard = [item.first_step_with(evidence.alone_lr) for item in evidence.alone]
-    difference = max((item.difference for item in evidence.alone), default=0.0)
-    complete = _complete(evidence, evidence.alone)
+    before = {item.before for item in evidence.baseline}
+    after = {item.after for item in evidence.baseline}
+    heard = [item.first_step_with(evidence.baseline_lr) for item in evidence.baseline]
+    difference = max((item.difference for item in evidence.baseline), default=0.0)
+    complete = _complete(evidence, evidence.baseline)
     steps = ", ".join("never" if step is None else str(step) for step in heard)
     apart = f"at {steps}; {_count(len(after), 'hash', 'hashes')}, up to {difference:.1e} apart"
     found = apart if len(before) == 1 else f"{len(before)} hashes before anything was changed"
     return Check(
         claim="without Instep the ranks drift apart",
-        how="the same training, own polling",
-        found=found if complete else _incomplete(evidence, evidence.alone),
+        how="the same training, each rank polls etcd",
+        found=found if complete else _incomplete(evidence, evidence.baseline),
         held=complete and len(before) == 1 and len(after) > 1 and difference > 0,
     )
 
 
-def _complete(evidence: Evidence, found: Sequence[Life | Alone]) -> bool:
+def _complete(evidence: Evidence, found: Sequence[RankRecord | BaselineRecord]) -> bool:
     return [item.rank for item in found] == list(range(evidence.ranks))
 
 
-def _incomplete(evidence: Evidence, found: Sequence[Life | Alone]) -> str:
-    return f"notes of ranks {[item.rank for item in found]} of {evidence.ranks}"
+def _incomplete(evidence: Evidence, found: Sequence[RankRecord | BaselineRecord]) -> str:
+    return f"records of ranks {[item.rank for item in found]} of {evidence.ranks}"
 
 
 def _steps(steps: Iterable[int | None]) -> str:

@@ -1,11 +1,12 @@
-"""What the person sees: one page that grows, and two lines that move while it trains."""
+"""The demo's output: a growing page, and two live lines of progress."""
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -14,9 +15,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from instep.control import format_value
+from instep.control import Entry, Keys, Status, format_value, watch_status
 from instep.demo._checks import Check
-from instep.demo._progress import Progress
+from instep.errors import RunNotFound
+from instep.etcd import Client
 from instep.text import one_line
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -25,7 +27,7 @@ _LINE_EVERY_S = 5.0
 
 
 class Screen:
-    """Text that came from etcd or a process is never read as markup. On a pipe the moving lines become lines."""
+    """Never interprets text from etcd or a process as markup. On a pipe, prints progress as plain lines."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -51,7 +53,7 @@ class Screen:
 
     @contextmanager
     def moving(self, now: Progress) -> Iterator[None]:
-        """While it lasts, the progress is drawn at the foot of the page."""
+        """Draws live progress at the bottom of the page while the block runs."""
         if not self._console.is_terminal:
             yield
             return
@@ -59,7 +61,7 @@ class Screen:
             yield
 
     def progress(self, now: Progress) -> None:
-        """Something has been reported: a line of it now and then, where nothing can move."""
+        """Prints a progress line from time to time if the output is not a terminal."""
         if self._console.is_terminal:
             return
         if time.monotonic() - self._line_at >= _LINE_EVERY_S and now.step > -1:
@@ -109,7 +111,7 @@ def _figures(now: Progress) -> str:
 
 
 def _curve(losses: Sequence[float]) -> str:
-    """The newest losses as a line of blocks."""
+    """The newest losses as a line of block characters."""
     shown = losses[-_CURVE:]
     if not shown:
         return ""
@@ -119,5 +121,79 @@ def _curve(losses: Sequence[float]) -> str:
 
 
 def exports(variables: dict[str, str]) -> list[str]:
-    """Lines for a shell."""
+    """Export commands for a shell."""
     return [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+
+
+_POLL_S = 0.1
+
+
+class Progress:
+    """The newest status, and the step that the ranks have reached by now.
+
+    Ranks report about once a second. Between two reports, the step is extrapolated from the step time.
+    """
+
+    def __init__(self, client: Client, keys: Keys, show: Callable[[Progress], None]) -> None:
+        self.status: Status | None = None
+        self.losses: list[float] = []
+        self.entries: list[Entry] = []
+        self._client = client
+        self._keys = keys
+        self._show = show
+        self._reported = (-1, 0.0)
+
+    @property
+    def step(self) -> int:
+        """The approximate step of the slowest rank; -1 before the first step."""
+        step, at = self._reported
+        each_s = self.step_time_s
+        return step + int((time.monotonic() - at) / each_s) if step >= 0 and each_s and self.trains else step
+
+    @property
+    def view(self) -> int:
+        """The number of the view; 0 before the first."""
+        return self.status.view.number if self.status and self.status.view else 0
+
+    @property
+    def trains(self) -> bool:
+        return self.status is not None and self.status.state == "training"
+
+    @property
+    def step_time_s(self) -> float | None:
+        steps = self.status.steps if self.status else None
+        return steps.step_time_s if steps else None
+
+    async def watch(self) -> None:
+        """Follows the run until cancelled."""
+        while True:
+            try:
+                async with aclosing(watch_status(self._client, self._keys, tick_s=0.5)) as statuses:
+                    async for status in statuses:
+                        self._take(status)
+            except RunNotFound:
+                await asyncio.sleep(_POLL_S)  # the first rank has not joined yet
+
+    async def wait_steps(self, steps: int, training: asyncio.Task[None]) -> None:
+        """Waits until the ranks have reported `steps` more steps, or training has ended."""
+        while self._reported[0] < 0 and not training.done():  # noqa: ASYNC110  # set by a status, once a second
+            await asyncio.sleep(_POLL_S)
+        until = self._reported[0] + steps
+        while self._reported[0] < until and not training.done():  # noqa: ASYNC110  # the same
+            await asyncio.sleep(_POLL_S)
+
+    async def wait_for_view(self, number: int, training: asyncio.Task[None]) -> None:
+        """Waits until that view trains, or training has ended."""
+        while not (self.view >= number and self.trains) and not training.done():  # noqa: ASYNC110  # set by a status
+            await asyncio.sleep(_POLL_S)
+        self._reported = (-1, 0.0)
+
+    def _take(self, status: Status) -> None:
+        self.status = status
+        if status.steps is not None and status.steps.lowest > self._reported[0]:
+            self._reported = (status.steps.lowest, time.monotonic())
+            if "loss" in status.steps.metrics:
+                self.losses.append(status.steps.metrics["loss"])
+        known = {entry.plan for entry in self.entries}
+        self.entries += [entry for entry in reversed(status.recent) if entry.plan not in known]
+        self._show(self)

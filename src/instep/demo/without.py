@@ -1,9 +1,9 @@
-"""The same training without Instep: each rank asks etcd by itself and obeys when it hears of a change.
+"""The same training without Instep: each rank polls etcd on its own and applies a change when it sees it.
 
-A script for a process of its own (`python without.py EXAMPLE ...`): it imports the example, and so torch, once
-and forks one process a rank. It is what people write by hand. Every rank asks every ten steps' time, each at
-moments of its own, since no two processes share a clock's phase; the phases are spread evenly here so that the
-outcome does not hang on luck. Nothing else differs from the example: same model, data, loss and DDP.
+A script (`python without.py EXAMPLE ...`). It imports the example, and so torch, once and forks one process per rank.
+This is what people write by hand. Every rank polls once per ten steps, at a different phase, since no two processes
+share a clock. Here the phases are spread evenly, to make the outcome independent of luck. The rest is as in the
+example: same model, data, loss and DDP.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ import torch
 import torch.distributed as dist
 
 WARM = 3
-"""The first steps are slower and are not measured."""
+"""Steps that are not measured: the first ones are slower."""
 CHECK_AT = 10
-"""The step after which the ranks are compared for the first time: before anything is changed."""
+"""The step at which the ranks are first compared, before any change."""
 SAY_AT = 15
-"""The step at which the change is called for."""
+"""The step at which rank 0 requests the change."""
 LR = 3e-3
 PERIOD_STEPS = 10
 _TIMEOUT_S = 10.0
 
 
-class Ear:
-    """One rank's own way to hear of changes."""
+class Poller:
+    """One rank's polling of etcd."""
 
     def __init__(self, endpoint: str, key: str, period_s: float, phase: float) -> None:
         self._request = urllib.request.Request(
@@ -45,8 +45,8 @@ class Ear:
         self.period_s = period_s
         self._next_at = (time.monotonic() // period_s + 1 + phase) * period_s
 
-    def listen(self) -> float | None:
-        """What etcd holds, if it is time to ask."""
+    def poll(self) -> float | None:
+        """The value in etcd if a poll is due, else None."""
         if time.monotonic() < self._next_at:
             return None
         self._next_at += self.period_s
@@ -62,7 +62,7 @@ def train(rank: int, example: Any, options: argparse.Namespace) -> None:
     torch.manual_seed(0)
     model = example.parallel(example.CharTransformer(example.Hyper().dropout))
     opt = torch.optim.AdamW(model.parameters(), lr=LR)
-    used, ear, before = Used(), None, ""
+    used, poller, before = Used(), None, ""
     began = 0.0
     for step in range(options.steps):
         if step == WARM:
@@ -70,10 +70,10 @@ def train(rank: int, example: Any, options: argparse.Namespace) -> None:
         if step == CHECK_AT:
             before = example.digest(model)
             period_s = _same_everywhere((time.monotonic() - began) / (CHECK_AT - WARM) * PERIOD_STEPS)
-            ear = Ear(options.etcd, options.key, period_s, rank / options.ranks)
+            poller = Poller(options.etcd, options.key, period_s, rank / options.ranks)
         if rank == 0 and step == SAY_AT:
             (options.proof / "now").touch()
-        heard = ear.listen() if ear else None
+        heard = poller.poll() if poller else None
         if heard is not None:
             for group in opt.param_groups:
                 group["lr"] = heard
@@ -89,7 +89,7 @@ def train(rank: int, example: Any, options: argparse.Namespace) -> None:
 
 
 class Used:
-    """The lr that updates used: a pair for each step at which it differs from the step before."""
+    """The lr that updates used: (step, lr) for each step where it changed."""
 
     def __init__(self) -> None:
         self.changes: list[tuple[int, float]] = []
@@ -115,7 +115,7 @@ def _difference(model: torch.nn.Module) -> float:
 
 def _rank(rank: int, example: Any, options: argparse.Namespace) -> None:
     train(rank, example, options)
-    example.gc.collect()  # the reducer of DDP must be gone before its process group
+    example.gc.collect()  # DDP's reducer must be destroyed before its process group
     dist.destroy_process_group()
 
 
@@ -145,7 +145,7 @@ def main() -> int:
         process.start()
     while alive := [process.sentinel for process in ranks if process.exitcode is None]:
         multiprocessing.connection.wait(alive)
-        if any(process.exitcode for process in ranks):  # the others would wait for it in a collective
+        if any(process.exitcode for process in ranks):  # the others would wait for it in a collective, without end
             for process in ranks:
                 process.kill()
     return max(abs(process.exitcode or 0) for process in ranks)

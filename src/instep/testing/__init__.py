@@ -17,10 +17,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from instep.testing._binaries import EtcdBinary, etcd_versions, find_etcd
+    from instep.etcd_server.binaries import EtcdBinary, etcd_versions, find_etcd
+    from instep.etcd_server.health import MemberStatus
     from instep.testing._certificates import Certificates
     from instep.testing._cluster import EtcdCluster
-    from instep.testing._health import MemberStatus
     from instep.testing._line import LinkStatistics
     from instep.testing._link import Link
     from instep.testing._member import EtcdMember
@@ -51,23 +51,23 @@ __all__ = [
 
 # pytest imports this package in every run where Instep is installed (for its fixtures): names load when used.
 _HOMES = {
-    "EtcdServer": "_server",
-    "EtcdCluster": "_cluster",
-    "EtcdMember": "_member",
-    "MemberStatus": "_health",
-    "Certificates": "_certificates",
-    "Proxy": "_proxy",
-    "Link": "_link",
-    "LinkStatistics": "_line",
-    "EtcdBinary": "_binaries",
-    "etcd_versions": "_binaries",
-    "find_etcd": "_binaries",
-    "namespaces_refusal": "_namespaces",
-    "slow_disk_refusal": "_slow",
+    "EtcdServer": "instep.testing._server",
+    "EtcdCluster": "instep.testing._cluster",
+    "EtcdMember": "instep.testing._member",
+    "MemberStatus": "instep.etcd_server.health",
+    "Certificates": "instep.testing._certificates",
+    "Proxy": "instep.testing._proxy",
+    "Link": "instep.testing._link",
+    "LinkStatistics": "instep.testing._line",
+    "EtcdBinary": "instep.etcd_server.binaries",
+    "etcd_versions": "instep.etcd_server.binaries",
+    "find_etcd": "instep.etcd_server.binaries",
+    "namespaces_refusal": "instep.testing._namespaces",
+    "slow_disk_refusal": "instep.testing._slow",
 }
 
 
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from instep.errors import SettingsError
-from instep.testing._binaries import EtcdBinary
+from instep.etcd_server.binaries import EtcdBinary
+from instep.etcd_server.etcdctl import run_etcdctl
 from instep.testing._certificates import Certificates
-from instep.testing._etcdctl import run_etcdctl
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,19 +9,18 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, Self
 
 from instep.errors import EtcdError, EtcdUnavailable, SettingsError
+from instep.etcd_server.binaries import find_etcd
+from instep.etcd_server.etcdctl import run_etcdctl
+from instep.etcd_server.health import MemberStatus, wait_until
+from instep.etcd_server.member import START_TIMEOUT_S, Member, PortTaken
+from instep.etcd_server.ports import is_whole
 from instep.testing._access import Access, users
-from instep.testing._binaries import find_etcd
 from instep.testing._certificates import Certificates
-from instep.testing._command import Member
-from instep.testing._etcdctl import run_etcdctl
-from instep.testing._health import MemberStatus, wait_until
-from instep.testing._launch import START_TIMEOUT_S, PortTaken
 from instep.testing._layout import Layout, joined
 from instep.testing._member import EtcdMember
 from instep.testing._namespaces import NamespaceNetwork
 from instep.testing._network import Network, Place, ProxiedNetwork
 from instep.testing._partitions import Partitions
-from instep.testing._ports import is_whole
 from instep.testing._resources import NAMESPACES, Resources
 from instep.testing._service import EtcdService
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from instep.etcd_server.member import Member
+from instep.etcd_server.ports import free_ports
 from instep.testing._certificates import Certificates
-from instep.testing._command import Member
-from instep.testing._ports import free_ports
 
 LOOPBACK = "127.0.0.1"
 

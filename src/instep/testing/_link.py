@@ -6,11 +6,11 @@ import math
 from typing import Literal
 
 from instep.errors import SettingsError
+from instep.etcd_server.ports import is_whole
 from instep.testing._faults import Loss
 from instep.testing._flow import Way
 from instep.testing._line import Line, LinkStatistics
 from instep.testing._loop import LoopThread
-from instep.testing._ports import is_whole
 
 Ways = Literal["up", "down", "both"]
 _WAYS: dict[str, tuple[Way, ...]] = {"up": ("up",), "down": ("down",), "both": ("up", "down")}

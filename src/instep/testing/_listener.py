@@ -7,12 +7,12 @@ import socket
 from collections.abc import Callable
 
 from instep.errors import EtcdError
+from instep.etcd_server.health import wait_until
+from instep.etcd_server.ports import free_ports
 from instep.tasks import Background
-from instep.testing._health import wait_until
 from instep.testing._line import Line
 from instep.testing._loop import LoopThread
 from instep.testing._pair import Side
-from instep.testing._ports import free_ports
 
 _BACKLOG = 128
 _LISTEN_TIMEOUT_S = 5.0

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Self
 
 from instep.errors import EtcdDenied, EtcdError, SettingsError
+from instep.etcd_server.binaries import EtcdBinary
+from instep.etcd_server.health import MemberStatus, answers_peers, authenticate, is_healthy, is_open, status, wait_until
+from instep.etcd_server.member import START_TIMEOUT_S, Member, check_ports, command, failure
+from instep.etcd_server.process import ServerProcess
 from instep.testing._access import Access
-from instep.testing._binaries import EtcdBinary
-from instep.testing._command import Member, command
-from instep.testing._health import MemberStatus, answers_peers, authenticate, is_healthy, is_open, status, wait_until
-from instep.testing._launch import START_TIMEOUT_S, check_ports, failure
-from instep.testing._process import ServerProcess
 from instep.testing._resources import Resources
 from instep.testing._slow import slowed
 

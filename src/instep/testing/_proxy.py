@@ -5,11 +5,11 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
+from instep.etcd_server.ports import check_port
 from instep.testing._line import Line
 from instep.testing._link import Link
 from instep.testing._listener import Listener
 from instep.testing._loop import LoopThread
-from instep.testing._ports import check_port
 
 _HOST = "127.0.0.1"
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from instep.errors import EtcdError
+from instep.etcd_server.process import ServerProcess
 from instep.testing._namespaces import remove
-from instep.testing._process import ServerProcess
 
 _PREFIX = "instep-etcd-"
 _LOCK = "in-use"

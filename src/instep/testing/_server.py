@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Self
 
 from instep.errors import EtcdError
+from instep.etcd_server.binaries import find_etcd
+from instep.etcd_server.etcdctl import restore_snapshot
+from instep.etcd_server.member import Member, PortTaken, wait_until_healthy
+from instep.etcd_server.ports import check_port, free_ports
 from instep.testing._access import Access, users
-from instep.testing._binaries import find_etcd
 from instep.testing._certificates import Certificates
-from instep.testing._command import Member
-from instep.testing._etcdctl import restore_snapshot
-from instep.testing._launch import PortTaken, wait_until_healthy
 from instep.testing._member import EtcdMember
-from instep.testing._ports import check_port, free_ports
 from instep.testing._resources import Resources
 from instep.testing._service import EtcdService
 

@@ -8,10 +8,10 @@ from types import TracebackType
 from typing import Self
 
 from instep.errors import EtcdError, SettingsError
+from instep.etcd_server.binaries import EtcdBinary
+from instep.etcd_server.etcdctl import run_etcdctl
 from instep.testing._access import Access
-from instep.testing._binaries import EtcdBinary
 from instep.testing._certificates import Certificates
-from instep.testing._etcdctl import run_etcdctl
 from instep.testing._resources import Resources
 
 

@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 
 from instep.errors import SettingsError
-from instep.testing._health import wait_until
-from instep.testing._process import ServerProcess
+from instep.etcd_server.health import wait_until
+from instep.etcd_server.process import ServerProcess
 
 _ATTACH_TIMEOUT_S = 5.0
 _SLOWEST_MS = 60_000

@@ -1,4 +1,4 @@
-"""Asking an etcd member over its client port whether it serves."""
+"""Asks an etcd member over HTTP whether it serves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _REQUEST_TIMEOUT_S = 1.0
 
 
 def is_healthy(endpoint: str, context: ssl.SSLContext | None = None) -> bool:
-    """Whether the member says that it has a leader and that a read through it succeeds. At most 1 s."""
+    """Whether the member has a leader and a read through it succeeds. Takes at most 1 s."""
     try:
         return _request(endpoint, context, "GET", "/health").get("health") == "true"
     except EtcdError:
@@ -30,7 +30,7 @@ def is_healthy(endpoint: str, context: ssl.SSLContext | None = None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class MemberStatus:
-    """What a member says of itself. `leader` is 0 when it knows none; `revision` is that of its own store."""
+    """What a member reports about itself. `leader` is 0 if it knows none; `revision` is that of its own store."""
 
     member: int
     leader: int
@@ -39,13 +39,13 @@ class MemberStatus:
 
 
 def status(endpoint: str, context: ssl.SSLContext | None = None, token: str | None = None) -> MemberStatus:
-    """What the member says of itself; EtcdError when it does not answer within 1 s, EtcdDenied when it refuses."""
+    """What the member reports about itself. Raises EtcdError without an answer in 1 s, EtcdDenied if it refuses."""
     answer = _request(endpoint, context, "POST", "/v3/maintenance/status", b"{}", token)
     if "code" in answer:
         raise EtcdDenied(f"{endpoint} refused to give its status: {answer.get('message')}")
     try:
         header = answer["header"]
-        # Numbers of 64 bits are strings in etcd's JSON, and those that are 0 are left out.
+        # In etcd's JSON, 64-bit numbers are strings, and zeros are left out.
         return MemberStatus(
             member=int(header["member_id"]),
             leader=int(answer.get("leader", 0)),
@@ -57,7 +57,7 @@ def status(endpoint: str, context: ssl.SSLContext | None = None, token: str | No
 
 
 def authenticate(endpoint: str, context: ssl.SSLContext | None, user: str, password: str) -> str:
-    """A token for the user; EtcdError when there is none within 1 s: a member without a quorum gives none."""
+    """A token for the user. Raises EtcdError without one in 1 s: a member without a quorum issues none."""
     body = json.dumps({"name": user, "password": password}).encode()
     answer = _request(endpoint, context, "POST", "/v3/auth/authenticate", body)
     if "token" not in answer:
@@ -66,7 +66,7 @@ def authenticate(endpoint: str, context: ssl.SSLContext | None, user: str, passw
 
 
 def answers_peers(peer_url: str) -> bool:
-    """Whether the member talks to other members, with a quorum or without. At most 1 s."""
+    """Whether the member answers its peers, with or without a quorum. Takes at most 1 s."""
     try:
         return "etcdserver" in _request(peer_url, None, "GET", "/version")
     except EtcdError:
@@ -110,8 +110,8 @@ def _request(
 
 
 def wait_until(look: Callable[[], T], *, timeout_s: float, poll_s: float = _POLL_S) -> T:
-    """Look again and again until what is found is true, at most `timeout_s`; what was found last."""
+    """Calls `look` until its result is true, for at most `timeout_s`. Returns the last result."""
     deadline = time.monotonic() + timeout_s
     while not (found := look()) and time.monotonic() < deadline:
-        time.sleep(poll_s)  # it is another process that is looked at: nothing here is told of its changes
+        time.sleep(poll_s)  # another process is polled: it sends no events
     return found

@@ -1,4 +1,4 @@
-"""What the ranks wrote down about themselves while they trained."""
+"""What the ranks recorded about themselves during training."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class Life:
-    """One process of one rank, from its start to its end; it may have been killed."""
+class RankRecord:
+    """One process of one rank, from start to end; it may have been killed."""
 
     rank: int
     view: int
     start: int = 0
     sha256: str = ""
-    """Of its parameters when it started, restored from a checkpoint or fresh."""
+    """Of its parameters at the start, restored or new."""
     used: dict[int, Mapping[str, float]] = field(default_factory=dict)
-    """By step, the values that its update used."""
+    """The values that each step's update used."""
     saved: dict[int, str] = field(default_factory=dict)
-    """By step, the sha256 of its parameters when that step's checkpoint was committed."""
+    """By step with a committed checkpoint: the sha256 of its parameters."""
     end: str | None = None
-    """The sha256 of its parameters when its loop ended; None for one that was killed."""
+    """The sha256 of its parameters after the loop; None if it was killed."""
     stopped: str | None = None
     grpc: bool = False
     threads: tuple[str, ...] = ()
@@ -40,7 +40,7 @@ class Life:
         return next((step for step in sorted(self.used) if self.used[step].get(name) == value), None)
 
     def take(self, facts: Mapping[str, Any]) -> None:
-        """One line of its notes. Raises KeyError, TypeError or ValueError for what is none."""
+        """Adds one line of its file. Raises KeyError, TypeError or ValueError for an invalid line."""
         if "start" in facts:
             self.start, self.sha256 = int(facts["start"]), str(facts["sha256"])
         elif "step" in facts:
@@ -53,8 +53,8 @@ class Life:
 
 
 @dataclass(frozen=True, slots=True)
-class Alone:
-    """One rank of the training without Instep. `used` holds (step, lr) wherever that differs from the step before."""
+class BaselineRecord:
+    """One rank of the training without Instep. `used` has (step, lr) for each step where the lr changed."""
 
     rank: int
     used: tuple[tuple[int, float], ...]
@@ -66,31 +66,32 @@ class Alone:
         return next((step for step, value in self.used if value == lr), None)
 
 
-def lives_of(lines: Iterable[str]) -> tuple[Life, ...]:
-    """From the notes of all ranks, by view and rank. Raises InstepError for a line that is none."""
-    lives: dict[tuple[int, int], Life] = {}
+def records_of(lines: Iterable[str]) -> tuple[RankRecord, ...]:
+    """The records of all ranks, by view and rank. Raises InstepError for an invalid line."""
+    records: dict[tuple[int, int], RankRecord] = {}
 
     def take(facts: Mapping[str, Any]) -> None:
         view, rank = int(facts["view"]), int(facts["rank"])
-        lives.setdefault((view, rank), Life(rank=rank, view=view)).take(facts)
+        records.setdefault((view, rank), RankRecord(rank=rank, view=view)).take(facts)
 
     for line in lines:
         _understood(line, take)
-    return tuple(life for _, life in sorted(lives.items()))
+    return tuple(record for _, record in sorted(records.items()))
 
 
-def read_lives(folder: Path) -> tuple[Life, ...]:
-    """A rank that was killed may have left half a line."""
+def read_records(folder: Path) -> tuple[RankRecord, ...]:
+    """Reads the files of all ranks. Skips the last line of a killed rank if it is incomplete."""
     texts = (path.read_text() for path in sorted(folder.glob("rank-*.jsonl")))
-    return lives_of(line for text in texts for line in text.split("\n")[:-1])
+    return records_of(line for text in texts for line in text.split("\n")[:-1])
 
 
-def read_alone(folder: Path) -> tuple[Alone, ...]:
-    """By rank; those that are missing are for the checks to notice."""
+def read_baseline(folder: Path) -> tuple[BaselineRecord, ...]:
+    """The records of the ranks without Instep, by rank. The checks notice missing ones."""
 
-    def parse(facts: Mapping[str, Any]) -> Alone:
+    def parse(facts: Mapping[str, Any]) -> BaselineRecord:
         used = tuple((int(step), float(lr)) for step, lr in facts["used"])
-        return Alone(int(facts["rank"]), used, str(facts["before"]), str(facts["after"]), float(facts["difference"]))
+        difference = float(facts["difference"])
+        return BaselineRecord(int(facts["rank"]), used, str(facts["before"]), str(facts["after"]), difference)
 
     found = [_understood(path.read_text(), parse) for path in folder.glob("rank-*.json")]
     return tuple(sorted(found, key=lambda item: item.rank))
@@ -100,4 +101,4 @@ def _understood(text: str, parse: Callable[[Any], T]) -> T:
     try:
         return parse(json.loads(text))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InstepError(f"a rank's notes cannot be read ({error!r}): {text[:80]!r}") from None
+        raise InstepError(f"a rank's records cannot be read ({error!r}): {text[:80]!r}") from None

@@ -1,13 +1,26 @@
-"""What an etcd member is started with: pure functions from settings to arguments."""
+"""One etcd member: its command line (pure), and starting it."""
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
-from instep.testing._binaries import EtcdBinary
-from instep.testing._certificates import Certificates
+from instep.errors import EtcdError
+from instep.etcd_server import ports
+from instep.etcd_server.binaries import EtcdBinary
+from instep.etcd_server.health import is_healthy, wait_until
+from instep.etcd_server.process import ServerProcess
+
+
+class ServerCertificates(Protocol):
+    """Paths of PEM files: `server` holds the server's certificate and key, `ca` the authority of its clients."""
+
+    server: str
+    ca: str
+
 
 # Certificates name the loopback addresses, and a connection to "all addresses" has no portable meaning.
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -15,10 +28,11 @@ _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One member of an etcd cluster. `cluster` maps names to peer URLs; empty: it is alone.
+    """Settings of one member of an etcd cluster. `cluster` maps names to peer URLs; empty for a cluster of one.
 
-    It listens on `host` at its own ports. Other ports may be advertised: those of proxies before it (0: none). `prefix`
-    comes before the command: that of another network namespace, in which its ports cannot be looked at.
+    It listens on `host` at its own ports. It can advertise other ports, those of proxies in front of it (0: none).
+    `prefix` goes before the command, such as the command that enters another network namespace; its ports cannot be
+    checked from here then.
     """
 
     name: str
@@ -28,7 +42,7 @@ class Member:
     peer_port: int = 0
     advertised_client_port: int = 0
     advertised_peer_port: int = 0
-    certificates: Certificates | None = None
+    certificates: ServerCertificates | None = None
     fsync: bool = True
     auth_token_ttl_s: int | None = None
     cheap_passwords: bool = False
@@ -38,17 +52,17 @@ class Member:
 
     @property
     def reachable_host(self) -> str:
-        """Where this machine reaches it: an address, also when it listens on all of them."""
+        """The address at which this machine reaches it, also when it listens on all addresses."""
         return _LOOPBACK.get(self.host, self.host)
 
     @property
     def client_url(self) -> str:
-        """Where this machine reaches the member itself, whatever is advertised."""
+        """The URL at which this machine reaches the member directly, whatever it advertises."""
         return f"{self._scheme}://{_bracketed(self.reachable_host)}:{self.client_port}"
 
     @property
     def peer_url(self) -> str:
-        """Where this machine reaches it as its peers do, past any proxy."""
+        """The URL at which this machine reaches its peer port directly, past any proxy."""
         return f"http://{_bracketed(self.reachable_host)}:{self.peer_port}"
 
     @property
@@ -62,7 +76,7 @@ class Member:
 
     @property
     def listen_urls(self) -> tuple[str, str]:
-        """Where it listens, for clients and for peers."""
+        """The URLs it listens on, for clients and for peers."""
         host = _bracketed(self.host)
         return f"{self._scheme}://{host}:{self.client_port}", f"http://{host}:{self.peer_port}"
 
@@ -71,24 +85,24 @@ class Member:
         return "https" if self.certificates else "http"
 
     def at(self, client_port: int, peer_port: int) -> Member:
-        """The same member on these ports."""
+        """A copy with these ports."""
         return replace(self, client_port=client_port, peer_port=peer_port)
 
     def within(self, prefix: Sequence[str]) -> Member:
-        """The same member started by a command before its own."""
+        """A copy whose command starts with `prefix`."""
         return replace(self, prefix=tuple(prefix))
 
     def behind(self, client_port: int, peer_port: int) -> Member:
-        """The same member behind proxies at these ports."""
+        """A copy that advertises proxies at these ports."""
         return replace(self, advertised_client_port=client_port, advertised_peer_port=peer_port)
 
     def joined(self, cluster: Mapping[str, str]) -> Member:
-        """The same member as one of `cluster`."""
+        """A copy that is part of `cluster`."""
         return replace(self, cluster=dict(cluster))
 
 
 def command(binary: EtcdBinary, member: Member) -> list[str]:
-    """The command line of one member, as its version understands it; `extra_args` come last and win."""
+    """The command line of one member for its etcd version. `extra_args` come last and win."""
     cluster = member.cluster or {member.name: member.advertised_peer_url}
     client_url, peer_url = member.listen_urls
     return [
@@ -101,7 +115,7 @@ def command(binary: EtcdBinary, member: Member) -> list[str]:
         f"--listen-peer-urls={peer_url}",
         f"--initial-advertise-peer-urls={member.advertised_peer_url}",
         "--initial-cluster=" + ",".join(f"{name}={url}" for name, url in cluster.items()),
-        # 3.4 would write another format, and to the journal where there is one.
+        # etcd 3.4 defaults to another format, and to the journal where one exists.
         "--logger=zap",
         "--log-outputs=stderr",
         *_tls(member.certificates),
@@ -110,7 +124,7 @@ def command(binary: EtcdBinary, member: Member) -> list[str]:
     ]
 
 
-def _tls(certificates: Certificates | None) -> list[str]:
+def _tls(certificates: ServerCertificates | None) -> list[str]:
     if certificates is None:
         return []
     server = certificates.server
@@ -135,3 +149,49 @@ def _options(binary: EtcdBinary, member: Member) -> list[str]:
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
+
+
+START_TIMEOUT_S = 30.0
+
+
+class PortTaken(EtcdError):
+    """Another process listens on one of the server's ports."""
+
+
+def check_ports(member: Member) -> None:
+    """Raises PortTaken when the member cannot listen on both of its ports now."""
+    if member.prefix:
+        return
+    for port in (member.client_port, member.peer_port):
+        if not ports.is_free(member.host, port):
+            raise PortTaken(f"port {port} on {member.host} is taken: end what listens there, or use port=0")
+
+
+def wait_until_healthy(
+    process: ServerProcess,
+    member: Member,
+    context: ssl.SSLContext | None,
+    *,
+    timeout_s: float = START_TIMEOUT_S,
+) -> None:
+    """Returns when the member serves.
+
+    If it exits instead, or does not serve within `timeout_s`, kills it and raises EtcdError with the end of its log
+    (PortTaken if that is the reason).
+    """
+    settled = wait_until(
+        lambda: process.exit_status is not None or is_healthy(member.client_url, context), timeout_s=timeout_s
+    )
+    if settled and process.exit_status is None:
+        return
+    error = failure(process, timeout_s)
+    process.kill()
+    raise error
+
+
+def failure(process: ServerProcess, waited_s: float) -> EtcdError:
+    """The error for a process that does not serve after `waited_s`, with the end of its log."""
+    status, tail = process.exit_status, process.log_tail()
+    what = f"did not serve within {waited_s:g} s" if status is None else f"ended with status {status}"
+    kind = PortTaken if "address already in use" in tail else EtcdError
+    return kind(f"etcd {what}; the end of its log:\n{tail}")

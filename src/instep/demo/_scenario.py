@@ -1,4 +1,4 @@
-"""The demo, act by act: train, steer, kill and stop with Instep, then the same training without it."""
+"""The demo, step by step: train, steer, kill and stop with Instep, then the same training without it."""
 
 from __future__ import annotations
 
@@ -14,25 +14,22 @@ from instep.control import ChangeReceipt, Keys, connect, format_changes
 from instep.coordination.records import Pointer
 from instep.coordination.rendezvous.keys import RendezvousKeys
 from instep.coordination.rendezvous.records import Round
-from instep.demo._checks import Evidence, Pause, Steered, Stop, Takeover
-from instep.demo._operator import Operator, Refusal
-from instep.demo._processes import Program, marked
-from instep.demo._progress import Progress
-from instep.demo._proof import Alone, read_alone, read_lives
-from instep.demo._saver import kill_saver, pids
-from instep.demo._screen import Screen, exports
-from instep.demo._stage import RUN, SCRIPT, Stage, training_script
+from instep.demo._checks import Evidence, Pause, Refusal, Steered, Stop, Takeover
+from instep.demo._environment import RUN, SCRIPT, Program, Sandbox, tagged, training_script
+from instep.demo._operator import Operator, kill_saver, pids
+from instep.demo._records import BaselineRecord, read_baseline, read_records
+from instep.demo._screen import Progress, Screen, exports
 from instep.errors import InstepError, SettingsError
 from instep.etcd import Client
 from instep.tasks import all_of
 
-ALONE_STEPS: Final = 60
-ALONE_KEY: Final = "/without-instep/lr"
-ALONE_LR: Final = 1e-3
+BASELINE_STEPS: Final = 60
+BASELINE_KEY: Final = "/without-instep/lr"
+BASELINE_LR: Final = 1e-3
 UNENDING_STEPS: Final = 1_000_000_000
 MAX_RESTARTS: Final = 2
 SLOW_DISK_S: Final = 0.7
-"""What a checkpoint takes longer here: on this disk it would be written before anybody could be killed."""
+"""Added to each save: a fast disk would finish before the saver could be killed."""
 PAUSE_S: Final = 1.5
 MAX_RANKS: Final = 64
 MAX_STEPS: Final = 10_000
@@ -40,16 +37,16 @@ MAX_STEPS: Final = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Raises SettingsError for a demo that could show nothing."""
+    """Raises SettingsError for values that a demo cannot work with."""
 
     steps: int
-    """How many steps lie between two acts."""
+    """Steps of training between two actions."""
     ranks: int
     keep: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MAX_STEPS:
-            raise SettingsError(f"--steps is {self.steps}: give 1 to {MAX_STEPS} steps from one act to the next")
+            raise SettingsError(f"--steps is {self.steps}: give 1 to {MAX_STEPS} steps between two actions")
         if not 2 <= self.ranks <= MAX_RANKS:
             raise SettingsError(
                 f"--ranks is {self.ranks}: give 2 to {MAX_RANKS}, for one rank cannot drift from itself"
@@ -57,8 +54,8 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Acts:
-    """What the operator did, and what came of it."""
+class Outcome:
+    """What the operator did, and the results."""
 
     steered: list[Steered]
     refusal: Refusal
@@ -69,49 +66,49 @@ class Acts:
 
 
 @dataclass(slots=True)
-class Play:
-    """One demo on its stage. `kept` says that the changes are made and the training is the user's now."""
+class Scenario:
+    """One demo. `kept`: the changes are made, and the user controls the training now."""
 
     options: Options
-    stage: Stage
+    sandbox: Sandbox
     screen: Screen
     kept: bool = False
     etcd: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.etcd = self.stage.server.version
+        self.etcd = self.sandbox.server.version
 
-    async def play(self) -> Evidence | None:
-        """None when the training was left to the user, who has stopped it."""
+    async def run(self) -> Evidence | None:
+        """Runs the demo. Returns None if the user took over the training and stopped it."""
         options, screen = self.options, self.screen
-        screen.title("instep demo", f"{options.ranks} ranks train one model; an operator steers it while they do")
-        screen.heading("a real etcd", f"{self.etcd} at {self.stage.server.endpoint}, for this demo alone")
-        async with connect(self.stage.settings) as client:
-            acts = await self._with_instep(client)
-            if acts is None:
+        screen.title("instep demo", f"{options.ranks} ranks train one model; an operator changes it live")
+        screen.heading("a real etcd", f"{self.etcd} at {self.sandbox.server.endpoint}, only for this demo")
+        async with connect(self.sandbox.settings) as client:
+            outcome = await self._with_instep(client)
+            if outcome is None:
                 return None
             alone = await self._without_instep(client)
         return Evidence(
             ranks=options.ranks,
-            lives=read_lives(self.stage.subfolder("trained")),
-            steered=tuple(acts.steered),
-            refusal=acts.refusal,
-            takeover=acts.takeover,
-            round=acts.round,
-            pause=acts.pause,
-            stop=acts.stop,
-            alone=alone,
-            alone_lr=ALONE_LR,
+            records=read_records(self.sandbox.subfolder("trained")),
+            steered=tuple(outcome.steered),
+            refusal=outcome.refusal,
+            takeover=outcome.takeover,
+            round=outcome.round,
+            pause=outcome.pause,
+            stop=outcome.stop,
+            baseline=alone,
+            baseline_lr=BASELINE_LR,
         )
 
-    async def _with_instep(self, client: Client) -> Acts | None:
-        options, stage = self.options, self.stage
-        keys = Keys(stage.settings.namespace, RUN)
+    async def _with_instep(self, client: Client) -> Outcome | None:
+        options, sandbox = self.options, self.sandbox
+        keys = Keys(sandbox.settings.namespace, RUN)
         command = f"torchrun --rdzv-backend=etcd3 --rdzv-id={RUN} --nproc-per-node={options.ranks} examples/{SCRIPT}"
         self.screen.heading("training with Instep", command)
         progress = Progress(client, keys, self.screen.progress)
         script = [str(training_script()), f"--name={RUN}", f"--steps={UNENDING_STEPS}"]
-        script += [f"--proof={stage.subfolder('trained')}", f"--checkpoints={stage.subfolder('checkpoints')}"]
+        script += [f"--proof={sandbox.subfolder('trained')}", f"--checkpoints={sandbox.subfolder('checkpoints')}"]
         script += [f"--slow-disk={SLOW_DISK_S}", f"--save-every={UNENDING_STEPS}"]
         torchrun = self._program(
             "torchrun", *_TORCHRUN, f"--nproc-per-node={options.ranks}", f"--max-restarts={MAX_RESTARTS}", *script
@@ -121,17 +118,17 @@ class Play:
                 training = tasks.create_task(torchrun.wait())
                 with self.screen.moving(progress):
                     watching = tasks.create_task(progress.watch())
-                    acts = await self._acts(client, Operator(client, keys, stage.server), progress, training)
+                    outcome = await self._run_steps(client, Operator(client, keys, sandbox.server), progress, training)
                     watching.cancel()
         except* InstepError as failures:
             raise failures.exceptions[0] from None
-        return acts
+        return outcome
 
-    async def _acts(
+    async def _run_steps(
         self, client: Client, operator: Operator, progress: Progress, training: asyncio.Task[None]
-    ) -> Acts | None:
+    ) -> Outcome | None:
         async def some_steps() -> None:
-            await progress.go_on(self.options.steps, training)
+            await progress.wait_steps(self.options.steps, training)
 
         await some_steps()
         steered = [await self._change(operator, {"lr": "1e-3"}, "loss plateau")]
@@ -141,18 +138,18 @@ class Play:
         refusal = await operator.try_bad("lr", "-1")
         self.screen.receipt(f"refused: {refusal.reason}", good=not refusal.written)
 
-        self.screen.heading("an accident", "the rank that writes the checkpoint is killed while it does")
-        takeover = await self._accident(client, operator, progress)
-        await progress.reach_view(progress.view + 1, training)
-        formed = await client.get(RendezvousKeys(self.stage.settings.namespace, RUN).round)
+        self.screen.heading("a crash", "the rank that writes the checkpoint is killed during the save")
+        takeover = await self._kill_saver_during_save(client, operator, progress)
+        await progress.wait_for_view(progress.view + 1, training)
+        formed = await client.get(RendezvousKeys(self.sandbox.settings.namespace, RUN).round)
         await some_steps()
 
-        self.screen.heading("commands", "all ranks do the same before the same step")
+        self.screen.heading("commands", "all ranks act before the same step")
         pause = await self._pause(operator)
         await some_steps()
         if operator.has_etcdctl:
             self.screen.command(operator.put_command("lr", "3e-4"))
-            steered.append(self._told(Steered("etcdctl put", await operator.put("lr", "3e-4"))))
+            steered.append(self._show(Steered("etcdctl put", await operator.put("lr", "3e-4"))))
         else:
             steered.append(await self._change(operator, {"lr": "3e-4"}, "towards the end"))
         if self.options.keep:
@@ -161,15 +158,15 @@ class Play:
         await some_steps()
         stop = await self._stop(client, operator, training)
         round_ = Round.decode_or_none(formed.value if formed is not None else None)
-        return Acts(steered, refusal, takeover, round_, pause, stop)
+        return Outcome(steered, refusal, takeover, round_, pause, stop)
 
-    async def _accident(self, client: Client, operator: Operator, progress: Progress) -> Takeover:
+    async def _kill_saver_during_save(self, client: Client, operator: Operator, progress: Progress) -> Takeover:
         self.screen.command(operator.order_command("checkpoint", "--no-wait"))
-        killing = kill_saver(client, operator.keys, lambda: marked(self.stage.mark), self.screen.command)
+        killing = kill_saver(client, operator.keys, lambda: tagged(self.sandbox.mark), self.screen.command)
         takeover, _ = await all_of(killing, operator.send("checkpoint"))
         self.screen.receipt(
-            f"rank {takeover.by_rank} led {takeover.took_ms:.0f} ms later, and rank {takeover.saved_by} saved step "
-            f"{takeover.step}; torchrun starts all ranks anew",
+            f"rank {takeover.by_rank} led after {takeover.took_ms:.0f} ms, and rank {takeover.saved_by} saved step "
+            f"{takeover.step}; torchrun restarts all ranks",
             good=True,
         )
         return takeover
@@ -179,7 +176,7 @@ class Play:
         receipt = await operator.order("pause", "a look at the data")
         self.screen.receipt(receipt.sentence, good=receipt.holds)
         began = time.monotonic()
-        await asyncio.sleep(PAUSE_S)  # to be seen: nothing is waited for
+        await asyncio.sleep(PAUSE_S)  # long enough to be seen; no event is awaited
         self.screen.command(operator.order_command("resume"))
         resumed = await operator.order("resume")
         self.screen.receipt(resumed.sentence, good=resumed.holds)
@@ -188,7 +185,7 @@ class Play:
     async def _stop(self, client: Client, operator: Operator, training: asyncio.Task[None]) -> Stop:
         rank = self.options.ranks - 1
         pid = (await pids(client, operator.keys))[rank]
-        if pid not in marked(self.stage.mark):
+        if pid not in tagged(self.sandbox.mark):
             raise InstepError(f"rank {rank} is pid {pid}, which is none of the demo's processes")
         self.screen.command(f"kill -TERM {pid}  # rank {rank}, as when its machine is taken away")
         began = time.monotonic()
@@ -198,14 +195,14 @@ class Play:
         item = await client.get(operator.keys.latest)
         pointer = Pointer.decode_or_none(item.value if item is not None else None)
         step = pointer.step if pointer is not None else -1
-        self.screen.receipt(f"all ranks saved step {step} and left in {took_s:.1f} s, exit code 0", good=True)
+        self.screen.receipt(f"all ranks saved step {step} and exited in {took_s:.1f} s, exit code 0", good=True)
         return Stop(rank=rank, checkpoint=step, code=0, took_s=took_s)
 
     async def _change(self, operator: Operator, values: dict[str, str], reason: str) -> Steered:
         self.screen.command(operator.command(values, reason))
-        return self._told(Steered("instep set", await operator.change(values, reason)))
+        return self._show(Steered("instep set", await operator.change(values, reason)))
 
-    def _told(self, steered: Steered) -> Steered:
+    def _show(self, steered: Steered) -> Steered:
         receipt: ChangeReceipt = steered.receipt
         self.screen.receipt(receipt.sentence, good=receipt.holds)
         return steered
@@ -213,50 +210,50 @@ class Play:
     async def _leave_to_user(
         self, progress: Progress, training: asyncio.Task[None], steered: Sequence[Steered]
     ) -> None:
-        """Until the user stops the run, or interrupts the demo."""
+        """Returns when the user stops the run. An interrupt ends the demo."""
         self.kept = True
-        self.screen.heading("yours", "it goes on training until Ctrl-C; from another terminal:")
-        for line in exports({"INSTEP_ETCD": self.stage.server.endpoint}):
+        self.screen.heading("your turn", "training continues until Ctrl-C; try from another terminal:")
+        for line in exports({"INSTEP_ETCD": self.sandbox.server.endpoint}):
             self.screen.command(line)
         for words in _TO_TRY:
             self.screen.command(words)
-        told = {item.receipt.plan for item in steered}
+        shown = {item.receipt.plan for item in steered}
         while not training.done():  # the user may stop it
             for entry in progress.entries:
-                if entry.plan not in told:
-                    told.add(entry.plan)
+                if entry.plan not in shown:
+                    shown.add(entry.plan)
                     what = f"{format_changes(entry.changes)}: {entry.outcome} at step {entry.step}"
                     self.screen.receipt(what, good=entry.outcome == "applied")
             await asyncio.sleep(0.2)
 
-    async def _without_instep(self, client: Client) -> tuple[Alone, ...]:
-        ranks, folder = self.options.ranks, self.stage.subfolder("alone")
-        self.screen.heading("the same training without Instep", "each rank asks etcd by itself, every ten steps' time")
-        where = [f"--etcd={self.stage.server.endpoint}", f"--key={ALONE_KEY}", f"--proof={folder}"]
-        script = ["-m", "instep.demo.without", str(training_script()), f"--ranks={ranks}", f"--steps={ALONE_STEPS}"]
+    async def _without_instep(self, client: Client) -> tuple[BaselineRecord, ...]:
+        ranks, folder = self.options.ranks, self.sandbox.subfolder("alone")
+        self.screen.heading("the same training without Instep", "each rank polls etcd on its own, every ten steps")
+        where = [f"--etcd={self.sandbox.server.endpoint}", f"--key={BASELINE_KEY}", f"--proof={folder}"]
+        script = ["-m", "instep.demo.without", str(training_script()), f"--ranks={ranks}", f"--steps={BASELINE_STEPS}"]
         program = self._program("without-instep", *script, *where)
         try:
             async with program, asyncio.TaskGroup() as tasks:
                 training = tasks.create_task(program.wait())
                 while not (folder / "now").exists() and not training.done():  # noqa: ASYNC110  # another process's file
                     await asyncio.sleep(0.02)
-                self.screen.command(f"etcdctl put {ALONE_KEY} {ALONE_LR}")
-                await client.put(ALONE_KEY, str(ALONE_LR))
+                self.screen.command(f"etcdctl put {BASELINE_KEY} {BASELINE_LR}")
+                await client.put(BASELINE_KEY, str(BASELINE_LR))
         except* InstepError as failures:
             raise failures.exceptions[0] from None
-        alone = read_alone(folder)
-        heard = ", ".join(f"rank {item.rank} at step {item.first_step_with(ALONE_LR)}" for item in alone)
+        alone = read_baseline(folder)
+        heard = ", ".join(f"rank {item.rank} at step {item.first_step_with(BASELINE_LR)}" for item in alone)
         self.screen.say(f"lr 3e-3 → 1e-3 applied: {heard}", style="yellow")
         return alone
 
     def _program(self, name: str, *arguments: str) -> Program:
-        log = self.stage.folder / f"{name}.log"
-        return Program(arguments, self.stage.environment(), log=log, tell=lambda tail: self.screen.say(tail, "dim"))
+        log = self.sandbox.folder / f"{name}.log"
+        return Program(arguments, self.sandbox.environment(), log=log, show=lambda tail: self.screen.say(tail, "dim"))
 
 
 _TORCHRUN: Final = (
     *("-m", "torch.distributed.run", "--local-addr=127.0.0.1"),
-    *("--nnodes=1", "--rdzv-backend=etcd3", f"--rdzv-id={RUN}"),  # at the etcd that INSTEP_ETCD names
+    *("--nnodes=1", "--rdzv-backend=etcd3", f"--rdzv-id={RUN}"),  # with the etcd in INSTEP_ETCD
 )
 _TO_TRY: Final = (
     f"instep status {RUN} --watch",

@@ -1,4 +1,4 @@
-"""One server process: started so that it ends with its parent, signalled, waited for, its log kept."""
+"""One server process: started, signalled, stopped, with its output in a log file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from instep.errors import EtcdError
-from instep.testing._health import wait_until
+from instep.etcd_server.health import wait_until
 
 _STOP_TIMEOUT_S = 5.0
 _KILL_TIMEOUT_S = 10.0
@@ -22,7 +22,7 @@ _PAUSE_POLL_S = 0.001
 
 # Runs in the child before the server replaces it. A preexec_fn would run Python between fork and exec, which
 # may deadlock in a parent with threads (grpc's, torch's). The parent may have died before prctl, hence the
-# second look.
+# check of its pid.
 _DIE_WITH_PARENT = """
 import ctypes, os, sys
 PR_SET_PDEATHSIG, SIGKILL = 1, 9
@@ -35,10 +35,10 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 class ServerProcess:
-    """A running program in its own session, its output appended to `log`.
+    """A running program in its own session, with its output appended to `log`.
 
-    With `die_with_parent` the kernel kills it when this process ends in whatever way, SIGKILL included;
-    without, it lives on.
+    With `die_with_parent` the kernel kills it when this process ends in any way, SIGKILL included; without it, the
+    program keeps running.
     """
 
     def __init__(
@@ -72,19 +72,19 @@ class ServerProcess:
 
     @property
     def exit_status(self) -> int | None:
-        """None while it runs, else its exit status (minus the signal that killed it)."""
+        """Its exit status (minus the number of the signal that killed it); None while it runs."""
         return self._process.poll()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send one signal; EtcdError when the process has ended."""
+        """Sends one signal. Raises EtcdError if the process has ended."""
         if self.exit_status is not None:
             raise EtcdError(f"etcd (pid {self.pid}) has ended with status {self.exit_status}")
         self._process.send_signal(number)
 
     def pause(self) -> None:
-        """Freeze it (SIGSTOP). Returns when every thread of it has stopped; EtcdError when one has not in 10 s.
+        """Freezes it (SIGSTOP). Returns when all of its threads have stopped; raises EtcdError after 10 s.
 
-        The signal alone is not enough: a thread that is running goes on for a moment after `kill` returned.
+        The signal alone is not enough: a running thread continues for a moment after `kill` returns.
         """
         self.signal(signal.SIGSTOP)
         self.paused = True
@@ -92,25 +92,25 @@ class ServerProcess:
             raise EtcdError(f"etcd (pid {self.pid}) did not stop within {_PAUSE_TIMEOUT_S:g} s of SIGSTOP")
 
     def resume(self) -> None:
-        """Let it go on (SIGCONT)."""
+        """Continues it (SIGCONT)."""
         self.signal(signal.SIGCONT)
         self.paused = False
 
     def wait(self) -> int:
-        """Wait, as long as it takes, until it ends; its exit status."""
+        """Waits without limit until it ends. Returns its exit status."""
         return self._process.wait()
 
     def kill(self) -> None:
-        """End it at once as a crash would (SIGKILL), if it has not ended; it is gone on return."""
+        """Kills it as a crash would (SIGKILL) and waits until it is gone."""
         self._process.kill()
         self._process.wait(_KILL_TIMEOUT_S)
 
     def send_kill(self) -> None:
-        """Send SIGKILL without waiting, if it has not ended."""
+        """Sends SIGKILL without waiting."""
         self._process.kill()
 
     def stop(self) -> None:
-        """Ask it to end, also when it is paused; after 5 s kill it. Returns when it is gone."""
+        """Stops it with SIGTERM, also when it is paused, and with SIGKILL after 5 s. Returns when it is gone."""
         if self.exit_status is not None:
             return
         self._process.terminate()
@@ -121,8 +121,8 @@ class ServerProcess:
             self.kill()
 
     def disown(self) -> None:
-        """Leave it running and forget it: it is not waited for any more."""
-        # Popen warns about a child that it never saw end; this one is meant to outlive us.
+        """Leaves it running: this process does not wait for it any more."""
+        # Popen warns about a child that it never saw end; this one is meant to outlive this process.
         self._process.returncode = 0
 
     def log_tail(self, lines: int = 30) -> str:
@@ -149,7 +149,7 @@ def _is_stopped(task: Path) -> bool:
 
 
 def tail(path: Path, lines: int) -> str:
-    """The last `lines` lines of a text file, at most 64 KiB of it; empty when it is not there."""
+    """The last `lines` lines of a text file, at most 64 KiB; empty if there is no file."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 65536))
@@ -166,8 +166,8 @@ _Result = Future[subprocess.Popen[bytes]]
 class _Spawner:
     """A thread that never ends and starts the processes.
 
-    The kernel's parent-death signal is sent when the THREAD that forked ends, not the process: a server
-    started in a short-lived thread would be killed with it.
+    The kernel sends the parent-death signal when the THREAD that forked ends, not the process: a server started in a
+    short-lived thread would die with that thread.
     """
 
     def __init__(self) -> None:
@@ -180,7 +180,7 @@ class _Spawner:
         try:
             self._work.put((spawn, result))
             return result.result()
-        except BaseException:  # such as the user's ctrl-C: nobody will know of the process
+        except BaseException:  # such as Ctrl-C: no caller owns the process
             result.add_done_callback(_kill_unwanted)
             raise
 
@@ -191,7 +191,7 @@ class _Spawner:
                 result.set_result(spawn())
             except OSError as error:
                 result.set_exception(EtcdError(f"cannot start a server: {error}"))
-            except Exception as error:  # noqa: BLE001  # an argument that is no string, say: the caller's to know
+            except Exception as error:  # noqa: BLE001  # such as a non-string argument: raised in the caller
                 result.set_exception(error)
             del spawn, result
 

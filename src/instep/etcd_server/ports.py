@@ -1,4 +1,4 @@
-"""Free ports on loopback that stay free while a server is down."""
+"""Free ports that stay free while a server is down."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ _chance = random.SystemRandom()
 
 
 def free_ports(count: int, host: str) -> list[int]:
-    """`count` different ports on which `host` can listen now. Another process may take one before the caller
-    does.
+    """`count` different ports on which `host` can listen now. Limit: another process may take one first.
 
-    They lie below the kernel's range for outgoing connections where there is room: a client that reconnects
-    to a server that is down could otherwise be given the very port, and then the server could not come back.
+    The ports are below the kernel's range for outgoing connections where there is room. Otherwise a client that
+    reconnects to a stopped server could get the server's own port, and the server could not restart.
     """
     ports: set[int] = set()
     highest = _first_outgoing_port() - 1
@@ -35,14 +34,14 @@ def free_ports(count: int, host: str) -> list[int]:
 
 
 def check_port(port: int, lowest: int = 0) -> int:
-    """Returns `port` if there is such a one; raises SettingsError otherwise."""
+    """Returns `port` if it is a valid port number; raises SettingsError otherwise."""
     if not is_whole(port) or not lowest <= port <= _HIGHEST:
         raise SettingsError(f"a port is a whole number from {lowest} to {_HIGHEST}, not {port!r}")
     return port
 
 
 def is_whole(number: object) -> bool:
-    """Whether it is a whole number by its type: True and 2.0 are none."""
+    """Whether it is an int and not a bool."""
     return isinstance(number, int) and not isinstance(number, bool)
 
 
@@ -52,7 +51,7 @@ def is_free(host: str, port: int) -> bool:
 
 
 def _bind(host: str, port: int) -> int:
-    """Listen on `port` (0: any) for a moment; the port that was free, or 0 when it was taken."""
+    """Listens on `port` (0: any) for a moment. Returns the free port, or 0 if it was taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

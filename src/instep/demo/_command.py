@@ -1,4 +1,4 @@
-"""The demo as a command: its exit code, its interrupts, its document."""
+"""The demo as a command: exit code, interrupts, JSON document."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from typing import Any, Final
 from rich.console import Console
 
 from instep.demo._checks import Check, Evidence, check
-from instep.demo._play import Options, Play
+from instep.demo._environment import Sandbox, check_needs
+from instep.demo._scenario import Options, Scenario
 from instep.demo._screen import Screen
-from instep.demo._stage import Stage, check_needs
 
 _PIPED_WIDTH: Final = 120
 
 
-def perform(options: Options, *, as_json: bool) -> int:
+def run_demo(options: Options, *, as_json: bool) -> int:
     """See `instep.demo.main`."""
     check_needs()
     screen = Screen(_console(as_json))
     began = time.monotonic()
     with _interruptible() as interrupted:
-        play: Play | None = None
+        scenario: Scenario | None = None
         try:
-            with Stage() as stage:
-                play = Play(options, stage, screen)
-                evidence = asyncio.run(play.play())
+            with Sandbox() as sandbox:
+                scenario = Scenario(options, sandbox, screen)
+                evidence = asyncio.run(scenario.run())
         except KeyboardInterrupt:
-            kept = play is not None and play.kept
-            screen.end("ended" if kept else "interrupted", ", and nothing of it is left")
+            kept = scenario is not None and scenario.kept
+            screen.end("ended" if kept else "interrupted", ", no process left")
             return 0 if kept else 128 + interrupted[-1]
     if evidence is None:
-        screen.end("ended", ", and nothing of it is left")
+        screen.end("ended", ", no process left")
         return 0
     checks = check(evidence)
     took_s = time.monotonic() - began
-    screen.heading("what was claimed, and what was found")
+    screen.heading("claims and results")
     screen.summary(checks, took_s)
     if as_json:
-        document = _document(evidence, checks, play.etcd, took_s)
+        document = _document(evidence, checks, scenario.etcd, took_s)
         print(json.dumps(document, ensure_ascii=False, indent=2))  # noqa: T201  # --json: stdout is for the document
     return 0 if all(item.held for item in checks) else 1
 
@@ -59,7 +59,7 @@ def _console(as_json: bool) -> Console:
 
 @contextmanager
 def _interruptible() -> Iterator[list[int]]:
-    """SIGTERM and SIGHUP end the demo as Ctrl-C does. Yields which of them came."""
+    """Makes SIGTERM and SIGHUP end the demo as Ctrl-C does. Yields the signals received."""
     came = [int(signal.SIGINT)]
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
@@ -90,8 +90,8 @@ def _document(evidence: Evidence, checks: tuple[Check, ...], etcd: str, took_s: 
         "pause": evidence.pause.to_json(),
         "stop": evidence.stop.to_json(),
         "without": [
-            {"rank": item.rank, "step": item.first_step_with(evidence.alone_lr), "sha256": item.after}
-            for item in evidence.alone
+            {"rank": item.rank, "step": item.first_step_with(evidence.baseline_lr), "sha256": item.after}
+            for item in evidence.baseline
         ],
         "checks": [item.to_json() for item in checks],
     }
