@@ -20,6 +20,7 @@ LAYERS: dict[str, int] = {
         (
             "errors",
             "names",
+            "outage",
             "scalar",
             "settings",
             "discovery",

@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from instep.coordination.outage import Outage
 from instep.errors import EtcdFull, EtcdUnavailable
+from instep.outage import Outage
 
 
 class Clock:

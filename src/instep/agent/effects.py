@@ -13,11 +13,12 @@ from typing import Any, TypeAlias, TypeVar
 from instep.agent.space import Space
 from instep.coordination.chain import Promised, StoredPlan, Unknown, verdict
 from instep.coordination.keys import Keys
-from instep.coordination.outage import Outage
 from instep.coordination.records import Agreed, Decision, Epoch, Plan
+from instep.coordination.retry import WRITE, Retry
 from instep.coordination.transactions import Txn, abort
-from instep.errors import EtcdDenied, EtcdError, EtcdFull, InstepError
+from instep.errors import EtcdError, EtcdFull
 from instep.etcd import Client, Compare, KeyValue, Op, TxnResult
+from instep.outage import Outage
 from instep.tasks import Background, all_of
 
 log = logging.getLogger("instep")
@@ -26,10 +27,8 @@ T = TypeVar("T")
 Items: TypeAlias = tuple[KeyValue | None, KeyValue | None, KeyValue | None, KeyValue | None]
 """A plan, its decision, what is agreed, and the epoch."""
 
-FIRST_PAUSE_S = 0.05
-LONGEST_PAUSE_S = 1.0
-DENIED_PAUSE_S = 5.0
-"""A missing permission is granted by people, while the run continues."""
+UNDECIDED_S = 0.5
+"""Pause before the next look at a plan whose decision is missing in etcd."""
 ATTEMPT_S = 2.0
 
 
@@ -168,7 +167,7 @@ class Effects:
                     return aborted
                 continue
             missing.met(EtcdError("its decision is waited for"))
-            await asyncio.sleep(LONGEST_PAUSE_S / 2)
+            await asyncio.sleep(UNDECIDED_S)
 
     async def _abort(self, promised: Promised, items: Items, decision: Decision) -> Decision | None:
         """None when something has changed since the look."""
@@ -224,21 +223,16 @@ class Effects:
         return result
 
     async def retry_until_done(self, attempt: Callable[[], Awaitable[T]], but: type[EtcdError] | tuple[()] = ()) -> T:
-        """The result of the first attempt that does not fail; only a `but` ends it."""
-        pause_s = FIRST_PAUSE_S
+        """Returns the result of the first attempt that does not fail. Raises `but`, and an invalid request."""
+        retry = Retry(WRITE, self._outage)
         while True:
             try:
                 return await attempt()
-            except InstepError as error:
-                self._outage.met(error)
-                if isinstance(error, EtcdError):
-                    self._space.refused(error)
+            except EtcdError as error:
+                self._space.refused(error)
                 if isinstance(error, but):
                     raise
-                if isinstance(error, EtcdDenied):
-                    pause_s = DENIED_PAUSE_S
-            await asyncio.sleep(pause_s)
-            pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
+                await retry.failed(error)
 
 
 def _found(items: Items) -> StoredPlan:

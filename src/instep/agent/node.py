@@ -31,13 +31,14 @@ from instep.agent.tryouts import Tryouts
 from instep.agent.workers import Workers
 from instep.coordination.keys import Keys
 from instep.coordination.leadership import Pace
-from instep.coordination.outage import Outage
 from instep.coordination.records import Epoch, Left
 from instep.coordination.recovery import explain
+from instep.coordination.retry import UNAVAILABLE, Retry
 from instep.coordination.session import LinkState, Session
 from instep.coordination.state import RunState
 from instep.errors import EtcdUnavailable, InstepError
 from instep.etcd import Client, Event
+from instep.outage import Outage
 from instep.settings import DEFAULT_STALL_TIMEOUT_S
 from instep.tasks import Background
 from instep.wire import Message
@@ -194,15 +195,15 @@ class Node:
     # -- what etcd says ---------------------------------------------------------------------------------------------
 
     async def _follow_state(self) -> None:
+        retry = Retry(UNAVAILABLE, self._unlisted)
         while True:
             try:
                 left = await self._client.get(self._keys.left_of(self._name), timeout_s=TICK_S)
                 self._left_before = Left.decode_or_none(left.value if left is not None else None)
                 await self._state.informer.run()
             except EtcdUnavailable as error:
-                self._unlisted.met(error)
                 self._bulletin.tell_unlisted(str(error))
-                await asyncio.sleep(TICK_S)
+                await retry.failed(error)
 
     def _on_state(self, events: tuple[Event, ...]) -> None:
         """The view comes first: workers have to be in it before they hear of its plans."""
@@ -281,21 +282,29 @@ class Node:
     # -- as time passes ---------------------------------------------------------------------------------------------
 
     async def _tick(self) -> None:
+        outage = Outage("a periodic task of the agent failed, training continues")
         while True:
             await asyncio.sleep(TICK_S)
-            self._pace.observe(*self._workers.furthest())
-            self._workers.look(time.monotonic(), self._paused_at())
-            self._tell_leader()
-            self.on_tick()
-            self._effects.start(self._office.stand())  # who it names may have stalled, or the key have been deleted
-            self._bulletin.note_link()
-            self._archive.look_around()
-            self._assembly.look_around()
-            self._notices.follow()
-            self._reception.give_up_on_the_dead(time.monotonic())
-            self._bulletin.tell_awaited(self._space.problem, here=self.problem_here())
-            if not await self._metrics.write(self._workers, self._state.view, self._pace.step_time_s):
-                self._effects.start(self._reception.register_all())
+            try:
+                await self._look_around()
+                outage.over()
+            except InstepError as error:  # the next tick tries again
+                outage.met(error)
+
+    async def _look_around(self) -> None:
+        self._pace.observe(*self._workers.furthest())
+        self._workers.look(time.monotonic(), self._paused_at())
+        self._tell_leader()
+        self.on_tick()
+        self._effects.start(self._office.stand())  # who it names may have stalled, or the key have been deleted
+        self._bulletin.note_link()
+        self._archive.look_around()
+        self._assembly.look_around()
+        self._notices.follow()
+        self._reception.give_up_on_the_dead(time.monotonic())
+        self._bulletin.tell_awaited(self._space.problem, here=self.problem_here())
+        if not await self._metrics.write(self._workers, self._state.view, self._pace.step_time_s):
+            self._effects.start(self._reception.register_all())
 
     async def _beat(self) -> None:
         """Shows the workers that this agent runs: one that is stopped or stuck is replaced by them."""

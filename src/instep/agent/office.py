@@ -16,19 +16,21 @@ from instep.agent.workers import Workers
 from instep.coordination.election import Election
 from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
-from instep.coordination.leadership import DENIED_RETRY_S, DryRunner, Leadership, Pace
-from instep.coordination.outage import Outage
+from instep.coordination.leadership import DryRunner, Leadership, Pace
 from instep.coordination.queue import in_order
 from instep.coordination.records import CAME_FIRST, Candidate, WorkerId
+from instep.coordination.retry import SERVICE, UNAVAILABLE, Retry
 from instep.coordination.session import Session
 from instep.coordination.state import RunState
-from instep.errors import EtcdDenied, EtcdError, EtcdUnavailable
+from instep.errors import EtcdDenied, EtcdError
 from instep.etcd import Client
+from instep.outage import Outage
 from instep.tasks import all_of, first_of
 
 log = logging.getLogger("instep")
 
-RETRY_S = 0.2
+NO_WORKER_S = 0.2
+"""Pause of a term that begins while no worker is here."""
 FAILED_TERM_S = 2.0
 ENDS_KEPT = 100
 
@@ -73,7 +75,7 @@ class Office:
         self._lock = asyncio.Lock()
         self._leadership: Leadership | None = None
         self._outage = Outage("the candidate key cannot be written")
-        self._failed = Outage("this term of office ended")
+        self._failed = Retry(SERVICE, "this term of office ended")
 
     def __repr__(self) -> str:
         return f"Office({self._leadership or self._election!r})"
@@ -86,19 +88,12 @@ class Office:
     async def stand(self) -> None:
         """Makes our candidate key what it should be for the workers that are here now."""
         async with self._lock:
-            while True:
-                try:
-                    await self._stand()
-                    self._outage.over()
-                    return
-                except EtcdUnavailable as error:
-                    self._outage.met(error)
-                except EtcdError as error:
-                    self._outage.met(error)
-                    if isinstance(error, EtcdDenied):
-                        self._on_denied(error)
-                    return
-                await asyncio.sleep(RETRY_S)
+            try:
+                await Retry(UNAVAILABLE, self._outage).run(self._stand)
+            except EtcdError as error:
+                self._outage.met(error)
+                if isinstance(error, EtcdDenied):
+                    self._on_denied(error)
 
     def ended(self, worker: WorkerId, how: str) -> None:
         """A worker has gone. Call it before `stand`: then who leads next can say how the one before it ended."""
@@ -117,13 +112,10 @@ class Office:
             fence = await self._election.elected()
             try:
                 await self._serve(fence)
-            except EtcdDenied as error:
-                self._failed.met(error)
-                self._on_denied(error)
-                await asyncio.sleep(DENIED_RETRY_S)
             except EtcdError as error:
-                self._failed.met(error)
-                await asyncio.sleep(RETRY_S)
+                if isinstance(error, EtcdDenied):
+                    self._on_denied(error)
+                await self._failed.failed(error)
             except Exception:  # an error in deciding ends a term, not the agent and its workers
                 log.exception("this term of office ended with an error")
                 await asyncio.sleep(FAILED_TERM_S)
@@ -133,9 +125,9 @@ class Office:
         try:
             leader = await self._succession.proclaim(fence) if len(self._workers) else None
             if leader is None:
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(NO_WORKER_S)
                 return
-            self._failed.over()
+            self._failed.succeeded()
             self._give_time(leader.worker)
             await self._state.informer.wait_listed()
             log.info("rank %d leads with token %d", leader.rank, leader.token)

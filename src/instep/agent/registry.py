@@ -11,16 +11,17 @@ from instep.agent.space import Space
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
 from instep.coordination.keys import Keys
-from instep.coordination.outage import Outage
 from instep.coordination.records import NodeClaim
+from instep.coordination.retry import REGISTER, UNAVAILABLE, Retry
 from instep.coordination.session import Session
-from instep.errors import EtcdFull, EtcdUnavailable, LeaseLost
+from instep.errors import EtcdError, LeaseLost
 from instep.etcd import Client, Compare, Op
+from instep.outage import Outage
 
 log = logging.getLogger("instep")
 
-RETRY_S = 0.2
-FULL_RETRY_S = 1.0
+REFUSED_S = 0.2
+"""Pause after a leader has deleted a schema at the moment of a registration."""
 BATCH = 50
 
 
@@ -61,14 +62,11 @@ class Registry:
             await self._write(everyone[start : start + BATCH])
 
     async def forget(self, worker: LocalWorker) -> None:
-        while True:
-            async with self._lock:
-                try:
-                    await self._client.delete(self._keys.member(*worker.id))
-                    return
-                except EtcdUnavailable:
-                    pass
-            await asyncio.sleep(RETRY_S)
+        await Retry(UNAVAILABLE, self._outage).run(lambda: self._delete(worker))
+
+    async def _delete(self, worker: LocalWorker) -> None:
+        async with self._lock:
+            await self._client.delete(self._keys.member(*worker.id))
 
     async def wait_name_taken(self) -> None:
         """Raises NameTaken once another node is found to hold the name."""
@@ -78,13 +76,19 @@ class Registry:
 
     async def _write(self, workers: list[LocalWorker]) -> None:
         """Until it is done or there is nothing to do: no lease, or nobody is here any more. Raises EtcdDenied."""
+        retry = Retry(REGISTER, self._outage)
         while self._taken is None:
+            pause_s = REFUSED_S
             async with self._lock:
                 lease_id = self._session.lease_id
                 here = [worker for worker in workers if worker in list(self._workers)]
-                if not lease_id or not here or await self._attempt(here, lease_id):
-                    return
-            await asyncio.sleep(FULL_RETRY_S if self._space.problem else RETRY_S)
+                try:
+                    if not lease_id or not here or await self._attempt(here, lease_id):
+                        return
+                except EtcdError as error:
+                    self._space.refused(error)
+                    pause_s = retry.pause_s(error)
+            await asyncio.sleep(pause_s)
 
     async def _attempt(self, workers: list[LocalWorker], lease_id: int) -> bool:
         try:
@@ -99,10 +103,6 @@ class Registry:
             schemas = {self._keys.schema_of(worker.schema.digest) for worker in workers}
             if not (await self._client.txn([Compare.present(key) for key in schemas], puts)).succeeded:
                 return False  # a leader has deleted a schema that no worker had any more
-        except (EtcdUnavailable, EtcdFull) as error:
-            self._outage.met(error)
-            self._space.refused(error)
-            return False
         except NameTaken as taken:
             self._taken = taken
             self._gives_way.set()

@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from instep.coordination.fence import Fence
-from instep.coordination.outage import Outage
 from instep.coordination.queue import Queue, in_order
+from instep.coordination.retry import SERVICE, Retry
 from instep.coordination.session import Session
-from instep.coordination.waiting import RETRY_S
-from instep.errors import InstepError, SettingsError
+from instep.errors import SettingsError
 from instep.etcd import Client, KeyValue
 from instep.tasks import first_of
+
+NO_CANDIDATE_S = 0.2
+"""Pause before the next look while this node has no candidate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +101,9 @@ class Election:
 
     async def lost(self, fence: Fence) -> None:
         """Returns when the term is over: its key is gone, or its lease can no longer be relied on."""
-        outage = Outage("our own candidate cannot be watched")
-        while True:
-            try:
-                await first_of(self._queue.gone(fence), self._session.wait_lost(self._lease_id))
-                break
-            except InstepError as error:
-                outage.met(error)
-                await asyncio.sleep(RETRY_S)
-        outage.over()
+        lease_id = self._lease_id
+        retry = Retry(SERVICE, "the election's own candidate cannot be watched")
+        await retry.run(lambda: first_of(self._queue.gone(fence), self._session.wait_lost(lease_id)))
         self._over(fence)
 
     async def resign(self) -> None:
@@ -133,19 +129,13 @@ class Election:
 
     async def elected(self) -> Fence:
         """Waits until a candidate that `stand` has created is the oldest. Rides out outages and refusals."""
-        outage = Outage("the election cannot be followed")
+        retry = Retry(SERVICE, "the election cannot be followed")
         while True:
-            try:
-                fence = await self._queue.turn()
-            except InstepError as error:
-                outage.met(error)
-                await asyncio.sleep(RETRY_S)
-                continue
-            outage.over()
+            fence = await retry.run(self._queue.turn)
             if fence is not None:
                 return self._elected(fence)
             if not self._queue.standing:
-                await asyncio.sleep(RETRY_S)  # no lease, or nobody to stand for yet
+                await asyncio.sleep(NO_CANDIDATE_S)  # no lease, or no worker to name yet
 
     # -- inside -----------------------------------------------------------------------------------------------------
 

@@ -10,10 +10,11 @@ from types import MappingProxyType
 
 from instep.coordination.naming import as_prefix, check_name, check_timeout
 from instep.coordination.queue import GONE
+from instep.coordination.retry import PASSING, Retry
 from instep.coordination.session import Session
-from instep.coordination.waiting import PASSING, RETRY_S, because, tidied
 from instep.errors import EtcdUnavailable, InstepError, LeaseLost, NameTaken, SettingsError
 from instep.etcd import Client, Compare, KeyValue, Op
+from instep.outage import Outage
 
 log = logging.getLogger("instep")
 
@@ -48,6 +49,11 @@ class _Membership:
     doubtful_on: int = 0
     """The lease of a create that may still be on its way."""
     left: bool = False
+
+
+def _because(trouble: InstepError | None) -> str:
+    """The last error that was retried, as the second sentence of a time-out."""
+    return "" if trouble is None else f" Trouble with etcd until then: {str(trouble).rstrip('.')}."
 
 
 def members_of(entries: Iterable[KeyValue], prefix: str) -> Mapping[str, GroupMember]:
@@ -112,7 +118,7 @@ class Group:
             if fresh:
                 await self.leave()
             if isinstance(error, TimeoutError):
-                sentence = f"{self._prefix}{name} could not be joined in {timeout_s:g} s.{because(trouble)}"
+                sentence = f"{self._prefix}{name} could not be joined in {timeout_s:g} s.{_because(trouble)}"
                 raise EtcdUnavailable(sentence) from trouble
             raise
         if fresh:
@@ -126,7 +132,7 @@ class Group:
         if ours is None:
             return
         ours.left = True
-        await tidied(self._session, lambda: self._removed(ours), f"the member {self._prefix}{ours.name}")
+        await self._session.clean_up(lambda: self._removed(ours), f"the member {self._prefix}{ours.name}")
 
     async def members(self) -> Mapping[str, GroupMember]:
         """Who is there now, as the cluster agrees."""
@@ -154,14 +160,15 @@ class Group:
         """Puts our key on the session's lease. Rides out outages; raises LeaseLost when there is no lease any more."""
         self._trouble = None
         lease_id = await self._session.wait_lease()
+        retry = Retry(PASSING, Outage(f"{self._prefix}{ours.name} cannot be written", level=logging.DEBUG))
         while self._session.lease_id == lease_id and not ours.left:
             try:
                 if await self._written(ours, lease_id):
                     ours.lease_id, self._trouble = lease_id, None
                     return
-            except PASSING as error:
+            except InstepError as error:
                 self._trouble = error
-                await asyncio.sleep(RETRY_S)
+                await retry.failed(error)
         raise LeaseLost(f"The lease of {self._prefix}{ours.name} was lost.", lease_id=lease_id)
 
     async def _written(self, ours: _Membership, lease_id: int) -> bool:

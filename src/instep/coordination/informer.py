@@ -11,11 +11,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from instep.coordination.outage import Outage
+from instep.coordination.retry import FOLLOW, Retry
 from instep.errors import Compacted, InstepError
 from instep.etcd import Client, Event, KeyValue
-
-RETRY_S = 0.5
 
 Changed = Callable[[tuple[Event, ...]], None]
 
@@ -53,7 +51,7 @@ class Informer:
         self._moved = asyncio.Event()
         self._revision = 0
         self.relistings = 0
-        self._outage = Outage(f"{prefix} cannot be followed")
+        self._retry = Retry(FOLLOW, f"{prefix} cannot be followed")
 
     def __repr__(self) -> str:
         return f"Informer({self._prefix}, {len(self._keys)} keys at revision {self._revision})"
@@ -113,8 +111,7 @@ class Informer:
             except InstepError as error:
                 if not self._listed.is_set():
                     raise
-                self._outage.met(error)
-                await asyncio.sleep(RETRY_S)
+                await self._retry.failed(error)
 
     async def _list(self) -> tuple[KeyValue, ...]:
         history = self._client.history
@@ -132,7 +129,7 @@ class Informer:
         events.sort(key=lambda event: event.kv.mod_revision)
         self._take(tuple(events), listing.revision)
         self._listed.set()
-        self._outage.over()
+        self._retry.succeeded()
         return listing.kvs
 
     def _disproof(self, found: Mapping[str, KeyValue]) -> str | None:

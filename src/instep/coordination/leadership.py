@@ -35,8 +35,8 @@ from instep.coordination.keys import Keys
 from instep.coordination.leader_cache import LeaderCache
 from instep.coordination.leading import next_action
 from instep.coordination.margin import Ahead, Margin
-from instep.coordination.outage import Outage
 from instep.coordination.records import Decision, View
+from instep.coordination.retry import SERVICE, Retry
 from instep.coordination.situation import Situation, TrainingProgress
 from instep.coordination.state import RunState
 from instep.coordination.transactions import for_action
@@ -49,11 +49,8 @@ log = logging.getLogger("instep")
 DryRunner: TypeAlias = Callable[[View, DryRun], Awaitable[Refusals]]
 """Has a worker of the view try its values; empty when it takes all, or when there is none to ask."""
 
-RETRY_S = 0.2
 CATCH_UP_S = 0.5
 DECLINED_LOGGED = 3
-DENIED_RETRY_S = 5.0
-"""A missing permission is granted by people, while the run continues."""
 TICK_S = 1.0
 """How often the leader looks again when nothing happened: only time-outs depend on it."""
 FIRST_LOOK_S = 0.05
@@ -112,7 +109,7 @@ class Leadership:
         self._on_denied = on_denied
         self._clock = clock
         self._wake = asyncio.Event()
-        self._outage = Outage("leading waits for etcd")
+        self._retry = Retry(SERVICE, "leading waits for etcd")
         self._margin = Margin()
         self._ahead = Ahead(1, 2)
         self._pending: PendingPlan | None = None
@@ -137,20 +134,15 @@ class Leadership:
             try:
                 while (action := next_action(self._situation())) is not None:
                     done = await self._do(action)
-                    self._outage.over()
+                    self._retry.succeeded()
                     if not done:
                         break
-            except EtcdUnavailable as error:
-                self._outage.met(error)
-                await asyncio.sleep(RETRY_S)
-                self._wake.set()
-            except EtcdDenied as error:
-                self._outage.met(error)
-                self._on_denied(error)
-                await asyncio.sleep(DENIED_RETRY_S)
             except InstepError as error:
-                self._outage.met(error)
-                await asyncio.sleep(TICK_S)
+                if isinstance(error, EtcdDenied):
+                    self._on_denied(error)
+                await self._retry.failed(error)
+                if isinstance(error, EtcdUnavailable):
+                    self._wake.set()
             try:
                 async with asyncio.timeout(pause_s):
                     await self._wake.wait()

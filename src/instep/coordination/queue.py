@@ -6,16 +6,14 @@ wakes one and not all. Unlike there, a lease is checked after every wait (etcd i
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from instep.coordination.fence import Fence
 from instep.coordination.naming import as_prefix
-from instep.coordination.outage import Outage
+from instep.coordination.retry import PASSING, Retry
 from instep.coordination.session import Session
-from instep.coordination.waiting import PASSING, RETRY_S, tidied
 from instep.errors import EtcdFull, EtcdUnavailable, InstepError, LeaseLost
 from instep.etcd import Client, Compare, KeyValue, Op
 from instep.tasks import first_of
@@ -150,19 +148,11 @@ class Queue:
 
     async def win(self, value: str) -> Fence:
         """Enters, again where need be, and waits until it is our turn. Rides out outages; cancel it to stop."""
-        outage = Outage(f"the queue {self.prefix} cannot be followed")
-        while True:
-            await self._session.wait_lease()
-            try:
-                await self.enter(value)
-                fence = await self.turn()
-            except PASSING as error:
-                outage.met(error)
-                await asyncio.sleep(RETRY_S)
-                continue
-            outage.over()
-            if fence is not None:
-                return fence
+        retry = Retry(PASSING, f"the queue {self.prefix} cannot be followed")
+        fence = None
+        while fence is None:
+            fence = await retry.run(lambda: self._attempt(value))
+        return fence
 
     async def gone(self, fence: Fence) -> None:
         """Returns when the key that carried the token is gone."""
@@ -180,9 +170,14 @@ class Queue:
         self._drop()
         if not self._former:
             return
-        await tidied(self._session, self._remove_some, f"an entry of {self.prefix}")
+        await self._session.clean_up(self._remove_some, f"an entry of {self.prefix}")
 
     # -- inside -----------------------------------------------------------------------------------------------------
+
+    async def _attempt(self, value: str) -> Fence | None:
+        await self._session.wait_lease()
+        await self.enter(value)
+        return await self.turn()
 
     async def _inherit(self, entry: QueueEntry) -> bool:
         """Puts an equal entry of the former lease on ours: a put keeps the create revision, which is the token. Its key

@@ -15,16 +15,16 @@ from typing import Any, Final, Self, TypeAlias
 
 from instep.coordination.block import TaskBlock
 from instep.coordination.naming import is_whole
-from instep.coordination.outage import Outage
+from instep.coordination.retry import LEASE, Retry, retry_until_done
 from instep.errors import EtcdError, InstepError, LeaseLost, SettingsError
 from instep.etcd import Client, LeaseKeeper, LeaseState, LeaseTiming
 from instep.tasks import Background, all_of, cancelled, first_of
 
 log = logging.getLogger("instep")
 
-RETRY_S = 0.2
-MAX_RETRY_S = 2.0
 REVOKE_S = 1.0
+CLEAN_UP_S = 1.0
+"""Upper bound on cleanup after a waiter gives up; the session finishes the rest."""
 REMEMBERED_LEASES = 16
 
 LinkState: TypeAlias = LeaseState
@@ -183,6 +183,15 @@ class Session(TaskBlock):
             return None
         return self._background_tasks.start(work)
 
+    async def clean_up(self, step: Callable[[], Awaitable[bool]], what: str) -> bool:
+        """Repeats `step` until it returns True, and returns whether that took less than about a second. After that the
+        session continues with it in the background."""
+        removing = self.background_task(retry_until_done(step, what))
+        if removing is None:
+            return False
+        done, _ = await asyncio.wait([removing], timeout=CLEAN_UP_S)
+        return bool(done)
+
     # -- its life ---------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
@@ -197,17 +206,16 @@ class Session(TaskBlock):
 
     async def run(self) -> None:
         """Keeps a lease until cancelled, then revokes it: for those who have a task of their own for it."""
-        outage = Outage("no lease can be had")
-        pause_s = RETRY_S
+        retry = Retry(LEASE, "no lease can be had")
         self._enter_life(_Life.BEGINNING)
         try:
             while True:
-                before = self._leases
+                pause_s = LEASE.first_s
                 try:
-                    await self._serve_lease(outage)
+                    await self._serve_lease(retry)
                     log.warning("the lease was lost; taking a new one")
                 except InstepError as error:
-                    outage.met(error)
+                    pause_s = retry.pause_s(error)
                     self.trouble = error
                     if self._on_trouble is not None:
                         self._on_trouble(error)
@@ -216,8 +224,7 @@ class Session(TaskBlock):
                     if self._life is _Life.BEGINNING:
                         raise
                     log.exception("what is to be written at each lease failed; taking a new one")
-                    before = self._leases  # not again at once
-                pause_s = RETRY_S if self._leases > before else min(MAX_RETRY_S, pause_s * 2)
+                    pause_s = LEASE.longest_s
                 await asyncio.sleep(pause_s)
         finally:
             self._enter_life(_Life.ENDED)
@@ -230,7 +237,7 @@ class Session(TaskBlock):
         if self.trouble is not None:
             raise self.trouble
 
-    async def _serve_lease(self, outage: Outage) -> None:
+    async def _serve_lease(self, retry: Retry) -> None:
         async with LeaseKeeper(self._client, ttl_s=self._ttl_s, clock=self._clock) as keeper:
             self._had.append(keeper.lease_id)
             self._leases += 1
@@ -239,15 +246,15 @@ class Session(TaskBlock):
             # Its keys may be of a history that etcd has lost, or were restored with an older one.
             end_listening = self._client.history.listen(keeper.abandon)
             try:
-                await all_of(self._hold(keeper, outage), self._follow(keeper))
+                await all_of(self._hold(keeper, retry), self._follow(keeper))
             finally:
                 end_listening()
                 self._keeper = None
                 self._note()
 
-    async def _hold(self, keeper: LeaseKeeper, outage: Outage) -> None:
+    async def _hold(self, keeper: LeaseKeeper, retry: Retry) -> None:
         await first_of(self._announce(keeper.lease_id), keeper.wait_lost())
-        outage.over()
+        retry.succeeded()
         self.trouble = None
         self._enter_life(_Life.GOING_ON)
         await self._revoke_former()

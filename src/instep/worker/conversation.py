@@ -200,7 +200,7 @@ class Conversation:
             except LinkLost:
                 continue
             except InstepError as error:
-                log.warning("%s", error)
+                self._complain(error)
 
     def listen(self, step: int, timeout_s: float) -> None:
         """Waits for a word of the agent, at most `timeout_s` unless another agent must be found, and hears it."""

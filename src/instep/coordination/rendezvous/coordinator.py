@@ -14,7 +14,6 @@ from instep.coordination.election import Election
 from instep.coordination.fence import Fence
 from instep.coordination.informer import Informer
 from instep.coordination.keys import last_part
-from instep.coordination.outage import Outage
 from instep.coordination.queue import GONE
 from instep.coordination.rendezvous.decision import (
     RefuseNode,
@@ -26,14 +25,16 @@ from instep.coordination.rendezvous.decision import (
 )
 from instep.coordination.rendezvous.keys import RendezvousKeys
 from instep.coordination.rendezvous.records import Closed, Refusal, Registration, Round
+from instep.coordination.retry import SERVICE, Retry
 from instep.coordination.session import LinkState, Session
-from instep.coordination.waiting import RETRY_S
 from instep.errors import InstepError
 from instep.etcd import Client, Compare, Op
 from instep.tasks import first_of
 
 log = logging.getLogger("instep")
 
+REFUSED_S: Final = 0.2
+"""Pause after a transaction that etcd refused, while the informer catches up."""
 MOST_FORGOTTEN: Final = 60
 """Departures forgotten by one txn; etcd allows 128 operations."""
 
@@ -85,15 +86,14 @@ class Coordinator:
 
     async def run(self) -> None:
         """Until cancelled."""
-        outage = Outage("the rendezvous cannot be coordinated")
+        retry = Retry(SERVICE, "the rendezvous cannot be coordinated")
         while True:
             try:
                 fence = await self._election.campaign(self._name)
-                outage.over()
+                retry.succeeded()
                 await first_of(self._coordinate(fence), self._election.lost(fence))
             except InstepError as error:
-                outage.met(error)
-                await asyncio.sleep(RETRY_S)
+                await retry.failed(error)
 
     async def _coordinate(self, fence: Fence) -> None:
         self._called_at = None
@@ -102,18 +102,19 @@ class Coordinator:
 
     async def _serve(self, informer: Informer, fence: Fence) -> None:
         await informer.wait_listed()
-        outage = Outage("a step of the rendezvous waits")
+        retry = Retry(SERVICE, "a step of the rendezvous waits")
         while True:
             self._moved.clear()
             situation = self._timed(situation_of(informer, self._keys))
             action = decide(situation) if not self._held else None
+            pause_s = self._pause_s(situation) if action is None else REFUSED_S
             try:
                 if action is not None and await self._carry_out(action, informer, fence):
-                    outage.over()
+                    retry.succeeded()
                     continue
             except InstepError as error:
-                outage.met(error)
-            await self._wait(RETRY_S if action is not None else self._pause_s(situation))
+                pause_s = retry.pause_s(error)
+            await self._wait(pause_s)
 
     async def _wait(self, pause_s: float | None) -> None:
         with contextlib.suppress(TimeoutError):

@@ -14,8 +14,7 @@ from typing import Final, Self
 from instep.coordination.block import TaskBlock, ended
 from instep.coordination.group import Group
 from instep.coordination.informer import Informer
-from instep.coordination.outage import Outage
-from instep.coordination.rendezvous.coordinator import Coordinator, unchanged
+from instep.coordination.rendezvous.coordinator import REFUSED_S, Coordinator, unchanged
 from instep.coordination.rendezvous.decision import epoch_of
 from instep.coordination.rendezvous.keys import RendezvousKeys
 from instep.coordination.rendezvous.records import (
@@ -29,10 +28,11 @@ from instep.coordination.rendezvous.records import (
     Round,
 )
 from instep.coordination.rendezvous.restored import lost_close, lost_round
+from instep.coordination.retry import NEXT_LEASE, SERVICE, Retry
 from instep.coordination.session import LinkState, Session
-from instep.coordination.waiting import RETRY_S
-from instep.errors import EtcdFull, InstepError, JoinRefused, JoinTimeout, LeaseLost, RunClosed
+from instep.errors import InstepError, JoinRefused, JoinTimeout, RunClosed
 from instep.etcd import Client, Compare, Event, Op
+from instep.outage import Outage
 from instep.tasks import cancelled, first_of
 
 log = logging.getLogger("instep")
@@ -265,16 +265,15 @@ class RendezvousNode(TaskBlock):
 
     async def _register(self, registration: Registration, deadline: float) -> None:
         """Rides out what passes, until something else is to be said: it may be already when this begins."""
+        outage = Outage(f"{self!r} is not registered yet", level=logging.DEBUG)
+        retry = Retry(NEXT_LEASE, outage, timeout_s=deadline - self._clock(), clock=self._clock)
         while self._saying is registration:
             left_s = max(0.001, deadline - self._clock())
             try:
                 await self._group.join(self.name, registration.encode(), timeout_s=left_s)
                 return
-            except (LeaseLost, EtcdFull) as error:  # the next lease, or space, is waited for
-                if self._clock() >= deadline:
-                    raise
-                log.debug("%r registers again: %s", self, error)
-                await asyncio.sleep(RETRY_S)
+            except InstepError as error:
+                await retry.failed(error)
 
     async def _rest(self, content: Registration) -> None:
         """Says that we do not ask any more. Nobody waits for it: whoever is seated is taken to be content."""
@@ -348,7 +347,7 @@ class RendezvousNode(TaskBlock):
         self._coordinator.hold(True)
 
     async def _write_back(self) -> None:
-        outage = Outage("what etcd has lost of the rendezvous waits to be written back")
+        retry = Retry(SERVICE, "what etcd has lost of the rendezvous waits to be written back")
         try:
             while self._history_changed and self._informer.is_current:
                 shown = self._shown()
@@ -360,10 +359,11 @@ class RendezvousNode(TaskBlock):
                 try:
                     result = await self._client.txn(compares, lost)
                     await self._informer.wait_revision(result.revision, 1.0)
+                    retry.succeeded()
                 except InstepError as error:
-                    outage.met(error)
+                    await retry.failed(error)
                 if self._lost(self._shown()):
-                    await asyncio.sleep(RETRY_S)
+                    await asyncio.sleep(REFUSED_S)
         finally:
             self._writes_back = False
 

@@ -10,10 +10,10 @@ import time
 from typing import Final
 
 from instep.coordination.connect import open_client
-from instep.coordination.outage import Outage
 from instep.coordination.rendezvous.keys import RendezvousKeys
 from instep.coordination.rendezvous.node import RendezvousNode
 from instep.coordination.rendezvous.records import Address, Cause, Round
+from instep.coordination.retry import UNAVAILABLE, Retry
 from instep.errors import EtcdUnavailable, SettingsError
 from instep.etcd import Client, Status
 
@@ -24,8 +24,6 @@ from .options import Options
 from .wait_log import log_while_waiting
 
 log = logging.getLogger("instep")
-
-RETRY_S: Final = 0.3
 
 
 class RendezvousClient:
@@ -98,9 +96,8 @@ class RendezvousClient:
     async def _enter(self) -> RendezvousNode:
         """Rides out trouble with an etcd that has just answered."""
         options = self._options
-        deadline = time.monotonic() + self._contact_s
-        outage = Outage("the rendezvous waits for etcd")
-        while True:
+
+        async def attempt() -> RendezvousNode:
             node = RendezvousNode(
                 self._linked,
                 options.keys,
@@ -110,16 +107,9 @@ class RendezvousClient:
                 ttl_s=options.ttl_s,
                 last_call_s=options.last_call_s,
             )
-            try:
-                await node.__aenter__()
-            except EtcdUnavailable as error:
-                if time.monotonic() > deadline:
-                    raise
-                outage.met(error)
-                await asyncio.sleep(RETRY_S)
-            else:
-                outage.over()
-                return node
+            return await node.__aenter__()
+
+        return await Retry(UNAVAILABLE, "the rendezvous waits for etcd", timeout_s=self._contact_s).run(attempt)
 
     @property
     def _linked(self) -> Client:
@@ -149,16 +139,9 @@ class RendezvousClient:
         close_s = self._options.close_s
         try:
             async with asyncio.timeout(close_s):
-                await self._insist()
+                await Retry(UNAVAILABLE, "the end of the run waits for etcd").run(self.node.finish)
         except TimeoutError:
             raise EtcdUnavailable(f"etcd was not told in {close_s:g} s") from None
-
-    async def _insist(self) -> None:
-        while True:
-            try:
-                return await self.node.finish()
-            except EtcdUnavailable:
-                await asyncio.sleep(RETRY_S)
 
     async def _goodbye(self) -> None:
         if self._node is not None:
@@ -168,7 +151,6 @@ class RendezvousClient:
 
 
 ATTEMPT_S: Final = 3.0
-PAUSE_S: Final = 0.3
 CLUSTERS_S: Final = 1.0
 
 
@@ -179,21 +161,15 @@ async def wait_for_etcd(client: Client, keys: RendezvousKeys, limit_s: float) ->
     different clusters, which would be different rendezvous. Limit: the last is seen only while all endpoints answer.
     """
     deadline = time.monotonic() + limit_s
-    said = False
-    while True:
+
+    async def attempt() -> None:
         left_s = max(0.1, round(deadline - time.monotonic(), 1))
-        try:
-            await client.get(keys.round, timeout_s=min(ATTEMPT_S, left_s))
-            break
-        except EtcdUnavailable as error:
-            if time.monotonic() + PAUSE_S >= deadline:
-                raise EtcdUnavailable(f"etcd was not reached in {limit_s:g} s: {error}") from None
-            if not said:
-                log.warning("etcd is tried for %g s (connect_timeout): %s", limit_s, error)
-            said = True
-        await asyncio.sleep(PAUSE_S)
-    if said:
-        log.warning("etcd answers now")
+        await client.get(keys.round, timeout_s=min(ATTEMPT_S, left_s))
+
+    try:
+        await Retry(UNAVAILABLE, f"etcd is tried for {limit_s:g} s (connect_timeout)", timeout_s=limit_s).run(attempt)
+    except EtcdUnavailable as error:
+        raise EtcdUnavailable(f"etcd was not reached in {limit_s:g} s: {error}") from None
     if client.endpoint_count > 1:
         await _check_one_cluster(client)
 

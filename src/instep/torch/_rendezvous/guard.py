@@ -138,7 +138,7 @@ def _tell(text: bytes) -> None:
     sys.path[:] = facts["path"]
     from instep.coordination.connect import open_client
     from instep.coordination.rendezvous.keys import RendezvousKeys
-    from instep.coordination.waiting import retry_until_done
+    from instep.coordination.retry import retry_until_done
     from instep.settings import Settings
 
     settings = Settings.from_json(facts["settings"])

@@ -1,4 +1,4 @@
-"""Trouble that comes back at each attempt: said when it begins and when it is over, and not in between."""
+"""Log throttle for repeated failures: one line when they begin, one when they end, none in between."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ log = logging.getLogger("instep")
 
 
 class Outage:
-    """Of one kind of work that is tried again and again: `met` each failure, `over` at each success.
+    """Repeated failures of one kind of work: call `met` at each failure and `over` at each success.
 
-    Promise: one line when it begins to fail, one when it fails for another reason, and one that says how long it
-    lasted, in seconds. Limit: what happened in between is in the log only at the level DEBUG.
+    Promise: one line at the first failure, one when the reason changes, and one at the end with the duration in
+    seconds. Limit: failures in between are logged at level DEBUG only.
     """
 
     def __init__(self, what: str, *, level: int = logging.WARNING, clock: Callable[[], float] = time.monotonic) -> None:
@@ -35,15 +35,17 @@ class Outage:
         return self._kind is not None
 
     def met(self, error: Exception) -> None:
+        """Records a failure."""
         if self._kind is None:
             self._since, self.failures = self._clock(), 0
         self.failures += 1
         known, self._kind = self._kind is type(error), type(error)
-        # A full database stops everything that writes, and is told in full where the agent tells it to people.
+        # A full database stops every write; the agent logs the full text once.
         reason = "etcd's database is full" if isinstance(error, EtcdFull) else error
         log.log(logging.DEBUG if known else self._level, "%s: %s", self._what, reason)
 
     def over(self) -> None:
+        """Records a success."""
         if self._kind is None:
             return
         self._kind = None
