@@ -96,7 +96,7 @@ def test_what_is_restored_is_what_was_saved_to_the_bit(team: Team) -> None:
     assert the_one(restored, "lr") == saved[0]["lr"]
     assert the_one(all_do(ranks, "train", start=7, steps=5), "hash") == after
     leave(team)
-    assert "was saved by 3 ranks and 2 go on from it" in log_of(ranks[0])
+    assert "was saved by 3 ranks and 2 resume from it" in log_of(ranks[0])
     assert "the live values win" not in log_of(ranks[0])
 
     team.training.put("lr", "0.125")
@@ -196,7 +196,7 @@ def test_a_saver_stopped_beyond_its_lease_hears_that_another_has_saved_the_step(
     assert len(team.training.keys("checkpoints/2-")) == len(saved_in(team)) == 1
     leave(team)
     assert "was removed while it was written" in log_of(leader)
-    assert "training goes on without this checkpoint" not in log_of(leader)
+    assert "training continues without this checkpoint" not in log_of(leader)
 
 
 def test_a_save_in_the_background_that_was_cleaned_away_is_given_up(team: Team, tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def test_a_save_that_the_disk_refuses_costs_the_checkpoint_and_not_the_training(
     assert the_one(all_do(ranks, "keep", step=2), "saved") is True
     leave(team)
     assert "File too large" in log_of(*ranks)
-    assert "training goes on without this checkpoint" in log_of(*ranks)
+    assert "training continues without this checkpoint" in log_of(*ranks)
 
 
 @pytest.mark.parametrize(("options", "reason"), [("size=1m", "No space left"), ("size=8m,ro", "Read-only file system")])

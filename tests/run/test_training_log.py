@@ -39,4 +39,4 @@ def test_the_log_says_what_a_run_began_with_what_was_applied_at_which_step_and_w
     assert again.finish() == 0
     log = "".join(again.errors)
     assert "with lr=0.02" in log
-    assert re.search(rf"INFO the run goes on from checkpoint {step}-\d+: step {step + 1} is next", log)
+    assert re.search(rf"INFO the run resumes from checkpoint {step}-\d+: step {step + 1} is next", log)

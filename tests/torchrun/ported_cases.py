@@ -398,7 +398,7 @@ ACCEPTED: tuple[tuple[Given, Mapping[str, object]], ...] = (
 def _refused() -> Iterable[Given]:
     for value in ("0", "-1", "-10"):
         for name in ("join_timeout", "close_timeout", "read_timeout", "keep_alive_interval"):
-            yield Given(name=f"{name}={value}", conf={name: value}, says=f"{name}={value}: it must lie between")
+            yield Given(name=f"{name}={value}", conf={name: value}, says=f"{name}={value}: it must be between")
     for value in ("a", "0a", "3b", "abc", "", "1.5"):
         yield Given(
             name=f"keep_alive_max_attempt={value}",
@@ -411,7 +411,7 @@ def _refused() -> Iterable[Given]:
 
 REFUSED: tuple[Given, ...] = (
     *_refused(),
-    Given(name="a last call of less than no time", conf={"last_call_timeout": "-1"}, says="must lie between"),
+    Given(name="a last call of less than no time", conf={"last_call_timeout": "-1"}, says="must be between"),
     Given(name="the protocol of etcd-v2", conf={"protocol": "dummy"}, says="write the endpoints as https://"),
     Given(name="the store of c10d", conf={"store_type": "file"}, says="each round has a TCPStore of its own"),
     Given(name="the host of c10d", conf={"is_host": "true"}, says="no agent hosts the rendezvous"),

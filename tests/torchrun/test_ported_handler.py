@@ -191,7 +191,7 @@ def test_without_etcd_a_round_goes_on_and_closing_says_that_it_could_not(etcd_se
     etcd_server.kill()
     assert agent.handler.num_nodes_waiting() == 0
     assert not agent.handler.is_closed()
-    with pytest.raises(RendezvousConnectionError, match=r"etcd was not told in 0\.3 s"):
+    with pytest.raises(RendezvousConnectionError, match=r"was not written to etcd within 0\.3 s"):
         agent.handler.set_closed()
     assert agent.handler.shutdown() is False
 

@@ -98,11 +98,11 @@ def write(etcd: EtcdServer, *pairs: tuple[str, str]) -> None:
         ("heartbeat_timeout", "5", "leases take its place"),
         ("join_timeout", "soon", "has join_timeout=soon: it must be a number of seconds, such as 30"),
         ("join_timeout", "", "it must be a number of seconds"),
-        ("join_timeout", "nan", "join_timeout=nan: it must lie between 0.1 and 604800 seconds"),
-        ("close_timeout", "0", "it must lie between 0.1 and 604800 seconds"),
-        ("last_call_timeout", "-1", "it must lie between 0 and 604800 seconds"),
+        ("join_timeout", "nan", "join_timeout=nan: it must be between 0.1 and 604800 seconds"),
+        ("close_timeout", "0", "it must be between 0.1 and 604800 seconds"),
+        ("last_call_timeout", "-1", "it must be between 0 and 604800 seconds"),
         ("keep_alive_max_attempt", "2.5", "it must be a whole number, such as 3"),
-        ("keep_alive_max_attempt", "0", "it must lie between 1 and 1000"),
+        ("keep_alive_max_attempt", "0", "it must be between 1 and 1000"),
         ("keep_alive_interval", "0.1", "is 0 s: it is how long a dead node is still counted, and must lie between 2"),
         ("namespace", "training", "the namespace 'training' is not usable: it starts with a slash"),
         ("password_file", "/p", "but no user: .*; torchrun takes user and password_file in --rdzv-conf too$"),
@@ -205,11 +205,11 @@ def silent_server() -> Iterator[int]:
 def test_a_port_where_nobody_listens_is_told_at_once_and_given_up_in_time(caplog: pytest.LogCaptureFixture) -> None:
     began = time.monotonic()
     said = connection_sentence(params("http://127.0.0.1:1", connect_timeout="4"))
-    assert "etcd was not reached in 4 s" in said
+    assert "etcd did not answer within 4 s" in said
     assert "at http://127.0.0.1:1 (connection refused): no answer" in said
     assert time.monotonic() - began < 8
     (told,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert told.startswith("etcd is tried for 4 s (connect_timeout): ")
+    assert told.startswith("etcd does not answer, retrying for 4 s (connect_timeout): ")
 
 
 def test_a_name_without_port_means_etcds_own_port_and_one_that_nobody_has_is_named() -> None:
@@ -258,9 +258,9 @@ def test_an_address_of_another_machine_is_refused_after_some_tries(
     etcd: EtcdServer, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     said = connection_sentence(params(etcd.endpoint, namespace=namespace, local_addr=NOWHERE))
-    assert f"does not reach itself as '{NOWHERE}', so the others would not either" in said
+    assert f"does not reach itself as '{NOWHERE}', so the others cannot either" in said
     assert "give an address of this machine with --local-addr" in said
-    assert f"this node does not reach itself as '{NOWHERE}': that is tried for 0.5 s" in caplog.text
+    assert f"this node does not reach itself as '{NOWHERE}': retrying for 0.5 s" in caplog.text
     with pytest.raises(SettingsError, match="a name that can be none"):
         await_own_address("a name that can be none", 0)
 
@@ -320,7 +320,7 @@ def test_a_job_of_the_same_id_and_size_is_a_spare_that_says_it_ran_nothing(
     second.shutdown()
     assert isinstance(ended.value, SystemExit)
     assert ended.value.code == 0
-    assert "This node was a spare: it was not needed and has run nothing." in caplog.text
+    assert "This node was a spare: it was not needed and ran nothing." in caplog.text
 
 
 def test_too_few_nodes_are_told_when_time_is_up(etcd: EtcdServer, namespace: str) -> None:
@@ -354,13 +354,13 @@ LIMITS = Limits(min_nodes=2, max_nodes=4)
 @pytest.mark.parametrize(
     ("there", "said"),
     [
-        ([one()], "1 node there, of --nnodes=2:4: waiting for 1 more"),
-        ([one(), one()], "2 nodes there, of --nnodes=2:4: waiting 30 s (last_call_timeout) for others"),
+        ([one()], "1 node of --nnodes=2:4: waiting for 1 more"),
+        ([one(), one()], "2 nodes of --nnodes=2:4: waiting 30 s (last_call_timeout) for others"),
         ([one()] * 4, None),
-        ([one(), one(asks=False)], "waiting until those that train, 1 node, stop their workers and meet this one"),
+        ([one(), one(asks=False)], "waiting until the training nodes (1 node) stop their workers and join this one"),
         (
             [one(epoch=2), one(asks=False)],
-            "waiting until the nodes of the run that has ended have left: 1 node there",
+            "waiting until the nodes of the ended run have left: 1 node registered",
         ),
     ],
 )
@@ -386,7 +386,7 @@ def test_a_node_that_waits_says_what_for_and_does_not_repeat_itself_often(
             assert time.monotonic() - began >= 0.3
 
     run(main())
-    assert caplog.messages == [f"rendezvous of {RUN}: 1 node there, of --nnodes=2:4: waiting for 1 more"] * 2
+    assert caplog.messages == [f"rendezvous of {RUN}: 1 node of --nnodes=2:4: waiting for 1 more"] * 2
 
 
 def test_a_node_that_waits_as_a_spare_says_that(

@@ -1,4 +1,4 @@
-"""One save in the background: written by a thread, committed by the training thread once all of it is written."""
+"""One attempt at saving: a background save, and committing or abandoning a slot. Failures never end the training."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from instep.worker.slot import Slot, trouble
 
 
 class BackgroundSave:
-    """At most one at a time. The thread ends with its save; an interpreter that exits waits for it.
+    """A save that a thread writes and the training thread commits. At most one at a time.
 
-    `committed` is called with each slot that was committed, in the training thread.
+    The thread ends with its save, and an exiting interpreter waits for it. `committed` is called with each committed
+    slot, in the training thread.
     """
 
     def __init__(self, committed: Callable[[Slot], object]) -> None:
@@ -29,20 +30,20 @@ class BackgroundSave:
         return f"BackgroundSave({self._slot if self._writing else 'nothing'})"
 
     def start(self, slot: Slot | None, write: Callable[[], None]) -> None:
-        """`write` runs in a thread, and must seal the slot. A rank that is not to commit gives none."""
-        assert self._writing is None, "the save before is not finished"
+        """Runs `write` in a thread; it must seal the slot. Only the rank that commits passes a slot."""
+        assert self._writing is None, "the previous save is not finished"
         self._slot = slot
         thread = ThreadPoolExecutor(1, thread_name_prefix="instep-checkpoint")
         self._writing = thread.submit(write)
         thread.shutdown(wait=False)
 
     def commit_if_written(self) -> None:
-        """Commits it if it is written. Does not wait for the writing; for etcd, as long as any commit does."""
+        """Commits the save if it is written. Does not wait for the writing; waits for etcd as any commit does."""
         if self._writing is not None and self._writing.done():
             self.finish()
 
     def finish(self) -> bool:
-        """Waits until it is written, and commits it. False when that failed, or is not known yet: the log says why."""
+        """Waits until the save is written, and commits it. False if it failed or is not known yet; the log says why."""
         if self._writing is None:
             return True
         writing, slot = self._writing, self._slot
@@ -53,7 +54,7 @@ class BackgroundSave:
                 return True
             with abandon_on_error(slot):
                 writing.result()
-        except Fenced:  # another leads, and the log says so
+        except Fenced:  # another rank leads; the log says so
             return False
         except CheckpointError as error:
             if slot is not None:
@@ -67,7 +68,8 @@ log = logging.getLogger("instep")
 
 @contextmanager
 def abandon_on_error(slot: Slot) -> Iterator[None]:
-    """In the training thread only. Raises Fenced where the directory is gone: a newer leader has cleaned it away."""
+    """Abandons the slot on an error. In the training thread only. Raises Fenced if a newer leader removed the
+    folder."""
     try:
         yield
     except BaseException as error:
@@ -75,14 +77,14 @@ def abandon_on_error(slot: Slot) -> Iterator[None]:
         slot.abandon()
         if not was_removed:
             raise
-        log.warning("%s was removed while it was written, as a newer leader does: this attempt is given up", slot.path)
+        log.warning("%s was removed while it was written, by a newer leader: this save is abandoned", slot.path)
         text = f"the directory of the checkpoint of step {slot.step} was removed while it was written"
         raise Fenced(text, token=slot.token) from error
 
 
 @contextmanager
 def as_checkpoint_error(slot: Slot) -> Iterator[None]:
-    """CheckpointError, with a cure, for what the disk refuses."""
+    """Raises CheckpointError, with the fix, for an error of the disk."""
     try:
         yield
     except OSError as error:
@@ -90,8 +92,8 @@ def as_checkpoint_error(slot: Slot) -> Iterator[None]:
 
 
 def commit(slot: Slot, committed: Callable[[Slot], object]) -> bool | None:
-    """True: it is committed, and `committed` was called with it. False: it is not, or not yet, and the log says why.
-    None: another leads."""
+    """Commits the slot. True: it is committed, and `committed` was called. False: it is not, or not yet; the log says
+    why. None: another rank leads."""
     try:
         if not slot.commit():
             return False
@@ -106,15 +108,15 @@ def commit(slot: Slot, committed: Callable[[Slot], object]) -> bool | None:
 
 
 class FailureRecorder(Protocol):
-    """What takes the reason for a failed save to the operators: a slot, or the registry for a step without one."""
+    """Reports a failed save to the operators: a slot, or the registry for a step without a slot."""
 
     def note_failed(self, error: Exception, /) -> None:
-        """See Checkpoints.note_failed."""
+        """As Checkpoints.note_failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnopenedSlot:
-    """A save for which no directory could be made."""
+    """A save whose directory could not be created."""
 
     registry: Checkpoints
     step: int
@@ -123,7 +125,7 @@ class UnopenedSlot:
         self.registry.note_failed(self.step, str(error))
 
 
-def report_failure(error: Exception, told: FailureRecorder) -> None:
-    """An error in the log and for operators, because somebody must act; training continues."""
-    told.note_failed(error)
-    log.error("%s; training goes on without this checkpoint", error)
+def report_failure(error: Exception, recorder: FailureRecorder) -> None:
+    """Logs the failure as an error and reports it to the operators. Training continues."""
+    recorder.note_failed(error)
+    log.error("%s; training continues without this checkpoint", error)

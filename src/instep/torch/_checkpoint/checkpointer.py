@@ -1,4 +1,4 @@
-"""`Checkpointer`: a training's state saved by one of its ranks, or by all together, and found again."""
+"""`Checkpointer`: saves and restores the state of a training."""
 
 from __future__ import annotations
 
@@ -34,20 +34,26 @@ RESUME_S: Final = 600.0
 class Checkpointer:
     """Saves `parts`, as in `model=model, optimizer=optimizer`, in directories below `folder`, which all hosts share.
 
-    Promise: exactly one save of a step is committed, by the run's leader of that moment; what `restore` loads was
-    committed and is whole, and every rank loads the same. A save that fails costs that checkpoint, not the training:
-    it is logged as an error, and `save` returns False.
+    Promise: exactly one save of a step is committed, by the current leader of the run. `restore` loads only complete
+    checkpoints that were committed, and every rank loads the same one. A failed save costs that checkpoint, not the
+    training: it is logged as an error, and `save` returns False.
 
-    Limit: parts are what the ranks have in common. State of a single rank (its random numbers, its place in the data)
-    is not saved, unless it is in a part that is the same on all.
+    Limit: parts are the state that all ranks have in common. State of a single rank (its random numbers, its position
+    in the data) is not saved, unless it is in a part that is the same on all ranks.
 
-    `sharded`: all ranks write, with torch.distributed.checkpoint; needed for FSDP. `background`: `save` returns when
-    the state is copied to the CPU, a thread writes it, and a later boundary commits it: call `wait` before the end.
-    `keep` committed checkpoints are kept (None: all), and for ever those of every `keep_every`th step. `weights_only=
-    False` lets torch load objects of any class, and so run code that is in the files. Only files of this process's user
-    are loaded, and of those in `trusted_uids`.
+    Args:
+        run: The run that was joined.
+        folder: Where the checkpoints are; all hosts see the same folder.
+        keep: How many committed checkpoints to keep; None keeps all.
+        keep_every: Also keeps the checkpoint of every `keep_every`th step permanently; 0 keeps none.
+        sharded: All ranks write, with torch.distributed.checkpoint. Needed for FSDP.
+        background: `save` returns when the state is copied to the CPU. A thread writes it, and a later boundary commits
+            it. Call `wait` before the end.
+        weights_only: False lets torch load objects of any class, which runs code in the files.
+        trusted_uids: Users whose files are loaded too, besides those of this process's user.
+        parts: What to save, by name: objects with `state_dict` and `load_state_dict`.
 
-    Construct it on all ranks, after `bind`, and use it in the training thread only. CheckpointError for parts that
+    Create it on all ranks, after `bind`, and use it in the training thread only. Raises CheckpointError for parts that
     cannot be saved.
     """
 
@@ -72,9 +78,9 @@ class Checkpointer:
         cleanup = CheckpointCleanup(run.name, self._folder, self._registry, owners, keep=keep, keep_every=keep_every)
         self._names = tuple(parts)
         self._parts = parts
-        self._told_left_out: set[str] = set()
+        self._reported: set[str] = set()
         self._saves = 0
-        self._tell_left_out()
+        self._warn_of_left_out()
         self._saver = _kind_of_saver(sharded)(
             run,
             checked_parts(parts, sharded=sharded),
@@ -98,17 +104,17 @@ class Checkpointer:
         return f"<Checkpointer {self._saver.layout} {', '.join(self._names)} in {self._folder}>"
 
     def save(self, step: int) -> bool:
-        """Call on every rank after the update of `step`. False when this rank does not know of a committed checkpoint
-        of that step afterwards, and the log says why; in the background, when the save could not be begun.
+        """Saves the state. Call it on every rank after the update of `step`.
 
-        Waits until the checkpoint is committed, for etcd no longer than a few seconds. A rank that dies in a plain save
-        is replaced by another at the same step. Raises what a part's `state_dict` raises, Evicted, and CheckpointError
-        where another Checkpointer of this run has saved that step.
+        Returns False if this rank knows of no committed checkpoint of that step afterwards (with `background`: if the
+        save could not start); the log says why. Waits until the checkpoint is committed, but for etcd only a few
+        seconds. If a rank dies in a plain save, another one saves the same step. Raises what a part's `state_dict`
+        raises, Evicted, and CheckpointError if another Checkpointer of this run saved that step.
         """
         number = _index(step)
         self._saves += 1
-        if self._saves == 1:  # what was built after this Checkpointer
-            self._tell_left_out()
+        if self._saves == 1:  # may find what was created after this Checkpointer
+            self._warn_of_left_out()
         if not self._registry.claim(self, number):
             raise CheckpointError(
                 f"another Checkpointer has saved step {number}, and each would take the other's checkpoint for its "
@@ -118,7 +124,7 @@ class Checkpointer:
         return self._saver.save(number)
 
     def _check_start(self, step: int) -> None:
-        """At the first save. Raises CheckpointError, on all ranks, if `restore` was not called."""
+        """Checks at the first save. Raises CheckpointError, on all ranks, if `restore` was not called."""
         if self._has_saved:
             return
         passed_over = self._registry.passed_over
@@ -141,16 +147,16 @@ class Checkpointer:
             )
 
     def wait(self) -> bool:
-        """Waits for the save in the background, if there is one, and commits it. False when that failed."""
+        """Waits for the background save, if there is one, and commits it. False if it failed."""
         return self._saver.background_save.finish()
 
     def restore(self, timeout_s: float = RESUME_S) -> int:
-        """Call on every rank before the first step. Loads the newest checkpoint that every rank finds whole, and
-        returns the step to run next: 0 when the run has no checkpoint.
+        """Loads the newest checkpoint that is intact on every rank. Call it on every rank before the first step.
 
-        Where live values differ from the checkpoint's the live ones win, and the log names them. Raises CheckpointError
-        when there are checkpoints and none can be used (nothing is loaded then), or when one does not fit the parts;
-        BarrierTimeout, with the ranks that have not called it in `timeout_s`.
+        Returns the step to run next; 0 if the run has no checkpoint. Where live values differ from the checkpoint's,
+        the live ones win, and the log names them. Raises CheckpointError if there are checkpoints and none can be used
+        (nothing is loaded then), or if one does not fit the parts; BarrierTimeout, with the missing ranks, if not all
+        ranks call it within `timeout_s` seconds.
         """
         manifest = self._registry.resume(self._problem, timeout_s)
         if manifest is None:
@@ -171,8 +177,8 @@ class Checkpointer:
         return manifest.step + 1
 
     def _check_folder(self, manifest: Manifest | None) -> None:
-        """Raises CheckpointError, on all ranks, when the folder holds committed checkpoints of this run that are newer
-        than `manifest` and that etcd does not know: it was lost, or restored from an older backup."""
+        """Raises CheckpointError, on all ranks, if the folder holds committed checkpoints of this run that are newer
+        than `manifest` and unknown to etcd: its data was lost, or restored from an older backup."""
         newest = (manifest.token, manifest.step) if manifest is not None else (-1, -1)
         place = self._run.name, self._registry.namespace, self._owners
 
@@ -202,8 +208,8 @@ class Checkpointer:
         return "" if namespace == DEFAULT_NAMESPACE else f" --namespace {namespace}"
 
     def _check(self, manifest: Manifest) -> str | None:
-        """The operator wants the run to go back to it: what is wrong with it. Reads it once, however often it is asked,
-        for while this rank reads the others come to the step at which it should have been agreed on."""
+        """What is wrong with a checkpoint that the operator wants to go back to. Reads it only once, because the other
+        ranks approach the gate meanwhile."""
         if self._checked == manifest.digest:
             return None
         try:
@@ -215,7 +221,7 @@ class Checkpointer:
         return problem
 
     def _go_back(self, manifest: Manifest) -> None:
-        """It was agreed on: all ranks are at one boundary."""
+        """Goes back to an agreed checkpoint. All ranks are at the same boundary."""
         self._saver.background_save.finish()
         problem = self._saver.problem_anywhere(self._check(manifest))
         if problem is not None:
@@ -224,7 +230,7 @@ class Checkpointer:
         self._checked = ""
 
     def _problem(self, manifest: Manifest) -> str | None:
-        """None for a checkpoint that this rank can load. CheckpointError for what an older one would not mend."""
+        """None if this rank can load the checkpoint. CheckpointError if an older checkpoint would not help."""
         if manifest.layout == "custom":
             return "it was saved with run.checkpoint, not by a Checkpointer"
         if manifest.layout != self._saver.layout:
@@ -243,7 +249,7 @@ class Checkpointer:
         if missing:
             raise CheckpointError(
                 f"checkpoint {manifest.id} has no {', '.join(missing)}, it has {', '.join(there)}: leave it out of the "
-                "Checkpointer until the run has gone on from this checkpoint"
+                "Checkpointer until the run has resumed from this checkpoint"
             )
         misfit = self._saver.misfit(folder, found.files)
         if misfit is not None:
@@ -251,8 +257,8 @@ class Checkpointer:
         return None
 
     def _folder_of(self, manifest: Manifest) -> Path | str:
-        """Its directory in this Checkpointer's folder, or why there is none. Where its saver saw that folder does not
-        matter: hosts may have it in different places, and it may have been moved as a whole."""
+        """Its directory in this Checkpointer's folder, or why there is none. The saver's path to the folder does not
+        matter: hosts may mount it in different places, and it may have been moved as a whole."""
         path = Path(manifest.path)
         attempt = slot_directory_named(path.name, whole=True)
         if attempt is None or (attempt.step, attempt.token) != (manifest.step, manifest.token):
@@ -272,24 +278,24 @@ class Checkpointer:
         self._saver.load(manifest, folder)
         self._restored_step = manifest.step
         if self._run.rank == 0:
-            log.info("the run goes on from checkpoint %s: step %d is next", manifest.id, manifest.step + 1)
-            self._tell_differences(manifest)
+            log.info("the run resumes from checkpoint %s: step %d is next", manifest.id, manifest.step + 1)
+            self._log_differences(manifest)
 
-    def _tell_left_out(self) -> None:
+    def _warn_of_left_out(self) -> None:
         if self._run.rank == 0:
             for sentence in left_out(self._parts):
-                if sentence not in self._told_left_out:
-                    self._told_left_out.add(sentence)
+                if sentence not in self._reported:
+                    self._reported.add(sentence)
                     log.warning("%s", sentence)
 
-    def _tell_differences(self, manifest: Manifest) -> None:
+    def _log_differences(self, manifest: Manifest) -> None:
         changed = _differences(dict(self._run.config), manifest.config)
         if changed:
             log.warning("the live values win over those of checkpoint %s: %s", manifest.id, changed)
         if manifest.world_size != self._run.world_size:
             log.warning(
-                "checkpoint %s was saved by %d ranks and %d go on from it: the parts are the same for any number, the "
-                "batch of a step and what each rank reads are not",
+                "checkpoint %s was saved by %d ranks and %d resume from it: the parts do not depend on the number of "
+                "ranks, but the batch size of a step and the data of each rank do",
                 manifest.id,
                 manifest.world_size,
                 self._run.world_size,
@@ -299,13 +305,13 @@ class Checkpointer:
 def _kind_of_saver(sharded: bool) -> type[PlainSaver] | type[ShardedSaver]:
     if not sharded:
         return PlainSaver
-    from .sharded import ShardedSaver  # half a second of imports that only those who shard need
+    from .sharded import ShardedSaver  # half a second of imports, needed only for sharded checkpoints
 
     return ShardedSaver
 
 
 def _differences(live: Mapping[str, Any], saved: Mapping[str, Any]) -> str:
-    """Names, live values and the checkpoint's where they differ; a name that only one of them has is passed over."""
+    """Names with live and saved values where they differ; skips names that only one of them has."""
     return ", ".join(
         f"{name} {live[name]!r} (checkpoint: {saved[name]!r})"
         for name in sorted(live.keys() & saved.keys())
@@ -322,6 +328,6 @@ def _check_counts(keep: int | None, keep_every: int) -> None:
 
 def _index(step: object) -> int:
     try:
-        return operator.index(step)  # type: ignore[arg-type]  # that is what is tried
+        return operator.index(step)  # type: ignore[arg-type]  # the call checks it
     except TypeError:
         raise CheckpointError(f"a step is a whole number, not {step!r}") from None

@@ -1,4 +1,4 @@
-"""What is left of older checkpoints and of attempts that failed: taken off the registry, then off the disk."""
+"""Removes old checkpoints and failed saves: first from the registry, then from the disk."""
 
 from __future__ import annotations
 
@@ -26,19 +26,21 @@ from .retention import CommittedCheckpoint, SlotDirectory, slot_directory_named,
 log = logging.getLogger("instep")
 
 FORGOTTEN_AT_ONCE: Final = 50
-"""Checkpoints that are forgotten after one save, at most; the training waits meanwhile."""
+"""At most as many checkpoints are removed from the registry after one save: training waits meanwhile."""
 FIRST_PAUSE_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 600.0
-"""Between attempts to register checkpoints again with one token: the training waits during each."""
+"""Pause between attempts to register checkpoints again with one token: training waits during each attempt."""
 
 
 class CheckpointCleanup:
-    """Of one folder. Deletes only directories that a Checkpointer of this run has labelled as its own; of those with a
-    manifest only what was forgotten, and what was saved since this one was made and never committed. What is known to
-    have been committed is deleted only once the registry has forgotten it, not where the registry itself is lost.
+    """Cleans up one folder. Deletes only directories that carry the label of this run.
 
-    Limits: two runs of one name in two etcds, or two namespaces, must not share a folder: here they are one. What was
-    forgotten by a process that died before it could delete the files stays.
+    Promise: of directories with a manifest, deletes only those that were removed from the registry, and those that were
+    saved since this object was created and never committed. A committed checkpoint is deleted only after it was removed
+    from the registry, not when the registry itself was lost.
+
+    Limit: two runs with the same name, in two etcds or two namespaces, must not share a folder: they look like one. If
+    a process dies between removing a record and deleting the files, the files stay.
     """
 
     def __init__(
@@ -53,40 +55,40 @@ class CheckpointCleanup:
         self._known: set[tuple[int, int]] = set()
         self._open: dict[str, Slot] = {}
         self._leaving: dict[str, str] = {}
-        """Ids by directory, of what this process wants to be forgotten."""
+        """Ids, by directory, of checkpoints that this process removes from the registry."""
         self._names: dict[str, str | None] = {}
-        """By id, in which directory lies what is known to have been committed; None where only its id is known."""
+        """By id of a committed checkpoint: its directory; None if only the id is known."""
         self._listed: frozenset[str] = frozenset()
-        """Ids that were in the registry when this process looked last, but for what it wanted to be forgotten."""
+        """Ids in the registry at the last check, without those that this process removes."""
         self._epoch: int | None = None
-        """Of the newest checkpoint that this process has heard of first, then of the token with which it
+        """First the epoch of the newest checkpoint that this process knows of; later that of the token with which it
         last registered all checkpoints again."""
         self._refused_token = 0
-        """The token with which not all could be registered again. The next attempt is at `_retry_at`, in seconds on the
-        monotonic clock, or with another token."""
+        """The token with which not all checkpoints could be registered again. The next attempt is at `_retry_at`
+        (seconds, monotonic clock), or with another token."""
         self._retry_at = self._pause_s = 0.0
         self._before = _names_in(folder)
-        """What was there when this one was made: another etcd may have known it, and given the same tokens."""
+        """The directories at creation: another etcd may have known them, and issued the same tokens."""
 
     def __repr__(self) -> str:
         return f"CheckpointCleanup({self._folder}, keep {self._keep}, every {self._keep_every})"
 
     def note(self, step: int, token: int) -> None:
-        """A save of this run has begun, here or elsewhere."""
+        """Notes that a save of this run has begun, on any rank."""
         self._known.add((step, token))
 
     def note_open(self, slot: Slot) -> None:
-        """A save of this process has begun: its directory is left alone until it is committed or gone."""
+        """Notes that a save of this process has begun: its directory is kept until it is committed or gone."""
         self.note(slot.step, slot.token)
         self._open[slot.path.name] = slot
 
     def note_committed(self, checkpoint_id: str, name: str | None = None) -> None:
-        """A save of this run was committed."""
+        """Notes that a save of this run was committed."""
         if name is not None or checkpoint_id not in self._names:
             self._names[checkpoint_id] = name
 
     def after_commit(self, slot: Slot) -> None:
-        """After `slot` was committed. What cannot be done now is logged, and tried again after the next one."""
+        """Cleans up after `slot` was committed. Logs what fails and retries it after the next commit."""
         self.note_committed(slot.id, slot.path.name)
         self._settle()
         try:
@@ -97,7 +99,7 @@ class CheckpointCleanup:
         named = {item.id: name for item in inventory.manifests if (name := _name_of(item)) is not None}
         for checkpoint_id in inventory.ids:
             self.note_committed(checkpoint_id, named.get(checkpoint_id))
-        unlisted = self._notice_loss(inventory)
+        unlisted = self._detect_loss(inventory)
         there = inventory.ids - self._forget(inventory, named)
         self._delete_forgotten(there)
         self._listed = (there - frozenset(self._leaving.values())) | unlisted
@@ -116,9 +118,9 @@ class CheckpointCleanup:
             log.info("removing %s: it was never committed", self._folder / name)
             self._delete(name)
 
-    def _notice_loss(self, inventory: Inventory) -> frozenset[str]:
-        """Checkpoints that were registered and are now on the disk only were not forgotten: the registry was lost, or
-        their records were deleted by hand. Returns those that could not be registered again: the next save retries."""
+    def _detect_loss(self, inventory: Inventory) -> frozenset[str]:
+        """Finds checkpoints that were registered and are now only on the disk: the registry was lost, or their records
+        were deleted by hand. Returns those that could not be registered again; the next save retries."""
         lost = [
             checkpoint_id
             for checkpoint_id in sorted(self._listed - inventory.ids)
@@ -128,14 +130,16 @@ class CheckpointCleanup:
             return frozenset()
         self._leaving.clear()
         log.warning(
-            "checkpoints %s were committed and have no record in etcd any more: their files are kept", ", ".join(lost)
+            "checkpoints %s were committed, but etcd has no record of them any more: their files are kept",
+            ", ".join(lost),
         )
         return frozenset() if self._adopt(inventory) else frozenset(lost)
 
     def at_boundary(self) -> None:
-        """At a boundary, on the rank that leads: if the epoch of tokens has changed, etcd's history has gone back.
+        """Called at each boundary. On the leader, registers checkpoints again if the epoch of its token has changed:
+        etcd's history has gone back then.
 
-        If etcd refuses the records, as it does when the rank gets another token meanwhile, a later boundary retries."""
+        If etcd refuses the records, as when the rank gets another token meanwhile, a later boundary retries."""
         token, saved = self._registry.token, self._registry.saved
         if self._epoch is None:
             newest = saved.token if saved is not None else token
@@ -154,7 +158,7 @@ class CheckpointCleanup:
         self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
 
     def _compare(self) -> bool:
-        """Compares the disk with the registry. True if all committed checkpoints are registered now."""
+        """Compares the disk with the registry. True if all committed checkpoints are registered afterwards."""
         try:
             return self._adopt(self._registry.inventory())
         except InstepError as error:
@@ -162,8 +166,8 @@ class CheckpointCleanup:
             return False
 
     def _adopt(self, inventory: Inventory) -> bool:
-        """Registers committed checkpoints of this run again that are complete on the disk. False if some of them are
-        not registered yet."""
+        """Registers complete, committed checkpoints of this run on the disk again. False if some are not registered
+        yet."""
         try:
             found = [
                 item.record
@@ -186,7 +190,8 @@ class CheckpointCleanup:
         return len(adopted) == len(found)
 
     def _forget(self, inventory: Inventory, named: Mapping[str, str]) -> frozenset[str]:
-        """Ids of what is off the registry now. What was asked for and is not among them may be so too: next time."""
+        """Removes outdated checkpoints from the registry. Returns the ids known to be removed; the next call finds
+        others."""
         if self._keep is None:
             return frozenset()
         own = self._registry.is_own
@@ -209,7 +214,7 @@ class CheckpointCleanup:
                     self._delete(name)
 
     def _settle(self) -> None:
-        """Commits that etcd had not answered in time are answered by now, for they come before the one that was."""
+        """Completes commits that etcd had not answered in time: etcd has applied or refused them before a later one."""
         for name, slot in list(self._open.items()):
             if slot.state == "sent":
                 with contextlib.suppress(InstepError):
@@ -226,7 +231,7 @@ class CheckpointCleanup:
                     yield attempt
 
     def _is_ours(self, name: str) -> bool:
-        """Or nobody's: a saver that died at once has left an empty directory."""
+        """Whether this run made the directory. An empty one counts too: its saver died at once."""
         path = self._folder / name
         if slot_directory_named(name, whole=False) is None or path.is_symlink() or not path.is_dir():
             return False
@@ -236,7 +241,10 @@ class CheckpointCleanup:
     def _delete(self, name: str) -> None:
         path = self._folder / name
         try:
-            for mark in (COMMITTED, MANIFEST):  # first: if we die now, the rest is seen to be of no use
+            for mark in (
+                COMMITTED,
+                MANIFEST,
+            ):  # first: if this process dies now, the rest is not taken for a checkpoint
                 (path / mark).unlink(missing_ok=True)
             shutil.rmtree(path)
         except OSError as error:
@@ -244,18 +252,18 @@ class CheckpointCleanup:
 
 
 def _name_of(manifest: Manifest) -> str | None:
-    """Of its directory; None where its record names one that is not made for it, and may be another's."""
+    """The name of its directory; None if the record names a directory that belongs to another checkpoint."""
     name = Path(manifest.path).name
     attempt = slot_directory_named(name, whole=True)
     return name if attempt is not None and attempt.id == manifest.id else None
 
 
 def _names_in(folder: Path) -> frozenset[str] | None:
-    """None where that cannot be found out."""
+    """The names in a folder; None if it cannot be read."""
     try:
         return frozenset(os.listdir(folder))
     except FileNotFoundError:
         return frozenset()
     except OSError as error:
-        log.warning("%s cannot be read, so no whole directory is removed there: %s", folder, error)
+        log.warning("%s cannot be read, so no complete directory is removed there: %s", folder, error)
         return None

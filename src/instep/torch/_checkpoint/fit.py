@@ -1,4 +1,4 @@
-"""Whether a state that was saved can be loaded into a part of this script. Changes nothing."""
+"""Checks whether a saved state can be loaded into a part of this script. Changes nothing."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .parts import Part, file_of, read_part
 def misfit_of_parts(
     parts: Mapping[str, Part], folder: Path, listed: Collection[str], owners: Owners, *, weights_only: bool
 ) -> str | None:
-    """Why the files of the parts in `folder` cannot be loaded. Reads no tensors. CheckpointError for a part that cannot
-    be read at all."""
+    """Why the files of the parts in `folder` cannot be loaded; None if they can. Reads no tensors. Raises
+    CheckpointError for a part that cannot be read."""
     for name, part in parts.items():
         if file_of(name) not in listed:
             return f"{file_of(name)} is not in the list of its files"
@@ -30,9 +30,9 @@ def misfit_of_parts(
 
 
 def misfit(part: Part, state: Any) -> str | None:
-    """Why `part` would not take `state`, or could not work with it; None where nothing speaks against it.
+    """Why `part` cannot load or use `state`; None if no problem was found.
 
-    Limit: parts with a `load_state_dict` of their own are not looked at: only they know.
+    Limit: does not check parts that override `load_state_dict`.
     """
     if isinstance(part, nn.Module):
         return _misfit_of_module(part, state)
@@ -51,7 +51,7 @@ def _misfit_of_module(module: nn.Module, state: Any) -> str | None:
     if missing:
         return f"it has no {_few(missing)}"
     if extra:
-        return f"it has {_few(extra)}, which this script's has not"
+        return f"it has {_few(extra)}, which this script's does not have"
     for name, value in wanted.items():
         there = state[name]
         if isinstance(value, Tensor) and isinstance(there, Tensor) and value.shape != there.shape:
@@ -60,7 +60,7 @@ def _misfit_of_module(module: nn.Module, state: Any) -> str | None:
 
 
 def _loads_by_itself(module: nn.Module) -> bool:
-    """Whether it may rename, add or resize what it is given."""
+    """Whether its own loading code may rename, add or resize values."""
     kind = type(module)
     return (
         kind.load_state_dict is not nn.Module.load_state_dict
@@ -73,18 +73,18 @@ def _loads_by_itself(module: nn.Module) -> bool:
 
 
 def _misfit_of_optimizer(optimizer: Optimizer, state: Any) -> str | None:
-    """torch's own check of the groups, by a twin that is given no tensors; and whether the options that `step` looks up
-    are there afterwards."""
+    """Runs torch's own check of the groups on a copy without tensors, and checks that all options that `step` reads are
+    present afterwards."""
     try:
         groups = state["param_groups"]
-        twin = copy.copy(optimizer)
+        trial = copy.copy(optimizer)
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        return f"it is no state of an optimizer: {error!r}" if isinstance(error, KeyError) else None
+        return f"it is not the state of an optimizer: {error!r}" if isinstance(error, KeyError) else None
     try:
-        twin.load_state_dict({"state": {}, "param_groups": groups})
+        trial.load_state_dict({"state": {}, "param_groups": groups})
     except (ValueError, KeyError, TypeError) as error:
         return str(error)
-    for mine, loaded in zip(optimizer.param_groups, twin.param_groups, strict=True):
+    for mine, loaded in zip(optimizer.param_groups, trial.param_groups, strict=True):
         missing = mine.keys() - loaded.keys()
         if missing:
             return f"it is of another optimizer: it has no {_few(missing)}"

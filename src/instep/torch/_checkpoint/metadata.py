@@ -1,4 +1,4 @@
-"""Reads what torch.distributed.checkpoint has written without running code that the files bring."""
+"""Reads torch.distributed.checkpoint files without running code from them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from instep.worker.files import Owners, open_file
 
 METADATA: Final = ".metadata"
 MAX_METADATA_BYTES: Final = 4 * 1024**3
-"""Of the list of shards: ten thousand ranks with a thousand parameters each need about half of it."""
+"""Limit for the list of shards: ten thousand ranks with a thousand parameters each need about half of it."""
 
 _CLASSES: Final = {
     "torch.distributed.checkpoint.metadata": (
@@ -43,7 +43,7 @@ _CLASSES: Final = {
     "pathlib._local": ("PosixPath", "PurePosixPath"),
     "collections": ("OrderedDict",),
 }
-"""All that a list of shards is made of. Each only holds values."""
+"""The classes in a list of shards. All of them only hold values."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -52,26 +52,26 @@ class _Unpickler(pickle.Unpickler):
             return super().find_class(module, name)
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
             return found
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of a list of shards")
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which does not belong in a list of shards")
 
 
 def read_metadata(folder: Path, owners: Owners) -> Metadata:
-    """The list of shards in `folder`. OSError for a file that must not be read, ValueError for one that is no such list
-    or names files outside of `folder`."""
+    """The list of shards in `folder`. Raises OSError for a file that must not be read, ValueError for a file that is
+    not such a list or names files outside `folder`."""
     with open_file(folder, METADATA, owners) as file, io.BufferedReader(file) as stream:
         if os.fstat(file.fileno()).st_size > MAX_METADATA_BYTES:
             raise OSError(errno.EFBIG, "it is larger than any list of shards", str(folder / METADATA))
         try:
             found: object = _Unpickler(stream).load()
-        except Exception as error:  # a pickle can raise anything
-            raise ValueError(f"{folder / METADATA} is no list of shards: {error}") from error
+        except Exception as error:  # unpickling can raise anything
+            raise ValueError(f"{folder / METADATA} is not a list of shards: {error}") from error
     if not (isinstance(found, Metadata) and _is_list_of_shards(found)):
-        raise ValueError(f"{folder / METADATA} is no list of shards")
+        raise ValueError(f"{folder / METADATA} is not a list of shards")
     return found
 
 
 def files_in(found: Metadata) -> set[str]:
-    """Names of the files that hold the shards."""
+    """The names of the files with the shards."""
     return {info.relative_path for info in (found.storage_data or {}).values()}
 
 
@@ -88,7 +88,7 @@ def _is_list_of_shards(found: Metadata) -> bool:
 
 
 class CheckedReader(FileSystemReader):
-    """Reads shards by the list that was read already, and opens only regular files in `folder` of trusted users."""
+    """Reads shards with a list that was already read. Opens only regular files of trusted users in `folder`."""
 
     def __init__(self, folder: Path, found: Metadata, owners: Owners) -> None:
         super().__init__(folder)
@@ -109,13 +109,13 @@ class _CheckedFiles(FileSystem):
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
         folder, name = os.path.split(path)
         if mode != "rb" or Path(folder) != self._folder:
-            raise OSError(errno.EINVAL, "a shard lies in the checkpoint's directory", os.fspath(path))
+            raise OSError(errno.EINVAL, "shards are only read from the checkpoint's directory", os.fspath(path))
         with open_file(self._folder, name, self._owners) as file, io.BufferedReader(file) as stream:
             yield stream
 
 
 class CheckedPlanner(DefaultLoadPlanner):
-    """torch's own loads values other than tensors with `weights_only=False`, which runs code."""
+    """Loads values other than tensors with `weights_only`. torch's own planner uses False, which runs code."""
 
     def __init__(self, *, weights_only: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The parts of a training that a checkpoint holds: what is kept of each, and its file."""
+"""The parts of a checkpoint: checking them, copying their state, and their files."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from instep.worker.files import Owners, open_file, read_file
 log = logging.getLogger("instep")
 
 LABEL: Final = "instep-parts.json"
-"""Says whose attempt a directory is: the first file that is written into it."""
+"""The first file in a new directory: it names the run that the directory belongs to."""
 MAX_LABEL_BYTES: Final = 1024 * 1024
 
 
 @runtime_checkable
 class Part(Protocol):
-    """Anything with a state: a model, an optimizer, a scheduler, a gradient scaler, a sampler."""
+    """An object with a state: a model, an optimizer, a scheduler, a gradient scaler, a sampler."""
 
     def state_dict(self) -> Any:
-        """What is to be kept."""
+        """Returns the state to save."""
 
     def load_state_dict(self, state_dict: Any, /) -> Any:
-        """Take it back."""
+        """Restores a saved state."""
 
 
 def checked_parts(parts: Mapping[str, Any], *, sharded: bool) -> dict[str, Part]:
-    """The parts, wrappers of models taken off. CheckpointError for what cannot be saved, with the cure."""
+    """The parts, with models unwrapped. Raises CheckpointError, with the fix, for what cannot be saved."""
     if not parts:
         raise CheckpointError("a Checkpointer needs parts to save: Checkpointer(run, folder, model=..., optimizer=...)")
     for name, part in parts.items():
@@ -60,7 +60,7 @@ def checked_parts(parts: Mapping[str, Any], *, sharded: bool) -> dict[str, Part]
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The user's module below DistributedDataParallel and torch.compile: its names hold for every world size."""
+    """The module inside DistributedDataParallel and torch.compile, whose names do not depend on the world size."""
     while True:
         inner = module.module if isinstance(module, DistributedDataParallel) else getattr(module, "_orig_mod", None)
         if not isinstance(inner, nn.Module):
@@ -69,7 +69,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def label(folder: Path, *, run: str, layout: str, names: tuple[str, ...]) -> None:
-    """Says in a new directory what will be in it. Raises OSError."""
+    """Writes into a new directory what it will contain. Raises OSError."""
     text = json.dumps(
         {"instep_checkpoint": 1, "run": run, "layout": layout, "parts": names, "torch": torch.__version__}
     )
@@ -77,7 +77,7 @@ def label(folder: Path, *, run: str, layout: str, names: tuple[str, ...]) -> Non
 
 
 def label_of(folder: Path, owners: Owners) -> dict[str, Any] | None:
-    """What `label` wrote there; None where it did not."""
+    """What `label` wrote there; None if it wrote nothing."""
     try:
         document = json.loads(read_file(folder, LABEL, owners, MAX_LABEL_BYTES))
     except (OSError, ValueError, RecursionError):
@@ -86,7 +86,7 @@ def label_of(folder: Path, owners: Owners) -> dict[str, Any] | None:
 
 
 def write_part(folder: Path, name: str, state: Any) -> None:
-    """One file, flushed to the system but not yet to the disk. Raises OSError when the disk takes no more."""
+    """Writes one file, flushed to the system but not yet synced to the disk. Raises OSError, as for a full disk."""
     path = folder / file_of(name)
     with path.open("xb") as file:
         sink = _Sink(file)
@@ -102,20 +102,20 @@ def write_part(folder: Path, name: str, state: Any) -> None:
 
 
 def read_part(folder: Path, name: str, owners: Owners, *, weights_only: bool, peek: bool = False) -> Any:
-    """What `write_part` wrote, on the CPU. CheckpointError when it cannot be read.
+    """What `write_part` wrote, on the CPU. Raises CheckpointError if it cannot be read.
 
-    `peek`: the tensors are read from the disk only when their values are looked at.
+    `peek`: reads a tensor from the disk only when its values are used.
     """
     path = folder / file_of(name)
     try:
         with open_file(folder, file_of(name), owners) as file:
-            opened = f"/proc/self/fd/{file.fileno()}"  # the file that was checked, whatever its name leads to by now
+            opened = f"/proc/self/fd/{file.fileno()}"  # the file that was checked, even if the name now leads elsewhere
             return torch.load(opened, map_location="cpu", weights_only=weights_only, mmap=peek)
     except FileNotFoundError:
         there = ", ".join(sorted(file.stem for file in folder.glob("*.pt"))) or "none"
         raise CheckpointError(
             f"the checkpoint in {folder} has no part {name!r}, it has {there}: leave it out of the Checkpointer "
-            "until the run has gone on from this checkpoint"
+            "until the run has resumed from this checkpoint"
         ) from None
     except pickle.UnpicklingError as error:
         unsafe = _unsafe_in(path) if weights_only else ""
@@ -126,7 +126,7 @@ def read_part(folder: Path, name: str, owners: Owners, *, weights_only: bool, pe
 
 
 def give_back(name: str, part: Part, state: Any) -> None:
-    """CheckpointError when the part does not take it: it is another model than the one that was saved."""
+    """Loads `state` into the part. Raises CheckpointError if it does not fit, as with another model."""
     try:
         part.load_state_dict(state)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -134,7 +134,7 @@ def give_back(name: str, part: Part, state: Any) -> None:
 
 
 class _Sink:
-    """A file that remembers what the disk has refused: of that torch says only that it did not expect a position."""
+    """A file that keeps the disk's error: torch hides it behind an unrelated RuntimeError."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -152,8 +152,8 @@ class _Sink:
 
 
 def _unsafe_in(path: Path) -> str:
-    """Names of classes and functions in the file that torch does not load by itself. Reads no tensors."""
-    with contextlib.suppress(Exception):  # a file that nobody can read has no names for us
+    """Names of classes and functions in the file that torch does not load by default. Reads no tensors."""
+    with contextlib.suppress(Exception):  # an unreadable file yields no names
         return ", ".join(sorted(get_unsafe_globals_in_checkpoint(os.fspath(path))))
     return ""
 
@@ -179,7 +179,7 @@ def _why_not_plain(part: Part) -> str | None:
 
 _HOW_TO_TRUST: Final = (
     "torch loads that only after torch.serialization.add_safe_globals([...]) for it, or with weights_only=False given "
-    "to the Checkpointer, which runs code that the file brings"
+    "to the Checkpointer, which runs code in the file"
 )
 
 
@@ -187,16 +187,17 @@ Take = Callable[[Tensor], Tensor]
 
 
 def on_cpu(state: Any) -> Any:
-    """A copy of `state` in memory of its own on the CPU; waits for the devices that hold it.
+    """A copy of `state` on the CPU. Waits for the devices that hold it, and takes as much memory as the state.
 
-    Tensors that are one view of one storage (tied weights) stay one. Costs as much memory as the state has.
+    Tensors that share one storage as the same view (tied weights) are still shared in the copy.
     """
-    return _twin(state, _once(lambda tensor: tensor.to("cpu", copy=True)))
+    return _copied(state, _once(lambda tensor: tensor.to("cpu", copy=True)))
 
 
-def apart_from_training(state: Any) -> Any:
-    """`state` with copies of its tensors on the CPU; those on other devices are left to be copied there by another."""
-    return _twin(state, _once(lambda tensor: tensor.clone() if tensor.device.type == "cpu" else tensor))
+def copied_from_cpu(state: Any) -> Any:
+    """`state` with copies of its CPU tensors. Tensors on other devices are not copied: the caller moves them to the
+    CPU."""
+    return _copied(state, _once(lambda tensor: tensor.clone() if tensor.device.type == "cpu" else tensor))
 
 
 def _once(take: Take) -> Take:
@@ -204,7 +205,7 @@ def _once(take: Take) -> Take:
 
     def take_once(tensor: Tensor) -> Tensor:
         tensor = tensor.detach()
-        if type(tensor) is not Tensor or tensor.is_sparse:  # a DTensor or the like: its storage says nothing
+        if type(tensor) is not Tensor or tensor.is_sparse:  # a DTensor or similar, whose storage is not the whole value
             return take(tensor)
         place = (tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.dtype)
         key = (*place, tuple(tensor.shape), tensor.stride())
@@ -215,19 +216,19 @@ def _once(take: Take) -> Take:
     return take_once
 
 
-def _twin(state: Any, take: Take) -> Any:
+def _copied(state: Any, take: Take) -> Any:
     if isinstance(state, Tensor):
         return take(state)
     if isinstance(state, Mapping):
-        twin: Any = copy.copy(state)  # with what else it carries: a model's state dict has versions in an attribute
+        copied: Any = copy.copy(state)  # keeps attributes: a model's state dict has versions in one
         for name, value in state.items():
-            twin[name] = _twin(value, take)
-        return twin
+            copied[name] = _copied(value, take)
+        return copied
     if isinstance(state, tuple):
-        values = [_twin(value, take) for value in state]
+        values = [_copied(value, take) for value in state]
         return type(state)(*values) if hasattr(state, "_fields") else tuple(values)
     if isinstance(state, list):
-        return [_twin(value, take) for value in state]
+        return [_copied(value, take) for value in state]
     return copy.deepcopy(state)
 
 
@@ -235,10 +236,10 @@ _KINDS: Final = (LRScheduler, GradScaler)
 
 
 def left_out(parts: Mapping[str, Any]) -> list[str]:
-    """A sentence for each scheduler of an optimizer among `parts`, and each gradient scaler, that is not among them.
+    """A message for each gradient scaler, and each scheduler of an optimizer among `parts`, that is not a part itself.
 
-    Looks through all objects of the process, so it takes some milliseconds. One that is inside a part or another
-    scheduler counts as held: that saves it.
+    Searches all objects of the process, which takes some milliseconds. One that is inside a part or another scheduler
+    counts as saved.
     """
     inside = [thing for part in parts.values() for thing in _inside(part)]
     held = {id(thing) for thing in inside}
@@ -253,14 +254,14 @@ def left_out(parts: Mapping[str, Any]) -> list[str]:
 
 
 def _inside(thing: Any) -> Iterator[Any]:
-    """The thing itself and what its attributes hold, lists of them included."""
+    """The object itself and the values of its attributes, including items of lists."""
     yield thing
     for value in getattr(thing, "__dict__", {}).values():
         yield from value if isinstance(value, list | tuple) else (value,)
 
 
 def _optimizer_of(scheduler: LRScheduler) -> int:
-    """Its identity; 0 for a scheduler that is still being made."""
+    """The id of its optimizer; 0 for a scheduler that is still being created."""
     optimizer = getattr(scheduler, "optimizer", None)
     return id(unwrapped_optimizer(optimizer)) if optimizer is not None else 0
 

@@ -1,4 +1,4 @@
-"""Saving a state that every rank holds whole: the leader writes it alone, one file a part."""
+"""Saves a state that every rank holds completely: the leader alone writes it, one file per part."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ log = logging.getLogger("instep")
 
 LOOK_S: Final = 1.0
 ASK_S: Final = 5.0
-"""When a rank that waits for the saver first asks whether etcd still answers; then less and less often."""
+"""A rank that waits for the saver first checks after this time whether etcd still answers, then less often."""
 MAX_ASK_S: Final = 60.0
 MAX_ATTEMPTS: Final = 3
 
 
 class PlainSaver:
-    """Promise: `save` leaves every rank with this step's checkpoint committed, by whichever rank leads then, or says
-    that it is not. Limit: while etcd is away nothing is committed, and `save` returns after some seconds."""
+    """Saves with one rank, the leader.
+
+    Promise: when `save` returns True, the current leader has committed a checkpoint of this step. Limit: without etcd,
+    nothing is committed, and `save` returns False after some seconds."""
 
     layout: Final = "plain"
 
@@ -61,24 +63,24 @@ class PlainSaver:
         return self._start(step) if self._background else self._save_or_wait(step)
 
     def chosen(self, number: int, name: str) -> bool:
-        """Of a checkpoint's files those that this rank looks at before it is loaded: all, for it loads all."""
+        """Whether this rank verifies the file before loading: every one, because it loads all of them."""
         return True
 
     def problem_anywhere(self, problem: str | None) -> str | None:
-        """Each rank has looked at all files, and has found what the others have."""
+        """Every rank has verified all files, so all have found the same problem."""
         return problem
 
     def misfit(self, folder: Path, listed: Collection[str]) -> str | None:
-        """Why the checkpoint there, whose files are `listed`, cannot be loaded; None where nothing speaks against it.
+        """Why the checkpoint in `folder`, with the files in `listed`, cannot be loaded; None if no problem was found.
         Raises CheckpointError for a part that cannot be read."""
         return misfit_of_parts(self._parts, folder, listed, self._owners, weights_only=self._weights_only)
 
     def load(self, manifest: Manifest, folder: Path) -> None:
-        """One part after the other, so that no more than one is in memory twice."""
+        """Loads one part after the other, so at most one is in memory twice."""
         for name, part in self._parts.items():
             give_back(name, part, read_part(folder, name, self._owners, weights_only=self._weights_only))
 
-    # -- now --------------------------------------------------------------------------------------------------------
+    # -- in the foreground --------------------------------------------------------------------------------------------
 
     def _save_or_wait(self, step: int) -> bool:
         election = SaveElection(step, time.monotonic())
@@ -94,7 +96,7 @@ class PlainSaver:
         return self._settled(election, Verdict.NOBODY)
 
     def _await_verdict(self, election: SaveElection) -> Verdict:
-        """Waits for the saver to end, or to be replaced; gives up when etcd cannot tell."""
+        """Waits until the saver finishes or is replaced. Gives up if etcd does not answer."""
         pause_s = ASK_S
         ask_at = time.monotonic() + pause_s
         while True:
@@ -134,9 +136,9 @@ class PlainSaver:
     def _settled(self, election: SaveElection, verdict: Verdict) -> bool:
         if verdict is Verdict.SAVED:
             return True
-        what = "was given up by its saver" if election.begun else "has not been begun by anybody"
+        what = "its saver abandoned it" if election.begun else "no rank has started it"
         log.warning(
-            "rank %d does not know of a checkpoint of step %d: it %s; training goes on",
+            "rank %d knows of no checkpoint of step %d: %s; training continues",
             self._run.rank,
             election.step,
             what,
@@ -144,7 +146,7 @@ class PlainSaver:
         return False
 
     def _lead(self, step: int) -> bool | None:
-        """True: committed. False: not, or not yet. None: another leads."""
+        """Writes and commits. True: committed. False: not, or not yet. None: another rank leads."""
         try:
             slot = self._open(step)
             with abandon_on_error(slot):
@@ -157,10 +159,10 @@ class PlainSaver:
             return False
         return commit(slot, self._cleanup.after_commit)
 
-    # -- in the background ------------------------------------------------------------------------------------------
+    # -- in the background --------------------------------------------------------------------------------------------
 
     def _start(self, step: int) -> bool:
-        """Only the leader has anything to do, and only as long as it copies its state."""
+        """Starts the background save. Only the leader does anything, and only blocks while it copies its state."""
         self._note()
         if not self._run.leads:
             return True
@@ -181,10 +183,10 @@ class PlainSaver:
         self.background_save.start(slot, write)
         return True
 
-    # -- both -------------------------------------------------------------------------------------------------------
+    # -- foreground and background ------------------------------------------------------------------------------------
 
     def _note(self) -> None:
-        """What others save, as far as this rank hears of it."""
+        """Notes saves of other ranks, as far as this rank knows of them."""
         saving, saved = self._registry.saving, self._registry.saved
         if saving is not None:
             self._cleanup.note(saving.step, saving.token)

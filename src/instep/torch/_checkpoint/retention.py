@@ -1,4 +1,4 @@
-"""Which checkpoints are kept, and which directories hold nothing that anybody will ever load. Pure."""
+"""Which checkpoints to keep, and which directories can never be loaded. Pure."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from instep.worker.slot import place_of
 
 @dataclass(frozen=True, slots=True)
 class CommittedCheckpoint:
-    """A committed checkpoint as retention sees it. `lineage`: what its training resumed from, the newest first.
-    `is_own`: it was saved since the run last began, not by an earlier start of it."""
+    """A committed checkpoint. `lineage`: the checkpoints that its training resumed from, newest first. `is_own`: saved
+    since the run last started."""
 
     id: str
     step: int
@@ -21,8 +21,8 @@ class CommittedCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class SlotDirectory:
-    """A directory that a Checkpointer of this run has made. `whole`: its manifest is written, it may be committed.
-    `committed`: it is marked as such."""
+    """A directory of this run. `whole`: its manifest is written, so it may be committed. `committed`: it is marked as
+    committed."""
 
     name: str
     step: int
@@ -36,7 +36,7 @@ class SlotDirectory:
 
 
 def slot_directory_named(name: str, *, whole: bool, committed: bool = False) -> SlotDirectory | None:
-    """None for a name that no attempt has."""
+    """The directory with this name; None if it is not the name of a slot."""
     place = place_of(name)
     return SlotDirectory(name, *place, whole, committed) if place is not None else None
 
@@ -44,11 +44,11 @@ def slot_directory_named(name: str, *, whole: bool, committed: bool = False) -> 
 def to_forget(
     committed: Sequence[CommittedCheckpoint], keep: int, keep_every: int, newest: str | None = None
 ) -> tuple[str, ...]:
-    """Ids beyond the last `keep`, but for the milestones. `committed` goes from the newest to the oldest.
+    """Ids beyond the last `keep`, except milestones. `committed` is sorted from newest to oldest.
 
-    The last are `newest`, which a start goes on from, and what it went on from itself; only then what was left behind
-    when the run was taken back. Never one of an earlier start that holds more steps than `newest`: this training does
-    not stem from it.
+    The last ones are `newest`, from which a start would resume, and its lineage; then those that were left behind when
+    the run went back to an older checkpoint. Never a checkpoint of an earlier start with more steps than `newest`,
+    because this training does not descend from it.
     """
     line = _line_of(newest, committed)
     last = {item.id for item in sorted(committed, key=lambda item: line.get(item.id, len(line)))[:keep]}
@@ -63,8 +63,8 @@ def to_forget(
 
 
 def _is_milestone(item: CommittedCheckpoint, committed: Sequence[CommittedCheckpoint], keep_every: int) -> bool:
-    """Whether it is the first of its training with `keep_every` more steps done: one for each `keep_every` steps of a
-    loop that saves where `(step + 1) % n == 0`, or `step % n == 0`, or irregularly."""
+    """Whether it is the first checkpoint of its training after each `keep_every` steps. It works for loops that save
+    where `(step + 1) % n == 0`, or `step % n == 0`, or irregularly."""
     parent = slot_directory_named(f"step-{item.lineage[0]}", whole=True) if item.lineage else None
     older = [other.step for other in committed if other.step < item.step]
     before = parent.step if parent is not None else max(older, default=-1)
@@ -72,7 +72,8 @@ def _is_milestone(item: CommittedCheckpoint, committed: Sequence[CommittedCheckp
 
 
 def _line_of(newest: str | None, committed: Sequence[CommittedCheckpoint]) -> dict[str, int]:
-    """Places by id, of `newest` and its ancestors; a lineage ends after some of them, the oldest one's leads on."""
+    """By id, the positions of `newest` and its ancestors. A lineage is limited in length; the oldest one's continues
+    it."""
     known = {item.id: item for item in committed}
     line = [newest] if newest in known else [item.id for item in committed[:1]]
     seen = set(line)
@@ -93,13 +94,13 @@ def to_delete(
     before: Collection[str],
     token: int,
 ) -> tuple[str, ...]:
-    """Names of the directories that will never be committed. `token` is that of the leader who asks, this process.
+    """Names of the directories that will never be committed. `token` is the token of this process, the leader.
 
-    One without a manifest, of a lower token: its saver was replaced before it was done. One that is whole may be
-    somebody's good checkpoint that this etcd has never heard of, so it goes only when its step and token are `known`:
-    of a save since this process joined, and its name not in `before`, there by then: a new etcd may give tokens that
-    were given already. Names in `committed` are in the registry, those in `pending` may come into it, and of the ids in
-    `unlisted` it is not known under which name they are in it.
+    A directory without a manifest and with a lower token: its saver was replaced before it finished. A complete one may
+    be a good checkpoint that this etcd does not know, so it is deleted only if its step and token are `known`, of a
+    save since this process joined, and its name is not in `before`, the directories at that time: a new etcd may issue
+    the same tokens again. Names in `committed` are in the registry, those in `pending` may be added to it, and for ids
+    in `unlisted` the name in the registry is not known.
     """
     return tuple(
         item.name

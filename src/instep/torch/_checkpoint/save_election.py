@@ -1,4 +1,4 @@
-"""What a rank does that stands at a save which one rank makes for all. Pure: what was heard comes in, a verdict out."""
+"""Which rank saves a checkpoint that one rank writes for all. Pure: takes observations, returns a verdict."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ from enum import Enum, auto
 from typing import Final
 
 SILENCE_S: Final = 2.0
-"""How long a rank waits for somebody to begin with the save, or to take over from one who no longer does."""
+"""How long a rank waits for a rank to start the save, or to take over from one that stopped."""
 PATIENCE_S: Final = 10.0
-"""The same, for a leader that is known to be there and comes later than the others, since it evaluates first."""
+"""The same if a leader exists that reaches the save later than the others, such as one that evaluates first."""
 
 
 class Verdict(Enum):
     WAIT = auto()
     LEAD = auto()
-    """Save it: this rank leads now."""
+    """Save it: this rank leads."""
     SAVED = auto()
     NOBODY = auto()
-    """Nobody saves it: nobody has begun, or who had begun has given up."""
+    """No rank saves it: none has started, or the one that had started gave up."""
 
 
 class SaveElection:
-    """Promise: a rank that leads leaves with LEAD, so a saver that died is replaced at the same step.
+    """Decides what a rank does at a save: wait, save, or continue.
 
-    `now` is in seconds on a monotonic clock. While somebody is known to save it waits without end: whether etcd can
-    still be asked about that is the caller's to find out.
+    Promise: a rank that leads gets LEAD, so a dead saver is replaced at the same step. Limit: while a rank is known to
+    save, the others wait without limit; the caller checks whether etcd still answers. `now` is in seconds on a
+    monotonic clock.
     """
 
     def __init__(self, step: int, now: float) -> None:
@@ -37,7 +38,7 @@ class SaveElection:
         return f"SaveElection(step {self.step}, {'begun' if self.begun else 'not begun'})"
 
     def decide(self, *, saved: bool, leads: bool, saving: int | None, now: float) -> Verdict:
-        """`saved`: a checkpoint of this step is committed. `saving`: the step whose checkpoint the leader writes."""
+        """`saved`: a checkpoint of this step is committed. `saving`: the step that the leader is saving."""
         if saved:
             return Verdict.SAVED
         if leads:
@@ -52,9 +53,9 @@ class SaveElection:
         return self._patience_s > SILENCE_S
 
     def wait_longer(self) -> None:
-        """Somebody leads, and has not begun yet."""
+        """Allows more time: a leader exists and has not started yet."""
         self._patience_s = PATIENCE_S
 
     def restart_wait(self, now: float) -> None:
-        """This rank was refused: another leads, and begins anew."""
+        """Restarts the wait: another rank leads and starts over."""
         self._quiet_since = now

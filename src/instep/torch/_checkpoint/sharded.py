@@ -1,4 +1,4 @@
-"""Saving a state that is spread over the ranks: all write into one directory, the leader commits it."""
+"""Saves a state that is sharded over the ranks: all write into one directory, and the leader commits it."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from .shards import Shards, check_all_here, result_of, sums_of_rank
 log = logging.getLogger("instep")
 
 LEADERLESS_S: Final = 15.0
-"""How long the ranks wait for one of them to lead; a node that vanished is replaced after its lease's 10 s."""
+"""How long the ranks wait for a leader. A lost node is replaced when its lease of 10 s ends."""
 LOOK_S: Final = 0.5
 MAX_ATTEMPTS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class SlotOffer:
-    """What a rank says before a save: the directory that it has opened because it leads, or why it could not."""
+    """What a rank sends before a save: the directory that it opened as the leader, or why it could not."""
 
     token: int = 0
     path: str = ""
@@ -45,8 +45,10 @@ class SlotOffer:
 
 
 class ShardedSaver:
-    """Promise: after `save` all ranks know the same of its outcome. Limit: a rank that dies in it ends it for all, as
-    in any collective; what was committed before stands."""
+    """Saves with all ranks.
+
+    Promise: after `save`, all ranks know the same result. Limit: a rank that dies during the save ends it for all, as
+    in any collective; earlier checkpoints stay committed."""
 
     layout: Final = "sharded"
 
@@ -91,16 +93,16 @@ class ShardedSaver:
         return False
 
     def chosen(self, number: int, name: str) -> bool:
-        """Of a checkpoint's files those that this rank looks at: together the ranks look at all, and each at what
-        it reads before the others' word is heard."""
+        """Whether this rank verifies the file. Together, the ranks verify all; each one verifies what it reads
+        alone."""
         return name == METADATA or number % self._run.world_size == self._run.rank
 
     def problem_anywhere(self, problem: str | None) -> str | None:
-        """The problem that some rank has found."""
+        """The first problem that any rank found."""
         return next((found for found in self._shards.all_gather(problem) if found is not None), None)
 
     def misfit(self, folder: Path, listed: Collection[str]) -> str | None:
-        """As PlainSaver's; this rank alone."""
+        """As in PlainSaver, for this rank alone."""
         try:
             found = read_metadata(folder, self._owners)
         except ValueError as error:
@@ -119,25 +121,25 @@ class ShardedSaver:
         for name, part in self._shards.others.items():
             give_back(name, part, read_part(folder, name, self._owners, weights_only=self._weights_only))
 
-    # -- who leads --------------------------------------------------------------------------------------------------
+    # -- agreeing on the slot -----------------------------------------------------------------------------------------
 
     def _agree(self, step: int) -> tuple[SlotOffer, Slot | None]:
-        """The directory that all ranks write to, and the slot on the rank that leads. All ranks leave with one offer;
-        without a path nobody can save, and the log says why."""
+        """The directory that all ranks write to, and the slot on the leader. All ranks return the same offer. Without a
+        path, no rank can save, and the log says why."""
         started = time.monotonic()
         while True:
             slot, mine = self._offer(step, time.monotonic() - started)
             offers = self._shards.all_gather(mine)
             chosen = max(offers, key=lambda offer: offer.token)
             if slot is not None and chosen.path != mine.path:
-                slot.abandon()  # a leader that did not know of its successor
+                slot.abandon()  # this leader did not know of its successor
                 slot = None
             if chosen.path:
                 self._cleanup.note(step, chosen.token)
                 return chosen, slot
             problem = next((offer.problem for offer in offers if offer.problem), "")
             if not problem and max(offer.waited_s for offer in offers) >= LEADERLESS_S:
-                problem = f"no rank leads the run, so nobody can save step {step}"
+                problem = f"no rank leads the run, so step {step} cannot be saved"
             if problem:
                 if self._run.rank == 0:
                     report_failure(CheckpointError(problem), UnopenedSlot(self._registry, step))
@@ -158,10 +160,11 @@ class ShardedSaver:
             return None, SlotOffer(problem=str(error))
         return slot, SlotOffer(token=slot.token, path=str(slot.path))
 
-    # -- writing ----------------------------------------------------------------------------------------------------
+    # -- writing ------------------------------------------------------------------------------------------------------
 
     def _save_together(self, path: Path, slot: Slot | None) -> bool | None:
-        """True: committed. False: not, or not yet. None: another leads. On all ranks the same."""
+        """Writes and commits. True: committed. False: not, or not yet. None: another rank leads. The same on all
+        ranks."""
         with abandon_on_error(slot) if slot is not None else nullcontext():
             outcome: bool | None = False
             try:
@@ -170,21 +173,21 @@ class ShardedSaver:
                 outcome = self._failed(slot, error) if slot is not None else False
             else:
                 outcome = self._complete(slot, known) if slot is not None else False
-            told = self._shards.all_gather((slot is not None, outcome))
-            return next((outcome for leads, outcome in told if leads), False)
+            results = self._shards.all_gather((slot is not None, outcome))
+            return next((outcome for leads, outcome in results if leads), False)
 
     def _failed(self, slot: Slot, error: OSError) -> bool | None:
         was_removed = not slot.path.is_dir()
         slot.abandon()
         if was_removed:
-            log.warning("%s was removed while it was written, as a newer leader does", slot.path)
+            log.warning("%s was removed while it was written, by a newer leader", slot.path)
             return None
         report_failure(trouble(slot.step, slot.path, error), slot)
         return False
 
     def _sum_up(self, path: Path, slot: Slot | None, metadata: Metadata) -> dict[str, FileSum]:
-        """The sums of all shards, each read by the rank that has written it. OSError, on all ranks, where one could not
-        be read."""
+        """The checksums of all shards, each computed by the rank that wrote it. Raises OSError, on all ranks, if one
+        could not be read."""
         sums: dict[str, FileSum] | OSError
         try:
             sums = sums_of_rank(path, metadata, self._run.rank)
@@ -204,7 +207,7 @@ class ShardedSaver:
             with abandon_on_error(slot):
                 self._write_others(slot, {name: part.state_dict() for name, part in self._shards.others.items()})
                 slot.seal(known)
-        except Fenced:  # the log says so
+        except Fenced:  # already logged
             return None
         except CheckpointError as error:
             report_failure(error, slot)
@@ -217,13 +220,13 @@ class ShardedSaver:
                 write_part(slot.path, name, state)
 
     def _start(self, path: Path, slot: Slot | None) -> None:
-        """All ranks have copied their state when this returns; the leader seals the directory when all have written."""
+        """Returns when all ranks have copied their state. The leader seals the directory when all have written."""
         others = on_cpu({name: part.state_dict() for name, part in self._shards.others.items()}) if slot else {}
         written = self._shards.start_writing(path)
 
         def complete() -> None:
             if slot is None:
-                with suppress(OSError):  # the leader hears of it too, and tells
+                with suppress(OSError):  # the leader gets the error too, and reports it
                     self._sum_up(path, slot, result_of(written))
                 return
             with as_checkpoint_error(slot):

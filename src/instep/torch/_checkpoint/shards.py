@@ -1,8 +1,7 @@
-"""A checkpoint of which every rank writes its share, by torch.distributed.checkpoint. Collective: all ranks call, or
-none.
+"""The shards of a checkpoint: every rank writes its own, with torch.distributed.checkpoint. Collective: all ranks call.
 
-The models and optimizers are spread over the ranks' files; the other parts are the same on every rank and are written
-as in a plain checkpoint, by the leader.
+Models and optimizers are sharded over the ranks' files. The other parts are the same on every rank; the leader writes
+them as in a plain checkpoint.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from instep.worker.files import Owners
 from instep.worker.manifest import FileSum, sum_file
 
 from .metadata import METADATA, CheckedPlanner, CheckedReader, files_in, read_metadata
-from .parts import Part, apart_from_training
+from .parts import Part, copied_from_cpu
 
 T = TypeVar("T")
 
@@ -43,10 +42,10 @@ _WRAPPERS: Final = ("_orig_mod", "_checkpoint_wrapped_module")
 
 
 class Shards:
-    """The models and optimizers among `parts`. `others` are those that are the same on every rank.
+    """The models and optimizers among `parts`. `others` are the parts that are the same on every rank.
 
-    Construct it on all ranks: it makes a process group of its own (gloo), so that saves in the background do not get in
-    the way of the training's collectives.
+    Create it on all ranks: it creates its own process group (gloo), so background saves do not interfere with the
+    collectives of the training.
     """
 
     def __init__(self, parts: Mapping[str, Part], *, rank: int, world_size: int) -> None:
@@ -67,13 +66,14 @@ class Shards:
         return f"Shards({', '.join((*self._models, *self._optimizers))})"
 
     def all_gather(self, fact: T) -> list[T]:
-        """Every rank's `fact`, by rank. Waits for all of them."""
+        """Every rank's `fact`, by rank. Waits for all ranks."""
         facts: list[T | None] = [None] * dist.get_world_size(self._group)
         dist.all_gather_object(facts, fact, group=self._group)
-        return facts  # type: ignore[return-value]  # each of them has been written
+        return facts  # type: ignore[return-value]  # none is left None
 
     def write(self, folder: Path) -> Metadata:
-        """Returns when all ranks have written and flushed their files. OSError, on all ranks, if one could not."""
+        """Returns when all ranks have written and flushed their files. Raises OSError, on all ranks, if one could
+        not."""
         try:
             written: Metadata = save(self._state(), storage_writer=_writer(folder), process_group=self._group)
             return written
@@ -81,17 +81,18 @@ class Shards:
             raise _as_os_error(error) from error
 
     def start_writing(self, folder: Path) -> Future[Metadata]:
-        """Returns when the state is copied. The future is done when all ranks have written and flushed their files."""
-        state = apart_from_training(self._state())
+        """Returns when the state is copied. The future completes when all ranks have written and flushed their
+        files."""
+        state = copied_from_cpu(self._state())
         started: Any = async_save(state, storage_writer=_writer(folder), process_group=self._group)
-        # What later versions of torch return for other stagers than the one of this writer.
+        # Newer versions of torch return another object for other stagers than this writer's.
         future: Future[Metadata] = getattr(started, "upload_completion", started)
         return future
 
     def read(self, folder: Path, owners: Owners, *, weights_only: bool) -> None:
-        """Loads the models and optimizers. CheckpointError, on all ranks, where they do not fit.
+        """Loads the models and optimizers. Raises CheckpointError, on all ranks, if they do not fit.
 
-        A parameter whose optimizer had no state for it when it was saved (no gradient had reached it) has none after.
+        A parameter without optimizer state at the time of the save (it had no gradient yet) has none afterwards.
         """
         found = self._read_metadata(folder, owners)
         try:
@@ -113,12 +114,12 @@ class Shards:
             raise CheckpointError(f"the checkpoint in {folder} does not fit this script's parts: {error}") from error
 
     def misfit(self, found: Metadata) -> str | None:
-        """Why the shards of `found` cannot be loaded into these models and optimizers, as far as that can be told
-        without the other ranks; None where nothing speaks against it. Changes nothing."""
+        """Why the shards of `found` cannot be loaded into these models and optimizers, as far as one rank can tell;
+        None if no problem was found. Changes nothing."""
         if any(
             type(part).__name__ == "FullyShardedDataParallel" for m in self._models.values() for part in m.modules()
         ):
-            return None  # the first FSDP: only all ranks together know what it has
+            return None  # FSDP1: only all ranks together can list its state
         state: dict[str, Any] = {name: get_model_state_dict(model) for name, model in self._models.items()}
         for name, (model, optimizer) in self._optimizers.items():
             names: dict[Tensor, str] = {parameter: fqn for fqn, parameter in _named_parameters(model)}
@@ -131,26 +132,26 @@ class Shards:
         for key, value in wanted.items():
             there = found.state_dict_metadata.get(key)
             if there is None and paths[key][:3] not in idle:
-                return f"it has no {key}"  # also of another optimizer, whose groups have other options
+                return f"it has no {key}"  # or it is of another optimizer, whose groups have other options
             shape = getattr(there, "size", None)
             if shape is not None and isinstance(value, Tensor) and value.size() != shape:
                 return f"{key} has the shape {tuple(shape)} there and {tuple(value.size())} in this script"
         return None
 
     def _read_metadata(self, folder: Path, owners: Owners) -> Metadata:
-        """CheckpointError, on all ranks, where one cannot read it."""
+        """Raises CheckpointError, on all ranks, if one of them cannot read it."""
         problem, found = None, None
         try:
             found = read_metadata(folder, owners)
         except (OSError, ValueError) as error:
             problem = str(error)
-        first = next((told for told in self.all_gather(problem) if told is not None), None)
+        first = next((found for found in self.all_gather(problem) if found is not None), None)
         if found is None or first is not None:
             raise CheckpointError(f"the checkpoint in {folder} cannot be read: {first}")
         return found
 
     def _take_idle(self, state: dict[str, Any], found: Metadata) -> dict[str, dict[str, tuple[nn.Parameter, Any]]]:
-        """Takes the state of parameters that have none in the checkpoint out of `state`; by optimizer and name."""
+        """Removes from `state` the parameters without state in the checkpoint. Returns them by optimizer and name."""
         _, paths = flatten_state_dict({name: state[name] for name in self._optimizers})
         idle = _idle(paths, found, self._optimizers)
         taken: dict[str, dict[str, tuple[nn.Parameter, Any]]] = {name: {} for name in self._optimizers}
@@ -163,8 +164,8 @@ class Shards:
         return taken
 
     def _state(self, *, whole: bool = False) -> dict[str, Any]:
-        """An optimizer that has no state yet is given one, by a step without gradients and with an lr of 0. With
-        `whole` each optimizer begins without any: then all its parameters have one, to be loaded into."""
+        """The state of models and optimizers. torch initializes an optimizer without state, by a step without gradients
+        and with lr 0. With `whole`, each optimizer starts without state, so all of its parameters get one."""
         state: dict[str, Any] = {name: get_model_state_dict(model) for name, model in self._models.items()}
         for name, (model, optimizer) in self._optimizers.items():
             with _without_state(optimizer) if whole else nullcontext():
@@ -173,7 +174,7 @@ class Shards:
 
 
 def check_all_here(folder: Path, metadata: Metadata) -> None:
-    """OSError when a rank's file cannot be seen from this host: its folder is another one of the same name."""
+    """Raises OSError if a rank's file is not visible from this host: that rank's folder is not the shared one."""
     for name in sorted({METADATA, *files_in(metadata)}):
         if not (folder / name).is_file():
             text = "a rank's file is not there: all hosts must share this folder"
@@ -181,13 +182,13 @@ def check_all_here(folder: Path, metadata: Metadata) -> None:
 
 
 def sums_of_rank(folder: Path, metadata: Metadata, rank: int) -> dict[str, FileSum]:
-    """Of the files that this rank has written, read while they are still in this host's memory. Raises OSError."""
+    """Checksums of the files that this rank wrote, while they are still in this host's page cache. Raises OSError."""
     mine = {name for name in files_in(metadata) if name.startswith(f"__{rank}_")}
     return {name: sum_file(folder / name, sync=False) for name in mine}
 
 
 def result_of(written: Future[Metadata]) -> Metadata:
-    """What a save in the background came to. Waits for it. Raises OSError like `Shards.write`."""
+    """Waits for a background save and returns its result. Raises OSError like `Shards.write`."""
     try:
         return written.result()
     except CheckpointException as error:
@@ -196,7 +197,7 @@ def result_of(written: Future[Metadata]) -> Metadata:
 
 @contextmanager
 def _without_state(optimizer: Optimizer) -> Iterator[None]:
-    """Deletes the state permanently, and the gradients meanwhile: torch then creates the state again."""
+    """Deletes the state permanently, and the gradients inside the block: torch then creates the state again."""
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = [parameter.grad for parameter in held]
     optimizer.state.clear()
@@ -210,14 +211,14 @@ def _without_state(optimizer: Optimizer) -> Iterator[None]:
 
 
 def _idle(paths: Mapping[str, tuple[Any, ...]], found: Metadata, optimizers: Container[str]) -> set[tuple[Any, ...]]:
-    """Parameters, as (optimizer, "state", name), for which the checkpoint holds nothing of what the optimizer has."""
+    """Parameters, as (optimizer, "state", name), without optimizer state in the checkpoint."""
     places = {key: path[:3] for key, path in paths.items() if path[0] in optimizers and path[1] == "state"}
     there = {place for key, place in places.items() if key in found.state_dict_metadata}
     return {place for place in places.values() if place not in there}
 
 
 def _named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """By the names that torch.distributed.checkpoint gives them."""
+    """Parameters with the names that torch.distributed.checkpoint uses."""
     for name, parameter in model.named_parameters():
         yield ".".join(part for part in name.split(".") if part not in _WRAPPERS), parameter
 
@@ -227,7 +228,7 @@ def _writer(folder: Path) -> FileSystemWriter:
 
 
 def _as_os_error(error: CheckpointException) -> OSError:
-    """The failure of the lowest rank that failed, if they are all the disk's; else the error is raised as it is."""
+    """The error of the lowest failed rank if all are disk errors. Otherwise raises RuntimeError."""
     failures = {rank: failure[0] for rank, failure in sorted(error.failures.items())}
     if not all(isinstance(failure, OSError) for failure in failures.values()):
         raise RuntimeError(str(error)) from error

@@ -1,4 +1,4 @@
-"""`bind`: an optimizer that holds the agreed values from now on."""
+"""`bind`: makes an optimizer hold the agreed values."""
 
 from __future__ import annotations
 
@@ -31,17 +31,16 @@ _CURES = {
     ),
 }
 
-# Two bindings of one key would each take what the other wrote for the user's own ratio.
+# With two bindings of one key, each would take what the other wrote for the user's own ratio.
 _bound: WeakKeyDictionary[Optimizer, set[str]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
 class BindingStatistics:
-    """What a binding has done so far.
+    """Counts of what a binding has done.
 
-    `changes` counts agreed changes that were applied, `loads` the loads of the optimizer or a scheduler after
-    which the agreed values were put back, `refused` the agreed values that were no usable number and were not
-    applied.
+    `changes`: agreed changes that were applied. `loads`: loads of the optimizer or a scheduler after which the agreed
+    values were restored. `refused`: agreed values that were not applied because they are not usable numbers.
     """
 
     agreed: Mapping[str, Number]
@@ -52,7 +51,7 @@ class BindingStatistics:
 
 
 class Binding:
-    """What `bind` returns. It needs no keeping: the run and the optimizer keep it alive."""
+    """The result of `bind`. The run and the optimizer keep it alive, so the script need not."""
 
     def __init__(
         self, optimizer: Optimizer, params: Sequence[BoundParam], roots: Sequence[LRScheduler], mode: str
@@ -73,7 +72,7 @@ class Binding:
 
     @property
     def statistics(self) -> BindingStatistics:
-        """A snapshot; it does not change afterwards."""
+        """A snapshot of what this binding has done."""
         return BindingStatistics(
             agreed={str(param.field): param.agreed for param in self._params if param.agreed is not None},
             ratios={str(param.field): tuple(param.ratios) for param in self._params},
@@ -83,15 +82,15 @@ class Binding:
         )
 
     def release(self) -> None:
-        """Stop steering. The optimizer keeps the values it has, an overridden scheduler has its effect again.
+        """Stops steering. The optimizer keeps its values; an overridden scheduler takes effect again.
 
-        The optimizer's defaults stay at the values agreed last, so binding it anew finds the same ratios.
+        The optimizer's defaults keep the last agreed values, so binding it again finds the same ratios.
         """
         while self._undo:
             self._undo.pop()()
 
     def _start(self, run: SteeredRun, values: Sequence[Number], *, chosen: bool) -> None:
-        """`chosen`: the ratios are what the script has given."""
+        """`chosen`: the script gave the ratios."""
         keys = {str(param.field) for param in self._params}
         _bound.setdefault(self._optimizer, set()).update(keys)
         self._undo.append(lambda: _bound[self._optimizer].difference_update(keys))
@@ -101,14 +100,14 @@ class Binding:
             self._undo.append(watch(root, **listeners, after_load=self._schedule_loaded))
         for param, value in zip(self._params, values, strict=True):
             param.apply(value)
-            param.note()
+            param.mark_expected()
             if not chosen and 1.0 not in param.ratios:
                 logger.warning("no group has the optimizer's default %s; bound as %r", param.field, param)
         run.on_change(self._changed)
         self._undo.append(watch_drift(run, self._drift))
 
     def _drift(self) -> dict[str, str]:
-        """By hyperparameter, what the optimizer holds in its place, and what to do about that."""
+        """By hyperparameter: what the optimizer holds instead, and how to fix it."""
         found = {param: text for param in self._params if (text := param.drift()) is not None}
         return {
             param.name: f"{text}. {_CURES['lr' if param.field.key == 'lr' else '']}" for param, text in found.items()
@@ -120,7 +119,7 @@ class Binding:
         applied = [self._apply(param, agreed_in(new, param.name)) for param in self._params]
         if any(applied):
             self._changes += 1
-            self._warn_of_stranger()
+            self._warn_of_unknown_scheduler()
 
     def _apply(self, param: BoundParam, value: Any) -> bool:
         if value == param.agreed and type(value) is type(param.agreed):
@@ -131,13 +130,13 @@ class Binding:
             logger.error("%s %s; the optimizer keeps %s=%r", param.name, reason, param.field, param.agreed)
             return False
         param.apply(value)
-        param.note()
+        param.mark_expected()
         return True
 
-    def _warn_of_stranger(self) -> None:
+    def _warn_of_unknown_scheduler(self) -> None:
         steered = any(param.field.key == "lr" for param in self._params)
-        strange = any("initial_lr" in group for group in self._optimizer.param_groups)
-        if steered and strange and not self._roots and not self._warned:
+        scheduled = any("initial_lr" in group for group in self._optimizer.param_groups)
+        if steered and scheduled and not self._roots and not self._warned:
             self._warned = True
             logger.warning(
                 "the groups have initial_lr, as from a scheduler that would undo the agreed lr: "
@@ -150,7 +149,7 @@ class Binding:
         self._loads += 1
         stale = [(param, saved) for param in self._params if (saved := param.reload()) is not None]
         for param in self._params:
-            param.note()
+            param.mark_expected()
         if stale:
             won = ", ".join(f"{param.name} {param.agreed:g} (checkpoint: {saved:g})" for param, saved in stale)
             logger.info("the live value won over the checkpoint's: %s", won)
@@ -160,7 +159,7 @@ class Binding:
             self._loads += 1
             for param in self._params:
                 param.reload_schedule()
-                param.note()
+                param.mark_expected()
 
     def _before_step(self) -> None:
         if self._undo:
@@ -171,7 +170,7 @@ class Binding:
         if self._undo:
             for param in self._params:
                 param.after_step()
-                param.note()
+                param.mark_expected()
 
 
 def bind(
@@ -183,27 +182,28 @@ def bind(
     ratio: Ratios | None = None,
     **names: str,
 ) -> Binding:
-    """Make `optimizer` hold the agreed values from this call on: `bind(run, optimizer, lr="lr")`.
+    """Makes `optimizer` hold the agreed values from this call on: `bind(run, optimizer, lr="lr")`.
 
-    A keyword is a key of the parameter groups, its value the name of a hyperparameter in `run.config`; one
-    element of a tuple is `**{"betas.0": "beta1"}`. A group's ratio is its value over
-    `optimizer.defaults[key]` at the call, and the group holds ratio x agreed value: at once, after every
-    change, and after `load_state_dict`, where the live value wins over the checkpoint's. So bind before
-    loading a checkpoint; or give the ratios as `ratio=`: one number, one for each group, or a mapping by key.
-    A group then holds its ratio x agreed value, whatever it held. An agreed value that is no usable number (a
-    run without a schema takes any) is logged as an error and not applied.
+    A keyword is a key of the parameter groups; its value is the name of a hyperparameter in `run.config`. For one
+    element of a tuple, write `**{"betas.0": "beta1"}`.
 
-    Now and then a boundary looks whether the optimizer still holds what it should. Where something else writes
-    it, the log, the receipt and `instep status` say so; it is not written over.
+    A group's ratio is its value divided by `optimizer.defaults[key]` at this call. The group then holds ratio x agreed
+    value: at once, after every change, and after `load_state_dict`, where the live value wins over the checkpoint's. So
+    call bind before loading a checkpoint, or pass the ratios as `ratio=`: one number, one per group, or a mapping by
+    key. An agreed value that is not a usable number (a run without a schema accepts any) is logged as an error and not
+    applied.
 
-    With `scheduler` (or several) and mode "scale", the agreed lr scales the scheduler's whole curve, floors
-    such as `eta_min` included, and what the groups hold is ratio x agreed value x the schedule's share at
-    that point. With mode "override" the schedule has no effect: the values are written again after each of
-    its steps.
+    Boundaries check from time to time whether the optimizer still holds the expected values. If other code changed
+    them, the log, the receipt and `instep status` report it; bind does not overwrite them.
 
-    Limits: numbers inside a LambdaLR's function or a scheduler of your own, beyond `base_lrs`, are not
-    scaled. A scheduler built later is not known: build it first. BindError, before anything was changed, for
-    what cannot be steered.
+    With `scheduler` (one or several) and mode "scale", the agreed lr scales the scheduler's whole curve, including
+    floors such as `eta_min`: the groups hold ratio x agreed value x the schedule's factor at this point. With mode
+    "override", the schedule has no effect: the values are written again after each of its steps.
+
+    Limit: numbers inside a LambdaLR's function, or in a custom scheduler beyond `base_lrs`, are not scaled. A scheduler
+    that is created later is not known, so create it first.
+
+    Raises BindError, before anything is changed, for what cannot be steered.
     """
     if mode not in ("scale", "override"):
         raise BindError(f'mode is {mode!r}: use "scale" or "override"')

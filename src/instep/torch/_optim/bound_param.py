@@ -16,11 +16,10 @@ from .schedulers import Leaf, leaves_of, publish_lrs
 
 
 class BoundParam:
-    """Holds `ratio x agreed` under one key of every group, and says what a checkpoint held instead.
+    """Holds `ratio x agreed` under one key of every group, and reports what a checkpoint held instead.
 
-    The groups are looked up at each use: `load_state_dict` replaces them. Their tensors are remembered,
-    because a compiled step or a CUDA graph reads those and no others: a loaded copy gives way to the tensor
-    it replaced.
+    Looks the groups up at each use, because `load_state_dict` replaces them. Remembers their tensors, because a
+    compiled step or a CUDA graph reads exactly those: after a load it puts the original tensor back.
     """
 
     def __init__(
@@ -53,22 +52,20 @@ class BoundParam:
         return self._optimizer.param_groups
 
     def apply(self, agreed: Number) -> None:
-        """Make every group hold its share of `agreed`, and the optimizer's default be `agreed`.
+        """Sets every group to its share of `agreed`, and the optimizer's default to `agreed`.
 
-        The default follows so that a group added later starts from the agreed value, with the ratio it asks
-        for.
+        Because the default follows, a group that is added later starts from the agreed value with its own ratio.
         """
-        self._meet_new_groups()
+        self._add_new_groups()
         self.agreed = agreed
         self._anchor = anchor_of(agreed, self._anchor)
         self._write()
         self._follow_default(agreed)
 
     def reload(self) -> float | None:
-        """Do the same after the optimizer was loaded.
+        """Applies the agreed value again after the optimizer was loaded.
 
-        Returns the agreed value that the checkpoint was made with, if it differs from the live one and can be
-        on_load.
+        Returns the agreed value that the checkpoint was made with, if it is known and differs from the live one.
         """
         if self.agreed is None:
             return None
@@ -78,20 +75,20 @@ class BoundParam:
         self._write()
         return stale
 
-    def note(self) -> None:
-        """What the groups hold now is as agreed: this binding has written it, or the schedulers that it knows."""
+    def mark_expected(self) -> None:
+        """Remembers the current values as the expected ones: this binding or its schedulers wrote them."""
         self._marks = [self.field.mark(group) for group in self._groups[: len(self.ratios)]]
 
-    def look(self) -> None:
-        """Remembers what differs from what was noted last, if anything: other code has written it."""
+    def check_drift(self) -> None:
+        """Records the first group whose value changed since `mark_expected`: other code wrote it."""
         for index, (group, ratio, mark) in enumerate(zip(self._groups, self.ratios, self._marks, strict=False)):
             if self.field.mark(group) != mark and not self._is_agreed(group, ratio):
                 self._found = f"{self._of_group(index)} {self._expected(ratio)}"
                 return
 
     def drift(self) -> str | None:
-        """What `look` has found since the last call, and finds now; None where all is as agreed."""
-        self.look()
+        """The drift found since the last call, now included; None if there is none."""
+        self.check_drift()
         found, self._found = self._found, None
         return found
 
@@ -109,13 +106,13 @@ class BoundParam:
         return number_in(held) == rounded_like(held, share_of(ratio, self.agreed, self.kind))
 
     def before_step(self) -> None:
-        """The schedulers are about to step."""
+        """Called before the schedulers step."""
 
     def after_step(self) -> None:
-        """The schedulers have stepped."""
+        """Called after the schedulers have stepped."""
 
     def reload_schedule(self) -> None:
-        """A scheduler was loaded."""
+        """Called after a scheduler was loaded."""
 
     def _write(self) -> None:
         assert self.agreed is not None
@@ -123,7 +120,7 @@ class BoundParam:
             self.field.write(group, share_of(ratio, self.agreed, self.kind))
 
     def _stale(self, group: Group, ratio: float) -> float | None:
-        """The agreed value that `group` was loaded with, if not the live one; None also at ratio 0."""
+        """The agreed value that `group` was loaded with, if it differs from the live one; None at ratio 0."""
         assert self.agreed is not None
         held = self.field.held(group)
         loaded = number_in(held)
@@ -137,7 +134,7 @@ class BoundParam:
                 self.field.put(group, tensor)
                 self.field.write(group, value)
 
-    def _meet_new_groups(self) -> None:
+    def _add_new_groups(self) -> None:
         default = number_in(self.field.held(self._optimizer.defaults))
         for group in self._groups[len(self.ratios) :]:
             value = number_in(self.field.held(group))
@@ -147,14 +144,14 @@ class BoundParam:
     def _follow_default(self, agreed: Number) -> None:
         defaults = self._optimizer.defaults
         held = self.field.held(defaults)
-        # A tensor default is often the very tensor that the groups hold, with a schedule's value in it.
+        # A tensor default is often the same tensor that the groups hold, with a schedule's value in it.
         shared = isinstance(held, torch.Tensor) and any(self.field.held(g) is held for g in self._groups)
         if not shared:
             self.field.write(defaults, share_of(1.0, agreed, self.kind))
 
 
 class OverriddenParam(BoundParam):
-    """A param that writes again after each step and load of the schedulers, which so have no effect."""
+    """A bound key that is written again after each step or load of a scheduler, so the schedule has no effect."""
 
     def __init__(
         self,
@@ -171,15 +168,15 @@ class OverriddenParam(BoundParam):
         self._roots = tuple(roots)
 
     def before_step(self) -> None:
-        """Looks before the schedulers overwrite what other code has written."""
-        self.look()
+        """Checks for drift before the schedulers overwrite it."""
+        self.check_drift()
 
     def after_step(self) -> None:
-        """Write over what the schedulers wrote."""
+        """Overwrites what the schedulers wrote."""
         self._write()
 
     def reload_schedule(self) -> None:
-        """Write over what a loaded scheduler says the lr is."""
+        """Overwrites the lr of a loaded scheduler."""
         self._write()
 
     def _write(self) -> None:
@@ -189,7 +186,7 @@ class OverriddenParam(BoundParam):
 
 
 def checked_ratio(field: Field, value: float, default: float) -> float:
-    """What `value` is to `default`. BindError when the default is zero and the value is not."""
+    """`value` divided by `default`. Raises BindError if only the default is zero."""
     ratio = ratio_of(value, default)
     if ratio is None:
         raise BindError(
@@ -199,16 +196,16 @@ def checked_ratio(field: Field, value: float, default: float) -> float:
     return ratio
 
 
-# In the scheduler, so that a checkpoint made at an agreed zero still knows the point of the schedule.
+# Stored in the scheduler: a checkpoint made at an agreed zero then still has the point of the schedule.
 HELD_POINTS = "instep_held_points"
 
 
 class ScheduledParam(BoundParam):
-    """Keeps `lr = point of the schedule x ratio x agreed`; the point is a group's lr over its `initial_lr`.
+    """Keeps `lr = point of the schedule x ratio x agreed`. The point is a group's lr divided by its `initial_lr`.
 
-    Both numbers are in the group, so a checkpoint tells the point, whatever was agreed when it was made. At an
-    agreed zero both are zero, and the schedule goes on at the last value that was not: its points rest in the
-    scheduler between two of its steps.
+    Both numbers are in the group, so a checkpoint has the point, whatever was agreed when it was made. At an agreed
+    zero both are zero. The schedule then continues from the last nonzero value: between two steps, the scheduler holds
+    its points.
     """
 
     def __init__(
@@ -222,14 +219,14 @@ class ScheduledParam(BoundParam):
         roots: Sequence[LRScheduler],
         units: Sequence[float],
     ) -> None:
-        """`units`: for each group the agreed value that what it holds now was made for, as a rule its default."""
+        """`units`: for each group, the agreed value that its current value corresponds to, usually the default."""
         super().__init__(optimizer, field, name, kind=Kind.REAL, default=default, ratios=ratios)
         self._roots = tuple(roots)
         self._leaves = [Leaf(scheduler, units, ratios) for scheduler in leaves_of(roots)]
         self._awaits_points = False
 
     def apply(self, agreed: Number) -> None:
-        """Scale the whole curve to `agreed`; at zero, hold zero until another value is agreed."""
+        """Scales the whole curve to `agreed`. At zero, holds zero until another value is agreed."""
         if self.agreed is None:
             for leaf in self._leaves:
                 leaf.adopt(self._anchor)
@@ -237,7 +234,7 @@ class ScheduledParam(BoundParam):
         self._forget_points()
 
     def reload(self) -> float | None:
-        """Scale the point of the schedule that the optimizer was saved at. Returns what the other params do."""
+        """Scales the point of the schedule at which the optimizer was saved. Returns the same as the base class."""
         zeros = [group.get("initial_lr") for group, _ in self._shares() if "initial_lr" in group]
         self._awaits_points = self._points is None and any(number_in(base) == 0 for base in zeros)
         stale = super().reload()
@@ -245,22 +242,22 @@ class ScheduledParam(BoundParam):
         return stale
 
     def reload_schedule(self) -> None:
-        """Scale the schedule that was loaded; it keeps the position it was saved at."""
+        """Scales the loaded schedule, which keeps the position at which it was saved."""
         if self._awaits_points and self._points is not None:
-            # The optimizer came first, saved at an agreed zero: only now is its point of the schedule known.
+            # The optimizer was loaded first, saved at an agreed zero: only now is its point of the schedule known.
             for group, _ in self._shares():
                 group["initial_lr"] = fresh_like(group.get("initial_lr"), 0.0)
         self._write()
 
     def before_step(self) -> None:
-        """Give the schedulers back the lr they left, if the groups hold an agreed zero."""
-        self.look()  # they may compute the next lr from what other code has written
+        """Gives the schedulers the lr that they computed last, if the groups hold an agreed zero."""
+        self.check_drift()  # the schedulers may compute the next lr from what other code wrote
         if self.agreed == 0 and self._points is not None:
             for (group, target), point in zip(self._shares(), self._points, strict=False):
                 self.field.write(group, point * target)
 
     def after_step(self) -> None:
-        """Put away what the schedulers computed and hold zero again, while zero is agreed."""
+        """Stores what the schedulers computed and holds zero again, while zero is agreed."""
         self._awaits_points = False
         if self.agreed == 0:
             self._put([number_in(self.field.held(group)) for group in self._groups])
@@ -278,11 +275,11 @@ class ScheduledParam(BoundParam):
             delattr(self._roots[0], HELD_POINTS)
 
     def _shares(self) -> list[tuple[Group, float]]:
-        """The groups, and the base of each: its share of the last agreed value that was not zero."""
+        """Each group with its base: its share of the last nonzero agreed value."""
         return [(group, ratio * self._anchor) for group, ratio in zip(self._groups, self.ratios, strict=False)]
 
     def _write(self) -> None:
-        # All groups are read before one is written: they may share one tensor.
+        # Reads all groups before writing one: they may share a tensor.
         points = self._points or [1.0] * len(self.ratios)
         self._put([self._moved(*share, point) for share, point in zip(self._shares(), points, strict=False)])
         for leaf in self._leaves:

@@ -1,4 +1,4 @@
-"""One key of an optimizer's parameter groups, and how to read and write the number under it."""
+"""One key of an optimizer's parameter groups: reads and writes the number under it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def number_in(held: object) -> float:
 
 
 def rounded_like(held: object, value: float) -> float:
-    """`value` as `held` would give it back after holding it: rounded, when it is a tensor of few bits."""
+    """`value` rounded to the precision of `held` if that is a tensor."""
     if isinstance(held, torch.Tensor):
         return float(torch.tensor(value, dtype=held.dtype).item())
     return value
 
 
 def fresh_like(held: object, value: float) -> float | torch.Tensor:
-    """`value` in the form of `held`, never `held` itself: an earlier state dict may still refer to that."""
+    """A new object with `value` in the form of `held`. Never `held` itself: an earlier state dict may share it."""
     if isinstance(held, torch.Tensor):
         return torch.full_like(held, value, requires_grad=False)
     return value
@@ -34,14 +34,14 @@ def fresh_like(held: object, value: float) -> float | torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A key of every parameter group, or (`betas.0`) one element of the tuple under a key."""
+    """A key of every parameter group, or one element of the tuple under a key (`betas.0`)."""
 
     key: str
     index: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Field:
-        """Read `lr` or `betas.0`."""
+        """Parses `lr` or `betas.0`."""
         key, dot, last = text.rpartition(".")
         return cls(key, int(last)) if dot and last.isdecimal() else cls(text)
 
@@ -49,7 +49,7 @@ class Field:
         return self.key if self.index is None else f"{self.key}.{self.index}"
 
     def held(self, group: Group) -> object:
-        """What the group holds, as it holds it. KeyError or IndexError when there is no such place."""
+        """The object in the group. Raises KeyError or IndexError if there is none."""
         whole = group[self.key]
         if self.index is None:
             return whole
@@ -58,27 +58,27 @@ class Field:
         return whole[self.index]
 
     def kind(self, group: Group) -> Kind | None:
-        """The kind of number the group holds; None when it holds none."""
+        """The kind of number in the group; None if it is not a number."""
         held = self.held(group)
         if isinstance(held, torch.Tensor):
             return Kind.REAL if held.numel() == 1 and held.is_floating_point() else None
         return kind_of(held)
 
     def tensor(self, group: Group) -> torch.Tensor | None:
-        """The tensor the group holds, if it is one."""
+        """The tensor in the group; None if it is not a tensor."""
         held = self.held(group)
         return held if isinstance(held, torch.Tensor) else None
 
     def mark(self, group: Group) -> object:
-        """A value that changes with each write here, compared by `==`. Never waits for a device: of a tensor on one it
-        is the tensor and its version, which each write in place raises."""
+        """A value that changes with each write, compared by `==`. Never waits for a device: for a tensor on a device it
+        is the tensor's id and version, which each in-place write increments."""
         held = self.held(group)
         if isinstance(held, torch.Tensor) and not held.is_cpu:
             return id(held), held._version
         return number_in(held)
 
     def write(self, group: Group, value: Number) -> None:
-        """Make the group hold `value`: a tensor is filled in place, anything else replaced."""
+        """Sets the value in the group: fills a tensor in place, replaces anything else."""
         held = self.held(group)
         if isinstance(held, torch.Tensor):
             with torch.no_grad():
@@ -87,7 +87,7 @@ class Field:
             self.put(group, value)
 
     def put(self, group: Group, held: object) -> None:
-        """Replace what the group holds, whatever it was."""
+        """Replaces the object in the group."""
         if self.index is None:
             group[self.key] = held
             return

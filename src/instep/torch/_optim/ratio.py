@@ -9,7 +9,7 @@ Number = float | int | bool
 
 
 class Kind(Enum):
-    """What a parameter group holds under a key, and so what an agreed value may be."""
+    """The kind of value under a key of a parameter group, and so of the agreed value."""
 
     FLAG = "a bool"
     WHOLE = "an int"
@@ -17,7 +17,7 @@ class Kind(Enum):
 
 
 def kind_of(value: object) -> Kind | None:
-    """The kind of a group's value; None for what cannot be steered (None, text, a tuple)."""
+    """The kind of a group's value; None for what cannot be bound (None, text, a tuple)."""
     if isinstance(value, bool):
         return Kind.FLAG
     if isinstance(value, int):
@@ -26,7 +26,7 @@ def kind_of(value: object) -> Kind | None:
 
 
 def why_unusable(value: object, kind: Kind) -> str | None:
-    """Why `value` cannot be agreed for a key of this kind, as the end of a sentence; None when it can."""
+    """Why `value` does not fit a key of this kind, as the end of a sentence; None if it fits."""
     if kind is Kind.FLAG:
         return None if isinstance(value, bool) else f"is {value!r}, not a bool"
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -35,17 +35,17 @@ def why_unusable(value: object, kind: Kind) -> str | None:
 
 
 def ratio_of(value: float, default: float) -> float | None:
-    """What `value` is to `default`. Equal is 1, zero and zero too; None when the default alone is zero."""
+    """`value` divided by `default`; 1 if they are equal, even if both are zero; None if only the default is zero."""
     if value == default:
         return 1.0
     return None if default == 0 else value / default
 
 
 def share_of(ratio: float, agreed: Number, kind: Kind) -> Number:
-    """What a group with `ratio` holds when `agreed` is agreed.
+    """The value of a group with `ratio` for the agreed value `agreed`.
 
-    A flag is the agreed flag. A whole field stays an int where the product is whole, and is a float where it
-    is not: `weight_decay=0` is an int only by accident of its spelling.
+    A flag is copied. For a whole field, the result is an int if the product is whole, else a float: `weight_decay=0` is
+    an int only by the way it was written.
     """
     if kind is Kind.FLAG:
         return bool(agreed)
@@ -54,18 +54,18 @@ def share_of(ratio: float, agreed: Number, kind: Kind) -> Number:
 
 
 def point_of(value: float, base: float) -> float:
-    """Where on its schedule `value` is: what it is to `base`. A base of zero counts as standing on it."""
+    """The point of the schedule: `value` divided by `base`; 1 for a base of zero."""
     return 1.0 if base == 0 else value / base
 
 
 def rebased(value: float, base: float, target: float) -> float:
-    """`value` at the same point of its schedule, which started from `base`, had it started from `target`.
+    """`value`, on a schedule that started from `base`, moved to one that starts from `target`.
 
-    Exact when the base does not move, and when the value stands on its base.
+    Exact if the base does not move, and if the value equals its base.
     """
     return value if base == target else point_of(value, base) * target
 
 
 def anchor_of(agreed: float, before: float) -> float:
-    """The value a schedule is kept on: the agreed one, or, while that is zero, the last that was not."""
+    """The value that a schedule is scaled to: the agreed one, or the last nonzero one while that is zero."""
     return before if agreed == 0 else agreed

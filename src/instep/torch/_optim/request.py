@@ -1,4 +1,4 @@
-"""Checking what `bind` was asked for, and choosing how each key is held. Changes nothing."""
+"""Checks the arguments of `bind` and chooses how each key is bound. Changes nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Ratios = float | Sequence[float] | Mapping[str, float | Sequence[float]]
 
 
 def checked_optimizer(given: object) -> Optimizer:
-    """The torch optimizer without its wrappers. Raises BindError if it has no hook for loads."""
+    """The torch optimizer without wrappers. Raises BindError if it has no hook for loads."""
     optimizer = unwrapped_optimizer(given)
     if not isinstance(optimizer, Optimizer) or not hasattr(optimizer, "_optimizer_load_state_dict_post_hooks"):
         raise BindError(
@@ -34,7 +34,7 @@ def checked_optimizer(given: object) -> Optimizer:
 
 
 def checked_value(config: object, param: BoundParam) -> Number:
-    """The agreed value for `param`. BindError when the run has none, or one that its key cannot hold."""
+    """The agreed value for `param`. Raises BindError if the run has none, or one that does not fit the key."""
     if not is_agreed(config, param.name):
         raise BindError(
             f"the run has no hyperparameter {param.name!r} to bind {param.field} to: "
@@ -55,7 +55,7 @@ def plan_params(
     override: bool,
     ratio: Ratios | None = None,
 ) -> list[BoundParam]:
-    """One param for each key of `names`. BindError for a key that cannot be steered, or a `ratio` that does not fit."""
+    """One BoundParam per key of `names`. Raises BindError for a key or a `ratio` that is not usable."""
     if not names:
         raise BindError('nothing to bind: name at least one key, as in bind(run, optimizer, lr="lr")')
     leaves = list(leaves_of(roots))
@@ -75,7 +75,7 @@ def plan_params(
 
 
 def _chosen_ratios(given: Ratios | None, keys: Sequence[str], groups: int) -> dict[str, list[float]]:
-    """By key, one ratio for each group."""
+    """By key, one ratio per group."""
     if given is None:
         return {}
     if not isinstance(given, Mapping):
@@ -135,8 +135,8 @@ def _ratios(field: Field, bases: Sequence[float], default: float) -> list[float]
 def _late_ratios(
     optimizer: Optimizer, field: Field, bases: Sequence[float], default: float, roots: Sequence[LRScheduler]
 ) -> list[float] | None:
-    """The ratios of an optimizer that was loaded or has stepped before it is bound, where its values were set for
-    another agreed value than its default; None where they are to its default. Raises BindError if they are unknown."""
+    """The ratios of an optimizer that was loaded or has stepped before bind, if its values no longer correspond to its
+    default; None if they do. Raises BindError if the ratios cannot be derived."""
     if roots and not _keeps_bases(optimizer, roots):
         return None
     moved = bool(optimizer.state) or any(getattr(root, "last_epoch", 0) > 0 for root in roots)
@@ -154,7 +154,7 @@ def _late_ratios(
 
 
 def _keeps_bases(optimizer: Optimizer, roots: Sequence[LRScheduler]) -> bool:
-    """Whether the groups still tell what the schedule started from, and that was the lr that they were given."""
+    """Whether the groups still have the lr that the schedule started from, and it is the one they were created with."""
     cyclic = any(isinstance(leaf, CyclicLR) for leaf in leaves_of(roots))
     return not cyclic and all("initial_lr" in group for group in optimizer.param_groups)
 
@@ -199,7 +199,7 @@ def _refuse_lost_default(optimizer: Optimizer, leaves: Sequence[LRScheduler]) ->
 
 
 def _base(group: Group, field: Field, *, scheduled: bool) -> float:
-    """What the user set: under a schedule, which has already changed lr, that is `initial_lr`."""
+    """The value that the user set. With a schedule, which has already changed lr, that is `initial_lr`."""
     if not scheduled or field != LR:
         return number_in(field.held(group))
     base = group.get("initial_lr", group["lr"])
@@ -212,7 +212,7 @@ def _base(group: Group, field: Field, *, scheduled: bool) -> float:
 
 
 def _default(optimizer: Optimizer, field: Field, bases: Sequence[float]) -> float:
-    """The optimizer's default; if a group holds that very tensor, what was in it before a schedule."""
+    """The optimizer's default. If a group holds the same tensor: its value before the schedule changed it."""
     held = field.held(optimizer.defaults)
     if isinstance(held, Tensor):
         for group, base in zip(optimizer.param_groups, bases, strict=True):
@@ -225,18 +225,18 @@ _ABSENT = object()
 
 
 class SteeredRun(Protocol):
-    """The part of a `Run` that a binding uses; anything of this shape can be bound."""
+    """The part of a `Run` that a binding uses. `bind` accepts any object with these members."""
 
     @property
     def config(self) -> Any:
-        """The agreed values: an object with one attribute a name, or a mapping."""
+        """The agreed values: an object with one attribute per name, or a mapping."""
 
     def on_change(self, fn: Callable[[Any, Any], object], /) -> object:
-        """Call `fn(old, new)` after each agreed change, in the training thread, between two steps."""
+        """Registers `fn(old, new)`: called after each agreed change, in the training thread, between two steps."""
 
 
 def watch_drift(run: SteeredRun, check: Callable[[], Mapping[str, str]]) -> Callable[[], None]:
-    """Has the run ask `check` now and then, until the returned function is called. Only a `Run` does."""
+    """Makes a `Run` call `check` from time to time. Returns a function that stops it."""
     if isinstance(run, Run):
         return run._drift.add(check)
     return lambda: None
@@ -248,7 +248,7 @@ def is_agreed(config: object, name: str) -> bool:
 
 
 def agreed_in(config: object, name: str) -> object:
-    """The value of `name` in `config`; an object that is no number when it is not there."""
+    """The value of `name` in `config`; a sentinel, which is not a number, if there is none."""
     if isinstance(config, Mapping):
         return config.get(name, _ABSENT)
     return getattr(config, name, _ABSENT)

@@ -1,7 +1,7 @@
-"""The learning-rate schedulers a binding was given: which can be scaled, and scaling one.
+"""The learning-rate schedulers of a binding: which ones can be scaled, scaling them, and hooks into them.
 
-A scheduler computes from numbers in units of lr: the groups' bases, and its own floors and ceilings.
-Multiplying all of them multiplies the whole curve, and leaves where it stands on the curve alone.
+A scheduler computes from numbers in units of lr: the groups' bases, and its own floors and ceilings. Multiplying all of
+them scales the whole curve and keeps the position on it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FOR_ALL_GROUPS = "eta_min"
 
 
 def checked_schedulers(given: object, optimizer: Optimizer) -> tuple[LRScheduler, ...]:
-    """What was passed as `scheduler`, as a tuple. BindError unless each is a scheduler of `optimizer`."""
+    """The `scheduler` argument as a tuple. Raises BindError unless each one is a scheduler of `optimizer`."""
     if given is None:
         return ()
     wrapped = tuple(given) if isinstance(given, tuple | list) else (given,)
@@ -40,7 +40,7 @@ def checked_schedulers(given: object, optimizer: Optimizer) -> tuple[LRScheduler
 
 
 def leaves_of(roots: Sequence[LRScheduler]) -> Iterator[LRScheduler]:
-    """The schedulers that compute: those nested in SequentialLR and ChainedScheduler, and the others."""
+    """The schedulers that compute an lr, including those nested in SequentialLR and ChainedScheduler."""
     for root in roots:
         nested = getattr(root, "_schedulers", None)
         if nested is None:
@@ -50,14 +50,14 @@ def leaves_of(roots: Sequence[LRScheduler]) -> Iterator[LRScheduler]:
 
 
 def everything_in(roots: Sequence[LRScheduler]) -> Iterator[LRScheduler]:
-    """The given schedulers and all that are nested in them."""
+    """The given schedulers and all nested ones."""
     for root in roots:
         yield root
         yield from everything_in(getattr(root, "_schedulers", ()))
 
 
 def refuse_unscalable(leaves: Sequence[LRScheduler]) -> None:
-    """BindError for a schedule that does not start from the optimizer's lr, which so cannot scale it."""
+    """Raises BindError for a schedule that does not start from the optimizer's lr and so cannot be scaled by it."""
     for leaf in leaves:
         name = type(leaf).__name__
         if isinstance(leaf, OneCycleLR | SWALR):
@@ -73,14 +73,14 @@ def refuse_unscalable(leaves: Sequence[LRScheduler]) -> None:
 
 
 def refuse_cycled(leaves: Sequence[LRScheduler], key: str) -> None:
-    """BindError when a scheduler writes the momentum that `key` is to hold."""
+    """Raises BindError if a scheduler writes the momentum under `key`."""
     cycled = ("momentum", "betas.0", "betas")
     if key in cycled and any(getattr(leaf, "cycle_momentum", False) for leaf in leaves):
         raise BindError(f"the scheduler cycles {key}, which is bound too: pass cycle_momentum=False to the scheduler")
 
 
 def peak_lrs(roots: Sequence[LRScheduler], groups: Sequence[Group]) -> list[float] | None:
-    """The groups' highest lrs, under a scheduler that replaced those they were constructed with."""
+    """The groups' peak lrs, if a scheduler replaced the lrs that they were created with; else None."""
     for leaf in leaves_of(roots):
         if isinstance(leaf, OneCycleLR):
             return [float(group["max_lr"]) for group in groups]
@@ -90,13 +90,13 @@ def peak_lrs(roots: Sequence[LRScheduler], groups: Sequence[Group]) -> list[floa
 
 
 def publish_lrs(roots: Sequence[LRScheduler], lrs: Sequence[Any]) -> None:
-    """Make `get_last_lr()` answer with what the groups hold."""
+    """Makes `get_last_lr()` return what the groups hold."""
     for scheduler in everything_in(roots):
         scheduler._last_lr = [fresh_like(lr, number_in(lr)) for lr in lrs]
 
 
 class Leaf:
-    """One scheduler's numbers in units of lr, moved together to another base."""
+    """One scheduler's numbers in units of lr, scaled together."""
 
     def __init__(self, scheduler: LRScheduler, units: Sequence[float], ratios: Sequence[float]) -> None:
         self._scheduler: Any = scheduler
@@ -107,14 +107,14 @@ class Leaf:
             self.ratios = [number_in(base) / unit for base, unit in zip(bases, units, strict=False)]
 
     def adopt(self, anchor: float) -> None:
-        """Give a scheduler without bases (ReduceLROnPlateau) some, so that its checkpoint tells its scale."""
+        """Adds bases to a scheduler without them (ReduceLROnPlateau): its checkpoints then have its scale."""
         if not hasattr(self._scheduler, "base_lrs"):
             self._scheduler.base_lrs = [ratio * anchor for ratio in self.ratios]
 
     def rescale(self, anchor: float) -> None:
-        """Move every number from the bases the scheduler has to `ratio x anchor`.
+        """Scales every number from the scheduler's current bases to `ratio x anchor`.
 
-        Lists and tensors are replaced, not changed: a state dict shares them with the scheduler.
+        Replaces lists and tensors instead of changing them: a state dict shares them with the scheduler.
         """
         own = self._scheduler
         held = own.base_lrs
@@ -139,10 +139,11 @@ Callback = Callable[[], None]
 def watch(
     scheduler: LRScheduler, *, before_step: Callback, after_step: Callback, after_load: Callback
 ) -> Callable[[], None]:
-    """Call these around `step()` and after `load_state_dict()` of this one scheduler, until released.
+    """Calls these around `step()` and after `load_state_dict()`. Returns a function that removes the hooks.
 
-    Returns the function that releases it. `isinstance`, the class's name, `state_dict()` and pickling stay as
-    they were; copies are not watched.
+    torch has no such hooks. The scheduler gets a class derived from its own: `isinstance`, the class name,
+    `state_dict()` and pickling do not change, and copies are not watched. An attribute on the instance would be in
+    every checkpoint, because the `state_dict()` of a scheduler is its `__dict__`.
     """
     plain: Any = type(scheduler)
 
@@ -173,8 +174,7 @@ def watch(
     scheduler.__class__ = watched
 
     def release() -> None:
-        # Another watcher may sit on top by now; then ours stays below it and its listeners ignore what they
-        # hear.
+        # If another watcher was installed on top, this class stays below it, and its callbacks ignore the calls.
         if type(scheduler) is watched:
             scheduler.__class__ = plain
 
@@ -182,11 +182,11 @@ def watch(
 
 
 def watch_loads(optimizer: Optimizer, on_load: Callback) -> Callable[[], None]:
-    """Call `on_load` after each `load_state_dict()` of the optimizer, until the returned function is called."""
+    """Calls `on_load` after each `load_state_dict()` of the optimizer. Returns a function that stops it."""
     if type(optimizer).load_state_dict is Optimizer.load_state_dict:
         return optimizer.register_load_state_dict_post_hook(lambda _: on_load()).remove
-    # A load of its own may write after the hooks have run, as ZeroRedundancyOptimizer's does. An optimizer's
-    # `__dict__` is not its state dict, so here an attribute will do.
+    # An overridden load may write after the hooks have run, as ZeroRedundancyOptimizer's does. An optimizer's
+    # `__dict__` is not its state dict, so an attribute is enough here.
     plain = optimizer.load_state_dict
 
     def load_state_dict(*args: Any, **kwargs: Any) -> None:
@@ -203,7 +203,7 @@ def watch_loads(optimizer: Optimizer, on_load: Callback) -> Callable[[], None]:
 
 
 def unwrapped_optimizer(optimizer: Any) -> Any:
-    """The torch optimizer below wrappers that keep it as `.optimizer` and show its groups as their own."""
+    """The torch optimizer inside wrappers (Accelerate, Lightning Fabric and others) that have it as `.optimizer`."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
         if getattr(optimizer, "param_groups", None) is not inner.param_groups:
             break
@@ -212,6 +212,6 @@ def unwrapped_optimizer(optimizer: Any) -> Any:
 
 
 def unwrapped_scheduler(scheduler: Any) -> Any:
-    """The torch scheduler below wrappers that keep it as `.scheduler`."""
+    """The torch scheduler inside wrappers that have it as `.scheduler`."""
     inner = getattr(scheduler, "scheduler", None)
     return inner if isinstance(inner, LRScheduler) and not isinstance(scheduler, LRScheduler) else scheduler

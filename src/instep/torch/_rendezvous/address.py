@@ -1,4 +1,4 @@
-"""Under which name or address the other nodes reach this one."""
+"""The name or address at which the other nodes reach this one."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ PAUSE_S: Final = 0.5
 
 
 def address_of_this_node(*endpoints: str) -> str:
-    """The address from which the first of `endpoints`, URLs, that has an address is reached: what routes to etcd routes
-    to the other nodes too, which a host name need not do (pods have names that no other pod resolves). For an etcd on
-    this machine, the host's name if it resolves to something beyond loopback.
+    """The local address from which this node reaches the first resolvable URL in `endpoints`. Sends nothing.
 
-    Limit: behind address translation the others need another one: torchrun's --local-addr. Nothing is sent.
+    The interface that leads to etcd usually leads to the other nodes too, which a host name need not do: no other pod
+    can resolve a pod's name. For an etcd on this machine, returns the host name if it resolves to more than loopback.
+
+    Limit: behind address translation, the other nodes need another address: torchrun's --local-addr.
     """
     for url in map(urlsplit, endpoints):
         found = _towards(url.hostname or LOOPBACK, url.port or 1)
@@ -34,7 +35,7 @@ def address_of_this_node(*endpoints: str) -> str:
 
 
 def _towards(host: str, port: int) -> str | None:
-    """Our end of a connection to there; None when the host has no address or no route leads to it."""
+    """The local address of a connection to `host`; None if it does not resolve or has no route."""
     try:
         family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -45,7 +46,7 @@ def _towards(host: str, port: int) -> str | None:
 
 
 def _is_loopback(name: str) -> bool:
-    """Also where the name has no address at all."""
+    """Whether the name resolves only to loopback, or not at all."""
     try:
         found = {str(item[4][0]) for item in socket.getaddrinfo(name, None)}
     except OSError:
@@ -54,25 +55,25 @@ def _is_loopback(name: str) -> bool:
 
 
 def await_own_address(name: str, limit_s: float) -> None:
-    """Returns once this machine reaches itself as `name`: a pod's own name may resolve only some seconds after it has
-    started. Raises SettingsError after `limit_s` seconds."""
+    """Waits until this machine reaches itself as `name`: a pod's own name may resolve only seconds after its start.
+    Raises SettingsError after `limit_s` seconds."""
     deadline = time.monotonic() + limit_s
-    said = False
+    warned = False
     while not reaches_this_machine(name):
         if time.monotonic() >= deadline:
             raise SettingsError(
-                f"this node does not reach itself as {name!r}, so the others would not either: give an address of this "
-                "machine with --local-addr"
+                f"this node does not reach itself as {name!r}, so the others cannot either: set --local-addr to an "
+                "address of this machine"
             )
-        if not said:
-            log.warning("this node does not reach itself as %r: that is tried for %g s", name, limit_s)
-        said = True
+        if not warned:
+            log.warning("this node does not reach itself as %r: retrying for %g s", name, limit_s)
+        warned = True
         time.sleep(PAUSE_S)
 
 
 def reaches_this_machine(name: str) -> bool:
-    """Whether a connection to `name` ends at this machine. Takes two seconds at most for each address it has, and what
-    the resolver takes."""
+    """Whether a connection to `name` ends at this machine. Takes at most two seconds per address, plus the time of the
+    resolver."""
     token = secrets.token_bytes(16)
     try:
         with _listener() as listener:
@@ -83,12 +84,12 @@ def reaches_this_machine(name: str) -> bool:
                 with came:
                     came.settimeout(ATTEMPT_S)
                     return came.recv(len(token), socket.MSG_WAITALL) == token
-    except (OSError, UnicodeError):  # the latter for what can be no name
+    except (OSError, UnicodeError):  # UnicodeError: not a valid host name
         return False
 
 
 def _listener() -> socket.socket:
-    """On all interfaces, as the stores of torch are."""
+    """A listener on all interfaces, like torch's stores."""
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server(("", 0))

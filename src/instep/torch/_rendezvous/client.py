@@ -1,4 +1,4 @@
-"""What torchrun's agent has in etcd: a thread with a client, its node in the rendezvous, the guard beside it."""
+"""The etcd side of torchrun's agent: a thread with a client, its node in the rendezvous, and its guard process."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ log = logging.getLogger("instep")
 
 
 class RendezvousClient:
-    """Promise: from its making until `close`, or the end of the process, whatever ends it, the others know of `node`.
+    """Registers this node in the rendezvous, from its creation to `close` or the end of the process.
 
-    Making it raises what the client raises when etcd was not reached in connect_timeout or refuses us, and
-    SettingsError when `host` does not lead to this machine. For one thread.
+    Promise: the other nodes know whether `node` is there, however this process ends. Creating it raises the client's
+    error if etcd does not answer within connect_timeout or refuses the connection, and SettingsError if `host` does not
+    lead to this machine. For one thread.
     """
 
     def __init__(self, options: Options, host: str) -> None:
@@ -50,7 +51,7 @@ class RendezvousClient:
         except BaseException:
             self.close()
             raise
-        self._guard = self._guarded()
+        self._guard = self._start_guard()
 
     def __repr__(self) -> str:
         return f"RendezvousClient({'closed' if self._closed else self._node!r})"
@@ -61,23 +62,23 @@ class RendezvousClient:
         return self._node
 
     def seat(self, address: Address, cause: Cause, limit_s: float) -> Round:
-        """As Node.seat; meanwhile the log says what is waited for."""
-        return self._loop.run(self._seated(address, cause, limit_s))
+        """As RendezvousNode.seat. Meanwhile, the log says what this node waits for."""
+        return self._loop.run(self._take_seat(address, cause, limit_s))
 
     def finish(self) -> None:
-        """Closes the run, for its nodes, within close_timeout; only by one that took part: who was refused, or came in
-        vain, does not end the others' run. Raises EtcdUnavailable."""
+        """Closes the run for all nodes, within close_timeout. Does nothing on a node that never had a seat: it must not
+        end the run of the others. Raises EtcdUnavailable."""
         if not self._closed and self.node.was_seated:
             self._loop.run(self._finish())
 
     def close(self) -> None:
-        """Leaves, so that the others need not wait for the end of the lease. A forked child does nothing."""
+        """Leaves the rendezvous: the others need not wait for the lease to expire. Does nothing in a forked child."""
         atexit.unregister(self.close)
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
         try:
-            self._loop.run(self._goodbye())
+            self._loop.run(self._leave())
         finally:
             self._loop.stop()
             if self._guard is not None:
@@ -94,12 +95,12 @@ class RendezvousClient:
         await wait_for_etcd(self._client, self._options.keys, self._contact_s)
 
     async def _enter(self) -> RendezvousNode:
-        """Rides out trouble with an etcd that has just answered."""
+        """Registers the node, and retries if etcd fails after its first answer."""
         options = self._options
 
         async def attempt() -> RendezvousNode:
             node = RendezvousNode(
-                self._linked,
+                self._connected_client,
                 options.keys,
                 options.limits,
                 host=self._host,
@@ -112,27 +113,27 @@ class RendezvousClient:
         return await Retry(UNAVAILABLE, "the rendezvous waits for etcd", timeout_s=self._contact_s).run(attempt)
 
     @property
-    def _linked(self) -> Client:
+    def _connected_client(self) -> Client:
         assert self._client is not None
         return self._client
 
-    def _guarded(self) -> Guard | None:
+    def _start_guard(self) -> Guard | None:
         options = self._options
         try:
             return Guard(options.settings, options.keys, self.node.name, options.ttl_s)
         except OSError as error:
             log.warning(
-                "this agent goes on without a guard: were it killed, the others would know after %d s (%s)",
+                "this agent has no guard process: if it is killed, the others notice only after %d s (%s)",
                 options.ttl_s,
                 error,
             )
             return None
 
-    async def _seated(self, address: Address, cause: Cause, limit_s: float) -> Round:
+    async def _take_seat(self, address: Address, cause: Cause, limit_s: float) -> Round:
         options = self._options
         seat = self.node.seat(address, cause=cause, timeout_s=limit_s)
         return await log_while_waiting(
-            seat, self._linked, options.keys, self.node, options.limits, last_call_s=options.last_call_s
+            seat, self._connected_client, options.keys, self.node, options.limits, last_call_s=options.last_call_s
         )
 
     async def _finish(self) -> None:
@@ -141,9 +142,9 @@ class RendezvousClient:
             async with asyncio.timeout(close_s):
                 await Retry(UNAVAILABLE, "the end of the run waits for etcd").run(self.node.finish)
         except TimeoutError:
-            raise EtcdUnavailable(f"etcd was not told in {close_s:g} s") from None
+            raise EtcdUnavailable(f"the end of the run was not written to etcd within {close_s:g} s") from None
 
-    async def _goodbye(self) -> None:
+    async def _leave(self) -> None:
         if self._node is not None:
             await self._node.close()
         if self._client is not None:
@@ -155,10 +156,10 @@ CLUSTERS_S: Final = 1.0
 
 
 async def wait_for_etcd(client: Client, keys: RendezvousKeys, limit_s: float) -> None:
-    """Returns once etcd has answered a read of the run's round, which it is given `limit_s` seconds for.
+    """Waits up to `limit_s` seconds until etcd answers a read of the run's round.
 
-    Raises EtcdUnavailable after that, EtcdDenied when it refuses us, and SettingsError when the endpoints are of
-    different clusters, which would be different rendezvous. Limit: the last is seen only while all endpoints answer.
+    Raises EtcdUnavailable after that, EtcdDenied if etcd refuses the client, and SettingsError if the endpoints belong
+    to different clusters. Limit: detects different clusters only while all endpoints answer.
     """
     deadline = time.monotonic() + limit_s
 
@@ -167,9 +168,9 @@ async def wait_for_etcd(client: Client, keys: RendezvousKeys, limit_s: float) ->
         await client.get(keys.round, timeout_s=min(ATTEMPT_S, left_s))
 
     try:
-        await Retry(UNAVAILABLE, f"etcd is tried for {limit_s:g} s (connect_timeout)", timeout_s=limit_s).run(attempt)
+        await Retry(UNAVAILABLE, f"etcd does not answer, retrying for {limit_s:g} s (connect_timeout)", timeout_s=limit_s).run(attempt)
     except EtcdUnavailable as error:
-        raise EtcdUnavailable(f"etcd was not reached in {limit_s:g} s: {error}") from None
+        raise EtcdUnavailable(f"etcd did not answer within {limit_s:g} s: {error}") from None
     if client.endpoint_count > 1:
         await _check_one_cluster(client)
 
@@ -190,6 +191,6 @@ async def _check_one_cluster(client: Client) -> None:
 
 
 def find_other_cluster(statuses: tuple[Status, ...]) -> tuple[Status, Status] | None:
-    """Two that are of different clusters, of those that have answered."""
+    """Two members of different clusters, among those that answered; None if there are none."""
     known = [status for status in statuses if status.cluster_id]
     return next(((known[0], status) for status in known if status.cluster_id != known[0].cluster_id), None)

@@ -1,6 +1,6 @@
-"""Errors for torchrun: programs catch torch's own classes, and a command ends with one sentence instead of a traceback.
+"""Errors for torchrun: programs can catch torch's classes, and torchrun ends with one line instead of a traceback.
 
-Python prints the text of a SystemExit and ends with exit code 1; torchrun lets it pass.
+They derive from SystemExit: Python prints its text and exits with code 1, and torchrun does not catch it.
 """
 
 from __future__ import annotations
@@ -16,40 +16,40 @@ from instep.errors import EtcdError, InstepError, JoinTimeout, RunClosed, Settin
 
 
 class _TorchrunError(SystemExit):
-    """`code` is the sentence, or the exit code where nothing needs to be said."""
+    """`code` is the message, or the exit code if there is nothing to print."""
 
-    def __init__(self, sentence: str, code: int | None = None) -> None:
-        super().__init__(f"instep: {sentence}")
-        self.code = f"instep: {sentence}" if code is None else code
-
-
-class WrongSettings(_TorchrunError, RendezvousConnectionError, ValueError):
-    """An option, an endpoint or a file that cannot be used."""
+    def __init__(self, message: str, code: int | None = None) -> None:
+        super().__init__(f"instep: {message}")
+        self.code = f"instep: {message}" if code is None else code
 
 
-class NotConnected(_TorchrunError, RendezvousConnectionError):
-    """Etcd cannot be reached, or refuses us."""
+class RendezvousSettingsError(_TorchrunError, RendezvousConnectionError, ValueError):
+    """An option, an endpoint or a file is not usable."""
 
 
-class NotComplete(_TorchrunError, RendezvousTimeoutError):
-    """There were not nodes enough in time."""
+class RendezvousEtcdError(_TorchrunError, RendezvousConnectionError):
+    """etcd cannot be reached, or refuses the client."""
 
 
-class HasEnded(_TorchrunError, RendezvousClosedError):
-    """The run has ended. Exit code 0 for a spare: it was not needed."""
+class RendezvousIncompleteError(_TorchrunError, RendezvousTimeoutError):
+    """Not enough nodes joined in time."""
 
 
-class NotAccepted(_TorchrunError, RendezvousStateError):
-    """This node does not fit the run, or cannot read what the others have written."""
+class RendezvousEndedError(_TorchrunError, RendezvousClosedError):
+    """The run has ended. The exit code is 0 for a spare, which was not needed."""
+
+
+class RendezvousRefusedError(_TorchrunError, RendezvousStateError):
+    """This node does not fit the run, or cannot read the records of the others."""
 
 
 def error_for_torchrun(error: InstepError, *, spare: bool = False) -> _TorchrunError:
-    """The error as torchrun is to see it."""
+    """The error to raise in torchrun."""
     text = str(error)
     if isinstance(error, RunClosed):
-        return HasEnded(text, 0 if spare else None)
+        return RendezvousEndedError(text, 0 if spare else None)
     if isinstance(error, JoinTimeout):
-        return NotComplete(text)
+        return RendezvousIncompleteError(text)
     if isinstance(error, SettingsError):
-        return WrongSettings(text)
-    return NotConnected(text) if isinstance(error, EtcdError) else NotAccepted(text)
+        return RendezvousSettingsError(text)
+    return RendezvousEtcdError(text) if isinstance(error, EtcdError) else RendezvousRefusedError(text)

@@ -1,10 +1,10 @@
-"""The process beside torchrun's agent that tells the others at once when the agent has been killed.
+"""The process beside torchrun's agent that tells the other nodes at once when the agent is killed.
 
-It is this file, run by its path in a bare interpreter: while the agent lives it loads nothing of Instep or of others,
-so that it takes about 4 MB of its own; `-P` keeps this folder off the module path, and `-S` what `site` would load.
+It runs this file by its path in a bare interpreter. While the agent lives, it loads nothing of Instep or other
+packages, so it takes about 4 MB; `-P` keeps this folder off the module path, and `-S` skips `site`.
 
-Limit: what ends the whole container or node ends the guard too: then the lease's end tells. It leaves the agent's
-workers alone: torchrun starts them in sessions of their own, and they end by themselves when their peers have gone.
+Limit: what ends the whole container or node ends the guard too; the others then notice when the lease expires. It does
+not touch the agent's workers: torchrun starts them in their own sessions, and they exit when their peers are gone.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ import select
 import signal
 import sys
 
-TYPE_CHECKING = False  # `typing` would take a megabyte
+TYPE_CHECKING = False  # `typing` would need a megabyte
 if TYPE_CHECKING:
     from instep.coordination.rendezvous.keys import RendezvousKeys
     from instep.etcd import Client
     from instep.settings import Settings
 
 PIDFD_OPEN = 434
-"""The system call's number, the same on all of Linux's processors that torch runs on."""
+"""The number of the system call, the same on all Linux architectures that torch supports."""
 DISMISS_S = 1.0
 LONGEST_S = 60.0
 SPARE_S = 10
-"""For loading the client, beyond the seconds in which etcd is to be told; then the kernel ends the guard."""
+"""Time for loading the client, added to the time limit for the write; then the kernel ends the guard."""
 
 
 class Guard:
-    """Promise: from its making until `dismiss`, the end of this process by whatever cause makes node `node` gone for
-    good, about half a second later if etcd can be reached. While etcd cannot, that is tried for the length of the lease
-    and 60 s at most.
+    """Starts the guard process.
 
-    Raises OSError when it cannot be started.
+    Promise: until `dismiss`, if this process ends for any reason, the other nodes learn about half a second later that
+    `node` is gone for good. Limit: while etcd cannot be reached, the guard retries for the length of the lease, and 60
+    s at most. Raises OSError if it cannot be started.
     """
 
     def __init__(self, settings: Settings, keys: RendezvousKeys, node: str, ttl_s: float) -> None:
@@ -49,7 +49,7 @@ class Guard:
             self._process = subprocess.Popen(
                 [sys.executable or "", "-P", "-S", __file__, str(agent)],
                 stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,  # never ours: `torchrun | tee` ends when torchrun does
+                stdout=subprocess.DEVNULL,  # not inherited: `torchrun | tee` must end when torchrun does
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
                 pass_fds=(agent,),
@@ -70,8 +70,8 @@ class Guard:
         return f"Guard({self._process.pid} of {self._node})"
 
     def dismiss(self) -> bool:
-        """Ends it without a word to etcd: in a few milliseconds as a rule, and in two seconds at most, by a signal if
-        it does not listen. Whether it has."""
+        """Stops it without a write to etcd, usually in a few milliseconds, by a signal after one second. Returns
+        whether it exited by itself."""
         from contextlib import suppress
         from subprocess import TimeoutExpired
 
@@ -79,16 +79,16 @@ class Guard:
             self._process.communicate(b"goodbye", DISMISS_S)
         except TimeoutExpired:
             self._process.kill()
-            with suppress(TimeoutExpired):  # the kernel holds it: it ends when that lets go
+            with suppress(TimeoutExpired):  # in uninterruptible sleep: it ends when the kernel releases it
                 self._process.wait(DISMISS_S)
         return self._process.returncode == 0
 
 
 def _pidfd_of_this_process() -> int:
-    """Unlike a pid it never means another process, and unlike a pipe no child can hold it open."""
+    """Unlike a pid, it is never reused for another process; unlike a pipe, no child can hold it open."""
     if hasattr(os, "pidfd_open"):
         return os.pidfd_open(os.getpid())
-    import ctypes  # a Python built for an older kernel lacks the function
+    import ctypes  # a Python that was built for an older kernel lacks the function
 
     libc = ctypes.CDLL(None, use_errno=True)
     number: int = libc.syscall(PIDFD_OPEN, os.getpid(), 0)
@@ -101,7 +101,11 @@ def _pidfd_of_this_process() -> int:
 
 
 def main() -> None:
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):  # told to all processes, they are the agent's to obey
+    for number in (
+        signal.SIGHUP,
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # signals to all processes of the job are for the agent
         signal.signal(number, signal.SIG_IGN)
     facts = b""
     while b"\n" not in facts:
@@ -109,13 +113,13 @@ def main() -> None:
         if not part:
             return
         facts += part
-    facts, _, goodbye = facts.partition(b"\n")
-    if not goodbye and _dies(int(sys.argv[1])):
-        _tell(facts)
+    facts, _, dismissed = facts.partition(b"\n")
+    if not dismissed and _agent_dies(int(sys.argv[1])):
+        _report(facts)
 
 
-def _dies(agent: int) -> bool:
-    """Waits for the agent's end; False when it has said goodbye."""
+def _agent_dies(agent: int) -> bool:
+    """Waits until the agent ends. False if it dismissed the guard first."""
     watched = select.poll()
     watched.register(0, select.POLLIN)
     watched.register(agent, select.POLLIN)
@@ -125,10 +129,10 @@ def _dies(agent: int) -> bool:
             return True
         if os.read(0, 1):
             return False
-        watched.unregister(0)  # closed, most likely by its death
+        watched.unregister(0)  # closed, usually because the agent died
 
 
-def _tell(text: bytes) -> None:
+def _report(text: bytes) -> None:
     import asyncio
     import json
 
@@ -144,17 +148,18 @@ def _tell(text: bytes) -> None:
     settings = Settings.from_json(facts["settings"])
     keys, node = RendezvousKeys(settings.namespace, facts["run"]), facts["node"]
 
-    async def tell() -> None:
+    async def report() -> None:
         async with asyncio.timeout(limit_s), open_client(settings) as client:
-            await retry_until_done(lambda: _is_told(client, keys, node), f"the node {node}")
+            await retry_until_done(lambda: _write_departure(client, keys, node), f"the node {node}")
 
-    asyncio.run(tell())
+    asyncio.run(report())
 
 
-async def _is_told(client: Client, keys: RendezvousKeys, node: str) -> bool:
-    """Ends the node's leases too, so that another node coordinates, and nothing that the node has sent comes late.
+async def _write_departure(client: Client, keys: RendezvousKeys, node: str) -> bool:
+    """Writes the departure. Also revokes the node's leases: another node then coordinates, and late writes of the dead
+    node fail.
 
-    Names are drawn at random by each process: no other node's keys are met.
+    Node names are random per process, so no key of another node matches.
     """
     from instep.coordination.rendezvous.records import Departure
     from instep.etcd import Op

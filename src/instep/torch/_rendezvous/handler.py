@@ -31,7 +31,7 @@ log = logging.getLogger("instep")
 
 BACKEND: Final = "etcd3"
 TOGETHER_S: Final = 0.25
-"""More than torchrun's interval between two questions, 0.1 s unless told otherwise."""
+"""Longer than torchrun's poll interval, which is 0.1 s by default."""
 MOST_UNREACHED: Final = 3
 WHY: Final[Mapping[Cause, str]] = {
     "new": "the first",
@@ -39,35 +39,38 @@ WHY: Final[Mapping[Cause, str]] = {
     "membership": "nodes came or went",
 }
 ARRIVAL_S: Final = 5.0
-"""Beyond a lease's length: who has not come by then has died in the meantime, or cannot reach the store."""
+"""Beyond the length of a lease: a node that has not arrived by then is dead, or cannot reach the store."""
 
 
 def create_handler(params: RendezvousParameters) -> Handler:
-    """For torch's registry. Raises an error with one sentence for parameters that cannot be used."""
-    _sign_what_is_said()
+    """Creates the handler, for torch's registry. Raises an error with a one-line message for unusable parameters."""
+    _prefix_log_lines()
     try:
         handler = Handler(options_of(params))
     except SettingsError as error:
         raise error_for_torchrun(error) from None
     for variable, value in variables_of(params).items():
-        os.environ.setdefault(variable, value)  # the scripts find the same etcd, unless theirs say otherwise
+        os.environ.setdefault(
+            variable, value
+        )  # the scripts then use the same etcd, unless they are configured otherwise
     return handler
 
 
-def _sign_what_is_said() -> None:
-    """Where nobody has set up logging, Python prints a warning bare, among torchrun's and the ranks' own lines."""
+def _prefix_log_lines() -> None:
+    """Without configured logging, Python prints warnings without a source, between lines of torchrun and the ranks."""
     if not log.handlers and not logging.getLogger().handlers:
-        signed = logging.StreamHandler()
-        signed.setFormatter(logging.Formatter("instep: %(message)s"))
-        log.addHandler(signed)
+        prefixed = logging.StreamHandler()
+        prefixed.setFormatter(logging.Formatter("instep: %(message)s"))
+        log.addHandler(prefixed)
 
 
 class Handler(RendezvousHandler):
-    """One agent's rendezvous. Promise: `num_nodes_waiting` and `is_closed` ask etcd nothing and raise nothing, so
-    trouble with etcd ends neither the agent nor the training; `next_rendezvous` rides it out within join_timeout.
+    """The rendezvous of one torchrun agent.
 
-    Limit: a round that is formed while a host dies may take a lease's length longer. For one thread; it owns a thread
-    with a connection to etcd, which ends with `shutdown` or the process.
+    Promise: `num_nodes_waiting` and `is_closed` neither ask etcd nor raise, so an etcd outage ends neither the agent
+    nor the training. `next_rendezvous` waits through an outage within join_timeout. Limit: if a host dies while a round
+    is formed, this may take a lease longer. For one thread; the handler owns a thread with a connection to etcd, which
+    ends with `shutdown` or the process.
     """
 
     def __init__(self, options: Options) -> None:
@@ -75,25 +78,25 @@ class Handler(RendezvousHandler):
         self._host = options.local_addr or address_of_this_node(*options.settings.endpoints)
         self._client: RendezvousClient | None = None
         self._store: TCPStore | None = None
-        """That of the round we are in; let go of when the next one begins: on rank 0 it is served here."""
+        """The store of the current round, dropped when the next one begins. On rank 0 this process serves it."""
         self._agents: AgentsStore | None = None
-        self._told = False
-        """Whether the round is left because others want to join, not because workers have failed."""
-        self._in_vain = False
-        """Whether the last `next_rendezvous` has failed."""
+        self._membership_changed = False
+        """Whether the round ends because others want to join, not because workers failed."""
+        self._join_failed = False
+        """Whether the last `next_rendezvous` failed."""
         self._has_run = False
         self._unreached = 0
-        """Rounds in a row whose store was not reached."""
+        """Number of consecutive rounds whose store was not reached."""
 
     def __repr__(self) -> str:
         return f"Handler({self._client or self._options.keys.run})"
 
     @property
     def node(self) -> RendezvousNode | None:
-        """Ours in the rendezvous; None before the first `next_rendezvous` and after `shutdown`."""
+        """This agent's node; None before the first `next_rendezvous` and after `shutdown`."""
         return self._client.node if self._client is not None else None
 
-    # -- what torchrun asks for -------------------------------------------------------------------------------------
+    # -- torch's interface -------------------------------------------------------------------------------------
 
     def get_backend(self) -> str:
         return BACKEND
@@ -103,34 +106,35 @@ class Handler(RendezvousHandler):
 
     @property
     def use_agent_store(self) -> bool:
-        """Whether workers meet in the agents' store; TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 gives them one of theirs."""
+        """Whether workers use the agents' store; TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 gives them their own."""
         return os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "0") != "1"
 
     def next_rendezvous(self) -> RendezvousInfo:
         try:
             info = self._next_rendezvous()
-            self._in_vain = False
+            self._join_failed = False
             return info
         except InstepError as error:
-            self._in_vain = True
+            self._join_failed = True
             spare = self.node is not None and self.node.is_spare
             if isinstance(error, RunClosed) and spare:
-                log.warning("%s This node was a spare: it was not needed and has run nothing.", error)
+                log.warning("%s This node was a spare: it was not needed and ran nothing.", error)
             raise error_for_torchrun(error, spare=spare) from None
 
     def num_nodes_waiting(self) -> int:
-        """1 where the round is to be formed anew, for whatever reason; else 0.
+        """1 if a new round is needed, for any reason; else 0.
 
-        All nodes are told in the same moment: workers that miss those of another node fail, which torchrun counts. Once
-        the workers of some node have finished nobody is told: that node would not come, and the others would wait.
+        All nodes get this answer at the same moment: if one restarted first, the workers of the others would fail, and
+        torchrun counts failures. Once the workers of some node have finished, the answer is 0: that node would not join
+        the new round, and the others would wait for it.
         """
         node, agents = self.node, self._agents
         is_lost = agents is not None and agents.is_lost
-        self._told = is_lost or (node is not None and self._is_called(node))
-        return int(self._told)
+        self._membership_changed = is_lost or (node is not None and self._must_rejoin(node))
+        return int(self._membership_changed)
 
-    def _is_called(self, node: RendezvousNode) -> bool:
-        """In the moment in which all are."""
+    def _must_rejoin(self, node: RendezvousNode) -> bool:
+        """Whether this node has to join a new round. Returns True on all nodes at the same moment."""
         if not node.is_left_behind:
             return False
         if self._agents is not None and node.runs_in_what_stands and self._agents.is_ending:
@@ -148,10 +152,10 @@ class Handler(RendezvousHandler):
             raise error_for_torchrun(error) from None
 
     def shutdown(self) -> bool:
-        """Closes the run and leaves; False when etcd could not be told. An agent that a signal ends, or that has not
-        got its seat, only leaves: the run is the others', though torch asks for this then too (pytorch #150916)."""
+        """Closes the run and leaves. False if that could not be written to etcd. An agent that was signalled, or never
+        admitted, leaves without closing the run, although torch calls this then too (pytorch #150916)."""
         try:
-            if not self._in_vain and not isinstance(sys.exception(), SignalException | KeyboardInterrupt):
+            if not self._join_failed and not isinstance(sys.exception(), SignalException | KeyboardInterrupt):
                 self._finish()
         except InstepError as error:
             log.warning("the run %s could not be closed: %s", self.get_run_id(), error)
@@ -178,33 +182,33 @@ class Handler(RendezvousHandler):
             own = self._open_store()
             left_s = max(0.001, deadline - time.monotonic())
             current = client.seat(Address(host=self._host, port=own.port), cause, left_s)
-            if not was_seated:  # a spare may have waited beyond any deadline
+            if not was_seated:  # a spare may have waited past the deadline
                 deadline, was_seated = time.monotonic() + self._options.join_s, True
             info = self._enter(current, client.node, own)
             if info is not None:
-                self._told, self._has_run, self._unreached = False, True, 0
+                self._membership_changed, self._has_run, self._unreached = False, True, 0
                 return info
-            log.warning("round %d lost a node while it was formed: asking for the next", current.number)
+            log.warning("round %d lost a node while it was formed: joining the next round", current.number)
             cause = "membership"
             self._check_patience(current, time.monotonic() > deadline)
 
     def _check_patience(self, current: Round, is_over: bool) -> None:
-        """Raises JoinTimeout with whom to look at. A node that has not run yet does not go on for as long as others:
-        each of its attempts stops the workers of all."""
+        """Raises JoinTimeout, with the host to check. A node that has not run yet gives up sooner, because each of its
+        attempts stops the workers of all nodes."""
         host = current.store.host if current.store is not None else "rank 0"
         if self._unreached >= MOST_UNREACHED and not self._has_run:
             raise JoinTimeout(
-                f"This node does not reach the store of group rank 0 at {host}, {self._unreached} times in a row: let "
-                "it through, or give that node an address that others reach with --local-addr."
+                f"This node does not reach the store of group rank 0 at {host}, {self._unreached} times in a row: open "
+                "the network between them, or set --local-addr on that node to an address that others reach."
             )
         if is_over:
             raise JoinTimeout(
                 f"The nodes of round {current.number} of {self.get_run_id()} did not all reach the store of {host}: "
-                "see that the nodes reach each other by the addresses given with --local-addr."
+                "check that the nodes reach each other at the addresses given with --local-addr."
             )
 
     def _enter(self, current: Round, node: RendezvousNode, own: TCPStore) -> RendezvousInfo | None:
-        """None where a node of the round has died meanwhile."""
+        """Meets the other nodes of the round. None if one of them died meanwhile."""
         rank, size = current.rank_of(node.name), len(current.seats)
         if rank is None or current.store is None:
             return None
@@ -220,11 +224,11 @@ class Handler(RendezvousHandler):
         try:
             info = RendezvousInfo(shared, rank, size, self._store_of_workers(rank, shared, current.store))
         except DistError as error:
-            log.warning("the store of round %d has gone: %s", current.number, error)
+            log.warning("the store of round %d is gone: %s", current.number, error)
             return None
         self._store, self._agents = store, shared
         nodes = "1 node" if size == 1 else f"{size} nodes"
-        level = logging.WARNING if self._has_run else logging.INFO  # the first is no news
+        level = logging.WARNING if self._has_run else logging.INFO  # the first round is expected
         log.log(level, "round %d, %s, this is group rank %d: %s", current.number, nodes, rank, WHY[current.cause])
         return info
 
@@ -239,8 +243,8 @@ class Handler(RendezvousHandler):
             return open_store(self._host, self._options.read_s)
         except DistError as error:
             raise SettingsError(
-                f"this node does not reach itself as {self._host!r}, so the others would not either: give an address "
-                f"of this machine with --local-addr ({error})"
+                f"this node does not reach itself as {self._host!r}, so the others cannot either: set --local-addr to "
+                f"an address of this machine ({error})"
             ) from None
 
     @property
@@ -250,4 +254,4 @@ class Handler(RendezvousHandler):
     def _cause(self, node: RendezvousNode) -> Cause:
         if not node.was_seated:
             return "new"
-        return "membership" if self._told else "failure"
+        return "membership" if self._membership_changed else "failure"

@@ -1,4 +1,4 @@
-"""An asyncio loop in a thread of its own, for code that blocks: the agent of torchrun, never a training process."""
+"""An asyncio loop in its own thread, for blocking code: torchrun's agent, never a training process."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ JOIN_S: Final = 2.0
 
 
 class LoopThread:
-    """Promise: `run` gives what the coroutine returns or raises; interrupted, by a signal's exception for example, it
-    cancels the coroutine. Limit: after `stop` nothing runs any more; the thread is a daemon, so that a process that
-    dies without `stop` is not held up.
+    """Runs coroutines for a thread that blocks.
+
+    Promise: `run` returns or raises what the coroutine does; if it is interrupted, as by the exception of a signal, it
+    cancels the coroutine. Limit: after `stop`, nothing runs. The thread is a daemon: it does not delay an exit without
+    `stop`.
     """
 
     def __init__(self, name: str) -> None:
@@ -35,7 +37,7 @@ class LoopThread:
             raise
 
     def stop(self) -> None:
-        """Ends what still runs, then the thread, in about two seconds at most."""
+        """Cancels what still runs, then ends the thread, in about two seconds at most."""
         if self._thread.is_alive():
             asyncio.run_coroutine_threadsafe(self._end(), self._loop)
             self._thread.join(JOIN_S)

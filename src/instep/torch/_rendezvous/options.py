@@ -1,4 +1,4 @@
-"""What torchrun's command line says about the rendezvous, checked: endpoints, `--rdzv-conf`, limits."""
+"""The rendezvous options of torchrun's command line, validated: endpoints, `--rdzv-conf`, limits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECONDS: Final[Mapping[str, float]] = {
     "read_timeout": 60.0,
     "keep_alive_interval": 5.0,
 }
-"""Each with its default. The names are those of torchrun's other backends where these have one."""
+"""Options with their defaults. The names are those of torchrun's other backends where they have one."""
 COUNTS: Final[Mapping[str, int]] = {"keep_alive_max_attempt": 3}
 TEXTS: Final[Mapping[str, str]] = {
     "namespace": "INSTEP_NAMESPACE",
@@ -35,11 +35,11 @@ TEXTS: Final[Mapping[str, str]] = {
     "user": "INSTEP_USER",
     "password_file": "INSTEP_PASSWORD_FILE",
 }
-"""Each takes the place of a variable."""
+"""Options that replace an environment variable."""
 UNNAMED: Final = "none"
-"""The id that torchrun gives to a job without one."""
+"""The id that torchrun uses for a job without --rdzv-id."""
 FROM_TORCHRUN: Final = "timeout"
-"""torchrun adds it always, as a number; text is somebody's wish."""
+"""torchrun always adds it, as a number. Text means that the user set it."""
 RENAMED: Final[Mapping[str, str]] = {
     "ca_cert": "cacert",
     "ssl_cert": "cert",
@@ -48,7 +48,7 @@ RENAMED: Final[Mapping[str, str]] = {
     "password": "password_file",
     "timeout": "join_timeout",
 }
-"""What other backends and habits call an option."""
+"""Names of options in other backends."""
 NEEDLESS: Final[Mapping[str, str]] = {
     "protocol": "write the endpoints as https://host:2379",
     "is_host": "no agent hosts the rendezvous",
@@ -59,7 +59,7 @@ NEEDLESS: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """All that a handler needs to know."""
+    """The validated options of a handler."""
 
     settings: Settings
     keys: RendezvousKeys
@@ -74,7 +74,7 @@ class Options:
 
 
 def options_of(params: RendezvousParameters, environ: Mapping[str, str] | None = None) -> Options:
-    """Raises SettingsError with the cure for whatever cannot be used."""
+    """Validates the parameters. Raises SettingsError, with the fix, for unusable ones."""
     config = {name: value for name, value in params.config.items() if name != FROM_TORCHRUN or isinstance(value, str)}
     _check_names(config)
     seconds = {name: _seconds(name, config.get(name, default)) for name, default in SECONDS.items()}
@@ -82,8 +82,8 @@ def options_of(params: RendezvousParameters, environ: Mapping[str, str] | None =
     ttl_s = round(seconds["keep_alive_interval"] * attempts["keep_alive_max_attempt"])
     if not MIN_TTL_S <= ttl_s <= MAX_TTL_S:
         raise SettingsError(
-            f"keep_alive_interval times keep_alive_max_attempt is {ttl_s} s: it is how long a dead node is still "
-            f"counted, and must lie between {MIN_TTL_S} and {MAX_TTL_S} seconds"
+            f"keep_alive_interval times keep_alive_max_attempt is {ttl_s} s: it is the time until a dead node is "
+            f"noticed, and must be between {MIN_TTL_S} and {MAX_TTL_S} seconds"
         )
     settings = _settings(params.endpoint, config, environ)
     return Options(
@@ -101,7 +101,7 @@ def options_of(params: RendezvousParameters, environ: Mapping[str, str] | None =
 
 
 def variables_of(params: RendezvousParameters) -> Mapping[str, str]:
-    """What the command line says of etcd, as the variables that say it to the scripts."""
+    """The etcd options of the command line, as environment variables for the scripts."""
     endpoint = params.endpoint.strip()
     return {**({"INSTEP_ETCD": endpoint} if endpoint else {}), **_variables(params.config)}
 
@@ -125,11 +125,11 @@ def _settings(endpoint: str, config: Mapping[str, Any], environ: Mapping[str, st
     try:
         return resolve(endpoint.strip(), environ={**(os.environ if environ is None else environ), **_variables(config)})
     except SettingsError as error:
-        raise SettingsError(f"{error}{_in_torchruns_words(str(error))}") from None
+        raise SettingsError(f"{error}{_torchrun_hint(str(error))}") from None
 
 
-def _in_torchruns_words(sentence: str) -> str:
-    """Where to put what a sentence about variables asks for."""
+def _torchrun_hint(sentence: str) -> str:
+    """A hint for torchrun users, for a message about an environment variable."""
     if "set INSTEP_ETCD" in sentence:
         return "; torchrun takes it as --rdzv-endpoint too"
     names = [name for name, variable in TEXTS.items() if re.search(rf"\b{variable}\b", sentence)]
@@ -139,7 +139,7 @@ def _in_torchruns_words(sentence: str) -> str:
 def _keys(settings: Settings, run_id: str) -> RendezvousKeys:
     if run_id == UNNAMED:
         raise SettingsError(
-            f"this job has no --rdzv-id, so torchrun calls it {UNNAMED!r} as it would any other that shares this etcd: "
+            f"this job has no --rdzv-id, so torchrun calls it {UNNAMED!r}, like any other job on this etcd: "
             "give each job an id of its own, such as --rdzv-id=gpt-a"
         )
     try:
@@ -153,7 +153,7 @@ def _seconds(name: str, value: Any) -> float:
     least = 0.0 if name == "last_call_timeout" else 0.1
     if not least <= seconds <= MAX_TIMEOUT_S:
         raise SettingsError(
-            f"--rdzv-conf has {name}={value}: it must lie between {least:g} and {MAX_TIMEOUT_S:g} seconds"
+            f"--rdzv-conf has {name}={value}: it must be between {least:g} and {MAX_TIMEOUT_S:g} seconds"
         )
     return seconds
 
@@ -161,12 +161,12 @@ def _seconds(name: str, value: Any) -> float:
 def _count(name: str, value: Any) -> int:
     count: int = _number(name, value, int, "a whole number, such as 3")
     if not 1 <= count <= 1000:
-        raise SettingsError(f"--rdzv-conf has {name}={value}: it must lie between 1 and 1000")
+        raise SettingsError(f"--rdzv-conf has {name}={value}: it must be between 1 and 1000")
     return count
 
 
-def _number(name: str, value: Any, kind: Callable[[str], Any], what: str) -> Any:
+def _number(name: str, value: Any, kind: Callable[[str], Any], expected: str) -> Any:
     try:
         return kind(str(value))
     except ValueError:
-        raise SettingsError(f"--rdzv-conf has {name}={value}: it must be {what}") from None
+        raise SettingsError(f"--rdzv-conf has {name}={value}: it must be {expected}") from None

@@ -1,4 +1,4 @@
-"""What a node waits for, told in the log after ten seconds, then less and less often."""
+"""Logs what a node waits for, after ten seconds and then less and less often."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 FIRST_S: Final = 10.0
 LONGEST_S: Final = 600.0
 MOST_READ: Final = 64
-"""Registrations that are read to count them; with more of them the number is not told."""
+"""At most as many registrations are read. With more of them, the log gives no number."""
 READ_S: Final = 3.0
 
 
@@ -35,14 +35,14 @@ async def log_while_waiting(
     last_call_s: float,
     first_s: float = FIRST_S,
 ) -> T:
-    """What `seat` gives. While it waits the log says at WARNING what for: after `first_s`, and each time after twice
-    as long, with one read from etcd each time."""
-    async with Background("the notice of what the rendezvous waits for") as telling:
-        telling.start(_tell(client, keys, node, limits, last_call_s, first_s))
+    """Awaits `seat` and returns its result. Meanwhile logs at WARNING what it waits for: after `first_s`, then at
+    doubling intervals, with one read from etcd each time."""
+    async with Background("the notice of what the rendezvous waits for") as logging_task:
+        logging_task.start(_log_waits(client, keys, node, limits, last_call_s, first_s))
         return await seat
 
 
-async def _tell(
+async def _log_waits(
     client: Client, keys: RendezvousKeys, node: RendezvousNode, limits: Limits, last_call_s: float, pause_s: float
 ) -> None:
     while True:
@@ -50,7 +50,7 @@ async def _tell(
         pause_s = min(LONGEST_S, pause_s * 2)
         try:
             found = await client.range(keys.nodes, limit=MOST_READ, timeout_s=READ_S)
-        except EtcdError:  # told by those who need it
+        except EtcdError:  # reported by the code that needs etcd
             continue
         known = [Registration.decode_or_none(item.value) for item in found.kvs]
         current = node.known.round
@@ -60,27 +60,29 @@ async def _tell(
                 "one of them leaves"
             )
         else:
-            there = [one for one in known if one is not None]
-            text = what_is_missing(there, limits, last_call_s) if len(known) < MOST_READ else "waiting for more nodes"
+            registered = [one for one in known if one is not None]
+            text = (
+                what_is_missing(registered, limits, last_call_s) if len(known) < MOST_READ else "waiting for more nodes"
+            )
         if text is not None:
             log.warning("rendezvous of %s: %s", keys.run, text)
 
 
-def what_is_missing(there: Sequence[Registration], limits: Limits, last_call_s: float) -> str | None:
-    """Why no round is formed of those who are there; None when one is due."""
-    asking = [one for one in there if one.asks]
+def what_is_missing(registered: Sequence[Registration], limits: Limits, last_call_s: float) -> str | None:
+    """Why the registered nodes do not form a round; None if one is about to be formed."""
+    asking = [one for one in registered if one.asks]
     epoch = max((one.epoch for one in asking), default=0)
-    former = sum(one.epoch < epoch for one in there)
-    running = sum(one.epoch == epoch and not one.asks for one in there)
+    former = sum(one.epoch < epoch for one in registered)
+    running = sum(one.epoch == epoch and not one.asks for one in registered)
     count = sum(one.epoch == epoch for one in asking)
     if former:
-        return f"waiting until the nodes of the run that has ended have left: {_nodes(former)} there"
+        return f"waiting until the nodes of the ended run have left: {_nodes(former)} registered"
     if running:
-        return f"waiting until those that train, {_nodes(running)}, stop their workers and meet this one"
+        return f"waiting until the training nodes ({_nodes(running)}) stop their workers and join this one"
     if count < limits.min_nodes:
-        return f"{_nodes(count)} there, of --nnodes={limits}: waiting for {limits.min_nodes - count} more"
+        return f"{_nodes(count)} of --nnodes={limits}: waiting for {limits.min_nodes - count} more"
     if count < limits.max_nodes:
-        return f"{_nodes(count)} there, of --nnodes={limits}: waiting {last_call_s:g} s (last_call_timeout) for others"
+        return f"{_nodes(count)} of --nnodes={limits}: waiting {last_call_s:g} s (last_call_timeout) for others"
     return None
 
 
