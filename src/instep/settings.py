@@ -81,17 +81,17 @@ class Settings:
             )
         if not MIN_TTL_S <= self.ttl_s <= MAX_TTL_S:
             raise SettingsError(
-                f"INSTEP_TTL_S is {self.ttl_s}: it must lie between {MIN_TTL_S} and {MAX_TTL_S} seconds"
+                f"INSTEP_TTL_S is {self.ttl_s}: it must be between {MIN_TTL_S} and {MAX_TTL_S} seconds"
             )
 
         if not MIN_STALL_TIMEOUT_S <= self.stall_timeout_s <= MAX_STALL_TIMEOUT_S:  # nor when it is no number
             raise SettingsError(
-                f"INSTEP_STALL_TIMEOUT_S is {self.stall_timeout_s:g}: it must lie between {MIN_STALL_TIMEOUT_S:g} and "
+                f"INSTEP_STALL_TIMEOUT_S is {self.stall_timeout_s:g}: it must be between {MIN_STALL_TIMEOUT_S:g} and "
                 f"{MAX_STALL_TIMEOUT_S:g} seconds"
             )
         if not MIN_GRACE_S <= self.grace_s <= MAX_GRACE_S:
             raise SettingsError(
-                f"INSTEP_GRACE_S is {self.grace_s:g}: it must lie between {MIN_GRACE_S:g} and {MAX_GRACE_S:g} seconds"
+                f"INSTEP_GRACE_S is {self.grace_s:g}: it must be between {MIN_GRACE_S:g} and {MAX_GRACE_S:g} seconds"
             )
 
     def __repr__(self) -> str:

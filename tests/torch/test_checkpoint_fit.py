@@ -38,7 +38,7 @@ def test_what_was_saved_by_the_same_script_fits() -> None:
     ("model", "told"),
     [
         (nn.Linear(2, 3), r"weight has the shape \(2, 2\) there and \(3, 2\)"),
-        (nn.Linear(2, 2, bias=False), "has bias, which this script's has not"),
+        (nn.Linear(2, 2, bias=False), "has bias, which this script's does not have"),
         (nn.Bilinear(2, 2, 2), "weight has the shape"),
         (nn.Sequential(nn.Linear(2, 2)), "it has no 0.bias, 0.weight"),
     ],

@@ -81,7 +81,7 @@ def test_a_value_planted_in_a_shard_runs_nothing(folder: Path, tmp_path: Path) -
 def test_what_is_no_list_of_shards_is_refused(folder: Path, document: bytes) -> None:
     folder.mkdir()
     (folder / METADATA).write_bytes(document)
-    with pytest.raises(ValueError, match="is no list of shards"):
+    with pytest.raises(ValueError, match="is not a list of shards"):
         read_metadata(folder, Owners(folder))
 
 
@@ -90,5 +90,5 @@ def test_shards_lie_in_the_directory(folder: Path, name: str) -> None:
     folder.mkdir()
     planted = Metadata({}, storage_data={MetadataIndex("a"): _StorageInfo(name, 0, 1)})
     (folder / METADATA).write_bytes(pickle.dumps(planted))
-    with pytest.raises(ValueError, match="is no list of shards"):
+    with pytest.raises(ValueError, match="is not a list of shards"):
         read_metadata(folder, Owners(folder))

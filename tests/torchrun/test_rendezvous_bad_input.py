@@ -103,7 +103,7 @@ def write(etcd: EtcdServer, *pairs: tuple[str, str]) -> None:
         ("last_call_timeout", "-1", "it must be between 0 and 604800 seconds"),
         ("keep_alive_max_attempt", "2.5", "it must be a whole number, such as 3"),
         ("keep_alive_max_attempt", "0", "it must be between 1 and 1000"),
-        ("keep_alive_interval", "0.1", "is 0 s: it is how long a dead node is still counted, and must lie between 2"),
+        ("keep_alive_interval", "0.1", "is 0 s: it is the time until a dead node is noticed, and must be between 2"),
         ("namespace", "training", "the namespace 'training' is not usable: it starts with a slash"),
         ("password_file", "/p", "but no user: .*; torchrun takes user and password_file in --rdzv-conf too$"),
         ("user", "ann", "user 'ann' has no password: .*; torchrun takes password_file in --rdzv-conf too$"),
@@ -259,7 +259,7 @@ def test_an_address_of_another_machine_is_refused_after_some_tries(
 ) -> None:
     said = connection_sentence(params(etcd.endpoint, namespace=namespace, local_addr=NOWHERE))
     assert f"does not reach itself as '{NOWHERE}', so the others cannot either" in said
-    assert "give an address of this machine with --local-addr" in said
+    assert "set --local-addr to an address of this machine" in said
     assert f"this node does not reach itself as '{NOWHERE}': retrying for 0.5 s" in caplog.text
     with pytest.raises(SettingsError, match="a name that can be none"):
         await_own_address("a name that can be none", 0)
