@@ -1,6 +1,6 @@
-"""The console entry point `instep`: Ctrl-C ends it without a traceback, also while the modules are being loaded.
+"""The console entry point `instep`. Ctrl-C ends it without a traceback, also while modules are loading.
 
-Beside the package, because importing anything of the package loads most of it first.
+It is outside the package, because importing anything from the package loads most of it first.
 """
 
 from __future__ import annotations
@@ -13,23 +13,25 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Ends the process with the documented exit code."""
-    heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored, as under nohup
-    if heard:
+    """Runs the command line and exits with the documented exit code."""
+    handles_interrupt = (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )  # otherwise it is ignored, as under nohup
+    if handles_interrupt:
         signal.signal(signal.SIGINT, _leave)
     from instep.cli import main as command
 
     try:
-        if heard:
+        if handles_interrupt:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         command()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     finally:
-        if heard:
+        if handles_interrupt:
             signal.signal(signal.SIGINT, _leave)
 
 
 def _leave(number: int, frame: object) -> None:
-    """Nothing has begun yet, or all is done."""
+    """Exits at once: no work has started yet, or all is done."""
     os._exit(INTERRUPTED)

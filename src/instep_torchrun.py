@@ -1,6 +1,6 @@
-"""What torch loads each time torch.distributed.elastic is imported: nothing of Instep until its handler is asked for.
+"""The entry point `etcd3` of the group `torchrun.handlers` (torch 2.6 and later).
 
-The entry point `etcd3` of the group `torchrun.handlers` (torch >= 2.6).
+torch loads it with torch.distributed.elastic, so it imports nothing of Instep until its handler is requested.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FORK_SUPPORT = "GRPC_ENABLE_FORK_SUPPORT"
 
 
 def etcd3() -> Callable[[RendezvousParameters], RendezvousHandler]:
-    """Returns what makes the handler of `torchrun --rdzv-backend=etcd3`."""
+    """The factory of the handler for `torchrun --rdzv-backend=etcd3`."""
     return _create_handler
 
 
@@ -31,10 +31,10 @@ def _create_handler(params: RendezvousParameters) -> RendezvousHandler:
 
 @contextmanager
 def _without_fork_support() -> Iterator[None]:
-    """gRPC, loaded inside, leaves forked children alone: what it does in them by itself ends one in ten by a
-    segmentation fault when a call was under way, and torch forks workers (start_method="fork").
+    """Loads gRPC without its fork support. That support crashes one in ten forked children with a segmentation fault if
+    a call was in progress, and torch forks workers (start_method="fork").
 
-    Limit: a program that has loaded gRPC before has to set the variable itself.
+    Limit: a program that has already loaded gRPC must set the variable itself.
     """
     if FORK_SUPPORT in os.environ:
         yield

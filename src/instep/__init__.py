@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 __version__ = VERSION
 
-logging.getLogger("instep").addFilter(OneLine())  # here: every process of ours imports this package first
+logging.getLogger("instep").addFilter(OneLine())  # here, because every process of Instep imports this package first
 
 __all__ = [
     # joining a run
@@ -94,11 +94,11 @@ __all__ = [
 ]
 
 if PROTECTED_VARIABLE in os.environ:
-    importlib.import_module("instep.worker.children")  # this may be a DataLoader worker, which prepares itself here
+    importlib.import_module("instep.worker.children")  # this may be a DataLoader worker, which is set up here
 
 
 def __getattr__(name: str) -> object:
-    """Loads the part for training scripts, and pydantic with it, on first use: the agent and the commands need less."""
+    """Loads the names for training scripts, and pydantic, on first use: the agent and the commands do not need them."""
     if name in ("join", "Run", "Hyperparameters", "FreeConfig", "fixed"):
         return getattr(importlib.import_module("instep.worker"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

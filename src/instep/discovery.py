@@ -1,6 +1,6 @@
-"""Where the local etcd of `instep local` is to be found: a small file, one per user.
+"""Finds the etcd of `instep local`: a small file per user says where it is.
 
-The standard library only, one file read and one connection: `find()` is what a training process calls.
+Training processes call `find()`, so it needs only the standard library, one file read and one connection.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _CONNECT_TIMEOUT_S = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalEtcd:
-    """The etcd that runs: where it listens, which process it is, where its data and its log lie.
+    """The running etcd: its endpoint, its process, and the paths of its data and log.
 
-    `started` names the process beyond its pid: the machine's boot and the process's start in it.
+    `started` identifies the process beyond its pid: the boot id of the machine and the start time of the process.
     """
 
     endpoint: str
@@ -36,8 +36,8 @@ class LocalEtcd:
 
 
 def home() -> Path:
-    """The folder of the local etcd: $XDG_DATA_HOME/instep, by default ~/.local/share/instep. Raises SettingsError where
-    this user has no home."""
+    """The folder of the local etcd: $XDG_DATA_HOME/instep, by default ~/.local/share/instep. Raises SettingsError if
+    the user has no home folder."""
     base = os.environ.get("XDG_DATA_HOME")
     try:
         return (Path(base) if base else Path.home() / ".local" / "share") / "instep"
@@ -49,20 +49,19 @@ def home() -> Path:
 
 
 def find() -> LocalEtcd | None:
-    """The local etcd that runs now, if one does: its process is the one that was started and its port
-    answers.
+    """The local etcd if it runs: its process is the one that was started, and its port answers.
 
-    Takes at most 0.5 s, and no connection at all when none was started.
+    Takes at most 0.5 s. Opens no connection if none was started.
     """
     known = read()
     return known if known is not None and lives(known) and answers(known.endpoint) else None
 
 
 def start_of(pid: int) -> str | None:
-    """What tells this process from every other that had or will have its pid; None when it has ended."""
+    """Identifies this process among all that ever have its pid; None if it has ended."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        # The name in parentheses may itself hold spaces and parentheses.
+        # The name in parentheses may contain spaces and parentheses.
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):
         return None
@@ -91,10 +90,10 @@ def read() -> LocalEtcd | None:
         found = json.loads(discovery_file().read_text(encoding="utf-8"))
         if not (isinstance(found["pid"], int) and found["started"]):
             return None
-        urlsplit(found["endpoint"]).port  # noqa: B018  # raises for what is no endpoint
+        urlsplit(found["endpoint"]).port  # noqa: B018  # raises for an invalid endpoint
         return LocalEtcd(**{field.name: found[field.name] for field in fields(LocalEtcd)})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SettingsError):
-        # SettingsError: there is no home, as in a container whose user has no entry in passwd.
+        # SettingsError: no home folder, as in a container whose user has no entry in passwd.
         return None
 
 
@@ -105,6 +104,6 @@ def write(local: LocalEtcd) -> None:
 
 
 def forget(local: LocalEtcd) -> None:
-    """Remove the discovery file, unless it speaks of another etcd by now."""
+    """Removes the discovery file, unless it describes another etcd by now."""
     if read() == local:
         discovery_file().unlink(missing_ok=True)

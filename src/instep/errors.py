@@ -1,7 +1,7 @@
-"""One shallow tree of errors. Each says what happened and how to cure it, and carries its facts as fields.
+"""One shallow tree of errors. Each message says what happened and how to fix it; details are in typed fields.
 
-Foreign errors (grpc, pydantic, the operating system) are translated into these at one border per package and never
-reach a user bare.
+Each package translates foreign errors (grpc, pydantic, the operating system) into these in one place, so no foreign
+error reaches a user.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from instep.text import one_line
 
 
 class InstepError(Exception):
-    """The root: every error that Instep raises on purpose.
+    """The base class of all errors that Instep raises on purpose.
 
-    `exit_code` is what the command line exits with when this error ends it (docs/howto/exit-codes.md). As text it is
-    one line that a terminal or a log can show, whatever it quotes.
+    `exit_code` is the exit code of the command line for this error (docs/howto/exit-codes.md). Its text is one line
+    that is safe to show in a terminal or a log, whatever it quotes.
     """
 
     exit_code = 1
@@ -25,7 +25,7 @@ class InstepError(Exception):
 
 
 class SettingsError(InstepError):
-    """A setting, an argument or a name is not usable; nothing was contacted or written."""
+    """A setting, an argument or a name is not usable. Nothing was contacted or written."""
 
     exit_code = 2
 
@@ -34,11 +34,11 @@ class SettingsError(InstepError):
 
 
 class EtcdError(InstepError):
-    """etcd answered with an error, or could not be asked. `code` is the gRPC status name, if there was one."""
+    """etcd answered with an error, or could not be reached. `code` is the gRPC status name, if there was one."""
 
     exit_code = 3
     applied_unknown = False
-    """Whether a write that ended with this error may have been applied."""
+    """Whether a write that failed with this error may have been applied."""
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
         super().__init__(message)
@@ -46,7 +46,7 @@ class EtcdError(InstepError):
 
 
 class EtcdUnavailable(EtcdError):
-    """No endpoint answered in time. `applied_unknown` is True when a write was sent and its fate is not known."""
+    """No endpoint answered in time. `applied_unknown`: a write was sent, and it is unknown whether it was applied."""
 
     exit_code = 3
 
@@ -56,17 +56,17 @@ class EtcdUnavailable(EtcdError):
 
 
 class EtcdDenied(EtcdError):
-    """etcd refused who we are: wrong user or password, no permission, or a certificate one side does not accept."""
+    """etcd refused the client: wrong user or password, no permission, or a certificate that one side rejects."""
 
     exit_code = 4
 
 
 class EtcdFull(EtcdError):
-    """etcd's database has reached its quota (alarm NOSPACE): it takes no writes until space is made and the alarm is
-    disarmed. Reads, deletions and leases that stand go on.
+    """etcd's database has reached its quota (alarm NOSPACE). It accepts no writes until there is space and the alarm is
+    disarmed. Reads, deletions and existing leases keep working.
 
-    etcd applies a write that was on its way when the quota was reached and refuses it all the same: so its fate is not
-    known, but it is settled; a reading tells.
+    etcd may have applied a write that was in flight when the quota was reached, although it reports this error. It does
+    not apply the write later: a read shows the result.
     """
 
     applied_unknown = True
@@ -77,7 +77,8 @@ class EtcdFull(EtcdError):
 
 
 class Compacted(EtcdError):
-    """The revision asked for is gone. List again, then watch from there. `compact_revision` is the oldest left."""
+    """The requested revision was compacted. List again, then watch from there. `compact_revision`: the oldest one
+    left."""
 
     def __init__(self, message: str, *, compact_revision: int) -> None:
         super().__init__(message, code="OUT_OF_RANGE")
@@ -85,12 +86,12 @@ class Compacted(EtcdError):
 
 
 class HistoryChanged(Compacted):
-    """etcd holds another history than the one that was read before: it was restored from a backup, emptied, or
-    replaced. List again, and trust nothing that was read of it before."""
+    """etcd has another history than the one read before: it was restored from a backup, emptied, or replaced. List
+    again, and discard what was read before."""
 
 
 class LeaseLost(EtcdError):
-    """The lease is gone, or can no longer be shown to be valid; whatever it guarded is no longer ours."""
+    """The lease has expired, or may have expired. What it protected can belong to another process."""
 
     def __init__(self, message: str, *, lease_id: int) -> None:
         super().__init__(message, code="NOT_FOUND")
@@ -101,7 +102,7 @@ class LeaseLost(EtcdError):
 
 
 class ConfigError(InstepError):
-    """Hyperparameters that do not parse or validate. `problems` maps each name to its reason."""
+    """Hyperparameters do not parse or validate. `problems` maps each name to the reason."""
 
     exit_code = 5
 
@@ -111,29 +112,29 @@ class ConfigError(InstepError):
 
 
 class RunNotFound(InstepError):
-    """No run of that name is in etcd."""
+    """etcd has no run with that name."""
 
     exit_code = 6
 
 
 class NotRunning(RunNotFound):
-    """No worker of the run trains, so there is nobody to do what was asked; nothing was written."""
+    """No worker of the run is training, so the request cannot be carried out. Nothing was written."""
 
 
 class CommandRefused(InstepError):
-    """What the run cannot do as things stand: refused before it was written, or declined by the run afterwards."""
+    """The run cannot execute a command now. It was refused before it was written, or declined by the run."""
 
     exit_code = 5
 
 
 class JoinError(InstepError):
-    """The worker could not become part of the run."""
+    """The worker could not join the run."""
 
     exit_code = 7
 
 
 class JoinTimeout(JoinError):
-    """The view did not form in time. `missing` holds the ranks that had not joined, as far as is known."""
+    """The view did not form in time. `missing`: the ranks that had not joined, as far as known."""
 
     def __init__(self, message: str, *, missing: Sequence[int] = ()) -> None:
         super().__init__(message)
@@ -141,15 +142,15 @@ class JoinTimeout(JoinError):
 
 
 class JoinRefused(JoinError):
-    """The run's leader refused this worker: it disagrees with the others on the world size or the schema."""
+    """The leader refused this worker: its world size or schema differs from that of the others."""
 
 
 class RunClosed(JoinError):
-    """The run has ended for all its nodes: nobody joins it any more. Its id may be used for another run."""
+    """The run has ended for all nodes, and no node can join it. Its id can be used for another run."""
 
 
 class Evicted(InstepError):
-    """This worker's rank was taken over by a later join; it must not run another step."""
+    """A later join took over this worker's rank. The worker must not run another step."""
 
     exit_code = 8
 
@@ -159,13 +160,13 @@ class Evicted(InstepError):
 
 
 class StepError(InstepError):
-    """Steps must rise from one boundary to the next, else nobody could say what holds at a step."""
+    """Steps must increase from one boundary to the next: otherwise, the values of a step would be ambiguous."""
 
     exit_code = 2
 
 
 class GateTimeout(InstepError):
-    """A decision that this rank must know before it goes on could not be read from etcd in `waited_s`."""
+    """A decision that this rank needs before its next step could not be read from etcd within `waited_s` seconds."""
 
     exit_code = 9
 
@@ -176,8 +177,8 @@ class GateTimeout(InstepError):
 
 
 class Preempted(InstepError):
-    """This process was told to end (SIGTERM), and the run had not agreed to save and stop while there was time for a
-    save. Nothing was saved now: the newest committed checkpoint stands."""
+    """This process received SIGTERM, and the run did not agree to save and stop while there was time for a save. No
+    checkpoint was saved; the newest committed one remains."""
 
     exit_code = 13
 
@@ -188,19 +189,19 @@ class Preempted(InstepError):
 
 
 class AgentError(InstepError):
-    """The node's agent could not be started or reached."""
+    """The agent of this node could not be started or reached."""
 
     exit_code = 10
 
 
 class ReceiptTimeout(InstepError):
-    """The change was written, but not applied everywhere in the time given; it stays desired."""
+    """The change was written, but not applied on all ranks in time. It stays desired."""
 
     exit_code = 11
 
 
 class ChangeRejected(ConfigError):
-    """The change was written, but the run refused it; the agreed values are unchanged."""
+    """The change was written, but the run rejected it. The agreed values are unchanged."""
 
     exit_code = 5
 
@@ -212,7 +213,7 @@ class CheckpointError(InstepError):
 
 
 class BindError(InstepError):
-    """An optimizer or scheduler that Instep cannot steer as asked."""
+    """`bind` cannot steer this optimizer or scheduler as requested."""
 
     exit_code = 2
 
@@ -221,7 +222,7 @@ class BindError(InstepError):
 
 
 class Fenced(InstepError):
-    """Another has come after us, so what we wanted to write was refused. `token` is ours, which no longer counts."""
+    """A newer holder exists, so the write was refused. `token` is the outdated token of the caller."""
 
     def __init__(self, message: str, *, token: int) -> None:
         super().__init__(message)
@@ -229,8 +230,8 @@ class Fenced(InstepError):
 
 
 class BarrierTimeout(InstepError):
-    """Not all came to the barrier, or left it, in time. `missing` names them where names are known; `missing_count`
-    tells how many they are, as far as etcd could say."""
+    """Not all participants reached the barrier, or left it, in time. `missing`: their names, where known;
+    `missing_count`: how many are missing, as far as known."""
 
     exit_code = 14
 
@@ -242,7 +243,7 @@ class BarrierTimeout(InstepError):
 
 
 class NameTaken(InstepError):
-    """Another session holds that name. It is free again when that one leaves, or when its lease has ended."""
+    """Another session holds that name. It becomes free when that session leaves or its lease expires."""
 
     def __init__(self, message: str, *, name: str) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Names of runs, hyperparameters and namespaces: they become parts of etcd keys, so they are checked before any use."""
+"""Names of runs, hyperparameters and namespaces. They become parts of etcd keys, so each is validated before use."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from instep.errors import SettingsError
 DEFAULT_NAMESPACE = "/training"
 MAX_LENGTH = 100
 INCARNATION_LENGTH = 11
-"""Characters of an incarnation: 64 random bits in base 62, the same for all so that views can join them. With its rank
-it identifies one process of a run."""
+"""Characters of an incarnation: 64 random bits in base 62, a fixed length because views concatenate them. Rank and
+incarnation identify one process of a run."""
 REVISION_BITS = 44
-"""Of a fencing token, for the create revision; the run's epoch is above. They last for 5,000 years of 100 writes a
-second."""
+"""The low bits of a fencing token, for the create revision; the epoch of the run is in the bits above. They last for
+5,000 years at 100 writes per second."""
 FIXED_KEY = "x-instep-fixed"
-"""Marks, in the JSON Schema, a hyperparameter that is read at the start of a view and refused while it runs."""
+"""In the JSON Schema: marks a hyperparameter that is read at the start of a view and cannot be changed live."""
 PROTECTED_VARIABLE = "INSTEP_PROTECTS_WORKERS_OF"
-"""Environment variable that tells spawned children the pid of the process whose DataLoader workers are protected."""
+"""Environment variable for spawned children: the pid of the process whose DataLoader workers are protected."""
 REPLAY_KEY = "x-instep-replay"
-"""Holds, in the JSON Schema, the digest of the schedule that the run replays."""
+"""In the JSON Schema: the digest of the schedule that the run replays."""
 PREFER_KEY = "x-instep-prefer"
-"""Is "script", in the JSON Schema, where the script's values win over those in etcd when the run starts."""
+"""In the JSON Schema: "script" if the script's values win over those in etcd when the run starts."""
 MAX_VALUE_BYTES = 64 * 1024
 """The largest JSON text of one hyperparameter."""
 MAX_TOTAL_BYTES = 256 * 1024
-"""The most that all values of a run may have together: a view holds them four times, and etcd takes 1.5 MiB."""
+"""The limit for all values of a run together: a view holds them four times, and etcd accepts 1.5 MiB."""
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _NAMESPACE = re.compile(r"(/[A-Za-z0-9][A-Za-z0-9._-]*)+\Z")
@@ -52,7 +52,7 @@ def check_barrier_name(name: object) -> str:
 
 
 def is_hyperparameter_name(name: str) -> bool:
-    """For keys that anybody may have written: one that cannot be a name is nobody's hyperparameter."""
+    """Whether a key, which anybody may have written, is a valid name of a hyperparameter."""
     return len(name) <= MAX_LENGTH and _PART.match(name) is not None
 
 

@@ -1,6 +1,6 @@
-"""The folder where the workers of one node meet their agent: 0700, ours, and the same for all workers of a run.
+"""The folder in which the workers of one node find their agent: mode 0700, and the same for all workers of a run.
 
-`INSTEP_RUNTIME_DIR` moves it (two nodes on one machine, or a volume shared with a sidecar).
+`INSTEP_RUNTIME_DIR` moves it, as for two nodes on one machine, or for a volume shared with a sidecar.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ MAX_SOCKET_PATH = 107
 
 
 def process_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that a process of our own inherits: what Python, the libraries that it loads and name resolution
-    need. `INSTEP_TAG`, any text, is among them: it marks all processes of one job.
+    """The variables that Instep's own processes inherit: those that Python, its libraries and name resolution need, and
+    `INSTEP_TAG`, an arbitrary text that marks all processes of one job.
 
-    Promise: no credential of etcd, and no secret of the training script, is in the environment of a process that lives
-    as long as the run.
+    Promise: no etcd credential and no secret of the training script is in the environment of a process that lives as
+    long as the run.
     """
     return {
         name: value for name, value in environ.items() if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)
@@ -43,7 +43,7 @@ def process_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 class RuntimeFolder:
-    """Paths of one run on this node. Creating it creates the folder, or refuses one that others could write to."""
+    """The paths of one run on this node. Creates the folder, and refuses one that other users could write to."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -56,7 +56,7 @@ class RuntimeFolder:
 
     @classmethod
     def of(cls, run: str, settings: Settings) -> RuntimeFolder:
-        """Workers with the same run, namespace and etcd share one folder and so one agent."""
+        """The folder of a run. Workers with the same run, namespace and etcd share one folder, and so one agent."""
         import hashlib  # late: it loads a cryptographic library, which not every trainer has loaded
 
         identity = "\0".join([run, settings.namespace, *sorted(settings.endpoints), settings.user or ""])
@@ -73,41 +73,42 @@ class RuntimeFolder:
 
     @property
     def node(self) -> Path:
-        """Holds the node's name, so that an agent started after a crash speaks for the same node."""
+        """The file with the node's name: an agent that starts after a crash keeps the name."""
         return self.path / "node"
 
     @property
     def roster(self) -> Path:
-        """Who trains on this node: for the agent that comes after one that died."""
+        """The file with the workers of this node, for the agent that starts after a crash."""
         return self.path / "roster"
 
     @property
     def lease(self) -> Path:
-        """Holds the id of the agent's lease: for the agent that comes after one that died."""
+        """The file with the id of the agent's lease, for the agent that starts after a crash."""
         return self.path / "lease"
 
     @property
     def end(self) -> Path:
-        """Why the last agent ended, for the log of the next one."""
+        """The file with the reason why the last agent ended, for the log of the next one."""
         return self.path / "end"
 
     def place(self) -> str:
-        """Distinguishes this folder on this machine, since its boot, from any copy of it; empty where that is unknown.
+        """Identifies this folder on this machine since its boot, as opposed to a copy of it. Empty if unknown.
 
-        Limit: machines that continue from one snapshot of a running one, its memory included, have one place.
+        Limit: machines that continue from the same snapshot of a running machine, including memory, have the same
+        place.
         """
         boot = _read("/proc/sys/kernel/random/boot_id")
         found = self.path.stat()
         return f"{boot} {_read('/etc/machine-id')} {found.st_dev:x}:{found.st_ino:x}" if boot else ""
 
     def claim(self) -> int | None:
-        """The locked descriptor that makes its holder this folder's agent, or None while there is one.
+        """A locked descriptor, whose holder is this folder's agent; None if there is an agent already.
 
-        The lock belongs to the open file: it passes to an agent that inherits the descriptor, and the kernel frees it
-        when the last holder has died. Raises SettingsError for a folder that takes no files.
+        The lock belongs to the open file: an agent that inherits the descriptor holds it, and the kernel releases it
+        when the last holder exits. Raises SettingsError if no file can be created in the folder.
         """
         for folder in (self.path.parent, self.path):
-            _make_private(folder)  # somebody who cleans /tmp may have removed it
+            _make_private(folder)  # a cleanup of /tmp may have removed it
         try:
             descriptor = os.open(self.path / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -146,5 +147,5 @@ def _make_private(path: Path) -> None:
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise SettingsError(
             f"the folder {path} must be a directory of yours that nobody else can enter (mode 0700): "
-            "mend it, or set INSTEP_RUNTIME_DIR to another"
+            "fix its owner and mode, or set INSTEP_RUNTIME_DIR to another folder"
         )

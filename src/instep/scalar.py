@@ -1,4 +1,4 @@
-"""One hyperparameter's value: a plain JSON scalar, as etcd holds it and people write it."""
+"""The value of one hyperparameter: a JSON scalar, as etcd holds it and people write it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ Scalar = bool | int | float | str | None
 
 
 def parse_scalar(text: str) -> Scalar:
-    """One JSON scalar. Raises ValueError, with the cure, for anything else: lists, NaN, bare words, over 64 KiB."""
+    """Parses one JSON scalar. Raises ValueError, with the fix, for anything else: lists, NaN, bare words, over 64
+    KiB."""
     if len(text.encode()) > MAX_VALUE_BYTES:
         raise ValueError(f"it has {len(text.encode())} bytes; {MAX_VALUE_BYTES} is the most a hyperparameter may have")
     try:
@@ -27,17 +28,17 @@ def parse_scalar(text: str) -> Scalar:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{shortened(text)} is beyond what a float can hold")
     if isinstance(value, str) and not _is_utf8(value):
-        raise ValueError(f"{shortened(text)} holds a lone surrogate: it is no text that UTF-8 can hold")
+        raise ValueError(f"{shortened(text)} has a lone surrogate: it is not valid UTF-8 text")
     return value  # type: ignore[no-any-return]  # json.loads is untyped; the cases above leave scalars
 
 
 def format_scalar(value: Scalar) -> str:
-    """The JSON text that etcd holds for a value."""
+    """The JSON text of a value, as etcd holds it."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def same(left: Scalar, right: Scalar) -> bool:
-    """Equal in value and kind: 1 and True differ, 1 and 1.0 do not."""
+    """Whether two values are equal, and both or neither are bools: 1 and True differ, 1 and 1.0 do not."""
     return left == right and isinstance(left, bool) == isinstance(right, bool)
 
 

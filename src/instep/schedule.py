@@ -1,7 +1,7 @@
-"""Which values hold at which step: what `instep history RUN --export FILE` writes and `instep.join(replay=FILE)` reads.
+"""The values of a run by step: what `instep history RUN --export FILE` writes and `instep.join(replay=FILE)` reads.
 
 One JSON document: `{"instep_schedule": 1, "run", "values", "changes": [{"step", "values", "author", "reason"}]}`.
-`values` hold from the first step on; each change holds from its step on, before which every rank applies it.
+`values` are valid from the first step on, and each change from its step on: every rank applies it before that step.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from instep.scalar import Scalar, format_scalar
 FORMAT: Final = 1
 MARK: Final = "instep_schedule"
 MAX_STEP: Final = 2**62 - 1
-_CURE: Final = "write it anew with 'instep history RUN --export FILE'"
+_FIX: Final = "export it again with 'instep history RUN --export FILE'"
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledChange:
-    """`values` are those that change before `step`; who wanted it and why is for people only."""
+    """The values that change before `step`. Author and reason are for people only."""
 
     step: int
     values: Mapping[str, Scalar]
@@ -36,7 +36,7 @@ class ScheduledChange:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Immutable. The steps of the changes rise."""
+    """An immutable schedule. The steps of its changes increase."""
 
     run: str
     values: Mapping[str, Scalar]
@@ -54,36 +54,36 @@ class Schedule:
 
     @cached_property
     def digest(self) -> str:
-        """Of what is trained with: steps, names and values. Authors and reasons do not count."""
+        """A hash of steps, names and values. Authors and reasons do not count."""
         content = [dict(self.values), *([change.step, dict(change.values)] for change in self.changes)]
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Of all values, also those that come up in a change only."""
+        """The names of all values, including those that occur only in a change."""
         return tuple(dict.fromkeys((*self.values, *(name for change in self.changes for name in change.values))))
 
     @classmethod
     def decode(cls, text: str) -> Schedule:
-        """Raises SettingsError, in one sentence without the file's name, for anything else."""
+        """Parses a document. Raises SettingsError, with a message that omits the file name, if it is invalid."""
         document = _json(text)
         if not isinstance(document, dict) or MARK not in document:
-            raise SettingsError(f"it is no schedule of Instep: it has no {MARK!r}; {_CURE}")
+            raise SettingsError(f"it is not a schedule of Instep: it has no {MARK!r}; {_FIX}")
         if document[MARK] != FORMAT or isinstance(document[MARK], bool):
             raise SettingsError(
-                f"its format is {_shown(document[MARK])}, and this version of Instep reads {FORMAT}: {_CURE}"
+                f"its format is {_shown(document[MARK])}, and this version of Instep reads {FORMAT}: {_FIX}"
             )
         changes = document.get("changes")
         if not isinstance(changes, list):
-            raise SettingsError(f"its changes are no list: {_CURE}")
+            raise SettingsError(f"its changes are not a list: {_FIX}")
         found: list[ScheduledChange] = []
         for number, item in enumerate(changes, 1):
             change = _change(item, f"change {number}")
             if found and change.step <= found[-1].step:
                 raise SettingsError(
                     f"change {number} is for step {change.step} and comes after one for step {found[-1].step}: "
-                    "the steps must rise"
+                    "the steps must increase"
                 )
             found.append(change)
         return cls(_text(document.get("run")) or "", _values(document.get("values"), "the start"), tuple(found))
@@ -94,7 +94,7 @@ def _json(text: str) -> Any:
         return json.loads(text, parse_constant=_refused, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         reason = f" ({error})" if isinstance(error, ValueError) else ""
-        raise SettingsError(f"it is not JSON{reason}: {_CURE}") from None
+        raise SettingsError(f"it is not JSON{reason}: {_FIX}") from None
 
 
 def _change(item: object, what: str) -> ScheduledChange:
@@ -102,7 +102,7 @@ def _change(item: object, what: str) -> ScheduledChange:
         raise SettingsError(f"{what} is {_shown(item)}: it must be an object with step and values")
     step = item.get("step")
     if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= MAX_STEP:
-        raise SettingsError(f"the step of {what} is {_shown(step)}: it must be a whole number from 0 on")
+        raise SettingsError(f"the step of {what} is {_shown(step)}: it must be a whole number of at least 0")
     values = _values(item.get("values"), f"{what} (step {step})")
     if not values:
         raise SettingsError(f"{what} (step {step}) changes no value: leave it out")
@@ -128,7 +128,7 @@ def _problem(value: object) -> str | None:
     try:
         size = len(format_scalar(value).encode())  # type: ignore[arg-type]  # JSON leaves scalars
     except (UnicodeEncodeError, ValueError):
-        return "that cannot be written as UTF-8 text"
+        return "that is not valid UTF-8 text"
     return f"it has {size} bytes, and {MAX_VALUE_BYTES} is the most" if size > MAX_VALUE_BYTES else None
 
 
@@ -145,12 +145,12 @@ def _shown(value: object) -> str:
 
 
 def _refused(constant: str) -> float:
-    raise ValueError(f"{constant} is no number that JSON has")
+    raise ValueError(f"{constant} is not valid JSON")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         twice = next(name for name, _ in pairs if sum(other == name for other, _ in pairs) > 1)
-        raise ValueError(f"{twice!r} stands twice in one object")
+        raise ValueError(f"{twice!r} occurs twice in one object")
     return found

@@ -1,6 +1,6 @@
-"""How to reach etcd: arguments first, then INSTEP_ variables, then etcdctl's own, then a running `instep local`.
+"""How to reach etcd: arguments first, then INSTEP_ variables, then etcdctl's variables, then a running `instep local`.
 
-An argument given in code always wins over the environment; nothing is contacted here.
+An argument in code always wins over the environment. This module contacts nothing.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ MIN_TTL_S = 2
 MAX_TTL_S = 3600
 DEFAULT_STALL_TIMEOUT_S = 60.0
 MIN_STALL_TIMEOUT_S = 1.0
-"""Agents look about once a second."""
+"""Agents check about once a second."""
 MAX_STALL_TIMEOUT_S = 604800.0
 DEFAULT_GRACE_S = 30.0
-"""What Kubernetes gives unless told otherwise, and torchrun too."""
+"""The default of Kubernetes and of torchrun."""
 MIN_GRACE_S = 1.0
 MAX_GRACE_S = 604800.0
 DEFAULT_PORT = 2379
@@ -38,7 +38,7 @@ _FALSE = frozenset(("", "0", "false", "f", "no", "n", "off"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Where etcd is and who we are there. Secrets are held as paths where possible, and never shown in repr."""
+    """Where etcd is, and the client's credentials: as paths where possible, and never shown in repr."""
 
     endpoints: tuple[str, ...]
     namespace: str = DEFAULT_NAMESPACE
@@ -46,17 +46,17 @@ class Settings:
     cert: str | None = None
     key: str | None = None
     allow_readable_key: bool = False
-    """Accepts a key file and a password file that other users of the machine can read."""
+    """Accepts key and password files that other users of the machine can read."""
     user: str | None = None
     password_file: str | None = None
     password: str | None = None
     ttl_s: int = DEFAULT_TTL_S
     stall_timeout_s: float = DEFAULT_STALL_TIMEOUT_S
-    """A worker that passes no step boundary for so long, and for 20 times its step time, does not lead any more."""
+    """A worker that passes no step boundary for this long, and for 20 times its step time, loses the lead."""
     grace_s: float = DEFAULT_GRACE_S
-    """What a training process has from a SIGTERM to its expected end by SIGKILL."""
+    """The time from a SIGTERM to the expected SIGKILL of a training process."""
     origin: str = "arguments"
-    """Where the endpoints came from, for messages: the argument, a variable's name, or `instep local`."""
+    """The source of the endpoints, for messages: the argument, the name of a variable, or `instep local`."""
 
     def __post_init__(self) -> None:
         if not self.endpoints:
@@ -80,11 +80,9 @@ class Settings:
                 "unset INSTEP_PASSWORD_FILE"
             )
         if not MIN_TTL_S <= self.ttl_s <= MAX_TTL_S:
-            raise SettingsError(
-                f"INSTEP_TTL_S is {self.ttl_s}: it must be between {MIN_TTL_S} and {MAX_TTL_S} seconds"
-            )
+            raise SettingsError(f"INSTEP_TTL_S is {self.ttl_s}: it must be between {MIN_TTL_S} and {MAX_TTL_S} seconds")
 
-        if not MIN_STALL_TIMEOUT_S <= self.stall_timeout_s <= MAX_STALL_TIMEOUT_S:  # nor when it is no number
+        if not MIN_STALL_TIMEOUT_S <= self.stall_timeout_s <= MAX_STALL_TIMEOUT_S:  # also for NaN
             raise SettingsError(
                 f"INSTEP_STALL_TIMEOUT_S is {self.stall_timeout_s:g}: it must be between {MIN_STALL_TIMEOUT_S:g} and "
                 f"{MAX_STALL_TIMEOUT_S:g} seconds"
@@ -100,16 +98,16 @@ class Settings:
 
     @property
     def secure(self) -> bool:
-        """True when the endpoints are reached with TLS."""
+        """Whether the endpoints use TLS."""
         return self.endpoints[0].startswith("https://")
 
     def to_json(self) -> str:
-        """The whole of it, secrets included: only for a pipe to a process of our own."""
+        """All fields, including secrets: only for a pipe to a process of Instep."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
-        """Fields that this version does not know are left out: the process that writes them may run another one."""
+        """Ignores unknown fields: the writing process may run another version."""
         given = {
             name: value for name, value in json.loads(text).items() if name in {field.name for field in fields(cls)}
         }
@@ -122,9 +120,9 @@ def resolve(
     namespace: str | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Settings:
-    """The settings that hold, from the argument, the environment or a running `instep local`.
+    """The settings from the argument, the environment or a running `instep local`.
 
-    Raises SettingsError, with the cure, when there is no etcd to be found or a value is not usable.
+    Raises SettingsError, with the fix, if no etcd is configured or a value is not usable.
     """
     env = os.environ if environ is None else environ
     if isinstance(etcd, Settings):
@@ -155,7 +153,7 @@ def resolve(
 
 @functools.lru_cache(maxsize=16)
 def _warn_of_plain_text(user: str, endpoints: str) -> None:
-    """Once a process, however often its settings are resolved."""
+    """Warns once per process, user and endpoint."""
     log.warning(
         "the password of etcd user %r is sent unencrypted to %s: anyone who sees that traffic can read it; use "
         "https:// endpoints",
@@ -213,7 +211,7 @@ def _endpoint(url: str, given: str) -> str:
 
 
 def _public(given: str) -> str:
-    """Without what stands before an @: somebody may have put a password there."""
+    """Removes everything before an @, which may be a password."""
     return given.rpartition("@")[2]
 
 
@@ -243,7 +241,7 @@ def _user(env: Mapping[str, str]) -> tuple[str | None, str | None]:
 
 
 def _path(text: str | None) -> str | None:
-    """Absolute: the node's agent reads it too, and works in another folder."""
+    """An absolute path: the node's agent reads the file too, from another working directory."""
     return os.path.abspath(text) if text else None
 
 

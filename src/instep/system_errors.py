@@ -1,4 +1,4 @@
-"""What the operating system refuses, as a sentence with its cure: full disks, quotas, limits."""
+"""Errors of the operating system as messages with a fix: full disks, quotas, limits."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import resource
 from typing import Final
 
 OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""What `accept` fails with while a limit is reached: it succeeds again later, and fails again at once until then."""
+"""Errors of `accept` while a limit is reached: a call later succeeds, but an immediate retry fails again."""
 
 
 def explained(error: OSError, elsewhere: str = "") -> str:
-    """`No space left on device: free space or inodes there, or set ... to another folder`.
+    """A message such as `No space left on device: free space or inodes there, or set ... to another folder`.
 
-    `elsewhere` is the cure when the place itself cannot be used, as in "set X to another folder".
+    `elsewhere` is the alternative if the place itself is not usable, such as "set X to another folder".
     """
     reason = error.strerror or str(error)
     path = f" ({error.filename})" if error.filename is not None else ""

@@ -1,4 +1,4 @@
-"""The only place that starts asyncio tasks: each has an owner that notices how it ends (tests/test_tasks.py)."""
+"""The only module that starts asyncio tasks. Each task has an owner that handles its end (tests/test_tasks.py)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ OnFailure = Callable[[BaseException], None]
 
 
 class Background:
-    """Owns tasks that run beside other work.
+    """Owns background tasks.
 
-    Promise: the exception that ends one is passed to `on_failure`, by default logged with its traceback; `close`, and
-    leaving the `async with` block, cancel those that still run and wait for them. Limit: a task started with
-    `awaited=True` reports nothing: its owner takes its result.
+    Promise: passes the exception of a failed task to `on_failure`, by default logs it with its traceback. `close`, and
+    the end of the `async with` block, cancel the running tasks and wait for them. Limit: it does not report failures of
+    tasks started with `awaited=True`, because the caller awaits those.
     """
 
     def __init__(self, what: str, on_failure: OnFailure | None = None) -> None:
@@ -47,12 +47,12 @@ class Background:
         return task
 
     async def settle(self, timeout_s: float | None) -> None:
-        """Waits at most `timeout_s` seconds until none of those that run now does."""
+        """Waits at most `timeout_s` seconds until the current tasks have ended."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
 
     async def close(self) -> None:
-        """Cancels what still runs, and returns when it has ended."""
+        """Cancels the running tasks and waits until they have ended."""
         await cancelled(*self._tasks)
 
     async def __aenter__(self) -> Self:
@@ -74,7 +74,7 @@ class Background:
 
 
 async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
-    """Returns when one of them has returned, or raises what it raised. The others are cancelled and have ended."""
+    """Returns or raises as soon as one of them does. Cancels the others and waits until they have ended."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -101,7 +101,7 @@ async def all_of(
 @overload
 async def all_of(*works: Coroutine[Any, Any, T]) -> tuple[T, ...]: ...
 async def all_of(*works: Coroutine[Any, Any, Any]) -> tuple[Any, ...]:
-    """What they return, run at once. The first failure cancels the others, and is raised when they have ended."""
+    """Runs all concurrently and returns their results. Raises the first failure after it has cancelled the others."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(work) for work in works]
@@ -111,9 +111,9 @@ async def all_of(*works: Coroutine[Any, Any, Any]) -> tuple[Any, ...]:
 
 
 async def cancelled(*tasks: asyncio.Task[Any]) -> None:
-    """Cancels the tasks and waits until they have ended; their owner has dealt with what they raise.
+    """Cancels the tasks and waits until they have ended. Ignores their exceptions, which their owner handles.
 
-    Not by suppressing CancelledError: that would also swallow the cancellation of the task that waits here.
+    It does not suppress CancelledError, because that would also suppress a cancellation of the calling task.
     """
     for task in tasks:
         task.cancel()

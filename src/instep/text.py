@@ -1,7 +1,7 @@
-"""Text that anybody may have written to etcd, made fit for a terminal, a log and an error message. Pure.
+"""Makes text from etcd, which anybody may have written, safe for a terminal, a log and an error message. Pure.
 
-One function for every place where text leaves a process: the command line's output, the log records of the logger
-`instep` in every process, and the text of an `InstepError`.
+Every place where text leaves a process uses it: the output of the command line, the records of the logger `instep`, and
+the text of an `InstepError`.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import traceback
 import unicodedata
 
 MAX_LINE = 4000
-"""Characters of one line: a longer one is cut."""
+"""Maximum characters of one line; a longer one is truncated."""
 
 _PLAIN = re.compile(r"[ -~]*\Z")
 
 
 def one_line(text: str) -> str:
-    """The text on one line. Line breaks and tabs become spaces; terminal controls, and characters that hide or reorder
-    text, are shown as escapes such as `\\x1b`."""
+    """The text on one line. Replaces line breaks and tabs by spaces. Shows terminal controls, and characters that hide
+    or reorder text, as escapes such as `\\x1b`."""
     if _PLAIN.match(text):
         return text
     return "".join(_shown(char) for char in text)
 
 
 def escaped_json(document: str) -> str:
-    """A JSON document that holds the same data, with what a terminal would obey written as JSON escapes.
+    """The same JSON document, with characters that control a terminal as JSON escapes.
 
-    `document` comes from `json.dumps`, so its only line breaks are between values.
+    `document` is a result of `json.dumps`, so its only line breaks are between values.
     """
     if document.isascii() and "\x7f" not in document:
         return document
@@ -37,7 +37,7 @@ def escaped_json(document: str) -> str:
 
 
 class OneLine(logging.Filter):
-    """Makes each record one line; a traceback keeps its lines, each of them marked."""
+    """Makes each record one line. A traceback keeps its lines, each of them indented."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()

@@ -1,4 +1,4 @@
-"""The version of this package. Agents register it: a run says when its nodes run different ones."""
+"""The version of this package. Agents register it, so a run can report nodes with different versions."""
 
 from typing import Final
 

@@ -68,7 +68,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         (None, "No such file"),
         (b"\xff\xfe", "not UTF-8"),
         (b"lr: 0.1", "not JSON"),
-        (schedule((10, {"lr": 0.5}), (10, {"lr": 0.6})).encode().encode(), "the steps must rise"),
+        (schedule((10, {"lr": 0.5}), (10, {"lr": 0.6})).encode().encode(), "the steps must increase"),
     ],
 )
 def test_a_file_that_is_no_schedule_is_refused(tmp_path: Path, content: bytes | None, said: str) -> None:
