@@ -168,7 +168,9 @@ async def wait_for_etcd(client: Client, keys: RendezvousKeys, limit_s: float) ->
         await client.get(keys.round, timeout_s=min(ATTEMPT_S, left_s))
 
     try:
-        await Retry(UNAVAILABLE, f"etcd does not answer, retrying for {limit_s:g} s (connect_timeout)", timeout_s=limit_s).run(attempt)
+        await Retry(
+            UNAVAILABLE, f"etcd does not answer, retrying for {limit_s:g} s (connect_timeout)", timeout_s=limit_s
+        ).run(attempt)
     except EtcdUnavailable as error:
         raise EtcdUnavailable(f"etcd did not answer within {limit_s:g} s: {error}") from None
     if client.endpoint_count > 1:
