@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DOCS := .cache/docs
 PYTEST_ARGS ?=
 # Most tests wait for servers and processes most of the time.
 PARALLEL ?= --numprocesses 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint bench chaos drills compat model recording etcd-versions lock sbom clean
+.PHONY: help demo test test-long lint bench chaos drills compat model recording docs etcd-versions lock sbom clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -55,10 +56,18 @@ model: ## explores the protocol's Promela model with Spin, and its mutants
 recording: $(READY)  ## records docs/demo.svg from a real run of the demo
 	$(BIN)/python scripts/record_demo.py
 
+$(DOCS)/.ready: requirements-docs.lock
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps --requirement requirements-docs.lock
+	@touch $@
+
+docs: $(DOCS)/.ready  ## the guides and the API reference as a site in site/; fails on broken links and missing docstrings
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
 etcd-versions: ## fetches Debian's etcd versions for the tests to use
 	bash scripts/etcd-versions.sh
 
-lock: ## writes requirements-dev.lock from pyproject.toml: LOCK_ARGS=--upgrade
+lock: ## writes requirements-dev.lock and requirements-docs.lock from pyproject.toml: LOCK_ARGS=--upgrade
 	$(PYTHON) -m venv .cache/lock
 	.cache/lock/bin/pip install --quiet --disable-pip-version-check uv
 	.cache/lock/bin/python scripts/lock.py $(LOCK_ARGS)
@@ -67,4 +76,4 @@ sbom: $(READY)  ## writes dist/instep.cdx.json, a CycloneDX bill of materials of
 	$(BIN)/python scripts/sbom.py
 
 clean: ## removes what the targets above have made
-	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build site

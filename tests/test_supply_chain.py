@@ -8,31 +8,39 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_every_package_of_the_lock_file_has_hashes_and_no_host_is_named() -> None:
-    text = (ROOT / "requirements-dev.lock").read_text()
-    packages = re.split(r"\n(?=[a-z])", text.partition("\n# ")[2].split("\n", 1)[1])
+LOCKS = {"requirements-dev.lock": "wanted", "requirements-docs.lock": "wanted_for_docs"}
+"""Each lock file, with the function of scripts/lock.py that says what it must contain."""
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_every_package_of_the_lock_file_has_hashes_and_no_host_is_named(name: str) -> None:
+    text = (ROOT / name).read_text()
+    packages = re.split(r"\n(?=[a-z])", re.sub(r"^# .*\n", "", text, flags=re.MULTILINE).strip())
     assert len(packages) > 30
     assert all("--hash=sha256:" in package for package in packages)
     assert "://" not in text
     assert not re.search(r"^(torch|instep)\b", text, re.MULTILINE)
 
 
-def test_what_pyproject_demands_is_in_the_lock_file() -> None:
+@pytest.mark.parametrize("name", LOCKS)
+def test_what_pyproject_demands_is_in_the_lock_file(name: str) -> None:
     wanted = subprocess.run(
         [
             sys.executable,
             "-c",
-            "import sys; sys.path.insert(0, 'scripts'); import lock; print('\\n'.join(lock.wanted()))",
+            f"import sys; sys.path.insert(0, 'scripts'); import lock; print('\\n'.join(lock.{LOCKS[name]}()))",
         ],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     ).stdout.split("\n")
-    locked = set(re.findall(r"^([a-z0-9.-]+)==", (ROOT / "requirements-dev.lock").read_text(), re.MULTILINE))
+    locked = set(re.findall(r"^([a-z0-9.-]+)==", (ROOT / name).read_text(), re.MULTILINE))
     assert {re.split(r"[\[<>=]", text)[0] for text in wanted if text} <= locked
 
 

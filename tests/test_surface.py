@@ -104,6 +104,36 @@ def test_the_public_names_for_torch_are_these() -> None:
     check_names("instep.torch", TORCH)
 
 
+PUBLIC_MODULES = ("instep", "instep.testing", "instep.testing.checkers", "instep.etcd", "instep.coordination")
+
+
+@pytest.mark.parametrize("module", PUBLIC_MODULES)
+def test_every_public_name_has_a_docstring(module: str) -> None:
+    check_docstrings(module)
+
+
+@pytest.mark.torch
+def test_every_public_name_for_torch_has_a_docstring() -> None:
+    pytest.importorskip("torch")
+    check_docstrings("instep.torch")
+
+
+def check_docstrings(module: str) -> None:
+    """Of functions and classes, and of the public methods and properties that a class itself defines."""
+    package = importlib.import_module(module)
+    public = {name: getattr(package, name) for name in package.__all__}
+    things = {name: thing for name, thing in public.items() if inspect.isclass(thing) or inspect.isfunction(thing)}
+    members = {
+        f"{name}.{member}": value
+        for name, thing in things.items()
+        if inspect.isclass(thing)
+        for member, value in vars(thing).items()
+        if not member.startswith("_")
+        and (inspect.isfunction(value) or isinstance(value, property | classmethod | staticmethod))
+    }
+    assert [name for name, thing in {**things, **members}.items() if not thing.__doc__] == []
+
+
 def check_names(module: str, names: set[str]) -> None:
     package = importlib.import_module(module)
     assert set(package.__all__) == names

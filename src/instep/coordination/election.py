@@ -65,6 +65,7 @@ class Election:
         return f"Election({f'token {self._fence.token}' if self._fence else 'not elected'}, {self._queue!r})"
 
     def statistics(self) -> ElectionStatistics:
+        """Counts of terms won and lost. A snapshot."""
         return ElectionStatistics(won=self._won, lost=self._lost)
 
     # -- leading ----------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ class Fence:
     token: int
 
     def compare(self) -> Compare:
+        """The comparison for a transaction: it fails once another holder exists."""
         return Compare.create_revision(self.key, "==", revision_of(self.token))
 
     def is_held(self, key: KeyValue | None) -> bool:

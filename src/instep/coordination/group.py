@@ -90,6 +90,7 @@ class Group:
         return f"Group({self._prefix}, {name})"
 
     def statistics(self) -> GroupStatistics:
+        """Counts of joins and replacements. A snapshot."""
         return GroupStatistics(joins=self._joins, rejoins=self._rejoins, replaced=self._replaced)
 
     @property

@@ -105,6 +105,7 @@ class Session(TaskBlock):
         return f"Session({self._keeper or 'no lease'}, {self._leases} leases so far)"
 
     def statistics(self) -> SessionStatistics:
+        """Counts of leases and losses. A snapshot."""
         return SessionStatistics(
             leases=self._leases,
             losses=self._losses,
@@ -121,10 +122,12 @@ class Session(TaskBlock):
 
     @property
     def valid(self) -> bool:
+        """Whether the session has a lease that can be relied on."""
         return self.lease_id != 0
 
     @property
     def link(self) -> LinkState:
+        """`connected`; `suspended` while etcd does not answer but the lease is valid; `lost` without a lease."""
         return "lost" if self._keeper is None else self._keeper.state
 
     @property

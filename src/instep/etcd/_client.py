@@ -81,10 +81,12 @@ class Client:
 
     @property
     def endpoint_index(self) -> int:
+        """The index of the current endpoint among those given."""
         return self._transport.pool.current
 
     @property
     def endpoint_count(self) -> int:
+        """The number of endpoints."""
         return len(self._transport.pool)
 
     @property
@@ -98,6 +100,7 @@ class Client:
         return self._transport.history
 
     def statistics(self) -> Statistics:
+        """Counts of calls, failures and reconnects. A snapshot."""
         transport = self._transport
         return Statistics(
             calls=transport.calls,

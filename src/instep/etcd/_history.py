@@ -38,6 +38,7 @@ class History:
         return f"History(cluster {self.cluster:x}, revision {self.revision}, {self.changes} changes)"
 
     def now(self) -> Moment:
+        """The current moment, to pass to `heard` with the answer of a request that starts now."""
         return Moment(self.changes, self.cluster, self.revision)
 
     def heard(self, header: Any, sent: Moment, *, linearizable: bool) -> None:

@@ -51,6 +51,7 @@ class LeaseTiming:
 
     @property
     def attempt_s(self) -> float:
+        """The time-out of one renewal, in seconds."""
         return min(self.ttl_s / 6, _tenth(self.ttl_s), _LONGEST_ATTEMPT_S)
 
     @property
@@ -60,10 +61,12 @@ class LeaseTiming:
 
     @property
     def retry_s(self) -> float:
+        """The pause between failed renewals, in seconds."""
         return self.ttl_s / 20
 
     @classmethod
     def of(cls, ttl_s: float, renew_every_s: float | None, margin_s: float | None) -> LeaseTiming:
+        """The timing for a TTL; None takes the default."""
         return cls(
             ttl_s,
             min(ttl_s / 3, _tenth(ttl_s)) if renew_every_s is None else renew_every_s,
@@ -122,6 +125,7 @@ class LeaseKeeper:
 
     @property
     def ttl_s(self) -> float:
+        """The time to live that etcd granted, in seconds."""
         return self._timing.ttl_s
 
     @property
@@ -131,6 +135,7 @@ class LeaseKeeper:
 
     @property
     def valid(self) -> bool:
+        """Whether the lease can be relied on now."""
         return self.remaining_s > 0
 
     @property

@@ -34,14 +34,17 @@ class Compare:
 
     @classmethod
     def version(cls, key: str, relation: Relation, number: int) -> Compare:
+        """Compares the number of writes since the key was created."""
         return cls._make("version", key, relation, number)
 
     @classmethod
     def create_revision(cls, key: str, relation: Relation, revision: int) -> Compare:
+        """Compares the revision that created the key."""
         return cls._make("create_revision", key, relation, revision)
 
     @classmethod
     def mod_revision(cls, key: str, relation: Relation, revision: int) -> Compare:
+        """Compares the revision of the last write."""
         return cls._make("mod_revision", key, relation, revision)
 
     @classmethod
@@ -55,6 +58,7 @@ class Compare:
 
     @classmethod
     def present(cls, key: str) -> Compare:
+        """The key exists."""
         return cls._make("create_revision", key, ">", 0)
 
     @classmethod
@@ -92,17 +96,20 @@ class Op:
 
     @classmethod
     def put(cls, key: str, value: str | bytes, lease: int = 0) -> Op:
+        """Writes a key, on a lease if one is given."""
         request = _wire.PutRequest(key=encode_key(key), value=encode_value(value), lease=lease)
         return cls(_wire.RequestOp(request_put=request), f"put {key}")
 
     @classmethod
     def delete(cls, key: str, prefix: bool = False) -> Op:
+        """Deletes a key; with `prefix`, all keys that start with it."""
         start, end = prefix_range(key) if prefix else (encode_key(key), b"")
         request = _wire.DeleteRangeRequest(key=start, range_end=end)
         return cls(_wire.RequestOp(request_delete_range=request), f"delete {key}{'*' if prefix else ''}")
 
     @classmethod
     def get(cls, key: str) -> Op:
+        """Reads a key."""
         return cls(_wire.RequestOp(request_range=_wire.RangeRequest(key=encode_key(key))), f"get {key}")
 
     @classmethod

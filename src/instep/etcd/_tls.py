@@ -34,6 +34,7 @@ class Tls:
 
     @property
     def paths(self) -> tuple[str, ...]:
+        """The paths of the files that are set."""
         return tuple(path for path in (self.cacert, self.cert, self.key) if path is not None)
 
 

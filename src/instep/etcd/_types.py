@@ -35,11 +35,15 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class PutResult:
+    """`revision`: the revision of the write."""
+
     revision: int
 
 
 @dataclass(frozen=True, slots=True)
 class DeleteResult:
+    """`deleted`: the number of deleted keys."""
+
     revision: int
     deleted: int
 
@@ -63,6 +67,8 @@ class TxnResult:
 
 @dataclass(frozen=True, slots=True)
 class Event:
+    """One change of a key. For a deletion, `kv` has only the key and the revision."""
+
     kind: Literal["put", "delete"]
     kv: KeyValue
 

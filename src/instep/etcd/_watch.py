@@ -82,6 +82,7 @@ class Watch:
 
     @property
     def connected(self) -> bool:
+        """Whether the watch has a stream now."""
         return self._stream is not None
 
     @property

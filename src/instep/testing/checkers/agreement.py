@@ -53,6 +53,7 @@ class Commit:
 
     @property
     def digest(self) -> str:
+        """The digest of the values that were committed."""
         return config_digest(dict(self.values))
 
 

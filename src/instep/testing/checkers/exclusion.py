@@ -33,6 +33,7 @@ class Hold:
 
     @property
     def end(self) -> float:
+        """When the hold ended; infinity if it did not."""
         return math.inf if self.until is None else self.until
 
     def __str__(self) -> str:

@@ -17,6 +17,7 @@ class Report:
 
     @classmethod
     def of(cls, verdicts: Iterable[Verdict]) -> Report:
+        """A report of these verdicts."""
         return cls(tuple(verdicts))
 
     @property
@@ -29,6 +30,7 @@ class Report:
 
     @property
     def passed(self) -> bool:
+        """Whether all verdicts are yes, and there is at least one."""
         return self.answer == "yes"
 
     def __str__(self) -> str:
@@ -39,4 +41,5 @@ class Report:
         return {"answer": self.answer, "verdicts": [verdict.as_json() for verdict in self.verdicts]}
 
     def to_json(self) -> str:
+        """The report as JSON text."""
         return json.dumps(self.as_json(), indent=2)

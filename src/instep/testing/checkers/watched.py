@@ -43,6 +43,7 @@ class WatchStarted:
     relisted: bool = False
 
     def asks_for(self, key: str) -> bool:
+        """Whether the watch covers `key`."""
         return key.startswith(self.key) if self.prefix else key == self.key
 
 
