@@ -19,7 +19,6 @@ from instep.coordination.actions import (
     OpenPlan,
     RefuseWorkers,
     RejectValues,
-    Restore,
 )
 from instep.coordination.intents import is_settled
 from instep.coordination.leading import PLAN_TIMEOUT_S, next_action
@@ -407,14 +406,6 @@ def test_a_plan_that_can_no_longer_be_committed_is_aborted_by_the_leader() -> No
 def test_a_plan_that_was_committed_is_not_aborted_because_its_decision_was_deleted() -> None:
     committed = agreed().model_copy(update={"plan": 3})
     assert next_action(now(plan=plan(3), acked=frozenset({"a", "b"}), agreed=committed, open=False)) is None
-
-
-# -- what somebody deleted -----------------------------------------------------------------------------------------
-
-
-def test_what_was_deleted_is_restored_before_anything_else() -> None:
-    lost = {"/training/gpt-a/state/agreed": "{}"}
-    assert next_action(now(lost=lost)) == Restore(lost)
 
 
 def test_no_view_is_formed_of_workers_that_have_trained_with_nobody_knows_which_values() -> None:

@@ -33,13 +33,6 @@ MAX_SCHEMAS_COLLECTED = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Restore:
-    """Writes what was deleted as it was; refused for a key that is there again."""
-
-    lost: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
 class FormView:
     view: View
     agreed: Agreed
@@ -187,7 +180,6 @@ LeaderAction = (
     | ProclaimLeader
     | RaiseEpoch
     | RejectValues
-    | Restore
     | RewriteConfig
     | SettleEpoch
     | CollectGarbage

@@ -200,7 +200,6 @@ class LeaderCache:
             leader=state.leader,
             long_mismatched=self._long_mismatched(registered),
             progress=progress,
-            lost=state.lost,
             run=keys.run,
             attempts=self._attempts.records.get(keys.attempts, Attempts()),
             reports=self._reports(),

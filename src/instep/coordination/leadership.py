@@ -24,7 +24,6 @@ from instep.coordination.actions import (
     RefuseWorkers,
     RejectJoin,
     RejectValues,
-    Restore,
     RewriteConfig,
     SettleEpoch,
 )
@@ -198,8 +197,6 @@ class Leadership:
                 log.info("plan %d is aborted: %s", action.number, action.decision.reason)
             case FormView():
                 log.info("view %d formed: %s", action.view.number, _summary(action))
-            case Restore():
-                log.warning("somebody deleted %s: written again", ", ".join(action.lost))
             case RaiseEpoch():
                 log.warning("epoch %d begins: %s", action.epoch.number, action.epoch.why)
             case SettleEpoch():

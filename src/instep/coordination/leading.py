@@ -20,7 +20,6 @@ from instep.coordination.actions import (
     OfferCheckpoint,
     RefuseWorkers,
     RejectJoin,
-    Restore,
 )
 from instep.coordination.barriers import ReleaseBarrier
 from instep.coordination.chain import after
@@ -56,8 +55,6 @@ PLAN_TIMEOUT_S = 60.0
 
 def next_action(now: Situation) -> LeaderAction | None:
     """The one thing to do next, the most urgent first; None when all is as it should be."""
-    if now.lost:
-        return Restore(dict(now.lost))
     if recovery.is_under_way(now):
         return recovery.next_step(now) or _announce(now)
     about_all = (_about_token, _about_members, _about_open_plan, _about_resuming, _about_barriers, about_intents)

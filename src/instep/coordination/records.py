@@ -349,8 +349,6 @@ class Plan(Record):
     author: str | None = None
     reason: str | None = None
     change_id: str | None = None
-    created: int | None = None
-    """Of one that was deleted and written again: the revision that first created it. What answers it came later."""
     opened_at: str | None = None
     """Wall clock of the leader's host, for people only: no decision looks at it."""
     parent: str = ""
@@ -363,7 +361,7 @@ class Plan(Record):
     @property
     def digest(self) -> str:
         """Names this plan and all that was agreed before it."""
-        return _digest(self.model_dump_json(exclude={"created", "restored"}, exclude_none=True))
+        return _digest(self.model_dump_json(exclude={"restored"}, exclude_none=True))
 
 
 class Decision(Record):

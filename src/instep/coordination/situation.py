@@ -88,8 +88,6 @@ class Situation:
     """What nodes hold that etcd has lost."""
     leader: Leader | None = None
     """The leader that was proclaimed last."""
-    lost: Mapping[str, str] = field(default_factory=dict)
-    """Keys of the run's state that somebody has deleted while it lives, and what they held."""
     run: str = ""
     attempts: Attempts = field(default_factory=Attempts)
     reports: tuple[ReportedFailure, ...] = ()

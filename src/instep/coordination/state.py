@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 from instep.coordination.barriers import Released
 from instep.coordination.informer import Informer
@@ -16,7 +16,6 @@ from instep.coordination.records import (
     Leader,
     Plan,
     Pointer,
-    Record,
     Refused,
     Rejected,
     Release,
@@ -74,10 +73,6 @@ class RunState:
         self.saved_revision = 0
         self.resume: Resume | None = None
         self.resume_revision = 0
-        self._decision_revision = 0
-        self._leader_revision = 0
-        self.lost: dict[str, str] = {}
-        """What somebody has deleted from a run that lives, by key, as it was: for the leader to write again."""
 
     def __repr__(self) -> str:
         view = self.view.number if self.view else 0
@@ -86,7 +81,7 @@ class RunState:
     def _contradicts(self, found: Mapping[str, KeyValue]) -> str | None:
         """Plans are let go of by the informer, and their numbers only rise."""
         key = self._keys.plan(self.plan.number) if self.plan is not None else None
-        return None if key is None or key in found or key in self.lost else f"{key} is not there any more"
+        return None if key is None or key in found else f"{key} is not there any more"
 
     def _reset(self) -> None:
         self._clear()
@@ -100,9 +95,6 @@ class RunState:
     def _take_one(self, event: Event) -> None:
         keys, key = self._keys, event.kv.key
         value = event.kv.value if event.kind == "put" else None
-        if event.kind == "delete" and self._is_loss(key, event.kv.mod_revision):
-            return
-        self.lost.pop(key, None)
         if key == keys.view:
             self.view = View.decode_or_none(value)
             self.view_revision = event.kv.mod_revision if value is not None else 0
@@ -110,8 +102,7 @@ class RunState:
             self.agreed = Agreed.decode_or_none(value)
             self.agreed_revision = event.kv.mod_revision if value is not None else 0
         elif key == keys.leader:
-            self.leader = Leader.decode_or_none(value)
-            self._leader_revision = event.kv.mod_revision
+            self.leader = Leader.decode_or_none(value) if value is not None else self.leader  # nothing deletes it
         elif key == keys.epoch:
             self.epoch = Epoch.decode_or_none(value)
             self.epoch_revision = event.kv.mod_revision if value is not None else 0
@@ -152,41 +143,19 @@ class RunState:
             # 0 once it is deleted, as a txn compares it.
             self.resume, self.resume_revision = Resume.decode_or_none(value), revision if value is not None else 0
 
-    def _is_loss(self, key: str, revision: int) -> bool:
-        """Nobody has reason to delete these, so what stood there holds on, and is kept for the leader to restore.
-
-        Only where the deletion itself was watched: a listing after a compaction may have passed over a later value.
-        """
-        for known, record, since in self._lasting():
-            if key == known and record is not None and revision > since:
-                self.lost[key] = record.encode()
-                return True
-        return False
-
-    def _lasting(self) -> Iterator[tuple[str, Record | None, int]]:
-        keys, number = self._keys, self.plan.number if self.plan is not None else 0
-        yield keys.view, self.view, self.view_revision
-        yield keys.agreed, self.agreed, self.agreed_revision
-        yield keys.leader, self.leader, self._leader_revision
-        yield keys.epoch, self.epoch, self.epoch_revision
-        yield keys.plan(number), self._plan_as_created(), self.plan_revision
-        yield keys.decision(number), self.decision, self._decision_revision
-
-    def _plan_as_created(self) -> Plan | None:
-        """Written again it has another create revision, and what has answered it is older than that."""
-        return self.plan.model_copy(update={"created": self.plan_revision}) if self.plan is not None else None
-
     def _take_plan(self, key: str, value: bytes | None, item: KeyValue) -> None:
         self.informer.forget(key)
         newest = self.plan.number if self.plan else 0
         if key.endswith("/decision"):
             decision = Decision.decode_or_none(value)
             if decision is not None and key == self._keys.decision(newest):
-                self.decision, self._decision_revision = decision, item.mod_revision
+                self.decision = decision
             return
         plan = Plan.decode_or_none(value)
         if plan is not None and plan.number > newest:
-            self.plan, self.plan_revision, self.decision = plan, plan.created or item.create_revision, None
+            self.plan, self.plan_revision, self.decision = plan, item.create_revision, None
+        elif value is None and key == self._keys.plan(newest) and self.decision is not None:
+            self.plan, self.plan_revision, self.decision = None, 0, None  # deleted by hand: it binds the next no more
 
 
 def _hold(held: dict[str, Rejected], name: str, record: Rejected | None) -> None:

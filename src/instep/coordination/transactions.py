@@ -26,7 +26,6 @@ from instep.coordination.actions import (
     RefuseWorkers,
     RejectJoin,
     RejectValues,
-    Restore,
     RewriteConfig,
     SettleEpoch,
 )
@@ -116,9 +115,6 @@ def for_action(action: LeaderAction, keys: Keys, fence: Fence, seen: SeenRevisio
             return _commit(action, keys, (fence.compare(), same_epoch, same_view))
         case DeclineCommands():
             return _decline(action, keys, fence)
-        case Restore():
-            absent = tuple(Compare.absent(key) for key in action.lost)
-            return Txn((fence.compare(), *absent), tuple(Op.put(key, text) for key, text in action.lost.items()))
         case OfferCheckpoint():
             done = [Op.delete(keys.verified, prefix=True)] if action.resume.final else []
             return Txn((fence.compare(), same_view), (Op.put(keys.resume, action.resume.encode()), *done))
