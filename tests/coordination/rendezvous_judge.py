@@ -37,14 +37,8 @@ class Judge:
         self.acting: Judged | None = None
         """Whose request etcd executes; None: a hand's."""
         self.round: Round | None = None
-        """The newest that was written, also when it has been deleted since."""
+        """The newest that was written."""
         self.formed: dict[int, Round] = {}
-        self.lost = False
-        """A round has been deleted by hand at some time."""
-        self.deleted = False
-        """The newest has been deleted by hand."""
-        self.forgotten = False
-        """So has the last that was formed: who had just been seated in it may count as asking still."""
         self.rewound = False
         """Etcd's history has gone back: the rules about numbers and about what went before are those of one history."""
         self.asked: dict[str, Registration] = {}
@@ -64,10 +58,9 @@ class Judge:
         self._must(given.rank_of(name) is not None, f"{name} was given {given}, which does not hold it")
 
     def met(self, rounds: Iterable[Round]) -> None:
-        """Unless a round was deleted by hand, and its number given again."""
         first, *others = rounds
         agree = all(first.is_same_formation(other) for other in others)
-        self._must(agree or self.lost, f"those who met disagree: {first}, {others}")
+        self._must(agree, f"those who met disagree: {first}, {others}")
 
     # -- each write -------------------------------------------------------------------------------------------------
 
@@ -77,8 +70,6 @@ class Judge:
         for event in self._store.history[-1].events:
             if event.kind == "put" and event.kv.key.startswith(self._keys.nodes):
                 self._take(event)
-            elif event.kv.key == self._keys.round and event.kind == "delete":
-                self.deleted = self.forgotten = self.lost = True
             elif event.kv.key == self._keys.round:
                 self._judge(Round.decode(event.kv.value))
 
@@ -90,9 +81,7 @@ class Judge:
     def _judge(self, new: Round) -> None:
         before, self.round = self.round, new
         self._about_the_writer(new)
-        if not new.seats:
-            self._about_a_lost_one(new)
-        elif before is not None and new.number == before.number and not self.deleted:
+        if before is not None and new.number == before.number:
             self._about_the_same(before, new)
         else:
             self._about_numbers(before, new)
@@ -100,8 +89,6 @@ class Judge:
             self._about_epochs(before, new)
             self._about_content(before, new)
             self.formed[new.number] = new
-            self.forgotten = False
-        self.deleted = False
 
     def coordinator(self) -> str | None:
         """The name of the node that is in front."""
@@ -114,11 +101,6 @@ class Judge:
         front = self.coordinator()
         self._must(front == writer, f"{writer} wrote {new} while {front} coordinates")
 
-    def _about_a_lost_one(self, new: Round) -> None:
-        """It was deleted by hand, and is known from the nodes that are in it: nothing is left but to form it anew."""
-        known = max((one.round for one in self._registrations()), default=0)
-        self._must(self.lost and new.wanted and new.number == known, f"{new} is made up")
-
     def _about_the_same(self, before: Round, new: Round) -> None:
         """One document of seats for each number: only `wanted` changes."""
         self._must(_same(before, new) and new.epoch == before.epoch, f"{before} became {new}")
@@ -130,14 +112,12 @@ class Judge:
             self._must(left or (asks and not full), f"{new} is wanted, and nobody has reason to")
 
     def _about_numbers(self, before: Round | None, new: Round) -> None:
-        """A round that was deleted by hand may be forgotten once nobody is in it, or in a later one, who has had no
-        trouble of its own."""
         last = max([before.number if before is not None else 0, *(one.round for one in self._registrations())])
-        self._must(self.deleted or new.number > last, f"{new} after {before}, of nodes of {last}")
+        self._must(new.number > last, f"{new} after {before}, of nodes of {last}")
         inside = [peer for peer in self._peers.alive() if peer.content_in is not None and not peer.disturbed]
         again = [peer for peer in inside if peer.content_in is not None and peer.content_in.number >= new.number]
         self._must(not again, f"{new} is formed while {again} are in one of that number or a later one")
-        self._must(self.lost or new.number not in self.formed, f"{new} has the number of another round")
+        self._must(new.number not in self.formed, f"{new} has the number of another round")
 
     def _about_seats(self, before: Round | None, new: Round) -> None:
         names = [seat.node for seat in new.seats]
@@ -146,11 +126,11 @@ class Judge:
         for name in names:
             asked = self.asked.get(name)
             fits = asked is not None and asked.epoch == new.epoch and asked.round < new.number
-            fits = fits and asked is not None and (asked.asks or self.forgotten)
+            fits = fits and asked is not None and asked.asks
             self._must(fits, f"{new} seats {name}, which has not asked: {asked}")
         first = self.asked.get(names[0]) if names else None
         self._must(first is not None and new.store == first.store, f"{new} has another store than {first}")
-        if before is not None and before.epoch == new.epoch and not self.deleted:
+        if before is not None and before.epoch == new.epoch:
             stayed = [seat.node for seat in before.seats if seat.node in names]
             self._must(names[: len(stayed)] == stayed, f"ranks move from {before} to {new}")
 
@@ -165,8 +145,7 @@ class Judge:
 
     def _about_content(self, before: Round | None, new: Round) -> None:
         """Nobody is restarted for others' sake, or etcd's, without being asked to."""
-        excused = before is None or before.epoch < new.epoch or self.forgotten
-        ignored = [] if before is None or excused else self._settled(before)
+        ignored = [] if before is None or before.epoch < new.epoch else self._settled(before)
         self._must(not ignored, f"{new} is formed although {ignored} were content with {before}")
 
     # -- who is there -----------------------------------------------------------------------------------------------

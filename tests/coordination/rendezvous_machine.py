@@ -117,7 +117,7 @@ class RendezvousMachine(RuleBasedStateMachine):
     def database(self, full: bool) -> None:
         self.world.store.full = full
 
-    @rule(part=st.sampled_from(["round", "round", "nodes", "election", "gone"]), index=which)
+    @rule(part=st.sampled_from(["nodes", "election", "gone"]), index=which)
     def delete_by_hand(self, part: str, index: int) -> None:
         world = self.world
         found = [item.key for item in world.store.range(getattr(world.keys, part)).kvs]
@@ -176,8 +176,6 @@ class RendezvousMachine(RuleBasedStateMachine):
         if len(peers) < self.world.limits.min_nodes:
             return [] if all(peer.asking for peer in peers) else ["there are too few to run", *described]
         current = self._round()
-        if current is None and not any(peer.asking for peer in peers):
-            current = peers[0].content_in  # deleted by hand: those who run may go on
         if current is None or current.wanted:
             return ["no round", *described]
         together = {peer.name for peer in peers if peer.running and _is_in(peer, current)}

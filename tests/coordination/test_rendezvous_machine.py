@@ -37,20 +37,6 @@ def test_the_coordinator_rests_while_a_last_call_that_is_over_waits_for_a_lease_
         playing.come_to_rest()
 
 
-def test_who_is_in_another_round_of_the_same_number_meets_the_others_again() -> None:
-    """Deleted by hand just after it was formed, a round is forgotten and its number given again."""
-    playing = RendezvousMachine()
-    playing.begin_with((1, 4), 3)
-    with playing.stack:
-        world = playing.world
-        formed = world.judge.formed[1]
-        assert len(formed.seats) == 3
-        world.judge.acting = None
-        world.store.put(world.keys.round, formed.model_copy(update={"seats": formed.seats[:2]}).encode())
-        world.loop.advance(5.0)
-        assert [len(world.judge.formed[2].seats), *(peer.running for peer in world.peers)] == [3, True, True, True]
-
-
 def test_a_node_that_asks_again_in_the_moment_in_which_it_was_seated_is_heard() -> None:
     """What it had still to say of the first seat does not come after the second request."""
 
@@ -142,18 +128,6 @@ def test_another_cluster_that_knows_a_run_of_this_name_as_ended_ends_nobody() ->
         assert (written.epoch, written.number, len(written.seats)) == (4, 41, 2)
         train[0].crash()
         world.loop.advance(TTL_S + 30.0)
-        playing.come_to_rest()
-
-
-def test_a_round_that_was_deleted_by_hand_before_is_not_written_back_without_end() -> None:
-    playing = RendezvousMachine()
-    playing.begin_with((1, 2), 3)
-    with playing.stack:
-        world = playing.world
-        playing.delete_by_hand("round", 0)
-        world.loop.advance(1.0)
-        world.go_back(1 + (world.store.revision - 1) * 5 // 8)
-        world.loop.advance(20.0)
         playing.come_to_rest()
 
 

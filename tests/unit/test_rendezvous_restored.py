@@ -21,7 +21,6 @@ def closed(epoch: int) -> Closed:
 CASES: dict[str, tuple[Round | None, Closed | None, Round | None, Closed | None, Round | None]] = {
     "nothing is known, nothing is written": (None, None, round_of("ab", 3), closed(1), None),
     "etcd shows nothing": (round_of("ab", 5), None, None, None, round_of("ab", 5)),
-    "one without seats, which asks all to meet again": (round_of("", 5), None, None, None, None),
     "etcd shows an older round": (round_of("ab", 5), None, round_of("ab", 4), None, round_of("ab", 5)),
     "etcd shows it": (round_of("ab", 5), None, round_of("ab", 5), None, None),
     "etcd shows it under another number, for it was written back": (

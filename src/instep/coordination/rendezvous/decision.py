@@ -110,7 +110,7 @@ def decide(now: RendezvousSituation) -> RendezvousAction | None:
 
 
 def round_status(now: RendezvousSituation) -> RoundStatus:
-    # The nodes know it too, should its keys have been deleted: nobody is to begin beside them.
+    # Registrations name it too: no round begins beside nodes whose round etcd has lost.
     epoch = max([epoch_of(now.round, now.closed), *(item.registration.epoch for item in now.nodes)])
     current = now.round if now.round is not None and now.round.epoch == epoch else None
     seated = {seat.node: rank for rank, seat in enumerate(current.seats)} if current is not None else {}
@@ -176,11 +176,10 @@ def _unfit(now: RendezvousSituation, ours: list[RegisteredNode], limits: Limits 
 def _about_current_round(now: RendezvousSituation, status: RoundStatus, limits: Limits) -> WriteRound | None:
     current = now.round
     if current is None or current.epoch != status.epoch or current.number < status.number:
-        # Somebody has deleted it: those who still run can only be asked to meet again.
-        return WriteRound(Round(epoch=status.epoch, number=status.number, limits=limits, wanted=True))
+        return None  # etcd has lost it, and a node that runs in it writes it back
     room = limits.max_nodes > len(status.content)
     lost = any(seat.node in now.gone for seat in current.seats)
-    wanted = (bool(status.asking) and room) or lost or not current.seats
+    wanted = (bool(status.asking) and room) or lost
     return WriteRound(current.model_copy(update={"wanted": wanted})) if wanted != current.wanted else None
 
 

@@ -121,15 +121,13 @@ class RendezvousNode(TaskBlock):
             return False
         if current.number > self._round or current.epoch > self._epoch:
             return True
-        if current.number < self._round or self.is_closed:
-            return False
-        return current.wanted or self._is_elsewhere(current)  # a number is given again after a deletion by hand
+        return current.number == self._round and current.wanted and not self.is_closed
 
     @property
     def runs_in_what_stands(self) -> bool:
         """Whether the round that stands is the one that this node was seated in last, though it may be wanted anew."""
         current = self.known.round
-        return current is not None and current.number == self._round and not self._is_elsewhere(current)
+        return current is not None and current.number == self._round
 
     @property
     def was_seated(self) -> bool:
@@ -282,11 +280,6 @@ class RendezvousNode(TaskBlock):
         except InstepError as error:
             log.warning("%r cannot tell that it runs: %s", self, error)
 
-    async def _say_again(self, said: Registration) -> None:
-        """Whoever has deleted the round may have deleted us too, and a new node would begin without us."""
-        if self._saying is said and self._group.joined:
-            await self._rest(said)
-
     def _look_for_trouble(self) -> None:
         known = self.known
         if not known.readable:
@@ -304,9 +297,6 @@ class RendezvousNode(TaskBlock):
         self._coordinator.on_link(link)
         if link == "lost" and self._round and not self._has_finished and not self._history_changed:
             log.warning("etcd does not answer: the workers go on, and no node is taken for dead meanwhile")
-
-    def _is_elsewhere(self, current: Round) -> bool:
-        return self._seated_in is None or current.seats != self._seated_in.seats
 
     def _take(self, events: tuple[Event, ...]) -> None:
         if not self._history_changed:
@@ -328,8 +318,6 @@ class RendezvousNode(TaskBlock):
         )
 
     def _look(self, shown: KnownRendezvous) -> None:
-        if shown.round is None and shown.readable and self.known.round is not None and self._saying is not None:
-            self._session.background_task(self._say_again(self._saying))
         was_left_behind = self.is_left_behind
         self.known = shown
         if shown.round is not None and 0 < self._epoch < shown.round.epoch and not self.is_closed:

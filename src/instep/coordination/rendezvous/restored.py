@@ -17,8 +17,8 @@ def lost_round(
     Its number and its epoch come after whatever etcd shows, which may be of another run under the same name: so nobody
     takes it for one that is over. Of an epoch that has ended, only what is missing is written.
     """
-    if known is None or not known.seats or (shown is not None and _is_known(known, shown)):
-        return None  # one without seats only asks all to meet again, which their registrations do too
+    if known is None or (shown is not None and _is_known(known, shown)):
+        return None
     epoch = epoch_of(shown, shown_closed)
     is_behind = shown is None or shown.number < known.number
     if known_closed is not None and known_closed.epoch >= known.epoch:
