@@ -1,0 +1,146 @@
+"""Records of a view: who trains, and the values that the ranks start with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Self
+
+from pydantic import Field
+
+from instep.coordination.records.agreement import Directive
+from instep.coordination.records.base import Record, WorkerId, format_ranks, from_short
+from instep.coordination.records.membership import NodeMembers
+from instep.scalar import Scalar
+
+
+class Snapshot(Record):
+    """What a worker starts a view with: `previous` (if any) before step `gate`, `values` from it on."""
+
+    values: dict[str, Scalar] = Field(default_factory=dict)
+    plan: int = 0
+    gate: int | None = None
+    previous: dict[str, Scalar] | None = None
+    course: Directive = Directive()
+    origin: int = 0
+    back: int = 0
+    """As in Agreed."""
+    checkpoint: str | None = None
+    """The newest committed checkpoint when the view was formed; None when there was none."""
+    vote: bool = False
+    """The ranks have still to agree on it: nobody has gone on from a checkpoint since the run began anew."""
+    digest: str = ""
+    """As in Agreed."""
+
+
+class View(Record):
+    """Who trains: every rank from 0 to world_size - 1 once, each by one incarnation."""
+
+    number: int = Field(ge=1)
+    world_size: int = Field(ge=1)
+    schema_digest: str
+    nodes: dict[str, NodeMembers]
+    start: Snapshot
+    fresh: bool
+    """True when all workers of the view were new, so that `start` was read from the desired config."""
+    staying: str = ""
+    """Ranks that have trained before. The others wait until all of these have entered the view with what it starts
+    with: their registrations may have been of a history that is lost."""
+    versions: tuple[str, ...] = ()
+    """The agents' versions of Instep where they differ, else empty."""
+
+    def incarnations(self) -> dict[int, str]:
+        """Incarnation by rank."""
+        return {
+            rank: incarnation
+            for node in self.nodes.values()
+            for rank, incarnation in zip(node.ranks, node.incarnations, strict=True)
+        }
+
+    def workers(self) -> frozenset[WorkerId]:
+        return frozenset(map(WorkerId._make, self.incarnations().items()))
+
+    def encode(self) -> str:
+        document = self.model_dump(exclude_none=True, exclude={"nodes"} if self.versions else {"nodes", "versions"})
+        nodes = {name: [format_ranks(node.ranks), "".join(node.incarnations)] for name, node in self.nodes.items()}
+        return json.dumps({**document, "nodes": nodes}, separators=(",", ":"))
+
+    @classmethod
+    def decode(cls, text: str | bytes) -> Self:
+        document = json.loads(text)
+        if isinstance(document, dict) and isinstance(document.get("nodes"), dict):
+            document["nodes"] = {name: _node_from_short(short) for name, short in document["nodes"].items()}
+        return cls.model_validate(document)
+
+
+def _node_from_short(short: object) -> Mapping[str, object]:
+    if not (isinstance(short, list) and len(short) == 2 and all(isinstance(part, str) for part in short)):
+        raise ValueError(f"a view names a node by its ranks and incarnations, not by {short!r}")
+    ranks, incarnations = from_short(*short)
+    return {"ranks": ranks, "incarnations": incarnations}
+
+
+class StartChange(Record):
+    """Values that a fresh view started with and the ranks before it did not have: desired values of one revision; with
+    revision 0 those of very many old ones, or the script's own values.
+
+    The values are those of the start. `previous` holds what the view would have started with instead; a name that is
+    not in it would have had no value.
+    """
+
+    revision: int
+    names: tuple[str, ...]
+    previous: dict[str, Scalar] = Field(default_factory=dict)
+    author: str | None = None
+    reason: str | None = None
+    change_id: str | None = None
+
+
+class Entered(Record):
+    """Newcomers of `view` may begin: all staying ranks have entered it."""
+
+    view: int
+
+
+class StartOfView(Record):
+    """What a fresh view began with: with the plans that follow, what a run was trained with."""
+
+    view: int = Field(ge=1)
+    values: dict[str, Scalar]
+    plan: int = 0
+    """The newest plan of the time before."""
+    checkpoint: str | None = None
+    """The newest committed checkpoint of that moment."""
+    replays: str | None = None
+    """Digest of the schedule that the view's values come from."""
+    at: str | None = None
+    """Wall clock of the leader's host, for people only."""
+    changes: tuple[StartChange, ...] = ()
+    """Changes made while no rank trained, the oldest first: no plan was made of them."""
+
+    @property
+    def before(self) -> dict[str, Scalar]:
+        """What it would have begun with without those changes."""
+        held = dict(self.values)
+        for change in self.changes:
+            for name in change.names:
+                held.pop(name, None)
+            held |= change.previous
+        return held
+
+
+class Origin(Record):
+    """A checkpoint that a run went on from: in which view it was saved, and the newest plan of that moment."""
+
+    id: str
+    step: int
+    view: int
+    plan: int = 0
+
+
+class FirstStep(Record):
+    """Where a fresh view really began: said by its rank 0 at the first boundary."""
+
+    step: int = Field(ge=0)
+    origin: Origin | None = None
+    """What its ranks have agreed to go on from."""
