@@ -102,7 +102,7 @@ def test_a_member_whose_name_was_taken_meanwhile_stays_away_and_says_so(
 
     with Proxy("127.0.0.1", etcd.port) as way:
         run(main(way))
-    assert "taken while our lease was lost" in caplog.text
+    assert "taken while the lease was lost" in caplog.text
 
 
 def test_a_lost_reply_changes_nothing(etcd: EtcdServer, namespace: str) -> None:

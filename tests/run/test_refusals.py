@@ -36,7 +36,7 @@ BAD_VALUES = [
     ("batch_size", "1.5", "valid integer"),
     ("name", "adam", "is not JSON"),
     ("learning_rate", "0.1", "no hyperparameter has this name"),
-    ("dropout", "0.5", "fixed while the run goes on"),
+    ("dropout", "0.5", "fixed while the run trains"),
     ("name", '"' + "x" * 70_000 + '"', "65536 is the most"),
     ("clip", "1e-9", "clip must be above lr"),
 ]

@@ -208,7 +208,7 @@ def test_who_is_refused_hears_the_history_and_the_cure() -> None:
         "the run has failed 8 times and may be restarted 2 times (max_restarts): view 2, rank 0 on h"
     )
     assert "and 3 before that" in text
-    assert text.endswith("let it start again with 'instep reset gpt-a'")
+    assert text.endswith("Fix the cause, then run 'instep reset gpt-a'")
 
 
 # -- as the leader decides --------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Recipes on etcd, for one's own asyncio code and for Instep itself: see docs/howto/recipes.md.
+"""Recipes on etcd for asyncio code: session, election and group. See docs/howto/recipes.md.
 
 from instep.coordination import Election, Session
 from instep.etcd import Client
@@ -29,13 +29,13 @@ __all__ = [
     "Election",
     "ElectionStatistics",
     "Incumbent",
-    # who is there
+    # membership
     "Group",
     "GroupMember",
     "GroupStatistics",
 ]
 
-# Worker-side code loads some pure modules of this package and must never load grpc: names load when used.
+# Names load when used: worker-side code loads pure modules of this package and must never load grpc.
 _HOMES = {
     **dict.fromkeys(("Session", "SessionStatistics", "LinkState"), "session"),
     "Fence": "fence",

@@ -1,4 +1,4 @@
-"""What a leader can do next: each becomes one guarded txn (see transactions.py)."""
+"""The actions of a leader. Each becomes one guarded transaction (see transactions.py)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from instep.scalar import Scalar
 MAX_COLLECTED = 30
 MAX_DECLINED = 40
 MAX_SCHEMAS_COLLECTED = 5
-"""Records of a kind deleted by one txn; etcd allows 128 operations."""
+"""Records of one kind that one transaction deletes; etcd allows 128 operations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +39,15 @@ class FormView:
     schema: Schema
     rejections: tuple[Rejected, ...]
     abort_plan: int | None
-    """An undecided plan of the view before: its abort is part of the same txn, so it can no longer be committed."""
+    """An undecided plan of the view before. Its abort is part of the same transaction, so it cannot be committed."""
     dry_run: DryRun | None = None
-    """To be tried by a worker of the view first."""
+    """Values that a worker of the view validates first."""
     at: str | None = None
-    """Wall clock, for people only."""
+    """Wall clock, for display only."""
     attempts: Attempts | None = None
-    """What is known of failures then; None when nothing is new."""
+    """The count of failures to write; None when it is unchanged."""
     changes: tuple[StartChange, ...] = ()
-    """Of a fresh view: the changes made since the last plan that it starts with."""
+    """For a fresh view: the changes since the last plan, which the view starts with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +57,18 @@ class RefuseWorkers:
 
 @dataclass(frozen=True, slots=True)
 class RejectJoin:
-    """Newcomers of a run that has failed too often. Refused when somebody has cleared the count since."""
+    """Refuses newcomers of a run that has failed too often. etcd refuses it if the count was cleared since."""
 
     refused: tuple[Refused, ...]
     attempts: Attempts | None
-    """What is known of failures then; None when nothing is new."""
+    """The count of failures to write; None when it is unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenPlan:
     plan: Plan
     follows: int | None = None
-    """The newest plan in etcd, which must be decided, where that is not the one before; 0 where there is none."""
+    """The newest plan in etcd, which must be decided, if it is not `plan.number - 1`; 0 if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +90,14 @@ class RejectValues:
 
 @dataclass(frozen=True, slots=True)
 class DeclineCommands:
-    """Commands that are not carried out, by id."""
+    """Declines commands, by id."""
 
     declined: tuple[tuple[str, Declined], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class CollectGarbage:
-    """Records that speak of values which no longer stand, or that are done with."""
+    """Deletes records that are outdated: rejections, changes, declined commands, refusals, schemas."""
 
     rejections: tuple[str, ...]
     changes: tuple[str, ...]
@@ -108,59 +108,59 @@ class CollectGarbage:
 
 @dataclass(frozen=True, slots=True)
 class OfferCheckpoint:
-    """Which checkpoint the ranks are asked about next, or all go on from."""
+    """Offers a checkpoint to the ranks, or names the one from which all of them resume."""
 
     resume: Resume
 
 
 @dataclass(frozen=True, slots=True)
 class AnnounceForming:
-    """Tells those who wait which ranks are missing."""
+    """Shows waiting workers which ranks are missing."""
 
     forming: Forming
 
 
 @dataclass(frozen=True, slots=True)
 class RaiseEpoch:
-    """What is registered proves that etcd's history has gone back."""
+    """Begins an epoch: a registration proves that etcd's history has gone back."""
 
     epoch: Epoch
     told: int = 0
-    """The number of a plan that a registration names and that was not seen in etcd; 0 where there is none."""
+    """The number of a plan that a registration names and that etcd lacks; 0 if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProclaimLeader:
-    """This leader continues, with a token of the epoch that has begun."""
+    """Gives this leader a token of the new epoch."""
 
     leader: Leader
 
 
 @dataclass(frozen=True, slots=True)
 class RewriteConfig:
-    """Desired values that were superseded before etcd's history went back."""
+    """Replaces desired values that were superseded before etcd's history went back."""
 
     config: Mapping[str, Scalar]
 
 
 @dataclass(frozen=True, slots=True)
 class SettleEpoch:
-    """All workers that train have reported what they hold. What etcd has lost is written back, and an open plan is
-    decided as they know it."""
+    """Ends an epoch once all training workers have reported what they hold: writes back what etcd has lost, and decides
+    an open plan as the workers know it."""
 
     epoch: Epoch
     agreed: Agreed | None = None
-    """To be written back; None where etcd has lost nothing."""
+    """The agreed values to write back; None if etcd has lost nothing."""
     plan: Plan | None = None
-    """The plan that it came from, where that is to be written back too."""
+    """The plan of these values, if etcd has lost it too."""
     decides: int = 0
-    """The plan that is open in etcd; 0 for none."""
+    """The number of the plan that is open in etcd; 0 for none."""
     commits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class MarkEntered:
-    """All staying ranks have entered the view: newcomers may begin."""
+    """Lets newcomers begin: all staying ranks have entered the view."""
 
     view: int
 

@@ -1,9 +1,9 @@
 """How often a run has failed, and whether it may start again. Pure.
 
-One failure is counted for each view that lost a rank, however many ranks fell with the first one: by the txn that forms
-the next view, or by the one that turns its workers away. Where a launcher replaces ranks one by one, each makes a view
-of its own: those that were there when the run failed, and fall before it has gone on, have fallen with the first one.
-Workers that left cleanly have not failed, and a run that was told to stop has not either.
+Each view that lost a rank counts as one failure, however many ranks exited with the first one. The transaction that
+forms the next view writes the count, or the one that refuses its workers. If a launcher replaces ranks one by one, each
+replacement forms a view of its own: ranks that exit before training resumes belong to the same failure. Workers that
+left cleanly, and a run that was stopped on request, have not failed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TAKEN_OVER = "taken over"
 
 @dataclass(frozen=True, slots=True)
 class ReportedFailure:
-    """What a node said of the first of its ranks that failed, and etcd's order of it."""
+    """A node's report of its first failed rank, and the revision that orders the reports."""
 
     failure: Failure
     revision: int
@@ -33,7 +33,7 @@ class ReportedFailure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailureSituation:
-    """What is known of the view that has to be replaced, and of those before it."""
+    """The situation of a view that must be replaced."""
 
     view: View | None
     left: Mapping[str, Left]
@@ -42,12 +42,11 @@ class FailureSituation:
     reports: tuple[ReportedFailure, ...]
     attempts: Attempts
     has_progressed: bool = False
-    """Whether the ranks of the view have run a step together."""
+    """Whether the ranks of the view have completed a step together."""
 
 
 def counted(situation: FailureSituation, group: WorkerGroup | None) -> Attempts:
-    """What is to be known of failures once `group` has taken the place of the view before; without a group, what
-    counts for those who come now."""
+    """The count after `group` has replaced the view. Without a group: the count that applies to newcomers now."""
     view, before = situation.view, situation.attempts
     if view is None or (group is None and not before.total):
         return before
@@ -56,7 +55,7 @@ def counted(situation: FailureSituation, group: WorkerGroup | None) -> Attempts:
     if group is None or situation.stopping:
         return before
     replaced = _replaced(view, group)
-    if before.view == view.number:  # others may come than those that were turned away
+    if before.view == view.number:  # the group may differ from the one that was refused
         return before.model_copy(update={"replaced": format_ranks(replaced)}) if before.replaced else before
     lost = _lost(view, situation.left, group)
     if not lost:
@@ -68,7 +67,7 @@ def counted(situation: FailureSituation, group: WorkerGroup | None) -> Attempts:
 
 
 def limit_of(group: WorkerGroup) -> int | None:
-    """How many failures the workers of the group allow: where they disagree, the fewest."""
+    """How many failures the workers of the group allow; the lowest number if they disagree."""
     given = (item.member.max_restarts for item in group.by_rank.values())
     return min((limit for limit in given if limit is not None), default=None)
 
@@ -76,7 +75,7 @@ def limit_of(group: WorkerGroup) -> int | None:
 def rejected_joins(
     view: View | None, registered: Iterable[RegisteredWorker], attempts: Attempts, run: str
 ) -> tuple[Refused, ...]:
-    """Refusals for those who want to take a place in a run that has failed too often. Who trains goes on training."""
+    """Refusals for newcomers of a run that has failed too often. Workers that train are not refused."""
     if not attempts.total:
         return ()
     members = view.workers() if view is not None else frozenset()
@@ -92,14 +91,14 @@ def rejected_joins(
 
 
 def why_not(attempts: Attempts, limit: int, run: str) -> str:
-    """For who is turned away: how often, how, and what to do."""
+    """The reason of a refusal: how often and how the run failed, and what to do."""
     times = "once" if attempts.total == 1 else f"{attempts.total} times"
     last = [_in_words(failure) for failure in reversed(attempts.failures[-FAILURES_TOLD:])]
     more = attempts.total - len(last)
     told = "; ".join([*last, *([f"and {more} before that"] if more > 0 else [])])
     return (
-        f"the run has failed {times} and may be restarted {limit} times (max_restarts): {told}. Mend the cause, then "
-        f"let it start again with 'instep reset {run}'"
+        f"the run has failed {times} and may be restarted {limit} times (max_restarts): {told}. Fix the cause, then "
+        f"run 'instep reset {run}'"
     )
 
 
@@ -110,7 +109,7 @@ def causes(attempts: Attempts) -> str:
 
 
 def _lost(view: View, left: Mapping[str, Left], group: WorkerGroup) -> frozenset[int]:
-    """Ranks of the view that did not leave cleanly and are in the group no more."""
+    """Ranks of the view that did not leave cleanly and are not in the group."""
     gone, active = view.workers() - group.workers(), membership.active_ranks(view, left)
     return frozenset(worker.rank for worker in gone if worker.rank in active)
 
@@ -120,25 +119,25 @@ def _replaced(view: View, group: WorkerGroup) -> set[int]:
 
 
 def _fell_with_the_last(situation: FailureSituation, view: View, lost: frozenset[int]) -> bool:
-    """All that are lost were there when the run failed last, and it has not gone on since."""
+    """Whether all lost ranks belong to the last failure: they were there then, and training has not resumed since."""
     before = situation.attempts
     is_next = bool(before.replaced) and before.view + 1 == view.number
     return is_next and not situation.has_progressed and lost.isdisjoint(parse_ranks(before.replaced))
 
 
 def _first(situation: FailureSituation, view: View, lost: frozenset[int]) -> Failure:
-    """What was said first of the ranks that are lost: the others may have fallen with that one."""
+    """The first report about a lost rank: the others may have exited because of it."""
     said = [item for item in situation.reports if item.failure.view == view.number and item.failure.rank in lost]
     if said:
         return min(said, key=lambda item: item.revision).failure
     rank = min(lost)
     known, here = view.workers(), [item.member for item in situation.registered if item.member.rank in lost]
-    standing = sorted((member for member in here if member.worker in known), key=lambda member: member.rank)
-    if len(standing) == len(lost):
+    replaced = sorted((member for member in here if member.worker in known), key=lambda member: member.rank)
+    if len(replaced) == len(lost):
         text = "another process has joined as this rank"
-        return Failure(view=view.number, rank=rank, host=standing[0].host, cause=TAKEN_OVER, text=text)
+        return Failure(view=view.number, rank=rank, host=replaced[0].host, cause=TAKEN_OVER, text=text)
     node = next(name for name, members in view.nodes.items() if rank in members.ranks)
-    return Failure(view=view.number, rank=rank, host=node, cause=NODE_LOST, text="nothing was heard of it any more")
+    return Failure(view=view.number, rank=rank, host=node, cause=NODE_LOST, text="the node stopped responding")
 
 
 def _with(attempts: Attempts, failure: Failure) -> Attempts:

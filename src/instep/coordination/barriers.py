@@ -1,8 +1,8 @@
-"""When all ranks have come to a barrier. Pure.
+"""When all ranks have reached a barrier. Pure.
 
-A node says which of its ranks wait where; when all that still run wait at one barrier, its release lets them through.
-Each rank waits at one barrier at a time, so releases are one sequence for everybody, and one number tells which of them
-a rank has seen.
+Each node reports which of its ranks wait at which barrier. When all running ranks wait at one barrier, the leader
+releases it. A rank waits at one barrier at a time, so the releases of a run form one sequence, and one number says
+which of them a rank has seen.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from instep.coordination.records import Arrivals, Left, View
 from instep.coordination.records import Release as Record
 
 RELEASES_KEPT = 20
-"""Barriers whose last release is kept. Fewer would do: a rank that has not seen one cannot have come to the next."""
+"""Barriers whose last release is kept. One would suffice: a rank reaches the next barrier only after the release."""
 
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """What stands in `state/barriers/<name>`, and the revision that wrote it."""
+    """The record in `state/barriers/<name>`, and the revision that wrote it."""
 
     record: Record
     revision: int
@@ -28,21 +28,21 @@ class Released:
 
 @dataclass(frozen=True, slots=True)
 class BarrierWait:
-    """A rank waits at barrier `name`. It was in view `view` when it came; the last release that let it through, at
-    whichever barrier, had number `after`."""
+    """A rank that waits at barrier `name`. `view` is its view when it arrived; `after` is the number of the last
+    release that it has seen, at any barrier."""
 
     name: str
     view: int
     after: int
 
     def is_freed_by(self, released: Released | None) -> bool:
-        """A release counts for those who were of its view, so nobody passes on account of its predecessor."""
+        """Whether the release applies to this rank: a rank does not pass because its predecessor had arrived."""
         return released is not None and released.record.view >= self.view and released.record.number > self.after
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BarrierSituation:
-    """All that the leader's decision looks at."""
+    """The input of the leader's decision."""
 
     view: View
     left: Mapping[str, Left]
@@ -53,18 +53,18 @@ class BarrierSituation:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseBarrier:
-    """All have come. Refused when there has been another release since `seen`."""
+    """Releases a barrier. etcd refuses it if there was another release since `seen`."""
 
     name: str
     release: Record
     seen: int
     outdated: tuple[str, ...] = ()
-    """Barriers whose releases need not be kept any more."""
+    """Barriers whose releases are deleted."""
 
 
 @dataclass(frozen=True, slots=True)
 class MissingRanks:
-    """Who has not come to a barrier; `elsewhere` says who of them waits at another one."""
+    """Ranks that have not reached a barrier; `elsewhere` lists those that wait at another one."""
 
     ranks: tuple[int, ...]
     elsewhere: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -83,7 +83,7 @@ def next_release(situation: BarrierSituation) -> ReleaseBarrier | None:
 
 
 def missing_ranks(situation: BarrierSituation, name: str) -> MissingRanks:
-    """Who is still missing at a barrier, as far as nodes have said."""
+    """Ranks that are missing at a barrier, as far as their nodes have reported."""
     missing = membership.active_ranks(situation.view, situation.left) - _arrived(situation, name)
     others = {other for arrivals in _here(situation).values() for other in arrivals.waiting if other != name}
     elsewhere = {other: tuple(sorted(missing & _arrived(situation, other))) for other in sorted(others)}
@@ -91,23 +91,23 @@ def missing_ranks(situation: BarrierSituation, name: str) -> MissingRanks:
 
 
 def is_due(wanted: Arrivals | None, written: Arrivals | None, *, all_wait: bool, overdue: bool) -> bool:
-    """Whether a node says now what it has to say. Not with each rank that comes: with the last one, or when it takes
-    long, so that the others can be named. At once when it has said of somebody what is true no more."""
+    """Whether a node writes its report now: when its last rank has arrived, or when the wait is long, because the
+    missing ranks are shown then. At once if the written report names a rank that no longer waits."""
     if wanted == written:
         return False
     return all_wait or overdue or not _claims(written) <= _claims(wanted)
 
 
 def without(arrivals: Arrivals | None, name: str) -> Arrivals | None:
-    """What is left of it once barrier `name` has been released; None for nothing."""
+    """The report after barrier `name` was released; None if it is empty."""
     waiting = {other: ranks for other, ranks in arrivals.waiting.items() if other != name} if arrivals else {}
     return arrivals.model_copy(update={"waiting": waiting}) if arrivals is not None and waiting else None
 
 
 def _release(situation: BarrierSituation, name: str) -> ReleaseBarrier:
     seen = situation.released[name].revision if name in situation.released else 0
-    told = [waiting.after for arrivals in _here(situation).values() for waiting in arrivals.waiting.values()]
-    number = max([*(item.record.number for item in situation.released.values()), *told], default=0) + 1
+    seen_numbers = [waiting.after for arrivals in _here(situation).values() for waiting in arrivals.waiting.values()]
+    number = max([*(item.record.number for item in situation.released.values()), *seen_numbers], default=0) + 1
     others = [other for other in situation.released if other != name]
     oldest_last = sorted(others, key=lambda other: situation.released[other].record.number, reverse=True)
     release = Record(view=situation.view.number, number=number)
@@ -115,7 +115,7 @@ def _release(situation: BarrierSituation, name: str) -> ReleaseBarrier:
 
 
 def _here(situation: BarrierSituation) -> dict[str, Arrivals]:
-    """What was said in the view that stands."""
+    """The reports of the current view."""
     return {
         node: arrivals
         for node, arrivals in situation.arrivals.items()
@@ -124,7 +124,7 @@ def _here(situation: BarrierSituation) -> dict[str, Arrivals]:
 
 
 def _arrived(situation: BarrierSituation, name: str) -> set[int]:
-    """Ranks that wait for the next release of this barrier, each said by its own node."""
+    """Ranks that wait for the next release of this barrier, each reported by its own node."""
     seen = situation.released[name].revision if name in situation.released else 0
     found: set[int] = set()
     for node, arrivals in _here(situation).items():

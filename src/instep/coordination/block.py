@@ -1,4 +1,4 @@
-"""An `async with` block that has a task of its own."""
+"""An `async with` block that runs a task."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ log = logging.getLogger("instep")
 
 
 class TaskBlock(ABC):
-    """Promise: the task is closed on leaving, and when entering fails or is cancelled: nobody would leave then."""
+    """Promise: the task ends when the block is left, and when entering it fails or is cancelled."""
 
     _task: asyncio.Task[None] | None = None
     _entered = False
 
     async def _enter(self, work: Coroutine[Any, Any, None], ready: Coroutine[Any, Any, None], name: str) -> Self:
-        """Returns when `ready` has. Raises what it raises, and what ends the work before that."""
+        """Returns when `ready` returns. Raises what `ready` raises, and what ends the work before that."""
         self._task = task = Background(name, self._failed).start(work, name=name)
         try:
             await first_of(ready, ended(task))
@@ -37,7 +37,7 @@ class TaskBlock(ABC):
         await self.close()
 
     def _failed(self, error: BaseException) -> None:
-        """The caller may not use the block for long: the log has it at once. On entry the caller gets it."""
+        """Logs the error at once, because the caller may use the block much later. On entry the caller gets it."""
         if self._entered:
             log.error("%r failed", self, exc_info=error)
 
@@ -46,6 +46,6 @@ class TaskBlock(ABC):
 
 
 async def ended(task: asyncio.Task[None]) -> None:
-    """Raises what ended the task; waiting for it does not cancel it."""
+    """Waits until the task ends and raises what ended it. Cancelling the wait does not cancel the task."""
     await asyncio.wait([task])
     task.result()

@@ -1,8 +1,8 @@
-"""The chain of decisions, and where somebody stands in it. Pure.
+"""The chain of decisions, and how a worker's head compares with it. Pure.
 
-Each plan carries the digest of what was agreed before it, and what is agreed carries its own. So the records alone tell
-whether etcd still has the history that a worker has trained with, though it was restored from a backup
-or emptied. What follows from that is in docs/decisions/0016-history.md.
+Each plan carries the digest of what was agreed before it, and the agreed values carry their own digest. The records
+alone show whether etcd still has the history that a worker has trained with, even if etcd was restored from a backup or
+emptied. docs/decisions/0016-history.md says what follows from that.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from instep.coordination.records import Agreed, Decision, Epoch, Head, Member, P
 
 
 class HeadStatus(Enum):
-    """Of a worker, towards what etcd says is agreed."""
+    """How a worker's newest decision compares with what is agreed in etcd."""
 
     IN_STEP = "in step"
     BEYOND = "beyond"
     """etcd has lost what the worker holds."""
     BRANCHED = "branched"
-    """etcd holds decisions that do not follow from those that the worker holds."""
+    """etcd holds decisions that do not follow from the worker's."""
 
 
 def after(agreed: Agreed, plan: Plan) -> Agreed:
-    """What is agreed once `plan` is committed."""
+    """The agreed values after `plan` is committed."""
     news: dict[str, object] = {
         "plan": plan.number,
         "view": plan.view,
@@ -37,14 +37,13 @@ def after(agreed: Agreed, plan: Plan) -> Agreed:
         values = {**agreed.values, **plan.values}
         news |= {"values": values, "gate": plan.gate, "previous": dict(agreed.values), "revision": plan.revision}
     if plan.kind == "restore":
-        # The steps before it are run again, with what holds now.
+        # The steps before it run again, with the current values.
         news |= {"back": plan.number, "gate": None, "previous": None}
     return agreed.model_copy(update=news)
 
 
 def if_committed(agreed: Agreed | None, plan: Plan) -> Agreed | None:
-    """What a worker that hears of `plan` holds once it is committed; None for a plan that does not follow from what is
-    agreed."""
+    """The agreed values of a worker after `plan` is committed; None for a plan that does not follow from `agreed`."""
     if agreed is None:
         return None
     if agreed.digest == plan.digest:
@@ -53,10 +52,10 @@ def if_committed(agreed: Agreed | None, plan: Plan) -> Agreed | None:
 
 
 def head_status(plan: int, digest: str, agreed: Agreed | None) -> HeadStatus:
-    """Of who holds the decision of `plan`. One decision behind is in step: who has promised a plan may hear late that
-    it was committed."""
+    """Compares a worker that holds the decision of `plan` with `agreed`. One decision behind counts as in step: a
+    worker that has promised a plan may learn late that it was committed."""
     if not digest:
-        return HeadStatus.IN_STEP  # of an agent that knew no digests
+        return HeadStatus.IN_STEP  # an agent that knew no digests
     if agreed is None:
         return HeadStatus.BEYOND
     if digest in (agreed.digest, agreed.parent):
@@ -65,9 +64,9 @@ def head_status(plan: int, digest: str, agreed: Agreed | None) -> HeadStatus:
 
 
 def is_lost(member: Member, agreed: Agreed | None, view: int, epoch: int, newest: int) -> bool:
-    """Whether a registration proves that etcd's history has gone back since. `view` is the newest that etcd knows of,
-    `newest` the highest number of a plan. A registration of an earlier epoch proves nothing: it may have been brought
-    back. That of a new worker holds nothing that could be lost."""
+    """Whether a registration proves that etcd's history has gone back since. `view` is the newest view in etcd,
+    `newest` the highest plan number. A registration of an earlier epoch proves nothing, because it may come from the
+    restored history. A new worker holds nothing that could be lost."""
     head = member.head
     if head is None or member.epoch < epoch:
         return False
@@ -76,8 +75,8 @@ def is_lost(member: Member, agreed: Agreed | None, view: int, epoch: int, newest
 
 
 def conflict(heads: list[tuple[int, Head]], top: Head, parent: str) -> str | None:
-    """Why these workers, each a rank and its head, cannot be in one view. `parent` is the digest before that of `top`.
-    All that agree hold `top`, or the decision just before it."""
+    """Why these workers, given as rank and head, cannot be in one view; None if they can. `parent` is the digest before
+    that of `top`. Workers that agree hold `top` or the decision just before it."""
     for rank, head in heads:
         if head.digest and top.digest and head.digest not in (top.digest, parent):
             holders = [other for other, held in heads if held.digest == top.digest]
@@ -90,7 +89,7 @@ def conflict(heads: list[tuple[int, Head]], top: Head, parent: str) -> str | Non
 
 @dataclass(frozen=True, slots=True)
 class Promised:
-    """A plan as a worker has promised it."""
+    """A plan that a worker has promised."""
 
     number: int
     digest: str
@@ -99,7 +98,7 @@ class Promised:
 
 @dataclass(frozen=True, slots=True)
 class StoredPlan:
-    """What stands in etcd about that number."""
+    """The records in etcd under the number of a promised plan."""
 
     plan: Plan | None
     decision: Decision | None
@@ -109,14 +108,14 @@ class StoredPlan:
 
 class Unknown(Enum):
     OPEN = "open"
-    """It is not decided: it may be aborted."""
+    """Not decided: it may be aborted."""
     LOST = "lost"
-    """It cannot be told here: nobody may guess."""
+    """Not known from these records, and not to be guessed."""
 
 
 def verdict(promised: Promised, found: StoredPlan) -> Decision | Unknown:
-    """Whether a promised plan was committed. What stands under its number may be another one's, where etcd's history
-    has gone back; then the run's ranks say what they hold, and an epoch that is settled says what came of it."""
+    """Whether a promised plan was committed. If etcd's history has gone back, the records under its number may belong
+    to another plan. Then the ranks report what they hold, and the settled epoch holds the outcome."""
     plan, epoch = found.plan, found.epoch.number if found.epoch is not None else 0
     agreed = found.agreed
     if agreed is not None and promised.digest and (agreed.plan, agreed.digest) == (promised.number, promised.digest):
@@ -127,7 +126,7 @@ def verdict(promised: Promised, found: StoredPlan) -> Decision | Unknown:
     if is_it and epoch <= promised.epoch:
         return Unknown.OPEN
     if plan is None and found.decision is not None and epoch <= promised.epoch:
-        return found.decision  # the history keeps so many plans
+        return found.decision  # older plans are deleted, their decisions count
     if found.epoch is not None and found.epoch.settled and epoch > promised.epoch:
         reason = "etcd's history went back, and no rank knows of its commit"
         return Decision(commit=found.epoch.digest == promised.digest, reason=reason)

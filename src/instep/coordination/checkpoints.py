@@ -1,7 +1,7 @@
-"""How a checkpoint becomes part of a run, and how it is forgotten: what each txn compares and writes. Pure.
+"""Transactions that commit, adopt and forget checkpoints: what each compares and writes. Pure.
 
-A checkpoint is committed when its manifest and the pointer to it stand, both written by one txn that compares the
-saver's token. What lies in a directory and has no manifest was never saved.
+A checkpoint is committed when one transaction that compares the saver's token has written its manifest and the pointer.
+A directory without a manifest was never saved.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from instep.coordination.transactions import Txn, pointer_to
 from instep.etcd import Compare, KeyValue, Op
 
 FAILED_KEPT = 20
-"""Saves that failed, kept for people."""
+"""Failed saves that are kept for display."""
 
 
 class CommitOutcome(Enum):
     COMMITTED = "committed"
     FENCED = "fenced"
     OPEN = "open"
-    """Neither yet: the commit may be sent."""
+    """Neither: the commit may be sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class CommitReads:
-    """What stood under the keys that a commit looks at."""
+    """The values of the keys that a commit reads."""
 
     manifest: KeyValue | None
     pointer: KeyValue | None
@@ -38,7 +38,7 @@ class CommitReads:
     agreed: KeyValue | None = None
 
     def has_left(self, manifest: Manifest) -> bool:
-        """Whether the run was taken back to an older checkpoint after what this one holds."""
+        """Whether the run went back to an older checkpoint after this one's step."""
         agreed = Agreed.decode_or_none(self.agreed.value) if self.agreed is not None else None
         return agreed is not None and manifest.plan < agreed.back
 
@@ -48,12 +48,13 @@ class CommitReads:
 
 
 def look(keys: Keys, fence: Fence, checkpoint_id: str) -> tuple[Op, ...]:
-    """The reads whose results make a Found, in its order."""
+    """The reads of a CommitReads, in the order of its fields."""
     return (Op.get(keys.checkpoint(checkpoint_id)), Op.get(keys.latest), Op.get(fence.key), Op.get(keys.agreed))
 
 
 def outcome(manifest: Manifest, fence: Fence, found: CommitReads) -> CommitOutcome:
-    """How it stands with a commit that may have been sent before. One that stands is a commit, whoever leads by now."""
+    """The state of a commit that may have been sent before. A written manifest is a commit, whichever node leads
+    now."""
     if found.manifest is not None and is_same(Manifest.decode_or_none(found.manifest.value), manifest):
         return CommitOutcome.COMMITTED
     if not fence.is_held(found.candidate):
@@ -61,18 +62,18 @@ def outcome(manifest: Manifest, fence: Fence, found: CommitReads) -> CommitOutco
     return CommitOutcome.OPEN
 
 
-def is_same(stands: Manifest | None, manifest: Manifest) -> bool:
-    """Whether both are one attempt. Its lineage is found anew at each try, and is no part of it."""
-    return stands is not None and stands.model_copy(update={"lineage": manifest.lineage}) == manifest
+def is_same(written: Manifest | None, manifest: Manifest) -> bool:
+    """Whether both are the same attempt. The lineage is computed at each try and does not count."""
+    return written is not None and written.model_copy(update={"lineage": manifest.lineage}) == manifest
 
 
 def commit(keys: Keys, fence: Fence, manifest: Manifest, found: CommitReads, *, announced: bool) -> Txn:
-    """Refused when another leads, or when anything has been written since `found`: so a request that comes late, after
-    its retry and whatever followed it, does nothing. `announced`: `state/saving` speaks of this checkpoint."""
+    """etcd refuses it if another node leads, or if any of the keys was written since `found`. A request that arrives
+    late, after its retry, therefore does nothing. `announced`: `state/saving` names this checkpoint."""
     pointer = pointer_to(manifest).encode()
     then = [Op.put(keys.checkpoint(manifest.id), manifest.encode()), Op.put(keys.saved, pointer)]
     if not found.has_left(manifest):
-        then.append(Op.put(keys.latest, pointer))  # else a restart would bring back what was left behind
+        then.append(Op.put(keys.latest, pointer))  # otherwise a restart would resume from what the run has left
     if announced:
         then.append(Op.delete(keys.saving))
     compares = (
@@ -87,8 +88,8 @@ def commit(keys: Keys, fence: Fence, manifest: Manifest, found: CommitReads, *, 
 def lineage(
     found: CommitReads, newest: Manifest | None, resume: Resume | None, resume_revision: int
 ) -> tuple[str, ...]:
-    """What a checkpoint that is committed now went on from. `newest` is the manifest that the pointer names, `resume`
-    what the ranks agreed to go on from: that counts where nothing has been committed since."""
+    """The lineage of a checkpoint that is committed now. `newest` is the manifest that the pointer names; `resume` is
+    the checkpoint that the ranks agreed to resume from, and counts if nothing was committed since."""
     pointer = found.newest
     if resume is not None and resume.final and resume_revision > _revision(found.pointer):
         if resume.id is None:
@@ -105,7 +106,7 @@ def lineage(
 
 @dataclass(frozen=True, slots=True)
 class AdoptionReads:
-    """What stood under the keys that an adoption looks at."""
+    """The values of the keys that an adoption reads."""
 
     manifest: KeyValue | None
     pointer: KeyValue | None
@@ -113,16 +114,16 @@ class AdoptionReads:
 
 
 def look_to_adopt(keys: Keys, checkpoint_id: str) -> tuple[Op, ...]:
-    """The reads whose results make a Registered, in its order."""
+    """The reads of an AdoptionReads, in the order of its fields."""
     return (Op.get(keys.checkpoint(checkpoint_id)), Op.get(keys.latest), Op.get(keys.agreed))
 
 
 def adopt(keys: Keys, manifest: Manifest, found: AdoptionReads, fence: Fence | None = None) -> Txn | None:
-    """Registers a checkpoint that only the disk knows, and points to it if it is newer than what the pointer names and
-    was not left behind. None if it is registered.
+    """Registers a checkpoint that exists only on disk. Moves the pointer to it if it is newer and the run has not left
+    it. None if it is registered already.
 
-    `fence`: of a leader that does it. Without one nobody knows whether this etcd has counted the views and plans that
-    the checkpoint names, so it counts as one of an earlier start.
+    `fence` is the leader's. Without one it is unknown whether this etcd has the views and plans that the checkpoint
+    names, so the checkpoint counts as one of an earlier start.
     """
     if found.manifest is not None:
         return None
@@ -151,12 +152,12 @@ def announce(keys: Keys, fence: Fence, saving: Saving) -> Txn:
 
 
 def withdraw(keys: Keys, saving: Saving) -> Txn:
-    """Of a save that was given up."""
+    """Deletes the announcement of a save that was given up."""
     return Txn((Compare.value(keys.saving, "==", saving.encode()),), (Op.delete(keys.saving),))
 
 
 def forget(keys: Keys, checkpoint_id: str, pointer: KeyValue | None) -> Txn | None:
-    """None for the newest checkpoint, which is never forgotten. Refused for one that somebody reads."""
+    """None for the newest checkpoint, which is never forgotten. etcd refuses it while a rank reads the checkpoint."""
     newest = Pointer.decode_or_none(pointer.value) if pointer is not None else None
     if newest is None or newest.id == checkpoint_id:
         return None
@@ -170,8 +171,8 @@ def forget(keys: Keys, checkpoint_id: str, pointer: KeyValue | None) -> Txn | No
 
 
 def note_failed(keys: Keys, found: KeyValue | None, failed: FailedSave) -> Txn | None:
-    """Adds a save that failed to those of before. None where it is the last of them: the reply was lost. Refused when
-    somebody else has added one since `found`."""
+    """Adds a failed save to the list. None if it is the last one already, because a reply was lost. etcd refuses it if
+    another was added since `found`."""
     known = FailedSaves.decode_or_none(found.value) if found is not None else None
     saves = known.saves if known is not None else ()
     if saves and saves[-1] == failed:
@@ -184,8 +185,8 @@ def note_failed(keys: Keys, found: KeyValue | None, failed: FailedSave) -> Txn |
 
 
 def take_off(keys: Keys, checkpoint_id: str, pointer: KeyValue | None, there: Mapping[str, Manifest]) -> Txn:
-    """An operator forgets a checkpoint. After the newest, the pointer names the one before it, of those `there`.
-    Refused when another has been committed meanwhile, or while a rank reads it."""
+    """Forgets a checkpoint for an operator. If it was the newest, the pointer moves to the one before it, out of
+    `there`. etcd refuses it if another was committed since, or while a rank reads the checkpoint."""
     then = [Op.delete(keys.checkpoint(checkpoint_id))]
     newest = Pointer.decode_or_none(pointer.value) if pointer is not None else None
     if newest is not None and newest.id == checkpoint_id:
@@ -202,7 +203,7 @@ def take_off(keys: Keys, checkpoint_id: str, pointer: KeyValue | None, there: Ma
 
 
 def _before(checkpoint_id: str, there: Mapping[str, Manifest]) -> Manifest | None:
-    """The checkpoint that it resumed from, else the newest of the others."""
+    """The checkpoint that it resumed from, or the newest of the others."""
     others = {name: manifest for name, manifest in there.items() if name != checkpoint_id}
     lineage = there[checkpoint_id].lineage if checkpoint_id in there else ()
     ancestor = next((others[name] for name in lineage if name in others), None)
@@ -210,7 +211,7 @@ def _before(checkpoint_id: str, there: Mapping[str, Manifest]) -> Manifest | Non
 
 
 def start_reading(keys: Keys, checkpoint_id: str, node: str, lease_id: int) -> Txn:
-    """Refused when the checkpoint is not there any more; its manifest is the last result."""
+    """Pins a checkpoint. etcd refuses it if the checkpoint is gone; the manifest is the last result."""
     key = keys.checkpoint(checkpoint_id)
     put = Op.put(keys.reader(checkpoint_id, node), "", lease=lease_id)
     return Txn((Compare.present(key),), (put, Op.get(key)))

@@ -1,7 +1,7 @@
-"""From commands to plans: what all ranks do at one step, or why they cannot. Pure.
+"""Commands: what all ranks do before the same step, or why a command is declined. Pure.
 
-A command is level-triggered like a desired value: its key stands until it is agreed on or declined, so an abort loses
-nothing. What is done once must not be asked for twice: the txn that commits a command deletes its key.
+A command is level-triggered like a desired value: its key exists until it is agreed on or declined, so an abort loses
+nothing. The transaction that commits a command deletes its key, so it is carried out once.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from instep.coordination.records import Command, Declined, Directive, Manifest
 
 DECLINED_KEPT = 20
 MAX_WAITING = 20
-"""Commands that may wait; later ones are declined at once."""
+"""How many commands may wait; later ones are declined at once."""
 MAX_DOCUMENT_BYTES = 8 * 1024
-"""A command is copied into its plan, and into what the run agrees on: etcd refuses a txn of 1.5 MiB."""
+"""A command is copied into its plan and into the agreed values; etcd refuses a transaction over 1.5 MiB."""
 UNREADABLE = "its key holds no command that this version of Instep knows: use the instep command line"
 
 
 @dataclass(frozen=True, slots=True)
 class PendingCommand:
-    """What stands in `commands/<id>`, and the revision that wrote it."""
+    """The document in `commands/<id>`, and the revision that wrote it."""
 
     id: str
     revision: int
     command: Command | None
-    """None for a document that cannot be read."""
+    """None if the document cannot be read."""
     problem: str = UNREADABLE
-    """Why it cannot."""
+    """Why it cannot be read."""
 
     @classmethod
     def read(cls, id: str, revision: int, document: bytes) -> PendingCommand:
@@ -39,7 +39,7 @@ class PendingCommand:
 
     @property
     def readable(self) -> Command:
-        """For records and messages about one that cannot be read."""
+        """The command, or a placeholder for a document that cannot be read."""
         return self.command or Command(kind="checkpoint", reason="not readable")
 
 
@@ -48,14 +48,14 @@ def oldest(pending_commands: Iterable[PendingCommand]) -> PendingCommand | None:
 
 
 def oldest_stop(pending_commands: Iterable[PendingCommand]) -> PendingCommand | None:
-    """It is carried out before all else that waits."""
+    """The oldest stop. A stop is carried out before everything else that waits."""
     return oldest(
         pending for pending in pending_commands if pending.command is not None and pending.command.kind == "stop"
     )
 
 
 def hopeless(pending_commands: Iterable[PendingCommand]) -> tuple[tuple[str, Declined], ...]:
-    """By id, what is declined however the run stands: what cannot be read, and what is too many; never a stop."""
+    """Commands to decline in any state of the run, by id: unreadable ones, and those beyond the limit; never a stop."""
     by_age = sorted(pending_commands, key=_age)
     unreadable = [(pending, pending.problem) for pending in by_age if pending.command is None]
     waiting = [pending for pending in by_age if pending.command is not None and pending.command.kind != "stop"]
@@ -73,7 +73,7 @@ def _age(pending: PendingCommand) -> tuple[int, str]:
 def why_not(
     pending: PendingCommand, course: Directive, manifests: Mapping[str, Manifest], *, somebody_left: bool
 ) -> str | None:
-    """Why the command cannot be carried out as things stand, with the cure; None when it can."""
+    """Why the command cannot be carried out now, with the cure; None when it can."""
     command = pending.command
     if command is None:
         return pending.problem
@@ -95,8 +95,8 @@ def why_not(
 
 
 def directive_after(command: Command, gate: int, course: Directive, *, goes_on: int | None = None) -> Directive | None:
-    """What the ranks do from the gate on; None where the command does not change that. `goes_on`: the step that a
-    restore takes them back to. A run that was paused is paused there."""
+    """The directive from the gate on; None if the command does not change it. `goes_on` is the first step after a
+    restore; a paused run is paused there."""
     reason = _signed(command)
     match command.kind:
         case "pause":
@@ -112,15 +112,16 @@ def directive_after(command: Command, gate: int, course: Directive, *, goes_on: 
         case "restore" if course.paused_at is not None and goes_on is not None:
             return Directive(paused_at=goes_on, reason=course.reason)
         case "restore":
-            return Directive()  # what was saved on request is not saved again when its step comes again
+            return Directive()  # a save on request is not repeated when its step runs again
         case _:
             return None
 
 
 def directive_of_fresh_view(course: Directive, *, ended: bool) -> Directive:
-    """A pause outlives the processes, for who paused a run did not mean until the next crash; all else was for them.
+    """The directive of a fresh view. A pause is kept, because an operator does not pause a run until its next crash;
+    everything else applied to the former processes.
 
-    Where all ranks have `ended` cleanly their loops were over before the step of the pause: it goes with them.
+    If all ranks have `ended` cleanly, their loops ended before the step of the pause, and the pause ends with them.
     """
     return Directive(paused_at=0, reason=course.reason) if course.paused_at is not None and not ended else Directive()
 
@@ -130,7 +131,7 @@ def declined(pending: PendingCommand, why: str) -> Declined:
 
 
 def outdated(revisions: Mapping[str, int]) -> tuple[str, ...]:
-    """Ids of the declined commands, given with their revisions, that need not be kept any more: all but the newest."""
+    """Ids of the declined commands, given with their revisions, to delete: all but the newest."""
     by_age = sorted(revisions, key=lambda name: revisions[name], reverse=True)
     return tuple(by_age[DECLINED_KEPT:])
 
@@ -140,7 +141,7 @@ def _why_no_restore(command: Command, manifests: Mapping[str, Manifest], *, some
         there = ", ".join(sorted(manifests, key=lambda name: manifests[name].step)[-5:]) or "none"
         return f"there is no checkpoint {command.name!r}; there are {there} (instep checkpoints)"
     if somebody_left:
-        return "a rank has ended its training already, and cannot go back: start the run anew"
+        return "a rank has ended its training already, and cannot go back: restart the run"
     return None
 
 

@@ -1,4 +1,4 @@
-"""From settings to a client. The only place that knows both."""
+"""Opens an etcd client from settings. The only module that knows both."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ CALL_TIMEOUT_S = 3.0
 
 
 def open_client(settings: Settings, timeout_s: float = CALL_TIMEOUT_S) -> Client:
-    """A client that connects when first used. Raises SettingsError for files that cannot be read."""
+    """Returns a client that connects when first used. Raises SettingsError for files that cannot be read."""
     tls = None
     if settings.secure:
         tls = Tls(

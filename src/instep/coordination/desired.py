@@ -1,7 +1,7 @@
-"""From desired values to the next change. Pure: level-triggered, so no put can be lost by arriving at a bad moment.
+"""The next change, from the desired values. Pure, and level-triggered: no put is lost, whenever it arrives.
 
-All keys of one etcd revision are one change: planned together or rejected together. Of a key written twice before
-anybody could plan it, the later value is the desired one.
+All keys of one etcd revision are one change: they are planned together or rejected together. If a key is written twice
+before it is planned, the later value counts.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from instep.scalar import Scalar, format_scalar, same
 
 MAX_START_CHANGES = 50
 MAX_UNKNOWN = 500
-"""Names that no schema knows and the run has not agreed on; without a schema, the most new ones that can be set."""
+"""How many unknown names are read: those that no schema has and the run has not agreed on."""
 REJECTED_AT_ONCE = 50
-"""Rejections after which no more of another revision are added."""
+"""Number of rejections after which the rejections of further revisions wait."""
 MAX_SUPERSEDED = 50
-"""Desired values that the script's take the place of at one start: each is recorded in the txn that forms the view."""
+"""Desired values that the script replaces at one start; the transaction that forms the view records each."""
 SUPERSEDED = 'the run was started with prefer="script", and the script has another value'
 SCRIPTS_OWN = "the script's own values"
-UNSET = "unset while nobody trained"
-"""For a run without a schema, whose script declares no values."""
+UNSET = "unset while no rank trained"
+"""The reason in a run without a schema, whose script declares no values."""
 MAX_AUTHOR, MAX_REASON = 200, 500
-"""Bounds of what the record of a start says about changes: it is written in one txn with the view."""
+"""Bounds of the texts in the record of a start, which one transaction writes together with the view."""
 
 
 @dataclass(frozen=True, slots=True)
 class DesiredValue:
-    """What stands in `config/<name>`: its text, and the revision that wrote it."""
+    """The text of `config/<name>`, and the revision that wrote it."""
 
     name: str
     text: str
@@ -44,20 +44,19 @@ class DesiredValue:
 
 @dataclass(frozen=True, slots=True)
 class StartValues:
-    """The values a fresh view starts from, and the desired ones that could not be taken."""
+    """The values that a fresh view starts with, and the desired values that are rejected."""
 
     values: dict[str, Scalar]
     rejections: tuple[Rejected, ...] = ()
     dry_run: DryRun | None = None
-    """For a worker to try; None when there is nothing that only a worker could refuse."""
+    """What a worker validates first; None if a worker can refuse nothing."""
     changes: tuple[StartChange, ...] = ()
-    """What differs from the values before: desired values by revision (who wrote them is not known here), and the
-    script's own."""
+    """Differences from the values before: desired values by revision, without their authors, and the script's own."""
 
 
 @dataclass(frozen=True, slots=True)
 class NextChange:
-    """The oldest change to be made: either values to plan, or rejections to record."""
+    """The oldest change: values to plan, or rejections to record."""
 
     revision: int
     values: dict[str, Scalar] = field(default_factory=dict)
@@ -70,7 +69,7 @@ def next_change(
     schema: Schema,
     rejected: Mapping[str, Rejected],
 ) -> NextChange | None:
-    """The oldest revision whose values are neither agreed nor rejected; None when all is settled."""
+    """The oldest revision whose values are neither agreed nor rejected; None if there is none."""
     refused: list[Rejected] = []
     for revision, group in _by_revision(desired):
         if any(_is_rejected(item, rejected) for item in group):
@@ -85,8 +84,8 @@ def next_change(
 
 
 def considered(desired: Iterable[DesiredValue], known: Collection[str]) -> dict[str, DesiredValue]:
-    """The desired values that are read: every known name, and the newest of the others. A misspelled name
-    is rejected, and any number of them delays nothing."""
+    """The desired values that are read: every known name, and the newest of the others. Misspelled names are rejected,
+    and any number of them delays nothing."""
     by_name = {item.name: item for item in desired}
     others = (item for item in by_name.values() if item.name not in known)
     kept = heapq.nlargest(MAX_UNKNOWN, others, key=lambda item: (item.revision, item.name))
@@ -99,7 +98,7 @@ def settled_rejections(
     schema: Schema,
     rejected: Mapping[str, Rejected],
 ) -> tuple[str, ...]:
-    """Names whose recorded rejection speaks of a value that no longer stands, or that has been agreed since."""
+    """Names whose recorded rejection is outdated: the value was written again, or has been agreed since."""
     return tuple(
         name
         for name, record in rejected.items()
@@ -115,7 +114,7 @@ def pending_revisions(
     schema: Schema,
     rejected: Mapping[str, Rejected],
 ) -> frozenset[int]:
-    """Revisions of desired values that still wait to be planned."""
+    """Revisions of desired values that wait to be planned."""
     return frozenset(desired[name].revision for name in pending_names(desired, agreed, schema, rejected))
 
 
@@ -125,7 +124,7 @@ def pending_names(
     schema: Schema,
     rejected: Mapping[str, Rejected],
 ) -> tuple[str, ...]:
-    """Names of desired values that still wait to be planned."""
+    """Names of desired values that wait to be planned."""
     return tuple(
         item.name
         for item in desired.values()
@@ -141,15 +140,16 @@ def start_values(
     *,
     prefer_script: bool = False,
 ) -> StartValues:
-    """The desired values over the defaults. For one that is not usable the last agreed value holds, else the default.
+    """The values of a fresh start: desired values over defaults. For a desired value that is not usable, the last
+    agreed value counts, or else the default.
 
-    Training must be able to restart at night although somebody wrote nonsense: so nonsense is passed over, recorded
-    and reported, and never fatal. With `prefer_script` the defaults hold: desired values that differ are recorded as
-    rejected, so that they are not planned as a change. Limit: of more than 50 such values the newest hold.
+    Training must be able to restart unattended even if a desired value is nonsense, so nonsense is skipped, recorded
+    and reported, and never fatal. With `prefer_script` the defaults count: desired values that differ are recorded as
+    rejected, and are not planned as a change. Limit: of more than 50 such values, the newest count.
     """
     fallback = {name: value for name, value in (agreed or {}).items() if _fits(name, value, schema)}
     if schema.replays is not None:
-        return StartValues(schema.defaults())  # those of the schedule; what is desired is for a run that is steered
+        return StartValues(schema.defaults())  # the schedule's values; desired values are for a run without a schedule
     held, values, base = {**schema.defaults(), **fallback}, schema.defaults(), schema.defaults()
     superseded = _superseded(desired, schema) if prefer_script else {}
     if prefer_script:
@@ -158,7 +158,7 @@ def start_values(
     taken: list[Taken] = []
     for item in (item for item in desired.values() if item.name not in superseded):
         parsed, rejection = _usable(item, values, schema, rejected.get(item.name))
-        # What was agreed in a former life is no way out where it is the very value that cannot be used now.
+        # The agreed value is no fallback if it is the very value that cannot be used now.
         if item.name in fallback and not any(same(fallback[item.name], value) for value in parsed):
             base[item.name] = fallback[item.name]
         if rejection is None:
@@ -174,7 +174,7 @@ def start_values(
 
 
 def _superseded(desired: Mapping[str, DesiredValue], schema: Schema) -> dict[str, Scalar]:
-    """The usable desired values that differ from the defaults, the oldest of them where there are very many."""
+    """The usable desired values that differ from the defaults; the oldest if there are too many."""
     found: dict[str, Scalar] = {}
     defaults = schema.defaults()
     for item in sorted(desired.values(), key=lambda item: (item.revision, item.name)):
@@ -188,7 +188,7 @@ def _superseded(desired: Mapping[str, DesiredValue], schema: Schema) -> dict[str
 def _changes_to_the_scripts(
     held: Mapping[str, Scalar], values: Mapping[str, Scalar], taken: Iterable[Taken]
 ) -> tuple[StartChange, ...]:
-    """Values that are the script's again, as it is preferred, as they were unset, or as the script has changed."""
+    """Values that are the script's again: it is preferred, the value was unset, or the script has changed."""
     others = {item.name for item in taken}
     previous = {
         name: value
@@ -202,8 +202,8 @@ def _changes_to_the_scripts(
 
 
 def _changes_at_start(taken: Iterable[Taken], held: Mapping[str, Scalar]) -> tuple[StartChange, ...]:
-    """The oldest first; `held` is what the view would have without them. Of very many the oldest are one change of
-    revision 0, which nobody signs."""
+    """Changes at a start, the oldest first; `held` are the values without them. If there are too many, the oldest form
+    one change of revision 0, without an author."""
     news = [item for item in taken if item.name not in held or not same(held[item.name], item.value)]
     revisions = sorted({item.revision for item in news})
     alone = set(revisions if len(revisions) <= MAX_START_CHANGES else revisions[1 - MAX_START_CHANGES :])
@@ -221,22 +221,22 @@ def _changes_at_start(taken: Iterable[Taken], held: Mapping[str, Scalar]) -> tup
 
 
 def signatures(marks: Mapping[int, Change], rejected: Mapping[str, Rejected]) -> dict[int, Change]:
-    """Who wrote a revision and why: from its mark, or from the record that refused it, which outlives the mark."""
-    told = {
+    """Author and reason of each revision: from its mark, or from the rejection, which is kept longer than the mark."""
+    recorded = {
         item.revision: Change(id=item.change_id or "", names=(), author=item.author, reason=item.why)
         for item in rejected.values()
         if item.change_id or item.author or item.why
     }
-    return {**told, **marks}
+    return {**recorded, **marks}
 
 
 def signed(changes: Iterable[StartChange], by: Mapping[int, Change]) -> tuple[StartChange, ...]:
-    """The changes with author and reason, cut short where they are long."""
+    """The changes with author and reason, shortened where they are long."""
     return tuple(_signed(change, by.get(change.revision)) for change in changes)
 
 
 def signed_rejection(item: Rejected, by: Change | StartChange | None) -> Rejected:
-    """The rejection with who wrote the value and why; as it is where that is not known."""
+    """The rejection with author and reason of the value, if they are known."""
     if by is None:
         return item
     change_id = by.id or None if isinstance(by, Change) else by.change_id
@@ -253,13 +253,13 @@ def _signed(change: StartChange, by: Change | None) -> StartChange:
 def _usable(
     item: DesiredValue, values: Mapping[str, Scalar], schema: Schema, record: Rejected | None
 ) -> tuple[tuple[Scalar, ...], Rejected | None]:
-    """The value if the schema takes it, and why it cannot be used, if it cannot."""
+    """The value if the schema accepts it, and the rejection if it cannot be used."""
     try:
         value = schema.parse(item.name, item.text)
     except ValueError as error:
         return (), _rejection(item, str(error), "schema")
-    stands = ("worker", "script") if schema.prefers_script else ("worker",)
-    if record is not None and record.by in stands and record.revision == item.revision:
+    lasting = ("worker", "script") if schema.prefers_script else ("worker",)
+    if record is not None and record.by in lasting and record.revision == item.revision:
         return (value,), record
     if _total_bytes({**values, item.name: value}) > MAX_TOTAL_BYTES:
         return (value,), _rejection(item, f"all values together would have over {MAX_TOTAL_BYTES} bytes", "schema")
@@ -311,7 +311,7 @@ def _judge(
 def _why_fixed(schema: Schema) -> str:
     if schema.replays is not None:
         return "the run replays a schedule, so its values come from that file; the next start without replay= reads it"
-    return "it is fixed while the run goes on; the next start of the run reads it"
+    return "it is fixed while the run trains; the next start of the run reads it"
 
 
 def _total_bytes(values: Mapping[str, Scalar]) -> int:

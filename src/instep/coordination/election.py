@@ -20,7 +20,7 @@ NO_CANDIDATE_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Incumbent:
-    """The leader at a moment that has passed: the value that it campaigned with, and its right to write."""
+    """The leader at a moment in the past: the value that it campaigned with, and its fence."""
 
     value: str
     fence: Fence
@@ -44,15 +44,15 @@ class Election:
     """One candidate in the election under `prefix`, on the session's lease.
 
     Promise: `campaign` returns the fence of the oldest candidate key while our lease was still valid after the last
-    wait. Tokens rise from leader to leader, and a txn with `fence.compare()` is refused once another leads.
-    Limit: all else is true of the past. Two may believe at once that they lead, for as long as a reply travels; nothing
-    outside etcd is protected unless it refuses lower tokens. Look at `leading` before each act: it is False as soon as
-    the lease cannot be renewed ("suspended"), before anybody else can lead. One task, one Election object;
-    a campaign under way is given up by cancelling it.
+    wait. Tokens rise from leader to leader, and etcd refuses a transaction with `fence.compare()` once another leads.
+    Limit: everything else is true of the past. Two may believe at once that they lead, for as long as a reply travels.
+    Nothing outside etcd is protected unless it refuses lower tokens. Check `leading` before each act: it is False as
+    soon as the lease cannot be renewed ("suspended"), before another can lead. Give each task its own Election; cancel
+    a campaign to give it up.
     """
 
     def __init__(self, client: Client, session: Session, prefix: str, *, former_lease: int = 0) -> None:
-        """`former_lease`: as in Queue, for a candidate that takes over the place of a process that died."""
+        """`former_lease`: as in Queue, for a candidate that replaces a process that died."""
         self._client = client
         self._session = session
         self._queue = Queue(client, session, prefix, former_lease=former_lease)
@@ -72,20 +72,20 @@ class Election:
 
     @property
     def fence(self) -> Fence | None:
-        """Of the term that was won last; None after `resign`, and once `lost` has seen its end."""
+        """The fence of the last term won; None after `resign`, and once `lost` has seen its end."""
         return self._fence
 
     @property
     def leading(self) -> bool:
-        """Whether we may act as leader: elected, and our lease is renewed as it should be."""
+        """Whether this candidate may act as leader: it is elected, and its lease is renewed in time."""
         session = self._session
         return self._fence is not None and session.lease_id == self._lease_id and session.link == "connected"
 
     async def campaign(self, value: str) -> Fence:
-        """Stands with `value` and waits until elected. It waits as long as others lead, and rides out outages and lost
-        leases: bound it with `asyncio.timeout`. Cancelled, or refused by etcd, it leaves no candidate behind.
+        """Enters the election with `value` and waits until elected. It waits while others lead, and through outages and
+        lost leases: bound it with `asyncio.timeout`. If it is cancelled, or refused by etcd, no candidate is left.
 
-        A leader gets its fence at once, and the value that others see stays as it is.
+        A leader gets its fence at once, and its value does not change.
         """
         if self._busy:
             raise SettingsError("This Election object is in a campaign already: give each task an Election of its own.")
@@ -101,15 +101,15 @@ class Election:
             self._busy = False
 
     async def lost(self, fence: Fence) -> None:
-        """Returns when the term is over: its key is gone, or its lease can no longer be relied on."""
+        """Returns when the term is over: its key is gone, or its lease can no longer be shown to be valid."""
         lease_id = self._lease_id
         retry = Retry(SERVICE, "the election's own candidate cannot be watched")
         await retry.run(lambda: first_of(self._queue.gone(fence), self._session.wait_lost(lease_id)))
         self._over(fence)
 
     async def resign(self) -> None:
-        """Takes our candidate key away, so that the next one leads at once: within about a second, or by the session
-        as soon as etcd answers."""
+        """Removes the candidate key, and the next candidate leads at once. Takes about a second at most; the session
+        finishes it when etcd answers."""
         if self._fence is not None:
             self._over(self._fence)
         await self._queue.leave()
@@ -117,19 +117,19 @@ class Election:
     # -- looking ----------------------------------------------------------------------------------------------------
 
     async def incumbent(self) -> Incumbent | None:
-        """The leader now, as the cluster agrees."""
+        """The current leader, by a linearizable read."""
         listing = await self._client.range(self._queue.prefix)
         return incumbent_of({item.key: item for item in listing.kvs}, self._queue.prefix)
 
-    # -- for who decides himself when to stand ----------------------------------------------------------------------
+    # -- for callers that decide when to enter ----------------------------------------------------------------------
 
     async def stand(self, name: str, value: str) -> None:
-        """Creates our candidate key; one that stood for another name or value goes in the same txn. After an error
-        call it again. Without a lease this does nothing."""
+        """Creates the candidate key, and removes one with another name or value in the same transaction. Call it again
+        after an error. Without a lease it does nothing."""
         await self._queue.enter(value, name)
 
     async def elected(self) -> Fence:
-        """Waits until a candidate that `stand` has created is the oldest. Rides out outages and refusals."""
+        """Waits until a candidate that `stand` has created is the oldest, through outages and refusals."""
         retry = Retry(SERVICE, "the election cannot be followed")
         while True:
             fence = await retry.run(self._queue.turn)

@@ -1,4 +1,4 @@
-"""The right to write as the one in front: a key that must still be the one that was created at a certain revision."""
+"""The right to write: a key that must still be the one that was created at a certain revision."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from instep.etcd import Compare, KeyValue
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """`token` rises from holder to holder and is never given twice: the key's create revision, above which a run puts
-    its epoch (see token.py).
+    """`token` rises from holder to holder and is never given twice. It is the key's create revision; a run puts its
+    epoch above it (see token.py).
 
-    Promise: a txn with `compare()` does nothing once the key is gone or another's. Limit: what lies outside etcd is
-    protected only if it refuses tokens lower than the highest it has seen.
+    Promise: a transaction with `compare()` does nothing once the key is gone or belongs to another. Limit: what is
+    outside etcd is protected only if it refuses tokens lower than the highest one it has seen.
     """
 
     key: str
@@ -25,5 +25,5 @@ class Fence:
         return Compare.create_revision(self.key, "==", revision_of(self.token))
 
     def is_held(self, key: KeyValue | None) -> bool:
-        """Whether that is the key that the token came from; None where there is none."""
+        """Whether `key` is the one that the token came from; None for a missing key."""
         return key is not None and key.create_revision == revision_of(self.token)

@@ -1,4 +1,4 @@
-"""Who is there: named members, each on the lease of its own session."""
+"""Group membership: named members, each on the lease of its own session."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ JOIN_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class GroupMember:
-    """`token` is the create revision of its key: another one after each time it was away."""
+    """`token` is the create revision of its key. It changes each time the member was away."""
 
     name: str
     value: str
@@ -32,7 +32,7 @@ class GroupMember:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupStatistics:
-    """Counts since the group was made. `replaced`: our name was another's when our lease had been lost."""
+    """Counts since the group was made. `replaced`: another took the name after the lease was lost."""
 
     joins: int
     rejoins: int
@@ -45,9 +45,9 @@ class _Membership:
     value: str
     number: int
     lease_id: int = 0
-    """Of the lease that it was last written on; 0 before."""
+    """The lease that it was last written on; 0 before."""
     doubtful_on: int = 0
-    """The lease of a create that may still be on its way."""
+    """The lease of a create that may still arrive."""
     left: bool = False
 
 
@@ -57,7 +57,7 @@ def _because(trouble: InstepError | None) -> str:
 
 
 def members_of(entries: Iterable[KeyValue], prefix: str) -> Mapping[str, GroupMember]:
-    """The members by name, in order of their coming."""
+    """The members by name, in the order in which they joined."""
     found = [item for item in entries if "/" not in item.key.removeprefix(prefix)]
     found.sort(key=lambda item: (item.create_revision, item.key))
     names = ((item.key.removeprefix(prefix), item) for item in found)
@@ -65,13 +65,13 @@ def members_of(entries: Iterable[KeyValue], prefix: str) -> Mapping[str, GroupMe
 
 
 class Group:
-    """The members under `prefix`, and at most one membership of our own, on the session's lease.
+    """The members under `prefix`, and at most one membership of this object, on the session's lease.
 
-    Promise: a member that has joined is listed until it leaves or its session ends, and joins again by itself when its
-    session has taken a new lease. A name has one holder: NameTaken while another session holds it, never a silent
-    eviction. Limit: a member that died is listed until its lease's TTL is over; between two leases of a session its
+    Promise: a member is listed until it leaves or its session ends, and joins again when its session has taken a new
+    lease. A name has one holder: another session that joins with it gets NameTaken, and no member is evicted silently.
+    Limit: a member that died is listed until the TTL of its lease has passed. Between two leases of a session its
     member is away, and another may take its name: then `joined` stays False and the log says so. A key deleted by hand
-    is not noticed. What `members` gives is of a moment that has passed.
+    is not noticed. `members` returns a moment in the past.
     """
 
     def __init__(self, client: Client, session: Session, prefix: str) -> None:
@@ -81,7 +81,7 @@ class Group:
         self._lock = asyncio.Lock()
         self._ours: _Membership | None = None
         self._trouble: InstepError | None = None
-        """What our writing rode out last; None once it was done."""
+        """The last error that a write has retried; None after it succeeded."""
         self._end: Callable[[], None] = lambda: None
         self._joins = self._rejoins = self._replaced = 0
 
@@ -95,14 +95,14 @@ class Group:
 
     @property
     def joined(self) -> bool:
-        """Whether our member stands on a lease that can be relied on."""
+        """Whether the member is on a lease that is known to be valid."""
         return self._ours is not None and self._ours.lease_id != 0 and self._ours.lease_id == self._session.lease_id
 
     async def join(self, name: str, value: str = "", *, timeout_s: float = JOIN_TIMEOUT_S) -> None:
-        """Becomes the member `name`; called again with the same name it replaces the value.
+        """Becomes the member `name`. A second call with the same name replaces the value.
 
-        Raises NameTaken at once when another session holds the name, and EtcdUnavailable with the reason when it could
-        not be written in `timeout_s` seconds: nothing of it is left then, or will be removed by the session.
+        Raises NameTaken at once if another session holds the name, and EtcdUnavailable with the reason if the key could
+        not be written in `timeout_s` seconds. Then no key is left, or the session removes it.
         """
         check_timeout(timeout_s)
         check_name(name, "a member")
@@ -127,7 +127,7 @@ class Group:
             self._end = self._session.each_lease(self._rejoin)
 
     async def leave(self) -> None:
-        """Takes our member away: within about a second, or by the session as soon as etcd answers."""
+        """Removes the member. Takes about a second at most; the session finishes it when etcd answers."""
         self._end()
         ours, self._ours = self._ours, None
         if ours is None:
@@ -136,7 +136,7 @@ class Group:
         await self._session.clean_up(lambda: self._removed(ours), f"the member {self._prefix}{ours.name}")
 
     async def members(self) -> Mapping[str, GroupMember]:
-        """Who is there now, as the cluster agrees."""
+        """The current members, by a linearizable read."""
         return members_of((await self._client.range(self._prefix)).kvs, self._prefix)
 
     # -- inside -----------------------------------------------------------------------------------------------------
@@ -151,14 +151,14 @@ class Group:
                 self._rejoins += 1
             except NameTaken as taken:
                 self._replaced += 1
-                log.warning("%s: it was taken while our lease was lost", taken)
+                log.warning("%s: it was taken while the lease was lost", taken)
             except LeaseLost:
-                return  # the next lease brings us back
+                return  # the next lease joins again
             except InstepError as error:
                 log.error("%s%s cannot be joined again: %s", self._prefix, ours.name, error)
 
     async def _write(self, ours: _Membership) -> None:
-        """Puts our key on the session's lease. Rides out outages; raises LeaseLost when there is no lease any more."""
+        """Puts the key on the session's lease, through outages. Raises LeaseLost when the lease is gone."""
         self._trouble = None
         lease_id = await self._session.wait_lease()
         retry = Retry(PASSING, Outage(f"{self._prefix}{ours.name} cannot be written", level=logging.DEBUG))
@@ -192,17 +192,17 @@ class Group:
         return result.succeeded
 
     async def _removed(self, ours: _Membership) -> bool:
-        async with self._lock:  # after a joining again that is under way
+        async with self._lock:  # after a rejoin that is under way
             return await self._removed_now(ours)
 
     async def _removed_now(self, ours: _Membership) -> bool:
         key = self._prefix + ours.name
         lease_id = ours.doubtful_on
         if lease_id and lease_id == self._session.lease_id:
-            # First, so that nothing of ours can be created after the look below.
+            # First, because a late create must not be applied after the read below.
             await self._client.put(self._tombstone(ours, lease_id), "", lease=lease_id)
         if self._ours is not None and self._ours.name == ours.name:
-            return True  # joined again meanwhile: the key is that membership's
+            return True  # joined again since: the key belongs to that membership
         current = await self._client.get(key)
         if current is None or not self._session.owns(current.lease):
             return True
@@ -210,5 +210,5 @@ class Group:
         return (await self._client.txn([same], [Op.delete(key)])).succeeded
 
     def _tombstone(self, ours: _Membership, lease_id: int) -> str:
-        """Keeps a create of this membership that comes late from being applied."""
+        """The key that keeps a late create of this membership from being applied."""
         return f"{self._prefix}{GONE}{ours.name}-{lease_id:x}-{ours.number}"

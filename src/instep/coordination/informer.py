@@ -1,6 +1,6 @@
-"""A prefix of etcd, held up to date in memory: listed once, then watched; listed again when history is gone.
+"""A prefix of etcd, kept up to date in memory: listed once, then watched; listed again when history is compacted.
 
-Every recipe that looks at more than one key looks at an informer, so that there is one way to be right about watches.
+Every recipe that reads more than one key uses an informer: list and watch are combined correctly in one place.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ Changed = Callable[[tuple[Event, ...]], None]
 
 
 class Informer:
-    """Promise: `keys` goes through the same states as etcd, revision by revision, though it may skip some after a
-    compaction. Limit: it is always a little late, so a decision taken from it must be guarded by its txn.
+    """Promise: `keys` passes through the same states as etcd, revision by revision, but may skip some after a
+    compaction. Limit: it lags behind etcd, so the transaction of a decision must compare what the decision was made
+    from.
 
-    `on_change(events)` is called after the first listing, even an empty one, and after each batch, in order; after a
-    re-listing with the differences as events. Where etcd holds another history than before (restored, emptied),
-    `on_reset()` is called first, everything is let go of, and the listing comes as if it were the first.
+    `on_change(events)` is called after the first listing, even an empty one, and after each batch, in order. After
+    another listing its events are the differences. If etcd holds another history than before (restored, emptied),
+    everything is dropped, `on_reset()` is called, and the next listing counts as the first.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Informer:
         self._history_changes = client.history.changes
         self._keys: dict[str, KeyValue] = {}
         self.records: dict[str, Any] = {}
-        """Each value decoded once, when it arrives, by `decode`; those that it makes None of are left out."""
+        """Each value as `decode` returned it, once, when it arrived; without those that it returned None for."""
         self._listed = asyncio.Event()
         self._moved = asyncio.Event()
         self._revision = 0
@@ -62,12 +63,12 @@ class Informer:
 
     @property
     def is_current(self) -> bool:
-        """Whether what it holds is of the history that etcd is known to hold now."""
+        """Whether its keys belong to the history that etcd is known to hold now."""
         return self._history_changes == self._client.history.changes
 
     @property
     def revision(self) -> int:
-        """Every change up to this revision is in; later ones may be missing."""
+        """Every change up to this revision is included; later ones may be missing."""
         return self._revision
 
     def under(self, prefix: str) -> list[KeyValue]:
@@ -77,11 +78,12 @@ class Informer:
         return self._keys.get(key)
 
     async def wait_listed(self) -> None:
-        """Returns when the first listing is in."""
+        """Returns after the first listing."""
         await self._listed.wait()
 
     async def wait_revision(self, revision: int, timeout_s: float) -> None:
-        """Returns when a change at `revision` or later is in, or after `timeout_s`: a no-op write changes nothing."""
+        """Returns when a change at `revision` or later is included, or after `timeout_s`, as after a write without
+        effect."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while self._revision < revision:
@@ -89,12 +91,11 @@ class Informer:
                     await self._moved.wait()
 
     def forget(self, key: str) -> None:
-        """Lets go of a key that nobody looks at any more, though etcd still holds it."""
+        """Drops a key that is not needed any more, although etcd still holds it."""
         self._keys.pop(key, None)
 
     async def run(self) -> None:
-        """Follows the prefix until cancelled. Outages are ridden out; only a refusal of our credentials is raised
-        when it comes before the first listing."""
+        """Follows the prefix until cancelled, through outages. Raises an error before the first listing only."""
         while True:
             try:
                 listed = await self._list()
@@ -133,8 +134,8 @@ class Informer:
         return listing.kvs
 
     def _disproof(self, found: Mapping[str, KeyValue]) -> str | None:
-        """What shows that this is another history: a key that was written last before we have seen it written, or what
-        the owner of this informer finds."""
+        """Why this is another history, or None: a key has an older revision than the one that was seen, or the owner of
+        this informer finds a contradiction."""
         for key, item in found.items():
             held = self._keys.get(key)
             if held is not None and item.mod_revision < held.mod_revision:
