@@ -1,4 +1,4 @@
-"""What operators want next, a change or a command: the plan to be made of it, or why it cannot be. Pure."""
+"""What operators want next, a change or a command: the plan for it, or why there is none. Pure."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ from instep.coordination.situation import Situation
 
 
 def is_settled(now: Situation) -> bool:
-    """True when a new plan may be opened: the one before is aborted, or applied by every node that still runs.
+    """Whether a new plan may be opened: the plan before is aborted, or every running node has applied it.
 
-    So at any time at most one committed gate lies ahead of anybody, and one `previous` in `state/agreed` suffices.
+    At any time at most one committed gate is therefore ahead of any rank, and one `previous` in `state/agreed`
+    suffices.
     """
     if now.plan is None or now.view is None:
         return True
@@ -46,13 +47,13 @@ def is_settled(now: Situation) -> bool:
     if not now.decision.commit:
         return True
     if now.agreed is not None and now.plan.number <= now.agreed.began:
-        return True  # nothing has been committed since the run began anew
+        return True  # nothing has been committed since the last fresh start
     return membership.active_nodes(now.view, now.left) <= set(now.receipts) | _said(now, now.view, now.plan)
 
 
 def _said(now: Situation, view: View, plan: Plan) -> set[str]:
-    """Nodes whose ranks have all said, since etcd's history went back, that they know the plan to be committed: their
-    receipts may be lost, and are not written again. One that has not come to its gate promises no other plan
+    """Nodes whose ranks have all reported, since etcd's history went back, that they know of the plan's commit: their
+    receipts may be lost and are not written again. A rank that has not reached the plan's gate promises no other plan
     before it has."""
     if now.epoch is None or not now.epoch.settled or plan.number > now.epoch.plan:
         return set()
@@ -72,7 +73,7 @@ def _said(now: Situation, view: View, plan: Plan) -> set[str]:
 
 
 def about_intents(now: Situation) -> LeaderAction | None:
-    """The oldest of what operators want, a change or a command."""
+    """The action for the oldest intent of an operator, a change or a command."""
     if now.view is None or now.agreed is None:
         return None
     if not membership.has_entered(now.view, now.entered, now.registered, now.left):
@@ -107,9 +108,7 @@ def _about_change(now: Situation, wanted: NextChange) -> LeaderAction | None:
 
 
 def _about_command(now: Situation, pending: PendingCommand, course: Directive) -> LeaderAction | None:
-    why = _refusal_of(now, pending) or commands.why_not(
-        pending, course, now.manifests, somebody_left=_somebody_left(now)
-    )
+    why = _refusal_of(now, pending) or commands.why_not(pending, course, now.manifests, somebody_left=_somebody_left(now))
     if why is not None or pending.command is None:
         return DeclineCommands(((pending.id, commands.declined(pending, why or "")),))
     gate = _next_gate(now)
@@ -133,13 +132,13 @@ def _about_command(now: Situation, pending: PendingCommand, course: Directive) -
 
 
 def _opened(now: Situation, plan: Plan) -> OpenPlan:
-    """Numbers continue after all that any node has reported, also after those that etcd has lost."""
+    """Plan numbers continue after every number that a node has reported, even if etcd has lost it."""
     newest = now.plan.number if now.plan is not None else 0
     return OpenPlan(plan, follows=None if newest == plan.number - 1 else newest)
 
 
 def _refusal_of(now: Situation, pending: PendingCommand) -> str | None:
-    """What a worker said to the newest plan, if that was for this command."""
+    """Why a worker refused the newest plan, if that was for this command."""
     if now.plan is None or now.decision is None or not now.decision.refused or now.plan.change_id != pending.id:
         return None
     return "; ".join(f"{name}: {reason}" for name, reason in now.decision.refused.items())
@@ -150,10 +149,10 @@ def _somebody_left(now: Situation) -> bool:
 
 
 def _next_gate(now: Situation) -> int | None:
-    """Of the next plan; None while there is nobody to agree with: what is wanted stays so.
+    """The gate of the next plan; None while a rank is missing or no step is known, and the intent waits.
 
-    While the run is paused all ranks stand before one step, and that is the gate. A rank that has left after it leaves
-    no gate: each plan would be aborted at once and made again without end.
+    While the run is paused, all ranks wait before one step, and that step is the gate. If a rank has left after that
+    step there is no gate: each plan would be aborted at once and opened again without end.
     """
     assert now.view is not None
     assert now.agreed is not None
@@ -176,7 +175,7 @@ def _collect_garbage(now: Situation, agreed: Agreed) -> CollectGarbage | None:
     refusals, schemas = now.outdated_refusals, now.outdated_schemas[:MAX_SCHEMAS_COLLECTED]
     if not (rejections or changes or declined or refusals or schemas):
         return None
-    # No more than etcd takes in one txn; the rest follows.
+    # No more than etcd takes in one transaction; the rest follows.
     return CollectGarbage(
         rejections[:MAX_COLLECTED], changes[:MAX_COLLECTED], declined[:MAX_COLLECTED], refusals[:MAX_COLLECTED], schemas
     )
@@ -203,7 +202,7 @@ def _plan(now: Situation, gate: int, revision: int, values: Mapping[str, object]
 
 
 def _refused_by_workers(now: Situation) -> tuple[Rejected, ...]:
-    """Rejections due because a worker could not accept the newest plan's values, unless written again since."""
+    """Rejections of values that a worker refused in the newest plan, unless they were written again since."""
     if now.plan is None or now.decision is None or not now.decision.refused:
         return ()
     blame = ", ".join(now.decision.refused)

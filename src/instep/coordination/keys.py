@@ -1,6 +1,6 @@
-"""Where everything of a run lives in etcd. `state/` flows down to every agent, `reports/` flows up to the leader.
+"""The etcd keys of a run. `state/` flows down to every agent, `reports/` flows up to the leader.
 
-A key that every node writes is never watched by every node: that would be n² events (1.6 million a change at 1280
+No key that every node writes is watched by every node: that would be n² events (1.6 million per change at 1280
 nodes).
 """
 
@@ -13,7 +13,7 @@ from instep.names import check_namespace, check_run_name
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The keys of one run below its namespace. Names are checked here, so that no key can leave its run."""
+    """The keys of one run below its namespace. Checks the names: no key can leave its run."""
 
     namespace: str
     run: str
@@ -30,13 +30,13 @@ class Keys:
 
     @property
     def desires(self) -> str:
-        """Prefix of `changes/`, `checkpoints/`, `commands/` and `config/` together: one watch, so that a put and its
-        author arrive as one."""
+        """Prefix of `changes/`, `checkpoints/`, `commands/` and `config/` together: in one watch, a put and its author
+        arrive together."""
         return f"{self.root}c"
 
     @property
     def config(self) -> str:
-        """Prefix: one key a hyperparameter, holding its desired value as one JSON scalar."""
+        """Prefix: one key per hyperparameter, with its desired value as one JSON scalar."""
         return f"{self.root}config/"
 
     def config_of(self, name: str) -> str:
@@ -44,7 +44,7 @@ class Keys:
 
     @property
     def changes(self) -> str:
-        """Prefix: author and reason of a put, written in the same txn as the put."""
+        """Prefix: author and reason of a put, written in the same transaction."""
         return f"{self.root}changes/"
 
     def change(self, change_id: str) -> str:
@@ -52,7 +52,7 @@ class Keys:
 
     @property
     def commands(self) -> str:
-        """Prefix: what all ranks are to do at one step; a key is deleted when its command is decided."""
+        """Prefix: what all ranks do before the same step. A decision deletes the key of its command."""
         return f"{self.root}commands/"
 
     def command(self, command_id: str) -> str:
@@ -63,18 +63,18 @@ class Keys:
         """JSON Schema of the hyperparameters of the current view."""
         return f"{self.root}schema"
 
-    # -- what is counted over restarts ------------------------------------------------------------------------------
+    # -- counted across restarts -----------------------------------------------------------------------------------
 
     @property
     def attempts(self) -> str:
-        """How often the run has failed, and how: written by whoever leads, and by who clears it."""
+        """How often the run has failed, and how: written by the leader and by `instep reset`."""
         return f"{self.root}attempts"
 
-    # -- checkpoints: written by whoever leads ---------------------------------------------------------------------
+    # -- checkpoints: written by the leader ------------------------------------------------------------------------
 
     @property
     def checkpoints(self) -> str:
-        """Prefix: one manifest a committed checkpoint, and `latest`."""
+        """Prefix: one manifest per committed checkpoint, and `latest`."""
         return f"{self.root}checkpoints/"
 
     def checkpoint(self, checkpoint_id: str) -> str:
@@ -86,29 +86,30 @@ class Keys:
 
     @property
     def saving(self) -> str:
-        """The checkpoint that is being written, as announced by who writes it."""
+        """The checkpoint that is being written, as its saver announced it."""
         return f"{self.state}saving"
 
     @property
     def saved(self) -> str:
-        """What `latest` holds, written in the same txn: the one flows down, the other is read."""
+        """The same pointer as `latest`, written in the same transaction: this one is watched, `latest` is read."""
         return f"{self.state}saved"
 
     @property
     def resume(self) -> str:
-        """Which checkpoint the ranks of the view are asked about, or have agreed to go on from."""
+        """The checkpoint that is offered to the ranks of the view, or from which they have agreed to resume."""
         return f"{self.state}resume"
 
     @property
     def verified(self) -> str:
-        """Prefix: what a node's ranks found when they looked at that checkpoint."""
+        """Prefix: what the ranks of a node found in the offered checkpoint."""
         return f"{self.root}reports/verified/"
 
     def verified_of(self, node: str) -> str:
         return f"{self.verified}{node}"
 
     def readers(self, checkpoint_id: str) -> str:
-        """Prefix: nodes with a rank that reads the checkpoint, each on its lease. It is not forgotten meanwhile."""
+        """Prefix: nodes with a rank that reads the checkpoint, each on its lease. Such a checkpoint is not
+        forgotten."""
         return f"{self.root}reports/readers/{checkpoint_id}/"
 
     def reader(self, checkpoint_id: str, node: str) -> str:
@@ -118,7 +119,7 @@ class Keys:
 
     @property
     def election(self) -> str:
-        """Prefix of the candidates. The slash at its end keeps it from matching a longer name."""
+        """Prefix of the candidates. The slash at the end keeps it from matching a longer name."""
         return f"{self.root}election/"
 
     def candidate(self, worker: str) -> str:
@@ -149,8 +150,8 @@ class Keys:
 
     @property
     def epoch(self) -> str:
-        """How often etcd's history was found to have gone back, or its checkpoints were adopted: the high part of every
-        fencing token given since. Absent in a run to which that has not happened."""
+        """How often etcd's history went back or checkpoints were adopted: the high part of every later fencing token.
+        Absent in epoch 0."""
         return f"{self.state}epoch"
 
     @property
@@ -164,8 +165,8 @@ class Keys:
         return f"{self.plans}{number}/decision"
 
     def open_mark(self, number: int) -> str:
-        """Stands while plan `number` may still be committed. An etcd whose database is full takes no decision, but it
-        deletes: without the mark the plan can only be aborted, so a rank at its gate may go on."""
+        """Exists while plan `number` may be committed. An etcd whose database is full takes no decision, but it
+        deletes: without the mark the plan can only be aborted, and a rank at its gate may continue."""
         return f"{self.state}open/{number}"
 
     @property
@@ -177,7 +178,7 @@ class Keys:
 
     @property
     def declined(self) -> str:
-        """Prefix: commands that were not carried out."""
+        """Prefix: declined commands."""
         return f"{self.state}declined/"
 
     def declined_of(self, command_id: str) -> str:
@@ -185,7 +186,7 @@ class Keys:
 
     @property
     def forming(self) -> str:
-        """Which ranks the next view still waits for."""
+        """The ranks that the next view waits for."""
         return f"{self.state}forming"
 
     @property
@@ -197,17 +198,17 @@ class Keys:
 
     @property
     def barriers(self) -> str:
-        """Prefix: when all ranks had come to a barrier last; the newest 20."""
+        """Prefix: the last release of each barrier; the newest 20."""
         return f"{self.state}barriers/"
 
     def barrier(self, name: str) -> str:
         return f"{self.barriers}{name}"
 
-    # -- history: watched by nobody --------------------------------------------------------------------------------
+    # -- history: not watched --------------------------------------------------------------------------------------
 
     @property
     def starts(self) -> str:
-        """Prefix: what the last 200 views began with, those that were fresh."""
+        """Prefix: the starts of the fresh ones among the last 200 views."""
         return f"{self.root}history/starts/"
 
     def start_of(self, view: int) -> str:
@@ -244,12 +245,12 @@ class Keys:
         return f"{self.root}reports/members/"
 
     def member(self, rank: int, incarnation: str) -> str:
-        """One key a registration, not a rank: a stray second join must not overwrite the first one's place."""
+        """One key per registration, not per rank: a stray second join must not overwrite the first one."""
         return f"{self.members}{rank}/{incarnation}"
 
     @property
     def nodes(self) -> str:
-        """Prefix: which node holds a name, one key a node, on its lease."""
+        """Prefix: which node holds a name, one key per node, on its lease."""
         return f"{self.root}reports/nodes/"
 
     def node(self, node: str) -> str:
@@ -257,7 +258,7 @@ class Keys:
 
     @property
     def heads(self) -> str:
-        """Prefix: what a node's workers hold that etcd has lost, on its lease; no key while etcd has lost nothing."""
+        """Prefix: what a node's workers hold and etcd has lost, on its lease; no key while nothing is lost."""
         return f"{self.root}reports/heads/"
 
     def head_of(self, node: str) -> str:
@@ -289,19 +290,19 @@ class Keys:
 
     @property
     def left(self) -> str:
-        """Prefix: ranks of a node that ended cleanly and run no more steps. On no lease, like an ack."""
+        """Prefix: ranks of a node that ended cleanly. On no lease, like an ack."""
         return f"{self.root}reports/left/"
 
     def left_of(self, node: str) -> str:
         return f"{self.left}{node}"
 
     def resigned_of(self, node: str) -> str:
-        """Why a node that led has let go of it, until its successor has read that. On no lease."""
+        """Why a node gave up the lead, until its successor has read it. On no lease."""
         return f"{self.root}reports/resigned/{node}"
 
     @property
     def failures(self) -> str:
-        """Prefix: by view, the first rank of each node that failed. On no lease. Gone when the next view is formed."""
+        """Prefix: by view, the first failed rank of each node. On no lease. Deleted when the next view is formed."""
         return f"{self.root}reports/failures/"
 
     def failure(self, view: int, node: str) -> str:
@@ -309,7 +310,7 @@ class Keys:
 
     @property
     def arrivals(self) -> str:
-        """Prefix: who waits at barriers, one key a node. On no lease: who has come has come."""
+        """Prefix: the ranks that wait at barriers, one key per node. On no lease: an arrival stays true."""
         return f"{self.root}reports/barriers/"
 
     def arrivals_of(self, node: str) -> str:

@@ -1,4 +1,4 @@
-"""What a leader's decision looks at, held up to date: the run's state, and the reports that only the leader watches."""
+"""Everything that a leader's decision reads, kept up to date: the run's state, and the reports that only it watches."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ from instep.names import is_hyperparameter_name
 T = TypeVar("T")
 
 MAX_TEXT: Final = 1000
-"""Characters of an author, and of a reason, that are read."""
+"""How many characters of an author, and of a reason, are read."""
 MAX_NAMES: Final = 1000
 SCHEMAS_KEPT: Final = 20
-"""Schemas that no worker has any more: a script that is edited leaves one each time."""
+"""Unused schemas that are kept: each edit of a script leaves one."""
 
 
 class Decoded(Generic[T]):
-    """Decodes each item once, however often it is read: anyone may write thousands of them."""
+    """Decodes each item once, however often it is read: an operator may write thousands of them."""
 
     def __init__(self, decode: Callable[[KeyValue], T]) -> None:
         self._decode = decode
@@ -69,14 +69,14 @@ def _read_desired(prefix: str, item: KeyValue) -> DesiredValue | None:
 
 
 def _read_change(item: KeyValue) -> Change:
-    """What is too long is cut, for it is copied into the plan; what cannot be read is signed by nobody, and tidied."""
+    """Shortens long texts, because they are copied into the plan. An unreadable record has no author and is deleted."""
     change = Change.decode_or_none(item.value) or Change(id="", names=())
     author, reason = (text[:MAX_TEXT] if text is not None else None for text in (change.author, change.reason))
     return Change(id=last_part(item.key), names=change.names[:MAX_NAMES], author=author, reason=reason)
 
 
 class LeaderCache:
-    """Limit: each informer may lag behind etcd by itself, so what is decided from it is guarded by its txn."""
+    """Limit: each informer may lag behind etcd, so the transaction of a decision compares what it was made from."""
 
     def __init__(
         self,
@@ -124,7 +124,8 @@ class LeaderCache:
         return (self.desires, *flowing_up, self._failures, self._arrivals, self._heads, self._attempts)
 
     def follow(self) -> list[Coroutine[Any, Any, None]]:
-        """What keeps it up to date, until cancelled. The caller runs all of it at once, and ends when one ends."""
+        """The coroutines that keep it up to date until cancelled. The caller runs all of them, and ends when one
+        ends."""
         return [informer.run() for informer in self.informers]
 
     async def wait_listed(self) -> None:
@@ -132,7 +133,7 @@ class LeaderCache:
             await informer.wait_listed()
 
     def seen(self) -> SeenRevisions:
-        """The revisions that a decision taken now stands on."""
+        """The revisions of the records that a decision reads now."""
         attempts = self._attempts.get(self._keys.attempts)
         counted_at = attempts.mod_revision if attempts is not None else 0
         state = self._state
@@ -146,7 +147,7 @@ class LeaderCache:
         )
 
     def _acked(self) -> frozenset[str]:
-        """Nodes whose ack is of the newest plan, and not of one that had its number before."""
+        """Nodes with an ack of the newest plan, and not of an earlier plan with the same number."""
         plan, since = self._state.plan, self._state.plan_revision
         if plan is None:
             return frozenset()
@@ -219,7 +220,7 @@ class LeaderCache:
         )
 
     def _outdated_refusals(self) -> tuple[WorkerId, ...]:
-        """Nobody is registered any more of those whom they concern."""
+        """Refusals whose workers are not registered any more."""
         if not self._state.refused:
             return ()
         here = {member.worker for member in self._members.records.values()}
@@ -227,7 +228,7 @@ class LeaderCache:
         return tuple(worker for worker, record in records.items() if here.isdisjoint(record.workers()))
 
     def _outdated_schemas(self) -> tuple[str, ...]:
-        """Of those that no worker has, nor the view, all but the newest."""
+        """Schemas that neither a worker nor the view uses, except for the newest."""
         items = self._schemas.keys.values()
         if len(items) <= SCHEMAS_KEPT:
             return ()

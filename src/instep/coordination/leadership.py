@@ -1,4 +1,4 @@
-"""The leader's loop: follows what flows up, asks the pure decision, carries it out as one guarded txn, and again."""
+"""The leader's loop: reads the reports, asks for the next action, and carries it out as one guarded transaction."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ from instep.tasks import first_of
 log = logging.getLogger("instep")
 
 DryRunner: TypeAlias = Callable[[View, DryRun], Awaitable[Refusals]]
-"""Has a worker of the view try its values; empty when it takes all, or when there is none to ask."""
+"""Asks a worker of the view to validate its values. Empty if it accepts all, or if there is none to ask."""
 
 CATCH_UP_S = 0.5
 DECLINED_LOGGED = 3
 TICK_S = 1.0
-"""How often the leader looks again when nothing happened: only time-outs depend on it."""
+"""How often the leader decides when nothing has happened: only time-outs depend on it."""
 FIRST_LOOK_S = 0.05
-"""The same when a term begins, then twice as long each time: no event says that the ranks' pace is known by now."""
+"""The same when a term begins, then doubled each time: no event says when the pace of the ranks is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How far this node's own workers are: the one ahead runs `step`, since `since_s` seconds."""
+    """Progress of this node's workers: the one ahead has been running `step` for `since_s` seconds."""
 
     step: int | None
     step_time_s: float
@@ -66,14 +66,14 @@ class Pace:
 
     @property
     def done(self) -> float:
-        """Steps done, and the part done of the one being run."""
+        """Completed steps, plus the completed part of the current one."""
         part = self.since_s / self.step_time_s if self.step_time_s > 0 else 0.0
         return (self.step or 0) + min(1.0, part)
 
 
 @dataclass(frozen=True, slots=True)
 class PendingPlan:
-    """Of a plan that this leader opened: the boundary at which ranks should answer it."""
+    """A plan that this leader opened. Ranks are expected to answer it at the boundary `arming`."""
 
     number: int
     gate: int
@@ -81,9 +81,9 @@ class PendingPlan:
 
 
 class Leadership:
-    """One term of office. `run` ends when cancelled; a txn refused for its token does nothing and is not repeated.
+    """One term of a leader. `run` ends when cancelled; a transaction that etcd refuses is not repeated.
 
-    Limit: everything decided here may be decided by a leader that has been replaced; etcd refuses it then.
+    Limit: a leader that was replaced may still decide; etcd refuses what it writes.
     """
 
     def __init__(
@@ -118,11 +118,11 @@ class Leadership:
         return f"Leadership(token={self._fence.token}, {self._state!r})"
 
     def wake(self) -> None:
-        """Something that the decision looks at has changed."""
+        """Something that the decision reads has changed."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Raises what ends an informer: a leader that no longer sees everything must not lead."""
+        """Raises what ends an informer: a leader that does not see everything must not lead."""
         await first_of(self._lead(), *self._cache.follow())
 
     async def _lead(self) -> None:
@@ -149,7 +149,8 @@ class Leadership:
                 pause_s = min(TICK_S, 2 * pause_s)
 
     async def _do(self, action: LeaderAction) -> bool:
-        """Carries one action out; False when etcd's state has moved on, which the informers will show."""
+        """Carries out one action. False if etcd refused it because its state has changed; the informers will show
+        how."""
         seen = self._cache.seen()
         if isinstance(action, FormView):
             action = await self._after_dry_run(replace(action, at=_now()))
@@ -162,14 +163,14 @@ class Leadership:
         result = await self._client.txn(txn.compares, txn.then)
         took_s = self._clock() - sent_at
         if not result.succeeded:
-            log.info("%s was overtaken by events", type(action).__name__)
+            log.info("%s was refused: etcd has changed since it was decided", type(action).__name__)
             return False
         self._learn(action, took_s)
         await self._caught_up(action, result.revision)
         return True
 
     async def _after_dry_run(self, action: FormView) -> FormView | RejectValues:
-        """The action itself, or first the rejection of what a worker of the view cannot take."""
+        """The action, or the rejection of values that a worker of the view refuses."""
         if action.dry_run is None or self._dry_runner is None:
             return action
         rejections = action.dry_run.rejections(await self._dry_runner(action.view, action.dry_run))
@@ -182,7 +183,7 @@ class Leadership:
             case OpenPlan():
                 plan = action.plan
                 self._margin.opened(took_s)
-                if plan.gate != self._paused_at():  # how soon those who stand still answer teaches nothing
+                if plan.gate != self._paused_at():  # answers of paused ranks say nothing about the margin
                     arming = plan.gate - self._ahead.gate + self._ahead.arming
                     self._pending = PendingPlan(plan.number, plan.gate, arming)
                 what = plan.values or f"{plan.kind} {plan.name or ''}"
@@ -192,7 +193,7 @@ class Leadership:
                 if pending is not None and pending.number == action.plan.number:
                     pace = self._pace()
                     self._margin.committed((pace.done - pending.arming) * pace.step_time_s)
-                log.info("plan %d is agreed", action.plan.number)
+                log.info("plan %d is committed", action.plan.number)
             case AbortPlan():
                 log.info("plan %d is aborted: %s", action.number, action.decision.reason)
             case FormView():
@@ -203,9 +204,9 @@ class Leadership:
                 _log_settled(action)
             case RewriteConfig():
                 what = ", ".join(f"{name}={value}" for name, value in action.config.items())
-                log.warning("config is written as it is agreed, after etcd's history went back: %s", what)
+                log.warning("desired values are set to the agreed ones after etcd's history went back: %s", what)
             case ProclaimLeader():
-                log.info("rank %d leads on with token %d", action.leader.rank, action.leader.token)
+                log.info("rank %d continues to lead, with token %d", action.leader.rank, action.leader.token)
             case RejectValues():
                 for item in action.rejections:
                     log.warning("%s=%s is rejected: %s", item.name, item.value, item.reason)
@@ -217,7 +218,7 @@ class Leadership:
                     log.warning("%d more commands are declined", len(action.declined) - DECLINED_LOGGED)
             case OfferCheckpoint():
                 resume, reasons = action.resume, "; ".join(action.resume.reasons.values())
-                what = "all go on from" if resume.final else "the ranks are asked about"
+                what = "all ranks resume from" if resume.final else "the ranks verify"
                 log.info("%s checkpoint %s%s", what, resume.id, f" ({reasons})" if reasons else "")
             case RefuseWorkers() | RejectJoin():
                 for refused in action.refused:
@@ -226,7 +227,7 @@ class Leadership:
                 pass
 
     def _learn_abort(self, number: int, decision: Decision, pace: Pace) -> None:
-        """Once for each plan, however often the situation is looked at."""
+        """Learns once from each plan, however often the situation is read."""
         pending = self._pending
         if pending is not None and pending.number == number:
             self._pending = None
@@ -237,7 +238,7 @@ class Leadership:
         return self._state.agreed.course.paused_at if self._state.agreed is not None else None
 
     async def _caught_up(self, action: LeaderAction, revision: int) -> None:
-        """Waits until our own write shows in the informer, so that the next decision does not repeat this one."""
+        """Waits until the write shows in the informer: otherwise the next decision repeats this one."""
         only_changes = isinstance(action, CollectGarbage) and not (
             action.rejections or action.declined or action.refusals
         )
@@ -253,7 +254,7 @@ class Leadership:
 
 
 def _summary(action: FormView) -> str:
-    kind = "a fresh start" if action.view.fresh else "going on"
+    kind = "a fresh start" if action.view.fresh else "training continues"
     return f"{action.view.world_size} ranks on {len(action.view.nodes)} nodes, {kind}"
 
 
@@ -266,7 +267,7 @@ def _log_settled(action: SettleEpoch) -> None:
         )
     elif action.agreed is not None:
         log.warning(
-            "decision %d (%s) is written back to etcd, which had lost it: %s",
+            "etcd had lost decision %d (%s): it is written back, values %s",
             action.agreed.plan,
             action.agreed.digest,
             action.agreed.values,

@@ -1,7 +1,7 @@
-"""What the leader does next. Pure: a situation in, one action out; the caller carries it out and asks again.
+"""The leader's next action. Pure: a situation in, one action out; the caller carries it out and asks again.
 
-Every action becomes one guarded txn (see transactions.py), so a leader that has been replaced without knowing it can
-decide what it likes: etcd refuses it. The protocol and its proof are in docs/protocol/.
+Each action becomes one guarded transaction (see transactions.py): etcd refuses the actions of a leader that was
+replaced without knowing it. The protocol and its proof are in docs/protocol/.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ from instep.coordination.situation import Situation
 from instep.scalar import Scalar
 
 PLAN_TIMEOUT_S = 60.0
-"""A plan nobody decides in this time, or in three times what its gate should take, is aborted and made anew."""
+"""A plan that is not decided in this time, or in three times the time to its gate, is aborted and opened again."""
 
 
 def next_action(now: Situation) -> LeaderAction | None:
-    """The one thing to do next, the most urgent first; None when all is as it should be."""
+    """The next action, the most urgent first; None if there is nothing to do."""
     if recovery.is_under_way(now):
         return recovery.next_step(now) or _announce(now)
     about_all = (_about_token, _about_members, _about_open_plan, _about_resuming, _about_barriers, about_intents)
@@ -98,7 +98,7 @@ def _may_enter(now: Situation) -> bool:
 
 
 def _is_outdated(now: Situation) -> bool:
-    """Whether a view whose newcomers have not begun starts with something that was not the newest."""
+    """Whether a view whose newcomers have not begun starts with values that are not the newest."""
     view, agreed = now.view, now.agreed
     if view is None or agreed is None or now.entered >= view.number:
         return False
@@ -106,8 +106,8 @@ def _is_outdated(now: Situation) -> bool:
 
 
 def _can_start(now: Situation, group: membership.WorkerGroup) -> bool:
-    """False if some have trained and it is not known with which values: newcomers would start with others. False until
-    all are registered in this epoch: an earlier registration may have been brought back."""
+    """False if some workers have trained and their values are not known: newcomers would start with others. False until
+    all are registered in this epoch: an earlier registration may come from the restored history."""
     if any(item.member.epoch < recovery.number_of(now.epoch) for item in group.by_rank.values()):
         return False
     return now.agreed is not None or not membership.staying(now.view, group, now.entered)
@@ -174,7 +174,7 @@ def _form_view(now: Situation, group: membership.WorkerGroup) -> FormView:
 
 
 def _agreed_at_start(now: Situation, number: int, values: Mapping[str, Scalar]) -> Agreed:
-    """What is agreed in a fresh view."""
+    """The agreed values of a fresh view."""
     ended = now.view is not None and not membership.active_ranks(now.view, now.left)
     last_plan = recovery.last_number(now)
     return Agreed(
@@ -190,8 +190,8 @@ def _agreed_at_start(now: Situation, number: int, values: Mapping[str, Scalar]) 
 
 
 def _snapshot(agreed: Agreed) -> Snapshot:
-    """What the ranks of a view start with. It includes the gate even when all ranks have passed it: a rank that comes
-    back from a checkpoint starts before it again (docs/protocol/, mutant FORGET_PREVIOUS)."""
+    """The snapshot that the ranks of a view start with. It includes the gate even if all ranks have passed it: a rank
+    that resumes from a checkpoint starts before it again (docs/protocol/, mutant FORGET_PREVIOUS)."""
     snapshot = Snapshot(
         values=agreed.values,
         plan=agreed.plan,
@@ -202,7 +202,7 @@ def _snapshot(agreed: Agreed) -> Snapshot:
         back=agreed.back,
     )
     if snapshot.gate is None and agreed.plan > agreed.began:
-        # A command alone has no gate that concerns values, but a rank that joins owes its receipt all the same.
+        # A command alone sets no gate for values, but a rank that joins owes its receipt.
         return snapshot.model_copy(update={"gate": 0, "previous": agreed.values})
     return snapshot
 
@@ -221,7 +221,7 @@ def _about_barriers(now: Situation) -> ReleaseBarrier | None:
     if now.view is None or not now.arrivals:
         return None
     if membership.missing_ranks(now.view, now.registered, now.left):
-        return None  # who died there has to be replaced first, also where its node went too and withdrew nothing
+        return None  # a dead rank is replaced first, even if its node died too and withdrew nothing
     situation = barriers.BarrierSituation(view=now.view, left=now.left, released=now.released, arrivals=now.arrivals)
     return barriers.next_release(situation)
 
@@ -239,7 +239,7 @@ def _about_open_plan(now: Situation) -> LeaderAction | None:
     if not now.open:
         return _without_mark(plan, now.agreed)
     if plan.checkpoint is not None and plan.checkpoint.id not in now.manifests:
-        # Its commit would be refused again and again, and ranks that are paused ask for no abort.
+        # etcd would refuse its commit each time, and paused ranks ask for no abort.
         return AbortPlan(plan.number, Decision(commit=False, reason=f"checkpoint {plan.checkpoint.id} was forgotten"))
     if membership.active_nodes(now.view, now.left) <= now.acked:
         return CommitPlan(plan, _agreed_after(now, plan))
@@ -251,10 +251,8 @@ def _about_open_plan(now: Situation) -> LeaderAction | None:
 
 
 def _without_mark(plan: Plan, agreed: Agreed | None) -> AbortPlan | None:
-    """A rank has gone past its gate while the database was full, and whoever was to record it may have died.
-
-    Nothing is made up for a plan that was committed, or may have been, and whose decision somebody has deleted.
-    """
+    """The abort of a plan whose gate a rank passed while the database was full: the agent that should record it may
+    have died. None for a plan that was committed, or may have been, and whose decision was deleted."""
     if agreed is None or agreed.plan >= plan.number:
         return None
     return AbortPlan(plan.number, Decision(commit=False, reason="a rank reached its gate while etcd took no writes"))

@@ -1,4 +1,4 @@
-"""What a recipe takes as a prefix and as a name."""
+"""Checks of the prefixes and names that a recipe accepts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MAX_NAME = 200
 
 
 def as_prefix(prefix: object) -> str:
-    """Ends with exactly one slash, so that `/locks/a` never covers the keys of `/locks/ab` (etcd issue 6278)."""
+    """The prefix with exactly one slash at its end: `/locks/a` must not cover `/locks/ab` (etcd issue 6278)."""
     if not isinstance(prefix, str) or not prefix.strip("/"):
         raise SettingsError(f"A recipe needs a prefix of its own in etcd, such as /locks/data, not {prefix!r}.")
     if not prefix.startswith("/") or not prefix.isprintable():
@@ -20,7 +20,7 @@ def as_prefix(prefix: object) -> str:
 
 
 def check_name(name: object, what: str) -> str:
-    """One part of a key: no slash, no control characters, at most 200 characters, not only dots."""
+    """Checks one part of a key: no slash, no control characters, at most 200 characters, not only dots."""
     if not isinstance(name, str):
         raise SettingsError(f"{name!r} cannot be {what}: give text.")
     if not name.strip(".") or len(name) > MAX_NAME or "/" in name or not name.isprintable():
@@ -31,7 +31,7 @@ def check_name(name: object, what: str) -> str:
 
 
 def is_whole(number: object) -> bool:
-    """Whether it is a whole number by its type: True and 2.0 are none."""
+    """Whether its type is a whole number: True and 2.0 are not."""
     return isinstance(number, int) and not isinstance(number, bool)
 
 

@@ -1,4 +1,4 @@
-"""A node that is about to go asks the whole run to stop: as one command, whoever else asks too. Pure."""
+"""A preempted node asks the whole run to stop, with one command for all nodes that ask. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from instep.etcd import Compare, Op
 
 @dataclass(frozen=True, slots=True)
 class KnownRun:
-    """How the run stands, as far as the node has heard: what it agrees on, its newest plan, and their revisions."""
+    """The state of the run as the node knows it: agreed values, newest plan, and their revisions."""
 
     view_revision: int
     agreed: Agreed
@@ -22,7 +22,7 @@ class KnownRun:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether a stop is agreed on, or about to be."""
+        """Whether a stop is agreed on or proposed."""
         proposed = self.plan is not None and self.plan.kind == "stop" and self.decision is None
         return self.agreed.course.ends_at is not None or proposed
 
@@ -32,13 +32,13 @@ class KnownRun:
 
 
 def command_id(agreed: Agreed) -> str:
-    """The same for all nodes, and for as long as the run has not begun anew."""
+    """The same id for all nodes, until the next fresh start."""
     return f"sigterm-{agreed.began}"
 
 
 def ask_to_stop(keys: Keys, known: KnownRun, command: Command) -> Txn:
-    """Writes the command unless it stands. Refused where the run has agreed on something since, a stop maybe, or where
-    other workers train now: it was not meant for them."""
+    """Writes the command unless it exists. etcd refuses it if the run has agreed on something since, such as a stop, or
+    if other workers train now."""
     key = keys.command(command_id(known.agreed))
     compares = (
         Compare.absent(key),
