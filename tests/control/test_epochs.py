@@ -88,7 +88,8 @@ def test_a_status_names_ranks_that_cannot_be_joined_and_the_cure(etcd: EtcdServe
     assert _epoch(now).problem == CONFLICT
     assert CONFLICT in page
     assert (
-        "Training continues, but no change is made: restart all ranks, they resume from the newest checkpoint" in page
+        "Training continues, but no change is applied: restart all ranks, they resume from the newest checkpoint"
+        in page
     )
 
 
@@ -115,7 +116,7 @@ def test_a_history_tells_each_epoch_and_marks_what_was_written_back(etcd: EtcdSe
         (1, None, (2,)),
     ]
     assert [(entry.plan, entry.restored) for entry in found.entries] == [(2, 1), (1, None)]
-    assert "changes are made as usual; written back: plan 2" in found.epochs[1].sentence
+    assert "and changes are applied as usual; written back: plan 2" in found.epochs[1].sentence
     assert _epoch(now).number == 2
     json.dumps(found.to_json())
 

@@ -50,8 +50,8 @@ def test_new_ranks_settle_an_epoch_that_the_ranks_before_could_not() -> None:
 def test_an_epoch_is_told_with_what_it_means_and_what_to_do() -> None:
     stuck = EPOCH.model_copy(update={"problem": "rank 0 holds x\nrank 1 holds y"})
     assert "Nothing needs to be done" in explain(EPOCH)
-    assert "rank 0 holds x rank 1 holds y. Training continues, but no change is made: restart all" in explain(stuck)
-    assert explain(EPOCH.model_copy(update={"settled": True})).endswith("changes are made as usual")
+    assert "rank 0 holds x rank 1 holds y. Training continues, but no change is applied: restart all" in explain(stuck)
+    assert explain(EPOCH.model_copy(update={"settled": True})).endswith("and changes are applied as usual")
 
 
 def _trained_alone(*others: RegisteredWorker, settled: int | None = None) -> Situation:
@@ -95,6 +95,6 @@ def test_a_run_whose_epochs_are_used_up_trains_on_and_says_so_once() -> None:
     action = next_action(now)
     assert isinstance(action, RaiseEpoch)
     assert action.epoch == Epoch(number=MAX_EPOCH, why=WHY, problem=NO_EPOCH_LEFT)
-    assert "the run needs another name. Training continues, but no change is made" in explain(action.epoch)
+    assert "the run needs another name. Training continues, but no change is applied" in explain(action.epoch)
     assert not isinstance(next_action(replace(now, epoch=action.epoch)), RaiseEpoch)
     assert epoch_after(MAX_EPOCH - 1, "x") == Epoch(number=MAX_EPOCH, why="x")

@@ -108,7 +108,8 @@ def _about_change(now: Situation, wanted: NextChange) -> LeaderAction | None:
 
 
 def _about_command(now: Situation, pending: PendingCommand, course: Directive) -> LeaderAction | None:
-    why = _refusal_of(now, pending) or commands.why_not(pending, course, now.manifests, somebody_left=_somebody_left(now))
+    left = _somebody_left(now)
+    why = _refusal_of(now, pending) or commands.why_not(pending, course, now.manifests, somebody_left=left)
     if why is not None or pending.command is None:
         return DeclineCommands(((pending.id, commands.declined(pending, why or "")),))
     gate = _next_gate(now)

@@ -1,8 +1,8 @@
 """Which workers form the next view. Pure: registrations in, a view or refusals out; no clock, no network.
 
-Ranks 0 to world_size - 1, all alive, one incarnation each. Of two registrations of a rank the later one counts, except
-that a rank of the view keeps its place while it is alive: only a process that may replace it evicts it. Registrations
-that disagree on world size or schema never block those that agree.
+A view has ranks 0 to world_size - 1, all alive, each with one incarnation. If a rank is registered twice, the later
+registration counts; but a worker of the view keeps its place while it is alive, and only a process that may replace it
+evicts it. Registrations that disagree on world size or schema never block those that agree.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from instep.coordination.records import Left, Member, NodeMembers, View, WorkerId, parse_ranks
 
 UNKNOWN_VERSION = "unknown"
-"""The version of an agent that does not register one."""
+"""The version of an agent that registers none."""
 MAX_VERSIONS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class RegisteredWorker:
-    """A live registration. `create_revision` is etcd's order of arrival."""
+    """A live registration. `create_revision` is its order of arrival in etcd."""
 
     member: Member
     create_revision: int
@@ -56,7 +56,7 @@ class WorkerGroup:
 
 
 def groups(registered: Iterable[RegisteredWorker], view: View | None = None) -> tuple[WorkerGroup, ...]:
-    """The registrations sorted into those that agree, the group with the newest arrival first."""
+    """Groups of registrations that agree; the group with the newest arrival first."""
     trains = view.workers() if view is not None else frozenset()
     sorted_in: dict[tuple[int, str], dict[int, RegisteredWorker]] = {}
     for item in sorted(registered, key=lambda item: item.create_revision):
@@ -71,15 +71,15 @@ def groups(registered: Iterable[RegisteredWorker], view: View | None = None) -> 
 
 
 def without_ghosts(view: View | None, registered: Iterable[RegisteredWorker]) -> tuple[RegisteredWorker, ...]:
-    """Without those that have trained in an earlier view and are not in this one: their place was given away while
-    their node could not be reached, and they hold values of long ago."""
+    """Drops workers that have trained in an earlier view and are not in this one: they were replaced while their node
+    could not be reached, and hold outdated values."""
     if view is None:
         return tuple(registered)
     members = view.workers()
     return tuple(
         item
         for item in registered
-        # One of a later view than this one is of a history that etcd has lost, or of another view of this number.
+        # A later view is of a history that etcd has lost, or another view with this number.
         if not item.member.view or item.member.view >= view.number or item.member.worker in members
     )
 
@@ -87,11 +87,11 @@ def without_ghosts(view: View | None, registered: Iterable[RegisteredWorker]) ->
 def next_group(
     view: View | None, registered: Iterable[RegisteredWorker], *, outdated: bool = False
 ) -> WorkerGroup | None:
-    """The complete group that must become the next view, or None if the view needs no change. `outdated`: what the view
-    starts with is not what is agreed, so it is formed again.
+    """The complete group that must become the next view, or None if the view needs no change. `outdated`: the view does
+    not start with the agreed values and is formed again.
 
-    While a worker of the view lives, only a group of the same world size and schema can: one that disagrees is a
-    stranger, such as a script started without torchrun under the name of a run that trains.
+    While a worker of the view lives, only a group of the same world size and schema qualifies. Another group is a
+    mistake, such as a script that was started without torchrun under the name of a training run.
     """
     items = tuple(registered)
     found = groups(items, view)
@@ -109,15 +109,15 @@ def next_group(
 
 
 def _is_view(view: View, group: WorkerGroup, registered: tuple[RegisteredWorker, ...]) -> bool:
-    """False if a worker has been in a later view, or in another one of this number that etcd has lost: a worker that is
-    not in the next view learns that from its higher number."""
+    """Whether the group is the view. False if a worker has been in a later view, or in another view with this number
+    that etcd has lost: a worker that is not in the next view learns that from its higher number."""
     members = view.workers()
     known = all(item.member.view <= view.number - (item.member.worker not in members) for item in registered)
     return known and group.incarnations() == view.incarnations()
 
 
 def staying(view: View | None, group: WorkerGroup, entered: int) -> tuple[int, ...]:
-    """Ranks of the group that have trained before. A newcomer has once all staying ranks have entered its view."""
+    """Ranks of the group that have trained before. A newcomer counts once all staying ranks have entered its view."""
     began = view is not None and (entered >= view.number or not view.start.digest)
     members = view.workers() if view is not None and began else frozenset()
     return tuple(
@@ -126,7 +126,7 @@ def staying(view: View | None, group: WorkerGroup, entered: int) -> tuple[int, .
 
 
 def has_entered(view: View, entered: int, registered: Iterable[RegisteredWorker], left: Mapping[str, Left]) -> bool:
-    """Whether the view's newcomers may begin: all ranks that stay are in it, or have ended cleanly."""
+    """Whether the newcomers of the view may begin: all staying ranks have entered it, or have ended cleanly."""
     if view.fresh or entered >= view.number or not view.start.digest:
         return True
     members = view.workers()
@@ -136,23 +136,23 @@ def has_entered(view: View, entered: int, registered: Iterable[RegisteredWorker]
 
 
 def _is_in(member: Member, view: View) -> bool:
-    """Or it is new though the view has it stay: when that was formed nobody knew whether it had begun. It waits as the
-    newcomers do, and would wait for itself."""
+    """Whether a staying worker has entered the view. A new one counts if it waits for the view: when the view was
+    formed it was unknown whether it had begun, and it must not wait for itself."""
     if not member.view:
         return member.awaits == view.number
     return member.view == view.number and member.head is not None
 
 
 def is_restart(group: WorkerGroup) -> bool:
-    """Whether torchrun has started workers of the group again after a failure, in the job that they were part of.
+    """Whether torchrun has restarted workers of the group after a failure, in the same job.
 
-    Limit: not known where another launcher restarts, or where a lost node alone made torchrun do it.
+    Limit: unknown for other launchers, and if torchrun restarted only because a node was lost.
     """
     return any(item.member.elastic is not None and item.member.elastic.restarts for item in group.by_rank.values())
 
 
 def nodes_of(group: WorkerGroup) -> dict[str, NodeMembers]:
-    """The group as a view names it: by node, ranks rising."""
+    """The nodes of the group as a view names them, with rising ranks."""
     by_node: dict[str, list[Member]] = {}
     for rank in sorted(group.by_rank):
         member = group.by_rank[rank].member
@@ -167,7 +167,7 @@ def nodes_of(group: WorkerGroup) -> dict[str, NodeMembers]:
 
 
 def ranks_by_version(registered: Iterable[RegisteredWorker]) -> dict[str, tuple[int, ...]]:
-    """Ranks by the version of Instep that their agent runs, of the first 8 versions by name."""
+    """Ranks by the version of Instep of their agent; the first 8 versions by name."""
     found: dict[str, set[int]] = {}
     for item in registered:
         found.setdefault(item.member.version or UNKNOWN_VERSION, set()).add(item.member.rank)
@@ -175,17 +175,17 @@ def ranks_by_version(registered: Iterable[RegisteredWorker]) -> dict[str, tuple[
 
 
 def mixed_versions(group: WorkerGroup) -> tuple[str, ...]:
-    """The versions of Instep in the group where its agents run different ones, else empty."""
+    """The versions of Instep in the group if its agents run different ones, else empty."""
     versions = tuple(ranks_by_version(group.by_rank.values()))
     return versions if len(versions) > 1 else ()
 
 
 def mismatched(view: View | None, registered: Iterable[RegisteredWorker]) -> dict[WorkerId, str]:
-    """Workers that disagree with the rest, each with the reason to give it if that lasts.
+    """Workers that do not fit the run, each with the reason for a refusal.
 
-    The rest is the view while one of its workers lives, else the largest group (of equals the older). A moment of
-    disagreement is no fault: a run that restarts with another world size shows one while the old workers leave. So
-    the caller refuses only those that have disagreed for longer than a lease lives.
+    A worker is compared with the view while one of its workers lives, else with the largest group (of equals, the
+    older). A short mismatch is no fault: a run that restarts with another world size has one while the old workers
+    leave. The caller therefore refuses only workers that have been mismatched for longer than a lease lives.
     """
     items = tuple(registered)
     found = groups(items, view)
@@ -203,7 +203,7 @@ def mismatched(view: View | None, registered: Iterable[RegisteredWorker]) -> dic
 
 
 def missing_ranks(view: View, registered: Iterable[RegisteredWorker], left: Mapping[str, Left]) -> tuple[int, ...]:
-    """Ranks of the view that neither live nor ended cleanly: nothing can be agreed until they are replaced."""
+    """Ranks of the view that neither live nor have ended cleanly: nothing can be agreed on until they are replaced."""
     alive = {item.member.worker for item in registered}
     return tuple(
         worker[0]
@@ -214,7 +214,7 @@ def missing_ranks(view: View, registered: Iterable[RegisteredWorker], left: Mapp
 
 
 def active_nodes(view: View, left: Mapping[str, Left]) -> frozenset[str]:
-    """Nodes with at least one rank that has not ended cleanly: those whose acks a plan needs."""
+    """Nodes with at least one rank that has not ended cleanly. A plan needs their acks."""
     return frozenset(
         node
         for node, members in view.nodes.items()
@@ -233,7 +233,7 @@ def active_ranks(view: View, left: Mapping[str, Left]) -> frozenset[int]:
 
 
 def last_step_left(view: View, left: Mapping[str, Left]) -> int:
-    """The highest step run by a rank of the view that has left; a gate at or before it would have been passed."""
+    """The highest step run by a rank of the view that has left. A gate must be after it."""
     return max(
         (left[node].last_step for node in view.nodes if node in left and left[node].view == view.number), default=-1
     )
@@ -263,7 +263,7 @@ def _held(member: Member, usual: WorkerGroup) -> str:
 
 
 def _disagreement(member: Member, usual: WorkerGroup) -> str:
-    """Empty where there is none."""
+    """The reason of a mismatch; empty if there is none."""
     if _agrees(member, usual):
         return ""
     if not member.can_be_named:

@@ -1,7 +1,7 @@
-"""What one node's agent does with plans, decisions and its workers' answers. Pure: events in, actions out.
+"""What a node's agent does with plans, decisions and the answers of its workers. Pure: events in, actions out.
 
-One ack speaks for all ranks of the node, so it is given only when each of them has promised (or ended). The agent
-may forget all of this and die: the workers hold their promises, and tell the next agent.
+One ack counts for all ranks of the node: it is written only when each rank has promised (or ended). The agent may lose
+this state and die: the workers keep their promises and report them to the next agent.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TellDecision:
     number: int
     decision: Decision
     digest: str = ""
-    """Of the plan, where it is known: another one may have had the number in a history that is lost."""
+    """The plan's digest, if known: another plan may have had the number in a history that is lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +48,14 @@ class WriteReceipt:
 
 @dataclass(frozen=True, slots=True)
 class WriteLeft:
-    """Write it once etcd has the receipts that come before it."""
+    """Writes the record once etcd has the receipts that come before it."""
 
     left: Left
 
 
 @dataclass(frozen=True, slots=True)
 class SettlePromise:
-    """Try to abort the plan, then read what stands: afterwards its decision is known and final."""
+    """Tries to abort the plan, then reads its decision, which is then known and final."""
 
     promised: Promised
     decision: Decision
@@ -70,7 +70,7 @@ NodeAction = TellPlan | TellDecision | WriteAck | WriteReceipt | WriteLeft | Set
 
 @dataclass(slots=True)
 class NodeAgreement:
-    """The node's part in agreeing. `ranks` are those that the current view places here."""
+    """The node's part in the agreement, for the ranks that the current view places on this node."""
 
     node: str
     view_number: int = 0
@@ -81,14 +81,14 @@ class NodeAgreement:
     armed: set[int] = field(default_factory=set)
     applied: dict[int, int] = field(default_factory=dict)
     drift: dict[int, tuple[str, ...]] = field(default_factory=dict)
-    """By rank, which of the plan's values its optimizer does not hold."""
+    """By rank: the values of the plan that its optimizer does not hold."""
     last_step: int = -1
-    """The highest step run by a rank that has left; a gate must lie after it."""
+    """The highest step run by a rank that has left. A gate must be after it."""
 
     def on_view(self, view: View, left: Left | None = None) -> list[NodeAction]:
-        """A view was formed (or is met anew by a new agent): only those it names on this node count from now on.
+        """Enters a view that was formed, or that a new agent reads: from now on only its ranks on this node count.
 
-        A receipt that waited for a rank which is here no longer is due now: nobody would tell of it again.
+        Writes a receipt that waited for a rank which is gone: no later event would cause it.
         """
         if view.number == self.view_number:
             return []
@@ -114,13 +114,14 @@ class NodeAgreement:
         return [TellPlan(rank, plan) for rank in self._active()] + self._answer()
 
     def on_decision(self, number: int, decision: Decision, digest: str = "") -> list[NodeAction]:
-        """Told to every worker, also of an older plan: one that was out of touch may still stand before its gate."""
+        """Passes the decision to every worker, even of an older plan: a disconnected worker may still wait at its
+        gate."""
         if self.plan is not None and number == self.plan.number and digest in ("", self.plan.digest):
             self.decision, digest = decision, self.plan.digest
         return [TellDecision(rank, number, decision, digest) for rank in self._active()]
 
     def on_joined(self, rank: int) -> list[NodeAction]:
-        """A worker of the view is (again) connected: it hears what is open."""
+        """A worker of the view has connected: it gets the open plan."""
         if rank not in self.life:
             return []
         self.life[rank] = RankStatus.ACTIVE
@@ -132,8 +133,8 @@ class NodeAgreement:
         return told
 
     def is_about(self, number: int, digest: str) -> bool:
-        """Whether a worker that names a plan so may mean the one that is known. Where etcd's history has gone back two
-        plans may have one number; a worker that knew no digest names none."""
+        """Whether a worker that names a plan may mean the known one. If etcd's history has gone back, two plans may
+        have the same number; a worker that knew no digest names none."""
         plan = self.plan
         return plan is None or number != plan.number or digest in ("", plan.digest)
 
@@ -148,7 +149,7 @@ class NodeAgreement:
         return self._settle(number, Decision(commit=False, reason=reason, by=self.node, step=step))
 
     def on_foreign(self, rank: int, number: int, head: str) -> list[NodeAction]:
-        """The plan does not follow from what the worker holds."""
+        """A worker got a plan that does not follow from what it holds."""
         reason = f"rank {rank} holds {head}, and the plan follows from something else: etcd's history went back"
         return self._settle(number, Decision(commit=False, reason=reason, by=self.node))
 
@@ -157,7 +158,7 @@ class NodeAgreement:
         return self._settle(number, Decision(commit=False, reason=reason[:1000], by=self.node, refused=problems))
 
     def on_gate(self, rank: int, promised: Promised, step: int) -> list[NodeAction]:
-        """A worker stands at the gate without knowing the decision."""
+        """A worker waits at the gate without knowing the decision."""
         is_it = self.plan is not None and (promised.number, promised.digest) == (self.plan.number, self.plan.digest)
         if is_it and self.decision is not None:
             return [TellDecision(rank, promised.number, self.decision, promised.digest)]
@@ -165,14 +166,15 @@ class NodeAgreement:
         return [SettlePromise(promised, Decision(commit=False, reason=reason, by=self.node, step=step))]
 
     def on_applied(self, rank: int, number: int, step: int, drift: tuple[str, ...] = ()) -> list[NodeAction]:
-        """Also when a worker says later that its optimizer does not hold what it has applied: the receipt says so."""
+        """A worker has applied the plan, or reports later that its optimizer does not hold the values: both are in the
+        receipt."""
         if rank not in self.life or (self.plan is not None and number != self.plan.number):
             return []
         self.applied[rank], self.drift[rank] = step, drift
         return self._receipt(number)
 
     def on_left(self, rank: int, last_step: int) -> list[NodeAction]:
-        """The worker's loop ended after `last_step`: it runs no more steps, so no later gate waits for it."""
+        """The worker's loop ended after `last_step`: no later gate waits for it."""
         if rank not in self.life:
             return []
         self.life[rank] = RankStatus.LEFT
@@ -182,12 +184,12 @@ class NodeAgreement:
         return [*receipt, *([WriteLeft(left)] if left is not None else []), *self._answer()]
 
     def left(self) -> Left | None:
-        """Who of the view's ranks here has ended cleanly; None where nobody has."""
+        """The ranks of the view on this node that have ended cleanly; None if there are none."""
         gone = tuple(sorted(rank for rank, life in self.life.items() if life is RankStatus.LEFT))
         return Left(view=self.view_number, ranks=gone, last_step=self.last_step) if gone else None
 
     def on_died(self, rank: int) -> list[NodeAction]:
-        """The worker is gone without a word: an open plan cannot be agreed any more."""
+        """The worker has died: an open plan cannot be agreed on any more."""
         if rank not in self.life or self.life[rank] is RankStatus.LEFT:
             return []
         self.life[rank] = RankStatus.DEAD
@@ -197,7 +199,7 @@ class NodeAgreement:
         return self._settle(self.plan.number, Decision(commit=False, reason=reason, by=self.node))
 
     def _settle(self, number: int, decision: Decision) -> list[NodeAction]:
-        """Of the plan that is known: a message about another one is about one that was decided."""
+        """Settles the known plan. A message about another plan is about one that was decided."""
         if self.plan is None or number != self.plan.number:
             return []
         return [SettlePromise(Promised(number, self.plan.digest, self.plan.epoch), decision)]
@@ -206,7 +208,7 @@ class NodeAgreement:
         return [rank for rank, life in self.life.items() if life is RankStatus.ACTIVE]
 
     def _answer(self) -> list[NodeAction]:
-        """An ack when all have promised; an abort when one that has left ran past the gate; else nothing yet."""
+        """An ack if all ranks have promised, an abort if a rank that has left ran past the gate, else nothing."""
         if self.plan is None or self.decision is not None or self.plan.view != self.view_number or not self.life:
             return []
         if any(life is RankStatus.LEFT for life in self.life.values()) and self.last_step >= self.plan.gate:

@@ -1,7 +1,7 @@
-"""A queue of keys on leases, in the order of their creation: what the election is made of.
+"""A queue of keys on leases, in the order of their creation. The election uses it.
 
-After etcd's concurrency package (client/v3/concurrency): each waits for the one before it only, so that the end of one
-wakes one and not all. Unlike there, a lease is checked after every wait (etcd issue 19597).
+As in etcd's concurrency package (client/v3/concurrency), each entry waits only for the one before it: the end of one
+wakes one, not all. Unlike there, the lease is checked after every wait (etcd issue 19597).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from instep.tasks import first_of
 
 GONE: Final = ".gone/"
 MOST_REMOVED: Final = 40
-"""Entries removed by one txn; etcd allows 128 operations."""
+"""Entries that one transaction removes; etcd allows 128 operations."""
 
 
 @dataclass(slots=True)
 class QueueEntry:
-    """Our key. `doubtful`: a txn that would create it may still be on its way, and could arrive after its removal.
-    `unsaid`: it may be there, although etcd has refused it for want of space."""
+    """The key of this participant. `doubtful`: a transaction that creates it may still arrive, even after its removal.
+    `unsaid`: it may exist although etcd refused it for lack of space."""
 
     key: str
     value: str
@@ -39,20 +39,20 @@ class QueueEntry:
 
 @dataclass(frozen=True, slots=True)
 class QueuePosition:
-    """`before` holds those who come first, the oldest first."""
+    """`before` holds the entries ahead, the oldest first."""
 
     token: int
     before: tuple[KeyValue, ...]
 
 
 def in_order(entries: Iterable[KeyValue], prefix: str) -> list[KeyValue]:
-    """The entries of a queue, the one in front first."""
+    """The entries of a queue, the front first."""
     found = [item for item in entries if "/" not in item.key.removeprefix(prefix)]
     return sorted(found, key=lambda item: (item.create_revision, item.key))
 
 
 def position_of(key: str, queue: Iterable[KeyValue]) -> QueuePosition | None:
-    """Where `key` stands in a queue that is in order; None when it is not there."""
+    """The position of `key` in a sorted queue; None if it is missing."""
     before: list[KeyValue] = []
     for item in queue:
         if item.key == key:
@@ -67,8 +67,8 @@ def tombstone(key: str, prefix: str) -> str:
 
 
 def removals(former: Iterable[QueueEntry], prefix: str, lease_id: int) -> list[Op]:
-    """What takes these entries away for good. One of another lease than `lease_id` needs no tombstone: it ends with its
-    lease, whenever it is created."""
+    """The operations that remove these entries permanently. An entry of another lease than `lease_id` needs no
+    tombstone: it ends with its lease, whenever it is created."""
     ops: list[Op] = []
     for entry in former:
         ops.append(Op.delete(entry.key))
@@ -78,16 +78,16 @@ def removals(former: Iterable[QueueEntry], prefix: str, lease_id: int) -> list[O
 
 
 class Queue:
-    """One participant's place in the queue under `prefix`: at most one entry, on the session's lease.
+    """One participant in the queue under `prefix`: at most one entry, on the session's lease.
 
-    Promise: `turn` gives a fence only while our entry is the oldest and our lease is valid after the last wait; an
-    entry that was given up is removed, also when the reply to its creation or its removal was lost. Limit: that is
-    true of the past; and while etcd is away a removal waits for it, at most until the session's lease has ended.
+    Promise: `turn` returns a fence only if this entry is the oldest and its lease is valid after the last wait. An
+    entry that was given up is removed, even if the reply to its creation or removal was lost. Limit: this is true of
+    the past. While etcd is unavailable a removal waits, at most until the session's lease has ended.
     """
 
     def __init__(self, client: Client, session: Session, prefix: str, *, former_lease: int = 0) -> None:
-        """`former_lease`: the lease of a process that died and whose place this one takes. An entry on it that has the
-        name and value of our first one becomes ours, with its place and its token."""
+        """`former_lease`: the lease of a process that died and that this one replaces. An entry on it with the name and
+        value of the first entry here is taken over, with its position and its token."""
         self.prefix = as_prefix(prefix)
         self._client = client
         self._session = session
@@ -100,19 +100,18 @@ class Queue:
 
     @property
     def standing(self) -> bool:
-        """Whether our entry is in etcd, as far as we know, on a lease that can be relied on."""
+        """Whether this entry is known to be in etcd, on a valid lease."""
         entry = self._entry
         return entry is not None and entry.entered and entry.lease_id == self._session.lease_id
 
     @property
     def lease_id(self) -> int:
-        """That of our entry; 0 without one."""
+        """The lease of the entry; 0 without one."""
         return self._entry.lease_id if self._entry is not None else 0
 
     async def enter(self, value: str, name: str = "") -> None:
-        """Creates our entry on the session's lease; one of another value, name or lease goes in the same txn.
-
-        Without a lease this does nothing. After an error call it again: the entry is not created twice.
+        """Creates the entry on the session's lease, and removes one with another value, name or lease in the same
+        transaction. Without a lease it does nothing. Call it again after an error: the entry is not created twice.
         """
         lease_id = self._session.lease_id
         if not lease_id:
@@ -123,9 +122,9 @@ class Queue:
         former = self._former[:MOST_REMOVED]
         compares = [Compare.absent(entry.key), Compare.absent(tombstone(entry.key, self.prefix))]
         then = [Op.put(entry.key, value, lease=lease_id), *removals(former, self.prefix, lease_id)]
-        was_doubtful, entry.doubtful = entry.doubtful, True  # also when this call is cancelled
+        was_doubtful, entry.doubtful = entry.doubtful, True  # also if this call is cancelled
         try:
-            await self._client.txn(compares, then)  # refused: it exists, an earlier attempt was applied
+            await self._client.txn(compares, then)  # refused: it exists, because an earlier attempt was applied
         except InstepError as error:
             entry.doubtful = was_doubtful or (isinstance(error, EtcdUnavailable) and error.applied_unknown)
             entry.unsaid = entry.unsaid or isinstance(error, EtcdFull)
@@ -135,7 +134,8 @@ class Queue:
         self._removed(former)
 
     async def turn(self) -> Fence | None:
-        """One look and, behind somebody, one wait for that entry's end. None: look again, or enter again."""
+        """Reads the queue once, and waits for the end of the entry ahead, if any. None: call it again, or enter
+        again."""
         place, revision = await self._look()
         entry = self._entry
         if place is None or entry is None:
@@ -147,7 +147,7 @@ class Queue:
         return self._fence(entry, place)
 
     async def win(self, value: str) -> Fence:
-        """Enters, again where need be, and waits until it is our turn. Rides out outages; cancel it to stop."""
+        """Enters, repeatedly if needed, and waits for the front, through outages. Cancel it to stop."""
         retry = Retry(PASSING, f"the queue {self.prefix} cannot be followed")
         fence = None
         while fence is None:
@@ -155,7 +155,7 @@ class Queue:
         return fence
 
     async def gone(self, fence: Fence) -> None:
-        """Returns when the key that carried the token is gone."""
+        """Returns when the key of the token is gone."""
         async with self._client.watch(fence.key, prefix=False) as watch:
             current = await self._client.get(fence.key)
             if not fence.is_held(current):
@@ -165,8 +165,8 @@ class Queue:
                     return
 
     async def leave(self) -> None:
-        """Removes our entry now: within about a second, or by the session as soon as etcd answers. Never raises for
-        etcd's sake."""
+        """Removes the entry. Takes about a second at most; the session finishes it when etcd answers. Raises no error
+        of etcd."""
         self._drop()
         if not self._former:
             return
@@ -180,8 +180,8 @@ class Queue:
         return await self.turn()
 
     async def _inherit(self, entry: QueueEntry) -> bool:
-        """Puts an equal entry of the former lease on ours: a put keeps the create revision, which is the token. Its key
-        may name an earlier lease, from which the former process had taken it over itself."""
+        """Moves an equal entry of the former lease to this lease: a put keeps the create revision, which is the token.
+        Its key may name an earlier lease, from which the former process took it over."""
         if not self._former_lease:
             return False
         listing = await self._client.range(self._stem(entry.name))
@@ -198,7 +198,7 @@ class Queue:
         return entry.entered
 
     async def _look(self) -> tuple[QueuePosition | None, int]:
-        """Where our entry stands, and the revision of this look."""
+        """The position of the entry, and the revision of this read."""
         entry = self._entry
         entered = entry is not None and entry.entered
         listing = await self._client.range(self.prefix)
@@ -207,11 +207,11 @@ class Queue:
         if entry is not self._entry:
             return None, listing.revision
         if place is None and entered:
-            self._drop()  # somebody deleted it, or its lease ended
+            self._drop()  # it was deleted, or its lease ended
         return place, listing.revision
 
     def _fence(self, entry: QueueEntry, place: QueuePosition) -> Fence | None:
-        """Only at the front, and with a lease that is still valid now, after the wait."""
+        """The fence, only at the front and with a lease that is valid now, after the wait."""
         leads = not place.before and entry.lease_id == self._session.lease_id
         return Fence(entry.key, place.token) if leads else None
 
@@ -220,7 +220,7 @@ class Queue:
         if entry is not None and (entry.name, entry.value, entry.lease_id) == (name, value, lease_id):
             return entry
         self._drop()
-        # A number, so that an entry that was removed is never created again by a request that comes late.
+        # The number makes keys unique: a late request cannot create a removed entry again.
         self._entry = QueueEntry(f"{self._stem(name)}{lease_id:x}-{self._session.serial()}", value, lease_id, name)
         return self._entry
 
@@ -236,7 +236,7 @@ class Queue:
         self._former = [entry for entry in self._former if entry not in former]
 
     async def _remove_some(self) -> bool:
-        """True when none is left."""
+        """Removes some former entries. True when none is left."""
         former = self._former[:MOST_REMOVED]
         try:
             await self._client.txn([], removals(former, self.prefix, self._session.lease_id))

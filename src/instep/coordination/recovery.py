@@ -1,8 +1,8 @@
-"""What the leader does when etcd's history has gone back: a situation in, one action out. Pure.
+"""What the leader does after etcd's history has gone back: a situation in, one action out. Pure.
 
-First a new epoch: from then on only what is registered in it counts. When no rank is missing, and all who train have
-said what they hold, the newest of that is written back, and what else was promised is aborted. Nothing is planned and
-no view is formed meanwhile; training goes on.
+It begins a new epoch, in which only registrations of this epoch count. When no rank is missing and all training ranks
+have reported what they hold, the newest decision is written back, and everything else that was promised is aborted.
+Until then nothing is planned and no view is formed; training continues.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from instep.scalar import Scalar, same
 from instep.text import one_line
 
 MAX_REWRITTEN = 60
-"""Desired values written by one txn; etcd allows 128 operations."""
+"""Desired values that one transaction writes; etcd allows 128 operations."""
 WHY = "etcd's history went back: ranks hold what etcd has lost"
 NO_EPOCH_LEFT = f"its epochs are used up ({MAX_EPOCH} is the last one), so the run needs another name"
-"""The problem of an epoch that cannot be followed by another one."""
+"""The problem of the last possible epoch."""
 
 
 def last_number(now: Situation) -> int:
-    """The highest plan number that anybody has heard of."""
+    """The highest plan number that a rank or etcd has known."""
     plan = now.plan.number if now.plan is not None else 0
     agreed = now.agreed.plan if now.agreed is not None else 0
     epoch = max(now.epoch.told, now.epoch.plan) if now.epoch is not None else 0
@@ -32,15 +32,15 @@ def last_number(now: Situation) -> int:
 
 
 def explain(epoch: Epoch) -> str:
-    """For people: what happened, what it means for training, and what to do."""
+    """What happened, what it means for training, and what to do."""
     moved = f", revision {epoch.before} → {epoch.after}" if epoch.before and "revision" not in epoch.why else ""
     what = f"{one_line(epoch.why)} (epoch {epoch.number}{moved})"
     if epoch.settled:
-        return f"{what}: etcd holds what the ranks hold again, changes are made as usual"
+        return f"{what}: etcd holds what the ranks hold again, and changes are applied as usual"
     if epoch.problem is not None:
         return (
-            f"{what}: {one_line(epoch.problem)}. Training continues, but no change is made: restart all ranks, they "
-            "resume from the newest checkpoint"
+            f"{what}: {one_line(epoch.problem)}. Training continues, but no change is applied: restart all ranks, "
+            "they resume from the newest checkpoint"
         )
     return (
         f"{what}: training continues with the agreed values; changes wait until all ranks have reported what they "
@@ -49,7 +49,7 @@ def explain(epoch: Epoch) -> str:
 
 
 def epoch_after(number: int, why: str) -> Epoch:
-    """The one after `number`. There is none after the last: it is begun again with a problem that says so."""
+    """The epoch after `number`. After the last one there is none: it is repeated with a problem that says so."""
     if number >= MAX_EPOCH:
         return Epoch(number=MAX_EPOCH, why=why, problem=NO_EPOCH_LEFT)
     return Epoch(number=number + 1, why=why)
@@ -60,12 +60,12 @@ def number_of(epoch: Epoch | None) -> int:
 
 
 def is_under_way(now: Situation) -> bool:
-    """Whether nothing else may be decided yet."""
+    """Whether the epoch must be settled before anything else is decided."""
     return (now.epoch is not None and not now.epoch.settled) or bool(_proof(now))
 
 
 def next_step(now: Situation) -> LeaderAction | None:
-    """What comes next in an epoch that is not settled; None while somebody is waited for."""
+    """The next action in an epoch that is not settled; None while reports are missing."""
     proof = _proof(now)
     if proof:
         if now.epoch is not None and now.epoch.problem == NO_EPOCH_LEFT:
@@ -78,7 +78,7 @@ def next_step(now: Situation) -> LeaderAction | None:
     trained = _trained(now)
     said = [item for item in now.registered if item.member.epoch >= epoch.number]
     if any(item.member.head is not None for item in now.registered if item not in said) or not _all_are_here(now, said):
-        return None  # it has not been said in this epoch, or it was brought back with etcd's history
+        return None  # not registered in this epoch, or registered in the restored history
     if not trained:
         done = {"settled": True, "told": last_number(now), "problem": None}
         return SettleEpoch(epoch.model_copy(update=done), decides=_open(now))
@@ -86,7 +86,7 @@ def next_step(now: Situation) -> LeaderAction | None:
 
 
 def renewed(now: Situation) -> ProclaimLeader | None:
-    """The leader itself takes a token of the run's epoch."""
+    """Gives the leader a token of the run's epoch; None if it has one."""
     leader, number = now.leader, number_of(now.epoch)
     if leader is None or epoch_of(leader.token) >= number:
         return None
@@ -102,9 +102,9 @@ def _trained(now: Situation) -> list[tuple[int, Head]]:
 
 
 def _all_are_here(now: Situation, said: list[RegisteredWorker]) -> bool:
-    """Whether no rank is missing that has not left: one whose agent registers it later may hold a commit of which the
-    others do not know. `said` are the registrations of this epoch: one from before it, though it is that of a new
-    worker, may be brought back, and its worker train by now. Where some have trained, their world size counts."""
+    """Whether every rank that has not left is registered: a rank that registers later may hold a commit that the others
+    do not know. `said` are the registrations of this epoch. An earlier one may come from the restored history, and its
+    worker, even if new then, may train now. If some have trained, their world size counts."""
     view = max((item.member.view for item in said), default=0)
     sizes = {item.member.world_size for item in said if bool(item.member.view) == bool(view)}
     left = {rank for record in now.left.values() if 0 < view <= record.view for rank in record.ranks}
@@ -113,7 +113,7 @@ def _all_are_here(now: Situation, said: list[RegisteredWorker]) -> bool:
 
 
 def _proof(now: Situation) -> list[Member]:
-    """Registrations that could not be if etcd held the history in which they were made."""
+    """Registrations that could not exist if etcd held the history in which they were made."""
     view, epoch = now.view.number if now.view is not None else 0, number_of(now.epoch)
     view = max(view, now.epoch.view if now.epoch is not None else 0)
     if now.epoch is not None and not now.epoch.settled:
@@ -128,8 +128,8 @@ def _is_proof(now: Situation, item: RegisteredWorker, view: int, epoch: int) -> 
 
 
 def _was_in_another_view(now: Situation, item: RegisteredWorker) -> bool:
-    """Whether it was in a view that has the number of the one in etcd, and is not in that one: etcd holds another
-    history. Nothing follows while a living worker has its rank: the next view tells it that it was replaced."""
+    """Whether it was in a view with the number of the one in etcd but is not in that one: etcd holds another history.
+    Not if a living worker of the view has its rank: then the next view shows it that it was replaced."""
     view, settled_view = now.view, now.epoch.view if now.epoch is not None else 0
     if view is None or item.member.view != view.number or item.member.view <= settled_view:
         return False
@@ -144,7 +144,7 @@ def _about_heads(now: Situation, epoch: Epoch, trained: list[tuple[int, Head]]) 
     is_there = agreed is not None and (not top.digest or top.digest in (agreed.digest, agreed.parent))
     stands = agreed if is_there else held.agreed if held is not None else None
     if stands is None:
-        return None  # who holds it has registered, and writes it down next
+        return None  # its holder has registered, and reports it next
     problem = conflict(trained, top, stands.parent if stands.digest == top.digest else top.digest)
     if problem is not None:
         return None if problem == epoch.problem else SettleEpoch(epoch.model_copy(update={"problem": problem}))
@@ -179,8 +179,8 @@ def _open(now: Situation) -> int:
 
 
 def _superseded(now: Situation, stands: Agreed) -> dict[str, Scalar]:
-    """Desired values from before the epoch that differ from what holds: they were wanted, and superseded, in the part
-    of the history that is lost. Without this they would come back as a change."""
+    """Desired values from before the epoch that differ from the agreed ones: they were superseded in the lost part of
+    the history. Without this they would return as a change."""
     found: dict[str, Scalar] = {}
     for name, item in now.desired.items():
         if name not in stands.values or item.revision > now.epoch_revision or len(found) == MAX_REWRITTEN:

@@ -1,7 +1,7 @@
-"""Which checkpoint the ranks of a fresh view go on from: the newest that all of them found good. Pure.
+"""From which checkpoint the ranks of a fresh view resume: the newest that all of them found good. Pure.
 
-All are asked about one checkpoint at a time. Where one rank finds a fault, all are asked about the one that it went on
-from: so a run never goes on from what it has been taken back from.
+One checkpoint is offered to all ranks at a time. If a rank finds a fault, the checkpoint from which that one resumed is
+offered next: a run never resumes from a checkpoint that it has left.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from instep.coordination import membership
 from instep.coordination.records import Left, Manifest, Pointer, Resume, Verified, View
 
 LINEAGE = 20
-"""Ancestors that a manifest names."""
+"""How many ancestors a manifest names."""
 MAX_REASONS = 20
-GONE = "its record is not in etcd any more"
+GONE = "its record is no longer in etcd"
 
 
 @dataclass(frozen=True, slots=True)
 class ResumeOffer:
-    """What a view starts from. `vote`: its ranks have still to agree on it."""
+    """The checkpoint that a view starts from. `vote`: its ranks have to agree on it first."""
 
     checkpoint: str | None
     vote: bool
@@ -28,7 +28,7 @@ class ResumeOffer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VoteSituation:
-    """All that the leader's decision looks at."""
+    """The input of the leader's decision."""
 
     view: View
     resume: Resume | None
@@ -40,7 +40,7 @@ class VoteSituation:
 def offer(
     view: View | None, fresh: bool, pointer: Pointer | None, resume: Resume | None, *, resume_is_newer: bool
 ) -> ResumeOffer:
-    """What the view after `view` starts from. `resume_is_newer` than the newest checkpoint."""
+    """The checkpoint that the view after `view` starts from. `resume_is_newer`: than the newest checkpoint."""
     newest = pointer.id if pointer is not None else None
     if fresh or view is None:
         return ResumeOffer(newest, vote=newest is not None)
@@ -50,7 +50,7 @@ def offer(
 
 
 def asked(view: View, resume: Resume | None) -> Resume:
-    """What the ranks of the view are asked about now, or have to go on from."""
+    """The checkpoint that is offered to the ranks of the view now, or from which they resume."""
     start = view.start
     if start.vote and resume is not None and resume.view == view.number:
         return resume
@@ -58,12 +58,12 @@ def asked(view: View, resume: Resume | None) -> Resume:
 
 
 def is_open(view: View | None, resume: Resume | None) -> bool:
-    """Whether there is something to agree on."""
+    """Whether the ranks have yet to agree on a checkpoint."""
     return view is not None and not asked(view, resume).final
 
 
 def next_resume(situation: VoteSituation) -> Resume | None:
-    """What to write next, None while there is nothing new."""
+    """The next offer or the result; None while nothing has changed."""
     now = asked(situation.view, situation.resume)
     if now.final or now.id is None:
         return None
@@ -82,7 +82,7 @@ def next_resume(situation: VoteSituation) -> Resume | None:
 
 
 def missing(view: View, now: Resume, verified: Iterable[Verified]) -> tuple[int, ...]:
-    """Ranks of the view that have not said anything about the checkpoint that all are asked about."""
+    """Ranks of the view that have not reported on the offered checkpoint."""
     said = {rank for answer in verified if (answer.view, answer.id) == (now.view, now.id) for rank in answer.ranks}
     return tuple(sorted(set(view.incarnations()) - said))
 
@@ -95,7 +95,7 @@ def _next_best(now: Resume, problem: str, manifests: Mapping[str, Manifest]) -> 
 
 
 def _before(checkpoint_id: str, manifests: Mapping[str, Manifest], refused: set[str]) -> str | None:
-    """The newest ancestor that is still there; where the ancestors are not known, the newest that is older by step."""
+    """The newest ancestor that still exists; if the ancestors are unknown, the newest with a lower step."""
     manifest = manifests.get(checkpoint_id)
     ancestors = manifest.lineage if manifest is not None else ()
     best = next((item for item in ancestors if item in manifests and item not in refused), None)

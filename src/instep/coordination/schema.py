@@ -1,7 +1,7 @@
-"""What a hyperparameter may hold, from the JSON Schema that the run's own pydantic model gives.
+"""What a hyperparameter may hold, by the JSON Schema of the run's pydantic model.
 
-The first check, made without the training script: it knows types, bounds, lengths, patterns and enumerations. A
-validator written in Python is known to the workers alone; they check each change again before they promise it.
+This check runs without the training script: it knows types, bounds, lengths, patterns and enumerations. Only workers
+know validators written in Python; they check each change again before they promise it.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ _CONSTRAINTS: Mapping[str, str] = {
 }
 
 _ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
-"""For a field that only the workers can check."""
+"""For a field that only workers can check."""
 
 
 class Schema:
-    """The hyperparameters of a run: names, types, bounds, defaults. Immutable; without a document any scalar goes."""
+    """The hyperparameters of a run: names, types, bounds, defaults. Immutable. Without a document any scalar is
+    valid."""
 
     def __init__(self, document: Mapping[str, Any] | None) -> None:
         self.document = None if document is None else dict(document)
@@ -48,7 +49,7 @@ class Schema:
 
     @classmethod
     def decode(cls, text: str | bytes | None) -> Schema:
-        """A schema key's text; one that cannot be read accepts any scalar, since the workers check again."""
+        """Reads the text of a schema key. An unreadable schema accepts any scalar, because the workers check again."""
         try:
             document = json.loads(text) if text else None
         except (ValueError, RecursionError):
@@ -60,7 +61,7 @@ class Schema:
 
     @cached_property
     def digest(self) -> str:
-        """Short hash by which workers compare their schemas."""
+        """A short hash; workers compare their schemas by it."""
         return hashlib.sha256(self.encode().encode()).hexdigest()[:8]
 
     @property
@@ -74,21 +75,21 @@ class Schema:
 
     @property
     def replays(self) -> str | None:
-        """Digest of the schedule that the run's values come from; None when they are agreed on live."""
+        """Digest of the replay schedule of the run; None without one."""
         digest = (self.document or {}).get(REPLAY_KEY)
         return digest if isinstance(digest, str) else None
 
     @property
     def prefers_script(self) -> bool:
-        """Whether the run starts with the script's values where etcd holds others."""
+        """Whether the run starts with the script's values even if etcd holds others."""
         return (self.document or {}).get(PREFER_KEY) == "script"
 
     def is_fixed(self, name: str) -> bool:
-        """Whether it cannot be changed while the run goes on."""
+        """Whether it cannot be changed while the run trains."""
         return self.replays is not None or bool(self._fields.get(name, {}).get(FIXED_KEY))
 
     def is_text(self, name: str) -> bool:
-        """True when the hyperparameter holds text, so that a person need not type the quotes."""
+        """Whether the hyperparameter holds text: the command line then accepts it without quotes."""
         field = self._resolved(self._fields.get(name, {}))
         options = field.get("anyOf", ())
         kinds = [field, *(self._resolved(option) for option in options if isinstance(option, Mapping))]
@@ -98,7 +99,7 @@ class Schema:
         return {name: field["default"] for name, field in self._fields.items() if "default" in field}
 
     def parse(self, name: str, text: str) -> Scalar:
-        """The value that the JSON text of hyperparameter `name` stands for. Raises ValueError with the reason."""
+        """Parses the JSON text of hyperparameter `name`. Raises ValueError with the reason."""
         if not self.any_scalar and name not in self._fields:
             raise ValueError(f"no hyperparameter has this name; there are {', '.join(self.names) or 'none'}")
         return self.check(name, parse_scalar(text))
@@ -111,7 +112,7 @@ class Schema:
             checked: Scalar = self._adapter(name).validate_json(json.dumps(value))
         except ValidationError as error:
             raise ValueError(_reason(error, value)) from None
-        except TypeError:  # a constraint that does not go with the type: left to the workers
+        except TypeError:  # a constraint that does not fit the type: the workers check it
             return value
         if isinstance(checked, float) and not math.isfinite(checked):
             raise ValueError(f"{shortened(format_scalar(value))} is beyond what a float can hold")
@@ -122,7 +123,7 @@ class Schema:
             try:
                 annotation = self._annotation(self._fields[name])
                 adapter = TypeAdapter(annotation, config=ConfigDict(strict=True))
-            except Exception:  # noqa: BLE001 - pydantic raises all sorts for what it cannot build, such as a look-ahead
+            except Exception:  # noqa: BLE001 - pydantic raises many types for what it cannot build, such as a look-ahead
                 adapter = _ANYTHING
             self._adapters[name] = adapter
         return self._adapters[name]
