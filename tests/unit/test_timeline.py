@@ -124,7 +124,7 @@ def test_what_came_after_the_checkpoint_that_a_restart_went_on_from_is_left_out(
     story.change(30, lr=0.25)
     story.start(21, checkpoint=manifest(20, plan=1), lr=0.25)
     assert story.told() == (BEGUN, [(10, {"lr": 0.5}), (21, {"lr": 0.25})])
-    assert story.schedule().changes[1].reason == "went on from checkpoint 20-7"
+    assert story.schedule().changes[1].reason == "resumed from checkpoint 20-7"
 
 
 def test_a_restart_from_the_beginning_leaves_nothing_of_the_time_before() -> None:
@@ -219,7 +219,7 @@ def test_plans_that_are_not_kept_any_more_are_no_schedule(forgotten: int) -> Non
     story.change(20, lr=0.25)
     story.change(30, lr=0.7)
     del story.plans[forgotten]
-    with pytest.raises(ConfigError, match="run gpt-a was trained with from step 0 on cannot be told: its plans"):
+    with pytest.raises(ConfigError, match="values of run gpt-a from step 0 on are not known: its plans"):
         story.schedule()
     story.start(0, lr=0.7)
     story.plans[forgotten] = parts.plan(forgotten)
@@ -232,7 +232,7 @@ def test_a_start_that_is_not_kept_any_more_is_no_schedule() -> None:
     story.start()
     story.start(21, checkpoint=manifest(20))
     del story.starts[1]
-    with pytest.raises(ConfigError, match="from step 0 on cannot be told"):
+    with pytest.raises(ConfigError, match="from step 0 on are not known"):
         story.schedule()
 
 
@@ -240,7 +240,7 @@ def test_steps_that_replayed_a_schedule_are_told_by_that_one() -> None:
     story = Story()
     story.start()
     story.start(21, replays="abc")
-    with pytest.raises(ConfigError, match="from step 21 on cannot be told: it replayed a schedule"):
+    with pytest.raises(ConfigError, match="from step 21 on are not known: it replayed a schedule"):
         story.schedule()
 
 

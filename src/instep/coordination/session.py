@@ -1,4 +1,4 @@
-"""One lease and everything that stands on it. Lost, it is taken anew and its keys are written again."""
+"""One lease with all keys attached to it. If it is lost, the session takes a new one and writes the keys again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LINK_STATES: Final[tuple[LinkState, ...]] = ("connected", "suspended", "lost")
 OnLease: TypeAlias = Callable[[int], Awaitable[None]]
 OnLink: TypeAlias = Callable[[LinkState], None]
 OnTrouble: TypeAlias = Callable[[InstepError], None]
-"""Called with the reason at each attempt that gave no lease."""
+"""Called with the reason of each failed attempt to take a lease."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,25 +49,25 @@ class _Life(Enum):
     NEW = auto()
     BEGINNING = auto()
     """The first lease is being taken."""
-    GOING_ON = auto()
-    """It was had, or could not be had at first and is tried again."""
+    RUNNING = auto()
+    """The first attempt is over: the lease was taken, or is being retried."""
     ENDED = auto()
 
 
 class Session(TaskBlock):
-    """Promise: while `lease_id` is not 0 the lease could be shown to be valid a moment ago, by the monotonic clock
-    alone; and each time a lease is taken, what was given to `on_lease` or `each_lease` has been awaited with its id.
+    """Promise: while `lease_id` is not 0, the lease was valid a moment ago by the monotonic clock alone. Each time a
+    lease is taken, the callbacks of `on_lease` and `each_lease` are awaited with its id.
 
-    `link` is "connected"; "suspended" when no endpoint answered the last renewal but the lease still holds by our own
-    reckoning: stop acting as leader; "lost" when there is no lease that can be relied on: what stood on it is no longer
-    ours. An error of the user's in what is awaited ends the session at its first lease; at a later one it is logged,
-    and tried again with another lease. Limit: "suspended" is noticed at the next renewal, up to a third of `ttl_s`
-    (seconds) late, "lost" on each look; `on_link` and `wait_link` hear of a state when the event loop runs, and may
-    miss one that was short. Between two leases the keys are gone, and others may have acted on that; whoever was leader
-    must win again.
+    `link` is "connected"; "suspended" if no endpoint answered the last renewal but the lease is still valid by the
+    local clock: stop acting as leader; or "lost" if there is no valid lease: its keys belong to nobody. An exception of
+    a callback ends the session at its first lease; at a later lease it is logged, and another lease is taken.
 
-    `async with Session(client)` takes the first lease or raises what the client raises; leaving revokes it, unless
-    etcd is away: its keys then end with the TTL. For one event loop and one use.
+    Limit: "suspended" is noticed at the next renewal, up to a third of `ttl_s` (seconds) late, "lost" at each read.
+    `on_link` and `wait_link` see a state when the event loop runs, and may miss a short one. Between two leases the
+    keys are gone and others may have acted on that: a former leader must win again.
+
+    `async with Session(client)` takes the first lease or raises what the client raises. Leaving revokes it, unless etcd
+    is unavailable: then its keys end with the TTL. For one event loop and one use.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Session(TaskBlock):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not is_whole(ttl_s):
-            raise SettingsError(f"A lease lasts whole seconds: give ttl_s=10 or so, not {ttl_s!r}.")
+            raise SettingsError(f"A lease lasts whole seconds: pass ttl_s=10, for example, not {ttl_s!r}.")
         LeaseTiming.of(ttl_s, None, None)
         self._client = client
         self._ttl_s = ttl_s
@@ -113,11 +113,11 @@ class Session(TaskBlock):
             background_tasks=len(self._background_tasks),
         )
 
-    # -- how it stands ----------------------------------------------------------------------------------------------
+    # -- state ------------------------------------------------------------------------------------------------------
 
     @property
     def lease_id(self) -> int:
-        """0 while there is no lease that can be relied on."""
+        """The lease; 0 while there is no valid one."""
         return self._keeper.lease_id if self._keeper is not None and self._keeper.valid else 0
 
     @property
@@ -132,17 +132,17 @@ class Session(TaskBlock):
 
     @property
     def remaining_s(self) -> float:
-        """For how long the lease can be relied on without another word from etcd, in seconds."""
+        """For how many seconds the lease is valid without another renewal."""
         return 0.0 if self._keeper is None else self._keeper.remaining_s
 
     def owns(self, lease_id: int) -> bool:
-        """Whether a lease is or was this session's, of the last 16."""
+        """Whether a lease is or was one of the last 16 of this session."""
         return lease_id in self._had
 
     async def wait_link(self, *wanted: LinkState) -> LinkState:
-        """Returns the link's state once it is one of `wanted`. Raises LeaseLost when the session has ended without."""
+        """Returns the link's state once it is one of `wanted`. Raises LeaseLost if the session ends before that."""
         if not wanted or not set(wanted) <= set(LINK_STATES):
-            raise SettingsError(f"A link is never {wanted!r}: give some of {', '.join(LINK_STATES)}.")
+            raise SettingsError(f"A link is never {wanted!r}: pass some of {', '.join(LINK_STATES)}.")
         while (link := self.link) not in wanted:
             if self._life is _Life.ENDED:
                 raise LeaseLost("The session has ended: its link stays lost.", lease_id=0)
@@ -150,7 +150,7 @@ class Session(TaskBlock):
         return link
 
     async def wait_lease(self) -> int:
-        """Returns the lease, once there is one. Raises LeaseLost when the session is not running (any more)."""
+        """Returns the lease once there is one. Raises LeaseLost if the session has not started or has ended."""
         while not (lease_id := self.lease_id):
             if not self._runs:
                 raise LeaseLost("The session has ended, or was not entered: there is no lease.", lease_id=0)
@@ -158,14 +158,14 @@ class Session(TaskBlock):
         return lease_id
 
     async def wait_lost(self, lease_id: int) -> None:
-        """Returns when that lease can no longer be relied on."""
+        """Returns when that lease is no longer valid."""
         while lease_id and self.lease_id == lease_id:
             await self._changed.wait()
 
-    # -- what others leave to it ------------------------------------------------------------------------------------
+    # -- work for others --------------------------------------------------------------------------------------------
 
     def each_lease(self, write: OnLease) -> Callable[[], None]:
-        """Has `write(lease_id)` awaited for each lease taken from now on; the function returned ends that."""
+        """Awaits `write(lease_id)` for each lease taken from now on. The returned function ends that."""
         self._listeners.append(write)
 
         def end() -> None:
@@ -175,12 +175,12 @@ class Session(TaskBlock):
         return end
 
     def serial(self) -> int:
-        """Another number at each call, so that a key on our lease has a name that no other recipe's key has or had."""
+        """Returns a new number at each call: with it, the name of a key on this lease is unique."""
         return next(self._serials)
 
     def background_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any] | None:
-        """Carries on with work that nobody waits for any more, such as deleting a key, until the session ends; None
-        when it has ended, and its keys with it."""
+        """Continues with work that no caller waits for, such as deleting a key, until the session ends. None if the
+        session, and thus its keys, have ended."""
         if not self._runs:
             work.close()
             return None
@@ -195,20 +195,20 @@ class Session(TaskBlock):
         done, _ = await asyncio.wait([removing], timeout=CLEAN_UP_S)
         return bool(done)
 
-    # -- its life ---------------------------------------------------------------------------------------------------
+    # -- life cycle -------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         if self._task is not None:
-            raise SettingsError("A session is entered once: make another one.")
+            raise SettingsError("A session is entered once: create another one.")
         return await self._enter(self.run(), self._first_lease(), "session")
 
     async def close(self) -> None:
-        """Gives the lease and all that stands on it up."""
+        """Revokes the lease and every key attached to it."""
         if self._task is not None:
             await cancelled(self._task)
 
     async def run(self) -> None:
-        """Keeps a lease until cancelled, then revokes it: for those who have a task of their own for it."""
+        """Keeps a lease until cancelled, then revokes it. For a caller that runs it in its own task."""
         retry = Retry(LEASE, "no lease can be had")
         self._enter_life(_Life.BEGINNING)
         try:
@@ -222,11 +222,11 @@ class Session(TaskBlock):
                     self.trouble = error
                     if self._on_trouble is not None:
                         self._on_trouble(error)
-                    self._enter_life(_Life.GOING_ON)
-                except Exception:  # of what is written at each lease; only the first lease has a caller to be told
+                    self._enter_life(_Life.RUNNING)
+                except Exception:  # of a callback: only the first lease has a caller that can get it
                     if self._life is _Life.BEGINNING:
                         raise
-                    log.exception("what is to be written at each lease failed; taking a new one")
+                    log.exception("a callback failed that runs at each lease; taking a new lease")
                     pause_s = LEASE.longest_s
                 await asyncio.sleep(pause_s)
         finally:
@@ -234,8 +234,8 @@ class Session(TaskBlock):
             await self._background_tasks.close()
 
     async def _first_lease(self) -> None:
-        """Returns when it has been taken, or raises why it was not. A session that has ended before says so itself."""
-        while self._life is not _Life.GOING_ON:
+        """Returns when it has been taken, or raises the reason why not."""
+        while self._life is not _Life.RUNNING:
             await self._changed.wait()
         if self.trouble is not None:
             raise self.trouble
@@ -246,7 +246,7 @@ class Session(TaskBlock):
             self._leases += 1
             self._keeper = keeper
             self._note()
-            # Its keys may be of a history that etcd has lost, or were restored with an older one.
+            # If etcd's history changes, its keys may be lost, or restored from an older one.
             end_listening = self._client.history.listen(keeper.abandon)
             try:
                 await all_of(self._hold(keeper, retry), self._follow(keeper))
@@ -259,7 +259,7 @@ class Session(TaskBlock):
         await first_of(self._announce(keeper.lease_id), keeper.wait_lost())
         retry.succeeded()
         self.trouble = None
-        self._enter_life(_Life.GOING_ON)
+        self._enter_life(_Life.RUNNING)
         await self._revoke_former()
         await keeper.wait_lost()
         self._abandoned = keeper.lease_id
@@ -275,8 +275,8 @@ class Session(TaskBlock):
         self._note()
 
     async def _revoke_former(self) -> None:
-        """etcd may hold a lease that we gave up for longer than its TTL (it restarts when etcd changes leader), and
-        others would wait for its keys."""
+        """Revokes a lease that was given up: etcd may hold it for longer than its TTL, which restarts when etcd changes
+        its leader, and others would wait for its keys."""
         former, self._abandoned = self._abandoned, 0
         if former:
             with contextlib.suppress(EtcdError):
@@ -284,7 +284,7 @@ class Session(TaskBlock):
 
     @property
     def _runs(self) -> bool:
-        return self._life in (_Life.BEGINNING, _Life.GOING_ON)
+        return self._life in (_Life.BEGINNING, _Life.RUNNING)
 
     def _enter_life(self, life: _Life) -> None:
         self._life = life
@@ -304,5 +304,5 @@ class Session(TaskBlock):
         if self._on_link is not None:
             try:
                 self._on_link(link)
-            except Exception:  # an error in what the user does about it must not end the lease
+            except Exception:  # an error in the callback must not end the lease
                 log.exception("on_link(%r) failed", link)

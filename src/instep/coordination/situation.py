@@ -1,4 +1,4 @@
-"""All that a leader's decision looks at, as one frozen fact."""
+"""The input of a leader's decision, as one immutable value."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from instep.coordination.schema import Schema
 
 @dataclass(frozen=True, slots=True)
 class TrainingProgress:
-    """How far this node's own workers are: `step` is the highest one started, None before the first boundary."""
+    """Progress of this node's workers: `step` is the highest one started, None before the first boundary."""
 
     step: int | None = None
     step_time_s: float = 0.0
@@ -47,7 +47,7 @@ class TrainingProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
-    """All that the leader's decision looks at."""
+    """The input of the leader's decision."""
 
     view: View | None = None
     agreed: Agreed | None = None
@@ -57,7 +57,7 @@ class Situation:
     decision: Decision | None = None
     plan_age_s: float = 0.0
     open: bool = True
-    """Whether the newest plan's mark stands, without which it cannot be committed."""
+    """Whether the open mark of the newest plan exists; without it the plan cannot be committed."""
     acked: frozenset[str] = frozenset()
     receipts: Mapping[str, Receipt] = field(default_factory=dict)
     desired: Mapping[str, DesiredValue] = field(default_factory=dict)
@@ -65,19 +65,19 @@ class Situation:
     pending_commands: tuple[PendingCommand, ...] = ()
     """Commands that wait to be carried out."""
     declined: Mapping[str, int] = field(default_factory=dict)
-    """Revision of each declined command that is still kept, by its id."""
+    """Revision of each recorded declined command, by id."""
     manifests: Mapping[str, Manifest] = field(default_factory=dict)
-    """Committed checkpoints by id, where a decision looks at them."""
+    """Committed checkpoints by id, if a decision reads them."""
     pointer: Pointer | None = None
     resume: Resume | None = None
     resume_is_newer: bool = False
-    """What the ranks have agreed to go on from was written after the newest checkpoint."""
+    """The record of the checkpoint to resume from is newer than the newest checkpoint."""
     verified: Mapping[str, Verified] = field(default_factory=dict)
     rejected: Mapping[str, Rejected] = field(default_factory=dict)
     schemas: Mapping[str, str] = field(default_factory=dict)
     schema: Schema = field(default_factory=lambda: Schema(None))
     long_mismatched: frozenset[WorkerId] = frozenset()
-    """Workers that have disagreed with the rest for longer than a lease lives."""
+    """Workers that have been mismatched for longer than a lease lives."""
     progress: TrainingProgress = TrainingProgress()
     forming: Forming | None = None
     epoch: Epoch | None = None
@@ -85,18 +85,19 @@ class Situation:
     entered: int = 0
     """The newest view that all staying ranks have entered."""
     held: Mapping[str, Held] = field(default_factory=dict)
-    """What nodes hold that etcd has lost."""
+    """By node: what its workers hold and etcd has lost."""
     leader: Leader | None = None
     """The leader that was proclaimed last."""
     run: str = ""
     attempts: Attempts = field(default_factory=Attempts)
     reports: tuple[ReportedFailure, ...] = ()
-    """How ranks have failed, as their nodes say."""
+    """Reports of failed ranks."""
     has_progressed: bool = False
-    """Whether the ranks of the view have run a step together, as far as this leader has seen."""
+    """Whether the ranks of the view have completed a step together, as far as this leader has seen."""
     released: Mapping[str, Released] = field(default_factory=dict)
     arrivals: Mapping[str, Arrivals] = field(default_factory=dict)
-    """Who waits at barriers, by node."""
+    """By node: the ranks that wait at barriers."""
     outdated_refusals: tuple[WorkerId, ...] = ()
+    """Workers that are gone and whose refusal is still recorded."""
     outdated_schemas: tuple[str, ...] = ()
-    """Workers whose refusal is kept although they are gone."""
+    """Digests of schemas that no worker uses."""

@@ -1,4 +1,4 @@
-"""What flows down to every agent: the run's view, agreed values, newest plan, its decision, the leader."""
+"""The state of a run, which every agent watches: view, agreed values, newest plan and decision, leader."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from instep.etcd import Client, Event, KeyValue
 
 
 class RunState:
-    """`state/` read as records. Of the plans only the newest is held: the older ones are history, in etcd.
+    """The records of `state/`. Only the newest plan is held; older ones are history, in etcd.
 
-    `on_change(events)` runs after each batch, when the attributes show it.
+    `on_change(events)` runs after each batch, when the attributes include it.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class RunState:
         self._clear()
 
     def _clear(self) -> None:
-        """Nothing is known, or etcd holds another history than the one that was followed."""
+        """Resets everything: nothing is known yet, or etcd holds another history."""
         self.view: View | None = None
         self.view_revision = 0
         self.agreed: Agreed | None = None
@@ -58,16 +58,16 @@ class RunState:
         self.entered: Entered | None = None
         self.plan: Plan | None = None
         self.plan_revision = 0
-        """When the newest plan was created: what answers it was created later."""
+        """The create revision of the newest plan; its answers have higher ones."""
         self.decision: Decision | None = None
         self.forming: Forming | None = None
         self.rejected: dict[str, Rejected] = {}
         self.refused: dict[WorkerId, Refused] = {}
-        """One record may be for many."""
+        """One record may cover many workers."""
         self.released: dict[str, Released] = {}
         """The last release of each barrier."""
         self.declined: dict[str, int] = {}
-        """When each was written, by the command's id."""
+        """By command id: the revision of the record."""
         self.saving: Saving | None = None
         self.saved: Pointer | None = None
         self.saved_revision = 0
@@ -79,7 +79,7 @@ class RunState:
         return f"RunState(view {view}, plan {self.plan.number if self.plan else 0}, {self.informer!r})"
 
     def _contradicts(self, found: Mapping[str, KeyValue]) -> str | None:
-        """Plans are let go of by the informer, and their numbers only rise."""
+        """Whether the newest plan is missing in a listing: plan numbers only rise."""
         key = self._keys.plan(self.plan.number) if self.plan is not None else None
         return None if key is None or key in found else f"{key} is not there any more"
 
@@ -140,7 +140,7 @@ class RunState:
         elif key == self._keys.saved:
             self.saved, self.saved_revision = Pointer.decode_or_none(value), revision
         else:
-            # 0 once it is deleted, as a txn compares it.
+            # 0 once it is deleted, as a transaction compares it.
             self.resume, self.resume_revision = Resume.decode_or_none(value), revision if value is not None else 0
 
     def _take_plan(self, key: str, value: bytes | None, item: KeyValue) -> None:

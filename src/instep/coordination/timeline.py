@@ -1,7 +1,7 @@
-"""Which values held when: starts of views and committed plans, put in order. Pure.
+"""Which values were in effect at which step, from the starts of views and the committed plans. Pure.
 
-A lap is what followed one fresh start, until the next. A run that went on from a checkpoint ran some steps again, and
-what it was trained with in the end is the way that leads there: whatever came after the checkpoint is left out.
+A segment begins with a fresh start and ends before the next one. A run that resumed from a checkpoint ran some steps
+again. Its schedule contains the steps that led to the result: what came after the checkpoint is left out.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from instep.schedule import Schedule, ScheduledChange
 Values: TypeAlias = Mapping[str, Scalar]
 
 Position: TypeAlias = tuple[int, int]
-"""The order of changes: plan `n` is `(n, 0)`, the start of view `v` after plan `n` is `(n, v)`."""
+"""The order of changes: plan `n` is `(n, 0)`, and the start of view `v` after plan `n` is `(n, v)`."""
 
 _ENDLESS = 2**62
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A fresh start and the committed plans that followed, in order. `whole` is False when some are not kept."""
+    """A fresh start and the committed plans after it, in order. `whole` is False if some plans are deleted."""
 
     start: StartOfView
     plans: tuple[Plan, ...] = ()
     first_step: int | None = None
-    """None when no step is known to have been run."""
+    """None if no step is known to have run."""
     origin: Origin | None = None
-    """The checkpoint that it went on from, if that is known: else from what was before."""
+    """The checkpoint that it resumed from, if known; else it continues the segment before."""
     whole: bool = True
 
     @property
     def position(self) -> Position:
-        """Of its start."""
+        """The position of its start."""
         return self.start.plan, self.start.view
 
     def values(self, before: int | None = None) -> dict[str, Scalar]:
-        """What held in the end, or before plan `before`."""
+        """The values at its end, or before plan `before`."""
         held = dict(self.start.values)
         for plan in self.plans:
             if before is None or plan.number < before:
@@ -51,7 +51,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """From `step` on these values held; None when it is not known which."""
+    """The values in effect from `step` on; None if they are unknown."""
 
     step: int
     values: Values | None
@@ -64,7 +64,7 @@ Spans: TypeAlias = tuple[Span, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeline:
-    """What etcd keeps of a run's history. `plans` and `decisions` by number, `starts` and `first_steps` by view."""
+    """The history of a run as etcd keeps it: `plans` and `decisions` by number, `starts` and `first_steps` by view."""
 
     starts: Mapping[int, StartOfView] = field(default_factory=dict)
     first_steps: Mapping[int, FirstStep] = field(default_factory=dict)
@@ -78,34 +78,34 @@ class Timeline:
         return decision is not None and decision.commit
 
     def newest_change(self) -> Position | None:
-        """The newest committed plan that changed values, or the newest start that did."""
+        """The position of the newest committed plan, or start, that changed values."""
         changes = [(number, 0) for number, plan in self.plans.items() if plan.kind == "config"]
         found = [position for position in changes if self.is_committed(position[0])]
         found += [segment.position for segment in self.segments() if segment.start.changes]
         return max(found, default=None)
 
     def segments(self) -> tuple[Segment, ...]:
-        """Those whose start is kept, the oldest first."""
+        """The segments whose start is kept, the oldest first."""
         starts = self._starts()
         return tuple(map(self._segment, starts, [*starts[1:], None]))
 
     def values_before(self, number: int) -> dict[str, Scalar]:
-        """What held when plan `number` was made. Raises ConfigError when that is not kept any more."""
+        """The values when plan `number` was opened. Raises ConfigError if they are not kept any more."""
         return self._segment_of(number).values(before=number)
 
     def values_after(self, number: int) -> dict[str, Scalar]:
-        """What held when plan `number` was committed. Raises ConfigError when that is not kept any more."""
+        """The values after plan `number` was committed. Raises ConfigError if they are not kept any more."""
         return self._segment_of(number).values(before=number + 1)
 
     def start(self, view: int) -> StartOfView:
-        """What fresh view `view` began with. Raises ConfigError when it is not kept, or the view was not fresh."""
+        """The start of fresh view `view`. Raises ConfigError if it is not kept, or the view was not fresh."""
         found = next((segment.start for segment in self.segments() if segment.start.view == view), None)
         if found is None:
             raise ConfigError(f"no start of view {view} is kept: 'instep history' names those that changed values")
         return found
 
     def changed_since(self, since: Position) -> tuple[str, ...]:
-        """Names that the plan or start at `since`, or a later plan or start of the run, changed."""
+        """Names that a plan or start at `since` or later changed."""
         names: dict[str, None] = {}
         held: dict[str, Scalar] | None = None
         for segment in self.segments():
@@ -121,12 +121,12 @@ class Timeline:
         return tuple(names)
 
     def schedule(self, run: str) -> Schedule:
-        """What the run was trained with, as far as it has come. Raises ConfigError when that cannot be told."""
+        """The schedule that the run was trained with, up to now. Raises ConfigError if it is not known."""
         segments = self.segments()
         whole = segments[0].start.view == 1 if segments else not self.plans
         spans: Spans = () if whole else (Span(0, None, reason="it is not kept any more"),)
         passed: list[tuple[int, int, Spans]] = []
-        """Views, plans, and the way as it was then: a checkpoint names both."""
+        """View, plan and spans at that moment: a checkpoint names view and plan."""
         for segment in segments:
             if segment.first_step is not None:
                 spans = self._through(segment, spans, passed)
@@ -143,7 +143,7 @@ class Timeline:
             starts[view.number] = StartOfView(
                 view=view.number, values=start.values, plan=start.plan, checkpoint=start.checkpoint
             )
-        # Higher ones are from a former life of the run, whose state was deleted by hand.
+        # Higher ones are from before the run's state was deleted by hand.
         return [starts[number] for number in sorted(starts) if view is None or number <= view.number]
 
     def _segment(self, start: StartOfView, following: StartOfView | None) -> Segment:
@@ -182,7 +182,7 @@ class Timeline:
                 return segment
         raise ConfigError(f"which values held at plan {number} is not kept any more")
 
-    # -- the way ----------------------------------------------------------------------------------------------------
+    # -- spans ------------------------------------------------------------------------------------------------------
 
     def _through(self, segment: Segment, spans: Spans, passed: list[tuple[int, int, Spans]]) -> Spans:
         assert segment.first_step is not None
@@ -190,9 +190,9 @@ class Timeline:
         held: dict[str, Scalar] = dict(start.values)
         spans = _back_to(segment.first_step, _as_of(origin, passed, spans))
         if start.replays is not None or not segment.whole:
-            kept = "it replayed a schedule, which tells it" if start.replays else "its plans are not all kept any more"
+            kept = "it replayed a schedule" if start.replays else "its plans are not all kept any more"
             return (*spans, Span(segment.first_step, None, reason=kept))
-        why = f"went on from checkpoint {origin.id}" if origin else f"start of view {start.view}"
+        why = f"resumed from checkpoint {origin.id}" if origin else f"start of view {start.view}"
         reasons = _joined(change.reason for change in start.changes)
         why = f"{reasons} ({why})" if reasons else why
         author = _joined(change.author for change in start.changes)
@@ -201,12 +201,12 @@ class Timeline:
         for plan in segment.plans:
             held |= plan.values
             if plan.kind == "config":
-                # While a run is paused from its start on, the gate is any step before the one that all stand at.
+                # In a run that is paused from its start on, the gate may be below the step before which all ranks wait.
                 step = max(plan.gate, segment.first_step)
                 spans = (*_back_to(step, spans), Span(step, dict(held), plan.author, plan.reason))
             elif plan.checkpoint is not None:
                 step = plan.checkpoint.step + 1
-                why = f"taken back to checkpoint {plan.checkpoint.id}"
+                why = f"returned to checkpoint {plan.checkpoint.id}"
                 spans = _back_to(step, _as_of(plan.checkpoint, passed, spans))
                 spans = (*spans, Span(step, dict(held), plan.author, why))
             passed.append((start.view, plan.number, spans))
@@ -214,7 +214,7 @@ class Timeline:
 
 
 def _as_of(origin: Origin | Manifest | None, passed: list[tuple[int, int, Spans]], spans: Spans) -> Spans:
-    """The way that led to a checkpoint: it may have been left since, and is taken up again now."""
+    """The spans that led to a checkpoint, even if the run has left them since."""
     if origin is None:
         return spans
     views = [view for view, _, _ in passed if view <= origin.view]
@@ -229,7 +229,7 @@ def _back_to(step: int, spans: Spans) -> Spans:
 def _schedule(run: str, spans: Spans) -> Schedule:
     hole = next((span for span in spans if span.values is None), None)
     if hole is not None:
-        raise ConfigError(f"what run {run} was trained with from step {hole.step} on cannot be told: {hole.reason}")
+        raise ConfigError(f"the values of run {run} from step {hole.step} on are not known: {hole.reason}")
     if not spans:
         raise ConfigError(f"run {run} has not started yet: there is no schedule")
     first, *later = spans
@@ -245,12 +245,12 @@ def _schedule(run: str, spans: Spans) -> Schedule:
 
 
 def _differing(before: Values, after: Values) -> tuple[str, ...]:
-    """Names of `after` that `before` does not have with the same value."""
+    """Names in `after` that are new or have another value than in `before`."""
     return tuple(name for name, value in after.items() if name not in before or not same(before[name], value))
 
 
 def _joined(texts: Iterable[str | None]) -> str | None:
-    """Those that are there, each once."""
+    """The texts, each once, joined."""
     return "; ".join(dict.fromkeys(text for text in texts if text)) or None
 
 

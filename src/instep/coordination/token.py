@@ -1,7 +1,7 @@
-"""The fencing token: one whole number made of the run's epoch and the create revision of a candidate key. Pure.
+"""The fencing token: one whole number of the run's epoch and the create revision of a candidate key. Pure.
 
-Create revisions rise from leader to leader, but only while etcd's history only grows. An etcd that was restored from a
-backup, or emptied, gives the same revisions again. The epoch rises by one when that has been noticed, and orders first.
+Create revisions rise from leader to leader only while etcd's history grows. An etcd that was restored from a backup or
+emptied gives the same revisions again. The epoch rises by one when that is noticed, and is compared first.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Each decision as one etcd txn: what must still be true, and what is then written. Pure.
+"""Each action as one etcd transaction: what must still be true, and what is then written. Pure.
 
-The guards are the protocol: the leader's token on everything it writes, the view's revision where a view matters,
-and the absence of a decision, so that a plan is decided exactly once by whoever comes first.
+The comparisons enforce the protocol: the leader's token on everything it writes; the view's revision where a view
+matters; and the absence of a decision, because of which exactly one decision of each plan is written.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ from instep.etcd import Compare, Op
 from instep.scalar import format_scalar
 
 HISTORY_PLANS = 1000
-"""Plans kept in etcd; older ones are deleted as new ones are opened."""
+"""How many plans etcd keeps: opening a plan deletes an old one."""
 MAX_REJECTIONS = 60
-"""Rejections written by one txn; etcd allows 128 operations. Of a larger change the first stand for the rest."""
+"""Rejections that one transaction writes; etcd allows 128 operations. Of a larger change only the first are written."""
 TERMS_KEPT = 100
 """Leaders kept in the history."""
 EPOCHS_KEPT = 100
 """Epochs kept in the history."""
 RECEIPTS_KEPT = 20
-"""Plans whose receipts are kept: one key a node each, and the leader informers them."""
+"""Plans whose receipts are kept: one key per node each, which the leader watches."""
 STARTS_KEPT = 200
 """Views whose start is kept for history."""
 ACKS_KEPT = 2
@@ -67,7 +67,7 @@ ACKS_KEPT = 2
 
 @dataclass(frozen=True, slots=True)
 class Txn:
-    """To be sent as it stands; it may be sent again, for whoever wins writes the same or nothing."""
+    """A transaction that may be sent again: each attempt writes the same or nothing."""
 
     compares: tuple[Compare, ...]
     then: tuple[Op, ...]
@@ -75,7 +75,7 @@ class Txn:
 
 @dataclass(frozen=True, slots=True)
 class SeenRevisions:
-    """Mod revisions of what a decision was taken from; 0 for a key that was absent."""
+    """Mod revisions of the records that a decision was made from; 0 for a missing key."""
 
     view: int = 0
     agreed: int = 0
@@ -86,7 +86,7 @@ class SeenRevisions:
 
 
 def for_action(action: LeaderAction, keys: Keys, fence: Fence, seen: SeenRevisions) -> Txn:
-    """The txn that carries out a leader's action, if what it was decided from still stands."""
+    """The transaction that carries out an action if the records that it was decided from are unchanged."""
     same_view = Compare.mod_revision(keys.view, "==", seen.view)
     same_epoch = Compare.mod_revision(keys.epoch, "==", seen.epoch)
     match action:
@@ -146,10 +146,10 @@ def for_action(action: LeaderAction, keys: Keys, fence: Fence, seen: SeenRevisio
 
 
 def _decline(action: DeclineCommands, keys: Keys, fence: Fence) -> Txn:
-    """The first of them; those that are left are declined next."""
+    """Declines the first of them; the rest follows."""
     compares, then = [fence.compare()], []
     for name, item in action.declined[:MAX_DECLINED]:
-        # Somebody may have written another command under this id since.
+        # Another command may have been written under this id since.
         compares.append(Compare.mod_revision(keys.command(name), "==", item.revision))
         then += [Op.delete(keys.command(name)), Op.put(keys.declined_of(name), item.encode())]
     return Txn(tuple(compares), tuple(then))
@@ -165,12 +165,12 @@ def _collected(action: CollectGarbage, keys: Keys) -> tuple[Op, ...]:
 
 
 def _refusals(refused: tuple[Refused, ...], keys: Keys) -> tuple[Op, ...]:
-    """The first of them; those that are left are refused next."""
+    """Refuses the first of them; the rest follows."""
     return tuple(Op.put(keys.refused_of(*item.worker), item.encode()) for item in refused[:MAX_COLLECTED])
 
 
 def abort(keys: Keys, number: int, decision: Decision) -> Txn:
-    """Anybody may abort a plan that exists and is not decided; of all who try exactly one is the decision."""
+    """Aborts a plan that exists and is not decided. Any node may try; exactly one decision is written."""
     return Txn(
         (Compare.present(keys.plan(number)), _undecided(keys, number)),
         (Op.put(keys.decision(number), decision.encode()), Op.delete(keys.open_mark(number))),
@@ -184,20 +184,20 @@ def acknowledge(keys: Keys, number: int, ack: Ack) -> Txn:
 
 
 def write_failure(keys: Keys, node: str, failure: Failure) -> Txn:
-    """Create-only: of a node the first rank that failed in a view is told of, which may have taken others with it."""
+    """Create-only: a node reports its first failed rank in a view; others may have exited because of it."""
     key = keys.failure(failure.view, node)
     return Txn((Compare.absent(key),), (Op.put(key, failure.encode()),))
 
 
 def write_first_step(keys: Keys, view: int, first: FirstStep) -> Txn:
-    """Once for each fresh view: only those have a start to which it belongs."""
+    """Written once for each fresh view: only these have a start record."""
     key = keys.first_step_of(view)
     return Txn((Compare.present(keys.start_of(view)), Compare.absent(key)), (Op.put(key, first.encode()),))
 
 
 def raise_epoch(keys: Keys, seen: int, epoch: Epoch) -> Txn:
-    """Begins the next epoch, also for the history. `seen` is the mod revision of `state/epoch` that `epoch` was made
-    from, 0 where there was none: of all attempts exactly one succeeds. The leader then proclaims itself again."""
+    """Begins the next epoch, and records it in the history. `seen` is the mod revision of `state/epoch` that `epoch`
+    was made from, 0 if there was none: of all attempts exactly one succeeds. The leader then proclaims itself again."""
     then = [Op.put(keys.epoch, epoch.encode()), Op.put(keys.epoch_of(epoch.number), epoch.encode())]
     if epoch.number > EPOCHS_KEPT:
         then.append(Op.delete(keys.epoch_of(epoch.number - EPOCHS_KEPT)))
@@ -205,7 +205,7 @@ def raise_epoch(keys: Keys, seen: int, epoch: Epoch) -> Txn:
 
 
 def _proven_loss(action: RaiseEpoch, keys: Keys, seen: SeenRevisions, guards: tuple[Compare, ...]) -> Txn:
-    """Registrations are watched apart from the state: a watch that lags must not look like a loss."""
+    """Compares the plan too: registrations have their own watch, and a watch that lags is no loss."""
     absent = (Compare.absent(keys.plan(action.told)),) if action.told else ()
     raised = raise_epoch(keys, seen.epoch, action.epoch)
     return Txn((*guards, *absent, *raised.compares), raised.then)
@@ -223,7 +223,7 @@ def _settle(action: SettleEpoch, keys: Keys, guards: tuple[Compare, ...]) -> Txn
         then.append(Op.put(keys.agreed, action.agreed.encode()))
     if action.decides:
         compares.append(_undecided(keys, action.decides))
-        reason = "etcd's history went back, and " + ("a rank knows of its commit" if action.commits else "no rank does")
+        reason = "etcd's history went back, and " + ("a rank" if action.commits else "no rank") + " knows of its commit"
         decision = Decision(commit=action.commits, by="leader", reason=reason)
         then += [Op.put(keys.decision(action.decides), decision.encode()), Op.delete(keys.open_mark(action.decides))]
     if action.plan is not None:
@@ -231,7 +231,7 @@ def _settle(action: SettleEpoch, keys: Keys, guards: tuple[Compare, ...]) -> Txn
         compares.append(Compare.absent(keys.plan(number)))
         decision = Decision(commit=True, by="leader", reason="etcd had lost it: written back from the ranks")
         then += [Op.put(keys.plan(number), action.plan.encode()), Op.put(keys.decision(number), decision.encode())]
-        then.append(Op.delete(keys.receipts_of(number), prefix=True))  # older than the plan, they count no more
+        then.append(Op.delete(keys.receipts_of(number), prefix=True))  # they are older than the plan and do not count
     return Txn(tuple(compares), tuple(then))
 
 
@@ -244,8 +244,8 @@ def proclaim(
     at: str | None = None,
     why: str | None = None,
 ) -> Txn:
-    """Tells every agent, and the history, who leads; refused unless the candidate still holds its token, and the epoch
-    that the token was made with (the mod revision of `state/epoch`) is still the run's."""
+    """Proclaims a leader to every agent and records the term. etcd refuses it unless the candidate still holds its
+    token and the epoch of the token (by the mod revision of `state/epoch`) is the run's."""
     term = Term(**leader.model_dump(include={"term", "node", "rank", "host", "token"}), at=at, why=why)
     then = [Op.put(keys.leader, leader.encode()), Op.put(keys.term(term.term), term.encode())]
     if term.term > TERMS_KEPT:
@@ -261,12 +261,12 @@ def _undecided(keys: Keys, number: int) -> Compare:
 
 
 def _same_agreed(keys: Keys, seen: SeenRevisions) -> Compare:
-    """Newcomers start from `agreed`: a commit that slipped in since it was read would leave them without it."""
+    """Newcomers start with `agreed`: they would lack a commit that was written since it was read."""
     return Compare.mod_revision(keys.agreed, "==", seen.agreed)
 
 
 def _same_attempts(keys: Keys, seen: SeenRevisions) -> Compare:
-    """Nobody has cleared the count since it was read."""
+    """The count was not cleared since it was read."""
     return Compare.mod_revision(keys.attempts, "==", seen.attempts)
 
 
@@ -291,7 +291,7 @@ def _form_view(action: FormView, keys: Keys, guards: tuple[Compare, ...]) -> Txn
         then.append(Op.put(keys.decision(action.abort_plan), decision.encode()))
         then.append(Op.delete(keys.open_mark(action.abort_plan)))
     if action.view.fresh:
-        then.append(Op.delete(keys.commands, prefix=True))  # they were meant for those who trained before
+        then.append(Op.delete(keys.commands, prefix=True))  # they were meant for the former workers
         then += [Op.put(keys.rejected_of(item.name), item.encode()) for item in action.rejections[:MAX_REJECTIONS]]
         then.append(Op.delete(keys.refused, prefix=True))
         then.append(Op.delete(keys.resume))
@@ -313,7 +313,7 @@ def _start_of_view(action: FormView, keys: Keys) -> list[Op]:
             at=action.at,
             changes=action.changes,
         )
-        # One of this number is from a former life of the run, should its state have been deleted by hand.
+        # A record with this number is from before the run's state was deleted by hand.
         ops += [Op.put(keys.start_of(view.number), start.encode()), Op.delete(keys.first_step_of(view.number))]
     if view.number > STARTS_KEPT:
         old = view.number - STARTS_KEPT
@@ -343,7 +343,7 @@ def _commit(action: CommitPlan, keys: Keys, guards: tuple[Compare, ...]) -> Txn:
     if plan.kind != "config" and plan.change_id:
         then.append(Op.delete(keys.command(plan.change_id)))
     if plan.checkpoint is not None:
-        # A restart must not go on from what the run has been taken back from.
+        # A restart must not resume from a checkpoint that the run has left.
         manifest = plan.checkpoint
         pointer = pointer_to(manifest).encode()
         compares.append(Compare.present(keys.checkpoint(manifest.id)))
@@ -355,7 +355,7 @@ def _open_plan(action: OpenPlan, keys: Keys, guards: tuple[Compare, ...]) -> Txn
     plan = action.plan
     compares = [*guards, Compare.absent(keys.plan(plan.number))]
     if plan.kind != "config" and plan.change_id:
-        # A informer that lags still shows a command that is done with.
+        # An informer that lags still shows a finished command.
         compares.append(Compare.mod_revision(keys.command(plan.change_id), "==", plan.revision))
     follows = plan.number - 1 if action.follows is None else action.follows
     if follows:
@@ -363,7 +363,7 @@ def _open_plan(action: OpenPlan, keys: Keys, guards: tuple[Compare, ...]) -> Txn
     then = [
         Op.put(keys.plan(plan.number), plan.encode()),
         Op.put(keys.open_mark(plan.number), "1"),
-        # Answers to a plan of this number from a former life of the run, should its state have been deleted by hand.
+        # Answers with this number are from before the run's state was deleted by hand.
         Op.delete(f"{keys.acks}{plan.number}/", prefix=True),
         Op.delete(keys.receipts_of(plan.number), prefix=True),
     ]
@@ -372,7 +372,7 @@ def _open_plan(action: OpenPlan, keys: Keys, guards: tuple[Compare, ...]) -> Txn
 
 
 def _forget(keys: Keys, number: int) -> list[Op]:
-    """What the history no longer holds once plan `number` is there."""
+    """Deletes what the history no longer keeps once plan `number` exists."""
     ops: list[Op] = []
     if number > ACKS_KEPT:
         ops.append(Op.delete(f"{keys.acks}{number - ACKS_KEPT}/", prefix=True))
