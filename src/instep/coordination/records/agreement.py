@@ -17,35 +17,35 @@ CommandKind: TypeAlias = Literal["pause", "resume", "stop", "checkpoint", "actio
 
 
 class Directive(Record):
-    """What the ranks do beside training on, by step: so whoever joins later does it at the same step."""
+    """What the ranks do besides training, by step: a rank that joins later does it at the same step."""
 
     paused_at: int | None = None
-    """They stand before this step until the run is resumed."""
+    """The ranks wait before this step until the run is resumed."""
     save_at: int | None = None
     """In this step `checkpoint_requested` holds."""
     ends_at: int | None = None
     """The first step that is not run."""
     reason: str | None = None
-    """Why it is paused or ends, for people."""
+    """Why it is paused or ends, for display."""
     node: str | None = None
-    """It ends for the sake of this node, which is about to go."""
+    """The run ends because this node is being preempted."""
 
 
 class Command(Record):
-    """Something that all ranks are to do at one step. `name` is the action's, or the checkpoint's to go back to."""
+    """Something that all ranks do before the same step. `name` is the action, or the checkpoint to return to."""
 
     kind: CommandKind
     name: str | None = None
     save: bool = True
-    """Of a stop: whether a checkpoint is saved first."""
+    """For a stop: whether a checkpoint is saved first."""
     node: str | None = None
-    """Of a stop: the node that is about to go, and for whose sake the run stops."""
+    """For a stop: the node that is being preempted."""
     author: str | None = None
     reason: str | None = None
 
 
 class Declined(Record):
-    """A command that was not carried out, and why."""
+    """A command that was declined, and why."""
 
     command: Command
     revision: int
@@ -54,7 +54,7 @@ class Declined(Record):
 
 
 class Change(Record):
-    """Who asked for a put and why; written in the same txn, so its revision names the change."""
+    """Author and reason of a put. Written in the same transaction: its revision names the change."""
 
     id: str
     names: tuple[str, ...]
@@ -63,9 +63,9 @@ class Change(Record):
 
 
 class Plan(Record):
-    """A change or a command proposed for step `gate`. `values` are those that change; the rest of the agreed ones stay.
+    """A change or a command that is proposed for step `gate`. `values` are those that change.
 
-    A command changes no value; `course` is what holds from the gate on where it changes that.
+    A command changes no value; `course` is the directive from the gate on, if the command changes it.
     """
 
     number: int = Field(ge=1)
@@ -75,7 +75,7 @@ class Plan(Record):
     name: str | None = None
     course: Directive | None = None
     checkpoint: Manifest | None = None
-    """What the run goes back to."""
+    """The checkpoint that the run returns to."""
     values: dict[str, Scalar]
     previous: dict[str, Scalar]
     revision: int
@@ -83,17 +83,17 @@ class Plan(Record):
     reason: str | None = None
     change_id: str | None = None
     opened_at: str | None = None
-    """Wall clock of the leader's host, for people only: no decision looks at it."""
+    """Wall clock of the leader's host, for display only."""
     parent: str = ""
-    """The digest of what was agreed when it was opened: only workers that hold that promise it."""
+    """The digest of the agreed values when it was opened: only workers that hold these promise it."""
     epoch: int = 0
-    """Of the run, when it was opened."""
+    """The run's epoch when it was opened."""
     restored: int | None = None
-    """Of one that was written back: the epoch in which that was done."""
+    """The epoch in which it was written back; None if it was never lost."""
 
     @property
     def digest(self) -> str:
-        """Names this plan and all that was agreed before it."""
+        """Names this plan and everything that was agreed before it."""
         return digest_of(self.model_dump_json(exclude={"restored"}, exclude_none=True))
 
 
@@ -104,15 +104,16 @@ class Decision(Record):
     reason: str | None = None
     by: str | None = None
     step: int | None = None
-    """With an abort because a rank was late: the step that rank stood at."""
+    """For an abort because a rank was late: the step of that rank."""
     refused: dict[str, str] | None = None
-    """With an abort because a worker could not accept the values: reason by name. Not to be planned again."""
+    """For an abort because a worker refused the values: reason by name. They are not planned again."""
 
 
 class Agreed(Record):
-    """The values that every rank has, `previous` before step `gate`, the last that changed a value; and their course.
+    """The values that every rank has: `previous` before step `gate`, the last gate that changed a value, and `values`
+    from it on. `course` is the directive.
 
-    `plan` is the newest that was committed, a command or a change.
+    `plan` is the newest committed plan, of a command or a change.
     """
 
     plan: int
@@ -123,61 +124,61 @@ class Agreed(Record):
     revision: int = 0
     course: Directive = Directive()
     origin: int = 0
-    """The view in which the run last began anew."""
+    """The view of the last fresh start."""
     back: int = 0
-    """The plan that last took the run back to a checkpoint, since then; 0 for none. What was saved before that plan
-    belongs to a training that was left."""
+    """The plan that last returned the run to a checkpoint since then; 0 for none. The run has left what was saved
+    before that plan."""
     began: int = 0
-    """The newest plan when the run last began anew: nothing up to it binds those who train now."""
+    """The newest plan at the last fresh start: no plan up to it concerns the current workers."""
     digest: str = ""
-    """Of the plan committed last, or of the start of the run since then."""
+    """The digest of the last committed plan, or of the fresh start if that is newer."""
     parent: str = ""
-    """What `digest` was before that."""
+    """The digest before that."""
     restored: int | None = None
-    """The epoch in which the ranks wrote it back; None if it was never lost."""
+    """The epoch in which it was written back; None if it was never lost."""
 
     def as_start(self) -> Agreed:
-        """With the digest of a start: what this run restarts with."""
+        """The same values with the digest of a fresh start."""
         text = self.model_dump_json(exclude={"digest", "parent", "restored"}, exclude_none=True)
         return self.model_copy(update={"digest": digest_of(text), "parent": self.digest})
 
 
 class Held(Record):
-    """What a node's workers hold beyond etcd: what was agreed, and the plan that it came from."""
+    """What the workers of a node hold and etcd has lost: agreed values, and their plan."""
 
     agreed: Agreed
     plan: Plan | None = None
 
 
 class Ack(Record):
-    """All ranks of a node promised not to run step `gate` before they know the decision. Never withdrawn."""
+    """All ranks of a node have promised not to run step `gate` before they know the decision. Never withdrawn."""
 
     node: str
     ranks: tuple[int, ...]
     digest: str = ""
-    """Of the plan that they promised: another one may have its number once etcd's history has gone back."""
+    """The digest of the promised plan: after etcd's history has gone back, another plan may have its number."""
 
 
 class Receipt(Record):
-    """All ranks of a node that still run applied the plan, each before it ran `step`."""
+    """All running ranks of a node have applied the plan."""
 
     node: str
     steps: dict[int, int]
-    """Step by rank: the first step run with the new values."""
+    """By rank: the first step with the new values."""
     drift: dict[int, tuple[str, ...]] = Field(default_factory=dict)
-    """By rank, which of the values its optimizer does not hold, as far as is known: something else writes them."""
+    """By rank: the values that its optimizer is known not to hold, because something else writes them."""
 
 
 class Rejected(Record):
-    """A desired value that is not applied, and why. It stands until the key is written again."""
+    """A desired value that is not applied, and why. Valid until the key is written again."""
 
     name: str
     value: str
     revision: int
     reason: str
     by: Literal["schema", "fixed", "worker", "script"] = "schema"
-    """What refused it; `script`: the run was started with the script's value instead."""
+    """What refused it. `script`: the run was started with the script's value instead."""
     change_id: str | None = None
     author: str | None = None
     why: str | None = None
-    """The reason that the author gave for the change."""
+    """The author's reason for the change."""

@@ -8,7 +8,7 @@ from instep.coordination.records.base import Record, parse_ranks
 
 
 class Failure(Record):
-    """How a rank of `view` ended that did not leave cleanly. `cause` is what is counted, `text` says more."""
+    """How a rank of `view` failed. `cause` is counted; `text` has the details."""
 
     view: int
     rank: int
@@ -16,31 +16,31 @@ class Failure(Record):
     cause: str
     text: str | None = None
     at: str | None = None
-    """Wall clock of the rank's host, for people only."""
+    """Wall clock of the rank's host, for display only."""
 
 
 class Cleared(Record):
-    """Who has cleared the count of failures, and how many there were."""
+    """A reset of the failure count: its author, and the count before it."""
 
     failures: int
     author: str | None = None
     reason: str | None = None
     at: str | None = None
-    """Wall clock of the host of who did it, for people only."""
+    """Wall clock of the author's host, for display only."""
 
 
 class Attempts(Record):
-    """Failures of the run since it ended cleanly, or since somebody cleared the count: one for each view that lost a
-    rank, counted when that is replaced."""
+    """Failures of the run since its last clean end or reset: one for each view that lost a rank, counted when the rank
+    is replaced."""
 
     view: int = 0
-    """The newest view of which it is known whether it counts."""
+    """The newest view that has been considered."""
     counts: dict[str, int] = Field(default_factory=dict)
     """By cause."""
     failures: tuple[Failure, ...] = ()
     """The last 20, oldest first."""
     replaced: str = ""
-    """Ranks that have been replaced since the last failure: all others were there when it happened."""
+    """Ranks that were replaced since the last failure: all others were there when it happened."""
     cleared: Cleared | None = None
 
     @field_validator("replaced")

@@ -12,22 +12,22 @@ from pydantic import BaseModel, ConfigDict
 from instep.names import INCARNATION_LENGTH
 
 MAX_RANKS = 1_000_000
-"""What a damaged document may make us hold; the design is for 10,240."""
+"""Upper bound for a damaged document; the design is for 10,240."""
 
 
 class WorkerId(NamedTuple):
-    """Identifies one process of a run. The incarnation alone does not: it is drawn at random by each process."""
+    """Identifies one process of a run. The incarnation alone does not: each process draws it at random."""
 
     rank: int
     incarnation: str
 
     def __str__(self) -> str:
-        """As a part of a key."""
+        """The form used in keys."""
         return f"{self.rank}-{self.incarnation}"
 
 
 class Record(BaseModel):
-    """A document in etcd. Unknown fields are passed over, so that a newer version can add some."""
+    """A document in etcd. Unknown fields are ignored, because a newer version may add some."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
 
@@ -36,12 +36,12 @@ class Record(BaseModel):
 
     @classmethod
     def decode(cls, text: str | bytes) -> Self:
-        """Raises ValueError (pydantic's) when the text is no such document."""
+        """Raises ValueError (pydantic's) if the text is no such document."""
         return cls.model_validate_json(text)
 
     @classmethod
     def decode_or_none(cls, text: str | bytes | None) -> Self | None:
-        """None also for a document that cannot be read: a damaged record must not stop an agent."""
+        """None for a missing or unreadable document: a damaged record must not stop an agent."""
         if text is None:
             return None
         try:
@@ -69,7 +69,7 @@ def format_ranks(ranks: Iterable[int]) -> str:
 
 
 def parse_ranks(text: str) -> tuple[int, ...]:
-    """The reverse of format_ranks; raises ValueError for anything else, and for more than a million ranks."""
+    """The inverse of format_ranks. Raises ValueError for other text, and for more than a million ranks."""
     ranks: list[int] = []
     for part in filter(None, text.split(",")):
         if not re.fullmatch(r"[0-9]{1,7}(-[0-9]{1,7})?", part):

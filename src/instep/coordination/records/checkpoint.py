@@ -11,13 +11,13 @@ from instep.scalar import Scalar
 
 
 class Manifest(Record):
-    """A committed checkpoint. Its files are listed, with their sums, in a file of its own beside them: `digest` is that
-    file's sha256, so that neither can be exchanged unnoticed."""
+    """A committed checkpoint. A file in its directory lists its files with their checksums; `digest` is the sha256 of
+    that file: an exchange of either is noticed."""
 
     id: str = Field(pattern=r"^[0-9]{1,19}-[0-9]{1,19}$")
     """`<step>-<token>`."""
     step: int = Field(ge=0)
-    """The step whose update it holds: a run goes on with the next one."""
+    """The last step that it includes: a run resumes with the next one."""
     token: int
     path: str
     """The directory, as the saver's host names it."""
@@ -29,32 +29,32 @@ class Manifest(Record):
     world_size: int
     config: dict[str, Scalar] = Field(default_factory=dict)
     plan: int = 0
-    """The newest plan agreed on at `step`."""
+    """The newest plan that was agreed on at `step`."""
     rank: int
     host: str
     node: str
     duration_s: float
     lineage: tuple[str, ...] = ()
-    """Ids of the checkpoints that its training went on from, the newest first: the pointer that it replaced, and that
-    one's lineage, 20 at most. A fall-back follows it, never what a run has been taken back from."""
+    """Ids of the checkpoints that its training resumed from, the newest first: the pointer that it replaced and the
+    lineage of that one, 20 at most. A fall-back follows it, and never uses a checkpoint that the run has left."""
     committed_at: str
-    """Wall clock of the saver's host, for people only."""
+    """Wall clock of the saver's host, for display only."""
 
 
 class Pointer(Record):
-    """The newest committed checkpoint, and what it took to save it."""
+    """The newest committed checkpoint, and how long saving it took."""
 
     id: str
     step: int
     token: int
     view: int = 0
     plan: int = 0
-    """Of its manifest: they tell which training it belongs to."""
+    """View and plan of its manifest: the training that it belongs to."""
     duration_s: float = 0.0
 
 
 class Saving(Record):
-    """A checkpoint that is being written. Limit: it stays when its saver dies; the leader has another token then."""
+    """A checkpoint that is being written. Limit: it stays if its saver dies; then the leader has another token."""
 
     id: str
     step: int
@@ -63,14 +63,14 @@ class Saving(Record):
 
 
 class FailedSave(Record):
-    """A checkpoint that could not be saved; training continued without it."""
+    """A checkpoint that could not be saved. Training continued without it."""
 
     step: int = Field(ge=0)
     rank: int
     host: str = ""
     text: str
     at: str | None = None
-    """Wall clock of the saver's host, for people only."""
+    """Wall clock of the saver's host, for display only."""
 
 
 class FailedSaves(Record):
@@ -80,9 +80,9 @@ class FailedSaves(Record):
 
 
 class Resume(Record):
-    """The checkpoint that the ranks of a view are asked to look at; `final`: the one that all of them go on from.
+    """The checkpoint that is offered to the ranks of a view; if `final`, the one from which all of them resume.
 
-    `id` is None when there is none that can be used; `reasons` says by id why others cannot.
+    `id` is None if none can be used; `reasons` says by id why others cannot.
     """
 
     view: int

@@ -1,4 +1,4 @@
-"""Records of who leads, and of the epochs of a run."""
+"""Records of leaders and candidates, and of the epochs of a run."""
 
 from __future__ import annotations
 
@@ -9,35 +9,36 @@ from instep.coordination.token import MAX_EPOCH
 
 
 class Epoch(Record):
-    """Why tokens given from now on order after all given before: etcd's history has gone back, or checkpoints were
-    adopted of which etcd knew nothing. A run without this record is in epoch 0."""
+    """An epoch of a run: its tokens are higher than all before. It begins when etcd's history has gone back, or when
+    checkpoints were adopted that etcd did not know. A run without this record is in epoch 0."""
 
     number: int = Field(ge=1, le=MAX_EPOCH)
     why: str
-    """One sentence for people."""
+    """One sentence for display."""
     before: int | None = None
-    """The highest revision of etcd that was seen before it went back, where that is known."""
+    """The highest revision of etcd that was seen before it went back, if known."""
     after: int | None = None
     """The revision at which that was noticed."""
     author: str | None = None
-    """The author of an adoption; None where the run noticed by itself."""
+    """The author of an adoption; None if the run noticed the change itself."""
     settled: bool = False
-    """All workers that train have reported what they hold, and etcd holds that again: nothing is decided before."""
+    """Whether all training workers have reported what they hold and etcd holds it again. Before that nothing is
+    decided."""
     plan: int = 0
     digest: str = ""
-    """The newest decision that one of them held when it was settled: what else was promised before is aborted."""
+    """The newest decision that a worker held when it was settled. Everything else that was promised is aborted."""
     told: int = 0
-    """The highest plan number that one of them had heard of: new ones come after it."""
+    """The highest plan number that a worker had received. New plans have higher numbers."""
     view: int = 0
-    """The newest view that one of them had been in."""
+    """The newest view that a worker had been in."""
     problem: str | None = None
     """Why it cannot be settled."""
     at: str | None = None
-    """Wall clock of the host that wrote it, for people only."""
+    """Wall clock of the host that wrote it, for display only."""
 
 
 class Leader(Record):
-    """Who leads; `token` is made of the run's epoch and the create revision of the candidate key (see token.py), and
+    """The leader. `token` combines the run's epoch and the create revision of the candidate key (see token.py); it
     fences every guarded write."""
 
     node: str
@@ -47,7 +48,7 @@ class Leader(Record):
     token: int
     host: str = ""
     term: int = 0
-    """How many have led the run so far, this one included; a worker that leads again counts again."""
+    """The number of the term: how many leaders the run has had. A worker that leads again counts again."""
 
     @property
     def worker(self) -> WorkerId:
@@ -55,14 +56,14 @@ class Leader(Record):
 
 
 class Candidate(Record):
-    """Whom a node's candidate names. The oldest one that stands leads."""
+    """The worker that a node's candidate names. The oldest candidate leads."""
 
     node: str
     rank: int
     incarnation: str
     yielded: int = 0
-    """How often it has made way since each worker of its node has led and stalled; 0 where one has not. Who leads and
-    stalls too gains nothing by making way for one that has."""
+    """Times it yielded leadership since every worker on its node led and stalled; 0 if one did not. A leader that
+    stalls too gains nothing by yielding to such a node."""
 
     @property
     def worker(self) -> WorkerId:
@@ -70,11 +71,11 @@ class Candidate(Record):
 
 
 CAME_FIRST = "another rank of its node came first"
-"""Why a leader made way before it had trained."""
+"""Why a leader yielded before it had trained."""
 
 
 class Term(Record):
-    """One leadership as it was proclaimed, kept for people."""
+    """One term, as it was proclaimed, for display."""
 
     term: int = Field(ge=1)
     node: str
@@ -84,11 +85,11 @@ class Term(Record):
     at: str | None = None
     """Wall clock of the leader's host, for people only."""
     why: str | None = None
-    """How the one before it ended, as far as its successor could know."""
+    """How the term before it ended, as far as its successor knew."""
 
 
 class Resigned(Record):
-    """Why a node has taken its candidate away that had `token`."""
+    """Why a node withdrew the candidate with `token`."""
 
     token: int
     why: str

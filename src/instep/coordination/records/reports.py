@@ -12,35 +12,35 @@ class Waiting(Record):
 
     ranks: tuple[int, ...]
     seen: int = 0
-    """The revision of the barrier's last release: it has not let them through. 0 when there is none."""
+    """The revision of the barrier's last release, which does not apply to them; 0 if there is none."""
     after: int = 0
-    """Number of the last release that let one of them through, whichever barrier it was."""
+    """Number of the last release that one of them has seen, at any barrier."""
 
 
 class Arrivals(Record):
-    """All that a node says of barriers: who of its ranks waits at which one, in `view`."""
+    """A node's report: which of its ranks wait at which barrier, in `view`."""
 
     view: int
     waiting: dict[str, Waiting] = Field(default_factory=dict)
 
 
 class Release(Record):
-    """The last time that all ranks of `view` had come to a barrier. Numbers rise over all barriers of a run."""
+    """The last time that all ranks of `view` had reached a barrier. Numbers rise across all barriers of a run."""
 
     view: int
     number: int
 
 
 class Metrics(Record):
-    """The latest report of one rank; may be seconds old, and is dropped when etcd is away."""
+    """The latest figures of one rank. May be seconds old; dropped while etcd is unavailable."""
 
     rank: int
     step: int | None = None
     step_time_s: float | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
     actions: tuple[str, ...] | None = None
-    """What `instep act` can ask of it: the first 64 names; None while it has not said."""
+    """The actions that `instep act` can call on it: the first 64 names; None until it has reported them."""
     restores: bool | None = None
-    """Whether it can go back to a checkpoint; None while it has not said."""
+    """Whether it can return to a checkpoint; None until it has reported it."""
     drift: tuple[str, ...] = ()
-    """Hyperparameters that its optimizer does not hold as agreed."""
+    """Hyperparameters whose value in its optimizer differs from the agreed one."""

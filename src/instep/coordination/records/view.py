@@ -1,4 +1,4 @@
-"""Records of a view: who trains, and the values that the ranks start with."""
+"""Records of a view: the workers that train, and the values that they start with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from instep.scalar import Scalar
 
 
 class Snapshot(Record):
-    """What a worker starts a view with: `previous` (if any) before step `gate`, `values` from it on."""
+    """The values that a worker starts a view with: `previous` (if any) before step `gate`, `values` from it on."""
 
     values: dict[str, Scalar] = Field(default_factory=dict)
     plan: int = 0
@@ -26,15 +26,15 @@ class Snapshot(Record):
     back: int = 0
     """As in Agreed."""
     checkpoint: str | None = None
-    """The newest committed checkpoint when the view was formed; None when there was none."""
+    """The newest committed checkpoint when the view was formed; None if there was none."""
     vote: bool = False
-    """The ranks have still to agree on it: nobody has gone on from a checkpoint since the run began anew."""
+    """Whether the ranks have yet to agree on it: none has resumed from a checkpoint since the last fresh start."""
     digest: str = ""
     """As in Agreed."""
 
 
 class View(Record):
-    """Who trains: every rank from 0 to world_size - 1 once, each by one incarnation."""
+    """The workers that train: each rank from 0 to world_size - 1 once, with one incarnation."""
 
     number: int = Field(ge=1)
     world_size: int = Field(ge=1)
@@ -42,12 +42,12 @@ class View(Record):
     nodes: dict[str, NodeMembers]
     start: Snapshot
     fresh: bool
-    """True when all workers of the view were new, so that `start` was read from the desired config."""
+    """True if all workers of the view were new: then `start` holds the desired values."""
     staying: str = ""
-    """Ranks that have trained before. The others wait until all of these have entered the view with what it starts
-    with: their registrations may have been of a history that is lost."""
+    """Ranks that have trained before. The others wait until all of these have entered the view, because a registration
+    may come from a history that is lost."""
     versions: tuple[str, ...] = ()
-    """The agents' versions of Instep where they differ, else empty."""
+    """The agents' versions of Instep if they differ, else empty."""
 
     def incarnations(self) -> dict[int, str]:
         """Incarnation by rank."""
@@ -81,11 +81,11 @@ def _node_from_short(short: object) -> Mapping[str, object]:
 
 
 class StartChange(Record):
-    """Values that a fresh view started with and the ranks before it did not have: desired values of one revision; with
-    revision 0 those of very many old ones, or the script's own values.
+    """A change that took effect at a fresh start: desired values of one revision. With revision 0, the script's own
+    values, or the oldest changes if there were too many.
 
-    The values are those of the start. `previous` holds what the view would have started with instead; a name that is
-    not in it would have had no value.
+    The new values are those of the start. `previous` holds what the view would have started with otherwise; a name that
+    is not in it had no value.
     """
 
     revision: int
@@ -103,24 +103,24 @@ class Entered(Record):
 
 
 class StartOfView(Record):
-    """What a fresh view began with: with the plans that follow, what a run was trained with."""
+    """What a fresh view began with. With the plans after it, it gives the values of each step."""
 
     view: int = Field(ge=1)
     values: dict[str, Scalar]
     plan: int = 0
-    """The newest plan of the time before."""
+    """The newest plan before the start."""
     checkpoint: str | None = None
-    """The newest committed checkpoint of that moment."""
+    """The newest committed checkpoint at the start."""
     replays: str | None = None
-    """Digest of the schedule that the view's values come from."""
+    """Digest of the replay schedule with the values of the view."""
     at: str | None = None
-    """Wall clock of the leader's host, for people only."""
+    """Wall clock of the leader's host, for display only."""
     changes: tuple[StartChange, ...] = ()
-    """Changes made while no rank trained, the oldest first: no plan was made of them."""
+    """Changes made while no rank trained, the oldest first. They had no plan."""
 
     @property
     def before(self) -> dict[str, Scalar]:
-        """What it would have begun with without those changes."""
+        """The values without those changes."""
         held = dict(self.values)
         for change in self.changes:
             for name in change.names:
@@ -130,7 +130,7 @@ class StartOfView(Record):
 
 
 class Origin(Record):
-    """A checkpoint that a run went on from: in which view it was saved, and the newest plan of that moment."""
+    """A checkpoint that a run resumed from: the view that saved it, and the newest plan at that time."""
 
     id: str
     step: int
@@ -139,8 +139,8 @@ class Origin(Record):
 
 
 class FirstStep(Record):
-    """Where a fresh view really began: said by its rank 0 at the first boundary."""
+    """The first step of a fresh view, reported by its rank 0 at the first boundary."""
 
     step: int = Field(ge=0)
     origin: Origin | None = None
-    """What its ranks have agreed to go on from."""
+    """The checkpoint that its ranks resumed from."""
