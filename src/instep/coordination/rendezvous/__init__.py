@@ -1,1 +1,1 @@
-"""How the agents of torchrun form a world: who they are, one that decides, and what each of them is told."""
+"""The rendezvous of torchrun agents: registrations, the coordinator that forms rounds, and the nodes' part."""

@@ -1,4 +1,4 @@
-"""The node that decides for all: the oldest candidate carries out what `decision` says, each step one guarded txn."""
+"""The coordinator: the oldest candidate carries out what `decision` returns, each action as one guarded transaction."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ log = logging.getLogger("instep")
 REFUSED_S: Final = 0.2
 """Pause after a transaction that etcd refused, while the informer catches up."""
 MOST_FORGOTTEN: Final = 60
-"""Departures forgotten by one txn; etcd allows 128 operations."""
+"""Departures that one transaction deletes; etcd allows 128 operations."""
 
 
 class Coordinator:
-    """Promise: while `run` runs and this node is the oldest candidate, every round that is due is formed; what it
-    writes is refused by etcd once another coordinates. Limit: the last call is timed by this node's own clock, anew
-    by each coordinator.
+    """Promise: while `run` runs and this node is the oldest candidate, it forms every round that is due; etcd refuses
+    its writes once another node coordinates. Limit: each coordinator times the last call with its own clock.
 
-    `ttl_s` is the nodes' lease: for so long after trouble with etcd an absent node is not taken for dead.
+    `ttl_s` is the TTL of the nodes' leases: for that long after a problem with etcd, an absent node does not count as
+    dead.
     """
 
     def __init__(
@@ -75,17 +75,17 @@ class Coordinator:
         return f"Coordinator({self._name}, {self._election!r})"
 
     def on_link(self, link: LinkState) -> None:
-        """To be told of each change of the session's link."""
+        """Call it at each change of the session's link."""
         self._undisturbed_since = self._clock()
         self._moved.set()
 
     def hold(self, held: bool) -> None:
-        """While held it decides nothing: what etcd shows may be of a history that has gone back."""
+        """Suspends decisions while `held`: what etcd shows may be of a history that has gone back."""
         self._held = held
         self._moved.set()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Coordinates whenever it is elected, until cancelled."""
         retry = Retry(SERVICE, "the rendezvous cannot be coordinated")
         while True:
             try:
@@ -133,7 +133,7 @@ class Coordinator:
         return replace(situation, last_call_over=called)
 
     def _pause_s(self, situation: RendezvousSituation) -> float | None:
-        """Until time alone would change the decision; None when only an event can."""
+        """The time until the decision could change without an event; None if only an event can change it."""
         pauses = []
         if self._called_at is not None and not situation.last_call_over:
             pauses.append(self._called_at + self._last_call_s - self._clock())
@@ -142,7 +142,7 @@ class Coordinator:
         return max(0.0, min(pauses)) if pauses else None
 
     async def _carry_out(self, action: RendezvousAction, informer: Informer, fence: Fence) -> bool:
-        """Whether etcd took it. A informer that lags, or a run that was closed just now, makes it refuse."""
+        """Whether etcd accepted it. It refuses if the informer lags, or if the run was just closed."""
         result = await self._client.txn(
             [fence.compare(), *(unchanged(informer, key) for key in (self._keys.round, self._keys.closed))],
             operations(action, self._keys),
@@ -154,7 +154,7 @@ class Coordinator:
 
 
 def situation_of(informer: Informer, keys: RendezvousKeys) -> RendezvousSituation:
-    """What the keys say, without what clocks say."""
+    """The situation by the keys alone, without the clocks."""
     round_, closed = informer.get(keys.round), informer.get(keys.closed)
     known = Round.decode_or_none(round_.value) if round_ is not None else None
     there = [item for item in informer.under(keys.nodes) if not item.key.startswith(f"{keys.nodes}{GONE}")]
@@ -171,7 +171,7 @@ def situation_of(informer: Informer, keys: RendezvousKeys) -> RendezvousSituatio
 
 
 def operations(action: RendezvousAction, keys: RendezvousKeys) -> tuple[Op, ...]:
-    """What an action writes."""
+    """The operations of an action."""
     if isinstance(action, RefuseNode):
         return (Op.put(keys.refused(action.node), Refusal(reason=action.reason).encode()),)
     forgotten = (
@@ -181,6 +181,6 @@ def operations(action: RendezvousAction, keys: RendezvousKeys) -> tuple[Op, ...]
 
 
 def unchanged(informer: Informer, key: str) -> Compare:
-    """Holds while a key is as the informer shows it."""
+    """A comparison that holds while a key is as the informer shows it."""
     known = informer.get(key)
     return Compare.mod_revision(key, "==", known.mod_revision if known is not None else 0)

@@ -1,7 +1,8 @@
-"""When a round is formed, and of whom. Pure: a scene in, one action out; the node that coordinates carries it out.
+"""When a round is formed, and with which nodes. Pure: a situation in, one action out, which the coordinator carries
+out.
 
-The rules are torchrun's: a round is complete with `max_nodes`, or with `min_nodes` once the last call is over; whoever
-comes later waits until the others have stopped their workers too. No clock of any host is compared with another's.
+The rules are torchrun's: a round is complete with `max_nodes`, or with `min_nodes` once the last call is over. A later
+node waits until the others have stopped their workers. Clocks of different hosts are never compared.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from instep.coordination.rendezvous.records import Cause, Closed, Limits, Regist
 
 @dataclass(frozen=True, slots=True)
 class RegisteredNode:
-    """A registration as it stands. `token` rises in the order of coming."""
+    """A registration in etcd. `token` rises in the order of arrival."""
 
     node: str
     token: int
@@ -24,26 +25,26 @@ class RegisteredNode:
 
 @dataclass(frozen=True, slots=True)
 class RendezvousSituation:
-    """All that the decision rests on, at one revision of etcd."""
+    """The input of the decision, at one revision of etcd."""
 
     nodes: tuple[RegisteredNode, ...] = ()
     unreadable: frozenset[str] = frozenset()
-    """Nodes whose registration was written by another version."""
+    """Nodes with a registration of another version of Instep."""
     round: Round | None = None
     closed: Closed | None = None
     gone: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
     calm: bool = True
-    """Etcd has been within reach for so long that a node that is not registered cannot merely have lost its lease in
-    the same trouble."""
+    """Whether etcd has been available for so long that an absent node has not merely lost its lease in the same
+    outage."""
     last_call_over: bool = False
     readable: bool = True
-    """False where the round's document was written by another version: it is not ours to replace."""
+    """False if another version of Instep wrote the round: it must not be replaced."""
 
 
 @dataclass(frozen=True, slots=True)
 class WriteRound:
-    """The round as it is to be. `forget` names nodes whose departure or refusal need not be remembered any more."""
+    """Writes the round. `forget` names nodes whose departure or refusal is deleted."""
 
     round: Round
     forget: tuple[str, ...] = ()
@@ -59,14 +60,14 @@ RendezvousAction: TypeAlias = WriteRound | RefuseNode
 
 
 def epoch_of(round_: Round | None, closed: Closed | None) -> int:
-    """The epoch that a node would begin or join now."""
+    """The epoch that a node begins or joins now."""
     epoch = round_.epoch if round_ is not None else 1
     return max(epoch, closed.epoch + 1) if closed is not None else epoch
 
 
 @dataclass(frozen=True, slots=True)
 class RoundStatus:
-    """Who keeps the round going, and who asks for the next, those who come first at the front."""
+    """Which nodes run in the round, and which ask for the next one, in the order of their group rank."""
 
     epoch: int
     number: int
@@ -74,18 +75,18 @@ class RoundStatus:
     content: frozenset[str]
     asking: tuple[RegisteredNode, ...]
     unfit: Mapping[str, str]
-    """Nodes that are to be refused, each with the reason."""
+    """Nodes to refuse, each with the reason."""
     waits_for_former: bool
-    """Nodes of an epoch that has ended are there, and their workers may still run."""
+    """Whether nodes of an ended epoch are registered: their workers may still run."""
     waits_for_absent: bool
-    """Among the content are nodes that are not registered and may yet be alive."""
+    """Whether `content` includes nodes that are not registered but may be alive."""
     wanted: bool
-    """The round as it stands is to be formed anew."""
+    """Whether the current round is marked `wanted`: it has to be formed again."""
 
     @property
     def is_last_call(self) -> bool:
-        """Whether there are nodes enough for a round that is due, and room for more. It begins while some still have to
-        stop their workers, or a lease has to end."""
+        """Whether a due round has enough nodes, and room for more. The last call begins while nodes still have to stop
+        their workers, or a lease has to end."""
         if self.limits is None or self.waits_for_former:
             return False
         due = self.wanted or not self.content
@@ -93,7 +94,7 @@ class RoundStatus:
 
 
 def decide(now: RendezvousSituation) -> RendezvousAction | None:
-    """The one thing to do next; None when all is as it should be."""
+    """The next action; None if there is nothing to do."""
     if not now.readable:
         return None
     status = round_status(now)
@@ -119,7 +120,7 @@ def round_status(now: RendezvousSituation) -> RoundStatus:
     asking = [
         item
         for item in ours
-        # Who has asked and was seated since need not have said that it is content.
+        # A node that was seated since it asked may not have registered that it runs.
         if item.registration.asks and not (item.node in seated and item.registration.round < number)
     ]
     content = {
@@ -146,12 +147,12 @@ def round_status(now: RendezvousSituation) -> RoundStatus:
 
 
 def _may_run(item: RegisteredNode, round_: Round | None) -> bool:
-    """Whether it has had a seat, or was given one just now."""
+    """Whether it has had a seat, or has just got one."""
     return item.registration.round > 0 or (round_ is not None and round_.rank_of(item.node) is not None)
 
 
 def _limits(current: Round | None, asking: list[RegisteredNode]) -> Limits | None:
-    """Those of the round that stands; else of whoever came first."""
+    """The limits of the current round, or of the node that registered first."""
     if current is not None:
         return current.limits
     return min(asking, key=lambda item: item.token).registration.limits if asking else None
@@ -201,7 +202,7 @@ def _form(now: RendezvousSituation, status: RoundStatus, limits: Limits) -> Writ
 
 
 def _cause(causes: set[Cause]) -> Cause:
-    """The gravest."""
+    """The most severe cause."""
     if "failure" in causes:
         return "failure"
     return "membership" if "membership" in causes else "new"

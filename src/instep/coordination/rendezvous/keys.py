@@ -1,4 +1,4 @@
-"""Where the rendezvous of a run lives. `state/` flows down to every node; all else is for the one that coordinates."""
+"""The etcd keys of a rendezvous. Every node watches `state/`; only the coordinator watches the rest."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RendezvousKeys:
 
     @property
     def state(self) -> str:
-        """Prefix: one watch of each node."""
+        """Prefix: each node has one watch on it."""
         return f"{self.root}state/"
 
     @property
@@ -39,12 +39,12 @@ class RendezvousKeys:
 
     @property
     def nodes(self) -> str:
-        """Prefix: a registration a node, on its lease."""
+        """Prefix: one registration per node, on its lease."""
         return f"{self.root}nodes/"
 
     @property
     def gone(self) -> str:
-        """Prefix: nodes that will never come back. On no lease: that does not become untrue."""
+        """Prefix: nodes that have left permanently. On no lease, because that stays true."""
         return f"{self.root}gone/"
 
     def gone_of(self, node: str) -> str:
@@ -52,5 +52,5 @@ class RendezvousKeys:
 
     @property
     def election(self) -> str:
-        """Prefix: who would coordinate; the oldest does."""
+        """Prefix: candidates for the coordinator; the oldest coordinates."""
         return f"{self.root}election/"

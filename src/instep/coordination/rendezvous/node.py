@@ -1,4 +1,4 @@
-"""One agent of torchrun in the rendezvous of its run: it asks for a seat, waits for it, and hears when to ask again."""
+"""One torchrun agent in the rendezvous: it asks for a seat, waits for it, and notices when to ask again."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from instep.tasks import cancelled, first_of
 log = logging.getLogger("instep")
 
 LEAVE_S: Final = 2.0
-"""For the goodbye: what is not said by then, the end of the lease says."""
+"""Upper bound of a clean leave; after that the end of the lease shows that the node is gone."""
 REGISTER_S: Final = 3600.0
-"""A registration is tried for as long as the node asks; whoever asks bounds that."""
+"""Upper bound of a registration; the caller of `seat` sets a lower one."""
 
 
 @dataclass(frozen=True, slots=True)
 class KnownRendezvous:
-    """What a node knows of its rendezvous; of a moment that has passed."""
+    """What a node knows of its rendezvous, at a moment in the past."""
 
     round: Round | None = None
     readable: bool = True
@@ -54,13 +54,12 @@ class KnownRendezvous:
 
 
 class RendezvousNode(TaskBlock):
-    """Promise: inside its `async with` block the node is registered while it asks or runs, over outages and lost
-    leases; `seat` gives it each round that holds it; and if it is the oldest candidate it coordinates. Where etcd's
+    """Promise: inside its `async with` block the node is registered while it asks or runs, through outages and lost
+    leases; `seat` returns each round that includes it; and it coordinates if it is the oldest candidate. If etcd's
     history goes back, the newest round that the node knows is written back before it acts on what etcd shows.
 
-    `outlook` and `is_left_behind` are answered from memory and may be read from any thread. `ttl_s` (whole seconds) is
-    how long a node that has died without a word is still counted, and what an outage of etcd may last before its
-    registration is taken anew.
+    `known` and `is_left_behind` read memory only and are safe from any thread. `ttl_s` (whole seconds) is how long a
+    dead node counts as alive, and how long an outage of etcd may last before the node has to register again.
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class RendezvousNode(TaskBlock):
         self.name = secrets.token_hex(6)
         self.known = KnownRendezvous()
         self.left_behind_at = 0.0
-        """When `is_left_behind` began to hold last, by the clock: at about the same moment on all nodes."""
+        """When `is_left_behind` last became true, by the clock: at about the same moment on all nodes."""
         self._client = client
         self._keys = keys
         self._limits = limits
@@ -94,9 +93,9 @@ class RendezvousNode(TaskBlock):
         self._epoch = 0
         self._round = 0
         self._seated_in: Round | None = None
-        """That round, as we were told it."""
+        """The round of the last seat."""
         self._history_changed = False
-        """Etcd holds another history than the one that `outlook` is of, and has not been compared with it yet."""
+        """Whether etcd holds another history than that of `known`, and the two have not been compared yet."""
         self._writes_back = False
         self._saying: Registration | None = None
         self._has_finished = False
@@ -109,13 +108,13 @@ class RendezvousNode(TaskBlock):
 
     @property
     def is_closed(self) -> bool:
-        """Whether the run that this node belongs to has ended."""
+        """Whether the run of this node has ended."""
         closed = self.known.closed
         return self._has_finished or (closed is not None and 0 < self._epoch <= closed.epoch)
 
     @property
     def is_left_behind(self) -> bool:
-        """Whether the round that this node runs in is over, or is to be formed anew: it has to ask for the next."""
+        """Whether the round of this node is over or is formed again: it has to ask for the next one."""
         current = self.known.round
         if current is None or self._round == 0:
             return False
@@ -125,18 +124,18 @@ class RendezvousNode(TaskBlock):
 
     @property
     def runs_in_what_stands(self) -> bool:
-        """Whether the round that stands is the one that this node was seated in last, though it may be wanted anew."""
+        """Whether the current round is that of this node's last seat, even if it is formed again."""
         current = self.known.round
         return current is not None and current.number == self._round
 
     @property
     def was_seated(self) -> bool:
-        """Whether a round has held this node."""
+        """Whether this node has had a seat."""
         return self._round > 0
 
     @property
     def is_spare(self) -> bool:
-        """Whether this node waits because a full round has no room for it."""
+        """Whether this node waits because the current round is full."""
         current = self.known.round
         return (
             current is not None
@@ -145,14 +144,14 @@ class RendezvousNode(TaskBlock):
             and len(current.seats) >= current.limits.max_nodes
         )
 
-    # -- what it does -----------------------------------------------------------------------------------------------
+    # -- actions ----------------------------------------------------------------------------------------------------
 
     async def seat(self, store: Address, *, cause: Cause, timeout_s: float) -> Round:
-        """Asks for a seat in the next round and waits until one is formed that holds this node, whose store would be
-        at `store`. A spare, one for which a full round has no room, waits for as long as that lasts.
+        """Asks for a seat in the next round and waits for a round that includes this node. `store` is the store that
+        this node offers. A spare waits as long as the round is full.
 
-        Raises JoinTimeout after `timeout_s` seconds, RunClosed when the run has ended, JoinRefused with the reason when
-        it cannot take part, and what the client raises where waiting would not help; the request is then withdrawn.
+        Raises JoinTimeout after `timeout_s` seconds, RunClosed if the run has ended, JoinRefused with the reason if the
+        node cannot take part, and what the client raises if waiting does not help. The request is then withdrawn.
         """
         self._epoch = self._epoch or epoch_of(self.known.round, self.known.closed)
         registration = Registration(
@@ -178,8 +177,8 @@ class RendezvousNode(TaskBlock):
         return found
 
     async def finish(self) -> None:
-        """Closes the run for all its nodes. A later run may use its id when they have left."""
-        while self._history_changed:  # which epoch is ours is not known
+        """Closes the run for all its nodes. A later run may use its id once they have left."""
+        while self._history_changed:  # the epoch of this node is not known yet
             self._moved.clear()
             await self._moved.wait()
         epoch = self._epoch or epoch_of(self.known.round, self.known.closed)
@@ -194,10 +193,10 @@ class RendezvousNode(TaskBlock):
                 break
         self._has_finished = True
 
-    # -- its life ---------------------------------------------------------------------------------------------------
+    # -- life cycle -------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        """Raises what the client raises when etcd cannot be reached or refuses us."""
+        """Raises what the client raises if etcd cannot be reached or refuses access."""
         await self._session.__aenter__()
         try:
             return await self._enter(self._live(), self._informer.wait_listed(), f"rendezvous of {self._keys.run}")
@@ -206,7 +205,7 @@ class RendezvousNode(TaskBlock):
             raise
 
     async def close(self) -> None:
-        """Says goodbye, in about two seconds at most: the others need not wait for the end of its lease."""
+        """Reports the departure, in about two seconds at most: the others need not wait for the end of the lease."""
         task, self._task = self._task, None
         if task is not None:
             with contextlib.suppress(TimeoutError, InstepError):
@@ -223,7 +222,7 @@ class RendezvousNode(TaskBlock):
             end_listening()
 
     async def _say_goodbye(self) -> None:
-        if self._round and not self.is_closed:  # of a run that has ended nobody forms a round
+        if self._round and not self.is_closed:  # no further round is formed in a run that has ended
             gone = Op.put(self._keys.gone_of(self.name), Departure().encode())
             await self._client.txn([], [gone, Op.delete(self._keys.refused(self.name))], timeout_s=LEAVE_S)
         await self._group.leave()
@@ -254,7 +253,7 @@ class RendezvousNode(TaskBlock):
                     await self._something_new()
 
     async def _something_new(self) -> None:
-        """Raises what has ended the node's own tasks, should it come to that: nothing new would ever come."""
+        """Waits for an event. Raises what has ended the node's own task, because no event would come then."""
         task = self._task
         await (first_of(self._moved_once(), ended(task)) if task is not None else self._moved_once())
 
@@ -262,7 +261,7 @@ class RendezvousNode(TaskBlock):
         await self._moved.wait()
 
     async def _register(self, registration: Registration, deadline: float) -> None:
-        """Rides out what passes, until something else is to be said: it may be already when this begins."""
+        """Registers, through outages, until it succeeds or a newer registration replaces this one."""
         outage = Outage(f"{self!r} is not registered yet", level=logging.DEBUG)
         retry = Retry(NEXT_LEASE, outage, timeout_s=deadline - self._clock(), clock=self._clock)
         while self._saying is registration:
@@ -274,11 +273,11 @@ class RendezvousNode(TaskBlock):
                 await retry.failed(error)
 
     async def _rest(self, content: Registration) -> None:
-        """Says that we do not ask any more. Nobody waits for it: whoever is seated is taken to be content."""
+        """Registers that the node no longer asks. No node waits for it: a seated node counts as running."""
         try:
             await self._register(content, self._clock() + REGISTER_S)
         except InstepError as error:
-            log.warning("%r cannot tell that it runs: %s", self, error)
+            log.warning("%r cannot register that it runs: %s", self, error)
 
     def _look_for_trouble(self) -> None:
         known = self.known
@@ -296,7 +295,7 @@ class RendezvousNode(TaskBlock):
     def _on_link(self, link: LinkState) -> None:
         self._coordinator.on_link(link)
         if link == "lost" and self._round and not self._has_finished and not self._history_changed:
-            log.warning("etcd does not answer: the workers go on, and no node is taken for dead meanwhile")
+            log.warning("etcd unreachable: workers continue; node-failure detection is suspended")
 
     def _take(self, events: tuple[Event, ...]) -> None:
         if not self._history_changed:
@@ -321,16 +320,15 @@ class RendezvousNode(TaskBlock):
         was_left_behind = self.is_left_behind
         self.known = shown
         if shown.round is not None and 0 < self._epoch < shown.round.epoch and not self.is_closed:
-            self._renumber(shown.round.epoch, self._round)  # etcd had lost it, and others have written it back
+            self._renumber(shown.round.epoch, self._round)  # etcd had lost it, and another node has written it back
         if self.is_left_behind and not was_left_behind:
             self.left_behind_at = self._clock()
         self._moved.set()
 
-    # -- where etcd's history goes back -------------------------------------------------------------------------------
+    # -- etcd's history goes back -------------------------------------------------------------------------------------
 
     def _on_history(self) -> None:
-        """Until what etcd shows has been compared with what we know, nothing follows from it, and this node does not
-        coordinate."""
+        """Ignores what etcd shows, and does not coordinate, until it has been compared with what this node knows."""
         self._history_changed = True
         self._coordinator.hold(True)
 
@@ -356,7 +354,7 @@ class RendezvousNode(TaskBlock):
             self._writes_back = False
 
     def _lost(self, shown: KnownRendezvous) -> list[Op]:
-        """What writes back what `shown` lacks."""
+        """The operations that write back what `shown` lacks."""
         if not shown.readable:
             return []
         known = self.known
@@ -366,7 +364,7 @@ class RendezvousNode(TaskBlock):
         return [*ops, *([Op.put(self._keys.closed, closed.encode())] if closed is not None else [])]
 
     def _settle(self, shown: KnownRendezvous) -> None:
-        """Etcd shows what we know, or what came of it."""
+        """Continues: etcd shows what this node knows, or a later state of it."""
         self._history_changed = False
         current, ours = shown.round, self._seated_in
         if ours is None:
@@ -375,7 +373,7 @@ class RendezvousNode(TaskBlock):
             self._renumber(current.epoch, current.number)
         self._look(shown)
         if current is not None:
-            follows = "this node asks for the next round" if self.is_left_behind else "the workers train on"
+            follows = "this node asks for the next round" if self.is_left_behind else "the workers continue"
             log.warning(
                 "etcd's history has changed (%s): it holds round %d of %s again, and %s",
                 self._client.history.reason,
@@ -386,7 +384,7 @@ class RendezvousNode(TaskBlock):
         self._coordinator.hold(False)
 
     def _renumber(self, epoch: int, number: int) -> None:
-        """Our round has other numbers in this history: what is registered says so too."""
+        """Registers the numbers that this node's round has in this history."""
         self._epoch, self._round = epoch, number
         said = self._saying
         if said is not None and (said.epoch, said.round) != (epoch, number):

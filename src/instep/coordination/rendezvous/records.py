@@ -1,4 +1,4 @@
-"""The documents of a rendezvous. JSON with a format number: reading one never runs code of whoever wrote it."""
+"""The documents of a rendezvous: JSON with a format number. Reading one never runs code of its writer."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from instep.coordination.records import Record
 
 FORMAT: Final = 1
 Cause: TypeAlias = Literal["new", "failure", "membership"]
-"""Why a node asks: it has just started, its workers have failed, or it was told that the round is to be formed anew."""
+"""Why a node asks: it has started, its workers have failed, or the round is formed again."""
 
 
 class Address(Record):
-    """Where a node serves the store that a round would use if that node had rank 0."""
+    """Where a node serves the store that a round uses if the node has group rank 0."""
 
     host: str
     port: int = Field(ge=1, le=65535)
 
 
 class Limits(Record):
-    """Of the number of nodes, torchrun's `--nnodes=MIN:MAX`."""
+    """The limits of torchrun's `--nnodes=MIN:MAX`."""
 
     min_nodes: int = Field(ge=1)
     max_nodes: int = Field(ge=1)
@@ -31,7 +31,7 @@ class Limits(Record):
 
 
 class Registration(Record):
-    """A node that is there, on its lease: content with its round, or asking for the next one."""
+    """A live node, on its lease: it runs in its round, or asks for the next one."""
 
     format: Literal[1] = FORMAT
     epoch: int = Field(ge=1)
@@ -39,16 +39,16 @@ class Registration(Record):
     pid: int
     limits: Limits
     round: int = Field(default=0, ge=0)
-    """The number of the round it was in last, 0 before its first."""
+    """The number of its last round; 0 before the first."""
     asks: bool = False
-    """True: its workers do not run, and it waits for a round after `round`."""
+    """True if its workers do not run and it waits for a round after `round`."""
     cause: Cause = "new"
     store: Address | None = None
-    """Fresh for each asking."""
+    """A new store for each request."""
 
 
 class Seat(Record):
-    """A node in a round; its place in the list is its group rank."""
+    """A node in a round; its index in the list is its group rank."""
 
     node: str
     host: str
@@ -56,33 +56,34 @@ class Seat(Record):
 
 
 class Round(Record):
-    """The formation that holds. Written by the node that coordinates; by any node where etcd has lost it."""
+    """The current formation. The coordinator writes it; if etcd has lost it, any node of it does."""
 
     format: Literal[1] = FORMAT
     epoch: int = Field(ge=1)
-    """Rises when a run id whose run has ended is used again."""
+    """Rises when the run id of an ended run is used again."""
     number: int = Field(ge=0)
-    """Rises with each round, over epochs too."""
+    """Rises with each round, across epochs."""
     limits: Limits
     seats: tuple[Seat, ...] = ()
     store: Address | None = None
-    """Rank 0's."""
+    """The store of group rank 0."""
     cause: Cause = "new"
     restarts: int = 0
     """Rounds of this epoch that were formed because workers had failed."""
     wanted: bool = False
-    """The round is to be formed anew: all are to stop their workers and to ask."""
+    """The round has to be formed again: all nodes stop their workers and ask."""
 
     def rank_of(self, node: str) -> int | None:
         return next((rank for rank, seat in enumerate(self.seats) if seat.node == node), None)
 
     def is_same_formation(self, other: Round) -> bool:
-        """Whether the same nodes have met in the same store, whatever the numbers: a store is new for each round."""
+        """Whether both have the same nodes and the same store, even with different numbers: each round has a new
+        store."""
         return bool(self.seats) and (self.seats, self.store) == (other.seats, other.store)
 
 
 class Closed(Record):
-    """Everything up to `epoch` has ended: its nodes form no round any more."""
+    """Everything up to `epoch` has ended: its nodes form no further round."""
 
     epoch: int = Field(ge=1)
     by: str = ""
@@ -95,6 +96,6 @@ class Refusal(Record):
 
 
 class Departure(Record):
-    """A node that has gone for good, and who says so."""
+    """A node that has left permanently, and the process that reported it."""
 
     by: Literal["itself", "guard"] = "itself"

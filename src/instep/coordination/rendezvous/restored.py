@@ -1,6 +1,6 @@
-"""What is to be written back where etcd holds another history than the nodes have seen: restored, emptied, replaced.
+"""What is written back if etcd holds another history than the nodes have seen: restored, emptied or replaced. Pure.
 
-The nodes that train are the authority, as for values (docs/decisions/0016). Pure.
+The nodes that train are the authority, as for values (docs/decisions/0016).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from instep.coordination.rendezvous.records import Closed, Round
 def lost_round(
     known: Round | None, known_closed: Closed | None, shown: Round | None, shown_closed: Closed | None
 ) -> Round | None:
-    """The round that a node knows as it is to be written; None where etcd shows it, or a later one of the same nodes.
+    """The round to write back; None if etcd shows it, or a later round of the same nodes.
 
-    Its number and its epoch come after whatever etcd shows, which may be of another run under the same name: so nobody
-    takes it for one that is over. Of an epoch that has ended, only what is missing is written.
+    Its number and epoch are above those in etcd, which may belong to another run with the same name: no node takes it
+    for a round that is over. A round of an ended epoch is only written if it is missing.
     """
     if known is None or (shown is not None and _is_known(known, shown)):
         return None
@@ -28,11 +28,11 @@ def lost_round(
 
 
 def lost_close(known: Closed | None, shown: Closed | None) -> Closed | None:
-    """The end of an epoch that etcd has forgotten."""
+    """The end of an epoch, if etcd has lost it."""
     return known if known is not None and (shown is None or shown.epoch < known.epoch) else None
 
 
 def _is_known(known: Round, shown: Round) -> bool:
-    """Names of nodes are random and of one process: who has one in common is the same run."""
+    """Whether etcd shows the known round or a later one. Node names are random: a common one means the same run."""
     common = {seat.node for seat in known.seats} & {seat.node for seat in shown.seats}
     return shown.is_same_formation(known) or (shown.number > known.number and bool(common))
