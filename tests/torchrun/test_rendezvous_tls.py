@@ -115,7 +115,7 @@ def test_two_nodes_meet_by_etcdctls_variables_and_an_option_wins_over_them(
         ({"namespace": "/training"}, "does not permit user torch to read /training/refused/rendezvous/state/round"),
         ({"password_file": "wrong"}, "refused the password of user torch: correct user and password"),
         ({"password_file": "/no/such/file"}, "password file /no/such/file cannot be read"),
-        ({"cacert": "foreign"}, "is not signed by a CA that we trust .*: give its CA"),
+        ({"cacert": "foreign"}, "is not signed by a trusted CA .*: give its CA"),
         ({"cert": "foreign", "key": "foreign"}, "does not accept our client certificate"),
         ({"cacert": "/no/such/file"}, "/no/such/file cannot be read"),
     ],

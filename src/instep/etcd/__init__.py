@@ -1,6 +1,6 @@
 """A thin asynchronous etcd v3 client on grpc.aio. It knows nothing of training.
 
-It loads on grpcio >= 1.51 and protobuf >= 4.21, holds to etcd 3.4 to 3.6, and is bound to one event loop.
+It supports grpcio >= 1.51, protobuf >= 4.21 and etcd 3.4 to 3.6, and is bound to one event loop.
 """
 
 from instep.etcd._client import Client
@@ -50,7 +50,7 @@ __all__ = [
     "LeaseKeeper",
     "LeaseState",
     "LeaseTiming",
-    # looking at it
+    # inspection
     "History",
     "Statistics",
     "Status",

@@ -1,4 +1,4 @@
-"""The token that etcd gave us, and how to come by another."""
+"""The authentication token of a client, and its renewal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 
 class Authenticator:
-    """Holds the token and renews it, one renewal at a time however many calls need it.
+    """Holds the token and renews it; concurrent calls share one renewal.
 
     The token travels as metadata: gRPC's own call credentials refuse plain-text connections.
     """
@@ -39,7 +39,7 @@ class Authenticator:
 
     @property
     def needed(self) -> bool:
-        """Whether a token must be asked for before the first call."""
+        """Whether a token is needed before the first call."""
         return self._credentials is not None and self.generation == 0
 
     async def renew(self, connection: Connection, seen: int, timeout_s: float) -> None:
@@ -60,7 +60,7 @@ class Authenticator:
                 name=self._credentials.user, password=self._read_password(self._credentials)
             )
             token = await self._ask(connection, request, max(0.001, deadline - time.monotonic()))
-            # etcd without authentication takes no token; it may be switched on later, and then says so.
+            # etcd without authentication takes no token. If it is enabled later, etcd's answer says so.
             self.metadata = (("token", token),) if token else None
             self.renewals += self.generation > 0
             self.generation += 1
@@ -68,7 +68,7 @@ class Authenticator:
             self._lock.release()
 
     def _read_password(self, credentials: Credentials) -> str:
-        """As the file says, or as it said last while it is being replaced and cannot be read."""
+        """The password in the file, or the last one while the file is being replaced and cannot be read."""
         try:
             self._password = credentials.read_password()
         except SettingsError:

@@ -34,8 +34,8 @@ class Client:
     """An etcd v3 client for one event loop; connects when first used.
 
     Every call ends within `timeout_s` (seconds, the call's or the client's) with a result or a typed error.
-    Reads are repeated at other endpoints within that time; writes only when they certainly did not reach
-    etcd, else they end with EtcdUnavailable and `applied_unknown`.
+    Reads are repeated at other endpoints within that time. Writes are repeated only if they certainly did not
+    reach etcd; otherwise they end with EtcdUnavailable and `applied_unknown`.
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """End all watches and connections. Calls still running fail; later ones raise EtcdError."""
+        """Ends all watches and connections. Running calls fail; later ones raise EtcdError."""
         for watch in list(self._watches):
             await watch.close()
         await self._transport.close()
 
     @property
     def endpoint(self) -> str:
-        """The endpoint that the next call goes to first."""
+        """The endpoint that the next call tries first."""
         return str(self._transport.pool.endpoint)
 
     @property
@@ -91,12 +91,12 @@ class Client:
 
     @property
     def link(self) -> Literal["connected", "suspended"]:
-        """`connected` when the last call or watch was answered; `suspended` before the first answer."""
+        """`connected` if the last call or watch was answered; `suspended` before the first answer."""
         return "connected" if self._transport.linked else "suspended"
 
     @property
     def history(self) -> History:
-        """What has been seen of etcd's history, and how often it was found to be another one."""
+        """The history of etcd as this client has seen it, and how often it was replaced by another one."""
         return self._transport.history
 
     def statistics(self) -> Statistics:
@@ -115,7 +115,7 @@ class Client:
     # -- keys ------------------------------------------------------------------------------------------------
 
     async def get(self, key: str, *, timeout_s: float | None = None) -> KeyValue | None:
-        """The key as the cluster agrees on it now, or None when there is none."""
+        """The key by a linearizable read, or None if it does not exist."""
         request = _wire.RangeRequest(key=encode_key(key))
         reply = await self._read(request, f"get {key}", timeout_s)
         return key_value(reply.kvs[0]) if reply.kvs else None
@@ -132,12 +132,12 @@ class Client:
         page_size: int = 500,
         timeout_s: float | None = None,
     ) -> Listing:
-        """All keys under `prefix` at one revision: now, or `revision`; at most `limit` if above 0; from the key `start`
-        on where that is given, which lies under `prefix`.
+        """All keys under `prefix` at one revision: the current one, or `revision`. At most `limit` keys if above 0,
+        beginning with the key `start` if given, which must be under `prefix`.
 
-        Read in pages of `page_size` keys, so that a large directory is no large message. `newest_first`
-        orders by creation, the latest first; that is one request and needs a `limit`. `timeout_s` bounds the
-        whole reading.
+        It reads pages of `page_size` keys, because a large directory does not fit one message. `newest_first`
+        orders by creation, the latest first, in one request, and needs a `limit`. `timeout_s` bounds the whole
+        read.
         """
         if newest_first and limit <= 0:
             raise SettingsError("Keys in order of creation are read in one request: give a limit.")
@@ -162,13 +162,13 @@ class Client:
                     read, first, end, revision=revision, limit=limit, keys_only=keys_only, page_size=page_size
                 )
             except Compacted:
-                # Compacted between two pages of our own choice of revision: a newer one will do as well.
+                # Compacted between two pages. The revision was chosen here, so a newer one is as good.
                 if revision or attempt == _RELISTS - 1:
                     raise
         raise AssertionError("unreachable")
 
     async def put(self, key: str, value: str | bytes, *, lease: int = 0, timeout_s: float | None = None) -> int:
-        """Write one key; returns the revision it was written at."""
+        """Writes one key and returns its revision."""
         data = encode_value(value)
         check_size(len(key) + len(data), f"The value of {key}")
         request = _wire.PutRequest(key=encode_key(key), value=data, lease=lease)
@@ -176,7 +176,7 @@ class Client:
         return int(reply.header.revision)
 
     async def delete(self, key: str, *, prefix: bool = False, timeout_s: float | None = None) -> int:
-        """Delete one key, or all that start with it; returns how many there were."""
+        """Deletes one key, or all that start with it, and returns how many existed."""
         start, end = prefix_range(key) if prefix else (encode_key(key), b"")
         request = _wire.DeleteRangeRequest(key=start, range_end=end)
         reply = await self._transport.unary(_wire.DELETE, request, f"delete {key}", timeout_s=timeout_s)
@@ -190,7 +190,7 @@ class Client:
         *,
         timeout_s: float | None = None,
     ) -> TxnResult:
-        """Do `then` if all of `compares` hold, else `otherwise`. Never repeated once it was sent."""
+        """Executes `then` if all of `compares` hold, else `otherwise`. Never repeated once it was sent."""
         request = txn_request(compares, then, otherwise)
         subject = TxnSubject(compares, then, otherwise)
         try:
@@ -202,7 +202,7 @@ class Client:
         return txn_result(reply)
 
     async def _named(self, error: EtcdDenied, needs: Sequence[Need]) -> EtcdDenied:
-        """The refusal with the keys and permissions that are missing, as far as etcd tells them in 2 s."""
+        """The refusal with the missing keys and permissions, as far as etcd names them in 2 s."""
         deadline = time.monotonic() + _NAMING_S
         missing: list[Need] = []
         for need in needs[:MAX_ASKED]:
@@ -230,10 +230,10 @@ class Client:
         listed: Sequence[KeyValue] | None = None,
         history_changes: int | None = None,
     ) -> Watch:
-        """Follow the keys under `key` (or it alone) from `start_revision` on, 0 meaning now; see Watch.
+        """Watches the keys under `key` (or `key` alone) from `start_revision` on, 0 meaning now; see Watch.
 
-        `listed`: what was found there just before `start_revision`, and `history_changes` as it was then; then the
-        watch follows that history or ends with HistoryChanged.
+        `listed` are the keys found just before `start_revision`, and `history_changes` is the count at that time: the
+        watch then follows that history, or ends with HistoryChanged.
         """
         if probe_s <= 0 or silence_s <= 0 or start_revision < 0:
             raise SettingsError(
@@ -257,7 +257,7 @@ class Client:
     # -- leases ----------------------------------------------------------------------------------------------
 
     async def lease_grant(self, ttl_s: int, *, timeout_s: float | None = None) -> Lease:
-        """A new lease. If its reply is lost, so is the lease: it expires unused after its TTL."""
+        """Grants a lease. If the reply is lost, the lease expires unused after its TTL."""
         request = _wire.LeaseGrantRequest(TTL=ttl_s)
         reply = await self._transport.unary(
             _wire.LEASE_GRANT, request, f"grant a lease of {ttl_s} s", timeout_s=timeout_s, repeatable=True
@@ -265,7 +265,7 @@ class Client:
         return Lease(reply.ID, reply.TTL)
 
     async def lease_revoke(self, lease_id: int, *, timeout_s: float | None = None) -> None:
-        """End the lease and delete its keys. A lease that is gone already is as good."""
+        """Ends the lease and deletes its keys. A lease that is gone already is no error."""
         request = _wire.LeaseRevokeRequest(ID=lease_id)
         try:
             await self._transport.unary(
@@ -280,8 +280,8 @@ class Client:
             return
 
     async def lease_unrenewed(self, lease_id: int, *, timeout_s: float | None = None) -> tuple[int, int]:
-        """For how many seconds nobody has renewed the lease, as etcd's leader counts, and how many it was granted for;
-        (0, 0) when it is gone."""
+        """Seconds since the last renewal of the lease, by etcd's leader, and the seconds that it was granted for;
+        (0, 0) if it is gone."""
         request = _wire.LeaseTimeToLiveRequest(ID=lease_id)
         subject = f"read the lease {lease_id:x}"
         reply = await self._transport.unary(
@@ -294,7 +294,7 @@ class Client:
     async def keepalive(
         self, lease_id: int, *, timeout_s: float | None = None, endpoint_index: int | None = None
     ) -> int:
-        """Renew the lease once, for as long as is returned in seconds, or raise LeaseLost."""
+        """Renews the lease once and returns for how many seconds. Raises LeaseLost."""
         request = _wire.LeaseKeepAliveRequest(ID=lease_id)
         subject = f"keep the lease {lease_id:x} alive"
         if endpoint_index is None:
@@ -313,22 +313,22 @@ class Client:
     # -- the cluster -----------------------------------------------------------------------------------------
 
     async def authenticate(self, *, timeout_s: float | None = None) -> None:
-        """Ask for a new token now, with the password as it is now. Without credentials this does nothing."""
+        """Requests a new token with the current password. Does nothing without credentials."""
         await self._transport.authenticate(timeout_s)
 
     async def status(self, *, timeout_s: float | None = None) -> tuple[Status, ...]:
-        """What each endpoint says of itself, asked all at once; one that does not answer has an `error`."""
+        """The status of each endpoint, requested concurrently; one that does not answer has an `error`."""
         return await read_statuses(self._transport, timeout_s)
 
     async def alarms(self, *, timeout_s: float | None = None) -> tuple[str, ...]:
-        """The cluster's alarms (NOSPACE, CORRUPT), as the endpoint in use knows them; none when all is well."""
+        """The cluster's alarms (NOSPACE, CORRUPT), as the current endpoint knows them."""
         reply = await self._transport.unary(
             _wire.STATUS, _wire.StatusRequest(), "read the alarms", timeout_s=timeout_s, repeatable=True
         )
         return alarm_names(reply.errors)
 
     async def compact(self, revision: int, *, timeout_s: float | None = None) -> None:
-        """Forget the history below `revision`."""
+        """Compacts the history below `revision`."""
         request = _wire.CompactionRequest(revision=revision)
         await self._transport.unary(_wire.COMPACT, request, f"compact at {revision}", timeout_s=timeout_s)
 

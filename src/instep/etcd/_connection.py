@@ -1,4 +1,4 @@
-"""One gRPC channel to one endpoint, and what is known of its other end."""
+"""One gRPC channel to one endpoint, and what is known of its server."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from instep.etcd import _wire
 from instep.etcd._endpoints import Endpoint
 from instep.etcd._grpc import EOF, aio, grpc
 
-# A connection on which etcd was heard this recently is not the reason for an unanswered call.
+# A connection on which etcd answered this recently is not the cause of an unanswered call.
 _FRESH_S = 1.5
-# A key that nobody has: what counts is that a read is answered.
+# A key that does not exist: only the answer to the read counts.
 _PROBE = _wire.RangeRequest(key=b"\0", keys_only=True)
 
 
@@ -56,7 +56,7 @@ class Connection:
         return f"Connection({self.endpoint}, proven={self.proven}, retired={self.retired}, users={self._users})"
 
     def __enter__(self) -> Self:
-        """In use: it stays open, also when it is retired meanwhile."""
+        """Keeps it open while in use, even if it is retired in the meantime."""
         self.acquire()
         return self
 
@@ -79,7 +79,7 @@ class Connection:
             self._on_idle(self)
 
     def heard(self, reply: Any, *, led: bool = True) -> None:
-        """etcd has answered, and told the term of its leader. `led`: with the leader's help, so there was one."""
+        """Records an answer of etcd and the term of its leader. `led`: the answer needed a leader."""
         self.proven = self.proven or led
         self.heard_at = time.monotonic()
         if reply is not None:
@@ -87,7 +87,7 @@ class Connection:
 
     @property
     def fresh(self) -> bool:
-        """Whether etcd was heard on it a moment ago; a watch makes it say something every second."""
+        """Whether etcd answered on it a moment ago; a watch makes it answer every second."""
         return self.proven and self.heard_lately
 
     @property
@@ -104,14 +104,14 @@ class Connection:
         return self.channel.get_state() is grpc.ChannelConnectivity.READY
 
     async def _keepalive(self, request: Any, *, timeout: float, metadata: Any) -> Any:
-        """One renewal as a stream that stays open until it is answered: etcd's grpc-proxy answers no other."""
+        """Renews a lease with a stream that stays open until it is answered: etcd's grpc-proxy answers no other."""
         method = _wire.LEASE_KEEPALIVE
         stub: Any = self.channel.stream_stream(
             method.path, request_serializer=method.serialize, response_deserializer=method.deserialize
         )
         call = stub(timeout=timeout, metadata=metadata)
         try:
-            with contextlib.suppress(asyncio.InvalidStateError):  # it has ended already: the read says why
+            with contextlib.suppress(asyncio.InvalidStateError):  # it has ended already: the read has the reason
                 await call.write(request)
             reply = await call.read()
         finally:
@@ -123,10 +123,10 @@ class Connection:
         return reply
 
     async def answers(self, metadata: Any, limit_s: float) -> bool:
-        """Whether the server answers within `limit_s` and has a leader to talk to; a refusal is an answer too.
+        """Whether the server answers within `limit_s` and has a leader; a refusal is an answer too.
 
-        Asked with a read that needs the leader: a write given to a member that does not know yet that its
-        leader is gone is lost, and nobody says so.
+        It sends a read that needs the leader: a member that has not noticed that its leader is gone loses a
+        write without any error.
         """
         try:
             reply = await self.calls[_wire.RANGE](_PROBE, timeout=limit_s, metadata=metadata)
@@ -134,20 +134,20 @@ class Connection:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 return False
             if error.code() is grpc.StatusCode.UNAVAILABLE:
-                return True  # the call itself then fails at once, and says why
+                return True  # the call itself then fails at once with the reason
             self.heard(None)
             return True
         self.heard(reply)
         return True
 
     async def ready(self, limit_s: float) -> bool:
-        """Whether the connection stands within `limit_s`; nothing of ours is sent on it."""
+        """Whether the connection is established within `limit_s`. Sends no request."""
         try:
             async with asyncio.timeout(limit_s):
                 state = self.channel.get_state(try_to_connect=True)
                 while state is not grpc.ChannelConnectivity.READY:
                     if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-                        return True  # the call itself fails at once then, unsent, and says why
+                        return True  # the call itself then fails at once, unsent, with the reason
                     await self.channel.wait_for_state_change(state)
                     state = self.channel.get_state(try_to_connect=True)
         except TimeoutError:

@@ -1,4 +1,4 @@
-"""Where a watch stands in etcd's history. Pure: responses in, whole revisions out."""
+"""The position of a watch in etcd's history. Pure: responses in, whole revisions out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Cursor:
         self.proven = False
         self._anchor = Event("put", anchor) if anchor is not None else None
         self._unproven = 0
-        """Answers that may still pass before the anchor must have come; 0 when it has, or none is waited for."""
+        """Answers that may pass before the anchor must arrive; 0 if it has, or if there is none."""
         self._partial: list[Event] = []
 
     def __repr__(self) -> str:
@@ -37,18 +37,18 @@ class Cursor:
 
     @property
     def has_anchor(self) -> bool:
-        """Whether a stream that is made again can show that it follows the same history."""
+        """Whether a new stream can show that it follows the same history."""
         return self._anchor is not None
 
     @property
     def start_revision(self) -> int:
-        """Where the next stream has to begin."""
+        """The revision at which the next stream has to begin."""
         if self.created_revision and self._anchor is not None:
             return self._anchor.kv.mod_revision
         return self.next_revision
 
     def created(self, header_revision: int) -> None:
-        """The stream stands. What an earlier stream left incomplete comes again."""
+        """The stream is open. What an earlier stream left incomplete is sent again."""
         self._partial.clear()
         self._unproven = PATIENCE if self.created_revision and self._anchor is not None else 0
         if not self.created_revision:
@@ -57,7 +57,7 @@ class Cursor:
             self.next_revision = header_revision + 1
 
     def feed(self, response: Any) -> WatchBatch | None:
-        """What can be delivered now. A `fragment` may end inside a revision: that part waits."""
+        """The batches that can be delivered now. A `fragment` may end inside a revision: that part waits."""
         events = [event(wire_event) for wire_event in response.events]
         if self._unproven:
             self._look_for_anchor(events, response)

@@ -1,4 +1,4 @@
-"""Why a connection cannot be made, asked with the standard library: gRPC says only that it failed."""
+"""Why a connection cannot be made, found with the standard library: gRPC reports only that it failed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from instep.etcd._endpoints import Endpoint
 from instep.etcd._tls import TlsFiles
 
 _LIMIT_S = 1.0
-# The start of HTTP/2 with an empty SETTINGS frame: a server that accepts us answers with its own SETTINGS.
+# The start of HTTP/2 with an empty SETTINGS frame: a server that accepts the client answers with its own SETTINGS.
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 
 # OpenSSL's X509_V_ERR_* codes.
@@ -21,7 +21,7 @@ _NAME_MISMATCH = (62, 64)
 
 
 async def diagnose(endpoint: Endpoint, files: TlsFiles | None) -> str | None:
-    """One sentence with the cure when repeating cannot help, else None. Takes at most about 3 s."""
+    """One sentence with the cure if repeating cannot help, else None. Takes about 3 s at most."""
     if not endpoint.secure:
         if await _answers(endpoint, None) == "silent" and await _speaks_tls(endpoint):
             return f"{endpoint.address} speaks TLS, but was spoken to in plain text: write https:// and give the CA."
@@ -45,7 +45,7 @@ async def diagnose(endpoint: Endpoint, files: TlsFiles | None) -> str | None:
 
 
 async def _answers(endpoint: Endpoint, context: ssl.SSLContext | None) -> str:
-    """`settings`: the server begins HTTP/2; `silent`: it closes or says nothing; else `unreachable`."""
+    """`settings` if the server begins HTTP/2, `silent` if it closes or sends nothing, else `unreachable`."""
     name = endpoint.host if context is not None else None
     try:
         async with asyncio.timeout(_LIMIT_S):
@@ -87,7 +87,7 @@ def _certificate_reason(endpoint: Endpoint, error: ssl.SSLCertVerificationError)
         return f"The certificate of {place} is not for {endpoint.host}: use a name that it holds, or have it reissued."
     if error.verify_code in (_EXPIRED, _NOT_YET_VALID):
         return f"The certificate of {place} is not valid today ({error.verify_message}): renew it, or set the clock."
-    return f"The certificate of {place} is not signed by a CA that we trust ({error.verify_message}): give its CA."
+    return f"The certificate of {place} is not signed by a trusted CA ({error.verify_message}): give its CA."
 
 
 def _alert_reason(endpoint: Endpoint, reason: str, has_certificate: bool) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from instep.errors import SettingsError
 from instep.etcd._types import Event, KeyValue, Listing
 
-# etcd's default --max-request-bytes is 1.5 MiB of the raft entry, which wraps our request in a few bytes
+# etcd's default --max-request-bytes is 1.5 MiB of the raft entry, which wraps the request in a few bytes
 # more.
 MAX_REQUEST_BYTES = 1_572_864 - 512
 MAX_TXN_OPS = 128

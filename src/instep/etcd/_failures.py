@@ -1,4 +1,4 @@
-"""What a failed call means: decided from gRPC's status name and text alone, without I/O."""
+"""What a failed call means, from gRPC's status name and text alone. Pure."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from instep.etcd._grpc import aio
 
 
 class Kind(enum.Enum):
-    """What to do about a failed call."""
+    """What a client does about a failed call."""
 
     UNSENT = "the request was certainly not applied: any request may be repeated"
     INTERRUPTED = "the request may have been applied: only a read may be repeated"
     SILENT = "no answer in time: as interrupted, and the connection is suspect"
     TOKEN = "the token is not valid (any more): authenticate, then repeat"
-    DENIED = "etcd refused who we are or what we may do"
+    DENIED = "etcd refused the user or its permissions"
     COMPACTED = "the revision asked for is gone"
     LEASE = "the lease does not exist"
     FULL = "the database has reached its quota: no writes until people make space"
@@ -37,7 +37,7 @@ _UNAPPLIED = (
     "etcdserver: no leader",
     "raft proposal dropped",
 )
-"""What a server answers before it has proposed a request to the cluster, whatever the code."""
+"""Answers of a server that has not proposed the request to the cluster, with any status code."""
 _BROKEN = (
     "rst_stream",
     "stream removed",
@@ -45,7 +45,7 @@ _BROKEN = (
     "connection reset",
     "broken pipe",
     "channel closed",
-    # What a server says as it stands when a request's time is over while it waits for its quorum.
+    # The literal text of a server whose request timed out while it waited for its quorum.
     "context deadline exceeded",
     "context canceled",
 )
@@ -89,7 +89,7 @@ def details_of(error: aio.AioRpcError) -> str:
 
 
 def short_reason(code: str, details: str) -> str:
-    """A few words for a sentence about an endpoint that could not be used."""
+    """A few words about an endpoint that could not be used."""
     text = details.lower()
     if any(sign in text for sign in _UNRESOLVED):
         slow = "timeout" in text or "could not contact" in text
@@ -112,13 +112,13 @@ def short_reason(code: str, details: str) -> str:
 
 
 def is_unreachable(details: str) -> bool:
-    """Whether a connection could not be made, so that the endpoint's name may lead elsewhere by now."""
+    """Whether no connection could be made: then the endpoint's name may resolve to another address now."""
     text = details.lower()
     return any(sign in text for sign in ("failed to connect", *_UNRESOLVED))
 
 
 def may_need_diagnosis(details: str) -> bool:
-    """Whether a failed connection may be one that no repetition will cure, such as an unknown certificate."""
+    """Whether the cause may be permanent, such as an unknown certificate."""
     text = details.lower()
     if "failed to connect" not in text and "handshake" not in text:
         return False
@@ -126,7 +126,7 @@ def may_need_diagnosis(details: str) -> bool:
 
 
 def refusal(code: str, details: str, *, endpoint: str, subject: object, user: str | None, lease: int = 0) -> EtcdError:
-    """The typed error for a call that etcd answered with a refusal, in one sentence with its cure."""
+    """The typed error for a call that etcd refused, in one sentence with its cure."""
     kind = classify(code, details)
     who = f"user {user}" if user else "a client without a user"
     if kind is Kind.TOKEN:
@@ -165,7 +165,7 @@ def _needed(subject: str) -> str:
 
 
 def not_permitted(endpoint: str, needed: str, user: str | None, *, code: str = "PERMISSION_DENIED") -> EtcdDenied:
-    """The error for a user without a permission; where no user is given, etcd takes the certificate's CN for one."""
+    """The error for a user without a permission. Without a user, etcd uses the certificate's CN as one."""
     listed = "docs/howto/access.md lists what each role needs"
     if user:
         text = f"user {user} to {needed}: grant its role that permission ({listed})"
@@ -180,8 +180,8 @@ def not_permitted(endpoint: str, needed: str, user: str | None, *, code: str = "
 def _token_refusal(code: str, endpoint: str, user: str | None) -> EtcdDenied:
     if user is None:
         return EtcdDenied(
-            f"etcd at {endpoint} asks who we are: give a user and a password, or a client certificate whose CN is the "
-            "name of an etcd user.",
+            f"etcd at {endpoint} requires authentication: give a user and a password, or a client certificate whose CN "
+            "is the name of an etcd user.",
             code=code,
         )
     return EtcdDenied(
@@ -191,7 +191,7 @@ def _token_refusal(code: str, endpoint: str, user: str | None) -> EtcdDenied:
 
 
 def unavailable(reasons: dict[str, str], *, timeout_s: float, applied_unknown: bool, code: str) -> EtcdUnavailable:
-    """Nobody answered: one sentence that begins with the endpoints and why each failed, and ends with the cure."""
+    """The error if no endpoint answered: one sentence with the endpoints, why each failed, and the cure."""
     places = ", ".join(f"{endpoint} ({reason})" for endpoint, reason in reasons.items())
     if applied_unknown:
         what = "the connection failed after a write was sent; it may have been applied, so read before repeating it"

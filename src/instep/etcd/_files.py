@@ -1,4 +1,4 @@
-"""Files that hold certificates, keys and passwords: regular, bounded, and secrets readable by nobody else."""
+"""Files with certificates, keys and passwords: regular, bounded, and secrets not readable by other users."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import stat
 from instep.errors import SettingsError
 
 MAX_BYTES = 4 * 1024 * 1024
-"""A bundle of all public certificate authorities is a tenth of it."""
+"""Ten times the size of a bundle of all public certificate authorities."""
 
 
 def read_file(path: str, what: str) -> bytes:
     """The contents. `what` names the file in errors: "The key".
 
-    Raises SettingsError for what is not a regular file, is larger than 4 MiB, or cannot be read.
+    Raises SettingsError for a file that is not regular, is larger than 4 MiB, or cannot be read.
     """
     return _read(path, what, secret=False)
 
 
 def read_secret(path: str, what: str, *, allow_readable: bool = False) -> bytes:
-    """The contents of a file that, unless `allow_readable`, other users must not be able to read.
+    """The contents of a file that other users must not be able to read, unless `allow_readable`.
 
-    The rule is libpq's: a file of root's may be readable by its group, because Kubernetes mounts secrets that way for
+    The rule is libpq's: root's file may be readable by its group, because Kubernetes mounts secrets that way for
     a pod with an fsGroup; any other file only by its owner. Raises SettingsError, as `read_file` does too.
     """
     return _read(path, what, secret=not allow_readable)
@@ -30,7 +30,7 @@ def read_secret(path: str, what: str, *, allow_readable: bool = False) -> bytes:
 
 def _read(path: str, what: str, *, secret: bool) -> bytes:
     try:
-        # Without O_NONBLOCK a named pipe would block until somebody writes to it.
+        # Without O_NONBLOCK a named pipe blocks until another process writes to it.
         with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
@@ -46,7 +46,7 @@ def _read(path: str, what: str, *, secret: bool) -> bytes:
 
 
 def is_exposed(owner: int, mode: int) -> bool:
-    """Whether a file with this owner and mode is no place for a secret."""
+    """Whether a file with this owner and mode is unsafe for a secret."""
     forbidden = stat.S_IRWXO | stat.S_IWGRP | stat.S_IXGRP
     return bool(mode & (forbidden if owner == 0 else forbidden | stat.S_IRGRP))
 

@@ -1,4 +1,4 @@
-"""grpc, imported in one place so that its own writing to stderr is off unless the user has asked for it."""
+"""grpc, imported in one place: its own output on stderr is off unless the user has enabled it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import grpc
 import grpc.aio as aio
 
-# What a finished stream gives instead of a message; the published stubs leave it out.
-EOF = aio.EOF  # type: ignore[attr-defined]  # it is there, and grpc's stubs do not know it
+# What a finished stream returns instead of a message; the published stubs lack it.
+EOF = aio.EOF  # type: ignore[attr-defined]  # it exists, and grpc's stubs lack it
 
 __all__ = ["EOF", "aio", "grpc"]

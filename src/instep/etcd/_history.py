@@ -1,8 +1,8 @@
-"""Whether etcd still has the history that a client has seen: what proves that it has not. Pure.
+"""Whether etcd still has the history that a client has seen, and what proves that it has not. Pure.
 
 An etcd that was restored from a snapshot, or emptied, or replaced by another one at the same address, answers like any
 other. Two things prove it: another cluster id, and a linearizable answer below a revision that was known when it was
-asked for. A member that lags answers watches and keepalives below it too: that proves nothing.
+asked for. A member that lags also answers watches and keepalives below it: that proves nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What was known when a request was sent: its answer cannot be older."""
+    """The state when a request was sent: its answer cannot be older."""
 
     changes: int
     cluster: int
@@ -42,8 +42,8 @@ class History:
         return Moment(self.changes, self.cluster, self.revision)
 
     def heard(self, header: Any, sent: Moment, *, linearizable: bool) -> None:
-        """An answer, and the moment of its request. One that was asked for before a change may speak of either history,
-        so it is passed over. An answer that is not linearizable tells which cluster it is, and nothing else."""
+        """Records an answer and the state at its request. An answer to a request from before a change may belong to
+        either history and is ignored. An answer that is not linearizable shows only the cluster id."""
         if sent.changes != self.changes:
             return
         if sent.cluster and header.cluster_id and header.cluster_id != sent.cluster:
@@ -63,7 +63,7 @@ class History:
             listener()
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Has `listener` called at each change from now on; the function returned ends that."""
+        """Calls `listener` at each change from now on. The returned function ends that."""
         self._listeners.append(listener)
 
         def end() -> None:

@@ -1,4 +1,4 @@
-"""A lease that is kept alive, and for how long it can be relied on."""
+"""A lease that is kept alive, and how long it is known to be valid."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _LONGEST_ATTEMPT_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class LeaseTiming:
-    """When a lease is renewed and until when it is believed, all in seconds; checked when made.
+    """When a lease is renewed and until when it counts as valid, in seconds. Checked when made.
 
-    `attempt_s` bounds one attempt at one endpoint, so that a frozen server costs a part of the TTL, not the
-    lease. Renewals are frequent, because a leader of etcd that wakes from a freeze may still revoke what has
-    run out by its own clock meanwhile, though others kept it alive (docs/decisions/0008-leases.md): a freeze
-    of up to `rides_out_s` finds every lease still running.
+    `attempt_s` bounds one attempt at one endpoint: a frozen server costs a part of the TTL, not the lease.
+    Renewals are frequent, because a leader of etcd that wakes from a freeze may revoke a lease that has expired
+    by its own clock although other members kept it alive (docs/decisions/0008-leases.md). A freeze of up to
+    `rides_out_s` ends no lease.
     """
 
     ttl_s: float
@@ -74,21 +74,21 @@ class LeaseTiming:
         )
 
     def valid_until(self, sent_at: float) -> float:
-        """Counted from when the keepalive was SENT: etcd counts from its arrival, which is later."""
+        """Counted from when the keepalive was SENT; etcd counts from its arrival, which is later."""
         return sent_at + self.ttl_s - self.margin_s
 
 
 def _tenth(ttl_s: float) -> float:
-    """A tenth of the TTL, but 0.5 s at least: short leases are not to flood etcd."""
+    """A tenth of the TTL, but at least 0.5 s: short leases must not flood etcd."""
     return max(0.5, ttl_s / 10)
 
 
 class LeaseKeeper:
     """Owns one lease: grants it on entry, renews it in the background, revokes it on leaving.
 
-    `valid` is computed on each look, from the clock: a process that was stopped past its TTL sees False at
-    once. Once lost, lost for good; a lease that etcd cannot confirm in time counts as lost although etcd may
-    still hold it.
+    `valid` is computed at each read, from the clock: a process that was stopped past its TTL sees False at once.
+    A lost lease stays lost. A lease that etcd cannot confirm in time counts as lost although etcd may still hold
+    it.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class LeaseKeeper:
 
     @property
     def remaining_s(self) -> float:
-        """For how long the lease can be relied on without another word from etcd; never below 0."""
+        """For how many seconds the lease is valid without another renewal; never below 0."""
         return 0.0 if self._gone else max(0.0, self._valid_until - self._clock())
 
     @property
@@ -146,17 +146,17 @@ class LeaseKeeper:
         return "connected" if self._confirmed else "suspended"
 
     def abandon(self) -> None:
-        """Count it as lost from now on; leaving revokes it."""
+        """Counts it as lost from now on; leaving revokes it."""
         self._valid_until = 0.0
         self._lost.set()
         self._changed.set()
 
     async def wait_lost(self) -> None:
-        """Return when the lease is lost: etcd said so, or its time ran out unconfirmed."""
+        """Returns when the lease is lost: etcd reported it, or its time ran out unconfirmed."""
         await self._lost.wait()
 
     async def wait_state_change(self) -> LeaseState:
-        """Return the state after the next change between connected, suspended and lost."""
+        """Returns the state after the next change between connected, suspended and lost."""
         before = self.state
         while self.state == before and not self._lost.is_set():
             self._changed.clear()
@@ -187,9 +187,9 @@ class LeaseKeeper:
     async def _keep(self) -> None:
         pause_s = self._timing.renew_every_s
         while self.valid:
-            # Nodes that were cut off together must not renew together ever after.
+            # Nodes that were cut off together must not renew at the same moments from then on.
             await asyncio.sleep(max(0.0, min(pause_s * random.uniform(0.9, 1.0), self.remaining_s)))
-            if self.valid:  # else others may have acted on its loss, though etcd still holds it
+            if self.valid:  # otherwise others may have acted on its loss, though etcd still holds it
                 await self._renew_anywhere()
             pause_s = self._timing.renew_every_s if self._confirmed else self._timing.retry_s
         self._declare_lost()
@@ -204,7 +204,7 @@ class LeaseKeeper:
         self._changed.set()
 
     async def _renew(self) -> bool:
-        """One attempt at one endpoint; a failure turns to the next."""
+        """Makes one attempt at one endpoint; after a failure the next endpoint is used."""
         sent_at = self._clock()
         limit_s = min(self._timing.attempt_s, self.remaining_s)
         try:
@@ -216,7 +216,7 @@ class LeaseKeeper:
             self._endpoint = (self._endpoint + 1) % self._client.endpoint_count
             return False
         if not self.valid:
-            return False  # its time ran out meanwhile, which may have been seen
+            return False  # its time ran out in the meantime, which others may have seen
         self.renewals += 1
         self._confirmed = True
         self._valid_until = self._timing.valid_until(sent_at)

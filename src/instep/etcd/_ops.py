@@ -1,4 +1,4 @@
-"""The parts of a transaction: what must hold, and what to do then."""
+"""The parts of a transaction: comparisons and operations."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class Op:
 
 
 def txn_request(compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op]) -> Any:
-    """The request, or SettingsError when it is past what etcd takes: 128 entries a part, 1.5 MiB in all."""
+    """The request. Raises SettingsError beyond etcd's limits: 128 entries per part, 1.5 MiB in all."""
     for name, part in (("compares", compares), ("operations", then), ("operations", otherwise)):
         if len(part) > MAX_TXN_OPS:
             raise SettingsError(
@@ -138,7 +138,7 @@ def txn_request(compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequ
 
 @dataclass(frozen=True, slots=True)
 class TxnSubject:
-    """Names what a transaction touches, for a message about it; the text is made only when there is one."""
+    """Names the keys of a transaction for an error message; the text is made only when needed."""
 
     compares: Sequence[Compare]
     then: Sequence[Op]

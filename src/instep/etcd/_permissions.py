@@ -1,4 +1,4 @@
-"""Which permission etcd missed when it refused a transaction: etcd itself does not say."""
+"""Which permission was missing when etcd refused a transaction: etcd itself does not say."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Need:
         return f"{self.permission} {decode_key(self.key)}{'*' if self.end else ''}"
 
     def probe(self) -> Any:
-        """A transaction that does nothing, and that etcd refuses without this permission: etcd checks the operations
-        of both branches, and this one's are never done."""
+        """A transaction without effect that etcd refuses without this permission: etcd checks the operations of both
+        branches, and this branch never runs."""
         if self.permission == "read":
             operation = _wire.RequestOp(request_range=_wire.RangeRequest(key=self.key, range_end=self.end, limit=1))
         elif self.end:
@@ -38,7 +38,7 @@ class Need:
 
 
 def needs_of(compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op]) -> tuple[Need, ...]:
-    """What a transaction needs, writes first, each once."""
+    """The permissions that a transaction needs, writes first, each once."""
     reads = [Need("read", compare.wire.key, compare.wire.range_end) for compare in compares]
     operations = [_need_of(op) for op in (*then, *otherwise)]
     return tuple(dict.fromkeys(sorted([*operations, *reads], key=lambda need: need.permission == "read")))

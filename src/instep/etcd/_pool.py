@@ -1,4 +1,4 @@
-"""Connections: one per endpoint, made when first used, replaced when suspect or when certificates change."""
+"""Connections: one per endpoint, opened when first used, replaced when suspect or when certificates change."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.dns_min_time_between_resolutions_ms", 1_000),
 )
 _RESOLVE_EVERY_S = 1.0
-"""gRPC waits up to two minutes before it asks again for a name that did not resolve; a new channel asks at once."""
+"""gRPC waits up to two minutes before it resolves a failed name again; a new channel does it at once."""
 _RESOLVE_AT_MOST_S = 10.0
-"""A resolution that takes longer is begun again: its name server may be gone, or back."""
+"""A resolution that takes longer is started again: its name server may be gone, or back."""
 
 
 class Pool:
@@ -69,7 +69,7 @@ class Pool:
         return self._current
 
     def connection(self, index: int | None = None) -> Connection:
-        """The connection to the current endpoint or to another; made if need be, not waited for."""
+        """The connection to the current endpoint or to another; opened if needed, not awaited."""
         if self._closed:
             raise _client_closed()
         if self.files is not None:
@@ -81,10 +81,10 @@ class Pool:
         return connection
 
     def failed(self, connection: Connection, *, suspect: bool, unreachable: bool = False) -> None:
-        """Turn to the next endpoint. `suspect`: the connection stands but is silent; replace it. `unreachable`: there
-        is none; resolve the endpoint's name again, at most once a second.
+        """Switches to the next endpoint. `suspect`: the connection is open but silent, and is replaced. `unreachable`:
+        there is none, and the endpoint's name is resolved again, at most once a second.
 
-        It may have been that of the leader, whom the others do not miss yet: nothing is proven any more.
+        The endpoint may be the leader's, and the others may not have noticed yet: nothing is proven any more.
         """
         for known in filter(None, self._connections):
             known.proven = False
@@ -100,7 +100,7 @@ class Pool:
             self._replace(connection)
 
     def raise_if_closed(self, error: BaseException) -> None:
-        """Say what gRPC's error means when the client was closed under a call, whose task nobody cancelled."""
+        """Translates gRPC's error if the client was closed during a call whose task was not cancelled."""
         if self._closed and not was_cancelled():
             raise _client_closed() from error
 
@@ -141,7 +141,7 @@ class Pool:
         self._closing.start(closing)
 
     async def close(self) -> None:
-        """Close every channel; calls still running fail. Returns when nothing of ours runs any more."""
+        """Closes every channel; running calls fail. Returns when no task of the client runs any more."""
         self._closed = True
         left = [c for c in self._connections if c is not None] + list(self._retired)
         self._connections = [None] * len(self)
@@ -157,18 +157,18 @@ def _client_closed() -> EtcdError:
 
 
 def was_cancelled() -> bool:
-    """Whether the current task was asked to end; gRPC raises the same error when only its call was."""
+    """Whether the current task was cancelled; gRPC raises the same error if only its call was."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 async def _let_grpc_finish() -> None:
-    """Wait for the tasks with which gRPC notices that its calls have ended: milliseconds, at most 0.2 s."""
+    """Waits for the tasks with which gRPC notices that its calls have ended: milliseconds, at most 0.2 s."""
     deadline = time.monotonic() + 0.2
     while any(_is_compiled(task) for task in asyncio.all_tasks()) and time.monotonic() < deadline:  # noqa: ASYNC110  # gRPC offers nothing to wait for
         await asyncio.sleep(0.001)
 
 
 def _is_compiled(task: asyncio.Task[Any]) -> bool:
-    # gRPC names its tasks in no way, but it is written in Cython, whose coroutines are a type of their own.
+    # gRPC does not name its tasks, but it is written in Cython, whose coroutines have their own type.
     return not isinstance(task.get_coro(), types.CoroutineType)

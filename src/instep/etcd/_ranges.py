@@ -1,4 +1,4 @@
-"""Reading many keys at one revision, in messages of bounded size."""
+"""Reads many keys at one revision, in messages of bounded size."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def read_newest(read: Read, start: bytes, end: bytes, *, revision: int, li
 async def read_pages(
     read: Read, start: bytes, end: bytes, *, revision: int, limit: int, keys_only: bool, page_size: int
 ) -> Listing:
-    """All pages at the revision of the first; a page too large for a message is asked for in halves."""
+    """All pages at the revision of the first. A page that is too large for a message is read in halves."""
     kvs: list[KeyValue] = []
     while True:
         size = min(page_size, limit - len(kvs)) if limit else page_size

@@ -1,4 +1,4 @@
-"""What each endpoint says of itself."""
+"""The status of each endpoint."""
 
 from __future__ import annotations
 
@@ -46,5 +46,5 @@ async def _read_status(transport: Transport, index: int, timeout_s: float) -> St
 
 
 def alarm_names(errors: Iterable[str]) -> tuple[str, ...]:
-    """`("NOSPACE",)` for `memberID:123 alarm:NOSPACE`, each once; other complaints of etcd's status are left out."""
+    """`("NOSPACE",)` for `memberID:123 alarm:NOSPACE`, each once; other errors in etcd's status are ignored."""
     return tuple(dict.fromkeys(name for text in errors for name in re.findall(r"alarm:([A-Z]+)", text)))

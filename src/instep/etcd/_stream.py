@@ -1,4 +1,4 @@
-"""One watch stream on one connection, and whether anything still answers at its other end."""
+"""One watch stream on one connection, and whether its server still answers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from instep.tasks import Background
 
 
 class StreamBroken(Exception):  # never leaves the package
-    """The stream is over. `silent`: etcd stopped answering; `mute`: it answers calls, but no question on this stream;
-    `error`: what gRPC said, if it said anything."""
+    """The stream has ended. `silent`: etcd stopped answering; `mute`: it answers calls, but no request on this stream;
+    `error`: gRPC's error, if any."""
 
     def __init__(self, *, silent: bool = False, mute: bool = False, error: aio.AioRpcError | None = None) -> None:
         super().__init__(str(error))
@@ -26,11 +26,11 @@ class StreamBroken(Exception):  # never leaves the package
 
 
 class Stream:
-    """Asks for progress every `probe_s` while waiting, and gives up `silence_s` after an unanswered question.
+    """Requests progress every `probe_s` while waiting, and gives up `silence_s` after an unanswered request.
 
-    The question is for liveness only: the revision in its answer means nothing to a watch that is catching
-    up. etcd's grpc-proxy does not answer it. So a call is made too before the stream is given up: where that is
-    answered, the server is well and only the stream is replaced.
+    The request checks liveness only: the revision in its answer means nothing to a watch that is catching up.
+    etcd's grpc-proxy does not answer it. Before the stream is given up, a call is therefore made too: if it is
+    answered, the server works and only the stream is replaced.
     """
 
     def __init__(self, connection: Connection, metadata: Metadata, *, probe_s: float, silence_s: float) -> None:
@@ -48,7 +48,7 @@ class Stream:
         connection.acquire()
 
     async def open(self, request: Any, limit_s: float) -> Any:
-        """Send the create request and return the first response, within `limit_s`."""
+        """Sends the create request and returns the first response, within `limit_s`."""
         try:
             async with asyncio.timeout(limit_s):
                 await self._call.write(request)
@@ -57,7 +57,7 @@ class Stream:
             raise StreamBroken(silent=True) from None
         except aio.AioRpcError as error:
             raise StreamBroken(error=error) from error
-        except asyncio.InvalidStateError:  # written to a call that has ended: the read says why
+        except asyncio.InvalidStateError:  # written to a call that has ended: the read has the reason
             raise await self._end() from None
         if response is EOF:
             raise StreamBroken
@@ -65,7 +65,7 @@ class Stream:
         return response
 
     async def receive(self) -> Any:
-        """The next response, or StreamBroken when there is none. May be cancelled without losing any."""
+        """The next response. Raises StreamBroken. May be cancelled without losing a response."""
         while not self.connection.retired:
             reading = self._reading
             if reading is None:
@@ -111,7 +111,7 @@ class Stream:
             self._writing = self._tasks.start(self._ask())
 
     async def _call_server(self, limit_s: float) -> None:
-        with contextlib.suppress(aio.UsageError):  # closed meanwhile
+        with contextlib.suppress(aio.UsageError):  # closed in the meantime
             await self.connection.answers(self._metadata, limit_s)
 
     async def _ask(self) -> None:

@@ -1,4 +1,4 @@
-"""Certificates: checked when the client is made, looked at again when their files change on disk."""
+"""Certificates: checked when the client is made, read again when their files change on disk."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Fingerprint: TypeAlias = tuple[tuple[int, int, int], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """Paths of PEM files. Without `cacert` the certificate authorities that gRPC knows are trusted.
+    """Paths of PEM files. Without `cacert`, gRPC's certificate authorities are trusted.
 
-    A key that other users can read is refused unless `allow_readable_key`; a file of root's may be readable by its
+    A key that other users can read is refused unless `allow_readable_key`; root's file may be readable by its
     group, as Kubernetes mounts a secret for a pod with an fsGroup.
     """
 
@@ -39,9 +39,9 @@ class Tls:
 
 
 class TlsFiles:
-    """The contents of the files of one `Tls` as they were when they last could be used.
+    """The last usable contents of the files of one `Tls`.
 
-    `generation` rises each time they have been replaced; half a replacement is none yet.
+    `generation` rises with each complete replacement.
     """
 
     def __init__(self, tls: Tls) -> None:
@@ -58,7 +58,7 @@ class TlsFiles:
         return self._tls.cert is not None
 
     def context(self) -> ssl.SSLContext:
-        """The files as a context of the standard library, or SettingsError with what is wrong with them."""
+        """The files as a context of the standard library. Raises SettingsError with the reason."""
         self._read()
         try:
             context = ssl.create_default_context(cafile=self._tls.cacert)
@@ -73,7 +73,7 @@ class TlsFiles:
 
     def _load_pair(self, context: ssl.SSLContext, cert: str, key: str | None) -> None:
         try:
-            # An encrypted key would otherwise make OpenSSL ask for its password on the terminal.
+            # Otherwise OpenSSL asks for the password of an encrypted key on the terminal.
             context.load_cert_chain(cert, key, password=lambda: "")
         except (ssl.SSLError, OSError, ValueError) as error:
             reason = getattr(error, "reason", None) or "not PEM, or the key is encrypted"
@@ -83,18 +83,18 @@ class TlsFiles:
             ) from error
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """What gRPC needs for a new connection."""
+        """gRPC's credentials for a new connection."""
         cacert, cert, key = self._contents
         return grpc.ssl_channel_credentials(root_certificates=cacert, private_key=key, certificate_chain=cert)
 
     def refresh(self) -> None:
-        """Take up the files if they have been replaced by others that can be used."""
+        """Reads the files again if they were replaced by usable ones."""
         if self._fingerprint() != self._seen:
             with contextlib.suppress(SettingsError):
                 self._load()
 
     def _load(self) -> None:
-        # Taken first: what changes while we read is read again the next time.
+        # Taken first: what changes during this read is read again the next time.
         fingerprint = self._fingerprint()
         self.context()
         self._contents = self._read()

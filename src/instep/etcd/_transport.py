@@ -1,4 +1,4 @@
-"""Calls: to the current endpoint, then to the next, again where repeating is safe, within a limit."""
+"""Calls: to the current endpoint, then to the next, repeated if that is safe, within a time limit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MOST_RENEWALS = 2
 
 @dataclass(slots=True)
 class _Trial:
-    """One call and what was tried for it so far."""
+    """One call and its attempts so far."""
 
     subject: object
     timeout_s: float
@@ -41,7 +41,7 @@ class _Trial:
     denial: str | None = None
 
     def __post_init__(self) -> None:
-        if math.isnan(self.timeout_s):  # with it no deadline would ever pass
+        if math.isnan(self.timeout_s):  # with it no deadline ever passes
             raise SettingsError("A time-out that is not a number leaves no time for any answer: give more than 0 s.")
 
     @property
@@ -49,12 +49,12 @@ class _Trial:
         return max(0.001, self.deadline - time.monotonic())
 
     def share_s(self, endpoints: int) -> float:
-        """The time for the next attempt: half of what is left while an endpoint is still untried."""
+        """The time for the next attempt: half of the remaining time while an endpoint is untried."""
         return self.left_s if self.tried % endpoints == endpoints - 1 else self.left_s / 2
 
 
 class Transport:
-    """Carries one client's calls; `linked` tells whether the last word from any endpoint was an answer."""
+    """Makes the calls of one client. `linked`: whether the last result from any endpoint was an answer."""
 
     def __init__(self, pool: Pool, auth: Authenticator, timeout_s: float) -> None:
         self.pool = pool
@@ -80,9 +80,9 @@ class Transport:
         repeatable: bool = False,
         lease: int = 0,
     ) -> Any:
-        """The reply within `timeout_s`, or a typed error, which names the `subject`: what is done ("put a/b").
+        """The reply within `timeout_s`, or a typed error that names the `subject`, such as "put a/b".
 
-        A call that is not `repeatable` is made again only when it certainly did not reach etcd.
+        A call that is not `repeatable` is repeated only if it certainly did not reach etcd.
         """
         limit = self.timeout_s if timeout_s is None else timeout_s
         trial = _Trial(subject, limit, time.monotonic() + limit, repeatable, lease)
@@ -107,7 +107,7 @@ class Transport:
         timeout_s: float,
         lease: int = 0,
     ) -> Any:
-        """One attempt at one endpoint of the caller's choice, repeated only to renew a token."""
+        """Makes one attempt at an endpoint of the caller's choice, repeated only to renew a token."""
         trial = _Trial(subject, timeout_s, time.monotonic() + timeout_s, True, lease)
         self.calls += 1
         while True:
@@ -121,7 +121,7 @@ class Transport:
                     raise
 
     async def authenticate(self, timeout_s: float | None) -> None:
-        """Have a new token, from whichever endpoint gives one."""
+        """Gets a new token from any endpoint."""
         limit = self.timeout_s if timeout_s is None else timeout_s
         trial = _Trial("authenticate", limit, time.monotonic() + limit, True, 0)
         while True:
@@ -135,12 +135,12 @@ class Transport:
                     raise
 
     async def close(self) -> None:
-        """Close every connection; calls still running fail."""
+        """Closes every connection; running calls fail."""
         await self._unanswered.close()
         await self.pool.close()
 
     def stream_metadata(self) -> Metadata:
-        """With the mark that makes etcd end a stream when its member loses the quorum."""
+        """The metadata that makes etcd end a stream when its member loses the quorum."""
         return (*(self.auth.metadata or ()), ("hasleader", "true"))
 
     async def _attempt(self, connection: Connection, method: _wire.Method, request: Any, trial: _Trial) -> Any:
@@ -151,11 +151,11 @@ class Transport:
         return await self._send(connection, method, request, trial, share_s if trial.repeatable else trial.left_s)
 
     async def _stands(self, connection: Connection, limit_s: float) -> bool:
-        """Whether a write may be trusted to this connection. A frozen server would swallow it, its fate unknown."""
+        """Whether a write may be sent on this connection. A frozen server loses it, and its fate is unknown."""
         if connection.fresh:
             return True
         if connection.proven and len(self.pool) == 1:
-            return True  # there is nowhere else to go
+            return True  # there is no other endpoint
         began = time.monotonic()
         if not await connection.ready(limit_s):
             return False
@@ -184,7 +184,7 @@ class Transport:
         return reply
 
     async def _recover(self, connection: Connection, error: aio.AioRpcError, trial: _Trial) -> None:
-        """Prepare the next attempt, or raise what the call ends with."""
+        """Prepares the next attempt, or raises the final error of the call."""
         kind = _failures.classify(_failures.code_of(error), _failures.details_of(error))
         if kind is Kind.TOKEN and await self._renew(connection, trial):
             return
@@ -228,7 +228,7 @@ class Transport:
         self.pool.failed(connection, suspect=suspect, unreachable=unreachable)
 
     async def denial(self, connection: Connection, error: aio.AioRpcError, limit_s: float) -> str | None:
-        """Why this endpoint will never take us, if that can be known within `limit_s`."""
+        """Why this endpoint permanently refuses the client, if that is found within `limit_s`."""
         if not _failures.may_need_diagnosis(_failures.details_of(error)):
             return None
         try:
@@ -246,7 +246,7 @@ class Transport:
         except aio.AioRpcError as error:
             kind = _failures.classify(_failures.code_of(error), _failures.details_of(error))
             if kind in (Kind.UNSENT, Kind.INTERRUPTED, Kind.SILENT):
-                # The call itself was refused unapplied: it may be made again elsewhere.
+                # The call itself was refused unapplied: it may be repeated elsewhere.
                 self._note_failure(connection, error, kind, trial)
                 if time.monotonic() < trial.deadline:
                     return True

@@ -1,4 +1,4 @@
-"""What the client gives back: frozen values, with no trace of the wire."""
+"""The results of the client: frozen values without any protobuf."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from instep.errors import EtcdError
 
 @dataclass(frozen=True, slots=True)
 class KeyValue:
-    """One key as of `mod_revision`. In a delete event only `key` and `mod_revision` mean something."""
+    """One key as of `mod_revision`. In a delete event only `key` and `mod_revision` are meaningful."""
 
     key: str
     value: bytes
@@ -21,7 +21,7 @@ class KeyValue:
 
     @property
     def text(self) -> str:
-        """The value as UTF-8; bytes that are not become U+FFFD, so take `value` where exactness matters."""
+        """The value as UTF-8. Invalid bytes become U+FFFD: use `value` if exactness matters."""
         return self.value.decode("utf-8", errors="replace")
 
 
@@ -61,7 +61,7 @@ class TxnResult:
 
     @property
     def found(self) -> list[KeyValue | None]:
-        """The first key of each read that ran, in order; None where it found none."""
+        """The first key of each read that ran, in order; None if it found none."""
         return [item.kvs[0] if item.kvs else None for item in self.results if isinstance(item, Listing)]
 
 
@@ -83,7 +83,7 @@ class WatchBatch:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """`ttl_s` is what etcd granted, which may be more than was asked for."""
+    """`ttl_s` is what etcd granted, which may be more than requested."""
 
     id: int
     ttl_s: int
@@ -91,7 +91,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """What one endpoint says of itself, or its `error`; the other fields are then empty."""
+    """The status of one endpoint, or its `error`; then the other fields are empty."""
 
     endpoint: str
     version: str = ""

@@ -1,4 +1,4 @@
-"""Writes that will never be answered: given to a member whose leader died before it could have them."""
+"""Writes that are never answered: a member passed them to a leader that was already dead."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from instep.etcd._grpc import aio, grpc
 from instep.etcd._pool import was_cancelled
 from instep.tasks import Background
 
-# A write may well take this long; then its member is asked whether etcd has changed its leader since.
+# A write may take this long; then its member is asked whether etcd has changed its leader since.
 PATIENCE_S = 0.5
 LOOK_EVERY_S = 0.25
 _STATUS_S = 1.0
@@ -22,7 +22,7 @@ _STATUS_S = 1.0
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """One write that has been sent and not answered."""
+    """A write that was sent and not answered."""
 
     call: Any
     connection: Connection
@@ -33,12 +33,12 @@ class _Waiting:
 
 
 class Unanswered:
-    """Ends a write early, its fate unknown, when etcd has elected another leader since it was sent.
+    """Ends a write early, with an unknown fate, if etcd has elected another leader since it was sent.
 
-    A member passes a write on to its leader once; when that leader is dead already and nobody has noticed, the
-    write is lost without a word, and its caller would wait for its whole time-out (etcd's own is 7 s). Promise:
-    such a write ends about 1 s after the election. Limit: one that the new leader still gets, but takes longer
-    than that to apply, ends as unknown too, which is true of it.
+    A member passes a write to its leader once. If that leader is already dead and no member has noticed, the write
+    is lost without an error, and its caller waits for its whole time-out (etcd's own is 7 s). Promise: such a write
+    ends about 1 s after the election. Limit: a write that the new leader does get, but applies more slowly, ends as
+    unknown too, which is correct.
     """
 
     def __init__(self, auth: Authenticator) -> None:
@@ -51,7 +51,7 @@ class Unanswered:
         return f"Unanswered({len(self._waiting)} writes)"
 
     async def answer(self, call: Any, connection: Connection) -> Any:
-        """The reply to a call just made, or gRPC's error."""
+        """The reply to a call, or gRPC's error."""
         waiting = _Waiting(call, connection, connection.term, time.monotonic())
         self._waiting.add(waiting)
         if self._timer is None:
@@ -75,7 +75,7 @@ class Unanswered:
         self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
 
     def _look(self) -> None:
-        """A timer rather than a task for each write: most are answered long before anyone looks."""
+        """Uses one timer rather than a task for each write: most are answered long before it fires."""
         self._timer = None
         before = time.monotonic() - PATIENCE_S
         late = [waiting for waiting in self._waiting if waiting.sent_at <= before and waiting.term]
@@ -90,7 +90,7 @@ class Unanswered:
             self._look_in(LOOK_EVERY_S)
 
     async def _ask(self, connection: Connection) -> None:
-        """Mark the writes that were sent in an earlier term; their answers have until the next look."""
+        """Marks the writes that were sent in an earlier term; their answers have until the next check."""
         with connection:
             call = connection.calls[_wire.STATUS]
             try:

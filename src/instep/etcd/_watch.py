@@ -28,7 +28,7 @@ _GRPC_ERRORS = (aio.AioRpcError, StreamBroken)
 
 
 class Watch:
-    """Made by `Client.watch`; entered, it has a stream, and iterated, it gives batches of whole revisions.
+    """Made by `Client.watch`. Entering it opens a stream; iterating it returns batches of whole revisions.
 
     Promise: every event with a revision from the start on (from now: above `created_revision`) is delivered
     once, in order. A broken stream is replaced without end; a frozen server is noticed `probe_s` +
@@ -77,7 +77,7 @@ class Watch:
 
     @property
     def next_revision(self) -> int:
-        """The lowest revision that may still be delivered; a new watch from here carries on exactly."""
+        """The lowest revision that may still be delivered: a new watch from here continues exactly."""
         return self._cursor.next_revision
 
     @property
@@ -87,7 +87,7 @@ class Watch:
 
     @property
     def endpoint(self) -> str | None:
-        """Where its stream comes from now, None while it has none."""
+        """The endpoint of its stream; None while it has none."""
         return None if self._stream is None else str(self._stream.connection.endpoint)
 
     async def __aenter__(self) -> Self:
@@ -107,7 +107,7 @@ class Watch:
         return self
 
     async def __anext__(self) -> WatchBatch:
-        """The next batch. Cancelling this wait loses nothing."""
+        """The next batch. Cancelling the wait loses nothing."""
         while not self._closed:
             self._check_history()
             if self._stream is None:
@@ -130,14 +130,14 @@ class Watch:
         raise StopAsyncIteration
 
     async def close(self) -> None:
-        """End the watch; a consumer that waits gets StopAsyncIteration."""
+        """Ends the watch; a waiting consumer gets StopAsyncIteration."""
         self._closed = True
         stream, self._stream = self._stream, None
         if stream is not None:
             await stream.close()
 
     async def _connect(self, *, ride_out: bool) -> None:
-        """Get a stream, trying endpoints without end. `ride_out`: a refused handshake may pass."""
+        """Opens a stream, trying endpoints without end. `ride_out`: retries a refused handshake."""
         while not self._closed:
             with self._transport.pool.connection() as connection:
                 if await self._connect_once(connection, ride_out):
@@ -156,7 +156,7 @@ class Watch:
             )
 
     async def _compare_revisions(self) -> None:
-        """This member is behind what was seen. It may lag; a linearizable read tells."""
+        """This member is behind what was seen. It may lag; a linearizable read decides."""
         request = _wire.RangeRequest(key=self._range[0], range_end=self._range[1], limit=1, keys_only=True)
         with contextlib.suppress(EtcdError):
             await self._transport.unary(_wire.RANGE, request, self._subject, repeatable=True)
@@ -177,7 +177,7 @@ class Watch:
         except _GRPC_ERRORS as error:
             await self._on_failed_open(connection, error, ride_out)
         except (aio.UsageError, asyncio.CancelledError) as error:
-            if not self._closed:  # else the client was closed, and with it this watch
+            if not self._closed:  # otherwise the client was closed, and with it this watch
                 self._transport.pool.raise_if_closed(error)
                 raise
             if was_cancelled():
@@ -236,7 +236,7 @@ class Watch:
         await stream.close()
 
     async def _on_canceled(self, response: Any) -> None:
-        """etcd ended the watch: for good when its history is gone or it denies us."""
+        """Handles the end of the watch by etcd: final if its history is gone or access is denied."""
         if self._stream is not None:
             stream, self._stream = self._stream, None
             await stream.close()
@@ -250,7 +250,8 @@ class Watch:
             await self._on_refused_token(response.cancel_reason)
 
     async def _on_refused_token(self, reason: str) -> None:
-        """etcd says "permission denied" of a dead token too, so only a refusal of a new one counts."""
+        """Whether access is denied: etcd reports "permission denied" for an expired token too, so only a new token
+        counts."""
         auth = self._transport.auth
         self._denials += 1
         connection = self._transport.pool.connection()

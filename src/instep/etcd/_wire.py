@@ -14,7 +14,7 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-# A field is name:number:type. "*" repeats it, "|" puts it into its message's one union.
+# A field is name:number:type. "*" makes it repeated, "|" puts it into the message's oneof.
 _TABLE = {
     "ResponseHeader": "cluster_id:1:uint64 member_id:2:uint64 revision:3:int64 raft_term:4:uint64",
     "KeyValue": (
@@ -138,7 +138,7 @@ AuthenticateRequest = _MESSAGES["AuthenticateRequest"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Method:
-    """One remote method: its path and how its messages become bytes and back."""
+    """One remote method: its path, and the conversion of its messages to bytes and back."""
 
     path: str
     serialize: Any
@@ -170,7 +170,7 @@ UNARY = (
     *(LEASE_GRANT, LEASE_REVOKE, LEASE_KEEPALIVE),
     *(STATUS, AUTHENTICATE),
 )
-# What goes through etcd's log, by way of its leader.
+# Methods that go through etcd's log, by way of its leader.
 LINEARIZABLE = frozenset((RANGE, PUT, DELETE, TXN))
-"""Their answers tell a revision that no later one of the same history is below."""
+"""Methods whose answers have a revision that later answers of the same history never go below."""
 WRITES = frozenset((PUT, DELETE, TXN, COMPACT, LEASE_GRANT, LEASE_REVOKE))
