@@ -142,29 +142,29 @@ def _about_heads(now: Situation, epoch: Epoch, trained: list[tuple[int, Head]]) 
     top = max((head for _, head in trained), key=lambda head: (head.plan, head.digest))
     agreed, held = now.agreed, _held(now, top)
     is_there = agreed is not None and (not top.digest or top.digest in (agreed.digest, agreed.parent))
-    stands = agreed if is_there else held.agreed if held is not None else None
-    if stands is None:
+    newest = agreed if is_there else held.agreed if held is not None else None
+    if newest is None:
         return None  # its holder has registered, and reports it next
-    problem = conflict(trained, top, stands.parent if stands.digest == top.digest else top.digest)
+    problem = conflict(trained, top, newest.parent if newest.digest == top.digest else top.digest)
     if problem is not None:
         return None if problem == epoch.problem else SettleEpoch(epoch.model_copy(update={"problem": problem}))
-    superseded = _superseded(now, stands)
+    superseded = _superseded(now, newest)
     if superseded:
         return RewriteConfig(superseded)
     told = max(last_number(now), *(head.told for _, head in trained), top.plan)
     view = max(item.member.view for item in now.registered)
-    done = {"settled": True, "problem": None, "plan": stands.plan, "digest": stands.digest, "told": told, "view": view}
-    commits = now.plan is not None and now.plan.digest == stands.digest
+    done = {"settled": True, "problem": None, "plan": newest.plan, "digest": newest.digest, "told": told, "view": view}
+    commits = now.plan is not None and now.plan.digest == newest.digest
     settle = SettleEpoch(epoch.model_copy(update=done), decides=_open(now), commits=commits)
-    return settle if is_there else _with_lost(now, settle, stands, held)
+    return settle if is_there else _with_lost(now, settle, newest, held)
 
 
-def _with_lost(now: Situation, settle: SettleEpoch, stands: Agreed, held: Held | None) -> SettleEpoch:
+def _with_lost(now: Situation, settle: SettleEpoch, newest: Agreed, held: Held | None) -> SettleEpoch:
     number = settle.epoch.number
-    agreed = stands.model_copy(update={"restored": number, "revision": now.epoch_revision})
-    plan = held.plan if held is not None and held.plan is not None and held.plan.digest == stands.digest else None
-    newest = now.plan.number if now.plan is not None else 0
-    if plan is None or plan.number <= newest:
+    agreed = newest.model_copy(update={"restored": number, "revision": now.epoch_revision})
+    plan = held.plan if held is not None and held.plan is not None and held.plan.digest == newest.digest else None
+    last = now.plan.number if now.plan is not None else 0
+    if plan is None or plan.number <= last:
         return SettleEpoch(settle.epoch, agreed, None, settle.decides, settle.commits)
     plan = plan.model_copy(update={"restored": number})
     return SettleEpoch(settle.epoch, agreed, plan, settle.decides, settle.commits)
@@ -178,17 +178,17 @@ def _open(now: Situation) -> int:
     return now.plan.number if now.plan is not None and now.decision is None else 0
 
 
-def _superseded(now: Situation, stands: Agreed) -> dict[str, Scalar]:
+def _superseded(now: Situation, newest: Agreed) -> dict[str, Scalar]:
     """Desired values from before the epoch that differ from the agreed ones: they were superseded in the lost part of
     the history. Without this they would return as a change."""
     found: dict[str, Scalar] = {}
     for name, item in now.desired.items():
-        if name not in stands.values or item.revision > now.epoch_revision or len(found) == MAX_REWRITTEN:
+        if name not in newest.values or item.revision > now.epoch_revision or len(found) == MAX_REWRITTEN:
             continue
         try:
-            is_agreed = same(now.schema.parse(name, item.text), stands.values[name])
+            is_agreed = same(now.schema.parse(name, item.text), newest.values[name])
         except ValueError:
             is_agreed = False
         if not is_agreed:
-            found[name] = stands.values[name]
+            found[name] = newest.values[name]
     return found
