@@ -21,7 +21,7 @@ from instep.testing.checkers import (
     check_steps,
     config_digest,
 )
-from instep.testing.checkers.stepmap import StepMap, Stretch
+from instep.testing.checkers.stepmap import StepMap, StepRange
 
 Pairs = tuple[tuple[str, Scalar], ...]
 
@@ -111,7 +111,7 @@ def test_a_step_map_knows_what_a_table_of_steps_knows(changes: list[tuple[int, i
     steps, table = StepMap(), dict[int, str]()
     for first, length, digest, over in changes:
         covered = range(first, first + length + 1)
-        new = Stretch(first, covered[-1], digest, None)
+        new = StepRange(first, covered[-1], digest, None)
         if over:
             steps.overlay(new)
             table.update(dict.fromkeys(covered, digest))

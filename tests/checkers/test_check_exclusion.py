@@ -89,5 +89,5 @@ def test_after_a_stale_write_the_highest_token_still_counts() -> None:
 
 @pytest.mark.parametrize("overlap_s", [-1.0, math.nan])
 def test_an_overlap_that_no_two_holds_could_exceed_is_refused(overlap_s: float) -> None:
-    with pytest.raises(SettingsError, match="0 or more"):
+    with pytest.raises(SettingsError, match="at least 0"):
         check_exclusion([Hold("lock", "a", 1, 0.0, 5.0), Hold("lock", "b", 2, 1.0, 5.0)], overlap_s=overlap_s)

@@ -188,5 +188,5 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 def test_a_history_does_not_write_over_another(tmp_path: Path) -> None:
     (tmp_path / "h.jsonl").touch()
-    with pytest.raises(SettingsError, match="is there already"):
+    with pytest.raises(SettingsError, match="exists already"):
         History(tmp_path / "h.jsonl")

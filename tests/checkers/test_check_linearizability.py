@@ -137,7 +137,7 @@ def test_nothing_recorded_shows_nothing() -> None:
 
 
 def test_an_operation_that_is_not_understood_is_refused() -> None:
-    with pytest.raises(SettingsError, match="no operation on a register"):
+    with pytest.raises(SettingsError, match="not an operation on a register"):
         check_linearizability([op("1-2", "swap", "a", reply=wrote())])
 
 

@@ -208,7 +208,7 @@ def test_a_request_can_be_told_by_text(proxy: Proxy) -> None:
 
 
 def test_a_negative_delay_is_refused(proxy: Proxy) -> None:
-    with pytest.raises(SettingsError, match="0 s or more"):
+    with pytest.raises(SettingsError, match="at least 0 s"):
         proxy.delay(-1)
 
 

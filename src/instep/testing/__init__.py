@@ -1,4 +1,4 @@
-"""Public test tools: real etcd servers and clusters, started and broken on purpose.
+"""Public test tools: real etcd servers and clusters with faults on demand.
 
     from instep.testing import EtcdCluster, EtcdServer, Proxy
 
@@ -8,7 +8,7 @@
     with EtcdCluster(proxied=True) as cluster:
         cluster.isolate(cluster.leader())
 
-The pytest fixtures of `instep.testing.fixtures` are there wherever Instep is installed. Linux only.
+The pytest fixtures of `instep.testing.fixtures` are available wherever Instep is installed. Linux only.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ __all__ = [
     "EtcdBinary",
     "etcd_versions",
     "find_etcd",
-    # what this machine allows
+    # capabilities of this machine
     "namespaces_refusal",
     "slow_disk_refusal",
 ]
 
-# pytest imports this package in every run where Instep is installed (for its fixtures): names load when used.
+# pytest imports this package wherever Instep is installed (for its fixtures), so names load on first use.
 _HOMES = {
     "EtcdServer": "instep.testing._server",
     "EtcdCluster": "instep.testing._cluster",

@@ -1,4 +1,4 @@
-"""How clients of a server under test prove who they are: certificates, users, or nothing."""
+"""How clients of a test server authenticate: certificates, users, or not at all."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Access:
         return self.certificates.harness_context() if self.certificates else None
 
     def flags(self, endpoints: Sequence[str], *, with_user: bool = True) -> list[str]:
-        """The flags with which etcdctl reaches `endpoints` as the first user."""
+        """The etcdctl flags for `endpoints` and the first user."""
         flags = [f"--endpoints={','.join(endpoints)}"]
         if self.certificates is not None:
             tls = self.certificates
@@ -36,7 +36,7 @@ class Access:
         return flags
 
     def environment(self, endpoints: Sequence[str], folder: Path) -> dict[str, str]:
-        """The INSTEP_* variables of a client process; the password goes to a 0600 file in `folder`."""
+        """The INSTEP_* variables for a client process. Writes the password to a 0600 file in `folder`."""
         variables = {"INSTEP_ETCD": ",".join(endpoints)}
         if self.certificates is not None:
             tls = self.certificates
@@ -49,33 +49,33 @@ class Access:
         return variables
 
     def enable_auth(self, binary: EtcdBinary, endpoints: Sequence[str]) -> None:
-        """Create the users on a server that has none, each with the root role, and turn authentication on."""
+        """Creates the users, each with the root role, and enables authentication."""
         flags = self.flags(endpoints, with_user=False)
-        # etcd wants a user named root before it turns authentication on.
+        # etcd requires a user named root before it enables authentication.
         for user, password in ({"root": self.first_user()[1]} | dict(self.users)).items():
             run_etcdctl(binary, flags, ["user", "add", f"{user}:{password}"])
             run_etcdctl(binary, flags, ["user", "grant-role", user, "root"])
         run_etcdctl(binary, flags, ["auth", "enable"])
 
     def first_user(self) -> tuple[str, str]:
-        """The name and the password of the user that the harness itself is, where there are users."""
+        """The name and password of the user that the harness itself uses."""
         return next(iter(self.users.items()))
 
 
 def users(auth: str | Mapping[str, str] | None) -> dict[str, str]:
-    """The users that "user:password", or a mapping of users to passwords, names."""
+    """Parses "user:password", or a mapping of users to passwords."""
     if auth is None:
         return {}
     if isinstance(auth, str):
         user, _, password = auth.partition(":")
         auth = {user: password}
     if not auth or not all(_is_user(user, password) for user, password in auth.items()):
-        raise SettingsError('auth is "user:password", or a mapping of one user or more to passwords; None: no users')
+        raise SettingsError('auth must be "user:password", a mapping of users to passwords, or None for no users')
     return dict(auth)
 
 
 def _is_user(user: object, password: object) -> bool:
-    """etcdctl takes both in one word, with a colon between."""
+    """Whether they can be passed to etcdctl, which takes both in one word with a colon."""
     texts = isinstance(user, str) and isinstance(password, str)
     return texts and bool(user) and bool(password) and ":" not in str(user)
 

@@ -1,4 +1,4 @@
-"""Throw-away certificates for servers under test."""
+"""Temporary certificates for test servers."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ if TYPE_CHECKING:
 
 
 class Certificates:
-    """A certificate authority of its own in `folder`, a server certificate and a client certificate.
+    """A certificate authority in `folder`, with a server certificate and a client certificate.
 
-    `ca`, `cert` and `key` are what a client needs, as paths; the key has mode 0600. `server` holds the
-    server's certificate and key in one file, so that replacing it is atomic. The client certificate has no
-    common name: etcd would take it for a user. The harness has a client certificate of its own, `harness`, also
-    with its key in one file, so that it still gets in when that of the clients has expired. The server's is good
-    for loopback and for `hosts`.
+    `ca`, `cert` and `key` are the paths that a client needs; the key has mode 0600. The client certificate has no
+    common name, because etcd would take it for a user. `server` holds the server's certificate and key in one file, so
+    it can be replaced atomically; it is valid for loopback and for `hosts`. The harness has its own client certificate,
+    `harness`, also in one file with its key, so it still has access when the clients' certificate has expired.
     """
 
     def __init__(self, folder: Path, hosts: Sequence[str] = ()) -> None:
@@ -42,13 +41,12 @@ class Certificates:
         self.rotate()
 
     def rotate(self, *, client_expires_in_s: float | None = None, server_expires_in_s: float | None = None) -> None:
-        """Replace the client's and the server's certificate and key in their places by new ones of the same
-        CA.
+        """Replaces the client's and the server's certificates and keys by new ones from the same CA.
 
-        Each file is replaced atomically; a reader may see the new certificate beside the old key for an
-        instant. etcd reads its own at every handshake, so that it needs no restart. A certificate that expires
-        does so up to 1 s later than asked for (they count whole seconds), below 0 s it is expired at once; by
-        default it outlives every test. Connections that stand are not looked at again by etcd.
+        Each file is replaced atomically; for an instant, a reader may see the new certificate with the old key. etcd
+        reads its files at every handshake, so it needs no restart. By default, certificates outlive every test. With a
+        time below 0 s they have expired already; otherwise they expire up to 1 s late, because they count whole
+        seconds. etcd does not check existing connections again.
         """
         server = self._issue(server_expires_in_s, "localhost", "127.0.0.1", "::1", *self._hosts)
         client = self._issue(client_expires_in_s, "client.instep.test")
@@ -57,18 +55,18 @@ class Certificates:
         _write(self.cert, _chain(client), 0o644)
 
     def foreign(self) -> Certificates:
-        """Certificates of another authority: the server does not trust them, nor they the server."""
+        """Certificates of another authority: server and clients do not trust each other."""
         number = sum(1 for _ in self._folder.glob("foreign-*")) + 1
         return Certificates(self._folder / f"foreign-{number}")
 
     def client_context(self) -> ssl.SSLContext:
-        """A context with which the standard library's clients reach the server."""
+        """A TLS context with the client certificate, for clients of the standard library."""
         context = ssl.create_default_context(cafile=self.ca)
         context.load_cert_chain(self.cert, self.key)
         return context
 
     def harness_context(self) -> ssl.SSLContext:
-        """The same for the harness, whatever has become of the clients' certificate."""
+        """A TLS context with the harness's own certificate."""
         context = ssl.create_default_context(cafile=self.ca)
         context.load_cert_chain(self.harness)
         return context

@@ -1,4 +1,4 @@
-"""A real etcd cluster for a test: members started, broken and restarted at will."""
+"""A real etcd cluster for a test, with faults and restarts on demand."""
 
 from __future__ import annotations
 
@@ -32,12 +32,17 @@ _POLL_S = 0.05
 class EtcdCluster(Partitions, EtcdService):
     """A real etcd cluster on loopback, for a `with` block or between `start()` and `close()`.
 
-    `members` is how many; `version`, `tls`, `auth`, `auth_token_ttl_s`, `fsync` and `extra_args` are as for
-    `EtcdServer` and hold for each. Peers talk without TLS. `proxied=True` puts proxies between the members and
-    before the clients, for partitions; the harness itself asks members past them. `network="namespaces"` gives
-    each member a network namespace, for partitions in which packets are lost (root only; the harness is a client
-    there like others). The members die with this process, however that ends. One cluster is not for use from
-    several threads at once. The members' clock is the machine's: no clock can be stepped here.
+    The members end with this process, however it ends. Do not use one cluster from several threads at once. Limit: the
+    members use the machine's clock, so it cannot be changed for one of them.
+
+    Args:
+        members: The number of members.
+        version: As for `EtcdServer`, like `tls`, `auth`, `auth_token_ttl_s`, `fsync` and `extra_args`; for each member.
+        tls: For clients. Peers communicate without TLS.
+        proxied: Puts proxies between the members and in front of the clients, for partitions. The harness itself
+            bypasses them.
+        network: "namespaces" gives each member a network namespace, for partitions that lose packets (root only). The
+            harness is then a client like any other.
     """
 
     def __init__(
@@ -91,22 +96,22 @@ class EtcdCluster(Partitions, EtcdService):
 
     @property
     def members(self) -> tuple[EtcdMember, ...]:
-        """The members, the same objects over kills and restarts."""
+        """The members; the same objects across kills and restarts."""
         if not self._started:
             raise EtcdError(f"{self._called} has not been started: call start() or use it in a with block")
         return self._members
 
     @property
     def endpoints(self) -> list[str]:
-        """The client URLs of all members; they stay the same over restarts."""
+        """The client URLs of all members; the same across restarts."""
         return [member.endpoint for member in self.members]
 
     def leader(self, timeout_s: float = _LEADER_TIMEOUT_S, *, other_than: EtcdMember | None = None) -> EtcdMember:
-        """The member that leads: it says so itself, and most members name it, all in the same term.
+        """The leader: the member that claims to lead, and that a majority names, in the same term.
 
-        Asked until that holds, for another member than `other_than` if that is given: one that has just been
-        cut off still leads until its followers miss it. Raises EtcdUnavailable when there is none within
-        `timeout_s`. It may change while this returns.
+        Polls until there is one other than `other_than`: a member that was just cut off still leads until its followers
+        notice. Raises EtcdUnavailable if there is none within `timeout_s`. The leader may change right after this
+        returns.
         """
 
         def another() -> EtcdMember | None:
@@ -120,16 +125,16 @@ class EtcdCluster(Partitions, EtcdService):
         return found
 
     def followers(self, timeout_s: float = _LEADER_TIMEOUT_S) -> tuple[EtcdMember, ...]:
-        """All members but the leader, also those that do not run; raises as `leader` does."""
+        """All members except the leader, including stopped ones. Raises as `leader` does."""
         leader = self.leader(timeout_s)
         return tuple(member for member in self.members if member is not leader)
 
     # -- life ------------------------------------------------------------------------------------------------
 
     def start(self) -> Self:
-        """Start the members that do not run and wait until all serve, at most 30 s.
+        """Starts the members that are not running and waits until all serve, at most 30 s.
 
-        Raises EtcdError with the end of a member's log when it ends instead.
+        Raises EtcdError with the end of a member's log if it exits instead.
         """
         if self._started:
             for member in self._members:
@@ -140,24 +145,24 @@ class EtcdCluster(Partitions, EtcdService):
         return self
 
     def stop(self) -> None:
-        """End all members in order, paused or not, each after 5 s by force. Data and ports are kept."""
+        """Stops all members with SIGTERM, paused or not, and with SIGKILL after 5 s. Keeps data and ports."""
         leader = self._leader_now()
         with ThreadPoolExecutor(len(self._names)) as pool:
             list(pool.map(EtcdMember.stop, [member for member in self._members if member is not leader]))
-        # Last, or it would wait for a successor among members that are leaving too.
+        # Last: otherwise it waits for a successor among members that stop too.
         if leader is not None:
             leader.stop()
 
     def kill(self) -> None:
-        """End all members that run as a crash of the machine would, together (SIGKILL)."""
+        """Kills all running members at once (SIGKILL), like a crash of the machine."""
         running = [member for member in self._members if member.running]
         with ThreadPoolExecutor(len(self._names)) as pool:
             list(pool.map(EtcdMember.kill, running))
 
     def wait_healthy(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Return when every member serves and they have a leader.
+        """Returns when every member serves and the cluster has a leader.
 
-        Raises EtcdError with the end of its log for the first that does not in time, or that does not run.
+        Raises EtcdError, with the end of its log, for the first member that does not serve in time or is not running.
         """
         deadline = time.monotonic() + timeout_s
         for member in self._members:
@@ -165,19 +170,19 @@ class EtcdCluster(Partitions, EtcdService):
         if not wait_until(lambda: self._leader_now() is not None, timeout_s=max(0.1, deadline - time.monotonic())):
             raise EtcdUnavailable(f"the etcd cluster had no leader within {timeout_s:g} s")
 
-    # -- what traffic must stand -----------------------------------------------------------------------------
+    # -- maintenance -----------------------------------------------------------------------------
 
     def compact(self, revision: int | None = None) -> int:
-        """Forget the history before `revision`, by default all but the newest; the revision compacted at."""
+        """Compacts the history before `revision`, by default before the newest. Returns the revision."""
         if revision is None:
             revision = max((answer.revision for answer in self._answers().values()), default=0)
         if not revision:
-            raise EtcdUnavailable("no member of the etcd cluster told its revision")
+            raise EtcdUnavailable("no member of the etcd cluster reported its revision")
         self.etcdctl("compact", str(revision))
         return revision
 
     def defragment(self, member: EtcdMember) -> None:
-        """Defragment one member's database; it answers nobody meanwhile. At most 30 s."""
+        """Defragments one member's database, at most 30 s. The member does not answer meanwhile."""
         run_etcdctl(self.binary, self.access.flags([member.direct_endpoint]), ["defrag"])
 
     def __repr__(self) -> str:
@@ -192,8 +197,8 @@ class EtcdCluster(Partitions, EtcdService):
             self._members = self._made()
             try:
                 for member in self._members:
-                    # One by one: a new member asks the others who they are, and waits a second for one that
-                    # listens and does not serve yet.
+                    # One after the other: a new member asks the others for their ids, and waits a second for one that
+                    # listens but does not serve yet.
                     member.launch()
                     member.wait_for_peers()
                 self.wait_healthy()
@@ -238,7 +243,7 @@ class EtcdCluster(Partitions, EtcdService):
         return network
 
     def _forget(self) -> None:
-        """End the members of a start that failed; the next try begins with nothing."""
+        """Removes the members of a failed start before the next attempt."""
         self.kill()
         for member in self._members:
             shutil.rmtree(member.data_dir, ignore_errors=True)
@@ -247,7 +252,7 @@ class EtcdCluster(Partitions, EtcdService):
 
     @property
     def _etcdctl_endpoints(self) -> list[str]:
-        # etcdctl waits for members that do not answer: it is told of those that do.
+        # etcdctl waits for members that do not answer, so it gets only healthy ones.
         members = self.members
         with ThreadPoolExecutor(len(members)) as pool:
             healthy = pool.map(lambda member: member.healthy, members)
@@ -255,7 +260,7 @@ class EtcdCluster(Partitions, EtcdService):
         return found or [member.direct_endpoint for member in members]
 
     def _answers(self) -> dict[EtcdMember, MemberStatus]:
-        """What the members that answer within 1 s say of themselves."""
+        """The status of the members that answer within 1 s."""
         asked = [member for member in self._members if member.running and not member.paused]
         if not asked:
             return {}

@@ -1,4 +1,4 @@
-"""The faults of a link, as decisions: what is held, how long it takes, which reply is lost."""
+"""The faults of a link, as decisions: what is held back, the delay, and which reply is lost. Pure."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from instep.testing._flow import Way
 
 QUIET_S = 0.1
-"""The reply that is lost has been lost whole when its server has said nothing for so long."""
+"""A lost reply counts as complete when the server has sent nothing for this long."""
 
 
 @dataclass(slots=True)
 class Faults:
-    """What is wrong with a link now. `cut`: nothing gets through and nothing stands."""
+    """The current faults of a link. `cut`: no connection exists and no new one is accepted."""
 
     cut: bool = False
     held: set[Way] = field(default_factory=set)
@@ -22,7 +22,7 @@ class Faults:
     loss: Loss | None = None
 
     def delay_s(self, way: Way, chance: random.Random) -> float:
-        """How long what comes now is to wait."""
+        """The delay of data that arrives now, in seconds."""
         delay_s, jitter_s = self.delays.get(way, (0.0, 0.0))
         return delay_s + chance.uniform(0.0, jitter_s) if jitter_s else delay_s
 
@@ -35,10 +35,10 @@ class Faults:
 
 
 class Loss:
-    """One reply that will be lost: that to the first request in which `containing` is found.
+    """One reply that will be lost: the reply to the first request that contains `containing`.
 
-    Of what comes back after that request, `after_bytes` pass and the rest is swallowed. Pure: connections are
-    told apart by any hashable thing.
+    After that request, `after_bytes` of the reply pass and the rest is dropped. Pure: any hashable object can stand for
+    a connection.
     """
 
     def __init__(self, containing: bytes = b"", after_bytes: int = 0) -> None:
@@ -49,7 +49,7 @@ class Loss:
         self.lost_bytes = 0
 
     def sent(self, connection: Hashable, data: bytes) -> None:
-        """Bytes go up on a connection: it is the victim's if they complete what is looked for."""
+        """Handles bytes of a request. The connection becomes the victim if they complete `containing`."""
         if self.victim is not None:
             return
         seen = self._tails.get(connection, b"") + data
@@ -60,7 +60,7 @@ class Loss:
             self._tails[connection] = seen[len(seen) - len(self._containing) + 1 :]
 
     def answered(self, connection: Hashable, data: bytes) -> bytes:
-        """Bytes come down on a connection: those that may go on."""
+        """Handles bytes of a reply. Returns those that pass."""
         if connection != self.victim:
             return data
         passed, lost = data[: self._passing], data[self._passing :]
@@ -69,7 +69,7 @@ class Loss:
         return passed
 
     def ended(self, connection: Hashable) -> None:
-        """A connection has ended by itself: if it was the victim's, another will be."""
+        """Handles the end of a connection. If it was the victim, the next match becomes the victim."""
         self._tails.pop(connection, None)
         if connection == self.victim and not self.lost_bytes:
             self.victim = None

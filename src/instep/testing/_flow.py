@@ -1,4 +1,4 @@
-"""What waits in a proxy in one direction of one connection. Pure: time comes from the caller."""
+"""The data queued in a proxy for one direction of one connection. Pure: time comes from the caller."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from enum import Enum
 from typing import Literal
 
 Way = Literal["up", "down"]
-"""Towards the server, or back."""
+"""Direction: up to the server, or down to the client."""
 
 LIMIT_BYTES = 1024 * 1024
 
 
 class End(Enum):
-    """How one end of a connection was closed by its owner."""
+    """How the owner of one end of a connection closed it."""
 
     CLOSED = "closed"
     RESET = "reset"
@@ -23,7 +23,7 @@ Item = bytes | End
 
 
 class Flow:
-    """Bytes, and the end after them, each with the moment from which it may go on; the order is kept."""
+    """A queue of bytes, and the end after them, each with the time from which it may pass. Keeps the order."""
 
     def __init__(self) -> None:
         self._items: deque[tuple[float, Item]] = deque()
@@ -31,23 +31,23 @@ class Flow:
 
     @property
     def full(self) -> bool:
-        """Whether enough waits: its source is not read until some has gone on."""
+        """Whether the queue is full: its source is not read until some data has passed."""
         return self.size >= LIMIT_BYTES
 
     @property
     def next_due(self) -> float | None:
-        """When the first of what waits may go on; None: nothing waits."""
+        """When the first item may pass; None if the queue is empty."""
         return self._items[0][0] if self._items else None
 
     def put(self, item: Item, due: float) -> None:
-        """Let it wait until `due`, or until what came before it may go on if that is later."""
+        """Queues an item until `due`, or until the item before it may pass if that is later."""
         if self._items:
             due = max(due, self._items[-1][0])
         self._items.append((due, item))
         self.size += len(item) if isinstance(item, bytes) else 0
 
     def take(self, now: float) -> Item | None:
-        """The first of what waits, if it is due."""
+        """Removes and returns the first item if it is due, else None."""
         if not self._items or self._items[0][0] > now:
             return None
         _, item = self._items.popleft()

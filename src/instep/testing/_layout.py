@@ -1,4 +1,4 @@
-"""What the members of a cluster are started with, before it is known how they reach one another."""
+"""The settings of the members of a cluster, before their addresses are known."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """What all members have in common, and their names in order."""
+    """The common settings of all members, and their names in order."""
 
     names: Sequence[str]
     folder: Path
@@ -26,7 +26,7 @@ class Layout:
     extra_args: Sequence[str]
 
     def members(self, hosts: Mapping[str, str]) -> list[Member]:
-        """The members on ports that are free now, each at its host, by default on loopback."""
+        """The members on free ports, each on its host, by default loopback."""
         ports = iter(free_ports(2 * len(self.names), LOOPBACK))
         return [
             Member(
@@ -46,6 +46,6 @@ class Layout:
 
 
 def joined(members: Sequence[Member]) -> list[Member]:
-    """The same members as one cluster."""
+    """Copies of the members that form one cluster."""
     cluster = {member.name: member.advertised_peer_url for member in members}
     return [member.joined(cluster) for member in members]

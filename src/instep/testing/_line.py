@@ -1,4 +1,4 @@
-"""The connections of a link and what is wrong with them now; all of it in the proxy's thread."""
+"""The connections of a link and their current faults. Runs in the proxy's thread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_CONNECTIONS = 1000
 
 @dataclass(frozen=True, slots=True)
 class LinkStatistics:
-    """What a link has seen. `refused` counts connections that were reset as soon as they had been made."""
+    """Counts of a link. `refused`: connections that were reset as soon as they were made."""
 
     accepted: int = 0
     refused: int = 0
@@ -27,7 +27,7 @@ class LinkStatistics:
 
 
 class Line:
-    """Makes a pair of each connection that it is given, and is the gate of all of them."""
+    """Creates a Pair for each connection, and decides for all of them what passes."""
 
     def __init__(self, name: str, target: tuple[str, int]) -> None:
         self.name = name
@@ -36,7 +36,7 @@ class Line:
         self._pairs: set[Pair] = set()
         self._counts = LinkStatistics()
         self._quiet: asyncio.TimerHandle | None = None
-        # The same link jitters the same way in each run, as far as its traffic is the same.
+        # Seeded by the name: with the same traffic, a link has the same jitter in each run.
         self._chance = random.Random(name)
 
     @property
@@ -44,7 +44,7 @@ class Line:
         return replace(self._counts, open=len(self._pairs))
 
     def serve(self, client: Side) -> None:
-        """Take over a connection that a client has made; at most 1000 at a time."""
+        """Takes over a client's connection; at most 1000 at a time."""
         if self.faults.cut or len(self._pairs) >= _MOST_CONNECTIONS:
             self._count(refused=1)
             client.reset()
@@ -80,13 +80,13 @@ class Line:
         self.faults = Faults()
         self._pump_all()
 
-    # -- what pairs ask --------------------------------------------------------------------------------------
+    # -- called by pairs --------------------------------------------------------------------------------------
 
     def is_held(self, way: Way) -> bool:
         return way in self.faults.held
 
     def arrived(self, pair: Pair, way: Way, data: bytes) -> tuple[bytes, float]:
-        """What of the data may go on, and how long it waits first in seconds."""
+        """The data that passes, and its delay in seconds."""
         passed, loss = data, self.faults.loss
         if loss is not None and way == "up":
             loss.sent(pair, data)
@@ -124,7 +124,7 @@ class Line:
         pair.reset()
 
     def _forget_loss(self) -> None:
-        """Drop a loss that is under way; a stream with a gap is of no use to anybody, so it is reset."""
+        """Ends a loss in progress. Resets its connection, because its stream has a gap."""
         loss, self.faults.loss = self.faults.loss, None
         if loss is not None and loss.lost_bytes and isinstance(loss.victim, Pair):
             if self._quiet is not None:

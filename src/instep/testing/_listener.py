@@ -1,4 +1,4 @@
-"""A port that hands each connection to the line it belongs to."""
+"""A port that passes each connection to its line."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _PORT_TRIES = 5
 _PAUSE_S = 0.2
 
 Route = Callable[[int], Line | None]
-"""The line of a connection from this port of this machine; None: it is reset."""
+"""The line for a connection from this source port; None resets it."""
 
 
 class Listener:
-    """Listens on `host` at `port` (0: a free one) from the start; it keeps its port while it refuses."""
+    """Listens on `host` and `port` (0: a free one) from its creation. Keeps the port number while it refuses."""
 
     def __init__(self, thread: LoopThread, host: str, port: int, route: Route) -> None:
         self._thread = thread
@@ -40,21 +40,21 @@ class Listener:
             self._listen_anywhere()
 
     def listen(self) -> None:
-        """Accept connections; EtcdError when another process has taken the port for 5 s."""
+        """Accepts connections. Raises EtcdError if another process holds the port for 5 s."""
         if self._socket is not None or self._closed:
             return
-        # The port may be probed for being free by somebody at this very moment.
+        # Another process may be probing the port at this moment.
         if not wait_until(self._listens, timeout_s=_LISTEN_TIMEOUT_S):
             raise EtcdError(f"port {self.port} on {self._host} is taken: a proxy cannot listen there")
 
     def refuse(self) -> None:
-        """Refuse connections; those that stand are left alone."""
+        """Refuses new connections. Existing ones are not affected."""
         if self._socket is not None:
             self._thread.call(self._stop, self._socket)
             self._socket = None
 
     def close(self) -> bool:
-        """Refuse for good; False when that was so before."""
+        """Refuses permanently. False if it was closed already."""
         if self._closed:
             return False
         self.refuse()
@@ -82,7 +82,7 @@ class Listener:
         self._thread.call(self._thread.loop.add_reader, plain, self._accept, plain)
         return True
 
-    # -- in the proxy's thread. Not asyncio's own server: one that is closed loses sockets that are just arriving ----
+    # -- in the proxy's thread. Not asyncio's server, which loses sockets in the backlog when it is closed ----------
 
     def _stop(self, plain: socket.socket) -> None:
         self._thread.loop.remove_reader(plain)
@@ -92,8 +92,8 @@ class Listener:
         try:
             arrived, _ = plain.accept()
         except (BlockingIOError, ConnectionAbortedError):
-            return  # it has gone already
-        except OSError:  # no descriptor is left: trying again at once would take a core
+            return  # closed already
+        except OSError:  # no file descriptor left: an immediate retry would busy-loop
             self._thread.loop.remove_reader(plain)
             self._thread.loop.call_later(_PAUSE_S, self._resume, plain)
             return
@@ -112,7 +112,7 @@ class Listener:
 
     def _made(self, client: Side) -> None:
         assert client.transport is not None
-        address = client.transport.get_extra_info("peername")  # None where it has gone already
+        address = client.transport.get_extra_info("peername")  # None if it is closed already
         line = self._route(address[1]) if address is not None else None
         if line is None:
             client.reset()

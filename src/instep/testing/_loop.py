@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own."""
+"""An event loop in its own thread."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ T = TypeVar("T")
 _CALL_TIMEOUT_S = 10.0
 _SETTLE_TIMEOUT_S = 1.0
 _TURNS = 3
-"""Transports close their sockets in callbacks of callbacks."""
+"""Iterations of the loop until closed transports have closed their sockets, in nested callbacks."""
 
 
 class LoopThread:
-    """Runs callbacks for other threads until it is closed. A daemon thread; a forked child has none."""
+    """Runs callbacks for other threads until it is closed. A daemon thread; it does not exist in a forked child."""
 
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
@@ -27,7 +27,7 @@ class LoopThread:
         self._thread.start()
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
-        """What `function` returns, run in the loop's thread; EtcdError when it is closed or busy for 10 s."""
+        """Runs `function` in the loop's thread and returns its result. Raises EtcdError if closed, or busy for 10 s."""
 
         async def called() -> T:
             return function(*args)
@@ -35,10 +35,10 @@ class LoopThread:
         return self.run(called())
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """What `work` returns, run in the loop's thread; errors as of `call`."""
+        """Runs `work` in the loop's thread and returns its result. Raises as `call` does."""
         if self.loop.is_closed():
             work.close()
-            raise EtcdError("this proxy has been closed: make a new one")
+            raise EtcdError("this proxy has been closed: create a new one")
         future: Future[T] = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
             return future.result(_CALL_TIMEOUT_S)
@@ -47,7 +47,7 @@ class LoopThread:
             raise EtcdError(f"the proxy's thread was busy for {_CALL_TIMEOUT_S:g} s") from error
 
     def close(self) -> None:
-        """End the loop after its pending callbacks, and the thread."""
+        """Ends the loop after its pending callbacks, then the thread."""
         if self.loop.is_closed():
             return
         self.loop.call_soon_threadsafe(self.loop.stop)
@@ -63,7 +63,7 @@ class LoopThread:
 
 
 async def _settle() -> None:
-    """Let what is under way end: asyncio loses a socket whose acceptance is cancelled half-way."""
+    """Waits for pending tasks: asyncio leaks a socket whose accept is cancelled half-way."""
     left = asyncio.all_tasks() - {asyncio.current_task()}
     if left:
         _, late = await asyncio.wait(left, timeout=_SETTLE_TIMEOUT_S)
@@ -71,4 +71,4 @@ async def _settle() -> None:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
     for _ in range(_TURNS):
-        await asyncio.sleep(0)  # what has been closed needs some turns to be gone
+        await asyncio.sleep(0)  # closed transports need some iterations

@@ -1,4 +1,4 @@
-"""One etcd process under test: started, stopped, killed, frozen."""
+"""One etcd process of a test, with faults on demand."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from instep.testing._slow import slowed
 
 
 class EtcdMember:
-    """One real etcd of a cluster, to be broken on purpose; `EtcdServer` and `EtcdCluster` make them.
+    """One real etcd process of an `EtcdServer` or `EtcdCluster`, with faults as methods.
 
-    Its ports and its data stay the same over kills and restarts. Not for use from several threads at once.
-    Faults touch this process only: its clock is the machine's, so no member's clock can be stepped.
+    It keeps its ports and its data across kills and restarts. Do not use it from several threads at once. Limit: faults
+    affect only this process; its clock is the machine's, and cannot be changed.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class EtcdMember:
 
     @property
     def name(self) -> str:
-        """Its name within its cluster."""
+        """Its name in the cluster."""
         return self._settings.name
 
     @property
@@ -48,48 +48,48 @@ class EtcdMember:
 
     @property
     def data_dir(self) -> Path:
-        """The folder of its data."""
+        """Its data folder."""
         return self._settings.data_dir
 
     @property
     def endpoint(self) -> str:
-        """Where clients reach it: through its client proxy where it has one."""
+        """The client URL, through its proxy if it has one."""
         return self._settings.advertised_client_url
 
     @property
     def direct_endpoint(self) -> str:
-        """Where this machine reaches it past any proxy."""
+        """The client URL that bypasses any proxy."""
         return self._settings.client_url
 
     @property
     def pid(self) -> int:
-        """The process id of the running server."""
+        """The pid of the running process."""
         return self._running_process().pid
 
     @property
     def running(self) -> bool:
-        """Whether the process lives, paused or not."""
+        """Whether the process runs, paused or not."""
         process = self._process
         return process is not None and process.exit_status is None
 
     @property
     def paused(self) -> bool:
-        """Whether the process lives and is frozen by `pause()`."""
+        """Whether the process is frozen by `pause()`."""
         process = self._process
         return process is not None and process.exit_status is None and process.paused
 
     @property
     def healthy(self) -> bool:
-        """Whether it answers now that it serves and knows a leader; asked past any proxy; takes at most 1 s."""
+        """Whether it serves and knows a leader now. Bypasses any proxy; takes at most 1 s."""
         return self.running and not self.paused and is_healthy(self.direct_endpoint, self.access.context())
 
     def status(self) -> MemberStatus:
-        """What it says of itself, asked past any proxy; EtcdError when it does not say it within some 2 s."""
+        """Its own status, bypassing any proxy. Raises EtcdError without an answer in about 2 s."""
         context = self.access.context()
         try:
             return status(self.direct_endpoint, context, self._token)
         except EtcdDenied:
-            # Recent patch releases tell nobody but users; a token dies with its member, and in time.
+            # Recent patch releases require a user. A token ends with its member, and after its TTL.
             if not self.access.users:
                 raise
         self._token = authenticate(self.direct_endpoint, context, *self.access.first_user())
@@ -103,19 +103,19 @@ class EtcdMember:
     # -- life ------------------------------------------------------------------------------------------------
 
     def launch(self) -> None:
-        """Start the process on the same ports and data, and return at once; nothing when it runs."""
+        """Starts the process on the same ports and data and returns at once. Does nothing if it runs."""
         if self.running:
             return
         if self._resources.released:
-            raise EtcdError(f"{self._called} has been closed: make a new one")
+            raise EtcdError(f"{self._called} has been closed: create a new one")
         check_ports(self._settings)
         self._resources.processes[self.name] = ServerProcess(command(self.binary, self._settings), log=self.log)
 
     def start(self) -> Self:
-        """Start it when it does not run, and wait until its client port is open, at most 30 s.
+        """Starts it if it is not running, and waits until its client port is open, at most 30 s.
 
-        It need not serve then: that takes a quorum, for which `wait_healthy` waits. Raises EtcdError with the
-        end of its log when it ends instead.
+        It may not serve yet: that needs a quorum, see `wait_healthy`. Raises EtcdError with the end of its log if it
+        exits instead.
         """
         self.launch()
         host, port = self._settings.reachable_host, self._settings.client_port
@@ -123,46 +123,46 @@ class EtcdMember:
         return self
 
     def wait_healthy(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Return when it serves and knows a leader; EtcdError with the end of its log when it does not in time."""
+        """Returns when it serves and knows a leader. Raises EtcdError with the end of its log after `timeout_s`."""
         self._wait(lambda: self.healthy, timeout_s)
 
     def wait_for_peers(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Return when it answers other members, which it does without a quorum; errors as of `wait_healthy`."""
+        """Returns when it answers other members, which needs no quorum. Raises as `wait_healthy` does."""
         url = self._settings.peer_url
         self._wait(lambda: answers_peers(url), timeout_s)
 
     def stop(self) -> None:
-        """End it in order (paused or not), after 5 s by force. Data and ports are kept for `start()`."""
+        """Stops it with SIGTERM, paused or not, and with SIGKILL after 5 s. Keeps data and ports for `start()`."""
         if self._process is not None:
             self._process.stop()
 
     def restart(self) -> None:
-        """Stop it if it runs, and start it on the same ports and the same data."""
+        """Stops it if it runs, and starts it on the same ports and data."""
         self.stop()
         self.start()
 
     def kill(self) -> None:
-        """End it as a crash would (SIGKILL); it is gone on return. `restart()` brings it back."""
+        """Kills it like a crash (SIGKILL) and waits until it is gone. `restart()` starts it again."""
         self._running_process().kill()
 
     def pause(self) -> None:
-        """Freeze it (SIGSTOP): connections stay open and nothing is answered. No thread runs on return."""
+        """Freezes it (SIGSTOP): connections stay open without answers. All threads have stopped on return."""
         self._running_process().pause()
 
     def resume(self) -> None:
-        """Let a paused server go on (SIGCONT)."""
+        """Continues a paused process (SIGCONT)."""
         self._running_process().resume()
 
     @contextlib.contextmanager
     def slow_disk(self, delay_ms: int) -> Iterator[None]:
-        """Let each fsync and fdatasync take `delay_ms` longer inside the block, or until the member ends.
+        """Delays each fsync and fdatasync by `delay_ms` inside the block, or until the member ends.
 
-        For a member made with `fsync=True`. strace does it, and makes every system call of the member slower
-        too. SettingsError where there is no strace, or it may not trace: ask `slow_disk_refusal()` first.
+        For a member with `fsync=True`. It uses strace, which also slows all other system calls of the member. Raises
+        SettingsError if strace is missing or may not trace: check `slow_disk_refusal()` first.
         """
         syncs = self._settings.fsync or self.binary.release < (3, 5)
         if not syncs:
-            raise SettingsError(f"{self._called} never waits for its disk: make it with fsync=True")
+            raise SettingsError(f"{self._called} never waits for its disk: create it with fsync=True")
         log = self.log.with_suffix(".strace.log")
         tracer = self._resources.processes[f"{self.name}.strace"] = slowed(self.pid, delay_ms, log)
         try:

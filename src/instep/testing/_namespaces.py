@@ -1,4 +1,4 @@
-"""A network of a cluster's own, made by the kernel: packets are lost on it without anybody being told."""
+"""A network of a cluster in kernel namespaces, on which packets can be lost without notice to either side."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from instep.testing._link import Link
 from instep.testing._proxy import Proxy
 
 HOST = "host"
-"""This machine's own end, where clients and the harness are."""
+"""The end of this machine, used by clients and the harness."""
 
 _TIMEOUT_S = 10.0
 _TRIES = 50
-_CURE = "run as root with iproute2 installed, or use proxied=True"
+_FIX = "run as root with iproute2 installed, or use proxied=True"
 _NOBODY = "02:00:00:00:00:01"
 _chance = random.SystemRandom()
 
 
 @functools.cache
 def namespaces_refusal() -> str | None:
-    """Why no cluster can have network namespaces on this machine, with the cure; None when it can.
+    """Why clusters cannot use network namespaces on this machine, with the fix; None if they can.
 
-    For tests, as `slow_disk_refusal`. Tried once per process, which takes some 0.1 s.
+    For skipping tests, like `slow_disk_refusal`. It tries once per process, which takes about 0.1 s.
     """
     try:
         NamespaceNetwork(f"try-{secrets.token_hex(4)}", ["m1"]).close()
@@ -41,16 +41,16 @@ def namespaces_refusal() -> str | None:
 
 
 class NamespaceNetwork:
-    """A network namespace for each member and a bridge that joins them and this machine.
+    """A network namespace for each member, and a bridge that connects them and this machine.
 
-    A fault makes one end send to an address where nobody is: packets are lost, nothing is refused or reset, and
-    connections go on after a heal as TCP retransmits, which may take as long again as the fault lasted.
-    `token` is part of all names, so that `remove` can clean up after a process that was killed.
+    A fault makes one end send to an unused address: packets are lost, and nothing is refused or reset. After `heal`,
+    connections continue when TCP retransmits, which may take as long as the fault lasted. `token` is part of all names,
+    so `remove` can clean up after a killed process.
     """
 
     def __init__(self, token: str, names: Sequence[str]) -> None:
         if os.geteuid() != 0 or shutil.which("ip") is None:
-            raise SettingsError(f"network namespaces need root and the program ip: {_CURE}")
+            raise SettingsError(f"network namespaces need root and the program ip: {_FIX}")
         self._token = token
         self._bridge = _device(token)
         subnet = _free_subnet()
@@ -59,42 +59,42 @@ class NamespaceNetwork:
             _ip(self._making())
         except EtcdError as error:
             self.close()
-            raise SettingsError(f"this machine makes no network namespaces ({error}): {_CURE}") from error
+            raise SettingsError(f"this machine makes no network namespaces ({error}): {_FIX}") from error
         except BaseException:
             self.close()
             raise
         self._held: set[tuple[str, str]] = set()
 
     def prefix(self, name: str) -> list[str]:
-        """What a command is to start with in order to run in a member's namespace."""
+        """The command prefix that runs a program in a member's namespace."""
         return [str(shutil.which("ip")), "netns", "exec", self._space(name)]
 
     def partition(self, groups: Sequence[Sequence[str]]) -> None:
-        """Lose everything between members of different groups."""
+        """Loses all packets between members of different groups."""
         for left, right in itertools.combinations(groups, 2):
             self._lose((*itertools.product(left, right), *itertools.product(right, left)))
 
     def block(self, sender: str, receiver: str) -> None:
-        """Lose what one member sends to another."""
+        """Loses the packets from one member to another."""
         self._lose([(sender, receiver)])
 
     def hold_clients(self, name: str) -> None:
-        """Lose everything between a member and this machine."""
+        """Loses all packets between a member and this machine."""
         self._lose([(HOST, name), (name, HOST)])
 
     def heal(self) -> None:
-        """Lose nothing more."""
+        """Ends all faults."""
         held, self._held = self._held, set()
         _ip(f"{self._neighbour(pair, 'del')}" for pair in sorted(held))
 
     def proxy(self, name: str) -> Proxy:
-        raise SettingsError("this cluster has no proxies: make it with EtcdCluster(proxied=True)")
+        raise SettingsError("this cluster has no proxies: create it with EtcdCluster(proxied=True)")
 
     def between(self, one: str, other: str) -> tuple[Link, Link]:
-        raise SettingsError("this cluster has no proxies: make it with EtcdCluster(proxied=True)")
+        raise SettingsError("this cluster has no proxies: create it with EtcdCluster(proxied=True)")
 
     def close(self) -> None:
-        """Remove the namespaces and the bridge."""
+        """Removes the namespaces and the bridge."""
         remove(self._token)
 
     # -- inside ----------------------------------------------------------------------------------------------
@@ -136,33 +136,33 @@ class NamespaceNetwork:
 
 
 def remove(token: str) -> None:
-    """Remove what a network of this token has left behind; nothing when there is nothing."""
+    """Removes the remains of a network with this token, if there are any."""
     bridge = _device(token)
     lines = [f"link del {path.name}" for path in Path("/sys/class/net").glob(f"{bridge}*")]
     lines += [f"netns del {path.name}" for path in Path("/run/netns").glob(f"{token}-*")]
     for line in lines:
-        # The kernel removes a namespace's devices in its own time, perhaps just now.
+        # The kernel removes the devices of a namespace asynchronously, possibly just now.
         with contextlib.suppress(EtcdError):
             _ip([line])
 
 
 def _device(token: str) -> str:
-    # Names of devices have at most 15 letters, and the ends at the bridge add a number.
+    # Device names have at most 15 characters; the bridge ends add a number.
     return f"ins{token[-8:]}"
 
 
 def _free_subnet() -> str:
-    """The first three numbers of a subnet that this machine has no route to, in the range for benchmarks (RFC 2544)."""
+    """The first three numbers of a subnet without a route on this machine, in the benchmark range (RFC 2544)."""
     routes = _run(["ip", "-4", "route", "show", "table", "all"])
     for _ in range(_TRIES):
         subnet = f"198.{_chance.randint(18, 19)}.{_chance.randint(0, 255)}"
         if f"{subnet}." not in routes:
             return subnet
-    raise SettingsError(f"no free subnet in 198.18.0.0/15 after {_TRIES} tries: {_CURE}")
+    raise SettingsError(f"no free subnet in 198.18.0.0/15 after {_TRIES} tries: {_FIX}")
 
 
 def _ip(lines: Iterable[str]) -> None:
-    """Run these commands of ip, one after the other, up to the first that fails."""
+    """Runs ip commands one after the other, up to the first that fails."""
     for line in lines:
         _run(["ip", *line.split()])
 

@@ -1,4 +1,4 @@
-"""The network of a cluster: a proxy before each member's client port and one before its peer port."""
+"""The network of a cluster: a proxy in front of each member's client port and peer port."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from instep.testing._proxy import Proxy
 
 
 class Network(Protocol):
-    """What partitions are made of: between members, by name, and between a member and its clients."""
+    """Faults between members, by name, and between a member and its clients."""
 
     def partition(self, groups: Sequence[Sequence[str]]) -> None: ...
 
@@ -34,12 +34,12 @@ class Network(Protocol):
 
 
 Pids = Callable[[], Mapping[str, int]]
-"""The processes of the members that run, by name."""
+"""The pids of the running members, by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a member listens itself."""
+    """The address at which a member itself listens."""
 
     name: str
     host: str
@@ -48,10 +48,10 @@ class Place:
 
 
 class ProxiedNetwork:
-    """Proxies between members and before clients, all in one thread.
+    """Proxies between members and in front of clients, all in one thread.
 
-    All members dial one and the same peer URL of a member, so its proxy finds out who dials: the member whose
-    process owns the connection's other end. A connection of nobody known is reset.
+    All members connect to the same peer URL of a member, so its proxy finds the source by the process that owns the
+    other end of the connection. A connection of an unknown process is reset.
     """
 
     def __init__(self, places: Sequence[Place], pids: Pids) -> None:
@@ -70,40 +70,40 @@ class ProxiedNetwork:
             raise
 
     def ports(self, name: str) -> tuple[int, int]:
-        """The ports of a member's proxies, for clients and for peers."""
+        """The ports of a member's proxies: clients, peers."""
         return self.clients[name].port, self.peers[name].port
 
     def block(self, sender: str, receiver: str) -> None:
-        """Hold back whatever one member sends to another, on the connections of both."""
+        """Holds back what one member sends to another, on the connections of both."""
         self.links[sender, receiver].black_hole("up")
         self.links[receiver, sender].black_hole("down")
 
     def between(self, one: str, other: str) -> tuple[Link, Link]:
-        """The connections that the one dials, and those that the other dials."""
+        """The connections that `one` opens, and those that `other` opens."""
         return self.links[one, other], self.links[other, one]
 
     def partition(self, groups: Sequence[Sequence[str]]) -> None:
-        """Hold back everything between members of different groups."""
+        """Holds back everything between members of different groups."""
         for left, right in itertools.combinations(groups, 2):
             for one, other in itertools.product(left, right):
                 for link in self.between(one, other):
                     link.black_hole()
 
     def hold_clients(self, name: str) -> None:
-        """Hold back everything between a member and its clients."""
+        """Holds back everything between a member and its clients."""
         self.clients[name].black_hole()
 
     def proxy(self, name: str) -> Proxy:
-        """The proxy before a member's client port."""
+        """The proxy in front of a member's client port."""
         return self.clients[name]
 
     def heal(self) -> None:
-        """End all faults of all links."""
+        """Ends all faults of all links."""
         for link in self._all():
             link.heal()
 
     def close(self) -> None:
-        """Reset all connections and stop; for good."""
+        """Resets all connections and stops permanently."""
         for listener in self.peers.values():
             listener.close()
         for proxy in self.clients.values():

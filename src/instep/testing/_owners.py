@@ -1,4 +1,4 @@
-"""Which of some processes made a TCP connection on this machine."""
+"""Finds the process that opened a TCP connection on this machine."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _TABLE = Path("/proc/net/tcp")
 
 
 def owner(source_port: int, target_port: int, processes: Mapping[str, int]) -> str | None:
-    """The name of the process that connected over IPv4 from one port of this machine to the other.
+    """The name of the process that has the IPv4 connection between two ports of this machine.
 
-    `processes` maps names to pids; only those are looked at, and those of other users cannot be. None: it was
-    none of them, or it has ended.
+    `processes` maps names to pids; only those are checked, and processes of other users cannot be. None if it is none
+    of them, or has ended.
     """
     inode = _inode(source_port, target_port)
     if inode is None:

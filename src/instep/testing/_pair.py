@@ -1,4 +1,4 @@
-"""One connection through a proxy: a client's socket, the server's, and what waits between them."""
+"""One connection through a proxy: the client's socket, the server's, and the data queued between them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DIAL_TIMEOUT_S = 10.0
 
 
 class Gate(Protocol):
-    """What a pair asks its line, in the loop's thread."""
+    """Decisions that a pair gets from its line, in the loop's thread."""
 
     def is_held(self, way: Way) -> bool: ...
 
@@ -26,7 +26,7 @@ class Gate(Protocol):
 
 
 class Side(asyncio.Protocol):
-    """One of the two sockets; what it says goes `way`."""
+    """One of the two sockets; its data goes in direction `way`."""
 
     def __init__(self, way: Way, on_made: Callable[[Side], None]) -> None:
         self.way = way
@@ -63,7 +63,7 @@ class Side(asyncio.Protocol):
             self.pair.pump()
 
     def read(self, wanted: bool) -> None:
-        """Read from it, or leave what it says in the kernel."""
+        """Reads from the socket, or leaves its data in the kernel."""
         if self.transport is None or self.transport.is_closing():
             return
         if wanted:
@@ -72,7 +72,7 @@ class Side(asyncio.Protocol):
             self.transport.pause_reading()
 
     def send(self, item: Item) -> None:
-        """Pass on what the other side said or did."""
+        """Sends data, an end or a reset of the other side."""
         if self.transport is None or self.transport.is_closing():
             return
         if isinstance(item, bytes):
@@ -83,7 +83,7 @@ class Side(asyncio.Protocol):
             self.reset()
 
     def reset(self) -> None:
-        """End it so that its owner gets a reset, not an orderly end."""
+        """Closes the socket with a reset."""
         if self.transport is None:
             return
         with contextlib.suppress(OSError):
@@ -97,7 +97,7 @@ class Side(asyncio.Protocol):
 
 
 class Pair:
-    """Dials the server for a client as soon as its gate lets bytes up, and passes on what both say."""
+    """Connects to the server for a client as soon as data may pass up, and passes data in both directions."""
 
     def __init__(self, gate: Gate, client: Side, target: tuple[str, int]) -> None:
         self._gate = gate
@@ -113,12 +113,12 @@ class Pair:
         client.pair = self._server.pair = self
 
     def pump(self) -> None:
-        """Pass on what may go on now; to be called whenever that may have changed."""
+        """Passes what may pass now. Called whenever that may have changed."""
         self._pump("up", self._client, self._server)
         self._pump("down", self._server, self._client)
 
     def came(self, way: Way, item: Item) -> None:
-        """One side said something, or ended."""
+        """Handles data, or the end, of one side."""
         if self.over:
             return
         wait_s = 0.0
@@ -129,7 +129,7 @@ class Pair:
         self.pump()
 
     def reset(self) -> None:
-        """End both sockets with a reset; what waits is gone."""
+        """Closes both sockets with a reset and drops queued data."""
         self._end(Side.reset)
 
     # -- inside ----------------------------------------------------------------------------------------------

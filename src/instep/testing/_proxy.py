@@ -1,4 +1,4 @@
-"""A TCP proxy for tests: what goes through it is cut, held, delayed or lost on purpose."""
+"""A TCP proxy for tests that cuts, holds, delays or loses data on demand."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _HOST = "127.0.0.1"
 
 
 class Proxy(Link):
-    """A TCP proxy on loopback before `target_host:target_port`, for a `with` block or until `close()`.
+    """A TCP proxy on loopback in front of `target_host:target_port`, for a `with` block or until `close()`.
 
-    It listens from the start, on `port` or on a free one of `host`, any address of loopback, and knows nothing of
-    what it passes on. The server need not run: a new connection to it is made for each. See `Link` for the faults and
+    It listens from its creation on `port`, or on a free port, of `host`, an address of loopback. It does not interpret
+    the data. The server need not run: the proxy opens a connection to it for each client. See `Link` for the faults and
     their limits.
     """
 
@@ -43,26 +43,26 @@ class Proxy(Link):
 
     @property
     def port(self) -> int:
-        """The port at which clients reach it; the same over cuts."""
+        """The port for clients; the same across cuts."""
         return self._listener.port
 
     @property
     def endpoint(self) -> str:
-        """Where clients reach it: address and port."""
+        """The address and port for clients."""
         return f"{self._host}:{self.port}"
 
     def cut(self) -> None:
-        """Reset all connections and refuse new ones."""
+        """Resets all connections and refuses new ones."""
         self._listener.refuse()
         super().cut()
 
     def heal(self) -> None:
-        """End all faults; what was held back goes on."""
+        """Ends all faults. Data that was held back passes."""
         super().heal()
         self._listener.listen()
 
     def close(self) -> None:
-        """Reset what is open and refuse what comes; for good."""
+        """Resets all connections and refuses new ones permanently."""
         if self._listener.close():
             super().cut()
         if self._owned is not None:

@@ -1,4 +1,4 @@
-"""What a server or a cluster must give back: processes, whatever else was opened, and a folder."""
+"""What a server or a cluster must release: processes, other resources, and a folder."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _PREFIX = "instep-etcd-"
 _LOCK = "in-use"
 
 NAMESPACES = "namespaces"
-"""A file of this name in the folder tells that there are network namespaces to be removed."""
+"""A file with this name in the folder marks network namespaces to remove."""
 
 
 class Resources:
-    """A temporary folder, the processes that write to it, and callbacks to be made before it goes.
+    """A temporary folder, the processes that write to it, and callbacks to run before its removal.
 
-    `release` may be called by a finalizer: it knows nothing of the server that it cleans up after. A process
-    that is killed removes nothing; its folders go when the next process on this machine makes its first one.
+    A finalizer may call `release`, so this object has no reference to its server. A killed process removes nothing: the
+    next process on this machine that creates such a folder removes the old ones.
     """
 
     def __init__(self) -> None:
@@ -39,11 +39,11 @@ class Resources:
         self._lock = _locked(self.folder)
 
     def pids(self) -> dict[str, int]:
-        """The processes by name, those that have ended among them."""
+        """The pids by name, including processes that have ended."""
         return {name: process.pid for name, process in list(self.processes.items())}
 
     def release(self) -> None:
-        """Kill the processes and remove the folder; nothing in a forked child, whose exit must not end them."""
+        """Kills the processes and removes the folder. Does nothing in a forked child, whose exit must not end them."""
         if os.getpid() != self._owner:
             return
         self.released = True
@@ -60,8 +60,8 @@ class Resources:
 
 
 def _locked(folder: Path) -> int:
-    """A descriptor that holds the folder's lock: the kernel lets go of it when this process ends."""
-    # Under another name until it is locked: a sweep that saw it before would take the folder for abandoned.
+    """A descriptor that holds the folder's lock. The kernel releases it when this process ends."""
+    # Under another name until it is locked: a sweep would otherwise remove the folder as abandoned.
     path = folder / f"{_LOCK}.new"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -75,7 +75,7 @@ def _sweep_once() -> None:
 
 
 def sweep(base: Path) -> None:
-    """Remove the folders in `base` that processes of this user left there when they were killed."""
+    """Removes folders in `base` that killed processes of this user left behind."""
     for folder in base.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError, EtcdError), _abandoned(folder):
             _end_of_life(folder)
@@ -89,7 +89,7 @@ def _end_of_life(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _abandoned(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; OSError when its owner lives, or it is not this user's or none of ours."""
+    """Holds the folder's lock. Raises OSError if its owner runs, or it is not a folder of this user."""
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         raise PermissionError(f"{folder} is not ours")
     descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)

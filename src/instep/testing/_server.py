@@ -1,4 +1,4 @@
-"""A real etcd server for a test: started, broken and restarted at will."""
+"""A real etcd server for a test, with faults and restarts on demand."""
 
 from __future__ import annotations
 
@@ -24,12 +24,19 @@ _PORT_TRIES = 5
 class EtcdServer(EtcdMember, EtcdService):
     """A real etcd of one member on loopback, for a `with` block or between `start()` and `close()`.
 
-    `port=0` takes free ports. `version` is "3.5.16", "3.5" or None for the newest at hand. `tls=True` demands
-    client certificates; `certificates` has what a client needs. `auth="user:password"`, or a mapping of users
-    to passwords, turns authentication on; each user has the root role. Data live in `data_dir`, or in a
-    temporary folder that goes with `close()`. `fsync=False` lets data survive a killed server, not a killed
-    machine (etcd 3.5 and newer; 3.4 always syncs). `extra_args` come last on etcd's command line and win. The
-    server dies with this process, however that ends. One server is not for use from several threads at once.
+    The server ends with this process, however it ends. Do not use one server from several threads at once.
+
+    Args:
+        port: The client port; 0 takes free ports.
+        version: "3.5.16", "3.5", or None for the newest on this machine.
+        tls: Requires client certificates; `certificates` has the files for a client.
+        auth: "user:password", or a mapping of users to passwords, enables authentication. Each user has the root role.
+        auth_token_ttl_s: The TTL of authentication tokens; None for etcd's default.
+        data_dir: The data folder; by default a temporary folder that `close()` removes.
+        name: The name of the member.
+        host: The address to listen on.
+        fsync: False lets data survive a killed server, but not a killed machine (etcd 3.5 and newer; 3.4 always syncs).
+        extra_args: Added to the end of etcd's command line, where they win.
     """
 
     def __init__(
@@ -71,13 +78,13 @@ class EtcdServer(EtcdMember, EtcdService):
 
     @property
     def endpoint(self) -> str:
-        """The client URL: http://127.0.0.1:port, https with TLS. It stays the same over restarts."""
+        """The client URL: http://127.0.0.1:port, https with TLS. The same across restarts."""
         self._must_have_served()
         return super().endpoint
 
     @property
     def endpoints(self) -> list[str]:
-        """The client URLs of all members: here one."""
+        """A list of the one client URL."""
         return [self.endpoint]
 
     @property
@@ -89,9 +96,9 @@ class EtcdServer(EtcdMember, EtcdService):
     # -- life ------------------------------------------------------------------------------------------------
 
     def start(self) -> Self:
-        """Start it and wait until it serves, at most 30 s; on the same data and ports when it ran before.
+        """Starts it and waits until it serves, at most 30 s; on the same data and ports if it ran before.
 
-        Raises EtcdError with the end of its log when it ends instead, and at once when its port is taken.
+        Raises EtcdError with the end of its log if it exits instead, and at once if its port is taken.
         """
         if self.running:
             return self
@@ -101,10 +108,10 @@ class EtcdServer(EtcdMember, EtcdService):
             self._first_start()
         return self
 
-    # -- history that goes back --------------------------------------------------------------------------------
+    # -- backup and restore --------------------------------------------------------------------------------
 
     def snapshot(self) -> Path:
-        """Save all that it holds now, as `etcdctl snapshot save` does; a file that goes with `close()`."""
+        """Saves its contents, as `etcdctl snapshot save` does, to a file that `close()` removes."""
         self._must_have_served()
         self._snapshots += 1
         path = self._resources.folder / f"snapshot-{self._snapshots}.db"
@@ -112,10 +119,10 @@ class EtcdServer(EtcdMember, EtcdService):
         return path
 
     def restore(self, snapshot: Path, *, another_cluster: bool = False) -> None:
-        """Serve what `snapshot` holds, and nothing that came after it, at the same address.
+        """Serves the contents of `snapshot`, without anything written after it, at the same address.
 
-        Its id stays that of the cluster before, as with an operator who gives the same settings, unless
-        `another_cluster`. Leases are as they were, with their whole time before them.
+        It keeps the cluster id, as an operator would who restores with the same settings, unless `another_cluster`.
+        Leases exist as in the snapshot, each with its full TTL.
         """
         self._empty()
         token = f"restored-{self._snapshots}-{snapshot.stem}" if another_cluster else "etcd-cluster"
@@ -123,14 +130,14 @@ class EtcdServer(EtcdMember, EtcdService):
         self._serve()
 
     def wipe(self) -> None:
-        """Serve an empty store at the same address, as after the loss of a volume."""
+        """Serves an empty store at the same address, as after the loss of a volume."""
         self._empty()
         self._serve()
         if self.access.users:
             self.access.enable_auth(self.binary, self.endpoints)
 
     def close(self) -> None:
-        """End it for good and remove its temporary folder, log included; a `data_dir` of one's own stays."""
+        """Stops it permanently and removes its temporary folder with the log. A given `data_dir` stays."""
         if not self.data_dir.is_relative_to(self._resources.folder):
             self.stop()
         super().close()
@@ -148,8 +155,7 @@ class EtcdServer(EtcdMember, EtcdService):
             try:
                 self._serve()
             except PortTaken:
-                # Taken between our choice and etcd's start; a port that was asked for is the caller's to
-                # free.
+                # Taken between the choice and etcd's start. A port that the caller asked for is not replaced.
                 if not (self._ports_are_ours and left):
                     raise
             else:

@@ -1,4 +1,4 @@
-"""What a server and a cluster have in common: how clients get in, and an end that gives everything back."""
+"""What a server and a cluster have in common: access for clients, and cleanup."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from instep.testing._resources import Resources
 
 
 class EtcdService(ABC):
-    """Something that serves etcd's API at `endpoints`, for a `with` block or between `start()` and `close()`."""
+    """Serves etcd's API at `endpoints`, for a `with` block or between `start()` and `close()`."""
 
     binary: EtcdBinary
     access: Access
     _resources: Resources
 
     def _own(self, resources: Resources) -> None:
-        """Give the resources back when this object is closed, or dropped without that."""
+        """Releases the resources when this object is closed or garbage collected."""
         self._release = weakref.finalize(self, resources.release)
 
     @abstractmethod
     def start(self) -> Self:
-        """Start it and wait until it serves."""
+        """Starts it and waits until it serves."""
 
     @property
     @abstractmethod
@@ -38,7 +38,7 @@ class EtcdService(ABC):
     @property
     @abstractmethod
     def _called(self) -> str:
-        """What it is called in errors."""
+        """Its name in error messages."""
 
     @property
     def _etcdctl_endpoints(self) -> list[str]:
@@ -46,28 +46,27 @@ class EtcdService(ABC):
 
     @property
     def certificates(self) -> Certificates:
-        """The certificates of a server with TLS."""
+        """The certificates. Raises SettingsError without TLS."""
         if self.access.certificates is None:
-            raise SettingsError(f"this server has no TLS: make it with {type(self).__name__}(tls=True)")
+            raise SettingsError(f"this server has no TLS: create it with {type(self).__name__}(tls=True)")
         return self.access.certificates
 
     def environment(self) -> dict[str, str]:
-        """The INSTEP_* variables with which a client process reaches the endpoints as the first user."""
+        """The INSTEP_* variables for a client process: the endpoints, and the first user."""
         return self.access.environment(self.endpoints, self._resources.folder)
 
     def etcdctl(self, *args: str, check: bool = True) -> str:
-        """Run etcdctl with the harness's certificate and the first user; flags in `args` win over those.
+        """Runs etcdctl with the harness's certificate and the first user; flags in `args` win over those.
 
-        Returns what it printed, without the last newline. A failure raises EtcdError; with `check=False` its
-        complaint is returned after what was printed. At most 30 s; EtcdError at once before `start()` and after
-        `close()`.
+        Returns its output without the last newline. A failure raises EtcdError; with `check=False`, the error output is
+        appended to the result instead. Takes at most 30 s. Raises EtcdError before `start()` and after `close()`.
         """
         if self._resources.released:
-            raise EtcdError(f"{self._called} has been closed: make a new one")
+            raise EtcdError(f"{self._called} has been closed: create a new one")
         return run_etcdctl(self.binary, self.access.flags(self._etcdctl_endpoints), args, check=check)
 
     def close(self) -> None:
-        """End it for good and remove its temporary folder, logs included."""
+        """Stops it permanently and removes its temporary folder with the logs."""
         self._release()
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Making a process wait for its disk, with strace."""
+"""Slows the disk of a process, with strace."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SLOWEST_MS = 60_000
 
 @functools.cache
 def slow_disk_refusal() -> str | None:
-    """Why no member's disk can be slowed on this machine, in a sentence with the cure; None when it can be.
+    """Why the disk of a member cannot be slowed on this machine, with the fix; None if it can.
 
-    For tests: `pytest.mark.skipif(slow_disk_refusal() is not None, reason=str(slow_disk_refusal()))`. Tried
-    once per process on a child of its own, which takes some 0.1 s.
+    For skipping tests: `pytest.mark.skipif(slow_disk_refusal() is not None, reason=str(slow_disk_refusal()))`. It tries
+    once per process, on a child process, which takes about 0.1 s.
     """
     with tempfile.TemporaryDirectory(prefix="instep-strace-") as folder:
         child = subprocess.Popen(["sleep", "60"])
@@ -36,21 +36,21 @@ def slow_disk_refusal() -> str | None:
 
 
 def slowed(pid: int, delay_ms: int, log: Path) -> ServerProcess:
-    """A running strace that lets each fsync and fdatasync of a process take longer, until it is stopped.
+    """A running strace that delays each fsync and fdatasync of a process until it is stopped.
 
-    Returns when every thread is traced; SettingsError with the cure when that cannot be had here.
+    Returns when every thread is traced. Raises SettingsError, with the fix, if tracing is not possible.
     """
     if not 0 < delay_ms <= _SLOWEST_MS:
-        raise SettingsError(f"a slow disk takes from 1 to {_SLOWEST_MS} ms longer, not {delay_ms}")
+        raise SettingsError(f"the delay of a slow disk must be between 1 and {_SLOWEST_MS} ms, not {delay_ms}")
     strace = shutil.which("strace")
     if strace is None:
-        raise SettingsError("a disk is slowed by strace, which is not on PATH: install strace")
+        raise SettingsError("slowing a disk needs strace, which is not on PATH: install strace")
     process = ServerProcess(_command(strace, pid, delay_ms), log=log)
     settled = wait_until(lambda: process.exit_status is not None or _is_traced(pid), timeout_s=_ATTACH_TIMEOUT_S)
     if not settled or process.exit_status is not None:
         process.stop()
         raise SettingsError(
-            f"strace may not slow the disk of process {pid} ({process.log_tail(3) or 'it did not attach'}): "
+            f"strace cannot slow the disk of process {pid} ({process.log_tail(3) or 'it did not attach'}): "
             "run as root, or allow ptrace (kernel.yama.ptrace_scope=0; in a container the capability SYS_PTRACE)"
         )
     return process

@@ -1,15 +1,15 @@
 """pytest fixtures: real etcd servers for tests. Loaded by pytest wherever Instep is installed.
 
-| fixture | scope | gives |
+| fixture | scope | value |
 |---|---|---|
-| `etcd_server` | test | an `EtcdServer` of its own, to be paused, killed and restarted |
-| `etcd_cluster` | test | an `EtcdCluster` of three members of its own, to be broken |
+| `etcd_server` | test | its own `EtcdServer`, which the test may pause, kill and restart |
+| `etcd_cluster` | test | its own `EtcdCluster` of three members, which the test may break |
 | `etcd` | session | one shared `EtcdServer`: do not break it, and write below `namespace` only |
-| `tls_etcd` | session | one shared `EtcdServer` that demands client certificates: `certificates` has them |
-| `namespace` | test | a prefix that no other test of the session uses, such as `/test-3-the-tests-name` |
+| `tls_etcd` | session | one shared `EtcdServer` that requires client certificates: see `certificates` |
+| `namespace` | test | a prefix that no other test of the session uses, such as `/test-3-name-of-the-test` |
 
-Servers start when a test asks for them; without an etcd on the machine such a test errors with the cure.
-Nothing but pytest is imported before that.
+Servers start when a test requests them. Without an etcd on the machine, such a test fails with the fix in its message.
+Nothing except pytest is imported before that.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _numbers = itertools.count(1)
 
 @pytest.fixture
 def etcd_server() -> Iterator[EtcdServer]:
-    """A fresh etcd server of this test's own."""
+    """A new etcd server for this test."""
     from instep.testing import EtcdServer
 
     with EtcdServer() as server:
@@ -39,7 +39,7 @@ def etcd_server() -> Iterator[EtcdServer]:
 
 @pytest.fixture
 def etcd_cluster() -> Iterator[EtcdCluster]:
-    """A fresh cluster of three members of this test's own."""
+    """A new cluster of three members for this test."""
     from instep.testing import EtcdCluster
 
     with EtcdCluster() as cluster:
@@ -48,7 +48,7 @@ def etcd_cluster() -> Iterator[EtcdCluster]:
 
 @pytest.fixture(scope="session")
 def etcd() -> Iterator[EtcdServer]:
-    """The etcd server that the tests of this session share."""
+    """The etcd server that all tests of this session share."""
     from instep.testing import EtcdServer
 
     with EtcdServer() as server:
@@ -57,7 +57,7 @@ def etcd() -> Iterator[EtcdServer]:
 
 @pytest.fixture(scope="session")
 def tls_etcd() -> Iterator[EtcdServer]:
-    """The shared etcd server that speaks TLS and demands client certificates."""
+    """The shared etcd server with TLS and client certificates."""
     from instep.testing import EtcdServer
 
     with EtcdServer(tls=True) as server:

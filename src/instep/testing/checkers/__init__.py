@@ -1,4 +1,4 @@
-"""Checkers of recorded histories: what clients, watches, leaders and ranks saw, held against what is promised.
+"""Checkers of recorded histories: whether what clients, watches, leaders and ranks observed keeps the promises.
 
     from instep.testing.checkers import History, Operation, Reply, check_linearizability
 
@@ -8,7 +8,7 @@
     verdict = check_linearizability(history.select(Operation))
     assert verdict.passed, str(verdict)
 
-Pure: nothing here talks to etcd, and the only files are histories. Every verdict is yes, no or undecided.
+Pure: no etcd, and no files except histories. Every verdict is yes, no or undecided.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Step agreement: no step is run with two configs, and each is run with the one that was agreed on for it."""
+"""Step agreement: no step runs with two configs, and each step runs with the config that was agreed on for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from instep.errors import SettingsError
 from instep.scalar import Scalar, format_scalar
 from instep.testing.checkers.jsonl import record
-from instep.testing.checkers.stepmap import StepMap, Stretch
+from instep.testing.checkers.stepmap import StepMap, StepRange
 from instep.testing.checkers.verdict import Findings, Verdict, Violation
 
 _LAST_STEP = 1 << 62
@@ -18,11 +18,10 @@ _LAST_STEP = 1 << 62
 @record
 @dataclass(frozen=True, slots=True)
 class ConfigRun:
-    """`rank` ran the steps `first_step` to `last_step`, both included, with one config, named by its digest.
+    """`rank` ran the steps from `first_step` to `last_step`, inclusive, with one config, given by its digest.
 
-    `life` counts how often the training as a whole has gone back to a checkpoint: ranks that go back together share a
-    life; a rank that was replaced and went on where the others stood has stayed in theirs. A run may be recorded in
-    pieces, and in any order.
+    `life` counts how often the whole training has gone back to a checkpoint. Ranks that go back together share a life;
+    a replaced rank that continued where the others were stays in theirs. A run may be recorded in pieces, in any order.
     """
 
     rank: int
@@ -39,10 +38,10 @@ class ConfigRun:
 @record
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """An agreed change: from step `gate` on all of `values` hold, read from what was desired at `revision`.
+    """An agreed change: from step `gate` on, the config is `values`, from what was desired at `revision`.
 
     `values` are the complete config, as pairs. The config that a run starts with is a commit too: plan 0, at its first
-    step. `life`: the one of ConfigRun in which it was made.
+    step. `life`: as in ConfigRun, the life in which the commit was made.
     """
 
     plan: int
@@ -58,42 +57,42 @@ class Commit:
 
 
 def config_digest(values: Mapping[str, Scalar]) -> str:
-    """A short name for a config: the same for equal values, whatever their order. 3 and 3.0 are the same value."""
+    """A short name for a config, independent of the order of values. 3 and 3.0 are the same value."""
     text = "\n".join(f"{name}={format_scalar(_plain(values[name]))}" for name in sorted(values))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def check_steps(runs: Iterable[ConfigRun], *, exact_from: Mapping[int, int] | None = None) -> Verdict:
-    """Whether all ranks ran each step with the same config, and steps that were run again had that of the first time.
+    """Whether all ranks ran each step with the same config, and repeated steps had the config of the first time.
 
-    The first holds within each life without exception, for a rank that repeats a step too. `exact_from` says for a
-    life from which step on its steps must have the config of the life before; a life that is not named owes that for
-    all its steps. A training that comes back from a checkpoint more than one change back names the gate of the last
-    change but one: what lies before that it runs with later values, on all ranks the same (docs/guarantees.md, "Known
-    limits"). Memory grows with the number of changes, not of steps.
+    The first rule has no exception within a life, also for a rank that repeats a step. `exact_from` gives, per life,
+    the step from which its steps must have the config of the life before; without an entry, all of its steps must. A
+    training that resumes from a checkpoint more than one change old passes the gate of the last change but one: it runs
+    the steps before that with later values, the same on all ranks (docs/guarantees.md, "Known limits"). Memory grows
+    with the number of changes, not of steps.
     """
     lives: dict[int, StepMap] = {}
     findings = Findings("steps")
     for run in runs:
         findings.checked += 1
         steps = lives.setdefault(run.life, StepMap())
-        new = Stretch(run.first_step, run.last_step, run.digest, f"rank {run.rank}")
+        new = StepRange(run.first_step, run.last_step, run.digest, f"rank {run.rank}")
         for other in steps.fill(new):
             steps_text = _steps(other.first, other.last)
             sentence = f"{steps_text}: {new.witness} ran with {new.digest}, {other.witness} with {other.digest}"
             findings.add("one config", sentence + (f" (life {run.life})" if run.life else ""))
     findings.extend(_repeats(lives, exact_from or {}))
-    return findings.verdict(f"{sum(map(len, lives.values()))} stretches" if lives else "")
+    return findings.verdict(f"{sum(map(len, lives.values()))} ranges" if lives else "")
 
 
 def check_commits(
     commits: Iterable[Commit], runs: Iterable[ConfigRun], *, exact_from: Mapping[int, int] | None = None
 ) -> Verdict:
-    """Whether every step was run with the config of the last commit whose gate lies at or before it.
+    """Whether every step ran with the config of the last commit with a gate at or before it.
 
-    For ranks that agree with each other on what nobody has decided, and for those that missed a change together.
-    Steps before the first gate are not judged, nor those of a life before its `exact_from` (see `check_steps`).
-    Limit: a commit whose gate nobody reached is not looked at.
+    This finds ranks that agree on something that was never decided, and ranks that all missed a change. Steps before
+    the first gate are not checked, nor steps of a life before its `exact_from` (see `check_steps`). Limit: a commit
+    whose gate no rank reached is not checked.
     """
     agreed = _by_life(sorted(commits, key=lambda commit: (commit.life, commit.plan)))
     findings = Findings("commits")
@@ -113,40 +112,40 @@ def _repeats(lives: Mapping[int, StepMap], exact_from: Mapping[int, int]) -> Ite
     past = StepMap()
     for life in sorted(lives):
         owed_from = exact_from.get(life, 0)
-        for stretch in lives[life]:
-            for other in past.overlapping(max(stretch.first, owed_from), stretch.last):
-                if other.digest != stretch.digest:
+        for step_range in lives[life]:
+            for other in past.overlapping(max(step_range.first, owed_from), step_range.last):
+                if other.digest != step_range.digest:
                     yield Violation(
                         "as before",
-                        f"{_steps(other.first, other.last)}: run again in life {life} with {stretch.digest} "
-                        f"({stretch.witness}), before with {other.digest} ({other.witness})",
+                        f"{_steps(other.first, other.last)}: run again in life {life} with {step_range.digest} "
+                        f"({step_range.witness}), before with {other.digest} ({other.witness})",
                     )
-        for stretch in lives[life]:
-            past.overlay(stretch)
+        for step_range in lives[life]:
+            past.overlay(step_range)
 
 
 def _by_life(commits: Iterable[Commit]) -> dict[int, StepMap]:
-    """What was agreed for each step, as it stood at the end of each life."""
+    """The agreed config of each step at the end of each life."""
     agreed: dict[int, StepMap] = {}
     steps = StepMap()
     for commit in commits:
         if commit.life not in agreed:
             steps = _copy(steps)
-        steps.overlay(Stretch(commit.gate, _LAST_STEP, commit.digest, f"plan {commit.plan}"))
+        steps.overlay(StepRange(commit.gate, _LAST_STEP, commit.digest, f"plan {commit.plan}"))
         agreed[commit.life] = steps
     return agreed
 
 
 def _of_life(agreed: Mapping[int, StepMap], life: int) -> StepMap:
-    """A life without commits of its own goes by those of the lives before."""
+    """The agreed configs of a life; without its own commits, those of the last life that has some."""
     known = [made for made in agreed if made <= life]
     return agreed[max(known)] if known else StepMap()
 
 
 def _copy(steps: StepMap) -> StepMap:
     copied = StepMap()
-    for stretch in steps:
-        copied.overlay(stretch)
+    for step_range in steps:
+        copied.overlay(step_range)
     return copied
 
 
@@ -155,5 +154,5 @@ def _steps(first: int, last: int) -> str:
 
 
 def _plain(value: Scalar) -> Scalar:
-    """Whole floats as integers, as `instep.scalar.same` has it."""
+    """Converts whole floats to integers, which `instep.scalar.same` treats as equal."""
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,4 +1,4 @@
-"""Desired changes: none is lost, none invented, none torn."""
+"""Desired changes: none is lost, invented or split."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from instep.testing.checkers.verdict import Findings, Verdict, Violation
 @record
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """Somebody put `value` into `config/<name>`, at etcd's `revision`. `valid` is False for one that was rejected."""
+    """A put of `value` to `config/<name>` at etcd's `revision`. `valid` is False if it was rejected."""
 
     name: str
     revision: int
@@ -31,23 +31,22 @@ def check_changes(
     *,
     initial: Mapping[str, Scalar] | None = None,
 ) -> Verdict:
-    """Whether each valid desired value was agreed on or superseded by a newer one of its name, in order; whether
-    nothing else was agreed on; whether keys written in one revision took hold together; and whether in the end each
-    rank holds the last valid one of every name.
+    """Checks four rules: each valid desired value was agreed on, or superseded by a newer one of its name, in order;
+    nothing else was agreed on; keys written in one revision took effect together; and at the end each rank holds the
+    last valid value of every name.
 
-    `desired`: every put that took effect, from a watch of the keys (what a client was told is not enough: a put
-    without an answer counts too). `final`: the values of each rank when all has settled. `initial`: the values
-    before any put; without it those of the first commit are believed. Limit: a key that was deleted is not understood;
-    equal values cannot be told apart, so a value that was desired twice is taken for
-    whichever of the two fits; a change that was partly overwritten before it could be planned is not held to take
-    hold together.
+    `desired`: every put that took effect, from a watch of the keys (the answers to clients are not enough, because a
+    put without an answer counts too). `final`: the values of each rank when all changes have settled. `initial`: the
+    values before any put; by default, those of the first commit. Limit: deleted keys are not supported. Equal values
+    cannot be distinguished, so a value that was desired twice counts as whichever fits. A change that was partly
+    overwritten before it was planned need not take effect together.
     """
     wanted = _by_name(desired)
     plans = sorted(commits, key=lambda commit: (commit.life, commit.plan))
-    holds = [_Way(name, wanted[name], plans, initial or {}) for name in sorted(wanted)]
+    holds = [_NameHistory(name, wanted[name], plans, initial or {}) for name in sorted(wanted)]
     findings = Findings("changes")
-    for way in holds:
-        findings.extend(way.violations)
+    for history in holds:
+        findings.extend(history.violations)
     findings.extend(_unasked(wanted, plans, initial or {}))
     findings.extend(_torn(holds))
     findings.extend(_at_the_end(wanted, final))
@@ -56,14 +55,14 @@ def check_changes(
     return findings.verdict("" if final else "no final values were recorded")
 
 
-class _Way:
-    """One name's way through the commits: which of its desired values stands in each."""
+class _NameHistory:
+    """One name across the commits: which of its desired values each commit has."""
 
     def __init__(self, name: str, desired: list[Desired], plans: list[Commit], initial: Mapping[str, Scalar]) -> None:
         self.name = name
         self.violations: list[Violation] = []
         self.took_hold: dict[int, int] = {}
-        """Index of the commit by revision of the desired value that it was the first to carry."""
+        """By revision of a desired value: the index of the first commit that has it."""
         self._valid = [item for item in desired if item.valid]
         self._initial = initial
         at = -1
@@ -76,10 +75,10 @@ class _Way:
             self.violations.append(Violation("not lost", f"{_say(self._valid[-1])} was not agreed on in the end"))
 
     def _advance(self, index: int, plan: Commit, value: Scalar, at: int) -> int:
-        """The place of the value in this commit among the desired ones, at or after the place of the one before."""
+        """The index of this commit's value among the desired ones, at or after the index of the commit before."""
         if same(self._valid[at].value, value) if at >= 0 else self._is_initial(value):
             return at
-        # The latest that fits: a value that was overwritten before anybody planned it is not the one planned.
+        # The latest that fits: a value that was overwritten before it was planned is not the planned one.
         for place in range(self._known_at(plan.revision) - 1, at, -1):
             if same(self._valid[place].value, value):
                 self.took_hold[self._valid[place].revision] = index
@@ -106,25 +105,25 @@ def _by_name(desired: Iterable[Desired]) -> dict[str, list[Desired]]:
 def _unasked(
     wanted: Mapping[str, list[Desired]], plans: list[Commit], initial: Mapping[str, Scalar]
 ) -> Iterator[Violation]:
-    """Values that nobody had asked for by then, or that had been rejected."""
+    """Committed values that were not desired by then, or had been rejected."""
     known = {name: {_identity(value)} for name, value in initial.items()}
     queues = {name: deque(item for item in items if item.valid) for name, items in wanted.items()}
     for plan in plans:
         for name, value in plan.values:
-            # A name whose initial value nobody gave has that of the first commit.
+            # Without a given initial value, a name starts with that of the first commit.
             values = known.setdefault(name, {_identity(value)})
             queue = queues.get(name, deque())
             while queue and queue[0].revision <= plan.revision:
                 values.add(_identity(queue.popleft().value))
             if _identity(value) not in values:
-                yield Violation("asked for", f"plan {plan.plan} set {name} to {value!r}, which nobody had asked for")
+                yield Violation("asked for", f"plan {plan.plan} set {name} to {value!r}, which was not desired")
 
 
-def _torn(ways: list[_Way]) -> Iterator[Violation]:
+def _torn(histories: list[_NameHistory]) -> Iterator[Violation]:
     together: dict[int, list[tuple[str, int]]] = {}
-    for way in ways:
-        for revision, index in way.took_hold.items():
-            together.setdefault(revision, []).append((way.name, index))
+    for history in histories:
+        for revision, index in history.took_hold.items():
+            together.setdefault(revision, []).append((history.name, index))
     for revision, found in sorted(together.items()):
         if len({index for _, index in found}) > 1:
             names = ", ".join(name for name, _ in found)
@@ -142,7 +141,7 @@ def _at_the_end(wanted: Mapping[str, list[Desired]], final: Mapping[int, Mapping
 
 
 def _identity(value: Scalar) -> tuple[bool, Scalar]:
-    """Equal for values that are the same to `instep.scalar.same`."""
+    """Equal for values that `instep.scalar.same` treats as equal."""
     return isinstance(value, bool), value
 
 

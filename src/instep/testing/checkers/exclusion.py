@@ -1,4 +1,4 @@
-"""Elections and locks: one holder at a time, and tokens that a resource can fence by."""
+"""Elections and locks: one holder at a time, and tokens for fencing."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from instep.testing.checkers.verdict import Findings, Verdict, Violation
 @record
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """One time that `holder` believed to hold `name`, from `acquired_at` until `until`, monotonic seconds.
+    """A period in which `holder` believed that it held `name`: from `acquired_at` to `until`, in monotonic seconds.
 
-    `until` is when it released, or stopped to believe; None when it believed to the end of the history.
-    `valid_until` is the end of its lease by its own reckoning, as last renewed, if that is known.
+    `until` is the time of the release, or when it stopped believing; None if it believed to the end of the history.
+    `valid_until` is the end of its lease by its own calculation after the last renewal, if known.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Hold:
 
     def __post_init__(self) -> None:
         if self.until is not None and self.until < self.acquired_at:
-            raise SettingsError(f"{self.holder} held {self.name} until before it had it: use one monotonic clock")
+            raise SettingsError(f"{self.holder} stopped holding {self.name} before it started: use one monotonic clock")
 
     @property
     def end(self) -> float:
@@ -44,8 +44,8 @@ class Hold:
 @record
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A write that the resource `name` accepted, with the token that came with it. Records stand in the order in which
-    the resource accepted them."""
+    """A write that the resource `name` accepted, with its token. Records are in the order in which the resource
+    accepted them."""
 
     name: str
     holder: str
@@ -53,15 +53,15 @@ class Accepted:
 
 
 def check_exclusion(holds: Iterable[Hold], *, overlap_s: float = 0.0) -> Verdict:
-    """Whether tokens are unique and rise in the order of acquisition, nobody believed beyond its lease, and no two
-    believed at once; each lock by itself.
+    """Whether, for each lock, tokens are unique and increase in the order of acquisition, no holder believed beyond its
+    lease, and no two believed at the same time.
 
-    `overlap_s` is how long two may believe at once, and one beyond its lease: 0 for a lock whose holder looks at its
-    validity, math.inf where holding is a hint and only tokens count (`run.leads`). Limit: what a holder believed is
-    what it recorded; the resource behind the lock is `check_fencing`'s matter.
+    `overlap_s` is the tolerance for two simultaneous beliefs, and for a belief beyond the lease: 0 for a lock whose
+    holder checks its validity, math.inf where holding is only a hint and tokens decide (`run.leads`). Limit: it checks
+    the beliefs that holders recorded; `check_fencing` checks the resource behind the lock.
     """
     if not overlap_s >= 0:
-        raise SettingsError(f"two cannot believe at once for {overlap_s:g} s: give 0 or more")
+        raise SettingsError(f"overlap_s is {overlap_s:g}: it must be at least 0")
     by_name: dict[str, list[Hold]] = {}
     for hold in holds:
         by_name.setdefault(hold.name, []).append(hold)
@@ -73,9 +73,9 @@ def check_exclusion(holds: Iterable[Hold], *, overlap_s: float = 0.0) -> Verdict
 
 
 def check_fencing(accepted: Iterable[Accepted]) -> Verdict:
-    """Whether each resource accepted nothing below the highest token it had seen, and each token from one holder.
+    """Whether each resource accepted no token below the highest it had seen, and each token from one holder only.
 
-    Limit: a write that was refused although its token was the highest is not looked at.
+    Limit: it does not find writes that were refused although they had the highest token.
     """
     highest: dict[str, Accepted] = {}
     owners: dict[tuple[str, int], str] = {}
@@ -111,7 +111,7 @@ def _unique(holds: list[Hold]) -> Iterator[Violation]:
 
 
 def _rising(holds: list[Hold]) -> Iterator[Violation]:
-    """An equal token is `_unique`'s finding."""
+    """Tokens that are too low. `_unique` finds equal ones."""
     highest: Hold | None = None
     for hold in holds:
         if highest is not None and hold.token < highest.token:
@@ -128,7 +128,7 @@ def _valid(holds: list[Hold], overlap_s: float) -> Iterator[Violation]:
 
 
 def _alone(holds: list[Hold], overlap_s: float) -> Iterator[Violation]:
-    """One pass in order of acquisition: the hold that ends last is the one to be in the way."""
+    """Overlaps, in one pass in order of acquisition: only the hold that ends last can overlap."""
     longest: Hold | None = None
     for hold in holds:
         if longest is not None and min(longest.end, hold.end) - hold.acquired_at > overlap_s:

@@ -1,4 +1,4 @@
-"""A recorder: what clients asked and were told, kept in memory or streamed to a file."""
+"""A recorder of clients' requests and answers, in memory or streamed to a file."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _READS = ("get",)
 
 
 class History:
-    """Records in the order they were added, from any thread; nothing is ever changed or taken out.
+    """Records in the order in which they were added, from any thread. Records are never changed or removed.
 
-    Without `path` they stay in memory; with it each is written to that file as one line when it is added, and none is
-    held. At most `limit` records: a further one raises SettingsError rather than leave a gap, since a history with
-    a gap proves nothing. `clock` gives monotonic seconds. Limit: a call is recorded when it ends, so the calls
-    that a killed recorder had open are missing; record in a process that outlives the faults.
+    Without `path`, records are kept in memory. With `path`, each record is written to that file as one line, and none
+    is kept. A record beyond `limit` raises SettingsError, because a history with a gap proves nothing. `clock` returns
+    monotonic seconds. Limit: a call is recorded when it ends, so open calls of a killed recorder are missing. Record in
+    a process that survives the faults.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class History:
         self.close()
 
     def close(self) -> None:
-        """Take no more records; what was recorded can still be read."""
+        """Closes the history for new records. The existing ones can still be read."""
         with self._lock:
             self._limit = 0
             if self._file is not None:
                 self._file.close()
 
     def add(self, item: object) -> None:
-        """Record an Operation, a Hold or another record of the checkers."""
+        """Adds an Operation, a Hold or another record of the checkers."""
         line = encode(item)
         with self._lock:
             if self._count >= self._limit:
@@ -82,42 +82,43 @@ class History:
                 self._file.write(line + "\n")
 
     def records(self) -> Iterator[Any]:
-        """All of them in order; those in a file are read one by one."""
+        """All records in order. Reads those in a file one by one."""
         if self.path is not None:
             return load_records(self.path)
         with self._lock:
             return iter(list(self._kept))
 
     def select(self, kind: type[T]) -> list[T]:
-        """Those of one type, such as `history.select(Operation)`."""
+        """The records of one type, such as `history.select(Operation)`."""
         return [item for item in self.records() if isinstance(item, kind)]
 
     def save(self, path: Path | str) -> int:
-        """Write them to another file, for `load`; returns how many."""
+        """Writes the records to another file, for `load`. Returns their number."""
         return save_records(path, self.records())
 
     @classmethod
     def load(cls, path: Path | str, *, limit: int = 2_000_000) -> History:
-        """What a file holds, in memory."""
+        """Loads a file into memory."""
         history = cls(limit=limit)
         for item in load_records(path):
             history.add(item)
         return history
 
     def call(self, client: str, kind: str, key: str, *args: Value) -> Call:
-        """Record what happens inside the block as one operation:
+        """Records the block as one operation:
 
             async with history.call("a", "create", key, value) as op:
                 op.result = Reply.wrote(revision)
 
-        It is timed from the block's start to its end. An error goes on to the caller: one that says that nothing
-        was done drops the operation, any other leaves the outcome of a write open. A get that failed is dropped.
+        Its time is from the start of the block to its end. An error is raised to the caller. If the error says that
+        nothing was done, the operation is dropped; otherwise the outcome of a write is unknown. A failed get is
+        dropped.
         """
         return Call(self, client, kind, key, args)
 
 
 class Call:
-    """Made by `History.call`. `result` is what the call was told; only a put can do without."""
+    """A call of `History.call`. Set `result` to the answer; only a put may omit it."""
 
     def __init__(self, history: History, client: str, kind: str, key: str, args: tuple[Value, ...]) -> None:
         self.result: Reply | None = None
@@ -168,11 +169,11 @@ def _created(path: Path) -> IO[str]:
     try:
         return path.open("x", encoding="utf-8", buffering=1)
     except FileExistsError as error:
-        raise SettingsError(f"{path} is there already: load it, or give another name") from error
+        raise SettingsError(f"{path} exists already: load it, or choose another name") from error
 
 
 def may_have_happened(error: BaseException) -> bool:
-    """Whether a write that ended with this error may have been applied, now or later. In doubt it may."""
+    """Whether a write that failed with this error may have been applied, now or later. True if in doubt."""
     if isinstance(error, (EtcdFull, EtcdUnavailable)):
         return error.applied_unknown
     return not isinstance(error, _REFUSALS)

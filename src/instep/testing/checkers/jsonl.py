@@ -1,4 +1,4 @@
-"""Records as lines of JSON: what was written is what is read."""
+"""Records as lines of JSON."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ T = TypeVar("T")
 
 
 def record(kind: type[T]) -> type[T]:
-    """Decorate a frozen dataclass of scalars, bytes, tuples and other records, so that it can be kept in a file."""
+    """Class decorator for a frozen dataclass of scalars, bytes, tuples and other records: makes it storable."""
     _RECORDS[kind.__name__] = kind
     return kind
 
 
 def encode(item: object) -> str:
-    """One line, without its end."""
+    """One line, without a newline."""
     return json.dumps(_to_json(item), separators=(",", ":"))
 
 
 def decode(line: str) -> Any:
-    """Raises SettingsError when the line holds no record of ours."""
+    """Parses a line. Raises SettingsError if it is not a record."""
     try:
         item = json.loads(line)
         if isinstance(item, dict):
             return _from_json(item)
-        reason: object = "it is no object with a type"
+        reason: object = "it is not an object with a type"
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         reason = error
     raise SettingsError(f"not a line of a history: {line[:200]!r} ({reason})")
 
 
 def save_records(path: Path | str, items: Iterable[object]) -> int:
-    """Write a file of its own; returns how many there were."""
+    """Writes the records to a file. Returns their number."""
     count = 0
     with Path(path).open("w", encoding="utf-8") as file:
         for item in items:
@@ -52,8 +52,8 @@ def save_records(path: Path | str, items: Iterable[object]) -> int:
 
 
 def load_records(path: Path | str) -> Iterator[Any]:
-    """The records of a file, one by one. A last line without its end is passed over: its writer was killed."""
-    # Bytes that are no text make a line that is no record.
+    """The records of a file, one by one. Skips an incomplete last line: its writer was killed."""
+    # Bytes that are not UTF-8 make an invalid line.
     with Path(path).open(encoding="utf-8", errors="backslashreplace", newline="\n") as file:
         for line in file:
             if line.endswith("\n"):

@@ -1,4 +1,4 @@
-"""Linearizability: every operation seems to happen at one moment between its call and its return.
+"""Linearizability: every operation appears to happen at one moment between its call and its return.
 
 M. Herlihy and J. Wing, "Linearizability: A Correctness Condition for Concurrent Objects" (1990). Keys are checked one
 by one, which is enough for the whole when every operation is on one key (there, as locality; A. Horn and D. Kroening,
@@ -29,14 +29,14 @@ def check_linearizability(
     max_states: int = 5_000_000,
     clock: Callable[[], float] = time.monotonic,
 ) -> Verdict:
-    """Whether the operations of each key can be put in an order that explains every answer and keeps real time.
+    """Whether the operations of each key have an order that explains every answer and respects real time.
 
-    Kinds: get, put, delete, create, cas_revision and cas_value, on keys that nothing else writes to; `initial` holds
-    what was there before, other keys did not exist. Revisions that were told must fit too. An operation with an
-    unknown outcome may take effect at any time after its call, or never. The answer comes within about `budget_s`
-    seconds of `clock` and `max_states` situations looked at; what could not be decided by then is `undecided`. A no
-    comes with the shortest beginning of one key's history that cannot be explained, as far as the time allows.
-    Limit: a txn that touches two keys is not understood, and a lease that expires is a delete nobody recorded.
+    Kinds: get, put, delete, create, cas_revision and cas_value, on keys that nothing else writes to. `initial` has the
+    values from before; other keys did not exist. Reported revisions must fit too. An operation with an unknown outcome
+    may take effect at any time after its call, or never. The search ends after about `budget_s` seconds of `clock`, or
+    `max_states` situations; what is not decided by then is `undecided`. A no includes the shortest prefix of one key's
+    history that cannot be explained, as far as time allows. Limit: transactions on two keys, and the expiry of leases,
+    are not supported.
     """
     by_key = _by_key(operations)
     checked = sum(map(len, by_key.values()))
@@ -45,7 +45,7 @@ def check_linearizability(
     budget = Budget(clock, clock() + budget_s, max_states)
     undecided: list[str] = []
     limits: set[str] = set()
-    # Short histories first: what they leave of the time is for the long ones.
+    # Short histories first: the long ones get the remaining time.
     for left, (key, found) in zip(range(len(by_key), 0, -1), sorted(by_key.items(), key=_length), strict=True):
         value = (initial or {}).get(key)
         share = _share(budget, left)
@@ -65,7 +65,7 @@ def _by_key(operations: Iterable[Operation]) -> dict[str, list[Operation]]:
     by_key: dict[str, list[Operation]] = defaultdict(list)
     for operation in operations:
         if operation.kind not in ARGUMENTS:
-            raise SettingsError(f"{operation.kind} is no operation on a register: leave it out, or say what it is")
+            raise SettingsError(f"{operation.kind} is not an operation on a register")
         by_key[operation.key].append(operation)
     return by_key
 
@@ -75,7 +75,7 @@ def _length(item: tuple[str, list[Operation]]) -> int:
 
 
 class _Share(Budget):
-    """A part of a budget: what it spends is spent there too."""
+    """A part of a budget. What it spends also counts there."""
 
     __slots__ = ("_whole",)
 
@@ -90,7 +90,7 @@ class _Share(Budget):
 
 
 def _share(budget: Budget, parts: int) -> Budget:
-    """An equal part of what is left, so that one hard key does not hide a plain fault in another."""
+    """An equal part of the rest: one hard key must not hide a simple fault in another."""
     now = budget.clock()
     left_s = max(0.0, budget.deadline - now)
     return _Share(budget, now + left_s / parts, max(1, budget.states // parts))
@@ -115,7 +115,7 @@ def _no(operations: list[Operation], initial: Value | None, checked: int, budget
 
 
 def _shortest_prefix(operations: list[Operation], initial: Value | None, budget: Budget) -> tuple[Operation, ...]:
-    """By bisection, since what cannot be explained does not become so by what comes later."""
+    """By bisection: a history that cannot be explained stays so with later operations."""
     ends = sorted(operation.returned_at for operation in operations if operation.returned_at is not None)
     low, high = 0, len(ends) - 1
     while low < high and not budget.out_of_time:
@@ -128,7 +128,7 @@ def _shortest_prefix(operations: list[Operation], initial: Value | None, budget:
 
 
 def _until(operations: list[Operation], end: float) -> list[Operation]:
-    """The history as it stood at `end`: what had not returned by then has an open outcome."""
+    """The history at the time `end`: operations that had not returned have an unknown outcome."""
     found = sorted((o for o in operations if o.called_at <= end), key=lambda o: o.called_at)
     return [o if o.returned_at is not None and o.returned_at <= end else _opened(o) for o in found if _says(o, end)]
 

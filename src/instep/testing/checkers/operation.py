@@ -1,4 +1,4 @@
-"""One call of one client on one key: what it asked, what it was told, and when."""
+"""One call of one client on one key: the request, the answer, and the times."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ CONDITIONAL = ("create", "cas_revision", "cas_value")
 @record
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a call was told. None means that it was not told, except `value` of a get: there it means no such key.
+    """The answer to a call. None means unknown, except for `value` of a get, where it means that the key is absent.
 
     `applied`: whether the key was changed. `mod_revision`: of the key that a get found. `revision`: the store's
-    revision when the call took effect, as etcd's header says; for a write that was applied its own revision.
+    revision when the call took effect, from etcd's header; for an applied write, its own revision.
     """
 
     applied: bool | None = None
@@ -44,7 +44,7 @@ class Reply:
 
     @classmethod
     def absent(cls, *, revision: int | None = None) -> Reply:
-        """A get found no such key."""
+        """A get did not find the key."""
         return cls(revision=revision)
 
     @classmethod
@@ -54,17 +54,17 @@ class Reply:
 
     @classmethod
     def refused(cls, revision: int | None = None) -> Reply:
-        """The compare did not hold, or there was nothing to delete."""
+        """The compare failed, or there was nothing to delete."""
         return cls(applied=False, revision=revision)
 
 
 @record
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """`called_at` and `returned_at` are monotonic seconds of one machine.
+    """One operation. `called_at` and `returned_at` are monotonic seconds of one machine.
 
-    `returned_at` is None when the outcome is not known: the operation may take effect at any time after its call, or
-    never. One client does one thing at a time, or is several clients to the checkers: they look at times only.
+    `returned_at` is None if the outcome is unknown: the operation may take effect at any time after its call, or never.
+    Checkers use only the times, so a client may have several operations at once.
     """
 
     client: str

@@ -1,4 +1,4 @@
-"""What really happened to the keys: the events that watches are judged by."""
+"""The reference events that watches are checked against."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from instep.testing.checkers.watched import WatchEvent, WatchReceived, WatchStar
 
 
 class Reference:
-    """All events of some keys from `first_revision` to `last_revision`, both included; nothing is known beyond.
+    """All events of some keys from `first_revision` to `last_revision`, inclusive. Nothing is known outside.
 
-    Take the events from one undisturbed watch, or from a watch from the first revision on when all is over. Without
-    limits given the events themselves are the limits.
+    Take the events from one undisturbed watch, or from a watch from the first revision on after the test. Without given
+    limits, the first and last event are the limits.
     """
 
     def __init__(
@@ -31,24 +31,24 @@ class Reference:
 
     @classmethod
     def merged(cls, records: Iterable[WatchStarted | WatchReceived]) -> Reference:
-        """What any of these watches delivered, for want of better: an event that all of them missed is not seen.
+        """Everything that any of these watches delivered. Limit: an event that all of them missed is not found.
 
-        Of two accounts of one event the first counts, so that a disagreement is a violation of the other watch.
+        If two watches disagree about an event, the first one counts, and the other one has a violation.
         """
         return cls(event for item in records if isinstance(item, WatchReceived) for event in item.events)
 
     def covers(self, revision: int) -> bool:
-        """Whether it knows all that happened at this revision."""
+        """Whether it has all events of this revision."""
         return self.first_revision <= revision <= self.last_revision
 
     def at(self, revision: int, start: WatchStarted) -> list[WatchEvent]:
-        """The events of one revision that the watch asks for; none when the revision is not covered."""
+        """The events of one revision that the watch covers; none outside the known revisions."""
         if not self.covers(revision):
             return []
         return [event for event in self._by_revision.get(revision, {}).values() if start.asks_for(event.key)]
 
     def between(self, start: WatchStarted, first: int, last: int) -> Iterator[WatchEvent]:
-        """The events from revision `first` to `last` that the watch asks for."""
+        """The events from revision `first` to `last` that the watch covers."""
         low = bisect_left(self._revisions, max(first, self.first_revision))
         high = bisect_right(self._revisions, min(last, self.last_revision))
         for revision in self._revisions[low:high]:

@@ -17,7 +17,7 @@ UNBOUNDED: Final = 1 << 62
 
 
 class State(NamedTuple):
-    """The key between two operations. `value` is None when it does not exist.
+    """The key between two operations. `value` is None if it does not exist.
 
     Its mod revision is `revision` when `exact`. Otherwise it was not told, and its place lies between `revision` (a
     place too, then) and `below`; it is none of `others`.
@@ -37,7 +37,7 @@ class State(NamedTuple):
 
     @property
     def possible(self) -> bool:
-        """Whether any mod revision is left for it."""
+        """Whether any mod revision is still possible."""
         lowest, highest = self.revision // 2 + 1, (self.below - 1) // 2
         if self.exact or highest - lowest >= len(self.others):
             return True
@@ -49,7 +49,7 @@ _ABSENT: Final = State(None, 0, True)
 
 @dataclass(slots=True)
 class Act:
-    """An operation made ready for the search. `low` and `high` bound its place. `open`: it may never happen."""
+    """An operation, prepared for the search. `low` and `high` bound its place. `open`: it may never happen."""
 
     operation: Operation
     kind: str
@@ -66,12 +66,12 @@ class Act:
 
     @property
     def writes(self) -> bool:
-        """Whether it certainly changes the key, or would if it happened."""
+        """Whether it changes the key, if it happens."""
         return self.kind != "get" and self.applied is True
 
     @property
     def signature(self) -> tuple[str, Value | None, Value | None]:
-        """Open acts with equal signatures do the same."""
+        """Open acts with equal signatures are equivalent."""
         return self.kind, self.expected, self.value
 
 
@@ -81,12 +81,12 @@ def start(value: Value | None) -> State:
 
 
 def make_acts(operations: Iterable[Operation]) -> list[Act]:
-    """One act for each operation that says anything: reads without an answer say nothing."""
+    """One act for each operation, except reads without an answer."""
     return [_make(operation) for operation in operations if operation.kind != "get" or operation.reply is not None]
 
 
 def bound(acts: Iterable[Act]) -> None:
-    """Set the bounds of each act's place from the revisions that were told."""
+    """Sets the bounds of each act's place from the known revisions."""
     acts = list(acts)
     written = sorted({act.revision for act in acts if act.writes and act.revision is not None} | _found(acts))
     following = dict(pairwise(written))
@@ -105,9 +105,9 @@ def bound(acts: Iterable[Act]) -> None:
 
 
 def step(act: Act, state: State, floor: int) -> tuple[State, int] | None:
-    """The state and the floor after `act`, or None when it cannot have gone as it was told.
+    """The state and the floor after `act`, or None if its answer is impossible.
 
-    An act whose revision was not told takes the lowest place that is left. An open act that does nothing: None.
+    An act without a revision takes the lowest possible place. An open act without effect: None.
     """
     if act.kind == "cas_revision" and act.writes and isinstance(act.expected, int):
         floor = max(floor, 2 * act.expected)
@@ -169,14 +169,14 @@ def _get(act: Act, state: State) -> State | None:
 
 
 def _refuse(act: Act, state: State) -> State:
-    """A refused compare with a revision that was possible until now tells that it is not that one."""
+    """Excludes the revision of a refused compare."""
     if act.kind == "cas_revision" and not state.exact and isinstance(act.expected, int):
         return state._replace(others=state.others | {act.expected})
     return state
 
 
 def _compares(act: Act, state: State) -> bool:
-    """Whether the compare may have gone as `applied` says."""
+    """Whether the compare is consistent with `applied`."""
     if act.kind == "cas_value":
         return (state.value == act.expected) is act.applied
     if act.kind == "create" or act.expected == 0:

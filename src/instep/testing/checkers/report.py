@@ -1,4 +1,4 @@
-"""The verdicts of several checkers as one."""
+"""The combined verdicts of several checkers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from instep.testing.checkers.verdict import Answer, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Printable with `str`. It has passed when there are verdicts and all of them are yes."""
+    """Several verdicts, printable with `str`. It passes if there are verdicts and all of them are yes."""
 
     verdicts: tuple[Verdict, ...]
 
@@ -22,7 +22,7 @@ class Report:
 
     @property
     def answer(self) -> Answer:
-        """`no` if one of them is, else `undecided` if one of them is or there are none, else `yes`."""
+        """`no` if one verdict is no; else `undecided` if one is undecided or there is none; else `yes`."""
         answers = {verdict.answer for verdict in self.verdicts}
         if "no" in answers:
             return "no"
@@ -37,7 +37,7 @@ class Report:
         return "\n".join([*map(str, self.verdicts), f"verdict: {self.answer}"])
 
     def as_json(self) -> dict[str, object]:
-        """For `json.dumps`."""
+        """The report as an object for `json.dumps`."""
         return {"answer": self.answer, "verdicts": [verdict.as_json() for verdict in self.verdicts]}
 
     def to_json(self) -> str:

@@ -12,11 +12,11 @@ _NOTHING = (0, None)
 
 
 def check_revisions(operations: Iterable[Operation]) -> Verdict:
-    """Whether revisions rise with time: what was called after another call returned is at no lower revision, and a
-    write at a higher one; and whether no two writes of one key were told the same revision.
+    """Whether revisions increase with time: an operation that was called after another one returned has no lower
+    revision, and a write a higher one; and whether no two writes of one key got the same revision.
 
-    This joins the keys, which `check_linearizability` looks at one by one. It sees only operations that were told a
-    revision. Limit: it is necessary for strict serializability, not sufficient.
+    It covers all keys together, while `check_linearizability` checks each key alone. It uses only operations with a
+    revision. Limit: this is necessary for strict serializability, but not sufficient.
     """
     told = [operation for operation in operations if _lowest(operation) is not None]
     findings = Findings("revisions")
@@ -27,7 +27,7 @@ def check_revisions(operations: Iterable[Operation]) -> Verdict:
 
 
 def _lowest(operation: Operation) -> int | None:
-    """The revision the store had at least when this took effect."""
+    """A lower bound of the store's revision when the operation took effect."""
     reply = operation.reply
     if reply is None or not operation.known:
         return None
@@ -39,7 +39,7 @@ def _writes(operation: Operation) -> bool:
 
 
 def _against_time(told: list[Operation]) -> Iterator[Violation]:
-    """One pass over the calls in order, with the highest revision among what had returned before each."""
+    """One pass over the calls in order, with the highest revision of the operations that returned before each."""
     returned = iter(sorted(told, key=lambda o: o.returned_at or 0.0))
     waiting = next(returned, None)
     highest: tuple[int, Operation | None] = _NOTHING
@@ -54,7 +54,7 @@ def _against_time(told: list[Operation]) -> Iterator[Violation]:
 def _too_low(operation: Operation, highest: int) -> bool:
     reply = operation.reply
     if reply is None or reply.revision is None:
-        return False  # a mod revision may be of long ago
+        return False  # a mod revision may be old
     return reply.revision < highest + _writes(operation)
 
 

@@ -1,10 +1,10 @@
-"""The search for an order of one key's operations that explains all answers.
+"""Searches for an order of one key's operations that explains all answers.
 
-After J. Wing and C. Gong, "Testing and Verifying Concurrent Objects" (1993), which goes through the orders that real
-time allows, and G. Lowe, "Testing for Linearizability" (2017), which remembers the situations it has been in. Added:
-etcd's revisions cut off orders that they contradict; open operations are taken only where one is needed; open
-operations that do the same are taken oldest first; and a situation is not entered when one like it, with no more
-open operations used up, has failed.
+After J. Wing and C. Gong, "Testing and Verifying Concurrent Objects" (1993), which tries the orders that real time
+allows, and G. Lowe, "Testing for Linearizability" (2017), which remembers visited situations. Added here: etcd's
+revisions exclude orders that contradict them; open operations are used only where one is needed; equivalent open
+operations are used oldest first; and a situation is skipped if a similar one, with no more open operations used, has
+failed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from instep.testing.checkers.verdict import Answer
 
 @dataclass(slots=True)
 class Budget:
-    """How long a search may go on: until `deadline` of `clock`, and at most `states` situations more."""
+    """The limit of a search: until `deadline` of `clock`, and at most `states` more situations."""
 
     clock: Callable[[], float]
     deadline: float
@@ -30,7 +30,7 @@ class Budget:
         return self.clock() >= self.deadline
 
     def spend(self) -> bool:
-        """Count one situation; False when there is no more."""
+        """Counts one situation. False if the budget is used up."""
         self.used += 1
         self.states -= 1
         return self.states >= 0
@@ -38,8 +38,8 @@ class Budget:
 
 @dataclass(slots=True)
 class _Node:
-    """A situation: all closed acts before `base` and those in `mask` (bits from `base` on) have happened, and of the
-    open ones those in `taken`. `leaning`: the last act was an open one, so what comes next must need it."""
+    """A situation: all closed acts before `base`, those in `mask` (bits from `base` on), and the open ones in `taken`
+    have happened. `leaning`: the last act was an open one, so the next one must need it."""
 
     base: int
     mask: int
@@ -50,27 +50,27 @@ class _Node:
 
 
 class Search:
-    """Finds out whether some order explains all of one key's acts. Used once."""
+    """Decides whether some order explains all of one key's acts. For one use."""
 
     def __init__(self, acts: list[Act], initial: State) -> None:
         by_call = sorted(acts, key=lambda act: act.called_at)
         self._closed = [act for act in by_call if not act.open]
         self._open = [act for act in by_call if act.open]
         self._initial = initial
-        # Where no revision is spoken of, places make situations differ for nothing.
+        # Without revisions, places would only make equivalent situations differ.
         self._counts = any(a.low or a.high < UNBOUNDED or a.kind == "cas_revision" for a in acts)
         self._tried: dict[tuple[int, int, State, bool], list[tuple[int, int]]] = {}
         self._high_from = _suffix_minimum([act.high for act in self._closed])
         self._older_twins = _older_twins(self._open)
 
     def run(self, budget: Budget) -> Answer:
-        """Depth first, without recursion: a history may be long."""
+        """Depth-first search without recursion, because a history may be long."""
         if not self._closed:
             return "yes"
         stack = [self._moves(_Node(0, 0, 0, self._initial, 0, False))]
         while stack:
             for node in stack[-1]:
-                # At each, since one may take milliseconds where thousands are concurrent.
+                # Checked at each node, which may take milliseconds with thousands of concurrent operations.
                 if budget.out_of_time:
                     return "undecided"
                 if node.base == len(self._closed):
@@ -85,7 +85,7 @@ class Search:
         return "no"
 
     def _is_new(self, node: _Node) -> bool:
-        """Whether nothing at least as promising has been tried: with no more open acts taken, and no higher up."""
+        """Whether no equal or better situation was tried: with no more open acts taken, and no higher floor."""
         tried = self._tried.setdefault((node.base, node.mask, node.state, node.leaning), [])
         if any(not taken & ~node.taken and floor <= node.floor for taken, floor in tried):
             return False
@@ -107,7 +107,7 @@ class Search:
         yield from self._open_moves(node, earliest_return)
 
     def _window(self, node: _Node) -> tuple[list[int], float, int]:
-        """The closed acts that may come next, the earliest return among them, and where the later ones begin."""
+        """The closed acts that may be next, the earliest return among them, and the index of the later ones."""
         found: list[int] = []
         earliest_return = float("inf")
         index = node.base
@@ -124,7 +124,7 @@ class Search:
                 return
             if node.taken >> index & 1 or self._older_twins[index] & ~node.taken:
                 continue
-            # One that is overwritten unseen, or changes nothing, might as well not have happened.
+            # A write that is overwritten unseen, or changes nothing, need not have happened.
             if node.leaning and act.kind in ("put", "delete"):
                 continue
             after = step(act, node.state, node.floor)
@@ -139,7 +139,7 @@ class Search:
 
 
 def _suffix_minimum(numbers: list[int]) -> list[int]:
-    """For each place the least number from there on; one more entry for the end."""
+    """For each index, the minimum from there on; one more entry for the end."""
     least = [UNBOUNDED] * (len(numbers) + 1)
     for index in range(len(numbers) - 1, -1, -1):
         least[index] = min(numbers[index], least[index + 1])
@@ -147,7 +147,7 @@ def _suffix_minimum(numbers: list[int]) -> list[int]:
 
 
 def _older_twins(acts: list[Act]) -> list[int]:
-    """For each open act a mask with the last one before it that does the same."""
+    """For each open act, a mask with the last equivalent one before it."""
     last: dict[object, int] = {}
     twins: list[int] = []
     for index, act in enumerate(acts):

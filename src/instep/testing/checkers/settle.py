@@ -1,7 +1,7 @@
-"""What a history tells about its open writes, before any search. Pure.
+"""Resolves open writes of a history before the search. Pure.
 
-A value that a read found, and that only one write can have written, was written: so that write happened, before the
-read returned, and at the mod revision that the read found. What is left open has been seen by nobody.
+If a read found a value that only one write can have written, that write happened, before the read returned, and at the
+mod revision that the read found. The writes that stay open were not observed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from instep.testing.checkers.register import Act
 
 
 class _Unseen(str):
-    """Stands for every value that nobody asked about or found: such writes differ in nothing that matters."""
+    """Stands for every value that no read and no compare mentions: such writes are equivalent."""
 
     __slots__ = ()
 
@@ -28,7 +28,7 @@ UNSEEN = _Unseen("a value that nobody saw")
 
 
 def settle(acts: list[Act], initial: Value | None) -> None:
-    """Close the open writes whose value was seen, and learn the revisions that were not told."""
+    """Closes the open writes whose value was read, and derives missing revisions."""
     writers: dict[Value, list[Act]] = defaultdict(list)
     for act in acts:
         if act.writes and act.value is not None:
@@ -43,14 +43,14 @@ def settle(acts: list[Act], initial: Value | None) -> None:
 
 
 def from_nowhere(acts: Iterable[Act], initial: Value | None) -> bool:
-    """Whether a read found, or a compare held for, a value that nobody can have written: then no search is needed."""
+    """Whether a read or compare found a value that no operation wrote. Then no search is needed."""
     acts = list(acts)
     written = {act.value for act in acts if act.writes} | {initial, None}
     return any(_seen_by(act) not in written for act in acts)
 
 
 def merge_unseen(acts: Iterable[Act]) -> None:
-    """Write the same stand-in for all values that no read and no compare speaks of."""
+    """Replaces all values that no read and no compare mentions by one placeholder."""
     acts = list(acts)
     spoken = {act.value for act in acts if act.kind == "get"}
     spoken |= {act.expected for act in acts if act.kind == "cas_value"}
@@ -60,7 +60,7 @@ def merge_unseen(acts: Iterable[Act]) -> None:
 
 
 def _seen_by(act: Act) -> Value | None:
-    """The value that this act shows to have been there."""
+    """The value that this act proves to have existed."""
     if act.kind == "get":
         return act.value
     return act.expected if act.kind == "cas_value" and act.writes and not act.open else None

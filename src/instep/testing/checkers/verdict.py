@@ -1,4 +1,4 @@
-"""What a checker says: yes, no, or that it could not tell."""
+"""The verdict of a checker: yes, no, or undecided."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from instep.testing.checkers.operation import Operation
 Answer: TypeAlias = Literal["yes", "no", "undecided"]
 
 MOST_KEPT = 50
-"""Violations kept of one verdict; the others are counted."""
+"""Violations kept per verdict; more are only counted."""
 _SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One broken rule, in a sentence that names what broke it."""
+    """One broken rule, with a sentence that names the cause."""
 
     rule: str
     sentence: str
@@ -28,11 +28,11 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`yes`: what was recorded keeps the promise. `no`: it does not; `violations` say where. `undecided`: the checker
-    ran out of time, or nothing was recorded, so nothing was shown.
+    """`yes`: the recorded history keeps the promise. `no`: it does not, and `violations` say where. `undecided`: the
+    checker ran out of time, or nothing was recorded.
 
-    `checked` counts the records looked at. `violations` holds the first 50 of `found`. `offending` is the part of a
-    history that cannot be explained, the operation that shows it last.
+    `checked` is the number of checked records. `violations` has the first 50 of `found`. `offending` is the part of a
+    history that cannot be explained; its last operation is the one that contradicts the others.
     """
 
     answer: Answer
@@ -45,7 +45,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether the answer is yes: an undecided check has not passed."""
+        """Whether the answer is yes. An undecided check has not passed."""
         return self.answer == "yes"
 
     def __str__(self) -> str:
@@ -61,7 +61,7 @@ class Verdict:
         return "\n".join([head, *lines])
 
     def as_json(self) -> dict[str, object]:
-        """The facts as JSON can hold them; of `offending` the sentences."""
+        """The verdict as an object for `json.dumps`; `offending` as text."""
         facts = asdict(self)
         facts["violations"] = [asdict(violation) for violation in self.violations]
         facts["offending"] = [str(operation) for operation in self.offending]
@@ -69,7 +69,7 @@ class Verdict:
 
 
 class Findings:
-    """Gathers what one checker finds: counts all of it, keeps a little, and ends as its verdict."""
+    """Collects the violations of one checker: counts all, keeps the first, and creates the verdict."""
 
     def __init__(self, checker: str) -> None:
         self.checker = checker
@@ -90,7 +90,7 @@ class Findings:
                 self._kept.append(violation)
 
     def verdict(self, note: str = "") -> Verdict:
-        """No violation is a yes, unless nothing was looked at."""
+        """The verdict: yes without violations, undecided if nothing was checked."""
         if self.found:
             return Verdict("no", self.checker, self.checked, tuple(self._kept), self.found, note)
         if not self.checked:

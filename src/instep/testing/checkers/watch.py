@@ -1,8 +1,8 @@
-"""Watches: the six properties that etcd promises of them, and that nothing is invented or left out at the end.
+"""Watches: the six properties that etcd promises, and that no event is invented or missing at the end.
 
 The properties are those of etcd's API guarantees page (https://etcd.io/docs/v3.5/learning/api_guarantees/), which
-etcd's own robustness tests check too. A watch that was broken and resumed by its client is one watch here, and keeps
-them over all its parts.
+etcd's robustness tests check too. A watch that broke and was resumed by its client counts as one watch and must keep
+them across its parts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ UNKNOWN = 1 << 62
 
 @dataclass(slots=True)
 class _Part:
-    """From one start of a watch to the next."""
+    """A watch from one start to the next."""
 
     start: WatchStarted
     responses: list[WatchReceived] = field(default_factory=list)
@@ -43,7 +43,7 @@ class _Watch:
             yield from part.events()
 
     def stretches(self) -> Iterator[tuple[WatchStarted, list[WatchEvent]]]:
-        """Stretches without a gap that the client was told of: a new start after a listing begins another."""
+        """Sections without a known gap: a new start after a listing begins another section."""
         start: WatchStarted | None = None
         events: list[WatchEvent] = []
         for part in self.parts:
@@ -62,11 +62,11 @@ def check_watch(
     *,
     delivered_to: int | Mapping[str, int] = 0,
 ) -> Verdict:
-    """Whether every watch was ordered, unique, atomic, reliable, resumable and bookmarkable, and true to `reference`.
+    """Whether every watch was ordered, unique, atomic, reliable, resumable and bookmarkable, and matches `reference`.
 
-    `delivered_to`: the revision (or one by watch) up to which everything should have come by now; 0 leaves the end
-    open, as etcd does. Records of one watch stand in the order in which its client got them; other watches' may lie
-    between. Revisions outside the reference are checked only against each other.
+    `delivered_to`: the revision (or one per watch) up to which everything must have arrived; 0 does not check the end,
+    as etcd gives no bound. The records of one watch are in the order in which its client received them; records of
+    other watches may be between them. Revisions outside the reference are only checked against each other.
     """
     watches = _gather(records)
     findings = Findings("watch")
@@ -82,7 +82,7 @@ def check_watch(
 
 
 def ordered(watch: _Watch) -> Iterator[Violation]:
-    """Events come by rising revision."""
+    """Events arrive in order of revision."""
     last = 0
     for event in watch.events():
         if event.revision < last:
@@ -91,7 +91,7 @@ def ordered(watch: _Watch) -> Iterator[Violation]:
 
 
 def unique(watch: _Watch) -> Iterator[Violation]:
-    """No event comes twice, also not after the watch was resumed."""
+    """No event arrives twice, even after the watch was resumed."""
     seen: set[tuple[int, str]] = set()
     for event in watch.events():
         if (event.revision, event.key) in seen:
@@ -100,7 +100,7 @@ def unique(watch: _Watch) -> Iterator[Violation]:
 
 
 def atomic(watch: _Watch, reference: Reference) -> Iterator[Violation]:
-    """The events of one revision come in one response, all of them."""
+    """All events of one revision arrive in one response."""
     last: int | None = None
     for part in watch.parts:
         for response in part.responses:
@@ -116,7 +116,7 @@ def atomic(watch: _Watch, reference: Reference) -> Iterator[Violation]:
 
 
 def reliable(watch: _Watch, reference: Reference) -> Iterator[Violation]:
-    """Of three events in a row nobody gets the first and the third without the second."""
+    """No watch delivers the first and third of three consecutive events without the second."""
     for start, events in watch.stretches():
         if events:
             revisions = {event.revision for event in events}
@@ -125,7 +125,7 @@ def reliable(watch: _Watch, reference: Reference) -> Iterator[Violation]:
 
 
 def resumable(watch: _Watch, reference: Reference) -> Iterator[Violation]:
-    """A watch from a revision on begins with the first event from there on."""
+    """A watch from a revision on starts with the first event from that revision on."""
     for part in watch.parts:
         first = next(part.events(), None)
         start = part.start
@@ -141,11 +141,11 @@ def resumable(watch: _Watch, reference: Reference) -> Iterator[Violation]:
 
 
 def bookmarkable(watch: _Watch, reference: Reference) -> Iterator[Violation]:
-    """A response without events that names a revision says that everything up to it has been delivered."""
+    """After a response without events that names a revision, everything up to it has been delivered."""
     bookmark = 0
     for part in watch.parts:
         came: set[int] = set()
-        # Of a part whose start is not known, only what comes after its first bookmark can be owed.
+        # If the start of a part is unknown, it is only checked after its first bookmark.
         told_to = part.start.start_revision - 1 if part.start.start_revision else UNKNOWN
         for response in part.responses:
             for event in response.events:
@@ -163,17 +163,17 @@ def bookmarkable(watch: _Watch, reference: Reference) -> Iterator[Violation]:
 
 
 def genuine(watch: _Watch, reference: Reference) -> Iterator[Violation]:
-    """Every event happened, as it was delivered, on a key that was asked for."""
+    """Every event happened as delivered, on a key that the watch covers."""
     for part in watch.parts:
         for event in part.events():
             if not part.start.asks_for(event.key):
-                yield Violation("genuine", f"{watch.name} delivered {event}, which it had not asked for")
+                yield Violation("genuine", f"{watch.name} delivered {event}, which it does not cover")
             elif reference.covers(event.revision) and event not in reference.at(event.revision, part.start):
-                yield Violation("genuine", f"{watch.name} delivered {event}, which did not happen so")
+                yield Violation("genuine", f"{watch.name} delivered {event}, which did not happen like that")
 
 
 def complete(watch: _Watch, reference: Reference, delivered_to: int) -> Iterator[Violation]:
-    """Everything up to the revision that the caller names has come by the end: beyond what etcd itself promises."""
+    """Everything up to the caller's revision has arrived by the end. etcd itself does not promise that."""
     stretches = list(watch.stretches())
     if not stretches:
         return

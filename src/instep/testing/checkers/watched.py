@@ -1,4 +1,4 @@
-"""What a watch was asked for and what it delivered, as its client saw it."""
+"""What a watch covered and delivered, as its client saw it."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class WatchEvent:
 @record
 @dataclass(frozen=True, slots=True)
 class WatchStarted:
-    """A watch, or the next part of one that its client resumed: every event from `start_revision` on is owed.
+    """The start of a watch, or of the next part of a resumed one: it must deliver every event from `start_revision` on.
 
-    `key`: the prefix asked for, or with `prefix=False` the one key. A watch "from now" starts one above the revision at
-    which etcd created it; 0 says that the start is not known. `relisted`: the client has listed the keys anew just
-    before (after a compaction), so what came between its last event and this start is not owed.
+    `key`: the prefix, or with `prefix=False` the single key. A watch "from now" starts one above the revision at which
+    etcd created it; 0 means that the start is unknown. `relisted`: the client listed the keys again just before (after
+    a compaction), so events between the last one and this start may be missing.
     """
 
     watch: str
@@ -50,7 +50,7 @@ class WatchStarted:
 @record
 @dataclass(frozen=True, slots=True)
 class WatchReceived:
-    """One response. `progress`: it is a bookmark, so everything up to `revision` has been delivered before."""
+    """One response. `progress`: a bookmark, so everything up to `revision` was delivered before it."""
 
     watch: str
     revision: int
@@ -59,7 +59,7 @@ class WatchReceived:
 
 
 def received(watch: str, batch: WatchBatch) -> WatchReceived:
-    """The record of a batch that Instep's client delivered."""
+    """The record of a batch from Instep's client."""
     events = tuple(
         WatchEvent(event.kind, event.kv.key, event.kv.mod_revision, event.kv.value if event.kind == "put" else None)
         for event in batch.events
