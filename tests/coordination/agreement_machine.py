@@ -17,7 +17,10 @@ from instep.coordination.records import Left, Rejected
 from instep.scalar import parse_scalar
 
 LAYOUTS = (((0,), (1,)), ((0, 1), (2,)), ((0,), (1,), (2,)), ((0,), (1, 2, 3)))
-LANES = ("state", "acks", "receipts", "left", "members", "c", "election", "schemas")
+LANES = (
+    *("state", "acks", "receipts", "left", "members", "c", "election", "schemas"),
+    *("verified", "failures", "barriers", "attempts"),
+)
 BAD = {"lr": ("2", "0.1.2", '"much"', "NaN"), "clip": ("-1", str(NOT_FOR_WORKERS)), "size": ("16",), "warp": ("9",)}
 PHASES = ("state/plans/", "reports/acks/", "/decision", "reports/receipts/")
 ROUNDS = 160
@@ -126,6 +129,17 @@ class AgreementMachine(RuleBasedStateMachine):
         if kind != "stop" or self.cluster.store.revision % 3 == 0:  # it ends the run, and with it what can be found out
             self.cluster.command(kind, save=save, name="nothing" if kind == "action" else None)
 
+    @precondition(lambda self: not self.history_goes_back)
+    @rule()
+    def meet(self) -> None:
+        """The script calls a barrier in a step to come."""
+        self.cluster.meet()
+
+    @precondition(lambda self: not self.history_goes_back)
+    @rule()
+    def reset(self) -> None:
+        self.cluster.reset_attempts()
+
     # -- etcd is slow, or answers what is never heard ----------------------------------------------------------------
 
     @rule(host=hosts)
@@ -224,7 +238,7 @@ class AgreementMachine(RuleBasedStateMachine):
     @invariant()
     def decisions_stand(self) -> None:
         if hasattr(self, "cluster"):
-            self.cluster.check_history()
+            self.cluster.checks.check()
 
     def teardown(self) -> None:
         with self.stack:
@@ -239,6 +253,7 @@ class AgreementMachine(RuleBasedStateMachine):
         self._end_doubles(())
         for number in range(ROUNDS):
             unmet = self._unmet()
+            self.cluster.checks.check()
             if not unmet:
                 return
             self._resume()
@@ -253,7 +268,6 @@ class AgreementMachine(RuleBasedStateMachine):
                 self._skip_ahead()
             self._replace_the_dead()
             self.cluster.loop.advance(0.5)
-            self.cluster.check_history()
         raise AssertionError(f"{unmet}; {self._describe()}")
 
     def _resume(self) -> None:
@@ -293,7 +307,7 @@ class AgreementMachine(RuleBasedStateMachine):
         can take the place of the rank that it waits for: its collective runs into its time-out, and it dies."""
         cluster = self.cluster
         for worker in tuple(cluster.workers.values()):
-            stuck = worker.alive and worker.inside and not cluster.training.may_finish(worker.step)
+            stuck = worker.alive and worker.inside and not cluster.training.may_finish(worker.place)
             if stuck and cluster.store.get(cluster.keys.member(worker.rank, worker.incarnation)) is None:
                 cluster.kill(worker, lose_part=True)
 
@@ -308,10 +322,10 @@ class AgreementMachine(RuleBasedStateMachine):
         if agreed is None or agreed.gate is None or any(worker.inside or not worker.step for worker in active):
             return
         near = agreed.gate - 2
-        if all(worker.step < near for worker in active):
-            training.finished = near - 1
+        if len({worker.back for worker in active}) == 1 and all(worker.step < near for worker in active):
             for worker in active:
-                worker.step, training.started[worker.rank] = near, near - 1
+                worker.step = near
+                training.skip_to(worker.rank, worker.place)
 
     def _replace_the_dead(self) -> None:
         for worker in tuple(self.cluster.workers.values()):
@@ -333,6 +347,9 @@ class AgreementMachine(RuleBasedStateMachine):
             self.cluster.workers
         ):
             return ["not every rank trains"]
+        waiting = [worker for worker in active if worker.at_barrier]
+        if waiting:
+            return [f"{worker} waits at the barrier" for worker in waiting]
         if self.cluster.training.left and self.lockstep:
             return ["not every rank has ended"]
         agreed = self.cluster.agreed()
@@ -473,6 +490,26 @@ class LockstepMachine(AgreementMachine):
         self.cluster.training.resume_at = resume_at
         for worker in tuple(self.cluster.workers.values()):
             self.cluster.start(worker.rank, worker.host)
+
+    @precondition(lambda self: not self.history_goes_back)
+    @rule(damaged=st.sampled_from([None, None, 0, 1]))
+    def save(self, damaged: int | None) -> None:
+        """A checkpoint of the last finished step, which a rank may not be able to load."""
+        manifest = self.cluster.save()
+        if manifest is not None and damaged is not None:
+            self.cluster.damaged.add((damaged, manifest.id))
+
+    @precondition(lambda self: self.cluster.saved)
+    @rule(which=st.integers(0, 3))
+    def restore(self, which: int) -> None:
+        saved = sorted(self.cluster.saved)
+        self.cluster.command("restore", name=saved[which % len(saved)])
+
+    @precondition(lambda self: len(self.cluster.saved) > 1)
+    @rule(which=st.integers(0, 3))
+    def forget(self, which: int) -> None:
+        saved = sorted(self.cluster.saved)
+        self.cluster.forget(saved[which % len(saved)])
 
     @precondition(lambda self: self.cluster.evicting)
     @rule()

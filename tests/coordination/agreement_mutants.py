@@ -12,17 +12,29 @@ from instep.agent import effects
 from instep.agent.heads import Heads
 from instep.agent.reception import Reception
 from instep.agent.worker import LocalWorker
-from instep.coordination import leading, membership, recovery, transactions
+from instep.agent.workers import Workers
+from instep.coordination import (
+    attempts,
+    barriers,
+    checkpoints,
+    leadership,
+    leading,
+    membership,
+    recovery,
+    resuming,
+    transactions,
+)
 from instep.coordination.actions import CommitPlan, FormView, LeaderAction
 from instep.coordination.chain import Promised, StoredPlan, Unknown, verdict
 from instep.coordination.node import NodeAction, NodeAgreement, WriteAck
-from instep.coordination.records import Ack, Agreed, Decision, View
+from instep.coordination.records import Ack, Agreed, Decision, Failure, NodeMembers, Plan, Resume, View
 from instep.coordination.situation import Situation
 from instep.coordination.transactions import Txn
 from instep.wire import Message
 from instep.worker.agreement import Agreement
 from instep.worker.course import Course
 from instep.worker.gate import Answer, Apply, Gate, Promise, Wait
+from instep.worker.orders import Orders
 
 Mutant = Callable[[], contextlib.AbstractContextManager[Any]]
 
@@ -116,8 +128,6 @@ def view_leaves_the_plan_open_and_commit_ignores_the_view() -> Iterator[None]:
             return open_plan(replace(now, view=now.view.model_copy(update={"number": now.plan.view})))
         return open_plan(now)
 
-    from instep.coordination import leadership
-
     with (
         mock.patch.object(leading, "_form_view", form_view),
         mock.patch.object(leading, "_about_open_plan", about_open_plan),
@@ -152,30 +162,12 @@ def forget_the_previous_values() -> Any:
 
 def no_fence_around_the_newest_agreed() -> Any:
     """A view is formed from an `agreed` that a commit has replaced meanwhile."""
-    real = transactions.for_action
-
-    def for_action(action: LeaderAction, *rest: Any) -> Txn:
-        made = real(action, *rest)
-        if isinstance(action, FormView):
-            return Txn(tuple(item for item in made.compares if "state/agreed" not in item.text), made.then)
-        return made
-
-    from instep.coordination import leadership
-
-    return mock.patch.object(leadership, "for_action", for_action)
+    return _without_compares(FormView, "state/agreed")
 
 
 def commit_without_the_mark() -> Any:
     """A plan is committed although a rank, with no space to write an abort, has made sure that it is not."""
-    real = transactions.for_action
-
-    def for_action(action: LeaderAction, *rest: Any) -> Txn:
-        made = real(action, *rest)
-        return Txn(tuple(item for item in made.compares if "state/open/" not in item.text), made.then)
-
-    from instep.coordination import leadership
-
-    return mock.patch.object(leadership, "for_action", for_action)
+    return _without_compares(CommitPlan, "state/open/")
 
 
 def newcomers_ignore_the_course() -> Any:
@@ -255,28 +247,161 @@ def a_refused_plan_is_named_as_the_one_before_it() -> Iterator[None]:
         yield
 
 
-LOCKSTEP: dict[str, Mutant] = {
-    mutant.__name__: mutant
-    for mutant in (
-        pass_the_gate_undecided,
-        promise_too_late,
-        newcomers_ignore_the_gate,
-        forget_the_previous_values,
-        view_leaves_the_plan_open_and_commit_ignores_the_view,
-        promise_two_gates,
-        no_fence_around_the_newest_agreed,
-        commit_without_all_acks,
-        acknowledge_before_all_are_armed,
-    )
-}
-DRIFTING: dict[str, Mutant] = {
-    mutant.__name__: mutant
-    for mutant in (
-        commit_without_all_acks,
-        acknowledge_before_all_are_armed,
-        pass_the_gate_undecided,
-        promise_too_late,
-        who_left_counts_as_armed,
-        commit_without_the_mark,
-    )
-}
+def a_node_pairs_ranks_and_incarnations_wrongly() -> Any:
+    """The incarnations of a node's ranks are in an order of their own."""
+    real = membership.nodes_of
+
+    def nodes_of(group: membership.WorkerGroup) -> dict[str, NodeMembers]:
+        return {
+            node: members.model_copy(update={"incarnations": tuple(sorted(members.incarnations))})
+            for node, members in real(group).items()
+        }
+
+    return mock.patch.object(membership, "nodes_of", nodes_of)
+
+
+def a_node_knows_its_workers_by_rank_alone() -> Any:
+    """A process of the same rank that the view does not name answers for the one that it names."""
+
+    def in_view(self: Workers, view: View | None, node: str) -> dict[int, LocalWorker]:
+        mine = view.nodes.get(node) if view is not None else None
+        ranks = mine.ranks if mine is not None else ()
+        return {worker.rank: worker for worker in reversed(list(self)) if worker.rank in ranks}
+
+    return mock.patch.object(Workers, "in_view", in_view)
+
+
+def verified_in_another_view_counts() -> Any:
+    real = resuming.next_resume
+
+    def next_resume(situation: resuming.VoteSituation) -> Resume | None:
+        number = situation.view.number
+        moved = {node: answer.model_copy(update={"view": number}) for node, answer in situation.verified.items()}
+        return real(replace(situation, verified=moved))
+
+    return mock.patch.object(resuming, "next_resume", next_resume)
+
+
+def the_first_to_verify_speaks_for_all() -> Any:
+    real = resuming.next_resume
+
+    def next_resume(situation: resuming.VoteSituation) -> Resume | None:
+        now = resuming.asked(situation.view, situation.resume)
+        found = real(situation)
+        if found is None and situation.verified and not now.final:
+            return now.model_copy(update={"final": True})
+        return found
+
+    return mock.patch.object(resuming, "next_resume", next_resume)
+
+
+def a_refusal_counts_for_the_next_checkpoint_too() -> Any:
+    real = resuming.next_resume
+
+    def next_resume(situation: resuming.VoteSituation) -> Resume | None:
+        now = resuming.asked(situation.view, situation.resume)
+        moved = {
+            node: answer.model_copy(update={"id": now.id})
+            for node, answer in situation.verified.items()
+            if now.id is not None
+        }
+        return real(replace(situation, verified=moved))
+
+    return mock.patch.object(resuming, "next_resume", next_resume)
+
+
+def a_failure_of_another_view_counts() -> Any:
+    real = attempts._first
+
+    def first(situation: attempts.FailureSituation, view: View, lost: frozenset[int]) -> Failure:
+        said = [item.failure for item in situation.reports if item.failure.rank in lost]
+        return said[0] if said else real(situation, view, lost)
+
+    return mock.patch.object(attempts, "_first", first)
+
+
+def arrivals_before_the_last_release_count() -> Any:
+    def arrived(situation: barriers.BarrierSituation, name: str) -> set[int]:
+        waiting = (arrivals.waiting.get(name) for arrivals in barriers._here(situation).values())
+        return {rank for item in waiting if item is not None for rank in item.ranks}
+
+    return mock.patch.object(barriers, "_arrived", arrived)
+
+
+def a_release_counts_for_the_ranks_of_a_later_view() -> Any:
+    def is_freed_by(self: barriers.BarrierWait, released: barriers.Released | None) -> bool:
+        return released is not None and released.record.number > self.after
+
+    return mock.patch.object(barriers.BarrierWait, "is_freed_by", is_freed_by)
+
+
+def a_reset_of_the_attempts_is_not_noticed() -> Any:
+    return _without_compares(FormView, "attempts")
+
+
+def a_restore_leaves_the_pointer() -> Any:
+    """A restart resumes from the checkpoint that the run was taken back from."""
+    real = transactions.for_action
+
+    def for_action(action: LeaderAction, *rest: Any) -> Txn:
+        made = real(action, *rest)
+        if isinstance(action, CommitPlan):
+            return Txn(made.compares, tuple(op for op in made.then if "checkpoints/latest" not in op.text))
+        return made
+
+    return _patch_for_action(for_action)
+
+
+def a_restored_run_keeps_the_gate_of_before() -> Any:
+    real = leading.after
+
+    def after(agreed: Agreed, plan: Plan) -> Agreed:
+        kept = {"gate": agreed.gate, "previous": agreed.previous} if plan.kind == "restore" else {}
+        return real(agreed, plan).model_copy(update=kept)
+
+    return mock.patch.object(leading, "after", after)
+
+
+def a_checkpoint_is_restored_though_it_was_forgotten() -> Any:
+    real_plan, real = leading._about_open_plan, transactions.for_action
+
+    def about_open_plan(now: Situation) -> LeaderAction | None:
+        target = now.plan.checkpoint if now.plan is not None else None
+        return real_plan(replace(now, manifests={**now.manifests, target.id: target}) if target is not None else now)
+
+    def for_action(action: LeaderAction, *rest: Any) -> Txn:
+        made = real(action, *rest)
+        if isinstance(action, CommitPlan):
+            return Txn(tuple(item for item in made.compares if "/checkpoints/" not in item.text), made.then)
+        return made
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(mock.patch.object(leading, "_about_open_plan", about_open_plan))
+    stack.enter_context(_patch_for_action(for_action))
+    return stack
+
+
+def a_checkpoint_from_before_a_restore_is_resumed() -> Any:
+    """A save that was under way when the run was taken back moves the pointer."""
+    return mock.patch.object(checkpoints.CommitReads, "has_left", return_value=False)
+
+
+def a_rank_continues_where_it_is_when_the_run_is_restored() -> Any:
+    return mock.patch.object(Orders, "act", return_value=None)
+
+
+def _without_compares(kind: type, key: str) -> Any:
+    """Actions of that kind do not compare what stands under the key."""
+    real = transactions.for_action
+
+    def for_action(action: LeaderAction, *rest: Any) -> Txn:
+        made = real(action, *rest)
+        if isinstance(action, kind):
+            return Txn(tuple(item for item in made.compares if key not in item.text), made.then)
+        return made
+
+    return _patch_for_action(for_action)
+
+
+def _patch_for_action(for_action: Callable[..., Txn]) -> Any:
+    return mock.patch.object(leadership, "for_action", for_action)

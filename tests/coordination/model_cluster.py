@@ -15,18 +15,23 @@ from typing import Any, Self, cast
 
 from model_client import ModelClient, Request
 from model_etcd import ModelEtcd
+from model_history import BARRIER, HistoryChecks
 from model_link import Delays, ModelConnection, ModelLink
-from model_training import Training
+from model_training import Place, Training
 from pydantic import Field, field_validator
 from virtual_loop import VirtualLoop
 
 from instep.agent.node import Node
 from instep.agent.worker import LocalWorker
+from instep.coordination import checkpoints
+from instep.coordination.checkpoints import CommitOutcome, CommitReads
+from instep.coordination.fence import Fence
 from instep.coordination.keys import Keys
-from instep.coordination.records import Agreed, Decision, Epoch, Plan, View
+from instep.coordination.records import Agreed, Attempts, Epoch, Leader, Manifest, Plan, Resume, View
 from instep.errors import ConfigError, InstepError
-from instep.etcd import Client, Op
+from instep.etcd import Client, Listing, Op
 from instep.names import INCARNATION_LENGTH
+from instep.wire import Message
 from instep.worker.gate import Apply
 from instep.worker.hyper import Codec, Hyperparameters, fixed
 from instep.worker.link import AgentLink, LinkLost
@@ -192,9 +197,14 @@ class SteppedRun(Run[Any]):
 
     def _apply(self, due: Apply, step: int) -> int:
         self.on_apply(due.number)
-        return super()._apply(due, step)
+        before = self._agreement.back
+        continues_at = super()._apply(due, step)
+        if self._agreement.back != before:
+            self.on_back(continues_at)
+        return continues_at
 
     on_apply: Callable[[int], None]
+    on_back: Callable[[int], None]
 
 
 class Worker:
@@ -209,6 +219,10 @@ class Worker:
         self.step = 0
         """The step it runs next, or is in; 0 before it has joined."""
         self.inside = False
+        self.at_barrier = False
+        self._verified: set[tuple[int, str]] | None = None
+        """What this worker has verified; None before it has asked what to resume from."""
+        self._answered: object = None
         self.error: InstepError | None = None
         self.link = ModelLink(host, self.delays)
         self._cluster = cluster
@@ -223,6 +237,8 @@ class Worker:
         )
         self.run.model_link = self.link
         self.run.on_apply = cluster.check_applied
+        self.run.on_back = self._go_back
+        self.run.on_restore(lambda manifest: None)
 
     def __repr__(self) -> str:
         where = "in" if self.inside else "before"
@@ -249,11 +265,41 @@ class Worker:
         return cast("dict[str, Any]", self.run.config.model_dump())
 
     def _join(self) -> bool:
-        """As instep.worker.join waits for the view."""
+        """As instep.worker.join waits for the view, and the script then resumes from a checkpoint."""
         if not self.listen():
             return False
-        self.step = self._cluster.training.enter(self.rank)
+        resumed: int | None = None
+        if self._cluster.resumes:
+            self._hear()
+            offer = self._look_at_offer()
+            if offer is None:
+                return False
+            resumed = offer["manifest"]["step"] if offer["id"] is not None else None
+        restored = self._cluster.checks.restored.get(self.back, 0)
+        self.step = self._cluster.training.enter(self.rank, self.back, resumed=resumed, restored=restored)
         return True
+
+    def _look_at_offer(self) -> Message | None:
+        """As Checkpoints.resume does: the checkpoint to resume from, once that is agreed on."""
+        checkpoints, conversation, checks = self.run.checkpoints, self.run._conversation, self._cluster.checks
+        ledger = conversation.ledger
+        if self._verified is None:
+            self._verified = set()
+            ledger.drop_offer()
+            conversation.tell([ledger.keep_saying("resume", {"t": "archive", "do": "resume"})])
+        offer = ledger.offer
+        if offer is None or offer is self._answered:
+            return None
+        self._answered = offer
+        if not offer["final"]:
+            is_good = (self.rank, offer["id"]) not in self._cluster.damaged
+            checks.answers[offer["view"], offer["id"]][self.rank] = is_good
+            checkpoints._vote(offer, self._verified, lambda manifest: None if is_good else "a part is damaged")
+            return None
+        checks.check_resumed(offer)
+        checkpoints._resumed(offer, self._verified, lambda manifest: None)
+        ledger.keep_quiet("resume", "vote")
+        return offer
 
     def listen(self) -> bool:
         """Before it has joined: True when it has."""
@@ -265,23 +311,77 @@ class Worker:
                 conversation.hear(self.link.receive(), step=0)
         return conversation.is_joined()
 
+    def _hear(self) -> None:
+        """Raises the failure, if there is one."""
+        conversation = self.run._conversation
+        with contextlib.suppress(LinkLost):
+            if not self.link.connected and self.link.try_connect():
+                conversation.introduce()
+            conversation.hear(self.link.receive(), self.run._next_step())
+        if conversation.failure is not None:
+            raise conversation.failure
+
+    @property
+    def back(self) -> int:
+        """The plan that took the run back last, as far as this worker has followed."""
+        return self.run._agreement.back
+
+    @property
+    def place(self) -> Place:
+        return Place(self.back, self.step)
+
+    def _go_back(self, continues_at: int) -> None:
+        self.step = continues_at
+        self._cluster.training.go_back(self.rank, self.place)
+
     def _enter_step(self) -> bool:
         self._cluster.loop.advance(STEP_S)
-        self.run.boundary(self.step)
+        self.step = self.run.boundary(self.step)
         if self.run.stopped is not None:
             self._cluster.check_stopped(self)
             self._cluster.leave(self)
             return True
         self._cluster.check_runs(self)
-        self._cluster.training.run(self.rank, self.step, {**self.values(), "save": self.run.checkpoint_requested})
+        values = {**self.values(), "save": self.run.checkpoint_requested}
+        self._cluster.training.run(self.rank, self.place, values)
         self.inside = True
+        if self._cluster.meetings.get(self.place, 0) is None:
+            self._call_barrier()
+        return True
+
+    def _call_barrier(self) -> None:
+        """As Run.barrier does, in the step."""
+        checks, conversation = self._cluster.checks, self.run._conversation
+        checks.check()
+        checks.arrived.add(self.incarnation)
+        self.at_barrier = True
+        called = conversation.calls.come(BARRIER, conversation.view)
+        conversation.tell([conversation.ledger.keep_saying("barrier", called)])
+
+    def _passes_barrier(self) -> bool:
+        """Also when it gives up: the others have passed it without this worker, or were taken back to a checkpoint."""
+        cluster, conversation = self._cluster, self.run._conversation
+        self._hear()
+        if conversation.calls.name is None:
+            number = cluster.meetings[self.place] = conversation.calls._after
+            cluster.checks.check_passed(self.incarnation, number)
+        else:
+            number = cluster.meetings[self.place] or 0
+            is_counted = not number or self.incarnation in cluster.checks.released[number]
+            if is_counted and all(place.back <= self.back for place in cluster.training.started.values()):
+                return False
+            conversation.tell([conversation.calls.go()])
+        conversation.ledger.keep_quiet("barrier")
+        self.at_barrier = False
         return True
 
     def _come_out(self) -> bool:
         training = self._cluster.training
-        if not training.may_finish(self.step):
+        if self.at_barrier and not self._passes_barrier():
             return False
-        training.finish(self.step)
+        if not training.may_finish(self.place):
+            return False
+        training.finish(self.place)
         self.inside = False
         self.step += 1
         return True
@@ -303,11 +403,13 @@ class Cluster:
         self.evicting: list[Worker] = []
         self.ever: list[Worker] = []
         self._incarnations = 0
-        self._checked = 0
-        self._committed: set[int] = set()
-        """Plans that have ever been committed, in whatever history."""
-        self.went_back = 0
-        """How often etcd has been put back."""
+        self.checks = HistoryChecks(self.store, self.keys)
+        self.resumes = lockstep
+        """Whether the script asks what to resume from."""
+        self.damaged: set[tuple[int, str]] = set()
+        """Ranks and the checkpoints that they cannot load."""
+        self.meetings: dict[Place, int | None] = {}
+        """Steps in which the script calls a barrier, and the release by which ranks have passed it."""
         self.workers: dict[int, Worker] = {}
         self.loop.call_later(0.5, self._expire_leases)
         for host, ranks in zip(self.hosts, layout, strict=True):
@@ -396,16 +498,80 @@ class Cluster:
 
     def go_back(self, revision: int) -> None:
         """etcd is restored from a backup made at that revision; 1: it is empty."""
-        self.check_history()
-        self.went_back += 1
+        self.checks.check()
         self.store.go_back(revision)
-        self._checked = len(self.store.history)
+        self.checks.go_back()
         self.loop.settle()
+
+    def save(self) -> Manifest | None:
+        """The rank that leads commits a checkpoint of the last finished step."""
+        leader = Leader.decode_or_none(self.value(self.keys.leader))
+        saver = self.workers.get(leader.rank) if leader is not None else None
+        done = self.training.finished
+        if leader is None or saver is None or (saver.incarnation, saver.back) != (leader.incarnation, done.back):
+            return None
+        manifest = Manifest(
+            id=f"{done.step}-{leader.token}",
+            step=done.step,
+            token=leader.token,
+            path=f"/saved/{self.store.revision}",
+            digest="d",
+            view=saver.run.view,
+            world_size=self.world_size,
+            plan=saver.run._agreement.plan,
+            rank=saver.rank,
+            host=saver.host.name,
+            node=saver.host.name,
+            duration_s=1.0,
+            committed_at="",
+        )
+        fence = Fence(leader.candidate, leader.token)
+        looked = self.store.txn((), checkpoints.look(self.keys, fence, manifest.id)).results
+        found = CommitReads(*(part.kvs[0] if part.kvs else None for part in looked if isinstance(part, Listing)))
+        if checkpoints.outcome(manifest, fence, found) is not CommitOutcome.OPEN or found.manifest is not None:
+            return None
+        manifest = manifest.model_copy(update={"lineage": self._lineage(found)})
+        txn = checkpoints.commit(self.keys, fence, manifest, found, announced=False)
+        self.store.txn(txn.compares, txn.then)
+        self.loop.settle()
+        return manifest
+
+    def _lineage(self, found: CommitReads) -> tuple[str, ...]:
+        pointer, resume = found.newest, self.store.get(self.keys.resume)
+        newest = self.value(self.keys.checkpoint(pointer.id)) if pointer is not None else None
+        agreed_on = Resume.decode_or_none(resume.value) if resume is not None else None
+        revision = resume.mod_revision if resume is not None else 0
+        return checkpoints.lineage(found, Manifest.decode_or_none(newest), agreed_on, revision)
+
+    @property
+    def saved(self) -> dict[str, Manifest]:
+        """The registered checkpoints by id."""
+        found = (item for item in self.store.range(self.keys.checkpoints).kvs if item.key != self.keys.latest)
+        return {manifest.id: manifest for item in found for manifest in [Manifest.decode(item.value)]}
+
+    def forget(self, checkpoint_id: str) -> None:
+        """As an operator does."""
+        pointer = self.store.get(self.keys.latest)
+        txn = checkpoints.take_off(self.keys, checkpoint_id, pointer, self.saved)
+        self.store.txn(txn.compares, txn.then)
+        self.loop.settle()
+
+    def reset_attempts(self) -> None:
+        """As `instep reset` does."""
+        counted = Attempts.decode_or_none(self.value(self.keys.attempts))
+        if counted is not None and counted.total:
+            self.store.txn((), [Op.put(self.keys.attempts, Attempts(view=counted.view).encode())])
+            self.loop.settle()
+
+    def meet(self) -> None:
+        """The script calls a barrier in the step after the furthest one."""
+        furthest = max(self.training.started.values())
+        self.meetings.setdefault(furthest._replace(step=furthest.step + 1), None)
 
     @property
     def settled(self) -> bool:
         """Whether etcd holds what the ranks hold, as far as this can be told from outside."""
-        if not self.went_back:
+        if not self.checks.went_back:
             return True
         epoch = Epoch.decode_or_none(self.value(self.keys.epoch))
         held = [worker.run._agreement.agreed for worker in self.ever if worker.alive and worker.run.view]
@@ -424,20 +590,22 @@ class Cluster:
 
     def _out_of_training(self, worker: Worker, *, lose_part: bool) -> None:
         if worker.step:
-            self.training.die(worker.rank, worker.step if worker.inside else None, lose_part=lose_part)
+            self.training.die(worker.rank, worker.place if worker.inside else None, lose_part=lose_part)
 
     # -- what must hold ---------------------------------------------------------------------------------------------
 
     def check_applied(self, number: int) -> None:
         """A value is applied only when its plan was committed."""
-        self.check_history()
-        assert number in self._committed, f"plan {number} was applied undecided or aborted"
+        self.checks.check()
+        assert number in self.checks.committed, f"plan {number} was applied undecided or aborted"
 
     def check_runs(self, worker: Worker) -> None:
         """A rank that is in the training runs no step that a pause or a stop has taken from it."""
         agreed = self.agreed()
         if agreed is None or worker in self.evicting or not self._is_member(worker) or not self.settled:
             return
+        if worker.back < agreed.back:
+            return  # it has not been taken back yet, and the step of the pause comes after that
         paused_at, ends_at = agreed.course.paused_at, agreed.course.ends_at
         assert paused_at is None or worker.step < paused_at, f"{worker} runs step {worker.step}, paused at {paused_at}"
         assert ends_at is None or worker.step < ends_at, f"{worker} runs step {worker.step}, stopped at {ends_at}"
@@ -445,7 +613,7 @@ class Cluster:
     def check_stopped(self, worker: Worker) -> None:
         """Ranks end where it was agreed, not before."""
         agreed = self.agreed()
-        if agreed is not None and self._is_member(worker) and self.settled:
+        if agreed is not None and self._is_member(worker) and self.settled and worker.back == agreed.back:
             ends_at = agreed.course.ends_at
             assert ends_at is not None, f"{worker} ended, and nobody has agreed on that"
             assert worker.step >= ends_at, f"{worker} ended before step {worker.step}, stopped at {ends_at}"
@@ -453,23 +621,6 @@ class Cluster:
     def _is_member(self, worker: Worker) -> bool:
         view = self.view()
         return view is not None and view.incarnations().get(worker.rank) == worker.incarnation
-
-    def check_history(self) -> None:
-        """A decision, once there, never changes; plans are created once, and one at a time."""
-        for batch in self.store.history[self._checked :]:
-            for event in batch.events:
-                if not event.kv.key.startswith(self.keys.plans) or event.kind != "put":
-                    continue
-                assert event.kv.version == 1, f"{event.kv.key} was written again"
-                number = int(event.kv.key.removeprefix(self.keys.plans).split("/")[0])
-                if event.kv.key.endswith("/decision"):
-                    if Decision.decode(event.kv.value).commit:
-                        self._committed.add(number)
-                elif number > 1 and Plan.decode(event.kv.value).restored is None and not self.went_back:
-                    before = self.store.get(self.keys.decision(number - 1))
-                    decided = before is not None and before.mod_revision < batch.revision
-                    assert decided, f"plan {number} came too early"
-        self._checked = len(self.store.history)
 
     # -- what etcd says ---------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ watch delivers. test_model_etcd.py holds it against a real server.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from instep.errors import EtcdError, LeaseLost
@@ -50,6 +50,10 @@ class ModelEtcd:
 
     def range(self, prefix: str) -> Listing:
         return Listing(tuple(self._keys[key] for key in sorted(self._keys) if key.startswith(prefix)), self.revision)
+
+    def at(self, revision: int) -> Mapping[str, KeyValue]:
+        """What it held at an earlier revision of this history."""
+        return self._states[revision][0]
 
     # -- writing --------------------------------------------------------------------------------------------------
 

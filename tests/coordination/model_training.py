@@ -1,14 +1,25 @@
 """The training as an observer sees it: which rank ran which step with which values.
 
-Ranks in lockstep have a collective in every step: nobody comes out before everybody is in. A rank that dies loses its
-part in the step, or has given it already; its successor starts at the first step that the rank has no part in. When
-nobody is left who holds training state, the next ones resume from some checkpoint, all from the same.
+Ranks in lockstep have a collective in every step: no rank finishes a step before every rank is in it. A rank that dies
+loses its part in the step, or has given it already; its successor starts at the first step that the rank has no part
+in. When no rank holds training state any more, the next ones resume from one checkpoint, the same for all. A run that
+is restored to a checkpoint runs the steps after it again: a step is known by its place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Place(NamedTuple):
+    """A step of the training. `back` is the plan that took the run back to a checkpoint last, 0 before the first."""
+
+    back: int
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.step}" if not self.back else f"{self.step} after plan {self.back} took the run back"
 
 
 class Training:
@@ -16,50 +27,62 @@ class Training:
 
     def __init__(self, world_size: int, *, lockstep: bool) -> None:
         self.lockstep = lockstep
-        self.finished = 0
-        self.started = dict.fromkeys(range(world_size), 0)
+        self.finished = Place(0, 0)
+        self.started = dict.fromkeys(range(world_size), Place(0, 0))
         self.running: set[int] = set()
         self.left: set[int] = set()
         self.resume_at = 0
-        """Where those resume who find nobody running; 0: right after the last finished step."""
-        self._used: dict[int, Mapping[str, Any]] = {}
-        self._parts: dict[int, set[int]] = {}
+        """Where ranks resume that find no other rank running and no checkpoint; 0: right after the last finished
+        step."""
+        self._used: dict[Place, Mapping[str, Any]] = {}
+        self._parts: dict[Place, set[int]] = {}
 
-    def enter(self, rank: int) -> int:
-        """A worker comes out of `join`; returns the step it runs first."""
+    def enter(self, rank: int, back: int, *, resumed: int | None = None, restored: int = 0) -> int:
+        """A worker returns from `join`; returns the step it runs first. `resumed` is the step of its checkpoint,
+        `restored` the step of the checkpoint that plan `back` restored."""
         if not self.running and not self.left:
-            self._rewind(min(self.resume_at or self.finished + 1, self.finished + 1))
+            at = min(self.resume_at or self.finished.step + 1, self.finished.step + 1)
+            self._rewind(Place(back, at if resumed is None else resumed + 1))
+        elif back > self.started[rank].back:
+            self.started[rank] = Place(back, restored)
         self.running.add(rank)
-        return self.started[rank] + 1
+        return self.started[rank].step + 1
 
-    def run(self, rank: int, step: int, values: Mapping[str, Any]) -> None:
-        used = self._used.setdefault(step, values)
-        assert used == values, f"step {step} runs with {dict(values)} on rank {rank}, and with {dict(used)} on others"
-        self._parts.setdefault(step, set()).add(rank)
-        self.started[rank] = step
+    def go_back(self, rank: int, place: Place) -> None:
+        """The rank has loaded a checkpoint; `place` is the step it runs next."""
+        self.started[rank] = place._replace(step=place.step - 1)
 
-    def may_finish(self, step: int) -> bool:
-        return not self.lockstep or all(started >= step for started in self.started.values())
+    def run(self, rank: int, place: Place, values: Mapping[str, Any]) -> None:
+        used = self._used.setdefault(place, values)
+        assert used == values, f"step {place} runs with {dict(values)} on rank {rank}, and with {dict(used)} on others"
+        self._parts.setdefault(place, set()).add(rank)
+        self.started[rank] = place
 
-    def finish(self, step: int) -> None:
-        self.finished = max(self.finished, step)
+    def may_finish(self, place: Place) -> bool:
+        return not self.lockstep or all(started >= place for started in self.started.values())
+
+    def finish(self, place: Place) -> None:
+        self.finished = max(self.finished, place)
+
+    def skip_to(self, rank: int, place: Place) -> None:
+        self.finished = self.started[rank] = place._replace(step=place.step - 1)
 
     def leave(self, rank: int) -> None:
         self.running.discard(rank)
         self.left.add(rank)
 
-    def die(self, rank: int, inside: int | None, *, lose_part: bool) -> None:
+    def die(self, rank: int, inside: Place | None, *, lose_part: bool) -> None:
         """`inside`: the step that the worker was in."""
         self.running.discard(rank)
         if inside is None or self.finished >= inside or not lose_part:
             return
-        self.started[rank] = inside - 1
+        self.started[rank] = inside._replace(step=inside.step - 1)
         self._parts[inside].discard(rank)
         if not self._parts[inside]:
             del self._used[inside]
 
-    def _rewind(self, step: int) -> None:
-        self.finished = step - 1
-        self.started = dict.fromkeys(self.started, step - 1)
+    def _rewind(self, place: Place) -> None:
+        self.finished = place._replace(step=place.step - 1)
+        self.started = dict.fromkeys(self.started, self.finished)
         self._used.clear()
         self._parts.clear()
