@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from run.harness import wait_for
 
 pytestmark = pytest.mark.torch
 pytest.importorskip("torch")
@@ -90,11 +91,7 @@ def test_sigterm_in_the_middle_of_training_ends_everything(folder: Path) -> None
 
 def test_a_killed_torchrun_ends_the_demo_with_an_error(folder: Path) -> None:
     with demo_in(folder) as demo:
-        deadline = time.monotonic() + TIMEOUT_S
-        while not (found := [pid for pid in processes_of(folder) if _is_torchrun(pid)]):
-            assert time.monotonic() < deadline
-            assert demo.poll() is None
-            time.sleep(0.05)  # it is looked for
+        found = wait_for(lambda: [pid for pid in processes_of(folder) if _is_torchrun(pid)], "torchrun", TIMEOUT_S)
         os.kill(found[0], signal.SIGKILL)
         _, err = demo.communicate(timeout=TIMEOUT_S)
     assert demo.returncode == 1

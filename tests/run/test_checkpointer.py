@@ -253,7 +253,7 @@ def test_whenever_a_saver_is_killed_the_newest_committed_checkpoint_is_restored_
         leader, (other,) = team.leader(*ranks)
         for worker in ranks:
             worker.tell("keep", step=step)
-        time.sleep(dice.uniform(0, 0.2))
+        time.sleep(dice.uniform(0, 0.2))  # the moment of the fault
         leader.kill()
         answer = other.answer()
         newest = int(team.training.key("checkpoints/latest")["step"])

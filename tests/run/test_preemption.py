@@ -104,9 +104,12 @@ def test_a_second_signal_means_now(training: TrainingRun) -> None:
     trainers = training.start_all(2, "--step-s=20")
     wait_trains(*trainers)
     began = time.monotonic()
-    while trainers[0].process.poll() is None:  # signals that follow at once are the same one
-        trainers[0].kill(TERM)
-        time.sleep(0.05)
+
+    def is_dead() -> bool:
+        trainers[0].kill(TERM)  # signals that follow at once are the same one
+        return trainers[0].process.poll() is not None
+
+    wait_for(is_dead, "the rank to end by the second signal")
     assert trainers[0].finish() == -TERM
     assert time.monotonic() - began > 1
 

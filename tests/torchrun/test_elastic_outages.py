@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -26,14 +27,20 @@ def lose_quorum(cluster: EtcdCluster) -> list[EtcdMember]:
     return lost
 
 
-def assert_undisturbed(agents: list[Agent], seen: list[list[str]], for_s: float) -> None:
-    """Nothing is restarted, and the training goes on."""
+def assert_alive(agents: Sequence[Agent], for_s: float) -> None:
+    """As long as an outage lasts, no agent ends."""
     deadline = time.monotonic() + for_s
     while time.monotonic() < deadline:
-        for agent, rounds in zip(agents, seen, strict=True):
+        for agent in agents:
             assert agent.code is None, f"{agent}\n{agent.log[-4000:]}"
-            assert agent.rounds == rounds, f"{agent} was restarted\n{agent.log[-4000:]}"
         time.sleep(0.1)
+
+
+def assert_undisturbed(agents: list[Agent], seen: list[list[str]], for_s: float) -> None:
+    """Nothing is restarted, and the training continues."""
+    assert_alive(agents, for_s)
+    for agent, rounds in zip(agents, seen, strict=True):
+        assert agent.rounds == rounds, f"{agent} was restarted\n{agent.log[-4000:]}"
     steps = [agent.last["step"] for agent in agents]
     wait_for(lambda: all(a.last["step"] > step for a, step in zip(agents, steps, strict=True)), "the training to go on")
 
@@ -65,11 +72,7 @@ def test_workers_that_fail_while_etcd_is_away_start_anew_when_it_is_back(elastic
     before = elastic.wait_world(agents)
     lost = lose_quorum(cluster)
     (elastic.folder / "fail-n1-0").touch()
-    ended = time.monotonic() + AWAY_S
-    while time.monotonic() < ended:
-        for agent in agents:
-            assert agent.code is None, f"{agent}\n{agent.log[-4000:]}"
-        time.sleep(0.1)
+    assert_alive(agents, AWAY_S)
     for member in lost:
         member.launch()
     cluster.wait_healthy()
@@ -107,11 +110,7 @@ def test_workers_that_fail_in_a_long_outage_start_anew_after_it(elastic_on_clust
     before = elastic.wait_world(agents)
     lost = lose_quorum(cluster)
     (elastic.folder / "fail-n0-0").touch()
-    ended = time.monotonic() + 40.0
-    while time.monotonic() < ended:
-        for agent in agents:
-            assert agent.code is None, f"{agent}\n{agent.log[-4000:]}"
-        time.sleep(0.1)
+    assert_alive(agents, 40.0)
     for member in lost:
         member.launch()
     cluster.wait_healthy()
@@ -131,11 +130,7 @@ def test_a_node_that_dies_and_one_that_comes_while_etcd_is_away_are_dealt_with_a
     lost = lose_quorum(cluster)
     dies.die()
     comes = elastic.start("2")
-    ended = time.monotonic() + AWAY_S
-    while time.monotonic() < ended:
-        for agent in (stays, comes):
-            assert agent.code is None, f"{agent}\n{agent.log[-4000:]}"
-        time.sleep(0.1)
+    assert_alive([stays, comes], AWAY_S)
     for member in lost:
         member.launch()
     cluster.wait_healthy()

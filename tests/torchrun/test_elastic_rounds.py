@@ -152,7 +152,7 @@ def test_nodes_killed_while_a_round_is_formed_hold_it_up_by_a_lease_and_end_nobo
     number = 0
     for _ in range(FORMATIONS):
         wait_for(lambda seen=number: (elastic.key("state/round") or {"number": 0})["number"] > seen, "the next round")
-        time.sleep(dice.random() * FORMED_S)
+        time.sleep(dice.random() * FORMED_S)  # the moment of the fault
         for agent in dice.sample(others, dice.choice([1, 2])):
             agent.die()
         number = elastic.key("state/round")["number"]

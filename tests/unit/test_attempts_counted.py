@@ -262,3 +262,17 @@ def test_a_stop_is_no_failure() -> None:
     action = next_action(now(agreed=agreed(view=3, course=Directive(ends_at=7))))
     assert isinstance(action, FormView)
     assert action.attempts is None
+
+
+def test_one_crash_after_which_ranks_are_replaced_one_by_one_counts_once() -> None:
+    """Rank 0 fails, the others fail in the collective that waits for it, and each node restarts its own rank."""
+    count = Attempts()
+    before = view({str(rank): {rank: 10 + rank} for rank in range(4)})
+    for rank in range(4):
+        names = {other: (20 if other <= rank else 10) + other for other in range(4)}
+        here = tuple(registered(other, name, world_size=4, node=str(other)) for other, name in names.items())
+        (group,) = membership.groups(here)
+        past = FailureSituation(view=before, left={}, stopping=False, registered=here, reports=(), attempts=count)
+        count = attempts.counted(past, group)
+        before = view({str(other): {other: name} for other, name in names.items()}, number=before.number + 1)
+    assert count.total == 1

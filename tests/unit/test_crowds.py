@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 
-from instep.coordination.actions import DeclineCommands, OpenPlan, RejectValues
+from instep.coordination.actions import DeclineCommands, OpenPlan, RefuseWorkers, RejectValues
 from instep.coordination.commands import MAX_DOCUMENT_BYTES, MAX_WAITING, PendingCommand
 from instep.coordination.desired import MAX_UNKNOWN, REJECTED_AT_ONCE, DesiredValue, considered
+from instep.coordination.fence import Fence
+from instep.coordination.keys import Keys
 from instep.coordination.leader_cache import MAX_TEXT, Decoded, _read_change
 from instep.coordination.leading import next_action
-from instep.coordination.transactions import MAX_DECLINED
+from instep.coordination.records import Refused
+from instep.coordination.transactions import MAX_DECLINED, SeenRevisions, for_action
 from instep.etcd import KeyValue
 from unit.test_leading import now
+
+KEYS = Keys("/training", "gpt-a")
 
 
 def order(kind: str, revision: int) -> PendingCommand:
@@ -87,3 +92,9 @@ def test_each_item_is_decoded_once() -> None:
     cache.read(items)
     cache.read([*items[:1], item("b", "2", 3)])
     assert decoded == [1, 2, 3]
+
+
+def test_a_crowd_of_strangers_is_refused_a_few_at_a_time() -> None:
+    """etcd takes 128 operations in a txn; a script of 200 ranks under the name of a run needs more."""
+    crowd = tuple(Refused(incarnation=f"{rank:032d}", rank=rank, reason="no") for rank in range(200))
+    assert len(for_action(RefuseWorkers(crowd), KEYS, Fence(KEYS.candidate("aaaaa"), 2), SeenRevisions()).then) <= 128

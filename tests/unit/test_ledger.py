@@ -68,3 +68,14 @@ def test_news_say_what_is_saved_and_what_is_being_saved() -> None:
     assert ledger.saved is None
     assert ledger.saving is None
     ledger.hear({"t": "archive", "do": "something of a newer version"})
+
+
+def test_a_save_into_a_directory_that_was_used_before_has_an_outcome_of_its_own() -> None:
+    """After the first checkpoint was deleted, a run may reach its step again under the same leader. The outcome of the
+    first commit is not that of the second."""
+    ledger = Ledger()
+    ledger.commit("/a", COMMIT)
+    ledger.hear(outcome("/a"))
+    assert ledger.outcome("/a") is not None
+    ledger.begin("/a")
+    assert ledger.outcome("/a") is None

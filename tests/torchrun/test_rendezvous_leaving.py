@@ -1,4 +1,4 @@
-"""What a review of torchrun's rendezvous found: frozen hosts, goodbyes that cross a decision, runs ended by mistake."""
+"""Nodes that leave a rendezvous, or stop answering in it: frozen hosts, late nodes, finished ones."""
 
 from __future__ import annotations
 

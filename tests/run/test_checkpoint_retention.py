@@ -1,4 +1,4 @@
-"""What a Checkpointer keeps on the disk, under schedules that a review has found."""
+"""What a Checkpointer keeps on the disk: retention, a lost etcd, a late leader, a second Checkpointer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schedules that a review has found; those that are marked still break a promise."""
+"""Where a run continues: after a restore, after its end, and after the ranks have agreed on a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,22 +8,19 @@ from typing import Any
 import instep
 from coordination.model_etcd import ModelEtcd
 from coordination.test_commit_schedules import KEYS, manifest
-from instep.coordination import attempts, checkpoints, membership
-from instep.coordination.actions import AbortPlan, CommitPlan, DeclineCommands, FormView, OpenPlan, RefuseWorkers
-from instep.coordination.attempts import FailureSituation
+from instep.coordination import checkpoints
+from instep.coordination.actions import AbortPlan, CommitPlan, DeclineCommands, FormView, OpenPlan
 from instep.coordination.checkpoints import CommitReads
 from instep.coordination.commands import PendingCommand
 from instep.coordination.fence import Fence
 from instep.coordination.leading import next_action
 from instep.coordination.records import (
-    Attempts,
     Command,
     Decision,
     Directive,
     Plan,
     Pointer,
     Receipt,
-    Refused,
     Resume,
     Snapshot,
 )
@@ -33,7 +30,6 @@ from instep.etcd import Listing, Op
 from instep.worker.agreement import Agreement
 from instep.worker.gate import Apply
 from instep.worker.hyper import Codec
-from instep.worker.ledger import Ledger
 from unit.parts import DIGEST, SCHEMA, agreed, left, registered, view
 
 TWO = view({"a": {0: 10}, "b": {1: 11}})
@@ -90,12 +86,9 @@ def restoring(**more: Any) -> Situation:
     return now(pending_commands=(order("restore", name=GOOD.id),), **more)
 
 
-# -- mended with this file -------------------------------------------------------------------------------------------
-
-
 def test_a_paused_run_that_is_taken_back_stays_paused_where_it_goes_on() -> None:
-    """It went on training to the step at which it had been paused, and until then every plan, a stop for a node that
-    goes as well, was for that step."""
+    """Not at the step at which it had been paused: until then every plan, also a stop for a preempted node, would
+    have that step as its gate."""
     paused = agreed(course=Directive(paused_at=30, reason="paused by somebody"))
     back = opened(restoring(agreed=paused))
     assert back.gate == 30
@@ -123,35 +116,13 @@ def test_a_checkpoint_asked_for_once_is_not_saved_again_when_its_step_comes_agai
 
 
 def test_a_paused_run_is_not_held_by_a_restore_of_what_was_forgotten_meanwhile() -> None:
-    """Its commit was refused for ever, and ranks that are paused ask for no abort: no plan could be made any more."""
+    """Otherwise its commit is refused again and again; paused ranks ask for no abort, and no plan can follow."""
     paused = agreed(course=Directive(paused_at=30))
     plan = opened(restoring(agreed=paused))
     gone = restoring(agreed=paused, plan=plan, acked=frozenset({"a", "b"}), manifests={})
     action = next_action(gone)
     assert isinstance(action, AbortPlan)
     assert isinstance(next_action(replace(gone, decision=action.decision)), DeclineCommands)
-
-
-def test_a_save_into_a_directory_that_was_used_before_has_an_outcome_of_its_own() -> None:
-    """A checkpoint that was forgotten and deleted, and a run that came to its step again under the same leader: the
-    outcome of the first commit was taken for that of the second, which was never sent."""
-    ledger = Ledger()
-    first = {"t": "archive", "do": "commit", "manifest": {"id": "5-9"}}
-    ledger.commit("/a", first)
-    ledger.hear({"t": "archive", "do": "committed", "id": "5-9", "path": "/a"})
-    assert ledger.outcome("/a") is not None
-    ledger.begin("/a")
-    assert ledger.outcome("/a") is None
-
-
-def test_a_crowd_of_strangers_is_refused_a_few_at_a_time() -> None:
-    """etcd takes 128 operations in a txn: those of a script of 200 ranks under the name of a run were too many, and
-    the run's leader tried that again and again and did nothing else."""
-    crowd = tuple(Refused(incarnation=f"{rank:032d}", rank=rank, reason="no") for rank in range(200))
-    assert len(for_action(RefuseWorkers(crowd), KEYS, FENCE, SeenRevisions()).then) <= 128
-
-
-# -- still to be mended ----------------------------------------------------------------------------------------------
 
 
 def test_what_is_saved_before_the_ranks_go_back_is_not_what_a_restart_goes_on_from() -> None:
@@ -182,32 +153,18 @@ def newest_of(etcd: ModelEtcd) -> str:
     return Pointer.decode(item.value).id
 
 
-def test_one_crash_after_which_ranks_are_replaced_one_by_one_counts_once() -> None:
-    """Rank 0 fails, the others fail in the collective that waits for it, and each node starts its own rank anew."""
-    count = Attempts()
-    before = view({str(rank): {rank: 10 + rank} for rank in range(4)})
-    for rank in range(4):
-        names = {other: (20 if other <= rank else 10) + other for other in range(4)}
-        here = tuple(registered(other, name, world_size=4, node=str(other)) for other, name in names.items())
-        (group,) = membership.groups(here)
-        past = FailureSituation(view=before, left={}, stopping=False, registered=here, reports=(), attempts=count)
-        count = attempts.counted(past, group)
-        before = view({str(other): {other: name} for other, name in names.items()}, number=before.number + 1)
-    assert count.total == 1
-
-
-def test_a_run_that_ended_before_the_step_of_its_pause_starts_anew_unpaused() -> None:
+def test_a_run_that_ended_before_the_step_of_its_pause_starts_again_unpaused() -> None:
     ended = {"a": left(0, last_step=39), "b": left(1, last_step=39)}
-    anew = (registered(0, 20, node="a"), registered(1, 21, node="b"))
-    action = next_action(now(agreed=agreed(course=Directive(paused_at=40)), left=ended, registered=anew))
+    again = (registered(0, 20, node="a"), registered(1, 21, node="b"))
+    action = next_action(now(agreed=agreed(course=Directive(paused_at=40)), left=ended, registered=again))
     assert isinstance(action, FormView)
     assert action.view.fresh
     assert action.agreed.course == Directive()
 
 
 def test_a_view_is_not_formed_from_an_outdated_vote() -> None:
-    """The leader's state lags, and shows that the ranks have still to agree: in the view that it forms all have to say
-    again what is good, and those who train already never do. The newcomer waits for 600 s."""
+    """The leader's state lags and shows an open vote. In a view formed from it, all ranks must verify again; those that
+    already train never do, and the newcomer would wait for 600 s."""
     etcd = ModelEtcd()
     etcd.put(FENCE.key, "{}")
     fence = Fence(FENCE.key, etcd.revision)

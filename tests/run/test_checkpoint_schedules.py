@@ -1,4 +1,4 @@
-"""Checkpoints under schedules that a review has found."""
+"""Checkpoints under rare schedules: a step saved twice, a newcomer after a fallback, an etcd that goes away."""
 
 from __future__ import annotations
 
