@@ -15,8 +15,9 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
+from chaos.harness.processes import find_agent
+
 import instep
-from benchmarks.processes import find_agent
 from instep.testing import EtcdServer
 
 ROOT = Path(__file__).resolve().parent.parent

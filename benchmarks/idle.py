@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from time import monotonic
 
+from chaos.harness.processes import cpu_s, memory_mb
+
 from benchmarks.figures import Figure, median
 from benchmarks.fleet import RUN, Fleet
-from benchmarks.processes import cpu_s, memory_mb
 from benchmarks.raw import RawStub
 from instep.coordination.keys import Keys
 from instep.testing import EtcdServer

@@ -8,7 +8,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from benchmarks.processes import cpu_s
+from chaos.harness.processes import cpu_s
+
 from instep.testing import EtcdServer
 
 TIMEOUT_S = 10.0

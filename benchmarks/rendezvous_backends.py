@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
 
-from benchmarks.processes import listens
+from chaos.harness.processes import listens
+
 from benchmarks.workers.rendezvous_agent import Parameters
 from instep.etcd_server.ports import free_ports
 from instep.testing import EtcdServer

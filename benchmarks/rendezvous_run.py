@@ -20,8 +20,9 @@ from time import monotonic
 from types import TracebackType
 from typing import Self
 
+from chaos.harness.processes import children, command, marked
+
 import instep
-from benchmarks.processes import children, command, marked
 from benchmarks.rendezvous_backends import ENVIRONMENT, Place, with_torch_loaded
 from benchmarks.workers.rendezvous_agent import run_agent
 

@@ -19,9 +19,10 @@ from time import monotonic
 from types import TracebackType
 from typing import Self
 
+from chaos.harness.processes import find_agent
+
 import instep
 from benchmarks.figures import Figure, median
-from benchmarks.processes import find_agent
 from instep.coordination.keys import Keys
 from instep.coordination.records import Agreed
 from instep.etcd import Client

@@ -8,15 +8,17 @@ import random
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
-from chaos.clocked import Calls
-from chaos.trainer import ACTION, RUN
+from chaos.timed_calls import TimedCalls
+from chaos.trainer import ACTION
 from instep.coordination.keys import Keys
 from instep.coordination.records import Agreed, Command, Directive
 from instep.errors import EtcdError
 from instep.etcd import Client, Op
 from instep.scalar import Scalar
 
+RUN: Final = "chaos"
 TIMEOUT_S = 2.0
 RETRY_S = 0.3
 NAMES = ("lr", "clip", "batch_size", "name")
@@ -36,10 +38,10 @@ class Operator:
     """Puts desired values and commands into etcd as a front end does; the fate of a put is read from the history
     afterwards. `journal` gets a line for each command, before it is put: when that was begun.
 
-    Whoever has paused the run asks for its end until it is over: a fresh start drops commands and keeps a pause.
+    It asks for the end of a pause until the run is resumed: a fresh start drops commands and keeps a pause.
     """
 
-    def __init__(self, client: Client, keys: Keys, calls: Calls, seed: int, journal: Path) -> None:
+    def __init__(self, client: Client, keys: Keys, calls: TimedCalls, seed: int, journal: Path) -> None:
         self.puts = 0
         self.failures = 0
         self.commands = 0
@@ -85,19 +87,19 @@ class Operator:
         await self.end_pause()
 
     async def end_pause(self) -> None:
-        """Asks for the end of a pause where one stands or may be coming, unless that has been asked for already."""
+        """Asks for the end of a pause, if the run is paused or will be, unless that has been asked for already."""
         try:
-            standing = await self.standing()
+            pending = await self.pending()
             course = await self._course()
         except EtcdError:
             return
-        kinds = [command.kind for command in standing.values()]
+        kinds = [command.kind for command in pending.values()]
         if "resume" in kinds:
             return
         if course.paused_at is not None or "pause" in kinds:
             await self._command(Command(kind="resume"))
 
-    async def standing(self) -> dict[str, Command]:
+    async def pending(self) -> dict[str, Command]:
         """The commands that wait to be carried out, by id."""
         found = await self._calls.timed(
             "operator range", TIMEOUT_S, self._client.range(self._keys.commands, timeout_s=TIMEOUT_S)
@@ -121,7 +123,7 @@ class Operator:
         return {name: self._value(name) for name in self._chance.sample(NAMES, count)}
 
     def _next_command(self) -> Command:
-        if not self._bag:  # dealt like cards, so that a short run too meets most kinds
+        if not self._bag:  # dealt like cards: even a short run includes most kinds
             self._bag = self._chance.sample(KINDS, len(KINDS))
         match self._bag.pop():
             case "pause":
@@ -156,10 +158,10 @@ class Operator:
         return True
 
     async def _command_unless_many(self, command: Command) -> None:
-        """Commands are carried out one after the other: what waits while the run cannot go on must not become a long
-        row that is still being worked off long after the last fault."""
+        """Commands are carried out one after the other. Few may wait while the run makes no progress:
+        a long queue would be worked off long after the last fault."""
         try:
-            many = len(await self.standing()) >= MOST_STANDING
+            many = len(await self.pending()) >= MOST_STANDING
         except EtcdError:
             return
         if not many:

@@ -9,8 +9,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from chaos.clocked import Calls
 from chaos.servers import Outage
+from chaos.timed_calls import TimedCalls
 from instep.errors import EtcdError
 from instep.etcd import Client
 
@@ -21,7 +21,7 @@ PAUSE_S = 0.1
 class Prober:
     """Alternates a get and a put of its own key, ten calls a second."""
 
-    def __init__(self, client: Client, key: str, calls: Calls) -> None:
+    def __init__(self, client: Client, key: str, calls: TimedCalls) -> None:
         self.key = key
         self.successes: list[tuple[float, float]] = []
         """Begin and end of each call that succeeded."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from chaos.chronicle import read_pages
-from chaos.faults import KINDS
-from chaos.judge import Finding, longest_boundary_s
+from chaos.checks.run_history import RunHistory, is_plan
+from chaos.checks.verdicts import Finding, longest_boundary_s
+from chaos.fault_plan import KINDS
 from chaos.prober import Recovery, calls_succeed_after, planned_after, watch_resumes_after
-from chaos.replay import Replay, is_plan
-from chaos.world import World
+from chaos.recording import read_event_log
+from chaos.testbed import Testbed
 
 LEAST_AN_HOUR = {
     "changes committed": 1000,
@@ -71,56 +71,56 @@ class Report:
         return "\n".join(lines)
 
 
-def counts_of(world: World, replay: Replay) -> dict[str, int]:
-    conductor, ranks = world.conductor, world.ranks
+def counts_of(testbed: Testbed, history: RunHistory) -> dict[str, int]:
+    injector, ranks = testbed.injector, testbed.ranks
     return {
-        "changes committed": replay.commits,
-        "changes asked for": world.operator.puts,
-        "commands asked for": world.operator.commands,
-        "plans aborted": replay.aborts,
-        "values rejected": replay.rejections,
-        "members killed or stopped": world.servers.kills_and_stops,
-        "agents killed": conductor.agent_kills,
-        "workers killed": conductor.worker_kills,
+        "changes committed": history.commits,
+        "changes asked for": testbed.operator.puts,
+        "commands asked for": testbed.operator.commands,
+        "plans aborted": history.aborts,
+        "values rejected": history.rejections,
+        "members killed or stopped": testbed.servers.kills_and_stops,
+        "agents killed": injector.agent_kills,
+        "workers killed": injector.worker_kills,
         "worker processes killed": ranks.kills,
-        "steps": ranks.board.lowest_arrived() + 1,
-        "views": replay.views,
-        "terms of leaders": replay.terms,
+        "steps": ranks.shared.lowest_arrived() + 1,
+        "views": history.views,
+        "terms of leaders": history.terms,
         "fresh starts of all ranks": ranks.epoch - 1,
-        "of them for a collective's time-out": world.monitor.collective_timeouts,
-        "calls of clients": world.calls.count,
-        "calls that failed": world.calls.failures,
-        "resumes of the watch": world.watcher.resumes,
+        "of them for a collective's time-out": testbed.monitor.collective_timeouts,
+        "calls of clients": testbed.calls.count,
+        "calls that failed": testbed.calls.failures,
+        "resumes of the watch": testbed.watcher.resumes,
     }
 
 
-def figures_of(world: World) -> dict[str, float]:
-    clock = world.monitor.clock
+def figures_of(testbed: Testbed) -> dict[str, float]:
+    clock = testbed.monitor.clock
     return {
         "longest stall": clock.longest_s,
         "longest stall without a fault": clock.longest_unexplained_s,
-        "fire held": world.monitor.held_s,
-        "longest boundary, pauses included": longest_boundary_s(world),
-        "longest lag of the clients' loop": world.calls.longest_lag_s,
+        "faults suspended": testbed.monitor.suspended_s,
+        "longest boundary, pauses included": longest_boundary_s(testbed),
+        "longest lag of the clients' loop": testbed.calls.longest_lag_s,
     }
 
 
-def recoveries_of(world: World) -> dict[str, Recovery]:
-    prober, found = world.prober, {}
+def recoveries_of(testbed: Testbed) -> dict[str, Recovery]:
+    prober, found = testbed.prober, {}
     for kind in ("member killed", "member frozen", "member isolated"):
-        outages = [outage for outage in world.servers.outages if outage.kind == kind]
+        outages = [outage for outage in testbed.servers.outages if outage.kind == kind]
         found[f"calls succeed after: {kind}"] = Recovery.of(calls_succeed_after(outages, prober.successes))
-        delays = watch_resumes_after(outages, prober.puts, world.watcher.heard)
+        delays = watch_resumes_after(outages, prober.puts, testbed.watcher.heard)
         found[f"watch resumes after: {kind}"] = Recovery.of(delays)
-    found[PLANNED] = Recovery.of(planned_after(world.conductor.leaders_lost, _plans(world)))
+    found[PLANNED] = Recovery.of(planned_after(testbed.injector.leaders_lost, _plans(testbed)))
     return found
 
 
-def _plans(world: World) -> list[float]:
+def _plans(testbed: Testbed) -> list[float]:
     """When the watch heard of each plan (monotonic seconds)."""
     return [
         at
-        for at, batch in read_pages(world.folder / "watched.jsonl")
+        for at, batch in read_event_log(testbed.folder / "watched.jsonl")
         if any(event.kind == "put" and is_plan(event.kv.key) for event in batch.events)
     ]
 
@@ -144,8 +144,8 @@ def too_few(counts: dict[str, int], duration_s: float) -> list[str]:
     return [f"{name}: {counts[name]} of {least}" for name, least in wanted.items() if counts[name] < least]
 
 
-def faults_of(world: World) -> dict[str, int]:
-    done, missed = world.conductor.done, world.conductor.missed
+def faults_of(testbed: Testbed) -> dict[str, int]:
+    done, missed = testbed.injector.done, testbed.injector.missed
     return {
         **{f"fault: {kind}": done[kind] for kind in sorted(kind.name for kind in KINDS)},
         **{f"nothing to break: {kind}": count for kind, count in sorted(missed.items())},

@@ -1,4 +1,4 @@
-"""The faults of the cluster's members, each a coroutine that ends when it has been mended and the cluster serves."""
+"""The faults of the cluster's members, each a coroutine that returns when the cluster serves again."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Servers:
         self.cluster = cluster
         self.outages: list[Outage] = []
         self.thaws: list[float] = []
-        """When a member that had been frozen was about to go on (monotonic seconds)."""
+        """When a member that had been frozen was about to resume (monotonic seconds)."""
         self.kills_and_stops = 0
         self.unsafe = cluster.version in INCONSISTENT_AFTER_A_CRASH
         self._thread = ThreadPoolExecutor(1, "chaos-cluster")
@@ -56,7 +56,7 @@ class Servers:
         for target in targets:
             # Two that come back need each other before they serve: neither start waits for that.
             await self._do(self.cluster.members[target].launch)
-        await self._mended(kind, targets, began)
+        await self._ended(kind, targets, began)
 
     async def frozen(self, targets: tuple[int, ...], for_s: float, kind: str) -> None:
         """Those members keep their connections and answer nothing."""
@@ -68,7 +68,7 @@ class Servers:
         for target in targets:
             self.thaws.append(time.monotonic())
             await self._do(self.cluster.members[target].resume)
-        await self._mended(kind, targets, began)
+        await self._ended(kind, targets, began)
 
     async def isolated(self, target: int, for_s: float, kind: str) -> None:
         """Neither the other members nor the clients beside the run reach that member."""
@@ -77,7 +77,7 @@ class Servers:
         await self._do(lambda: self.cluster.isolate(member))
         await asyncio.sleep(for_s)
         await self._do(self.cluster.heal)
-        await self._mended(kind, (target,), began)
+        await self._ended(kind, (target,), began)
 
     async def defragmented(self, target: int) -> None:
         member = self.cluster.members[target]
@@ -86,7 +86,7 @@ class Servers:
     def close(self) -> None:
         self._thread.shutdown(wait=True)
 
-    async def _mended(self, kind: str, targets: tuple[int, ...], began: float) -> None:
+    async def _ended(self, kind: str, targets: tuple[int, ...], began: float) -> None:
         ended = time.monotonic()
         self.outages += [Outage(kind, target, began, ended) for target in targets]
         await self._do(lambda: self.cluster.wait_healthy(timeout_s=HEALTHY_TIMEOUT_S))

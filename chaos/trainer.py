@@ -1,33 +1,39 @@
-"""A rank of the run under chaos: it trains nothing, waits for the others in every step, and writes down what it ran.
+"""A rank of a run under faults: it trains nothing, waits for the others in every step, and writes down what it ran.
 
-`python -m chaos.trainer BOARD RECORDS EPOCH LIFE STEP_S`; RANK and WORLD_SIZE as under torchrun. It ends with its
-parent. SIGUSR1 prints all stacks, SIGUSR2 holds the interpreter for as long as the board says.
+`python -m chaos.trainer ORDERS`, with RANK and WORLD_SIZE as under torchrun. It ends with its parent. SIGUSR1 prints
+all stacks; SIGUSR2 holds the interpreter for as long as the shared state says.
 
-It does what commands ask of it too: it saves a tiny checkpoint where one is requested, and has an action `mark`.
+It does what commands ask for: it saves a checkpoint where one is requested, and has an action `mark`. A rank that
+restores begins with the step after its checkpoint; any other with the first step that it has not done, as if its state
+had been fetched from its peers.
 """
 
 from __future__ import annotations
 
 import ctypes
 import faulthandler
+import importlib
 import json
+import logging
 import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from pydantic import Field
 
 import instep
-from chaos.begun import Begun
-from chaos.board import Board, Word
-from chaos.saving import save
+from chaos.harness.records import RecordWriter
+from chaos.harness.shared_state import Field as Shared
+from chaos.harness.shared_state import SharedState
+from chaos.harness.step_log import StepLog
+from chaos.savers import Saver
 
-RUN: Final = "chaos"
 ACTION: Final = "mark"
-PATIENCE_S: Final = 240.0
 POLL_S: Final = 0.002
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -41,84 +47,150 @@ class Hyper(instep.Hyperparameters):
     name: str = "adam"
 
 
-class Records:
-    """Where this rank writes each step from which on it runs with other values than before.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orders:
+    """What a rank is to do. `saver` names its class, `module:Class`; `seed` gives what it saves, and when."""
 
-    One `write` a line, so that a SIGKILL leaves whole lines and all of them.
-    """
+    run: str
+    shared: str
+    records: str
+    folder: str
+    """Where checkpoints are saved."""
+    saver: str
+    step_s: float
+    patience_s: float
+    seed: int = 0
+    background: bool = False
+    """For a saver that can write beside the training."""
+    epoch: int = 1
+    """How often all ranks have started."""
+    process: int = 1
+    """Which of the processes of this rank, counted from 1."""
 
-    def __init__(self, path: Path, **place: int) -> None:
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._place = place
+    @property
+    def as_json(self) -> str:
+        return json.dumps(asdict(self))
 
-    def write(self, **facts: object) -> None:
-        line = json.dumps({**self._place, **facts, "at": time.monotonic()})
-        os.write(self._descriptor, line.encode() + b"\n")
-
-
-def main(arguments: list[str]) -> int:
-    # Not in the parent: this holds for the thread that starts us, which is its main thread.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    board = Board(Path(arguments[0]), world_size)
-    epoch, life, step_s = int(arguments[2]), int(arguments[3]), float(arguments[4])
-    records = Records(Path(arguments[1]), rank=rank, epoch=epoch, life=life)
-    begun = Begun(Path(arguments[1]).with_suffix(".steps"), life)
-    signal.signal(signal.SIGUSR2, lambda *_: _hold_interpreter(board.get(rank, Word.HOLD_US)))
-    board.set(rank, Word.PID, os.getpid())
-    board.set(rank, Word.LIFE, life)
-    try:
-        with instep.join(RUN, Hyper, timeout_s=PATIENCE_S, etcd_patience_s=PATIENCE_S) as run:
-            board.set(rank, Word.VIEW, run.view)
-            records.write(event="joined", view=run.view, step=board.get(rank, Word.ARRIVED) + 1)
-            last = train(run, board, records, begun, step_s)
-            records.write(event="done", step=last, values=dict(run.config))
-    except instep.InstepError as error:
-        records.write(event="error", kind=type(error).__name__, text=str(error))
-        return error.exit_code
-    return 0
+    @classmethod
+    def of(cls, text: str) -> Self:
+        return cls(**json.loads(text))
 
 
-def train(run: instep.Run[Hyper], board: Board, records: Records, begun: Begun, step_s: float) -> int:
-    """Steps in lockstep until the board says that it is enough; returns the last step."""
-    before: dict[str, Any] | None = None
-    rank, step = run.rank, board.get(run.rank, Word.ARRIVED) + 1
-    folder = Path(os.environ["CHAOS_CHECKPOINTS"])
+class WarningRecorder(logging.Handler):
+    """Records what the run's operator would read."""
 
-    @run.action(ACTION)
-    def mark() -> None:
-        records.write(event="acted", step=step, view=run.view)
+    def __init__(self, records: RecordWriter) -> None:
+        super().__init__(logging.WARNING)
+        self._records = records
 
-    while step <= board.last_step:
+    def emit(self, record: logging.LogRecord) -> None:
+        self._records.write("warned", text=record.getMessage())
+
+
+class Trainer:
+    def __init__(self, orders: Orders, rank: int, world_size: int) -> None:
+        self._rank = rank
+        self._orders = orders
+        self._shared = SharedState(Path(orders.shared), world_size)
+        path = Path(orders.records)
+        self._records = RecordWriter(path, rank=rank, epoch=orders.epoch, life=orders.process)
+        self._steps = StepLog(path.with_suffix(".steps"), orders.process)
+        self._values: dict[str, Any] | None = None
+        self._step = 0
+
+    def run(self) -> int:
+        """The exit code."""
+        orders, shared = self._orders, self._shared
+        signal.signal(signal.SIGUSR2, lambda *_: _hold_interpreter(shared.get(self._rank, Shared.HOLD_US)))
+        logging.getLogger("instep").addHandler(WarningRecorder(self._records))
+        shared.set(self._rank, Shared.PID, os.getpid())
+        shared.set(self._rank, Shared.LIFE, orders.process)
+        try:
+            with instep.join(orders.run, Hyper, timeout_s=orders.patience_s, etcd_patience_s=orders.patience_s) as run:
+                shared.set(self._rank, Shared.VIEW, run.view)
+                run.action(ACTION)(lambda: self._write("acted", view=run.view))
+                self._train(run)
+        except instep.InstepError as error:
+            self._records.write("error", kind=type(error).__name__, text=str(error))
+            return error.exit_code
+        return 0
+
+    def _train(self, run: instep.Run[Hyper]) -> None:
+        """Steps in lockstep until the shared state ends the run, or the run is stopped."""
+        self._step = self._shared.get(self._rank, Shared.ARRIVED) + 1
+        self._write("joined", view=run.view)
+        saver = _saver(run, self._orders, self._records)
+        if saver.restores:
+            checkpoint_id, self._step, digest = saver.restore()
+            self._records.write("restored", id=checkpoint_id, next=self._step, digest=digest)
+        while self._step <= self._shared.last_step:
+            self._pass_boundary(run)
+            if run.stopped is not None:
+                self._write("stopped")
+                return
+            self._begin_step(run)
+            time.sleep(self._orders.step_s)
+            if run.checkpoint_requested or saver.wants(self._step):
+                self._save(saver)
+            self._reduce_all()
+            self._step += 1
+        self._records.write("done", step=self._step - 1, values=dict(run.config))
+
+    def _pass_boundary(self, run: instep.Run[Hyper]) -> None:
         began = time.monotonic()
-        stands = run.boundary(step)
+        step = run.boundary(self._step)
         took_us = int((time.monotonic() - began) * 1e6)
-        if stands != step:
-            raise AssertionError(f"nobody asked for a restore, and step {step} became {stands}")
-        if run.checkpoint_requested:  # before `begun`: whoever began a step has said what was asked of it
-            records.write(event="requested", step=step, view=run.view)
-        begun.write(step)
-        if (now := dict(run.config)) != before:
-            records.write(event="runs", step=step, view=run.view, values=now)
-            before = now
-        board.set(rank, Word.PASSED, step)
-        board.set(rank, Word.VIEW, run.view)
-        if took_us > board.get(rank, Word.LONGEST_BOUNDARY_US):
-            board.set(rank, Word.LONGEST_BOUNDARY_US, took_us)
-        run.report(loss=1.0 / (step + 1))
-        time.sleep(step_s)
-        if run.checkpoint_requested:
-            records.write(event="saved", step=step, **save(run, step, folder))
-        board.set(rank, Word.ARRIVED, step)
-        while board.lowest_arrived() < step:
+        if step != self._step:
+            raise AssertionError(f"nobody asked for a restore, and step {self._step} became {step}")
+        if took_us > self._shared.get(self._rank, Shared.LONGEST_BOUNDARY_US):
+            self._shared.set(self._rank, Shared.LONGEST_BOUNDARY_US, took_us)
+
+    def _begin_step(self, run: instep.Run[Hyper]) -> None:
+        if run.checkpoint_requested:  # before the step log: a rank in a step has recorded what was asked of it
+            self._write("requested", view=run.view)
+        self._steps.write(self._step)
+        if (now := dict(run.config)) != self._values:
+            self._write("runs", view=run.view, values=now)
+            self._values = now
+        self._shared.set(self._rank, Shared.PASSED, self._step)
+        self._shared.set(self._rank, Shared.VIEW, run.view)
+        run.report(loss=1.0 / (self._step + 1))
+
+    def _save(self, saver: Saver) -> None:
+        """Nothing that can happen to a checkpoint ends the training."""
+        try:
+            self._write("saved", **saver.save(self._step))
+        except instep.Fenced as fenced:
+            self._write("fenced", token=fenced.token, text=str(fenced))
+        except instep.CheckpointError as error:
+            self._write("failed", text=str(error))
+
+    def _reduce_all(self) -> None:
+        """A dead rank holds up all others here."""
+        self._shared.set(self._rank, Shared.ARRIVED, self._step)
+        while self._shared.lowest_arrived() < self._step:
             time.sleep(POLL_S)
-        step += 1
-    return step - 1
+
+    def _write(self, event: str, **facts: object) -> None:
+        self._records.write(event, step=self._step, **facts)
+
+
+def _saver(run: instep.Run[Hyper], orders: Orders, records: RecordWriter) -> Saver:
+    module, _, name = orders.saver.partition(":")
+    saver: Saver = getattr(importlib.import_module(module), name)(run, orders, records)
+    return saver
 
 
 def _hold_interpreter(for_us: int) -> None:
     ctypes.PyDLL(None).usleep(for_us)
+
+
+def main(arguments: Sequence[str]) -> int:
+    # Not in the parent: this holds for the thread that starts us, which is its main thread.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    return Trainer(Orders.of(arguments[0]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])).run()
 
 
 if __name__ == "__main__":

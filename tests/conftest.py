@@ -1,14 +1,18 @@
-"""What holds for every test; and Instep's fixtures, also where it is not installed."""
+"""What holds for every test; and Instep's fixtures, also where it is not installed. `chaos` is beside `tests`."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
+from pathlib import Path
 
 import hypothesis
 import pytest
 
 from instep.testing import fixtures
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 # A time limit for one example is a timed test; and the same examples every time, so that a failure is repeatable.
 hypothesis.settings.register_profile("instep", deadline=None, derandomize=True, database=None)
@@ -21,7 +25,7 @@ for name in ("COLUMNS", "LINES"):
 # Agents and trainers start often: compiling Instep's modules again each time costs 0.25 s of CPU per process.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-SLOW = tuple(f"tests/{name}/" for name in ("chaos", "coordination", "demo", "drills", "faults", "run", "torchrun"))
+SLOW = tuple(f"tests/{name}/" for name in ("chaos", "coordination", "demo", "faults", "run", "torchrun"))
 
 
 def pytest_configure(config: pytest.Config) -> None:

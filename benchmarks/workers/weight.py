@@ -7,7 +7,7 @@ import importlib
 import json
 import sys
 
-from benchmarks.processes import memory_mb
+from chaos.harness.processes import memory_mb
 
 
 def main() -> None:

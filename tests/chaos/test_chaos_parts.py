@@ -1,4 +1,4 @@
-"""The pure parts of chaos: its plan, its clock of stalls, and its replay of a run's history."""
+"""The pure parts of chaos: its plan, its clock of stalls, and its history of a run's history."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from chaos.faults import KINDS, LONGEST_GAP_S, Lane, load, plan, save
+from chaos.checks.run_history import RunHistory
+from chaos.checks.steps import against_history, read_runs
+from chaos.fault_plan import KINDS, LONGEST_GAP_S, Lane, load, plan, save
 from chaos.operator import keys_of
-from chaos.replay import Replay
-from chaos.stalls import StallClock
-from chaos.steps import against_history, read_runs
+from chaos.stall_monitor import StallClock
 
 from instep.coordination.records import Agreed, Decision, Directive, Leader, Plan, Snapshot, View
 from instep.etcd import Event, KeyValue
@@ -49,10 +49,10 @@ def test_a_stall_is_explained_only_while_something_is_broken() -> None:
     clock = StallClock()
     for second in range(10):
         clock.look(float(second), (1, 5), broken=second < 4)
-    assert clock.standing_s == 9.0
+    assert clock.stalled_s == 9.0
     assert clock.unexplained_s == 6.0
     clock.look(10.0, (1, 6), broken=False)
-    assert clock.standing_s == clock.unexplained_s == 0.0
+    assert clock.stalled_s == clock.unexplained_s == 0.0
     assert clock.longest_unexplained_s == 6.0
 
 
@@ -125,10 +125,10 @@ def order(etcd: Etcd, number: int, lr: float, course: Directive) -> None:
     etcd.write((KEYS.decision(number), Decision(commit=True).encode()), (KEYS.agreed, agreed.encode()))
 
 
-def replayed(etcd: Etcd) -> Replay:
-    replay = Replay(KEYS)
-    replay.feed(etcd.events)
-    return replay
+def replayed(etcd: Etcd) -> RunHistory:
+    history = RunHistory(KEYS)
+    history.feed(etcd.events)
+    return history
 
 
 def test_a_history_by_the_rules_is_accepted(etcd: Etcd) -> None:
@@ -139,9 +139,9 @@ def test_a_history_by_the_rules_is_accepted(etcd: Etcd) -> None:
     leader = Leader(node="b", rank=0, incarnation="i", candidate=KEYS.candidate("b"), token=etcd.revision)
     etcd.write((KEYS.leader, leader.encode()))
     commit(etcd, 2, 0.2)
-    replay = replayed(etcd)
-    assert replay.problems == []
-    assert (replay.commits, replay.terms, replay.views) == (2, 2, 1)
+    history = replayed(etcd)
+    assert history.problems == []
+    assert (history.commits, history.terms, history.views) == (2, 2, 1)
 
 
 def test_while_paused_changes_share_a_gate_and_at_no_other_time(etcd: Etcd) -> None:
@@ -159,10 +159,10 @@ def test_changes_made_while_paused_hold_from_the_step_that_waits(etcd: Etcd) -> 
     order(etcd, 2, 0.1, Directive(paused_at=20))
     change_at(etcd, 3, 20, 0.2, Directive(paused_at=20))
     change_at(etcd, 4, 20, 0.3, Directive(paused_at=20))
-    replay = replayed(etcd)
-    assert replay.problems == []
-    assert replay.commits == 3, "a command is no change"
-    assert [replay.spans[0].at(step)["lr"] for step in (9, 10, 19, 20)] == [1.0, 0.1, 0.1, 0.3]
+    history = replayed(etcd)
+    assert history.problems == []
+    assert history.commits == 3, "a command is no change"
+    assert [history.spans[0].at(step)["lr"] for step in (9, 10, 19, 20)] == [1.0, 0.1, 0.1, 0.3]
 
 
 def test_a_command_that_changes_a_value_is_found(etcd: Etcd) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chaos.harness.fork_server import ForkServer
 
 from instep.testing import EtcdServer
 from run.harness import TrainingRun
-from run.torch_nursery import Nursery
 
 
 @pytest.fixture
@@ -21,11 +21,11 @@ def short_folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
+def fork_server() -> Iterator[ForkServer]:
     """Ranks with torch in them, soon there."""
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
+    fork_server = ForkServer()
+    yield fork_server
+    fork_server.close()
 
 
 @pytest.fixture

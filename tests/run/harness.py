@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chaos.harness.processes import server_of
+
 from instep.etcd import Client, Op
 from instep.runtime import RuntimeFolder
 from instep.settings import resolve
@@ -197,13 +199,11 @@ class TrainingRun:
         return [line for line in text.splitlines() if line]
 
     def agent_pid(self, node: str = "a", run: str = "gpt-a") -> int:
-        """The pid of the node's agent, from the peer credentials of its socket."""
-        import socket
-        import struct
-
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.connect(str(self.folder_of(node, run).socket))
-            return int(struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
+        """The pid of the node's agent. Raises OSError where none listens."""
+        pid = server_of(self.folder_of(node, run).socket)
+        if pid is None:
+            raise ConnectionRefusedError(f"no agent serves node {node}")
+        return pid
 
     def folder_of(self, node: str = "a", run: str = "gpt-a") -> RuntimeFolder:
         environment = self.environment(node)

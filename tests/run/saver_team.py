@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from chaos.harness.fork_server import ForkedProcess, ForkServer
+
 from run.harness import PATIENCE_S, SOURCE, TrainingRun, wait_for
-from run.torch_nursery import Born, Nursery
 
 SCRIPT = Path(__file__).with_name("saver.py")
 
@@ -23,7 +24,7 @@ SCRIPT = Path(__file__).with_name("saver.py")
 class Worker:
     """One process. `ask` waits for the answer, `tell` does not; answers come in the order of what was told."""
 
-    def __init__(self, rank: int, process: subprocess.Popen[str] | Born) -> None:
+    def __init__(self, rank: int, process: subprocess.Popen[str] | ForkedProcess) -> None:
         self.rank = rank
         self.process = process
         self._number = 0
@@ -76,14 +77,14 @@ class Team:
     """All workers of one run, on one node or more."""
 
     def __init__(
-        self, training: TrainingRun, folder: Path, script: Path = SCRIPT, nursery: Nursery | None = None
+        self, training: TrainingRun, folder: Path, script: Path = SCRIPT, fork_server: ForkServer | None = None
     ) -> None:
         self.training = training
         self.folder = folder
         self.script = script
         self.prefix: tuple[str, ...] = ()
-        """What the workers are started by, if not by themselves or by the nursery."""
-        self._nursery = nursery
+        """What the workers are started by, if not by themselves or by the fork_server."""
+        self._fork_server = fork_server
         self.workers: list[Worker] = []
 
     def join(self, nodes: str, **environment: str) -> list[Worker]:
@@ -100,10 +101,10 @@ class Team:
         self.workers.append(worker)
         return worker
 
-    def _process(self, environment: Mapping[str, str]) -> subprocess.Popen[str] | Born:
+    def _process(self, environment: Mapping[str, str]) -> subprocess.Popen[str] | ForkedProcess:
         environment = {**os.environ, "PYTHONPATH": str(SOURCE), **environment}
-        if self._nursery is not None and not self.prefix:
-            return self._nursery.bear(self.script, [str(self.folder)], environment)
+        if self._fork_server is not None and not self.prefix:
+            return self._fork_server.start(self.script, [str(self.folder)], environment)
         return subprocess.Popen(
             [*self.prefix, sys.executable, str(self.script), str(self.folder)],
             env=environment,

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chaos.harness.fork_server import ForkServer
 
 from instep.etcd import Client
 from instep.worker.manifest import MANIFEST
 from run.harness import TrainingRun, wait_for
 from run.saver_team import Team
 from run.test_checkpointer import SCRIPT, all_do, leave, order, saved_in
-from run.torch_nursery import Nursery
 
 pytest.importorskip("torch")
 from instep.torch._checkpoint.parts import label
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.torch
 
 
 @pytest.fixture
-def team(training: TrainingRun, tmp_path: Path, nursery: Nursery) -> Iterator[Team]:
-    team = Team(training, tmp_path / "saved", SCRIPT, nursery)
+def team(training: TrainingRun, tmp_path: Path, fork_server: ForkServer) -> Iterator[Team]:
+    team = Team(training, tmp_path / "saved", SCRIPT, fork_server)
     yield team
     team.close()
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chaos.harness.fork_server import ForkServer
 from typer.testing import CliRunner
 
 from instep.cli._app import app
@@ -20,15 +21,14 @@ from run.harness import TrainingRun, wait_for
 from run.saver_team import Team
 from run.test_checkpointer import SCRIPT, all_do, leave, log_of, saved_in, the_one
 from run.test_commands_live import order, wait_declined
-from run.torch_nursery import Nursery
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
 
 @pytest.fixture
-def team(training: TrainingRun, tmp_path: Path, nursery: Nursery) -> Iterator[Team]:
-    team = Team(training, tmp_path / "saved", SCRIPT, nursery)
+def team(training: TrainingRun, tmp_path: Path, fork_server: ForkServer) -> Iterator[Team]:
+    team = Team(training, tmp_path / "saved", SCRIPT, fork_server)
     yield team
     team.close()
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chaos.harness.fork_server import ForkServer
 
 from run.harness import TrainingRun, wait_for
 from run.saver_team import Team, Worker
 from run.test_commands_live import order, wait_declined
-from run.torch_nursery import Nursery
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -27,16 +27,16 @@ SCRIPT = Path(__file__).with_name("torch_saver.py")
 
 
 @pytest.fixture
-def team(training: TrainingRun, tmp_path: Path, nursery: Nursery) -> Iterator[Team]:
-    team = Team(training, tmp_path / "saved", SCRIPT, nursery)
+def team(training: TrainingRun, tmp_path: Path, fork_server: ForkServer) -> Iterator[Team]:
+    team = Team(training, tmp_path / "saved", SCRIPT, fork_server)
     yield team
     team.close()
 
 
 @pytest.fixture
-def fragile_team(fragile_training: TrainingRun, tmp_path: Path, nursery: Nursery) -> Iterator[Team]:
+def fragile_team(fragile_training: TrainingRun, tmp_path: Path, fork_server: ForkServer) -> Iterator[Team]:
     """On an etcd server of its own."""
-    team = Team(fragile_training, tmp_path / "saved", SCRIPT, nursery)
+    team = Team(fragile_training, tmp_path / "saved", SCRIPT, fork_server)
     yield team
     team.close()
 

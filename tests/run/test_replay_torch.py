@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chaos.harness.fork_server import ForkedProcess, ForkServer
 
 from instep.etcd_server.ports import free_ports
 from instep.schedule import Schedule
 from run.harness import SOURCE, Event, TrainingRun, wait_for
-from run.torch_nursery import Born, Nursery
 
 pytest.importorskip("torch")
 
@@ -27,13 +27,13 @@ SCRIPT = Path(__file__).with_name("replay_trainer.py")
 class Ranks:
     """Two ranks of one process group, and all that they said."""
 
-    def __init__(self, nursery: Nursery, environment: dict[str, str], stop_file: Path, *arguments: str) -> None:
+    def __init__(self, fork_server: ForkServer, environment: dict[str, str], stop_file: Path, *arguments: str) -> None:
         self.stop_file = stop_file
         self.events: list[Event] = []
         self.errors: list[str] = []
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1, "127.0.0.1")[0]), "WORLD_SIZE": "2"}
         self.processes = [
-            nursery.bear(
+            fork_server.start(
                 SCRIPT,
                 [f"--stop-file={stop_file}", *arguments],
                 {**environment, **meeting, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
@@ -48,11 +48,11 @@ class Ranks:
         for reader in self._readers:
             reader.start()
 
-    def _read(self, process: Born) -> None:
+    def _read(self, process: ForkedProcess) -> None:
         for line in process.stdout:
             self.events.append(json.loads(line))
 
-    def _read_errors(self, process: Born) -> None:
+    def _read_errors(self, process: ForkedProcess) -> None:
         self.errors.extend(process.stderr)
 
     def said(self, event: str) -> list[Event]:
@@ -95,9 +95,9 @@ class Ranks:
 
 @contextmanager
 def ranks(
-    nursery: Nursery, training: TrainingRun, stop_file: Path, *arguments: str, namespace: str = ""
+    fork_server: ForkServer, training: TrainingRun, stop_file: Path, *arguments: str, namespace: str = ""
 ) -> Iterator[Ranks]:
-    started = Ranks(nursery, environment(training, namespace), stop_file, *arguments)
+    started = Ranks(fork_server, environment(training, namespace), stop_file, *arguments)
     try:
         yield started
     finally:
@@ -131,11 +131,11 @@ def hashes(*done: list[Event]) -> set[str]:
 
 
 def test_a_run_steered_live_is_repeated_bit_for_bit_from_its_schedule(
-    training: TrainingRun, tmp_path: Path, nursery: Nursery
+    training: TrainingRun, tmp_path: Path, fork_server: ForkServer
 ) -> None:
     """In one go; and again with a stop and a resumption from a checkpoint between two changes."""
     file = tmp_path / "schedule.json"
-    with ranks(nursery, training, tmp_path / "stop", "--step-s=0.002") as live:
+    with ranks(fork_server, training, tmp_path / "stop", "--step-s=0.002") as live:
         live.wait_joined()
         command(training, "set", "ddp", "lr=0.05", "--wait", "--why", "loss spike")
         command(training, "set", "ddp", "momentum=0.8", "clip=0.5", "--wait")
@@ -148,7 +148,7 @@ def test_a_run_steered_live_is_repeated_bit_for_bit_from_its_schedule(
 
     replay = f"--replay={file}"
     with ranks(
-        nursery, training, tmp_path / "never", replay, f"--steps={steps}", namespace=f"{training.namespace}-1"
+        fork_server, training, tmp_path / "never", replay, f"--steps={steps}", namespace=f"{training.namespace}-1"
     ) as again:
         replayed = again.end()
         assert [again.changes(rank) for rank in (0, 1)] == [live.changes(rank) for rank in (0, 1)]
@@ -156,20 +156,20 @@ def test_a_run_steered_live_is_repeated_bit_for_bit_from_its_schedule(
 
     parts = (replay, f"--checkpoints={tmp_path / 'checkpoints'}")
     stopped_at, resumed = (middle + last) // 2, f"{training.namespace}-2"
-    with ranks(nursery, training, tmp_path / "never", *parts, f"--steps={stopped_at}", namespace=resumed) as first:
+    with ranks(fork_server, training, tmp_path / "never", *parts, f"--steps={stopped_at}", namespace=resumed) as first:
         assert hashes(first.end()).isdisjoint(hashes(steered))
-    with ranks(nursery, training, tmp_path / "never", *parts, f"--steps={steps}", namespace=resumed) as second:
+    with ranks(fork_server, training, tmp_path / "never", *parts, f"--steps={steps}", namespace=resumed) as second:
         done = second.end()
     assert {event["start"] for event in done} == {stopped_at}
     assert hashes(done) == hashes(steered)
 
 
 def test_a_run_that_was_killed_and_went_on_from_a_checkpoint_is_repeated_in_one_go(
-    training: TrainingRun, tmp_path: Path, nursery: Nursery
+    training: TrainingRun, tmp_path: Path, fork_server: ForkServer
 ) -> None:
     """What was trained after the checkpoint and lost is not repeated, nor are the values of that time."""
     saving = (f"--checkpoints={tmp_path / 'checkpoints'}", "--save-every=100", "--step-s=0.002")
-    with ranks(nursery, training, tmp_path / "stop", *saving) as killed:
+    with ranks(fork_server, training, tmp_path / "stop", *saving) as killed:
         killed.wait_joined()
         command(training, "set", "ddp", "lr=0.05", "--wait")
         changed_at = wait_for(lambda: len(killed.changes(0)) == 2 and killed.changes(0)[1][0], "the first change")
@@ -177,7 +177,7 @@ def test_a_run_that_was_killed_and_went_on_from_a_checkpoint_is_repeated_in_one_
         command(training, "set", "ddp", "momentum=0.5", "--wait")
         killed.kill()
     command(training, "set", "ddp", "lr=0.02", "momentum=0.8")
-    with ranks(nursery, training, tmp_path / "stop", *saving) as live:
+    with ranks(fork_server, training, tmp_path / "stop", *saving) as live:
         live.wait_joined()
         command(training, "set", "ddp", "clip=0.5", "--wait")
         live.stop_file.touch()
@@ -190,5 +190,5 @@ def test_a_run_that_was_killed_and_went_on_from_a_checkpoint_is_repeated_in_one_
     assert [change.step for change in told if change.step <= start][-1] == start
 
     again = (f"--replay={file}", f"--steps={steps}")
-    with ranks(nursery, training, tmp_path / "never", *again, namespace=f"{training.namespace}-1") as replay:
+    with ranks(fork_server, training, tmp_path / "never", *again, namespace=f"{training.namespace}-1") as replay:
         assert hashes(replay.end()) == hashes(steered)

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chaos.harness.fork_server import ForkServer
 
 from instep.testing import EtcdCluster, EtcdServer
-from torchrun.elastic import ElasticRun, Nursery
+from torchrun.elastic import ElasticRun
 
 
 @pytest.fixture(autouse=True)
@@ -22,11 +23,11 @@ def _environment() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
+def fork_server() -> Iterator[ForkServer]:
     """Agents that start without the seconds that importing torch takes."""
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
+    server = ForkServer("torch.distributed.run")
+    yield server
+    server.close()
 
 
 @pytest.fixture
@@ -38,18 +39,18 @@ def elastic_folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def elastic(etcd: EtcdServer, elastic_folder: Path, nursery: Nursery, namespace: str) -> Iterator[ElasticRun]:
+def elastic(etcd: EtcdServer, elastic_folder: Path, fork_server: ForkServer, namespace: str) -> Iterator[ElasticRun]:
     """A run on the shared etcd server, which the test must leave alone."""
-    run = ElasticRun(etcd, elastic_folder, nursery, namespace=namespace)
+    run = ElasticRun(etcd, elastic_folder, fork_server, namespace=namespace)
     yield run
     run.close()
 
 
 @pytest.fixture
 def elastic_on_cluster(
-    etcd_cluster: EtcdCluster, elastic_folder: Path, nursery: Nursery, namespace: str
+    etcd_cluster: EtcdCluster, elastic_folder: Path, fork_server: ForkServer, namespace: str
 ) -> Iterator[ElasticRun]:
     """A run on three members of its own, which the test may break."""
-    run = ElasticRun(etcd_cluster, elastic_folder, nursery, namespace=namespace)
+    run = ElasticRun(etcd_cluster, elastic_folder, fork_server, namespace=namespace)
     yield run
     run.close()

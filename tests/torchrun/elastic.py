@@ -6,13 +6,12 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
-import threading
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from chaos.harness.fork_server import ForkedProcess, ForkServer
 
 from instep.testing import EtcdCluster, EtcdServer
 from run.harness import wait_for
@@ -22,6 +21,7 @@ SOURCE = FOLDER.parents[1] / "src"
 WORKER = FOLDER / "elastic_worker.py"
 PATIENCE_S = 60.0
 RUN = "elastic"
+AGENT = "torch.distributed.run:main"
 MARK = "INSTEP_TAG"
 TTL_S = 3
 QUICK = {"keep_alive_interval": "1", "keep_alive_max_attempt": "3", "last_call_timeout": "1", "join_timeout": "120"}
@@ -29,50 +29,15 @@ QUICK = {"keep_alive_interval": "1", "keep_alive_max_attempt": "3", "last_call_t
 Event = dict[str, Any]
 
 
-class Nursery:
-    """See agent_nursery.py. May be used from several threads."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(FOLDER / "agent_nursery.py")],
-            env={**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "LOGLEVEL": "INFO"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._lock = threading.Lock()
-
-    def _ask(self, **order: Any) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with self._lock:
-            self._process.stdin.write(json.dumps(order) + "\n")
-            self._process.stdin.flush()
-            return json.loads(self._process.stdout.readline())
-
-    def start(self, arguments: Sequence[str], environ: Mapping[str, str], log: Path) -> int:
-        return int(self._ask(start=list(arguments), environ=dict(environ), log=str(log)))
-
-    def ended(self, pid: int) -> int | None:
-        code: int | None = self._ask(ended=pid)
-        return code
-
-    def close(self) -> None:
-        with self._process:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-
-
 class Agent:
     """One agent: a node with its workers, all of which die when the node does."""
 
-    def __init__(self, name: str, folder: Path, pid: int, nursery: Nursery) -> None:
+    def __init__(self, name: str, folder: Path, process: ForkedProcess) -> None:
         self.name = name
-        self.pid = pid
-        self._nursery = nursery
+        self.pid = process.pid
+        self._process = process
         self._said = folder / f"{name}.said"
         self._log = folder / f"{name}.log"
-        self._code: int | None = None
 
     def __repr__(self) -> str:
         return f"Agent({self.name}, pid {self.pid}, {'runs' if self.code is None else f'ended with {self.code}'})"
@@ -80,9 +45,7 @@ class Agent:
     @property
     def code(self) -> int | None:
         """Its exit code; None while it runs."""
-        if self._code is None:
-            self._code = self._nursery.ended(self.pid)
-        return self._code
+        return self._process.poll()
 
     @property
     def log(self) -> str:
@@ -136,12 +99,14 @@ class Agent:
 class ElasticRun:
     """Agents of one run id, each a node of its own."""
 
-    def __init__(self, server: EtcdServer | EtcdCluster, folder: Path, nursery: Nursery, *, namespace: str) -> None:
+    def __init__(
+        self, server: EtcdServer | EtcdCluster, folder: Path, fork_server: ForkServer, *, namespace: str
+    ) -> None:
         self.server = server
         self.namespace = namespace
         self.folder = folder
         self.agents: list[Agent] = []
-        self._nursery = nursery
+        self._fork_server = fork_server
         self._mark = uuid.uuid4().hex
 
     def start(
@@ -171,9 +136,18 @@ class ElasticRun:
             *flags,
             *(script or (str(WORKER), str(self.folder), how)),
         ]
-        place = {"TEST_NODE": name, MARK: self._mark}
-        pid = self._nursery.start(arguments, {**place, **(environ or {})}, self.folder / f"{name}.log")
-        agent = Agent(name, self.folder, pid, self._nursery)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(SOURCE),
+            "OMP_NUM_THREADS": "1",
+            "LOGLEVEL": "INFO",
+            "TEST_NODE": name,
+            MARK: self._mark,
+            **(environ or {}),
+        }
+        log = self.folder / f"{name}.log"
+        process = self._fork_server.start(AGENT, arguments, environment, log=log, new_session=True)
+        agent = Agent(name, self.folder, process)
         self.agents.append(agent)
         return agent
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chaos.harness.fork_server import ForkServer
 
 from instep.testing import EtcdServer
 from run.harness import wait_for
-from torchrun.elastic import TTL_S, Agent, ElasticRun, Nursery
+from torchrun.elastic import TTL_S, Agent, ElasticRun
 
 pytestmark = pytest.mark.torch
 
@@ -19,10 +20,10 @@ SAID = "etcd's history has changed"
 
 
 @pytest.fixture
-def elastic_alone(elastic_folder: Path, nursery: Nursery, namespace: str) -> Iterator[ElasticRun]:
+def elastic_alone(elastic_folder: Path, fork_server: ForkServer, namespace: str) -> Iterator[ElasticRun]:
     """A run on a server of its own, which the test may put back."""
     with EtcdServer() as server:
-        run = ElasticRun(server, elastic_folder, nursery, namespace=namespace)
+        run = ElasticRun(server, elastic_folder, fork_server, namespace=namespace)
         yield run
         run.close()
 

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from chaos.harness.fork_server import ForkServer
 
 from instep.testing import EtcdCluster, EtcdMember
 from run.harness import wait_for
-from torchrun.elastic import TTL_S, Agent, ElasticRun, Nursery
+from torchrun.elastic import TTL_S, Agent, ElasticRun
 
 pytestmark = pytest.mark.torch
 
@@ -160,11 +161,11 @@ def test_the_loss_of_any_member_restarts_nobody(elastic_on_cluster: ElasticRun) 
 
 @pytest.mark.long
 def test_a_member_that_is_cut_off_or_frozen_restarts_nobody(
-    elastic_folder: Path, nursery: Nursery, namespace: str
+    elastic_folder: Path, fork_server: ForkServer, namespace: str
 ) -> None:
     """It goes on answering for a while, or keeps its connections and says nothing."""
     with EtcdCluster(proxied=True) as cluster:
-        elastic = ElasticRun(cluster, elastic_folder, nursery, namespace=namespace)
+        elastic = ElasticRun(cluster, elastic_folder, fork_server, namespace=namespace)
         try:
             agents = [elastic.start("2"), elastic.start("2")]
             world = elastic.wait_world(agents)

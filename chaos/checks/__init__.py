@@ -1,0 +1,1 @@
+"""What must hold of the histories that a session leaves. Pure but for reading their files."""

@@ -1,0 +1,84 @@
+"""The nodes: each a runtime folder with an agent of its own, and optionally a link to the cluster that can be cut."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from chaos.harness import hosts_file
+from chaos.harness.link import Link
+from chaos.harness.processes import agents_below, send, server_of
+
+TAIL_BYTES = 6000
+
+
+class Node:
+    """`settings` reach the node's ranks, and its agent, by their environment."""
+
+    def __init__(self, name: str, folder: Path, settings: Mapping[str, str], *, ttl_s: int) -> None:
+        self.name = name
+        self.folder = folder / name
+        self.folder.mkdir(mode=0o700)
+        self._settings = {**settings, "INSTEP_RUNTIME_DIR": str(self.folder), "INSTEP_TTL_S": str(ttl_s)}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name}, agent {self.agent_pid()})"
+
+    def environment(self) -> dict[str, str]:
+        return dict(self._settings)
+
+    def agent_pid(self) -> int | None:
+        """The process that listens on the agent's socket."""
+        found = (server_of(path) for path in self.folder.glob("*/agent.sock"))
+        return next((pid for pid in found if pid is not None), None)
+
+    def agents(self) -> list[int]:
+        """A supervisor before its agent; also those that no process can connect to."""
+        return agents_below(self.folder)
+
+    def signal_agent(self, number: signal.Signals, pid: int | None = None) -> int | None:
+        """Sends a signal to the agent (or to `pid`, which was it); returns its pid, None when there is none."""
+        pid = self.agent_pid() if pid is None else pid
+        if pid is None:
+            return None
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return None
+        return pid
+
+    def kill_agent_and_supervisor(self) -> bool:
+        """At the same time, before either can start another; False where there was no agent."""
+        pids = self.agents()
+        send(pids, signal.SIGKILL)
+        return bool(pids)
+
+    def log_tail(self) -> str:
+        logs = [path.read_bytes()[-TAIL_BYTES:].decode(errors="replace") for path in self.folder.glob("*/agent.log")]
+        return "\n".join(logs)
+
+    def close(self) -> None:
+        """Ends any agent that is left, a frozen one too. Call it when the ranks are gone."""
+        send(self.agents(), signal.SIGKILL)
+
+
+class LinkedNode(Node):
+    """Its agent reaches each member of the cluster through a proxy of this node."""
+
+    def __init__(self, name: str, folder: Path, endpoints: Sequence[str], namespace: str, *, ttl_s: int) -> None:
+        super().__init__(name, folder, {"INSTEP_NAMESPACE": namespace}, ttl_s=ttl_s)
+        self.link = Link(endpoints, name if hosts_file.can_move() else "")
+
+    @property
+    def endpoints(self) -> list[str]:
+        """Where the members are reached from this node."""
+        return self.link.endpoints
+
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), "INSTEP_ETCD": ",".join(self.endpoints)}
+
+    def close(self) -> None:
+        super().close()
+        self.link.close()

@@ -1,0 +1,110 @@
+"""Processes of this machine: agents by the folder that they serve, and what Linux says of a process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+CONNECT_TIMEOUT_S = 1.0
+MB = 1e6
+
+
+def agents_below(folder: Path) -> list[int]:
+    """All that serve below `folder`, a supervisor before its agent; also those that nobody can connect to."""
+    found: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):  # it has ended since
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if b"instep.agent" in words and any(word.startswith(bytes(folder) + b"/") for word in words):
+                found[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    return sorted(found, key=lambda pid: (found[pid] in found, pid))
+
+
+def send(pids: Iterable[int], number: signal.Signals) -> None:
+    """To all of them, in that order. Those that have ended are skipped."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def server_of(path: Path) -> int | None:
+    """The process that listens on a Unix socket; None when no process does."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(CONNECT_TIMEOUT_S)
+        probe.connect(str(path))
+        return int(struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
+    return None
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time of all threads so far, in seconds, counted in nanoseconds (`stat` counts in 10 ms)."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+def memory_mb(pid: int | str = "self") -> dict[str, float]:
+    """`Rss`: all pages it has mapped; `Pss`: shared pages counted in part; `Private`: what its end would free."""
+    fields: dict[str, float] = {}
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+        name, amount, *_ = line.split()
+        fields[name.rstrip(":")] = int(amount) * 1024 / MB
+    private = fields["Private_Clean"] + fields["Private_Dirty"]
+    return {"Rss": fields["Rss"], "Pss": fields["Pss"], "Private": private}
+
+
+def find_agent(folder: Path) -> tuple[int, int]:
+    """The pids of the agent that serves below `folder` and of its supervisor. Raises ProcessLookupError without
+    them."""
+    found = agents_below(folder)
+    if len(found) < 2:
+        raise ProcessLookupError(f"no agent serves below {folder}")
+    return found[1], found[0]
+
+
+def children(pid: int) -> list[int]:
+    """All processes that descend from `pid`, itself not among them; those that have left its tree are not found."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended since
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
+
+
+def command(pid: int) -> bytes:
+    """Its command line, words ended by zero bytes; empty when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def marked(mark: str) -> list[int]:
+    """All processes that were started with `mark`, a NAME=value, in their environment."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended since, or is another user's
+                if mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+    return found
+
+
+def listens(port: int) -> bool:
+    """Whether a process of this machine listens on this TCP port."""
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _number, local, _remote, state, *_ = line.split()
+            if state == "0A" and int(local.rpartition(":")[2], 16) == port:
+                return True
+    return False
