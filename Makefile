@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 PARALLEL ?= --numprocesses 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint bench chaos drills compat model recording docs etcd-versions lock sbom clean
+.PHONY: help demo test test-long long-tests deep lint bench chaos drills compat model recording docs etcd-versions lock sbom clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,8 +26,15 @@ demo: $(READY)  ## a real run of four processes, steered live, in about a minute
 test: lint  ## everything CI runs
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
-test-long: $(READY)  ## the tests marked long too: many-fold repeats, long freezes
+test-long:  ## everything that CI leaves out, hours of it: LONG= one or more of long-tests deep model chaos drills compat
+	@for part in $(or $(LONG),long-tests deep model chaos drills compat); do $(MAKE) $$part || exit 1; done
+
+long-tests: $(READY)  ## the tests marked long: many-fold repeats, long freezes
 	INSTEP_LONG=1 $(BIN)/python -m pytest -m long $(PYTEST_ARGS)
+
+deep: $(READY)  ## the state machines of agreement and rendezvous with 20,000 random schedules each, of 80 steps
+	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS) \
+		tests/coordination/test_agreement_machine.py tests/coordination/test_rendezvous_machine.py
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -41,9 +48,9 @@ chaos: $(READY)  ## a run and clients under random faults, checked: SEED= DURATI
 	$(BIN)/python -m chaos --duration-s $(or $(DURATION_S),600) $(if $(SEED),--seed $(SEED)) \
 		$(if $(ETCD),--etcd $(ETCD)) $(if $(KEEP),--keep) $(CHAOS_ARGS)
 
-drills: $(READY)  ## ranks told to end, savers killed and frozen, round after round: DRILL= ROUNDS= SEED= DRILL_ARGS=
+drills: $(READY)  ## one failure, round after round (SIGTERM, savers killed and frozen): DRILL= ROUNDS= SEED= DRILL_ARGS=
 	@for drill in $(or $(DRILL),sigterm torchrun midsave frozensaver); do \
-		$(BIN)/python -m drills $$drill $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)) $(DRILL_ARGS) \
+		$(BIN)/python -m chaos drill $$drill $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)) $(DRILL_ARGS) \
 			|| exit 1; \
 	done
 

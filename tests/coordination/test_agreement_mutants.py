@@ -120,7 +120,7 @@ DRIFTING: list[tuple[Chain, Mutant, str]] = [
     (
         chains.a_rank_waits_at_the_gate_of_a_plan_that_it_refused,
         mutants.a_refused_plan_is_named_as_the_one_before_it,
-        "had refused|instead of",
+        "was applied",
     ),
     (chains.the_database_is_full_while_a_rank_comes_to_its_gate, mutants.commit_without_the_mark, "runs with"),
     (chains.a_rank_leaves_far_ahead_of_the_one_that_leads, mutants.who_left_counts_as_armed, "runs with"),
