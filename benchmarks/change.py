@@ -89,7 +89,7 @@ async def _sample(changes: int, *, ranks: int, fsync: bool, steps: str) -> Sampl
 
 
 async def _once(raw: RawStub, fleet: Fleet, keys: Keys, lr: float) -> tuple[float, float]:
-    await asyncio.sleep(random.uniform(0.02, 0.06))  # so that no change falls into step with the ranks
+    await asyncio.sleep(random.uniform(0.02, 0.06))  # no change may fall into step with the ranks
     began = monotonic()
     await raw.put(b"/bench/raw", b"0.0003")
     put_s = monotonic() - began

@@ -22,7 +22,7 @@ LOOK_S = 0.002
 KEY = "/bench/recovery"
 
 Fault = Callable[[Client], AbstractAsyncContextManager[EtcdMember]]
-"""Breaks a member, given as it is broken, and mends it on leaving."""
+"""Breaks a member for the length of the block."""
 
 
 @dataclass(slots=True)
@@ -54,7 +54,10 @@ def _kill_figures(samples: Samples) -> list[Figure]:
         _figure("the same: p95", quantile(calls, 0.95)),
         _figure("the same, when it was the leader: median", median(led), led_note),
         _figure(
-            "the server of a watch killed, until it stands elsewhere: median", median(watches), watch_note, target=1.0
+            "the server of a watch killed, until it stands elsewhere: median",
+            median(watches),
+            watch_note,
+            target=1.0,
         ),
     ]
 
@@ -105,7 +108,7 @@ async def _sample_freezes(cluster: EtcdCluster, freezes: int) -> Samples:
 
 
 async def _sample(cluster: EtcdCluster, faults: int, fault: Fault) -> Samples:
-    """Break a member and mend it again, so many times, beside a client that writes and watches."""
+    """Breaks a member and repairs it, so many times, beside a client that writes and watches."""
     samples = Samples()
     async with Client(cluster.endpoints, timeout_s=CALL_TIMEOUT_S) as client, client.watch(KEY) as watch:
         reading = asyncio.create_task(_read(watch))

@@ -124,12 +124,12 @@ def _start_figures(times: Sequence[tuple[float, float]]) -> list[Figure]:
 def _crowd_figures(took_s: float, load: Load, stock_s: float | None) -> list[Figure]:
     note = f"handlers, each with a thread and a connection of its own, in {CROWD_PROCESSES} processes"
     calls = load.calls
-    told = ", ".join(f"{name} {calls[name]:.0f}" for name in sorted(calls) if calls[name])
+    counted = ", ".join(f"{name} {calls[name]:.0f}" for name in sorted(calls) if calls[name])
     events = load.values.get("etcd_debugging_mvcc_events_total", 0.0)
     name = f"{CROWD} agents at once"
     figures = [
         _s(f"{name}, until all have joined, etcd3", took_s, note, target=CROWD_TARGET_S),
-        Figure(measure=f"{name}: requests to etcd", value=sum(calls.values()), note=told),
+        Figure(measure=f"{name}: requests to etcd", value=sum(calls.values()), note=counted),
         Figure(measure=f"{name}: keys written", value=load.values.get("etcd_mvcc_put_total", 0.0)),
         Figure(measure=f"{name}: events sent to watches", value=events),
         Figure(

@@ -1,4 +1,4 @@
-"""The two backends that are measured beside each other, and what both are told alike."""
+"""The two backends that are compared, and the settings that both share."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one run meets: of its own, so that nothing of another run is met."""
+    """Where one run meets, separate from every other run."""
 
     backend: str
     endpoint: str

@@ -18,14 +18,14 @@ from instep.testing.checkers import History, Hold
 TIMEOUT_S = 2.0
 WAIT_S = 8.0
 TIDY_S = 1.0
-"""Those who give up need another second to take their key away."""
+"""A client that gives up needs another second to delete its key."""
 LOOK_S = 0.03
 LONGEST_HOLD_S = 1.0
 LONG_HOLDS = 0.2
 LONG_HOLD_S = 2.5 * TTL_S
 """Now and then one holds on for longer than a lease lasts: it must cease to believe when it cannot be renewed."""
 CUT_OFF_HOLD_S = 4.0 * TTL_S
-"""Whoever is cut off does not get its last write done, and holds on for so much longer at most, while it believes."""
+"""A client that is cut off cannot finish its last write; it holds so much longer at most, while it believes."""
 PAUSE_S = 0.3
 ELECTION = "election"
 

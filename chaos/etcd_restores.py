@@ -1,8 +1,8 @@
 """The second part of chaos: etcd's history goes back under a run that trains, round after round.
 
-One etcd server, the same nodes and ranks, and no clients beside the run: what they were told is lost with the history,
-as are desired values and commands. What the workers hold is not: no step has two configs, changes are agreed on again,
-and no checkpoint is lost: what etcd has forgotten of it is restored from its directory.
+One etcd server, the same nodes and ranks, and no clients beside the run, because their answers are lost with the
+history, as are desired values and commands. What the workers hold is not lost: no step has two configs, changes are
+agreed on again, and every checkpoint that etcd has lost is restored from its directory.
 """
 
 from __future__ import annotations
@@ -79,29 +79,29 @@ class Round:
     `open_plan`: the snapshot is taken while a change is on its way; `interrupted`: a later one is when it goes back.
     """
 
-    how: RestoreKind
-    who: Victim
+    kind: RestoreKind
+    victim: Victim
     target: int
     changes: int
     open_plan: bool
     interrupted: bool
 
     def __str__(self) -> str:
-        return f"{self.how}; struck: {self.who} ({self.target}), {self.changes} changes lost"
+        return f"{self.kind}; hit: {self.victim} ({self.target}), {self.changes} changes lost"
 
 
 def rounds(seed: int) -> Iterator[Round]:
     """An endless sequence. Kinds are dealt like cards: even a few rounds include every kind."""
     chance = random.Random(seed)
     while True:
-        hows, whos = [*RestoreKind, RestoreKind.BACK, RestoreKind.GROWN], list(Victim)
-        chance.shuffle(hows)
-        chance.shuffle(whos)
-        for how, who in zip(hows, whos, strict=True):
+        kinds, victims = [*RestoreKind, RestoreKind.BACK, RestoreKind.GROWN], list(Victim)
+        chance.shuffle(kinds)
+        chance.shuffle(victims)
+        for kind, victim in zip(kinds, victims, strict=True):
             target, changes = chance.randrange(WORLD_SIZE), chance.randrange(1, 4)
             open_plan, interrupted = chance.random() < 0.5, chance.random() < 0.5
-            # A stated limit (docs/decisions/0016): ranks at a gate wait for a node whose agent nobody starts again.
-            yield Round(how, who, target, changes, open_plan, interrupted and who is not Victim.AGENTS)
+            # A stated limit (docs/decisions/0016): ranks at a gate wait for a node without an agent.
+            yield Round(kind, victim, target, changes, open_plan, interrupted and victim is not Victim.AGENTS)
 
 
 class Broken(Exception):
@@ -115,7 +115,7 @@ class RestoreSession:
         self, folder: Path, server: EtcdServer, seed: int, duration_s: float, say: Callable[[str], None]
     ) -> None:
         self.done: Counter[RestoreKind] = Counter()
-        self.struck: Counter[Victim] = Counter()
+        self.hit: Counter[Victim] = Counter()
         self.slowest_s: dict[str, float] = {}
         self._folder = folder
         self._server = server
@@ -138,8 +138,8 @@ class RestoreSession:
         for number, item in enumerate(rounds(self._seed), start=1):
             self._say(f"round {number}: {item}")
             await self._round(item)
-            self.done[item.how] += 1
-            self.struck[item.who] += 1
+            self.done[item.kind] += 1
+            self.hit[item.victim] += 1
             if time.monotonic() >= until_s:
                 break
         await self._change(FINAL)
@@ -156,8 +156,8 @@ class RestoreSession:
         if item.interrupted:
             await self._put(self._values())
         began = time.monotonic()
-        with self._struck(item):
-            await asyncio.to_thread(self._go_back, item.how, snapshot)
+        with self._hit(item):
+            await asyncio.to_thread(self._go_back, item.kind, snapshot)
         await self._trains()
         self._took("trains on", began)
         await self._change(self._values())
@@ -165,21 +165,21 @@ class RestoreSession:
         await self._adopt()
         await self._must_async(lambda: self._lists(newest), f"checkpoint {newest} to be listed again")
 
-    def _go_back(self, how: RestoreKind, snapshot: Path) -> None:
-        if how is RestoreKind.WIPED:
+    def _go_back(self, kind: RestoreKind, snapshot: Path) -> None:
+        if kind is RestoreKind.WIPED:
             self._server.wipe()
             return
-        self._server.restore(snapshot, another_cluster=how is RestoreKind.ANOTHER)
-        if how is RestoreKind.GROWN:
+        self._server.restore(snapshot, another_cluster=kind is RestoreKind.ANOTHER)
+        if kind is RestoreKind.GROWN:
             for number in range(JUNK // 100):
                 asyncio.run(_grow(self._server.endpoints, number))
 
     @contextmanager
-    def _struck(self, item: Round) -> Iterator[None]:
+    def _hit(self, item: Round) -> Iterator[None]:
         """Kills come before the history goes back: the replacements see only the result."""
         node = self._nodes[item.target // RANKS_PER_NODE]
         frozen = None
-        match item.who:
+        match item.victim:
             case Victim.AGENT:
                 node.signal_agent(signal.SIGKILL)
             case Victim.AGENTS:
@@ -193,7 +193,7 @@ class RestoreSession:
             case Victim.FROZEN:
                 frozen = node.signal_agent(signal.SIGSTOP)
         yield
-        if item.who in (Victim.RANK, Victim.RANK_AND_AGENT):
+        if item.victim in (Victim.RANK, Victim.RANK_AND_AGENT):
             self._ranks.start([item.target])
         if frozen is not None:
             node.signal_agent(signal.SIGCONT, frozen)
@@ -383,8 +383,8 @@ async def perform(
             etcd=server.version,
             counts={"rounds in which the history went back": sum(session.done.values())},
             faults={
-                **{f"history {how}": session.done[how] for how in RestoreKind},
-                **{f"meanwhile struck: {who}": session.struck[who] for who in Victim},
+                **{f"history {kind}": session.done[kind] for kind in RestoreKind},
+                **{f"hit at the same time: {victim}": session.hit[victim] for victim in Victim},
             },
             figures_s={f"slowest: {what}": took_s for what, took_s in session.slowest_s.items()},
             recoveries={},

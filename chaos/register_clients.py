@@ -1,4 +1,4 @@
-"""Clients that read and write a few keys against one another, with everything they were told written down."""
+"""Clients that read and write a few keys against one another, and record every answer."""
 
 from __future__ import annotations
 

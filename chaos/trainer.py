@@ -141,7 +141,7 @@ class Trainer:
         step = run.boundary(self._step)
         took_us = int((time.monotonic() - began) * 1e6)
         if step != self._step:
-            raise AssertionError(f"nobody asked for a restore, and step {self._step} became {step}")
+            raise AssertionError(f"step {self._step} became {step} without a restore")
         if took_us > self._shared.get(self._rank, Shared.LONGEST_BOUNDARY_US):
             self._shared.set(self._rank, Shared.LONGEST_BOUNDARY_US, took_us)
 

@@ -1,6 +1,6 @@
 """Times step boundaries with nothing pending, an empty loop, and what others pay per step: a broadcast of an object.
 
-The three alternate in one process, so that whatever else the machine does falls on all of them alike.
+The three alternate in one process, because other load on the machine then falls on all of them alike.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _measure(run: instep.Run[Hyper], rounds: int) -> dict[str, list[float]]:
 
 
 def _asking_boundaries(run: instep.Run[Hyper], first: int) -> float:
-    """As a script that saves: after each boundary it asks who leads, and whether a checkpoint is wanted."""
+    """As a script that saves: after each boundary it asks whether it leads, and whether a checkpoint is requested."""
     saves = 0
     began = perf_counter()
     for step in range(first, first + CALLS):
@@ -64,7 +64,7 @@ def _asking_boundaries(run: instep.Run[Hyper], first: int) -> float:
         saves += run.leads and run.checkpoint_requested
         saves += run.checkpoint_requested
     took_s = perf_counter() - began
-    assert saves == 0, "nobody has asked for a checkpoint"
+    assert saves == 0, "no checkpoint was requested"
     return took_s / CALLS
 
 

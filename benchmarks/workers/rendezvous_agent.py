@@ -81,7 +81,7 @@ class Handlers:
 
 
 def serve_handlers(line: Connection, environment: Mapping[str, str]) -> None:
-    """Does what it is told as long as it is told something: a method and its arguments, answered by its result."""
+    """Carries out requests until its input ends: a method and its arguments, answered by its result."""
     _die_with_the_parent()
     _print_to(os.devnull)
     os.environ.update(environment)

@@ -154,7 +154,7 @@ class CommandHistory:
             plan = found.committed
             paused.ended_by = plan.change_id if plan is not None and plan.kind == "resume" else ""
             if not paused.ended_by:
-                self._problem(f"the pause at step {paused.gate} ended at revision {found.number}, and nobody resumed")
+                self._problem(f"the pause at step {paused.gate} ended at revision {found.number} without a resume")
 
     def _start_generation(self, view: View, agreed: Agreed | None) -> None:
         paused = _open(self.generations[-1]) if self.generations else None

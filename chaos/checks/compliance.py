@@ -40,7 +40,7 @@ def requests(lives: Sequence[ProcessRecord], history: CommandHistory) -> tuple[i
             problems += [f"{life} ran step {step} and was not asked for the checkpoint of it" for step in missed]
             invented = sorted(life.requested - generation.saves)
             problems += [
-                f"{life} was asked for a checkpoint in step {step}, and nobody agreed on it" for step in invented
+                f"{life} was asked for a checkpoint in step {step}, which was not agreed on" for step in invented
             ]
     return count, problems[:MAX_PROBLEMS]
 
@@ -84,7 +84,7 @@ def pauses(
 def _ran_on(pause: Pause, lives: Sequence[ProcessRecord], asked_at: Mapping[str, float]) -> Iterator[str]:
     until = inf if pause.ended_by is None else asked_at.get(pause.ended_by)
     if until is None:
-        yield f"the pause before step {pause.gate} was ended by {pause.ended_by!r}, which nobody has asked for"
+        yield f"the pause before step {pause.gate} was ended by {pause.ended_by!r}, which was not requested"
         return
     for life in lives:
         first = life.first_from(pause.gate)
@@ -103,13 +103,13 @@ def saves(lives: Sequence[ProcessRecord], history: CommandHistory, registry: Reg
             count += name is not None
             there = name in registry.committed
             if outcome == "committed" and not there:
-                problems.append(f"{life} was told that checkpoint {name} was committed, and it never was")
+                problems.append(f"{life} received that checkpoint {name} was committed, and it never was")
             if outcome in ("fenced", "failed") and there:
-                problems.append(f"{life} was told that checkpoint {name} was {outcome}, and it was committed")
+                problems.append(f"{life} received that checkpoint {name} was {outcome}, and it was committed")
             kept = [forgotten for forgotten in line.get("forgotten", ()) if forgotten in registry.registered]
-            problems += [f"{life} was told that checkpoint {item} was forgotten, and it is registered" for item in kept]
+            problems += [f"{life} received that checkpoint {item} was forgotten, and it is registered" for item in kept]
     for manifest in registry.committed.values():
         generation = history.generation_of(manifest.view)
         if generation is None or manifest.step not in generation.saves:
-            problems.append(f"checkpoint {manifest.id} was saved in view {manifest.view}, and nobody had asked for it")
+            problems.append(f"checkpoint {manifest.id} was saved in view {manifest.view}, without a request")
     return count, problems[:MAX_PROBLEMS]

@@ -88,10 +88,10 @@ class RegistryHistory:
         candidate = self._led.get(manifest.token)
         leads = candidate is not None and self._candidates.get(candidate) == manifest.token
         if not leads or manifest.token != min(self._candidates.values()):
-            standing = sorted(self._candidates.values())
+            candidates = sorted(self._candidates.values())
             self._problem(
                 f"checkpoint {name} was committed at revision {number} with a token that does not lead: "
-                f"{standing} are candidates"
+                f"the candidates are {candidates}"
             )
         pointers = [Pointer.decode(written[key].value).id for key in (keys.latest, keys.saved) if key in written]
         if pointers != [manifest.id] * 2:

@@ -130,7 +130,7 @@ class RunHistory:
     def _check_leads(self, kv: KeyValue) -> None:
         leader = self._leader
         if leader is None or self._candidates.get(leader.candidate) != leader.token:
-            self._problem(f"{kv.key} was written at revision {kv.mod_revision} although nobody led: {leader!r}")
+            self._problem(f"{kv.key} was written at revision {kv.mod_revision} without a leader: {leader!r}")
 
     def _proclaimed(self, kv: KeyValue) -> None:
         leader, before = Leader.decode(kv.value), self._leader

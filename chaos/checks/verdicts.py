@@ -142,7 +142,7 @@ def _commands(testbed: Testbed, *, ended: bool) -> Iterator[Finding]:
     count, problems = compliance.pauses(lives, commands, read_asked(testbed.folder / "commands.jsonl"))
     yield Finding("No step is run while the run is paused", f"{count} pauses", tuple(problems))
     count, problems = compliance.saves(lives, commands, registry)
-    yield Finding("Savers are told the truth", f"{count} saves", tuple(problems))
+    yield Finding("Savers receive the true outcome", f"{count} saves", tuple(problems))
     broken = broken_files(tuple(registry.registered.values()))
     looked_at = f"{len(registry.committed)} committed, {len(registry.registered)} kept"
     yield Finding("What is committed is one leader's, and whole", looked_at, (*registry.problems, *broken))

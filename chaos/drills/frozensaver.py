@@ -229,7 +229,7 @@ def _warned(stopped: Stopped, text: str) -> bool:
 
 
 def _fate(stopped: Stopped) -> str:
-    """What its saver was told."""
+    """The outcome that its saver received."""
     if _warned(stopped, f"checkpoint {stopped.id} is not committed: "):
         return "refused"
     return "cleaned away under its hands" if _warned(stopped, f"step-{stopped.id} was removed") else ""

@@ -38,7 +38,7 @@ class Blow:
     """Of the time that such a moment lasts."""
     victims: Literal["worker", "worker and agent", "worker, agent and guardian", "node"]
     order: int
-    rest: Literal["killed", "told to end"]
+    rest: Literal["killed", "SIGTERM"]
     rest_s: float
     """How long the others run on."""
     background: bool
@@ -52,7 +52,7 @@ class Blow:
             part=dice.random(),
             victims=dice.choices(("worker", "worker and agent", "worker, agent and guardian", "node"), (4, 2, 2, 3))[0],
             order=dice.randrange(2**16),
-            rest=dice.choices(("killed", "told to end"), (3, 1))[0],
+            rest=dice.choices(("killed", "SIGTERM"), (3, 1))[0],
             rest_s=dice.choice((0.0, dice.uniform(0, 0.3), dice.uniform(0.3, 2.5))),
             background=options.torch and dice.random() < 0.25,
         )
@@ -128,7 +128,7 @@ class Drill:
 
     async def _outlive(self, blow: Blow) -> None:
         """What torchrun does with the rest: it tells them to end, and kills them when they have not."""
-        if blow.rest == "told to end":
+        if blow.rest == "SIGTERM":
             self._ranks.signal(signal.SIGTERM)
         await asyncio.sleep(blow.rest_s)
         await self._testbed.kill_all()
@@ -146,7 +146,7 @@ class Drill:
         for rank in self._ranks.all:
             lost = [said["step"] for said in rank.said("saved", known=True) if said["step"] not in steps]
             if lost and not self._background:
-                raise Failed(f"{rank} was told that steps {lost} are saved, and no such checkpoint was ever committed")
+                raise Failed(f"{rank} received that steps {lost} are saved, and no such checkpoint was ever committed")
 
     async def _restored(self) -> str:
         """All ranks have loaded what was the newest when their view was formed."""
@@ -163,7 +163,7 @@ class Drill:
                 raise Failed(f"{rank} has loaded {loaded}, and {newest} with {held} is the newest")
             if not self._testbed.options.torch and loaded["id"] != newest:
                 raise Failed(f"{rank} has loaded {loaded['id']}, and {newest} is the newest")
-        return f"all go on from {newest or 'the beginning'}"
+        return f"all resume from {newest or 'the beginning'}"
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -37,7 +37,7 @@ class Notice:
     part: float
     """Of the time that such a moment lasts."""
     rank: int
-    told: Literal["rank", "node", "node and agents", "all", "one after the other"]
+    target: Literal["rank", "node", "node and agents", "all", "one after the other"]
     order: int
     background: bool
 
@@ -49,7 +49,7 @@ class Notice:
             saves=dice.randint(1, 2),
             part=dice.random(),
             rank=dice.randrange(WORLD_SIZE),
-            told=dice.choices(("rank", "node", "node and agents", "all", "one after the other"), (5, 2, 2, 2, 1))[0],
+            target=dice.choices(("rank", "node", "node and agents", "all", "one after the other"), (5, 2, 2, 2, 1))[0],
             order=dice.randrange(2**16),
             background=options.torch and dice.random() < 0.25,
         )
@@ -104,18 +104,18 @@ class Drill:
 
     async def _tell(self, notice: Notice) -> str:
         rank = self._ranks.all[notice.rank]
-        told = {"rank": [rank], "node": self._ranks.on(rank.node)}.get(notice.told, self._ranks.all)
-        pids = [item.pid for item in told]
-        if notice.told == "node and agents":
+        chosen = {"rank": [rank], "node": self._ranks.on(rank.node)}.get(notice.target, self._ranks.all)
+        pids = [item.pid for item in chosen]
+        if notice.target == "node and agents":
             pids = [item.pid for item in self._ranks.on(rank.node)] + rank.node.agents()
         dice = random.Random(notice.order)
         dice.shuffle(pids)
         for pid in pids:
             send([pid], signal.SIGTERM)
-            if notice.told == "one after the other":
+            if notice.target == "one after the other":
                 await asyncio.sleep(dice.uniform(0, 0.05))
         beside = " in the background" if notice.background else ""
-        return f"{notice.moment}{beside}, told: {notice.told} ({rank})"
+        return f"{notice.moment}{beside}, SIGTERM to {notice.target} ({rank})"
 
     # -- what must hold -----------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """torchrun with two ranks on gloo and DataLoader workers gets SIGTERM at any moment: `sigterm` with all of torch.
 
 Every round: both ranks save in one step and leave with exit code 0, the checkpoint is committed and whole, no worker
-process is left and nobody has raised; the next round continues after that step.
+process is left and no rank has raised; the next round continues after that step.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ EVERY: Final = 15
 class Notice:
     """Which processes get SIGTERM in a round, and when."""
 
-    told: Literal["torchrun", "a rank's group", "everything"]
+    target: Literal["torchrun", "a rank's group", "everything"]
     rank: int
     after_s: float
     megabytes: int
@@ -56,7 +56,7 @@ class Notice:
     def of(cls, options: DrillOptions, number: int) -> Self:
         dice = random.Random(f"{options.seed} {NAME} {number}")
         return cls(
-            told=dice.choices(("torchrun", "a rank's group", "everything"), (3, 3, 2))[0],
+            target=dice.choices(("torchrun", "a rank's group", "everything"), (3, 3, 2))[0],
             rank=dice.randrange(RANKS),
             after_s=dice.uniform(0, 1.5),
             megabytes=dice.choice((1, 8, 64)),
@@ -173,16 +173,16 @@ class Drill:
         self._longest_s = max(self._longest_s, took_s)
         last = await self._left(launch, notice)
         ended = f"torchrun with {launch.process.returncode} {took_s:.2f} s later"
-        return f"told: {notice.told}, {notice.megabytes} MB; both left after step {last}, {ended}"
+        return f"SIGTERM to {notice.target}, {notice.megabytes} MB; both left after step {last}, {ended}"
 
     async def finish(self) -> str:
         return f"leaving took {self._longest_s:.2f} s at most"
 
     def _tell(self, launch: Launch, notice: Notice) -> None:
         ranks = [said["pid"] for said in launch.said("trains")]
-        if notice.told == "torchrun":
+        if notice.target == "torchrun":
             send([launch.process.pid], signal.SIGTERM)
-        elif notice.told == "a rank's group":
+        elif notice.target == "a rank's group":
             os.killpg(ranks[notice.rank], signal.SIGTERM)
         else:  # as schedulers do that know a job by its control group
             workers = [pid for said in launch.said("trains") for pid in said["workers"]]
@@ -192,8 +192,8 @@ class Drill:
     async def _left(self, launch: Launch, notice: Notice) -> int:
         log = launch.log
         if not launch.said("left"):
-            raise Failed(f"not all ranks have left in order; told: {notice.told}\n{log[-4000:]}")
-        if notice.told == "a rank's group" and launch.process.returncode != 0:
+            raise Failed(f"not all ranks have left in order after SIGTERM to {notice.target}\n{log[-4000:]}")
+        if notice.target == "a rank's group" and launch.process.returncode != 0:
             raise Failed(f"torchrun ended with {launch.process.returncode}, so a rank has failed\n{log[-4000:]}")
         if "DataLoader worker" in log:
             raise Failed(f"a DataLoader has lost its workers\n{log[-4000:]}")

@@ -15,7 +15,7 @@ MB = 1e6
 
 
 def agents_below(folder: Path) -> list[int]:
-    """All that serve below `folder`, a supervisor before its agent; also those that nobody can connect to."""
+    """All that serve below `folder`, a supervisor before its agent; also those that no process can connect to."""
     found: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():

@@ -176,7 +176,7 @@ def test_a_pause_that_ends_by_itself_is_found(etcd: Etcd) -> None:
     commit(etcd, 1, "a", PAUSE, Directive(paused_at=10))
     ask(etcd, "b", MARK)
     commit(etcd, 2, "b", MARK, Directive())
-    assert "nobody resumed" in commanded(etcd).problems[0]
+    assert "without a resume" in commanded(etcd).problems[0]
 
 
 def test_a_pause_outlives_a_fresh_start_and_is_found_missing_where_it_does_not(etcd: Etcd) -> None:
@@ -335,10 +335,10 @@ def test_a_saver_that_was_told_something_else_than_the_history_says_is_found(etc
 
     assert problems(outcome="committed", id=name) == []
     assert problems(outcome="does not lead") == problems(outcome="sent", id="11-1") == []
-    assert "was told that checkpoint 11-1 was committed" in problems(outcome="committed", id="11-1")[0]
+    assert "received that checkpoint 11-1 was committed" in problems(outcome="committed", id="11-1")[0]
     assert "was fenced, and it was committed" in problems(outcome="fenced", id=name)[0]
     assert "was forgotten, and it is registered" in problems(outcome="committed", id=name, forgotten=[name])[0]
-    assert "nobody had asked for it" in saves([], told(saves={11}), registry)[1][0]
+    assert "without a request" in saves([], told(saves={11}), registry)[1][0]
 
 
 # -- locks --------------------------------------------------------------

@@ -178,7 +178,7 @@ def test_a_write_after_the_leaders_candidate_was_gone_is_found(etcd: Etcd) -> No
     begin(etcd)
     etcd.write((KEYS.candidate("a"), None))
     open_plan(etcd, 1)
-    assert "although nobody led" in replayed(etcd).problems[0]
+    assert "without a leader" in replayed(etcd).problems[0]
 
 
 def test_a_token_that_falls_is_found(etcd: Etcd) -> None:

@@ -25,11 +25,11 @@ from instep.testing import EtcdServer
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_few_rounds_meet_every_way_back_and_everybody_who_can_be_struck() -> None:
+def test_a_few_rounds_include_every_restore_and_every_victim() -> None:
     for seed in range(5):
         first = list(itertools.islice(rounds(seed), 6))
-        assert {item.how for item in first} == set(RestoreKind)
-        assert {item.who for item in first} == set(Victim)
+        assert {item.kind for item in first} == set(RestoreKind)
+        assert {item.victim for item in first} == set(Victim)
         assert first == list(itertools.islice(rounds(seed), 6))
         assert all(1 <= item.changes <= 3 for item in first)
 
@@ -128,7 +128,7 @@ def test_names_lead_to_another_address_after_a_move_and_to_none_before(etcd: Etc
     assert (done.returncode, done.stdout.split()) == (0, ["here", "gone", "here"]), done.stderr
 
 
-def test_ranks_that_have_all_just_been_started_wait_for_nobody(tmp_path: Path) -> None:
+def test_ranks_that_have_all_just_been_started_wait_for_no_rank(tmp_path: Path) -> None:
     """So no collective can time out, however long they take to join."""
     shared = SharedState(tmp_path / "shared", 2, create=True)
     shared.begin_at(7)
