@@ -125,6 +125,17 @@ def a_rank_comes_to_its_gate_before_the_acks_are_seen(machine: AgreementMachine)
     release(cluster, "acks")
 
 
+def one_of_two_ranks_of_a_node_does_not_hear_of_the_plan(machine: AgreementMachine) -> None:
+    cluster = machine.cluster
+    deaf, other = cluster.workers[1], cluster.workers[0]
+    deaf.delays.down_held = True
+    cluster.put({"lr": "0.2"})
+    until(lambda: cluster.plan(1) is not None and other.run._agreement.gate.promised == 1, cluster, other)
+    plan = cluster.plan(1)
+    assert plan is not None
+    until(lambda: deaf.step > plan.gate, cluster, deaf)
+
+
 def a_rank_is_far_ahead_of_the_one_that_leads(machine: AgreementMachine) -> None:
     cluster = machine.cluster
     ahead = cluster.workers[0].step + 20

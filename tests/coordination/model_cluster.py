@@ -255,6 +255,10 @@ class Worker:
         except AtGate:
             return False
         except ConfigError as error:
+            if not self.step:  # a start with values that no worker could try in time
+                self.error = error
+                self._cluster.kill(self, lose_part=False)
+                return False
             raise AssertionError(f"{self} was given values that it had refused") from error
         except InstepError as error:
             self.error = error
@@ -590,6 +594,7 @@ class Cluster:
 
     def _out_of_training(self, worker: Worker, *, lose_part: bool) -> None:
         if worker.step:
+            lose_part |= worker.at_barrier  # before its part in the collective
             self.training.die(worker.rank, worker.place if worker.inside else None, lose_part=lose_part)
 
     # -- what must hold ---------------------------------------------------------------------------------------------

@@ -27,9 +27,9 @@ ENDLESS = "the tasks never come to rest"
     [
         (LockstepMachine, mutants.pass_the_gate_undecided),
         (DriftingMachine, mutants.commit_without_all_acks),
-        (DriftingMachine, mutants.acknowledge_before_all_are_armed),
         pytest.param(LockstepMachine, mutants.commit_without_all_acks, marks=pytest.mark.long),
         # There is a chain of events for each of these.
+        pytest.param(DriftingMachine, mutants.acknowledge_before_all_are_armed, marks=pytest.mark.long),
         pytest.param(DriftingMachine, mutants.pass_the_gate_undecided, marks=pytest.mark.long),
         pytest.param(LockstepMachine, mutants.newcomers_ignore_the_course, marks=pytest.mark.long),
         pytest.param(LockstepMachine, mutants.a_course_holds_when_it_is_promised, marks=pytest.mark.long),
@@ -128,6 +128,15 @@ DRIFTING: list[tuple[Chain, Mutant, str]] = [
 ]
 CASES = [(LockstepMachine, TWO_NODES, *case) for case in LOCKSTEP]
 CASES += [(DriftingMachine, TWO_NODES, *case) for case in DRIFTING]
+CASES.append(
+    (
+        DriftingMachine,
+        ONE_NODE,
+        chains.one_of_two_ranks_of_a_node_does_not_hear_of_the_plan,
+        mutants.acknowledge_before_all_are_armed,
+        "runs with",
+    )
+)
 CASES.append(
     (
         LockstepMachine,
