@@ -61,7 +61,7 @@ class Testbed:
             self.nodes,
             self.ranks,
             compact=self._compact,
-            link_of_leader=self._link_of_leading_client,
+            link_of_leader=self._link_of_leading_election_client,
             leading=self._leading,
             journal=folder / "done.jsonl",
         )

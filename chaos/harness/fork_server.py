@@ -38,6 +38,9 @@ class ForkedProcess:
 
     def __init__(self, pid: int, streams: Sequence[IO[str]]) -> None:
         self.pid = pid
+        self.stdin: IO[str] | None
+        self.stdout: IO[str] | None
+        self.stderr: IO[str] | None
         self.stdin, self.stdout, self.stderr = streams or (None, None, None)
         self.returncode: int | None = None
         self._ended = threading.Event()
@@ -125,7 +128,7 @@ class ForkServer:
             command = [sys.executable, "-P", __file__, self._module]
             path = os.pathsep.join(filter(None, sys.path))
             environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": path}
-            self._process = subprocess.Popen(command, stdin=other, env=environment)
+            self._process = subprocess.Popen(command, stdin=other.fileno(), env=environment)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
