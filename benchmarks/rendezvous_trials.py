@@ -30,7 +30,7 @@ CROWD = CROWD_PROCESSES * CROWD_ON_EACH
 
 
 AT_A_TIME = 4
-GUARD = b"_guard.py"
+GUARD = b"guard.py"
 T = TypeVar("T")
 
 

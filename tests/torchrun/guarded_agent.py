@@ -53,7 +53,7 @@ class GuardedAgent:
 
     def guard(self) -> int | None:
         """The process id of its guard."""
-        found = [pid for pid in children_of(self.pid) if b"_guard.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        found = [pid for pid in children_of(self.pid) if b"guard.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         assert len(found) < 2
         return found[0] if found else None
 
