@@ -20,7 +20,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Self
 
-from chaos.harness.processes import children, command, marked
+from chaos.harness.processes import command, descendants, marked
 
 import instep
 from benchmarks.rendezvous_backends import ENVIRONMENT, Place, with_torch_loaded
@@ -119,7 +119,7 @@ class Run:
         names = {agent: name for name, agent in self._names.items()}
         pids: list[int] = []
         for agent in agents:
-            pids += children(agent.pid) + marked(f"{NODE}={names[agent]}") + [agent.pid] * (not agent.ended)
+            pids += descendants(agent.pid) + marked(f"{NODE}={names[agent]}") + [agent.pid] * (not agent.ended)
         chosen = [pid for pid in dict.fromkeys(pids) if spare is None or spare not in command(pid)]
         began = monotonic()
         for pid in chosen:

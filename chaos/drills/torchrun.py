@@ -23,7 +23,7 @@ from typing import Any, Final, Literal, Self
 
 from chaos.drills import rounds
 from chaos.drills.testbed import NAMESPACE, POLL_S, RUN, Failed
-from chaos.harness.processes import agents_below, send
+from chaos.harness.processes import agents_below, runs, send
 from chaos.harness.ranks import ROOT, SOURCES
 from chaos.harness.records import Record, RecordReader
 from chaos.options import DrillOptions, parse_drill
@@ -204,15 +204,8 @@ class Drill:
                 f"the ranks ended before steps {stops}, and {manifest and manifest.id} is the newest checkpoint"
             )
         left_behind = [pid for said in launch.said("trains") for pid in (said["pid"], *said["workers"])]
-        await launch.until(lambda: not any(_runs(pid) for pid in left_behind), "the workers to be gone", GONE_S)
+        await launch.until(lambda: not any(runs(pid) for pid in left_behind), "the workers to be gone", GONE_S)
         return manifest.step
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @asynccontextmanager

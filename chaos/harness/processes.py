@@ -17,13 +17,11 @@ MB = 1e6
 def agents_below(folder: Path) -> list[int]:
     """All that serve below `folder`, a supervisor before its agent; also those that no process can connect to."""
     found: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):  # it has ended since
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            if b"instep.agent" in words and any(word.startswith(bytes(folder) + b"/") for word in words):
-                found[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    for pid in _all():
+        words = command(pid).split(b"\0")
+        if b"instep.agent" in words and any(word.startswith(bytes(folder) + b"/") for word in words):
+            with contextlib.suppress(OSError):  # it has ended since
+                found[pid] = parent_of(pid)
     return sorted(found, key=lambda pid: (found[pid] in found, pid))
 
 
@@ -68,14 +66,27 @@ def find_agent(folder: Path) -> tuple[int, int]:
     return found[1], found[0]
 
 
+def parent_of(pid: int) -> int:
+    """Raises OSError when it has ended."""
+    return int(_stat(pid)[1])
+
+
+def runs(pid: int) -> bool:
+    """Whether it has not ended; a zombie has."""
+    try:
+        return _stat(pid)[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
 def children(pid: int) -> list[int]:
-    """All processes that descend from `pid`, itself not among them; those that have left its tree are not found."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):  # it has ended since
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    found = [pid]
+    """Those that it has started itself and that have not left its tree."""
+    return [child for child, parent in _parents().items() if parent == pid]
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below `pid`, itself not among them; those that have left its tree are not found."""
+    parents, found = _parents(), [pid]
     for one in found:
         found += [child for child, parent in parents.items() if parent == one]
     return found[1:]
@@ -90,13 +101,13 @@ def command(pid: int) -> bytes:
 
 
 def marked(mark: str) -> list[int]:
-    """All processes that were started with `mark`, a NAME=value, in their environment."""
+    """All processes that were started with a variable in their environment whose NAME=value begins with `mark`."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):  # it has ended since, or is another user's
-                if mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
+    for pid in _all():
+        with contextlib.suppress(OSError):  # it has ended since, or is another user's
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if any(item.startswith(mark.encode()) for item in environment):
+                found.append(pid)
     return found
 
 
@@ -108,3 +119,20 @@ def listens(port: int) -> bool:
             if state == "0A" and int(local.rpartition(":")[2], 16) == port:
                 return True
     return False
+
+
+def _all() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _parents() -> dict[int, int]:
+    found: dict[int, int] = {}
+    for pid in _all():
+        with contextlib.suppress(OSError):  # it has ended since
+            found[pid] = parent_of(pid)
+    return found
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent and so on: what follows the name."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -92,14 +92,16 @@ class HistoryChecks:
         pointer = Pointer.decode_or_none(_value(now, self._keys.latest)) or Pointer(id="nothing", step=0, token=0)
         assert pointer.id == target.id, f"plan {number} restores {target.id}, and a restart resumes from {pointer.id}"
         self.restored[number] = target.step
-        kept = {self._keys.checkpoint(name) for name in (target.id, *target.lineage)}
-        registered = {key for key in now if key.startswith(self._keys.checkpoints)} - {self._keys.latest}
-        self.abandoned |= {key.removeprefix(self._keys.checkpoints) for key in registered - kept}
+        paths = {key for key in now if key.startswith(self._keys.checkpoints)} - {self._keys.latest}
+        registered = {path.removeprefix(self._keys.checkpoints) for path in paths}
+        self.abandoned = (self.abandoned | registered) - {target.id, *target.lineage}
 
     def _note_abandoned(self, manifest: Manifest) -> None:
-        """Committed after the restore, from before it."""
+        """Whether it was saved before the last restore, though it is committed after that. An id may be used again."""
         if manifest.plan < max(self.restored, default=0):
             self.abandoned.add(manifest.id)
+        else:
+            self.abandoned.discard(manifest.id)
 
     def _check_attempts(self, before: Mapping[str, KeyValue], written: Mapping[str, KeyValue]) -> None:
         """A view that lost a rank counts one failure, the one that ended it; a count that was reset stays reset."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chaos.harness.processes import parent_of
 
 from run.harness import TrainingRun, wait_for
 from run.saver_team import Team, Worker
@@ -23,7 +24,7 @@ def team(training: TrainingRun, tmp_path: Path) -> Iterator[Team]:
 def test_a_rank_that_waits_without_an_agent_says_so_once_and_goes_on_with_the_next(team: Team) -> None:
     (worker,) = team.join("a")
     agent = team.training.agent_pid()
-    for pid in (guardian_of(agent), agent):
+    for pid in (parent_of(agent), agent):
         os.kill(pid, signal.SIGKILL)
     claim = wait_for(team.training.folder_of().claim, "the agent's place")  # nobody can start one while we hold it
     said = wait_for(lambda: worker.ask("hear", wait_s=0.5) and complaints(worker), "the rank to say that it has none")
@@ -35,7 +36,3 @@ def test_a_rank_that_waits_without_an_agent_says_so_once_and_goes_on_with_the_ne
 
 def complaints(worker: Worker) -> int:
     return sum("the node's agent did not answer" in line for line in worker.log)
-
-
-def guardian_of(agent: int) -> int:
-    return int(Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[1])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from chaos.harness.processes import parent_of
+
 from instep.testing import EtcdServer
 from run.harness import TrainingRun
 
@@ -22,7 +24,7 @@ def test_neither_the_agent_nor_its_supervisor_holds_a_password_or_a_secret_of_th
             trainer.wait_said("joined")
             assert any("is sent unencrypted to http://" in line for line in trainer.errors)
             agent = _agent(training)
-            supervisor = int(Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[1])
+            supervisor = parent_of(agent)
             assert b"instep.agent" in Path(f"/proc/{supervisor}/cmdline").read_bytes()
             for pid in (agent, supervisor):
                 for shown in ("environ", "cmdline"):

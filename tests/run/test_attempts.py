@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chaos.harness.processes import parent_of
 
 from cli.command import Ended, instep
 from run.harness import TrainingRun, wait_for
@@ -102,7 +103,7 @@ def test_a_run_that_falls_as_a_whole_has_failed_once(team: Team) -> None:
 def test_a_node_that_vanishes_is_a_failure_that_nobody_reports(team: Team) -> None:
     workers = team.join("ab", **LIMIT)
     agent = team.training.agent_pid("b")
-    guardian = int(Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[1])
+    guardian = parent_of(agent)
     for pid in (guardian, agent, workers[1].process.pid):
         os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not team.training.keys("reports/members/1/"), "the lease has ended")

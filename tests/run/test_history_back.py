@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chaos.harness.processes import parent_of
 
 from instep.testing import EtcdServer
 from run.harness import Trainer, TrainingRun, wait_for
@@ -168,7 +169,7 @@ def test_ranks_of_two_histories_stop_changes_until_all_are_started_again(fragile
     training.put("lr", "0.02")
     assert first.wait_config(lr=0.02) == old.wait_config(lr=0.02)
     agent = training.agent_pid("b")
-    frozen = [old.process.pid, supervisor_of(agent), agent]
+    frozen = [old.process.pid, parent_of(agent), agent]
     for pid in frozen:
         os.kill(pid, signal.SIGSTOP)
     first.kill()
@@ -194,7 +195,3 @@ def test_ranks_of_two_histories_stop_changes_until_all_are_started_again(fragile
     assert again[0].wait_config(lr=0.05) == again[1].wait_config(lr=0.05)
     assert training.key("state/epoch")["settled"]
     training.stop(*again)
-
-
-def supervisor_of(agent: int) -> int:
-    return int(Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[1])

@@ -8,6 +8,8 @@ import signal
 import time
 from pathlib import Path
 
+from chaos.harness.processes import parent_of
+
 from run.harness import Trainer, TrainingRun, wait_for
 from run.saver_team import Team
 from run.test_commands_live import order, paused_at, steps_said
@@ -89,7 +91,7 @@ def test_everything_on_a_node_may_get_the_signal(training: TrainingRun) -> None:
     trainers = training.start_all(4, nodes="ab")
     wait_trains(*trainers)
     agent = training.agent_pid("b")
-    parent = int(Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[1])
+    parent = parent_of(agent)
     for pid in (parent, agent, trainers[2].process.pid, trainers[3].process.pid):
         os.kill(pid, TERM)
     assert len(steps_said(trainers, "stopped")) == 1

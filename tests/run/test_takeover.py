@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from chaos.harness.processes import parent_of
+
 from instep.testing import EtcdServer
 from run.harness import Trainer, TrainingRun, assert_in_step, wait_for
 
@@ -68,11 +70,6 @@ def stopped(*pids: int) -> Iterator[None]:
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
-
-
-def guardian_of(pid: int) -> int:
-    with open(f"/proc/{pid}/stat") as stat:
-        return int(stat.read().rpartition(")")[2].split()[1])
 
 
 def test_the_leader_killed_is_followed_at_its_next_boundary_by_a_rank_of_its_node(training: TrainingRun) -> None:
@@ -194,7 +191,7 @@ def test_a_frozen_node_is_followed_after_its_lease_and_its_rank_leads_no_more_wh
     agent = training.agent_pid(node)
     frozen = [trainer for rank, trainer in enumerate(trainers) if rank // 2 == first // 2]
     others = [trainer for trainer in trainers if trainer not in frozen]
-    with stopped(agent, guardian_of(agent), *(trainer.process.pid for trainer in frozen)):
+    with stopped(agent, parent_of(agent), *(trainer.process.pid for trainer in frozen)):
         frozen_at = time.monotonic()
         second = others[wait_leading(others)]
         assert second.said("leads")[-1]["at"] - frozen_at < TTL_S + FOLLOWS_S
@@ -212,7 +209,7 @@ def test_a_rank_whose_agent_was_replaced_hears_that_another_node_leads(training:
     first = wait_leading(trainers)
     other = 1 - first
     agent = training.agent_pid("ab"[first])
-    with stopped(guardian_of(agent), trainers[first].process.pid):
+    with stopped(parent_of(agent), trainers[first].process.pid):
         os.kill(agent, signal.SIGKILL)  # nobody starts another one until its lease has ended
         wait_for(lambda: trainers[other].said("leads"), "the other node to lead")
     wait_for(lambda: leading(trainers) == [other], "the first to hear it")
@@ -256,7 +253,7 @@ def test_an_agent_killed_with_its_supervisor_costs_a_second_and_not_its_lease(tr
     trainers = training.start_all(2)
     wait_leading(trainers)
     agent = training.agent_pid()
-    for pid in (guardian_of(agent), agent):
+    for pid in (parent_of(agent), agent):
         os.kill(pid, signal.SIGKILL)
     killed_at = time.monotonic()
     training.put("lr", "0.01")
@@ -272,7 +269,7 @@ def test_a_leader_whose_agent_is_killed_keeps_its_term(training: TrainingRun) ->
     trainers = training.start_all(4, nodes="ab")
     term = training.key("state/leader")
     agent = training.agent_pid("ab"[wait_leading(trainers) // 2])
-    for pid in (guardian_of(agent), agent):
+    for pid in (parent_of(agent), agent):
         os.kill(pid, signal.SIGKILL)
     killed_at = time.monotonic()
     training.put("lr", "0.01")

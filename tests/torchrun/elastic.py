@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from chaos.harness.fork_server import ForkedProcess, ForkServer
+from chaos.harness.processes import descendants, marked, send
 
 from instep.testing import EtcdCluster, EtcdServer
 from run.harness import wait_for
@@ -80,9 +81,7 @@ class Agent:
         """As its node would: agent and workers at once, without a word."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGSTOP)  # or it would start another worker between the look and the kill
-            for pid in (*descendants(self.pid), self.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            send([*descendants(self.pid), self.pid], signal.SIGKILL)
         wait_for(lambda: self.code is not None, f"{self.name} to be dead")
 
     def crash(self) -> None:
@@ -207,26 +206,4 @@ class ElasticRun:
         for agent in self.agents:
             if agent.code is None:
                 agent.die()
-        for pid in marked(self._mark):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-
-def descendants(pid: int) -> list[int]:
-    """All processes below this one."""
-    found: list[int] = []
-    for listing in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            for child in map(int, listing.read_text().split()):
-                found += [child, *descendants(child)]
-    return found
-
-
-def marked(mark: str) -> list[int]:
-    """The processes of a run, also those whose agent is dead."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if f"{MARK}={mark}".encode() in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
-    return found
+        send(marked(f"{MARK}={self._mark}"), signal.SIGKILL)

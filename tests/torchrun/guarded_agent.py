@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from chaos.harness.processes import children, command, runs
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from instep.torch._rendezvous.handler import create_handler
@@ -53,7 +54,7 @@ class GuardedAgent:
 
     def guard(self) -> int | None:
         """The process id of its guard."""
-        found = [pid for pid in children_of(self.pid) if b"guard.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        found = [pid for pid in children(self.pid) if b"/guard.py" in command(pid)]
         assert len(found) < 2
         return found[0] if found else None
 
@@ -67,7 +68,7 @@ def guarded_agents(*params: RendezvousParameters, **more: Any) -> Iterator[list[
     finally:
         for agent in made:
             agent.kill()
-        until(lambda: not any(agent.left is not None and is_alive(agent.left) for agent in made))
+        until(lambda: not any(agent.left is not None and runs(agent.left) for agent in made))
 
 
 def until(condition: Callable[[], bool], limit_s: float = ANSWER_S) -> None:
@@ -75,25 +76,6 @@ def until(condition: Callable[[], bool], limit_s: float = ANSWER_S) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come to hold"
         time.sleep(0.01)  # nothing announces what a condition looks at
-
-
-def children_of(parent: int) -> list[int]:
-    found = []
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            text = status.read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if f"\nPPid:\t{parent}\n" in text:
-            found.append(int(status.parent.name))
-    return found
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def _target(descriptor: Path) -> str:
@@ -123,4 +105,4 @@ def _serve(line: Connection, params: RendezvousParameters, stdout: Connection | 
                 line.send(subprocess.Popen(["sleep", f"{ANSWER_S}"], pass_fds=pipes).pid)
             case "end":
                 handler.shutdown()
-                line.send(children_of(os.getpid()))
+                line.send(children(os.getpid()))

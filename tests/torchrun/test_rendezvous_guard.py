@@ -10,7 +10,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from guarded_agent import GuardedAgent, children_of, context, guarded_agents, is_alive, until
+from chaos.harness.processes import children, runs
+from guarded_agent import GuardedAgent, context, guarded_agents, until
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from async_support import run
@@ -97,7 +98,7 @@ def test_a_killed_agent_is_gone_long_before_its_lease_ends(scene: Scene, case: s
         print(f"{case}: {time.monotonic() - killed:.2f} s")
         assert scene.departures() == {registration.key.removeprefix(scene.keys.nodes): "guard"}
         until(lambda: not scene.under(scene.keys.election), SOON_S)
-        until(lambda: not is_alive(guard), SOON_S)
+        until(lambda: not runs(guard), SOON_S)
         if heir is not None:
             os.kill(heir, signal.SIGKILL)
 
@@ -120,13 +121,13 @@ def test_an_orderly_end_leaves_no_guard_and_no_zombie(scene: Scene) -> None:
     with guarded_agents(scene.params(1)) as (agent,):
         guard = joined(agent)
         assert agent.says("end") == []
-        assert not is_alive(guard)
+        assert not runs(guard)
         assert not scene.departures(), "of a run that was closed nobody needs them"
 
 
 def test_a_guard_that_is_dismissed_ends_by_itself(scene: Scene) -> None:
     guard = Guard(resolve(scene.endpoint), scene.keys, "node", TTL_S)
-    (pid,) = [child for child in children_of(os.getpid()) if f"Guard({child} of node)" == repr(guard)]
+    (pid,) = [child for child in children(os.getpid()) if f"Guard({child} of node)" == repr(guard)]
     until(lambda: _ignores_signals(pid))
     assert guard.dismiss()
     assert scene.departures() == {}
@@ -165,7 +166,7 @@ def test_a_guard_does_not_hold_what_the_agent_prints_to(scene: Scene) -> None:
         try:
             agent.kill()
             assert _has_ended(reader), "the guard keeps the pipe open"
-            assert is_alive(guard)
+            assert runs(guard)
         finally:
             os.kill(guard, signal.SIGCONT)
     reader.close()
