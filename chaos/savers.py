@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import instep
 from chaos import content
+from instep.wire.documents import Manifest
 from instep.worker.manifest import verify_manifest
-from instep.worker.saved import Manifest
 
 if TYPE_CHECKING:
     from chaos.harness.records import RecordWriter

@@ -18,9 +18,9 @@ from chaos.prober import planned_after
 
 from async_support import run
 from instep.coordination.keys import Keys
-from instep.coordination.records import Manifest
 from instep.etcd import Client
 from instep.testing import EtcdServer
+from unit.parts import manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,7 +70,7 @@ def test_a_listing_that_is_lost_is_not_answered_and_everything_else_is(etcd: Etc
 
 
 def test_a_record_that_a_backup_brings_back_of_a_deleted_checkpoint_is_no_lost_checkpoint() -> None:
-    first, second = (Manifest.model_construct(id=f"{step}-5", step=step, token=5) for step in (1, 2))
+    first, second = (manifest(step, 5) for step in (1, 2))
     saved = [{"outcome": "committed", "forgotten": [first.id]}, {"outcome": "does not lead"}]
     assert still_kept([first, second], saved) == [second]
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,7 @@ async def _hostile_run(client: Client, namespace: str) -> None:
     await run.report(0, 12, actions=("evaluate", HOSTILE), **{HOSTILE: 1.5})
     leader = Leader(node="node-0", rank=0, incarnation="10000", candidate="c", token=7, host=HOSTILE)
     await client.put(keys.leader, leader.encode())
-    manifest = (await run.save(12)).model_copy(update={"path": HOSTILE, "host": HOSTILE})
+    manifest = replace(await run.save(12), path=HOSTILE, host=HOSTILE)
     await client.put(keys.checkpoint(manifest.id), manifest.encode())
     command = Command(kind="pause", author=HOSTILE, reason=HOSTILE)
     await client.put(keys.command("waits"), command.encode())

@@ -27,12 +27,22 @@ from instep.coordination import (
 from instep.coordination.actions import CommitPlan, FormView, LeaderAction
 from instep.coordination.chain import Promised, StoredPlan, Unknown, verdict
 from instep.coordination.node import NodeAction, NodeAgreement, WriteAck
-from instep.coordination.records import Ack, Agreed, Decision, Failure, NodeMembers, Plan, Resume, View
+from instep.coordination.records import (
+    Ack,
+    Agreed,
+    Decision,
+    Directive,
+    Failure,
+    NodeMembers,
+    Plan,
+    Resume,
+    Snapshot,
+    View,
+)
 from instep.coordination.situation import Situation
 from instep.coordination.transactions import Txn
-from instep.wire import Message
+from instep.wire.messages import FromWorker, PlanArmed, PlanRefused, ProposePlan
 from instep.worker.agreement import Agreement
-from instep.worker.course import Course
 from instep.worker.gate import Answer, Apply, Gate, Promise, Wait
 from instep.worker.orders import Orders
 
@@ -137,7 +147,7 @@ def view_leaves_the_plan_open_and_commit_ignores_the_view() -> Iterator[None]:
 
 
 def newcomers_ignore_the_gate() -> Any:
-    def ignore(self: Agreement[Any], step: int) -> list[Message]:
+    def ignore(self: Agreement[Any], step: int) -> list[FromWorker]:
         self._start = None
         return self.hear_postponed(step)
 
@@ -152,9 +162,9 @@ def forget_the_previous_values() -> Any:
         if action.view.fresh:
             return action
         gone = {"gate": None, "previous": None}
-        start = action.view.start.model_copy(update=gone)
+        start = replace(action.view.start, **gone)
         return replace(
-            action, view=action.view.model_copy(update={"start": start}), agreed=action.agreed.model_copy(update=gone)
+            action, view=action.view.model_copy(update={"start": start}), agreed=replace(action.agreed, **gone)
         )
 
     return mock.patch.object(leading, "_form_view", form_view)
@@ -174,8 +184,8 @@ def newcomers_ignore_the_course() -> Any:
     """Who joins a run that is paused, or about to stop, trains on."""
     real = Agreement.start
 
-    def start(self: Agreement[Any], document: Mapping[str, Any], *rest: Any) -> None:
-        real(self, {**document, "course": {}}, *rest)
+    def start(self: Agreement[Any], start: Snapshot, *rest: Any) -> None:
+        real(self, replace(start, course=Directive()), *rest)
 
     return mock.patch.object(Agreement, "start", start)
 
@@ -184,10 +194,10 @@ def a_course_holds_when_it_is_promised() -> Any:
     """A rank does not wait for the decision to pause, to stop or to save."""
     real = Agreement.hear_plan
 
-    def hear_plan(self: Agreement[Any], message: Message, step: int) -> list[Message]:
+    def hear_plan(self: Agreement[Any], message: ProposePlan, step: int) -> list[FromWorker]:
         answers = real(self, message, step)
-        if any(answer["t"] == "armed" for answer in answers) and message.get("course"):
-            self.course = Course.of(message["course"])
+        if any(isinstance(answer, PlanArmed) for answer in answers) and message.plan.course is not None:
+            self.course = message.plan.course
         return answers
 
     return mock.patch.object(Agreement, "hear_plan", hear_plan)
@@ -231,10 +241,10 @@ def a_refused_plan_is_named_as_the_one_before_it() -> Iterator[None]:
     """A worker that waits at the gate of a plan it refused names the digest of the plan that it promised before."""
     hear_plan = Agreement.hear_plan
 
-    def hear(self: Agreement[Any], message: Message, step: int) -> list[Message]:
+    def hear(self: Agreement[Any], message: ProposePlan, step: int) -> list[FromWorker]:
         before = self._told
         answers = hear_plan(self, message, step)
-        if any(answer["t"] == "refused" for answer in answers):
+        if any(isinstance(answer, PlanRefused) for answer in answers):
             self._told = before
         return answers
 
@@ -357,7 +367,7 @@ def a_restored_run_keeps_the_gate_of_before() -> Any:
 
     def after(agreed: Agreed, plan: Plan) -> Agreed:
         kept = {"gate": agreed.gate, "previous": agreed.previous} if plan.kind == "restore" else {}
-        return real(agreed, plan).model_copy(update=kept)
+        return replace(real(agreed, plan), **kept)
 
     return mock.patch.object(leading, "after", after)
 

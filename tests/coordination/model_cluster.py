@@ -31,7 +31,7 @@ from instep.coordination.records import Agreed, Attempts, Epoch, Leader, Manifes
 from instep.errors import ConfigError, InstepError
 from instep.etcd import Client, Listing, Op
 from instep.names import INCARNATION_LENGTH
-from instep.wire import Message
+from instep.wire.messages import AwaitOffer, Offer
 from instep.worker.gate import Apply
 from instep.worker.hyper import Codec, Hyperparameters, fixed
 from instep.worker.link import AgentLink, LinkLost
@@ -188,7 +188,7 @@ class SteppedRun(Run[Any]):
             if not link.connected and link.try_connect():
                 self._conversation.introduce()
             if link.connected and self.asked != (link.connection, number):
-                link.send({"t": "gate", "n": number, "step": step, **self._agreement.promised()})
+                link.send(self._agreement.at_gate(number, step))
                 self.asked = (link.connection, number)
         raise AtGate
 
@@ -278,26 +278,27 @@ class Worker:
             offer = self._look_at_offer()
             if offer is None:
                 return False
-            resumed = offer["manifest"]["step"] if offer["id"] is not None else None
+            resumed = offer.manifest.step if offer.manifest is not None else None
         restored = self._cluster.checks.restored.get(self.back, 0)
         self.step = self._cluster.training.enter(self.rank, self.back, resumed=resumed, restored=restored)
         return True
 
-    def _look_at_offer(self) -> Message | None:
+    def _look_at_offer(self) -> Offer | None:
         """As Checkpoints.resume does: the checkpoint to resume from, once that is agreed on."""
         checkpoints, conversation, checks = self.run.checkpoints, self.run._conversation, self._cluster.checks
         ledger = conversation.ledger
         if self._verified is None:
             self._verified = set()
             ledger.drop_offer()
-            conversation.tell([ledger.keep_saying("resume", {"t": "archive", "do": "resume"})])
+            conversation.tell([ledger.keep_saying("resume", AwaitOffer())])
         offer = ledger.offer
         if offer is None or offer is self._answered:
             return None
         self._answered = offer
-        if not offer["final"]:
-            is_good = (self.rank, offer["id"]) not in self._cluster.damaged
-            checks.answers[offer["view"], offer["id"]][self.rank] = is_good
+        if not offer.final:
+            assert offer.id is not None
+            is_good = (self.rank, offer.id) not in self._cluster.damaged
+            checks.answers[offer.view, offer.id][self.rank] = is_good
             checkpoints._vote(offer, self._verified, lambda manifest: None if is_good else "a part is damaged")
             return None
         checks.check_resumed(offer)
@@ -359,22 +360,22 @@ class Worker:
         checks.check()
         checks.arrived.add(self.incarnation)
         self.at_barrier = True
-        called = conversation.calls.come(BARRIER, conversation.view)
+        called = conversation.ledger.barrier.come(BARRIER, conversation.view)
         conversation.tell([conversation.ledger.keep_saying("barrier", called)])
 
     def _passes_barrier(self) -> bool:
         """Also when it gives up: the others have passed it without this worker, or were taken back to a checkpoint."""
         cluster, conversation = self._cluster, self.run._conversation
         self._hear()
-        if conversation.calls.name is None:
-            number = cluster.meetings[self.place] = conversation.calls._after
+        if conversation.ledger.barrier.name is None:
+            number = cluster.meetings[self.place] = conversation.ledger.barrier._after
             cluster.checks.check_passed(self.incarnation, number)
         else:
             number = cluster.meetings[self.place] or 0
             is_counted = not number or self.incarnation in cluster.checks.released[number]
             if is_counted and all(place.back <= self.back for place in cluster.training.started.values()):
                 return False
-            conversation.tell([conversation.calls.go()])
+            conversation.tell([conversation.ledger.barrier.go()])
         conversation.ledger.keep_quiet("barrier")
         self.at_barrier = False
         return True
@@ -534,7 +535,7 @@ class Cluster:
         found = CommitReads(*(part.kvs[0] if part.kvs else None for part in looked if isinstance(part, Listing)))
         if checkpoints.outcome(manifest, fence, found) is not CommitOutcome.OPEN or found.manifest is not None:
             return None
-        manifest = manifest.model_copy(update={"lineage": self._lineage(found)})
+        manifest = replace(manifest, lineage=self._lineage(found))
         txn = checkpoints.commit(self.keys, fence, manifest, found, announced=False)
         self.store.txn(txn.compares, txn.then)
         self.loop.settle()
@@ -580,7 +581,7 @@ class Cluster:
         epoch = Epoch.decode_or_none(self.value(self.keys.epoch))
         held = [worker.run._agreement.agreed for worker in self.ever if worker.alive and worker.run.view]
         agreed = self.agreed()
-        same = agreed is not None and all(item and item["digest"] in (agreed.digest, agreed.parent) for item in held)
+        same = agreed is not None and all(item and item.digest in (agreed.digest, agreed.parent) for item in held)
         return not held or (same and (epoch is None or epoch.settled))
 
     def epoch_problem(self) -> str | None:

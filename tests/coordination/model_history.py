@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
 
 from model_etcd import ModelEtcd
 
 from instep.coordination.keys import Keys
 from instep.coordination.records import Attempts, Decision, Left, Manifest, Plan, Pointer, Release, View
 from instep.etcd import KeyValue
+from instep.wire.messages import Offer
 
 BARRIER = "meeting"
 
@@ -142,11 +142,11 @@ class HistoryChecks:
         self.check()
         assert incarnation in self.released.get(number, ()), f"{incarnation} passed on account of another worker"
 
-    def check_resumed(self, offer: Mapping[str, Any]) -> None:
+    def check_resumed(self, offer: Offer) -> None:
         """All ranks of a view resume from one checkpoint that each of them has verified, and from none that the run
         was taken back from."""
         self.check()
-        view, checkpoint_id = self.views.get(offer["view"]), offer["id"]
+        view, checkpoint_id = self.views.get(offer.view), offer.id
         if view is None or self.went_back:
             return
         assert checkpoint_id not in self.abandoned, f"checkpoint {checkpoint_id} is resumed, which was abandoned"
@@ -154,7 +154,7 @@ class HistoryChecks:
             return
         chosen = self._chosen.setdefault(view.number, checkpoint_id)
         assert chosen == checkpoint_id, f"view {view.number} resumes from {chosen} and from {checkpoint_id}"
-        for refused in offer["reasons"]:
+        for refused in offer.reasons:
             bad = False in self.answers[view.number, refused].values()
             assert bad or self._store.get(self._keys.checkpoint(refused)) is None, f"no rank had refused {refused}"
         if checkpoint_id is not None:

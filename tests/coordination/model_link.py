@@ -7,7 +7,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from instep.errors import AgentError
-from instep.wire import Decoder, Message, Words, create_words, encode
+from instep.wire.frames import Decoder, Words, create_words, framed
+from instep.wire.messages import FromAgent, FromWorker, from_agent, from_worker
 from instep.worker.link import LinkLost
 
 if TYPE_CHECKING:
@@ -41,15 +42,15 @@ class ModelConnection:
         self._host = host
         self._node = host.node
         self._delays = delays
-        self._decoder = Decoder()
+        self._decoder = Decoder(from_worker)
         self.arrived: list[bytes] = []
 
     # -- for the node -----------------------------------------------------------------------------------------------
 
-    def send(self, message: Message) -> None:
+    def send(self, message: FromAgent) -> None:
         if self.closed or self.cut:
             return
-        self.down.append(encode(message))
+        self.down.append(framed(message))
         if not self._delays.down_held:
             self.pump_down()
 
@@ -113,7 +114,7 @@ class ModelLink:
         self.made: list[ModelConnection] = []
         self._host = host
         self._delays = delays
-        self._decoder = Decoder()
+        self._decoder = Decoder(from_agent)
 
     @property
     def connected(self) -> bool:
@@ -124,7 +125,7 @@ class ModelLink:
             self.connection = ModelConnection(self._host, self.words, self._delays)
             self._host.connections.append(self.connection)
             self.made.append(self.connection)
-            self._decoder = Decoder()
+            self._decoder = Decoder(from_agent)
         return self.connection is not None
 
     def wait_connected(self, timeout_s: float) -> None:
@@ -132,31 +133,31 @@ class ModelLink:
             self._host.loop.advance(max(timeout_s, WAIT_S))
             raise AgentError("the node's agent did not answer")
 
-    def wait_message(self, kind: str, timeout_s: float) -> bool:
+    def wait_message(self, kind: type[FromAgent], timeout_s: float) -> bool:
         left_s = timeout_s
         while left_s > 0:
             self._host.loop.advance(WAIT_S)
             left_s -= WAIT_S
-            if any(message["t"] == kind for message in self.receive()):
+            if any(isinstance(message, kind) for message in self.receive()):
                 return True
         return False
 
-    def introduce(self, hello: Message) -> None:
+    def introduce(self, hello: FromWorker) -> None:
         self.send(hello)
 
-    def send(self, message: Message, *, droppable: bool = False) -> None:
+    def send(self, message: FromWorker, *, droppable: bool = False) -> None:
         if self.connection is None or self.connection.closed:
             if droppable:
                 return
             self.drop()
             raise LinkLost("not connected")
-        self.connection.say(encode(message))
+        self.connection.say(framed(message))
 
     def flush(self) -> None:
         if self.connection is None:
             raise LinkLost("not connected")
 
-    def receive(self) -> list[Message]:
+    def receive(self) -> list[FromAgent]:
         connection = self.connection
         if connection is None:
             raise LinkLost("not connected")

@@ -48,7 +48,7 @@ class Saver:
         saved, saving = checkpoints.saved, checkpoints.saving
         return {
             "leads": self.run.leads,
-            "saved": saved and {"id": saved.id, "step": saved.step, "revision": saved.revision},
+            "saved": saved and {"id": saved.id, "step": saved.step},
             "saving": saving and {"id": saving.id, "rank": saving.rank},
         }
 

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import socket
+import struct
 
 from instep.agent.reception import MAX_EARLY
 from instep.names import INCARNATION_LENGTH
 from instep.testing import EtcdServer
-from instep.wire import PROTOCOL, create_words, encode
+from instep.wire.frames import create_words, framed
+from instep.wire.messages import AtGate, Hello
 from run.harness import TrainingRun, wait_for
 
 
 def hello(rank: int) -> bytes:
-    message = {
-        "t": "hello",
-        "protocol": PROTOCOL,
-        "rank": rank,
-        "world_size": 3,
-        "incarnation": f"{rank:0{INCARNATION_LENGTH}d}",
-        "host": "here",
-        "pid": 1,
-        "schema": None,
-        "undecided": None,
-    }
-    return encode(message)
+    about = {"host": "here", "pid": 1, "incarnation": f"{rank:0{INCARNATION_LENGTH}d}"}
+    return framed(Hello(rank=rank, world_size=3, **about))
+
+
+def nonsense_of(body: bytes) -> bytes:
+    return struct.pack("!I", len(body)) + body
 
 
 def test_nonsense_and_floods_before_etcd_answers_cost_their_own_connection_only(
@@ -41,8 +37,8 @@ def test_nonsense_and_floods_before_etcd_answers_cost_their_own_connection_only(
         connection.settimeout(20)
         connection.connect(str(path))
         socket.send_fds(connection, [hello(rank)], [descriptor])
-    nonsense.sendall(encode({"t": "leave"}))  # what it needs is missing
-    flood.sendall(b"".join(encode({"t": "gate", "n": n, "step": n}) for n in range(MAX_EARLY + 50)))
+    nonsense.sendall(nonsense_of(b'{"t":"leave"}'))  # what it needs is missing
+    flood.sendall(b"".join(framed(AtGate(n, "", 0, n)) for n in range(MAX_EARLY + 50)))
     wait_for(lambda: _is_closed(flood), "the flood's connection to end")
     training.server.resume()
     wait_for(lambda: _is_closed(nonsense), "the connection of nonsense to end")

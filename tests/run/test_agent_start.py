@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import socket
-from typing import Any
+import struct
 
-from instep.wire import Decoder, encode
+from instep.wire.frames import Decoder
+from instep.wire.messages import Failure, FromAgent, from_agent
 from run.harness import TrainingRun, assert_in_step, wait_for
 
 
@@ -46,9 +48,11 @@ def test_a_worker_of_another_version_hears_so(training: TrainingRun) -> None:
     with socket.socket(socket.AF_UNIX) as old:
         old.connect(str(training.folder_of().socket))
         old.settimeout(10)
-        old.sendall(encode(hello))
-        decoder, heard = Decoder(), list[dict[str, Any]]()
+        body = json.dumps(hello).encode()
+        old.sendall(struct.pack("!I", len(body)) + body)
+        decoder, heard = Decoder(from_agent), list[FromAgent]()
         while not heard:
             heard += decoder.feed(old.recv(65536))
-    assert "another version of Instep" in heard[0]["text"]
+    assert isinstance(heard[0], Failure)
+    assert "another version of Instep" in heard[0].text
     training.stop()

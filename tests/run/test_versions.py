@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cli.command import instep
 from instep.version import VERSION
+from instep.wire import PROTOCOL
 from run.harness import SOURCE, TrainingRun, wait_for
 
 OTHER = "99.1.0rc1"
@@ -28,6 +29,22 @@ def test_nodes_with_different_versions_are_named_in_the_log_and_in_the_status(
     assert status["versions"] == {VERSION: "0", OTHER: "1"}
     assert "install one version of Instep" in instep("status", "gpt-a", env=training.environment()).out
     training.stop()
+
+
+def test_a_worker_that_meets_an_agent_of_another_protocol_ends_with_what_to_do(
+    training: TrainingRun, short_folder: Path
+) -> None:
+    source = short_folder / "src"
+    shutil.copytree(SOURCE, source, ignore=shutil.ignore_patterns("__pycache__"))
+    protocol = source / "instep" / "wire" / "__init__.py"
+    protocol.write_text(protocol.read_text().replace(f"PROTOCOL = {PROTOCOL}", f"PROTOCOL = {PROTOCOL + 1}"))
+    first = training.start(0, 2, node="a")
+    wait_for(lambda: list(training.node("a").rglob("agent.sock")), "an agent")
+    newer = training.start(1, 2, node="a", environment={"PYTHONPATH": str(source)})
+    error = newer.wait_said("error")
+    assert error["kind"] == "AgentError"
+    assert "end the run's processes on this node" in error["text"]
+    first.kill()
 
 
 def test_a_run_of_one_version_says_nothing_of_versions(training: TrainingRun) -> None:

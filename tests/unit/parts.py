@@ -7,7 +7,7 @@ from typing import Any
 
 from instep.coordination.desired import DesiredValue
 from instep.coordination.membership import RegisteredWorker
-from instep.coordination.records import Agreed, Left, Member, NodeMembers, Plan, Rejected, Snapshot, View
+from instep.coordination.records import Agreed, Left, Manifest, Member, NodeMembers, Plan, Rejected, Snapshot, View
 from instep.coordination.schema import Schema
 from instep.names import FIXED_KEY, INCARNATION_LENGTH
 from instep.scalar import Scalar
@@ -79,9 +79,7 @@ def plan(number: int = 1, *, gate: int = 10, view: int = 1, revision: int = 5, *
 
 
 def agreed(values: Mapping[str, Scalar] | None = None, **more: Any) -> Agreed:
-    return Agreed.model_validate(
-        {"plan": 0, "view": 1, "values": SCHEMA.defaults() if values is None else dict(values), **more}
-    )
+    return Agreed(**{"plan": 0, "view": 1, "values": SCHEMA.defaults() if values is None else dict(values), **more})
 
 
 def desired(**texts: tuple[str, int]) -> dict[str, DesiredValue]:
@@ -95,3 +93,21 @@ def rejected(name: str, revision: int, **more: Any) -> dict[str, Rejected]:
 
 def left(*ranks: int, view: int = 1, last_step: int = -1) -> Left:
     return Left(view=view, ranks=ranks, last_step=last_step)
+
+
+def manifest(step: int, token: int = 7, *, view: int = 1, plan: int = 0) -> Manifest:
+    return Manifest(
+        id=f"{step}-{token}",
+        step=step,
+        token=token,
+        path="x",
+        digest="d",
+        view=view,
+        world_size=2,
+        plan=plan,
+        rank=0,
+        host="h",
+        node="a",
+        duration_s=0.1,
+        committed_at="",
+    )

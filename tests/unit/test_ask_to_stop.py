@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from instep.coordination.keys import Keys
@@ -15,7 +17,7 @@ AGREED = Agreed(plan=3, view=1, values={}, began=2)
 
 
 def a_plan(kind: str) -> Plan:
-    return plan(4).model_copy(update={"kind": kind})
+    return replace(plan(4), kind=kind)
 
 
 def test_the_command_is_written_once_and_only_to_those_it_was_meant_for() -> None:
@@ -31,16 +33,16 @@ def test_the_command_is_written_once_and_only_to_those_it_was_meant_for() -> Non
 
 
 def test_all_nodes_use_one_key_until_the_run_begins_anew() -> None:
-    assert command_id(AGREED) == command_id(AGREED.model_copy(update={"plan": 8, "view": 2}))
-    assert command_id(AGREED) != command_id(AGREED.model_copy(update={"began": 3}))
+    assert command_id(AGREED) == command_id(replace(AGREED, plan=8, view=2))
+    assert command_id(AGREED) != command_id(replace(AGREED, began=3))
 
 
 @pytest.mark.parametrize(
     ("known", "stopping"),
     [
         (KnownRun(7, AGREED, 9), False),
-        (KnownRun(7, AGREED.model_copy(update={"course": Directive(ends_at=20)}), 9), True),
-        (KnownRun(7, AGREED.model_copy(update={"course": Directive(paused_at=20)}), 9), False),
+        (KnownRun(7, replace(AGREED, course=Directive(ends_at=20)), 9), True),
+        (KnownRun(7, replace(AGREED, course=Directive(paused_at=20)), 9), False),
         (KnownRun(7, AGREED, 9, a_plan("stop")), True),
         (KnownRun(7, AGREED, 9, a_plan("stop"), Decision(commit=False)), False),
         (KnownRun(7, AGREED, 9, a_plan("pause")), False),

@@ -14,7 +14,8 @@ from instep.coordination.barriers import RELEASES_KEPT, BarrierSituation, Barrie
 from instep.coordination.leading import next_action
 from instep.coordination.records import Arrivals, Forming, Release, Waiting
 from instep.coordination.situation import Situation
-from instep.worker.assembly import Calls
+from instep.wire.messages import BarrierReleased, EnterBarrier
+from instep.worker.ledger import Calls
 from unit.parts import agreed, desired, left, registered, view
 
 THREE = view({"a": {0: 10, 1: 11}, "b": {2: 12}})
@@ -159,7 +160,7 @@ class Rank:
     calls: Calls = field(default_factory=Calls)
     came: int = 0
     passed: int = 0
-    message: dict[str, Any] = field(default_factory=dict)
+    message: EnterBarrier | None = None
 
 
 class World:
@@ -194,8 +195,8 @@ class World:
     def hear(self, node: str, number: int) -> None:
         """The agent hears a call, maybe again."""
         rank = self.ranks[number]
-        if rank.calls.name is not None:
-            self.known[node][number] = BarrierWait(rank.message["name"], rank.message["view"], rank.message["after"])
+        if rank.calls.name is not None and rank.message is not None:
+            self.known[node][number] = BarrierWait(rank.message.name, rank.message.view, rank.message.after)
             self.tell(node)
 
     def see(self, node: str, number: int) -> None:
@@ -208,7 +209,7 @@ class World:
             stands = self.shown[node].get(call.name)
             if stands is not None and call.is_freed_by(stands):
                 del self.known[node][rank]
-                told = {"t": "barrier", "do": "through", "name": call.name, "number": stands.record.number}
+                told = BarrierReleased(call.name, stands.record.number)
                 before = self.ranks[rank].calls.name
                 self.ranks[rank].calls.hear(told)
                 if before is not None and self.ranks[rank].calls.name is None:

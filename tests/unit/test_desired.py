@@ -170,7 +170,7 @@ def test_a_worker_tries_what_the_schema_takes_by_revisions_over_what_holds_witho
     assert start.dry_run is not None
     assert start.dry_run.values == start.values
     assert start.dry_run.base == {**AGREED, "lr": 0.25}
-    assert start.dry_run.groups() == [(5, {"batch": 8}), (7, {"clip": 2.0, "lr": 0.5})]
+    assert start.dry_run.groups() == ((5, {"batch": 8}), (7, {"clip": 2.0, "lr": 0.5}))
 
 
 def test_what_a_worker_refuses_is_rejected_by_revisions_and_the_next_start_goes_without() -> None:
@@ -185,7 +185,7 @@ def test_what_a_worker_refuses_is_rejected_by_revisions_and_the_next_start_goes_
     again = start_values(stands, None, SCHEMA, {item.name: item for item in rejections})
     assert again.values == {**AGREED, "batch": 8}
     assert again.dry_run is not None
-    assert again.dry_run.groups() == [(5, {"batch": 8})]
+    assert again.dry_run.groups() == ((5, {"batch": 8}),)
 
 
 def test_nothing_is_tried_where_nothing_is_desired_or_anything_goes() -> None:

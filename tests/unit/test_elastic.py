@@ -8,42 +8,38 @@ import pytest
 
 from instep.agent.worker import LocalWorker
 from instep.coordination.records import Elastic, Member
+from instep.wire.messages import Hello
 from instep.worker.elastic import elastic
 
 TORCHRUN = {"TORCHELASTIC_RESTART_COUNT": "1", "TORCHELASTIC_MAX_RESTARTS": "3", "GROUP_RANK": "5"}
 
 
-def _hello(**more: Any) -> dict[str, Any]:
-    hello = {"rank": 0, "world_size": 1, "incarnation": "abcde", "host": "h", "pid": 1, "schema": None}
-    return {**hello, **more}
-
-
-def _registered(hello: dict[str, Any]) -> Member:
+def _registered(given: Elastic | None) -> Member:
+    hello = Hello(rank=0, world_size=1, incarnation="abcde", host="h", pid=1, elastic=given)
     record = LocalWorker.from_hello(hello, "node", cast(Any, None)).record()
     return Member.decode(record.encode())
 
 
 def test_restarts_and_place_stand_in_the_registration() -> None:
-    member = _registered(_hello(elastic=elastic(TORCHRUN)))
+    member = _registered(elastic(TORCHRUN))
     assert member.elastic == Elastic(restarts=1, max_restarts=3, group_rank=5)
 
 
 @pytest.mark.parametrize(("given", "kept"), [("job-7", "job-7"), ("none", ""), ("", ""), ("x" * 300, "x" * 128)])
 def test_the_id_of_a_torchrun_job_stands_in_the_registration_unless_it_is_no_id(given: str, kept: str) -> None:
-    member = _registered(_hello(elastic=elastic({**TORCHRUN, "TORCHELASTIC_RUN_ID": given})))
+    member = _registered(elastic({**TORCHRUN, "TORCHELASTIC_RUN_ID": given}))
     assert member.elastic is not None
     assert member.elastic.run_id == kept
 
 
 def test_a_worker_without_torchrun_or_of_an_older_version_has_none() -> None:
     assert elastic({"GROUP_RANK": "5"}) is None
-    assert _registered(_hello(elastic=None)).elastic is None
-    assert _registered(_hello()).elastic is None
+    assert _registered(None).elastic is None
 
 
 @pytest.mark.parametrize("text", ["", "-1", "one", "1.5", "²", "9" * 5000, " 1"])
 def test_what_is_no_number_is_left_out(text: str) -> None:
     assert elastic({**TORCHRUN, "TORCHELASTIC_RESTART_COUNT": text}) is None
     told = elastic({**TORCHRUN, "GROUP_RANK": text})
-    assert told == {"restarts": 1, "max_restarts": 3, "group_rank": None, "run_id": ""}
-    assert _registered(_hello(elastic=told)).elastic == Elastic(restarts=1, max_restarts=3)
+    assert told == Elastic(restarts=1, max_restarts=3)
+    assert _registered(told).elastic == told

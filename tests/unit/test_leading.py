@@ -124,13 +124,13 @@ def test_while_workers_go_on_a_newcomer_gets_what_is_agreed_and_not_what_is_desi
 def test_a_newcomer_owes_a_receipt_for_a_command_too(plan_number: int, began: int, gate: int | None) -> None:
     """No value has been changed since the run began, so there is no gate; without one a newcomer would say nothing, and
     all that comes after the command would wait for its receipt."""
-    held = agreed(plan=plan_number).model_copy(update={"began": began})
+    held = replace(agreed(plan=plan_number), began=began)
     replaced = (BOTH[0], registered(1, 12, node="b"))
     action = next_action(now(agreed=held, registered=replaced))
     assert isinstance(action, FormView)
     assert not action.view.fresh
     assert action.view.start.gate == gate
-    assert action.agreed == held.model_copy(update={"view": 2})
+    assert action.agreed == replace(held, view=2)
     assert action.view.incarnations()[1] == incarnation(12)
 
 
@@ -404,7 +404,7 @@ def test_a_plan_that_can_no_longer_be_committed_is_aborted_by_the_leader() -> No
 
 
 def test_a_plan_that_was_committed_is_not_aborted_because_its_decision_was_deleted() -> None:
-    committed = agreed().model_copy(update={"plan": 3})
+    committed = replace(agreed(), plan=3)
     assert next_action(now(plan=plan(3), acked=frozenset({"a", "b"}), agreed=committed, open=False)) is None
 
 
@@ -425,16 +425,16 @@ def _trains(item: RegisteredWorker, epoch: int = 1) -> RegisteredWorker:
 
 def test_a_view_that_starts_with_less_than_is_agreed_is_not_entered() -> None:
     """Its newcomers could not begin, and no other view would be formed."""
-    start = TWO.start.model_copy(update={"digest": "old"})
+    start = replace(TWO.start, digest="old")
     waits = TWO.model_copy(update={"start": start, "staying": "0"})
     news = {"view": waits, "registered": (_trains(BOTH[0], 0),)}
-    assert isinstance(next_action(now(**news, agreed=agreed().model_copy(update={"digest": "old"}))), MarkEntered)
-    assert not isinstance(next_action(now(**news, agreed=agreed().model_copy(update={"digest": "new"}))), MarkEntered)
+    assert isinstance(next_action(now(**news, agreed=replace(agreed(), digest="old"))), MarkEntered)
+    assert not isinstance(next_action(now(**news, agreed=replace(agreed(), digest="new"))), MarkEntered)
 
 
 def test_nothing_is_planned_where_a_rank_has_left_after_the_pause() -> None:
     """No gate suits: the plan would be aborted at once, and made again without end."""
-    paused = agreed().model_copy(update={"course": Directive(paused_at=8)})
+    paused = replace(agreed(), course=Directive(paused_at=8))
     order: dict[str, Any] = {"agreed": paused, "desired": desired(lr=("0.5", 7))}
     assert isinstance(next_action(now(**order, left={"b": left(1, last_step=7)})), OpenPlan)
     assert next_action(now(**order, left={"b": left(1, last_step=12)})) is None

@@ -15,7 +15,8 @@ import pytest
 from instep.errors import AgentError
 from instep.runtime import RuntimeFolder
 from instep.settings import Settings
-from instep.wire import Decoder, Message, Words, encode, receive_with_descriptor
+from instep.wire.frames import Decoder, Words, framed, receive_with_descriptor
+from instep.wire.messages import FromAgent, FromWorker, Hello, Leave, NewEpoch, Report, SaveFailed, from_worker
 from instep.worker.link import MAX_OUTBOX_BYTES, AgentLink, LinkLost
 from instep.worker.spawn import LOG_TAIL_CHARACTERS, log_tail, start_agent
 
@@ -48,8 +49,8 @@ class ScriptedAgent:
     def connection(self) -> socket.socket:
         return self._connection or self.accept()
 
-    def say(self, *messages: Message) -> None:
-        self.connection.sendall(b"".join(map(encode, messages)))
+    def say(self, *messages: FromAgent) -> None:
+        self.connection.sendall(b"".join(map(framed, messages)))
 
     def hang_up(self) -> None:
         self.connection.close()
@@ -80,20 +81,20 @@ def link(agent: ScriptedAgent) -> Iterator[AgentLink]:
     connected.close()
 
 
-def heard(connection: socket.socket, number: int) -> list[Message]:
-    decoder, messages = Decoder(), list[Message]()
+def heard(connection: socket.socket, number: int) -> list[FromWorker]:
+    decoder, messages = Decoder(from_worker), list[FromWorker]()
     while len(messages) < number:
         messages.extend(decoder.feed(connection.recv(65536)))
     return messages
 
 
 def test_messages_go_both_ways_in_order(agent: ScriptedAgent, link: AgentLink) -> None:
-    link.send({"t": "one"})
-    link.send({"t": "two"})
-    assert [message["t"] for message in heard(agent.connection, 2)] == ["one", "two"]
-    agent.say({"t": "three"}, {"t": "four"})
+    link.send(SaveFailed(1, "one"))
+    link.send(SaveFailed(2, "two"))
+    assert heard(agent.connection, 2) == [SaveFailed(1, "one"), SaveFailed(2, "two")]
+    agent.say(NewEpoch(3), NewEpoch(4))
     link.wait_readable(TIMEOUT_S)
-    assert [message["t"] for message in link.receive()] == ["three", "four"]
+    assert link.receive() == [NewEpoch(3), NewEpoch(4)]
 
 
 def test_when_nothing_was_said_nothing_is_waited_for(link: AgentLink) -> None:
@@ -101,9 +102,10 @@ def test_when_nothing_was_said_nothing_is_waited_for(link: AgentLink) -> None:
 
 
 def test_the_introduction_brings_the_shared_words(agent: ScriptedAgent, link: AgentLink) -> None:
-    link.introduce({"t": "hello"})
+    hello = Hello(rank=0, world_size=1, incarnation="a", host="h", pid=1)
+    link.introduce(hello)
     data, descriptor = receive_with_descriptor(agent.connection, 65536)
-    assert list(Decoder().feed(data)) == [{"t": "hello"}]
+    assert list(Decoder(from_worker).feed(data)) == [hello]
     assert descriptor is not None
     words = Words(descriptor)
     os.close(descriptor)
@@ -122,9 +124,9 @@ def test_an_agent_that_hangs_up_is_a_lost_link(agent: ScriptedAgent, link: Agent
 
 
 def test_what_the_agent_said_last_still_counts(agent: ScriptedAgent, link: AgentLink) -> None:
-    agent.say({"t": "decision"})
+    agent.say(NewEpoch(3))
     agent.hang_up()
-    assert [message["t"] for message in link.receive()] == ["decision"]
+    assert link.receive() == [NewEpoch(3)]
     with pytest.raises(LinkLost):
         link.receive()
 
@@ -137,16 +139,16 @@ def test_an_agent_that_talks_nonsense_is_a_lost_link(agent: ScriptedAgent, link:
 
 
 def test_a_link_lost_can_be_made_anew_and_half_a_message_is_forgotten(agent: ScriptedAgent, link: AgentLink) -> None:
-    agent.connection.sendall(encode({"t": "half"})[:-2])
+    agent.connection.sendall(framed(NewEpoch(1))[:-2])
     link.wait_readable(TIMEOUT_S)
     assert link.receive() == []
     agent.hang_up()
     with pytest.raises(LinkLost):
         link.receive()
     assert link.try_connect()
-    agent.say({"t": "whole"})
+    agent.say(NewEpoch(2))
     link.wait_readable(TIMEOUT_S)
-    assert [message["t"] for message in link.receive()] == ["whole"]
+    assert link.receive() == [NewEpoch(2)]
 
 
 def test_an_agent_that_takes_nothing_costs_bounded_memory_and_no_time(agent: ScriptedAgent, link: AgentLink) -> None:
@@ -156,7 +158,7 @@ def test_an_agent_that_takes_nothing_costs_bounded_memory_and_no_time(agent: Scr
     def talk_on() -> None:
         while True:
             sizes.append(len(link._outbox))
-            link.send({"t": "x" * 10_000})
+            link.send(SaveFailed(1, "x" * 10_000))
 
     with pytest.raises(LinkLost, match="takes no more"):
         talk_on()
@@ -168,23 +170,24 @@ def test_a_droppable_message_is_left_out_while_others_wait(agent: ScriptedAgent,
     connection = agent.connection
     kept = 0
     while not link._outbox:
-        link.send({"t": "kept", "filler": "x" * 10_000})
+        link.send(SaveFailed(1, "x" * 10_000))
         kept += 1
-    link.send({"t": "dropped"}, droppable=True)
-    link.send({"t": "kept"})
-    decoder, messages = Decoder(), list[Message]()
+    link.send(Report({}), droppable=True)
+    link.send(SaveFailed(1, "kept"))
+    decoder, messages = Decoder(from_worker), list[FromWorker]()
     while len(messages) <= kept:
         messages.extend(decoder.feed(connection.recv(1 << 20)))
         link.flush()
-    assert [message["t"] for message in messages] == ["kept"] * (kept + 1)
+    assert {type(message) for message in messages} == {SaveFailed}
+    assert len(messages) == kept + 1
 
 
 def test_apart_from_its_agent_a_link_says_so_and_drops_what_may_be_dropped(agent: ScriptedAgent) -> None:
     link = AgentLink("gpt", SETTINGS)
-    for use in (link.flush, link.receive, lambda: link.wait_readable(1.0), lambda: link.send({"t": "x"})):
+    for use in (link.flush, link.receive, lambda: link.wait_readable(1.0), lambda: link.send(Leave(True, 1))):
         with pytest.raises(LinkLost, match="not connected"):
             use()
-    link.send({"t": "x"}, droppable=True)
+    link.send(Report({}), droppable=True)
     link.kill_agent()
     link.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ from pydantic import Field, model_validator
 
 import instep
 from instep.coordination.desired import next_change, start_values
+from instep.coordination.records import Directive, Origin, Snapshot
 from instep.coordination.schema import Schema
 from instep.errors import ConfigError, SettingsError
 from instep.names import REPLAY_KEY
 from instep.schedule import Schedule, ScheduledChange
+from instep.wire.messages import Began, Decide, PlanArmed, PlanRefused, ProposePlan
 from instep.worker.agreement import Agreement
 from instep.worker.gate import Apply
 from instep.worker.hyper import Codec
 from instep.worker.replay import REFUSAL, Replay
-from unit.parts import desired
+from unit.parts import desired, manifest, plan
 
 
 class Hyper(instep.Hyperparameters):
@@ -34,7 +37,7 @@ class Hyper(instep.Hyperparameters):
 
 
 BEGUN: dict[str, Any] = {"lr": 0.2, "clip": 2.0, "dropout": 0.1}
-START = {"values": {"lr": 0.9, "clip": 9.0, "dropout": 0.9}, "plan": 3}
+START = Snapshot(values={"lr": 0.9, "clip": 9.0, "dropout": 0.9}, plan=3)
 
 
 def schedule(*changes: tuple[int, dict[str, Any]], values: dict[str, Any] = BEGUN) -> Schedule:
@@ -134,7 +137,7 @@ def test_a_worker_takes_the_values_of_the_schedule_at_its_steps() -> None:
     worker, heard = agreement((10, {"lr": 0.5}), (20, {"lr": 0.6})), []
     worker.on_change(lambda old, new: heard.append((old.lr, new.lr)))
     assert worker.config.lr == 0.2
-    assert worker.begin(0) == [{"t": "began", "view": 4, "step": 0, "origin": None}]
+    assert worker.begin(0) == [Began(4, 0)]
     assert worker.next_gate == 10
     worker.begin(9)
     assert worker.config.lr == 0.2
@@ -161,15 +164,15 @@ def test_a_fixed_value_that_changes_while_the_worker_trains_ends_it_with_the_cur
 def test_a_live_change_is_refused_by_the_worker_too() -> None:
     worker = agreement()
     worker.begin(0)
-    plan = {"t": "plan", "n": 4, "gate": 10, "values": {"lr": 0.5}}
-    assert worker.hear_plan(plan, 1) == [{"t": "refused", "n": 4, "digest": "", "problems": {"lr": REFUSAL}}]
+    change = plan(4, lr=0.5)
+    assert worker.hear_plan(ProposePlan(change), 1) == [PlanRefused(4, change.digest, {"lr": REFUSAL})]
 
 
 def test_a_command_is_not_refused() -> None:
     worker = agreement()
     worker.begin(0)
-    plan = {"t": "plan", "n": 4, "gate": 10, "values": {}, "kind": "pause", "course": {"paused_at": 10}}
-    assert worker.hear_plan(plan, 1) == [{"t": "armed", "n": 4, "digest": ""}]
+    pause = replace(plan(4), kind="pause", values={}, previous={}, course=Directive(paused_at=10))
+    assert worker.hear_plan(ProposePlan(pause), 1) == [PlanArmed(4, pause.digest)]
 
 
 # -- what the run says of it ---------------------------------------------------------------------------------------
@@ -209,7 +212,7 @@ def test_a_worker_that_goes_on_from_a_checkpoint_has_the_values_of_the_next_step
     worker = agreement((10, {"lr": 0.5, "dropout": 0.4}), (20, {"lr": 0.6}))
     worker.go_on_from("14-7", 14, view=2, plan=1)
     assert worker.config.lr == 0.5
-    assert worker.begin(15)[0]["origin"] == {"id": "14-7", "step": 14, "view": 2, "plan": 1}
+    assert worker.begin(15) == [Began(4, 15, Origin("14-7", 14, view=2, plan=1))]
     assert worker.next_gate == 20
 
 
@@ -218,10 +221,10 @@ def test_a_run_taken_back_replays_from_there() -> None:
     worker.orders.on_restore(lambda manifest: None)
     worker.begin(0)
     worker.begin(22)
-    saved = {"id": "14-7", "step": 14, "token": 7, "path": "x", "digest": "d", "view": 4, "world_size": 1, "config": {}}
-    saved |= {"rank": 0, "host": "h", "node": "a", "duration_s": 0.1, "committed_at": ""}
-    worker.hear_plan({"n": 4, "gate": 25, "values": {}, "kind": "restore", "name": "14-7", "checkpoint": saved}, 23)
-    worker.hear_decision(4, True, 24)
+    saved = manifest(14)
+    back = replace(plan(4, gate=25), kind="restore", name="14-7", checkpoint=saved, values={}, previous={})
+    worker.hear_plan(ProposePlan(back), 23)
+    worker.hear_decision(Decide(4, True), 24)
     due = worker.due(25)
     assert isinstance(due, Apply)
     assert worker.apply(due, 25) == 15

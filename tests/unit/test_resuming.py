@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -193,6 +194,6 @@ def test_the_newest_is_never_forgotten_nor_anything_while_that_is_unknown() -> N
 
 def test_a_retry_knows_its_own_commit_whatever_its_lineage() -> None:
     mine = manifest(30, 9)
-    assert checkpoints.is_same(mine.model_copy(update={"lineage": ("20-9",)}), mine)
-    assert not checkpoints.is_same(mine.model_copy(update={"path": "/other"}), mine)
+    assert checkpoints.is_same(replace(mine, lineage=("20-9",)), mine)
+    assert not checkpoints.is_same(replace(mine, path="/other"), mine)
     assert not checkpoints.is_same(None, mine)

@@ -27,6 +27,7 @@ from instep.coordination.records import (
 from instep.coordination.situation import Situation, TrainingProgress
 from instep.coordination.transactions import SeenRevisions, for_action
 from instep.etcd import Listing, Op
+from instep.wire.messages import Decide, PlanArmed, ProposePlan
 from instep.worker.agreement import Agreement
 from instep.worker.gate import Apply
 from instep.worker.hyper import Codec
@@ -96,12 +97,11 @@ def test_a_paused_run_that_is_taken_back_stays_paused_where_it_goes_on() -> None
     assert after.agreed is not None
     assert after.agreed.course == Directive(paused_at=11, reason="paused by somebody")
     worker: Agreement[Hyper] = Agreement(Codec(Hyper))
-    worker.start({"values": {"lr": 0.1}, "plan": 0, "course": {"paused_at": 30}})
+    worker.start(Snapshot(values={"lr": 0.1}, course=Directive(paused_at=30)))
     worker.begin(30)
     worker.orders.on_restore(lambda manifest: None)
-    told = back.model_dump(include={"gate", "values", "kind", "name", "course", "checkpoint"}, exclude_none=True)
-    assert worker.hear_plan({"n": 1, **told}, 30) == [{"t": "armed", "n": 1, "digest": ""}]
-    worker.hear_decision(1, True, 30)
+    assert worker.hear_plan(ProposePlan(back), 30) == [PlanArmed(back.number, back.digest)]
+    worker.hear_decision(Decide(back.number, True), 30)
     due = worker.due(30)
     assert isinstance(due, Apply)
     assert worker.apply(due, 30) == 11
@@ -139,7 +139,7 @@ def test_what_is_saved_before_the_ranks_go_back_is_not_what_a_restart_goes_on_fr
     back = for_action(CommitPlan(plan, agreed(plan=4, back=4)), KEYS, fence, SeenRevisions())
     assert etcd.txn(back.compares, back.then).succeeded
     assert newest_of(etcd) == GOOD.id
-    saved = manifest(31, fence.token).model_copy(update={"plan": 3})  # the ranks go back before step 34
+    saved = replace(manifest(31, fence.token), plan=3)  # the ranks go back before step 34
     results = etcd.txn((), checkpoints.look(KEYS, fence, saved.id)).results
     found = CommitReads(*(item.kvs[0] if item.kvs else None for item in results if isinstance(item, Listing)))
     txn = checkpoints.commit(KEYS, fence, saved, found, announced=False)

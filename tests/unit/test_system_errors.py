@@ -81,7 +81,8 @@ def test_an_agent_without_descriptors_refuses_with_the_reason_and_serves_again_w
     import socket
     import tempfile
 
-    from instep.wire import Decoder
+    from instep.wire.frames import Decoder
+    from instep.wire.messages import Failure, from_agent
 
     def came(path: str) -> socket.socket:
         client = socket.socket(socket.AF_UNIX)
@@ -93,7 +94,9 @@ def test_an_agent_without_descriptors_refuses_with_the_reason_and_serves_again_w
         """None for one that is served, which hears nothing."""
         client.settimeout(1)
         try:
-            return str(next(iter(Decoder().feed(client.recv(65536))))["text"])
+            (message,) = Decoder(from_agent).feed(client.recv(65536))
+            assert isinstance(message, Failure)
+            return message.text
         except TimeoutError:
             return None
 

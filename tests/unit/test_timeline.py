@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,24 +15,6 @@ from instep.schedule import Schedule
 from unit import parts
 
 COMMIT, ABORT = Decision(commit=True), Decision(commit=False, reason="late")
-
-
-def manifest(step: int, token: int = 7, *, view: int = 1, plan: int = 0) -> Manifest:
-    return Manifest(
-        id=f"{step}-{token}",
-        step=step,
-        token=token,
-        path="x",
-        digest="d",
-        view=view,
-        world_size=2,
-        plan=plan,
-        rank=0,
-        host="h",
-        node="a",
-        duration_s=0.1,
-        committed_at="",
-    )
 
 
 class Story:
@@ -74,14 +57,14 @@ class Story:
     def restore(self, gate: int, to: Manifest) -> None:
         plan = parts.plan(len(self.plans) + 1, gate=gate, view=self.view)
         news = {"kind": "restore", "name": to.id, "checkpoint": to, "values": {}, "previous": {}}
-        self._add(plan.model_copy(update=news), COMMIT)
+        self._add(replace(plan, **news), COMMIT)
 
     def pause(self, gate: int) -> None:
         plan = parts.plan(len(self.plans) + 1, gate=gate, view=self.view)
-        self._add(plan.model_copy(update={"kind": "pause", "values": {}, "previous": {}}), COMMIT)
+        self._add(replace(plan, kind="pause", values={}, previous={}), COMMIT)
 
     def _add(self, plan: Plan, decision: Decision | None) -> None:
-        self.plans[plan.number] = plan.model_copy(update={"author": f"author {plan.number}"})
+        self.plans[plan.number] = replace(plan, author=f"author {plan.number}")
         if decision is not None:
             self.decisions[plan.number] = decision
 
@@ -122,7 +105,7 @@ def test_what_came_after_the_checkpoint_that_a_restart_went_on_from_is_left_out(
     story.start()
     story.change(10, lr=0.5)
     story.change(30, lr=0.25)
-    story.start(21, checkpoint=manifest(20, plan=1), lr=0.25)
+    story.start(21, checkpoint=parts.manifest(20, plan=1), lr=0.25)
     assert story.told() == (BEGUN, [(10, {"lr": 0.5}), (21, {"lr": 0.25})])
     assert story.schedule().changes[1].reason == "resumed from checkpoint 20-7"
 
@@ -146,7 +129,7 @@ def test_a_view_that_ran_no_step_counts_for_nothing() -> None:
 def test_a_start_whose_first_step_nobody_told_is_taken_to_go_on_from_its_checkpoint() -> None:
     story = Story()
     story.start()
-    story.start(None, checkpoint=manifest(20), lr=0.5)
+    story.start(None, checkpoint=parts.manifest(20), lr=0.5)
     story.change(40, lr=0.25)
     assert story.told() == (BEGUN, [(21, {"lr": 0.5}), (40, {"lr": 0.25})])
 
@@ -156,7 +139,7 @@ def test_a_run_taken_back_goes_on_with_the_values_agreed_on_then() -> None:
     story.start()
     story.change(10, lr=0.5)
     story.change(30, lr=0.25)
-    story.restore(40, manifest(20, plan=1))
+    story.restore(40, parts.manifest(20, plan=1))
     story.change(25, clip=3.0)
     assert story.told() == (BEGUN, [(10, {"lr": 0.5}), (21, {"lr": 0.25}), (25, {"clip": 3.0})])
 
@@ -166,9 +149,9 @@ def test_going_back_to_a_checkpoint_that_was_left_takes_up_the_way_that_led_ther
     story = Story()
     story.start()
     story.change(20, lr=0.5)
-    story.restore(40, manifest(10, plan=0))
+    story.restore(40, parts.manifest(10, plan=0))
     story.change(15, lr=0.9)
-    story.restore(50, manifest(30, plan=1))
+    story.restore(50, parts.manifest(30, plan=1))
     assert story.told() == (BEGUN, [(20, {"lr": 0.5}), (31, {"lr": 0.9})])
 
 
@@ -176,8 +159,8 @@ def test_a_restart_takes_up_the_way_that_led_to_its_checkpoint() -> None:
     story = Story()
     story.start()
     story.change(20, lr=0.5)
-    story.start(11, checkpoint=manifest(10), lr=0.9)
-    story.start(31, checkpoint=manifest(30, view=1, plan=1), lr=0.25)
+    story.start(11, checkpoint=parts.manifest(10), lr=0.9)
+    story.start(31, checkpoint=parts.manifest(30, view=1, plan=1), lr=0.25)
     assert story.told() == (BEGUN, [(20, {"lr": 0.5}), (31, {"lr": 0.25})])
 
 
@@ -185,8 +168,8 @@ def test_the_checkpoint_that_the_ranks_agreed_on_counts_before_the_one_that_was_
     story = Story()
     story.start()
     story.change(20, lr=0.5)
-    story.start(11, checkpoint=manifest(10), lr=0.9)
-    story.start(31, checkpoint=manifest(35, 8, view=2, plan=1), lr=0.25)
+    story.start(11, checkpoint=parts.manifest(10), lr=0.9)
+    story.start(31, checkpoint=parts.manifest(35, 8, view=2, plan=1), lr=0.25)
     story.first_steps[3] = FirstStep(step=31, origin=Origin(id="30-7", step=30, view=1, plan=1))
     assert story.told() == (BEGUN, [(20, {"lr": 0.5}), (31, {"lr": 0.25})])
 
@@ -195,7 +178,7 @@ def test_a_change_of_a_run_that_is_paused_from_its_start_on_holds_from_the_step_
     story = Story()
     story.start()
     story.change(10, lr=0.5)
-    story.start(21, checkpoint=manifest(20, plan=1), lr=0.5)
+    story.start(21, checkpoint=parts.manifest(20, plan=1), lr=0.5)
     story.change(0, clip=3.0)
     assert story.told() == (BEGUN, [(10, {"lr": 0.5}), (21, {"clip": 3.0})])
 
@@ -230,7 +213,7 @@ def test_plans_that_are_not_kept_any_more_are_no_schedule(forgotten: int) -> Non
 def test_a_start_that_is_not_kept_any_more_is_no_schedule() -> None:
     story = Story()
     story.start()
-    story.start(21, checkpoint=manifest(20))
+    story.start(21, checkpoint=parts.manifest(20))
     del story.starts[1]
     with pytest.raises(ConfigError, match="from step 0 on are not known"):
         story.schedule()

@@ -4,97 +4,204 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instep.wire import (
-    MAX_MESSAGE_BYTES,
-    Decoder,
-    Message,
-    WireError,
-    Words,
-    create_words,
-    encode,
-    receive_with_descriptor,
+import instep
+from instep.wire import PROTOCOL
+from instep.wire.codec import Document, WireError, from_json, to_json
+from instep.wire.documents import Agreed, Directive, Plan
+from instep.wire.frames import MAX_MESSAGE_BYTES, Decoder, Words, create_words, framed, receive_with_descriptor
+from instep.wire.messages import (
+    DryRunResult,
+    Failure,
+    FromAgent,
+    FromWorker,
+    Hello,
+    Inventory,
+    Leave,
+    Note,
+    OtherHello,
+    PlanApplied,
+    PlanRefused,
+    ProposePlan,
+    Ranks,
+    Report,
+    _kinds,
+    from_agent,
+    from_worker,
 )
+from unit.parts import agreed, manifest, plan
 
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters()),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-    max_leaves=6,
+SOURCE = Path(instep.__file__).parent
+TEXTS = st.text(st.characters())
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS
+VALUES = st.dictionaries(TEXTS, SCALARS, max_size=3)
+PLANS = st.builds(
+    Plan,
+    number=st.integers(min_value=1),
+    view=st.integers(),
+    gate=st.integers(),
+    course=st.none() | st.builds(Directive, ends_at=st.none() | st.integers(), reason=st.none() | TEXTS),
+    checkpoint=st.none() | st.just(manifest(7)),
+    values=VALUES,
+    previous=VALUES,
+    revision=st.integers(),
 )
 MESSAGES = st.lists(
-    st.dictionaries(st.text(max_size=5), VALUES, max_size=3).map(lambda more: {**more, "t": "some"}), max_size=5
+    st.builds(Leave, clean=st.booleans(), step=st.integers(), error=TEXTS)
+    | st.builds(PlanRefused, number=st.integers(), digest=TEXTS, problems=st.dictionaries(TEXTS, TEXTS, max_size=3))
+    | st.builds(PlanApplied, number=st.integers(), digest=TEXTS, step=st.integers(), drift=st.none() | st.just(("lr",)))
+    | st.builds(Report, metrics=st.dictionaries(TEXTS, st.floats(allow_nan=False), max_size=3))
+    | st.builds(DryRunResult, number=st.integers(), refused=st.just(((4, {"lr": "too high"}),))),
+    max_size=5,
 )
 
 
-def framed(body: bytes) -> bytes:
+def frame(body: bytes) -> bytes:
     return struct.pack("!I", len(body)) + body
 
 
 @given(MESSAGES, st.data())
 def test_messages_arrive_whole_and_in_order_however_the_bytes_are_cut(
-    messages: list[Message], data: st.DataObject
+    messages: list[FromWorker], data: st.DataObject
 ) -> None:
-    stream = b"".join(map(encode, messages))
+    stream = b"".join(map(framed, messages))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
-    decoder = Decoder()
-    arrived: list[Message] = []
+    decoder = Decoder(from_worker)
+    arrived: list[FromWorker] = []
     for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
         arrived.extend(decoder.feed(stream[start:end]))
     assert arrived == messages
     assert not decoder.partial
 
 
+@given(PLANS)
+def test_a_plan_keeps_its_digest_and_the_kinds_of_its_values_on_the_way(item: Plan) -> None:
+    (message,) = Decoder(from_agent).feed(framed(ProposePlan(item, agreed())))
+    assert message == ProposePlan(item, agreed())
+    assert isinstance(message, ProposePlan)
+    assert message.plan.digest == item.digest
+    assert [*map(type, message.plan.values.values())] == [*map(type, item.values.values())]
+
+
 def test_a_message_byte_by_byte_is_there_with_its_last_byte() -> None:
-    decoder = Decoder()
-    *but_last, last = encode({"t": "hello"})
+    decoder = Decoder(from_worker)
+    *but_last, last = framed(Leave(True, 5))
     for byte in but_last:
         assert list(decoder.feed(bytes([byte]))) == []
         assert decoder.partial
-    assert list(decoder.feed(bytes([last]))) == [{"t": "hello"}]
+    assert list(decoder.feed(bytes([last]))) == [Leave(True, 5)]
     assert not decoder.partial
 
 
 def test_a_message_over_the_limit_is_not_sent() -> None:
     with pytest.raises(WireError, match="over the limit"):
-        encode({"t": "x" * MAX_MESSAGE_BYTES})
+        framed(Note(1, "x" * MAX_MESSAGE_BYTES))
 
 
 def test_the_largest_message_is_sent_and_heard() -> None:
-    message = {"t": "x" * (MAX_MESSAGE_BYTES - len(encode({"t": ""})) + 4)}
-    assert list(Decoder().feed(encode(message))) == [message]
+    message = Note(1, "x" * (MAX_MESSAGE_BYTES - len(framed(Note(1, ""))) + 4))
+    assert list(Decoder(from_agent).feed(framed(message))) == [message]
 
 
 def test_a_frame_over_the_limit_is_refused_before_its_body_comes() -> None:
     with pytest.raises(WireError, match="over the limit"):
-        list(Decoder().feed(struct.pack("!I", MAX_MESSAGE_BYTES + 1)))
+        list(Decoder(from_worker).feed(struct.pack("!I", MAX_MESSAGE_BYTES + 1)))
 
 
 @pytest.mark.parametrize("body", [b"", b"nonsense", b"{", b"\xff\xfe\xfd", b"[" * 100_000])
 def test_a_frame_that_is_no_json_is_refused(body: bytes) -> None:
     with pytest.raises(WireError, match="no JSON"):
-        list(Decoder().feed(framed(body)))
+        list(Decoder(from_worker).feed(frame(body)))
 
 
 @pytest.mark.parametrize("body", [b"{}", b"[]", b"null", b"7", b'"t"', b'{"t": 5}', b'{"T": "x"}'])
 def test_a_frame_that_is_no_message_is_refused(body: bytes) -> None:
     with pytest.raises(WireError, match="no message"):
-        list(Decoder().feed(framed(body)))
+        list(Decoder(from_worker).feed(frame(body)))
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ({"t": "leave", "clean": True}, "this is no Leave: step is missing"),
+        ({"t": "leave", "clean": 1, "step": 5}, "this is no Leave: clean: 1 is no bool"),
+        ({"t": "leave", "clean": True, "step": True}, "this is no Leave: step: True is no int"),
+        ({"t": "report", "metrics": []}, "this is no Report: metrics: [] is no "),
+        (
+            {"t": "commitcheckpoint", "candidate": "c", "manifest": {"id": "x"}},
+            "this is no CommitCheckpoint: manifest: step is missing",
+        ),
+        ({"t": "dryrunresult", "number": 1, "refused": [[1]]}, "this is no DryRunResult: refused: "),
+    ],
+)
+def test_a_message_that_is_not_what_its_type_says_is_an_error_that_names_the_field(body: Any, problem: str) -> None:
+    with pytest.raises(WireError) as caught:
+        from_worker(json.dumps(body).encode())
+    assert str(caught.value).startswith(problem)
+
+
+@pytest.mark.parametrize("field", ["id", "step", "layout"])
+def test_a_manifest_that_names_no_checkpoint_is_none(field: str) -> None:
+    damaged = {**to_json(manifest(7)), field: {"id": "a/b", "step": -1, "layout": "round"}[field]}
+    with pytest.raises(WireError):
+        from_json(type(manifest(7)), damaged)
+
+
+@pytest.mark.parametrize(("base", "reader"), [(FromWorker, "agent"), (FromAgent, "worker")])
+def test_each_message_has_a_reader(base: type[Document], reader: str) -> None:
+    sources = "".join(path.read_text() for path in (SOURCE / reader).glob("*.py"))
+    assert [kind for kind in _kinds(base).values() if not re.search(rf"\b{kind.__name__}\b", sources)] == []
+
+
+def test_what_a_newer_version_adds_is_passed_over() -> None:
+    assert from_worker(b'{"t":"something new"}') is None
+    assert from_worker(b'{"t":"leave","clean":true,"step":5,"new":[]}') == Leave(True, 5)
+
+
+def test_a_hello_of_another_protocol_is_read_whatever_else_it_holds_and_its_answer_is_as_it_was() -> None:
+    """The first protocol that had versions reads `t`, `kind` and `text` of the answer."""
+    assert from_worker(b'{"t":"hello","protocol":3,"version":"0.0.9","rank":"?"}') == OtherHello("0.0.9")
+    assert isinstance(from_worker(json.dumps({"t": "hello", "protocol": 1}).encode()), OtherHello)
+    hello = Hello(rank=0, world_size=1, incarnation="a", host="h", pid=1)
+    assert from_worker(framed(hello)[4:]) == hello
+    assert isinstance(from_worker(framed(replace(hello, protocol=PROTOCOL + 1))[4:]), OtherHello)
+    assert json.loads(framed(Failure("agent", "old"))[4:]) == {"t": "failure", "kind": "agent", "text": "old"}
+
+
+def test_answers_keep_their_types() -> None:
+    for message in (Ranks(3, (1, 2), {"x": (3,)}), Inventory(3, (manifest(7),), frozenset({"7-7"}), "7-7", True)):
+        assert from_agent(framed(message)[4:]) == message
+
+
+def test_a_document_in_etcd_has_no_fields_that_say_nothing() -> None:
+    class Some(Document):
+        a: int
+        b: str | None = None
+        c: dict[str, float | None] | None = None
+
+    assert Some(1).encode() == '{"a":1}'
+    assert Some(1, "ä", {"x": None}).encode() == '{"a":1,"b":"ä","c":{"x":null}}'
+    assert Agreed.decode(agreed().encode()) == agreed()
+    assert Plan.decode_or_none(plan().encode().replace('"number":1', '"number":0')) is None
 
 
 @given(st.lists(st.binary(max_size=60), max_size=6))
 def test_whatever_comes_it_is_messages_or_a_wire_error(chunks: list[bytes]) -> None:
-    decoder = Decoder()
+    decoder = Decoder(from_worker)
     try:
         for chunk in chunks:
-            for message in decoder.feed(chunk):
-                json.dumps(message)
+            assert all(isinstance(message, FromWorker) for message in decoder.feed(chunk))
     except WireError:
         return
 

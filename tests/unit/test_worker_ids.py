@@ -21,6 +21,7 @@ from instep.coordination.records import Agreed, Attempts, Directive, Leader, Lef
 from instep.coordination.schema import Schema
 from instep.coordination.situation import Situation
 from instep.names import INCARNATION_LENGTH
+from instep.wire.messages import FromAgent
 from instep.worker.join import _incarnation
 from unit.parts import DIGEST, SCHEMA, agreed, desired, incarnation, registered, view
 
@@ -162,10 +163,10 @@ class Wire:
     """A connection, as far as these tests look at it."""
 
     def __init__(self) -> None:
-        self.said: list[dict[str, Any]] = []
+        self.said: list[FromAgent] = []
         self.words = None
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: FromAgent) -> None:
         self.said.append(message)
 
     def close(self) -> None: ...
@@ -184,7 +185,7 @@ def test_an_agent_serves_both_of_its_workers_that_drew_the_same_incarnation() ->
     twins = view({"a": {0: 10, 1: 10}})
     assert workers.in_view(twins, "a") == {0: first, 1: second}
     workers.tell_leader(Leader(node="a", rank=1, incarnation=incarnation(10), candidate="c", token=7))
-    assert [item.connection.said[-1]["leads"] for item in (first, second)] == [False, True]  # type: ignore[union-attr]
+    assert [item.connection.said[-1].leads for item in (first, second)] == [False, True]  # type: ignore[union-attr]
     workers.remove(first)
     assert list(workers) == [second]
 

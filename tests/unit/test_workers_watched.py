@@ -12,7 +12,8 @@ from instep.agent.stall import is_stalled
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
 from instep.coordination.records import Leader, Member
-from instep.wire import Message, Words, create_words
+from instep.wire.frames import Words, create_words
+from instep.wire.messages import FromAgent, Leads
 from unit.parts import SCHEMA, incarnation
 
 TIMEOUT_S = 10.0
@@ -25,9 +26,9 @@ class Somebody:
 
     def __init__(self, words: Words | None) -> None:
         self.words = words
-        self.told: list[Message] = []
+        self.told: list[FromAgent] = []
 
-    def send(self, message: Message) -> None:
+    def send(self, message: FromAgent) -> None:
         self.told.append(message)
 
     def close(self) -> None: ...
@@ -112,7 +113,7 @@ def test_each_worker_that_comes_is_told_whether_it_leads_and_again_when_its_toke
     leader = Leader(node="a", rank=0, incarnation=incarnation(1), candidate="c", token=7)
     for told in (None, None, leader, leader, leader.model_copy(update={"token": 9}), None):
         workers.tell_leader(told)
-    assert [(message["leads"], message["token"]) for message in somebody.told] == [
+    assert [(message.leads, message.token) for message in somebody.told if isinstance(message, Leads)] == [
         (False, 0),
         (True, 7),
         (True, 9),

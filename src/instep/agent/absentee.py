@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable
 
 from instep.agent.ending import how_it_ended
-from instep.wire import Message, Words
+from instep.wire.frames import Words
+from instep.wire.messages import FromAgent
 
 
 class Absentee:
@@ -40,7 +41,7 @@ class Absentee:
     def closed(self) -> bool:
         return self._closed
 
-    def send(self, message: Message) -> None:
+    def send(self, message: FromAgent) -> None:
         """Nobody is there to hear it."""
 
     def close(self) -> None:

@@ -6,8 +6,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from instep.agent.ballot import Ballot
 from instep.agent.effects import ATTEMPT_S, Effects
@@ -24,7 +25,7 @@ from instep.coordination.state import RunState
 from instep.coordination.transactions import Txn
 from instep.errors import EtcdError
 from instep.etcd import Client, KeyValue, TxnResult
-from instep.wire import Message
+from instep.wire import messages as wire
 
 log = logging.getLogger("instep")
 
@@ -63,7 +64,7 @@ class Archive:
         self._effects = effects
         self._writing = asyncio.Lock()
         self._announced: Saving | None = None
-        self._told: Message | None = None
+        self._told: wire.CheckpointNews | None = None
         self._failed: FailedSave | None = None
         """A save that failed, not written yet."""
         self._outcomes: dict[str, tuple[Manifest, CommitOutcome]] = {}
@@ -77,39 +78,37 @@ class Archive:
 
     # -- what workers say -------------------------------------------------------------------------------------------
 
-    def hear(self, worker: LocalWorker, message: Message) -> None:
-        """Raises KeyError, TypeError or ValueError when it cannot be understood."""
-        match message["do"]:
-            case "open":
+    def hear(self, worker: LocalWorker, message: wire.CheckpointMessage) -> None:
+        reader = str(worker.id)
+        match message:
+            case wire.SaveStarted(checkpoint_id, step, token, candidate):
                 worker.excused_until = time.monotonic() + self._patience_s
-                self._announce(_fence(message), Saving.model_validate({**message, "rank": worker.rank}))
-            case "abandon":
+                self._announce(Fence(candidate, token), Saving(checkpoint_id, step, token, worker.rank))
+            case wire.SaveAbandoned(checkpoint_id):
                 worker.excused_until = time.monotonic()
-                self._withdraw(message["id"])
-            case "commit":
-                self._take_commit(worker, message)
-            case "failed":
+                self._withdraw(checkpoint_id)
+            case wire.SaveFailed():
                 self._note_failed(worker, message)
-            case "list":
-                self._answer(worker, message, self._list)
-            case "forget":
-                ids = [str(item) for item in message["ids"]]
-                self._answer(worker, message, lambda: self._forget(ids))
-            case "adopt":
-                fence, documents = _fence(message), list(message["manifests"])
-                self._answer(worker, message, lambda: self._adopt(fence, documents))
-            case "read":
-                self._readers.reads(str(worker.id), message["id"])
-                if "q" in message:
-                    self._answer(worker, message, lambda: self._mark(message["id"]))
-            case "read on":
-                self._readers.has_read(str(worker.id), message["id"])
-            case "missing":
-                self._answer(worker, message, self._missing)
-            case "resume" | "vote":
+            case wire.CommitCheckpoint():
+                self._take_commit(worker, message)
+            case wire.ListCheckpoints(q):
+                self._answer(worker, q, lambda: self._list(q))
+            case wire.ForgetCheckpoints(q, ids):
+                self._answer(worker, q, lambda: self._forget(q, ids))
+            case wire.AdoptCheckpoints(q):
+                self._answer(worker, q, lambda: self._adopt(message))
+            case wire.ReadCheckpoint(checkpoint_id, asked):
+                self._readers.reads(reader, checkpoint_id)
+                if asked is not None:
+                    self._answer(worker, asked, lambda: self._mark(asked, checkpoint_id))
+            case wire.ReadDone(checkpoint_id):
+                self._readers.has_read(reader, checkpoint_id)
+            case wire.AskVoters(q):
+                self._answer(worker, q, lambda: self._missing(q))
+            case wire.AwaitOffer():
+                self._ballot.wait(worker)
+            case wire.Vote():
                 self._ballot.hear(worker, message)
-            case _:
-                pass
 
     def gone(self, worker: LocalWorker) -> None:
         """A worker has left or died."""
@@ -143,18 +142,13 @@ class Archive:
         """As time passes."""
         self._ballot.look_around()
 
-    def _news(self) -> Message:
+    def _news(self) -> wire.CheckpointNews:
         state = self._state
-        saved, saving = state.saved, state.saving
+        saving = state.saving
         leads = state.leader is not None and saving is not None and saving.token == state.leader.token
-        return {
-            "t": "archive",
-            "do": "news",
-            "saved": {**saved.model_dump(), "revision": state.saved_revision} if saved is not None else None,
-            "saving": saving.model_dump() if saving is not None and leads else None,
-        }
+        return wire.CheckpointNews(state.saved, saving if leads else None)
 
-    def _tell(self, asking: WorkerId, message: Message) -> None:
+    def _tell(self, asking: WorkerId, message: wire.FromAgent) -> None:
         worker = self._workers.of_id(asking)
         if worker is not None:
             worker.tell(message)
@@ -182,21 +176,15 @@ class Archive:
         async with self._writing:
             await self._effects.retry_until_done(attempt)
 
-    def _take_commit(self, worker: LocalWorker, message: Message) -> None:
-        document = message["manifest"]
-        try:
-            manifest = Manifest.model_validate({**document, "node": self._node})
-        except ValueError as error:  # closing the connection would bring it back again and again
-            text = f"the node's agent does not take the checkpoint's manifest: {error}"
-            worker.tell({"t": "archive", "do": "failed", "id": "?", "path": document["path"], "text": text})
-            return
+    def _take_commit(self, worker: LocalWorker, message: wire.CommitCheckpoint) -> None:
+        manifest = replace(message.manifest, node=self._node)
         self._patience_s = max(self._patience_s, 5 * manifest.duration_s)
         worker.excused_until = time.monotonic()
         outcome = self._known_outcome(manifest)
         if outcome is not None:
             self._tell_outcome(worker.id, manifest, outcome)
         else:
-            self._effects.start(self._commit(worker.id, _fence(message, manifest.token), manifest))
+            self._effects.start(self._commit(worker.id, Fence(message.candidate, manifest.token), manifest))
 
     async def _commit(self, saver: WorkerId, fence: Fence, manifest: Manifest) -> None:
         async with self._writing:
@@ -219,14 +207,12 @@ class Archive:
             self._announced = None
 
     def _tell_outcome(self, saver: WorkerId, manifest: Manifest, outcome: CommitOutcome) -> None:
-        place = {"t": "archive", "id": manifest.id, "path": manifest.path}
-        if outcome is CommitOutcome.COMMITTED:
+        problem = None if outcome is CommitOutcome.COMMITTED else self._fenced(manifest)
+        if problem is None:
             log.info("checkpoint %s is committed", manifest.id)
-            self._tell(saver, {**place, "do": "committed"})
         else:
-            text = self._fenced(manifest)
-            log.warning("checkpoint %s is refused: %s", manifest.id, text)
-            self._tell(saver, {**place, "do": "fenced", "text": text})
+            log.warning("checkpoint %s is refused: %s", manifest.id, problem)
+        self._tell(saver, wire.CommitResult(manifest.id, manifest.path, problem))
 
     async def _try_commit(self, fence: Fence, manifest: Manifest) -> CommitOutcome:
         keys = self._keys
@@ -237,7 +223,7 @@ class Archive:
             if outcome is not CommitOutcome.OPEN:
                 return outcome
             lineage = await self._lineage(found) or manifest.lineage  # what its worker knows, where the pointer is lost
-            manifest = manifest.model_copy(update={"lineage": lineage})
+            manifest = replace(manifest, lineage=lineage)
             announced = self._announced is not None and self._announced.id == manifest.id
             txn = checkpoints.commit(keys, fence, manifest, found, announced=announced)
             if (await self._send(txn)).succeeded:
@@ -260,12 +246,12 @@ class Archive:
             f"count; what it wrote to {manifest.path} may be deleted"
         )
 
-    def _note_failed(self, worker: LocalWorker, message: Message) -> None:
+    def _note_failed(self, worker: LocalWorker, message: wire.SaveFailed) -> None:
         failed = FailedSave(
-            step=message["step"],
+            step=message.step,
             rank=worker.rank,
             host=worker.member.host,
-            text=str(message["text"])[:MAX_REASON],
+            text=message.text[:MAX_REASON],
             at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         if self._failed is None:
@@ -284,21 +270,21 @@ class Archive:
 
     # -- questions --------------------------------------------------------------------------------------------------
 
-    def _answer(self, worker: LocalWorker, question: Message, find: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+    def _answer(self, worker: LocalWorker, q: int, find: Callable[[], Awaitable[wire.Answer]]) -> None:
         async def answer() -> None:
-            reply: dict[str, Any]
+            reply: wire.Answer
             try:
                 async with asyncio.timeout(QUESTION_S):
                     reply = await find()
             except EtcdError as error:
-                reply = {"problem": str(error)}
+                reply = wire.NoAnswer(q, str(error))
             except TimeoutError:
-                reply = {"problem": f"etcd has not answered in {QUESTION_S:g} s about the run's checkpoints"}
-            self._tell(worker.id, {"t": "archive", "do": "answer", "q": question["q"], **reply})
+                reply = wire.NoAnswer(q, f"etcd has not answered in {QUESTION_S:g} s about the run's checkpoints")
+            self._tell(worker.id, reply)
 
         self._effects.start(answer())
 
-    async def _list(self) -> dict[str, Any]:
+    async def _list(self, q: int) -> wire.Inventory:
         listing = await self._client.range(self._keys.checkpoints, timeout_s=QUESTION_S)
         pointer = next((item for item in listing.kvs if item.key == self._keys.latest), None)
         newest = Pointer.decode_or_none(pointer.value) if pointer is not None else None
@@ -308,7 +294,7 @@ class Archive:
             return item.key == first, item.mod_revision
 
         items = sorted((item for item in listing.kvs if item is not pointer), key=age, reverse=True)
-        found: list[dict[str, Any]] = []
+        found: list[Manifest] = []
         ids: list[str] = []
         room = MAX_LISTED_BYTES
         for item in items:
@@ -316,15 +302,11 @@ class Archive:
             manifest = Manifest.decode_or_none(item.value)
             room -= len(item.value)
             if manifest is not None and room > 0 and item.key == self._keys.checkpoint(manifest.id):
-                found.append(manifest.model_dump())
-        return {
-            "manifests": found,
-            "ids": ids,
-            "newest": newest.id if newest is not None else None,
-            "led": self._state.leader is not None,
-        }
+                found.append(manifest)
+        first_id = newest.id if newest is not None else None
+        return wire.Inventory(q, tuple(found), frozenset(ids), first_id, self._state.leader is not None)
 
-    async def _forget(self, ids: Iterable[str]) -> dict[str, Any]:
+    async def _forget(self, q: int, ids: Iterable[str]) -> wire.Ids:
         """Raises EtcdError when the first of them could not be forgotten; else it tells how far it has come."""
         gone: list[str] = []
         try:
@@ -335,7 +317,7 @@ class Archive:
                 raise
             log.warning("some checkpoints are not forgotten yet: %s", str(error) or f"that took {FORGET_S:g} s")
         log.info("forgotten: %s", ", ".join(gone) or "no checkpoint")
-        return {"ids": gone}
+        return wire.Ids(q, tuple(gone))
 
     async def _forget_each(self, ids: Iterable[str], gone: list[str]) -> None:
         pointer = await self._client.get(self._keys.latest, timeout_s=ATTEMPT_S)
@@ -344,19 +326,12 @@ class Archive:
             if txn is not None and (await self._send(txn)).succeeded:
                 gone.append(checkpoint_id)
 
-    async def _adopt(self, fence: Fence, documents: Iterable[Any]) -> dict[str, Any]:
+    async def _adopt(self, message: wire.AdoptCheckpoints) -> wire.Ids:
         """The ids that the registry holds now. Raises EtcdError."""
-        there: list[str] = []
-        for document in documents:
-            try:
-                manifest = Manifest.model_validate(document)
-            except ValueError as error:  # one damaged record does not keep the others out
-                log.warning("a checkpoint's record is damaged and is not registered: %s", error)
-                continue
-            if await self._adopt_one(fence, manifest):
-                there.append(manifest.id)
+        fence = Fence(message.candidate, message.token)
+        there = [item.id for item in message.manifests if await self._adopt_one(fence, item)]
         log.warning("adopted checkpoints that etcd had no record of: %s", ", ".join(there) or "none")
-        return {"ids": there}
+        return wire.Ids(message.q, tuple(there))
 
     async def _adopt_one(self, fence: Fence, manifest: Manifest) -> bool:
         for _ in range(ADOPT_TRIES):
@@ -366,15 +341,12 @@ class Archive:
                 return True
         return False  # another leads, or everything changes all the time
 
-    async def _mark(self, checkpoint_id: str) -> dict[str, Any]:
-        return {"there": await self._readers.mark(checkpoint_id) is not None}
+    async def _mark(self, q: int, checkpoint_id: str) -> wire.Ids:
+        is_there = await self._readers.mark(checkpoint_id) is not None
+        return wire.Ids(q, (checkpoint_id,) if is_there else ())
 
-    async def _missing(self) -> dict[str, Any]:
-        return {"ranks": await self._ballot.missing()}
+    async def _missing(self, q: int) -> wire.Ranks:
+        return wire.Ranks(q, await self._ballot.missing())
 
     async def _send(self, txn: Txn) -> TxnResult:
         return await self._client.txn(txn.compares, txn.then, timeout_s=ATTEMPT_S)
-
-
-def _fence(message: Message, token: int | None = None) -> Fence:
-    return Fence(str(message["candidate"]), int(message["token"]) if token is None else token)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Final
 
 from instep.agent.effects import ATTEMPT_S, Effects
 from instep.agent.worker import LocalWorker
@@ -19,7 +19,16 @@ from instep.errors import EtcdError
 from instep.etcd import Client
 from instep.names import is_hyperparameter_name
 from instep.tasks import all_of
-from instep.wire import Message
+from instep.wire.codec import WireError
+from instep.wire.messages import (
+    AskBarrier,
+    BarrierMessage,
+    BarrierReleased,
+    EnterBarrier,
+    LeaveBarrier,
+    NoAnswer,
+    Ranks,
+)
 
 PARTIAL_S: Final = 1.0
 """When not all ranks of the node have come so long after the first, those that have are reported, so that the others
@@ -64,22 +73,19 @@ class Assembly:
 
     # -- what workers say -------------------------------------------------------------------------------------------
 
-    def hear(self, worker: LocalWorker, message: Message) -> None:
-        """Raises KeyError, TypeError or ValueError when it cannot be understood."""
-        match message["do"]:
-            case "come":
-                name = str(message["name"])
+    def hear(self, worker: LocalWorker, message: BarrierMessage) -> None:
+        """Raises WireError for a name that no barrier can have."""
+        match message:
+            case EnterBarrier(name, view, after):
                 if not is_hyperparameter_name(name):
-                    raise ValueError(f"{name!r} cannot name a barrier")
+                    raise WireError(f"{name!r} cannot name a barrier")
                 self._since = self._since if self._calls else self._clock()
-                self._calls[worker.id] = BarrierWait(name, int(message["view"]), int(message["after"]))
+                self._calls[worker.id] = BarrierWait(name, view, after)
                 self.follow()
-            case "go":
+            case AskBarrier():
+                self._effects.start(self._answer(worker.id, message))
+            case LeaveBarrier():
                 self.gone(worker)
-            case "absent":
-                self._effects.start(self._answer(worker.id, str(message["name"]), int(message["q"])))
-            case _:
-                pass
 
     def gone(self, worker: LocalWorker) -> None:
         """It has left, has died, or waits no more."""
@@ -97,7 +103,7 @@ class Assembly:
                 del self._calls[worker.id]
                 self._wanted = barriers.without(self._wanted, call.name)  # what stands there counts no more
                 number = released.record.number
-                worker.tell({"t": "barrier", "do": "through", "name": call.name, "number": number})
+                worker.tell(BarrierReleased(call.name, number))
         self._say()
 
     def look_around(self) -> None:
@@ -108,23 +114,23 @@ class Assembly:
         """etcd may have lost what was said."""
         self._wanted, self._is_known = None, False
 
-    async def _answer(self, asking: WorkerId, name: str, number: int) -> None:
-        """Who is missing at a barrier; a problem where etcd does not tell."""
-        reply: dict[str, Any]
+    async def _answer(self, asking: WorkerId, question: AskBarrier) -> None:
+        """Which ranks are missing at a barrier; a problem where etcd does not tell."""
+        reply: Ranks | NoAnswer
         try:
             async with asyncio.timeout(ATTEMPT_S):
                 problem = self._problem()
-                reply = {"problem": problem} if problem is not None else await self._absent(name)
+                reply = NoAnswer(question.q, problem) if problem is not None else await self._absent(question)
         except (EtcdError, TimeoutError) as error:
-            reply = {"problem": str(error) or f"etcd has not answered in {ATTEMPT_S:g} s"}
+            reply = NoAnswer(question.q, str(error) or f"etcd has not answered in {ATTEMPT_S:g} s")
         worker = self._workers.of_id(asking)
         if worker is not None:
-            worker.tell({"t": "barrier", "do": "absent", "q": number, **reply})
+            worker.tell(reply)
 
-    async def _absent(self, name: str) -> dict[str, Any]:
+    async def _absent(self, question: AskBarrier) -> Ranks:
         view = self._state.view
         if view is None:
-            return {"ranks": [], "elsewhere": {}}
+            return Ranks(question.q, ())
         listed = await all_of(self._client.range(self._keys.left), self._client.range(self._keys.arrivals))
         left = {last_part(item.key): Left.decode_or_none(item.value) for item in listed[0].kvs}
         arrivals = {last_part(item.key): Arrivals.decode_or_none(item.value) for item in listed[1].kvs}
@@ -135,8 +141,8 @@ class Assembly:
             released=self._state.released,
             arrivals={node: record for node, record in arrivals.items() if record is not None},
         )
-        found = barriers.missing_ranks(hall, name)
-        return {"ranks": found.ranks, "elsewhere": found.elsewhere}
+        found = barriers.missing_ranks(hall, question.name)
+        return Ranks(question.q, found.ranks, found.elsewhere)
 
     # -- what the leader hears --------------------------------------------------------------------------------------
 

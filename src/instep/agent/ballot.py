@@ -17,7 +17,7 @@ from instep.coordination.keys import Keys
 from instep.coordination.records import Manifest, Resume, Verified, WorkerId
 from instep.coordination.state import RunState
 from instep.etcd import Client
-from instep.wire import Message
+from instep.wire.messages import Offer, Vote
 
 PARTIAL_S: Final = 1.0
 """When not all ranks of the node have answered so long after the first, those that have are reported, so that the
@@ -75,20 +75,20 @@ class Ballot:
 
     # -- what workers say -------------------------------------------------------------------------------------------
 
-    def hear(self, worker: LocalWorker, message: Message) -> None:
-        """Raises KeyError, TypeError or ValueError when it cannot be understood."""
-        if message["do"] == "resume":
-            self._waiting[worker.id] = None
-            self.follow()
-            return
+    def wait(self, worker: LocalWorker) -> None:
+        """It wants to resume from what all agree on."""
+        self._waiting[worker.id] = None
+        self.follow()
+
+    def hear(self, worker: LocalWorker, message: Vote) -> None:
         question = self._question
-        if question is None or (message["view"], message["id"]) != (question.view, question.id):
+        if question is None or (message.view, message.id) != (question.view, question.id):
             return
-        if message["problem"] is None:
+        if message.problem is None:
             question.good.add(worker.rank)
             question.since = question.since or self._clock()
         elif question.problem is None:
-            question.problem = f"rank {worker.rank} on {worker.member.host}: {message['problem']}"[:500]
+            question.problem = f"rank {worker.rank} on {worker.member.host}: {message.problem}"[:500]
         if question.problem is not None or question.good >= self._ranks_here():
             self._report(question)
 
@@ -120,15 +120,15 @@ class Ballot:
         if self._question is not None:
             self._question.written = None
 
-    async def missing(self) -> list[int]:
+    async def missing(self) -> tuple[int, ...]:
         """Ranks of the view that have said nothing yet about what all are asked. Raises EtcdError."""
         view, now = self._state.view, self._now()
         if view is None or now is None or now.id is None:
-            return []
+            return ()
         listing = await self._client.range(self._keys.verified, timeout_s=ATTEMPT_S)
         records = [record for item in listing.kvs if (record := Verified.decode_or_none(item.value)) is not None]
         here = [self._question.record()] if self._question is not None else []
-        return list(resuming.missing(view, now, [*records, *here]))
+        return tuple(resuming.missing(view, now, [*records, *here]))
 
     def _now(self) -> Resume | None:
         view = self._state.view
@@ -146,13 +146,13 @@ class Ballot:
                 question.problem = question.problem or resuming.GONE
                 self._report(question)
                 return
-            manifest = question.manifest.model_dump() if question is not None and question.manifest else None
+            offer = Offer(now.view, now.id, now.final, now.reasons, question.manifest if question is not None else None)
             for worker in self._workers:
                 if self._waiting.get(worker.id, now) != now:
                     self._waiting[worker.id] = now
                     if now.final:
                         del self._waiting[worker.id]
-                    worker.tell({"t": "archive", "do": "offer", **now.model_dump(), "manifest": manifest})
+                    worker.tell(offer)
 
     async def _put(self, now: Resume) -> Question:
         """The question about `now`, with the manifest read and marked."""

@@ -7,6 +7,7 @@ import logging
 from instep.agent.workers import Workers
 from instep.coordination.state import RunState
 from instep.etcd import Client
+from instep.wire.messages import JoinWait, Note
 
 log = logging.getLogger("instep")
 
@@ -26,7 +27,7 @@ class Bulletin:
 
     def note(self, text: str, *, level: int = logging.WARNING) -> None:
         for worker in list(self._workers)[:1]:
-            worker.tell({"t": "note", "level": level, "text": text})
+            worker.tell(Note(level, text))
 
     def note_link(self) -> None:
         """Says it once when etcd does not answer any more, and once when it does again."""
@@ -74,7 +75,7 @@ class Bulletin:
             if not worker.view:
                 holder = _holder(self._state, worker.rank) if held and worker.rank not in missing else None
                 said = f"{text}; {holder}" if holder else text
-                worker.tell({"t": "waiting", "text": said, "missing": list(missing), "urgent": urgent})
+                worker.tell(JoinWait(said, missing, urgent))
 
 
 def _holder(state: RunState, rank: int) -> str | None:

@@ -28,7 +28,7 @@ from instep.coordination.transactions import (
     write_first_step,
 )
 from instep.etcd import Event
-from instep.wire import Message
+from instep.wire import messages as wire
 
 
 class Clerk:
@@ -113,19 +113,18 @@ class Clerk:
         """Repeats what workers reported before etcd's history went back: the receipt is lost, or was not due yet."""
         for rank, worker in self.members().items():
             applied = worker.applied
-            if applied is not None and applied.get("digest") == plan.digest and rank not in self._agreement.applied:
+            if applied is not None and applied.digest == plan.digest and rank not in self._agreement.applied:
                 self._do(self._answered(rank, applied))
 
     # -- what workers of the view say, and what becomes of them -----------------------------------------------------
 
-    def hear(self, rank: int, message: Message) -> None:
-        """Raises KeyError, TypeError or ValueError when it cannot be understood."""
-        if message["t"] == "began":
-            if rank == 0:  # for all: they run the same steps
-                first = FirstStep(step=message["step"], origin=message.get("origin"))
-                self._effects.write(write_first_step(self._keys, int(message["view"]), first))
-            return
+    def hear(self, rank: int, message: wire.PlanAnswer) -> None:
         self._do(self._answered(rank, message))
+
+    def began(self, rank: int, message: wire.Began) -> None:
+        if rank == 0:  # for all: they run the same steps
+            first = FirstStep(step=message.step, origin=message.origin)
+            self._effects.write(write_first_step(self._keys, message.view, first))
 
     def joined(self, rank: int) -> None:
         self._do(self._agreement.on_joined(rank))
@@ -142,25 +141,23 @@ class Clerk:
         self._effects.write(write_failure(self._keys, self._node, failure), then)
         self._do(self._agreement.on_died(rank))
 
-    def _answered(self, rank: int, message: Message) -> list[NodeAction]:
-        agreement, number = self._agreement, int(message["n"])
-        if message["t"] != "gate" and not agreement.is_about(number, str(message.get("digest", ""))):
+    def _answered(self, rank: int, message: wire.PlanAnswer) -> list[NodeAction]:
+        agreement, number = self._agreement, message.number
+        if isinstance(message, wire.AtGate):
+            return agreement.on_gate(rank, Promised(number, message.digest, message.epoch), message.step)
+        if not agreement.is_about(number, message.digest):
             return []
-        match message["t"]:
-            case "armed":
+        match message:
+            case wire.PlanArmed():
                 return agreement.on_armed(rank, number)
-            case "late":
-                return agreement.on_late(rank, number, int(message["step"]))
-            case "refused":
-                return agreement.on_refused(number, dict(message["problems"]), rank)
-            case "gate":
-                promised = Promised(number, str(message.get("digest", "")), int(message.get("epoch", 0)))
-                return agreement.on_gate(rank, promised, int(message["step"]))
-            case "foreign":
-                return agreement.on_foreign(rank, number, str(message["holds"])[:100])
-            case "applied":
-                drift = tuple(str(name) for name in message.get("drift", ()))
-                return agreement.on_applied(rank, number, int(message["step"]), drift)
+            case wire.PlanLate():
+                return agreement.on_late(rank, number, message.step)
+            case wire.PlanRefused():
+                return agreement.on_refused(number, message.problems, rank)
+            case wire.PlanForeign():
+                return agreement.on_foreign(rank, number, message.holds[:100])
+            case wire.PlanApplied():
+                return agreement.on_applied(rank, number, message.step, message.drift or ())
             case _:
                 return []
 
@@ -203,7 +200,7 @@ class Clerk:
         if worker.told is None or worker.told.number < plan.number:
             worker.told, worker.heard = plan, max(worker.heard, plan.number)
             self._on_told()
-        worker.tell(_told(plan, if_committed(self._state.agreed, plan)))
+        worker.tell(wire.ProposePlan(plan, if_committed(self._state.agreed, plan)))
 
     def _tell_decision(self, worker: LocalWorker, number: int, decision: Decision, digest: str) -> None:
         told = worker.told
@@ -213,17 +210,11 @@ class Clerk:
                 worker.agreed, worker.plan = agreed, told
             worker.told = None
             self._on_told()
-        worker.tell({"t": "decision", "n": number, "commit": decision.commit, "digest": digest})
+        worker.tell(wire.Decide(number, decision.commit, digest))
 
     def _held(self, worker: LocalWorker) -> Agreed | None:
         """What the worker holds; if this agent does not know, what is agreed in etcd, which the plan follows."""
         return worker.agreed if worker.agreed is not None else self._state.agreed
-
-
-def _told(plan: Plan, agreed: Agreed | None) -> Message:
-    document = plan.model_dump(include={"gate", "values", "kind", "name", "course", "checkpoint"}, exclude_none=True)
-    chain = {"digest": plan.digest, "parent": plan.parent, "epoch": plan.epoch, "record": plan.model_dump()}
-    return {"t": "plan", "n": plan.number, **document, **chain, "then": agreed.model_dump() if agreed else None}
 
 
 def _decisions(events: tuple[Event, ...], keys: Keys) -> Iterator[tuple[int, Decision]]:

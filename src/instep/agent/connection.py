@@ -14,7 +14,8 @@ from typing import Final
 
 from instep.agent.ending import how_it_ended
 from instep.system_errors import OUT_OF_RESOURCES, explained
-from instep.wire import Decoder, Message, WireError, Words, encode, receive_with_descriptor
+from instep.wire.frames import Decoder, Words, framed, receive_with_descriptor
+from instep.wire.messages import Failure, FromAgent, FromWorker, from_worker
 
 log = logging.getLogger("instep")
 
@@ -22,19 +23,18 @@ MAX_OUTBOX_BYTES: Final = 4 * 1024 * 1024
 READ_BYTES: Final = 65536
 
 
-def refusal(error: OSError) -> Message:
-    text = f"the agent of this node cannot take this process: {explained(error)}"
-    return {"t": "failure", "kind": "agent", "text": text}
+def refusal(error: OSError) -> Failure:
+    return Failure("agent", f"the agent of this node cannot take this process: {explained(error)}")
 
 
 def refuse(sock: socket.socket, error: OSError) -> None:
     """Sends the reason why its process cannot be served, and closes the socket."""
     with sock, contextlib.suppress(OSError):
         sock.setblocking(False)
-        sock.send(encode(refusal(error)), socket.MSG_NOSIGNAL)
+        sock.send(framed(refusal(error)), socket.MSG_NOSIGNAL)
 
 
-OnMessage = Callable[["Connection", Message], None]
+OnMessage = Callable[["Connection", FromWorker], None]
 OnEnd = Callable[["Connection"], None]
 
 
@@ -58,7 +58,7 @@ class Connection:
         self._on_message = on_message
         self._on_died = on_died
         self._on_refused = on_refused
-        self._decoder = Decoder()
+        self._decoder = Decoder(from_worker)
         self._outbox = bytearray()
         self._mail_waiting = 0
         self._closed = False
@@ -79,11 +79,11 @@ class Connection:
         """True once this end has let go of the worker: it died, left, or was replaced."""
         return self._closed
 
-    def send(self, message: Message) -> None:
+    def send(self, message: FromAgent) -> None:
         """Queues the message; the worker's mail word rises when it is in the socket."""
         if self._closed or self._deaf:
             return
-        self._outbox += encode(message)
+        self._outbox += framed(message)
         self._mail_waiting += 1
         if len(self._outbox) > MAX_OUTBOX_BYTES:
             log.error("worker %d takes no messages: its connection is dropped", self.pid)
@@ -166,12 +166,12 @@ class Connection:
                 self._on_message(self, message)
 
     def guarded(self, act: Callable[[], None]) -> None:
-        """Acts on a message of the worker. One that cannot be understood ends the connection: the worker connects again
-        and repeats it, and no other worker is affected."""
+        """Acts on a message of the worker. One that cannot be read ends the connection: the worker connects again and
+        repeats it, and no other worker is affected."""
         try:
             act()
-        except (WireError, KeyError, TypeError, ValueError) as error:
-            log.error("worker %d sent what cannot be understood (%r): it has to connect again", self.pid, error)
+        except ValueError as error:
+            log.error("worker %d sent a message that cannot be read: it has to connect again: %s", self.pid, error)
             self.hang_up()
 
     def _refuse(self, error: OSError) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from instep.agent.worker import LocalWorker
 from instep.coordination.attempts import TAKEN_OVER
 from instep.coordination.records import Failure
+from instep.wire.messages import Leave
 
 MAX_CAUSE: Final = 64
 MAX_TEXT: Final = 200
@@ -16,11 +16,9 @@ SILENT: Final = "ended without a word"
 WELL: Final = "ended with exit code 0"
 
 
-def of_exception(worker: LocalWorker, said: Mapping[str, Any] | None) -> Failure:
+def of_exception(worker: LocalWorker, said: Leave) -> Failure:
     """It left because of an exception, and says which."""
-    said = said or {}
-    kind, text = _line(said.get("kind"), MAX_CAUSE), _line(said.get("text"), MAX_TEXT)
-    return _failure(worker, kind or "left early", text)
+    return _failure(worker, _line(said.error, MAX_CAUSE) or "left early", _line(said.text, MAX_TEXT))
 
 
 def of_death(worker: LocalWorker, ending: str | None) -> Failure:
@@ -39,7 +37,7 @@ def _failure(worker: LocalWorker, cause: str, text: str) -> Failure:
     return Failure(view=worker.view, rank=worker.rank, host=worker.member.host, cause=cause, text=text or None, at=at)
 
 
-def _line(text: object, length: int) -> str:
+def _line(text: str, length: int) -> str:
     """On one line, without what a terminal would obey."""
-    words = " ".join(str(text or "").split())
+    words = " ".join(text.split())
     return "".join(char for char in words if char.isprintable())[:length]

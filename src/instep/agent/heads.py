@@ -18,6 +18,7 @@ from instep.coordination.session import Session
 from instep.coordination.state import RunState
 from instep.coordination.transactions import raise_epoch
 from instep.etcd import Client
+from instep.wire.messages import NewEpoch
 
 log = logging.getLogger("instep")
 
@@ -93,7 +94,7 @@ class Heads:
         behind = [worker for worker in self._workers if worker.epoch < number]
         for worker in behind:
             worker.epoch = number
-            worker.tell({"t": "epoch", "number": number})
+            worker.tell(NewEpoch(number))
         if behind:
             self._effects.start(self._registered())
         if epoch is not None:

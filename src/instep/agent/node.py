@@ -41,7 +41,7 @@ from instep.etcd import Client, Event
 from instep.outage import Outage
 from instep.settings import DEFAULT_STALL_TIMEOUT_S
 from instep.tasks import Background
-from instep.wire import Message
+from instep.wire.messages import Failure, FromWorker, Hello
 
 log = logging.getLogger("instep")
 
@@ -180,12 +180,12 @@ class Node:
     def fail_all(self, error: InstepError, kind: str) -> None:
         """Tells every worker that nothing can be done for it, and why."""
         for worker in self._workers:
-            worker.tell({"t": "failure", "kind": kind, "text": str(error)})
+            worker.tell(Failure(kind, str(error)))
 
-    def on_message(self, connection: Connection, message: Message) -> None:
-        """One message of a worker. Raises KeyError, TypeError or ValueError when it cannot be understood."""
+    def on_message(self, connection: Connection, message: FromWorker) -> None:
+        """Raises ValueError for a message that cannot be acted on."""
         self._reception.on_message(connection, message)
-        if message["t"] == "hello":
+        if isinstance(message, Hello):
             self._heads.follow()
             self._tell_leader()
 

@@ -17,7 +17,7 @@ from instep.coordination.records import Command, Left, View, WorkerId
 from instep.coordination.state import RunState
 from instep.errors import EtcdError
 from instep.etcd import Client, Listing, Op
-from instep.wire import Message
+from instep.wire.messages import Missing, PreemptionNotice
 
 log = logging.getLogger("instep")
 
@@ -42,7 +42,7 @@ class Notices:
         self._workers = workers
         self._effects = effects
         self._by_worker: dict[WorkerId, Command] = {}
-        self._told: dict[WorkerId, list[int]] = {}
+        self._told: dict[WorkerId, tuple[int, ...]] = {}
         """The missing ranks that it has heard of."""
         self._dead: set[WorkerId] = set()
         self._absent: set[WorkerId] = set()
@@ -54,11 +54,10 @@ class Notices:
     def __repr__(self) -> str:
         return f"Notices({len(self._by_worker)} given{', asking' if self._asking else ''})"
 
-    def hear(self, worker: LocalWorker, message: Message) -> None:
-        """Raises KeyError or ValueError when it cannot be understood."""
+    def hear(self, worker: LocalWorker, message: PreemptionNotice) -> None:
         if worker.id not in self._by_worker:
             author = f"rank {worker.rank} on {worker.member.host}"
-            reason = str(message["reason"])[:MAX_REASON]
+            reason = message.reason[:MAX_REASON]
             log.warning("%s is told to end: %s", author, reason)
             command = Command(kind="stop", save=True, node=self._node, author=author, reason=reason)
             self._by_worker[worker.id] = command
@@ -91,11 +90,11 @@ class Notices:
             return
         members = view.workers()
         self._dead &= members
-        missing = sorted(worker.rank for worker in members & (self._dead | self._absent))
+        missing = tuple(sorted(worker.rank for worker in members & (self._dead | self._absent)))
         for worker in self._workers:
-            if worker.id in self._by_worker and self._told.get(worker.id, []) != missing:
+            if worker.id in self._by_worker and self._told.get(worker.id, ()) != missing:
                 self._told[worker.id] = missing
-                worker.tell({"t": "missing", "ranks": missing})
+                worker.tell(Missing(missing))
 
     def _look_elsewhere(self) -> None:
         """The leader says which ranks are not registered; whether that still holds, and they have not just left, is

@@ -27,7 +27,7 @@ from instep.coordination.records import Agreed, Failure, View, WorkerId, parse_r
 from instep.coordination.state import RunState
 from instep.errors import EtcdDenied
 from instep.version import VERSION
-from instep.wire import PROTOCOL, Message
+from instep.wire import messages as wire
 
 log = logging.getLogger("instep")
 
@@ -72,7 +72,7 @@ class Reception:
         self._assembly = assembly
         self._notices = notices
         self.is_open = False
-        self._early: deque[tuple[Connection | Absentee, Message | None]] = deque()
+        self._early: deque[tuple[Connection | Absentee, wire.FromWorker | None]] = deque()
         """Queued messages in order; None for a death."""
         self._dead_since: float | None = None
         self._say_denied_at = 0.0
@@ -101,46 +101,48 @@ class Reception:
 
     # -- what workers say -------------------------------------------------------------------------------------------
 
-    def on_message(self, connection: Connection, message: Message) -> None:
-        """One message of a worker. Raises KeyError, TypeError or ValueError when it cannot be understood."""
-        if message["t"] == "hello" and message.get("protocol") != PROTOCOL:
-            connection.send({"t": "failure", "kind": "agent", "text": _other_version(message)})
-            return
-        if message["t"] == "hello":
-            if message.get("version") != VERSION:
-                connection.send({"t": "note", "level": logging.WARNING, "text": _other_version(message)})
-            self._on_hello(LocalWorker.from_hello(message, self._node, connection), message["undecided"])
-            return
-        if not self.is_open:
-            self._hold(connection, message)
-            return
-        worker = self._workers.of(connection)
-        if worker is None:
-            return
-        if message["t"] == "applied":
-            worker.applied = message  # also where its view is not known, should etcd have lost that
-        if message["t"] == "tried":
-            self._tryouts.answered(message)
-        elif message["t"] == "leave":
-            failure = None if message["clean"] else failures.of_exception(worker, message.get("error"))
-            self._on_gone(worker, failure, last_step=int(message["step"]))
-        elif message["t"] == "report":
-            worker.metrics = {str(name): float(value) for name, value in message["metrics"].items()}
-        elif message["t"] == "drift":
-            worker.drift = tuple(str(name) for name in message["names"])
-        elif message["t"] == "offers":
-            worker.actions = tuple(str(name) for name in message["actions"])
-            worker.restores = bool(message["restores"])
-        elif message["t"] == "archive":
-            self._archive.hear(worker, message)
-        elif message["t"] == "barrier":
-            self._assembly.hear(worker, message)
-        elif message["t"] == "notice":
-            self._notices.hear(worker, message)
-        elif self._is_member(worker) or (message["t"] == "gate" and worker.view):  # a rank at its gate gets an answer
-            self._clerk.hear(worker.rank, message)
+    def on_message(self, connection: Connection, message: wire.FromWorker) -> None:
+        """Raises ValueError for a message that cannot be acted on."""
+        match message:
+            case wire.OtherHello(version):
+                connection.send(wire.Failure("agent", _other_version(version)))
+            case wire.Hello():
+                if message.version != VERSION:
+                    connection.send(wire.Note(logging.WARNING, _other_version(message.version)))
+                self._on_hello(LocalWorker.from_hello(message, self._node, connection), message.undecided)
+            case _ if not self.is_open:
+                self._hold(connection, message)
+            case _:
+                worker = self._workers.of(connection)
+                if worker is not None:
+                    self._hear(worker, message)
 
-    def _hold(self, connection: Connection, message: Message) -> None:
+    def _hear(self, worker: LocalWorker, message: wire.FromWorker) -> None:
+        if isinstance(message, wire.PlanApplied):
+            worker.applied = message  # also where its view is not known, should etcd have lost that
+        match message:
+            case wire.DryRunResult():
+                self._tryouts.answered(message)
+            case wire.Leave(clean, step):
+                self._on_gone(worker, None if clean else failures.of_exception(worker, message), last_step=step)
+            case wire.Report(metrics):
+                worker.metrics = metrics
+            case wire.Offers():
+                worker.actions, worker.restores, worker.drift = message.actions, message.restores, message.drift
+            case wire.CheckpointMessage():
+                self._archive.hear(worker, message)
+            case wire.BarrierMessage():
+                self._assembly.hear(worker, message)
+            case wire.PreemptionNotice():
+                self._notices.hear(worker, message)
+            case wire.Began() if self._is_member(worker):
+                self._clerk.began(worker.rank, message)
+            case wire.AtGate() if worker.view:  # a rank at its gate gets an answer
+                self._clerk.hear(worker.rank, message)
+            case wire.PlanAnswer() if self._is_member(worker):
+                self._clerk.hear(worker.rank, message)
+
+    def _hold(self, connection: Connection, message: wire.FromWorker) -> None:
         """Keeps a message until the state is known. A worker that sends too many is disconnected: it connects again and
         repeats what still counts."""
         self._early.append((connection, message))
@@ -188,7 +190,7 @@ class Reception:
         self._forget(worker)
 
     def _bye(self, worker: LocalWorker) -> None:
-        worker.tell({"t": "bye"})
+        worker.tell(wire.Bye())
         worker.connection.close()
 
     def _is_member(self, worker: LocalWorker) -> bool:
@@ -219,7 +221,7 @@ class Reception:
             holder = members.get(other.rank)
             if holder is not None and other not in self._told_of:
                 text = f"another process wanted to join as rank {other.rank} and was refused: {record.reason}"
-                holder.tell({"t": "note", "level": logging.WARNING, "text": text})
+                holder.tell(wire.Note(logging.WARNING, text))
         self._told_of = frozenset(self._state.refused)
 
     def give_up_on_the_dead(self, now: float) -> None:
@@ -246,15 +248,14 @@ class Reception:
         agreed = self._may_enter(worker, view)
         if agreed is None:
             return self._awaits(worker, view)
-        kind = "welcome" if not worker.view else "view"
+        is_new = not worker.view
         worker.met = view.number
         if worker.view != view.number:
             worker.view = view.number
-            if kind == "welcome" or worker.agreed is None:
+            if is_new or worker.agreed is None:
                 worker.agreed = agreed
             self._roster.save(self._workers)
-        start, held = view.start.model_dump(), agreed.model_dump()
-        worker.tell({"t": kind, "view": view.number, "start": start, "node": self._node, "agreed": held})
+        worker.tell(wire.EnterView(view.number, view.start, self._node, agreed))
         self._archive.welcome(worker)
         self._clerk.joined(worker.rank)
         return True
@@ -283,7 +284,7 @@ class Reception:
 
     def _part_with(self, worker: LocalWorker, kind: str, text: str) -> None:
         log.warning("rank %d: %s", worker.rank, text)
-        worker.tell({"t": "failure", "kind": kind, "text": text})
+        worker.tell(wire.Failure(kind, text))
         self._strike(worker)
         self._office.ended(worker.id, f"it was {kind}")
         self._forget(worker)
@@ -322,7 +323,7 @@ class Reception:
         log.error("%s", error)
         text = f"{error} Training continues; writes that need the permission wait until it is granted."
         for worker in [worker for worker in self._workers if worker.view][:1]:
-            worker.tell({"t": "note", "level": logging.ERROR, "text": text})
+            worker.tell(wire.Note(logging.ERROR, text))
 
     def _forget(self, worker: LocalWorker) -> None:
         self._archive.gone(worker)
@@ -332,8 +333,7 @@ class Reception:
         self._effects.start(self._office.stand())
 
 
-def _other_version(hello: Message) -> str:
-    theirs = hello.get("version", "another version of Instep")
+def _other_version(theirs: str) -> str:
     return (
         f"the node's agent runs Instep {VERSION}, this process {theirs}: end the run's "
         "processes on this node, wait until its agent has left, and start them with one version"

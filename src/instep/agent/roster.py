@@ -6,12 +6,11 @@ boundary, which it may never come to: the one it waits for could not be replaced
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from instep.agent.absentee import Absentee
 from instep.agent.worker import LocalWorker
@@ -19,10 +18,27 @@ from instep.coordination.records import Agreed, Member, Plan
 from instep.coordination.schema import Schema
 from instep.runtime import RuntimeFolder
 from instep.version import VERSION
+from instep.wire.codec import Document
 
 log = logging.getLogger("instep")
 
-T = TypeVar("T")
+
+class Entry(Document):
+    """One worker. `started` is when its process began; `member` is its registration."""
+
+    pid: int
+    started: int
+    member: Mapping[str, Any]
+    schema: Mapping[str, Any] | None = None
+    epoch: int = 0
+    agreed: Agreed | None = None
+    plan: Plan | None = None
+    told: Plan | None = None
+
+
+class Kept(Document):
+    place: str
+    workers: tuple[Entry, ...]
 
 
 class Roster(Protocol):
@@ -58,10 +74,10 @@ class RosterFile:
         return f"RosterFile({self._path})"
 
     def save(self, workers: Iterable[LocalWorker]) -> None:
-        kept = [_entry(worker) for worker in workers if worker.view and worker.connection.pid > 0]
+        kept = tuple(_entry(worker) for worker in workers if worker.view and worker.connection.pid > 0)
         part = self._path.with_suffix(".part")
         try:
-            part.write_text(json.dumps({"place": self._folder.place(), "workers": kept}))
+            part.write_text(Kept(self._folder.place(), kept).encode())
             part.replace(self._path)
         except OSError as error:
             log.warning("the roster %s cannot be written: %s", self._path, error)
@@ -69,44 +85,41 @@ class RosterFile:
 
     def has_living(self) -> bool:
         """Whether any of them still lives."""
-        return bool(self._read(lambda entry: entry))
+        return bool(self._living())
 
     def load(self, node: str, on_died: Callable[[Any], None]) -> list[LocalWorker]:
-        return self._read(lambda entry: _worker(entry, node, on_died))
-
-    def _read(self, make: Callable[[dict[str, Any]], T]) -> list[T]:
         try:
-            document = json.loads(self._path.read_text())
-            if not document["place"] or document["place"] != self._folder.place():
-                return []
-            kept = [entry for entry in document["workers"] if entry["started"]]  # not who had died when it was written
-            living = [entry for entry in kept if _started(int(entry["pid"])) == entry["started"]]
-            return [make(entry) for entry in living]
+            return [_worker(entry, node, on_died) for entry in self._living()]
+        except ValueError as error:
+            log.warning("the roster %s cannot be used: %s", self._path, error)
+            return []
+
+    def _living(self) -> list[Entry]:
+        """Without those that had died when it was written."""
+        try:
+            kept = Kept.decode(self._path.read_text())
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("the roster %s cannot be used: %r", self._path, error)
+        except (OSError, ValueError) as error:
+            log.warning("the roster %s cannot be used: %s", self._path, error)
             return []
+        if not kept.place or kept.place != self._folder.place():
+            return []
+        return [entry for entry in kept.workers if entry.started and _started(entry.pid) == entry.started]
 
 
-def _entry(worker: LocalWorker) -> dict[str, Any]:
-    pid = worker.connection.pid
-    held = {name: json.loads(item.encode()) for name in ("agreed", "plan", "told") if (item := getattr(worker, name))}
-    record = json.loads(worker.record().encode())
-    about = {"pid": pid, "started": _started(pid), "member": record, "schema": worker.schema.document}
-    return {**about, "epoch": worker.epoch, **held}
+def _entry(worker: LocalWorker) -> Entry:
+    pid, record = worker.connection.pid, worker.record().model_dump(exclude_none=True)
+    held = worker.agreed, worker.plan, worker.told
+    return Entry(pid, _started(pid), record, worker.schema.document, worker.epoch, *held)
 
 
-def _worker(entry: dict[str, Any], node: str, on_died: Callable[[Any], None]) -> LocalWorker:
-    member = Member.model_validate({**entry["member"], "node": node, "version": VERSION})
-    schema = Schema(entry["schema"])
-    worker = LocalWorker(member, schema, Absentee(int(entry["pid"]), on_died), view=member.view, absent=True)
+def _worker(entry: Entry, node: str, on_died: Callable[[Any], None]) -> LocalWorker:
+    member = Member.model_validate({**entry.member, "node": node, "version": VERSION})
+    worker = LocalWorker(member, Schema(entry.schema), Absentee(entry.pid, on_died), view=member.view, absent=True)
     worker.excused_until = time.monotonic()  # what passed while no agent looked counts as no worker's stall
-    worker.epoch = int(entry.get("epoch", 0))
-    worker.heard = member.head.told if member.head is not None else 0
-    worker.agreed = Agreed.model_validate(entry["agreed"]) if "agreed" in entry else None
-    worker.plan = Plan.model_validate(entry["plan"]) if "plan" in entry else None
-    worker.told = Plan.model_validate(entry["told"]) if "told" in entry else None
+    worker.epoch, worker.heard = entry.epoch, member.head.told if member.head is not None else 0
+    worker.agreed, worker.plan, worker.told = entry.agreed, entry.plan, entry.told
     return worker
 
 

@@ -27,7 +27,7 @@ from instep.runtime import RuntimeFolder
 from instep.settings import Settings
 from instep.system_errors import explained
 from instep.tasks import first_of
-from instep.wire import Message
+from instep.wire.messages import Failure, FromWorker
 
 log = logging.getLogger("instep")
 
@@ -115,8 +115,8 @@ async def _refuse_everybody(folder: RuntimeFolder, error: InstepError) -> None:
 
     told = asyncio.Event()
 
-    def refuse(connection: Connection, message: Message) -> None:
-        connection.send({"t": "failure", "kind": _kind(error), "text": str(error)})
+    def refuse(connection: Connection, message: FromWorker) -> None:
+        connection.send(Failure(_kind(error), str(error)))
         told.set()
 
     server = Server(folder.socket, refuse, lambda connection: None)

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
-from instep.coordination.dry_run import DryRun, Refusals, decode_refusals
+from instep.coordination.dry_run import DryRun, Refusals
 from instep.coordination.records import View
-from instep.wire import Message
+from instep.wire.messages import AskDryRun, DryRunResult
 
 log = logging.getLogger("instep")
 
@@ -38,8 +38,7 @@ class Tryouts:
             return NOTHING
         self._number += 1
         self._answer = asyncio.get_running_loop().create_future()
-        document = {"values": dict(dry_run.values), "base": dict(dry_run.base), "groups": dry_run.groups()}
-        worker.tell({"t": "try", "n": self._number, **document})
+        worker.tell(AskDryRun(self._number, dry_run.values, dry_run.base, dry_run.groups()))
         try:
             async with asyncio.timeout(ANSWER_S):
                 return await self._answer
@@ -49,11 +48,9 @@ class Tryouts:
         finally:
             self._answer = None
 
-    def answered(self, message: Message) -> None:
-        """Raises KeyError, TypeError or ValueError when it cannot be understood."""
-        refused = decode_refusals(message["refused"])
-        if self._answer is not None and message["n"] == self._number and not self._answer.done():
-            self._answer.set_result(refused)
+    def answered(self, message: DryRunResult) -> None:
+        if self._answer is not None and message.number == self._number and not self._answer.done():
+            self._answer.set_result(dict(message.refused))
 
     def _somebody(self, view: View) -> LocalWorker | None:
         named = view.workers()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from instep.agent.absentee import Absentee
 from instep.agent.connection import Connection
@@ -12,7 +12,7 @@ from instep.agent.stall import Standing
 from instep.coordination.records import Agreed, Head, Member, Plan, WorkerId
 from instep.coordination.schema import Schema
 from instep.version import VERSION
-from instep.wire import Message
+from instep.wire.messages import FromAgent, Hello, PlanApplied
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +40,7 @@ class LocalWorker:
     """The highest number of a plan that it was sent, aborted plans included: it promises none up to that number."""
     epoch: int = 0
     """The run's epoch when it was registered last."""
-    applied: Message | None = None
+    applied: PlanApplied | None = None
     """What it said last of a plan that it has applied."""
     told_token: int | None = None
     """The token it leads with as it was told, 0 for not leading; None before it has been told anything."""
@@ -48,7 +48,7 @@ class LocalWorker:
     excused_until: float = 0.0
     """Until then, in seconds on the monotonic clock, it may pass no boundary without having stalled; from then on its
     time counts anew. Set it far ahead when something long begins, to now when that ends."""
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
     actions: tuple[str, ...] | None = None
     """What its script has declared, as far as it has said so."""
     drift: tuple[str, ...] = ()
@@ -57,33 +57,31 @@ class LocalWorker:
     """Whether its script can load a checkpoint."""
 
     @classmethod
-    def from_hello(cls, hello: Message, node: str, connection: Connection) -> LocalWorker:
-        """Raises ValueError or KeyError for a hello that is none."""
-        document: dict[str, Any] | None = hello["schema"]
-        schema = Schema(document)
+    def from_hello(cls, hello: Hello, node: str, connection: Connection) -> LocalWorker:
+        """Raises ValueError for a worker that no view could name."""
+        schema = Schema(hello.schema)
         member = Member(
-            rank=hello["rank"],
-            world_size=hello["world_size"],
-            incarnation=hello["incarnation"],
+            rank=hello.rank,
+            world_size=hello.world_size,
+            incarnation=hello.incarnation,
             node=node,
-            host=str(hello["host"])[:64],
-            pid=hello["pid"],
+            host=hello.host[:64],
+            pid=hello.pid,
             schema_digest=schema.digest,
-            max_restarts=hello.get("max_restarts"),
-            elastic=hello.get("elastic"),
-            take_over=bool(hello.get("take_over")),
+            max_restarts=hello.max_restarts,
+            elastic=hello.elastic,
+            take_over=hello.take_over,
             version=VERSION,
         )
-        head = hello.get("head") or {}
         return cls(
             member,
             schema,
             connection,
-            view=int(hello.get("view", 0)),
-            agreed=Agreed.model_validate(head["agreed"]) if head.get("agreed") else None,
-            told=Plan.model_validate(head["told"]) if head.get("told") else None,
-            heard=int(head.get("heard", 0)),
-            epoch=int(head.get("epoch", 0)),
+            view=hello.view,
+            agreed=hello.agreed,
+            told=hello.told,
+            heard=hello.heard,
+            epoch=hello.epoch,
         )
 
     @property
@@ -141,7 +139,7 @@ class LocalWorker:
             step_time_s=self.pace.step_time_s,
         )
 
-    def tell(self, message: Message) -> None:
+    def tell(self, message: FromAgent) -> None:
         self.connection.send(message)
 
     def beat(self, now: float) -> None:

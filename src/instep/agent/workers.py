@@ -10,6 +10,7 @@ from instep.agent.absentee import Absentee
 from instep.agent.connection import Connection
 from instep.agent.worker import LocalWorker
 from instep.coordination.records import Leader, View, WorkerId
+from instep.wire.messages import Leads
 
 MISSED_S: Final = 5.0
 """An agent that has not looked for so long was stopped, or starved, itself."""
@@ -94,4 +95,4 @@ class Workers:
             if token != worker.told_token:
                 worker.told_token = token
                 candidate = leader.candidate if leader is not None and token else ""
-                worker.tell({"t": "leads", "leads": token > 0, "token": token, "candidate": candidate})
+                worker.tell(Leads(token > 0, token, candidate))

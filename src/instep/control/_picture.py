@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from instep.control._rendezvous import Rendezvous
 from instep.coordination.commands import PendingCommand
@@ -44,8 +44,9 @@ from instep.coordination.records import (
 from instep.coordination.schema import Schema
 from instep.etcd import KeyValue
 from instep.names import MAX_VALUE_BYTES
+from instep.wire.codec import Document
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=Record | Document)
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -292,10 +293,9 @@ class Picture:
 
 
 def _record(kind: type[R], kv: KeyValue) -> R | None:
-    try:
-        return kind.decode(kv.value)
-    except ValueError:
-        return None
+    record: Any = kind
+    found: R | None = record.decode_or_none(kv.value)
+    return found
 
 
 def _keep(into: dict[K, V], key: K, record: V | None) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from instep.control._change import TRIES, change_by
 from instep.control._discover import run_names
@@ -44,9 +44,7 @@ class Forgotten(Facts):
     latest: str | None
 
 
-async def adopt(
-    client: Client, keys: Keys, records: Sequence[Mapping[str, Any]], *, author: str | None = None
-) -> Adopted:
+async def adopt(client: Client, keys: Keys, records: Sequence[Manifest], *, author: str | None = None) -> Adopted:
     """Registers checkpoints that etcd has no record of. `records` are made from the directories.
 
     A start then resumes from the newest. If etcd would give tokens below theirs (it was lost or restored from a
@@ -54,7 +52,7 @@ async def adopt(
     nothing. Raises CheckpointError for a record that cannot be one, and EtcdUnavailable, whose `applied_unknown` tells
     that some may be in: do it again then.
     """
-    manifests = sorted((_checked(record) for record in records), key=lambda item: (item.token, item.step))
+    manifests = sorted(records, key=lambda item: (item.token, item.step))
     by = change_by(author, None)
     highest = manifests[-1].token if manifests else 0
     known = {item.key for item in (await client.range(keys.checkpoints)).kvs}
@@ -93,13 +91,6 @@ async def forget(client: Client, keys: Keys, ids: Iterable[str] = (), *, everyth
     pointer = await client.get(keys.latest)
     newest = Pointer.decode_or_none(pointer.value) if pointer is not None else None
     return Forgotten(keys.run, tuple(wanted), newest.id if newest is not None else None)
-
-
-def _checked(record: Mapping[str, Any]) -> Manifest:
-    try:
-        return Manifest.model_validate(record)
-    except ValueError as error:
-        raise CheckpointError(f"{record.get('path')} does not say which checkpoint it is: {error}") from None
 
 
 async def _raise_epoch(client: Client, keys: Keys, highest: int, author: str | None) -> int | None:

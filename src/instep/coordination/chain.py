@@ -7,8 +7,9 @@ emptied. docs/decisions/0016-history.md says what follows from that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Any
 
 from instep.coordination.records import Agreed, Decision, Epoch, Head, Member, Plan
 
@@ -25,7 +26,7 @@ class HeadStatus(Enum):
 
 def after(agreed: Agreed, plan: Plan) -> Agreed:
     """The agreed values after `plan` is committed."""
-    news: dict[str, object] = {
+    news: dict[str, Any] = {
         "plan": plan.number,
         "view": plan.view,
         "course": plan.course or agreed.course,
@@ -39,7 +40,7 @@ def after(agreed: Agreed, plan: Plan) -> Agreed:
     if plan.kind == "restore":
         # The steps before it run again, with the current values.
         news |= {"back": plan.number, "gate": None, "previous": None}
-    return agreed.model_copy(update=news)
+    return replace(agreed, **news)
 
 
 def if_committed(agreed: Agreed | None, plan: Plan) -> Agreed | None:

@@ -7,7 +7,7 @@ A directory without a manifest was never saved.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from instep.coordination.fence import Fence
@@ -64,7 +64,7 @@ def outcome(manifest: Manifest, fence: Fence, found: CommitReads) -> CommitOutco
 
 def is_same(written: Manifest | None, manifest: Manifest) -> bool:
     """Whether both are the same attempt. The lineage is computed at each try and does not count."""
-    return written is not None and written.model_copy(update={"lineage": manifest.lineage}) == manifest
+    return written is not None and replace(written, lineage=manifest.lineage) == manifest
 
 
 def commit(keys: Keys, fence: Fence, manifest: Manifest, found: CommitReads, *, announced: bool) -> Txn:
@@ -132,7 +132,7 @@ def adopt(keys: Keys, manifest: Manifest, found: AdoptionReads, fence: Fence | N
     was_left = agreed is not None and manifest.plan < agreed.back
     is_newer = newest is None or (manifest.token, manifest.step) > (newest.token, newest.step)
     if fence is None:
-        manifest = manifest.model_copy(update={"view": 0, "plan": 0})
+        manifest = replace(manifest, view=0, plan=0)
     then = [Op.put(keys.checkpoint(manifest.id), manifest.encode())]
     if is_newer and not was_left:
         pointer = pointer_to(manifest).encode()

@@ -7,7 +7,7 @@ snapshot that the view holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -36,21 +36,16 @@ class DryRun:
     base: Mapping[str, Scalar]
     taken: tuple[Taken, ...]
 
-    def groups(self) -> list[tuple[int, dict[str, Scalar]]]:
+    def groups(self) -> tuple[tuple[int, dict[str, Scalar]], ...]:
         """The values of each revision, which are validated together, the oldest first."""
         found: dict[int, dict[str, Scalar]] = {}
         for item in sorted(self.taken, key=lambda item: (item.revision, item.name)):
             found.setdefault(item.revision, {})[item.name] = item.value
-        return list(found.items())
+        return tuple(found.items())
 
     def rejections(self, refused: Refusals) -> tuple[Rejected, ...]:
         """Rejections of all names of the refused revisions. A name without a reason came with one that has."""
         return tuple(_rejection(item, refused[item.revision]) for item in self.taken if item.revision in refused)
-
-
-def decode_refusals(items: Iterable[tuple[int, Mapping[str, str]]]) -> Refusals:
-    """Reads a worker's message. Raises ValueError or TypeError if it is malformed."""
-    return {int(revision): {str(name): str(reason) for name, reason in dict(why).items()} for revision, why in items}
 
 
 def _rejection(item: Taken, reasons: Mapping[str, str]) -> Rejected:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from instep.coordination import commands, membership, recovery
 from instep.coordination.actions import (
@@ -32,6 +33,7 @@ from instep.coordination.records import (
     WorkerId,
 )
 from instep.coordination.situation import Situation
+from instep.scalar import Scalar
 
 
 def is_settled(now: Situation) -> bool:
@@ -118,16 +120,15 @@ def _about_command(now: Situation, pending: PendingCommand, course: Directive) -
     command = pending.command
     back_to = now.manifests.get(command.name or "") if command.kind == "restore" else None
     goes_on = back_to.step + 1 if back_to is not None else None
-    plan = _plan(now, gate, pending.revision, {}, None).model_copy(
-        update={
-            "kind": command.kind,
-            "name": command.name,
-            "course": commands.directive_after(command, gate, course, goes_on=goes_on),
-            "checkpoint": back_to,
-            "author": command.author,
-            "reason": command.reason,
-            "change_id": pending.id,
-        }
+    plan = replace(
+        _plan(now, gate, pending.revision, {}, None),
+        kind=command.kind,
+        name=command.name,
+        course=commands.directive_after(command, gate, course, goes_on=goes_on),
+        checkpoint=back_to,
+        author=command.author,
+        reason=command.reason,
+        change_id=pending.id,
     )
     return _opened(now, plan)
 
@@ -182,23 +183,21 @@ def _collect_garbage(now: Situation, agreed: Agreed) -> CollectGarbage | None:
     )
 
 
-def _plan(now: Situation, gate: int, revision: int, values: Mapping[str, object], change: Change | None) -> Plan:
+def _plan(now: Situation, gate: int, revision: int, values: Mapping[str, Scalar], change: Change | None) -> Plan:
     assert now.view is not None
     assert now.agreed is not None
-    return Plan.model_validate(
-        {
-            "number": recovery.last_number(now) + 1,
-            "parent": now.agreed.digest,
-            "epoch": recovery.number_of(now.epoch),
-            "view": now.view.number,
-            "gate": gate,
-            "values": dict(values),
-            "previous": {name: now.agreed.values.get(name) for name in values},
-            "revision": revision,
-            "author": change.author if change else None,
-            "reason": change.reason if change else None,
-            "change_id": change.id if change else None,
-        }
+    return Plan(
+        number=recovery.last_number(now) + 1,
+        parent=now.agreed.digest,
+        epoch=recovery.number_of(now.epoch),
+        view=now.view.number,
+        gate=gate,
+        values=dict(values),
+        previous={name: now.agreed.values.get(name) for name in values},
+        revision=revision,
+        author=change.author if change else None,
+        reason=change.reason if change else None,
+        change_id=change.id if change else None,
     )
 
 

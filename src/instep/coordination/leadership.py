@@ -155,7 +155,7 @@ class Leadership:
         if isinstance(action, FormView):
             action = await self._after_dry_run(replace(action, at=_now()))
         if isinstance(action, OpenPlan):
-            action = replace(action, plan=action.plan.model_copy(update={"opened_at": _now()}))
+            action = replace(action, plan=replace(action.plan, opened_at=_now()))
         if isinstance(action, RaiseEpoch):
             action = RaiseEpoch(action.epoch.model_copy(update={"at": _now(), "after": self._state.informer.revision}))
         sent_at = self._clock()

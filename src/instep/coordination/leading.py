@@ -156,16 +156,16 @@ def _form_view(now: Situation, group: membership.WorkerGroup) -> FormView:
         dry_run, changes = start.dry_run, signed(start.changes, by)
         agreed = _agreed_at_start(now, number, start.values)
     else:
-        agreed = now.agreed.model_copy(update={"view": number})
+        agreed = replace(now.agreed, view=number)
     offer = resuming.offer(now.view, fresh, now.pointer, now.resume, resume_is_newer=now.resume_is_newer)
-    news = {"checkpoint": offer.checkpoint, "vote": offer.vote, "digest": agreed.digest}
+    snapshot = replace(_snapshot(agreed), checkpoint=offer.checkpoint, vote=offer.vote, digest=agreed.digest)
     view = View(
         number=number,
         world_size=group.world_size,
         schema_digest=group.schema_digest,
         nodes=membership.nodes_of(group),
         versions=membership.mixed_versions(group),
-        start=_snapshot(agreed).model_copy(update=news),
+        start=snapshot,
         fresh=fresh,
         staying=format_ranks(staying),
     )
@@ -203,7 +203,7 @@ def _snapshot(agreed: Agreed) -> Snapshot:
     )
     if snapshot.gate is None and agreed.plan > agreed.began:
         # A command alone sets no gate for values, but a rank that joins owes its receipt.
-        return snapshot.model_copy(update={"gate": 0, "previous": agreed.values})
+        return replace(snapshot, gate=0, previous=agreed.values)
     return snapshot
 
 

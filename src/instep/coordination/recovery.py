@@ -7,6 +7,8 @@ Until then nothing is planned and no view is formed; training continues.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from instep.coordination.actions import LeaderAction, ProclaimLeader, RaiseEpoch, RewriteConfig, SettleEpoch
 from instep.coordination.chain import conflict, is_lost
 from instep.coordination.membership import RegisteredWorker
@@ -161,12 +163,12 @@ def _about_heads(now: Situation, epoch: Epoch, trained: list[tuple[int, Head]]) 
 
 def _with_lost(now: Situation, settle: SettleEpoch, newest: Agreed, held: Held | None) -> SettleEpoch:
     number = settle.epoch.number
-    agreed = newest.model_copy(update={"restored": number, "revision": now.epoch_revision})
+    agreed = replace(newest, restored=number, revision=now.epoch_revision)
     plan = held.plan if held is not None and held.plan is not None and held.plan.digest == newest.digest else None
     last = now.plan.number if now.plan is not None else 0
     if plan is None or plan.number <= last:
         return SettleEpoch(settle.epoch, agreed, None, settle.decides, settle.commits)
-    plan = plan.model_copy(update={"restored": number})
+    plan = replace(plan, restored=number)
     return SettleEpoch(settle.epoch, agreed, plan, settle.decides, settle.commits)
 
 

@@ -70,7 +70,6 @@ class RunState:
         """By command id: the revision of the record."""
         self.saving: Saving | None = None
         self.saved: Pointer | None = None
-        self.saved_revision = 0
         self.resume: Resume | None = None
         self.resume_revision = 0
 
@@ -138,7 +137,7 @@ class RunState:
         if key == self._keys.saving:
             self.saving = Saving.decode_or_none(value)
         elif key == self._keys.saved:
-            self.saved, self.saved_revision = Pointer.decode_or_none(value), revision
+            self.saved = Pointer.decode_or_none(value)
         else:
             # 0 once it is deleted, as a transaction compares it.
             self.resume, self.resume_revision = Resume.decode_or_none(value), revision if value is not None else 0

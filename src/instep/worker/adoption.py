@@ -9,14 +9,12 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
 
+from instep.wire.codec import WireError, from_json
+from instep.wire.documents import Manifest
 from instep.worker.files import Owners
 from instep.worker.manifest import COMMITTED, MANIFEST, Listed, verified
 from instep.worker.slot import place_of
-
-Record: TypeAlias = dict[str, Any]
-"""What etcd holds of a checkpoint (`coordination.records.Manifest`), not checked yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +26,7 @@ class Found:
     step: int
     token: int
     is_committed: bool
-    record: Record | None
+    record: Manifest | None
     problem: str | None
 
     @property
@@ -76,12 +74,17 @@ def find_checkpoints(
             yield Found(path, step, token, is_committed, None, problem)
         elif (about.get("run"), about.get("namespace")) == (run, namespace):
             if (about.get("step"), about.get("token")) == (step, token):
-                yield Found(path, step, token, is_committed, _record_of(path, listed), None)
+                record = _record_of(path, listed)
+                found = (record, None) if isinstance(record, Manifest) else (None, record)
+                yield Found(path, step, token, is_committed, *found)
             else:
                 yield Found(path, step, token, is_committed, None, "its directory was renamed")
 
 
-def _record_of(path: Path, listed: Listed) -> Record:
-    about = {name: value for name, value in listed.about.items() if name not in ("run", "namespace")}
-    files = {"files": len(listed.files), "bytes": listed.bytes, "digest": listed.digest}
-    return {"node": "", **about, **files, "path": str(path)}
+def _record_of(path: Path, listed: Listed) -> Manifest | str:
+    """What etcd is to hold of the checkpoint, or why the list does not tell."""
+    files = {"files": len(listed.files), "bytes": listed.bytes, "digest": listed.digest, "path": str(path)}
+    try:
+        return from_json(Manifest, {**listed.about, **files})
+    except WireError as error:
+        return f"its list of files is damaged: {error}"

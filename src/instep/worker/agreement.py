@@ -13,32 +13,16 @@ from typing import Any, Generic
 from typing_extensions import TypeVar
 
 from instep.scalar import Scalar, same
-from instep.wire import Message
-from instep.worker.course import Course
+from instep.wire import messages as wire
+from instep.wire.documents import Agreed, Directive, Origin, Plan, Snapshot
 from instep.worker.gate import NEVER, Answer, Apply, Gate, Wait
 from instep.worker.hyper import Codec
-from instep.worker.orders import Order, Orders
+from instep.worker.orders import Orders
 from instep.worker.replay import REFUSAL, Replay
 
 log = logging.getLogger("instep")
 
 Config = TypeVar("Config", default=Any)
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What a worker starts its first view with: `previous` before step `gate`, `values` from it on."""
-
-    values: Mapping[str, Scalar]
-    plan: int
-    gate: int | None
-    previous: Mapping[str, Scalar] | None
-    course: Course
-
-    @classmethod
-    def of(cls, document: Mapping[str, Any]) -> Start:
-        course = Course.of(document.get("course") or {})
-        return cls(document["values"], document["plan"], document.get("gate"), document.get("previous"), course)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,35 +39,33 @@ class Agreement(Generic[Config]):
 
     def __init__(self, codec: Codec, replay: Replay | None = None) -> None:
         self.gate = Gate()
-        self.course = Course()
+        self.course = Directive()
         self.orders = Orders()
         self.config: Config
-        self.applied: Message | None = None
+        self.applied: wire.PlanApplied | None = None
         self.plan = 0
         """The newest plan that this worker has applied or started with."""
         self.origin = 0
         """The view in which the run last began anew."""
         self.back = 0
         """The plan that last took it back to a checkpoint since then, 0 for none."""
-        self.agreed: Message | None = None
-        """The record of what this worker knows to be agreed on, as its agent gave it: should etcd lose it, it is
-        written back from here."""
+        self.agreed: Agreed | None = None
+        """What this worker knows to be agreed on: should etcd lose it, it is written back from here."""
         self.epoch = 0
         """The run's epoch, as last heard."""
-        self._told: Message | None = None
+        self._told: wire.ProposePlan | None = None
         """The plan that was promised last."""
-        self.began: Message | None = None
+        self.began: wire.Began | None = None
         """What every agent must hear of the first step of a view."""
-        self._origin: Message | None = None
+        self._origin: Origin | None = None
         self._codec = codec
         self._replay = replay
         self._next_value = NEVER
         self._view = 0
         self._values: dict[str, Scalar] = {}
-        self._start: Start | None = None
-        self._order: Order | None = None
+        self._start: Snapshot | None = None
         self._prepared: tuple[int, Config] | None = None
-        self._postponed: Message | None = None
+        self._postponed: wire.ProposePlan | None = None
         self._callbacks: list[Callable[[Config, Config], object]] = []
 
     def __repr__(self) -> str:
@@ -103,20 +85,18 @@ class Agreement(Generic[Config]):
         """From now on `function(old, new)` is called at each change."""
         self._callbacks.append(function)
 
-    def refusals(self, question: Message) -> Message:
+    def refusals(self, question: wire.AskDryRun) -> wire.DryRunResult:
         """What this worker would refuse to start with."""
-        refused = self._codec.refusals(question["values"], question["base"], question["groups"])
-        return {"t": "tried", "n": question["n"], "refused": refused}
+        refused = self._codec.refusals(question.values, question.base, question.groups)
+        return wire.DryRunResult(question.number, tuple(refused))
 
     # -- how it begins ----------------------------------------------------------------------------------------------
 
-    def start(self, document: Mapping[str, Any], view: int = 0, agreed: Message | None = None) -> None:
+    def start(self, start: Snapshot, view: int = 0, agreed: Agreed | None = None) -> None:
         """The first view gives these values, unless they come from a schedule. `agreed` is the record of them."""
-        self.agreed = agreed
-        self._start = start = Start.of(document)
+        self.agreed, self._start = agreed, start
         self.gate.start(start.plan)
-        self.plan = start.plan
-        self.origin, self.back = int(document.get("origin", 0)), int(document.get("back", 0))
+        self.plan, self.origin, self.back = start.plan, start.origin, start.back
         self.course = start.course
         self._view = view
         self._values = dict(start.values if self._replay is None else self._replay.schedule.values)
@@ -125,10 +105,10 @@ class Agreement(Generic[Config]):
     def go_on_from(self, checkpoint_id: str, step: int, *, view: int, plan: int) -> None:
         """The ranks have agreed on this checkpoint, saved in that view after that plan: a schedule gives the values of
         the step that follows it."""
-        self._origin = {"id": checkpoint_id, "step": step, "view": view, "plan": plan}
+        self._origin = Origin(checkpoint_id, step, view, plan)
         self._follow_schedule(step + 1)
 
-    def begin(self, step: int) -> list[Message]:
+    def begin(self, step: int) -> list[wire.FromWorker]:
         """The first boundary: only now is it known on which side of the last agreed gate this worker begins.
 
         At every later one there is nothing to it but what a schedule says.
@@ -137,8 +117,8 @@ class Agreement(Generic[Config]):
         if self._start is None:
             return []
         start, self._start = self._start, None
-        self.began = {"t": "began", "view": self._view, "step": step, "origin": self._origin}
-        said = [self.began]
+        self.began = wire.Began(self._view, step, self._origin)
+        said: list[wire.FromWorker] = [self.began]
         if start.gate is not None and start.previous is not None:
             if step < start.gate:
                 self._use(start.previous, None)
@@ -149,78 +129,73 @@ class Agreement(Generic[Config]):
 
     # -- what the agent says ----------------------------------------------------------------------------------------
 
-    def hear_plan(self, message: Message, step: int) -> list[Message]:
+    def hear_plan(self, message: wire.ProposePlan, step: int) -> list[wire.FromWorker]:
         """`step` is the one about to be run."""
         if self._start is not None:
             self._postponed = message  # not before it is known on which side of the last gate this worker begins
             return []
-        number, values, order = message["n"], message["values"], Order.of(message)
-        named = {"n": number, "digest": message.get("digest", "")}  # there may be two plans of one number
-        if self._is_foreign(message):
-            agreed = self.agreed or {}
-            log.error(
-                "plan %d is refused: it does not follow from decision %s that holds here, so etcd's history went back",
-                number,
-                agreed.get("plan"),
-            )
-            holds = f"decision {agreed.get('plan')} ({agreed.get('digest')})"
-            return [{"t": "foreign", **named, "holds": holds}]
-        # Paused it stands before `step`, wherever the gate is: no step is run before it knows the decision.
-        gate = max(message["gate"], step) if self.course.is_paused(step) else message["gate"]
+        plan = message.plan
+        number, digest, values = plan.number, plan.digest, plan.values  # there may be two plans of one number
+        if self._is_foreign(plan):
+            held = f"decision {self.agreed.plan} ({self.agreed.digest})" if self.agreed is not None else "no decision"
+            log.error("plan %d is refused: it does not follow from %s here, so etcd's history went back", number, held)
+            return [wire.PlanForeign(number, digest, held)]
+        # A paused rank waits before `step`, wherever the gate is: it runs no step before it knows the decision.
+        gate = max(plan.gate, step) if self.course.is_paused(step) else plan.gate
         answer = self.gate.hear_plan(number, gate, values, step)
         if answer is Answer.LATER:
             self._postponed = message
         elif answer is Answer.LATE:
-            return [{"t": "late", **named, "step": step}]
+            return [wire.PlanLate(number, digest, step)]
         elif answer is Answer.ARMED:
             self._told = message  # also one that is refused: the gate waits until its abort is known
-            problems = self._why_not(values, order)
+            problems = self._why_not(plan)
             if problems:
-                return [{"t": "refused", **named, "problems": problems}]
-            self._order = order
+                return [wire.PlanRefused(number, digest, problems)]
             if values:
                 self._prepared = (number, self._codec.decode({**self._values, **values}))
-            return [{"t": "armed", **named}]
+            return [wire.PlanArmed(number, digest)]
         return []
 
-    def _is_foreign(self, message: Message) -> bool:
+    def _is_foreign(self, plan: Plan) -> bool:
         """Whether a plan is of a history that branched off from the one that this worker has trained with."""
-        parent, digest = message.get("parent", ""), message.get("digest", "")
-        held = (self.agreed or {}).get("digest", "")
-        if self.gate.promised == message["n"]:
-            return bool(self._told is not None and self._told.get("digest", "") != digest)
-        return bool(self.gate.is_new(message["n"]) and held and parent != held)
+        if self.gate.promised == plan.number:
+            return self._told is not None and self._told.plan.digest != plan.digest
+        held = self.agreed.digest if self.agreed is not None else ""
+        return self.gate.is_new(plan.number) and held not in ("", plan.parent)
 
-    def promised(self) -> Message:
-        """What names the plan that was promised last, beside its number."""
-        told = self._told or {}
-        return {"digest": told.get("digest", ""), "epoch": told.get("epoch", 0)}
+    def at_gate(self, number: int, step: int) -> wire.AtGate:
+        """What to ask the agent before `step`, where the decision of plan `number` is not known."""
+        plan = self._told.plan if self._told is not None else None
+        return wire.AtGate(number, plan.digest if plan is not None else "", plan.epoch if plan is not None else 0, step)
 
     @property
-    def undecided(self) -> Message | None:
-        """The record of the plan that was promised and whose decision is not known."""
-        told = self._told
-        return told.get("record") if told is not None and told["n"] == self.gate.undecided else None
+    def undecided(self) -> Plan | None:
+        """The plan that was promised and whose decision is not known."""
+        return self._told_as(self.gate.undecided)
 
-    def _why_not(self, values: Mapping[str, Scalar], order: Order) -> dict[str, str]:
-        if values and self._replay is not None:
-            return dict.fromkeys(values, REFUSAL)
-        return self._codec.problems(self._values, values) if values else self.orders.why_not(order)
+    def _told_as(self, number: int | None) -> Plan | None:
+        """The plan that was promised last, if it has that number."""
+        return self._told.plan if self._told is not None and self._told.plan.number == number else None
 
-    def hear_decision(self, number: int, commit: bool, step: int, digest: str = "") -> list[Message]:
-        """`digest` names the plan, where it is known: one of a history that is lost may have had the same number."""
-        told = self._told
-        if told is not None and told["n"] == number and digest not in ("", told.get("digest", "")):
+    def _why_not(self, plan: Plan) -> dict[str, str]:
+        if plan.values and self._replay is not None:
+            return dict.fromkeys(plan.values, REFUSAL)
+        return self._codec.problems(self._values, plan.values) if plan.values else self.orders.why_not(plan)
+
+    def hear_decision(self, decision: wire.Decide, step: int) -> list[wire.FromWorker]:
+        number, told = decision.number, self._told
+        if told is not None and told.plan.number == number and decision.digest not in ("", told.plan.digest):
             return []
-        if commit and told is not None and number == self.gate.undecided:
-            self.agreed = told.get("then") or self.agreed
-        self.gate.hear_decision(number, commit)
-        if self._postponed is not None and self._postponed["n"] == number:
+        if decision.commit and told is not None and number == self.gate.undecided:
+            self.agreed = told.then or self.agreed
+        self.gate.hear_decision(number, decision.commit)
+        if self._postponed is not None and self._postponed.plan.number == number:
             self._postponed = None  # decided without this worker, so aborted: nothing to promise
         return self.hear_postponed(step)
 
-    def hear_postponed(self, step: int) -> list[Message]:
-        """The promise that stood may be settled now: looks again at the plan that had to wait for it."""
+    def hear_postponed(self, step: int) -> list[wire.FromWorker]:
+        """The promise that held may be settled now: looks again at the plan that had to wait for it."""
         if self._postponed is None:
             return []
         message, self._postponed = self._postponed, None
@@ -231,15 +206,15 @@ class Agreement(Generic[Config]):
     @property
     def next_gate(self) -> int:
         """The first step before which there may be something to do."""
-        return min(self.gate.next_gate, self.course.next_stop, self._next_value)
+        stops = [at for at in (self.course.paused_at, self.course.ends_at) if at is not None]
+        return min(self.gate.next_gate, self._next_value, *stops)
 
     @property
     def is_ending(self) -> bool:
         """Whether it is agreed, as far as is known here, that the run stops."""
-        order, coming = self._order, Course()
-        if order is not None and order.number == self.gate.committed:
-            coming = order.course or coming
-        return self.course.ends_at is not None or coming.ends_at is not None
+        plan = self._told_as(self.gate.committed)
+        coming = plan.course if plan is not None else None
+        return self.course.ends_at is not None or (coming is not None and coming.ends_at is not None)
 
     def due(self, step: int) -> Wait | Apply | Stand | None:
         """What must be done before `step` may run; ask again until there is nothing.
@@ -257,15 +232,15 @@ class Agreement(Generic[Config]):
         Raises whatever a function of the script raises; then nobody is told that it was applied.
         """
         prepared, self._prepared = self._prepared, None
-        order, self._order = self._order, None
+        plan = self._told_as(due.number)
         known = prepared[1] if prepared and prepared[0] == due.number else None
         if due.values:
             self._use({**self._values, **due.values}, known)
         goes_on = None
-        if order is not None and order.number == due.number:
-            if order.course is not None:
-                self.course = order.course.from_step(order.gate, step)
-            goes_on = self.orders.act(order)
+        if plan is not None:
+            if plan.course is not None:
+                self.course = plan.course.from_step(plan.gate, step)
+            goes_on = self.orders.act(plan)
             if goes_on is not None:
                 self.back = due.number
                 self._follow_schedule(goes_on)
@@ -284,10 +259,11 @@ class Agreement(Generic[Config]):
             self._replay.check_fixed(self._values, values, step)
         self._use(values, None)
 
-    def _has_applied(self, number: int, step: int) -> Message:
-        agreed = self.agreed or {}
-        digest = agreed.get("digest", "") if agreed.get("plan") == number else ""
-        self.applied = {"t": "applied", "n": number, "step": step, "digest": digest}
+    def _has_applied(self, number: int, step: int) -> wire.PlanApplied:
+        agreed = self.agreed
+        self.applied = wire.PlanApplied(
+            number, agreed.digest if agreed is not None and agreed.plan == number else "", step
+        )
         self.plan = number
         return self.applied
 

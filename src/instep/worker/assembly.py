@@ -4,56 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping
+from typing import Final
 
 from instep.errors import BarrierTimeout, SettingsError
 from instep.names import check_barrier_name
-from instep.wire import Message
-
-if TYPE_CHECKING:
-    from instep.worker.conversation import Conversation
+from instep.wire.messages import Answer, AskBarrier, NoAnswer, Ranks
+from instep.worker.conversation import Conversation
 
 ANSWER_S: Final = 3.0
 """At the time-out the agent is asked for so long who is missing."""
 NAMED: Final = 20
-
-
-class Calls:
-    """Where this worker waits, and what it has heard of it. No socket, no clock."""
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self.absent: Message | None = None
-        """Who had not come, as the agent has last said."""
-        self._after = 0
-        self._asked = 0
-
-    def __repr__(self) -> str:
-        return f"Calls({f'at {self.name}' if self.name else 'nowhere'}, after release {self._after})"
-
-    def come(self, name: str, view: int) -> Message:
-        self.name, self.absent = name, None
-        return {"t": "barrier", "do": "come", "name": name, "view": view, "after": self._after}
-
-    def go(self) -> Message:
-        self.name = None
-        return {"t": "barrier", "do": "go"}
-
-    def ask(self) -> Message:
-        self._asked += 1
-        return {"t": "barrier", "do": "absent", "name": self.name, "q": self._asked}
-
-    def hear(self, message: Message) -> None:
-        match message["do"]:
-            case "through":
-                if message["name"] == self.name and message["number"] > self._after:
-                    self._after, self.name = int(message["number"]), None
-            case "absent":
-                if message["q"] == self._asked:
-                    self.absent = message
-            case _:
-                pass  # from a newer agent
 
 
 class Assembly:
@@ -61,7 +22,7 @@ class Assembly:
 
     def __init__(self, conversation: Conversation, *, rank: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._conversation = conversation
-        self._calls = conversation.calls
+        self._calls = conversation.ledger.barrier
         self._rank = rank
         self._clock = clock
 
@@ -79,17 +40,16 @@ class Assembly:
             conversation.at_gate(step)
             return calls.name is None
 
-        conversation.tell([conversation.ledger.keep_saying("barrier", calls.come(name, conversation.view))])
+        ledger = conversation.ledger
+        conversation.tell([ledger.keep_saying("barrier", calls.come(name, conversation.view))])
         try:
             if conversation.wait_until(through, timeout_s, step):
                 return
-            question = conversation.ledger.keep_saying("absent", calls.ask())
-            conversation.tell([question])
-            conversation.wait_until(lambda: through() or calls.absent is not None, ANSWER_S, step)
+            answer = conversation.ask(lambda q: AskBarrier(q, name), ANSWER_S, step, unless=through)
             if calls.name is not None:
-                raise _timed_out(name, timeout_s, calls.absent, self._rank)
+                raise _timed_out(name, timeout_s, answer, self._rank)
         finally:
-            conversation.ledger.keep_quiet("barrier", "absent")
+            ledger.keep_quiet("barrier")
             if calls.name is not None:
                 conversation.tell([calls.go()])
 
@@ -102,20 +62,20 @@ def _checked(timeout_s: object) -> float:
     return float(timeout_s)
 
 
-def _timed_out(name: str, waited_s: float, answer: Message | None, rank: int) -> BarrierTimeout:
+def _timed_out(name: str, waited_s: float, answer: Answer | None, rank: int) -> BarrierTimeout:
     began = f"rank {rank} waited {waited_s:g} s at barrier {name!r}"
-    if answer is None or "problem" in answer:
-        why = answer["problem"] if answer is not None else "the node's agent does not answer"
+    if not isinstance(answer, Ranks):
+        why = answer.problem if isinstance(answer, NoAnswer) else "the node's agent does not answer"
         text = f"{began}, and who is missing is not known: {why}"
         return BarrierTimeout(text, waited_s=waited_s)
-    missing = [f"rank {other}" for other in answer["ranks"]]
+    missing = [f"rank {other}" for other in answer.ranks]
     if not missing:
         return BarrierTimeout(f"{began}: all have come, but no leader has seen it in time", waited_s=waited_s)
-    text = f"{began}: {_named(missing)} did not come{_elsewhere(answer['elsewhere'])}"
+    text = f"{began}: {_named(missing)} did not come{_elsewhere(answer.elsewhere)}"
     return BarrierTimeout(text, waited_s=waited_s, missing=missing, missing_count=len(missing))
 
 
-def _elsewhere(ranks_by_name: dict[str, Any]) -> str:
+def _elsewhere(ranks_by_name: Mapping[str, tuple[int, ...]]) -> str:
     found = [f"{_named([f'rank {rank}' for rank in ranks])} at {name!r}" for name, ranks in ranks_by_name.items()]
     return f" (waiting at another one: {'; '.join(found[:NAMED])})" if found else ""
 

@@ -6,16 +6,16 @@ import logging
 import operator
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 from instep.errors import BarrierTimeout, CheckpointError, EtcdUnavailable, Fenced, InstepError, StepError
-from instep.wire import Message
+from instep.wire import messages as wire
+from instep.wire.documents import Manifest, Pointer, Saving
 from instep.worker.agreement import Agreement
 from instep.worker.conversation import Conversation
 from instep.worker.ledger import Ledger
-from instep.worker.saved import Inventory, Manifest, Pointer, Saving
 from instep.worker.slot import Layout, Saver, Slot, make_directory, trouble
 
 log = logging.getLogger("instep")
@@ -25,6 +25,8 @@ ANSWER_S: Final = 5.0
 RESUME_S: Final = 600.0
 LINEAGE: Final = 20
 """Ancestors that a checkpoint names."""
+
+A = TypeVar("A", bound=wire.Answer)
 
 Verify: TypeAlias = Callable[[Manifest], str | None]
 """None for a checkpoint that this rank can go on from, else what is wrong with it, in one sentence."""
@@ -122,15 +124,9 @@ class Checkpoints:
         after 5 s at most."""
         return self.inventory().manifests
 
-    def inventory(self) -> Inventory:
+    def inventory(self) -> wire.Inventory:
         """What is registered, and who is left out of `list`. Raises EtcdUnavailable after 5 s at most."""
-        answer = self._ask("list")
-        return Inventory(
-            manifests=tuple(Manifest.of(document) for document in answer["manifests"]),
-            ids=frozenset(answer["ids"]),
-            newest=answer["newest"],
-            led=answer["led"],
-        )
+        return self._ask(wire.ListCheckpoints, wire.Inventory)
 
     def wait(self, until: Callable[[], bool], timeout_s: float) -> bool:
         """Hears the node's agent until the condition holds; False when it did not in time."""
@@ -177,8 +173,8 @@ class Checkpoints:
         )
         slot = Slot(index, make_directory(folder, index, saver.token), layout, saver, self)
         self._ledger.begin(str(slot.path))
-        opening = {"t": "archive", "do": "open", "id": slot.id, "step": index, "token": slot.token}
-        conversation.tell([self._ledger.keep_saying("open", {**opening, "candidate": saver.candidate})])
+        started = wire.SaveStarted(slot.id, index, slot.token, saver.candidate)
+        conversation.tell([self._ledger.keep_saying("save", started)])
         return slot
 
     def _lineage(self) -> tuple[str, ...]:
@@ -216,37 +212,35 @@ class Checkpoints:
             slot.note_failed(error)
             raise
 
-    def commit(self, message: Message, path: str) -> bool:
-        """For a slot: hands it in and waits, at most 5 s. Raises Fenced and CheckpointError."""
-        ledger = self._ledger
+    def commit(self, message: wire.CommitCheckpoint) -> bool:
+        """For a slot: hands it in and waits, at most 5 s. Raises Fenced."""
+        ledger, manifest = self._ledger, message.manifest
         step = self._next_step()
-        if ledger.outcome(path) is None:
-            ledger.keep_quiet("open")
-            self._conversation.tell([ledger.commit(path, message)])
-        if not self._conversation.wait_until(lambda: ledger.outcome(path) is not None, COMMIT_WAIT_S, step):
+        if ledger.outcome(manifest.path) is None:
+            ledger.keep_quiet("save")
+            self._conversation.tell([ledger.commit(message)])
+        if not self._conversation.wait_until(lambda: ledger.outcome(manifest.path) is not None, COMMIT_WAIT_S, step):
             log.warning(
                 "checkpoint %s is not committed yet: etcd has not answered in %.0f s, and is asked again and again",
-                message["manifest"]["id"],
+                manifest.id,
                 COMMIT_WAIT_S,
             )
             return False
-        outcome = ledger.outcome(path)
+        outcome = ledger.outcome(manifest.path)
         assert outcome is not None
-        if outcome["do"] == "fenced":
-            raise Fenced(outcome["text"], token=message["manifest"]["token"])
-        if outcome["do"] == "failed":
-            raise CheckpointError(outcome["text"])
+        if outcome.problem is not None:
+            raise Fenced(outcome.problem, token=manifest.token)
         return True
 
     def give_up(self, checkpoint_id: str) -> None:
         """For a slot that is abandoned."""
-        self._ledger.keep_quiet("open")
-        self._conversation.tell([{"t": "archive", "do": "abandon", "id": checkpoint_id}])
+        self._ledger.keep_quiet("save")
+        self._conversation.tell([wire.SaveAbandoned(checkpoint_id)])
 
     def note_failed(self, step: int, text: str) -> None:
         """A checkpoint of `step` could not be saved, and training continues: operators see why in the run's status and
         history. Lost where the node's agent is."""
-        self._conversation.tell([{"t": "archive", "do": "failed", "step": step, "text": text}])
+        self._conversation.tell([wire.SaveFailed(step, text)])
 
     def in_background(self, look: Callable[[], object], finish: Callable[[], object]) -> None:
         """For a saver that writes beside the training: `look` is called at boundaries, once a second or more often, and
@@ -276,16 +270,17 @@ class Checkpoints:
         the newest, nor one that somebody reads, nor one whose commit has not been answered: it would be made again.
         It ends after 3 s, however many are left: ask again. Raises EtcdUnavailable after 5 s at most: some may be off
         it then."""
-        answer = self._ask("forget", ids=[item for item in ids if item not in self._ledger.open_commits])
-        return tuple(answer["ids"])
+        closed = tuple(item for item in ids if item not in self._ledger.open_commits)
+        return self._ask(lambda q: wire.ForgetCheckpoints(q, closed), wire.Ids).ids
 
-    def adopt(self, records: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    def adopt(self, records: Iterable[Manifest]) -> tuple[str, ...]:
         """Registers checkpoints again that etcd has lost the records of, if this worker leads: `records` as
         `find_checkpoints` gives them. Returns the ids that are registered now. Raises EtcdUnavailable after at most
         5 s: some may be registered then."""
-        fence = {"token": self._conversation.token, "candidate": self._conversation.candidate}
-        answer = self._ask("adopt", manifests=[dict(record) for record in records], **fence)
-        return tuple(answer["ids"])
+        manifests, conversation = tuple(records), self._conversation
+        return self._ask(
+            lambda q: wire.AdoptCheckpoints(q, manifests, conversation.token, conversation.candidate), wire.Ids
+        ).ids
 
     # -- going on from one ------------------------------------------------------------------------------------------
 
@@ -294,8 +289,7 @@ class Checkpoints:
         """While it lasts the checkpoint is not forgotten. Raises CheckpointError when it was already, and
         EtcdUnavailable; not for what `resume` has just returned, which the node's agent keeps until the next boundary.
         Limit: on the node's lease, so it protects nothing once the lease is lost."""
-        reading = {"t": "archive", "do": "read", "id": manifest.id}
-        self._ledger.keep_saying(f"read {manifest.id}", reading)
+        self._ledger.keep_saying(f"read {manifest.id}", wire.ReadCheckpoint(manifest.id))
         self._has_asked = True
         try:
             if not self._is_there(manifest.id):
@@ -303,17 +297,16 @@ class Checkpoints:
             yield
         finally:
             self._ledger.keep_quiet(f"read {manifest.id}")
-            self._conversation.tell([{"t": "archive", "do": "read on", "id": manifest.id}])
+            self._conversation.tell([wire.ReadDone(manifest.id)])
 
     def _is_there(self, checkpoint_id: str) -> bool:
         try:
-            there: bool = self._ask("read", id=checkpoint_id)["there"]
+            return checkpoint_id in self._ask(lambda q: wire.ReadCheckpoint(checkpoint_id, q), wire.Ids).ids
         except EtcdUnavailable as error:
             if self._kept != (checkpoint_id, self._next_step()):
                 raise
             log.warning("checkpoint %s is read all the same, for it was just agreed on: %s", checkpoint_id, error)
             return True
-        return there
 
     def resume(self, verify: Verify = lambda manifest: None, timeout_s: float = RESUME_S) -> Manifest | None:
         """The checkpoint that all ranks go on from: the newest that every one of them has verified. Call it on all
@@ -326,13 +319,13 @@ class Checkpoints:
         deadline = time.monotonic() + timeout_s
         ledger, step = self._ledger, self._next_step()
         ledger.drop_offer()
-        self._conversation.tell([ledger.keep_saying("resume", {"t": "archive", "do": "resume"})])
+        self._conversation.tell([ledger.keep_saying("resume", wire.AwaitOffer())])
         verified: set[tuple[int, str]] = set()
         try:
             while True:
                 offer = ledger.offer
                 if offer is not None:
-                    if offer["final"]:
+                    if offer.final:
                         return self._resumed(offer, verified, verify)
                     self._vote(offer, verified, verify)
                 left_s = deadline - time.monotonic()
@@ -341,22 +334,23 @@ class Checkpoints:
         finally:
             ledger.keep_quiet("resume", "vote")
 
-    def _vote(self, offer: Message, verified: set[tuple[int, str]], verify: Verify) -> None:
-        manifest, place = Manifest.of(offer["manifest"]), (offer["view"], offer["id"])
-        problem = _problem(manifest, verify)
-        verified.add(place)
-        vote = {"t": "archive", "do": "vote", "view": offer["view"], "id": offer["id"], "problem": problem}
-        self._conversation.tell([self._ledger.keep_saying("vote", vote)])
+    def _vote(self, offer: wire.Offer, verified: set[tuple[int, str]], verify: Verify) -> None:
+        """`offer` is not final, so it has a checkpoint and its manifest."""
+        assert offer.id is not None
+        assert offer.manifest is not None
+        problem = _problem(offer.manifest, verify)
+        verified.add((offer.view, offer.id))
+        self._conversation.tell([self._ledger.keep_saying("vote", wire.Vote(offer.view, offer.id, problem))])
 
-    def _resumed(self, offer: Message, verified: set[tuple[int, str]], verify: Verify) -> Manifest | None:
-        self.refused = dict(offer["reasons"])
+    def _resumed(self, offer: wire.Offer, verified: set[tuple[int, str]], verify: Verify) -> Manifest | None:
+        self.refused = dict(offer.reasons)
         for checkpoint_id, why in self.refused.items():
-            log.warning("checkpoint %s cannot be gone on from: %s", checkpoint_id, why)
-        if offer["id"] is None:
+            log.warning("checkpoint %s cannot be resumed from: %s", checkpoint_id, why)
+        if offer.id is None:
             return None
-        if offer["manifest"] is None:
-            raise CheckpointError(f"checkpoint {offer['id']}, which the others went on from, was forgotten")
-        manifest = Manifest.of(offer["manifest"])
+        manifest = offer.manifest
+        if manifest is None:
+            raise CheckpointError(f"checkpoint {offer.id}, which the others resumed from, was forgotten")
         voted = any(checkpoint_id == manifest.id for _, checkpoint_id in verified)
         problem = None if voted else _problem(manifest, verify)
         if problem is not None:
@@ -368,7 +362,7 @@ class Checkpoints:
 
     def _timed_out(self, waited_s: float) -> InstepError:
         try:
-            ranks = self._ask("missing")["ranks"]
+            ranks = self._ask(wire.AskVoters, wire.Ranks).ranks
         except InstepError as error:
             return BarrierTimeout(
                 f"the ranks did not agree on a checkpoint to go on from in {waited_s:g} s; {error}", waited_s=waited_s
@@ -383,19 +377,13 @@ class Checkpoints:
 
     # -- asking the agent -------------------------------------------------------------------------------------------
 
-    def _ask(self, what: str, **more: Any) -> Message:
-        step = self._next_step()
-        number, question = self._ledger.ask(what, **more)
-        self._conversation.tell([question])
-        try:
-            self._conversation.wait_until(lambda: self._ledger.is_answered(number), ANSWER_S, step)
-        finally:
-            answer = self._ledger.take_answer(number)
-        if answer is None:
-            raise EtcdUnavailable(f"the node's agent has not answered in {ANSWER_S:g} s about the run's checkpoints")
-        if answer.get("problem"):
-            raise EtcdUnavailable(answer["problem"])
-        return answer
+    def _ask(self, question: Callable[[int], wire.Question], kind: type[A]) -> A:
+        answer = self._conversation.ask(question, ANSWER_S, self._next_step())
+        if isinstance(answer, kind):
+            return answer
+        if isinstance(answer, wire.NoAnswer):
+            raise EtcdUnavailable(answer.problem)
+        raise EtcdUnavailable(f"the node's agent has not answered in {ANSWER_S:g} s about the run's checkpoints")
 
 
 def _problem(manifest: Manifest, verify: Verify) -> str | None:

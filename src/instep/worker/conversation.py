@@ -11,10 +11,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal
 
 from instep.errors import Evicted, GateTimeout, InstepError, JoinRefused
-from instep.version import VERSION
-from instep.wire import PROTOCOL, Message
+from instep.wire import messages as wire
 from instep.worker.agreement import Agreement
-from instep.worker.assembly import Calls
 from instep.worker.elastic import elastic
 from instep.worker.failure import failure_from, in_words
 from instep.worker.ledger import Ledger
@@ -58,16 +56,14 @@ class Conversation:
         self.token = 0
         self.candidate = ""
         self.ledger = Ledger()
-        self.calls = Calls()
         self.missing: tuple[int, ...] = ()
         """After a SIGTERM: ranks of the run that are gone and have not been replaced."""
         self.missing_since = 0.0
         self.max_restarts: int | None = None
         self.take_over = False
-        self._offered: tuple[tuple[str, ...], bool] | None = None
+        self._offered: wire.Offers | None = None
         self.drift: tuple[str, ...] = ()
         """Hyperparameters that this rank does not train with as agreed."""
-        self._told_drift: tuple[str, ...] = ()
         self.failure: InstepError | None = None
         self.mail = 0
         self.next_look = 0.0
@@ -98,7 +94,7 @@ class Conversation:
         self._link.introduce(self._hello())
         self._pulse = Pulse()  # this agent has not been silent yet, however old the beat of the one before is
         self._apart_since = self._complain_at = 0.0
-        self._offered, self._told_drift = None, ()
+        self._offered = None
         self.missing = ()
         self.leads, self.token = False, 0  # until this agent says so
         for fact in (self._agreement.began, self._agreement.applied):
@@ -107,31 +103,27 @@ class Conversation:
         for message in self.ledger.unanswered():
             self._link.send(message)
 
-    def _hello(self) -> Message:
-        return {
-            "t": "hello",
-            "protocol": PROTOCOL,
-            "version": VERSION,
-            "rank": self._rank,
-            "world_size": self._world_size,
-            "incarnation": self._incarnation,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "schema": self._agreement.schema,
-            "view": self.view,
-            "undecided": self._agreement.gate.undecided,
-            "head": {
-                "agreed": self._agreement.agreed,
-                "told": self._agreement.undecided,
-                "heard": self._agreement.gate.newest,
-                "epoch": self._agreement.epoch,
-            },
-            "max_restarts": self.max_restarts,
-            "elastic": elastic(os.environ),
-            "take_over": self.take_over,
-        }
+    def _hello(self) -> wire.Hello:
+        agreement = self._agreement
+        return wire.Hello(
+            rank=self._rank,
+            world_size=self._world_size,
+            incarnation=self._incarnation,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            schema=agreement.schema,
+            view=self.view,
+            undecided=agreement.gate.undecided,
+            agreed=agreement.agreed,
+            told=agreement.undecided,
+            heard=agreement.gate.newest,
+            epoch=agreement.epoch,
+            max_restarts=self.max_restarts,
+            elastic=elastic(os.environ),
+            take_over=self.take_over,
+        )
 
-    def tell(self, messages: Iterable[Message]) -> None:
+    def tell(self, messages: Iterable[wire.FromWorker]) -> None:
         """What is lost on the way is made up for with the next agent, which is looked for at the next boundary."""
         for message in messages:
             try:
@@ -151,7 +143,7 @@ class Conversation:
                 self.introduce()
             self.hear(self._link.receive(), step)
             self._offer()
-            self.reports.send_to(self._link, step)
+            self.reports.send_to(self._link)
             self._link.flush()
             self.replace_stopped_agent()
         except LinkLost as lost:
@@ -161,13 +153,11 @@ class Conversation:
 
     def _offer(self) -> None:
         """What operators can ask of this worker, when that has changed."""
-        offer = self._agreement.orders.offer
-        if offer != self._offered:
-            self._link.send({"t": "offers", "actions": offer[0], "restores": offer[1]})
-            self._offered = offer
-        if self.drift != self._told_drift:
-            self._link.send({"t": "drift", "names": list(self.drift)})
-            self._told_drift = self.drift
+        actions, restores = self._agreement.orders.offer
+        offers = wire.Offers(actions, restores, self.drift)
+        if offers != self._offered:
+            self._link.send(offers)
+            self._offered = offers
 
     def await_decision(self, number: int, step: int, patience_s: float) -> None:
         """Waits at a gate until plan `number` is decided: for etcd, never for another rank. Raises GateTimeout."""
@@ -191,7 +181,7 @@ class Conversation:
                     self.introduce()
                     asked = False
                 if not asked:
-                    self._link.send({"t": "gate", "n": number, "step": step, **self._agreement.promised()})
+                    self._link.send(self._agreement.at_gate(number, step))
                     asked = True
                 self._link.wait_readable(0.25)
                 self.mail = self._link.words.mail
@@ -213,7 +203,7 @@ class Conversation:
             self.mail = self._link.words.mail
             self.hear(self._link.receive(), step)
             self._offer()
-            self.reports.send_to(self._link, step)
+            self.reports.send_to(self._link)
             self.replace_stopped_agent()
         except LinkLost:
             pass  # the next look finds another agent
@@ -243,12 +233,28 @@ class Conversation:
             heard = True
         return True
 
+    def ask(
+        self,
+        question: Callable[[int], wire.Question],
+        timeout_s: float,
+        step: int,
+        unless: Callable[[], bool] = lambda: False,
+    ) -> wire.Answer | None:
+        """The answer to the question, which is given a number; None where none came in time. Raises the failure."""
+        number, message = self.ledger.ask(question)
+        self.tell([message])
+        try:
+            self.wait_until(lambda: unless() or self.ledger.is_answered(number), timeout_s, step)
+        finally:
+            answer = self.ledger.take_answer(number)
+        return answer
+
     def leave(self, step: int, *, clean: bool, error: BaseException | None = None) -> None:
         """A rank that nobody knows to have left would be waited for in every later change: worth a moment.
 
         An agent that dies now takes what it has not read with it, so its answer is waited for.
         """
-        leave = {"t": "leave", "clean": clean, "step": step, "error": in_words(error)}
+        leave = wire.Leave(clean, step, *in_words(error))
         if self.standing != "training":
             with contextlib.suppress(LinkLost):
                 self._link.send(leave)
@@ -261,7 +267,7 @@ class Conversation:
                     self._link.wait_connected(left_s)
                     self.introduce()
                 self._link.send(leave)
-                answered, lost = self._link.wait_message("bye", left_s), False
+                answered, lost = self._link.wait_message(wire.Bye, left_s), False
             except LinkLost:
                 pass  # the agent died before it answered: the next one hears it
             except InstepError as error:
@@ -280,53 +286,49 @@ class Conversation:
 
     # -- hearing ----------------------------------------------------------------------------------------------------
 
-    def hear(self, messages: Iterable[Message], step: int) -> None:
+    def hear(self, messages: Iterable[wire.FromAgent], step: int) -> None:
         """`step` is the one about to be run. Raises LinkLost when an answer cannot be given."""
         for message in messages:
-            match message["t"]:
-                case "welcome" | "view":
+            match message:
+                case wire.EnterView():
                     self._enter_view(message)
                     self._link.calm()
-                case "plan":
+                case wire.ProposePlan():
                     for answer in self._agreement.hear_plan(message, step):
                         self._link.send(answer)
-                case "decision":
-                    digest = message.get("digest", "")
-                    self.tell(self._agreement.hear_decision(message["n"], message["commit"], step, digest))
-                case "epoch":
-                    self._agreement.epoch = max(self._agreement.epoch, int(message["number"]))
-                case "try":
+                case wire.Decide():
+                    self.tell(self._agreement.hear_decision(message, step))
+                case wire.NewEpoch(number):
+                    self._agreement.epoch = max(self._agreement.epoch, number)
+                case wire.AskDryRun():
                     with contextlib.suppress(LinkLost):  # the next agent asks again
                         self._link.send(self._agreement.refusals(message))
-                case "leads":
-                    self.leads = message["leads"]
-                    self.token, self.candidate = message.get("token", 0), message.get("candidate", "")
-                case "archive":
-                    self.ledger.hear(message)
-                case "barrier":
-                    self.calls.hear(message)
-                case "failure":
+                case wire.Leads():
+                    self.leads, self.token, self.candidate = message.leads, message.token, message.candidate
+                case wire.Failure():
                     self._hear_failure(failure_from(message, self._rank))
-                case "missing":
+                case wire.Missing(ranks):
                     if not self.missing:
                         self.missing_since = time.monotonic()
-                    self.missing = tuple(message["ranks"])
-                case "note":
-                    log.log(message["level"], "%s", message["text"])
+                    self.missing = ranks
+                case wire.Note(level, text):
+                    log.log(level, "%s", text)
                 case _:
-                    pass  # from a newer agent; PROTOCOL guards against what must be understood
+                    self.ledger.hear(message)
 
-    def _enter_view(self, message: Message) -> None:
-        number = int(message["view"])
-        if number < self.view:
+    def _enter_view(self, message: wire.EnterView) -> None:
+        if message.view < self.view:
             log.error(
-                "view %d is refused: rank %d has been in view %d, which etcd has lost", number, self._rank, self.view
+                "view %d is refused: rank %d has been in view %d, which etcd has lost",
+                message.view,
+                self._rank,
+                self.view,
             )
             return
-        first, self.view = self.view == 0, number
-        self._link.node = str(message.get("node", ""))
+        first, self.view = self.view == 0, message.view
+        self._link.node = message.node
         if first:
-            self._agreement.start(message["start"], self.view, message.get("agreed"))
+            self._agreement.start(message.start, self.view, message.agreed)
 
     def _hear_failure(self, failure: InstepError) -> None:
         """An agent that cannot work ends a join, but never a training that has begun."""

@@ -12,7 +12,7 @@ from instep.errors import (
     JoinRefused,
     SettingsError,
 )
-from instep.wire import Message
+from instep.wire.messages import Failure
 
 MAX_KIND = 64
 MAX_TEXT = 200
@@ -26,20 +26,19 @@ _KINDS: dict[str, type[InstepError]] = {
 }
 
 
-def failure_from(message: Message, rank: int) -> InstepError:
-    """The exception for a `failure` message; of a kind not known here it is an AgentError."""
-    text = str(message.get("text", ""))
-    if message.get("kind") == "evicted":
-        return Evicted(text, rank=rank)
-    return _KINDS.get(str(message.get("kind")), AgentError)(text)
+def failure_from(message: Failure, rank: int) -> InstepError:
+    """The exception for a failure; of a kind not known here it is an AgentError."""
+    if message.kind == "evicted":
+        return Evicted(message.text, rank=rank)
+    return _KINDS.get(message.kind, AgentError)(message.text)
 
 
-def in_words(error: BaseException | None) -> Message | None:
-    """What the agent is told of the exception that ends this worker."""
+def in_words(error: BaseException | None) -> tuple[str, str]:
+    """Type and text of the exception that ends this worker, for the agent; empty for none."""
     if error is None:
-        return None
+        return "", ""
     try:
         text = str(error)
     except Exception as other:  # noqa: BLE001 - it is somebody else's exception, and this must not hide it
         text = f"(its text cannot be had: {type(other).__name__})"
-    return {"kind": type(error).__name__[:MAX_KIND], "text": text[:MAX_TEXT]}
+    return type(error).__name__[:MAX_KIND], text[:MAX_TEXT]

@@ -13,7 +13,7 @@ from instep.errors import JoinTimeout, SettingsError
 from instep.names import INCARNATION_LENGTH, check_run_name
 from instep.scalar import format_scalar
 from instep.settings import Settings, resolve
-from instep.wire import Message
+from instep.wire.messages import Failure, FromAgent, JoinWait
 from instep.worker import children
 from instep.worker.conversation import Conversation
 from instep.worker.hyper import Codec, FreeConfig, Hyperparameters
@@ -161,7 +161,7 @@ def _wait_for_view(
     run: Run[Any], conversation: Conversation, link: AgentLink, timeout_s: float, settings: Settings
 ) -> None:
     started = time.monotonic()
-    waiting_for, missing = "the node's agent", ()
+    waiting_for, missing = "the node's agent", tuple[int, ...]()
     say_at = started + SAY_EVERY_S
     while not conversation.is_joined():
         now = time.monotonic()
@@ -188,9 +188,9 @@ def _wait_for_view(
             link.drop()
             continue
         for message in messages:
-            if message["t"] == "waiting":
-                waiting_for, missing = message["text"], tuple(message.get("missing", ()))
-                if message.get("urgent"):
+            if isinstance(message, JoinWait):
+                waiting_for, missing = message.text, message.missing
+                if message.urgent:
                     say_at = 0.0
         conversation.hear(messages, step=0)
 
@@ -201,9 +201,9 @@ def _incarnation() -> str:
     return "".join(_ALPHABET[number // len(_ALPHABET) ** place % len(_ALPHABET)] for place in range(INCARNATION_LENGTH))
 
 
-def _is_of_the_agent(message: Message) -> bool:
+def _is_of_the_agent(message: FromAgent) -> bool:
     """True for a failure of the agent's own settings, not of this worker's place in the run."""
-    return message["t"] == "failure" and message.get("kind") in ("settings", "denied")
+    return isinstance(message, Failure) and message.kind in ("settings", "denied")
 
 
 def _prefers_script(prefer: object, schema: object, replay: object) -> bool:

@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from typing import Final, TypeVar
 
-from instep.wire import Message
-from instep.worker.saved import Pointer, Saving
+from instep.wire import messages as wire
+from instep.wire.documents import Pointer, Saving
 
 log = logging.getLogger("instep")
 
 OUTCOMES_KEPT: Final = 100
 """Of commits: a slot that asks for one from before those has it handed in again, with the same outcome."""
+
+Said = TypeVar("Said", bound=wire.FromWorker)
+
+
+class Calls:
+    """Where this worker waits, and what it has heard of it. No socket, no clock."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self._after = 0
+
+    def __repr__(self) -> str:
+        return f"Calls({f'at {self.name}' if self.name else 'nowhere'}, after release {self._after})"
+
+    def come(self, name: str, view: int) -> wire.EnterBarrier:
+        self.name = name
+        return wire.EnterBarrier(name, view, self._after)
+
+    def go(self) -> wire.LeaveBarrier:
+        self.name = None
+        return wire.LeaveBarrier()
+
+    def hear(self, message: wire.BarrierReleased) -> None:
+        if message.name == self.name and message.number > self._after:
+            self._after, self.name = message.number, None
 
 
 class Ledger:
@@ -24,13 +49,14 @@ class Ledger:
     def __init__(self) -> None:
         self.saved: Pointer | None = None
         self.saving: Saving | None = None
-        self.offer: Message | None = None
+        self.barrier = Calls()
+        self.offer: wire.Offer | None = None
         """The checkpoint that this rank is asked about, or has to go on from."""
-        self._commits: dict[str, Message] = {}
-        self._outcomes: dict[str, Message] = {}
-        self._questions: dict[int, Message] = {}
-        self._answers: dict[int, Message] = {}
-        self._lasting: dict[str, Message] = {}
+        self._commits: dict[str, wire.CommitCheckpoint] = {}
+        self._outcomes: dict[str, wire.CommitResult] = {}
+        self._questions: dict[int, wire.Question] = {}
+        self._answers: dict[int, wire.Answer] = {}
+        self._lasting: dict[str, wire.FromWorker] = {}
         self._last = 0
 
     def __repr__(self) -> str:
@@ -38,30 +64,30 @@ class Ledger:
 
     # -- asking -----------------------------------------------------------------------------------------------------
 
-    def commit(self, path: str, message: Message) -> Message:
-        self._commits[path] = message
+    def commit(self, message: wire.CommitCheckpoint) -> wire.CommitCheckpoint:
+        self._commits[message.manifest.path] = message
         return message
 
     @property
     def open_commits(self) -> frozenset[str]:
         """Ids of checkpoints that were handed in, and of which nobody has said yet how that ended."""
-        return frozenset(message["manifest"]["id"] for message in self._commits.values())
+        return frozenset(message.manifest.id for message in self._commits.values())
 
     def begin(self, path: str) -> None:
         """A save begins in that directory. There may have been one of the same name, deleted since."""
         self._outcomes.pop(path, None)
 
-    def outcome(self, path: str) -> Message | None:
+    def outcome(self, path: str) -> wire.CommitResult | None:
         """How the commit of that directory ended; None while that is not known."""
         return self._outcomes.get(path)
 
-    def ask(self, what: str, **more: Any) -> tuple[int, Message]:
+    def ask(self, question: Callable[[int], wire.Question]) -> tuple[int, wire.Question]:
         """A question and its number."""
         self._last += 1
-        message = self._questions[self._last] = {"t": "archive", "do": what, "q": self._last, **more}
+        message = self._questions[self._last] = question(self._last)
         return self._last, message
 
-    def take_answer(self, number: int) -> Message | None:
+    def take_answer(self, number: int) -> wire.Answer | None:
         """The answer, or None; afterwards nobody waits for it."""
         self._questions.pop(number, None)
         return self._answers.pop(number, None)
@@ -69,7 +95,7 @@ class Ledger:
     def is_answered(self, number: int) -> bool:
         return number in self._answers
 
-    def keep_saying(self, name: str, message: Message) -> Message:
+    def keep_saying(self, name: str, message: Said) -> Said:
         """To be said to each new agent until `keep_quiet`; what was kept under that name is not said any more."""
         self._lasting[name] = message
         return message
@@ -82,7 +108,7 @@ class Ledger:
         """It was made to somebody who asked before."""
         self.offer = None
 
-    def unanswered(self) -> Iterator[Message]:
+    def unanswered(self) -> Iterator[wire.FromWorker]:
         """For an agent that has just been met."""
         yield from self._lasting.values()
         yield from self._commits.values()
@@ -90,30 +116,27 @@ class Ledger:
 
     # -- hearing ----------------------------------------------------------------------------------------------------
 
-    def hear(self, message: Message) -> None:
-        match message["do"]:
-            case "news":
-                saved, saving = message["saved"], message["saving"]
-                self.saved = Pointer.of(saved) if saved else None
-                self.saving = Saving.of(saving) if saving else None
-            case "committed" | "fenced" | "failed":
+    def hear(self, message: wire.FromAgent) -> None:
+        match message:
+            case wire.CheckpointNews():
+                self.saved, self.saving = message.saved, message.saving
+            case wire.CommitResult():
                 self._hear_outcome(message)
-            case "answer":
-                if message["q"] in self._questions:
-                    self._answers[message["q"]] = message
-            case "offer":
+            case wire.BarrierReleased():
+                self.barrier.hear(message)
+            case wire.Offer():
                 self.offer = message
-            case _:
-                pass  # from a newer agent
+            case wire.Answer() if message.q in self._questions:
+                self._answers[message.q] = message
 
-    def _hear_outcome(self, message: Message) -> None:
-        path = message["path"]
+    def _hear_outcome(self, message: wire.CommitResult) -> None:
+        path = message.path
         if self._commits.pop(path, None) is None:
             return
         self._outcomes[path] = message
         if len(self._outcomes) > OUTCOMES_KEPT:
             del self._outcomes[next(iter(self._outcomes))]
-        if message["do"] == "committed":
-            log.info("checkpoint %s is committed: %s", message["id"], path)
+        if message.problem is None:
+            log.info("checkpoint %s is committed: %s", message.id, path)
         else:
-            log.warning("checkpoint %s is not committed: %s", message["id"], message["text"])
+            log.warning("checkpoint %s is not committed: %s", message.id, message.problem)

@@ -17,7 +17,10 @@ from instep.errors import AgentError, InstepError
 from instep.runtime import RuntimeFolder
 from instep.settings import Settings
 from instep.system_errors import explained
-from instep.wire import CANNOT_SERVE, Decoder, Message, WireError, create_words, encode
+from instep.wire import CANNOT_SERVE
+from instep.wire.codec import WireError
+from instep.wire.frames import Decoder, create_words, framed
+from instep.wire.messages import FromAgent, FromWorker, Hello, from_agent
 from instep.worker.spawn import log_tail, start_agent
 
 if TYPE_CHECKING:
@@ -47,7 +50,7 @@ class AgentLink:
         self._clock = clock
         self._folder = RuntimeFolder.of(run, settings)
         self._socket: socket.socket | None = None
-        self._decoder = Decoder()
+        self._decoder = Decoder(from_agent)
         self._outbox = bytearray()
         self._launcher: subprocess.Popen[bytes] | None = None
         self._start_at = 0.0
@@ -101,15 +104,15 @@ class AgentLink:
             self._start_if_due()
             return False
         self._socket = attempt
-        self._decoder, self._outbox = Decoder(), bytearray()
+        self._decoder, self._outbox = Decoder(from_agent), bytearray()
         self._problem = ""
         self._close_reasons()
         return True
 
-    def introduce(self, hello: Message) -> None:
+    def introduce(self, hello: Hello) -> None:
         """The first message of a connection, with the descriptor of the shared words."""
         assert self._socket is not None
-        data = encode(hello)
+        data = framed(hello)
         try:
             sent = socket.send_fds(self._socket, [data], [self._descriptor])
         except OSError as error:
@@ -118,11 +121,11 @@ class AgentLink:
         self._outbox += data[sent:]
         self.flush()
 
-    def send(self, message: Message, *, droppable: bool = False) -> None:
+    def send(self, message: FromWorker, *, droppable: bool = False) -> None:
         """Queues a message and sends what the socket takes. A droppable one is left out when others still wait."""
         if droppable and (self._outbox or not self.connected):
             return
-        self._outbox += encode(message)
+        self._outbox += framed(message)
         if len(self._outbox) > MAX_OUTBOX_BYTES:
             self.drop()
             raise LinkLost("the agent takes no more messages")
@@ -141,11 +144,11 @@ class AgentLink:
                 raise LinkLost(str(error)) from None
             del self._outbox[:sent]
 
-    def receive(self) -> list[Message]:
+    def receive(self) -> list[FromAgent]:
         """All messages that are there now. Raises LinkLost when the agent has gone."""
         if self._socket is None:
             raise LinkLost("not connected")
-        messages: list[Message] = []
+        messages: list[FromAgent] = []
         while True:
             try:
                 data = self._socket.recv(65536, socket.MSG_DONTWAIT)
@@ -166,12 +169,12 @@ class AgentLink:
                 self.drop()
                 raise LinkLost(str(error)) from None
 
-    def wait_message(self, kind: str, timeout_s: float) -> bool:
+    def wait_message(self, kind: type[FromAgent], timeout_s: float) -> bool:
         """Waits for a message of that kind, passing over others; False when none came in time."""
         deadline = self._clock() + timeout_s
         while (left_s := deadline - self._clock()) > 0:
             self.wait_readable(left_s)
-            if any(message["t"] == kind for message in self.receive()):
+            if any(isinstance(message, kind) for message in self.receive()):
                 return True
         return False
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import TypeAlias
 
-from instep.worker.course import Course
-from instep.worker.saved import Manifest
+from instep.wire.documents import Manifest, Plan
 
 Action: TypeAlias = Callable[[], object]
 Restorer: TypeAlias = Callable[[Manifest], object]
@@ -15,31 +13,6 @@ Check: TypeAlias = Callable[[Manifest], str | None]
 
 MAX_OFFERED = 64
 """Names of actions that operators are shown; more can be declared, and be asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A plan as the worker hears it: its kind, what it names, and the course that holds from its gate on."""
-
-    number: int
-    gate: int = 0
-    kind: str = "config"
-    name: str = ""
-    course: Course | None = None
-    checkpoint: Mapping[str, Any] | None = None
-    """The manifest to go back to."""
-
-    @classmethod
-    def of(cls, message: Mapping[str, Any]) -> Order:
-        course = message.get("course")
-        return cls(
-            message["n"],
-            message["gate"],
-            message.get("kind", "config"),
-            message.get("name") or "",
-            None if course is None else Course.of(course),
-            message.get("checkpoint"),
-        )
 
 
 class Orders:
@@ -72,34 +45,31 @@ class Orders:
         if check is not None:
             self._checks.append(check)
 
-    def why_not(self, order: Order) -> dict[str, str]:
+    def why_not(self, plan: Plan) -> dict[str, str]:
         """Why this worker cannot do it, by what it names; empty when it can."""
-        if order.kind == "action" and order.name not in self._actions:
-            return {order.name: self._unknown(order.name)}
-        if order.kind == "restore" and not self._restorers:
-            return {order.name: "the script has no Checkpointer and no run.on_restore function"}
-        if order.kind == "restore" and order.checkpoint is not None:
-            manifest = Manifest.of(order.checkpoint)
-            problems = [problem for check in self._checks if (problem := check(manifest)) is not None]
-            return {order.name: problems[0]} if problems else {}
-        if order.kind not in ("config", "pause", "resume", "stop", "checkpoint", "action", "restore"):
-            return {order.kind: "this worker's version of Instep does not know the command"}
+        name = plan.name or ""
+        if plan.kind == "action" and name not in self._actions:
+            return {name: self._unknown(name)}
+        if plan.kind == "restore" and not self._restorers:
+            return {name: "the script has no Checkpointer and no run.on_restore function"}
+        if plan.kind == "restore" and plan.checkpoint is not None:
+            problems = (check(plan.checkpoint) for check in self._checks)
+            return next(({name: problem} for problem in problems if problem is not None), {})
         return {}
 
-    def act(self, order: Order) -> int | None:
-        """Does it, in the training thread; the step to go on with if that is another one.
+    def act(self, plan: Plan) -> int | None:
+        """Does it, in the training thread. Returns the step to resume with if that is another one.
 
         Raises whatever the script's function raises: the rank has then failed.
         """
-        if order.kind == "action":
-            self._actions[order.name]()
-        if order.kind != "restore" or order.checkpoint is None:
+        if plan.kind == "action":
+            self._actions[plan.name or ""]()
+        if plan.kind != "restore" or plan.checkpoint is None:
             return None
-        manifest = Manifest.of(order.checkpoint)
         for function in self._restorers:
-            function(manifest)
-        self.went_back = manifest
-        return manifest.step + 1
+            function(plan.checkpoint)
+        self.went_back = plan.checkpoint
+        return plan.checkpoint.step + 1
 
     def _unknown(self, name: str) -> str:
         import difflib  # not before it is needed: the trainer pays for each import

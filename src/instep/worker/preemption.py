@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from instep.errors import Preempted
-from instep.wire import Message
+from instep.wire.messages import PreemptionNotice
 from instep.worker import elastic, sigterm
 from instep.worker.agreement import Agreement
 from instep.worker.conversation import Conversation
@@ -109,8 +109,8 @@ class Preemption:
         if not self.pending:
             return
         self._told = True
-        message: Message = {"t": "notice", "reason": sigterm.heard}
-        self._conversation.tell([self._conversation.ledger.keep_saying("notice", message)])
+        notice = PreemptionNotice(sigterm.heard)
+        self._conversation.tell([self._conversation.ledger.keep_saying("notice", notice)])
         log.warning(
             "rank %d got %s: all ranks are asked to save in one step and to stop; a second SIGTERM ends it at once",
             self._rank,

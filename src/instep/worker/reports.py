@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from instep.wire.messages import Report
 from instep.worker.link import AgentLink
 
 log = logging.getLogger("instep")
@@ -25,7 +26,7 @@ class Reports:
             detach = getattr(value, "detach", None)
             self._latest[name] = value if detach is None else detach()
 
-    def send_to(self, link: AgentLink, step: int) -> None:
+    def send_to(self, link: AgentLink) -> None:
         if not self._latest:
             return
         latest, self._latest = self._latest, {}
@@ -37,4 +38,4 @@ class Reports:
                 if name not in self._refused:
                     self._refused.add(name)
                     log.warning("the metric %r is not a number and is not reported: %.80r", name, value)
-        link.send({"t": "report", "step": step, "metrics": figures}, droppable=True)
+        link.send(Report(figures), droppable=True)

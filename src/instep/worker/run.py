@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Generic, Never, Self
 
@@ -375,14 +376,14 @@ class Run(Generic[Config]):
         if applied is not None and self._drift:
             # What was written over until now will be again, as a rule; the next boundary knows.
             self._may_have_drifted = frozenset(due.values)
-            applied = self._agreement.applied = {**applied, "drift": self._drifted()}
+            applied = self._agreement.applied = replace(applied, drift=self._drifted())
             self._conversation.next_look = 0.0
             self._drift_known = False
         self._conversation.tell([applied] if applied is not None else [])
         return goes_on
 
-    def _drifted(self) -> list[str]:
-        return [name for name in self._drift.names if name in self._may_have_drifted]
+    def _drifted(self) -> tuple[str, ...]:
+        return tuple(name for name in self._drift.names if name in self._may_have_drifted)
 
     def _look_for_drift(self) -> None:
         """Amends the receipt of the last change: by the first look at it in both directions, later by what is new."""
@@ -390,14 +391,14 @@ class Run(Generic[Config]):
             return
         self._conversation.drift = self._drift.look()
         applied = self._agreement.applied
-        if applied is None or "drift" not in applied:
+        if applied is None or applied.drift is None:
             return
-        before, now = set(applied["drift"]), set(self._drifted())
+        before, now = set(applied.drift), set(self._drifted())
         if self._drift_known:
             now |= before
         self._drift_known = True
         if now != before:
-            self._agreement.applied = {**applied, "drift": sorted(now)}
+            self._agreement.applied = replace(applied, drift=tuple(sorted(now)))
             self._conversation.tell([self._agreement.applied])
 
     def _log_new_values(self, before: Mapping[str, Scalar], what: str) -> None:

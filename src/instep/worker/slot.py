@@ -16,7 +16,9 @@ from typing import Final, Literal, Protocol
 
 from instep.errors import CheckpointError, Fenced
 from instep.scalar import Scalar
-from instep.wire import Message
+from instep.wire.codec import to_json
+from instep.wire.documents import Manifest
+from instep.wire.messages import CommitCheckpoint
 from instep.worker.manifest import FileSum, Sums, mark_committed, write_manifest
 
 Layout = Literal["plain", "sharded", "custom"]
@@ -57,7 +59,7 @@ class Saver:
 class Counter(Protocol):
     """Where a slot is handed in."""
 
-    def commit(self, message: Message, path: str) -> bool:
+    def commit(self, message: CommitCheckpoint) -> bool:
         """True when it is committed, False when that is not known yet. Raises Fenced."""
 
     def give_up(self, checkpoint_id: str) -> None: ...
@@ -82,7 +84,7 @@ class Slot:
         self._began = time.monotonic()
         self._sums: Sums | None = None
         self._sealed_at = ""
-        self._said: Message | None = None
+        self._said: CommitCheckpoint | None = None
         self._state: Literal["open", "sent", "committed", "fenced", "abandoned"] = "open"
 
     def __repr__(self) -> str:
@@ -105,13 +107,11 @@ class Slot:
         reading all of them, but for those whose sums are `known` by their names. Raises CheckpointError."""
         try:
             self._sealed_at = datetime.now(UTC).isoformat(timespec="milliseconds")
-            about = {
-                "run": self._saver.run,
-                "namespace": self._saver.namespace,
-                **self._about(),
-                "path": self.path.name,
-            }
-            self._sums = write_manifest(self.path, known, about)
+            place = {"run": self._saver.run, "namespace": self._saver.namespace}
+            known_later = ("files", "bytes", "digest", "node")
+            manifest = to_json(self._manifest(Sums(0, 0, ""), self._sealed_at, self.path.name))
+            about = {name: value for name, value in manifest.items() if name not in known_later}
+            self._sums = write_manifest(self.path, known, {**place, **about})
         except OSError as error:
             raise trouble(self.step, self.path, error) from error
 
@@ -131,10 +131,13 @@ class Slot:
             except CheckpointError:
                 self.abandon()
                 raise
+        assert self._sums is not None
         self._state = "sent"
         try:
-            self._said = self._said or self._message()
-            committed = self._counter.commit(self._said, str(self.path))
+            if self._said is None:
+                now = datetime.now(UTC).isoformat(timespec="milliseconds")
+                self._said = CommitCheckpoint(self._saver.candidate, self._manifest(self._sums, now, str(self.path)))
+            committed = self._counter.commit(self._said)
         except Fenced:
             self._state = "fenced"
             raise
@@ -157,31 +160,27 @@ class Slot:
 
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def _about(self) -> Message:
-        """All that is known of the checkpoint but its files; on the disk too, to make its record from."""
+    def _manifest(self, sums: Sums, at: str, path: str) -> Manifest:
         saver = self._saver
-        return {
-            "id": self.id,
-            "step": self.step,
-            "token": self.token,
-            "path": str(self.path),
-            "layout": self.layout,
-            "view": saver.view,
-            "world_size": saver.world_size,
-            "config": dict(saver.config),
-            "plan": saver.plan,
-            "rank": saver.rank,
-            "host": socket.gethostname()[:64],
-            "duration_s": round(time.monotonic() - self._began, 6),
-            "lineage": list(saver.lineage),
-            "committed_at": self._sealed_at,
-        }
-
-    def _message(self) -> Message:
-        assert self._sums is not None
-        files = {"files": self._sums.files, "bytes": self._sums.bytes, "digest": self._sums.digest}
-        manifest = {**self._about(), **files, "committed_at": datetime.now(UTC).isoformat(timespec="milliseconds")}
-        return {"t": "archive", "do": "commit", "candidate": self._saver.candidate, "manifest": manifest}
+        return Manifest(
+            id=self.id,
+            step=self.step,
+            token=self.token,
+            path=path,
+            layout=self.layout,
+            files=sums.files,
+            bytes=sums.bytes,
+            digest=sums.digest,
+            view=saver.view,
+            world_size=saver.world_size,
+            config=saver.config,
+            plan=saver.plan,
+            rank=saver.rank,
+            host=socket.gethostname()[:64],
+            duration_s=round(time.monotonic() - self._began, 6),
+            lineage=saver.lineage,
+            committed_at=at,
+        )
 
 
 def place_of(name: str) -> tuple[int, int] | None:

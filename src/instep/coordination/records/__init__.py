@@ -2,26 +2,34 @@
 
 from instep.coordination.records.agreement import (
     Ack,
-    Agreed,
     Change,
     Command,
     CommandKind,
     Decision,
     Declined,
-    Directive,
     Held,
-    Plan,
-    PlanKind,
     Receipt,
     Rejected,
 )
 from instep.coordination.records.attempts import Attempts, Cleared, Failure
 from instep.coordination.records.base import MAX_RANKS, Record, WorkerId, format_ranks, parse_ranks
-from instep.coordination.records.checkpoint import FailedSave, FailedSaves, Manifest, Pointer, Resume, Saving, Verified
+from instep.coordination.records.checkpoint import FailedSave, FailedSaves, Resume, Verified
 from instep.coordination.records.leadership import CAME_FIRST, Candidate, Epoch, Leader, Resigned, Term
-from instep.coordination.records.membership import Elastic, Forming, Head, Left, Member, NodeClaim, NodeMembers, Refused
+from instep.coordination.records.membership import Forming, Head, Left, Member, NodeClaim, NodeMembers, Refused
 from instep.coordination.records.reports import Arrivals, Metrics, Release, Waiting
-from instep.coordination.records.view import Entered, FirstStep, Origin, Snapshot, StartChange, StartOfView, View
+from instep.coordination.records.view import Entered, FirstStep, StartChange, StartOfView, View
+from instep.wire.documents import (
+    Agreed,
+    Directive,
+    Elastic,
+    Manifest,
+    Origin,
+    Plan,
+    PlanKind,
+    Pointer,
+    Saving,
+    Snapshot,
+)
 
 __all__ = [
     # base

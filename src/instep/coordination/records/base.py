@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
 from typing import NamedTuple, Self
@@ -48,10 +47,6 @@ class Record(BaseModel):
             return cls.decode(text)
         except (ValueError, RecursionError):
             return None
-
-
-def digest_of(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def format_ranks(ranks: Iterable[int]) -> str:

@@ -10,17 +10,7 @@ from pydantic import Field, field_validator
 from instep.coordination.records.base import Record, WorkerId, format_ranks, from_short, parse_ranks
 from instep.names import INCARNATION_LENGTH
 from instep.wire import PROTOCOL
-
-
-class Elastic(Record):
-    """What torchrun passed to a worker, for display; decisions use `run_id` only."""
-
-    restarts: int = Field(ge=0)
-    """How often the workers of its node were restarted after a failure of their own."""
-    max_restarts: int = Field(ge=0)
-    group_rank: int | None = Field(default=None, ge=0)
-    run_id: str = Field(default="", max_length=128)
-    """The same for all workers that one torchrun job starts, in all rounds; empty if unknown."""
+from instep.wire.documents import Elastic
 
 
 class Head(Record):

@@ -8,29 +8,10 @@ from typing import Self
 
 from pydantic import Field
 
-from instep.coordination.records.agreement import Directive
 from instep.coordination.records.base import Record, WorkerId, format_ranks, from_short
 from instep.coordination.records.membership import NodeMembers
 from instep.scalar import Scalar
-
-
-class Snapshot(Record):
-    """The values that a worker starts a view with: `previous` (if any) before step `gate`, `values` from it on."""
-
-    values: dict[str, Scalar] = Field(default_factory=dict)
-    plan: int = 0
-    gate: int | None = None
-    previous: dict[str, Scalar] | None = None
-    course: Directive = Directive()
-    origin: int = 0
-    back: int = 0
-    """As in Agreed."""
-    checkpoint: str | None = None
-    """The newest committed checkpoint when the view was formed; None if there was none."""
-    vote: bool = False
-    """Whether the ranks have yet to agree on it: none has resumed from a checkpoint since the last fresh start."""
-    digest: str = ""
-    """As in Agreed."""
+from instep.wire.documents import Origin, Snapshot
 
 
 class View(Record):
@@ -127,15 +108,6 @@ class StartOfView(Record):
                 held.pop(name, None)
             held |= change.previous
         return held
-
-
-class Origin(Record):
-    """A checkpoint that a run resumed from: the view that saved it, and the newest plan at that time."""
-
-    id: str
-    step: int
-    view: int
-    plan: int = 0
 
 
 class FirstStep(Record):

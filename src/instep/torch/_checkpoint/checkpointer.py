@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from instep.errors import CheckpointError
 from instep.names import DEFAULT_NAMESPACE
+from instep.wire.documents import Manifest
 from instep.worker.adoption import find_checkpoints
 from instep.worker.files import Owners
 from instep.worker.manifest import verified
 from instep.worker.run import Run
-from instep.worker.saved import Manifest
 
 from .cleanup import CheckpointCleanup
 from .parts import checked_parts, label_of, left_out

@@ -13,11 +13,12 @@ from typing import Final
 
 from instep.errors import InstepError
 from instep.names import REVISION_BITS
+from instep.wire.documents import Manifest
+from instep.wire.messages import Inventory
 from instep.worker.adoption import find_checkpoints
 from instep.worker.checkpoints import Checkpoints
 from instep.worker.files import Owners
 from instep.worker.manifest import COMMITTED, MANIFEST
-from instep.worker.saved import Inventory, Manifest
 from instep.worker.slot import Slot
 
 from .parts import label_of

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from instep.errors import CheckpointError, EtcdUnavailable, Fenced
+from instep.wire.documents import Manifest
 from instep.worker.files import Owners
 from instep.worker.run import Run
-from instep.worker.saved import Manifest
 from instep.worker.slot import Slot
 
 from .background_save import BackgroundSave, UnopenedSlot, abandon_on_error, as_checkpoint_error, commit, report_failure

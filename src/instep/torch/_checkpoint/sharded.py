@@ -13,10 +13,10 @@ from typing import Any, Final
 from torch.distributed.checkpoint.metadata import Metadata
 
 from instep.errors import CheckpointError, Fenced
+from instep.wire.documents import Manifest
 from instep.worker.files import Owners
 from instep.worker.manifest import FileSum
 from instep.worker.run import Run
-from instep.worker.saved import Manifest
 from instep.worker.slot import Slot, trouble
 
 from .background_save import BackgroundSave, UnopenedSlot, abandon_on_error, as_checkpoint_error, commit, report_failure

@@ -1,29 +1,27 @@
-"""What worker and agent say to each other on the node: framed JSON on a unix socket, and four shared words.
+"""The bytes between worker and agent: framed messages on a unix socket, and four shared words.
 
-The words are why a step boundary costs nothing: the worker looks at one of them instead of asking the kernel. The
-worker creates them (a memfd), passes the descriptor to each agent it meets, and both map the same page.
+With the words a step boundary costs nothing: the worker looks at one of them instead of asking the kernel. The worker
+creates them (a memfd), passes the descriptor to each agent it meets, and both map the same page.
 """
 
 from __future__ import annotations
 
 import array
 import errno
-import json
 import mmap
 import os
 import socket
 import struct
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+from instep.wire.codec import WireError
+from instep.wire.messages import FromAgent, FromWorker, encode
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-CANNOT_SERVE = "its agent cannot serve: "
-"""What an agent's line for the worker that has started it begins with."""
-PROTOCOL = 3
-"""Raised when the messages or the records in etcd change: processes of different versions then say so."""
 
-Message = dict[str, Any]
+M = TypeVar("M", bound=FromWorker | FromAgent)
 
 _WITHOUT_A_COPY: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 """Before 3.13 Python keeps a descriptor of its own for each mapping."""
@@ -33,25 +31,23 @@ _WORD_BYTES = 8
 _WORDS = 4
 
 
-class WireError(Exception):
-    """The other side sent what no version of this protocol sends."""
-
-
-def encode(message: Mapping[str, Any]) -> bytes:
-    body = json.dumps(message, separators=(",", ":")).encode()
+def framed(message: FromWorker | FromAgent) -> bytes:
+    """Raises WireError when it is too long."""
+    body = encode(message)
     if len(body) > MAX_MESSAGE_BYTES:
         raise WireError(f"a message of {len(body)} bytes is over the limit of {MAX_MESSAGE_BYTES}")
     return _HEADER.pack(len(body)) + body
 
 
-class Decoder:
-    """Bytes in, whole messages out; holds at most one message that is not complete."""
+class Decoder(Generic[M]):
+    """Bytes in, whole messages out, as `read` makes them; holds at most one message that is not complete."""
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[bytes], M | None]) -> None:
+        self._read = read
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[Message]:
-        """Raises WireError on a frame that is too long or no JSON object; the connection is then useless."""
+    def feed(self, data: bytes) -> Iterator[M]:
+        """Raises WireError on a frame that is too long or no message; the connection is then useless."""
         self._buffer += data
         while len(self._buffer) >= _HEADER.size:
             (length,) = _HEADER.unpack_from(self._buffer)
@@ -62,22 +58,14 @@ class Decoder:
                 return
             body = bytes(self._buffer[_HEADER.size : end])
             del self._buffer[:end]
-            yield _message(body)
+            message = self._read(body)
+            if message is not None:
+                yield message
 
     @property
     def partial(self) -> bool:
         """True while the rest of a message is still to come."""
         return bool(self._buffer)
-
-
-def _message(body: bytes) -> Message:
-    try:
-        message = json.loads(body)
-    except (ValueError, RecursionError):
-        raise WireError("a frame holds no JSON") from None
-    if not isinstance(message, dict) or not isinstance(message.get("t"), str):
-        raise WireError("a frame holds no message")
-    return message
 
 
 class Words:

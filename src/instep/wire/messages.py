@@ -1,0 +1,416 @@
+"""All messages between a worker and its node's agent. Each is sent with the name of its class, in lower case."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Any, Final, TypeAlias
+
+from instep.scalar import Scalar
+from instep.version import VERSION
+from instep.wire import PROTOCOL
+from instep.wire.codec import D, Document, WireError, from_json, to_json
+from instep.wire.documents import Agreed, Elastic, Manifest, Origin, Plan, Pointer, Saving, Snapshot
+
+
+class FromWorker(Document):
+    """Base of all that a worker says."""
+
+
+class FromAgent(Document):
+    """Base of all that an agent says."""
+
+
+class Hello(FromWorker, kw_only=True):
+    """The first message of a connection. `protocol` and `version` keep their names in all versions."""
+
+    protocol: int = PROTOCOL
+    version: str = VERSION
+    rank: int
+    world_size: int
+    incarnation: str
+    host: str
+    pid: int
+    schema: Mapping[str, Any] | None = None
+    view: int = 0
+    undecided: int | None = None
+    """The plan that it promised and whose decision it does not know."""
+    agreed: Agreed | None = None
+    told: Plan | None = None
+    """The record of `undecided`."""
+    heard: int = 0
+    """The highest number of a plan that it promised or passed."""
+    epoch: int = 0
+    max_restarts: int | None = None
+    elastic: Elastic | None = None
+    take_over: bool = False
+
+
+class OtherHello(FromWorker):
+    """What a `Hello` of another protocol is read as."""
+
+    version: str = "another version of Instep"
+
+
+class Leave(FromWorker):
+    """The worker ends after `step`, -1 for none. `error` and `text` name the exception that ends it, if one does."""
+
+    clean: bool
+    step: int
+    error: str = ""
+    text: str = ""
+
+
+class Report(FromWorker):
+    metrics: Mapping[str, float]
+
+
+class Offers(FromWorker):
+    """What operators can ask of the worker, and the hyperparameters that it does not train with as agreed."""
+
+    actions: tuple[str, ...]
+    restores: bool
+    drift: tuple[str, ...]
+
+
+class PreemptionNotice(FromWorker):
+    """The worker's process was signalled to end."""
+
+    reason: str
+
+
+class DryRunResult(FromWorker):
+    """By revision: what each name was refused for."""
+
+    number: int
+    refused: tuple[tuple[int, Mapping[str, str]], ...]
+
+
+class PlanAnswer(FromWorker):
+    """About the plan of that number and digest."""
+
+    number: int
+    digest: str
+
+
+class PlanArmed(PlanAnswer):
+    """The worker promises not to run the gate's step before it knows the decision."""
+
+
+class PlanLate(PlanAnswer):
+    """The worker is past the gate: it is about to run `step`."""
+
+    step: int
+
+
+class PlanRefused(PlanAnswer):
+    problems: dict[str, str]
+
+
+class PlanForeign(PlanAnswer):
+    """The plan does not follow from `holds`, which is what the worker trains with."""
+
+    holds: str
+
+
+class PlanApplied(PlanAnswer):
+    """`drift`: which of its values the optimizer does not hold; None while the worker does not look."""
+
+    step: int
+    drift: tuple[str, ...] | None = None
+
+
+class AtGate(PlanAnswer):
+    """The worker waits before `step` for the decision on a plan that it promised."""
+
+    epoch: int
+    step: int
+
+
+class Began(FromWorker):
+    """The first step that the worker runs in `view`, and the checkpoint that it resumed from."""
+
+    view: int
+    step: int
+    origin: Origin | None = None
+
+
+class BarrierMessage(FromWorker):
+    pass
+
+
+class EnterBarrier(BarrierMessage):
+    """`after`: the last release that let the worker through."""
+
+    name: str
+    view: int
+    after: int
+
+
+class LeaveBarrier(BarrierMessage):
+    """The worker no longer waits."""
+
+
+class AskBarrier(BarrierMessage):
+    """Which ranks are missing? `Ranks` answers."""
+
+    q: int
+    name: str
+
+
+class CheckpointMessage(FromWorker):
+    pass
+
+
+class SaveStarted(CheckpointMessage):
+    id: str
+    step: int
+    token: int
+    candidate: str
+
+
+class SaveAbandoned(CheckpointMessage):
+    id: str
+
+
+class SaveFailed(CheckpointMessage):
+    step: int
+    text: str
+
+
+class CommitCheckpoint(CheckpointMessage):
+    """`CommitResult` answers, as often as it is sent."""
+
+    candidate: str
+    manifest: Manifest
+
+
+class ListCheckpoints(CheckpointMessage):
+    """`Inventory` answers."""
+
+    q: int
+
+
+class ForgetCheckpoints(CheckpointMessage):
+    """`Ids` answers: those that are off the registry."""
+
+    q: int
+    ids: tuple[str, ...]
+
+
+class AdoptCheckpoints(CheckpointMessage):
+    """`Ids` answers: those that are registered."""
+
+    q: int
+    manifests: tuple[Manifest, ...]
+    token: int
+    candidate: str
+
+
+class ReadCheckpoint(CheckpointMessage):
+    """The worker reads it: it is not forgotten until `ReadDone`. With `q`, `Ids` answers: it, or none."""
+
+    id: str
+    q: int | None = None
+
+
+class ReadDone(CheckpointMessage):
+    id: str
+
+
+class AwaitOffer(CheckpointMessage):
+    """The worker waits for an `Offer`."""
+
+
+class Vote(CheckpointMessage):
+    view: int
+    id: str
+    problem: str | None = None
+
+
+class AskVoters(CheckpointMessage):
+    """Which ranks have not voted? `Ranks` answers."""
+
+    q: int
+
+
+class EnterView(FromAgent):
+    """The worker is part of view `view`; `start` counts for its first one."""
+
+    view: int
+    start: Snapshot
+    node: str
+    agreed: Agreed
+
+
+class JoinWait(FromAgent):
+    """What a worker that joins waits for."""
+
+    text: str
+    missing: tuple[int, ...] = ()
+    urgent: bool = False
+
+
+class Failure(FromAgent):
+    """Why the agent cannot serve the worker. It keeps its name and fields in all versions."""
+
+    kind: str
+    text: str
+
+
+class Note(FromAgent):
+    """For the training's log, with a level of `logging`."""
+
+    level: int
+    text: str
+
+
+class Bye(FromAgent):
+    """Answers `Leave`: etcd has it."""
+
+
+class Missing(FromAgent):
+    """For a worker that gave notice: ranks that are gone and not replaced, without which no stop is agreed on."""
+
+    ranks: tuple[int, ...]
+
+
+class NewEpoch(FromAgent):
+    number: int
+
+
+class Leads(FromAgent):
+    """Whether the worker leads the run, with which token, on which candidate key."""
+
+    leads: bool
+    token: int
+    candidate: str
+
+
+class AskDryRun(FromAgent):
+    """Could the worker start with `values`? `groups` are tried one by one on `base` where it could not."""
+
+    number: int
+    values: Mapping[str, Scalar]
+    base: Mapping[str, Scalar]
+    groups: tuple[tuple[int, Mapping[str, Scalar]], ...]
+
+
+class ProposePlan(FromAgent):
+    """`then` is what is agreed once it is committed, where it follows from what is agreed now."""
+
+    plan: Plan
+    then: Agreed | None = None
+
+
+class Decide(FromAgent):
+    """`digest` names the plan, where it is known: one of a lost history may have had the same number."""
+
+    number: int
+    commit: bool
+    digest: str = ""
+
+
+class BarrierReleased(FromAgent):
+    name: str
+    number: int
+
+
+class CheckpointNews(FromAgent):
+    """The newest committed checkpoint, and the one that is being written."""
+
+    saved: Pointer | None = None
+    saving: Saving | None = None
+
+
+class CommitResult(FromAgent):
+    id: str
+    path: str
+    problem: str | None = None
+    """Why the checkpoint was refused: another rank leads."""
+
+
+class Offer(FromAgent):
+    """A checkpoint to vote on; with `final`, the one to resume from. `id` is None where there is none, `manifest` where
+    it was forgotten; `reasons` says by id why others cannot be used."""
+
+    view: int
+    id: str | None = None
+    final: bool = False
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    manifest: Manifest | None = None
+
+
+class Answer(FromAgent):
+    q: int
+    """The number of the question."""
+
+
+class Inventory(Answer):
+    """The registry at one moment. `ids` are of all checkpoints, `manifests` of those that the answer had room for, the
+    newest first, and `newest` is what a start resumes from. `led`: the node's agent knows a leader."""
+
+    manifests: tuple[Manifest, ...]
+    ids: frozenset[str]
+    newest: str | None = None
+    led: bool = False
+
+
+class Ids(Answer):
+    ids: tuple[str, ...]
+
+
+class Ranks(Answer):
+    """`elsewhere`: ranks that wait at another barrier, by its name."""
+
+    ranks: tuple[int, ...]
+    elsewhere: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+class NoAnswer(Answer):
+    problem: str
+
+
+Question: TypeAlias = AskBarrier | AskVoters | ListCheckpoints | ForgetCheckpoints | AdoptCheckpoints | ReadCheckpoint
+
+
+def _kinds(base: type[D]) -> dict[str, type[D]]:
+    """The classes below `base` that have none below them, by the names that they are sent with."""
+    found = [(kind, _kinds(kind)) for kind in base.__subclasses__()]
+    return {name: leaf for kind, below in found for name, leaf in (below or {_name(kind): kind}).items()}
+
+
+def _name(kind: type[Document]) -> str:
+    return kind.__name__.lower()
+
+
+_FROM_WORKER: Final = _kinds(FromWorker)
+_FROM_AGENT: Final = _kinds(FromAgent)
+
+
+def encode(message: FromWorker | FromAgent) -> bytes:
+    return json.dumps({"t": _name(type(message)), **to_json(message)}, separators=(",", ":")).encode()
+
+
+def from_worker(body: bytes) -> FromWorker | None:
+    """None for a message that only a newer version knows. Raises WireError."""
+    return _decode(_FROM_WORKER, body)
+
+
+def from_agent(body: bytes) -> FromAgent | None:
+    """None for a message that only a newer version knows. Raises WireError."""
+    return _decode(_FROM_AGENT, body)
+
+
+def _decode(kinds: Mapping[str, type[D]], body: bytes) -> D | None:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        raise WireError("a frame holds no JSON") from None
+    name = document.get("t") if isinstance(document, dict) else None
+    if not isinstance(name, str):
+        raise WireError("a frame holds no message")
+    if name == "hello" and document.get("protocol") != PROTOCOL:
+        name = "otherhello"
+    return from_json(kinds[name], document) if name in kinds else None
