@@ -77,9 +77,9 @@ class RuntimeFolder:
         return self.path / "node"
 
     @property
-    def roster(self) -> Path:
+    def persisted_workers(self) -> Path:
         """The file with the workers of this node, for the agent that starts after a crash."""
-        return self.path / "roster"
+        return self.path / "workers"
 
     @property
     def lease(self) -> Path:

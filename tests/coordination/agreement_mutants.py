@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
-from instep.agent import effects
+from instep.agent import retrying_writer
 from instep.agent.heads import Heads
-from instep.agent.reception import Reception
 from instep.agent.worker import LocalWorker
+from instep.agent.worker_sessions import WorkerSessions
 from instep.agent.workers import Workers
 from instep.coordination import (
     attempts,
@@ -43,8 +43,8 @@ from instep.coordination.situation import Situation
 from instep.coordination.transactions import Txn
 from instep.wire.messages import FromWorker, PlanArmed, PlanRefused, ProposePlan
 from instep.worker.agreement import Agreement
+from instep.worker.command_handlers import CommandHandlers
 from instep.worker.gate import Answer, Apply, Gate, Promise, Wait
-from instep.worker.orders import Orders
 
 Mutant = Callable[[], contextlib.AbstractContextManager[Any]]
 
@@ -213,13 +213,13 @@ def etcd_is_the_authority() -> Iterator[None]:
     def may_start(now: Situation, group: membership.WorkerGroup) -> bool:
         return True
 
-    def may_enter(self: Reception, worker: LocalWorker, view: View) -> Agreed | None:
+    def may_enter(self: WorkerSessions, worker: LocalWorker, view: View) -> Agreed | None:
         return self._state.agreed
 
     with (
         mock.patch.object(recovery, "is_under_way", never),
         mock.patch.object(leading, "_can_start", may_start),
-        mock.patch.object(Reception, "_may_enter", may_enter),
+        mock.patch.object(WorkerSessions, "_may_enter", may_enter),
     ):
         yield
 
@@ -232,7 +232,7 @@ def abort_whatever_has_the_number() -> Iterator[None]:
         return found.decision if found.decision is not None else Unknown.OPEN
 
     certain = property(lambda self: True)
-    with mock.patch.object(effects, "verdict", guess), mock.patch.object(Heads, "is_certain", certain):
+    with mock.patch.object(retrying_writer, "verdict", guess), mock.patch.object(Heads, "is_certain", certain):
         yield
 
 
@@ -253,7 +253,7 @@ def a_refused_plan_is_named_as_the_one_before_it() -> Iterator[None]:
             return Decision(commit=True, by="leader")
         return verdict(promised, found)
 
-    with mock.patch.object(Agreement, "hear_plan", hear), mock.patch.object(effects, "verdict", committed):
+    with mock.patch.object(Agreement, "hear_plan", hear), mock.patch.object(retrying_writer, "verdict", committed):
         yield
 
 
@@ -397,7 +397,7 @@ def a_checkpoint_from_before_a_restore_is_resumed() -> Any:
 
 
 def a_rank_continues_where_it_is_when_the_run_is_restored() -> Any:
-    return mock.patch.object(Orders, "act", return_value=None)
+    return mock.patch.object(CommandHandlers, "act", return_value=None)
 
 
 def _without_compares(kind: type, key: str) -> Any:

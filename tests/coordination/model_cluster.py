@@ -32,9 +32,9 @@ from instep.errors import ConfigError, InstepError
 from instep.etcd import Client, Listing, Op
 from instep.names import INCARNATION_LENGTH
 from instep.wire.messages import AwaitOffer, Offer
+from instep.worker.agent_connection import AgentConnection, ConnectionLost
 from instep.worker.gate import Apply
 from instep.worker.hyper import Codec, Hyperparameters, fixed
-from instep.worker.link import AgentLink, LinkLost
 from instep.worker.run import Run
 
 TTL_S = 10
@@ -112,7 +112,7 @@ class Host:
         self.node: Node | None = None
         self.connections: list[ModelConnection] = []
         self.absentees: list[ModelAbsentee] = []
-        self.roster = ModelRoster(self)
+        self.persisted_workers = ModelRoster(self)
         self.may_start = True
         self.accepts = True
         self._cluster = cluster
@@ -155,7 +155,7 @@ class Host:
 
     def _start(self) -> None:
         self.client = ModelClient(self._cluster.store, self._cluster.keys.root)
-        self.node = Node(cast(Client, self.client), self._cluster.keys, self.name, TTL_S, self.roster)
+        self.node = Node(cast(Client, self.client), self._cluster.keys, self.name, TTL_S, self.persisted_workers)
         self.node.on_empty = self._stop_accepting
         self.accepts = True
         self._serving = self.loop.create_task(self.node.run())
@@ -181,12 +181,12 @@ class SteppedRun(Run[Any]):
     model_link: ModelLink
 
     def _await_decision(self, number: int, step: int) -> None:
-        if self._conversation.failure is not None:
+        if self._session.failure is not None:
             return
         link = self.model_link
-        with contextlib.suppress(LinkLost):
+        with contextlib.suppress(ConnectionLost):
             if not link.connected and link.try_connect():
-                self._conversation.introduce()
+                self._session.introduce()
             if link.connected and self.asked != (link.connection, number):
                 link.send(self._agreement.at_gate(number, step))
                 self.asked = (link.connection, number)
@@ -228,7 +228,7 @@ class Worker:
         self._cluster = cluster
         self.run = SteppedRun(
             "m",
-            cast(AgentLink, self.link),
+            cast(AgentConnection, self.link),
             Codec(Hyper),
             rank=rank,
             world_size=cluster.world_size,
@@ -285,13 +285,13 @@ class Worker:
 
     def _look_at_offer(self) -> Offer | None:
         """As Checkpoints.resume does: the checkpoint to resume from, once that is agreed on."""
-        checkpoints, conversation, checks = self.run.checkpoints, self.run._conversation, self._cluster.checks
-        ledger = conversation.ledger
+        checkpoints, session, checks = self.run.checkpoints, self.run._session, self._cluster.checks
+        inbox = session.inbox
         if self._verified is None:
             self._verified = set()
-            ledger.drop_offer()
-            conversation.tell([ledger.keep_saying("resume", AwaitOffer())])
-        offer = ledger.offer
+            inbox.drop_offer()
+            session.tell([inbox.keep_saying("resume", AwaitOffer())])
+        offer = inbox.offer
         if offer is None or offer is self._answered:
             return None
         self._answered = offer
@@ -303,28 +303,28 @@ class Worker:
             return None
         checks.check_resumed(offer)
         checkpoints._resumed(offer, self._verified, lambda manifest: None)
-        ledger.keep_quiet("resume", "vote")
+        inbox.keep_quiet("resume", "vote")
         return offer
 
     def listen(self) -> bool:
         """Before it has joined: True when it has."""
-        conversation = self.run._conversation
-        if not conversation.is_joined():
-            with contextlib.suppress(LinkLost):
+        session = self.run._session
+        if not session.is_joined():
+            with contextlib.suppress(ConnectionLost):
                 if not self.link.connected and self.link.try_connect():
-                    conversation.introduce()
-                conversation.hear(self.link.receive(), step=0)
-        return conversation.is_joined()
+                    session.introduce()
+                session.hear(self.link.receive(), step=0)
+        return session.is_joined()
 
     def _hear(self) -> None:
         """Raises the failure, if there is one."""
-        conversation = self.run._conversation
-        with contextlib.suppress(LinkLost):
+        session = self.run._session
+        with contextlib.suppress(ConnectionLost):
             if not self.link.connected and self.link.try_connect():
-                conversation.introduce()
-            conversation.hear(self.link.receive(), self.run._next_step())
-        if conversation.failure is not None:
-            raise conversation.failure
+                session.introduce()
+            session.hear(self.link.receive(), self.run._next_step())
+        if session.failure is not None:
+            raise session.failure
 
     @property
     def back(self) -> int:
@@ -356,27 +356,27 @@ class Worker:
 
     def _call_barrier(self) -> None:
         """As Run.barrier does, in the step."""
-        checks, conversation = self._cluster.checks, self.run._conversation
+        checks, session = self._cluster.checks, self.run._session
         checks.check()
         checks.arrived.add(self.incarnation)
         self.at_barrier = True
-        called = conversation.ledger.barrier.come(BARRIER, conversation.view)
-        conversation.tell([conversation.ledger.keep_saying("barrier", called)])
+        called = session.inbox.barrier.come(BARRIER, session.view)
+        session.tell([session.inbox.keep_saying("barrier", called)])
 
     def _passes_barrier(self) -> bool:
         """Also when it gives up: the others have passed it without this worker, or were taken back to a checkpoint."""
-        cluster, conversation = self._cluster, self.run._conversation
+        cluster, session = self._cluster, self.run._session
         self._hear()
-        if conversation.ledger.barrier.name is None:
-            number = cluster.meetings[self.place] = conversation.ledger.barrier._after
+        if session.inbox.barrier.name is None:
+            number = cluster.meetings[self.place] = session.inbox.barrier._after
             cluster.checks.check_passed(self.incarnation, number)
         else:
             number = cluster.meetings[self.place] or 0
             is_counted = not number or self.incarnation in cluster.checks.released[number]
             if is_counted and all(place.back <= self.back for place in cluster.training.started.values()):
                 return False
-            conversation.tell([conversation.ledger.barrier.go()])
-        conversation.ledger.keep_quiet("barrier")
+            session.tell([session.inbox.barrier.go()])
+        session.inbox.keep_quiet("barrier")
         self.at_barrier = False
         return True
 

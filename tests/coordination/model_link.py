@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from instep.errors import AgentError
 from instep.wire.frames import Decoder, Words, create_words, framed
 from instep.wire.messages import FromAgent, FromWorker, from_agent, from_worker
-from instep.worker.link import LinkLost
+from instep.worker.agent_connection import ConnectionLost
 
 if TYPE_CHECKING:
     from model_cluster import Host
@@ -102,7 +102,7 @@ class ModelConnection:
 
 
 class ModelLink:
-    """The worker's end, as Run sees an AgentLink."""
+    """The worker's end, as Run sees an AgentConnection."""
 
     def __init__(self, host: Host, delays: Delays) -> None:
         self.words, descriptor = create_words()
@@ -150,23 +150,23 @@ class ModelLink:
             if droppable:
                 return
             self.drop()
-            raise LinkLost("not connected")
+            raise ConnectionLost("not connected")
         self.connection.say(framed(message))
 
     def flush(self) -> None:
         if self.connection is None:
-            raise LinkLost("not connected")
+            raise ConnectionLost("not connected")
 
     def receive(self) -> list[FromAgent]:
         connection = self.connection
         if connection is None:
-            raise LinkLost("not connected")
+            raise ConnectionLost("not connected")
         data, connection.arrived = connection.arrived, []
         messages = [message for part in data for message in self._decoder.feed(part)]
         if connection.closed and not connection.down:
             self.drop()
             if not messages:
-                raise LinkLost("the agent closed the connection")
+                raise ConnectionLost("the agent closed the connection")
         return messages
 
     def drop(self) -> None:

@@ -13,8 +13,8 @@ import pytest
 from recipe_support import keys
 
 from async_support import run, until
-from instep.agent.effects import Effects
-from instep.agent.space import Space
+from instep.agent.quota_monitor import QuotaMonitor
+from instep.agent.retrying_writer import RetryingWriter
 from instep.coordination import Election, Group, Session
 from instep.coordination.keys import Keys
 from instep.errors import EtcdUnavailable
@@ -104,7 +104,10 @@ def test_the_last_value_that_a_node_keeps_stands_though_an_earlier_one_arrives_l
 
     async def main() -> None:
         async with LateClient(etcd.endpoints) as client:
-            effects, key = Effects(client, Keys(namespace, "run"), Space(lambda text: None)), f"{namespace}/left"
+            effects, key = (
+                RetryingWriter(client, Keys(namespace, "run"), QuotaMonitor(lambda text: None)),
+                f"{namespace}/left",
+            )
             done: list[str] = []
             client.keep_next(key)
             effects.keep(key, "0")

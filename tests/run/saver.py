@@ -39,7 +39,7 @@ class Saver:
 
     def step(self, step: int) -> dict[str, Any]:
         self.run.boundary(step)
-        return {"leads": self.run.leads, "token": self.run._conversation.token, "config": dict(self.run.config)}
+        return {"leads": self.run.leads, "token": self.run._session.token, "config": dict(self.run.config)}
 
     def hear(self, wait_s: float = 0.0) -> dict[str, Any]:
         """Listens to the agent without passing a boundary."""
@@ -67,7 +67,7 @@ class Saver:
 
     def hand_in_again(self, times: int = 1) -> None:
         """As after a lost connection, when an answer was on its way."""
-        self.run._conversation.tell([self.slot._said] * times)
+        self.run._session.tell([self.slot._said] * times)
 
     def abandon(self) -> None:
         self.slot.abandon()

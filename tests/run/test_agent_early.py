@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 
-from instep.agent.reception import MAX_EARLY
+from instep.agent.worker_sessions import MAX_EARLY
 from instep.names import INCARNATION_LENGTH
 from instep.testing import EtcdServer
 from instep.wire.frames import create_words, framed

@@ -17,7 +17,7 @@ FULL = "/dev/full"
 def test_with_a_disk_too_full_for_a_log_a_run_starts_and_hears_changes(training: TrainingRun) -> None:
     folder = training.folder_of()
     folder.log.symlink_to(FULL)
-    folder.roster.with_suffix(".part").symlink_to(FULL)
+    folder.persisted_workers.with_suffix(".part").symlink_to(FULL)
     (trainer,) = training.start_all(1)
     training.put("lr", "0.2")
     trainer.wait_config(lr=0.2)

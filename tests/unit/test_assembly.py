@@ -15,7 +15,7 @@ from instep.coordination.leading import next_action
 from instep.coordination.records import Arrivals, Forming, Release, Waiting
 from instep.coordination.situation import Situation
 from instep.wire.messages import BarrierReleased, EnterBarrier
-from instep.worker.ledger import Calls
+from instep.worker.checkpoint_inbox import BarrierCalls
 from unit.parts import agreed, desired, left, registered, view
 
 THREE = view({"a": {0: 10, 1: 11}, "b": {2: 12}})
@@ -157,7 +157,7 @@ def test_who_died_at_a_barrier_has_to_be_replaced_before_anybody_goes_on() -> No
 
 @dataclass
 class Rank:
-    calls: Calls = field(default_factory=Calls)
+    calls: BarrierCalls = field(default_factory=BarrierCalls)
     came: int = 0
     passed: int = 0
     message: EnterBarrier | None = None

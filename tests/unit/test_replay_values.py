@@ -218,7 +218,7 @@ def test_a_worker_that_goes_on_from_a_checkpoint_has_the_values_of_the_next_step
 
 def test_a_run_taken_back_replays_from_there() -> None:
     worker = agreement((10, {"lr": 0.5}), (20, {"lr": 0.6}))
-    worker.orders.on_restore(lambda manifest: None)
+    worker.handlers.on_restore(lambda manifest: None)
     worker.begin(0)
     worker.begin(22)
     saved = manifest(14)

@@ -99,7 +99,7 @@ def test_a_paused_run_that_is_taken_back_stays_paused_where_it_goes_on() -> None
     worker: Agreement[Hyper] = Agreement(Codec(Hyper))
     worker.start(Snapshot(values={"lr": 0.1}, course=Directive(paused_at=30)))
     worker.begin(30)
-    worker.orders.on_restore(lambda manifest: None)
+    worker.handlers.on_restore(lambda manifest: None)
     assert worker.hear_plan(ProposePlan(back), 30) == [PlanArmed(back.number, back.digest)]
     worker.hear_decision(Decide(back.number, True), 30)
     due = worker.due(30)

@@ -8,9 +8,9 @@ import signal
 import sys
 from pathlib import Path
 
-from instep.agent.guardian import guard
 from instep.agent.name import node_name
 from instep.agent.starter import tell_starter
+from instep.agent.supervisor import supervise
 from instep.runtime import RuntimeFolder
 
 
@@ -36,7 +36,7 @@ def _guarded(path: str, run: str, lock: int, known: str, settings: str) -> int:
     from instep.agent.service import serve
 
     gc.freeze()  # the agents share this memory with the supervisor
-    return guard(folder, lock, lambda: serve(path, run, settings, name))
+    return supervise(folder, lock, lambda: serve(path, run, settings, name))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
-from instep.agent.effects import ATTEMPT_S, Effects
+from instep.agent.retrying_writer import ATTEMPT_S, RetryingWriter
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
 from instep.coordination.chain import HeadStatus, Promised, head_status
@@ -39,7 +39,7 @@ class Heads:
         session: Session,
         state: RunState,
         workers: Workers,
-        effects: Effects,
+        writer: RetryingWriter,
         *,
         register: Callable[[], Awaitable[None]],
         on_epoch: Callable[[Epoch], None] = lambda epoch: None,
@@ -50,7 +50,7 @@ class Heads:
         self._session = session
         self._state = state
         self._workers = workers
-        self._effects = effects
+        self._writer = writer
         self._register = register
         self._on_epoch = on_epoch
         self._known: int | None = None
@@ -80,10 +80,10 @@ class Heads:
         mark = (lost.agreed.digest, lease, self._known or 0) if lost is not None and lease else None
         if mark is not None and self._written != mark:
             self._written = mark
-            self._effects.start(self._write(lost, mark))
+            self._writer.start(self._write(lost, mark))
         elif lost is None and self._written is not None:
             self._written = None
-            self._effects.start(self._write(None, None))
+            self._writer.start(self._write(None, None))
 
     def _meet_epoch(self) -> None:
         epoch = self._state.epoch
@@ -96,7 +96,7 @@ class Heads:
             worker.epoch = number
             worker.tell(NewEpoch(number))
         if behind:
-            self._effects.start(self._registered())
+            self._writer.start(self._registered())
         if epoch is not None:
             # An agent that was started in an epoch: no worker enters a view in one that is not settled.
             trains = any(worker.view for worker in behind)
@@ -139,7 +139,7 @@ class Heads:
                 await self._client.put(self._key, held.encode(), lease=lease, timeout_s=ATTEMPT_S)
 
         async with self._writing:
-            await self._effects.retry_until_done(attempt)
+            await self._writer.retry_until_done(attempt)
 
     # -- etcd has gone back -----------------------------------------------------------------------------------------
 
@@ -152,12 +152,12 @@ class Heads:
         self._written = None
         if not self._raising:
             self._raising = True
-            self._effects.start(self._raise())
+            self._writer.start(self._raise())
 
     async def _raise(self) -> None:
         """Unless another agent has been faster."""
         try:
-            await self._effects.retry_until_done(self._attempt)
+            await self._writer.retry_until_done(self._attempt)
         finally:
             self._raising = False
         self.follow()

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from instep.agent.space import Space
+from instep.agent.quota_monitor import QuotaMonitor
 from instep.agent.workers import Workers
 from instep.coordination.keys import Keys
 from instep.coordination.records import Metrics, View
@@ -57,13 +57,13 @@ class MetricsWriter:
         client: Client,
         keys: Keys,
         session: Session,
-        space: Space,
+        quota: QuotaMonitor,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._keys = keys
         self._session = session
-        self._space = space
+        self._quota = quota
         self._clock = clock
         self._cadence = Cadence()
         self._written: dict[int, Metrics] = {}
@@ -112,9 +112,9 @@ class MetricsWriter:
                 registered &= result.succeeded
         except EtcdError as error:
             log.debug("metrics dropped: %s", error)
-            self._space.refused(error)
+            self._quota.refused(error)
             return True
-        self._space.written()
+        self._quota.written()
         self._written.update(news)
         return registered
 

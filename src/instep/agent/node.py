@@ -9,25 +9,25 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from instep.agent.absentee import Absentee
-from instep.agent.archive import Archive
-from instep.agent.assembly import Assembly
-from instep.agent.bulletin import Bulletin
-from instep.agent.clerk import Clerk
+from instep.agent.barriers import Barriers
+from instep.agent.candidacy import Candidacy
+from instep.agent.checkpoint_registry import CheckpointRegistry
 from instep.agent.connection import Connection
-from instep.agent.effects import Effects
+from instep.agent.disconnected_worker import DisconnectedWorker
 from instep.agent.heads import Heads, promised
 from instep.agent.lease_file import LeaseFile
+from instep.agent.member_registrar import MemberRegistrar
 from instep.agent.metrics import MetricsWriter
 from instep.agent.name import NodeName
-from instep.agent.notices import Notices
-from instep.agent.office import Office
 from instep.agent.pace import PaceMeter
-from instep.agent.reception import Reception
-from instep.agent.registry import Registry
-from instep.agent.roster import NoRoster, Roster
-from instep.agent.space import Space
-from instep.agent.tryouts import Tryouts
+from instep.agent.persisted_workers import NothingPersisted, PersistedWorkers
+from instep.agent.plan_relay import PlanRelay
+from instep.agent.preemption_relay import PreemptionRelay
+from instep.agent.quota_monitor import QuotaMonitor
+from instep.agent.retrying_writer import RetryingWriter
+from instep.agent.start_dry_run import StartDryRun
+from instep.agent.worker_notifier import WorkerNotifier
+from instep.agent.worker_sessions import WorkerSessions
 from instep.agent.workers import Workers
 from instep.coordination.keys import Keys
 from instep.coordination.leadership import Pace
@@ -62,7 +62,7 @@ class Node:
         keys: Keys,
         name: str,
         ttl_s: int,
-        roster: Roster | None = None,
+        persisted_workers: PersistedWorkers | None = None,
         leases: LeaseFile | None = None,
         *,
         claim: NodeName | None = None,
@@ -76,34 +76,34 @@ class Node:
         self._workers = workers = Workers()
         self._pace = PaceMeter()
         self._state = state = RunState(client, keys, self._on_state, self._on_reset)
-        self._bulletin = Bulletin(client, state, workers)
-        self._space = space = Space(self._bulletin.note, lambda error: self._reception.note_denied(error))
+        self._notifier = WorkerNotifier(client, state, workers)
+        self._quota = quota = QuotaMonitor(self._notifier.note, lambda error: self._sessions.note_denied(error))
         self._session = session = Session(
-            client, ttl_s=ttl_s, on_lease=self._on_lease, on_link=self._on_link, on_trouble=space.refused
+            client, ttl_s=ttl_s, on_lease=self._on_lease, on_link=self._on_link, on_trouble=quota.refused
         )
         self._void_token = 0
         """Terms up to this token were on a lease that this agent has lost: they are over, whoever says so later."""
-        self._effects = Effects(client, keys, self._space)
-        self._clerk = Clerk(name, keys, state, workers, self._effects, self._keep_told)
-        self._roster = roster or NoRoster()
-        self._archive = Archive(name, client, keys, session, state, workers, self._effects)
-        self._assembly = Assembly(name, client, keys, state, workers, self._effects, lambda: space.problem)
-        self._notices = Notices(name, client, keys, state, workers, self._effects)
+        self._writer = RetryingWriter(client, keys, self._quota)
+        self._plan_relay = PlanRelay(name, keys, state, workers, self._writer, self._keep_told)
+        self._persisted_workers = persisted_workers or NothingPersisted()
+        self._checkpoints = CheckpointRegistry(name, client, keys, session, state, workers, self._writer)
+        self._barriers = Barriers(name, client, keys, state, workers, self._writer, lambda: quota.problem)
+        self._preemption = PreemptionRelay(name, client, keys, state, workers, self._writer)
         node_name = claim or NodeName(name, claim=name)
-        self._registry = Registry(client, keys, session, workers, self._space, node_name)
-        tryouts = Tryouts(workers)
-        self._office = self._new_office(tryouts, ttl_s, stall_timeout_s)
-        self._reception = self._new_reception(tryouts)
-        register, on_epoch = self._reception.register_all, self._on_epoch
+        self._registrar = MemberRegistrar(client, keys, session, workers, self._quota, node_name)
+        dry_run = StartDryRun(workers)
+        self._candidacy = self._new_candidacy(dry_run, ttl_s, stall_timeout_s)
+        self._sessions = self._new_sessions(dry_run)
+        register, on_epoch = self._sessions.register_all, self._on_epoch
         self._heads = Heads(
-            name, client, keys, session, state, workers, self._effects, register=register, on_epoch=on_epoch
+            name, client, keys, session, state, workers, self._writer, register=register, on_epoch=on_epoch
         )
-        self._effects.is_certain = lambda: self._heads.is_certain
+        self._writer.is_certain = lambda: self._heads.is_certain
         self._relisted = False
         """etcd holds another history, and this is its first listing."""
         self._settled = 0
         """The newest epoch of which it is known what came of promises made before."""
-        self._metrics = MetricsWriter(client, keys, session, self._space)
+        self._metrics = MetricsWriter(client, keys, session, self._quota)
         self._left_before: Left | None = None
         self._leaving = False
         self.why_ended = "its last worker has left"
@@ -114,8 +114,8 @@ class Node:
         self.problem_here: Callable[[], str | None] = lambda: None
         """What keeps processes of this node from connecting, if anything does."""
 
-    def _new_office(self, tryouts: Tryouts, ttl_s: int, stall_timeout_s: float) -> Office:
-        return Office(
+    def _new_candidacy(self, dry_run: StartDryRun, ttl_s: int, stall_timeout_s: float) -> Candidacy:
+        return Candidacy(
             self._client,
             self._keys,
             self._session,
@@ -123,27 +123,27 @@ class Node:
             self._workers,
             self._name,
             pace=self._measure,
-            dry_runner=tryouts.ask,
+            dry_runner=dry_run.ask,
             ttl_s=ttl_s,
             stall_timeout_s=stall_timeout_s,
             former_lease=self._former_lease,
-            on_denied=lambda error: self._reception.deny(error),
+            on_denied=lambda error: self._sessions.deny(error),
         )
 
-    def _new_reception(self, tryouts: Tryouts) -> Reception:
-        return Reception(
+    def _new_sessions(self, dry_run: StartDryRun) -> WorkerSessions:
+        return WorkerSessions(
             self._name,
             self._state,
             self._workers,
-            self._roster,
-            effects=self._effects,
-            clerk=self._clerk,
-            registry=self._registry,
-            office=self._office,
-            tryouts=tryouts,
-            archive=self._archive,
-            assembly=self._assembly,
-            notices=self._notices,
+            self._persisted_workers,
+            writer=self._writer,
+            plan_relay=self._plan_relay,
+            registrar=self._registrar,
+            candidacy=self._candidacy,
+            dry_run=dry_run,
+            checkpoints=self._checkpoints,
+            barriers=self._barriers,
+            preemption=self._preemption,
         )
 
     def __repr__(self) -> str:
@@ -164,18 +164,18 @@ class Node:
 
         Raises EtcdDenied or SettingsError when etcd will not have us at all, NameTaken when another node has its name.
         """
-        self._reception.adopt()
+        self._sessions.adopt()
         async with Background("the agent") as serving:  # the session still runs while the last writes are made
-            ends = (self._wait_empty(), self._registry.wait_name_taken())
-            works = (self._follow_state(), self._office.run(), self._tick(), self._beat(), *ends)
+            ends = (self._wait_empty(), self._registrar.wait_name_taken())
+            works = (self._follow_state(), self._candidacy.run(), self._tick(), self._beat(), *ends)
             tasks = [serving.start(work, awaited=True) for work in (self._session.run(), *works)]
             try:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
             finally:
-                await self._effects.drain(DRAIN_S)
-                await self._office.resign()
+                await self._writer.drain(DRAIN_S)
+                await self._candidacy.resign()
 
     def fail_all(self, error: InstepError, kind: str) -> None:
         """Tells every worker that nothing can be done for it, and why."""
@@ -184,13 +184,13 @@ class Node:
 
     def on_message(self, connection: Connection, message: FromWorker) -> None:
         """Raises ValueError for a message that cannot be acted on."""
-        self._reception.on_message(connection, message)
+        self._sessions.on_message(connection, message)
         if isinstance(message, Hello):
             self._heads.follow()
             self._tell_leader()
 
-    def on_died(self, connection: Connection | Absentee) -> None:
-        self._reception.on_died(connection)
+    def on_died(self, connection: Connection | DisconnectedWorker) -> None:
+        self._sessions.on_died(connection)
 
     # -- what etcd says ---------------------------------------------------------------------------------------------
 
@@ -202,42 +202,42 @@ class Node:
                 self._left_before = Left.decode_or_none(left.value if left is not None else None)
                 await self._state.informer.run()
             except EtcdUnavailable as error:
-                self._bulletin.tell_unlisted(str(error))
+                self._notifier.tell_unlisted(str(error))
                 await retry.failed(error)
 
     def _on_state(self, events: tuple[Event, ...]) -> None:
         """The view comes first: workers have to be in it before they hear of its plans."""
-        news = events if self._reception.is_open and not self._relisted else ()
+        news = events if self._sessions.is_open and not self._relisted else ()
         self._relisted = False
         self._metrics.stir()
         self._unlisted.over()
-        if self._clerk.enter_view(self._left_before):
-            self._bulletin.tell_versions()
-        self._reception.meet_all()
+        if self._plan_relay.enter_view(self._left_before):
+            self._notifier.tell_versions()
+        self._sessions.meet_all()
         self._heads.follow()  # a worker that is welcomed now is registered in this epoch too
-        self._clerk.follow_plans(news)
+        self._plan_relay.follow_plans(news)
         self._look_up_promises()
-        self._reception.part_with_refused()
+        self._sessions.part_with_refused()
         self._tell_leader()
-        self._archive.follow()
-        self._assembly.follow()
-        self._notices.follow()
-        self._office.wake()
-        self._reception.open()
+        self._checkpoints.follow()
+        self._barriers.follow()
+        self._preemption.follow()
+        self._candidacy.wake()
+        self._sessions.open()
 
     def _on_reset(self) -> None:
         """etcd holds another history than the one that was followed."""
         self._relisted = True
-        self._clerk.reset()
-        self._reception.reset()
+        self._plan_relay.reset()
+        self._sessions.reset()
 
     def _on_epoch(self, epoch: Epoch) -> None:
         """etcd's history went back, or checkpoints were adopted; or that is over. Whether or not it was noticed here,
         etcd may have lost what this node has said to the leader."""
-        self._bulletin.note(explain(epoch), level=logging.INFO if epoch.settled else logging.WARNING)
-        self._clerk.repeat_left()
-        self._archive.say_again()
-        self._assembly.say_again()
+        self._notifier.note(explain(epoch), level=logging.INFO if epoch.settled else logging.WARNING)
+        self._plan_relay.repeat_left()
+        self._checkpoints.say_again()
+        self._barriers.say_again()
 
     def _look_up_promises(self) -> None:
         """Once the ranks have said what they hold, what else they promised before is decided by that."""
@@ -248,10 +248,10 @@ class Node:
         for worker in self._workers:
             held = promised(worker)
             if held is not None and held.epoch < epoch.number:
-                self._clerk.look_up(held)
+                self._plan_relay.look_up(held)
 
     def _keep_told(self) -> None:
-        self._roster.save(self._workers)
+        self._persisted_workers.save(self._workers)
 
     def _tell_leader(self) -> None:
         leader = self._state.leader
@@ -266,17 +266,17 @@ class Node:
     async def _on_lease(self, lease_id: int) -> None:
         if self._leases is not None:
             self._leases.write(lease_id)
-        await self._reception.register_all()
-        await self._office.stand()
+        await self._sessions.register_all()
+        await self._candidacy.stand()
         former, self._former_lease = self._former_lease, 0
         if former:  # not before its workers and its candidate are on ours: they would be missed
-            self._effects.start(self._revoke(former))
-        self._archive.renew_marks()
+            self._writer.start(self._revoke(former))
+        self._checkpoints.renew_marks()
         self._heads.follow()
 
     async def _revoke(self, former: int) -> None:
         """The lease of an agent of this node that died: we hold the folder's lock, so it does not run any more."""
-        await self._effects.retry_until_done(lambda: self._client.lease_revoke(former, timeout_s=TICK_S))
+        await self._writer.retry_until_done(lambda: self._client.lease_revoke(former, timeout_s=TICK_S))
         log.info("the lease of this node's former agent is revoked")
 
     # -- as time passes ---------------------------------------------------------------------------------------------
@@ -296,15 +296,15 @@ class Node:
         self._workers.look(time.monotonic(), self._paused_at())
         self._tell_leader()
         self.on_tick()
-        self._effects.start(self._office.stand())  # who it names may have stalled, or the key have been deleted
-        self._bulletin.note_link()
-        self._archive.look_around()
-        self._assembly.look_around()
-        self._notices.follow()
-        self._reception.give_up_on_the_dead(time.monotonic())
-        self._bulletin.tell_awaited(self._space.problem, here=self.problem_here())
+        self._writer.start(self._candidacy.stand())  # who it names may have stalled, or the key have been deleted
+        self._notifier.note_link()
+        self._checkpoints.look_around()
+        self._barriers.look_around()
+        self._preemption.follow()
+        self._sessions.give_up_on_the_dead(time.monotonic())
+        self._notifier.tell_awaited(self._quota.problem, here=self.problem_here())
         if not await self._metrics.write(self._workers, self._state.view, self._pace.step_time_s):
-            self._effects.start(self._reception.register_all())
+            self._writer.start(self._sessions.register_all())
 
     async def _beat(self) -> None:
         """Shows the workers that this agent runs: one that is stopped or stuck is replaced by them."""

@@ -17,7 +17,7 @@ from instep.agent.last_end import note_end, note_start
 from instep.agent.lease_file import LeaseFile
 from instep.agent.name import NameTaken, NodeName, forget_node_name, keep_node_name
 from instep.agent.node import Node
-from instep.agent.roster import RosterFile
+from instep.agent.persisted_workers import PersistedWorkersFile
 from instep.agent.server import Server
 from instep.agent.starter import release_starter, tell_starter
 from instep.coordination.connect import open_client
@@ -69,11 +69,13 @@ async def _serve(folder: RuntimeFolder, run: str, settings: Settings, name: Node
         client = open_client(settings)
     except InstepError as error:
         await _refuse_everybody(folder, error)
-        return int(RosterFile(folder).has_living()), str(error)
+        return int(PersistedWorkersFile(folder).has_living()), str(error)
     async with client:
-        keys, roster, leases = Keys(settings.namespace, run), RosterFile(folder), LeaseFile(folder)
+        keys, persisted_workers, leases = Keys(settings.namespace, run), PersistedWorkersFile(folder), LeaseFile(folder)
         stall_s = settings.stall_timeout_s
-        node = Node(client, keys, name.name, settings.ttl_s, roster, leases, claim=name, stall_timeout_s=stall_s)
+        node = Node(
+            client, keys, name.name, settings.ttl_s, persisted_workers, leases, claim=name, stall_timeout_s=stall_s
+        )
         _keep_node_name(folder, name)
         server = Server(folder.socket, node.on_message, node.on_died)
         node.on_empty, node.on_tick = server.stop_accepting, server.stay_reachable

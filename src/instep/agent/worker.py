@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from instep.agent.absentee import Absentee
 from instep.agent.connection import Connection
+from instep.agent.disconnected_worker import DisconnectedWorker
 from instep.agent.pace import PaceMeter
 from instep.agent.stall import Standing
 from instep.coordination.records import Agreed, Head, Member, Plan, WorkerId
@@ -21,7 +21,7 @@ class LocalWorker:
 
     member: Member
     schema: Schema
-    connection: Connection | Absentee
+    connection: Connection | DisconnectedWorker
     view: int = 0
     """The view it was welcomed to; 0 while it waits for one."""
     absent: bool = False

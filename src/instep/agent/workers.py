@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Iterator
 from typing import Final
 
-from instep.agent.absentee import Absentee
 from instep.agent.connection import Connection
+from instep.agent.disconnected_worker import DisconnectedWorker
 from instep.agent.worker import LocalWorker
 from instep.coordination.records import Leader, View, WorkerId
 from instep.wire.messages import Leads
@@ -59,7 +59,7 @@ class Workers:
             self._nobody.clear()
             await self._nobody.wait()
 
-    def of(self, connection: Connection | Absentee) -> LocalWorker | None:
+    def of(self, connection: Connection | DisconnectedWorker) -> LocalWorker | None:
         return next((worker for worker in self if worker.connection is connection), None)
 
     def in_view(self, view: View | None, node: str) -> dict[int, LocalWorker]:

@@ -15,9 +15,9 @@ from typing_extensions import TypeVar
 from instep.scalar import Scalar, same
 from instep.wire import messages as wire
 from instep.wire.documents import Agreed, Directive, Origin, Plan, Snapshot
+from instep.worker.command_handlers import CommandHandlers
 from instep.worker.gate import NEVER, Answer, Apply, Gate, Wait
 from instep.worker.hyper import Codec
-from instep.worker.orders import Orders
 from instep.worker.replay import REFUSAL, Replay
 
 log = logging.getLogger("instep")
@@ -40,7 +40,7 @@ class Agreement(Generic[Config]):
     def __init__(self, codec: Codec, replay: Replay | None = None) -> None:
         self.gate = Gate()
         self.course = Directive()
-        self.orders = Orders()
+        self.handlers = CommandHandlers()
         self.config: Config
         self.applied: wire.PlanApplied | None = None
         self.plan = 0
@@ -181,7 +181,7 @@ class Agreement(Generic[Config]):
     def _why_not(self, plan: Plan) -> dict[str, str]:
         if plan.values and self._replay is not None:
             return dict.fromkeys(plan.values, REFUSAL)
-        return self._codec.problems(self._values, plan.values) if plan.values else self.orders.why_not(plan)
+        return self._codec.problems(self._values, plan.values) if plan.values else self.handlers.why_not(plan)
 
     def hear_decision(self, decision: wire.Decide, step: int) -> list[wire.FromWorker]:
         number, told = decision.number, self._told
@@ -240,7 +240,7 @@ class Agreement(Generic[Config]):
         if plan is not None:
             if plan.course is not None:
                 self.course = plan.course.from_step(plan.gate, step)
-            goes_on = self.orders.act(plan)
+            goes_on = self.handlers.act(plan)
             if goes_on is not None:
                 self.back = due.number
                 self._follow_schedule(goes_on)

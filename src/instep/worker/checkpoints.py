@@ -13,9 +13,9 @@ from typing import Any, Final, TypeAlias, TypeVar
 from instep.errors import BarrierTimeout, CheckpointError, EtcdUnavailable, Fenced, InstepError, StepError
 from instep.wire import messages as wire
 from instep.wire.documents import Manifest, Pointer, Saving
+from instep.worker.agent_session import AgentSession
 from instep.worker.agreement import Agreement
-from instep.worker.conversation import Conversation
-from instep.worker.ledger import Ledger
+from instep.worker.checkpoint_inbox import CheckpointInbox
 from instep.worker.slot import Layout, Saver, Slot, make_directory, trouble
 
 log = logging.getLogger("instep")
@@ -41,7 +41,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        conversation: Conversation,
+        session: AgentSession,
         agreement: Agreement[Any],
         *,
         run: str,
@@ -52,8 +52,8 @@ class Checkpoints:
     ) -> None:
         self.run = run
         self.namespace = namespace
-        self._conversation = conversation
-        self._ledger: Ledger = conversation.ledger
+        self._session = session
+        self._inbox: CheckpointInbox = session.inbox
         self._agreement = agreement
         self._rank = rank
         self._world_size = world_size
@@ -69,7 +69,7 @@ class Checkpoints:
         self._background: list[tuple[Callable[[], object], Callable[[], object]]] = []
 
     def __repr__(self) -> str:
-        return f"Checkpoints(rank {self._rank}, {self._ledger!r})"
+        return f"Checkpoints(rank {self._rank}, {self._inbox!r})"
 
     def claim(self, saver: object, step: int) -> bool:
         """False when another one has saved that step: each would take the other's checkpoint for its own."""
@@ -82,16 +82,16 @@ class Checkpoints:
 
     @property
     def saved(self) -> Pointer | None:
-        return self._ledger.saved
+        return self._inbox.saved
 
     @property
     def saving(self) -> Saving | None:
-        return self._ledger.saving
+        return self._inbox.saving
 
     def has(self, step: int) -> bool:
         """Whether a checkpoint of `step` or a later one was committed, as last heard, since the run began anew or was
         last taken back: one of before then belongs to a training that was left."""
-        saved, agreement = self._ledger.saved, self._agreement
+        saved, agreement = self._inbox.saved, self._agreement
         if saved is None or saved.step < step:
             return False
         return saved.view >= agreement.origin and saved.plan >= agreement.back
@@ -108,13 +108,13 @@ class Checkpoints:
     @property
     def token(self) -> int:
         """The fencing token of this worker while it leads, else 0."""
-        return self._conversation.token if self._conversation.leads else 0
+        return self._session.token if self._session.leads else 0
 
     @property
     def passed_over(self) -> Pointer | None:
         """The newest checkpoint, if it is of an earlier start of the run and this process has neither asked what to
         resume from nor read one. The first save would replace it."""
-        saved = self._ledger.saved
+        saved = self._inbox.saved
         if self._has_asked or saved is None or saved.view >= self._agreement.origin:
             return None
         return saved
@@ -130,7 +130,7 @@ class Checkpoints:
 
     def wait(self, until: Callable[[], bool], timeout_s: float) -> bool:
         """Hears the node's agent until the condition holds; False when it did not in time."""
-        return self._conversation.wait_until(until, timeout_s, self._next_step())
+        return self._session.wait_until(until, timeout_s, self._next_step())
 
     # -- saving -----------------------------------------------------------------------------------------------------
 
@@ -154,35 +154,35 @@ class Checkpoints:
 
     def _leads(self) -> bool:
         """As of now, as far as the node's agent has said."""
-        self._conversation.exchange(self._next_step())
-        return self._conversation.leads
+        self._session.exchange(self._next_step())
+        return self._session.leads
 
     def _open(self, index: int, folder: str | os.PathLike[str], layout: Layout) -> Slot:
-        conversation, agreement = self._conversation, self._agreement
+        session, agreement = self._session, self._agreement
         saver = Saver(
             run=self.run,
             namespace=self.namespace,
             rank=self._rank,
             world_size=self._world_size,
-            view=conversation.view,
-            token=conversation.token,
-            candidate=conversation.candidate,
+            view=session.view,
+            token=session.token,
+            candidate=session.candidate,
             config=agreement.values,
             plan=agreement.plan,
             lineage=self._lineage(),
         )
         slot = Slot(index, make_directory(folder, index, saver.token), layout, saver, self)
-        self._ledger.begin(str(slot.path))
+        self._inbox.begin(str(slot.path))
         started = wire.SaveStarted(slot.id, index, slot.token, saver.candidate)
-        conversation.tell([self._ledger.keep_saying("save", started)])
+        session.tell([self._inbox.keep_saying("save", started)])
         return slot
 
     def _lineage(self) -> tuple[str, ...]:
         """The checkpoints that this training resumed from, and those saved since that this worker knows of."""
-        orders, saved = self._agreement.orders, self._ledger.saved
-        if orders.went_back is not None and orders.went_back is not self._went_back:
-            self._went_back = orders.went_back
-            self._line = (orders.went_back.id, *orders.went_back.lineage)
+        handlers, saved = self._agreement.handlers, self._inbox.saved
+        if handlers.went_back is not None and handlers.went_back is not self._went_back:
+            self._went_back = handlers.went_back
+            self._line = (handlers.went_back.id, *handlers.went_back.lineage)
         if saved is not None and saved.id not in self._line and self.has(saved.step):
             self._line = (saved.id, *self._line)
         self._line = self._line[:LINEAGE]
@@ -214,19 +214,19 @@ class Checkpoints:
 
     def commit(self, message: wire.CommitCheckpoint) -> bool:
         """For a slot: hands it in and waits, at most 5 s. Raises Fenced."""
-        ledger, manifest = self._ledger, message.manifest
+        inbox, manifest = self._inbox, message.manifest
         step = self._next_step()
-        if ledger.outcome(manifest.path) is None:
-            ledger.keep_quiet("save")
-            self._conversation.tell([ledger.commit(message)])
-        if not self._conversation.wait_until(lambda: ledger.outcome(manifest.path) is not None, COMMIT_WAIT_S, step):
+        if inbox.outcome(manifest.path) is None:
+            inbox.keep_quiet("save")
+            self._session.tell([inbox.commit(message)])
+        if not self._session.wait_until(lambda: inbox.outcome(manifest.path) is not None, COMMIT_WAIT_S, step):
             log.warning(
                 "checkpoint %s is not committed yet: etcd has not answered in %.0f s, and is asked again and again",
                 manifest.id,
                 COMMIT_WAIT_S,
             )
             return False
-        outcome = ledger.outcome(manifest.path)
+        outcome = inbox.outcome(manifest.path)
         assert outcome is not None
         if outcome.problem is not None:
             raise Fenced(outcome.problem, token=manifest.token)
@@ -234,13 +234,13 @@ class Checkpoints:
 
     def give_up(self, checkpoint_id: str) -> None:
         """For a slot that is abandoned."""
-        self._ledger.keep_quiet("save")
-        self._conversation.tell([wire.SaveAbandoned(checkpoint_id)])
+        self._inbox.keep_quiet("save")
+        self._session.tell([wire.SaveAbandoned(checkpoint_id)])
 
     def note_failed(self, step: int, text: str) -> None:
         """A checkpoint of `step` could not be saved, and training continues: operators see why in the run's status and
         history. Lost where the node's agent is."""
-        self._conversation.tell([wire.SaveFailed(step, text)])
+        self._session.tell([wire.SaveFailed(step, text)])
 
     def in_background(self, look: Callable[[], object], finish: Callable[[], object]) -> None:
         """For a saver that writes beside the training: `look` is called at boundaries, once a second or more often, and
@@ -261,7 +261,7 @@ class Checkpoints:
     def settle(self, timeout_s: float) -> None:
         """Before this worker leaves: waits for commits that have not been answered yet."""
         with suppress(InstepError):  # an evicted worker hears no more answers
-            self._conversation.wait_until(lambda: not self._ledger.open_commits, timeout_s, self._next_step())
+            self._session.wait_until(lambda: not self._inbox.open_commits, timeout_s, self._next_step())
 
     # -- forgetting -------------------------------------------------------------------------------------------------
 
@@ -270,17 +270,15 @@ class Checkpoints:
         the newest, nor one that somebody reads, nor one whose commit has not been answered: it would be made again.
         It ends after 3 s, however many are left: ask again. Raises EtcdUnavailable after 5 s at most: some may be off
         it then."""
-        closed = tuple(item for item in ids if item not in self._ledger.open_commits)
+        closed = tuple(item for item in ids if item not in self._inbox.open_commits)
         return self._ask(lambda q: wire.ForgetCheckpoints(q, closed), wire.Ids).ids
 
     def adopt(self, records: Iterable[Manifest]) -> tuple[str, ...]:
         """Registers checkpoints again that etcd has lost the records of, if this worker leads: `records` as
         `find_checkpoints` gives them. Returns the ids that are registered now. Raises EtcdUnavailable after at most
         5 s: some may be registered then."""
-        manifests, conversation = tuple(records), self._conversation
-        return self._ask(
-            lambda q: wire.AdoptCheckpoints(q, manifests, conversation.token, conversation.candidate), wire.Ids
-        ).ids
+        manifests, session = tuple(records), self._session
+        return self._ask(lambda q: wire.AdoptCheckpoints(q, manifests, session.token, session.candidate), wire.Ids).ids
 
     # -- going on from one ------------------------------------------------------------------------------------------
 
@@ -289,15 +287,15 @@ class Checkpoints:
         """While it lasts the checkpoint is not forgotten. Raises CheckpointError when it was already, and
         EtcdUnavailable; not for what `resume` has just returned, which the node's agent keeps until the next boundary.
         Limit: on the node's lease, so it protects nothing once the lease is lost."""
-        self._ledger.keep_saying(f"read {manifest.id}", wire.ReadCheckpoint(manifest.id))
+        self._inbox.keep_saying(f"read {manifest.id}", wire.ReadCheckpoint(manifest.id))
         self._has_asked = True
         try:
             if not self._is_there(manifest.id):
                 raise CheckpointError(f"checkpoint {manifest.id} was forgotten: choose another one")
             yield
         finally:
-            self._ledger.keep_quiet(f"read {manifest.id}")
-            self._conversation.tell([wire.ReadDone(manifest.id)])
+            self._inbox.keep_quiet(f"read {manifest.id}")
+            self._session.tell([wire.ReadDone(manifest.id)])
 
     def _is_there(self, checkpoint_id: str) -> bool:
         try:
@@ -317,22 +315,22 @@ class Checkpoints:
         """
         self._has_asked = True
         deadline = time.monotonic() + timeout_s
-        ledger, step = self._ledger, self._next_step()
-        ledger.drop_offer()
-        self._conversation.tell([ledger.keep_saying("resume", wire.AwaitOffer())])
+        inbox, step = self._inbox, self._next_step()
+        inbox.drop_offer()
+        self._session.tell([inbox.keep_saying("resume", wire.AwaitOffer())])
         verified: set[tuple[int, str]] = set()
         try:
             while True:
-                offer = ledger.offer
+                offer = inbox.offer
                 if offer is not None:
                     if offer.final:
                         return self._resumed(offer, verified, verify)
                     self._vote(offer, verified, verify)
                 left_s = deadline - time.monotonic()
-                if not self._conversation.wait_until(lambda seen=offer: ledger.offer is not seen, left_s, step):  # type: ignore[misc]
+                if not self._session.wait_until(lambda seen=offer: inbox.offer is not seen, left_s, step):  # type: ignore[misc]
                     raise self._timed_out(timeout_s)
         finally:
-            ledger.keep_quiet("resume", "vote")
+            inbox.keep_quiet("resume", "vote")
 
     def _vote(self, offer: wire.Offer, verified: set[tuple[int, str]], verify: Verify) -> None:
         """`offer` is not final, so it has a checkpoint and its manifest."""
@@ -340,7 +338,7 @@ class Checkpoints:
         assert offer.manifest is not None
         problem = _problem(offer.manifest, verify)
         verified.add((offer.view, offer.id))
-        self._conversation.tell([self._ledger.keep_saying("vote", wire.Vote(offer.view, offer.id, problem))])
+        self._session.tell([self._inbox.keep_saying("vote", wire.Vote(offer.view, offer.id, problem))])
 
     def _resumed(self, offer: wire.Offer, verified: set[tuple[int, str]], verify: Verify) -> Manifest | None:
         self.refused = dict(offer.reasons)
@@ -378,7 +376,7 @@ class Checkpoints:
     # -- asking the agent -------------------------------------------------------------------------------------------
 
     def _ask(self, question: Callable[[int], wire.Question], kind: type[A]) -> A:
-        answer = self._conversation.ask(question, ANSWER_S, self._next_step())
+        answer = self._session.ask(question, ANSWER_S, self._next_step())
         if isinstance(answer, kind):
             return answer
         if isinstance(answer, wire.NoAnswer):

@@ -87,7 +87,7 @@ def _open_directory(name: str | Path, within: int | None, path: Path, owners: Ow
         descriptor = os.open(name, _DIRECTORY, dir_fd=within)
     except OSError as error:
         if error.errno == errno.ELOOP or (error.errno == errno.ENOTDIR and _is_link(name, within)):
-            raise _link(path) from None
+            raise _connection(path) from None
         raise OSError(error.errno, error.strerror, str(path)) from None
     try:
         owners.check(path, os.fstat(descriptor).st_uid)
@@ -104,7 +104,7 @@ def _open_regular(name: str, within: int, path: Path, owners: Owners) -> int:
         descriptor = os.open(name, _FILE, dir_fd=within)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise _link(path) from None
+            raise _connection(path) from None
         raise OSError(error.errno, error.strerror, str(path)) from None
     try:
         found = os.fstat(descriptor)
@@ -118,7 +118,7 @@ def _open_regular(name: str, within: int, path: Path, owners: Owners) -> int:
 
 def _check_regular(found: os.stat_result, path: Path) -> None:
     if stat.S_ISLNK(found.st_mode):
-        raise _link(path)
+        raise _connection(path)
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "it is no regular file, and nothing else of a checkpoint is read", str(path))
 
@@ -130,7 +130,7 @@ def _is_link(name: str | Path, within: int | None) -> bool:
         return False
 
 
-def _link(path: Path) -> OSError:
+def _connection(path: Path) -> OSError:
     return OSError(errno.ELOOP, "it is a symbolic link, and none is followed inside of a checkpoint folder", str(path))
 
 

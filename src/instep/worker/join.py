@@ -15,9 +15,9 @@ from instep.scalar import format_scalar
 from instep.settings import Settings, resolve
 from instep.wire.messages import Failure, FromAgent, JoinWait
 from instep.worker import children
-from instep.worker.conversation import Conversation
+from instep.worker.agent_connection import AgentConnection, ConnectionLost
+from instep.worker.agent_session import AgentSession
 from instep.worker.hyper import Codec, FreeConfig, Hyperparameters
-from instep.worker.link import AgentLink, LinkLost
 from instep.worker.place import initialized_group, number, place
 from instep.worker.replay import Replay
 from instep.worker.run import Run
@@ -114,10 +114,10 @@ def join(
     settings = resolve(etcd, namespace=namespace)
     if settings.origin == "instep local":
         log.warning("no etcd is configured: using the one of 'instep local' at %s", settings.endpoints[0])
-    link = AgentLink(name, settings)
+    connection = AgentConnection(name, settings)
     run: Run[Any] = Run(
         name,
-        link,
+        connection,
         codec,
         rank=rank,
         world_size=world_size,
@@ -131,7 +131,7 @@ def join(
         notice_signals=signals,
     )
     try:
-        _wait_for_view(run, run._conversation, link, timeout_s, settings)
+        _wait_for_view(run, run._session, connection, timeout_s, settings)
     except BaseException as error:
         run._close(False, error)
         raise
@@ -158,12 +158,12 @@ def _log_start(run: Run[Any], differences: Sequence[str]) -> None:
 
 
 def _wait_for_view(
-    run: Run[Any], conversation: Conversation, link: AgentLink, timeout_s: float, settings: Settings
+    run: Run[Any], session: AgentSession, connection: AgentConnection, timeout_s: float, settings: Settings
 ) -> None:
     started = time.monotonic()
     waiting_for, missing = "the node's agent", tuple[int, ...]()
     say_at = started + SAY_EVERY_S
-    while not conversation.is_joined():
+    while not session.is_joined():
         now = time.monotonic()
         if now - started >= timeout_s:
             raise JoinTimeout(
@@ -175,24 +175,24 @@ def _wait_for_view(
             log.warning("rank %d waits for %s (%.0f s)", run.rank, waiting_for, now - started)
             say_at = now + SAY_EVERY_S
         try:
-            if not link.connected:
-                link.wait_connected(timeout_s - (now - started), fail_fast=True)
-                conversation.introduce()
-            link.wait_readable(min(0.5, timeout_s))
-            conversation.replace_stopped_agent()
-            messages = link.receive()
-        except LinkLost:
+            if not connection.connected:
+                connection.wait_connected(timeout_s - (now - started), fail_fast=True)
+                session.introduce()
+            connection.wait_readable(min(0.5, timeout_s))
+            session.replace_stopped_agent()
+            messages = connection.receive()
+        except ConnectionLost:
             continue
-        if link.starts == 0 and any(_is_of_the_agent(message) for message in messages):
+        if connection.starts == 0 and any(_is_of_the_agent(message) for message in messages):
             # Another worker started this agent, maybe with settings that have been fixed since: start one of our own.
-            link.drop()
+            connection.drop()
             continue
         for message in messages:
             if isinstance(message, JoinWait):
                 waiting_for, missing = message.text, message.missing
                 if message.urgent:
                     say_at = 0.0
-        conversation.hear(messages, step=0)
+        session.hear(messages, step=0)
 
 
 def _incarnation() -> str:

@@ -10,9 +10,9 @@ from typing import Any, Final
 from instep.errors import Preempted
 from instep.wire.messages import PreemptionNotice
 from instep.worker import elastic, sigterm
+from instep.worker.agent_session import AgentSession
 from instep.worker.agreement import Agreement
-from instep.worker.conversation import Conversation
-from instep.worker.notice import Notice
+from instep.worker.grace_budget import GraceBudget
 
 log = logging.getLogger("instep")
 
@@ -34,7 +34,7 @@ class Preemption:
 
     def __init__(
         self,
-        conversation: Conversation,
+        session: AgentSession,
         agreement: Agreement[Any],
         *,
         rank: int,
@@ -42,33 +42,33 @@ class Preemption:
         further: tuple[int, ...] = (),
         wake: Callable[[], None],
     ) -> None:
-        self._conversation = conversation
+        self._session = session
         self._agreement = agreement
         self._rank = rank
         self._further = further
         self._replaced: str | None = None
         self._wake = wake
-        self._notice = Notice(grace_s)
+        self._grace = GraceBudget(grace_s)
         self._told = False
         self._warned = False
-        conversation.at_each_look, conversation.at_gate = self.speak, self.check
+        session.at_each_look, session.at_gate = self.speak, self.check
 
     def __repr__(self) -> str:
-        return f"Preemption(rank {self._rank}, {self._notice!r})"
+        return f"Preemption(rank {self._rank}, {self._grace!r})"
 
     @property
     def pending(self) -> bool:
         """Whether a SIGTERM has come that nobody has been told of."""
-        return self._notice.at is not None and not self._told
+        return self._grace.at is not None and not self._told
 
     def is_told(self) -> bool:
         """Whether this process has got a SIGTERM."""
-        return self._notice.at is not None
+        return self._grace.at is not None
 
     @property
     def left_s(self) -> float:
         """Until the kill that is to be expected, in seconds."""
-        return self._notice.left_s
+        return self._grace.left_s
 
     def open(self) -> None:
         sigterm.listen(self._hear, self._further)
@@ -78,7 +78,7 @@ class Preemption:
 
     def hand_on(self) -> None:
         """After `close`, where the training has ended by itself: nobody has said that the process is to end."""
-        if self._notice.at is not None and self._conversation.failure is None:
+        if self._grace.at is not None and self._session.failure is None:
             log.warning("rank %d got %s, and its training was over before the run stopped", self._rank, sigterm.heard)
             sigterm.hand_on()
 
@@ -89,7 +89,7 @@ class Preemption:
         """
         if node is None or self.is_told() or not elastic.has_several_nodes(environ):
             return
-        limit_s = min(STAND_BY_S, self._notice.grace_s)
+        limit_s = min(STAND_BY_S, self._grace.grace_s)
         log.warning("rank %d waits %g s at most for torchrun to go on without the node that goes", self._rank, limit_s)
         deadline = time.monotonic() + limit_s
         while not self.is_told() and time.monotonic() < deadline:
@@ -97,7 +97,7 @@ class Preemption:
 
     def _hear(self) -> None:
         """Called by the signal handler, between any two instructions."""
-        self._notice.take()
+        self._grace.take()
         self._wake()
 
     def speak(self) -> None:
@@ -110,7 +110,7 @@ class Preemption:
             return
         self._told = True
         notice = PreemptionNotice(sigterm.heard)
-        self._conversation.tell([self._conversation.ledger.keep_saying("notice", notice)])
+        self._session.tell([self._session.inbox.keep_saying("notice", notice)])
         log.warning(
             "rank %d got %s: all ranks are asked to save in one step and to stop; a second SIGTERM ends it at once",
             self._rank,
@@ -120,31 +120,31 @@ class Preemption:
 
     def check(self, step: int) -> None:
         """Before `step` is run: fails the worker where it is too late for a save."""
-        notice, conversation = self._notice, self._conversation
-        if notice.agree_by is None or self._agreement.is_ending or conversation.failure is not None:
+        grace, session = self._grace, self._session
+        if grace.agree_by is None or self._agreement.is_ending or session.failure is not None:
             return
-        agree_by = notice.agree_by
-        if conversation.missing:
-            agree_by = min(agree_by, max(conversation.missing_since, notice.at or 0.0) + REPLACED_S)
+        agree_by = grace.agree_by
+        if session.missing:
+            agree_by = min(agree_by, max(session.missing_since, grace.at or 0.0) + REPLACED_S)
         if time.monotonic() < agree_by:
-            conversation.next_look = min(conversation.next_look, agree_by)
+            session.next_look = min(session.next_look, agree_by)
             return
         if self._agreement.began is None:
             why = "and has not begun its first step: it ends, for there is nothing to save"
-        elif conversation.missing:
-            ranks = ", ".join(map(str, conversation.missing))
+        elif session.missing:
+            ranks = ", ".join(map(str, session.missing))
             why = (
                 f"and no stop can be agreed without rank {ranks}, which is gone: it ends before step {step} without a "
                 "save; the newest committed checkpoint stands"
             )
         else:
             why = (
-                f"and the run has not agreed to stop: a save of {notice.save_s:.1f} s may not be finished before the "
+                f"and the run has not agreed to stop: a save of {grace.save_s:.1f} s may not be finished before the "
                 f"kill, so it ends before step {step} without one; the newest committed checkpoint stands"
             )
-        text = f"rank {self._rank} got {sigterm.heard} {notice.waited_s:.1f} s ago {why}"
-        conversation.failure = Preempted(text, step=step, waited_s=notice.waited_s)
-        log.warning("%s", conversation.failure)
+        text = f"rank {self._rank} got {sigterm.heard} {grace.waited_s:.1f} s ago {why}"
+        session.failure = Preempted(text, step=step, waited_s=grace.waited_s)
+        log.warning("%s", session.failure)
 
     def _look_at_handler(self) -> None:
         other = sigterm.replaced()
@@ -158,13 +158,13 @@ class Preemption:
         self._replaced = other
 
     def _look_at_saves(self) -> None:
-        saved = self._conversation.ledger.saved
-        if saved is not None and self._notice.saw_save(saved.id, saved.duration_s) and self._conversation.leads:
+        saved = self._session.inbox.saved
+        if saved is not None and self._grace.saw_save(saved.id, saved.duration_s) and self._session.leads:
             self._warn()
 
     def _warn(self) -> None:
         """Once: by who leads as soon as it is known, by who is told to end at the latest then."""
-        shortage = self._notice.shortage
+        shortage = self._grace.shortage
         if shortage is not None and not self._warned:
             self._warned = True
             log.warning("%s", shortage)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from instep.wire.messages import Report
-from instep.worker.link import AgentLink
+from instep.worker.agent_connection import AgentConnection
 
 log = logging.getLogger("instep")
 
@@ -26,7 +26,7 @@ class Reports:
             detach = getattr(value, "detach", None)
             self._latest[name] = value if detach is None else detach()
 
-    def send_to(self, link: AgentLink) -> None:
+    def send_to(self, connection: AgentConnection) -> None:
         if not self._latest:
             return
         latest, self._latest = self._latest, {}
@@ -38,4 +38,4 @@ class Reports:
                 if name not in self._refused:
                     self._refused.add(name)
                     log.warning("the metric %r is not a number and is not reported: %.80r", name, value)
-        link.send(Report(figures), droppable=True)
+        connection.send(Report(figures), droppable=True)

@@ -23,15 +23,15 @@ from instep.names import DEFAULT_NAMESPACE, check_action_name
 from instep.scalar import Scalar, format_scalar, same
 from instep.settings import DEFAULT_GRACE_S
 from instep.text import one_line
+from instep.worker.agent_connection import AgentConnection
+from instep.worker.agent_session import GOODBYE_S, AgentSession
 from instep.worker.agreement import Agreement, Config, Stand
-from instep.worker.assembly import Assembly
+from instep.worker.barrier import Barrier
 from instep.worker.checkpoints import Checkpoints
-from instep.worker.conversation import GOODBYE_S, Conversation
+from instep.worker.command_handlers import Action, Check, Restorer
 from instep.worker.drift import DriftWatch
 from instep.worker.gate import NEVER, Apply
 from instep.worker.hyper import Codec
-from instep.worker.link import AgentLink
-from instep.worker.orders import Action, Check, Restorer
 from instep.worker.preemption import Preemption
 from instep.worker.replay import Replay
 from instep.worker.slot import Layout, Slot
@@ -59,7 +59,7 @@ class Run(Generic[Config]):
     def __init__(
         self,
         name: str,
-        link: AgentLink,
+        connection: AgentConnection,
         codec: Codec,
         *,
         rank: int,
@@ -77,11 +77,11 @@ class Run(Generic[Config]):
         self.rank = rank
         self.world_size = world_size
         self._agreement: Agreement[Config] = Agreement(codec, replay)
-        self._conversation = Conversation(
-            link, self._agreement, rank=rank, world_size=world_size, incarnation=incarnation
+        self._session = AgentSession(
+            connection, self._agreement, rank=rank, world_size=world_size, incarnation=incarnation
         )
         self.checkpoints = Checkpoints(
-            self._conversation,
+            self._session,
             self._agreement,
             run=name,
             namespace=namespace,
@@ -89,10 +89,10 @@ class Run(Generic[Config]):
             world_size=world_size,
             next_step=self._next_step,
         )
-        self._conversation.max_restarts, self._conversation.take_over = max_restarts, take_over
-        self._assembly = Assembly(self._conversation, rank=rank)
+        self._session.max_restarts, self._session.take_over = max_restarts, take_over
+        self._assembly = Barrier(self._session, rank=rank)
         self._preemption = Preemption(
-            self._conversation,
+            self._session,
             self._agreement,
             rank=rank,
             grace_s=grace_s,
@@ -110,7 +110,7 @@ class Run(Generic[Config]):
         self._standing = False
         # What every boundary looks at is kept here, not one object further away.
         self._next_gate = 0
-        self._integers, self._floats = link.words.integers, link.words.floats
+        self._integers, self._floats = connection.words.integers, connection.words.floats
         self._step = -1
         self._mail = 0
         self._next_look = 0.0
@@ -118,7 +118,7 @@ class Run(Generic[Config]):
 
     def __repr__(self) -> str:
         place = f"rank {self.rank} of {self.world_size}, view {self.view}, step {self._step}"
-        return f"Run({self.name!r}, {place}, {self._ended or self._conversation.standing})"
+        return f"Run({self.name!r}, {place}, {self._ended or self._session.standing})"
 
     # -- what a training script reads -------------------------------------------------------------------------------
 
@@ -133,12 +133,12 @@ class Run(Generic[Config]):
     @property
     def view(self) -> int:
         """Number of the view this worker is in; it rises when workers are replaced."""
-        return self._conversation.view
+        return self._session.view
 
     @property
     def leads(self) -> bool:
         """Whether this worker leads the run, as of the last boundary. Not a lock: use the fencing token for that."""
-        return self._conversation.leads
+        return self._session.leads
 
     @property
     def checkpoint_requested(self) -> bool:
@@ -204,7 +204,7 @@ class Run(Generic[Config]):
         check_action_name(name)
 
         def declare(function: Action) -> Action:
-            self._agreement.orders.declare(name, function)
+            self._agreement.handlers.declare(name, function)
             return function
 
         return declare
@@ -216,7 +216,7 @@ class Run(Generic[Config]):
         `check(manifest)` is called before, on every rank, and says what is wrong with the checkpoint: then the command
         is declined with that, and nobody goes back.
         """
-        self._agreement.orders.on_restore(function, check)
+        self._agreement.handlers.on_restore(function, check)
         return function
 
     def checkpoint(
@@ -261,7 +261,7 @@ class Run(Generic[Config]):
         Never waits: the newest values are sent at a boundary, at most once a second, or dropped when nobody takes
         them. Reading a tensor on a GPU when it is sent waits for the work queued there, once a second at most.
         """
-        self._conversation.reports.update(metrics)
+        self._session.reports.update(metrics)
 
     def close(self, *, clean: bool = True) -> None:
         """Leaves the run. Cleanly means: this worker runs no more steps, so no change waits for it.
@@ -281,7 +281,7 @@ class Run(Generic[Config]):
         finally:
             if not self._ended:
                 self.checkpoints.settle(min(GOODBYE_S, self._preemption.left_s))
-                self._conversation.leave(self._step, clean=clean, error=error)
+                self._session.leave(self._step, clean=clean, error=error)
             if clean and error is None and self._stopped is not None:
                 self._preemption.stand_by(self._agreement.course.node, os.environ)
             self._end("closed")
@@ -302,26 +302,26 @@ class Run(Generic[Config]):
     def _look_closer(self, step: int, now: float) -> int:
         step = _index(step)
         self._check_usable(step)
-        conversation = self._conversation
-        conversation.mail, conversation.next_look = self._integers[0], now + CHECK_S
+        session = self._session
+        session.mail, session.next_look = self._integers[0], now + CHECK_S
         try:
             before = self._agreement.values
-            conversation.tell(self._agreement.begin(step))
+            session.tell(self._agreement.begin(step))
             if self._agreement.values != before:
                 self._log_new_values(before, f"from step {step} on, values differ from those before")
             self._look_for_drift()
-            conversation.exchange(step)
+            session.exchange(step)
             self._preemption.check(step)
             self.checkpoints.look()
             step = self._pass_gates(step)
         finally:
-            self._mail, self._next_look = conversation.mail, conversation.next_look
+            self._mail, self._next_look = session.mail, session.next_look
             if self._preemption.pending:  # it came while this was under way
                 self._next_look = 0.0
             self._next_gate = self._agreement.next_gate
-        if conversation.failure is not None:
+        if session.failure is not None:
             self._next_look = 0.0
-            raise conversation.failure
+            raise session.failure
         course = self._agreement.course
         if course.is_over(step):
             self._stopped = one_line(course.reason or "the run was stopped")
@@ -352,14 +352,14 @@ class Run(Generic[Config]):
 
     def _pass_gates(self, step: int) -> int:
         """The step to run. A worker that has failed runs none, so it has no gate to pass."""
-        while self._conversation.failure is None and (due := self._agreement.due(step)) is not None:
+        while self._session.failure is None and (due := self._agreement.due(step)) is not None:
             if isinstance(due, Apply):
                 step = self._apply(due, step)
             elif isinstance(due, Stand):
                 self._stand(step)
             else:
                 self._await_decision(due.number, step)
-            self._conversation.tell(self._agreement.hear_postponed(step))
+            self._session.tell(self._agreement.hear_postponed(step))
             self._preemption.check(step)
         self._standing = False
         return step
@@ -377,9 +377,9 @@ class Run(Generic[Config]):
             # What was written over until now will be again, as a rule; the next boundary knows.
             self._may_have_drifted = frozenset(due.values)
             applied = self._agreement.applied = replace(applied, drift=self._drifted())
-            self._conversation.next_look = 0.0
+            self._session.next_look = 0.0
             self._drift_known = False
-        self._conversation.tell([applied] if applied is not None else [])
+        self._session.tell([applied] if applied is not None else [])
         return goes_on
 
     def _drifted(self) -> tuple[str, ...]:
@@ -389,7 +389,7 @@ class Run(Generic[Config]):
         """Amends the receipt of the last change: by the first look at it in both directions, later by what is new."""
         if not self._drift:
             return
-        self._conversation.drift = self._drift.look()
+        self._session.drift = self._drift.look()
         applied = self._agreement.applied
         if applied is None or applied.drift is None:
             return
@@ -399,7 +399,7 @@ class Run(Generic[Config]):
         self._drift_known = True
         if now != before:
             self._agreement.applied = replace(applied, drift=tuple(sorted(now)))
-            self._conversation.tell([self._agreement.applied])
+            self._session.tell([self._agreement.applied])
 
     def _log_new_values(self, before: Mapping[str, Scalar], what: str) -> None:
         """In the log of rank 0, for all: they apply the same before the same step."""
@@ -412,7 +412,7 @@ class Run(Generic[Config]):
             log.info("%s: %s", what, ", ".join(changes) or "its values held already")
 
     def _await_decision(self, number: int, step: int) -> None:
-        self._conversation.await_decision(number, step, self._patience_s)
+        self._session.await_decision(number, step, self._patience_s)
 
     def _stand(self, step: int) -> None:
         """A look at what the agent says, while the run is paused before `step`."""
@@ -422,7 +422,7 @@ class Run(Generic[Config]):
             log.warning(
                 "rank %d waits before step %d: %s; 'instep resume %s' lets it go on", self.rank, step, reason, self.name
             )
-        self._conversation.listen(step, STAND_S)
+        self._session.listen(step, STAND_S)
         self.checkpoints.look()
         self._show_life()
 
@@ -439,7 +439,7 @@ class Run(Generic[Config]):
         self._ended = how
         self._next_look = 0.0
         self._integers, self._floats = _NOWHERE
-        self._conversation.close()
+        self._session.close()
 
     def __reduce__(self) -> Never:
         raise InstepError(

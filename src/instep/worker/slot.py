@@ -56,7 +56,7 @@ class Saver:
     """Ids of the checkpoints that the training resumed from, as far as this worker knows, the newest first."""
 
 
-class Counter(Protocol):
+class CommitSink(Protocol):
     """Where a slot is handed in."""
 
     def commit(self, message: CommitCheckpoint) -> bool:
@@ -75,12 +75,12 @@ class Slot:
     `seal` alone may run in another one.
     """
 
-    def __init__(self, step: int, path: Path, layout: Layout, saver: Saver, counter: Counter) -> None:
+    def __init__(self, step: int, path: Path, layout: Layout, saver: Saver, sink: CommitSink) -> None:
         self.step = step
         self.path = path
         self.layout = layout
         self._saver = saver
-        self._counter = counter
+        self._sink = sink
         self._began = time.monotonic()
         self._sums: Sums | None = None
         self._sealed_at = ""
@@ -137,7 +137,7 @@ class Slot:
             if self._said is None:
                 now = datetime.now(UTC).isoformat(timespec="milliseconds")
                 self._said = CommitCheckpoint(self._saver.candidate, self._manifest(self._sums, now, str(self.path)))
-            committed = self._counter.commit(self._said)
+            committed = self._sink.commit(self._said)
         except Fenced:
             self._state = "fenced"
             raise
@@ -148,14 +148,14 @@ class Slot:
 
     def note_failed(self, error: Exception) -> None:
         """Tells operators why there is no checkpoint of this step."""
-        self._counter.note_failed(self.step, str(error))
+        self._sink.note_failed(self.step, str(error))
 
     def abandon(self) -> None:
         """Gives the attempt up and removes its directory; nothing once it was handed in."""
         if self._state != "open":
             return
         self._state = "abandoned"
-        self._counter.give_up(self.id)
+        self._sink.give_up(self.id)
         import shutil  # a training process pays for each import
 
         shutil.rmtree(self.path, ignore_errors=True)

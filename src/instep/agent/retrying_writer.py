@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-from instep.agent.space import Space
+from instep.agent.quota_monitor import QuotaMonitor
 from instep.coordination.chain import Promised, StoredPlan, Unknown, verdict
 from instep.coordination.keys import Keys
 from instep.coordination.records import Agreed, Decision, Epoch, Plan
@@ -40,7 +40,7 @@ class Wanted:
     waiting: list[Callable[[], None]] = field(default_factory=list)
 
 
-class Effects:
+class RetryingWriter:
     """Runs writes in the background. Each is idempotent by its own compares, so a lost reply is settled by sending it
     again; `drain` waits for those under way.
 
@@ -48,10 +48,10 @@ class Effects:
     value remains. Limit: other writes have no order.
     """
 
-    def __init__(self, client: Client, keys: Keys, space: Space) -> None:
+    def __init__(self, client: Client, keys: Keys, quota: QuotaMonitor) -> None:
         self._client = client
         self._keys = keys
-        self._space = space
+        self._quota = quota
         self._tasks = Background("a write")
         self._settling: set[Promised] = set()
         self.is_certain: Callable[[], bool] = lambda: True
@@ -62,7 +62,7 @@ class Effects:
 
     def __repr__(self) -> str:
         settling = sorted(item.number for item in self._settling)
-        return f"Effects({len(self._tasks)} under way, settling {settling})"
+        return f"RetryingWriter({len(self._tasks)} under way, settling {settling})"
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.start(work)
@@ -219,7 +219,7 @@ class Effects:
     async def _send(self, txn: Txn, otherwise: tuple[Op, ...] = ()) -> TxnResult:
         result = await self._client.txn(txn.compares, txn.then, otherwise, timeout_s=ATTEMPT_S)
         self._outage.over()
-        self._space.written()
+        self._quota.written()
         return result
 
     async def retry_until_done(self, attempt: Callable[[], Awaitable[T]], but: type[EtcdError] | tuple[()] = ()) -> T:
@@ -229,7 +229,7 @@ class Effects:
             try:
                 return await attempt()
             except EtcdError as error:
-                self._space.refused(error)
+                self._quota.refused(error)
                 if isinstance(error, but):
                     raise
                 await retry.failed(error)

@@ -26,7 +26,7 @@ SETTLED_S: Final = 60.0
 """An agent that has lived for so long starts the count anew."""
 
 
-def guard(folder: RuntimeFolder, lock: int, serve: Callable[[], int]) -> int:
+def supervise(folder: RuntimeFolder, lock: int, serve: Callable[[], int]) -> int:
     """Runs `serve` in a child that alone holds `lock`, and again whenever a signal kills it or its exit code is not 0.
     Returns in each child with that code, and in the parent when a child has ended well, when too many have not, or when
     somebody else has started an agent.

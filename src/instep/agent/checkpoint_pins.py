@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from instep.agent.effects import ATTEMPT_S, Effects
+from instep.agent.retrying_writer import ATTEMPT_S, RetryingWriter
 from instep.coordination import checkpoints
 from instep.coordination.keys import Keys
 from instep.coordination.records import Manifest
@@ -11,22 +11,22 @@ from instep.errors import EtcdFull, LeaseLost
 from instep.etcd import Client, Compare, Op
 
 
-class Readers:
+class CheckpointPins:
     """One key a checkpoint, however many of the node's workers read it. Promise: once `mark` has returned a manifest,
     the checkpoint stays until nobody here reads it. Limit: while the lease lasts."""
 
-    def __init__(self, node: str, client: Client, keys: Keys, session: Session, effects: Effects) -> None:
+    def __init__(self, node: str, client: Client, keys: Keys, session: Session, writer: RetryingWriter) -> None:
         self._node = node
         self._client = client
         self._keys = keys
         self._session = session
-        self._effects = effects
+        self._writer = writer
         self._by_checkpoint: dict[str, set[str]] = {}
         self._marked_at: dict[str, int] = {}
         """The revision of the newest mark, by checkpoint: an older deletion that arrives late must not take it away."""
 
     def __repr__(self) -> str:
-        return f"Readers({', '.join(self._by_checkpoint) or 'none'})"
+        return f"CheckpointPins({', '.join(self._by_checkpoint) or 'none'})"
 
     def reads(self, reader: str, checkpoint_id: str) -> None:
         self._by_checkpoint.setdefault(checkpoint_id, set()).add(reader)
@@ -35,7 +35,7 @@ class Readers:
         readers = self._by_checkpoint.get(checkpoint_id, set())
         readers.discard(reader)
         if not readers and self._by_checkpoint.pop(checkpoint_id, None) is not None:
-            self._effects.start(self._unmark(checkpoint_id))
+            self._writer.start(self._unmark(checkpoint_id))
 
     def gone(self, reader: str) -> None:
         for checkpoint_id in list(self._by_checkpoint):
@@ -58,14 +58,14 @@ class Readers:
     def mark_all(self) -> None:
         """On a new lease."""
         for checkpoint_id in list(self._by_checkpoint):
-            self._effects.start(self._mark_again(checkpoint_id))
+            self._writer.start(self._mark_again(checkpoint_id))
 
     async def _mark_again(self, checkpoint_id: str) -> None:
         async def attempt() -> None:
             if checkpoint_id in self._by_checkpoint and self._session.lease_id:
                 await self.mark(checkpoint_id)
 
-        await self._effects.retry_until_done(attempt)
+        await self._writer.retry_until_done(attempt)
 
     async def _unmark(self, checkpoint_id: str) -> None:
         key, marked_at = self._keys.reader(checkpoint_id, self._node), self._marked_at.pop(checkpoint_id, 0)
@@ -79,4 +79,4 @@ class Readers:
             except EtcdFull:  # it may refuse each txn, but it deletes
                 await self._client.delete(key, timeout_s=ATTEMPT_S)
 
-        await self._effects.retry_until_done(attempt)
+        await self._writer.retry_until_done(attempt)

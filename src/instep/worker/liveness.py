@@ -11,7 +11,7 @@ APART_S = 1.0
 
 
 @dataclass(slots=True)
-class Pulse:
+class LivenessDetector:
     """Stopped means: the same beat at several looks and over `SILENCE_S` seconds. One look is not enough, for a machine
     that slept shows an old beat to whoever wakes first."""
 

@@ -15,7 +15,7 @@ from instep.runtime import RuntimeFolder
 GUARDED = """
 import os, signal, sys
 from pathlib import Path
-from instep.agent.guardian import guard
+from instep.agent.supervisor import supervise
 from instep.runtime import RuntimeFolder
 
 folder = RuntimeFolder(Path(sys.argv[1]))
@@ -32,7 +32,7 @@ def serve() -> int:
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 lock = folder.claim()
 assert lock is not None
-sys.exit(guard(folder, lock, serve))
+sys.exit(supervise(folder, lock, serve))
 """
 
 
@@ -63,7 +63,7 @@ import os, sys
 from pathlib import Path
 from instep.agent import service
 from instep.agent.name import NodeName
-from instep.agent.roster import _started
+from instep.agent.persisted_workers import _started
 from instep.coordination.records import Member
 from instep.runtime import RuntimeFolder
 from instep.settings import Settings
@@ -75,7 +75,7 @@ if sys.argv[2] == "needed":
     who = {"rank": 0, "world_size": 1, "incarnation": sys.argv[3], "node": "a", "host": "h", "pid": pid}
     member = Member(**who, schema_digest="d", view=1)
     entry = {"pid": pid, "started": _started(pid), "member": json.loads(member.encode()), "schema": None}
-    folder.roster.write_text(json.dumps({"place": folder.place(), "workers": [entry]}))
+    folder.persisted_workers.write_text(json.dumps({"place": folder.place(), "workers": [entry]}))
 service.FIRST_WORKER_S = 0.1
 settings = Settings(endpoints=("https://127.0.0.1:1",), cacert="/no/such/file")
 sys.exit(service.serve(str(folder.path), "run", settings.to_json(), NodeName("a", "c")))

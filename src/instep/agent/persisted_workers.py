@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from instep.agent.absentee import Absentee
+from instep.agent.disconnected_worker import DisconnectedWorker
 from instep.agent.worker import LocalWorker
 from instep.coordination.records import Agreed, Member, Plan
 from instep.coordination.schema import Schema
@@ -41,7 +41,7 @@ class Kept(Document):
     workers: tuple[Entry, ...]
 
 
-class Roster(Protocol):
+class PersistedWorkers(Protocol):
     """What the node needs of it."""
 
     def save(self, workers: Iterable[LocalWorker]) -> None:
@@ -51,7 +51,7 @@ class Roster(Protocol):
         """Those that still live, each absent until it connects."""
 
 
-class NoRoster:
+class NothingPersisted:
     """Nothing is kept."""
 
     def save(self, workers: Iterable[LocalWorker]) -> None: ...
@@ -60,7 +60,7 @@ class NoRoster:
         return []
 
 
-class RosterFile:
+class PersistedWorkersFile:
     """One in a copy of the folder tells of another node's workers, and is not used.
 
     Limit: it outlives processes, not the machine; and a worker whose pid cannot be seen (another pid namespace) is
@@ -68,10 +68,10 @@ class RosterFile:
 
     def __init__(self, folder: RuntimeFolder) -> None:
         self._folder = folder
-        self._path = folder.roster
+        self._path = folder.persisted_workers
 
     def __repr__(self) -> str:
-        return f"RosterFile({self._path})"
+        return f"PersistedWorkersFile({self._path})"
 
     def save(self, workers: Iterable[LocalWorker]) -> None:
         kept = tuple(_entry(worker) for worker in workers if worker.view and worker.connection.pid > 0)
@@ -116,7 +116,9 @@ def _entry(worker: LocalWorker) -> Entry:
 
 def _worker(entry: Entry, node: str, on_died: Callable[[Any], None]) -> LocalWorker:
     member = Member.model_validate({**entry.member, "node": node, "version": VERSION})
-    worker = LocalWorker(member, Schema(entry.schema), Absentee(entry.pid, on_died), view=member.view, absent=True)
+    worker = LocalWorker(
+        member, Schema(entry.schema), DisconnectedWorker(entry.pid, on_died), view=member.view, absent=True
+    )
     worker.excused_until = time.monotonic()  # what passed while no agent looked counts as no worker's stall
     worker.epoch, worker.heard = entry.epoch, member.head.told if member.head is not None else 0
     worker.agreed, worker.plan, worker.told = entry.agreed, entry.plan, entry.told

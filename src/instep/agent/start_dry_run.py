@@ -19,7 +19,7 @@ ANSWER_S = 5.0
 NOTHING: Mapping[int, Mapping[str, str]] = {}
 
 
-class Tryouts:
+class StartDryRun:
     """Promise: `ask` ends within `ANSWER_S` seconds with what one worker of the view refuses. Limit: nothing is refused
     where none of them is on this node or none answers; their joins then end with the error that names the values."""
 
@@ -29,7 +29,7 @@ class Tryouts:
         self._answer: asyncio.Future[Refusals] | None = None
 
     def __repr__(self) -> str:
-        return f"Tryouts({self._number} so far)"
+        return f"StartDryRun({self._number} so far)"
 
     async def ask(self, view: View, dry_run: DryRun) -> Refusals:
         """One at a time: it is the leader's loop that asks."""

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from instep.worker.notice import Notice
+from instep.worker.grace_budget import GraceBudget
 
 
 class Clock:
@@ -23,13 +23,13 @@ def clock() -> Clock:
 
 
 def test_before_a_signal_there_is_no_deadline(clock: Clock) -> None:
-    notice = Notice(30, clock)
+    notice = GraceBudget(30, clock)
     assert notice.agree_by is None
     assert notice.left_s == math.inf
 
 
 def test_the_time_for_a_save_and_a_half_is_kept_free(clock: Clock) -> None:
-    notice = Notice(30, clock)
+    notice = GraceBudget(30, clock)
     notice.saw_save("1-1", 4.0)
     notice.take()
     assert notice.agree_by == 100 + 30 - 6 - 1
@@ -37,7 +37,7 @@ def test_the_time_for_a_save_and_a_half_is_kept_free(clock: Clock) -> None:
 
 
 def test_only_the_first_signal_starts_the_clock(clock: Clock) -> None:
-    notice = Notice(30, clock)
+    notice = GraceBudget(30, clock)
     notice.take()
     clock.now += 10
     notice.take()
@@ -46,7 +46,7 @@ def test_only_the_first_signal_starts_the_clock(clock: Clock) -> None:
 
 
 def test_the_longest_of_the_last_saves_counts(clock: Clock) -> None:
-    notice = Notice(100, clock)
+    notice = GraceBudget(100, clock)
     for number, duration_s in enumerate((50.0, 3.0, 9.0, 3.0, 3.0, 3.0)):
         assert notice.saw_save(f"{number}-1", duration_s)
     assert notice.save_s == 9.0
@@ -54,19 +54,19 @@ def test_the_longest_of_the_last_saves_counts(clock: Clock) -> None:
 
 
 def test_a_save_longer_than_the_grace_is_told_with_the_cure(clock: Clock) -> None:
-    notice = Notice(30, clock)
+    notice = GraceBudget(30, clock)
     notice.saw_save("1-1", 40.0)
     assert notice.shortage is not None
     assert "a save takes 40.0 s and there are 30 s" in notice.shortage
     assert "INSTEP_GRACE_S to 82 or more" in notice.shortage
-    enough = Notice(82, clock)
+    enough = GraceBudget(82, clock)
     enough.saw_save("1-1", 40.0)
     assert enough.shortage is None
 
 
 def test_however_long_a_save_takes_the_run_is_given_a_quarter_of_the_grace_to_agree(clock: Clock) -> None:
     """The rank that saves may be on another node, where nobody is in a hurry."""
-    notice = Notice(30, clock)
+    notice = GraceBudget(30, clock)
     notice.saw_save("1-1", 400.0)
     notice.take()
     assert notice.agree_by == 107.5

@@ -17,7 +17,7 @@ OUTCOMES_KEPT: Final = 100
 Said = TypeVar("Said", bound=wire.FromWorker)
 
 
-class Calls:
+class BarrierCalls:
     """Where this worker waits, and what it has heard of it. No socket, no clock."""
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Calls:
         self._after = 0
 
     def __repr__(self) -> str:
-        return f"Calls({f'at {self.name}' if self.name else 'nowhere'}, after release {self._after})"
+        return f"BarrierCalls({f'at {self.name}' if self.name else 'nowhere'}, after release {self._after})"
 
     def come(self, name: str, view: int) -> wire.EnterBarrier:
         self.name = name
@@ -40,7 +40,7 @@ class Calls:
             self._after, self.name = message.number, None
 
 
-class Ledger:
+class CheckpointInbox:
     """Promise: what was asked stays here until it is answered, so that each new agent can be asked again: `unanswered`.
 
     Limit: an answer that nobody waits for any more is dropped; only the outcome of a commit is then logged.
@@ -49,7 +49,7 @@ class Ledger:
     def __init__(self) -> None:
         self.saved: Pointer | None = None
         self.saving: Saving | None = None
-        self.barrier = Calls()
+        self.barrier = BarrierCalls()
         self.offer: wire.Offer | None = None
         """The checkpoint that this rank is asked about, or has to go on from."""
         self._commits: dict[str, wire.CommitCheckpoint] = {}
@@ -60,7 +60,7 @@ class Ledger:
         self._last = 0
 
     def __repr__(self) -> str:
-        return f"Ledger({len(self._commits)} commits and {len(self._questions)} questions open, saved {self.saved})"
+        return f"CheckpointInbox({len(self._commits)} commits, {len(self._questions)} questions, saved {self.saved})"
 
     # -- asking -----------------------------------------------------------------------------------------------------
 

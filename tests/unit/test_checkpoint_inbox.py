@@ -14,7 +14,7 @@ from instep.wire.messages import (
     ListCheckpoints,
     SaveStarted,
 )
-from instep.worker.ledger import OUTCOMES_KEPT, Ledger
+from instep.worker.checkpoint_inbox import OUTCOMES_KEPT, CheckpointInbox
 from unit.parts import manifest
 
 
@@ -27,7 +27,7 @@ def outcome(path: str, problem: str | None = None) -> CommitResult:
 
 
 def test_what_is_not_answered_is_said_to_every_agent() -> None:
-    ledger = Ledger()
+    ledger = CheckpointInbox()
     handed_in = ledger.commit(commit("/a"))
     number, question = ledger.ask(ListCheckpoints)
     started = ledger.keep_saying("save", SaveStarted("5-9", 5, 9, "c"))
@@ -42,7 +42,7 @@ def test_what_is_not_answered_is_said_to_every_agent() -> None:
 
 
 def test_an_answer_that_nobody_waits_for_is_dropped() -> None:
-    ledger = Ledger()
+    ledger = CheckpointInbox()
     number, _ = ledger.ask(ListCheckpoints)
     assert ledger.take_answer(number) is None
     ledger.hear(Ids(number, ()))
@@ -50,7 +50,7 @@ def test_an_answer_that_nobody_waits_for_is_dropped() -> None:
 
 
 def test_the_first_outcome_of_a_commit_stands() -> None:
-    ledger = Ledger()
+    ledger = CheckpointInbox()
     ledger.commit(commit("/a"))
     ledger.hear(outcome("/a"))
     ledger.hear(outcome("/a", "another rank leads"))
@@ -60,7 +60,7 @@ def test_the_first_outcome_of_a_commit_stands() -> None:
 
 
 def test_the_outcomes_of_the_last_commits_are_kept() -> None:
-    ledger = Ledger()
+    ledger = CheckpointInbox()
     for number in range(2 * OUTCOMES_KEPT):
         ledger.commit(commit(f"/{number}"))
         ledger.hear(outcome(f"/{number}"))
@@ -69,7 +69,7 @@ def test_the_outcomes_of_the_last_commits_are_kept() -> None:
 
 
 def test_news_say_what_is_saved_and_what_is_being_saved() -> None:
-    ledger = Ledger()
+    ledger = CheckpointInbox()
     pointer, saving = Pointer("5-9", 5, 9), Saving("6-9", 6, 9, 0)
     ledger.hear(CheckpointNews(pointer, saving))
     assert (ledger.saved, ledger.saving) == (pointer, saving)
@@ -80,7 +80,7 @@ def test_news_say_what_is_saved_and_what_is_being_saved() -> None:
 def test_a_save_into_a_directory_that_was_used_before_has_an_outcome_of_its_own() -> None:
     """After the first checkpoint was deleted, a run may reach its step again under the same leader. The outcome of the
     first commit is not that of the second."""
-    ledger = Ledger()
+    ledger = CheckpointInbox()
     ledger.commit(commit("/a"))
     ledger.hear(outcome("/a"))
     assert ledger.outcome("/a") is not None

@@ -12,7 +12,7 @@ from instep.wire.messages import JoinWait, Note
 log = logging.getLogger("instep")
 
 
-class Bulletin:
+class WorkerNotifier:
     """Notes go through one rank of the node, so that a sentence is there once; what is waited for goes to every worker
     that waits to join."""
 
@@ -23,7 +23,7 @@ class Bulletin:
         self._linked = True
 
     def __repr__(self) -> str:
-        return f"Bulletin({'etcd answers' if self._linked else 'etcd does not answer'})"
+        return f"WorkerNotifier({'etcd answers' if self._linked else 'etcd does not answer'})"
 
     def note(self, text: str, *, level: int = logging.WARNING) -> None:
         for worker in list(self._workers)[:1]:

@@ -20,7 +20,7 @@ from instep.tasks import all_of
 NOTE_S: Final = 2.0
 
 
-class Succession:
+class TermHistory:
     """Promise: a leader is proclaimed by a txn that its token guards, each with the number that follows. Limit: why the
     one before it leads no more is told if its agent could say so, or if its node is gone; else it is not known."""
 

@@ -10,48 +10,48 @@ from typing import Final
 from instep.errors import BarrierTimeout, SettingsError
 from instep.names import check_barrier_name
 from instep.wire.messages import Answer, AskBarrier, NoAnswer, Ranks
-from instep.worker.conversation import Conversation
+from instep.worker.agent_session import AgentSession
 
 ANSWER_S: Final = 3.0
 """At the time-out the agent is asked for so long who is missing."""
 NAMED: Final = 20
 
 
-class Assembly:
+class Barrier:
     """In the training thread only."""
 
-    def __init__(self, conversation: Conversation, *, rank: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._conversation = conversation
-        self._calls = conversation.ledger.barrier
+    def __init__(self, session: AgentSession, *, rank: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._session = session
+        self._calls = session.inbox.barrier
         self._rank = rank
         self._clock = clock
 
     def __repr__(self) -> str:
-        return f"Assembly(rank {self._rank}, {self._calls!r})"
+        return f"Barrier(rank {self._rank}, {self._calls!r})"
 
     def meet(self, name: str, timeout_s: float, step: int, alive: Callable[[], None]) -> None:
         """See `Run.barrier`. `step` is the first one that has not begun; `alive` is called now and then."""
         check_barrier_name(name)
         timeout_s = _checked(timeout_s)
-        conversation, calls = self._conversation, self._calls
+        session, calls = self._session, self._calls
 
         def through() -> bool:
             alive()
-            conversation.at_gate(step)
+            session.at_gate(step)
             return calls.name is None
 
-        ledger = conversation.ledger
-        conversation.tell([ledger.keep_saying("barrier", calls.come(name, conversation.view))])
+        inbox = session.inbox
+        session.tell([inbox.keep_saying("barrier", calls.come(name, session.view))])
         try:
-            if conversation.wait_until(through, timeout_s, step):
+            if session.wait_until(through, timeout_s, step):
                 return
-            answer = conversation.ask(lambda q: AskBarrier(q, name), ANSWER_S, step, unless=through)
+            answer = session.ask(lambda q: AskBarrier(q, name), ANSWER_S, step, unless=through)
             if calls.name is not None:
                 raise _timed_out(name, timeout_s, answer, self._rank)
         finally:
-            ledger.keep_quiet("barrier")
+            inbox.keep_quiet("barrier")
             if calls.name is not None:
-                conversation.tell([calls.go()])
+                session.tell([calls.go()])
 
 
 def _checked(timeout_s: object) -> float:

@@ -17,7 +17,7 @@ from instep.runtime import RuntimeFolder
 from instep.settings import Settings
 from instep.wire.frames import Decoder, Words, framed, receive_with_descriptor
 from instep.wire.messages import FromAgent, FromWorker, Hello, Leave, NewEpoch, Report, SaveFailed, from_worker
-from instep.worker.link import MAX_OUTBOX_BYTES, AgentLink, LinkLost
+from instep.worker.agent_connection import MAX_OUTBOX_BYTES, AgentConnection, ConnectionLost
 from instep.worker.spawn import LOG_TAIL_CHARACTERS, log_tail, start_agent
 
 SETTINGS = Settings(endpoints=("http://127.0.0.1:1",))
@@ -72,10 +72,10 @@ def agent(runtime_dir: Path) -> Iterator[ScriptedAgent]:
 
 
 @pytest.fixture
-def link(agent: ScriptedAgent) -> Iterator[AgentLink]:
+def link(agent: ScriptedAgent) -> Iterator[AgentConnection]:
     """Connected to the agent."""
     agent.listen()
-    connected = AgentLink("gpt", SETTINGS)
+    connected = AgentConnection("gpt", SETTINGS)
     assert connected.try_connect()
     yield connected
     connected.close()
@@ -88,7 +88,7 @@ def heard(connection: socket.socket, number: int) -> list[FromWorker]:
     return messages
 
 
-def test_messages_go_both_ways_in_order(agent: ScriptedAgent, link: AgentLink) -> None:
+def test_messages_go_both_ways_in_order(agent: ScriptedAgent, link: AgentConnection) -> None:
     link.send(SaveFailed(1, "one"))
     link.send(SaveFailed(2, "two"))
     assert heard(agent.connection, 2) == [SaveFailed(1, "one"), SaveFailed(2, "two")]
@@ -97,11 +97,11 @@ def test_messages_go_both_ways_in_order(agent: ScriptedAgent, link: AgentLink) -
     assert link.receive() == [NewEpoch(3), NewEpoch(4)]
 
 
-def test_when_nothing_was_said_nothing_is_waited_for(link: AgentLink) -> None:
+def test_when_nothing_was_said_nothing_is_waited_for(link: AgentConnection) -> None:
     assert link.receive() == []
 
 
-def test_the_introduction_brings_the_shared_words(agent: ScriptedAgent, link: AgentLink) -> None:
+def test_the_introduction_brings_the_shared_words(agent: ScriptedAgent, link: AgentConnection) -> None:
     hello = Hello(rank=0, world_size=1, incarnation="a", host="h", pid=1)
     link.introduce(hello)
     data, descriptor = receive_with_descriptor(agent.connection, 65536)
@@ -115,35 +115,37 @@ def test_the_introduction_brings_the_shared_words(agent: ScriptedAgent, link: Ag
     words.close()
 
 
-def test_an_agent_that_hangs_up_is_a_lost_link(agent: ScriptedAgent, link: AgentLink) -> None:
+def test_an_agent_that_hangs_up_is_a_lost_link(agent: ScriptedAgent, link: AgentConnection) -> None:
     agent.accept()
     agent.hang_up()
-    with pytest.raises(LinkLost, match="closed the connection"):
+    with pytest.raises(ConnectionLost, match="closed the connection"):
         link.receive()
     assert not link.connected
 
 
-def test_what_the_agent_said_last_still_counts(agent: ScriptedAgent, link: AgentLink) -> None:
+def test_what_the_agent_said_last_still_counts(agent: ScriptedAgent, link: AgentConnection) -> None:
     agent.say(NewEpoch(3))
     agent.hang_up()
     assert link.receive() == [NewEpoch(3)]
-    with pytest.raises(LinkLost):
+    with pytest.raises(ConnectionLost):
         link.receive()
 
 
-def test_an_agent_that_talks_nonsense_is_a_lost_link(agent: ScriptedAgent, link: AgentLink) -> None:
+def test_an_agent_that_talks_nonsense_is_a_lost_link(agent: ScriptedAgent, link: AgentConnection) -> None:
     agent.connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-    with pytest.raises(LinkLost, match="over the limit"):
+    with pytest.raises(ConnectionLost, match="over the limit"):
         link.receive()
     assert not link.connected
 
 
-def test_a_link_lost_can_be_made_anew_and_half_a_message_is_forgotten(agent: ScriptedAgent, link: AgentLink) -> None:
+def test_a_link_lost_can_be_made_anew_and_half_a_message_is_forgotten(
+    agent: ScriptedAgent, link: AgentConnection
+) -> None:
     agent.connection.sendall(framed(NewEpoch(1))[:-2])
     link.wait_readable(TIMEOUT_S)
     assert link.receive() == []
     agent.hang_up()
-    with pytest.raises(LinkLost):
+    with pytest.raises(ConnectionLost):
         link.receive()
     assert link.try_connect()
     agent.say(NewEpoch(2))
@@ -151,7 +153,9 @@ def test_a_link_lost_can_be_made_anew_and_half_a_message_is_forgotten(agent: Scr
     assert link.receive() == [NewEpoch(2)]
 
 
-def test_an_agent_that_takes_nothing_costs_bounded_memory_and_no_time(agent: ScriptedAgent, link: AgentLink) -> None:
+def test_an_agent_that_takes_nothing_costs_bounded_memory_and_no_time(
+    agent: ScriptedAgent, link: AgentConnection
+) -> None:
     agent.accept()
     sizes: list[int] = []
 
@@ -160,13 +164,13 @@ def test_an_agent_that_takes_nothing_costs_bounded_memory_and_no_time(agent: Scr
             sizes.append(len(link._outbox))
             link.send(SaveFailed(1, "x" * 10_000))
 
-    with pytest.raises(LinkLost, match="takes no more"):
+    with pytest.raises(ConnectionLost, match="takes no more"):
         talk_on()
     assert max(sizes) <= MAX_OUTBOX_BYTES
     assert not link.connected
 
 
-def test_a_droppable_message_is_left_out_while_others_wait(agent: ScriptedAgent, link: AgentLink) -> None:
+def test_a_droppable_message_is_left_out_while_others_wait(agent: ScriptedAgent, link: AgentConnection) -> None:
     connection = agent.connection
     kept = 0
     while not link._outbox:
@@ -183,9 +187,9 @@ def test_a_droppable_message_is_left_out_while_others_wait(agent: ScriptedAgent,
 
 
 def test_apart_from_its_agent_a_link_says_so_and_drops_what_may_be_dropped(agent: ScriptedAgent) -> None:
-    link = AgentLink("gpt", SETTINGS)
+    link = AgentConnection("gpt", SETTINGS)
     for use in (link.flush, link.receive, lambda: link.wait_readable(1.0), lambda: link.send(Leave(True, 1))):
-        with pytest.raises(LinkLost, match="not connected"):
+        with pytest.raises(ConnectionLost, match="not connected"):
             use()
     link.send(Report({}), droppable=True)
     link.kill_agent()
@@ -193,7 +197,7 @@ def test_apart_from_its_agent_a_link_says_so_and_drops_what_may_be_dropped(agent
 
 
 def test_where_somebody_holds_the_claim_no_other_agent_is_started(agent: ScriptedAgent) -> None:
-    link = AgentLink("gpt", SETTINGS)
+    link = AgentConnection("gpt", SETTINGS)
     assert not link.try_connect()
     assert link.starts == 0
     agent.listen()
@@ -204,7 +208,7 @@ def test_where_somebody_holds_the_claim_no_other_agent_is_started(agent: Scripte
 def test_an_agent_that_never_answers_is_given_up_with_its_own_words(agent: ScriptedAgent) -> None:
     agent.folder.log.write_text("the certificate has expired\n")
     ticks = count(0.0, 5.0)
-    link = AgentLink("gpt", SETTINGS, clock=lambda: next(ticks))
+    link = AgentConnection("gpt", SETTINGS, clock=lambda: next(ticks))
     with pytest.raises(AgentError, match="the certificate has expired"):
         link.wait_connected(300.0)
     link.close()
@@ -213,7 +217,7 @@ def test_an_agent_that_never_answers_is_given_up_with_its_own_words(agent: Scrip
 def test_a_closed_link_gives_its_descriptors_back_and_may_be_closed_again(agent: ScriptedAgent) -> None:
     agent.listen()
     before = len(os.listdir("/proc/self/fd"))
-    link = AgentLink("gpt", SETTINGS)
+    link = AgentConnection("gpt", SETTINGS)
     assert link.try_connect()
     link.close()
     link.close()
@@ -250,7 +254,7 @@ def test_a_stopped_agent_with_a_full_backlog_holds_up_nobody(agent: ScriptedAgen
     listener.bind(str(agent.folder.socket))
     listener.listen(0)
     waiting = []
-    link = AgentLink("gpt", SETTINGS)
+    link = AgentConnection("gpt", SETTINGS)
     try:
         for _ in range(4):
             other = socket.socket(socket.AF_UNIX)
@@ -268,7 +272,7 @@ def test_what_else_an_agent_prints_is_no_reason_why_it_cannot_serve(runtime_dir:
     """A sitecustomize of the machine may greet on standard output."""
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
-    link = AgentLink("gpt", SETTINGS)
+    link = AgentConnection("gpt", SETTINGS)
     try:
         link._reasons = os.fdopen(reading, "rb")
         os.write(writing, b"welcome to this cluster\n")

@@ -10,9 +10,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
-from instep.agent.ballot import Ballot
-from instep.agent.effects import ATTEMPT_S, Effects
-from instep.agent.readers import Readers
+from instep.agent.checkpoint_pins import CheckpointPins
+from instep.agent.checkpoint_vote import CheckpointVote
+from instep.agent.retrying_writer import ATTEMPT_S, RetryingWriter
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
 from instep.coordination import checkpoints
@@ -42,7 +42,7 @@ FORGET_S: Final = 3.0
 """What is not forgotten in this time has to be asked for again."""
 
 
-class Archive:
+class CheckpointRegistry:
     """Promise: a commit is tried until etcd has answered it, one at a time in the order in which they were handed in,
     and its worker hears the outcome; one that is handed in again, to this agent or the next, has the same outcome."""
 
@@ -54,14 +54,14 @@ class Archive:
         session: Session,
         state: RunState,
         workers: Workers,
-        effects: Effects,
+        writer: RetryingWriter,
     ) -> None:
         self._node = node
         self._client = client
         self._keys = keys
         self._state = state
         self._workers = workers
-        self._effects = effects
+        self._writer = writer
         self._writing = asyncio.Lock()
         self._announced: Saving | None = None
         self._told: wire.CheckpointNews | None = None
@@ -70,11 +70,11 @@ class Archive:
         self._outcomes: dict[str, tuple[Manifest, CommitOutcome]] = {}
         """By directory, what was handed in last; one that was deleted may be used again."""
         self._patience_s = SAVING_S
-        self._readers = readers = Readers(node, client, keys, session, effects)
-        self._ballot = Ballot(node, client, keys, state, workers, effects, readers)
+        self._pins = pins = CheckpointPins(node, client, keys, session, writer)
+        self._vote = CheckpointVote(node, client, keys, state, workers, writer, pins)
 
     def __repr__(self) -> str:
-        return f"Archive({self._announced or 'nothing announced'}, {self._readers!r}, {self._ballot!r})"
+        return f"CheckpointRegistry({self._announced or 'nothing announced'}, {self._pins!r}, {self._vote!r})"
 
     # -- what workers say -------------------------------------------------------------------------------------------
 
@@ -98,30 +98,30 @@ class Archive:
             case wire.AdoptCheckpoints(q):
                 self._answer(worker, q, lambda: self._adopt(message))
             case wire.ReadCheckpoint(checkpoint_id, asked):
-                self._readers.reads(reader, checkpoint_id)
+                self._pins.reads(reader, checkpoint_id)
                 if asked is not None:
                     self._answer(worker, asked, lambda: self._mark(asked, checkpoint_id))
             case wire.ReadDone(checkpoint_id):
-                self._readers.has_read(reader, checkpoint_id)
+                self._pins.has_read(reader, checkpoint_id)
             case wire.AskVoters(q):
                 self._answer(worker, q, lambda: self._missing(q))
             case wire.AwaitOffer():
-                self._ballot.wait(worker)
+                self._vote.wait(worker)
             case wire.Vote():
-                self._ballot.hear(worker, message)
+                self._vote.hear(worker, message)
 
     def gone(self, worker: LocalWorker) -> None:
         """A worker has left or died."""
-        self._readers.gone(str(worker.id))
-        self._ballot.gone(worker.id)
+        self._pins.gone(str(worker.id))
+        self._vote.gone(worker.id)
 
     def renew_marks(self) -> None:
         """There is another lease."""
-        self._readers.mark_all()
+        self._pins.mark_all()
 
     def say_again(self) -> None:
         """etcd may have lost what the node has voted."""
-        self._ballot.say_again()
+        self._vote.say_again()
 
     # -- what they hear ---------------------------------------------------------------------------------------------
 
@@ -132,7 +132,7 @@ class Archive:
             self._told = news
             for worker in self._workers:
                 worker.tell(news)
-        self._ballot.follow()
+        self._vote.follow()
 
     def welcome(self, worker: LocalWorker) -> None:
         """It has become part of the view, or of the next one."""
@@ -140,7 +140,7 @@ class Archive:
 
     def look_around(self) -> None:
         """As time passes."""
-        self._ballot.look_around()
+        self._vote.look_around()
 
     def _news(self) -> wire.CheckpointNews:
         state = self._state
@@ -158,13 +158,13 @@ class Archive:
     def _announce(self, fence: Fence, saving: Saving) -> None:
         if saving != self._announced:
             self._announced = saving
-            self._effects.start(self._write_if(saving, checkpoints.announce(self._keys, fence, saving)))
+            self._writer.start(self._write_if(saving, checkpoints.announce(self._keys, fence, saving)))
 
     def _withdraw(self, checkpoint_id: str) -> None:
         saving = self._announced
         if saving is not None and saving.id == checkpoint_id:
             self._announced = None
-            self._effects.start(self._write_if(None, checkpoints.withdraw(self._keys, saving)))
+            self._writer.start(self._write_if(None, checkpoints.withdraw(self._keys, saving)))
 
     async def _write_if(self, saving: Saving | None, txn: Txn) -> None:
         """Unless something else is announced by the time that it is its turn."""
@@ -174,7 +174,7 @@ class Archive:
                 await self._send(txn)
 
         async with self._writing:
-            await self._effects.retry_until_done(attempt)
+            await self._writer.retry_until_done(attempt)
 
     def _take_commit(self, worker: LocalWorker, message: wire.CommitCheckpoint) -> None:
         manifest = replace(message.manifest, node=self._node)
@@ -184,13 +184,13 @@ class Archive:
         if outcome is not None:
             self._tell_outcome(worker.id, manifest, outcome)
         else:
-            self._effects.start(self._commit(worker.id, Fence(message.candidate, manifest.token), manifest))
+            self._writer.start(self._commit(worker.id, Fence(message.candidate, manifest.token), manifest))
 
     async def _commit(self, saver: WorkerId, fence: Fence, manifest: Manifest) -> None:
         async with self._writing:
             outcome = self._known_outcome(manifest)
             if outcome is None:
-                outcome = await self._effects.retry_until_done(lambda: self._try_commit(fence, manifest))
+                outcome = await self._writer.retry_until_done(lambda: self._try_commit(fence, manifest))
                 self._remember(manifest, outcome)
         self._tell_outcome(saver, manifest, outcome)
 
@@ -255,7 +255,7 @@ class Archive:
             at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         if self._failed is None:
-            self._effects.start(self._write_failed())
+            self._writer.start(self._write_failed())
         self._failed = failed  # if several wait for etcd, only the last is written
 
     async def _write_failed(self) -> None:
@@ -266,7 +266,7 @@ class Archive:
                 if (txn is None or (await self._send(txn)).succeeded) and self._failed is failed:
                     self._failed = None
 
-        await self._effects.retry_until_done(attempt)
+        await self._writer.retry_until_done(attempt)
 
     # -- questions --------------------------------------------------------------------------------------------------
 
@@ -282,7 +282,7 @@ class Archive:
                 reply = wire.NoAnswer(q, f"etcd has not answered in {QUESTION_S:g} s about the run's checkpoints")
             self._tell(worker.id, reply)
 
-        self._effects.start(answer())
+        self._writer.start(answer())
 
     async def _list(self, q: int) -> wire.Inventory:
         listing = await self._client.range(self._keys.checkpoints, timeout_s=QUESTION_S)
@@ -342,11 +342,11 @@ class Archive:
         return False  # another leads, or everything changes all the time
 
     async def _mark(self, q: int, checkpoint_id: str) -> wire.Ids:
-        is_there = await self._readers.mark(checkpoint_id) is not None
+        is_there = await self._pins.mark(checkpoint_id) is not None
         return wire.Ids(q, (checkpoint_id,) if is_there else ())
 
     async def _missing(self, q: int) -> wire.Ranks:
-        return wire.Ranks(q, await self._ballot.missing())
+        return wire.Ranks(q, await self._vote.missing())
 
     async def _send(self, txn: Txn) -> TxnResult:
         return await self._client.txn(txn.compares, txn.then, timeout_s=ATTEMPT_S)

@@ -34,11 +34,11 @@ MAX_OUTBOX_BYTES: Final = 1024 * 1024
 MAX_RESTART_PAUSE_S: Final = 30.0
 
 
-class LinkLost(Exception):
+class ConnectionLost(Exception):
     """The agent is gone, or speaks nonsense: connect again."""
 
 
-class AgentLink:
+class AgentConnection:
     """A connection that can be lost and made anew; whoever uses it then introduces itself again.
 
     Nothing here waits unless the name of the method says so.
@@ -67,7 +67,7 @@ class AgentLink:
         self._problem = ""
 
     def __repr__(self) -> str:
-        return f"AgentLink({self._folder.socket}, {'connected' if self.connected else 'apart'})"
+        return f"AgentConnection({self._folder.socket}, {'connected' if self.connected else 'apart'})"
 
     @property
     def connected(self) -> bool:
@@ -117,7 +117,7 @@ class AgentLink:
             sent = socket.send_fds(self._socket, [data], [self._descriptor])
         except OSError as error:
             self.drop()
-            raise LinkLost(str(error)) from None
+            raise ConnectionLost(str(error)) from None
         self._outbox += data[sent:]
         self.flush()
 
@@ -128,12 +128,12 @@ class AgentLink:
         self._outbox += framed(message)
         if len(self._outbox) > MAX_OUTBOX_BYTES:
             self.drop()
-            raise LinkLost("the agent takes no more messages")
+            raise ConnectionLost("the agent takes no more messages")
         self.flush()
 
     def flush(self) -> None:
         if self._socket is None:
-            raise LinkLost("not connected")
+            raise ConnectionLost("not connected")
         while self._outbox:
             try:
                 sent = self._socket.send(self._outbox, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
@@ -141,13 +141,13 @@ class AgentLink:
                 return
             except OSError as error:
                 self.drop()
-                raise LinkLost(str(error)) from None
+                raise ConnectionLost(str(error)) from None
             del self._outbox[:sent]
 
     def receive(self) -> list[FromAgent]:
-        """All messages that are there now. Raises LinkLost when the agent has gone."""
+        """All messages that are there now. Raises ConnectionLost when the agent has gone."""
         if self._socket is None:
-            raise LinkLost("not connected")
+            raise ConnectionLost("not connected")
         messages: list[FromAgent] = []
         while True:
             try:
@@ -162,12 +162,12 @@ class AgentLink:
                 self.drop()
                 if messages:
                     return messages  # what it said last still counts; the next call tells that it has gone
-                raise LinkLost(reason)
+                raise ConnectionLost(reason)
             try:
                 messages.extend(self._decoder.feed(data))
             except WireError as error:
                 self.drop()
-                raise LinkLost(str(error)) from None
+                raise ConnectionLost(str(error)) from None
 
     def wait_message(self, kind: type[FromAgent], timeout_s: float) -> bool:
         """Waits for a message of that kind, passing over others; False when none came in time."""
@@ -181,7 +181,7 @@ class AgentLink:
     def wait_readable(self, timeout_s: float) -> None:
         """Waits until the agent says something or goes, at most `timeout_s` seconds."""
         if self._socket is None:
-            raise LinkLost("not connected")
+            raise ConnectionLost("not connected")
         poller = select.poll()
         poller.register(self._socket, select.POLLIN | (select.POLLOUT if self._outbox else 0))
         poller.poll(max(0.0, timeout_s) * 1000)

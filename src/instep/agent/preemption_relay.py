@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from instep.agent.effects import ATTEMPT_S, Effects
+from instep.agent.retrying_writer import ATTEMPT_S, RetryingWriter
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
 from instep.coordination import membership
@@ -27,20 +27,20 @@ MAX_REASON: Final = 100
 MAX_SUSPECTS: Final = 16
 
 
-class Notices:
+class PreemptionRelay:
     """Promise: while a worker of the view that gave notice is here, the command that stops the run stands until a stop
     is agreed on; one command, however many workers and nodes ask. It hears which ranks of the view are gone. Call
     `follow` when the run's state has changed, and about once a second."""
 
     def __init__(
-        self, node: str, client: Client, keys: Keys, state: RunState, workers: Workers, effects: Effects
+        self, node: str, client: Client, keys: Keys, state: RunState, workers: Workers, writer: RetryingWriter
     ) -> None:
         self._node = node
         self._client = client
         self._keys = keys
         self._state = state
         self._workers = workers
-        self._effects = effects
+        self._writer = writer
         self._by_worker: dict[WorkerId, Command] = {}
         self._told: dict[WorkerId, tuple[int, ...]] = {}
         """The missing ranks that it has heard of."""
@@ -52,7 +52,7 @@ class Notices:
         self._again_at = 0.0
 
     def __repr__(self) -> str:
-        return f"Notices({len(self._by_worker)} given{', asking' if self._asking else ''})"
+        return f"PreemptionRelay({len(self._by_worker)} given{', asking' if self._asking else ''})"
 
     def hear(self, worker: LocalWorker, message: PreemptionNotice) -> None:
         if worker.id not in self._by_worker:
@@ -80,7 +80,7 @@ class Notices:
             return
         if known.moment != self._asked_at or time.monotonic() >= self._again_at:
             self._asking = True
-            self._effects.start(self._ask())
+            self._writer.start(self._ask())
 
     # -- ranks that are gone: until they are replaced no stop is agreed on -------------------------------------------
 
@@ -106,7 +106,7 @@ class Notices:
         suspects = sorted(worker for worker in view.workers() if worker.rank in named)
         if suspects or self._absent:
             self._looking = True
-            self._effects.start(self._look(view, suspects[:MAX_SUSPECTS]))
+            self._writer.start(self._look(view, suspects[:MAX_SUSPECTS]))
 
     async def _look(self, view: View, suspects: Sequence[WorkerId]) -> None:
         keys = self._keys
@@ -141,7 +141,7 @@ class Notices:
 
     async def _ask(self) -> None:
         try:
-            await self._effects.retry_until_done(self._attempt)
+            await self._writer.retry_until_done(self._attempt)
         finally:
             self._asking = False
         self.follow()

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from instep.agent.effects import ATTEMPT_S, Effects
-from instep.agent.readers import Readers
+from instep.agent.checkpoint_pins import CheckpointPins
+from instep.agent.retrying_writer import ATTEMPT_S, RetryingWriter
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
 from instep.coordination import resuming
@@ -42,7 +42,7 @@ class Question:
         return Verified(view=self.view, id=self.id, ranks=ranks, problem=self.problem)
 
 
-class Ballot:
+class CheckpointVote:
     """Promise: a rank that waits hears each question, and the outcome; from then until its first boundary nobody
     forgets the checkpoint. A node writes at most a few keys for all its ranks."""
 
@@ -53,8 +53,8 @@ class Ballot:
         keys: Keys,
         state: RunState,
         workers: Workers,
-        effects: Effects,
-        readers: Readers,
+        writer: RetryingWriter,
+        pins: CheckpointPins,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._node = node
@@ -62,8 +62,8 @@ class Ballot:
         self._keys = keys
         self._state = state
         self._workers = workers
-        self._effects = effects
-        self._readers = readers
+        self._writer = writer
+        self._pins = pins
         self._clock = clock
         self._asking = asyncio.Lock()
         self._waiting: dict[WorkerId, Resume | None] = {}
@@ -71,7 +71,7 @@ class Ballot:
         self._question: Question | None = None
 
     def __repr__(self) -> str:
-        return f"Ballot({len(self._waiting)} wait, {self._question})"
+        return f"CheckpointVote({len(self._waiting)} wait, {self._question})"
 
     # -- what workers say -------------------------------------------------------------------------------------------
 
@@ -94,7 +94,7 @@ class Ballot:
 
     def gone(self, worker: WorkerId) -> None:
         self._waiting.pop(worker, None)
-        self._readers.gone(_voter(worker))
+        self._pins.gone(_voter(worker))
 
     # -- what they are asked ----------------------------------------------------------------------------------------
 
@@ -103,7 +103,7 @@ class Ballot:
         now = self._now()
         if now is None or all(told == now for told in self._waiting.values()):
             return
-        self._effects.start(self._tell(now))
+        self._writer.start(self._tell(now))
 
     def look_around(self) -> None:
         """As time passes."""
@@ -113,7 +113,7 @@ class Ballot:
             self._report(question)
         for worker in self._workers:
             if worker.step >= 0:  # it has loaded what it goes on from
-                self._readers.gone(_voter(worker.id))
+                self._pins.gone(_voter(worker.id))
 
     def say_again(self) -> None:
         """etcd may have lost what was reported: it is reported again as time passes."""
@@ -160,12 +160,12 @@ class Ballot:
         question = self._question
         if question is None or (question.view, question.id) != (now.view, now.id):
             for waiting in self._waiting:
-                self._readers.gone(_voter(waiting))
+                self._pins.gone(_voter(waiting))
             question = self._question = Question(now.view, now.id)
         for waiting in self._waiting:
-            self._readers.reads(_voter(waiting), now.id)
+            self._pins.reads(_voter(waiting), now.id)
         if not question.marked:
-            question.manifest = await self._effects.retry_until_done(lambda: self._mark(now))
+            question.manifest = await self._writer.retry_until_done(lambda: self._mark(now))
             question.marked = True
         return question
 
@@ -174,7 +174,7 @@ class Ballot:
         by_then = self._now()
         if now.id is None or by_then is None or (by_then.view, by_then.id) != (now.view, now.id):
             return None
-        return await self._readers.mark(now.id)
+        return await self._pins.mark(now.id)
 
     # -- what the leader hears --------------------------------------------------------------------------------------
 
@@ -183,7 +183,7 @@ class Ballot:
         if record == question.written or not self._state.view or not self._state.view.start.vote:
             return
         question.written = record
-        self._effects.keep(self._keys.verified_of(self._node), record.encode())
+        self._writer.keep(self._keys.verified_of(self._node), record.encode())
 
     def _ranks_here(self) -> set[int]:
         view = self._state.view

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from instep.agent.stall import Nomination, nominate
-from instep.agent.succession import Succession
+from instep.agent.term_history import TermHistory
 from instep.agent.workers import Workers
 from instep.coordination.election import Election
 from instep.coordination.fence import Fence
@@ -35,7 +35,7 @@ FAILED_TERM_S = 2.0
 ENDS_KEPT = 100
 
 
-class Office:
+class Candidacy:
     """A candidate names the worker that would lead. When that one goes, or shows no progress for `stall_timeout_s` or
     20 times its step time, whichever is longer, the key is replaced in one txn: a new key, a new token, at the end of
     the queue, and another may lead at once."""
@@ -67,7 +67,7 @@ class Office:
         self._ttl_s = ttl_s
         self._stall_timeout_s = stall_timeout_s
         self._on_denied = on_denied
-        self._succession = Succession(client, keys, state, workers, node)
+        self._terms = TermHistory(client, keys, state, workers, node)
         self._nomination: Nomination | None = None
         self._serving: Fence | None = None
         self._ends: dict[WorkerId, str] = {}
@@ -78,7 +78,7 @@ class Office:
         self._failed = Retry(SERVICE, "this term of office ended")
 
     def __repr__(self) -> str:
-        return f"Office({self._leadership or self._election!r})"
+        return f"Candidacy({self._leadership or self._election!r})"
 
     def wake(self) -> None:
         """The state has changed: a leader looks again."""
@@ -123,7 +123,7 @@ class Office:
     async def _serve(self, fence: Fence) -> None:
         self._serving = fence
         try:
-            leader = await self._succession.proclaim(fence) if len(self._workers) else None
+            leader = await self._terms.proclaim(fence) if len(self._workers) else None
             if leader is None:
                 await asyncio.sleep(NO_WORKER_S)
                 return
@@ -183,7 +183,7 @@ class Office:
         if why is None:
             await change
         else:
-            await all_of(self._succession.note_end(leading, why), change)  # the note is sent first
+            await all_of(self._terms.note_end(leading, why), change)  # the note is sent first
         if self._serving is leading:
             self._serving = None
 

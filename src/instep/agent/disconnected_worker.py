@@ -11,7 +11,7 @@ from instep.wire.frames import Words
 from instep.wire.messages import FromAgent
 
 
-class Absentee:
+class DisconnectedWorker:
     """Stands where its connection will be. What is told to it is dropped: it hears where things stand when it comes.
 
     Promise: `on_died` is called when its process ends, also one that ended before this was made.
@@ -21,7 +21,7 @@ class Absentee:
     ending: str | None = None
     """How its process ended, where that can be told."""
 
-    def __init__(self, pid: int, on_died: Callable[[Absentee], None]) -> None:
+    def __init__(self, pid: int, on_died: Callable[[DisconnectedWorker], None]) -> None:
         self.pid = pid
         self._on_died = on_died
         self._loop = asyncio.get_running_loop()
@@ -35,7 +35,7 @@ class Absentee:
             self._loop.add_reader(self._pidfd, self._died)
 
     def __repr__(self) -> str:
-        return f"Absentee(pid {self.pid}{', closed' if self._closed else ''})"
+        return f"DisconnectedWorker(pid {self.pid}{', closed' if self._closed else ''})"
 
     @property
     def closed(self) -> bool:

@@ -12,12 +12,12 @@ from typing import Any, Final, Literal
 
 from instep.errors import Evicted, GateTimeout, InstepError, JoinRefused
 from instep.wire import messages as wire
+from instep.worker.agent_connection import AgentConnection, ConnectionLost
 from instep.worker.agreement import Agreement
+from instep.worker.checkpoint_inbox import CheckpointInbox
 from instep.worker.elastic import elastic
 from instep.worker.failure import failure_from, in_words
-from instep.worker.ledger import Ledger
-from instep.worker.link import AgentLink, LinkLost
-from instep.worker.pulse import Pulse
+from instep.worker.liveness import LivenessDetector
 from instep.worker.reports import Reports
 
 log = logging.getLogger("instep")
@@ -31,7 +31,7 @@ COMPLAIN_S: Final = 10.0
 """Who waits says that there is no agent after `PATIENCE_S`, and again every `COMPLAIN_S`."""
 
 
-class Conversation:
+class AgentSession:
     """Says who this worker is to every agent it meets, hears what concerns the agreement, and keeps the rest: `view`
     (0 before the first), `leads`, and the `failure` that ends the run.
 
@@ -41,21 +41,21 @@ class Conversation:
     """
 
     def __init__(
-        self, link: AgentLink, agreement: Agreement[Any], *, rank: int, world_size: int, incarnation: str
+        self, connection: AgentConnection, agreement: Agreement[Any], *, rank: int, world_size: int, incarnation: str
     ) -> None:
-        self._link = link
+        self._connection = connection
         self._agreement = agreement
         self._rank = rank
         self._world_size = world_size
         self._incarnation = incarnation
-        self._pulse = Pulse()
+        self._liveness = LivenessDetector()
         self._apart_since = self._complain_at = 0.0
         self.reports = Reports()
         self.view = 0
         self.leads = False
         self.token = 0
         self.candidate = ""
-        self.ledger = Ledger()
+        self.inbox = CheckpointInbox()
         self.missing: tuple[int, ...] = ()
         """After a SIGTERM: ranks of the run that are gone and have not been replaced."""
         self.missing_since = 0.0
@@ -73,7 +73,7 @@ class Conversation:
         """Called while a decision is waited for; may set `failure`."""
 
     def __repr__(self) -> str:
-        return f"Conversation(rank {self._rank}, view {self.view}, {self._link!r})"
+        return f"AgentSession(rank {self._rank}, view {self.view}, {self._connection!r})"
 
     @property
     def standing(self) -> Literal["joining", "training", "evicted"]:
@@ -91,17 +91,19 @@ class Conversation:
 
     def introduce(self) -> None:
         """After each (re)connection: who this is, and what it has applied that its old agent may not have told."""
-        self._link.introduce(self._hello())
-        self._pulse = Pulse()  # this agent has not been silent yet, however old the beat of the one before is
+        self._connection.introduce(self._hello())
+        self._liveness = (
+            LivenessDetector()
+        )  # this agent has not been silent yet, however old the beat of the one before is
         self._apart_since = self._complain_at = 0.0
         self._offered = None
         self.missing = ()
         self.leads, self.token = False, 0  # until this agent says so
         for fact in (self._agreement.began, self._agreement.applied):
             if fact is not None:
-                self._link.send(fact)
-        for message in self.ledger.unanswered():
-            self._link.send(message)
+                self._connection.send(fact)
+        for message in self.inbox.unanswered():
+            self._connection.send(message)
 
     def _hello(self) -> wire.Hello:
         agreement = self._agreement
@@ -127,36 +129,36 @@ class Conversation:
         """What is lost on the way is made up for with the next agent, which is looked for at the next boundary."""
         for message in messages:
             try:
-                self._link.send(message)
-            except LinkLost:
+                self._connection.send(message)
+            except ConnectionLost:
                 self.next_look = 0.0
 
     def exchange(self, step: int) -> None:
         """Hears what the agent has said and sends what waits; a lost agent is replaced without waiting for it."""
         self.at_each_look()
         try:
-            if not self._link.connected:
-                if not self._link.try_connect():
+            if not self._connection.connected:
+                if not self._connection.try_connect():
                     self.next_look = min(self.next_look, time.monotonic() + RECONNECT_S)
                     return
                 log.warning("rank %d has a new agent on its node", self._rank)
                 self.introduce()
-            self.hear(self._link.receive(), step)
+            self.hear(self._connection.receive(), step)
             self._offer()
-            self.reports.send_to(self._link)
-            self._link.flush()
+            self.reports.send_to(self._connection)
+            self._connection.flush()
             self.replace_stopped_agent()
-        except LinkLost as lost:
+        except ConnectionLost as lost:
             log.warning("rank %d lost its agent (%s): training goes on, another is started", self._rank, lost)
             self.leads, self.token = False, 0  # it led by the agent's lease
             self.next_look = 0.0
 
     def _offer(self) -> None:
         """What operators can ask of this worker, when that has changed."""
-        actions, restores = self._agreement.orders.offer
+        actions, restores = self._agreement.handlers.offer
         offers = wire.Offers(actions, restores, self.drift)
         if offers != self._offered:
-            self._link.send(offers)
+            self._connection.send(offers)
             self._offered = offers
 
     def await_decision(self, number: int, step: int, patience_s: float) -> None:
@@ -176,18 +178,18 @@ class Conversation:
                 )
                 say_at += 10.0
             try:
-                if not self._link.connected:
-                    self._link.wait_connected(min(2.0, patience_s))
+                if not self._connection.connected:
+                    self._connection.wait_connected(min(2.0, patience_s))
                     self.introduce()
                     asked = False
                 if not asked:
-                    self._link.send(self._agreement.at_gate(number, step))
+                    self._connection.send(self._agreement.at_gate(number, step))
                     asked = True
-                self._link.wait_readable(0.25)
-                self.mail = self._link.words.mail
-                self.hear(self._link.receive(), step)
+                self._connection.wait_readable(0.25)
+                self.mail = self._connection.words.mail
+                self.hear(self._connection.receive(), step)
                 self.replace_stopped_agent()
-            except LinkLost:
+            except ConnectionLost:
                 continue
             except InstepError as error:
                 self._complain(error)
@@ -196,16 +198,16 @@ class Conversation:
         """Waits for a word of the agent, at most `timeout_s` unless another agent must be found, and hears it."""
         self.at_each_look()
         try:
-            if not self._link.connected:
-                self._link.wait_connected(timeout_s)
+            if not self._connection.connected:
+                self._connection.wait_connected(timeout_s)
                 self.introduce()
-            self._link.wait_readable(timeout_s)
-            self.mail = self._link.words.mail
-            self.hear(self._link.receive(), step)
+            self._connection.wait_readable(timeout_s)
+            self.mail = self._connection.words.mail
+            self.hear(self._connection.receive(), step)
             self._offer()
-            self.reports.send_to(self._link)
+            self.reports.send_to(self._connection)
             self.replace_stopped_agent()
-        except LinkLost:
+        except ConnectionLost:
             pass  # the next look finds another agent
         except InstepError as error:
             self._complain(error)
@@ -241,12 +243,12 @@ class Conversation:
         unless: Callable[[], bool] = lambda: False,
     ) -> wire.Answer | None:
         """The answer to the question, which is given a number; None where none came in time. Raises the failure."""
-        number, message = self.ledger.ask(question)
+        number, message = self.inbox.ask(question)
         self.tell([message])
         try:
-            self.wait_until(lambda: unless() or self.ledger.is_answered(number), timeout_s, step)
+            self.wait_until(lambda: unless() or self.inbox.is_answered(number), timeout_s, step)
         finally:
-            answer = self.ledger.take_answer(number)
+            answer = self.inbox.take_answer(number)
         return answer
 
     def leave(self, step: int, *, clean: bool, error: BaseException | None = None) -> None:
@@ -256,19 +258,19 @@ class Conversation:
         """
         leave = wire.Leave(clean, step, *in_words(error))
         if self.standing != "training":
-            with contextlib.suppress(LinkLost):
-                self._link.send(leave)
+            with contextlib.suppress(ConnectionLost):
+                self._connection.send(leave)
             return
         deadline = time.monotonic() + GOODBYE_S
         answered, lost = False, True
         while lost and not answered and (left_s := deadline - time.monotonic()) > 0:
             try:
-                if not self._link.connected:
-                    self._link.wait_connected(left_s)
+                if not self._connection.connected:
+                    self._connection.wait_connected(left_s)
                     self.introduce()
-                self._link.send(leave)
-                answered, lost = self._link.wait_message(wire.Bye, left_s), False
-            except LinkLost:
+                self._connection.send(leave)
+                answered, lost = self._connection.wait_message(wire.Bye, left_s), False
+            except ConnectionLost:
                 pass  # the agent died before it answered: the next one hears it
             except InstepError as error:
                 log.warning("%s", error)
@@ -277,32 +279,32 @@ class Conversation:
             log.warning("rank %d left, and no agent has answered", self._rank)
 
     def close(self) -> None:
-        self._link.close()
+        self._connection.close()
 
     def replace_stopped_agent(self) -> None:
-        if self._link.connected and self._pulse.is_stopped(self._link.words.beat, time.monotonic()):
+        if self._connection.connected and self._liveness.is_stopped(self._connection.words.beat, time.monotonic()):
             log.warning("the agent of rank %d is stopped or stuck: replacing it", self._rank)
-            self._link.kill_agent()
+            self._connection.kill_agent()
 
     # -- hearing ----------------------------------------------------------------------------------------------------
 
     def hear(self, messages: Iterable[wire.FromAgent], step: int) -> None:
-        """`step` is the one about to be run. Raises LinkLost when an answer cannot be given."""
+        """`step` is the one about to be run. Raises ConnectionLost when an answer cannot be given."""
         for message in messages:
             match message:
                 case wire.EnterView():
                     self._enter_view(message)
-                    self._link.calm()
+                    self._connection.calm()
                 case wire.ProposePlan():
                     for answer in self._agreement.hear_plan(message, step):
-                        self._link.send(answer)
+                        self._connection.send(answer)
                 case wire.Decide():
                     self.tell(self._agreement.hear_decision(message, step))
                 case wire.NewEpoch(number):
                     self._agreement.epoch = max(self._agreement.epoch, number)
                 case wire.AskDryRun():
-                    with contextlib.suppress(LinkLost):  # the next agent asks again
-                        self._link.send(self._agreement.refusals(message))
+                    with contextlib.suppress(ConnectionLost):  # the next agent asks again
+                        self._connection.send(self._agreement.refusals(message))
                 case wire.Leads():
                     self.leads, self.token, self.candidate = message.leads, message.token, message.candidate
                 case wire.Failure():
@@ -314,7 +316,7 @@ class Conversation:
                 case wire.Note(level, text):
                     log.log(level, "%s", text)
                 case _:
-                    self.ledger.hear(message)
+                    self.inbox.hear(message)
 
     def _enter_view(self, message: wire.EnterView) -> None:
         if message.view < self.view:
@@ -326,7 +328,7 @@ class Conversation:
             )
             return
         first, self.view = self.view == 0, message.view
-        self._link.node = message.node
+        self._connection.node = message.node
         if first:
             self._agreement.start(message.start, self.view, message.agreed)
 

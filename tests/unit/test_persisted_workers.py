@@ -15,8 +15,8 @@ from typing import Any, cast
 
 import pytest
 
-from instep.agent.absentee import Absentee
-from instep.agent.roster import RosterFile
+from instep.agent.disconnected_worker import DisconnectedWorker
+from instep.agent.persisted_workers import PersistedWorkersFile
 from instep.agent.stall import nominate
 from instep.agent.worker import LocalWorker
 from instep.coordination.records import Member, WorkerId
@@ -50,9 +50,9 @@ def worker(rank: int, pid: int, *, view: int = 1) -> LocalWorker:
     return LocalWorker(member, Schema(SCHEMA.document), cast(Any, Somebody(pid)), view=view)
 
 
-def loaded(roster: RosterFile) -> list[LocalWorker]:
+def loaded(persisted_workers: PersistedWorkersFile) -> list[LocalWorker]:
     async def load() -> list[LocalWorker]:
-        found = roster.load("a", lambda connection: None)
+        found = persisted_workers.load("a", lambda connection: None)
         for item in found:
             item.connection.close()
         return found
@@ -61,9 +61,9 @@ def loaded(roster: RosterFile) -> list[LocalWorker]:
 
 
 def test_a_worker_that_lives_is_found_as_it_was(folder: RuntimeFolder) -> None:
-    roster = RosterFile(folder)
-    roster.save([worker(2, os.getpid(), view=7)])
-    (found,) = loaded(roster)
+    persisted_workers = PersistedWorkersFile(folder)
+    persisted_workers.save([worker(2, os.getpid(), view=7)])
+    (found,) = loaded(persisted_workers)
     assert (found.rank, found.id, found.view, found.absent) == (2, WorkerId(2, incarnation(2)), 7, True)
     assert found.schema.digest == SCHEMA.digest
     assert found.record().view == 7
@@ -71,8 +71,8 @@ def test_a_worker_that_lives_is_found_as_it_was(folder: RuntimeFolder) -> None:
 
 def test_a_leader_that_connects_after_another_rank_loses_no_lead_to_it(folder: RuntimeFolder) -> None:
     """Before a worker has connected nobody knows when it passed its last boundary: that is no stall."""
-    RosterFile(folder).save([worker(0, os.getpid()), worker(1, os.getpid())])
-    leader, other = (item.standing() for item in loaded(RosterFile(folder)))
+    PersistedWorkersFile(folder).save([worker(0, os.getpid()), worker(1, os.getpid())])
+    leader, other = (item.standing() for item in loaded(PersistedWorkersFile(folder)))
     now = time.monotonic()
     named = nominate(None, [leader, other], now, timeout_s=1.0, leads=False, rivals=False)
     assert named is not None
@@ -83,39 +83,39 @@ def test_a_leader_that_connects_after_another_rank_loses_no_lead_to_it(folder: R
 
 def test_only_those_that_train_are_kept(folder: RuntimeFolder) -> None:
     """One that waits to join comes by itself, and one whose pid cannot be seen could not be watched."""
-    roster = RosterFile(folder)
-    roster.save([worker(0, os.getpid(), view=0), worker(1, 0)])
-    assert loaded(roster) == []
+    persisted_workers = PersistedWorkersFile(folder)
+    persisted_workers.save([worker(0, os.getpid(), view=0), worker(1, 0)])
+    assert loaded(persisted_workers) == []
 
 
 def test_a_process_that_has_ended_is_not_found_and_neither_is_another_one_with_its_pid(folder: RuntimeFolder) -> None:
-    roster = RosterFile(folder)
+    persisted_workers = PersistedWorkersFile(folder)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        roster.save([worker(0, child.pid)])
-        assert len(loaded(roster)) == 1
+        persisted_workers.save([worker(0, child.pid)])
+        assert len(loaded(persisted_workers)) == 1
         child.kill()
-    assert loaded(roster) == []
-    roster.save([worker(0, os.getpid())])
-    document = json.loads(folder.roster.read_text())
+    assert loaded(persisted_workers) == []
+    persisted_workers.save([worker(0, os.getpid())])
+    document = json.loads(folder.persisted_workers.read_text())
     document["workers"][0]["started"] -= 1
-    folder.roster.write_text(json.dumps(document))
-    assert loaded(roster) == []
+    folder.persisted_workers.write_text(json.dumps(document))
+    assert loaded(persisted_workers) == []
 
 
 def test_a_roster_of_before_the_machine_started_or_that_cannot_be_read_is_none(folder: RuntimeFolder) -> None:
-    roster = RosterFile(folder)
-    assert loaded(roster) == []
-    roster.save([worker(0, os.getpid())])
-    document = json.loads(folder.roster.read_text())
+    persisted_workers = PersistedWorkersFile(folder)
+    assert loaded(persisted_workers) == []
+    persisted_workers.save([worker(0, os.getpid())])
+    document = json.loads(folder.persisted_workers.read_text())
     for text in ("garbage", "[]", "{}", json.dumps({**document, "place": "another"})):
-        folder.roster.write_text(text)
-        assert loaded(roster) == []
+        folder.persisted_workers.write_text(text)
+        assert loaded(persisted_workers) == []
 
 
 def test_the_end_of_an_absent_worker_is_noticed() -> None:
     async def follow(child: subprocess.Popen[bytes]) -> None:
         died = asyncio.Event()
-        absentee = Absentee(child.pid, lambda connection: died.set())
+        absentee = DisconnectedWorker(child.pid, lambda connection: died.set())
         assert not absentee.closed
         child.kill()
         async with asyncio.timeout(10):
@@ -129,15 +129,15 @@ def test_the_end_of_an_absent_worker_is_noticed() -> None:
 def test_a_worker_that_had_died_when_the_roster_was_written_is_not_found(folder: RuntimeFolder) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    roster = RosterFile(folder)
-    roster.save([worker(1, ended.pid)])
-    assert loaded(roster) == []
+    persisted_workers = PersistedWorkersFile(folder)
+    persisted_workers.save([worker(1, ended.pid)])
+    assert loaded(persisted_workers) == []
 
 
 def test_a_roster_in_a_copy_of_the_folder_tells_of_another_node_and_is_none(
     folder: RuntimeFolder, runtime_dir: Path
 ) -> None:
-    RosterFile(folder).save([worker(0, os.getpid())])
+    PersistedWorkersFile(folder).save([worker(0, os.getpid())])
     shutil.copytree(folder.path, runtime_dir / "copy")
-    assert loaded(RosterFile(RuntimeFolder(runtime_dir / "copy"))) == []
-    assert len(loaded(RosterFile(folder))) == 1
+    assert loaded(PersistedWorkersFile(RuntimeFolder(runtime_dir / "copy"))) == []
+    assert len(loaded(PersistedWorkersFile(folder))) == 1

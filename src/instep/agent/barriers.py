@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from instep.agent.effects import ATTEMPT_S, Effects
+from instep.agent.retrying_writer import ATTEMPT_S, RetryingWriter
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
 from instep.coordination import barriers
@@ -35,7 +35,7 @@ PARTIAL_S: Final = 1.0
 can be named."""
 
 
-class Assembly:
+class Barriers:
     """Promise: a rank that waits is told when all have come, by this agent or the next, whatever leader released it;
     one that has given up waiting is withdrawn. One key a node, written when its last rank comes, and rarely else."""
 
@@ -46,7 +46,7 @@ class Assembly:
         keys: Keys,
         state: RunState,
         workers: Workers,
-        effects: Effects,
+        writer: RetryingWriter,
         problem: Callable[[], str | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -56,7 +56,7 @@ class Assembly:
         self._node = node
         self._state = state
         self._workers = workers
-        self._effects = effects
+        self._writer = writer
         self._problem = problem
         """What keeps etcd from taking writes, if anything."""
         self._clock = clock
@@ -69,7 +69,7 @@ class Assembly:
         """Whether it is known what stands in etcd: a former agent may have left something there."""
 
     def __repr__(self) -> str:
-        return f"Assembly({len(self._calls)} wait)"
+        return f"Barriers({len(self._calls)} wait)"
 
     # -- what workers say -------------------------------------------------------------------------------------------
 
@@ -83,7 +83,7 @@ class Assembly:
                 self._calls[worker.id] = BarrierWait(name, view, after)
                 self.follow()
             case AskBarrier():
-                self._effects.start(self._answer(worker.id, message))
+                self._writer.start(self._answer(worker.id, message))
             case LeaveBarrier():
                 self.gone(worker)
 
@@ -158,7 +158,7 @@ class Assembly:
         is_new, self._is_known = bool(local) and not self._is_known, True
         if is_new or barriers.is_due(wanted, self._wanted, all_wait=all_wait, overdue=overdue):
             self._wanted = wanted
-            self._effects.keep(self._key, wanted.encode() if wanted is not None else None)
+            self._writer.keep(self._key, wanted.encode() if wanted is not None else None)
 
     def _now(self, view: View) -> Arrivals | None:
         """All of the view that wait on this node, None when nobody does."""

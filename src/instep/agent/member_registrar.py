@@ -7,7 +7,7 @@ import logging
 import os
 
 from instep.agent.name import NameTaken, NodeName
-from instep.agent.space import Space
+from instep.agent.quota_monitor import QuotaMonitor
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
 from instep.coordination.keys import Keys
@@ -25,7 +25,7 @@ REFUSED_S = 0.2
 BATCH = 50
 
 
-class Registry:
+class MemberRegistrar:
     """Promise: a worker that is here is registered while the session has a lease; one that has gone is not, from the
     moment its removal has been written. The lock keeps a late registration from undoing a removal.
 
@@ -34,13 +34,13 @@ class Registry:
     """
 
     def __init__(
-        self, client: Client, keys: Keys, session: Session, workers: Workers, space: Space, name: NodeName
+        self, client: Client, keys: Keys, session: Session, workers: Workers, quota: QuotaMonitor, name: NodeName
     ) -> None:
         self._client = client
         self._keys = keys
         self._session = session
         self._workers = workers
-        self._space = space
+        self._quota = quota
         self._name = name
         self._claimed_on = 0
         """The lease that holds the claim."""
@@ -50,7 +50,7 @@ class Registry:
         self._outage = Outage("the workers cannot be registered yet")
 
     def __repr__(self) -> str:
-        return f"Registry({self._workers!r}, {self._outage!r})"
+        return f"MemberRegistrar({self._workers!r}, {self._outage!r})"
 
     async def register(self, worker: LocalWorker) -> None:
         """Registers one worker; without a lease this waits for `register_all`, which a new lease brings."""
@@ -86,7 +86,7 @@ class Registry:
                     if not lease_id or not here or await self._attempt(here, lease_id):
                         return
                 except EtcdError as error:
-                    self._space.refused(error)
+                    self._quota.refused(error)
                     pause_s = retry.pause_s(error)
             await asyncio.sleep(pause_s)
 
@@ -110,7 +110,7 @@ class Registry:
         except LeaseLost:
             return True  # the next lease registers everybody
         self._outage.over()
-        self._space.written()
+        self._quota.written()
         return True
 
     async def _claim(self, lease_id: int) -> None:

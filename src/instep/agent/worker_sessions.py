@@ -9,17 +9,17 @@ from functools import partial
 from typing import Final
 
 from instep.agent import failures
-from instep.agent.absentee import Absentee
-from instep.agent.archive import Archive
-from instep.agent.assembly import Assembly
-from instep.agent.clerk import Clerk
+from instep.agent.barriers import Barriers
+from instep.agent.candidacy import Candidacy
+from instep.agent.checkpoint_registry import CheckpointRegistry
 from instep.agent.connection import Connection
-from instep.agent.effects import Effects
-from instep.agent.notices import Notices
-from instep.agent.office import Office
-from instep.agent.registry import Registry
-from instep.agent.roster import Roster
-from instep.agent.tryouts import Tryouts
+from instep.agent.disconnected_worker import DisconnectedWorker
+from instep.agent.member_registrar import MemberRegistrar
+from instep.agent.persisted_workers import PersistedWorkers
+from instep.agent.plan_relay import PlanRelay
+from instep.agent.preemption_relay import PreemptionRelay
+from instep.agent.retrying_writer import RetryingWriter
+from instep.agent.start_dry_run import StartDryRun
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
 from instep.coordination.chain import HeadStatus, Promised, head_status
@@ -38,7 +38,7 @@ GIVE_UP_S: Final = 30.0
 """The dead are kept for so long by an agent that could not tell etcd of them."""
 
 
-class Reception:
+class WorkerSessions:
     """Every worker that comes is registered and stands for election until it goes; its roster entry, registration and
     candidacy go with it. Messages received before `open()` are queued until the run's state is
     known. `is_open` says whether it is."""
@@ -48,31 +48,31 @@ class Reception:
         node: str,
         state: RunState,
         workers: Workers,
-        roster: Roster,
+        persisted_workers: PersistedWorkers,
         *,
-        effects: Effects,
-        clerk: Clerk,
-        registry: Registry,
-        office: Office,
-        tryouts: Tryouts,
-        archive: Archive,
-        assembly: Assembly,
-        notices: Notices,
+        writer: RetryingWriter,
+        plan_relay: PlanRelay,
+        registrar: MemberRegistrar,
+        candidacy: Candidacy,
+        dry_run: StartDryRun,
+        checkpoints: CheckpointRegistry,
+        barriers: Barriers,
+        preemption: PreemptionRelay,
     ) -> None:
         self._node = node
         self._state = state
         self._workers = workers
-        self._roster = roster
-        self._effects = effects
-        self._clerk = clerk
-        self._registry = registry
-        self._office = office
-        self._tryouts = tryouts
-        self._archive = archive
-        self._assembly = assembly
-        self._notices = notices
+        self._persisted_workers = persisted_workers
+        self._writer = writer
+        self._plan_relay = plan_relay
+        self._registrar = registrar
+        self._candidacy = candidacy
+        self._dry_run = dry_run
+        self._checkpoints = checkpoints
+        self._barriers = barriers
+        self._preemption = preemption
         self.is_open = False
-        self._early: deque[tuple[Connection | Absentee, wire.FromWorker | None]] = deque()
+        self._early: deque[tuple[Connection | DisconnectedWorker, wire.FromWorker | None]] = deque()
         """Queued messages in order; None for a death."""
         self._dead_since: float | None = None
         self._say_denied_at = 0.0
@@ -80,12 +80,14 @@ class Reception:
         """Refused processes that the ranks they would have replaced were notified of."""
 
     def __repr__(self) -> str:
-        return f"Reception({self._workers!r}, {'open' if self.is_open else f'{len(self._early)} wait to be heard'})"
+        return (
+            f"WorkerSessions({self._workers!r}, {'open' if self.is_open else f'{len(self._early)} wait to be heard'})"
+        )
 
     def adopt(self) -> None:
         """Workers that a former agent served and that have not come yet are registered all the same: one of them may
         wait in a step for a rank that died, and its replacement needs all the others."""
-        for worker in self._roster.load(self._node, self.on_died):
+        for worker in self._persisted_workers.load(self._node, self.on_died):
             log.info("rank %d (pid %d) lives, and is waited for", worker.rank, worker.connection.pid)
             self._workers.add(worker)
 
@@ -122,7 +124,7 @@ class Reception:
             worker.applied = message  # also where its view is not known, should etcd have lost that
         match message:
             case wire.DryRunResult():
-                self._tryouts.answered(message)
+                self._dry_run.answered(message)
             case wire.Leave(clean, step):
                 self._on_gone(worker, None if clean else failures.of_exception(worker, message), last_step=step)
             case wire.Report(metrics):
@@ -130,17 +132,17 @@ class Reception:
             case wire.Offers():
                 worker.actions, worker.restores, worker.drift = message.actions, message.restores, message.drift
             case wire.CheckpointMessage():
-                self._archive.hear(worker, message)
+                self._checkpoints.hear(worker, message)
             case wire.BarrierMessage():
-                self._assembly.hear(worker, message)
+                self._barriers.hear(worker, message)
             case wire.PreemptionNotice():
-                self._notices.hear(worker, message)
+                self._preemption.hear(worker, message)
             case wire.Began() if self._is_member(worker):
-                self._clerk.began(worker.rank, message)
+                self._plan_relay.began(worker.rank, message)
             case wire.AtGate() if worker.view:  # a rank at its gate gets an answer
-                self._clerk.hear(worker.rank, message)
+                self._plan_relay.hear(worker.rank, message)
             case wire.PlanAnswer() if self._is_member(worker):
-                self._clerk.hear(worker.rank, message)
+                self._plan_relay.hear(worker.rank, message)
 
     def _hold(self, connection: Connection, message: wire.FromWorker) -> None:
         """Keeps a message until the state is known. A worker that sends too many is disconnected: it connects again and
@@ -151,7 +153,7 @@ class Reception:
             self._early = deque(item for item in self._early if item[0] is not connection or item[1] is None)
             connection.hang_up()
 
-    def on_died(self, connection: Connection | Absentee) -> None:
+    def on_died(self, connection: Connection | DisconnectedWorker) -> None:
         if not self.is_open:
             self._early.append((connection, None))
             return
@@ -167,26 +169,26 @@ class Reception:
             if other.rank == worker.rank and other.id != worker.id and other.absent:
                 self._on_gone(other, failures.of_replaced(other))  # it will hear so when it comes
         self._workers.add(worker)
-        self._effects.start(self._register(worker))
-        self._effects.start(self._office.stand())
+        self._writer.start(self._register(worker))
+        self._writer.start(self._candidacy.stand())
         if self.is_open:
             self._meet(worker)
         promised = _promised(worker, undecided)
         if promised is not None:
-            self._clerk.look_up(promised)
+            self._plan_relay.look_up(promised)
 
     def _on_gone(self, worker: LocalWorker, failure: Failure | None, *, last_step: int = -1) -> None:
         """`failure` is None for a worker that has left cleanly. It gets `bye` once etcd has recorded its end."""
         was_member = self._is_member(worker)
         self._strike(worker)
-        self._office.ended(worker.id, "it left" if failure is None else "its process died")
+        self._candidacy.ended(worker.id, "it left" if failure is None else "its process died")
         if not was_member:
             self._bye(worker)
         elif failure is None:
-            self._clerk.left(worker.rank, last_step, partial(self._bye, worker))
+            self._plan_relay.left(worker.rank, last_step, partial(self._bye, worker))
         else:
-            self._clerk.failed(worker.rank, failure, partial(self._bye, worker))
-            self._notices.died(worker)
+            self._plan_relay.failed(worker.rank, failure, partial(self._bye, worker))
+            self._preemption.died(worker)
         self._forget(worker)
 
     def _bye(self, worker: LocalWorker) -> None:
@@ -194,7 +196,7 @@ class Reception:
         worker.connection.close()
 
     def _is_member(self, worker: LocalWorker) -> bool:
-        return self._clerk.members().get(worker.rank) is worker
+        return self._plan_relay.members().get(worker.rank) is worker
 
     # -- where they stand -------------------------------------------------------------------------------------------
 
@@ -203,7 +205,7 @@ class Reception:
         again."""
         met = [self._meet(worker) for worker in self._workers]
         if any(met):
-            self._effects.start(self.register_all())
+            self._writer.start(self.register_all())
 
     def reset(self) -> None:
         """etcd holds another history: the workers' place in it is not known."""
@@ -216,7 +218,7 @@ class Reception:
             refused = self._state.refused.get(worker.id)
             if refused is not None:
                 self._part_with(worker, "refused", refused.reason)
-        members = self._clerk.members()
+        members = self._plan_relay.members()
         for other, record in self._state.refused.items():
             holder = members.get(other.rank)
             if holder is not None and other not in self._told_of:
@@ -254,10 +256,10 @@ class Reception:
             worker.view = view.number
             if is_new or worker.agreed is None:
                 worker.agreed = agreed
-            self._roster.save(self._workers)
+            self._persisted_workers.save(self._workers)
         worker.tell(wire.EnterView(view.number, view.start, self._node, agreed))
-        self._archive.welcome(worker)
-        self._clerk.joined(worker.rank)
+        self._checkpoints.welcome(worker)
+        self._plan_relay.joined(worker.rank)
         return True
 
     def _awaits(self, worker: LocalWorker, view: View) -> bool:
@@ -286,24 +288,24 @@ class Reception:
         log.warning("rank %d: %s", worker.rank, text)
         worker.tell(wire.Failure(kind, text))
         self._strike(worker)
-        self._office.ended(worker.id, f"it was {kind}")
+        self._candidacy.ended(worker.id, f"it was {kind}")
         self._forget(worker)
 
     def _strike(self, worker: LocalWorker) -> None:
         self._workers.remove(worker)
-        self._roster.save(self._workers)
+        self._persisted_workers.save(self._workers)
 
     # -- what etcd knows of them ------------------------------------------------------------------------------------
 
     async def register_all(self) -> None:
         try:
-            await self._registry.register_all()
+            await self._registrar.register_all()
         except EtcdDenied as error:
             self.deny(error)
 
     async def _register(self, worker: LocalWorker) -> None:
         try:
-            await self._registry.register(worker)
+            await self._registrar.register(worker)
         except EtcdDenied as error:
             self.deny(error)
 
@@ -326,11 +328,11 @@ class Reception:
             worker.tell(wire.Note(logging.ERROR, text))
 
     def _forget(self, worker: LocalWorker) -> None:
-        self._archive.gone(worker)
-        self._assembly.gone(worker)
-        self._notices.gone(worker)
-        self._effects.start(self._registry.forget(worker))
-        self._effects.start(self._office.stand())
+        self._checkpoints.gone(worker)
+        self._barriers.gone(worker)
+        self._preemption.gone(worker)
+        self._writer.start(self._registrar.forget(worker))
+        self._writer.start(self._candidacy.stand())
 
 
 def _other_version(theirs: str) -> str:

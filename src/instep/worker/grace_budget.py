@@ -18,7 +18,7 @@ AGREEING_SHARE: Final = 0.25
 """Of the grace, for the run to agree on the last step, however long a save takes."""
 
 
-class Notice:
+class GraceBudget:
     """`at` is when this process was told to end, None before that. `grace_s` is what it has from then to its expected
     end by SIGKILL: nobody tells a process that, it is a setting.
 
@@ -35,7 +35,7 @@ class Notice:
 
     def __repr__(self) -> str:
         told = "none" if self.at is None else f"{self._clock() - self.at:.1f} s ago"
-        return f"Notice({told}, grace {self.grace_s:g} s, a save takes {self.save_s:.1f} s)"
+        return f"GraceBudget({told}, grace {self.grace_s:g} s, a save takes {self.save_s:.1f} s)"
 
     def take(self) -> None:
         """The process is told to end. Only the first time counts."""

@@ -11,7 +11,7 @@ from instep.errors import EtcdDenied, EtcdFull, InstepError
 log = logging.getLogger("instep")
 
 
-class Space:
+class QuotaMonitor:
     """A database that has reached its quota: told once in full, to the log and to `tell`, and once when it is over.
 
     Limit: it learns from writes that are made anyway. An agent whose workers stand still hears of it late.
@@ -31,7 +31,7 @@ class Space:
         """The sentence for people, with the cure; None while etcd takes writes."""
 
     def __repr__(self) -> str:
-        return f"Space({self.problem or 'enough'})"
+        return f"QuotaMonitor({self.problem or 'enough'})"
 
     def refused(self, error: InstepError) -> None:
         """A write has just failed; only a full database matters here. A missing permission is passed on."""

@@ -15,7 +15,7 @@ MAX_OFFERED = 64
 """Names of actions that operators are shown; more can be declared, and be asked for."""
 
 
-class Orders:
+class CommandHandlers:
     """The script's actions by name, and its functions that load a checkpoint."""
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Orders:
         """What the run was taken back to last."""
 
     def __repr__(self) -> str:
-        return f"Orders({', '.join(self._actions) or 'no action'}, {len(self._restorers)} to restore)"
+        return f"CommandHandlers({', '.join(self._actions) or 'no action'}, {len(self._restorers)} to restore)"
 
     @property
     def names(self) -> tuple[str, ...]:

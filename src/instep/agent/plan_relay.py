@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from instep.agent.effects import Effects
+from instep.agent.retrying_writer import RetryingWriter
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
 from instep.coordination.chain import Promised, if_committed
@@ -31,7 +31,7 @@ from instep.etcd import Event
 from instep.wire import messages as wire
 
 
-class Clerk:
+class PlanRelay:
     """Decides nothing: `NodeAgreement` does. Promise: what it says must be written is tried until it is. Limit: what
     is for a worker that is not connected is dropped; `joined` tells it what is open then."""
 
@@ -41,7 +41,7 @@ class Clerk:
         keys: Keys,
         state: RunState,
         workers: Workers,
-        effects: Effects,
+        writer: RetryingWriter,
         on_told: Callable[[], None] = lambda: None,
     ) -> None:
         self._on_told = on_told
@@ -49,7 +49,7 @@ class Clerk:
         self._keys = keys
         self._state = state
         self._workers = workers
-        self._effects = effects
+        self._writer = writer
         self._agreement = NodeAgreement(node)
         self._receipt = ""
         """The key of the receipt written last."""
@@ -57,7 +57,7 @@ class Clerk:
         """The ranks that had left when etcd's history went back."""
 
     def __repr__(self) -> str:
-        return f"Clerk({self._agreement!r})"
+        return f"PlanRelay({self._agreement!r})"
 
     def members(self) -> dict[int, LocalWorker]:
         """By rank, the workers that are here and in the view: whose answers count."""
@@ -89,7 +89,7 @@ class Clerk:
     def look_up(self, promised: Promised) -> None:
         """Passes on the decision of a plan if there is one: a worker has promised it to a former agent, or before
         etcd's history went back."""
-        self._effects.look_up(promised, self._teller(promised))
+        self._writer.look_up(promised, self._teller(promised))
 
     def reset(self) -> None:
         """etcd holds another history. Ranks that have left stay left."""
@@ -107,7 +107,7 @@ class Clerk:
         """Writes which ranks have left by now: the view may have changed while a receipt was written."""
         left = self._agreement.left()
         if left is not None:
-            self._effects.keep(self._keys.left_of(self._node), left.encode())
+            self._writer.keep(self._keys.left_of(self._node), left.encode())
 
     def _repeat_applied(self, plan: Plan) -> None:
         """Repeats what workers reported before etcd's history went back: the receipt is lost, or was not due yet."""
@@ -124,7 +124,7 @@ class Clerk:
     def began(self, rank: int, message: wire.Began) -> None:
         if rank == 0:  # for all: they run the same steps
             first = FirstStep(step=message.step, origin=message.origin)
-            self._effects.write(write_first_step(self._keys, message.view, first))
+            self._writer.write(write_first_step(self._keys, message.view, first))
 
     def joined(self, rank: int) -> None:
         self._do(self._agreement.on_joined(rank))
@@ -134,11 +134,11 @@ class Clerk:
         among those that a change is applied on, unless its receipt is there."""
         self._do(self._agreement.on_left(rank, last_step))
         key = self._keys.left_of(self._node)
-        self._effects.when_kept(self._receipt, partial(self._effects.when_kept, key, then))
+        self._writer.when_kept(self._receipt, partial(self._writer.when_kept, key, then))
 
     def failed(self, rank: int, failure: Failure, then: Callable[[], None]) -> None:
         """Calls `then` when etcd has it."""
-        self._effects.write(write_failure(self._keys, self._node, failure), then)
+        self._writer.write(write_failure(self._keys, self._node, failure), then)
         self._do(self._agreement.on_died(rank))
 
     def _answered(self, rank: int, message: wire.PlanAnswer) -> list[NodeAction]:
@@ -172,14 +172,14 @@ class Clerk:
                 case TellDecision(rank, number, decision, digest) if rank in local:
                     self._tell_decision(local[rank], number, decision, digest)
                 case WriteAck(number, ack):
-                    self._effects.write(acknowledge(self._keys, number, ack))
+                    self._writer.write(acknowledge(self._keys, number, ack))
                 case WriteReceipt(number, receipt):
                     self._receipt = self._keys.receipt(number, self._node)
-                    self._effects.keep(self._receipt, receipt.encode())
+                    self._writer.keep(self._receipt, receipt.encode())
                 case WriteLeft():
-                    self._effects.when_kept(self._receipt, self._keep_left)
+                    self._writer.when_kept(self._receipt, self._keep_left)
                 case SettlePromise(promised, decision):
-                    self._effects.settle(promised, decision, self._teller(promised))
+                    self._writer.settle(promised, decision, self._teller(promised))
                 case _:
                     pass  # for a worker that is not connected: it hears it when it is
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from instep.agent.effects import Effects
-from instep.agent.space import Space
+from instep.agent.quota_monitor import QuotaMonitor
+from instep.agent.retrying_writer import RetryingWriter
 from instep.coordination.keys import Keys
 from instep.coordination.records import Decision
 from instep.errors import EtcdFull
@@ -141,7 +141,7 @@ def test_a_plan_deleted_to_make_space_is_not_taken_for_an_abort(
 
     async def main() -> None:
         async with Client(training.server.endpoints) as client:
-            effects = Effects(client, keys, Space(lambda text: None))
+            effects = RetryingWriter(client, keys, QuotaMonitor(lambda text: None))
             effects.settle(1, Decision(commit=False), told.append)
             await asyncio.to_thread(wait_for, lambda: "is not in etcd any more" in caplog.text, "a word about it")
             await effects.drain(0.1)
