@@ -319,10 +319,14 @@ class AgreementMachine(RuleBasedStateMachine):
         for worker in active * 4:
             if worker.step < top:
                 self._advance(worker)
-        if agreed is None or agreed.gate is None or any(worker.inside or not worker.step for worker in active):
+        plan = self.cluster.plan(agreed.plan) if agreed is not None else None
+        if agreed is None or plan is None or any(worker.inside or not worker.step for worker in active):
             return
-        near = agreed.gate - 2
-        if len({worker.back for worker in active}) == 1 and all(worker.step < near for worker in active):
+        backs = {worker.back for worker in active}
+        if len(backs) > 1 or (plan.kind == "restore" and agreed.back in backs):
+            return
+        near = plan.gate - 2
+        if all(worker.step < near for worker in active):
             for worker in active:
                 worker.step = near
                 training.skip_to(worker.rank, worker.place)
