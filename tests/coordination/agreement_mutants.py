@@ -1,8 +1,8 @@
 """The protocol with one rule broken at a time. The machine must notice each, or its silence would mean nothing.
 
 Two of them break a rule that another one repeats, and no schedule is known that shows it: `promise_two_gates` (no
-second plan is opened before the first is applied; Spin finds it in docs/protocol), and `no_fence_around_the_newest_agreed` (a
-view is formed only while the newest plan is undecided, or followed).
+second plan is opened before the first is applied; Spin finds it in docs/protocol), and
+`no_fence_around_the_newest_agreed` (a view is formed only while the newest plan is undecided, or followed).
 """
 
 from __future__ import annotations
