@@ -12,8 +12,8 @@ from time import monotonic
 from benchmarks.figures import Figure, median, quantile
 from benchmarks.fleet import RUN, Fleet
 from benchmarks.raw import RawStub
-from instep.coordination.keys import Keys
 from instep.etcd import Client
+from instep.protocol.keys import Keys
 from instep.testing import EtcdServer
 
 RANKS = 8

@@ -10,7 +10,7 @@ from chaos.harness.processes import cpu_s, memory_mb
 from benchmarks.figures import Figure, median
 from benchmarks.fleet import RUN, Fleet
 from benchmarks.raw import RawStub
-from instep.coordination.keys import Keys
+from instep.protocol.keys import Keys
 from instep.testing import EtcdServer
 
 RANKS = 8

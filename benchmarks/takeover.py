@@ -23,9 +23,9 @@ from chaos.harness.processes import find_agent
 
 import instep
 from benchmarks.figures import Figure, median
-from instep.coordination.keys import Keys
-from instep.coordination.records import Agreed
 from instep.etcd import Client
+from instep.protocol.keys import Keys
+from instep.protocol.records import Agreed
 from instep.testing import EtcdServer
 
 ROOT = Path(__file__).resolve().parent.parent

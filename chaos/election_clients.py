@@ -8,11 +8,11 @@ import time
 
 from chaos.fault_plan import TTL_S
 from chaos.timed_calls import TimedCalls
-from instep.coordination.election import Election
-from instep.coordination.fence import Fence
-from instep.coordination.session import Session
 from instep.errors import InstepError
 from instep.etcd import Client, Op
+from instep.recipes.election import Election
+from instep.recipes.fence import Fence
+from instep.recipes.session import Session
 from instep.testing.checkers import History, Hold
 
 TIMEOUT_S = 2.0

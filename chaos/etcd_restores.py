@@ -34,9 +34,9 @@ from chaos.operator import FINAL, RUN, keys_of
 from chaos.report import Report
 from chaos.run_processes import make_nodes, make_ranks
 from chaos.testbed import NAMESPACE
-from instep.coordination.records import Command, Manifest, Pointer
 from instep.errors import EtcdError
 from instep.etcd import Client, Op
+from instep.protocol.records import Command, Manifest, Pointer
 from instep.scalar import Scalar
 from instep.testing import EtcdServer
 

@@ -12,10 +12,10 @@ from typing import Final
 
 from chaos.timed_calls import TimedCalls
 from chaos.trainer import ACTION
-from instep.coordination.keys import Keys
-from instep.coordination.records import Agreed, Command, Directive
 from instep.errors import EtcdError
 from instep.etcd import Client, Op
+from instep.protocol.keys import Keys
+from instep.protocol.records import Agreed, Command, Directive
 from instep.scalar import Scalar
 
 RUN: Final = "chaos"

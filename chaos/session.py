@@ -10,8 +10,8 @@ from chaos.fault_plan import WORLD_SIZE, Fault
 from chaos.harness.tasks import Background, until, until_async
 from chaos.operator import FINAL
 from chaos.testbed import Testbed
-from instep.coordination.records import Agreed
 from instep.errors import EtcdError
+from instep.protocol.records import Agreed
 
 START_TIMEOUT_S = 60.0
 CONVERGE_TIMEOUT_S = 30.0

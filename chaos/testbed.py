@@ -21,9 +21,9 @@ from chaos.run_processes import make_nodes, make_ranks
 from chaos.servers import Servers
 from chaos.stall_monitor import StallMonitor
 from chaos.timed_calls import TimedCalls
-from instep.coordination.records import Leader
 from instep.errors import EtcdError
 from instep.etcd import Client
+from instep.protocol.records import Leader
 from instep.testing import EtcdCluster
 from instep.testing.checkers import History
 

@@ -24,7 +24,7 @@ PUBLIC = {
     "instep": "instep.md",
     "instep.torch": "torch.md",
     "instep.etcd": "etcd.md",
-    "instep.coordination": "coordination.md",
+    "instep.recipes": "recipes.md",
     "instep.testing": "testing.md",
     "instep.testing.checkers": "checkers.md",
 }

@@ -18,7 +18,7 @@ FOR_PEOPLE = {
     "agent/term_history.py": "when a leader began, for history",
     "control/_attempts.py": "when the failures of a run were forgotten",
     "control/_registry.py": "when checkpoints were adopted, for history",
-    "coordination/leadership.py": "when a plan was opened, for history",
+    "agent/leadership.py": "when a plan was opened, for history",
     "worker/slot.py": "when a checkpoint was committed, for lists of them",
 }
 """The only modules that read it, each for a text that people read and nothing compares."""

@@ -60,7 +60,7 @@ RUN_ATTRIBUTES = {"checkpoints", "config", "name", "rank", "world_size"}
 NOT_IN_A_TRAINER = (
     *("grpc", "google.protobuf", "torch", "numpy", "typer", "rich"),
     *("asyncio", "subprocess", "multiprocessing", "ssl", "concurrent.futures"),
-    *("instep.etcd", "instep.coordination", "instep.agent", "instep.control", "instep.testing", "instep.torch"),
+    *("instep.etcd", "instep.recipes", "instep.agent", "instep.control", "instep.testing", "instep.torch"),
 )
 
 A_TRAINER_LOADS = """
@@ -91,7 +91,7 @@ def parameters(function: Any) -> Parameters:
         ("instep.testing", TESTING),
         ("instep.testing.checkers", CHECKERS),
         ("instep.etcd", ETCD),
-        ("instep.coordination", COORDINATION),
+        ("instep.recipes", COORDINATION),
     ],
 )
 def test_the_public_names_are_these(module: str, names: set[str]) -> None:
@@ -104,7 +104,7 @@ def test_the_public_names_for_torch_are_these() -> None:
     check_names("instep.torch", TORCH)
 
 
-PUBLIC_MODULES = ("instep", "instep.testing", "instep.testing.checkers", "instep.etcd", "instep.coordination")
+PUBLIC_MODULES = ("instep", "instep.testing", "instep.testing.checkers", "instep.etcd", "instep.recipes")
 
 
 @pytest.mark.parametrize("module", PUBLIC_MODULES)

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from instep.coordination.keys import Keys
-from instep.coordination.records import Agreed, Command, Decision, Plan, View
 from instep.etcd import Event, KeyValue
+from instep.protocol.keys import Keys
+from instep.protocol.records import Agreed, Command, Decision, Plan, View
 
 _DECISION = re.compile(r"state/plans/([0-9]+)/decision$")
 _PLAN = re.compile(r"state/plans/([0-9]+)$")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chaos.recording import by_revision
-from instep.coordination.keys import Keys
-from instep.coordination.records import Leader, Manifest, Pointer, View
 from instep.etcd import Event, KeyValue
+from instep.protocol.keys import Keys
+from instep.protocol.records import Leader, Manifest, Pointer, View
 from instep.worker.manifest import verify_manifest
 
 MAX_PROBLEMS = 50

@@ -12,9 +12,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from instep.coordination.keys import Keys
-from instep.coordination.records import Agreed, Decision, Leader, Plan, View
 from instep.etcd import Event, KeyValue
+from instep.protocol.keys import Keys
+from instep.protocol.records import Agreed, Decision, Leader, Plan, View
 from instep.scalar import Scalar
 
 _PLAN = re.compile(r"plans/([0-9]+)$")

@@ -21,9 +21,9 @@ from chaos.harness.records import Record
 from chaos.harness.tasks import until
 from chaos.options import DrillOptions
 from chaos.trainer import Orders
-from instep.coordination.keys import Keys
-from instep.coordination.records import Manifest
 from instep.etcd import Client
+from instep.protocol.keys import Keys
+from instep.protocol.records import Manifest
 from instep.testing import EtcdServer
 from instep.worker.manifest import MANIFEST, verify_manifest
 

@@ -27,9 +27,9 @@ from chaos.harness.processes import agents_below, runs, send
 from chaos.harness.ranks import ROOT, SOURCES
 from chaos.harness.records import Record, RecordReader
 from chaos.options import DrillOptions, parse_drill
-from instep.coordination.keys import Keys
-from instep.coordination.records import Manifest, Pointer
 from instep.etcd import Client
+from instep.protocol.keys import Keys
+from instep.protocol.records import Manifest, Pointer
 from instep.testing import EtcdServer
 from instep.worker.manifest import verify_manifest
 

@@ -15,7 +15,8 @@ from chaos.harness.step_log import StepLog, StepStart, read_step_log
 from chaos.operator import keys_of
 from chaos.recording import by_revision
 
-from instep.coordination.records import (
+from instep.etcd import Event, KeyValue
+from instep.protocol.records import (
     Agreed,
     Command,
     Decision,
@@ -28,7 +29,6 @@ from instep.coordination.records import (
     Snapshot,
     View,
 )
-from instep.etcd import Event, KeyValue
 from instep.testing.checkers import Hold, check_exclusion
 from instep.worker.manifest import write_manifest
 

@@ -14,8 +14,8 @@ from chaos.fault_plan import KINDS, LONGEST_GAP_S, Lane, load, plan, save
 from chaos.operator import keys_of
 from chaos.stall_monitor import StallClock
 
-from instep.coordination.records import Agreed, Decision, Directive, Leader, Plan, Snapshot, View
 from instep.etcd import Event, KeyValue
+from instep.protocol.records import Agreed, Decision, Directive, Leader, Plan, Snapshot, View
 
 HOUR_S = 3600.0
 KEYS = keys_of("/t")

@@ -13,9 +13,9 @@ from chaos.harness.link import Link
 from chaos.harness.tasks import Background, until
 from chaos.timed_calls import TimedCalls
 
-from instep.coordination import Session
 from instep.etcd import Client
 from instep.etcd._lease import LeaseTiming
+from instep.recipes import Session
 from instep.testing import EtcdServer
 from instep.testing.checkers import History, Hold, Verdict, check_exclusion
 

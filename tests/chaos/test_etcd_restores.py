@@ -17,8 +17,8 @@ from chaos.options import parse
 from chaos.prober import planned_after
 
 from async_support import run
-from instep.coordination.keys import Keys
 from instep.etcd import Client
+from instep.protocol.keys import Keys
 from instep.testing import EtcdServer
 from unit.parts import manifest
 

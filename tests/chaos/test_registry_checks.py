@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 import pytest
 from chaos.checks.registry import RegistryHistory
 
-from instep.coordination.keys import Keys
-from instep.coordination.records import Leader, Manifest, NodeMembers, Pointer, Snapshot, View
 from instep.etcd import Event, KeyValue
 from instep.names import INCARNATION_LENGTH
+from instep.protocol.keys import Keys
+from instep.protocol.records import Leader, Manifest, NodeMembers, Pointer, Snapshot, View
 
 KEYS = Keys("/drills", "drill")
 

@@ -20,7 +20,9 @@ from run_in_etcd import RunInEtcd, with_client
 
 from instep.cli._app import run as run_command_line
 from instep.control import Keys
-from instep.coordination.records import (
+from instep.errors import CommandRefused, JoinRefused
+from instep.etcd import Client
+from instep.protocol.records import (
     Attempts,
     Command,
     Declined,
@@ -32,9 +34,7 @@ from instep.coordination.records import (
     StartOfView,
     Term,
 )
-from instep.coordination.rendezvous.records import Closed, Limits, Refusal, Registration, Round, Seat
-from instep.errors import CommandRefused, JoinRefused
-from instep.etcd import Client
+from instep.rendezvous.records import Closed, Limits, Refusal, Registration, Round, Seat
 from instep.testing import EtcdServer
 from instep.text import one_line
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from instep.cli._leaders import SHOWN, leaders_table, take_overs
 from instep.cli._output import facts_console, plain
 from instep.control import Leading
-from instep.coordination.records import CAME_FIRST
+from instep.protocol.records import CAME_FIRST
 
 
 def leading(term: int, why: str | None, former: int | None) -> Leading:

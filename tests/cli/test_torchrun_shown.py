@@ -13,9 +13,9 @@ from run_in_etcd import RunInEtcd, incarnation_of, with_client
 from instep.cli._output import facts_console, plain
 from instep.cli._panel import status_page
 from instep.control import Keys, RestartsFacts, Status, status
-from instep.coordination.records import Elastic
-from instep.coordination.rendezvous.records import Departure
 from instep.etcd import Client
+from instep.protocol.records import Elastic
+from instep.rendezvous.records import Departure
 from instep.testing import EtcdServer
 
 Story = Callable[[RendezvousInEtcd], Awaitable[None]]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from instep.coordination.rendezvous.keys import RendezvousKeys
-from instep.coordination.rendezvous.records import (
+from instep.etcd import Client, Op
+from instep.rendezvous.keys import RendezvousKeys
+from instep.rendezvous.records import (
     Closed,
     Departure,
     Limits,
@@ -15,7 +16,6 @@ from instep.coordination.rendezvous.records import (
     Round,
     Seat,
 )
-from instep.etcd import Client, Op
 
 _OPS = 100
 

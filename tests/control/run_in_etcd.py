@@ -7,9 +7,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from instep.control import Keys, connect
-from instep.coordination.commands import directive_after
-from instep.coordination.keys import last_part
-from instep.coordination.records import (
+from instep.etcd import Client, Op
+from instep.names import INCARNATION_LENGTH
+from instep.protocol.commands import directive_after
+from instep.protocol.keys import last_part
+from instep.protocol.records import (
     Ack,
     Agreed,
     Command,
@@ -30,8 +32,6 @@ from instep.coordination.records import (
     Snapshot,
     View,
 )
-from instep.etcd import Client, Op
-from instep.names import INCARNATION_LENGTH
 from instep.scalar import Scalar
 from instep.settings import Settings
 from instep.testing import EtcdServer

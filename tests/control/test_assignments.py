@@ -6,8 +6,8 @@ import pytest
 from run_in_etcd import SCHEMA, START
 
 from instep.control._assignments import check_values, parse_assignments
-from instep.coordination.schema import Schema
 from instep.errors import ConfigError, SettingsError
+from instep.protocol.schema import Schema
 from instep.scalar import Scalar
 
 _SCHEMA = Schema.decode(SCHEMA)

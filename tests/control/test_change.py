@@ -6,9 +6,9 @@ import pytest
 from run_in_etcd import RunInEtcd, with_client
 
 from instep.control import Keys, Written, set_values
-from instep.coordination.records import Change
 from instep.errors import ConfigError, RunNotFound, SettingsError
 from instep.etcd import Client
+from instep.protocol.records import Change
 from instep.testing import EtcdServer
 
 

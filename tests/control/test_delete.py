@@ -8,9 +8,9 @@ import pytest
 from run_in_etcd import RunInEtcd, with_client
 
 from instep.control import Keys, delete, runs, status
-from instep.coordination.rendezvous.records import Limits, Registration
 from instep.errors import CommandRefused, RunNotFound
 from instep.etcd import Client
+from instep.rendezvous.records import Limits, Registration
 from instep.testing import EtcdServer
 
 

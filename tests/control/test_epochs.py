@@ -27,9 +27,9 @@ from instep.control import (
     status,
     watch_status,
 )
-from instep.coordination.records import Decision, Epoch, Plan
-from instep.coordination.transactions import raise_epoch
 from instep.etcd import Client, Op
+from instep.protocol.records import Decision, Epoch, Plan
+from instep.protocol.transactions import raise_epoch
 from instep.testing import EtcdServer
 
 TIMEOUT_S = 30.0

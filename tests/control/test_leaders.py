@@ -5,10 +5,10 @@ from __future__ import annotations
 from control.run_in_etcd import with_client
 from instep.cli._leaders import take_overs
 from instep.control import History, Keys, history
-from instep.coordination.records import CAME_FIRST, Leader
-from instep.coordination.transactions import proclaim
 from instep.etcd import Client, Op
 from instep.names import INCARNATION_LENGTH
+from instep.protocol.records import CAME_FIRST, Leader
+from instep.protocol.transactions import proclaim
 from instep.testing import EtcdServer
 
 

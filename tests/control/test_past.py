@@ -9,9 +9,9 @@ import pytest
 from run_in_etcd import START, RunInEtcd, with_client
 
 from instep.control import Keys, diff, history, rollback, schedule, set_values, wait
-from instep.coordination.records import FirstStep, StartOfView
 from instep.errors import ConfigError, RunNotFound, SettingsError
 from instep.etcd import Client, Op
+from instep.protocol.records import FirstStep, StartOfView
 from instep.testing import EtcdServer
 
 T = TypeVar("T")

@@ -9,10 +9,10 @@ import pytest
 from run_in_etcd import with_client
 
 from instep.control import Keys, adopt, checkpoints, forget
-from instep.coordination.records import Agreed, Epoch, Manifest, Pointer
-from instep.coordination.token import epoch_of, make_token
 from instep.errors import ConfigError, RunNotFound
 from instep.etcd import Client
+from instep.protocol.records import Agreed, Epoch, Manifest, Pointer
+from instep.recipes.token import epoch_of, make_token
 from instep.testing import EtcdServer
 
 T = TypeVar("T")

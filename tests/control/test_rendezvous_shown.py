@@ -12,12 +12,12 @@ from rendezvous_in_etcd import RendezvousInEtcd
 from run_in_etcd import RunInEtcd, incarnation_of, with_client
 
 from instep.control import Keys, NodeFacts, RendezvousFacts, RunSummary, Status, runs, send, status, watch_status
-from instep.coordination.records import Elastic
-from instep.coordination.rendezvous.keys import RendezvousKeys
-from instep.coordination.rendezvous.node import RendezvousNode
-from instep.coordination.rendezvous.records import Address, Departure, Limits
 from instep.errors import NotRunning
 from instep.etcd import Client
+from instep.protocol.records import Elastic
+from instep.rendezvous.keys import RendezvousKeys
+from instep.rendezvous.node import RendezvousNode
+from instep.rendezvous.records import Address, Departure, Limits
 from instep.testing import EtcdServer
 
 RUN = "gpt-a"

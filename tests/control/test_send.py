@@ -27,9 +27,9 @@ from instep.control import (
     status,
     wait,
 )
-from instep.coordination.records import Command, FailedSave, FailedSaves, Saving
 from instep.errors import CommandRefused, NotRunning, ReceiptTimeout, RunNotFound, SettingsError
 from instep.etcd import Client
+from instep.protocol.records import Command, FailedSave, FailedSaves, Saving
 from instep.settings import Settings
 from instep.testing import EtcdServer, Proxy
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from agreement_machine import AgreementMachine
 from model_cluster import NOT_FOR_WORKERS, Cluster, Worker
 
-from instep.coordination.records import Attempts, Entered, Epoch, Plan, Resume
 from instep.etcd import Op
+from instep.protocol.records import Attempts, Entered, Epoch, Plan, Resume
 
 Chain = Callable[[AgreementMachine], None]
 

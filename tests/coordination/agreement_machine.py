@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from model_cluster import NOT_FOR_WORKERS, Cluster, Host, Worker
 from virtual_loop import virtual_time
 
-from instep.coordination.records import Left, Rejected
+from instep.protocol.records import Left, Rejected
 from instep.scalar import parse_scalar
 
 LAYOUTS = (((0,), (1,)), ((0, 1), (2,)), ((0,), (1,), (2,)), ((0,), (1, 2, 3)))

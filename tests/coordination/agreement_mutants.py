@@ -13,26 +13,16 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
-from instep.agent import retrying_writer
+from instep.agent import leadership, retrying_writer
 from instep.agent.heads import Heads
 from instep.agent.worker import LocalWorker
 from instep.agent.worker_sessions import WorkerSessions
 from instep.agent.workers import Workers
-from instep.coordination import (
-    attempts,
-    barriers,
-    checkpoints,
-    leadership,
-    leading,
-    membership,
-    recovery,
-    resuming,
-    transactions,
-)
-from instep.coordination.actions import CommitPlan, FormView, LeaderAction
-from instep.coordination.chain import Promised, StoredPlan, Unknown, verdict
-from instep.coordination.node import NodeAction, NodeAgreement, WriteAck
-from instep.coordination.records import (
+from instep.protocol import attempts, barriers, checkpoints, leading, membership, recovery, resuming, transactions
+from instep.protocol.actions import CommitPlan, FormView, LeaderAction
+from instep.protocol.chain import Promised, StoredPlan, Unknown, verdict
+from instep.protocol.node import NodeAction, NodeAgreement, WriteAck
+from instep.protocol.records import (
     Ack,
     Agreed,
     Decision,
@@ -44,8 +34,8 @@ from instep.coordination.records import (
     Snapshot,
     View,
 )
-from instep.coordination.situation import Situation
-from instep.coordination.transactions import Txn
+from instep.protocol.situation import Situation
+from instep.protocol.transactions import Txn
 from instep.wire.messages import FromWorker, PlanArmed, PlanRefused, ProposePlan
 from instep.worker.agreement import Agreement
 from instep.worker.command_handlers import CommandHandlers

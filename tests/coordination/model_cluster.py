@@ -23,14 +23,14 @@ from virtual_loop import VirtualLoop
 
 from instep.agent.node import Node
 from instep.agent.worker import LocalWorker
-from instep.coordination import checkpoints
-from instep.coordination.checkpoints import CommitOutcome, CommitReads
-from instep.coordination.fence import Fence
-from instep.coordination.keys import Keys
-from instep.coordination.records import Agreed, Attempts, Epoch, Leader, Manifest, Plan, Resume, View
 from instep.errors import ConfigError, InstepError
 from instep.etcd import Client, Listing, Op
 from instep.names import INCARNATION_LENGTH
+from instep.protocol import checkpoints
+from instep.protocol.checkpoints import CommitOutcome, CommitReads
+from instep.protocol.keys import Keys
+from instep.protocol.records import Agreed, Attempts, Epoch, Leader, Manifest, Plan, Resume, View
+from instep.recipes.fence import Fence
 from instep.wire.messages import AwaitOffer, Offer
 from instep.worker.agent_connection import AgentConnection, ConnectionLost
 from instep.worker.gate import Apply

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from model_etcd import ModelEtcd
 
-from instep.coordination.keys import Keys
-from instep.coordination.records import Attempts, Decision, Left, Manifest, Plan, Pointer, Release, View
 from instep.etcd import KeyValue
+from instep.protocol.keys import Keys
+from instep.protocol.records import Attempts, Decision, Left, Manifest, Plan, Pointer, Release, View
 from instep.wire.messages import Offer
 
 BARRIER = "meeting"

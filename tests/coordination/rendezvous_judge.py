@@ -7,11 +7,11 @@ from typing import Protocol
 
 from model_etcd import ModelEtcd
 
-from instep.coordination.election import incumbent_of
-from instep.coordination.keys import last_part
-from instep.coordination.rendezvous.keys import RendezvousKeys
-from instep.coordination.rendezvous.records import Closed, Registration, Round
 from instep.etcd import Event
+from instep.protocol.keys import last_part
+from instep.recipes.election import incumbent_of
+from instep.rendezvous.keys import RendezvousKeys
+from instep.rendezvous.records import Closed, Registration, Round
 
 
 class Judged(Protocol):

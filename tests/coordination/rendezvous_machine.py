@@ -12,7 +12,7 @@ from rendezvous_peer import Peer, Wish
 from rendezvous_world import LANES, World
 from virtual_loop import virtual_time
 
-from instep.coordination.rendezvous.records import Limits, Round
+from instep.rendezvous.records import Limits, Round
 
 MOST_PEERS = 5
 REST_S = 150

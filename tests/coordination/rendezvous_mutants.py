@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
-from instep.coordination.fence import Fence
-from instep.coordination.informer import Informer
-from instep.coordination.rendezvous import coordinator, decision
-from instep.coordination.rendezvous.decision import RendezvousSituation, RoundStatus
-from instep.coordination.rendezvous.node import RendezvousNode
 from instep.etcd import Compare
+from instep.recipes.fence import Fence
+from instep.recipes.informer import Informer
+from instep.rendezvous import coordinator, decision
+from instep.rendezvous.decision import RendezvousSituation, RoundStatus
+from instep.rendezvous.node import RendezvousNode
 
 Mutant = Callable[[], contextlib.AbstractContextManager[Any]]
 ALWAYS = Compare.absent("/nobody/ever/writes/this")

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, cast
 from freezing_loop import OWNER
 from model_client import ModelClient, Request
 
-from instep.coordination.rendezvous.node import RendezvousNode
-from instep.coordination.rendezvous.records import Address, Cause, Limits, Round
 from instep.errors import EtcdFull, EtcdUnavailable, InstepError, JoinTimeout, RunClosed
 from instep.etcd import Client
+from instep.rendezvous.node import RendezvousNode
+from instep.rendezvous.records import Address, Cause, Limits, Round
 
 if TYPE_CHECKING:
     from rendezvous_world import World

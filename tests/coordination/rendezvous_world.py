@@ -11,9 +11,9 @@ from model_etcd import ModelEtcd
 from rendezvous_judge import Judge
 from rendezvous_peer import TTL_S, Peer, Store
 
-from instep.coordination.rendezvous.keys import RendezvousKeys
-from instep.coordination.rendezvous.records import Departure, Limits
 from instep.etcd import Op
+from instep.rendezvous.keys import RendezvousKeys
+from instep.rendezvous.records import Departure, Limits
 
 LANES = ("", "state", "election")
 

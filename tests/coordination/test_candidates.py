@@ -9,7 +9,7 @@ import pytest
 from model_client import Request
 from model_cluster import Cluster
 
-from instep.coordination.records import Leader
+from instep.protocol.records import Leader
 
 
 @pytest.fixture

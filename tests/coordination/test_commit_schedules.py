@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import pytest
 
 from coordination.model_etcd import ModelEtcd
-from instep.coordination import checkpoints
-from instep.coordination.checkpoints import CommitOutcome, CommitReads
-from instep.coordination.fence import Fence
-from instep.coordination.keys import Keys
-from instep.coordination.records import Manifest, Pointer
-from instep.coordination.transactions import Txn
 from instep.etcd import KeyValue, Listing, Op
+from instep.protocol import checkpoints
+from instep.protocol.checkpoints import CommitOutcome, CommitReads
+from instep.protocol.keys import Keys
+from instep.protocol.records import Manifest, Pointer
+from instep.protocol.transactions import Txn
+from instep.recipes.fence import Fence
 
 KEYS = Keys("/training", "gpt-a")
 SCHEDULES = 400

@@ -7,12 +7,12 @@ import asyncio
 import pytest
 
 from async_support import run
-from instep.coordination.fence import Fence
-from instep.coordination.keys import Keys
-from instep.coordination.leadership import Leadership, Pace
-from instep.coordination.state import RunState
+from instep.agent.leadership import Leadership, Pace
+from instep.agent.state import RunState
 from instep.errors import EtcdUnavailable
 from instep.etcd import Client
+from instep.protocol.keys import Keys
+from instep.recipes.fence import Fence
 from instep.tasks import Background
 from instep.testing import EtcdServer
 

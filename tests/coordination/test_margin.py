@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from instep.coordination.margin import MAX_FACTOR, MAX_STEPS, REMEMBERED, Ahead, Margin
+from instep.protocol.margin import MAX_FACTOR, MAX_STEPS, REMEMBERED, Ahead, Margin
 
 
 def test_slow_steps_need_two() -> None:

@@ -12,9 +12,9 @@ from rendezvous_machine import DEEPER, PROFILE, HistoryRendezvousMachine, Rendez
 from rendezvous_peer import TTL_S
 from rendezvous_world import World
 
-from instep.coordination.rendezvous.node import RendezvousNode
-from instep.coordination.rendezvous.records import Address, Closed, Round, Seat
 from instep.etcd import Client
+from instep.rendezvous.node import RendezvousNode
+from instep.rendezvous.records import Address, Closed, Round, Seat
 
 
 def test_rounds_are_formed_of_those_who_ask_and_nobody_is_restarted_in_vain() -> None:

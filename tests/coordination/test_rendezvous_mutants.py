@@ -13,7 +13,7 @@ from rendezvous_mutants import Mutant
 from rendezvous_peer import TTL_S, Peer
 from rendezvous_world import LANES, World
 
-from instep.coordination.rendezvous.records import Closed
+from instep.rendezvous.records import Closed
 
 Chain = Callable[[World], None]
 

@@ -80,8 +80,8 @@ def _nothing() -> None:
 @contextlib.contextmanager
 def virtual_time(loop: VirtualLoop) -> Iterator[None]:
     """Every clock that the agent's own code looks at becomes the loop's; its log is silent."""
+    from instep.agent.leadership import Leadership
     from instep.agent.metrics import MetricsWriter
-    from instep.coordination.leadership import Leadership
     from instep.etcd import LeaseKeeper
 
     log = logging.getLogger("instep")

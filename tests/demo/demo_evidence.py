@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from instep.control import ChangeReceipt, ValueChange
-from instep.coordination.rendezvous.records import Limits, Round
 from instep.demo._checks import Evidence, Pause, Refusal, Steered, Stop, Takeover
 from instep.demo._records import BaselineRecord, RankRecord
+from instep.rendezvous.records import Limits, Round
 
 RANKS = 2
 KILLED_AT = 50

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 from demo_evidence import KILLED_AT, LAST, alone, evidence, formed, gone_on, killed, receipt
 
-from instep.coordination.rendezvous.records import Round
 from instep.demo._checks import Evidence, Pause, Refusal, Steered, Stop, Takeover, check
 from instep.demo._records import RankRecord, records_of
 from instep.errors import InstepError
+from instep.rendezvous.records import Round
 
 SAME_PARAMETERS = "all 2 ranks hold bit-identical parameters"
 SAME_VALUES = "all ranks used equal values at every step"

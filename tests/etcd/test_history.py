@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from async_support import run, until
-from instep.coordination.informer import Informer
 from instep.errors import HistoryChanged
 from instep.etcd import Client, History, _wire
 from instep.etcd._cursor import PATIENCE, Cursor
 from instep.etcd._types import KeyValue
+from instep.recipes.informer import Informer
 from instep.tasks import cancelled
 from instep.testing import EtcdServer
 

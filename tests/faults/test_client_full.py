@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from async_support import until
-from instep.coordination import Election, Session
 from instep.errors import EtcdFull
 from instep.etcd import Client, Compare, Op, TxnResult
+from instep.recipes import Election, Session
 from instep.testing import EtcdServer
 
 QUOTA_BYTES = 4 * 1024 * 1024

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from recipe_support import T, station
 
 from async_support import until
-from instep.coordination import Election, Fence, Group, Session
 from instep.errors import EtcdUnavailable
 from instep.etcd import Client, Op
+from instep.recipes import Election, Fence, Group, Session
 from instep.testing.checkers import Accepted, Hold
 
 TTL_S = 6

@@ -7,8 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import TypeVar
 
-from instep.coordination import Session
 from instep.etcd import Client, KeyValue
+from instep.recipes import Session
 
 T = TypeVar("T")
 

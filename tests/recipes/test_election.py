@@ -10,9 +10,9 @@ import pytest
 from recipe_support import keys, newest, station
 
 from async_support import run, until
-from instep.coordination import Election, Incumbent, Session
 from instep.errors import EtcdUnavailable, SettingsError
 from instep.etcd import Client, Listing, Op
+from instep.recipes import Election, Incumbent, Session
 from instep.testing import EtcdServer, Proxy
 
 

@@ -9,9 +9,9 @@ import pytest
 from recipe_support import keys, station
 
 from async_support import SLACK_S, run, until
-from instep.coordination import Group, GroupMember, Session
 from instep.errors import EtcdUnavailable, NameTaken, SettingsError
 from instep.etcd import Client
+from instep.recipes import Group, GroupMember, Session
 from instep.testing import EtcdServer, Proxy
 
 

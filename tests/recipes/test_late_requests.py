@@ -15,10 +15,10 @@ from recipe_support import keys
 from async_support import run, until
 from instep.agent.quota_monitor import QuotaMonitor
 from instep.agent.retrying_writer import RetryingWriter
-from instep.coordination import Election, Group, Session
-from instep.coordination.keys import Keys
 from instep.errors import EtcdUnavailable
 from instep.etcd import Client, Compare, Op, TxnResult
+from instep.protocol.keys import Keys
+from instep.recipes import Election, Group, Session
 from instep.testing import EtcdServer
 
 Request = tuple[Sequence[Compare], Sequence[Op]]

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from instep.coordination.election import incumbent_of
-from instep.coordination.group import members_of
-from instep.coordination.naming import as_prefix, check_name, check_timeout
-from instep.coordination.queue import QueueEntry, QueuePosition, in_order, position_of, removals
 from instep.errors import SettingsError
 from instep.etcd import KeyValue
+from instep.recipes.election import incumbent_of
+from instep.recipes.group import members_of
+from instep.recipes.naming import as_prefix, check_name, check_timeout
+from instep.recipes.queue import QueueEntry, QueuePosition, in_order, position_of, removals
 
 
 def key(name: str, created: int, value: str = "", lease: int = 1) -> KeyValue:

@@ -10,7 +10,7 @@ from recipe_contest import TIDY_S, Contest
 from recipe_support import station
 
 from async_support import run
-from instep.coordination import Group
+from instep.recipes import Group
 from instep.testing import EtcdCluster
 from instep.testing.checkers import check_exclusion, check_fencing
 

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from async_support import run, until
-from instep.coordination import Group, Session
 from instep.errors import EtcdFull, EtcdUnavailable, InstepError
 from instep.etcd import Client
+from instep.recipes import Group, Session
 from instep.testing import EtcdServer
 
 QUOTA_BYTES = 4 * 1024 * 1024

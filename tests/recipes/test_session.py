@@ -8,9 +8,9 @@ import time
 import pytest
 
 from async_support import SLACK_S, run, until
-from instep.coordination import LinkState, Session
 from instep.errors import EtcdUnavailable, LeaseLost, SettingsError
 from instep.etcd import Client
+from instep.recipes import LinkState, Session
 from instep.testing import EtcdServer
 
 

@@ -16,10 +16,10 @@ import pytest
 
 from instep.agent.quota_monitor import QuotaMonitor
 from instep.agent.retrying_writer import RetryingWriter
-from instep.coordination.keys import Keys
-from instep.coordination.records import Decision
 from instep.errors import EtcdFull
 from instep.etcd import Client
+from instep.protocol.keys import Keys
+from instep.protocol.records import Decision
 from instep.testing import EtcdServer
 from run.harness import SOURCE, TrainingRun, assert_in_step, open_plan, wait_for
 

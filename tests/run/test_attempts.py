@@ -129,7 +129,7 @@ def test_a_run_that_ends_cleanly_has_not_failed_and_forgets_what_was(team: Team)
 
 
 def test_a_run_that_was_told_to_stop_has_not_failed(team: Team) -> None:
-    from instep.coordination.records import Command
+    from instep.protocol.records import Command
 
     workers = team.join("ab", INSTEP_MAX_RESTARTS="0")
     steps = iter(range(10**6))

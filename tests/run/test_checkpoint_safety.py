@@ -14,8 +14,8 @@ from chaos.harness.fork_server import ForkServer
 from typer.testing import CliRunner
 
 from instep.cli._app import app
-from instep.coordination.records import Epoch
-from instep.coordination.token import epoch_of
+from instep.protocol.records import Epoch
+from instep.recipes.token import epoch_of
 from instep.worker.manifest import MANIFEST
 from run.harness import TrainingRun, wait_for
 from run.saver_team import Team

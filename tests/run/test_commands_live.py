@@ -6,7 +6,7 @@ import json
 import uuid
 from typing import Any
 
-from instep.coordination.records import Command
+from instep.protocol.records import Command
 from run.harness import Trainer, TrainingRun, wait_for
 
 

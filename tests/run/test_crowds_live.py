@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 
-from instep.coordination.keys import Keys
 from instep.etcd import Client, Op
+from instep.protocol.keys import Keys
 from run.harness import TrainingRun, wait_for
 from run.test_commands_live import order
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from instep import control
-from instep.coordination.keys import Keys
 from instep.etcd import Client
+from instep.protocol.keys import Keys
 from run.harness import TrainingRun, wait_for
 
 pytest.importorskip("torch")

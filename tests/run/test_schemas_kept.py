@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from instep.coordination.leader_cache import SCHEMAS_KEPT
+from instep.agent.leader_cache import SCHEMAS_KEPT
 from run.harness import TrainingRun, wait_for
 
 

@@ -10,9 +10,9 @@ from typing import TypeVar
 from torch.distributed.elastic.rendezvous import RendezvousInfo, RendezvousParameters
 
 from async_support import run
-from instep.coordination.rendezvous.keys import RendezvousKeys
-from instep.coordination.rendezvous.records import Registration, Round
 from instep.etcd import Client
+from instep.rendezvous.keys import RendezvousKeys
+from instep.rendezvous.records import Registration, Round
 from instep.torch._rendezvous.handler import create_handler
 
 T = TypeVar("T")

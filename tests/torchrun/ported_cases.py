@@ -11,14 +11,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from instep.coordination.rendezvous.decision import (
+from instep.rendezvous.decision import (
     RefuseNode,
     RegisteredNode,
     RendezvousSituation,
     decide,
     round_status,
 )
-from instep.coordination.rendezvous.records import Closed, Limits, Registration, Round, Seat
+from instep.rendezvous.records import Closed, Limits, Registration, Round, Seat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import pytest
 from torch.distributed import Store, TCPStore
 from torch.distributed.elastic.agent.server.api import SimpleElasticAgent
 
-from instep.coordination.rendezvous.records import Address
+from instep.rendezvous.records import Address
 from instep.torch._rendezvous.round_store import AgentsStore, connect_store, open_store
 
 pytestmark = pytest.mark.torch

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from async_support import run, until
-from instep.coordination.rendezvous.keys import RendezvousKeys
-from instep.coordination.rendezvous.node import RendezvousNode
-from instep.coordination.rendezvous.records import Address, Limits, Round
 from instep.etcd import Client
+from instep.rendezvous.keys import RendezvousKeys
+from instep.rendezvous.node import RendezvousNode
+from instep.rendezvous.records import Address, Limits, Round
 from instep.testing import EtcdServer
 
 ALONE = Limits(min_nodes=1, max_nodes=1)

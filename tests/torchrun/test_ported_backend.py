@@ -13,16 +13,16 @@ import pytest
 from ported_cases import CONTRACTS, Attempt, Contract
 
 from async_support import run
-from instep.coordination import Election, Session
-from instep.coordination.fence import Fence
-from instep.coordination.informer import Informer
-from instep.coordination.rendezvous.coordinator import Coordinator
-from instep.coordination.rendezvous.decision import WriteRound
-from instep.coordination.rendezvous.keys import RendezvousKeys
-from instep.coordination.rendezvous.node import RendezvousNode
-from instep.coordination.rendezvous.records import Address, Closed, Limits, Round
 from instep.errors import JoinRefused
 from instep.etcd import Client
+from instep.recipes import Election, Session
+from instep.recipes.fence import Fence
+from instep.recipes.informer import Informer
+from instep.rendezvous.coordinator import Coordinator
+from instep.rendezvous.decision import WriteRound
+from instep.rendezvous.keys import RendezvousKeys
+from instep.rendezvous.node import RendezvousNode
+from instep.rendezvous.records import Address, Closed, Limits, Round
 from instep.tasks import cancelled
 from instep.testing import EtcdServer
 

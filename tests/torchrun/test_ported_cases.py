@@ -9,8 +9,8 @@ import pytest
 from ported_cases import ACCEPTED, CASES, REFUSED, Case, Given, outcome
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
-from instep.coordination.rendezvous.records import Address, Limits, Round, Seat
 from instep.errors import SettingsError
+from instep.rendezvous.records import Address, Limits, Round, Seat
 from instep.torch._rendezvous.options import Options, options_of
 
 

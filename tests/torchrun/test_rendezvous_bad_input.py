@@ -28,11 +28,11 @@ from torch.distributed.elastic.rendezvous import (
 )
 
 from async_support import run, until
-from instep.coordination.rendezvous.keys import RendezvousKeys
-from instep.coordination.rendezvous.node import RendezvousNode
-from instep.coordination.rendezvous.records import Address, Limits, Registration
 from instep.errors import SettingsError
 from instep.etcd import Client, Status
+from instep.rendezvous.keys import RendezvousKeys
+from instep.rendezvous.node import RendezvousNode
+from instep.rendezvous.records import Address, Limits, Registration
 from instep.testing import EtcdServer
 from instep.torch._rendezvous.address import await_own_address, reaches_this_machine
 from instep.torch._rendezvous.client import find_other_cluster

@@ -15,9 +15,9 @@ from guarded_agent import GuardedAgent, context, guarded_agents, until
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from async_support import run
-from instep.coordination.rendezvous.keys import RendezvousKeys
-from instep.coordination.rendezvous.records import Departure
 from instep.etcd import Client, KeyValue
+from instep.rendezvous.keys import RendezvousKeys
+from instep.rendezvous.records import Departure
 from instep.settings import resolve
 from instep.testing import EtcdServer
 from instep.torch._rendezvous.guard import Guard

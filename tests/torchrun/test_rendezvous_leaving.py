@@ -21,7 +21,7 @@ from torch.distributed.elastic.agent.server.api import _TERMINAL_STATE_SYNC_ID
 from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousTimeoutError
 from torch.distributed.elastic.utils.store import barrier
 
-from instep.coordination.rendezvous.records import Address, Closed
+from instep.rendezvous.records import Address, Closed
 from instep.testing import EtcdServer
 from instep.torch._rendezvous import handler as rendezvous_handler
 from instep.torch._rendezvous.address import address_of_this_node

@@ -10,9 +10,9 @@ import pytest
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousHandler, RendezvousParameters
 
 from async_support import run
-from instep.coordination.rendezvous.keys import RendezvousKeys
-from instep.coordination.rendezvous.records import Round
 from instep.etcd import Client, Credentials, Tls
+from instep.rendezvous.keys import RendezvousKeys
+from instep.rendezvous.records import Round
 from instep.testing import EtcdServer
 from instep.torch._rendezvous.handler import create_handler
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from torch.distributed import PrefixStore
 
-from instep.coordination.rendezvous.records import Address
+from instep.rendezvous.records import Address
 from instep.torch._rendezvous.round_store import await_all_nodes, connect_store, open_store
 
 pytestmark = pytest.mark.torch

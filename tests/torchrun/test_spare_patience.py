@@ -9,9 +9,9 @@ import pytest
 from ported_agents import LIMIT_S, Agents, until
 
 from async_support import run
-from instep.coordination.rendezvous.node import RendezvousNode
-from instep.coordination.rendezvous.records import Address, Limits
 from instep.etcd import Client
+from instep.rendezvous.node import RendezvousNode
+from instep.rendezvous.records import Address, Limits
 from instep.testing import EtcdServer
 from instep.torch._rendezvous.round_store import open_store
 

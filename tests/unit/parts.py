@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from instep.coordination.desired import DesiredValue
-from instep.coordination.membership import RegisteredWorker
-from instep.coordination.records import Agreed, Left, Manifest, Member, NodeMembers, Plan, Rejected, Snapshot, View
-from instep.coordination.schema import Schema
 from instep.names import FIXED_KEY, INCARNATION_LENGTH
+from instep.protocol.desired import DesiredValue
+from instep.protocol.membership import RegisteredWorker
+from instep.protocol.records import Agreed, Left, Manifest, Member, NodeMembers, Plan, Rejected, Snapshot, View
+from instep.protocol.schema import Schema
 from instep.scalar import Scalar
 
 DIGEST = "d1"

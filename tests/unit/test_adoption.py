@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from instep.coordination.records import Manifest
+from instep.protocol.records import Manifest
 from instep.wire.messages import CommitCheckpoint
 from instep.worker.adoption import Found, find_checkpoints
 from instep.worker.files import Owners

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from instep.coordination.keys import Keys
-from instep.coordination.preemption import KnownRun, ask_to_stop, command_id
-from instep.coordination.records import Agreed, Command, Decision, Directive, Plan
 from instep.etcd import Compare, Op
+from instep.protocol.keys import Keys
+from instep.protocol.preemption import KnownRun, ask_to_stop, command_id
+from instep.protocol.records import Agreed, Command, Decision, Directive, Plan
 from unit.parts import plan
 
 KEYS = Keys("/training", "gpt-a")

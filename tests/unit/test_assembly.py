@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from instep.coordination import barriers
-from instep.coordination.actions import OpenPlan
-from instep.coordination.barriers import RELEASES_KEPT, BarrierSituation, BarrierWait, ReleaseBarrier, Released
-from instep.coordination.leading import next_action
-from instep.coordination.records import Arrivals, Forming, Release, Waiting
-from instep.coordination.situation import Situation
+from instep.protocol import barriers
+from instep.protocol.actions import OpenPlan
+from instep.protocol.barriers import RELEASES_KEPT, BarrierSituation, BarrierWait, ReleaseBarrier, Released
+from instep.protocol.leading import next_action
+from instep.protocol.records import Arrivals, Forming, Release, Waiting
+from instep.protocol.situation import Situation
 from instep.wire.messages import BarrierReleased, EnterBarrier
 from instep.worker.checkpoint_inbox import BarrierCalls
 from unit.parts import agreed, desired, left, registered, view

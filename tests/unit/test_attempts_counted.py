@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from instep.coordination import attempts, membership
-from instep.coordination.actions import CommitPlan, FormView, RejectJoin
-from instep.coordination.attempts import (
+from instep.protocol import attempts, membership
+from instep.protocol.actions import CommitPlan, FormView, RejectJoin
+from instep.protocol.attempts import (
     FAILURES_KEPT,
     MAX_CAUSES,
     NODE_LOST,
@@ -18,11 +18,11 @@ from instep.coordination.attempts import (
     FailureSituation,
     ReportedFailure,
 )
-from instep.coordination.leading import next_action
-from instep.coordination.membership import RegisteredWorker, WorkerGroup
-from instep.coordination.progress_detector import ProgressDetector
-from instep.coordination.records import Attempts, Directive, Failure, Refused, WorkerId
-from instep.coordination.situation import Situation
+from instep.protocol.leading import next_action
+from instep.protocol.membership import RegisteredWorker, WorkerGroup
+from instep.protocol.progress_detector import ProgressDetector
+from instep.protocol.records import Attempts, Directive, Failure, Refused, WorkerId
+from instep.protocol.situation import Situation
 from unit.parts import DIGEST, SCHEMA, agreed, incarnation, left, plan, registered, view
 
 TWO = view({"a": {0: 10}, "b": {1: 11}}, number=3)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from instep.coordination.chain import (
+from instep.protocol.chain import (
     HeadStatus,
     Promised,
     StoredPlan,
@@ -18,7 +18,7 @@ from instep.coordination.chain import (
     is_lost,
     verdict,
 )
-from instep.coordination.records import Agreed, Decision, Epoch, Head, Member, Plan
+from instep.protocol.records import Agreed, Decision, Epoch, Head, Member, Plan
 from unit.parts import registered
 
 START = Agreed(plan=0, view=1, values={"lr": 0.1}).as_start()

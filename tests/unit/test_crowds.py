@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 
-from instep.coordination.actions import DeclineCommands, OpenPlan, RefuseWorkers, RejectValues
-from instep.coordination.commands import MAX_DOCUMENT_BYTES, MAX_WAITING, PendingCommand
-from instep.coordination.desired import MAX_UNKNOWN, REJECTED_AT_ONCE, DesiredValue, considered
-from instep.coordination.fence import Fence
-from instep.coordination.keys import Keys
-from instep.coordination.leader_cache import MAX_TEXT, Decoded, _read_change
-from instep.coordination.leading import next_action
-from instep.coordination.records import Refused
-from instep.coordination.transactions import MAX_DECLINED, SeenRevisions, for_action
+from instep.agent.leader_cache import MAX_TEXT, Decoded, _read_change
 from instep.etcd import KeyValue
+from instep.protocol.actions import DeclineCommands, OpenPlan, RefuseWorkers, RejectValues
+from instep.protocol.commands import MAX_DOCUMENT_BYTES, MAX_WAITING, PendingCommand
+from instep.protocol.desired import MAX_UNKNOWN, REJECTED_AT_ONCE, DesiredValue, considered
+from instep.protocol.keys import Keys
+from instep.protocol.leading import next_action
+from instep.protocol.records import Refused
+from instep.protocol.transactions import MAX_DECLINED, SeenRevisions, for_action
+from instep.recipes.fence import Fence
 from unit.test_leading import now
 
 KEYS = Keys("/training", "gpt-a")

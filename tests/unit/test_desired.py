@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instep.coordination.desired import (
+from instep.names import PREFER_KEY
+from instep.protocol.desired import (
     MAX_AUTHOR,
     MAX_START_CHANGES,
     MAX_SUPERSEDED,
@@ -20,9 +21,8 @@ from instep.coordination.desired import (
     signed,
     start_values,
 )
-from instep.coordination.records import Change, Rejected
-from instep.coordination.schema import Schema
-from instep.names import PREFER_KEY
+from instep.protocol.records import Change, Rejected
+from instep.protocol.schema import Schema
 from instep.scalar import Scalar, format_scalar
 from unit.parts import ANY, SCHEMA, desired, rejected
 

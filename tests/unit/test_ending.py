@@ -15,8 +15,8 @@ import pytest
 from instep.agent import failures
 from instep.agent.ending import how_it_ended
 from instep.agent.worker import LocalWorker
-from instep.coordination.records import Member
-from instep.coordination.schema import Schema
+from instep.protocol.records import Member
+from instep.protocol.schema import Schema
 from instep.wire.messages import Leave
 from instep.worker.failure import in_words
 from unit.parts import incarnation

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from instep.coordination.actions import AnnounceForming, FormView, OpenPlan, SettleEpoch
-from instep.coordination.chain import after
-from instep.coordination.intents import is_settled
-from instep.coordination.leading import next_action
-from instep.coordination.membership import RegisteredWorker
-from instep.coordination.records import Agreed, Decision, Epoch, Forming, Head, Held, Plan, View
-from instep.coordination.situation import Situation, TrainingProgress
+from instep.protocol.actions import AnnounceForming, FormView, OpenPlan, SettleEpoch
+from instep.protocol.chain import after
+from instep.protocol.intents import is_settled
+from instep.protocol.leading import next_action
+from instep.protocol.membership import RegisteredWorker
+from instep.protocol.records import Agreed, Decision, Epoch, Forming, Head, Held, Plan, View
+from instep.protocol.situation import Situation, TrainingProgress
 from unit.parts import DIGEST, SCHEMA, desired, left, registered, view
 
 START = Agreed(plan=0, view=1, values=SCHEMA.defaults()).as_start()

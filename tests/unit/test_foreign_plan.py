@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from instep.coordination.chain import Promised, StoredPlan, Unknown, after, if_committed, verdict
-from instep.coordination.records import Agreed, Decision, Plan, Snapshot
+from instep.protocol.chain import Promised, StoredPlan, Unknown, after, if_committed, verdict
+from instep.protocol.records import Agreed, Decision, Plan, Snapshot
 from instep.wire.messages import Decide, PlanArmed, PlanForeign, PlanRefused, ProposePlan
 from instep.worker.agreement import Agreement
 from instep.worker.hyper import Codec, Hyperparameters

@@ -15,8 +15,8 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 import instep
 from instep import ConfigError, FreeConfig, Hyperparameters, SettingsError, fixed, join
-from instep.coordination.schema import Schema
 from instep.names import FIXED_KEY
+from instep.protocol.schema import Schema
 from instep.worker.hyper import Codec
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instep.coordination.actions import (
+from instep.names import PREFER_KEY
+from instep.protocol.actions import (
     AbortPlan,
     AnnounceForming,
     CollectGarbage,
@@ -20,13 +21,12 @@ from instep.coordination.actions import (
     RefuseWorkers,
     RejectValues,
 )
-from instep.coordination.intents import is_settled
-from instep.coordination.leading import PLAN_TIMEOUT_S, next_action
-from instep.coordination.membership import RegisteredWorker
-from instep.coordination.records import Change, Decision, Directive, Elastic, Forming, Head, Receipt, WorkerId
-from instep.coordination.schema import Schema
-from instep.coordination.situation import Situation, TrainingProgress
-from instep.names import PREFER_KEY
+from instep.protocol.intents import is_settled
+from instep.protocol.leading import PLAN_TIMEOUT_S, next_action
+from instep.protocol.membership import RegisteredWorker
+from instep.protocol.records import Change, Decision, Directive, Elastic, Forming, Head, Receipt, WorkerId
+from instep.protocol.schema import Schema
+from instep.protocol.situation import Situation, TrainingProgress
 from unit.parts import DIGEST, SCHEMA, agreed, desired, incarnation, left, plan, registered, rejected, view
 
 TWO = view({"a": {0: 10}, "b": {1: 11}})

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instep.coordination.membership import (
+from instep.protocol.membership import (
     RegisteredWorker,
     active_nodes,
     groups,
@@ -22,7 +22,7 @@ from instep.coordination.membership import (
     staying,
     without_ghosts,
 )
-from instep.coordination.records import Elastic, WorkerId
+from instep.protocol.records import Elastic, WorkerId
 from unit.parts import incarnation, left, registered, view
 
 TWO = view({"a": {0: 10}, "b": {1: 11}})

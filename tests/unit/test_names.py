@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instep.coordination.keys import Keys, last_part
 from instep.errors import SettingsError
 from instep.names import (
     MAX_LENGTH,
@@ -17,6 +16,7 @@ from instep.names import (
     check_run_name,
     is_hyperparameter_name,
 )
+from instep.protocol.keys import Keys, last_part
 
 CHECKS = [check_run_name, check_hyperparameter_name]
 BAD = ["", "a/b", "../x", ".", "..", ".hidden", "-x", "_x", "a b", "a\n", "\x00", "ä", "a*", "x" * (MAX_LENGTH + 1)]

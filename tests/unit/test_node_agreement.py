@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instep.coordination.chain import Promised
-from instep.coordination.node import (
+from instep.protocol.chain import Promised
+from instep.protocol.node import (
     NodeAction,
     NodeAgreement,
     SettlePromise,
@@ -17,7 +17,7 @@ from instep.coordination.node import (
     WriteLeft,
     WriteReceipt,
 )
-from instep.coordination.records import Ack, Decision, Receipt
+from instep.protocol.records import Ack, Decision, Receipt
 from unit.parts import left, plan, view
 
 COMMIT, ABORT = Decision(commit=True), Decision(commit=False)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from instep.agent.name import forget_node_name, keep_node_name, node_name
-from instep.coordination.records import Member
+from instep.protocol.records import Member
 from instep.runtime import RuntimeFolder
 from unit.parts import registered
 

@@ -19,8 +19,8 @@ from instep.agent.disconnected_worker import DisconnectedWorker
 from instep.agent.persisted_workers import PersistedWorkersFile
 from instep.agent.stall import nominate
 from instep.agent.worker import LocalWorker
-from instep.coordination.records import Member, WorkerId
-from instep.coordination.schema import Schema
+from instep.protocol.records import Member, WorkerId
+from instep.protocol.schema import Schema
 from instep.runtime import RuntimeFolder
 from unit.parts import SCHEMA, incarnation
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instep.coordination.records import (
+from instep.protocol.records import (
     Ack,
     Agreed,
     Change,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from instep.coordination.actions import RaiseEpoch, SettleEpoch
-from instep.coordination.leading import next_action
-from instep.coordination.membership import RegisteredWorker
-from instep.coordination.records import Epoch, Head, Held
-from instep.coordination.recovery import NO_EPOCH_LEFT, WHY, epoch_after, explain, is_under_way, next_step
-from instep.coordination.situation import Situation
-from instep.coordination.token import MAX_EPOCH
+from instep.protocol.actions import RaiseEpoch, SettleEpoch
+from instep.protocol.leading import next_action
+from instep.protocol.membership import RegisteredWorker
+from instep.protocol.records import Epoch, Head, Held
+from instep.protocol.recovery import NO_EPOCH_LEFT, WHY, epoch_after, explain, is_under_way, next_step
+from instep.protocol.situation import Situation
+from instep.recipes.token import MAX_EPOCH
 from unit.parts import agreed, registered, view
 
 EPOCH = Epoch(number=1, why="etcd's history went back: its cluster id is b, and was a")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instep.coordination.rendezvous.decision import (
+from instep.rendezvous.decision import (
     RefuseNode,
     RegisteredNode,
     RendezvousSituation,
@@ -22,7 +22,7 @@ from instep.coordination.rendezvous.decision import (
     epoch_of,
     round_status,
 )
-from instep.coordination.rendezvous.records import Address, Cause, Closed, Limits, Registration, Round, Seat
+from instep.rendezvous.records import Address, Cause, Closed, Limits, Registration, Round, Seat
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import pytest
 from pydantic import Field, model_validator
 
 import instep
-from instep.coordination.desired import next_change, start_values
-from instep.coordination.records import Directive, Origin, Snapshot
-from instep.coordination.schema import Schema
 from instep.errors import ConfigError, SettingsError
 from instep.names import REPLAY_KEY
+from instep.protocol.desired import next_change, start_values
+from instep.protocol.records import Directive, Origin, Snapshot
+from instep.protocol.schema import Schema
 from instep.schedule import Schedule, ScheduledChange
 from instep.wire.messages import Began, Decide, PlanArmed, PlanRefused, ProposePlan
 from instep.worker.agreement import Agreement

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from coordination.test_commit_schedules import KEYS, manifest
-from instep.coordination import checkpoints
-from instep.coordination.checkpoints import CommitReads
-from instep.coordination.fence import Fence
-from instep.coordination.records import Manifest, Pointer, Resume, Snapshot, Verified, View
-from instep.coordination.resuming import (
+from instep.etcd import KeyValue
+from instep.protocol import checkpoints
+from instep.protocol.checkpoints import CommitReads
+from instep.protocol.records import Manifest, Pointer, Resume, Snapshot, Verified, View
+from instep.protocol.resuming import (
     GONE,
     LINEAGE,
     ResumeOffer,
@@ -24,7 +24,7 @@ from instep.coordination.resuming import (
     next_resume,
     offer,
 )
-from instep.etcd import KeyValue
+from instep.recipes.fence import Fence
 from unit.parts import left, view
 
 FENCE = Fence(f"{KEYS.election}aaaaa", 9)

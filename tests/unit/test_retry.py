@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 
 from async_support import run
-from instep.coordination.retry import (
+from instep.errors import (
+    Compacted,
+    EtcdDenied,
+    EtcdError,
+    EtcdFull,
+    EtcdUnavailable,
+    InstepError,
+    LeaseLost,
+    NameTaken,
+    SettingsError,
+)
+from instep.recipes.retry import (
     FOLLOW,
     LEASE,
     NEXT_LEASE,
@@ -21,17 +32,6 @@ from instep.coordination.retry import (
     Retry,
     RetryPolicy,
     retry_until_done,
-)
-from instep.errors import (
-    Compacted,
-    EtcdDenied,
-    EtcdError,
-    EtcdFull,
-    EtcdUnavailable,
-    InstepError,
-    LeaseLost,
-    NameTaken,
-    SettingsError,
 )
 
 AWAY = EtcdUnavailable("nobody answers")

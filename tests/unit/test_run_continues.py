@@ -8,13 +8,13 @@ from typing import Any
 import instep
 from coordination.model_etcd import ModelEtcd
 from coordination.test_commit_schedules import KEYS, manifest
-from instep.coordination import checkpoints
-from instep.coordination.actions import AbortPlan, CommitPlan, DeclineCommands, FormView, OpenPlan
-from instep.coordination.checkpoints import CommitReads
-from instep.coordination.commands import PendingCommand
-from instep.coordination.fence import Fence
-from instep.coordination.leading import next_action
-from instep.coordination.records import (
+from instep.etcd import Listing, Op
+from instep.protocol import checkpoints
+from instep.protocol.actions import AbortPlan, CommitPlan, DeclineCommands, FormView, OpenPlan
+from instep.protocol.checkpoints import CommitReads
+from instep.protocol.commands import PendingCommand
+from instep.protocol.leading import next_action
+from instep.protocol.records import (
     Command,
     Decision,
     Directive,
@@ -24,9 +24,9 @@ from instep.coordination.records import (
     Resume,
     Snapshot,
 )
-from instep.coordination.situation import Situation, TrainingProgress
-from instep.coordination.transactions import SeenRevisions, for_action
-from instep.etcd import Listing, Op
+from instep.protocol.situation import Situation, TrainingProgress
+from instep.protocol.transactions import SeenRevisions, for_action
+from instep.recipes.fence import Fence
 from instep.wire.messages import Decide, PlanArmed, ProposePlan
 from instep.worker.agreement import Agreement
 from instep.worker.gate import Apply

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from instep import Hyperparameters, fixed
-from instep.coordination.schema import Schema
 from instep.names import MAX_VALUE_BYTES
+from instep.protocol.schema import Schema
 from instep.worker.hyper import Codec
 from unit.parts import ANY
 

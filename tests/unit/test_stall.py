@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from instep.agent.stall import FIRST_STEPS, STEPS, Nomination, Standing, is_stalled, nominate
-from instep.coordination.records import WorkerId
+from instep.protocol.records import WorkerId
 
 TIMEOUT_S = 60.0
 NOW = 100_000.0

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from instep.coordination.actions import FormView
-from instep.coordination.fence import Fence
-from instep.coordination.keys import Keys
-from instep.coordination.records import FirstStep, Origin, Snapshot, StartOfView
-from instep.coordination.schema import Schema
-from instep.coordination.transactions import STARTS_KEPT, SeenRevisions, Txn, for_action, write_first_step
 from instep.etcd import Compare
 from instep.names import REPLAY_KEY
+from instep.protocol.actions import FormView
+from instep.protocol.keys import Keys
+from instep.protocol.records import FirstStep, Origin, Snapshot, StartOfView
+from instep.protocol.schema import Schema
+from instep.protocol.transactions import STARTS_KEPT, SeenRevisions, Txn, for_action, write_first_step
+from instep.recipes.fence import Fence
 from unit.parts import SCHEMA, agreed, view
 
 KEYS = Keys("/training", "gpt-a")

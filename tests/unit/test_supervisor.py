@@ -64,7 +64,7 @@ from pathlib import Path
 from instep.agent import service
 from instep.agent.name import NodeName
 from instep.agent.persisted_workers import _started
-from instep.coordination.records import Member
+from instep.protocol.records import Member
 from instep.runtime import RuntimeFolder
 from instep.settings import Settings
 import json

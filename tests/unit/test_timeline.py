@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from instep.coordination.records import Decision, FirstStep, Manifest, Origin, Plan, Snapshot, StartChange, StartOfView
-from instep.coordination.timeline import Timeline
 from instep.errors import ConfigError
+from instep.protocol.records import Decision, FirstStep, Manifest, Origin, Plan, Snapshot, StartChange, StartOfView
+from instep.protocol.timeline import Timeline
 from instep.scalar import Scalar
 from instep.schedule import Schedule
 from unit import parts

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instep.coordination.fence import Fence
-from instep.coordination.keys import Keys
-from instep.coordination.records import Epoch, Leader, Manifest
-from instep.coordination.token import MAX_EPOCH, epoch_of, make_token, revision_of
-from instep.coordination.transactions import proclaim, raise_epoch
 from instep.etcd import Compare, KeyValue
 from instep.names import REVISION_BITS
+from instep.protocol.keys import Keys
+from instep.protocol.records import Epoch, Leader, Manifest
+from instep.protocol.transactions import proclaim, raise_epoch
+from instep.recipes.fence import Fence
+from instep.recipes.token import MAX_EPOCH, epoch_of, make_token, revision_of
 from unit.parts import manifest
 
 epochs = st.integers(0, MAX_EPOCH)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from instep.coordination.actions import (
+from instep.etcd import Compare
+from instep.protocol.actions import (
     MAX_COLLECTED,
     AbortPlan,
     AnnounceForming,
@@ -26,10 +27,9 @@ from instep.coordination.actions import (
     RewriteConfig,
     SettleEpoch,
 )
-from instep.coordination.barriers import ReleaseBarrier
-from instep.coordination.fence import Fence
-from instep.coordination.keys import Keys
-from instep.coordination.records import (
+from instep.protocol.barriers import ReleaseBarrier
+from instep.protocol.keys import Keys
+from instep.protocol.records import (
     Ack,
     Attempts,
     Command,
@@ -46,7 +46,7 @@ from instep.coordination.records import (
     Term,
     WorkerId,
 )
-from instep.coordination.transactions import (
+from instep.protocol.transactions import (
     ACKS_KEPT,
     HISTORY_PLANS,
     MAX_REJECTIONS,
@@ -60,7 +60,7 @@ from instep.coordination.transactions import (
     proclaim,
     write_failure,
 )
-from instep.etcd import Compare
+from instep.recipes.fence import Fence
 from unit.parts import SCHEMA, agreed, incarnation, plan, view
 
 KEYS = Keys("/training", "gpt-a")

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from instep.agent.stall import Standing, nominate
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
-from instep.coordination import attempts, membership
-from instep.coordination.actions import FormView, RefuseWorkers
-from instep.coordination.attempts import FailureSituation
-from instep.coordination.leading import next_action
-from instep.coordination.membership import RegisteredWorker
-from instep.coordination.records import Agreed, Attempts, Directive, Leader, Left, Refused, WorkerId
-from instep.coordination.schema import Schema
-from instep.coordination.situation import Situation
 from instep.names import INCARNATION_LENGTH
+from instep.protocol import attempts, membership
+from instep.protocol.actions import FormView, RefuseWorkers
+from instep.protocol.attempts import FailureSituation
+from instep.protocol.leading import next_action
+from instep.protocol.membership import RegisteredWorker
+from instep.protocol.records import Agreed, Attempts, Directive, Leader, Left, Refused, WorkerId
+from instep.protocol.schema import Schema
+from instep.protocol.situation import Situation
 from instep.wire.messages import FromAgent
 from instep.worker.join import _incarnation
 from unit.parts import DIGEST, SCHEMA, agreed, desired, incarnation, registered, view

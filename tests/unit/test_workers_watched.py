@@ -11,7 +11,7 @@ import pytest
 from instep.agent.stall import is_stalled
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
-from instep.coordination.records import Leader, Member
+from instep.protocol.records import Leader, Member
 from instep.wire.frames import Words, create_words
 from instep.wire.messages import FromAgent, Leads
 from unit.parts import SCHEMA, incarnation

@@ -8,16 +8,16 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from instep.agent.retrying_writer import ATTEMPT_S, RetryingWriter
+from instep.agent.state import RunState
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
-from instep.coordination import barriers
-from instep.coordination.barriers import BarrierSituation, BarrierWait
-from instep.coordination.keys import Keys, last_part
-from instep.coordination.records import Arrivals, Left, View, Waiting, WorkerId
-from instep.coordination.state import RunState
 from instep.errors import EtcdError
 from instep.etcd import Client
 from instep.names import is_hyperparameter_name
+from instep.protocol import barriers
+from instep.protocol.barriers import BarrierSituation, BarrierWait
+from instep.protocol.keys import Keys, last_part
+from instep.protocol.records import Arrivals, Left, View, Waiting, WorkerId
 from instep.tasks import all_of
 from instep.wire.codec import WireError
 from instep.wire.messages import (

@@ -10,21 +10,21 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
+from instep.agent.leadership import DryRunner, Leadership, Pace
 from instep.agent.stall import Nomination, nominate
+from instep.agent.state import RunState
 from instep.agent.term_history import TermHistory
 from instep.agent.workers import Workers
-from instep.coordination.election import Election
-from instep.coordination.fence import Fence
-from instep.coordination.keys import Keys
-from instep.coordination.leadership import DryRunner, Leadership, Pace
-from instep.coordination.queue import in_order
-from instep.coordination.records import CAME_FIRST, Candidate, WorkerId
-from instep.coordination.retry import SERVICE, UNAVAILABLE, Retry
-from instep.coordination.session import Session
-from instep.coordination.state import RunState
 from instep.errors import EtcdDenied, EtcdError
 from instep.etcd import Client
 from instep.outage import Outage
+from instep.protocol.keys import Keys
+from instep.protocol.records import CAME_FIRST, Candidate, WorkerId
+from instep.recipes.election import Election
+from instep.recipes.fence import Fence
+from instep.recipes.queue import in_order
+from instep.recipes.retry import SERVICE, UNAVAILABLE, Retry
+from instep.recipes.session import Session
 from instep.tasks import all_of, first_of
 
 log = logging.getLogger("instep")

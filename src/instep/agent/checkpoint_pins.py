@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from instep.agent.retrying_writer import ATTEMPT_S, RetryingWriter
-from instep.coordination import checkpoints
-from instep.coordination.keys import Keys
-from instep.coordination.records import Manifest
-from instep.coordination.session import Session
 from instep.errors import EtcdFull, LeaseLost
 from instep.etcd import Client, Compare, Op
+from instep.protocol import checkpoints
+from instep.protocol.keys import Keys
+from instep.protocol.records import Manifest
+from instep.recipes.session import Session
 
 
 class CheckpointPins:

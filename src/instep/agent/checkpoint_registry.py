@@ -13,18 +13,18 @@ from typing import Final
 from instep.agent.checkpoint_pins import CheckpointPins
 from instep.agent.checkpoint_vote import CheckpointVote
 from instep.agent.retrying_writer import ATTEMPT_S, RetryingWriter
+from instep.agent.state import RunState
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
-from instep.coordination import checkpoints
-from instep.coordination.checkpoints import AdoptionReads, CommitOutcome, CommitReads
-from instep.coordination.fence import Fence
-from instep.coordination.keys import Keys
-from instep.coordination.records import FailedSave, Manifest, Pointer, Saving, WorkerId
-from instep.coordination.session import Session
-from instep.coordination.state import RunState
-from instep.coordination.transactions import Txn
 from instep.errors import EtcdError
 from instep.etcd import Client, KeyValue, TxnResult
+from instep.protocol import checkpoints
+from instep.protocol.checkpoints import AdoptionReads, CommitOutcome, CommitReads
+from instep.protocol.keys import Keys
+from instep.protocol.records import FailedSave, Manifest, Pointer, Saving, WorkerId
+from instep.protocol.transactions import Txn
+from instep.recipes.fence import Fence
+from instep.recipes.session import Session
 from instep.wire import messages as wire
 
 log = logging.getLogger("instep")

@@ -10,13 +10,13 @@ from typing import Final
 
 from instep.agent.checkpoint_pins import CheckpointPins
 from instep.agent.retrying_writer import ATTEMPT_S, RetryingWriter
+from instep.agent.state import RunState
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
-from instep.coordination import resuming
-from instep.coordination.keys import Keys
-from instep.coordination.records import Manifest, Resume, Verified, WorkerId
-from instep.coordination.state import RunState
 from instep.etcd import Client
+from instep.protocol import resuming
+from instep.protocol.keys import Keys
+from instep.protocol.records import Manifest, Resume, Verified, WorkerId
 from instep.wire.messages import Offer, Vote
 
 PARTIAL_S: Final = 1.0

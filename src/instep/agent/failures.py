@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from typing import Final
 
 from instep.agent.worker import LocalWorker
-from instep.coordination.attempts import TAKEN_OVER
-from instep.coordination.records import Failure
+from instep.protocol.attempts import TAKEN_OVER
+from instep.protocol.records import Failure
 from instep.wire.messages import Leave
 
 MAX_CAUSE: Final = 64

@@ -8,16 +8,16 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 from instep.agent.retrying_writer import ATTEMPT_S, RetryingWriter
+from instep.agent.state import RunState
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
-from instep.coordination.chain import HeadStatus, Promised, head_status
-from instep.coordination.keys import Keys
-from instep.coordination.records import Epoch, Held
-from instep.coordination.recovery import NO_EPOCH_LEFT, epoch_after, explain
-from instep.coordination.session import Session
-from instep.coordination.state import RunState
-from instep.coordination.transactions import raise_epoch
 from instep.etcd import Client
+from instep.protocol.chain import HeadStatus, Promised, head_status
+from instep.protocol.keys import Keys
+from instep.protocol.records import Epoch, Held
+from instep.protocol.recovery import NO_EPOCH_LEFT, epoch_after, explain
+from instep.protocol.transactions import raise_epoch
+from instep.recipes.session import Session
 from instep.wire.messages import NewEpoch
 
 log = logging.getLogger("instep")

@@ -10,13 +10,13 @@ from instep.agent.name import NameTaken, NodeName
 from instep.agent.quota_monitor import QuotaMonitor
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
-from instep.coordination.keys import Keys
-from instep.coordination.records import NodeClaim
-from instep.coordination.retry import REGISTER, UNAVAILABLE, Retry
-from instep.coordination.session import Session
 from instep.errors import EtcdError, LeaseLost
 from instep.etcd import Client, Compare, Op
 from instep.outage import Outage
+from instep.protocol.keys import Keys
+from instep.protocol.records import NodeClaim
+from instep.recipes.retry import REGISTER, UNAVAILABLE, Retry
+from instep.recipes.session import Session
 
 log = logging.getLogger("instep")
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 from instep.agent.quota_monitor import QuotaMonitor
 from instep.agent.workers import Workers
-from instep.coordination.keys import Keys
-from instep.coordination.records import Metrics, View
-from instep.coordination.session import Session
 from instep.errors import EtcdError
 from instep.etcd import Client, Compare, Op
+from instep.protocol.keys import Keys
+from instep.protocol.records import Metrics, View
+from instep.recipes.session import Session
 
 log = logging.getLogger("instep")
 

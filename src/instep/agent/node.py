@@ -15,6 +15,7 @@ from instep.agent.checkpoint_registry import CheckpointRegistry
 from instep.agent.connection import Connection
 from instep.agent.disconnected_worker import DisconnectedWorker
 from instep.agent.heads import Heads, promised
+from instep.agent.leadership import Pace
 from instep.agent.lease_file import LeaseFile
 from instep.agent.member_registrar import MemberRegistrar
 from instep.agent.metrics import MetricsWriter
@@ -26,19 +27,18 @@ from instep.agent.preemption_relay import PreemptionRelay
 from instep.agent.quota_monitor import QuotaMonitor
 from instep.agent.retrying_writer import RetryingWriter
 from instep.agent.start_dry_run import StartDryRun
+from instep.agent.state import RunState
 from instep.agent.worker_notifier import WorkerNotifier
 from instep.agent.worker_sessions import WorkerSessions
 from instep.agent.workers import Workers
-from instep.coordination.keys import Keys
-from instep.coordination.leadership import Pace
-from instep.coordination.records import Epoch, Left
-from instep.coordination.recovery import explain
-from instep.coordination.retry import UNAVAILABLE, Retry
-from instep.coordination.session import LinkState, Session
-from instep.coordination.state import RunState
 from instep.errors import EtcdUnavailable, InstepError
 from instep.etcd import Client, Event
 from instep.outage import Outage
+from instep.protocol.keys import Keys
+from instep.protocol.records import Epoch, Left
+from instep.protocol.recovery import explain
+from instep.recipes.retry import UNAVAILABLE, Retry
+from instep.recipes.session import LinkState, Session
 from instep.settings import DEFAULT_STALL_TIMEOUT_S
 from instep.tasks import Background
 from instep.wire.messages import Failure, FromWorker, Hello

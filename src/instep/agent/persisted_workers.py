@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 from instep.agent.disconnected_worker import DisconnectedWorker
 from instep.agent.worker import LocalWorker
-from instep.coordination.records import Agreed, Member, Plan
-from instep.coordination.schema import Schema
+from instep.protocol.records import Agreed, Member, Plan
+from instep.protocol.schema import Schema
 from instep.runtime import RuntimeFolder
 from instep.version import VERSION
 from instep.wire.codec import Document

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from instep.agent.retrying_writer import RetryingWriter
+from instep.agent.state import RunState
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
-from instep.coordination.chain import Promised, if_committed
-from instep.coordination.keys import Keys
-from instep.coordination.node import (
+from instep.etcd import Event
+from instep.protocol.chain import Promised, if_committed
+from instep.protocol.keys import Keys
+from instep.protocol.node import (
     NodeAction,
     NodeAgreement,
     SettlePromise,
@@ -20,14 +22,12 @@ from instep.coordination.node import (
     WriteLeft,
     WriteReceipt,
 )
-from instep.coordination.records import Agreed, Decision, Failure, FirstStep, Left, Plan
-from instep.coordination.state import RunState
-from instep.coordination.transactions import (
+from instep.protocol.records import Agreed, Decision, Failure, FirstStep, Left, Plan
+from instep.protocol.transactions import (
     acknowledge,
     write_failure,
     write_first_step,
 )
-from instep.etcd import Event
 from instep.wire import messages as wire
 
 

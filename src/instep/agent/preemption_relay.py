@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from typing import Final
 
 from instep.agent.retrying_writer import ATTEMPT_S, RetryingWriter
+from instep.agent.state import RunState
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
-from instep.coordination import membership
-from instep.coordination.keys import Keys, last_part
-from instep.coordination.preemption import KnownRun, ask_to_stop
-from instep.coordination.records import Command, Left, View, WorkerId
-from instep.coordination.state import RunState
 from instep.errors import EtcdError
 from instep.etcd import Client, Listing, Op
+from instep.protocol import membership
+from instep.protocol.keys import Keys, last_part
+from instep.protocol.preemption import KnownRun, ask_to_stop
+from instep.protocol.records import Command, Left, View, WorkerId
 from instep.wire.messages import Missing, PreemptionNotice
 
 log = logging.getLogger("instep")

@@ -11,14 +11,14 @@ from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from instep.agent.quota_monitor import QuotaMonitor
-from instep.coordination.chain import Promised, StoredPlan, Unknown, verdict
-from instep.coordination.keys import Keys
-from instep.coordination.records import Agreed, Decision, Epoch, Plan
-from instep.coordination.retry import WRITE, Retry
-from instep.coordination.transactions import Txn, abort
 from instep.errors import EtcdError, EtcdFull
 from instep.etcd import Client, Compare, KeyValue, Op, TxnResult
 from instep.outage import Outage
+from instep.protocol.chain import Promised, StoredPlan, Unknown, verdict
+from instep.protocol.keys import Keys
+from instep.protocol.records import Agreed, Decision, Epoch, Plan
+from instep.protocol.transactions import Txn, abort
+from instep.recipes.retry import WRITE, Retry
 from instep.tasks import Background, all_of
 
 log = logging.getLogger("instep")

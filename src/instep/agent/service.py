@@ -20,9 +20,9 @@ from instep.agent.node import Node
 from instep.agent.persisted_workers import PersistedWorkersFile
 from instep.agent.server import Server
 from instep.agent.starter import release_starter, tell_starter
-from instep.coordination.connect import open_client
-from instep.coordination.keys import Keys
+from instep.connect import open_client
 from instep.errors import EtcdDenied, EtcdError, InstepError, SettingsError
+from instep.protocol.keys import Keys
 from instep.runtime import RuntimeFolder
 from instep.settings import Settings
 from instep.system_errors import explained

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from instep.coordination.records import WorkerId
+from instep.protocol.records import WorkerId
 
 STEPS: Final = 20
 """A step may take so many times what this worker's steps took lately, however short the time-out is."""

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
-from instep.coordination.dry_run import DryRun, Refusals
-from instep.coordination.records import View
+from instep.protocol.dry_run import DryRun, Refusals
+from instep.protocol.records import View
 from instep.wire.messages import AskDryRun, DryRunResult
 
 log = logging.getLogger("instep")

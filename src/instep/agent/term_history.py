@@ -6,15 +6,15 @@ import contextlib
 from datetime import UTC, datetime
 from typing import Final
 
+from instep.agent.state import RunState
 from instep.agent.workers import Workers
-from instep.coordination.fence import Fence
-from instep.coordination.keys import Keys, last_part
-from instep.coordination.records import Candidate, Epoch, Leader, Resigned
-from instep.coordination.state import RunState
-from instep.coordination.token import make_token, revision_of
-from instep.coordination.transactions import proclaim
 from instep.errors import EtcdError
 from instep.etcd import Client, Op
+from instep.protocol.keys import Keys, last_part
+from instep.protocol.records import Candidate, Epoch, Leader, Resigned
+from instep.protocol.transactions import proclaim
+from instep.recipes.fence import Fence
+from instep.recipes.token import make_token, revision_of
 from instep.tasks import all_of
 
 NOTE_S: Final = 2.0

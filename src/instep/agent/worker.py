@@ -9,8 +9,8 @@ from instep.agent.connection import Connection
 from instep.agent.disconnected_worker import DisconnectedWorker
 from instep.agent.pace import PaceMeter
 from instep.agent.stall import Standing
-from instep.coordination.records import Agreed, Head, Member, Plan, WorkerId
-from instep.coordination.schema import Schema
+from instep.protocol.records import Agreed, Head, Member, Plan, WorkerId
+from instep.protocol.schema import Schema
 from instep.version import VERSION
 from instep.wire.messages import FromAgent, Hello, PlanApplied
 

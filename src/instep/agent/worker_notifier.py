@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from instep.agent.state import RunState
 from instep.agent.workers import Workers
-from instep.coordination.state import RunState
 from instep.etcd import Client
 from instep.wire.messages import JoinWait, Note
 

@@ -20,12 +20,12 @@ from instep.agent.plan_relay import PlanRelay
 from instep.agent.preemption_relay import PreemptionRelay
 from instep.agent.retrying_writer import RetryingWriter
 from instep.agent.start_dry_run import StartDryRun
+from instep.agent.state import RunState
 from instep.agent.worker import LocalWorker
 from instep.agent.workers import Workers
-from instep.coordination.chain import HeadStatus, Promised, head_status
-from instep.coordination.records import Agreed, Failure, View, WorkerId, parse_ranks
-from instep.coordination.state import RunState
 from instep.errors import EtcdDenied
+from instep.protocol.chain import HeadStatus, Promised, head_status
+from instep.protocol.records import Agreed, Failure, View, WorkerId, parse_ranks
 from instep.version import VERSION
 from instep.wire import messages as wire
 

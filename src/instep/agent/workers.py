@@ -9,7 +9,7 @@ from typing import Final
 from instep.agent.connection import Connection
 from instep.agent.disconnected_worker import DisconnectedWorker
 from instep.agent.worker import LocalWorker
-from instep.coordination.records import Leader, View, WorkerId
+from instep.protocol.records import Leader, View, WorkerId
 from instep.wire.messages import Leads
 
 MISSED_S: Final = 5.0

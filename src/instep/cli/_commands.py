@@ -24,8 +24,8 @@ from instep.errors import InstepError
 if TYPE_CHECKING:
     from instep.cli._receipt import Receipt
     from instep.control import Keys, Sent
-    from instep.coordination.records import CommandKind
     from instep.etcd import Client
+    from instep.protocol.records import CommandKind
 
 
 def pause(

@@ -52,7 +52,7 @@ from instep.control._text import format_bytes, format_change, format_changes, fo
 from instep.control._torchrun import NodeAsking, NodeFacts, RendezvousFacts, RestartsFacts
 from instep.control._under_way import PausedFacts, SavingFacts, StoppingFacts, WaitingFacts
 from instep.control._unset import Unset, unset_values
-from instep.coordination.keys import Keys
+from instep.protocol.keys import Keys
 from instep.text import one_line
 
 __all__ = [

@@ -9,10 +9,10 @@ from instep.control._facts import Facts
 from instep.control._load import load
 from instep.control._orders import declared
 from instep.control._runs import require_run
-from instep.coordination.keys import Keys
-from instep.coordination.records import format_ranks
 from instep.errors import NotRunning
 from instep.etcd import Client
+from instep.protocol.keys import Keys
+from instep.protocol.records import format_ranks
 
 
 @dataclass(frozen=True, slots=True)

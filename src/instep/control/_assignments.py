@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 
 from instep.control._text import closest
-from instep.coordination.schema import Schema
 from instep.errors import ConfigError, SettingsError
 from instep.names import MAX_VALUE_BYTES, check_hyperparameter_name
+from instep.protocol.schema import Schema
 from instep.scalar import Scalar, format_scalar, same
 
 MAX_VALUES = 100

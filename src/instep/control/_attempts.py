@@ -10,11 +10,11 @@ from instep.control._discover import run_names
 from instep.control._facts import Facts
 from instep.control._picture import Picture
 from instep.control._runs import run_not_found
-from instep.coordination import attempts
-from instep.coordination.keys import Keys
-from instep.coordination.records import Attempts, Cleared, Failure
 from instep.errors import ConfigError
 from instep.etcd import Client, Compare, KeyValue, Listing, Op
+from instep.protocol import attempts
+from instep.protocol.keys import Keys
+from instep.protocol.records import Attempts, Cleared, Failure
 
 _SHOWN = 5
 

@@ -14,11 +14,11 @@ from instep.control._discover import run_names
 from instep.control._facts import Facts, ValueChange, changes_between
 from instep.control._picture import Picture
 from instep.control._runs import run_not_found
-from instep.coordination.keys import Keys
-from instep.coordination.records import Change
 from instep.errors import ConfigError, EtcdFull, EtcdUnavailable, SettingsError
 from instep.etcd import Client, Compare, Listing, Op, TxnResult
 from instep.names import check_hyperparameter_name
+from instep.protocol.keys import Keys
+from instep.protocol.records import Change
 from instep.scalar import Scalar, format_scalar, same
 from instep.text import one_line
 

@@ -10,9 +10,9 @@ from instep.control._facts import Facts, ValueChange
 from instep.control._picture import Picture
 from instep.control._stand import Outcome, Stand, all_applied
 from instep.control._text import format_changes
-from instep.coordination.keys import Keys
-from instep.coordination.records import Plan
 from instep.errors import ChangeRejected
+from instep.protocol.keys import Keys
+from instep.protocol.records import Plan
 from instep.scalar import Scalar, parse_scalar, same
 
 

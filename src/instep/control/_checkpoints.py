@@ -9,9 +9,9 @@ from instep.control._facts import Facts
 from instep.control._load import load
 from instep.control._picture import Picture, Saved
 from instep.control._runs import require_run
-from instep.coordination.keys import Keys
-from instep.coordination.records import FailedSave, Pointer
 from instep.etcd import Client
+from instep.protocol.keys import Keys
+from instep.protocol.records import FailedSave, Pointer
 from instep.text import one_line
 
 

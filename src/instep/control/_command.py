@@ -13,11 +13,11 @@ from instep.control._load import PAGE_SIZE
 from instep.control._orders import node_named, what_of, why_refused
 from instep.control._picture import Picture
 from instep.control._runs import run_not_found, state_of_workers
-from instep.coordination.keys import Keys
-from instep.coordination.records import Command, CommandKind, Declined, Plan
 from instep.errors import CommandRefused, EtcdFull, EtcdUnavailable, NotRunning
 from instep.etcd import Client, Compare, Listing, Op
 from instep.names import check_action_name
+from instep.protocol.keys import Keys
+from instep.protocol.records import Command, CommandKind, Declined, Plan
 
 LATEST = "latest"
 """The newest committed checkpoint, where one is named."""

@@ -12,9 +12,9 @@ from instep.control._orders import what_of
 from instep.control._picture import Picture, Saved
 from instep.control._stand import Outcome, Stand, all_applied
 from instep.control._text import format_bytes
-from instep.coordination.keys import Keys
-from instep.coordination.records import CommandKind, Plan
 from instep.errors import CommandRefused
+from instep.protocol.keys import Keys
+from instep.protocol.records import CommandKind, Plan
 from instep.text import one_line
 
 _SAVED_NOTHING = "saved nothing: does the loop call ckpt.save(step) when run.checkpoint_requested is set?"

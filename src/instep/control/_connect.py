@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from instep.coordination.connect import open_client
+from instep.connect import open_client
 from instep.etcd import Client
 from instep.settings import Settings
 

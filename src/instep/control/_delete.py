@@ -9,9 +9,9 @@ from instep.control._facts import Facts
 from instep.control._load import load
 from instep.control._rendezvous import rendezvous_keys
 from instep.control._runs import RunState, run_not_found, state_of
-from instep.coordination.keys import Keys
 from instep.errors import CommandRefused
 from instep.etcd import Client, Compare, DeleteResult, Op
+from instep.protocol.keys import Keys
 
 _NAMED = 5
 

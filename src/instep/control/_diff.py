@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from instep.control._facts import Facts
 from instep.control._past import Past, load_past
-from instep.coordination.keys import Keys
 from instep.errors import ConfigError, SettingsError
 from instep.etcd import Client
+from instep.protocol.keys import Keys
 from instep.scalar import Scalar, same
 
 START, NOW, VIEW = "start", "now", "v"

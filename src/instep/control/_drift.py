@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from instep.control._picture import Picture
-from instep.coordination.records import format_ranks
+from instep.protocol.records import format_ranks
 
 _CURE = "another part of the script overwrites it; the training's log says what to do"
 

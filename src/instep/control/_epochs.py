@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from instep.control._facts import Facts
 from instep.control._picture import Picture
-from instep.coordination.keys import Keys
-from instep.coordination.records import Epoch
-from instep.coordination.recovery import explain
-from instep.coordination.transactions import EPOCHS_KEPT
 from instep.etcd import Client
+from instep.protocol.keys import Keys
+from instep.protocol.records import Epoch
+from instep.protocol.recovery import explain
+from instep.protocol.transactions import EPOCHS_KEPT
 from instep.text import one_line
 
 

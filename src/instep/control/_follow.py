@@ -19,10 +19,10 @@ from instep.control._load import load, load_receipts
 from instep.control._picture import Picture
 from instep.control._stand import Stand, Wish, describe, how_far, is_doubtful, newest_attempt, stand_of
 from instep.control._text import counted
-from instep.coordination.keys import Keys
-from instep.coordination.records import format_ranks
 from instep.errors import Compacted, EtcdUnavailable, ReceiptTimeout
 from instep.etcd import Client, Event
+from instep.protocol.keys import Keys
+from instep.protocol.records import format_ranks
 
 R = TypeVar("R")
 

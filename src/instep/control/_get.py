@@ -10,12 +10,12 @@ from instep.control._facts import Facts
 from instep.control._load import load
 from instep.control._picture import Picture
 from instep.control._runs import require_run
-from instep.coordination.desired import DesiredValue
-from instep.coordination.keys import Keys
-from instep.coordination.records import format_ranks
 from instep.errors import ConfigError
 from instep.etcd import Client
 from instep.names import check_hyperparameter_name
+from instep.protocol.desired import DesiredValue
+from instep.protocol.keys import Keys
+from instep.protocol.records import format_ranks
 from instep.scalar import Scalar, same, shortened
 from instep.text import one_line
 

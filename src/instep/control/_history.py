@@ -17,11 +17,11 @@ from instep.control._orders import what_of
 from instep.control._picture import Picture
 from instep.control._runs import require_run
 from instep.control._text import format_changes
-from instep.coordination.keys import Keys
-from instep.coordination.records import Declined, Plan, PlanKind, Rejected, StartChange, StartOfView
-from instep.coordination.transactions import STARTS_KEPT
 from instep.errors import Compacted, SettingsError
 from instep.etcd import Client
+from instep.protocol.keys import Keys
+from instep.protocol.records import Declined, Plan, PlanKind, Rejected, StartChange, StartOfView
+from instep.protocol.transactions import STARTS_KEPT
 from instep.scalar import Scalar, parse_scalar
 from instep.text import one_line
 

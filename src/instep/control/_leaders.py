@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from instep.control._facts import Facts
-from instep.coordination.keys import Keys
-from instep.coordination.records import CAME_FIRST, Term
-from instep.coordination.transactions import TERMS_KEPT
 from instep.etcd import Client
+from instep.protocol.keys import Keys
+from instep.protocol.records import CAME_FIRST, Term
+from instep.protocol.transactions import TERMS_KEPT
 from instep.text import one_line
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from instep.control._picture import Picture
 from instep.control._rendezvous import rendezvous_keys
-from instep.coordination.keys import Keys
 from instep.errors import Compacted, EtcdFull
 from instep.etcd import Client, Listing, Op
+from instep.protocol.keys import Keys
 from instep.tasks import all_of
 
 PLANS_READ = 12

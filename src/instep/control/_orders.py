@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from instep.control._picture import Picture
 from instep.control._text import closest, counted
-from instep.coordination.commands import PendingCommand, directive_after, why_not
-from instep.coordination.records import Command, Directive, format_ranks
+from instep.protocol.commands import PendingCommand, directive_after, why_not
+from instep.protocol.records import Command, Directive, format_ranks
 from instep.text import one_line
 
 _CURES: Mapping[str, str] = {

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from instep.control._load import load
 from instep.control._picture import Picture
 from instep.control._runs import require_run
-from instep.coordination.keys import Keys
-from instep.coordination.timeline import Timeline
-from instep.coordination.transactions import HISTORY_PLANS, STARTS_KEPT
 from instep.errors import Compacted, ConfigError
 from instep.etcd import Client
+from instep.protocol.keys import Keys
+from instep.protocol.timeline import Timeline
+from instep.protocol.transactions import HISTORY_PLANS, STARTS_KEPT
 from instep.schedule import Schedule
 from instep.text import one_line
 

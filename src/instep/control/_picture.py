@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from instep.control._rendezvous import Rendezvous
-from instep.coordination.commands import PendingCommand
-from instep.coordination.desired import DesiredValue
-from instep.coordination.keys import Keys
-from instep.coordination.membership import RegisteredWorker, active_nodes, missing_ranks
-from instep.coordination.records import (
+from instep.etcd import KeyValue
+from instep.names import MAX_VALUE_BYTES
+from instep.protocol.commands import PendingCommand
+from instep.protocol.desired import DesiredValue
+from instep.protocol.keys import Keys
+from instep.protocol.membership import RegisteredWorker, active_nodes, missing_ranks
+from instep.protocol.records import (
     Ack,
     Agreed,
     Attempts,
@@ -41,9 +43,7 @@ from instep.coordination.records import (
     StartOfView,
     View,
 )
-from instep.coordination.schema import Schema
-from instep.etcd import KeyValue
-from instep.names import MAX_VALUE_BYTES
+from instep.protocol.schema import Schema
 from instep.wire.codec import Document
 
 R = TypeVar("R", bound=Record | Document)

@@ -11,14 +11,14 @@ from instep.control._change import TRIES, change_by
 from instep.control._discover import run_names
 from instep.control._facts import Facts
 from instep.control._runs import run_not_found
-from instep.coordination import checkpoints
-from instep.coordination.checkpoints import AdoptionReads
-from instep.coordination.keys import Keys
-from instep.coordination.records import Epoch, Manifest, Pointer
-from instep.coordination.token import MAX_EPOCH, epoch_of, make_token
-from instep.coordination.transactions import raise_epoch
 from instep.errors import CheckpointError, ConfigError
 from instep.etcd import Client, Op
+from instep.protocol import checkpoints
+from instep.protocol.checkpoints import AdoptionReads
+from instep.protocol.keys import Keys
+from instep.protocol.records import Epoch, Manifest, Pointer
+from instep.protocol.transactions import raise_epoch
+from instep.recipes.token import MAX_EPOCH, epoch_of, make_token
 
 _NAMED: Final = 5
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from instep.coordination.keys import Keys
-from instep.coordination.rendezvous.decision import (
+from instep.etcd import KeyValue
+from instep.protocol.keys import Keys
+from instep.rendezvous.decision import (
     RegisteredNode,
     RendezvousSituation,
     RoundStatus,
     epoch_of,
     round_status,
 )
-from instep.coordination.rendezvous.keys import RendezvousKeys
-from instep.coordination.rendezvous.records import Closed, Departure, Refusal, Registration, Round
-from instep.etcd import KeyValue
+from instep.rendezvous.keys import RendezvousKeys
+from instep.rendezvous.records import Closed, Departure, Refusal, Registration, Round
 
 RendezvousState: TypeAlias = Literal["forming", "running", "closed", "stopped"]
 """forming: nodes wait for a round, or the one that stands is to be formed anew. running: the nodes of a round run their

@@ -10,11 +10,11 @@ from instep.control._assignments import MAX_VALUES, refusal
 from instep.control._change import TRIES, Written, change_by, look, write_checked
 from instep.control._facts import Facts
 from instep.control._past import Past, load_past
-from instep.coordination.desired import pending_names
-from instep.coordination.keys import Keys
-from instep.coordination.timeline import Position
 from instep.errors import ConfigError
 from instep.etcd import Client, Compare
+from instep.protocol.desired import pending_names
+from instep.protocol.keys import Keys
+from instep.protocol.timeline import Position
 from instep.scalar import Scalar, format_scalar, same
 
 

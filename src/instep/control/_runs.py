@@ -12,9 +12,9 @@ from instep.control._facts import Facts
 from instep.control._picture import Picture
 from instep.control._rendezvous import rendezvous_keys
 from instep.control._text import closest
-from instep.coordination.keys import Keys
 from instep.errors import RunNotFound
 from instep.etcd import Client, Listing, Op
+from instep.protocol.keys import Keys
 from instep.tasks import all_of
 
 MAX_SHOWN = 1000

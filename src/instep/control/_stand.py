@@ -11,9 +11,9 @@ from typing import Literal, Protocol, TypeVar
 
 from instep.control._picture import Picture
 from instep.control._text import counted
-from instep.coordination.keys import Keys
-from instep.coordination.records import Plan, format_ranks
 from instep.errors import InstepError
+from instep.protocol.keys import Keys
+from instep.protocol.records import Plan, format_ranks
 from instep.text import one_line
 
 R_co = TypeVar("R_co", covariant=True)

@@ -33,11 +33,11 @@ from instep.control._under_way import (
     stopping_of,
     waiting_of,
 )
-from instep.coordination import membership
-from instep.coordination.keys import Keys
-from instep.coordination.records import Plan, PlanKind, format_ranks
 from instep.errors import Compacted, EtcdError, EtcdFull, RunNotFound
 from instep.etcd import Client
+from instep.protocol import membership
+from instep.protocol.keys import Keys
+from instep.protocol.records import Plan, PlanKind, format_ranks
 from instep.scalar import Scalar
 from instep.tasks import all_of
 

@@ -10,9 +10,9 @@ from typing import Literal, TypeAlias
 from instep.control._facts import Facts
 from instep.control._picture import Picture
 from instep.control._rendezvous import Rendezvous, RendezvousState
-from instep.coordination.records import Elastic, Member, format_ranks
-from instep.coordination.rendezvous.decision import RoundStatus
-from instep.coordination.rendezvous.records import Cause, Limits, Seat
+from instep.protocol.records import Elastic, Member, format_ranks
+from instep.rendezvous.decision import RoundStatus
+from instep.rendezvous.records import Cause, Limits, Seat
 from instep.text import one_line
 
 MAX_NODES = 12

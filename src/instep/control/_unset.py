@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from instep.control._discover import run_names
 from instep.control._facts import Facts
 from instep.control._runs import run_not_found
-from instep.coordination.keys import Keys
 from instep.errors import ConfigError
 from instep.etcd import Client, DeleteResult, Listing, Op
 from instep.names import check_hyperparameter_name
+from instep.protocol.keys import Keys
 
 MAX_NAMES = 100
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from instep.control import ChangeReceipt, Facts, format_changes
-from instep.coordination.rendezvous.records import Round
 from instep.demo._records import BaselineRecord, RankRecord
+from instep.rendezvous.records import Round
 
 
 @dataclass(frozen=True, slots=True)

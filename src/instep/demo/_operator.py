@@ -23,11 +23,11 @@ from instep.control import (
     set_values,
     wait,
 )
-from instep.coordination.records import CommandKind, Leader, Manifest, Member, Pointer, Saving
 from instep.demo._checks import Refusal, Takeover
 from instep.demo._environment import TemporaryEtcd
 from instep.errors import ConfigError, InstepError
 from instep.etcd import Client, Event, WatchBatch
+from instep.protocol.records import CommandKind, Leader, Manifest, Member, Pointer, Saving
 from instep.scalar import parse_scalar
 
 AUTHOR = "operator@demo"

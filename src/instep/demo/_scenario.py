@@ -11,9 +11,6 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from instep.control import ChangeReceipt, Keys, connect, format_changes
-from instep.coordination.records import Pointer
-from instep.coordination.rendezvous.keys import RendezvousKeys
-from instep.coordination.rendezvous.records import Round
 from instep.demo._checks import Evidence, Pause, Refusal, Steered, Stop, Takeover
 from instep.demo._environment import RUN, SCRIPT, Program, Sandbox, tagged, training_script
 from instep.demo._operator import Operator, kill_saver, pids
@@ -21,6 +18,9 @@ from instep.demo._records import BaselineRecord, read_baseline, read_records
 from instep.demo._screen import Progress, Screen, exports
 from instep.errors import InstepError, SettingsError
 from instep.etcd import Client
+from instep.protocol.records import Pointer
+from instep.rendezvous.keys import RendezvousKeys
+from instep.rendezvous.records import Round
 from instep.tasks import all_of
 
 BASELINE_STEPS: Final = 60

@@ -9,13 +9,13 @@ import os
 import time
 from typing import Final
 
-from instep.coordination.connect import open_client
-from instep.coordination.rendezvous.keys import RendezvousKeys
-from instep.coordination.rendezvous.node import RendezvousNode
-from instep.coordination.rendezvous.records import Address, Cause, Round
-from instep.coordination.retry import UNAVAILABLE, Retry
+from instep.connect import open_client
 from instep.errors import EtcdUnavailable, SettingsError
 from instep.etcd import Client, Status
+from instep.recipes.retry import UNAVAILABLE, Retry
+from instep.rendezvous.keys import RendezvousKeys
+from instep.rendezvous.node import RendezvousNode
+from instep.rendezvous.records import Address, Cause, Round
 
 from .address import await_own_address
 from .guard import Guard

@@ -16,8 +16,8 @@ import sys
 
 TYPE_CHECKING = False  # `typing` would need a megabyte
 if TYPE_CHECKING:
-    from instep.coordination.rendezvous.keys import RendezvousKeys
     from instep.etcd import Client
+    from instep.rendezvous.keys import RendezvousKeys
     from instep.settings import Settings
 
 PIDFD_OPEN = 434
@@ -140,9 +140,9 @@ def _report(text: bytes) -> None:
     limit_s = min(facts["ttl_s"], LONGEST_S)
     signal.alarm(round(limit_s) + SPARE_S)
     sys.path[:] = facts["path"]
-    from instep.coordination.connect import open_client
-    from instep.coordination.rendezvous.keys import RendezvousKeys
-    from instep.coordination.retry import retry_until_done
+    from instep.connect import open_client
+    from instep.recipes.retry import retry_until_done
+    from instep.rendezvous.keys import RendezvousKeys
     from instep.settings import Settings
 
     settings = Settings.from_json(facts["settings"])
@@ -161,8 +161,8 @@ async def _write_departure(client: Client, keys: RendezvousKeys, node: str) -> b
 
     Node names are random per process, so no key of another node matches.
     """
-    from instep.coordination.rendezvous.records import Departure
     from instep.etcd import Op
+    from instep.rendezvous.records import Departure
 
     registration = f"{keys.nodes}{node}"
     held = [item for item in (await client.range(keys.root)).kvs if item.key == registration or item.text == node]

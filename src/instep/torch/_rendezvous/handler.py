@@ -13,9 +13,9 @@ from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
-from instep.coordination.rendezvous.node import RendezvousNode
-from instep.coordination.rendezvous.records import Address, Cause, Round
 from instep.errors import InstepError, JoinTimeout, RunClosed, SettingsError
+from instep.rendezvous.node import RendezvousNode
+from instep.rendezvous.records import Address, Cause, Round
 
 from .address import address_of_this_node
 from .client import RendezvousClient

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from instep.coordination.rendezvous.keys import RendezvousKeys
-from instep.coordination.rendezvous.records import Limits
 from instep.errors import SettingsError
+from instep.rendezvous.keys import RendezvousKeys
+from instep.rendezvous.records import Limits
 from instep.settings import MAX_TTL_S, MIN_TTL_S, Settings, resolve
 
 if TYPE_CHECKING:

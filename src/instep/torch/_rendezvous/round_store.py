@@ -21,7 +21,7 @@ from torch.distributed import (  # type: ignore[attr-defined]  # re-exported, bu
     TCPStore,
 )
 
-from instep.coordination.rendezvous.records import Address
+from instep.rendezvous.records import Address
 
 FIRST_LOOK_S: Final = 0.005
 LONGEST_LOOK_S: Final = 0.2

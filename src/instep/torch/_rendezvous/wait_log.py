@@ -7,11 +7,11 @@ import logging
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final, TypeVar
 
-from instep.coordination.rendezvous.keys import RendezvousKeys
-from instep.coordination.rendezvous.node import RendezvousNode
-from instep.coordination.rendezvous.records import Limits, Registration
 from instep.errors import EtcdError
 from instep.etcd import Client
+from instep.rendezvous.keys import RendezvousKeys
+from instep.rendezvous.node import RendezvousNode
+from instep.rendezvous.records import Limits, Registration
 from instep.tasks import Background
 
 log = logging.getLogger("instep")
