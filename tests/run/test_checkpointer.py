@@ -371,7 +371,7 @@ def test_what_cannot_be_loaded_is_refused_with_the_cure(team: Team, tmp_path: Pa
     for parts, problem in (
         ({"ballast": 10}, "_Odd: torch loads that only after torch.serialization.add_safe_globals"),
         ({"ballast": 10, "hold": "/"}, "has no slow, it has model, optimizer, scheduler, heavy"),
-        ({"sharded": True, "world": str(tmp_path / "world")}, "give sharded=False to the Checkpointer"),
+        ({"sharded": True, "world": str(tmp_path / "world")}, "pass sharded=False to the Checkpointer"),
     ):
         all_do(ranks, "build", **parts)
         answer = rank.ask("restore")

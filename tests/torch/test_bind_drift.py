@@ -36,7 +36,7 @@ def test_a_loop_that_writes_its_own_lr_is_noticed_and_the_cure_is_named(tensors:
     write(optimizer, 0.07)
     (said,) = binding._drift().values()
     assert said.startswith(
-        "group 0 of the optimizer holds lr=0.07 instead of 0.1. Another part of the script writes it"
+        "group 0 of the optimizer holds lr=0.07 instead of 0.1. Another part of the script overwrites it"
     )
     assert "scheduler=" in said
     assert values(optimizer) == pytest.approx([0.07, 0.07])  # it is the script's: nothing is written over

@@ -105,7 +105,7 @@ def test_given_ratios_change_the_schedule_of_a_fresh_optimizer_as_a_whole() -> N
 @pytest.mark.parametrize(
     ("ratio", "told"),
     [
-        ((1, 2, 3), "give one number for all groups, or 2 numbers"),
+        ((1, 2, 3), "pass one number for all groups, or 2 numbers"),
         (("a", 1), "one for each group"),
         ((1, float("nan")), "one for each group"),
         ({"betas": 1}, "ratio names betas, which is not bound: name lr"),
@@ -115,7 +115,7 @@ def test_ratios_that_do_not_fit_are_refused(ratio: Any, told: str) -> None:
     optimizer, scheduler = made(0.1)
     with pytest.raises(BindError, match=told):
         instep.torch.bind(TinyRun(lr=0.1), optimizer, lr="lr", scheduler=scheduler, ratio=ratio)
-    with pytest.raises(BindError, match="lr and weight_decay are bound: give ratio="):
+    with pytest.raises(BindError, match="lr and weight_decay are bound: pass ratio="):
         instep.torch.bind(
             TinyRun(lr=0.1, wd=0.1), optimizer, lr="lr", weight_decay="wd", scheduler=scheduler, ratio=2.0
         )

@@ -118,7 +118,7 @@ class Checkpointer:
         if not self._registry.claim(self, number):
             raise CheckpointError(
                 f"another Checkpointer has saved step {number}, and each would take the other's checkpoint for its "
-                "own: give all parts to one, each by its own name"
+                "own: pass all parts to one Checkpointer, each under its own name"
             )
         self._check_start(number)
         return self._saver.save(number)
@@ -140,8 +140,8 @@ class Checkpointer:
         self._has_saved = True
         if step <= self._restored_step:
             log.warning(
-                "step %d is saved although this run resumed from the checkpoint of step %d: give what restore() "
-                "returns to run.steps(..., start=...)",
+                "step %d is saved although this run resumed from the checkpoint of step %d: pass the result of "
+                "restore() as run.steps(..., start=...)",
                 step,
                 self._restored_step,
             )
@@ -200,7 +200,7 @@ class Checkpointer:
                 f"{self._folder} holds complete checkpoints of run {self._run.name!r} ({names}), and {knows}: it was "
                 "lost, or restored from an older backup. No training starts beside them. To resume from them: "
                 f"instep adopt {self._run.name} {shlex.quote(str(self._folder))}{self._namespace_option()}; to "
-                "train without them, give another folder or run name"
+                "train without them, use another folder or run name"
             )
 
     def _namespace_option(self) -> str:
@@ -235,7 +235,7 @@ class Checkpointer:
             return "it was saved with run.checkpoint, not by a Checkpointer"
         if manifest.layout != self._saver.layout:
             raise CheckpointError(
-                f"checkpoint {manifest.id} is {manifest.layout}: give sharded={manifest.layout == 'sharded'} to the "
+                f"checkpoint {manifest.id} is {manifest.layout}: pass sharded={manifest.layout == 'sharded'} to the "
                 "Checkpointer"
             )
         folder = self._folder_of(manifest)
@@ -266,7 +266,7 @@ class Checkpointer:
         folder = self._folder / path.name
         if not os.path.lexists(folder) and path.parent != self._folder:
             return (
-                f"{folder} is missing, or cannot be seen from this host; it was saved in {path.parent}: give that "
+                f"{folder} is missing, or cannot be seen from this host; it was saved in {path.parent}: pass that "
                 "folder to the Checkpointer"
             )
         return folder

@@ -178,7 +178,7 @@ def _why_not_plain(part: Part) -> str | None:
 
 
 _HOW_TO_TRUST: Final = (
-    "torch loads that only after torch.serialization.add_safe_globals([...]) for it, or with weights_only=False given "
+    "torch loads that only after torch.serialization.add_safe_globals([...]) for it, or with weights_only=False passed "
     "to the Checkpointer, which runs code in the file"
 )
 
@@ -269,12 +269,12 @@ def _optimizer_of(scheduler: LRScheduler) -> int:
 def _of_scheduler(scheduler: LRScheduler) -> str:
     return (
         f"the checkpoints do not hold the {type(scheduler).__name__}: a run that resumes starts its schedule from the "
-        "beginning; give it to the Checkpointer, as in Checkpointer(..., scheduler=scheduler)"
+        "beginning; pass it to the Checkpointer, as in Checkpointer(..., scheduler=scheduler)"
     )
 
 
 def _of_scaler(scaler: GradScaler) -> str:
     return (
         f"the checkpoints do not hold the {type(scaler).__name__}: a run that resumes starts from its first loss scale "
-        "and skips steps until the scale fits; give it to the Checkpointer, as in Checkpointer(..., scaler=scaler)"
+        "and skips steps until the scale fits; pass it to the Checkpointer, as in Checkpointer(..., scaler=scaler)"
     )

@@ -243,7 +243,7 @@ def _owner_of(name: str, optimizer: Optimizer, models: Mapping[str, nn.Module]) 
             return model
     raise CheckpointError(
         f"{name} holds parameters of none of the models {', '.join(models) or '(there is none)'}: with sharded=True "
-        "give the model whose parameters it has, and build it after fully_shard"
+        "pass the model that has its parameters, and build the optimizer after fully_shard"
     )
 
 

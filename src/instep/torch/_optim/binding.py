@@ -20,14 +20,14 @@ from .schedulers import checked_schedulers, watch, watch_loads
 
 logger = logging.getLogger("instep")
 
-_CURES = {
+_FIXES = {
     "lr": (
-        "Another part of the script writes it, so a change of the agreed value has no effect: give bind that "
-        "schedule as scheduler= (a function of the step is a LambdaLR), or do not bind lr and use run.config yourself"
+        "Another part of the script overwrites it, so a change of the agreed value has no effect: pass that schedule "
+        "to bind as scheduler= (a function of the step is a LambdaLR), or do not bind lr and use run.config yourself"
     ),
     "": (
-        "Another part of the script writes it, so a change of the agreed value has no effect: remove that, or do "
-        "not bind it and use run.config yourself"
+        "Another part of the script overwrites it, so a change of the agreed value has no effect: remove that code, or "
+        "do not bind the key and use run.config yourself"
     ),
 }
 
@@ -110,7 +110,7 @@ class Binding:
         """By hyperparameter: what the optimizer holds instead, and how to fix it."""
         found = {param: text for param in self._params if (text := param.drift()) is not None}
         return {
-            param.name: f"{text}. {_CURES['lr' if param.field.key == 'lr' else '']}" for param, text in found.items()
+            param.name: f"{text}. {_FIXES['lr' if param.field.key == 'lr' else '']}" for param, text in found.items()
         }
 
     def _changed(self, _old: object, new: object) -> None:

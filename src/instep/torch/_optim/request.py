@@ -80,7 +80,7 @@ def _chosen_ratios(given: Ratios | None, keys: Sequence[str], groups: int) -> di
         return {}
     if not isinstance(given, Mapping):
         if len(keys) > 1:
-            raise BindError(f"ratio is {given!r}, but {' and '.join(keys)} are bound: give ratio={{{keys[0]!r}: ...}}")
+            raise BindError(f"ratio is {given!r}, but {' and '.join(keys)} are bound: pass ratio={{{keys[0]!r}: ...}}")
         given = {keys[0]: given}
     unknown = ", ".join(sorted(given.keys() - set(keys)))
     if unknown:
@@ -92,7 +92,7 @@ def _one_for_each_group(key: str, given: float | Sequence[float], groups: int) -
     ratios: list[Any] = list(given) if isinstance(given, list | tuple) else [given] * groups
     if len(ratios) != groups or any(why_unusable(ratio, Kind.REAL) is not None for ratio in ratios):
         raise BindError(
-            f"the ratio of {key} is {given!r}: give one number for all groups, or {groups} numbers, one for each group"
+            f"the ratio of {key} is {given!r}: pass one number for all groups, or {groups} numbers, one for each group"
         )
     return [float(ratio) for ratio in ratios]
 
@@ -113,7 +113,7 @@ def _param(
     default = max(peaks) if peaks else _default(optimizer, field, bases)
     if kind is Kind.FLAG and set(bases) != {default}:
         raise BindError(
-            f"a group differs from the default in {field}, which is a bool without a ratio: give all the same"
+            f"a group differs from the default in {field}, a bool without a ratio: use the same value in all groups"
         )
     ratios = chosen or _late_ratios(optimizer, field, bases, default, roots) or _ratios(field, bases, default)
     units = [base / ratio if chosen and ratio and base else default for base, ratio in zip(bases, ratios, strict=True)]
@@ -148,7 +148,7 @@ def _late_ratios(
     likely = ", ".join(f"{base / others[0]:.4g}" for base in bases)
     raise BindError(
         f"the optimizer was loaded or has stepped before bind, and no group has its default {field}={default:g} any "
-        f"more, so the ratios of the groups are unknown: bind before loading a checkpoint, or give the ratios, such "
+        f"more, so the ratios of the groups are unknown: bind before loading a checkpoint, or pass the ratios, such "
         f"as ratio=({likely})"
     )
 

@@ -188,7 +188,7 @@ async def _check_one_cluster(client: Client) -> None:
         first, second = other
         raise SettingsError(
             f"{first.endpoint} and {second.endpoint} are members of different etcd clusters ({first.cluster_id:x} and "
-            f"{second.cluster_id:x}): give the endpoints of one cluster"
+            f"{second.cluster_id:x}): use the endpoints of one cluster"
         )
 
 
