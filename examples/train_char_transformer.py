@@ -1,11 +1,11 @@
-"""Trains a small transformer, letter by letter, on the text of Python's own help pages. Instep steers it.
+"""Trains a small character-level transformer on Python's help pages, with live hyperparameters.
 
     torchrun --rdzv-backend=etcd3 --rdzv-id=char-transformer --nproc-per-node=4 examples/train_char_transformer.py
-                                                                      # with INSTEP_ETCD set, or an `instep local`
-    instep set char-transformer lr=1e-3 --why "loss plateau" --wait   # while it trains, from another terminal
-    instep stop char-transformer                                      # with a checkpoint, which the next start loads
+                                                                      # with INSTEP_ETCD, or a running `instep local`
+    instep set char-transformer lr=1e-3 --why "loss plateau" --wait   # during training, from another terminal
+    instep stop char-transformer                                      # saves a checkpoint, which the next start loads
 
-Plain `python` trains on one rank. `--proof FOLDER` writes down what each rank did; `instep demo` reads that.
+Plain `python` trains on one rank. `--proof FOLDER` records what each rank did, for `instep demo`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Hyper(instep.Hyperparameters):
     lr: float = Field(3e-3, gt=0, le=1)
     clip: float = Field(1.0, gt=0)
     weight_decay: float = Field(0.01, ge=0, le=1)
-    dropout: float = instep.fixed(0.05)  # read when the run starts, refused afterwards
+    dropout: float = instep.fixed(0.05)  # read at the start; cannot be changed live
 
 
 class CharTransformer(nn.Module):
@@ -59,7 +59,7 @@ class CharTransformer(nn.Module):
 
 
 def batch_of(step: int, rank: int, size: int = 8) -> tuple[Tensor, Tensor]:
-    """Pieces of the text, other ones on each rank and in each step, and the letter that follows each letter."""
+    """Random pieces of the text, different for each rank and step, and the next letter for each letter."""
     dice = torch.Generator().manual_seed(1000 * step + rank)
     starts = torch.randint(len(NUMBERS) - CONTEXT - 1, (size,), generator=dice).tolist()
     pieces = torch.stack([NUMBERS[start : start + CONTEXT + 1] for start in starts])
@@ -82,10 +82,10 @@ def train(steps: int, name: str, folder: Path, every: int, slow_s: float, proof:
         opt = torch.optim.AdamW(model.parameters(), lr=run.config.lr, weight_decay=run.config.weight_decay)
         instep.torch.bind(run, opt, lr="lr", weight_decay="weight_decay")
         ckpt = instep.torch.Checkpointer(run, folder, model=model, optimizer=opt, disk=SlowDisk(slow_s))
-        start = ckpt.restore()  # the newest checkpoint that is whole, the same on every rank
+        start = ckpt.restore()  # the newest complete checkpoint, the same on every rank
         notes = Notes(proof, run)
         notes.write(start=start, sha256=digest(model))
-        for step in run.steps(steps, start=start):  # what was agreed applies here, on every rank before the same step
+        for step in run.steps(steps, start=start):  # agreed changes apply here, on every rank before the same step
             loss = loss_of(model, batch_of(step, run.rank))
             opt.zero_grad()
             loss.backward()
@@ -94,7 +94,7 @@ def train(steps: int, name: str, folder: Path, every: int, slow_s: float, proof:
             run.report(loss=loss, grad_norm=norm)
             notes.write(step=step, used=used_by(opt, clip=run.config.clip))
             if run.checkpoint_requested or (step + 1) % every == 0:
-                saved = ckpt.save(step)  # one rank writes; should it die, another one
+                saved = ckpt.save(step)  # one rank saves; if it dies, another one saves
                 notes.write(saved=step if saved else None, sha256=digest(model))
             if run.rank == 0 and step % 50 == 0:
                 print(f"step {step:5}  loss {loss.item():.3f}  {run.config}", flush=True)
@@ -103,12 +103,12 @@ def train(steps: int, name: str, folder: Path, every: int, slow_s: float, proof:
 
 
 def used_by(opt: torch.optim.Optimizer, **more: float) -> dict[str, float]:
-    """What the update of this step used, from the optimizer itself."""
+    """The values that the update of this step used, read from the optimizer."""
     return {"lr": opt.param_groups[0]["lr"], "weight_decay": opt.param_groups[0]["weight_decay"], **more}
 
 
 class SlowDisk:
-    """A part of each checkpoint that holds nothing and takes its time, as a network file system does."""
+    """A part without content that takes time to save, like a slow network file system."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -122,15 +122,15 @@ class SlowDisk:
 
 
 class Notes:
-    """What one rank did, a line of JSON each: it is there although the rank was killed."""
+    """A record of what one rank did, one JSON line per fact. It survives a kill of the rank."""
 
     def __init__(self, folder: Path | None, run: instep.Run[Hyper]) -> None:
-        self._who = {"rank": run.rank, "view": run.view, "pid": os.getpid()}
+        self._rank = {"rank": run.rank, "view": run.view, "pid": os.getpid()}
         self._file = (folder / f"rank-{run.rank}.jsonl").open("a") if folder else None
 
     def write(self, **facts: object) -> None:
         if self._file:
-            self._file.write(json.dumps({**self._who, **facts}) + "\n")
+            self._file.write(json.dumps({**self._rank, **facts}) + "\n")
             self._file.flush()
 
 
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--name", default="char-transformer")
     parser.add_argument("--checkpoints", type=Path, default="checkpoints", metavar="FOLDER")
     parser.add_argument("--save-every", type=int, default=500, metavar="STEPS")
-    parser.add_argument("--slow-disk", type=float, default=0.0, metavar="S", help="seconds that each save takes longer")
+    parser.add_argument("--slow-disk", type=float, default=0.0, metavar="S", help="seconds added to each save")
     parser.add_argument("--proof", type=Path, metavar="FOLDER")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -154,7 +154,7 @@ def main() -> None:
     folder, every = options.checkpoints, options.save_every
     train(options.steps, options.name, folder, every, options.slow_disk, options.proof)
     if dist.is_initialized():
-        gc.collect()  # the reducer of DDP must be gone before its process group
+        gc.collect()  # DDP's reducer must be destroyed before its process group
         dist.destroy_process_group()
 
 

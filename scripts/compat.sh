@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Runs tests/etcd on the oldest grpcio and protobuf that we declare, and on each protobuf major since; and
-# tests/torchrun on the oldest torch whose torchrun finds plug-ins (2.6, of the stock image) and on the one that we pin.
-#   scripts/compat.sh                 all of them
-#   scripts/compat.sh oldest          one of: oldest protobuf5 protobuf6 newest torch2.6 torch2.13
-#   scripts/compat.sh oldest -x -k tls   ... further arguments go to pytest
-# Environments are kept in .cache/compat; delete that folder to make them anew. The torch ones have Instep installed,
-# as torchrun finds its backend by an entry point. The index's torch is a CUDA build where no CPU build is served:
-# torch2.6 then takes a download of 3 GB and 5.5 GB of disk. The tests need no GPU.
+# Runs tests/etcd with the oldest supported grpcio and protobuf, and with each later major version of protobuf; and
+# tests/torchrun with the oldest torch whose torchrun loads plug-ins (2.6) and with the pinned one.
+#   scripts/compat.sh                    all of them
+#   scripts/compat.sh oldest             one of: oldest protobuf5 protobuf6 newest torch2.6 torch2.13
+#   scripts/compat.sh oldest -x -k tls   further arguments are passed to pytest
+# The environments are kept in .cache/compat; delete that folder to recreate them. Those for torch have Instep installed,
+# because torchrun finds its backend by an entry point. If the package index has no CPU build of torch, torch2.6 is a CUDA
+# build: a download of 3 GB, and 5.5 GB of disk. The tests need no GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,7 +1,7 @@
 """Records the real demo in a pseudo-terminal and writes it as an animated SVG: `record_demo.py [docs/demo.svg]`.
 
-The SVG needs no script and no font of its own, and its last frame is what shows where animation is not wanted.
-Time is real, except that quiet moments longer than a second are cut to one, and the whole is played twice as fast.
+The SVG needs no script and no font. Without animation it shows its last frame.
+Pauses longer than a second are shortened to one, and it plays at double speed.
 Needs pyte, a terminal emulator (`pip install pyte`).
 """
 
@@ -40,7 +40,7 @@ Frame = tuple[Line, ...]
 
 
 def record(command: Sequence[str]) -> tuple[list[tuple[float, bytes]], int]:
-    """What the command writes to a terminal, with times in seconds, and its exit code."""
+    """The command's terminal output, with times in seconds, and its exit code."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ.update(TERM="xterm-256color", COLUMNS=str(COLUMNS), LINES=str(ROWS))
@@ -59,7 +59,7 @@ def record(command: Sequence[str]) -> tuple[list[tuple[float, bytes]], int]:
 
 
 def played(written: Sequence[tuple[float, bytes]]) -> Iterator[tuple[float, Frame]]:
-    """Frames with the moment at which each appears, quiet moments cut."""
+    """Frames with the time at which each appears, with long pauses shortened."""
     screen = pyte.Screen(COLUMNS, ROWS)
     stream = pyte.ByteStream(screen)
     now, before, shown = 0.0, 0.0, -1.0
@@ -94,7 +94,7 @@ def _colour(name: str) -> str:
 
 
 def _without_faint(data: bytes) -> bytes:
-    """pyte knows no faint text: grey takes its place."""
+    """Replaces faint text, which pyte does not support, by grey."""
 
     def grey(found: re.Match[bytes]) -> bytes:
         codes = found[1].split(b";")
@@ -106,7 +106,7 @@ def _without_faint(data: bytes) -> bytes:
 
 @dataclass
 class Film:
-    """Frames side by side in one strip, moved under a window; a line that shows twice is written once."""
+    """All frames side by side in one strip that moves under a window; a repeated line is written once."""
 
     frames: list[tuple[float, Frame]]
     lines: dict[Line, str] = field(default_factory=dict)

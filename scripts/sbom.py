@@ -1,7 +1,7 @@
-"""Writes dist/instep.cdx.json: a bill of materials (CycloneDX 1.5) of Instep and all that it needs when it runs.
+"""Writes dist/instep.cdx.json: a bill of materials (CycloneDX 1.5) of Instep and its runtime dependencies.
 
-`make sbom` runs it in the development environment; what is listed is what is installed there. torch and etcd are not
-part of it: they are the user's own.
+`make sbom` runs it in the development environment and lists the versions installed there. torch and etcd are not
+listed, because users install their own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TARGET = Path("dist") / "instep.cdx.json"
 
 
 def required(package: Distribution) -> list[str]:
-    """Names that it needs without extras; one for another platform is dropped later, as it is not installed."""
+    """The names of its requirements without extras. Those for other platforms are dropped later: not installed."""
     texts = [text for text in package.requires or () if "extra ==" not in text.replace("'", '"').partition(";")[2]]
     return [re.split(r"[\s\[<>=!~;(]", text)[0] for text in texts]
 

@@ -18,7 +18,7 @@ from run.saver_team import Team
 from run.test_checkpointer import SCRIPT, all_do, leave, order, saved_in
 
 pytest.importorskip("torch")
-from instep.torch._checkpoint.parts import label
+from instep.torch._checkpoint.parts import write_label
 from instep.torch._checkpoint.save_election import SILENCE_S
 
 pytestmark = pytest.mark.torch
@@ -71,7 +71,7 @@ def test_a_whole_directory_of_a_lost_etcd_is_left_alone_although_its_token_was_g
     token = rank.ask("step", step=0)["token"]
     lost = team.folder / f"step-0-{token}"
     lost.mkdir(parents=True)
-    label(lost, run="gpt-a", layout="plain", names=("model",))
+    write_label(lost, run="gpt-a", layout="plain", names=("model",))
     (lost / MANIFEST).write_text("{}")
     all_do(ranks, "build", keep=1)
     for step in range(3):

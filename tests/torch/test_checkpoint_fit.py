@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from instep.torch._checkpoint.fit import misfit
+from instep.torch._checkpoint.fit import mismatch
 
 
 class Renaming(nn.Linear):
@@ -26,11 +26,11 @@ def stepped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 def test_what_was_saved_by_the_same_script_fits() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    assert misfit(model, model.state_dict()) is None
+    assert mismatch(model, model.state_dict()) is None
     for kind in (torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad):
         optimizer = stepped(kind(model.parameters(), lr=0.1))
         before = [group.copy() for group in optimizer.param_groups]
-        assert misfit(optimizer, optimizer.state_dict()) is None
+        assert mismatch(optimizer, optimizer.state_dict()) is None
         assert [group.keys() for group in optimizer.param_groups] == [group.keys() for group in before]
 
 
@@ -44,25 +44,25 @@ def test_what_was_saved_by_the_same_script_fits() -> None:
     ],
 )
 def test_another_model_does_not_fit(model: nn.Module, told: str) -> None:
-    assert __import__("re").search(told, misfit(model, nn.Linear(2, 2).state_dict()) or "")
+    assert __import__("re").search(told, mismatch(model, nn.Linear(2, 2).state_dict()) or "")
 
 
 def test_a_module_that_loads_in_its_own_way_is_believed() -> None:
     state = {f"old.{name}": value for name, value in nn.Linear(2, 2).state_dict().items()}
-    assert misfit(nn.Linear(2, 2), state) is not None
-    assert misfit(Renaming(2, 2), state) is None
+    assert mismatch(nn.Linear(2, 2), state) is not None
+    assert mismatch(Renaming(2, 2), state) is None
 
 
 def test_another_optimizer_does_not_fit() -> None:
     model = nn.Linear(2, 2)
     adam, sgd = (stepped(kind(model.parameters(), lr=0.1)) for kind in (torch.optim.AdamW, torch.optim.SGD))
-    assert "of another optimizer: it has no" in (misfit(adam, sgd.state_dict()) or "")
-    assert "doesn't match the size" in (misfit(adam, torch.optim.AdamW([model.weight]).state_dict()) or "")
-    assert misfit(adam, {"rubbish": 1}) is not None
+    assert "of another optimizer: it has no" in (mismatch(adam, sgd.state_dict()) or "")
+    assert "doesn't match the size" in (mismatch(adam, torch.optim.AdamW([model.weight]).state_dict()) or "")
+    assert mismatch(adam, {"rubbish": 1}) is not None
 
 
 def test_options_that_a_newer_torch_adds_by_itself_are_no_misfit() -> None:
     adam = stepped(torch.optim.AdamW(nn.Linear(2, 2).parameters()))
     older = adam.state_dict()
     older["param_groups"] = [{k: v for k, v in group.items() if k != "amsgrad"} for group in older["param_groups"]]
-    assert misfit(adam, older) is None
+    assert mismatch(adam, older) is None

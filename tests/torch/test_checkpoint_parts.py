@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from instep.errors import CheckpointError
-from instep.torch._checkpoint.parts import checked_parts, label, label_of, on_cpu, read_part, unwrapped, write_part
+from instep.torch._checkpoint.parts import checked_parts, on_cpu, read_label, read_part, unwrap, write_label, write_part
 from instep.worker.files import Owners
 
 Pair = namedtuple("Pair", "first second")
@@ -43,8 +43,8 @@ def test_an_optimizer_whose_state_is_spread_over_the_ranks_is_refused() -> None:
 def test_a_model_is_taken_out_of_its_wrappers() -> None:
     model = torch.nn.Linear(1, 1)
     compiled = torch.compile(model, backend="eager")
-    assert unwrapped(compiled) is model
-    assert unwrapped(model) is model
+    assert unwrap(compiled) is model
+    assert unwrap(model) is model
     assert checked_parts({"model": compiled}, sharded=False)["model"] is model
 
 
@@ -103,11 +103,11 @@ def test_a_snapshot_has_all_that_the_state_has_and_none_of_its_memory() -> None:
 
 
 def test_a_label_says_whose_directory_it_is(tmp_path: Path) -> None:
-    assert label_of(tmp_path, Owners(tmp_path)) is None
-    label(tmp_path, run="gpt-a", layout="plain", names=("model",))
-    assert (label_of(tmp_path, Owners(tmp_path)) or {})["run"] == "gpt-a"
+    assert read_label(tmp_path, Owners(tmp_path)) is None
+    write_label(tmp_path, run="gpt-a", layout="plain", names=("model",))
+    assert (read_label(tmp_path, Owners(tmp_path)) or {})["run"] == "gpt-a"
     (tmp_path / "instep-parts.json").write_text("[]")
-    assert label_of(tmp_path, Owners(tmp_path)) is None
+    assert read_label(tmp_path, Owners(tmp_path)) is None
 
 
 @contextmanager

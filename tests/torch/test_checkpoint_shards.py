@@ -55,8 +55,8 @@ class Script:
     def restore(self, folder: Path) -> None:
         self.shards.read(folder, Owners(folder), weights_only=True)
 
-    def misfit(self, folder: Path) -> str | None:
-        return self.shards.misfit(read_metadata(folder, Owners(folder)))
+    def mismatch(self, folder: Path) -> str | None:
+        return self.shards.mismatch(read_metadata(folder, Owners(folder)))
 
     def held(self) -> dict[str, float]:
         """What the optimizer has of each parameter: its steps."""
@@ -81,7 +81,7 @@ def test_a_parameter_without_state_has_none_after_a_restore_and_is_trained_as_it
     other = script if live else Script()
     if live:
         other.train(both=True)
-    assert other.misfit(folder) is None
+    assert other.mismatch(folder) is None
     other.restore(folder)
     assert other.held() == {"used.weight": 1.0, "used.bias": 1.0}
     other.train(both=both_since)
@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_known_before_anything_is_loaded(
     folder = script.save(tmp_path / "saved")
     unlike = Script(**other)  # type: ignore[arg-type]
     before = unlike.values()
-    assert told in (unlike.misfit(folder) or "")
+    assert told in (unlike.mismatch(folder) or "")
     with pytest.raises(CheckpointError):
         unlike.restore(folder)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(unlike.values(), before, strict=True))

@@ -19,7 +19,7 @@ from instep.worker.manifest import verified
 from instep.worker.run import Run
 
 from .cleanup import CheckpointCleanup
-from .parts import checked_parts, label_of, left_out
+from .parts import checked_parts, left_out, read_label
 from .plain import PlainSaver
 from .retention import slot_directory_named
 
@@ -223,7 +223,7 @@ class Checkpointer:
     def _go_back(self, manifest: Manifest) -> None:
         """Goes back to an agreed checkpoint. All ranks are at the same boundary."""
         self._saver.background_save.finish()
-        problem = self._saver.problem_anywhere(self._check(manifest))
+        problem = self._saver.problem_of_any_rank(self._check(manifest))
         if problem is not None:
             raise CheckpointError(f"the run cannot go back to checkpoint {manifest.id}: {problem}")
         self._load(manifest)
@@ -241,19 +241,19 @@ class Checkpointer:
         folder = self._folder_of(manifest)
         if isinstance(folder, str):
             return folder
-        found = verified(folder, manifest.digest, self._owners, only=self._saver.chosen)
+        found = verified(folder, manifest.digest, self._owners, only=self._saver.verifies)
         if isinstance(found, str):
             return found
-        there = (label_of(folder, self._owners) or {}).get("parts", [])
+        there = (read_label(folder, self._owners) or {}).get("parts", [])
         missing = [name for name in self._names if name not in there]
         if missing:
             raise CheckpointError(
                 f"checkpoint {manifest.id} has no {', '.join(missing)}, it has {', '.join(there)}: leave it out of the "
                 "Checkpointer until the run has resumed from this checkpoint"
             )
-        misfit = self._saver.misfit(folder, found.files)
-        if misfit is not None:
-            raise CheckpointError(f"the checkpoint in {folder} cannot be loaded by this script: {misfit}")
+        mismatch = self._saver.mismatch(folder, found.files)
+        if mismatch is not None:
+            raise CheckpointError(f"the checkpoint in {folder} cannot be loaded by this script: {mismatch}")
         return None
 
     def _folder_of(self, manifest: Manifest) -> Path | str:

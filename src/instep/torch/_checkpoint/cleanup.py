@@ -21,7 +21,7 @@ from instep.worker.files import Owners
 from instep.worker.manifest import COMMITTED, MANIFEST
 from instep.worker.slot import Slot
 
-from .parts import label_of
+from .parts import read_label
 from .retention import CommittedCheckpoint, SlotDirectory, slot_directory_named, to_delete, to_forget
 
 log = logging.getLogger("instep")
@@ -236,7 +236,7 @@ class CheckpointCleanup:
         path = self._folder / name
         if slot_directory_named(name, whole=False) is None or path.is_symlink() or not path.is_dir():
             return False
-        label = label_of(path, self._owners)
+        label = read_label(path, self._owners)
         return label.get("run") == self._run if label is not None else not any(path.iterdir())
 
     def _delete(self, name: str) -> None:

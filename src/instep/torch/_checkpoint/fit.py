@@ -15,7 +15,7 @@ from instep.worker.files import Owners
 from .parts import Part, file_of, read_part
 
 
-def misfit_of_parts(
+def mismatch_of_parts(
     parts: Mapping[str, Part], folder: Path, listed: Collection[str], owners: Owners, *, weights_only: bool
 ) -> str | None:
     """Why the files of the parts in `folder` cannot be loaded; None if they can. Reads no tensors. Raises
@@ -23,25 +23,25 @@ def misfit_of_parts(
     for name, part in parts.items():
         if file_of(name) not in listed:
             return f"{file_of(name)} is not in the list of its files"
-        problem = misfit(part, read_part(folder, name, owners, weights_only=weights_only, peek=True))
+        problem = mismatch(part, read_part(folder, name, owners, weights_only=weights_only, peek=True))
         if problem is not None:
             return f"its {name} does not fit this script's: {problem}"
     return None
 
 
-def misfit(part: Part, state: Any) -> str | None:
+def mismatch(part: Part, state: Any) -> str | None:
     """Why `part` cannot load or use `state`; None if no problem was found.
 
     Limit: does not check parts that override `load_state_dict`.
     """
     if isinstance(part, nn.Module):
-        return _misfit_of_module(part, state)
+        return _mismatch_of_module(part, state)
     if isinstance(part, Optimizer) and type(part).load_state_dict is Optimizer.load_state_dict:
-        return _misfit_of_optimizer(part, state)
+        return _mismatch_of_optimizer(part, state)
     return None
 
 
-def _misfit_of_module(module: nn.Module, state: Any) -> str | None:
+def _mismatch_of_module(module: nn.Module, state: Any) -> str | None:
     if any(_loads_by_itself(inner) for inner in module.modules()):
         return None
     if not isinstance(state, Mapping):
@@ -72,7 +72,7 @@ def _loads_by_itself(module: nn.Module) -> bool:
     )
 
 
-def _misfit_of_optimizer(optimizer: Optimizer, state: Any) -> str | None:
+def _mismatch_of_optimizer(optimizer: Optimizer, state: Any) -> str | None:
     """Runs torch's own check of the groups on a copy without tensors, and checks that all options that `step` reads are
     present afterwards."""
     try:

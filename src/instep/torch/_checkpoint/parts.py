@@ -53,13 +53,13 @@ def checked_parts(parts: Mapping[str, Any], *, sharded: bool) -> dict[str, Part]
             raise CheckpointError(f"{name!r} cannot name a part: use letters, digits and _, as in model=...")
         if not isinstance(part, Part):
             raise CheckpointError(f"{name} is a {type(part).__name__}: it needs state_dict() and load_state_dict()")
-        problem = None if sharded else _why_not_plain(part)
+        problem = None if sharded else _needs_sharded(part)
         if problem is not None:
             raise CheckpointError(f"{name} {problem}")
-    return {name: unwrapped(part) if isinstance(part, nn.Module) else part for name, part in parts.items()}
+    return {name: unwrap(part) if isinstance(part, nn.Module) else part for name, part in parts.items()}
 
 
-def unwrapped(module: nn.Module) -> nn.Module:
+def unwrap(module: nn.Module) -> nn.Module:
     """The module inside DistributedDataParallel and torch.compile, whose names do not depend on the world size."""
     while True:
         inner = module.module if isinstance(module, DistributedDataParallel) else getattr(module, "_orig_mod", None)
@@ -68,7 +68,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
         module = inner
 
 
-def label(folder: Path, *, run: str, layout: str, names: tuple[str, ...]) -> None:
+def write_label(folder: Path, *, run: str, layout: str, names: tuple[str, ...]) -> None:
     """Writes into a new directory what it will contain. Raises OSError."""
     text = json.dumps(
         {"instep_checkpoint": 1, "run": run, "layout": layout, "parts": names, "torch": torch.__version__}
@@ -76,8 +76,8 @@ def label(folder: Path, *, run: str, layout: str, names: tuple[str, ...]) -> Non
     (folder / LABEL).write_text(text, encoding="utf-8")
 
 
-def label_of(folder: Path, owners: Owners) -> dict[str, Any] | None:
-    """What `label` wrote there; None if it wrote nothing."""
+def read_label(folder: Path, owners: Owners) -> dict[str, Any] | None:
+    """What `write_label` wrote there; None if it wrote nothing."""
     try:
         document = json.loads(read_file(folder, LABEL, owners, MAX_LABEL_BYTES))
     except (OSError, ValueError, RecursionError):
@@ -125,7 +125,7 @@ def read_part(folder: Path, name: str, owners: Owners, *, weights_only: bool, pe
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
-def give_back(name: str, part: Part, state: Any) -> None:
+def load_part(name: str, part: Part, state: Any) -> None:
     """Loads `state` into the part. Raises CheckpointError if it does not fit, as with another model."""
     try:
         part.load_state_dict(state)
@@ -163,7 +163,7 @@ def file_of(name: str) -> str:
     return f"{name}.pt"
 
 
-def _why_not_plain(part: Part) -> str | None:
+def _needs_sharded(part: Part) -> str | None:
     if isinstance(part, nn.Module):
         if any(hasattr(parameter, "full_tensor") for parameter in part.parameters()):
             return "is spread over the ranks: pass sharded=True"

@@ -16,13 +16,13 @@ from instep.worker.slot import Slot
 
 from .background_save import BackgroundSave, UnopenedSlot, abandon_on_error, as_checkpoint_error, commit, report_failure
 from .cleanup import CheckpointCleanup
-from .fit import misfit_of_parts
-from .parts import Part, give_back, label, on_cpu, read_part, write_part
+from .fit import mismatch_of_parts
+from .parts import Part, load_part, on_cpu, read_part, write_label, write_part
 from .save_election import SaveElection, Verdict
 
 log = logging.getLogger("instep")
 
-LOOK_S: Final = 1.0
+POLL_S: Final = 1.0
 ASK_S: Final = 5.0
 """A rank that waits for the saver first checks after this time whether etcd still answers, then less often."""
 MAX_ASK_S: Final = 60.0
@@ -62,23 +62,23 @@ class PlainSaver:
         self.background_save.finish()
         return self._start(step) if self._background else self._save_or_wait(step)
 
-    def chosen(self, number: int, name: str) -> bool:
+    def verifies(self, number: int, name: str) -> bool:
         """Whether this rank verifies the file before loading: every one, because it loads all of them."""
         return True
 
-    def problem_anywhere(self, problem: str | None) -> str | None:
+    def problem_of_any_rank(self, problem: str | None) -> str | None:
         """Every rank has verified all files, so all have found the same problem."""
         return problem
 
-    def misfit(self, folder: Path, listed: Collection[str]) -> str | None:
+    def mismatch(self, folder: Path, listed: Collection[str]) -> str | None:
         """Why the checkpoint in `folder`, with the files in `listed`, cannot be loaded; None if no problem was found.
         Raises CheckpointError for a part that cannot be read."""
-        return misfit_of_parts(self._parts, folder, listed, self._owners, weights_only=self._weights_only)
+        return mismatch_of_parts(self._parts, folder, listed, self._owners, weights_only=self._weights_only)
 
     def load(self, manifest: Manifest, folder: Path) -> None:
         """Loads one part after the other, so at most one is in memory twice."""
         for name, part in self._parts.items():
-            give_back(name, part, read_part(folder, name, self._owners, weights_only=self._weights_only))
+            load_part(name, part, read_part(folder, name, self._owners, weights_only=self._weights_only))
 
     # -- in the foreground --------------------------------------------------------------------------------------------
 
@@ -87,21 +87,21 @@ class PlainSaver:
         for _ in range(MAX_ATTEMPTS):
             verdict = self._await_verdict(election)
             if verdict is not Verdict.LEAD:
-                return self._settled(election, verdict)
-            done = self._lead(step)
+                return self._outcome(election, verdict)
+            done = self._save_as_leader(step)
             if done is not None:
                 return done
-            self._registry.wait(lambda: not self._run.leads, LOOK_S)
+            self._registry.wait(lambda: not self._run.leads, POLL_S)
             election.restart_wait(time.monotonic())
-        return self._settled(election, Verdict.NOBODY)
+        return self._outcome(election, Verdict.NOBODY)
 
     def _await_verdict(self, election: SaveElection) -> Verdict:
         """Waits until the saver finishes or is replaced. Gives up if etcd does not answer."""
         pause_s = ASK_S
         ask_at = time.monotonic() + pause_s
         while True:
-            if self._registry.wait(lambda: self._look(election) is not Verdict.WAIT, LOOK_S):
-                verdict = self._look(election)
+            if self._registry.wait(lambda: self._poll(election) is not Verdict.WAIT, POLL_S):
+                verdict = self._poll(election)
                 if verdict is not Verdict.NOBODY or not self._may_begin_yet(election):
                     return verdict
                 election.wait_longer()
@@ -123,7 +123,7 @@ class PlainSaver:
             log.warning("rank %d: %s", self._run.rank, error)
             return False
 
-    def _look(self, election: SaveElection) -> Verdict:
+    def _poll(self, election: SaveElection) -> Verdict:
         saving = self._registry.saving
         self._note()
         return election.decide(
@@ -133,7 +133,7 @@ class PlainSaver:
             now=time.monotonic(),
         )
 
-    def _settled(self, election: SaveElection, verdict: Verdict) -> bool:
+    def _outcome(self, election: SaveElection, verdict: Verdict) -> bool:
         if verdict is Verdict.SAVED:
             return True
         what = "its saver abandoned it" if election.begun else "no rank has started it"
@@ -145,7 +145,7 @@ class PlainSaver:
         )
         return False
 
-    def _lead(self, step: int) -> bool | None:
+    def _save_as_leader(self, step: int) -> bool | None:
         """Writes and commits. True: committed. False: not, or not yet. None: another rank leads."""
         try:
             slot = self._open(step)
@@ -201,7 +201,7 @@ class PlainSaver:
         slot = self._registry.open(step, self._folder, self.layout)
         self._cleanup.note_open(slot)
         with abandon_on_error(slot), as_checkpoint_error(slot):
-            label(slot.path, run=self._run.name, layout=self.layout, names=tuple(self._parts))
+            write_label(slot.path, run=self._run.name, layout=self.layout, names=tuple(self._parts))
         return slot
 
     def _write(self, slot: Slot, state: Mapping[str, Any]) -> None:

@@ -21,16 +21,16 @@ from instep.worker.slot import Slot, trouble
 
 from .background_save import BackgroundSave, UnopenedSlot, abandon_on_error, as_checkpoint_error, commit, report_failure
 from .cleanup import CheckpointCleanup
-from .fit import misfit_of_parts
+from .fit import mismatch_of_parts
 from .metadata import METADATA, files_in, read_metadata
-from .parts import Part, give_back, label, on_cpu, read_part, write_part
-from .shards import Shards, check_all_here, result_of, sums_of_rank
+from .parts import Part, load_part, on_cpu, read_part, write_label, write_part
+from .shards import Shards, check_files_visible, checksums_of_rank, result_of
 
 log = logging.getLogger("instep")
 
 LEADERLESS_S: Final = 15.0
 """How long the ranks wait for a leader. A lost node is replaced when its lease of 10 s ends."""
-LOOK_S: Final = 0.5
+POLL_S: Final = 0.5
 MAX_ATTEMPTS: Final = 3
 
 
@@ -89,19 +89,19 @@ class ShardedSaver:
             saved = self._save_together(Path(offer.path), slot)
             if saved is not None:
                 return saved
-            self._registry.wait(lambda: not self._run.leads, LOOK_S)
+            self._registry.wait(lambda: not self._run.leads, POLL_S)
         return False
 
-    def chosen(self, number: int, name: str) -> bool:
+    def verifies(self, number: int, name: str) -> bool:
         """Whether this rank verifies the file. Together, the ranks verify all; each one verifies what it reads
         alone."""
         return name == METADATA or number % self._run.world_size == self._run.rank
 
-    def problem_anywhere(self, problem: str | None) -> str | None:
+    def problem_of_any_rank(self, problem: str | None) -> str | None:
         """The first problem that any rank found."""
         return next((found for found in self._shards.all_gather(problem) if found is not None), None)
 
-    def misfit(self, folder: Path, listed: Collection[str]) -> str | None:
+    def mismatch(self, folder: Path, listed: Collection[str]) -> str | None:
         """As in PlainSaver, for this rank alone."""
         try:
             found = read_metadata(folder, self._owners)
@@ -110,16 +110,16 @@ class ShardedSaver:
         strange = sorted({METADATA, *files_in(found)} - set(listed))
         if strange:
             return f"{strange[0]} is not in the list of its files"
-        problem = self._shards.misfit(found)
+        problem = self._shards.mismatch(found)
         if problem is not None:
             return f"it does not fit this script's parts: {problem}"
         others = self._shards.others
-        return misfit_of_parts(others, folder, listed, self._owners, weights_only=self._weights_only)
+        return mismatch_of_parts(others, folder, listed, self._owners, weights_only=self._weights_only)
 
     def load(self, manifest: Manifest, folder: Path) -> None:
         self._shards.read(folder, self._owners, weights_only=self._weights_only)
         for name, part in self._shards.others.items():
-            give_back(name, part, read_part(folder, name, self._owners, weights_only=self._weights_only))
+            load_part(name, part, read_part(folder, name, self._owners, weights_only=self._weights_only))
 
     # -- agreeing on the slot -----------------------------------------------------------------------------------------
 
@@ -144,7 +144,7 @@ class ShardedSaver:
                 if self._run.rank == 0:
                     report_failure(CheckpointError(problem), UnopenedSlot(self._registry, step))
                 return SlotOffer(problem=problem), None
-            self._registry.wait(lambda: self._run.leads, LOOK_S)
+            self._registry.wait(lambda: self._run.leads, POLL_S)
 
     def _offer(self, step: int, waited_s: float) -> tuple[Slot | None, SlotOffer]:
         if not self._run.leads:
@@ -153,7 +153,7 @@ class ShardedSaver:
             slot = self._registry.open(step, self._folder, self.layout)
             self._cleanup.note_open(slot)
             with abandon_on_error(slot), as_checkpoint_error(slot):
-                label(slot.path, run=self._run.name, layout=self.layout, names=self._names)
+                write_label(slot.path, run=self._run.name, layout=self.layout, names=self._names)
         except Fenced:
             return None, SlotOffer(waited_s=waited_s)
         except CheckpointError as error:
@@ -168,7 +168,7 @@ class ShardedSaver:
         with abandon_on_error(slot) if slot is not None else nullcontext():
             outcome: bool | None = False
             try:
-                known = self._sum_up(path, slot, self._shards.write(path))
+                known = self._collect_checksums(path, slot, self._shards.write(path))
             except OSError as error:  # on all ranks
                 outcome = self._failed(slot, error) if slot is not None else False
             else:
@@ -185,14 +185,14 @@ class ShardedSaver:
         report_failure(trouble(slot.step, slot.path, error), slot)
         return False
 
-    def _sum_up(self, path: Path, slot: Slot | None, metadata: Metadata) -> dict[str, FileSum]:
+    def _collect_checksums(self, path: Path, slot: Slot | None, metadata: Metadata) -> dict[str, FileSum]:
         """The checksums of all shards, each computed by the rank that wrote it. Raises OSError, on all ranks, if one
         could not be read."""
         sums: dict[str, FileSum] | OSError
         try:
-            sums = sums_of_rank(path, metadata, self._run.rank)
+            sums = checksums_of_rank(path, metadata, self._run.rank)
             if slot is not None:
-                check_all_here(path, metadata)
+                check_files_visible(path, metadata)
         except OSError as error:
             sums = error
         known: dict[str, FileSum] = {}
@@ -227,10 +227,10 @@ class ShardedSaver:
         def complete() -> None:
             if slot is None:
                 with suppress(OSError):  # the leader gets the error too, and reports it
-                    self._sum_up(path, slot, result_of(written))
+                    self._collect_checksums(path, slot, result_of(written))
                 return
             with as_checkpoint_error(slot):
-                known = self._sum_up(path, slot, result_of(written))
+                known = self._collect_checksums(path, slot, result_of(written))
             self._write_others(slot, others)
             slot.seal(known)
 

@@ -97,7 +97,7 @@ class Shards:
         found = self._read_metadata(folder, owners)
         try:
             state = self._state(whole=True)
-            idle = self._take_idle(state, found)
+            idle = self._remove_idle(state, found)
             reader, planner = CheckedReader(folder, found, owners), CheckedPlanner(weights_only=weights_only)
             load(state, storage_reader=reader, planner=planner, process_group=self._group)
             for name, model in self._models.items():
@@ -113,7 +113,7 @@ class Shards:
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(f"the checkpoint in {folder} does not fit this script's parts: {error}") from error
 
-    def misfit(self, found: Metadata) -> str | None:
+    def mismatch(self, found: Metadata) -> str | None:
         """Why the shards of `found` cannot be loaded into these models and optimizers, as far as one rank can tell;
         None if no problem was found. Changes nothing."""
         if any(
@@ -150,7 +150,7 @@ class Shards:
             raise CheckpointError(f"the checkpoint in {folder} cannot be read: {first}")
         return found
 
-    def _take_idle(self, state: dict[str, Any], found: Metadata) -> dict[str, dict[str, tuple[nn.Parameter, Any]]]:
+    def _remove_idle(self, state: dict[str, Any], found: Metadata) -> dict[str, dict[str, tuple[nn.Parameter, Any]]]:
         """Removes from `state` the parameters without state in the checkpoint. Returns them by optimizer and name."""
         _, paths = flatten_state_dict({name: state[name] for name in self._optimizers})
         idle = _idle(paths, found, self._optimizers)
@@ -173,7 +173,7 @@ class Shards:
         return state
 
 
-def check_all_here(folder: Path, metadata: Metadata) -> None:
+def check_files_visible(folder: Path, metadata: Metadata) -> None:
     """Raises OSError if a rank's file is not visible from this host: that rank's folder is not the shared one."""
     for name in sorted({METADATA, *files_in(metadata)}):
         if not (folder / name).is_file():
@@ -181,7 +181,7 @@ def check_all_here(folder: Path, metadata: Metadata) -> None:
             raise FileNotFoundError(errno.ENOENT, text, str(folder / name))
 
 
-def sums_of_rank(folder: Path, metadata: Metadata, rank: int) -> dict[str, FileSum]:
+def checksums_of_rank(folder: Path, metadata: Metadata, rank: int) -> dict[str, FileSum]:
     """Checksums of the files that this rank wrote, while they are still in this host's page cache. Raises OSError."""
     mine = {name for name in files_in(metadata) if name.startswith(f"__{rank}_")}
     return {name: sum_file(folder / name, sync=False) for name in mine}
