@@ -15,7 +15,7 @@ FOR_PEOPLE = {
     "agent/checkpoint_registry.py": "when a save failed, for history",
     "agent/failures.py": "when a rank failed, for status and for who is refused",
     "agent/heads.py": "when an epoch began, for history",
-    "agent/term_history.py": "when a leader began, for history",
+    "agent/candidacy.py": "when a leader began, for history",
     "control/_attempts.py": "when the failures of a run were forgotten",
     "control/_registry.py": "when checkpoints were adopted, for history",
     "agent/leadership.py": "when a plan was opened, for history",

@@ -15,9 +15,8 @@ from unittest import mock
 
 from instep.agent import leadership, retrying_writer
 from instep.agent.heads import Heads
-from instep.agent.worker import LocalWorker
 from instep.agent.worker_sessions import WorkerSessions
-from instep.agent.workers import Workers
+from instep.agent.workers import LocalWorker, Workers
 from instep.protocol import attempts, barriers, checkpoints, leading, membership, recovery, resuming, transactions
 from instep.protocol.actions import CommitPlan, FormView, LeaderAction
 from instep.protocol.chain import Promised, StoredPlan, Unknown, verdict

@@ -22,7 +22,7 @@ from pydantic import Field, field_validator
 from virtual_loop import VirtualLoop
 
 from instep.agent.node import Node
-from instep.agent.worker import LocalWorker
+from instep.agent.workers import LocalWorker
 from instep.errors import ConfigError, InstepError
 from instep.etcd import Client, Listing, Op
 from instep.names import INCARNATION_LENGTH

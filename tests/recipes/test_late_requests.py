@@ -13,8 +13,7 @@ import pytest
 from recipe_support import keys
 
 from async_support import run, until
-from instep.agent.quota_monitor import QuotaMonitor
-from instep.agent.retrying_writer import RetryingWriter
+from instep.agent.retrying_writer import QuotaMonitor, RetryingWriter
 from instep.errors import EtcdUnavailable
 from instep.etcd import Client, Compare, Op, TxnResult
 from instep.protocol.keys import Keys

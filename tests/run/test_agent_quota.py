@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from instep.agent.quota_monitor import QuotaMonitor
-from instep.agent.retrying_writer import RetryingWriter
+from instep.agent.retrying_writer import QuotaMonitor, RetryingWriter
 from instep.errors import EtcdFull
 from instep.etcd import Client
 from instep.protocol.keys import Keys

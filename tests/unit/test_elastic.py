@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from instep.agent.worker import LocalWorker
+from instep.agent.workers import LocalWorker
 from instep.protocol.records import Elastic, Member
 from instep.wire.messages import Hello
 from instep.worker.elastic import elastic

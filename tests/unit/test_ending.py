@@ -14,7 +14,7 @@ import pytest
 
 from instep.agent import failures
 from instep.agent.ending import how_it_ended
-from instep.agent.worker import LocalWorker
+from instep.agent.workers import LocalWorker
 from instep.protocol.records import Member
 from instep.protocol.schema import Schema
 from instep.wire.messages import Leave

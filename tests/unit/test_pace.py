@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from instep.agent.pace import PaceMeter
+from instep.agent.workers import PaceMeter
 
 
 def meter_of(*pairs: tuple[int, float]) -> PaceMeter:

@@ -15,10 +15,10 @@ from typing import Any, cast
 
 import pytest
 
-from instep.agent.disconnected_worker import DisconnectedWorker
+from instep.agent.connection import DisconnectedWorker
 from instep.agent.persisted_workers import PersistedWorkersFile
 from instep.agent.stall import nominate
-from instep.agent.worker import LocalWorker
+from instep.agent.workers import LocalWorker
 from instep.protocol.records import Member, WorkerId
 from instep.protocol.schema import Schema
 from instep.runtime import RuntimeFolder

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from parts import incarnation
 
-from instep.agent.last_end import note_start
+from instep.agent.handover import note_start
 from instep.runtime import RuntimeFolder
 
 GUARDED = """

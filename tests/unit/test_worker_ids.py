@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instep.agent.stall import Standing, nominate
-from instep.agent.worker import LocalWorker
-from instep.agent.workers import Workers
+from instep.agent.workers import LocalWorker, Workers
 from instep.names import INCARNATION_LENGTH
 from instep.protocol import attempts, membership
 from instep.protocol.actions import FormView, RefuseWorkers

@@ -9,8 +9,7 @@ from typing import Any, cast
 import pytest
 
 from instep.agent.stall import is_stalled
-from instep.agent.worker import LocalWorker
-from instep.agent.workers import Workers
+from instep.agent.workers import LocalWorker, Workers
 from instep.protocol.records import Leader, Member
 from instep.wire.frames import Words, create_words
 from instep.wire.messages import FromAgent, Leads

@@ -8,8 +8,8 @@ import signal
 import sys
 from pathlib import Path
 
+from instep.agent.handover import tell_starter
 from instep.agent.name import node_name
-from instep.agent.starter import tell_starter
 from instep.agent.supervisor import supervise
 from instep.runtime import RuntimeFolder
 

@@ -7,24 +7,22 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from instep.agent.retrying_writer import ATTEMPT_S, RetryingWriter
-from instep.agent.state import RunState
-from instep.agent.worker import LocalWorker
-from instep.agent.workers import Workers
+from instep.agent.context import Component, Context
+from instep.agent.retrying_writer import ATTEMPT_S
+from instep.agent.workers import LocalWorker
 from instep.errors import EtcdError
-from instep.etcd import Client
 from instep.names import is_hyperparameter_name
 from instep.protocol import barriers
 from instep.protocol.barriers import BarrierSituation, BarrierWait
-from instep.protocol.keys import Keys, last_part
+from instep.protocol.keys import last_part
 from instep.protocol.records import Arrivals, Left, View, Waiting, WorkerId
 from instep.tasks import all_of
 from instep.wire.codec import WireError
 from instep.wire.messages import (
     AskBarrier,
-    BarrierMessage,
     BarrierReleased,
     EnterBarrier,
+    FromWorker,
     LeaveBarrier,
     NoAnswer,
     Ranks,
@@ -35,30 +33,13 @@ PARTIAL_S: Final = 1.0
 can be named."""
 
 
-class Barriers:
+class Barriers(Component):
     """Promise: a rank that waits is told when all have come, by this agent or the next, whatever leader released it;
     one that has given up waiting is withdrawn. One key a node, written when its last rank comes, and rarely else."""
 
-    def __init__(
-        self,
-        node: str,
-        client: Client,
-        keys: Keys,
-        state: RunState,
-        workers: Workers,
-        writer: RetryingWriter,
-        problem: Callable[[], str | None] = lambda: None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._client = client
-        self._keys = keys
-        self._key = keys.arrivals_of(node)
-        self._node = node
-        self._state = state
-        self._workers = workers
-        self._writer = writer
-        self._problem = problem
-        """What keeps etcd from taking writes, if anything."""
+    def __init__(self, context: Context, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(context)
+        self._key = context.keys.arrivals_of(context.node)
         self._clock = clock
         self._calls: dict[WorkerId, BarrierWait] = {}
         """Workers that wait, and at which barrier."""
@@ -73,8 +54,7 @@ class Barriers:
 
     # -- what workers say -------------------------------------------------------------------------------------------
 
-    def hear(self, worker: LocalWorker, message: BarrierMessage) -> None:
-        """Raises WireError for a name that no barrier can have."""
+    def hear(self, worker: LocalWorker, message: FromWorker) -> None:
         match message:
             case EnterBarrier(name, view, after):
                 if not is_hyperparameter_name(name):
@@ -85,10 +65,9 @@ class Barriers:
             case AskBarrier():
                 self._writer.start(self._answer(worker.id, message))
             case LeaveBarrier():
-                self.gone(worker)
+                self.gone(worker, failed=False)
 
-    def gone(self, worker: LocalWorker) -> None:
-        """It has left, has died, or waits no more."""
+    def gone(self, worker: LocalWorker, *, failed: bool) -> None:
         if self._calls.pop(worker.id, None) is not None:
             self._say()
 
@@ -106,12 +85,11 @@ class Barriers:
                 worker.tell(BarrierReleased(call.name, number))
         self._say()
 
-    def look_around(self) -> None:
-        """As time passes."""
+    def tick(self) -> None:
         self._say()
 
-    def say_again(self) -> None:
-        """etcd may have lost what was said."""
+    def repeat(self) -> None:
+        """With the next state, or the next tick."""
         self._wanted, self._is_known = None, False
 
     async def _answer(self, asking: WorkerId, question: AskBarrier) -> None:
@@ -119,7 +97,7 @@ class Barriers:
         reply: Ranks | NoAnswer
         try:
             async with asyncio.timeout(ATTEMPT_S):
-                problem = self._problem()
+                problem = self._quota.problem
                 reply = NoAnswer(question.q, problem) if problem is not None else await self._absent(question)
         except (EtcdError, TimeoutError) as error:
             reply = NoAnswer(question.q, str(error) or f"etcd has not answered in {ATTEMPT_S:g} s")

@@ -10,21 +10,17 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
-from instep.agent.checkpoint_pins import CheckpointPins
-from instep.agent.checkpoint_vote import CheckpointVote
-from instep.agent.retrying_writer import ATTEMPT_S, RetryingWriter
-from instep.agent.state import RunState
-from instep.agent.worker import LocalWorker
-from instep.agent.workers import Workers
+from instep.agent.checkpoint_vote import CheckpointPins, CheckpointVote
+from instep.agent.context import Component, Context
+from instep.agent.retrying_writer import ATTEMPT_S
+from instep.agent.workers import LocalWorker
 from instep.errors import EtcdError
-from instep.etcd import Client, KeyValue, TxnResult
+from instep.etcd import KeyValue, TxnResult
 from instep.protocol import checkpoints
 from instep.protocol.checkpoints import AdoptionReads, CommitOutcome, CommitReads
-from instep.protocol.keys import Keys
 from instep.protocol.records import FailedSave, Manifest, Pointer, Saving, WorkerId
 from instep.protocol.transactions import Txn
 from instep.recipes.fence import Fence
-from instep.recipes.session import Session
 from instep.wire import messages as wire
 
 log = logging.getLogger("instep")
@@ -42,26 +38,12 @@ FORGET_S: Final = 3.0
 """What is not forgotten in this time has to be asked for again."""
 
 
-class CheckpointRegistry:
+class CheckpointRegistry(Component):
     """Promise: a commit is tried until etcd has answered it, one at a time in the order in which they were handed in,
     and its worker hears the outcome; one that is handed in again, to this agent or the next, has the same outcome."""
 
-    def __init__(
-        self,
-        node: str,
-        client: Client,
-        keys: Keys,
-        session: Session,
-        state: RunState,
-        workers: Workers,
-        writer: RetryingWriter,
-    ) -> None:
-        self._node = node
-        self._client = client
-        self._keys = keys
-        self._state = state
-        self._workers = workers
-        self._writer = writer
+    def __init__(self, context: Context, pins: CheckpointPins, vote: CheckpointVote) -> None:
+        super().__init__(context)
         self._writing = asyncio.Lock()
         self._announced: Saving | None = None
         self._told: wire.CheckpointNews | None = None
@@ -70,16 +52,15 @@ class CheckpointRegistry:
         self._outcomes: dict[str, tuple[Manifest, CommitOutcome]] = {}
         """By directory, what was handed in last; one that was deleted may be used again."""
         self._patience_s = SAVING_S
-        self._pins = pins = CheckpointPins(node, client, keys, session, writer)
-        self._vote = CheckpointVote(node, client, keys, state, workers, writer, pins)
+        self._pins = pins
+        self._vote = vote
 
     def __repr__(self) -> str:
         return f"CheckpointRegistry({self._announced or 'nothing announced'}, {self._pins!r}, {self._vote!r})"
 
     # -- what workers say -------------------------------------------------------------------------------------------
 
-    def hear(self, worker: LocalWorker, message: wire.CheckpointMessage) -> None:
-        reader = str(worker.id)
+    def hear(self, worker: LocalWorker, message: wire.FromWorker) -> None:
         match message:
             case wire.SaveStarted(checkpoint_id, step, token, candidate):
                 worker.excused_until = time.monotonic() + self._patience_s
@@ -97,31 +78,10 @@ class CheckpointRegistry:
                 self._answer(worker, q, lambda: self._forget(q, ids))
             case wire.AdoptCheckpoints(q):
                 self._answer(worker, q, lambda: self._adopt(message))
-            case wire.ReadCheckpoint(checkpoint_id, asked):
-                self._pins.reads(reader, checkpoint_id)
-                if asked is not None:
-                    self._answer(worker, asked, lambda: self._mark(asked, checkpoint_id))
-            case wire.ReadDone(checkpoint_id):
-                self._pins.has_read(reader, checkpoint_id)
+            case wire.ReadCheckpoint(checkpoint_id, asked) if asked is not None:
+                self._answer(worker, asked, lambda: self._mark(asked, checkpoint_id))
             case wire.AskVoters(q):
                 self._answer(worker, q, lambda: self._missing(q))
-            case wire.AwaitOffer():
-                self._vote.wait(worker)
-            case wire.Vote():
-                self._vote.hear(worker, message)
-
-    def gone(self, worker: LocalWorker) -> None:
-        """A worker has left or died."""
-        self._pins.gone(str(worker.id))
-        self._vote.gone(worker.id)
-
-    def renew_marks(self) -> None:
-        """There is another lease."""
-        self._pins.mark_all()
-
-    def say_again(self) -> None:
-        """etcd may have lost what the node has voted."""
-        self._vote.say_again()
 
     # -- what they hear ---------------------------------------------------------------------------------------------
 
@@ -132,15 +92,10 @@ class CheckpointRegistry:
             self._told = news
             for worker in self._workers:
                 worker.tell(news)
-        self._vote.follow()
 
     def welcome(self, worker: LocalWorker) -> None:
         """It has become part of the view, or of the next one."""
         worker.tell(self._news())
-
-    def look_around(self) -> None:
-        """As time passes."""
-        self._vote.look_around()
 
     def _news(self) -> wire.CheckpointNews:
         state = self._state

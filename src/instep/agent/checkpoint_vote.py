@@ -8,20 +8,95 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from instep.agent.checkpoint_pins import CheckpointPins
-from instep.agent.retrying_writer import ATTEMPT_S, RetryingWriter
-from instep.agent.state import RunState
-from instep.agent.worker import LocalWorker
-from instep.agent.workers import Workers
-from instep.etcd import Client
-from instep.protocol import resuming
-from instep.protocol.keys import Keys
+from instep.agent.context import Component, Context
+from instep.agent.retrying_writer import ATTEMPT_S
+from instep.agent.workers import LocalWorker
+from instep.errors import EtcdFull, LeaseLost
+from instep.etcd import Compare, Op
+from instep.protocol import checkpoints, resuming
 from instep.protocol.records import Manifest, Resume, Verified, WorkerId
-from instep.wire.messages import Offer, Vote
+from instep.wire.messages import AwaitOffer, FromWorker, Offer, ReadCheckpoint, ReadDone, Vote
 
 PARTIAL_S: Final = 1.0
 """When not all ranks of the node have answered so long after the first, those that have are reported, so that the
 others can be named."""
+
+
+class CheckpointPins(Component):
+    """One key a checkpoint, however many of the node's workers read it. Promise: once `mark` has returned a manifest,
+    the checkpoint stays until nobody here reads it. Limit: while the lease lasts."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._by_checkpoint: dict[str, set[str]] = {}
+        self._marked_at: dict[str, int] = {}
+        """The revision of the newest mark, by checkpoint: an older deletion that arrives late must not take it away."""
+
+    def __repr__(self) -> str:
+        return f"CheckpointPins({', '.join(self._by_checkpoint) or 'none'})"
+
+    def reads(self, reader: str, checkpoint_id: str) -> None:
+        self._by_checkpoint.setdefault(checkpoint_id, set()).add(reader)
+
+    def has_read(self, reader: str, checkpoint_id: str) -> None:
+        readers = self._by_checkpoint.get(checkpoint_id, set())
+        readers.discard(reader)
+        if not readers and self._by_checkpoint.pop(checkpoint_id, None) is not None:
+            self._writer.start(self._unmark(checkpoint_id))
+
+    def hear(self, worker: LocalWorker, message: FromWorker) -> None:
+        match message:
+            case ReadCheckpoint(checkpoint_id):
+                self.reads(str(worker.id), checkpoint_id)
+            case ReadDone(checkpoint_id):
+                self.has_read(str(worker.id), checkpoint_id)
+
+    def gone(self, worker: LocalWorker, *, failed: bool) -> None:
+        self.release(str(worker.id))
+
+    def release(self, reader: str) -> None:
+        """It reads nothing any more."""
+        for checkpoint_id in list(self._by_checkpoint):
+            if reader in self._by_checkpoint[checkpoint_id]:
+                self.has_read(reader, checkpoint_id)
+
+    async def mark(self, checkpoint_id: str) -> Manifest | None:
+        """The manifest, or None when the checkpoint was forgotten. Raises EtcdError."""
+        lease_id = self._session.lease_id
+        if not lease_id:
+            raise LeaseLost("the node has no lease at present: try again", lease_id=0)
+        txn = checkpoints.start_reading(self._keys, checkpoint_id, self._node, lease_id)
+        result = await self._client.txn(txn.compares, txn.then, timeout_s=ATTEMPT_S)
+        if not result.succeeded:
+            return None
+        self._marked_at[checkpoint_id] = result.revision
+        record = result.found[-1]
+        return Manifest.decode_or_none(record.value) if record is not None else None
+
+    def on_lease(self) -> None:
+        for checkpoint_id in list(self._by_checkpoint):
+            self._writer.start(self._mark_again(checkpoint_id))
+
+    async def _mark_again(self, checkpoint_id: str) -> None:
+        async def attempt() -> None:
+            if checkpoint_id in self._by_checkpoint and self._session.lease_id:
+                await self.mark(checkpoint_id)
+
+        await self._writer.retry_until_done(attempt)
+
+    async def _unmark(self, checkpoint_id: str) -> None:
+        key, marked_at = self._keys.reader(checkpoint_id, self._node), self._marked_at.pop(checkpoint_id, 0)
+
+        async def attempt() -> None:
+            if checkpoint_id in self._by_checkpoint:
+                return
+            try:
+                unless_marked_again = [Compare.mod_revision(key, "<", marked_at + 1)] if marked_at else []
+                await self._client.txn(unless_marked_again, [Op.delete(key)], timeout_s=ATTEMPT_S)
+            except EtcdFull:  # it may refuse each txn, but it deletes
+                await self._client.delete(key, timeout_s=ATTEMPT_S)
+
+        await self._writer.retry_until_done(attempt)
 
 
 @dataclass(slots=True)
@@ -42,27 +117,12 @@ class Question:
         return Verified(view=self.view, id=self.id, ranks=ranks, problem=self.problem)
 
 
-class CheckpointVote:
+class CheckpointVote(Component):
     """Promise: a rank that waits hears each question, and the outcome; from then until its first boundary nobody
     forgets the checkpoint. A node writes at most a few keys for all its ranks."""
 
-    def __init__(
-        self,
-        node: str,
-        client: Client,
-        keys: Keys,
-        state: RunState,
-        workers: Workers,
-        writer: RetryingWriter,
-        pins: CheckpointPins,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._node = node
-        self._client = client
-        self._keys = keys
-        self._state = state
-        self._workers = workers
-        self._writer = writer
+    def __init__(self, context: Context, pins: CheckpointPins, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(context)
         self._pins = pins
         self._clock = clock
         self._asking = asyncio.Lock()
@@ -75,12 +135,15 @@ class CheckpointVote:
 
     # -- what workers say -------------------------------------------------------------------------------------------
 
-    def wait(self, worker: LocalWorker) -> None:
-        """It wants to resume from what all agree on."""
-        self._waiting[worker.id] = None
-        self.follow()
+    def hear(self, worker: LocalWorker, message: FromWorker) -> None:
+        match message:
+            case AwaitOffer():
+                self._waiting[worker.id] = None
+                self.follow()
+            case Vote():
+                self._count(worker, message)
 
-    def hear(self, worker: LocalWorker, message: Vote) -> None:
+    def _count(self, worker: LocalWorker, message: Vote) -> None:
         question = self._question
         if question is None or (message.view, message.id) != (question.view, question.id):
             return
@@ -92,9 +155,9 @@ class CheckpointVote:
         if question.problem is not None or question.good >= self._ranks_here():
             self._report(question)
 
-    def gone(self, worker: WorkerId) -> None:
-        self._waiting.pop(worker, None)
-        self._pins.gone(_voter(worker))
+    def gone(self, worker: LocalWorker, *, failed: bool) -> None:
+        self._waiting.pop(worker.id, None)
+        self._pins.release(_voter(worker.id))
 
     # -- what they are asked ----------------------------------------------------------------------------------------
 
@@ -105,18 +168,17 @@ class CheckpointVote:
             return
         self._writer.start(self._tell(now))
 
-    def look_around(self) -> None:
-        """As time passes."""
+    def tick(self) -> None:
         question = self._question
         has_said = question is not None and (question.good or question.problem is not None)
         if question is not None and has_said and self._clock() - question.since > PARTIAL_S:
             self._report(question)
         for worker in self._workers:
             if worker.step >= 0:  # it has loaded what it goes on from
-                self._pins.gone(_voter(worker.id))
+                self._pins.release(_voter(worker.id))
 
-    def say_again(self) -> None:
-        """etcd may have lost what was reported: it is reported again as time passes."""
+    def repeat(self) -> None:
+        """With the next tick."""
         if self._question is not None:
             self._question.written = None
 
@@ -160,7 +222,7 @@ class CheckpointVote:
         question = self._question
         if question is None or (question.view, question.id) != (now.view, now.id):
             for waiting in self._waiting:
-                self._pins.gone(_voter(waiting))
+                self._pins.release(_voter(waiting))
             question = self._question = Question(now.view, now.id)
         for waiting in self._waiting:
             self._pins.reads(_voter(waiting), now.id)

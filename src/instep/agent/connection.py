@@ -23,6 +23,10 @@ MAX_OUTBOX_BYTES: Final = 4 * 1024 * 1024
 READ_BYTES: Final = 65536
 
 
+OnMessage = Callable[["Connection", FromWorker], None]
+OnEnd = Callable[["Connection"], None]
+
+
 def refusal(error: OSError) -> Failure:
     return Failure("agent", f"the agent of this node cannot take this process: {explained(error)}")
 
@@ -32,10 +36,6 @@ def refuse(sock: socket.socket, error: OSError) -> None:
     with sock, contextlib.suppress(OSError):
         sock.setblocking(False)
         sock.send(framed(refusal(error)), socket.MSG_NOSIGNAL)
-
-
-OnMessage = Callable[["Connection", FromWorker], None]
-OnEnd = Callable[["Connection"], None]
 
 
 class Connection:
@@ -207,3 +207,50 @@ class Connection:
         if self.words is not None and self._mail_waiting:
             self._mail_waiting = 0
             self.words.count_mail()
+
+
+class DisconnectedWorker:
+    """Stands where its connection will be. What is told to it is dropped: it hears where things stand when it comes.
+
+    Promise: `on_died` is called when its process ends, also one that ended before this was made.
+    """
+
+    words: Words | None = None
+    ending: str | None = None
+    """How its process ended, where that can be told."""
+
+    def __init__(self, pid: int, on_died: Callable[[DisconnectedWorker], None]) -> None:
+        self.pid = pid
+        self._on_died = on_died
+        self._loop = asyncio.get_running_loop()
+        self._pidfd = -1
+        self._closed = False
+        try:
+            self._pidfd = os.pidfd_open(pid)
+        except OSError:
+            self._loop.call_soon(self._died)
+        else:
+            self._loop.add_reader(self._pidfd, self._died)
+
+    def __repr__(self) -> str:
+        return f"DisconnectedWorker(pid {self.pid}{', closed' if self._closed else ''})"
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def send(self, message: FromAgent) -> None:
+        """Nobody is there to hear it."""
+
+    def close(self) -> None:
+        self._closed = True
+        if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def _died(self) -> None:
+        if not self._closed:
+            self.ending = how_it_ended(self.pid, self._pidfd)
+            self.close()
+            self._on_died(self)

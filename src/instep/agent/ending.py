@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import struct
 from pathlib import Path
 from typing import Final
-
-from instep.agent.signal_names import signal_name
 
 _INFO: Final = struct.Struct("Q52xi")
 """struct pidfd_info of linux/pidfd.h: what is asked for and told, 12 fields of no use here, the exit code."""
 _GET_INFO: Final = 3 << 30 | _INFO.size << 16 | 0xFF << 8 | 11
 _EXIT: Final = 1 << 3
+
+
+def signal_name(number: int) -> str:
+    """`signal 9 (SIGKILL)`; a number without a name is returned as it is."""
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"signal {number}"
 
 
 def how_it_ended(pid: int, pidfd: int) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Final
 
-from instep.agent.worker import LocalWorker
+from instep.agent.workers import LocalWorker
 from instep.protocol.attempts import TAKEN_OVER
 from instep.protocol.records import Failure
 from instep.wire.messages import Leave

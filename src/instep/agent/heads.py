@@ -7,23 +7,19 @@ import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
-from instep.agent.retrying_writer import ATTEMPT_S, RetryingWriter
-from instep.agent.state import RunState
-from instep.agent.worker import LocalWorker
-from instep.agent.workers import Workers
-from instep.etcd import Client
+from instep.agent.context import Component, Context
+from instep.agent.retrying_writer import ATTEMPT_S
+from instep.agent.workers import LocalWorker
 from instep.protocol.chain import HeadStatus, Promised, head_status
-from instep.protocol.keys import Keys
 from instep.protocol.records import Epoch, Held
 from instep.protocol.recovery import NO_EPOCH_LEFT, epoch_after, explain
 from instep.protocol.transactions import raise_epoch
-from instep.recipes.session import Session
 from instep.wire.messages import NewEpoch
 
 log = logging.getLogger("instep")
 
 
-class Heads:
+class Heads(Component):
     """Promise: once this agent has noticed that etcd's history went back, or another one has, what its workers hold is
     registered in the epoch that begins then, and what etcd has lost of it is in etcd for the leader to write back.
 
@@ -32,25 +28,10 @@ class Heads:
     """
 
     def __init__(
-        self,
-        node: str,
-        client: Client,
-        keys: Keys,
-        session: Session,
-        state: RunState,
-        workers: Workers,
-        writer: RetryingWriter,
-        *,
-        register: Callable[[], Awaitable[None]],
-        on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+        self, context: Context, *, register: Callable[[], Awaitable[None]], on_epoch: Callable[[Epoch], None]
     ) -> None:
-        self._client = client
-        self._keys = keys
-        self._key = keys.head_of(node)
-        self._session = session
-        self._state = state
-        self._workers = workers
-        self._writer = writer
+        super().__init__(context)
+        self._key = context.keys.head_of(context.node)
         self._register = register
         self._on_epoch = on_epoch
         self._known: int | None = None
@@ -62,7 +43,7 @@ class Heads:
         is from an earlier one, whoever noticed."""
         self._writing = asyncio.Lock()
         self._raising = False
-        client.history.listen(self._history_changed)
+        context.client.history.listen(self._history_changed)
 
     def __repr__(self) -> str:
         return f"Heads(epoch {self._known}, {'raising it' if self._raising else self._written or 'nothing lost'})"

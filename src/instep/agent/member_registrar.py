@@ -6,17 +6,14 @@ import asyncio
 import logging
 import os
 
+from instep.agent.context import Component, Context
 from instep.agent.name import NameTaken, NodeName
-from instep.agent.quota_monitor import QuotaMonitor
-from instep.agent.worker import LocalWorker
-from instep.agent.workers import Workers
+from instep.agent.workers import LocalWorker
 from instep.errors import EtcdError, LeaseLost
-from instep.etcd import Client, Compare, Op
+from instep.etcd import Compare, Op
 from instep.outage import Outage
-from instep.protocol.keys import Keys
 from instep.protocol.records import NodeClaim
 from instep.recipes.retry import REGISTER, UNAVAILABLE, Retry
-from instep.recipes.session import Session
 
 log = logging.getLogger("instep")
 
@@ -25,7 +22,7 @@ REFUSED_S = 0.2
 BATCH = 50
 
 
-class MemberRegistrar:
+class MemberRegistrar(Component):
     """Promise: a worker that is here is registered while the session has a lease; one that has gone is not, from the
     moment its removal has been written. The lock keeps a late registration from undoing a removal.
 
@@ -33,14 +30,8 @@ class MemberRegistrar:
     that finds its name claimed by another node gives way, unless its workers train under that name already.
     """
 
-    def __init__(
-        self, client: Client, keys: Keys, session: Session, workers: Workers, quota: QuotaMonitor, name: NodeName
-    ) -> None:
-        self._client = client
-        self._keys = keys
-        self._session = session
-        self._workers = workers
-        self._quota = quota
+    def __init__(self, context: Context, name: NodeName) -> None:
+        super().__init__(context)
         self._name = name
         self._claimed_on = 0
         """The lease that holds the claim."""

@@ -6,13 +6,11 @@ import logging
 import time
 from collections.abc import Callable
 
-from instep.agent.quota_monitor import QuotaMonitor
+from instep.agent.context import Component, Context
 from instep.agent.workers import Workers
 from instep.errors import EtcdError
-from instep.etcd import Client, Compare, Op
-from instep.protocol.keys import Keys
+from instep.etcd import Compare, Op
 from instep.protocol.records import Metrics, View
-from instep.recipes.session import Session
 
 log = logging.getLogger("instep")
 
@@ -49,21 +47,11 @@ class Cadence:
         self._written_at = now
 
 
-class MetricsWriter:
+class MetricsWriter(Component):
     """On the node's lease, so that figures of a rank that is gone go too. Dropped when etcd is away."""
 
-    def __init__(
-        self,
-        client: Client,
-        keys: Keys,
-        session: Session,
-        quota: QuotaMonitor,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._client = client
-        self._keys = keys
-        self._session = session
-        self._quota = quota
+    def __init__(self, context: Context, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(context)
         self._clock = clock
         self._cadence = Cadence()
         self._written: dict[int, Metrics] = {}

@@ -12,25 +12,24 @@ from typing import Final
 from instep.agent.barriers import Barriers
 from instep.agent.candidacy import Candidacy
 from instep.agent.checkpoint_registry import CheckpointRegistry
-from instep.agent.connection import Connection
-from instep.agent.disconnected_worker import DisconnectedWorker
+from instep.agent.checkpoint_vote import CheckpointPins, CheckpointVote
+from instep.agent.connection import Connection, DisconnectedWorker
+from instep.agent.context import Component, Context
+from instep.agent.handover import LeaseFile
 from instep.agent.heads import Heads, promised
 from instep.agent.leadership import Pace
-from instep.agent.lease_file import LeaseFile
 from instep.agent.member_registrar import MemberRegistrar
 from instep.agent.metrics import MetricsWriter
 from instep.agent.name import NodeName
-from instep.agent.pace import PaceMeter
 from instep.agent.persisted_workers import NothingPersisted, PersistedWorkers
 from instep.agent.plan_relay import PlanRelay
 from instep.agent.preemption_relay import PreemptionRelay
-from instep.agent.quota_monitor import QuotaMonitor
-from instep.agent.retrying_writer import RetryingWriter
+from instep.agent.retrying_writer import QuotaMonitor, RetryingWriter
 from instep.agent.start_dry_run import StartDryRun
 from instep.agent.state import RunState
 from instep.agent.worker_notifier import WorkerNotifier
 from instep.agent.worker_sessions import WorkerSessions
-from instep.agent.workers import Workers
+from instep.agent.workers import PaceMeter, Workers
 from instep.errors import EtcdUnavailable, InstepError
 from instep.etcd import Client, Event
 from instep.outage import Outage
@@ -68,42 +67,15 @@ class Node:
         claim: NodeName | None = None,
         stall_timeout_s: float = DEFAULT_STALL_TIMEOUT_S,
     ) -> None:
-        self._client = client
-        self._keys = keys
-        self._name = name
         self._leases = leases
         self._former_lease = leases.read() if leases is not None else 0
-        self._workers = workers = Workers()
         self._pace = PaceMeter()
-        self._state = state = RunState(client, keys, self._on_state, self._on_reset)
-        self._notifier = WorkerNotifier(client, state, workers)
-        self._quota = quota = QuotaMonitor(self._notifier.note, lambda error: self._sessions.note_denied(error))
-        self._session = session = Session(
-            client, ttl_s=ttl_s, on_lease=self._on_lease, on_link=self._on_link, on_trouble=quota.refused
-        )
         self._void_token = 0
-        """Terms up to this token were on a lease that this agent has lost: they are over, whoever says so later."""
-        self._writer = RetryingWriter(client, keys, self._quota)
-        self._plan_relay = PlanRelay(name, keys, state, workers, self._writer, self._keep_told)
-        self._persisted_workers = persisted_workers or NothingPersisted()
-        self._checkpoints = CheckpointRegistry(name, client, keys, session, state, workers, self._writer)
-        self._barriers = Barriers(name, client, keys, state, workers, self._writer, lambda: quota.problem)
-        self._preemption = PreemptionRelay(name, client, keys, state, workers, self._writer)
-        node_name = claim or NodeName(name, claim=name)
-        self._registrar = MemberRegistrar(client, keys, session, workers, self._quota, node_name)
-        dry_run = StartDryRun(workers)
-        self._candidacy = self._new_candidacy(dry_run, ttl_s, stall_timeout_s)
-        self._sessions = self._new_sessions(dry_run)
-        register, on_epoch = self._sessions.register_all, self._on_epoch
-        self._heads = Heads(
-            name, client, keys, session, state, workers, self._writer, register=register, on_epoch=on_epoch
-        )
-        self._writer.is_certain = lambda: self._heads.is_certain
+        """Terms up to this token were on a lease that this agent has lost: they are over, whatever is read later."""
         self._relisted = False
         """etcd holds another history, and this is its first listing."""
         self._settled = 0
         """The newest epoch of which it is known what came of promises made before."""
-        self._metrics = MetricsWriter(client, keys, session, self._quota)
         self._left_before: Left | None = None
         self._leaving = False
         self.why_ended = "its last worker has left"
@@ -113,15 +85,25 @@ class Node:
         self.on_tick: Callable[[], None] = lambda: None
         self.problem_here: Callable[[], str | None] = lambda: None
         """What keeps processes of this node from connecting, if anything does."""
-
-    def _new_candidacy(self, dry_run: StartDryRun, ttl_s: int, stall_timeout_s: float) -> Candidacy:
-        return Candidacy(
-            self._client,
-            self._keys,
-            self._session,
-            self._state,
-            self._workers,
-            self._name,
+        self._persisted_workers = persisted_workers or NothingPersisted()
+        self._context = self._new_context(name, client, keys, ttl_s)
+        self._client, self._keys, self._name = client, keys, name
+        self._plan_relay = PlanRelay(self._context, self._keep_told)
+        dry_run, pins = StartDryRun(self._context), CheckpointPins(self._context)
+        vote = CheckpointVote(self._context, pins)
+        self._components: tuple[Component, ...] = (
+            dry_run,
+            pins,
+            vote,
+            CheckpointRegistry(self._context, pins, vote),
+            Barriers(self._context),
+            PreemptionRelay(self._context),
+            self._plan_relay,
+        )
+        self._registrar = MemberRegistrar(self._context, claim or NodeName(name, claim=name))
+        self._metrics = MetricsWriter(self._context)
+        self._candidacy = Candidacy(
+            self._context,
             pace=self._measure,
             dry_runner=dry_run.ask,
             ttl_s=ttl_s,
@@ -129,21 +111,35 @@ class Node:
             former_lease=self._former_lease,
             on_denied=lambda error: self._sessions.deny(error),
         )
-
-    def _new_sessions(self, dry_run: StartDryRun) -> WorkerSessions:
-        return WorkerSessions(
-            self._name,
-            self._state,
-            self._workers,
-            self._persisted_workers,
-            writer=self._writer,
+        self._sessions = WorkerSessions(
+            self._context,
+            persisted_workers=self._persisted_workers,
             plan_relay=self._plan_relay,
             registrar=self._registrar,
             candidacy=self._candidacy,
-            dry_run=dry_run,
-            checkpoints=self._checkpoints,
-            barriers=self._barriers,
-            preemption=self._preemption,
+            components=self._components,
+        )
+        self._heads = Heads(self._context, register=self._sessions.register_all, on_epoch=self._on_epoch)
+        self._writer.is_certain = lambda: self._heads.is_certain
+
+    def _new_context(self, name: str, client: Client, keys: Keys, ttl_s: int) -> Context:
+        self._workers = Workers()
+        self._state = RunState(client, keys, self._on_state, self._on_reset)
+        self._notifier = WorkerNotifier(client, self._state, self._workers)
+        self._quota = QuotaMonitor(self._notifier.note, lambda error: self._sessions.note_denied(error))
+        self._session = Session(
+            client, ttl_s=ttl_s, on_lease=self._on_lease, on_link=self._on_link, on_trouble=self._quota.refused
+        )
+        self._writer = RetryingWriter(client, keys, self._quota)
+        return Context(
+            node=name,
+            client=client,
+            keys=keys,
+            session=self._session,
+            state=self._state,
+            workers=self._workers,
+            quota=self._quota,
+            writer=self._writer,
         )
 
     def __repr__(self) -> str:
@@ -219,9 +215,8 @@ class Node:
         self._look_up_promises()
         self._sessions.part_with_refused()
         self._tell_leader()
-        self._checkpoints.follow()
-        self._barriers.follow()
-        self._preemption.follow()
+        for component in self._components:
+            component.follow()
         self._candidacy.wake()
         self._sessions.open()
 
@@ -235,9 +230,8 @@ class Node:
         """etcd's history went back, or checkpoints were adopted; or that is over. Whether or not it was noticed here,
         etcd may have lost what this node has said to the leader."""
         self._notifier.note(explain(epoch), level=logging.INFO if epoch.settled else logging.WARNING)
-        self._plan_relay.repeat_left()
-        self._checkpoints.say_again()
-        self._barriers.say_again()
+        for component in self._components:
+            component.repeat()
 
     def _look_up_promises(self) -> None:
         """Once the ranks have said what they hold, what else they promised before is decided by that."""
@@ -271,7 +265,8 @@ class Node:
         former, self._former_lease = self._former_lease, 0
         if former:  # not before its workers and its candidate are on ours: they would be missed
             self._writer.start(self._revoke(former))
-        self._checkpoints.renew_marks()
+        for component in self._components:
+            component.on_lease()
         self._heads.follow()
 
     async def _revoke(self, former: int) -> None:
@@ -298,9 +293,8 @@ class Node:
         self.on_tick()
         self._writer.start(self._candidacy.stand())  # who it names may have stalled, or the key have been deleted
         self._notifier.note_link()
-        self._checkpoints.look_around()
-        self._barriers.look_around()
-        self._preemption.follow()
+        for component in self._components:
+            component.tick()
         self._sessions.give_up_on_the_dead(time.monotonic())
         self._notifier.tell_awaited(self._quota.problem, here=self.problem_here())
         if not await self._metrics.write(self._workers, self._state.view, self._pace.step_time_s):

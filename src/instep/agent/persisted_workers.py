@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from instep.agent.disconnected_worker import DisconnectedWorker
-from instep.agent.worker import LocalWorker
+from instep.agent.connection import DisconnectedWorker
+from instep.agent.workers import LocalWorker
 from instep.protocol.records import Agreed, Member, Plan
 from instep.protocol.schema import Schema
 from instep.runtime import RuntimeFolder

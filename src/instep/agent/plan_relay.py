@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from instep.agent.retrying_writer import RetryingWriter
-from instep.agent.state import RunState
-from instep.agent.worker import LocalWorker
-from instep.agent.workers import Workers
+from instep.agent.context import Component, Context
+from instep.agent.workers import LocalWorker
 from instep.etcd import Event
 from instep.protocol.chain import Promised, if_committed
 from instep.protocol.keys import Keys
@@ -31,26 +29,14 @@ from instep.protocol.transactions import (
 from instep.wire import messages as wire
 
 
-class PlanRelay:
+class PlanRelay(Component):
     """Decides nothing: `NodeAgreement` does. Promise: what it says must be written is tried until it is. Limit: what
     is for a worker that is not connected is dropped; `joined` tells it what is open then."""
 
-    def __init__(
-        self,
-        node: str,
-        keys: Keys,
-        state: RunState,
-        workers: Workers,
-        writer: RetryingWriter,
-        on_told: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, context: Context, on_told: Callable[[], None]) -> None:
+        super().__init__(context)
         self._on_told = on_told
-        self._node = node
-        self._keys = keys
-        self._state = state
-        self._workers = workers
-        self._writer = writer
-        self._agreement = NodeAgreement(node)
+        self._agreement = NodeAgreement(context.node)
         self._receipt = ""
         """The key of the receipt written last."""
         self._left: Left | None = None
@@ -62,6 +48,9 @@ class PlanRelay:
     def members(self) -> dict[int, LocalWorker]:
         """By rank, the workers that are here and in the view: whose answers count."""
         return self._workers.in_view(self._state.view, self._node)
+
+    def is_member(self, worker: LocalWorker) -> bool:
+        return self.members().get(worker.rank) is worker
 
     # -- what etcd says ---------------------------------------------------------------------------------------------
 
@@ -93,10 +82,10 @@ class PlanRelay:
 
     def reset(self) -> None:
         """etcd holds another history. Ranks that have left stay left."""
-        self.repeat_left()
+        self.repeat()
         self._agreement = NodeAgreement(self._node)
 
-    def repeat_left(self) -> None:
+    def repeat(self) -> None:
         """Writes again which ranks have left: etcd may have lost it."""
         left = self._agreement.left()
         if left is not None:
@@ -118,16 +107,18 @@ class PlanRelay:
 
     # -- what workers of the view say, and what becomes of them -----------------------------------------------------
 
-    def hear(self, rank: int, message: wire.PlanAnswer) -> None:
-        self._do(self._answered(rank, message))
+    def hear(self, worker: LocalWorker, message: wire.FromWorker) -> None:
+        if isinstance(message, wire.PlanApplied):
+            worker.applied = message  # also where its view is not known, should etcd have lost that
+        is_member = self.is_member(worker)
+        match message:
+            case wire.Began(view, step, origin) if is_member and worker.rank == 0:  # for all: they run the same steps
+                self._writer.write(write_first_step(self._keys, view, FirstStep(step=step, origin=origin)))
+            case wire.PlanAnswer() if is_member or (isinstance(message, wire.AtGate) and worker.view):
+                self._do(self._answered(worker.rank, message))  # a rank at its gate gets an answer
 
-    def began(self, rank: int, message: wire.Began) -> None:
-        if rank == 0:  # for all: they run the same steps
-            first = FirstStep(step=message.step, origin=message.origin)
-            self._writer.write(write_first_step(self._keys, message.view, first))
-
-    def joined(self, rank: int) -> None:
-        self._do(self._agreement.on_joined(rank))
+    def welcome(self, worker: LocalWorker) -> None:
+        self._do(self._agreement.on_joined(worker.rank))
 
     def left(self, rank: int, last_step: int, then: Callable[[], None]) -> None:
         """Calls `then` when etcd has it, and has what the rank applied: a rank that has left is not counted any more

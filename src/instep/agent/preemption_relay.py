@@ -7,17 +7,16 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from instep.agent.retrying_writer import ATTEMPT_S, RetryingWriter
-from instep.agent.state import RunState
-from instep.agent.worker import LocalWorker
-from instep.agent.workers import Workers
+from instep.agent.context import Component, Context
+from instep.agent.retrying_writer import ATTEMPT_S
+from instep.agent.workers import LocalWorker
 from instep.errors import EtcdError
-from instep.etcd import Client, Listing, Op
+from instep.etcd import Listing, Op
 from instep.protocol import membership
-from instep.protocol.keys import Keys, last_part
+from instep.protocol.keys import last_part
 from instep.protocol.preemption import KnownRun, ask_to_stop
 from instep.protocol.records import Command, Left, View, WorkerId
-from instep.wire.messages import Missing, PreemptionNotice
+from instep.wire.messages import FromWorker, Missing, PreemptionNotice
 
 log = logging.getLogger("instep")
 
@@ -27,20 +26,13 @@ MAX_REASON: Final = 100
 MAX_SUSPECTS: Final = 16
 
 
-class PreemptionRelay:
+class PreemptionRelay(Component):
     """Promise: while a worker of the view that gave notice is here, the command that stops the run stands until a stop
     is agreed on; one command, however many workers and nodes ask. It hears which ranks of the view are gone. Call
     `follow` when the run's state has changed, and about once a second."""
 
-    def __init__(
-        self, node: str, client: Client, keys: Keys, state: RunState, workers: Workers, writer: RetryingWriter
-    ) -> None:
-        self._node = node
-        self._client = client
-        self._keys = keys
-        self._state = state
-        self._workers = workers
-        self._writer = writer
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
         self._by_worker: dict[WorkerId, Command] = {}
         self._told: dict[WorkerId, tuple[int, ...]] = {}
         """The missing ranks that it has heard of."""
@@ -54,7 +46,9 @@ class PreemptionRelay:
     def __repr__(self) -> str:
         return f"PreemptionRelay({len(self._by_worker)} given{', asking' if self._asking else ''})"
 
-    def hear(self, worker: LocalWorker, message: PreemptionNotice) -> None:
+    def hear(self, worker: LocalWorker, message: FromWorker) -> None:
+        if not isinstance(message, PreemptionNotice):
+            return
         if worker.id not in self._by_worker:
             author = f"rank {worker.rank} on {worker.member.host}"
             reason = message.reason[:MAX_REASON]
@@ -63,14 +57,16 @@ class PreemptionRelay:
             self._by_worker[worker.id] = command
         self.follow()
 
-    def gone(self, worker: LocalWorker) -> None:
-        """It has left or died: whether the run stops is no concern of its any more."""
+    def gone(self, worker: LocalWorker, *, failed: bool) -> None:
+        """Whether the run stops no longer concerns it."""
         self._by_worker.pop(worker.id, None)
         self._told.pop(worker.id, None)
+        if failed:
+            self._dead.add(worker.id)
+            self._tell_missing()
 
-    def died(self, worker: LocalWorker) -> None:
-        self._dead.add(worker.id)
-        self._tell_missing()
+    def tick(self) -> None:
+        self.follow()
 
     def follow(self) -> None:
         self._tell_missing()

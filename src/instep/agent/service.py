@@ -13,13 +13,11 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from instep.agent.connection import Connection
-from instep.agent.last_end import note_end, note_start
-from instep.agent.lease_file import LeaseFile
+from instep.agent.handover import LeaseFile, note_end, note_start, release_starter, tell_starter
 from instep.agent.name import NameTaken, NodeName, forget_node_name, keep_node_name
 from instep.agent.node import Node
 from instep.agent.persisted_workers import PersistedWorkersFile
 from instep.agent.server import Server
-from instep.agent.starter import release_starter, tell_starter
 from instep.connect import open_client
 from instep.errors import EtcdDenied, EtcdError, InstepError, SettingsError
 from instep.protocol.keys import Keys

@@ -6,11 +6,11 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
-from instep.agent.worker import LocalWorker
-from instep.agent.workers import Workers
+from instep.agent.context import Component, Context
+from instep.agent.workers import LocalWorker
 from instep.protocol.dry_run import DryRun, Refusals
 from instep.protocol.records import View
-from instep.wire.messages import AskDryRun, DryRunResult
+from instep.wire.messages import AskDryRun, DryRunResult, FromWorker
 
 log = logging.getLogger("instep")
 
@@ -19,12 +19,12 @@ ANSWER_S = 5.0
 NOTHING: Mapping[int, Mapping[str, str]] = {}
 
 
-class StartDryRun:
+class StartDryRun(Component):
     """Promise: `ask` ends within `ANSWER_S` seconds with what one worker of the view refuses. Limit: nothing is refused
     where none of them is on this node or none answers; their joins then end with the error that names the values."""
 
-    def __init__(self, workers: Workers) -> None:
-        self._workers = workers
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
         self._number = 0
         self._answer: asyncio.Future[Refusals] | None = None
 
@@ -48,8 +48,10 @@ class StartDryRun:
         finally:
             self._answer = None
 
-    def answered(self, message: DryRunResult) -> None:
-        if self._answer is not None and message.number == self._number and not self._answer.done():
+    def hear(self, worker: LocalWorker, message: FromWorker) -> None:
+        if not isinstance(message, DryRunResult) or message.number != self._number or self._answer is None:
+            return
+        if not self._answer.done():
             self._answer.set_result(dict(message.refused))
 
     def _somebody(self, view: View) -> LocalWorker | None:

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from instep.agent.last_end import note_end
-from instep.agent.signal_names import signal_name
+from instep.agent.ending import signal_name
+from instep.agent.handover import note_end
 from instep.errors import InstepError
 from instep.runtime import RuntimeFolder
 

@@ -9,20 +9,13 @@ from functools import partial
 from typing import Final
 
 from instep.agent import failures
-from instep.agent.barriers import Barriers
 from instep.agent.candidacy import Candidacy
-from instep.agent.checkpoint_registry import CheckpointRegistry
-from instep.agent.connection import Connection
-from instep.agent.disconnected_worker import DisconnectedWorker
+from instep.agent.connection import Connection, DisconnectedWorker
+from instep.agent.context import Component, Context
 from instep.agent.member_registrar import MemberRegistrar
 from instep.agent.persisted_workers import PersistedWorkers
 from instep.agent.plan_relay import PlanRelay
-from instep.agent.preemption_relay import PreemptionRelay
-from instep.agent.retrying_writer import RetryingWriter
-from instep.agent.start_dry_run import StartDryRun
-from instep.agent.state import RunState
-from instep.agent.worker import LocalWorker
-from instep.agent.workers import Workers
+from instep.agent.workers import LocalWorker
 from instep.errors import EtcdDenied
 from instep.protocol.chain import HeadStatus, Promised, head_status
 from instep.protocol.records import Agreed, Failure, View, WorkerId, parse_ranks
@@ -38,39 +31,27 @@ GIVE_UP_S: Final = 30.0
 """The dead are kept for so long by an agent that could not tell etcd of them."""
 
 
-class WorkerSessions:
+class WorkerSessions(Component):
     """Every worker that comes is registered and stands for election until it goes; its roster entry, registration and
     candidacy go with it. Messages received before `open()` are queued until the run's state is
     known. `is_open` says whether it is."""
 
     def __init__(
         self,
-        node: str,
-        state: RunState,
-        workers: Workers,
-        persisted_workers: PersistedWorkers,
+        context: Context,
         *,
-        writer: RetryingWriter,
+        persisted_workers: PersistedWorkers,
         plan_relay: PlanRelay,
         registrar: MemberRegistrar,
         candidacy: Candidacy,
-        dry_run: StartDryRun,
-        checkpoints: CheckpointRegistry,
-        barriers: Barriers,
-        preemption: PreemptionRelay,
+        components: tuple[Component, ...],
     ) -> None:
-        self._node = node
-        self._state = state
-        self._workers = workers
+        super().__init__(context)
         self._persisted_workers = persisted_workers
-        self._writer = writer
         self._plan_relay = plan_relay
         self._registrar = registrar
         self._candidacy = candidacy
-        self._dry_run = dry_run
-        self._checkpoints = checkpoints
-        self._barriers = barriers
-        self._preemption = preemption
+        self._components = components
         self.is_open = False
         self._early: deque[tuple[Connection | DisconnectedWorker, wire.FromWorker | None]] = deque()
         """Queued messages in order; None for a death."""
@@ -120,29 +101,16 @@ class WorkerSessions:
                     self._hear(worker, message)
 
     def _hear(self, worker: LocalWorker, message: wire.FromWorker) -> None:
-        if isinstance(message, wire.PlanApplied):
-            worker.applied = message  # also where its view is not known, should etcd have lost that
         match message:
-            case wire.DryRunResult():
-                self._dry_run.answered(message)
             case wire.Leave(clean, step):
                 self._on_gone(worker, None if clean else failures.of_exception(worker, message), last_step=step)
             case wire.Report(metrics):
                 worker.metrics = metrics
             case wire.Offers():
                 worker.actions, worker.restores, worker.drift = message.actions, message.restores, message.drift
-            case wire.CheckpointMessage():
-                self._checkpoints.hear(worker, message)
-            case wire.BarrierMessage():
-                self._barriers.hear(worker, message)
-            case wire.PreemptionNotice():
-                self._preemption.hear(worker, message)
-            case wire.Began() if self._is_member(worker):
-                self._plan_relay.began(worker.rank, message)
-            case wire.AtGate() if worker.view:  # a rank at its gate gets an answer
-                self._plan_relay.hear(worker.rank, message)
-            case wire.PlanAnswer() if self._is_member(worker):
-                self._plan_relay.hear(worker.rank, message)
+            case _:
+                for component in self._components:
+                    component.hear(worker, message)
 
     def _hold(self, connection: Connection, message: wire.FromWorker) -> None:
         """Keeps a message until the state is known. A worker that sends too many is disconnected: it connects again and
@@ -179,7 +147,7 @@ class WorkerSessions:
 
     def _on_gone(self, worker: LocalWorker, failure: Failure | None, *, last_step: int = -1) -> None:
         """`failure` is None for a worker that has left cleanly. It gets `bye` once etcd has recorded its end."""
-        was_member = self._is_member(worker)
+        was_member = self._plan_relay.is_member(worker)
         self._strike(worker)
         self._candidacy.ended(worker.id, "it left" if failure is None else "its process died")
         if not was_member:
@@ -188,15 +156,11 @@ class WorkerSessions:
             self._plan_relay.left(worker.rank, last_step, partial(self._bye, worker))
         else:
             self._plan_relay.failed(worker.rank, failure, partial(self._bye, worker))
-            self._preemption.died(worker)
-        self._forget(worker)
+        self._forget(worker, failed=failure is not None)
 
     def _bye(self, worker: LocalWorker) -> None:
         worker.tell(wire.Bye())
         worker.connection.close()
-
-    def _is_member(self, worker: LocalWorker) -> bool:
-        return self._plan_relay.members().get(worker.rank) is worker
 
     # -- where they stand -------------------------------------------------------------------------------------------
 
@@ -243,7 +207,7 @@ class WorkerSessions:
         view = self._state.view
         if view is None or worker.met == view.number:
             return False
-        if not self._is_member(worker):
+        if not self._plan_relay.is_member(worker):
             if worker.view and view.number > worker.view:
                 self._part_with(worker, "evicted", _evicted(worker, view))
             return False
@@ -258,8 +222,8 @@ class WorkerSessions:
                 worker.agreed = agreed
             self._persisted_workers.save(self._workers)
         worker.tell(wire.EnterView(view.number, view.start, self._node, agreed))
-        self._checkpoints.welcome(worker)
-        self._plan_relay.joined(worker.rank)
+        for component in self._components:
+            component.welcome(worker)
         return True
 
     def _awaits(self, worker: LocalWorker, view: View) -> bool:
@@ -327,10 +291,9 @@ class WorkerSessions:
         for worker in [worker for worker in self._workers if worker.view][:1]:
             worker.tell(wire.Note(logging.ERROR, text))
 
-    def _forget(self, worker: LocalWorker) -> None:
-        self._checkpoints.gone(worker)
-        self._barriers.gone(worker)
-        self._preemption.gone(worker)
+    def _forget(self, worker: LocalWorker, *, failed: bool = False) -> None:
+        for component in self._components:
+            component.gone(worker, failed=failed)
         self._writer.start(self._registrar.forget(worker))
         self._writer.start(self._candidacy.stand())
 

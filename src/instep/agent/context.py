@@ -1,0 +1,59 @@
+"""What the components of an agent share, and the life that each of them has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from instep.agent.retrying_writer import QuotaMonitor, RetryingWriter
+from instep.agent.state import RunState
+from instep.agent.workers import LocalWorker, Workers
+from instep.etcd import Client
+from instep.protocol.keys import Keys
+from instep.recipes.session import Session
+from instep.wire.messages import FromWorker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """Made once by the node."""
+
+    node: str
+    client: Client
+    keys: Keys
+    session: Session
+    state: RunState
+    workers: Workers
+    quota: QuotaMonitor
+    writer: RetryingWriter
+
+
+class Component:
+    """One job of the agent. The node calls each hook on all components, in one order; a component overrides the hooks
+    that concern it."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._node, self._client, self._keys = context.node, context.client, context.keys
+        self._session, self._state, self._workers = context.session, context.state, context.workers
+        self._quota, self._writer = context.quota, context.writer
+
+    def hear(self, worker: LocalWorker, message: FromWorker) -> None:
+        """Acts on a worker's message if it concerns this component. Raises ValueError if it cannot be acted on."""
+
+    def welcome(self, worker: LocalWorker) -> None:
+        """The worker has entered the view."""
+
+    def gone(self, worker: LocalWorker, *, failed: bool) -> None:
+        """The worker has left, has failed, or was refused."""
+
+    def follow(self) -> None:
+        """The run's state has changed."""
+
+    def tick(self) -> None:
+        """Called about once a second."""
+
+    def repeat(self) -> None:
+        """etcd may have lost what this node has written: writes it again."""
+
+    def on_lease(self) -> None:
+        """The node has another lease: what was written on the former one ends with that."""
