@@ -12,7 +12,7 @@ from torch.optim import SGD
 from torch.optim import lr_scheduler as lrs
 
 import instep.torch
-from instep.worker.drift import DriftWatch
+from instep.worker.reports import DriftWatch
 
 
 def bound(optimizer: SGD, run: TinyRun, **options: Any) -> instep.torch.Binding:

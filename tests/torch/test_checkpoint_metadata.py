@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from instep.torch._checkpoint.metadata import METADATA, CheckedPlanner, CheckedReader, files_in, read_metadata
-from instep.worker.files import Owners
+from instep.worker.manifest import Owners
 
 
 class Planted:

@@ -14,7 +14,7 @@ import torch
 
 from instep.errors import CheckpointError
 from instep.torch._checkpoint.parts import checked_parts, on_cpu, read_label, read_part, unwrap, write_label, write_part
-from instep.worker.files import Owners
+from instep.worker.manifest import Owners
 
 Pair = namedtuple("Pair", "first second")
 

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from instep.errors import CheckpointError
 from instep.torch._checkpoint.metadata import read_metadata
 from instep.torch._checkpoint.shards import Shards
-from instep.worker.files import Owners
+from instep.worker.manifest import Owners
 
 
 class Experts(nn.Module):

@@ -11,8 +11,7 @@ import pytest
 from instep.protocol.records import Manifest
 from instep.wire.messages import CommitCheckpoint
 from instep.worker.adoption import Found, find_checkpoints
-from instep.worker.files import Owners
-from instep.worker.manifest import MANIFEST
+from instep.worker.manifest import MANIFEST, Owners
 from instep.worker.slot import Saver, Slot, make_directory
 
 SAVER = Saver(

@@ -9,7 +9,7 @@ import pytest
 from instep.agent.workers import LocalWorker
 from instep.protocol.records import Elastic, Member
 from instep.wire.messages import Hello
-from instep.worker.elastic import elastic
+from instep.worker.place import elastic
 
 TORCHRUN = {"TORCHELASTIC_RESTART_COUNT": "1", "TORCHELASTIC_MAX_RESTARTS": "3", "GROUP_RANK": "5"}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from instep.worker.files import Owners, open_file, read_file
+from instep.worker.manifest import Owners, open_file, read_file
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from instep.worker.liveness import LOOKS, SILENCE_S, LivenessDetector
+from instep.worker.agent_connection import LOOKS, SILENCE_S, LivenessDetector
 
 
 def test_a_beat_that_moves_is_alive_however_long_nobody_looked() -> None:

@@ -36,7 +36,7 @@ def adopt(
     from instep import control
     from instep.errors import CheckpointError
     from instep.worker.adoption import find_checkpoints
-    from instep.worker.files import Owners
+    from instep.worker.manifest import Owners
 
     place = folder.expanduser().absolute()
     notes: list[str] = []

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from instep.wire.codec import WireError, from_json
 from instep.wire.documents import Manifest
-from instep.worker.files import Owners
-from instep.worker.manifest import COMMITTED, MANIFEST, Listed, verified
+from instep.worker.manifest import COMMITTED, MANIFEST, Listed, Owners, verified
 from instep.worker.slot import place_of
 
 

@@ -12,12 +12,11 @@ from typing import Any, Final, Literal
 
 from instep.errors import Evicted, GateTimeout, InstepError, JoinRefused
 from instep.wire import messages as wire
-from instep.worker.agent_connection import AgentConnection, ConnectionLost
+from instep.worker.agent_connection import AgentConnection, ConnectionLost, LivenessDetector
 from instep.worker.agreement import Agreement
 from instep.worker.checkpoint_inbox import CheckpointInbox
-from instep.worker.elastic import elastic
 from instep.worker.failure import failure_from, in_words
-from instep.worker.liveness import LivenessDetector
+from instep.worker.place import elastic
 from instep.worker.reports import Reports
 
 log = logging.getLogger("instep")

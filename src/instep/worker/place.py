@@ -11,12 +11,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from instep.errors import SettingsError
-
-
-class Place(NamedTuple):
-    rank: int
-    size: int
-
+from instep.wire.documents import Elastic
 
 LAUNCHERS: Final = (
     ("OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_SIZE",)),
@@ -25,7 +20,6 @@ LAUNCHERS: Final = (
     ("SLURM_PROCID", ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")),
 )
 """Variables for the rank and for the number of processes. MPI comes first: below `mpirun`, Slurm counts daemons."""
-
 SIGNS_OF_OTHERS: Final = (
     "SLURM_STEP_NUM_TASKS",
     "SLURM_NTASKS",
@@ -33,6 +27,14 @@ SIGNS_OF_OTHERS: Final = (
     "OMPI_COMM_WORLD_SIZE",
     "PMI_SIZE",
 )
+NO_RUN_ID: Final = "none"
+"""torchrun's id where none was given: it does not tell one start from another."""
+MAX_RUN_ID: Final = 128
+
+
+class Place(NamedTuple):
+    rank: int
+    size: int
 
 
 def place(rank: int | None, world_size: int | None, environ: Mapping[str, str], group: Place | None = None) -> Place:
@@ -108,3 +110,23 @@ def number(environ: Mapping[str, str], variable: str) -> int | None:
         return int(text) if text else None
     except ValueError:
         raise SettingsError(f"{variable} is {text!r}: it must be a whole number") from None
+
+
+def elastic(environ: Mapping[str, str]) -> Elastic | None:
+    """None for a process that torchrun did not start. What is no number is left out: it is for people only."""
+    restarts = _number(environ.get("TORCHELASTIC_RESTART_COUNT", ""))
+    max_restarts = _number(environ.get("TORCHELASTIC_MAX_RESTARTS", ""))
+    if restarts is None or max_restarts is None:
+        return None
+    run_id = environ.get("TORCHELASTIC_RUN_ID", "")
+    group_rank = _number(environ.get("GROUP_RANK", ""))
+    return Elastic(restarts, max_restarts, group_rank, "" if run_id == NO_RUN_ID else run_id[:MAX_RUN_ID])
+
+
+def has_several_nodes(environ: Mapping[str, str]) -> bool:
+    """Whether torchrun has started this process, and its world has more than one node."""
+    return "TORCHELASTIC_RUN_ID" in environ and (_number(environ.get("GROUP_WORLD_SIZE", "")) or 1) > 1
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None

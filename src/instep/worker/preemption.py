@@ -9,10 +9,11 @@ from typing import Any, Final
 
 from instep.errors import Preempted
 from instep.wire.messages import PreemptionNotice
-from instep.worker import elastic, sigterm
+from instep.worker import sigterm
 from instep.worker.agent_session import AgentSession
 from instep.worker.agreement import Agreement
 from instep.worker.grace_budget import GraceBudget
+from instep.worker.place import has_several_nodes
 
 log = logging.getLogger("instep")
 
@@ -87,7 +88,7 @@ class Preemption:
         without that one, and ends this process for it: so that is waited for, 15 s at most. A process that ended by
         itself before would count as finished, and its training with it.
         """
-        if node is None or self.is_told() or not elastic.has_several_nodes(environ):
+        if node is None or self.is_told() or not has_several_nodes(environ):
             return
         limit_s = min(STAND_BY_S, self._grace.grace_s)
         log.warning("rank %d waits %g s at most for torchrun to go on without the node that goes", self._rank, limit_s)

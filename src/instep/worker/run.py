@@ -29,11 +29,11 @@ from instep.worker.agreement import Agreement, Config, Stand
 from instep.worker.barrier import Barrier
 from instep.worker.checkpoints import Checkpoints
 from instep.worker.command_handlers import Action, Check, Restorer
-from instep.worker.drift import DriftWatch
 from instep.worker.gate import NEVER, Apply
 from instep.worker.hyper import Codec
 from instep.worker.preemption import Preemption
 from instep.worker.replay import Replay
+from instep.worker.reports import DriftWatch
 from instep.worker.slot import Layout, Slot
 
 log = logging.getLogger("instep")

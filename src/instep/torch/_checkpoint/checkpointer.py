@@ -14,8 +14,7 @@ from instep.errors import CheckpointError
 from instep.names import DEFAULT_NAMESPACE
 from instep.wire.documents import Manifest
 from instep.worker.adoption import find_checkpoints
-from instep.worker.files import Owners
-from instep.worker.manifest import verified
+from instep.worker.manifest import Owners, verified
 from instep.worker.run import Run
 
 from .cleanup import CheckpointCleanup

@@ -17,8 +17,7 @@ from instep.wire.documents import Manifest
 from instep.wire.messages import Inventory
 from instep.worker.adoption import find_checkpoints
 from instep.worker.checkpoints import Checkpoints
-from instep.worker.files import Owners
-from instep.worker.manifest import COMMITTED, MANIFEST
+from instep.worker.manifest import COMMITTED, MANIFEST, Owners
 from instep.worker.slot import Slot
 
 from .parts import read_label

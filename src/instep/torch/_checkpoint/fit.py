@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from instep.worker.files import Owners
+from instep.worker.manifest import Owners
 
 from .parts import Part, file_of, read_part
 

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import ReadItem
 
-from instep.worker.files import Owners, open_file
+from instep.worker.manifest import Owners, open_file
 
 METADATA: Final = ".metadata"
 MAX_METADATA_BYTES: Final = 4 * 1024**3

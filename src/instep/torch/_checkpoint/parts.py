@@ -24,7 +24,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from instep.errors import CheckpointError
 from instep.torch._optim.schedulers import unwrapped_optimizer
-from instep.worker.files import Owners, open_file, read_file
+from instep.worker.manifest import Owners, open_file, read_file
 
 log = logging.getLogger("instep")
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from instep.errors import CheckpointError, EtcdUnavailable, Fenced
 from instep.wire.documents import Manifest
-from instep.worker.files import Owners
+from instep.worker.manifest import Owners
 from instep.worker.run import Run
 from instep.worker.slot import Slot
 

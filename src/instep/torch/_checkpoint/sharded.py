@@ -14,8 +14,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from instep.errors import CheckpointError, Fenced
 from instep.wire.documents import Manifest
-from instep.worker.files import Owners
-from instep.worker.manifest import FileSum
+from instep.worker.manifest import FileSum, Owners
 from instep.worker.run import Run
 from instep.worker.slot import Slot, trouble
 

@@ -30,8 +30,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.optim import Optimizer
 
 from instep.errors import CheckpointError
-from instep.worker.files import Owners
-from instep.worker.manifest import FileSum, sum_file
+from instep.worker.manifest import FileSum, Owners, sum_file
 
 from .metadata import METADATA, CheckedPlanner, CheckedReader, files_in, read_metadata
 from .parts import Part, copied_from_cpu
