@@ -131,7 +131,7 @@ def test_a_worker_that_died_before_the_next_agent_came_is_not_registered(trainin
 
 
 def test_a_rank_started_again_takes_the_place_of_its_former_process_that_still_lives(training: TrainingRun) -> None:
-    """The former one hangs, and its agent is new: what is known of it is its place on the roster."""
+    """The former one hangs, and its agent is new: what is known of it is its entry in the persisted workers."""
     trainers = training.start_all(2)
     trainers[1].kill(signal.SIGSTOP)
     os.kill(training.agent_pid(), signal.SIGKILL)

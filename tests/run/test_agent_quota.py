@@ -88,7 +88,7 @@ def test_a_full_database_stops_changes_only_until_there_is_space_again(training:
         log = training.agent_log(node)
         assert log.count(CURE[2]) <= 2, "once for each agent of the node"
         assert sum("full" in line for line in log.splitlines()) < 12, log
-    assert "takes writes again" in training.agent_log("b")
+    assert "accepts writes again" in training.agent_log("b")
     for item in training.stop():
         assert item["longest_boundary_s"] < LONGEST_PAUSE_S
     assert_in_step(*trainers)
@@ -142,7 +142,7 @@ def test_a_plan_deleted_to_make_space_is_not_taken_for_an_abort(
         async with Client(training.server.endpoints) as client:
             effects = RetryingWriter(client, keys, QuotaMonitor(lambda text: None))
             effects.settle(1, Decision(commit=False), told.append)
-            await asyncio.to_thread(wait_for, lambda: "is not in etcd any more" in caplog.text, "a word about it")
+            await asyncio.to_thread(wait_for, lambda: "is no longer in etcd" in caplog.text, "a word about it")
             await effects.drain(0.1)
 
     fill(training.server)

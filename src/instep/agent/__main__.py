@@ -17,7 +17,7 @@ from instep.runtime import RuntimeFolder
 def main() -> int:
     path, run, lock, known = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
     settings = sys.stdin.read()
-    if os.fork():  # before anything heavy: the launcher ends, and what it has started is nobody's child
+    if os.fork():  # before heavy imports: the launcher ends, and the agent is nobody's child
         return 0
     try:
         return _guarded(path, run, lock, known, settings)
@@ -27,10 +27,10 @@ def main() -> int:
 
 
 def _guarded(path: str, run: str, lock: int, known: str, settings: str) -> int:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the agent does not end before the workers: see agent.service
-    os.chdir("/")  # the trainer's folder may be wanted away
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the agent outlives the workers: see agent.service
+    os.chdir("/")  # the trainer's folder may be removed or unmounted
     folder = RuntimeFolder(Path(path))
-    name = node_name(folder, known)  # here, so that each agent has the same one, also when the folder was cleaned away
+    name = node_name(folder, known)  # here: every restarted agent has the same name, even if the folder was removed
 
     # Loaded once, by the supervisor: an agent that replaces a killed one is a fork of it and starts without a delay.
     from instep.agent.service import serve

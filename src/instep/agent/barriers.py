@@ -1,4 +1,4 @@
-"""The node's part in barriers: says which of its ranks wait where, and lets them through when all have come."""
+"""The node's part in barriers: reports which of its ranks wait at which barrier, and releases them."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ from instep.wire.messages import (
 )
 
 PARTIAL_S: Final = 1.0
-"""When not all ranks of the node have come so long after the first, those that have are reported, so that the others
-can be named."""
+"""If some ranks of the node are still missing so long after the first arrival, those that have arrived are reported:
+then the missing ones can be named."""
 
 
 class Barriers(Component):
-    """Promise: a rank that waits is told when all have come, by this agent or the next, whatever leader released it;
-    one that has given up waiting is withdrawn. One key a node, written when its last rank comes, and rarely else."""
+    """Promise: a waiting rank is released once all ranks have arrived, by this agent or the next, whichever leader
+    wrote the release; a rank that gives up is withdrawn. One key per node, usually written once, when its last rank
+    arrives."""
 
     def __init__(self, context: Context, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(context)
@@ -45,9 +46,9 @@ class Barriers(Component):
         """Workers that wait, and at which barrier."""
         self._since = 0.0
         self._wanted: Arrivals | None = None
-        """What is to stand in etcd, as far as it counts."""
+        """The arrivals that etcd is to hold, as far as they count."""
         self._is_known = False
-        """Whether it is known what stands in etcd: a former agent may have left something there."""
+        """Whether the key in etcd is known: a former agent may have written it."""
 
     def __repr__(self) -> str:
         return f"Barriers({len(self._calls)} wait)"
@@ -74,13 +75,13 @@ class Barriers(Component):
     # -- what they hear ---------------------------------------------------------------------------------------------
 
     def follow(self) -> None:
-        """The run's state has changed, or somebody has come."""
+        """The run's state has changed, or a rank has arrived."""
         for worker in self._workers:
             call = self._calls.get(worker.id)
             released = self._state.released.get(call.name) if call is not None else None
             if call is not None and released is not None and call.is_freed_by(released):
                 del self._calls[worker.id]
-                self._wanted = barriers.without(self._wanted, call.name)  # what stands there counts no more
+                self._wanted = barriers.without(self._wanted, call.name)  # these arrivals no longer count
                 number = released.record.number
                 worker.tell(BarrierReleased(call.name, number))
         self._say()
@@ -93,7 +94,7 @@ class Barriers(Component):
         self._wanted, self._is_known = None, False
 
     async def _answer(self, asking: WorkerId, question: AskBarrier) -> None:
-        """Which ranks are missing at a barrier; a problem where etcd does not tell."""
+        """Answers which ranks are missing at a barrier, or why etcd does not tell."""
         reply: Ranks | NoAnswer
         try:
             async with asyncio.timeout(ATTEMPT_S):
@@ -125,7 +126,7 @@ class Barriers(Component):
     # -- what the leader hears --------------------------------------------------------------------------------------
 
     def _say(self) -> None:
-        """Once it is known where the run stands."""
+        """Reports the arrivals if they have changed. Does nothing until the view is known."""
         view = self._state.view
         if view is None or (self._is_known and not self._calls and self._wanted is None):
             return
@@ -139,7 +140,7 @@ class Barriers(Component):
             self._writer.keep(self._key, wanted.encode() if wanted is not None else None)
 
     def _now(self, view: View) -> Arrivals | None:
-        """All of the view that wait on this node, None when nobody does."""
+        """All ranks of the view that wait on this node; None if there are none."""
         ranks: dict[str, list[int]] = {}
         after: dict[str, int] = {}
         for rank, worker in sorted(self._workers.in_view(view, self._node).items()):

@@ -1,4 +1,4 @@
-"""The node's part in leading the run: it stands in the election and serves the terms it wins."""
+"""The node's part in leading the run: its candidate in the election, and the terms that it wins."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ NOTE_S: Final = 2.0
 
 
 NO_WORKER_S = 0.2
-"""Pause of a term that begins while no worker is here."""
+"""Pause before the next try, in a term that begins while this node has no worker."""
 FAILED_TERM_S = 2.0
 ENDS_KEPT = 100
 
 
 class TermHistory(Component):
-    """Promise: a leader is proclaimed by a txn that its token guards, each with the number that follows. Limit: why the
-    one before it leads no more is told if its agent could say so, or if its node is gone; else it is not known."""
+    """Promise: a transaction that is guarded by the token proclaims each leader, with the next term number. Limit: the
+    reason why the former leader's term ended is recorded only if its agent could write it, or if its node is gone."""
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
 
     async def proclaim(self, fence: Fence) -> Leader | None:
-        """Tells the run that the worker named by our candidate leads; None when the term is over already."""
+        """Proclaims the worker that our candidate names as the leader. None if the term is over already."""
         seen = self._state.leader
         candidate, standing, begun, why = await all_of(
             self._client.get(fence.key),
@@ -77,7 +77,7 @@ class TermHistory(Component):
         return leader if result.succeeded else None
 
     async def note_end(self, fence: Fence, why: str) -> None:
-        """Leaves word for the next one. What cannot be written at once is left out: nobody waits for it."""
+        """Records why the term ended, for the next leader. One attempt: nothing depends on it."""
         note = Resigned(token=fence.token, why=why)
         with contextlib.suppress(EtcdError):
             await self._client.txn([], [Op.put(self._keys.resigned_of(self._node), note.encode())], timeout_s=NOTE_S)
@@ -93,7 +93,7 @@ class TermHistory(Component):
         return why_ended(former, note, registered=member is not None)
 
     async def _next_term(self, former: Leader | None) -> int:
-        """Where the state does not tell, the history does."""
+        """From the state, or from the history if the state does not tell."""
         if former is not None and former.term:
             return former.term + 1
         listing = await self._client.range(self._keys.terms)
@@ -102,7 +102,8 @@ class TermHistory(Component):
 
 
 def why_ended(former: Leader, note: Resigned | None, *, registered: bool) -> str | None:
-    """How the term of `former` ended: as its agent said, or with its node's lease; None when neither tells."""
+    """How the term of `former` ended: what its agent recorded, or the end of its node's lease. None if neither is
+    known."""
     if note is not None and note.token == revision_of(former.token):
         return note.why
     return None if registered else "its node was lost"
@@ -113,9 +114,9 @@ def _now() -> str:
 
 
 class Candidacy(Component):
-    """A candidate names the worker that would lead. When that one goes, or shows no progress for `stall_timeout_s` or
-    20 times its step time, whichever is longer, the key is replaced in one txn: a new key, a new token, at the end of
-    the queue, and another may lead at once."""
+    """A candidate names the worker that would lead. When that worker is gone, or makes no progress for
+    `stall_timeout_s` or 20 times its step time, whichever is longer, one transaction replaces the key: the new key has
+    a new token and the last place in the queue, and another candidate may lead at once."""
 
     def __init__(
         self,
@@ -142,18 +143,18 @@ class Candidacy(Component):
         self._lock = asyncio.Lock()
         self._leadership: Leadership | None = None
         self._outage = Outage("the candidate key cannot be written")
-        self._failed = Retry(SERVICE, "this term of office ended")
+        self._failed = Retry(SERVICE, "this leadership term ended")
 
     def __repr__(self) -> str:
         return f"Candidacy({self._leadership or self._election!r})"
 
     def wake(self) -> None:
-        """The state has changed: a leader looks again."""
+        """The state has changed: a leader decides again."""
         if self._leadership is not None:
             self._leadership.wake()
 
     async def stand(self) -> None:
-        """Makes our candidate key what it should be for the workers that are here now."""
+        """Writes the candidate key that fits the workers of this node."""
         async with self._lock:
             try:
                 await Retry(UNAVAILABLE, self._outage).run(self._stand)
@@ -163,18 +164,19 @@ class Candidacy(Component):
                     self._on_denied(error)
 
     def ended(self, worker: WorkerId, how: str) -> None:
-        """A worker has gone. Call it before `stand`: then who leads next can say how the one before it ended."""
+        """A worker is gone. Call it before `stand`: then the next leader can record how the former term ended."""
         self._ends[worker] = how
         if len(self._ends) > ENDS_KEPT:
             del self._ends[next(iter(self._ends))]
 
     async def resign(self) -> None:
-        """Lets the next candidate lead at once; if etcd is away, the lease's end does the same later."""
+        """Withdraws the candidate: the next one leads at once. If etcd cannot be reached, the end of the lease does the
+        same."""
         with contextlib.suppress(EtcdError):
             await self._replace(self._election.resign(), "its agent was stopped")
 
     async def run(self) -> None:
-        """Campaigns and leads, over and over, until cancelled."""
+        """Campaigns and leads, again and again, until cancelled."""
         while True:
             fence = await self._election.elected()
             try:
@@ -184,7 +186,7 @@ class Candidacy(Component):
                     self._on_denied(error)
                 await self._failed.failed(error)
             except Exception:  # an error in deciding ends a term, not the agent and its workers
-                log.exception("this term of office ended with an error")
+                log.exception("this leadership term ended with an error")
                 await asyncio.sleep(FAILED_TERM_S)
 
     async def _serve(self, fence: Fence) -> None:
@@ -203,7 +205,8 @@ class Candidacy(Component):
             self._serving = None
 
     def _give_time(self, leader: WorkerId) -> None:
-        """A new leader may wait for the one that it follows, so its time counts anew; not when it has had that."""
+        """Restarts the stall time of a new leader, because it may have waited for the former one. Not if it has already
+        had that time."""
         worker, nomination = self._workers.of_id(leader), self._nomination
         if worker is not None and (nomination is None or leader not in nomination.passed):
             worker.excused_until = max(worker.excused_until, time.monotonic())
@@ -242,7 +245,7 @@ class Candidacy(Component):
         self._nomination = now
 
     async def _replace(self, change: Coroutine[Any, Any, None], why: str | None) -> None:
-        """Lets go of the candidate that stood; if it leads, its successor finds word of why, where there is any."""
+        """Replaces or withdraws the candidate. If it leads, first records why, for its successor."""
         leading = self._serving
         if leading is None:
             await change
@@ -265,7 +268,7 @@ class Candidacy(Component):
         return f"it passed no step boundary for {worker.standing().silence_s(time.monotonic()):.0f} s"
 
     async def _nominated(self) -> Nomination | None:
-        """Whether others could lead is asked only where it matters."""
+        """Asks etcd for rival candidates only if the answer matters."""
         workers, now = [worker.standing() for worker in self._workers], time.monotonic()
         choose = partial(
             nominate,

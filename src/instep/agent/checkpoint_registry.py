@@ -1,4 +1,4 @@
-"""The node's part in the run's checkpoints: its workers' commits and questions to etcd, and the news to its workers."""
+"""The node's part in the run's checkpoints: commits and questions of its workers, and news for them."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ from instep.wire import messages as wire
 log = logging.getLogger("instep")
 
 SAVING_S: Final = 600.0
-"""A leader that saves may pass no boundary for so long, or 5 times its longest save, without having stalled."""
+"""A leader that saves may pass no boundary for so long, or for 5 times its longest save, without counting as
+stalled."""
 OUTCOMES_KEPT: Final = 100
 QUESTION_S: Final = 4.0
-"""A question is answered in this time, if only with what stands in the way: the worker waits a second longer."""
+"""Each question is answered in this time, if only with the problem: the worker waits one second longer."""
 MAX_LISTED_BYTES: Final = 2 * 1024 * 1024
-"""Of manifests in one answer, the newest; a run with more of them keeps too many. Their ids are all in it."""
+"""Upper bound for the manifests in one answer; the oldest are left out. The answer has all ids."""
 ADOPT_TRIES: Final = 3
 MAX_REASON: Final = 500
 FORGET_S: Final = 3.0
-"""What is not forgotten in this time has to be asked for again."""
+"""Time limit for removing checkpoints from the registry; the caller asks again for the rest."""
 
 
 class CheckpointRegistry(Component):
-    """Promise: a commit is tried until etcd has answered it, one at a time in the order in which they were handed in,
-    and its worker hears the outcome; one that is handed in again, to this agent or the next, has the same outcome."""
+    """Promise: each commit is retried until etcd answers, one at a time, in order of arrival. Its worker receives the
+    outcome. A commit that is sent again, to this agent or the next, has the same outcome."""
 
     def __init__(self, context: Context, pins: CheckpointPins, vote: CheckpointVote) -> None:
         super().__init__(context)
@@ -48,9 +49,9 @@ class CheckpointRegistry(Component):
         self._announced: Saving | None = None
         self._told: wire.CheckpointNews | None = None
         self._failed: FailedSave | None = None
-        """A save that failed, not written yet."""
+        """A failed save that is not yet written."""
         self._outcomes: dict[str, tuple[Manifest, CommitOutcome]] = {}
-        """By directory, what was handed in last; one that was deleted may be used again."""
+        """The last commit of each directory. A directory that was deleted may be used again."""
         self._patience_s = SAVING_S
         self._pins = pins
         self._vote = vote
@@ -86,7 +87,6 @@ class CheckpointRegistry(Component):
     # -- what they hear ---------------------------------------------------------------------------------------------
 
     def follow(self) -> None:
-        """The run's state has changed."""
         news = self._news()
         if news != self._told:
             self._told = news
@@ -94,7 +94,6 @@ class CheckpointRegistry(Component):
                 worker.tell(news)
 
     def welcome(self, worker: LocalWorker) -> None:
-        """It has become part of the view, or of the next one."""
         worker.tell(self._news())
 
     def _news(self) -> wire.CheckpointNews:
@@ -122,7 +121,7 @@ class CheckpointRegistry(Component):
             self._writer.start(self._write_if(None, checkpoints.withdraw(self._keys, saving)))
 
     async def _write_if(self, saving: Saving | None, txn: Txn) -> None:
-        """Unless something else is announced by the time that it is its turn."""
+        """Skips the write if another save is announced by then."""
 
         async def attempt() -> None:
             if self._announced is saving:
@@ -154,7 +153,7 @@ class CheckpointRegistry(Component):
         return outcome if checkpoints.is_same(stands, manifest) else None
 
     def _remember(self, manifest: Manifest, outcome: CommitOutcome) -> None:
-        """A commit that is handed in again has the same outcome, though it may have been forgotten since."""
+        """A repeated commit has the same outcome, even if the checkpoint has been forgotten since."""
         self._outcomes[manifest.path] = (manifest, outcome)
         if len(self._outcomes) > OUTCOMES_KEPT:
             del self._outcomes[next(iter(self._outcomes))]
@@ -177,7 +176,7 @@ class CheckpointRegistry(Component):
             outcome = checkpoints.outcome(manifest, fence, found)
             if outcome is not CommitOutcome.OPEN:
                 return outcome
-            lineage = await self._lineage(found) or manifest.lineage  # what its worker knows, where the pointer is lost
+            lineage = await self._lineage(found) or manifest.lineage  # known to the worker if etcd has lost the pointer
             manifest = replace(manifest, lineage=lineage)
             announced = self._announced is not None and self._announced.id == manifest.id
             txn = checkpoints.commit(keys, fence, manifest, found, announced=announced)
@@ -195,7 +194,7 @@ class CheckpointRegistry(Component):
     def _fenced(self, manifest: Manifest) -> str:
         leader = self._state.leader
         other = leader is not None and leader.token != manifest.token
-        who = f"rank {leader.rank} leads by now" if leader is not None and other else "its token holds no longer"
+        who = f"rank {leader.rank} leads now" if leader is not None and other else "its token is no longer valid"
         return (
             f"rank {manifest.rank} no longer leads the run ({who}), so its checkpoint of step {manifest.step} does not "
             f"count; what it wrote to {manifest.path} may be deleted"
@@ -211,7 +210,7 @@ class CheckpointRegistry(Component):
         )
         if self._failed is None:
             self._writer.start(self._write_failed())
-        self._failed = failed  # if several wait for etcd, only the last is written
+        self._failed = failed  # only the newest of several is written
 
     async def _write_failed(self) -> None:
         async def attempt() -> None:
@@ -262,7 +261,7 @@ class CheckpointRegistry(Component):
         return wire.Inventory(q, tuple(found), frozenset(ids), first_id, self._state.leader is not None)
 
     async def _forget(self, q: int, ids: Iterable[str]) -> wire.Ids:
-        """Raises EtcdError when the first of them could not be forgotten; else it tells how far it has come."""
+        """Raises EtcdError if not even the first could be removed; otherwise returns those that were."""
         gone: list[str] = []
         try:
             async with asyncio.timeout(FORGET_S):
@@ -282,7 +281,7 @@ class CheckpointRegistry(Component):
                 gone.append(checkpoint_id)
 
     async def _adopt(self, message: wire.AdoptCheckpoints) -> wire.Ids:
-        """The ids that the registry holds now. Raises EtcdError."""
+        """Returns the ids that are registered now. Raises EtcdError."""
         fence = Fence(message.candidate, message.token)
         there = [item.id for item in message.manifests if await self._adopt_one(fence, item)]
         log.warning("adopted checkpoints that etcd had no record of: %s", ", ".join(there) or "none")
@@ -294,7 +293,7 @@ class CheckpointRegistry(Component):
             txn = checkpoints.adopt(self._keys, manifest, AdoptionReads(*looked.found), fence)
             if txn is None or (await self._send(txn)).succeeded:
                 return True
-        return False  # another leads, or everything changes all the time
+        return False  # another rank leads, or the registry changes too often
 
     async def _mark(self, q: int, checkpoint_id: str) -> wire.Ids:
         is_there = await self._pins.mark(checkpoint_id) is not None

@@ -1,4 +1,4 @@
-"""The node's part in agreeing on the checkpoint to go on from: asks its workers, and tells the leader what they say."""
+"""The node's part in agreeing on the checkpoint to resume from: asks its workers and reports their answers."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from instep.protocol.records import Manifest, Resume, Verified, WorkerId
 from instep.wire.messages import AwaitOffer, FromWorker, Offer, ReadCheckpoint, ReadDone, Vote
 
 PARTIAL_S: Final = 1.0
-"""When not all ranks of the node have answered so long after the first, those that have are reported, so that the
-others can be named."""
+"""If some ranks of the node have not answered so long after the first, the answers so far are reported: then the
+missing ranks can be named."""
 
 
 class CheckpointPins(Component):
-    """One key a checkpoint, however many of the node's workers read it. Promise: once `mark` has returned a manifest,
-    the checkpoint stays until nobody here reads it. Limit: while the lease lasts."""
+    """One key per checkpoint, however many workers of the node read it. Promise: after `mark` has returned a manifest,
+    the checkpoint is kept until no worker of this node reads it. Limit: while the lease lasts."""
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._by_checkpoint: dict[str, set[str]] = {}
         self._marked_at: dict[str, int] = {}
-        """The revision of the newest mark, by checkpoint: an older deletion that arrives late must not take it away."""
+        """The revision of the newest mark, by checkpoint: a late deletion of an older mark must not remove it."""
 
     def __repr__(self) -> str:
         return f"CheckpointPins({', '.join(self._by_checkpoint) or 'none'})"
@@ -55,13 +55,13 @@ class CheckpointPins(Component):
         self.release(str(worker.id))
 
     def release(self, reader: str) -> None:
-        """It reads nothing any more."""
+        """The reader no longer reads any checkpoint."""
         for checkpoint_id in list(self._by_checkpoint):
             if reader in self._by_checkpoint[checkpoint_id]:
                 self.has_read(reader, checkpoint_id)
 
     async def mark(self, checkpoint_id: str) -> Manifest | None:
-        """The manifest, or None when the checkpoint was forgotten. Raises EtcdError."""
+        """Returns the manifest, or None if the checkpoint was forgotten. Raises EtcdError."""
         lease_id = self._session.lease_id
         if not lease_id:
             raise LeaseLost("the node has no lease at present: try again", lease_id=0)
@@ -93,7 +93,7 @@ class CheckpointPins(Component):
             try:
                 unless_marked_again = [Compare.mod_revision(key, "<", marked_at + 1)] if marked_at else []
                 await self._client.txn(unless_marked_again, [Op.delete(key)], timeout_s=ATTEMPT_S)
-            except EtcdFull:  # it may refuse each txn, but it deletes
+            except EtcdFull:  # a full database may refuse a transaction, but it deletes
                 await self._client.delete(key, timeout_s=ATTEMPT_S)
 
         await self._writer.retry_until_done(attempt)
@@ -101,7 +101,7 @@ class CheckpointPins(Component):
 
 @dataclass(slots=True)
 class Question:
-    """One checkpoint that the ranks of a view are asked about, and what those of this node have said."""
+    """One checkpoint that the ranks of a view vote on, and the votes of this node."""
 
     view: int
     id: str
@@ -118,8 +118,8 @@ class Question:
 
 
 class CheckpointVote(Component):
-    """Promise: a rank that waits hears each question, and the outcome; from then until its first boundary nobody
-    forgets the checkpoint. A node writes at most a few keys for all its ranks."""
+    """Promise: a waiting rank receives each offer and the outcome; from then until its first boundary the checkpoint is
+    not forgotten. A node writes a few keys at most for all its ranks."""
 
     def __init__(self, context: Context, pins: CheckpointPins, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(context)
@@ -127,7 +127,7 @@ class CheckpointVote(Component):
         self._clock = clock
         self._asking = asyncio.Lock()
         self._waiting: dict[WorkerId, Resume | None] = {}
-        """Workers that want to resume from a checkpoint, and the last answer that each received."""
+        """Workers that want to resume, and the last offer that each received."""
         self._question: Question | None = None
 
     def __repr__(self) -> str:
@@ -162,7 +162,7 @@ class CheckpointVote(Component):
     # -- what they are asked ----------------------------------------------------------------------------------------
 
     def follow(self) -> None:
-        """The run's state has changed, or somebody has come: whoever waits hears how it stands."""
+        """The run's state has changed, or a worker has asked: waiting workers get the current offer."""
         now = self._now()
         if now is None or all(told == now for told in self._waiting.values()):
             return
@@ -174,7 +174,7 @@ class CheckpointVote(Component):
         if question is not None and has_said and self._clock() - question.since > PARTIAL_S:
             self._report(question)
         for worker in self._workers:
-            if worker.step >= 0:  # it has loaded what it goes on from
+            if worker.step >= 0:  # it has loaded the checkpoint
                 self._pins.release(_voter(worker.id))
 
     def repeat(self) -> None:
@@ -183,7 +183,7 @@ class CheckpointVote(Component):
             self._question.written = None
 
     async def missing(self) -> tuple[int, ...]:
-        """Ranks of the view that have said nothing yet about what all are asked. Raises EtcdError."""
+        """Ranks of the view that have not yet voted on the offer. Raises EtcdError."""
         view, now = self._state.view, self._now()
         if view is None or now is None or now.id is None:
             return ()
@@ -197,10 +197,10 @@ class CheckpointVote(Component):
         return resuming.asked(view, self._state.resume) if view is not None else None
 
     async def _tell(self, now: Resume) -> None:
-        """The checkpoint is marked as being read before anybody hears of it."""
+        """Pins the checkpoint before any worker receives the offer."""
         async with self._asking:
             if now != self._now():
-                return  # another task tells what holds by now
+                return  # another task sends the newer offer
             question = await self._put(now) if now.id is not None else None
             if now != self._now():
                 return
@@ -217,7 +217,7 @@ class CheckpointVote(Component):
                     worker.tell(offer)
 
     async def _put(self, now: Resume) -> Question:
-        """The question about `now`, with the manifest read and marked."""
+        """The question about `now`, with its manifest and its pin."""
         assert now.id is not None
         question = self._question
         if question is None or (question.view, question.id) != (now.view, now.id):
@@ -232,7 +232,7 @@ class CheckpointVote(Component):
         return question
 
     async def _mark(self, now: Resume) -> Manifest | None:
-        """An outage must not hold up what is asked by then."""
+        """Gives up if the offer has changed: an outage must not delay the next one."""
         by_then = self._now()
         if now.id is None or by_then is None or (by_then.view, by_then.id) != (now.view, now.id):
             return None
@@ -254,5 +254,5 @@ class CheckpointVote(Component):
 
 
 def _voter(worker: WorkerId) -> str:
-    """One that reads because it is asked, until its first boundary."""
+    """The reader name of a worker that votes, until its first boundary."""
     return f"{worker} votes"

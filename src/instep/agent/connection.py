@@ -1,4 +1,4 @@
-"""The agent's end of one worker's socket: whole messages in, messages out, the worker's pid watched."""
+"""The agent's end of a worker's socket: whole messages in, messages out, and a watch on the worker's pid."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def refuse(sock: socket.socket, error: OSError) -> None:
 class Connection:
     """Calls `on_message` for each message, and `on_died` when the worker's process has ended.
 
-    A death is learned from the pid, not from the socket: forked children hold the socket open, and a worker that
-    closes it may connect again. Limit: where the pid cannot be seen (another pid namespace) the end of the socket is
-    taken for the worker's. Raises OSError when this process has no descriptor left to watch the pid with.
+    It detects the end by the pid, not by the socket: forked children hold the socket open, and a worker that closes it
+    may connect again. Limit: if the pid is not visible (another pid namespace), the end of the socket counts. Raises
+    OSError if this process has no file descriptor left for the watch.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Connection:
         self._deaf = False
         self.words: Words | None = None
         self.ending: str | None = None
-        """How its process ended, where that can be told."""
+        """How its process ended, if known."""
         self.pid, self.uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         sock.setblocking(False)
         self._pidfd = self._watch_pid()
@@ -76,23 +76,23 @@ class Connection:
 
     @property
     def closed(self) -> bool:
-        """True once this end has let go of the worker: it died, left, or was replaced."""
+        """Whether this end is closed: the worker died, left, or was replaced."""
         return self._closed
 
     def send(self, message: FromAgent) -> None:
-        """Queues the message; the worker's mail word rises when it is in the socket."""
+        """Queues the message. The worker's mail word rises when the message is in the socket."""
         if self._closed or self._deaf:
             return
         self._outbox += framed(message)
         self._mail_waiting += 1
         if len(self._outbox) > MAX_OUTBOX_BYTES:
-            log.error("worker %d takes no messages: its connection is dropped", self.pid)
+            log.error("worker %d does not read its messages: its connection is dropped", self.pid)
             self.hang_up()
             return
         self._writable()
 
     def close(self) -> None:
-        """Without a call to anybody."""
+        """Closes without calling `on_died`."""
         if self._closed:
             return
         self._closed = True
@@ -115,21 +115,21 @@ class Connection:
         except OSError as error:
             if error.errno in OUT_OF_RESOURCES:
                 raise
-            log.warning("pid %d cannot be watched (%s): only its socket is", self.pid, error)
+            log.warning("pid %d cannot be watched (%s): only its socket is watched", self.pid, error)
             return -1
         self._loop.add_reader(pidfd, self._died)
         return pidfd
 
     def _died(self) -> None:
         if not self._closed:
-            self._readable()  # what it said last, such as that it left cleanly, comes first
+            self._readable()  # first its last messages, such as a clean leave
         if not self._closed:
             self.ending = how_it_ended(self.pid, self._pidfd)
             self.close()
             self._on_died(self)
 
     def hang_up(self) -> None:
-        """The socket is of no more use. The process may live and connect again, so its pid is watched on."""
+        """Closes the socket. The process may live and connect again, so its pid is still watched."""
         self._stop_listening()
         if self._pidfd < 0:
             self._loop.call_soon(self._died)
@@ -175,7 +175,7 @@ class Connection:
             self.hang_up()
 
     def _refuse(self, error: OSError) -> None:
-        """The shared words came with the message, and there was no descriptor left for them."""
+        """The message came with the descriptor of the shared words, and this process has none left for it."""
         self.send(refusal(error))
         self.close()
         self._on_refused(error)
@@ -202,7 +202,7 @@ class Connection:
             self._loop.add_writer(self._socket, self._writable)
             return
         except OSError:
-            self._outbox.clear()  # the reader learns of the end
+            self._outbox.clear()  # the reader notices the end
         self._loop.remove_writer(self._socket)
         if self.words is not None and self._mail_waiting:
             self._mail_waiting = 0
@@ -210,14 +210,15 @@ class Connection:
 
 
 class DisconnectedWorker:
-    """Stands where its connection will be. What is told to it is dropped: it hears where things stand when it comes.
+    """The place of a worker that has not connected to this agent yet. What is sent to it is dropped: the worker gets
+    the current state when it connects.
 
-    Promise: `on_died` is called when its process ends, also one that ended before this was made.
+    Promise: `on_died` is called when its process ends, even if that was before this object existed.
     """
 
     words: Words | None = None
     ending: str | None = None
-    """How its process ended, where that can be told."""
+    """How its process ended, if known."""
 
     def __init__(self, pid: int, on_died: Callable[[DisconnectedWorker], None]) -> None:
         self.pid = pid
@@ -240,7 +241,7 @@ class DisconnectedWorker:
         return self._closed
 
     def send(self, message: FromAgent) -> None:
-        """Nobody is there to hear it."""
+        """Drops the message."""
 
     def close(self) -> None:
         self._closed = True

@@ -1,4 +1,4 @@
-"""How a process ended that is not our child. Linux tells while nobody has waited for it, and newer kernels for ever."""
+"""How a process ended that is not our child. Linux tells until its parent has waited, newer kernels also later."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 _INFO: Final = struct.Struct("Q52xi")
-"""struct pidfd_info of linux/pidfd.h: what is asked for and told, 12 fields of no use here, the exit code."""
+"""struct pidfd_info of linux/pidfd.h: the mask, 12 unused fields, the exit code."""
 _GET_INFO: Final = 3 << 30 | _INFO.size << 16 | 0xFF << 8 | 11
 _EXIT: Final = 1 << 3
 
@@ -24,15 +24,15 @@ def signal_name(number: int) -> str:
 
 
 def how_it_ended(pid: int, pidfd: int) -> str | None:
-    """`killed by signal 9 (SIGKILL)`, `ended with exit code 1`; None when nobody tells any more, or not yet.
+    """`killed by signal 9 (SIGKILL)` or `ended with exit code 1`. None if it cannot be known, or not yet.
 
-    Limit: a parent that waits for it takes the answer away, unless the kernel is 6.15 or later.
+    Limit: a parent that waits for the process takes the answer, unless the kernel is 6.15 or later.
     """
     status = _of_waited_for(pidfd)
     if status is None:
         status = _of_zombie(pid)
     if status is None:
-        status = _of_waited_for(pidfd)  # its parent came in between
+        status = _of_waited_for(pidfd)  # its parent was faster
     return None if status is None else _in_words(status)
 
 

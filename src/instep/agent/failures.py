@@ -1,4 +1,4 @@
-"""What a node says of a worker that did not leave cleanly, as far as it knows."""
+"""The failure record of a worker that did not leave cleanly."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ WELL: Final = "ended with exit code 0"
 
 
 def of_exception(worker: LocalWorker, said: Leave) -> Failure:
-    """It left because of an exception, and says which."""
+    """It left because of an exception."""
     return _failure(worker, _line(said.error, MAX_CAUSE) or "left early", _line(said.text, MAX_TEXT))
 
 
 def of_death(worker: LocalWorker, ending: str | None) -> Failure:
-    """Its process ended before it had left. `ending` is how, where that could be told."""
+    """Its process ended before it had left. `ending` says how, if known."""
     hint = "without having left the run; 'with instep.join(...) as run:' leaves it" if ending == WELL else ""
     return _failure(worker, ending or SILENT, hint)
 
 
 def of_replaced(worker: LocalWorker) -> Failure:
-    """Another process has come in its place."""
+    """Another process has taken its rank."""
     return _failure(worker, TAKEN_OVER, "another process has joined as this rank")
 
 
@@ -38,6 +38,6 @@ def _failure(worker: LocalWorker, cause: str, text: str) -> Failure:
 
 
 def _line(text: str, length: int) -> str:
-    """On one line, without what a terminal would obey."""
+    """In one line, without terminal control characters."""
     words = " ".join(text.split())
     return "".join(char for char in words if char.isprintable())[:length]

@@ -21,9 +21,9 @@ _OUTPUT: Final = 1
 
 
 class LeaseFile:
-    """Promise: `read` gives the lease that `write` was given last in this folder and this boot of this machine, 0 for
-    none. A copy of the folder gives 0, because the lease may be in use where it was copied. If the file cannot be
-    read or written, that is logged, and the former lease ends after its TTL."""
+    """Promise: `read` returns the lease that was last passed to `write` in this folder since this machine booted; 0 for
+    none. It returns 0 in a copy of the folder, because the lease may be in use where it was copied. If the file cannot
+    be read or written, that is logged, and the former lease ends after its TTL."""
 
     def __init__(self, folder: RuntimeFolder) -> None:
         self._folder = folder
@@ -52,13 +52,13 @@ class LeaseFile:
 
 
 def note_end(folder: RuntimeFolder, reason: str) -> None:
-    """Replaces the reason. A failed write is ignored: nothing depends on it."""
+    """Replaces the reason why the agent ended. A failed write is ignored: nothing depends on it."""
     with contextlib.suppress(OSError):
         folder.end.write_text(reason[:MAX_TEXT], encoding="utf-8", errors="replace")
 
 
 def note_start(folder: RuntimeFolder, pid: int) -> str | None:
-    """How the former agent ended, None if there was none. Writes the reason for the case that this one is killed."""
+    """How the former agent ended, None if there was none. Writes the reason that applies if this one is killed."""
     former: str | None = None
     with contextlib.suppress(OSError):
         former = " ".join(folder.end.read_text(encoding="utf-8", errors="replace").split()) or None
@@ -67,13 +67,13 @@ def note_start(folder: RuntimeFolder, pid: int) -> str | None:
 
 
 def tell_starter(error: BaseException) -> None:
-    """Writes one line that says why this agent cannot serve, because the folder may have no space for a log."""
+    """Writes one line that says why this agent cannot serve: the folder may have no space for a log."""
     if isinstance(error, OSError):
         text = explained(error, "set INSTEP_RUNTIME_DIR to another folder")
     else:
         text = str(error) if isinstance(error, InstepError) else f"{type(error).__name__}: {error}"
     line = " ".join(f"{CANNOT_SERVE}{text}".split())[:MAX_LINE]
-    with contextlib.suppress(OSError):  # that worker has gone, or has found another agent
+    with contextlib.suppress(OSError):  # that worker has ended or has found another agent
         os.write(_OUTPUT, f"{line}\n".encode())
 
 

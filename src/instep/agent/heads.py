@@ -1,4 +1,4 @@
-"""What the node's workers hold of the run's decisions, and what is done when etcd has lost some of it."""
+"""The decisions that the node's workers hold, and what happens when etcd has lost some of them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ log = logging.getLogger("instep")
 
 
 class Heads(Component):
-    """Promise: once this agent has noticed that etcd's history went back, or another one has, what its workers hold is
-    registered in the epoch that begins then, and what etcd has lost of it is in etcd for the leader to write back.
+    """Promise: after any agent has noticed that etcd's history went back, this node registers what its workers hold in
+    the new epoch, and writes what etcd has lost of it to etcd, for the leader to restore.
 
-    `on_epoch(epoch)` is called when an epoch begins while this node's workers train, again when it turns out that it
-    cannot be settled, and when it is settled.
+    `on_epoch(epoch)` is called when an epoch begins while workers of this node train, when it turns out that it cannot
+    be settled, and when it is settled.
     """
 
     def __init__(
@@ -35,12 +35,12 @@ class Heads(Component):
         self._register = register
         self._on_epoch = on_epoch
         self._known: int | None = None
-        """The newest epoch that was seen."""
+        """The newest epoch that this agent has seen."""
         self._announced: Epoch | None = None
-        """The epoch as `on_epoch` was last called with it, while it is not settled."""
+        """The epoch of the last call of `on_epoch`, while it is not settled."""
         self._written: tuple[str, int, int] | None = None
-        """Digest and lease of what stands under our key, and the epoch in which it was written: etcd may have lost what
-        is from an earlier one, whoever noticed."""
+        """Digest, lease and epoch of the value under our key: etcd may have lost what was written in an earlier epoch.
+        """
         self._writing = asyncio.Lock()
         self._raising = False
         context.client.history.listen(self._history_changed)
@@ -50,11 +50,11 @@ class Heads(Component):
 
     @property
     def is_certain(self) -> bool:
-        """Whether etcd holds, as far as is known, the history in which this epoch began."""
+        """Whether etcd holds the history in which this epoch began, as far as known."""
         return not self._raising
 
     def follow(self) -> None:
-        """The run's state has changed, or somebody has come."""
+        """The run's state has changed, or a worker has connected."""
         self._meet_epoch()
         lost = self._lost()
         lease = self._session.lease_id
@@ -79,7 +79,7 @@ class Heads(Component):
         if behind:
             self._writer.start(self._registered())
         if epoch is not None:
-            # An agent that was started in an epoch: no worker enters a view in one that is not settled.
+            # This agent was started in an epoch: no worker enters a view before it is settled.
             trains = any(worker.view for worker in behind)
             is_new = number > known if known is not None else trains and not epoch.settled
             self._announce(epoch, is_new)
@@ -95,7 +95,7 @@ class Heads(Component):
         await self._register()
 
     def _lost(self) -> Held | None:
-        """The newest of what our workers hold and etcd does not."""
+        """The newest decision that a worker of this node holds and etcd does not."""
         agreed = self._state.agreed
         held = [worker for worker in self._workers if worker.view and worker.agreed is not None]
         lost = [
@@ -125,7 +125,7 @@ class Heads(Component):
     # -- etcd has gone back -----------------------------------------------------------------------------------------
 
     def _history_changed(self) -> None:
-        """What is written on our lease may be of the history that is lost: the session takes another one."""
+        """Replaces the session's lease, because its keys may be part of the lost history."""
         log.warning(
             "etcd's history went back (%s): training continues; changes wait until all ranks report what they hold",
             self._client.history.reason,
@@ -136,7 +136,7 @@ class Heads(Component):
             self._writer.start(self._raise())
 
     async def _raise(self) -> None:
-        """Unless another agent has been faster."""
+        """Starts the next epoch, unless another agent was faster."""
         try:
             await self._writer.retry_until_done(self._attempt)
         finally:
@@ -167,6 +167,6 @@ class Heads(Component):
 
 
 def promised(worker: LocalWorker) -> Promised | None:
-    """The plan that a worker was told of and whose decision it does not know."""
+    """The plan that a worker has received and whose decision it does not know."""
     told = worker.told
     return Promised(told.number, told.digest, told.epoch) if told is not None else None

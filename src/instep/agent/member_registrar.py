@@ -23,11 +23,12 @@ BATCH = 50
 
 
 class MemberRegistrar(Component):
-    """Promise: a worker that is here is registered while the session has a lease; one that has gone is not, from the
-    moment its removal has been written. The lock keeps a late registration from undoing a removal.
+    """Promise: each connected worker is registered while the session has a lease; after its removal is written, no
+    registration of it remains. The lock orders a late registration before the removal.
 
-    Nobody is registered before the node's name is claimed: nodes of one name would answer for each other's ranks. One
-    that finds its name claimed by another node gives way, unless its workers train under that name already.
+    Registration starts after the node's name is claimed: nodes with the same name would answer for each other's
+    ranks. A node whose name is claimed by another one takes a new name, unless its workers already train under that
+    name.
     """
 
     def __init__(self, context: Context, name: NodeName) -> None:
@@ -44,7 +45,7 @@ class MemberRegistrar(Component):
         return f"MemberRegistrar({self._workers!r}, {self._outage!r})"
 
     async def register(self, worker: LocalWorker) -> None:
-        """Registers one worker; without a lease this waits for `register_all`, which a new lease brings."""
+        """Registers one worker. Without a lease, `register_all` does it when there is one."""
         await self._write([worker])
 
     async def register_all(self) -> None:
@@ -60,13 +61,13 @@ class MemberRegistrar(Component):
             await self._client.delete(self._keys.member(*worker.id))
 
     async def wait_name_taken(self) -> None:
-        """Raises NameTaken once another node is found to hold the name."""
+        """Raises NameTaken after another node is found to hold the name."""
         await self._gives_way.wait()
         assert self._taken is not None
         raise self._taken
 
     async def _write(self, workers: list[LocalWorker]) -> None:
-        """Until it is done or there is nothing to do: no lease, or nobody is here any more. Raises EtcdDenied."""
+        """Retries until it is done, or until there is no lease or none of the workers is here. Raises EtcdDenied."""
         retry = Retry(REGISTER, self._outage)
         while self._taken is None:
             pause_s = REFUSED_S
@@ -93,13 +94,13 @@ class MemberRegistrar(Component):
             ]
             schemas = {self._keys.schema_of(worker.schema.digest) for worker in workers}
             if not (await self._client.txn([Compare.present(key) for key in schemas], puts)).succeeded:
-                return False  # a leader has deleted a schema that no worker had any more
+                return False  # a leader has deleted an unused schema
         except NameTaken as taken:
             self._taken = taken
             self._gives_way.set()
             return True
         except LeaseLost:
-            return True  # the next lease registers everybody
+            return True  # the next lease registers all workers
         self._outage.over()
         self._quota.written()
         return True

@@ -1,4 +1,4 @@
-"""What the workers report, written for front ends: the newest figures, now and then, or not at all."""
+"""Figures of the workers, written to etcd for front ends. Best effort."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ log = logging.getLogger("instep")
 
 MIN_INTERVAL_S = 1.0
 IDLE_INTERVAL_S = 10.0
-"""While nothing happens but steps: each write is a revision that etcd keeps until it is compacted."""
+"""Interval while nothing happens but steps: each write is a revision that etcd keeps until it is compacted."""
 BUSY_S = 15.0
-"""After anything has happened to the run its figures are written each second for so long."""
+"""After a change of the run's state, figures are written every second for so long."""
 RANKS_PER_SECOND = 500
-"""The whole run writes at most about so many metrics keys a second, however large it is."""
+"""Upper bound for the metrics keys that the whole run writes per second, approximately."""
 BATCH = 100
 TIMEOUT_S = 2.0
 
 
 class Cadence:
-    """When figures are written: soon after something has happened, seldom else. Pure; `now` in seconds on the monotonic
-    clock."""
+    """When figures are written: soon after a change of the run's state, otherwise rarely. Pure; `now` in seconds on
+    the monotonic clock."""
 
     def __init__(self) -> None:
         self._written_at = -IDLE_INTERVAL_S
         self._busy_until = 0.0
 
     def stir(self, now: float) -> None:
-        """Something has happened that people want to follow."""
+        """The run's state has changed."""
         self._busy_until = now + BUSY_S
 
     def is_due(self, now: float, world_size: int, *, urgent: bool) -> bool:
-        """`urgent`: more has changed than numbers."""
+        """`urgent`: more than numbers has changed."""
         shortest_s = max(MIN_INTERVAL_S, world_size / RANKS_PER_SECOND)
         busy = urgent or now < self._busy_until
         return now - self._written_at >= (shortest_s if busy else max(shortest_s, IDLE_INTERVAL_S))
@@ -48,7 +48,7 @@ class Cadence:
 
 
 class MetricsWriter(Component):
-    """On the node's lease, so that figures of a rank that is gone go too. Dropped when etcd is away."""
+    """Writes on the node's lease: figures of a lost rank expire. Dropped while etcd cannot be reached."""
 
     def __init__(self, context: Context, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(context)
@@ -62,13 +62,13 @@ class MetricsWriter(Component):
         self._cadence.stir(self._clock())
 
     async def write(self, workers: Workers, view: View | None, step_time_s: float) -> bool:
-        """Writes what has changed since the last time, if it is time again. False when a worker's registration turns
-        out to be gone although the lease stands: somebody has deleted it."""
+        """Writes what has changed since the last time, if it is due. False if the registration of a worker is gone
+        although the lease is valid: someone has deleted it."""
         now, lease_id = self._clock(), self._session.lease_id
         if view is None or not lease_id:
             return True
         if lease_id != self._lease_id:
-            self._lease_id, self._written = lease_id, {}  # what was written went with the lease before
+            self._lease_id, self._written = lease_id, {}  # the former lease's keys are gone
         news = {
             worker.rank: Metrics(
                 rank=worker.rank,
@@ -108,5 +108,5 @@ class MetricsWriter(Component):
 
 
 def _kind(record: Metrics | None) -> object:
-    """What of a record is more than numbers that move with each step."""
+    """The part of a record that does not change with every step."""
     return None if record is None else (record.step is None, record.actions, record.restores, frozenset(record.metrics))

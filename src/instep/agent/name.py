@@ -16,13 +16,13 @@ RANDOM_BYTES: Final = 8
 
 
 class NameTaken(InstepError):
-    """Another node holds the name of this one: this node takes another name."""
+    """Another node holds this node's name: this node takes another one."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeName:
-    """`claim` is drawn with the name and kept with it: two nodes that happen to have one name differ in it. `fixed`:
-    workers of this node train under the name already."""
+    """`claim` is drawn with the name and kept with it: two nodes with the same name have different claims. `fixed`:
+    workers of this node already train under the name."""
 
     name: str
     claim: str
@@ -30,10 +30,10 @@ class NodeName:
 
 
 def node_name(folder: RuntimeFolder, known: str) -> NodeName:
-    """As its workers know it, else as the folder keeps it, else a new one.
+    """The name that its workers know, else the one kept in the folder, else a new one.
 
-    What an agent promised before it died still holds in its name. A name that was kept by another machine, or in
-    another folder, counts for nothing: images of machines are copied with all that is in them.
+    The promises of a dead agent are recorded under its name. A name that was kept by another machine, or in another
+    folder, is ignored: machine images are copied with everything in them.
     """
     kept = _kept(folder)
     if known and (kept is None or kept.name != known):
@@ -44,14 +44,14 @@ def node_name(folder: RuntimeFolder, known: str) -> NodeName:
 
 
 def keep_node_name(folder: RuntimeFolder, name: NodeName) -> None:
-    """For an agent that another worker starts later."""
+    """Keeps the name for an agent that another worker starts later."""
     text = json.dumps({"name": name.name, "claim": name.claim, "place": folder.place()})
     if not folder.node.exists() or folder.node.read_text() != text:
         folder.node.write_text(text)
 
 
 def forget_node_name(folder: RuntimeFolder) -> None:
-    """The next agent takes a new one."""
+    """Lets the next agent draw a new name."""
     folder.node.unlink(missing_ok=True)
 
 
@@ -66,6 +66,6 @@ def _kept(folder: RuntimeFolder) -> NodeName | None:
 
 
 def _host() -> str:
-    """The tail of the host's own name: what tells the hosts of a domain apart comes before the first dot."""
+    """The tail of the host name before the first dot, because that distinguishes the hosts of a domain."""
     kept = "".join(c if c.isascii() and c.isalnum() else "-" for c in os.uname().nodename.partition(".")[0])
     return kept[-HOST_CHARACTERS:].strip("-") or "node"

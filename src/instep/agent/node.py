@@ -1,4 +1,4 @@
-"""The node: wires workers, the pure decisions and etcd together. It decides nothing itself."""
+"""The node: connects workers, pure decisions and etcd. It decides nothing itself."""
 
 from __future__ import annotations
 
@@ -46,14 +46,15 @@ log = logging.getLogger("instep")
 
 TICK_S: Final = 1.0
 FIRST_WORKER_S: Final = 30.0
-"""An agent to which nobody comes in this time goes."""
+"""An agent without any worker after this time ends."""
 DRAIN_S: Final = 10.0
-"""What a last rank left to be written (that it has left, its receipt) is tried for so long when etcd is away."""
+"""How long the last writes of a rank that has left (its departure, its receipt) are retried while etcd cannot be
+reached."""
 LEAVE_S: Final = 30.0
 
 
 class Node:
-    """All that one agent does for one run. `run` returns when the last worker has gone."""
+    """Everything that one agent does for one run. `run` returns when the last worker is gone."""
 
     def __init__(
         self,
@@ -73,18 +74,18 @@ class Node:
         self._void_token = 0
         """Terms up to this token were on a lease that this agent has lost: they are over, whatever is read later."""
         self._relisted = False
-        """etcd holds another history, and this is its first listing."""
+        """etcd holds another history, and its first listing is being processed."""
         self._settled = 0
-        """The newest epoch of which it is known what came of promises made before."""
+        """The newest epoch for which earlier promises were looked up."""
         self._left_before: Left | None = None
         self._leaving = False
         self.why_ended = "its last worker has left"
         self._unlisted = Outage("the run's state cannot be read")
         self.on_empty: Callable[[], None] = lambda: None
-        """Called when the last worker has gone: from then on no worker may connect."""
+        """Called when the last worker is gone: after that no worker may connect."""
         self.on_tick: Callable[[], None] = lambda: None
         self.problem_here: Callable[[], str | None] = lambda: None
-        """What keeps processes of this node from connecting, if anything does."""
+        """Why processes of this node cannot connect; None if they can."""
         self._persisted_workers = persisted_workers or NothingPersisted()
         self._context = self._new_context(name, client, keys, ttl_s)
         self._client, self._keys, self._name = client, keys, name
@@ -147,18 +148,18 @@ class Node:
 
     @property
     def serves(self) -> bool:
-        """Whether a worker is here, or the last one has left and that is being written."""
+        """Whether a worker is here, or the departure of the last one is being written."""
         return self._leaving or len(self._workers) > 0
 
     @property
     def trains(self) -> bool:
-        """Whether a worker is here that is part of a view: it needs an agent."""
+        """Whether a worker of a view is here: it needs an agent."""
         return any(worker.view for worker in self._workers)
 
     async def run(self) -> None:
-        """Serves until the last worker has gone, then gives up everything it holds.
+        """Serves until the last worker is gone, then releases everything.
 
-        Raises EtcdDenied or SettingsError when etcd will not have us at all, NameTaken when another node has its name.
+        Raises EtcdDenied or SettingsError if etcd rejects this agent, NameTaken if another node has its name.
         """
         self._sessions.adopt()
         async with Background("the agent") as serving:  # the session still runs while the last writes are made
@@ -174,7 +175,7 @@ class Node:
                 await self._candidacy.resign()
 
     def fail_all(self, error: InstepError, kind: str) -> None:
-        """Tells every worker that nothing can be done for it, and why."""
+        """Sends every worker the reason why this agent cannot serve."""
         for worker in self._workers:
             worker.tell(Failure(kind, str(error)))
 
@@ -202,7 +203,7 @@ class Node:
                 await retry.failed(error)
 
     def _on_state(self, events: tuple[Event, ...]) -> None:
-        """The view comes first: workers have to be in it before they hear of its plans."""
+        """The view comes first: a worker enters it before it receives its plans."""
         news = events if self._sessions.is_open and not self._relisted else ()
         self._relisted = False
         self._metrics.stir()
@@ -210,7 +211,7 @@ class Node:
         if self._plan_relay.enter_view(self._left_before):
             self._notifier.tell_versions()
         self._sessions.meet_all()
-        self._heads.follow()  # a worker that is welcomed now is registered in this epoch too
+        self._heads.follow()  # a worker that enters the view now is registered in this epoch
         self._plan_relay.follow_plans(news)
         self._look_up_promises()
         self._sessions.part_with_refused()
@@ -221,20 +222,20 @@ class Node:
         self._sessions.open()
 
     def _on_reset(self) -> None:
-        """etcd holds another history than the one that was followed."""
+        """etcd holds another history than the one that this agent has followed."""
         self._relisted = True
         self._plan_relay.reset()
         self._sessions.reset()
 
     def _on_epoch(self, epoch: Epoch) -> None:
-        """etcd's history went back, or checkpoints were adopted; or that is over. Whether or not it was noticed here,
-        etcd may have lost what this node has said to the leader."""
+        """etcd's history went back, or checkpoints were adopted; or that epoch is settled. etcd may have lost this
+        node's reports, whether or not this agent noticed."""
         self._notifier.note(explain(epoch), level=logging.INFO if epoch.settled else logging.WARNING)
         for component in self._components:
             component.repeat()
 
     def _look_up_promises(self) -> None:
-        """Once the ranks have said what they hold, what else they promised before is decided by that."""
+        """After the ranks have reported what they hold, earlier promises are decided by that."""
         epoch = self._state.epoch
         if epoch is None or not epoch.settled or epoch.number <= self._settled:
             return
@@ -263,14 +264,14 @@ class Node:
         await self._sessions.register_all()
         await self._candidacy.stand()
         former, self._former_lease = self._former_lease, 0
-        if former:  # not before its workers and its candidate are on ours: they would be missed
+        if former:  # after its workers and its candidate are on our lease
             self._writer.start(self._revoke(former))
         for component in self._components:
             component.on_lease()
         self._heads.follow()
 
     async def _revoke(self, former: int) -> None:
-        """The lease of an agent of this node that died: we hold the folder's lock, so it does not run any more."""
+        """Revokes the lease of this node's dead agent. That agent is not running: this one holds the folder's lock."""
         await self._writer.retry_until_done(lambda: self._client.lease_revoke(former, timeout_s=TICK_S))
         log.info("the lease of this node's former agent is revoked")
 
@@ -291,7 +292,7 @@ class Node:
         self._workers.look(time.monotonic(), self._paused_at())
         self._tell_leader()
         self.on_tick()
-        self._writer.start(self._candidacy.stand())  # who it names may have stalled, or the key have been deleted
+        self._writer.start(self._candidacy.stand())  # its worker may have stalled, or the key may be gone
         self._notifier.note_link()
         for component in self._components:
             component.tick()
@@ -301,7 +302,7 @@ class Node:
             self._writer.start(self._sessions.register_all())
 
     async def _beat(self) -> None:
-        """Shows the workers that this agent runs: one that is stopped or stuck is replaced by them."""
+        """Shows the workers that this agent runs. They replace one that is stopped or stuck."""
         while True:
             for worker in self._workers:
                 worker.beat(time.monotonic())
@@ -321,12 +322,12 @@ class Node:
             async with asyncio.timeout(FIRST_WORKER_S):
                 await self._workers.wait_first()
         except TimeoutError:
-            self.why_ended = f"no worker came in {FIRST_WORKER_S:.0f} s"
+            self.why_ended = f"no worker connected in {FIRST_WORKER_S:.0f} s"
             return
         await self._workers.wait_gone()
         self._leaving = True
         self.on_empty()
-        # Leaving must not hang on anything. The supervisor's next agent revokes the lease.
+        # Nothing may block the exit. The supervisor's next agent revokes the lease.
         loop = asyncio.get_running_loop()
         loop.call_later(
             LEAVE_S, log.error, "the last worker left %.0f s ago and the agent has not ended: it exits", LEAVE_S

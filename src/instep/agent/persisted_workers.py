@@ -1,7 +1,7 @@
-"""The node's workers that train, kept beside the agent's socket for the agent that comes after a crash.
+"""The node's workers that train, in a file beside the agent's socket, for the next agent after a crash.
 
-Without it a worker that waits in a collective for another one that died would be known to nobody until its next
-boundary, which it may never come to: the one it waits for could not be replaced.
+Without it, the next agent would not know a worker before its next boundary. A worker that waits in a collective for
+a dead rank never reaches one, and the dead rank could not be replaced.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ class Kept(Document):
 
 
 class PersistedWorkers(Protocol):
-    """What the node needs of it."""
+    """What the node needs of the file."""
 
     def save(self, workers: Iterable[LocalWorker]) -> None:
-        """Called before a worker is sent a view, a plan or a commit: the roster must not know less than the worker."""
+        """Called before a worker is sent a view, a plan or a commit: the file must not know less than the worker."""
 
     def load(self, node: str, on_died: Callable[[Any], None]) -> list[LocalWorker]:
-        """Those that still live, each absent until it connects."""
+        """The workers that still live, each without a connection."""
 
 
 class NothingPersisted:
-    """Nothing is kept."""
+    """Keeps nothing."""
 
     def save(self, workers: Iterable[LocalWorker]) -> None: ...
 
@@ -61,10 +61,11 @@ class NothingPersisted:
 
 
 class PersistedWorkersFile:
-    """One in a copy of the folder tells of another node's workers, and is not used.
+    """The file. It is ignored in a copy of the folder, where it describes workers of another node.
 
-    Limit: it outlives processes, not the machine; and a worker whose pid cannot be seen (another pid namespace) is
-    not kept. Trouble with the file is logged and costs nothing but what it is for."""
+    Limit: it outlives processes, not a restart of the machine. A worker whose pid is not visible (another pid
+    namespace) is not kept. Errors of the file are logged, and the agent continues without it.
+    """
 
     def __init__(self, folder: RuntimeFolder) -> None:
         self._folder = folder
@@ -80,28 +81,28 @@ class PersistedWorkersFile:
             part.write_text(Kept(self._folder.place(), kept).encode())
             part.replace(self._path)
         except OSError as error:
-            log.warning("the roster %s cannot be written: %s", self._path, error)
-            self._path.unlink(missing_ok=True)  # an old one would tell of workers that have left
+            log.warning("the list of workers %s cannot be written: %s", self._path, error)
+            self._path.unlink(missing_ok=True)  # an old file would name workers that have left
 
     def has_living(self) -> bool:
-        """Whether any of them still lives."""
+        """Whether one of them still lives."""
         return bool(self._living())
 
     def load(self, node: str, on_died: Callable[[Any], None]) -> list[LocalWorker]:
         try:
             return [_worker(entry, node, on_died) for entry in self._living()]
         except ValueError as error:
-            log.warning("the roster %s cannot be used: %s", self._path, error)
+            log.warning("the list of workers %s cannot be used: %s", self._path, error)
             return []
 
     def _living(self) -> list[Entry]:
-        """Without those that had died when it was written."""
+        """Entries of processes that still run."""
         try:
             kept = Kept.decode(self._path.read_text())
         except FileNotFoundError:
             return []
         except (OSError, ValueError) as error:
-            log.warning("the roster %s cannot be used: %s", self._path, error)
+            log.warning("the list of workers %s cannot be used: %s", self._path, error)
             return []
         if not kept.place or kept.place != self._folder.place():
             return []
@@ -119,14 +120,14 @@ def _worker(entry: Entry, node: str, on_died: Callable[[Any], None]) -> LocalWor
     worker = LocalWorker(
         member, Schema(entry.schema), DisconnectedWorker(entry.pid, on_died), view=member.view, absent=True
     )
-    worker.excused_until = time.monotonic()  # what passed while no agent looked counts as no worker's stall
+    worker.excused_until = time.monotonic()  # the time without an agent does not count as a stall
     worker.epoch, worker.heard = entry.epoch, member.head.told if member.head is not None else 0
     worker.agreed, worker.plan, worker.told = entry.agreed, entry.plan, entry.told
     return worker
 
 
 def _started(pid: int) -> int:
-    """When the process began, in clock ticks since the machine did; 0 for none. A pid alone may be another's by now."""
+    """When the process began, in clock ticks since the machine booted; 0 for none. A pid alone may have been reused."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

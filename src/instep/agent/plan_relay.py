@@ -1,4 +1,4 @@
-"""Carries out the node's part in the agreement: plans and decisions to the workers, their answers to etcd."""
+"""Carries out the node's part in the agreement: sends plans and decisions to the workers, and their answers to etcd."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from instep.wire import messages as wire
 
 
 class PlanRelay(Component):
-    """Decides nothing: `NodeAgreement` does. Promise: what it says must be written is tried until it is. Limit: what
-    is for a worker that is not connected is dropped; `joined` tells it what is open then."""
+    """Decides nothing: `NodeAgreement` does. Promise: writes are retried until they succeed. Limit: messages for a
+    worker that is not connected are dropped; `welcome` repeats what is open."""
 
     def __init__(self, context: Context, on_told: Callable[[], None]) -> None:
         super().__init__(context)
         self._on_told = on_told
         self._agreement = NodeAgreement(context.node)
         self._receipt = ""
-        """The key of the receipt written last."""
+        """The key of the newest receipt."""
         self._left: Left | None = None
         """The ranks that had left when etcd's history went back."""
 
@@ -46,7 +46,7 @@ class PlanRelay(Component):
         return f"PlanRelay({self._agreement!r})"
 
     def members(self) -> dict[int, LocalWorker]:
-        """By rank, the workers that are here and in the view: whose answers count."""
+        """By rank, the connected workers of the view: only their answers count."""
         return self._workers.in_view(self._state.view, self._node)
 
     def is_member(self, worker: LocalWorker) -> bool:
@@ -55,7 +55,7 @@ class PlanRelay(Component):
     # -- what etcd says ---------------------------------------------------------------------------------------------
 
     def enter_view(self, left: Left | None) -> bool:
-        """False where the view is none, or the one that is known. `left` says who of it ended under a former agent."""
+        """False if there is no view, or no new one. `left`: the ranks of the view that left under a former agent."""
         view = self._state.view
         if view is None or view.number == self._agreement.view_number:
             return False
@@ -63,7 +63,7 @@ class PlanRelay(Component):
         return True
 
     def follow_plans(self, events: tuple[Event, ...]) -> None:
-        """`events` also brings decisions of plans that have been followed by others meanwhile."""
+        """`events` also has decisions of older plans."""
         plan, decision = self._state.plan, self._state.decision
         if plan is None:
             return
@@ -76,8 +76,8 @@ class PlanRelay(Component):
             self._do(self._agreement.on_decision(plan.number, decision))
 
     def look_up(self, promised: Promised) -> None:
-        """Passes on the decision of a plan if there is one: a worker has promised it to a former agent, or before
-        etcd's history went back."""
+        """Passes on the decision of a plan, if there is one. A worker has promised the plan to a former agent, or
+        before etcd's history went back."""
         self._writer.look_up(promised, self._teller(promised))
 
     def reset(self) -> None:
@@ -86,20 +86,20 @@ class PlanRelay(Component):
         self._agreement = NodeAgreement(self._node)
 
     def repeat(self) -> None:
-        """Writes again which ranks have left: etcd may have lost it."""
+        """Writes which ranks have left."""
         left = self._agreement.left()
         if left is not None:
             self._left = left
             self._keep_left()
 
     def _keep_left(self) -> None:
-        """Writes which ranks have left by now: the view may have changed while a receipt was written."""
+        """Writes which ranks have left by now, because the view may have changed while a receipt was written."""
         left = self._agreement.left()
         if left is not None:
             self._writer.keep(self._keys.left_of(self._node), left.encode())
 
     def _repeat_applied(self, plan: Plan) -> None:
-        """Repeats what workers reported before etcd's history went back: the receipt is lost, or was not due yet."""
+        """Repeats what workers reported before etcd's history went back: the receipt is lost, or was not due."""
         for rank, worker in self.members().items():
             applied = worker.applied
             if applied is not None and applied.digest == plan.digest and rank not in self._agreement.applied:
@@ -109,10 +109,12 @@ class PlanRelay(Component):
 
     def hear(self, worker: LocalWorker, message: wire.FromWorker) -> None:
         if isinstance(message, wire.PlanApplied):
-            worker.applied = message  # also where its view is not known, should etcd have lost that
+            worker.applied = message  # even if its view is not known: etcd may have lost it
         is_member = self.is_member(worker)
         match message:
-            case wire.Began(view, step, origin) if is_member and worker.rank == 0:  # for all: they run the same steps
+            case wire.Began(view, step, origin) if (
+                is_member and worker.rank == 0
+            ):  # for all ranks: they run the same steps
                 self._writer.write(write_first_step(self._keys, view, FirstStep(step=step, origin=origin)))
             case wire.PlanAnswer() if is_member or (isinstance(message, wire.AtGate) and worker.view):
                 self._do(self._answered(worker.rank, message))  # a rank at its gate gets an answer
@@ -121,14 +123,14 @@ class PlanRelay(Component):
         self._do(self._agreement.on_joined(worker.rank))
 
     def left(self, rank: int, last_step: int, then: Callable[[], None]) -> None:
-        """Calls `then` when etcd has it, and has what the rank applied: a rank that has left is not counted any more
-        among those that a change is applied on, unless its receipt is there."""
+        """Calls `then` when etcd has the departure and the receipt of what the rank applied: without a receipt, a
+        rank that has left does not count among those that a change was applied on."""
         self._do(self._agreement.on_left(rank, last_step))
         key = self._keys.left_of(self._node)
         self._writer.when_kept(self._receipt, partial(self._writer.when_kept, key, then))
 
     def failed(self, rank: int, failure: Failure, then: Callable[[], None]) -> None:
-        """Calls `then` when etcd has it."""
+        """Calls `then` when etcd has the failure."""
         self._writer.write(write_failure(self._keys, self._node, failure), then)
         self._do(self._agreement.on_died(rank))
 
@@ -172,10 +174,10 @@ class PlanRelay(Component):
                 case SettlePromise(promised, decision):
                     self._writer.settle(promised, decision, self._teller(promised))
                 case _:
-                    pass  # for a worker that is not connected: it hears it when it is
+                    pass  # for a worker that is not connected: `welcome` repeats it
 
     def _teller(self, promised: Promised) -> Callable[[Decision], None]:
-        """Workers that hold the promise receive it even if their view is not known."""
+        """Sends the decision to all workers that hold the promise, even if their view is not known."""
 
         def tell(decision: Decision) -> None:
             self._do(self._agreement.on_decision(promised.number, decision, promised.digest))
@@ -187,7 +189,7 @@ class PlanRelay(Component):
         return tell
 
     def _tell_plan(self, worker: LocalWorker, plan: Plan) -> None:
-        """The roster is written first: a worker may promise each plan that it receives."""
+        """Persists the plan before it sends it: a worker may promise each plan that it receives."""
         if worker.told is None or worker.told.number < plan.number:
             worker.told, worker.heard = plan, max(worker.heard, plan.number)
             self._on_told()
@@ -204,7 +206,7 @@ class PlanRelay(Component):
         worker.tell(wire.Decide(number, decision.commit, digest))
 
     def _held(self, worker: LocalWorker) -> Agreed | None:
-        """What the worker holds; if this agent does not know, what is agreed in etcd, which the plan follows."""
+        """The agreed values that the worker holds; if unknown, those in etcd, which the plan follows."""
         return worker.agreed if worker.agreed is not None else self._state.agreed
 
 

@@ -1,4 +1,4 @@
-"""Workers of this node that were told to end: on their behalf the run is asked to save and stop."""
+"""Preemption of this node's workers: asks the run to save and stop on their behalf."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from instep.wire.messages import FromWorker, Missing, PreemptionNotice
 log = logging.getLogger("instep")
 
 AGAIN_S: Final = 5.0
-"""Somebody may have deleted the command by hand."""
+"""After this time the command is written again if it is gone: someone may have deleted it."""
 MAX_REASON: Final = 100
 MAX_SUSPECTS: Final = 16
 
 
 class PreemptionRelay(Component):
-    """Promise: while a worker of the view that gave notice is here, the command that stops the run stands until a stop
-    is agreed on; one command, however many workers and nodes ask. It hears which ranks of the view are gone. Call
-    `follow` when the run's state has changed, and about once a second."""
+    """Promise: while a worker of the view that gave notice is here, the command that stops the run is kept in etcd
+    until a stop is agreed on. It is one command, however many workers and nodes ask. The worker is notified of ranks
+    that are gone."""
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._by_worker: dict[WorkerId, Command] = {}
         self._told: dict[WorkerId, tuple[int, ...]] = {}
-        """The missing ranks that it has heard of."""
+        """By worker: the missing ranks that it was notified of."""
         self._dead: set[WorkerId] = set()
         self._absent: set[WorkerId] = set()
         self._looking = False
@@ -52,13 +52,12 @@ class PreemptionRelay(Component):
         if worker.id not in self._by_worker:
             author = f"rank {worker.rank} on {worker.member.host}"
             reason = message.reason[:MAX_REASON]
-            log.warning("%s is told to end: %s", author, reason)
+            log.warning("%s is being preempted: %s", author, reason)
             command = Command(kind="stop", save=True, node=self._node, author=author, reason=reason)
             self._by_worker[worker.id] = command
         self.follow()
 
     def gone(self, worker: LocalWorker, *, failed: bool) -> None:
-        """Whether the run stops no longer concerns it."""
         self._by_worker.pop(worker.id, None)
         self._told.pop(worker.id, None)
         if failed:
@@ -93,8 +92,8 @@ class PreemptionRelay(Component):
                 worker.tell(Missing(missing))
 
     def _look_elsewhere(self) -> None:
-        """The leader says which ranks are not registered; whether that still holds, and they have not just left, is
-        read where it matters."""
+        """The leader reports ranks that are not registered. This reads from etcd whether that is still true, and
+        whether they have left cleanly."""
         view, forming = self._state.view, self._state.forming
         named = set(forming.missing_ranks) if forming is not None else set()
         if view is None or not self._by_worker or self._looking:
@@ -128,7 +127,7 @@ class PreemptionRelay(Component):
         return KnownRun(state.view_revision, state.agreed, state.agreed_revision, state.plan, state.decision)
 
     def _command(self, known: KnownRun) -> Command | None:
-        """What is to be asked for, on behalf of the lowest rank; None where there is no need."""
+        """The command to write, on behalf of the lowest rank; None if none is needed."""
         if known.is_stopping or not self._by_worker:
             return None
         members = sorted(self._workers.in_view(self._state.view, self._node).items())
@@ -143,7 +142,7 @@ class PreemptionRelay(Component):
         self.follow()
 
     async def _attempt(self) -> None:
-        """With what is known by now: while etcd was away the run may have gone on."""
+        """Uses the current state: the run may have continued while etcd could not be reached."""
         known = self._known()
         command = self._command(known) if known is not None else None
         if known is None or command is None:

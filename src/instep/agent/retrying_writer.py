@@ -1,4 +1,4 @@
-"""Writes that must reach etcd in the end: tried until they do, through any outage, while the agent lives."""
+"""Writes that must reach etcd: retried through every outage, while the agent lives."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ log = logging.getLogger("instep")
 
 T = TypeVar("T")
 Items: TypeAlias = tuple[KeyValue | None, KeyValue | None, KeyValue | None, KeyValue | None]
-"""A plan, its decision, what is agreed, and the epoch."""
+"""A plan, its decision, the agreed values, and the epoch."""
 UNDECIDED_S = 0.5
 """Pause before the next look at a plan whose decision is missing in etcd."""
 ATTEMPT_S = 2.0
 
 
 class QuotaMonitor:
-    """A database that has reached its quota: told once in full, to the log and to `tell`, and once when it is over.
+    """Whether etcd's database has reached its quota. Reports that once, to the log and to `tell`, and once when it
+    is over.
 
-    Limit: it learns from writes that are made anyway. An agent whose workers stand still hears of it late.
+    Limit: it learns from writes that are made anyway. An agent with idle workers notices late.
     """
 
     def __init__(
@@ -48,26 +49,26 @@ class QuotaMonitor:
         self._clock = clock
         self._since = 0.0
         self.problem: str | None = None
-        """The sentence for people, with the cure; None while etcd takes writes."""
+        """One sentence with the cure; None while etcd accepts writes."""
 
     def __repr__(self) -> str:
         return f"QuotaMonitor({self.problem or 'enough'})"
 
     def refused(self, error: InstepError) -> None:
-        """A write has just failed; only a full database matters here. A missing permission is passed on."""
+        """A write has failed. A full database is reported; a missing permission is passed on."""
         if isinstance(error, EtcdDenied):
             self._on_denied(error)
         if not isinstance(error, EtcdFull) or self.problem is not None:
             return
         self.problem, self._since = str(error), self._clock()
-        self._say(f"{error} Training goes on with the agreed values, changes wait.")
+        self._say(f"{error} Training continues with the agreed values; changes wait.")
 
     def written(self) -> None:
-        """A write has been made."""
+        """A write has succeeded."""
         if self.problem is None:
             return
         self.problem = None
-        self._say(f"etcd takes writes again, after {self._clock() - self._since:.0f} s")
+        self._say(f"etcd accepts writes again, after {self._clock() - self._since:.0f} s")
 
     def _say(self, text: str) -> None:
         log.warning("%s", text)
@@ -76,18 +77,18 @@ class QuotaMonitor:
 
 @dataclass(slots=True)
 class Wanted:
-    """The value that one key must get, and the callbacks that wait for it."""
+    """The target value of one key, and the callbacks that wait for it."""
 
     value: str | None
     waiting: list[Callable[[], None]] = field(default_factory=list)
 
 
 class RetryingWriter:
-    """Runs writes in the background. Each is idempotent by its own compares, so a lost reply is settled by sending it
-    again; `drain` waits for those under way.
+    """Runs writes in the background. Each is idempotent by its own comparisons: after a lost reply it is sent again.
+    `drain` waits for those in progress.
 
-    Promise: what is given to `keep` for one key is written in that order, also where a request arrives late: the last
-    value remains. Limit: other writes have no order.
+    Promise: the values that `keep` gets for one key are written in that order, even if a request arrives late: the
+    last value remains. Limit: other writes have no order.
     """
 
     def __init__(self, client: Client, keys: Keys, quota: QuotaMonitor) -> None:
@@ -97,10 +98,10 @@ class RetryingWriter:
         self._tasks = Background("a write")
         self._settling: set[Promised] = set()
         self.is_certain: Callable[[], bool] = lambda: True
-        """Whether etcd holds the history that is known: else nothing is aborted, for it may have been committed there.
-        Asked after each look."""
+        """Whether etcd holds the known history: otherwise nothing is aborted, because it may have been committed
+        there. Called after each read."""
         self._wanted: dict[str, Wanted] = {}
-        self._outage = Outage("a write that must be made waits")
+        self._outage = Outage("a required write waits")
 
     def __repr__(self) -> str:
         settling = sorted(item.number for item in self._settling)
@@ -110,11 +111,12 @@ class RetryingWriter:
         self._tasks.start(work)
 
     def write(self, txn: Txn, then: Callable[[], None] = lambda: None) -> None:
-        """Sends the txn until etcd has answered it, whatever the answer; then calls `then`."""
+        """Sends the transaction until etcd has answered, whatever the answer; then calls `then`."""
         self.start(self._write(txn, then))
 
     def keep(self, key: str, value: str | None) -> None:
-        """Makes `value` what `key` holds, None for no key. A value that is replaced before its turn is passed over."""
+        """Makes `value` the value of `key`; None deletes it. A value that is replaced before it is written is
+        skipped."""
         wanted = self._wanted.get(key)
         if wanted is not None:
             wanted.value = value
@@ -123,7 +125,7 @@ class RetryingWriter:
         self.start(self._keep(key))
 
     def when_kept(self, key: str, then: Callable[[], None]) -> None:
-        """Calls `then` once etcd holds what was given to `keep` for this key: at once if it does already."""
+        """Calls `then` after etcd holds the last value that `keep` got for this key; immediately if it already does."""
         wanted = self._wanted.get(key)
         if wanted is None:
             then()
@@ -131,18 +133,18 @@ class RetryingWriter:
             wanted.waiting.append(then)
 
     def settle(self, promised: Promised, decision: Decision, tell: Callable[[Decision], None]) -> None:
-        """Tries to make `decision` that of the plan; then tells the one that stands. A second call for the same plan
-        joins the first."""
+        """Tries to make `decision` the decision of the plan, then calls `tell` with the actual one. A second call
+        for the same plan joins the first."""
         if promised not in self._settling:
             self._settling.add(promised)
             self.start(self._settle(promised, decision, tell))
 
     def look_up(self, promised: Promised, tell: Callable[[Decision], None]) -> None:
-        """Tells the decision of the plan if there is one."""
+        """Calls `tell` with the decision of the plan, if there is one."""
         self.start(self._look_up(promised, tell))
 
     async def drain(self, timeout_s: float) -> None:
-        """Waits for what is under way and what follows from it, then gives up on the rest."""
+        """Waits for the writes in progress and those that follow from them, then cancels the rest."""
         deadline = time.monotonic() + timeout_s
         while len(self._tasks) and (left_s := deadline - time.monotonic()) > 0:
             await self._tasks.settle(left_s)
@@ -167,9 +169,9 @@ class RetryingWriter:
             then()
 
     async def _replace(self, key: str, value: str | None, revision: int) -> KeyValue | None:
-        """What the key holds after one attempt to replace what was written at `revision`, 0 for no key.
+        """The value of the key after one attempt to replace the value of `revision`, 0 for no key.
 
-        The revision is compared, so a request that arrives after a later one changes nothing.
+        The revision is compared: a request that arrives after a later one changes nothing.
         """
         op = Op.put(key, value) if value is not None else Op.delete(key)
         read = Op.get(key)
@@ -179,7 +181,9 @@ class RetryingWriter:
         except EtcdFull:
             if value is not None:
                 raise
-            await self._client.delete(key, timeout_s=ATTEMPT_S)  # a full database may refuse each txn, but it deletes
+            await self._client.delete(
+                key, timeout_s=ATTEMPT_S
+            )  # a full database may refuse a transaction, but it deletes
             return None
 
     async def _settle(self, promised: Promised, decision: Decision, tell: Callable[[Decision], None]) -> None:
@@ -190,13 +194,13 @@ class RetryingWriter:
         tell(stands)
 
     async def _decided(self, promised: Promised, decision: Decision) -> Decision:
-        """The plan's decision. An abort compares that the plan, and the epoch, are still the promised ones.
+        """The plan's decision. An abort compares that the plan and the epoch are the promised ones.
 
-        If etcd holds neither that plan nor its decision, nothing is guessed: an operator has deleted them, or etcd's
-        history has gone back. This waits until they return, or until the ranks' knowledge of them decides; the rank's
-        own patience bounds the wait.
+        If etcd has neither the plan nor its decision, someone has deleted them, or etcd's history has gone back.
+        Nothing is guessed: this waits until they return, or until what the ranks hold decides. The rank's own
+        patience limits the wait.
         """
-        missing = Outage(f"plan {promised.number} is not in etcd any more")
+        missing = Outage(f"plan {promised.number} is no longer in etcd")
         while True:
             items = await self.retry_until_done(lambda: self._look(promised.number))
             found = verdict(promised, _found(items))
@@ -208,11 +212,11 @@ class RetryingWriter:
                 if aborted is not None:
                     return aborted
                 continue
-            missing.met(EtcdError("its decision is waited for"))
+            missing.met(EtcdError("waiting for its decision"))
             await asyncio.sleep(UNDECIDED_S)
 
     async def _abort(self, promised: Promised, items: Items, decision: Decision) -> Decision | None:
-        """None when something has changed since the look."""
+        """None if something has changed since the read."""
         plan, _, _, epoch = items
         same = (
             Compare.mod_revision(self._keys.plan(promised.number), "==", plan.mod_revision if plan else 0),
@@ -231,10 +235,10 @@ class RetryingWriter:
         return decision
 
     async def _abort_without_space(self, promised: Promised, decision: Decision) -> Decision | None:
-        """A full database takes no abort, but it deletes: without its mark the plan cannot be committed any more. So a
-        rank at the gate may go on at once, and the record follows when there is space.
+        """Aborts the plan without space: a full database rejects the abort, but it deletes, and without its mark the
+        plan cannot be committed. A rank at the gate continues at once; the record is written when there is space.
 
-        Not where the plan is gone too, as in `_decided`: who makes space by hand may have deleted a commit.
+        Not if the plan is gone too, as in `_decided`: an operator who frees space may have deleted a commit.
         """
         number = promised.number
         await self.retry_until_done(lambda: self._client.delete(self._keys.open_mark(number), timeout_s=ATTEMPT_S))
@@ -265,7 +269,7 @@ class RetryingWriter:
         return result
 
     async def retry_until_done(self, attempt: Callable[[], Awaitable[T]], but: type[EtcdError] | tuple[()] = ()) -> T:
-        """Returns the result of the first attempt that does not fail. Raises `but`, and an invalid request."""
+        """Returns the result of the first successful attempt. Raises `but`, and errors of an invalid request."""
         retry = Retry(WRITE, self._outage)
         while True:
             try:

@@ -1,4 +1,4 @@
-"""The agent's socket: takes connections of processes of our own user, nobody else's."""
+"""The agent's socket: accepts connections from processes of this user only."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ log = logging.getLogger("instep")
 
 BACKLOG = 256
 PAUSE_S: Final = 0.5
-"""How long no connection is taken after one could not be: trying again at once would only take a core."""
+"""Pause after a connection could not be accepted: an immediate retry would only use CPU."""
 COMPLAIN_S: Final = 60.0
 
 
 class Server:
-    """Listens on a unix socket in a private folder and hands each connection its callbacks.
+    """Listens on a unix socket in a private folder and creates a `Connection` for each process.
 
-    While the process has no descriptor left, each that connects hears so at once: one descriptor is held for that.
+    One file descriptor is reserved: when the process has none left, each new connection gets the reason.
     """
 
     def __init__(self, path: Path, on_message: OnMessage, on_died: OnEnd) -> None:
@@ -37,10 +37,10 @@ class Server:
         self._complain_at = 0.0
         self.connections: set[Connection] = set()
         self.problem: str | None = None
-        """Why a process could not be taken, the last time that one could not; None for never."""
+        """Why the last failed connection could not be accepted; None if there was none."""
 
     def start(self) -> None:
-        """Takes the path over from an agent that died: the folder's lock says that there is no other."""
+        """Replaces the socket of a dead agent: this agent holds the folder's lock."""
         self._path.unlink(missing_ok=True)
         before = os.umask(0o177)
         try:
@@ -52,16 +52,16 @@ class Server:
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     def stay_reachable(self) -> None:
-        """Binds anew when somebody has removed the socket: workers that come later must find it."""
+        """Binds the socket again if it was removed: later workers must find it."""
         if self._listener.fileno() >= 0 and not self._path.exists() and self._path.parent.exists():
-            log.warning("the socket %s was removed: making it again", self._path)
+            log.warning("the socket %s was removed: creating it again", self._path)
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
             self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self.start()
 
     def stop_accepting(self) -> None:
-        """The path goes first, so that a worker which comes now starts another agent as soon as this one has ended."""
+        """Removes the path first: a worker that starts now can start another agent as soon as this one has ended."""
         if self._listener.fileno() < 0:
             return
         self._path.unlink(missing_ok=True)
@@ -98,7 +98,7 @@ class Server:
         self.connections.add(connection)
 
     def _pause(self, error: OSError) -> None:
-        """Takes no connection for a moment; says so once a minute."""
+        """Accepts no connection for a moment. Logs the reason at most once a minute."""
         self.problem = f"the agent of this node has refused a process: {explained(error)}"
         if time.monotonic() >= self._complain_at:
             self._complain_at = time.monotonic() + COMPLAIN_S
@@ -112,9 +112,9 @@ class Server:
             asyncio.get_running_loop().add_reader(listener, self._accept)
 
     def _refuse_next(self, error: OSError) -> None:
-        """Takes all that wait, one after the other, with the spare descriptor, and says why they cannot be served."""
+        """Accepts all waiting connections, one after the other, with the reserved descriptor, and sends the reason."""
         self._free_spare()
-        with contextlib.suppress(OSError):  # no process waits any more, or another thread has taken the descriptor
+        with contextlib.suppress(OSError):  # none waits, or another thread has taken the descriptor
             while True:
                 sock, _ = self._listener.accept()
                 refuse(sock, error)

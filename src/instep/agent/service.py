@@ -1,4 +1,4 @@
-"""The agent as a process: its log, its socket, its client, and how it ends."""
+"""The agent as a process: its log, its socket, its etcd client, and its end."""
 
 from __future__ import annotations
 
@@ -34,18 +34,17 @@ DESCRIPTORS = 65536
 FEWEST_DESCRIPTORS = 20
 FIRST_WORKER_S = 5.0
 LINGER_S = 0.2
-"""How long an agent that cannot work stays once it has said so: not long, or it would refuse with settings that have
-been fixed meanwhile."""
+"""How long an agent that cannot work stays after it has reported that. Short: its settings may be fixed meanwhile."""
 
 
 def serve(folder_path: str, run: str, settings_text: str, name: NodeName) -> int:
-    """Runs one agent to its end and returns the process's exit code. `name` is what it speaks for."""
+    """Runs one agent and returns the exit code of the process. `name` is the node's name."""
     folder = RuntimeFolder(Path(folder_path))
     _set_up_log(folder)
     os.chdir("/")
     former = note_start(folder, os.getpid())
     if former is not None:
-        log.info("how this node's agent ended last: %s", former)
+        log.info("how this node's last agent ended: %s", former)
     try:
         _raise_descriptor_limit()
         code, why = asyncio.run(_serve(folder, run, Settings.from_json(settings_text), name))
@@ -60,7 +59,7 @@ def serve(folder_path: str, run: str, settings_text: str, name: NodeName) -> int
 
 
 async def _serve(folder: RuntimeFolder, run: str, settings: Settings, name: NodeName) -> tuple[int, str]:
-    """The exit code and why the agent ends. The code is 0 where no worker that trains needs another agent; else the
+    """The exit code, and why the agent ends. The code is 0 unless workers that train need another agent; then the
     supervisor starts one."""
     log.info("agent %d of run %s starts with %r", os.getpid(), run, settings)
     try:
@@ -101,8 +100,8 @@ async def _serve(folder: RuntimeFolder, run: str, settings: Settings, name: Node
 
 
 def _on_sigterm(node: Node, stopping: asyncio.Event) -> None:
-    """A scheduler that tells every process of a job to end means the ranks. They need their agent to end well, and it
-    goes with the last of them."""
+    """A scheduler that signals all processes of a job means the ranks. They need their agent until they have ended,
+    so it ends with the last of them."""
     if node.serves:
         log.info("SIGTERM received: this agent ends when its last worker has ended")
     else:
@@ -110,7 +109,7 @@ def _on_sigterm(node: Node, stopping: asyncio.Event) -> None:
 
 
 async def _refuse_everybody(folder: RuntimeFolder, error: InstepError) -> None:
-    """Settings that cannot work: each worker that connects is told why."""
+    """Sends each worker that connects the reason why these settings cannot work."""
     log.error("%s", error)
 
     told = asyncio.Event()
@@ -148,8 +147,8 @@ def _keep_node_name(folder: RuntimeFolder, name: NodeName) -> None:
 
 
 def _raise_descriptor_limit() -> None:
-    """Three descriptors a worker, beside those of the client: as many as the system allows without being asked. Raises
-    OSError where not even the client could work: grpc ends the process then."""
+    """Raises the limit of file descriptors as far as the system allows: three per worker, besides those of the
+    client. Raises OSError if not even the client could work, because grpc would abort the process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -161,7 +160,7 @@ def _raise_descriptor_limit() -> None:
 
 
 class _LogFile(RotatingFileHandler):
-    """When the disk is full, log lines are lost, and nothing else."""
+    """Loses log lines while the disk is full, and nothing else."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         pass

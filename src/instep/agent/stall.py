@@ -1,4 +1,4 @@
-"""Which of a node's workers makes no progress, and which one the node's candidate names. Pure.
+"""Which of a node's workers is stalled, and which one the node's candidate names. Pure.
 
 All times are seconds on the monotonic clock, which the agent and its workers share.
 """
@@ -12,39 +12,39 @@ from typing import Final
 from instep.protocol.records import WorkerId
 
 STEPS: Final = 20
-"""A step may take so many times what this worker's steps took lately, however short the time-out is."""
+"""A step may take so many times this worker's recent step time, however short the time-out is."""
 FIRST_STEPS: Final = 10
-"""Until a step time is known, a step may take so many times the time-out: the first ones compile and warm up."""
+"""Until the step time is known, a step may take so many times the time-out: the first steps compile and warm up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """One local worker, as it is seen now."""
+    """One local worker at this moment."""
 
     rank: int
     incarnation: str
     joined: bool
-    """It is or was in a view."""
+    """It is, or was, in a view."""
     trains: bool
     """It has passed a boundary."""
     at: float
-    """When it passed the last one."""
+    """The time of its last boundary."""
     excused_until: float = 0.0
-    """Its time counts from then on, if that is later."""
+    """Its stall time starts here if that is later."""
     step_time_s: float = 0.0
-    """0.0 while it is not known."""
+    """0.0 while it is unknown."""
 
     @property
     def id(self) -> WorkerId:
         return WorkerId(self.rank, self.incarnation)
 
     def silence_s(self, now: float) -> float:
-        """For how long it has not shown any progress although it should have."""
+        """How long it has made no progress although it should have."""
         return now - max(self.at, self.excused_until) if self.trains else 0.0
 
 
 def limit_s(step_time_s: float, timeout_s: float) -> float:
-    """How long a worker of this pace may show no progress before it counts as stalled."""
+    """How long a worker with this step time may make no progress before it counts as stalled."""
     if step_time_s <= 0:
         return FIRST_STEPS * timeout_s
     return max(timeout_s, STEPS * step_time_s)
@@ -56,13 +56,13 @@ def is_stalled(worker: Standing, now: float, timeout_s: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Nomination:
-    """Whom the candidate names, and what came before. `passed` holds those who have led, or would have led, and were
-    passed over because they stalled, each with the boundary that it had passed last: it is over when they move on."""
+    """The worker that the candidate names, and the history. `passed`: workers that were passed over because they
+    stalled, each with the time of its last boundary. It no longer counts after the worker moves on."""
 
     worker: WorkerId
     passed: Mapping[WorkerId, float] = field(default_factory=dict)
     yielded: int = 0
-    """How often it has made way since every worker of the node has been passed over; 0 where one has not."""
+    """How often the node has yielded since all its workers were passed over; 0 if one has not been."""
 
 
 def nominate(
@@ -74,12 +74,12 @@ def nominate(
     leads: bool,
     rivals: bool,
 ) -> Nomination | None:
-    """Whom to name now; None when nobody is here. `leads`: our candidate leads the run. `rivals`: another node's
-    candidate stands that has a worker which was not passed over.
+    """The worker to name now; None if there is none. `leads`: our candidate leads the run. `rivals`: another node
+    has a candidate with a worker that was not passed over.
 
-    Promise: who is named stays named while it lives and goes on, so leadership moves only for a reason; a leader that
-    stalls is passed over once, so all of a run that wait for each other have each led for a while in the end, and the
-    last one goes on leading: somebody always leads. Limit: who of those that wait holds up the others cannot be told.
+    Promise: the named worker stays the same while it lives and makes progress. A stalled leader is passed over once:
+    ranks that wait for each other each lead for a while, and the last one keeps the lead, so there is always a
+    leader. Limit: it cannot tell which of the waiting ranks blocks the others.
     """
     here = {worker.id: worker for worker in workers}
     if not here:
@@ -97,7 +97,7 @@ def nominate(
     if healthy:
         return Nomination(_first(healthy), _with(passed, here[before.worker]))
     if not leads:
-        return replace(before, passed=passed)  # nobody here would be any better
+        return replace(before, passed=passed)  # no worker here would be better
     passed = _with(passed, here[before.worker])
     rest = [worker for who, worker in here.items() if who not in passed]
     if rest:
@@ -106,7 +106,7 @@ def nominate(
 
 
 def _first(workers: Iterable[Standing]) -> WorkerId:
-    """Of those who train the lowest rank, else of all."""
+    """The lowest rank of those that train, else of all."""
     return min(workers, key=lambda worker: (not worker.joined, worker.rank)).id
 
 

@@ -1,4 +1,4 @@
-"""Asking a local worker that waits to join whether it could start with given values."""
+"""Asks a local worker that waits to join whether it could start with given values."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ NOTHING: Mapping[int, Mapping[str, str]] = {}
 
 
 class StartDryRun(Component):
-    """Promise: `ask` ends within `ANSWER_S` seconds with what one worker of the view refuses. Limit: nothing is refused
-    where none of them is on this node or none answers; their joins then end with the error that names the values."""
+    """Promise: `ask` returns within `ANSWER_S` seconds what one worker of the view refuses. Limit: if no worker of
+    the view is on this node, or none answers, nothing is refused; the joins then fail with an error that names the
+    values."""
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -32,7 +33,7 @@ class StartDryRun(Component):
         return f"StartDryRun({self._number} so far)"
 
     async def ask(self, view: View, dry_run: DryRun) -> Refusals:
-        """One at a time: it is the leader's loop that asks."""
+        """Only the leader's loop calls it, one call at a time."""
         worker = self._somebody(view)
         if worker is None:
             return NOTHING

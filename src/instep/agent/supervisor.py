@@ -1,8 +1,8 @@
-"""The agent's parent: starts another agent when one is killed or fails, also while no worker passes a boundary.
+"""The agent's parent: starts another agent when one is killed or fails, even while no worker passes a boundary.
 
-Workers start a new agent too, at their next boundary. But ranks that wait in a collective for one that died pass none,
-and the one they wait for cannot be replaced while nobody speaks for them. Whoever has the folder's lock is the agent,
-so it does not matter who comes first.
+Workers start a new agent too, at their next boundary. But ranks that wait in a collective for a dead rank pass none,
+and without an agent the dead rank cannot be replaced. The process that holds the folder's lock is the agent,
+whichever started it.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from instep.runtime import RuntimeFolder
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 10.0
 MAX_RESTARTS: Final = 20
-"""After so many deaths in a row the workers' own boundaries must do."""
+"""After so many failures in a row, only the workers start another agent."""
 SETTLED_S: Final = 60.0
-"""An agent that has lived for so long starts the count anew."""
+"""An agent that has lived this long resets the count."""
 
 
 def supervise(folder: RuntimeFolder, lock: int, serve: Callable[[], int]) -> int:
-    """Runs `serve` in a child that alone holds `lock`, and again whenever a signal kills it or its exit code is not 0.
-    Returns in each child with that code, and in the parent when a child has ended well, when too many have not, or when
-    somebody else has started an agent.
+    """Runs `serve` in a child that alone holds `lock`, and again whenever a signal kills it or its exit code is not
+    0. Returns that code in each child. Returns in the parent when a child has ended well, when too many have failed,
+    or when another process has started an agent.
 
-    Limit: what kills this process too (the end of a container) is not survived. It must not have started threads.
+    Limit: it does not survive what kills this process too (the end of a container). This process must not have
+    started threads.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a trainer that ignores it hands that on: there is no waiting then
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a trainer's SIG_IGN is inherited, and would prevent waiting
     restarts, held = 0, lock
     while True:
         began = time.monotonic()
@@ -41,17 +42,19 @@ def supervise(folder: RuntimeFolder, lock: int, serve: Callable[[], int]) -> int
         if child == 0:
             os.set_inheritable(held, False)
             return serve()
-        os.close(held)  # the lock is the agent's: were it ours too, nobody could replace us both
+        os.close(held)  # only the agent holds the lock: otherwise no process could replace both
         _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)
         if code == 0:
             return 0
-        if code < 0:  # else it has left the reason itself
+        if code < 0:  # otherwise the agent has recorded the reason
             note_end(folder, f"agent {child} was killed by {signal_name(-code)}")
         restarts = 1 if time.monotonic() - began > SETTLED_S else restarts + 1
         if restarts > MAX_RESTARTS:
             return 1
-        time.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (restarts - 1)))  # dying at once must not take a core
+        time.sleep(
+            min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (restarts - 1))
+        )  # an agent that dies at once must not use a core
         try:
             again = folder.claim()
         except (InstepError, OSError):

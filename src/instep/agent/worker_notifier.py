@@ -1,4 +1,4 @@
-"""What the node's workers are told for people, to be seen in the training's own log."""
+"""Notes for people in the training's own log, sent to the node's workers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ log = logging.getLogger("instep")
 
 
 class WorkerNotifier:
-    """Notes go through one rank of the node, so that a sentence is there once; what is waited for goes to every worker
-    that waits to join."""
+    """Sends notes through one rank of the node, to log each sentence once. Sends every joining worker what it waits
+    for."""
 
     def __init__(self, client: Client, state: RunState, workers: Workers) -> None:
         self._client = client
@@ -30,7 +30,7 @@ class WorkerNotifier:
             worker.tell(Note(level, text))
 
     def note_link(self) -> None:
-        """Says it once when etcd does not answer any more, and once when it does again."""
+        """Reports once that etcd cannot be reached, and once that it is back."""
         linked = self._client.link == "connected"
         if linked == self._linked:
             return
@@ -38,13 +38,13 @@ class WorkerNotifier:
         text = (
             "etcd answers again"
             if linked
-            else "etcd does not answer: training goes on with the agreed values, changes wait"
+            else "etcd does not answer: training continues with the agreed values; changes wait"
         )
         log.warning("%s", text)
         self.note(text)
 
     def tell_versions(self) -> None:
-        """In a new view: whether its nodes run one version of Instep."""
+        """In a new view: reports if its nodes run different versions of Instep."""
         versions = self._state.view.versions if self._state.view is not None else ()
         if versions:
             text = (
@@ -55,11 +55,11 @@ class WorkerNotifier:
             self.note(text)
 
     def tell_unlisted(self, problem: str) -> None:
-        """The run's state cannot be read: those who wait hear why at once."""
+        """Sends joining workers why the run's state cannot be read, at once."""
         self._tell_waiting(problem, urgent=True)
 
     def tell_awaited(self, problem: str | None, *, here: str | None = None) -> None:
-        """Tells waiting workers what they wait for: the end of `problem` if there is one, else what the state says.
+        """Sends joining workers what they wait for: the end of `problem` if there is one, else what the state says.
         `here` is what keeps other processes of this node from joining; it is sent at once."""
         if self._linked or here:
             text, missing = _awaited(self._state)

@@ -1,4 +1,4 @@
-"""Where the node meets its workers: who comes, what they say, who stays, who goes."""
+"""The connected workers: joins, messages, places in the view, departures."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from instep.wire import messages as wire
 log = logging.getLogger("instep")
 
 MAX_EARLY: Final = 200
-"""Messages of one worker that are kept until the run's state is known."""
+"""Upper bound for the queued messages of one worker before the run's state is known."""
 SAY_DENIED_EVERY_S: Final = 60.0
 GIVE_UP_S: Final = 30.0
-"""The dead are kept for so long by an agent that could not tell etcd of them."""
+"""An agent that never reached etcd keeps dead workers so long."""
 
 
 class WorkerSessions(Component):
-    """Every worker that comes is registered and stands for election until it goes; its roster entry, registration and
-    candidacy go with it. Messages received before `open()` are queued until the run's state is
-    known. `is_open` says whether it is."""
+    """Each worker is registered, and is a candidate for the lead, until it is gone; its entry in the persisted
+    workers, its registration and its candidacy are then removed. Messages received before `open()` are queued until
+    the run's state is known. `is_open`: whether it is."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class WorkerSessions(Component):
         self._dead_since: float | None = None
         self._say_denied_at = 0.0
         self._told_of: frozenset[WorkerId] = frozenset()
-        """Refused processes that the ranks they would have replaced were notified of."""
+        """Refused processes that the holders of their ranks were notified of."""
 
     def __repr__(self) -> str:
         return (
@@ -66,14 +66,14 @@ class WorkerSessions(Component):
         )
 
     def adopt(self) -> None:
-        """Workers that a former agent served and that have not come yet are registered all the same: one of them may
-        wait in a step for a rank that died, and its replacement needs all the others."""
+        """Registers the workers of a former agent that have not connected yet: one of them may wait in a step for a
+        dead rank, whose replacement needs all of them."""
         for worker in self._persisted_workers.load(self._node, self.on_died):
-            log.info("rank %d (pid %d) lives, and is waited for", worker.rank, worker.connection.pid)
+            log.info("rank %d (pid %d) lives: waiting for it to connect", worker.rank, worker.connection.pid)
             self._workers.add(worker)
 
     def open(self) -> None:
-        """The run's state is known: hears what was said before, and from now on everything at once."""
+        """The run's state is known: processes the queued messages; later ones are processed at once."""
         self.is_open = True
         while self._early:
             connection, message = self._early.popleft()
@@ -113,8 +113,8 @@ class WorkerSessions(Component):
                     component.hear(worker, message)
 
     def _hold(self, connection: Connection, message: wire.FromWorker) -> None:
-        """Keeps a message until the state is known. A worker that sends too many is disconnected: it connects again and
-        repeats what still counts."""
+        """Queues a message until the state is known. A worker that sends too many is disconnected: it connects again
+        and repeats what still counts."""
         self._early.append((connection, message))
         if sum(other is connection for other, _ in self._early) > MAX_EARLY:
             log.warning("worker %d sent too many messages while etcd did not answer: it connects again", connection.pid)
@@ -132,10 +132,10 @@ class WorkerSessions(Component):
             self._on_gone(worker, failure)
 
     def _on_hello(self, worker: LocalWorker, undecided: int | None) -> None:
-        log.info("rank %d of %d (pid %d) is here", worker.rank, worker.member.world_size, worker.member.pid)
+        log.info("rank %d of %d (pid %d) has connected", worker.rank, worker.member.world_size, worker.member.pid)
         for other in self._workers:
             if other.rank == worker.rank and other.id != worker.id and other.absent:
-                self._on_gone(other, failures.of_replaced(other))  # it will hear so when it comes
+                self._on_gone(other, failures.of_replaced(other))  # it gets the reason when it connects
         self._workers.add(worker)
         self._writer.start(self._register(worker))
         self._writer.start(self._candidacy.stand())
@@ -146,7 +146,7 @@ class WorkerSessions(Component):
             self._plan_relay.look_up(promised)
 
     def _on_gone(self, worker: LocalWorker, failure: Failure | None, *, last_step: int = -1) -> None:
-        """`failure` is None for a worker that has left cleanly. It gets `bye` once etcd has recorded its end."""
+        """`failure` is None for a worker that has left cleanly. It receives `Bye` after etcd has recorded its end."""
         was_member = self._plan_relay.is_member(worker)
         self._strike(worker)
         self._candidacy.ended(worker.id, "it left" if failure is None else "its process died")
@@ -162,11 +162,11 @@ class WorkerSessions(Component):
         worker.tell(wire.Bye())
         worker.connection.close()
 
-    # -- where they stand -------------------------------------------------------------------------------------------
+    # -- their place in the view ------------------------------------------------------------------------------------
 
     def meet_all(self) -> None:
-        """In a new view, or once it can be entered. A registration says which view its worker is in, so all are made
-        again."""
+        """In a new view, or when it can be entered. Registers all workers again, because a registration names the
+        view."""
         met = [self._meet(worker) for worker in self._workers]
         if any(met):
             self._writer.start(self.register_all())
@@ -177,7 +177,7 @@ class WorkerSessions(Component):
             worker.met = worker.awaits = 0
 
     def part_with_refused(self) -> None:
-        """Those whose registration the leader could not take."""
+        """Removes workers whose registration the leader has refused."""
         for worker in self._workers:
             refused = self._state.refused.get(worker.id)
             if refused is not None:
@@ -191,8 +191,7 @@ class WorkerSessions(Component):
         self._told_of = frozenset(self._state.refused)
 
     def give_up_on_the_dead(self, now: float) -> None:
-        """An agent that never reached etcd and has no living worker left has nothing to wait for. `now` in seconds on
-        the monotonic clock."""
+        """Removes dead workers of an agent that never reached etcd. `now` in seconds on the monotonic clock."""
         living = [worker for worker in self._workers if not worker.connection.closed]
         if self.is_open or living or not len(self._workers):
             self._dead_since = None
@@ -203,7 +202,7 @@ class WorkerSessions(Component):
                 self._workers.remove(worker)
 
     def _meet(self, worker: LocalWorker) -> bool:
-        """Sends a worker its place in the view: a member, waiting, or replaced. True if it must be registered again."""
+        """Sends a worker its place in the view, if it has one. True if it must be registered again."""
         view = self._state.view
         if view is None or worker.met == view.number:
             return False
@@ -227,16 +226,17 @@ class WorkerSessions(Component):
         return True
 
     def _awaits(self, worker: LocalWorker, view: View) -> bool:
-        """A newcomer that the view has stay: the others wait until it is known that it has not begun."""
+        """A newcomer that the view counts as staying: the others wait until its registration shows that it has not
+        begun."""
         if worker.view or worker.awaits == view.number or worker.rank not in parse_ranks(view.staying):
             return False
         worker.awaits = view.number
         return True
 
     def _may_enter(self, worker: LocalWorker, view: View) -> Agreed | None:
-        """What is agreed if the worker may enter the view, else None. A worker that has trained must hold that or the
-        decision before it; otherwise etcd has lost something. A newcomer must get what all staying ranks hold: it waits
-        until they are in the view."""
+        """The agreed values if the worker may enter the view, else None. A worker that has trained must hold them or
+        the decision before; otherwise etcd has lost something. A newcomer must get what all staying ranks hold, so
+        it waits until they are in the view."""
         agreed, entered = self._state.agreed, self._state.entered
         if agreed is None or worker.view > view.number:
             return None
@@ -274,7 +274,8 @@ class WorkerSessions(Component):
             self.deny(error)
 
     def deny(self, error: EtcdDenied) -> None:
-        """etcd lets us read but not write what a view needs: waiting ranks fail at once, training ones continue."""
+        """etcd permits reads but not the writes that a view needs: joining ranks fail at once, training ones
+        continue."""
         self.note_denied(error)
         for worker in self._workers:
             if not worker.view:
@@ -306,7 +307,7 @@ def _other_version(theirs: str) -> str:
 
 
 def _promised(worker: LocalWorker, undecided: int | None) -> Promised | None:
-    """The plan whose decision the worker, or the agent on its behalf, does not know."""
+    """The plan whose decision neither the worker nor its agent knows."""
     told = worker.told
     if told is not None and undecided in (None, told.number):
         return Promised(told.number, told.digest, told.epoch)

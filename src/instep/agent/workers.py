@@ -1,4 +1,4 @@
-"""The node's workers: who is here, who is in the view, who leads."""
+"""The node's workers: connected, in the view, leading."""
 
 from __future__ import annotations
 
@@ -51,40 +51,40 @@ class PaceMeter:
 
 @dataclass(slots=True, eq=False)
 class LocalWorker:
-    """Identified by rank and incarnation; its connection may be replaced while it lives."""
+    """One worker, identified by rank and incarnation. Its connection may be replaced while it lives."""
 
     member: Member
     schema: Schema
     connection: Connection | DisconnectedWorker
     view: int = 0
-    """The view it was welcomed to; 0 while it waits for one."""
+    """The view that it is in; 0 before its first."""
     absent: bool = False
-    """It lives, and was met by a former agent of this node only."""
+    """It lives and has connected to a former agent of this node only."""
     met: int = 0
     """The view that was sent over this connection."""
     awaits: int = 0
-    """The view that lists it as one that stays, although it has not begun."""
+    """The view that counts it as staying although it has not begun."""
     agreed: Agreed | None = None
-    """The newest decision that it knows or was sent: never older than what it knows itself."""
+    """The newest decision that it knows or was sent: never older than what it knows."""
     plan: Plan | None = None
-    """The plan that `agreed` came from, where that is known."""
+    """The plan of `agreed`, if known."""
     told: Plan | None = None
     """The newest plan that it was sent, until it is sent the decision."""
     heard: int = 0
-    """The highest number of a plan that it was sent, aborted plans included: it promises none up to that number."""
+    """The highest number of a plan that it was sent, including aborted ones: it promises none up to that number."""
     epoch: int = 0
-    """The run's epoch when it was registered last."""
+    """The run's epoch at its last registration."""
     applied: PlanApplied | None = None
-    """What it said last of a plan that it has applied."""
+    """Its last report of an applied plan."""
     told_token: int | None = None
-    """The token it leads with as it was told, 0 for not leading; None before it has been told anything."""
+    """The token that it was last sent as the leader; 0 for not leading, None before the first message."""
     pace: PaceMeter = field(default_factory=PaceMeter)
     excused_until: float = 0.0
-    """Until then, in seconds on the monotonic clock, it may pass no boundary without having stalled; from then on its
-    time counts anew. Set it far ahead when something long begins, to now when that ends."""
+    """Until then (seconds on the monotonic clock) it may pass no boundary without counting as stalled; its stall
+    time starts there. Set it far ahead when a long operation begins, and to now when it ends."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     actions: tuple[str, ...] | None = None
-    """What its script has declared, as far as it has said so."""
+    """The actions that its script has declared; None before it has reported."""
     drift: tuple[str, ...] = ()
     """Hyperparameters that its optimizer does not hold as agreed."""
     restores: bool | None = None
@@ -127,12 +127,12 @@ class LocalWorker:
         return self.member.worker
 
     def record(self) -> Member:
-        """Its registration, as of now."""
+        """Its current registration."""
         now = {"view": self.view, "awaits": self.awaits, "epoch": self.epoch, "head": self.head()}
         return self.member.model_copy(update=now)
 
     def head(self) -> Head | None:
-        """What it holds, None for one that is new."""
+        """What it holds; None for a new one."""
         agreed, told = self.agreed, self.told
         if not self.view or agreed is None:
             return None
@@ -140,7 +140,7 @@ class LocalWorker:
         return Head(plan=agreed.plan, digest=agreed.digest, told=number)
 
     def keep(self, former: LocalWorker) -> None:
-        """The worker has reconnected. Messages of the former connection may not have reached it, but they count."""
+        """The worker has connected again. Messages over the former connection may be lost, but they count."""
         self.pace, self.excused_until = former.pace, former.excused_until
         self.epoch, self.applied = max(self.epoch, former.epoch), self.applied or former.applied
         self.heard = max(self.heard, former.heard)
@@ -153,7 +153,7 @@ class LocalWorker:
 
     @property
     def step(self) -> int:
-        """The last boundary it passed; -1 before the first."""
+        """The last boundary that it passed; -1 before the first."""
         words = self.connection.words
         return words.step if words is not None else -1
 
@@ -183,7 +183,7 @@ class LocalWorker:
 
 
 class Workers:
-    """All of them, in the order they came."""
+    """All of them, in the order of their arrival."""
 
     def __init__(self) -> None:
         self._by_id: dict[WorkerId, LocalWorker] = {}
@@ -201,7 +201,7 @@ class Workers:
         return f"Workers({', '.join(f'rank {worker.rank}' for worker in self)})"
 
     def add(self, worker: LocalWorker) -> None:
-        """One that connects again keeps its place and closes its former connection."""
+        """A worker that connects again keeps its place; its former connection is closed."""
         former = self._by_id.get(worker.id)
         if former is not None and former.connection is not worker.connection:
             former.connection.close()
@@ -216,11 +216,11 @@ class Workers:
             self._nobody.set()
 
     async def wait_first(self) -> None:
-        """Until somebody has come, who may have gone since."""
+        """Waits until a worker has connected. It may be gone by then."""
         await self._somebody.wait()
 
     async def wait_gone(self) -> None:
-        """Until nobody is here."""
+        """Waits until no worker is left."""
         while self._by_id:
             self._nobody.clear()
             await self._nobody.wait()
@@ -229,7 +229,7 @@ class Workers:
         return next((worker for worker in self if worker.connection is connection), None)
 
     def in_view(self, view: View | None, node: str) -> dict[int, LocalWorker]:
-        """By rank, those that the view names on this node."""
+        """By rank, the workers that the view names on this node."""
         mine = view.nodes.get(node) if view is not None else None
         if mine is None:
             return {}
@@ -240,8 +240,8 @@ class Workers:
         return self._by_id.get(worker)
 
     def look(self, now: float, paused_at: int | None) -> None:
-        """Measures how fast each one steps. Call it about once a second, `now` in seconds on the monotonic clock: what
-        passed while nobody looked counts as no worker's stall, nor does the time before step `paused_at`."""
+        """Measures the pace of each worker. Call it about once a second, with `now` in seconds on the monotonic
+        clock. Time in which the agent did not look, and time before step `paused_at`, does not count as a stall."""
         missed = now - self._looked_at > MISSED_S
         self._looked_at = now
         for worker in self:
@@ -250,12 +250,12 @@ class Workers:
                 worker.excused_until = max(worker.excused_until, now)
 
     def furthest(self) -> tuple[int, float]:
-        """Step and time of the last boundary of the worker that is ahead; -1 when none has passed one."""
+        """Step and time of the last boundary of the furthest worker; -1 if none has passed one."""
         return max(((worker.step, worker.at) for worker in self), default=(-1, 0.0))
 
     def tell_leader(self, leader: Leader | None) -> None:
-        """Tells each worker that has become, or is no longer, the leader, or leads with another token; and each that is
-        new here: it may believe what a former agent said."""
+        """Notifies each worker whose leadership or token has changed, and each new one: a former agent may have told
+        it otherwise."""
         for worker in self:
             token = leader.token if leader is not None and worker.id == leader.worker else 0
             if token != worker.told_token:
