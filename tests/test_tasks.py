@@ -22,7 +22,7 @@ STARTS = {"create_task", "ensure_future", "gather", "shield", "as_completed", "r
 """What makes a task of a coroutine. `asyncio.wait` takes tasks, and `wait_for` leaves none behind."""
 
 WITH_A_CALLER_THAT_WAITS = {
-    "testing/_loop.py": "the thread that asks waits for the result",
+    "testing/_proxy_thread.py": "the thread that asks waits for the result",
     "torch/_rendezvous/loop_thread.py": "the calling thread waits for the result; on exit, for the thread's end",
 }
 """The only other modules that start any, each from another thread."""

@@ -35,7 +35,7 @@ from instep.discovery import (
 )
 from instep.errors import EtcdError, SettingsError
 from instep.etcd_server.binaries import find_etcd
-from instep.etcd_server.member import Member, command, wait_until_healthy
+from instep.etcd_server.member import MemberSettings, command, wait_until_healthy
 from instep.etcd_server.ports import free_ports, is_free
 from instep.etcd_server.process import ServerProcess
 from instep.system_errors import explained
@@ -115,7 +115,7 @@ def _launch(
     data = Path(data_dir).absolute() if data_dir is not None else home() / "etcd"
     _make(data)
     client_port, peer_port = _ports(port, tell)
-    member = Member(
+    member = MemberSettings(
         name="local",
         data_dir=data,
         host=LOOPBACK,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from instep.control import ChangeReceipt, ValueChange
-from instep.demo._checks import Evidence, Pause, Refusal, Steered, Stop, Takeover
+from instep.demo._checks import Evidence, Pause, RefusedValue, Steered, Stop, Takeover
 from instep.demo._records import BaselineRecord, RankRecord
 from instep.rendezvous.records import Limits, Round
 
@@ -75,7 +75,7 @@ def evidence() -> Evidence:
         ranks=RANKS,
         records=(killed(0), killed(1), gone_on(0), gone_on(1)),
         steered=(Steered("instep set", receipt()),),
-        refusal=Refusal("lr=-1", "it must be above 0", "0.001", "0.001", written=False),
+        refusal=RefusedValue("lr=-1", "it must be above 0", "0.001", "0.001", written=False),
         round=formed(2, restarts=1),
         takeover=Takeover(step=KILLED_AT, killed_rank=0, by_rank=1, took_ms=12.0, saved_by=1),
         pause=Pause(step=70, stood_s=1.5),

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from demo_evidence import KILLED_AT, LAST, alone, evidence, formed, gone_on, killed, receipt
 
-from instep.demo._checks import Evidence, Pause, Refusal, Steered, Stop, Takeover, check
+from instep.demo._checks import Evidence, Pause, RefusedValue, Steered, Stop, Takeover, check
 from instep.demo._records import RankRecord, records_of
 from instep.errors import InstepError
 from instep.rendezvous.records import Round
@@ -66,7 +66,7 @@ def test_steps_that_nobody_ran_fail_the_demo() -> None:
 
 
 def test_a_bad_value_that_reached_etcd_fails_the_demo() -> None:
-    doctored = replace(evidence(), refusal=Refusal("lr=-1", "it was not refused", "0.001", "-1", written=True))
+    doctored = replace(evidence(), refusal=RefusedValue("lr=-1", "it was not refused", "0.001", "-1", written=True))
     assert failed(doctored) == ["lr=-1 is refused before it is written"]
 
 

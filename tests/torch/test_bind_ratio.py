@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instep.torch._optim.ratio import Kind, anchor_of, kind_of, ratio_of, rebased, share_of, why_unusable
+from instep.torch._optim.ratio import ValueKind, anchor_of, kind_of, ratio_of, rebased, share_of, why_unusable
 
 positive = st.floats(1e-8, 1e3)
 near = 1e-12
@@ -18,14 +18,14 @@ near = 1e-12
 def test_a_ratio_times_its_default_is_the_value(value: float, default: float) -> None:
     ratio = ratio_of(value, default)
     assert ratio is not None
-    assert math.isclose(share_of(ratio, default, Kind.REAL), value, rel_tol=near)
+    assert math.isclose(share_of(ratio, default, ValueKind.REAL), value, rel_tol=near)
 
 
 @given(agreed=st.floats(allow_nan=False, allow_infinity=False), default=positive)
 def test_a_group_at_the_default_holds_exactly_the_agreed_value(agreed: float, default: float) -> None:
     ratio = ratio_of(default, default)
     assert ratio == 1.0
-    assert share_of(ratio, agreed, Kind.REAL) == agreed
+    assert share_of(ratio, agreed, ValueKind.REAL) == agreed
 
 
 def test_zero_is_in_ratio_only_to_what_it_equals() -> None:
@@ -67,15 +67,15 @@ def test_the_anchor_is_the_last_value_that_was_not_zero(agreed: list[float], fir
 @pytest.mark.parametrize(
     ("ratio", "agreed", "kind", "share"),
     [
-        (1.0, 10, Kind.WHOLE, 10),
-        (0.5, 3, Kind.WHOLE, 1.5),
-        (1.0, 0.01, Kind.WHOLE, 0.01),
-        (1.0, 2, Kind.REAL, 2.0),
-        (1.0, True, Kind.FLAG, True),
+        (1.0, 10, ValueKind.WHOLE, 10),
+        (0.5, 3, ValueKind.WHOLE, 1.5),
+        (1.0, 0.01, ValueKind.WHOLE, 0.01),
+        (1.0, 2, ValueKind.REAL, 2.0),
+        (1.0, True, ValueKind.FLAG, True),
     ],
 )
 def test_a_share_keeps_the_type_of_its_field_where_that_loses_nothing(
-    ratio: float, agreed: float, kind: Kind, share: float
+    ratio: float, agreed: float, kind: ValueKind, share: float
 ) -> None:
     held = share_of(ratio, agreed, kind)
     assert held == share
@@ -83,15 +83,15 @@ def test_a_share_keeps_the_type_of_its_field_where_that_loses_nothing(
 
 
 def test_only_numbers_and_flags_have_a_kind() -> None:
-    assert [kind_of(value) for value in (True, 1, 0.5)] == [Kind.FLAG, Kind.WHOLE, Kind.REAL]
+    assert [kind_of(value) for value in (True, 1, 0.5)] == [ValueKind.FLAG, ValueKind.WHOLE, ValueKind.REAL]
     assert [kind_of(value) for value in (None, "1", (0.9, 0.99))] == [None, None, None]
 
 
 @pytest.mark.parametrize("value", ["0.1", None, True, math.nan, math.inf])
 def test_what_is_no_finite_number_is_unusable_for_a_number(value: object) -> None:
-    assert why_unusable(value, Kind.REAL)
+    assert why_unusable(value, ValueKind.REAL)
 
 
 def test_a_flag_takes_only_a_flag() -> None:
-    assert why_unusable(True, Kind.FLAG) is None
-    assert why_unusable(1, Kind.FLAG)
+    assert why_unusable(True, ValueKind.FLAG) is None
+    assert why_unusable(1, ValueKind.FLAG)

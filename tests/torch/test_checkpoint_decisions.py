@@ -14,7 +14,7 @@ from instep.torch._checkpoint.retention import (
     to_delete,
     to_forget,
 )
-from instep.torch._checkpoint.save_election import PATIENCE_S, SILENCE_S, SaveElection, Verdict
+from instep.torch._checkpoint.save_election import PATIENCE_S, SILENCE_S, SaveElection, SaveVerdict
 
 STEPS = [90, 80, 70, 60, 50, 40, 30]
 COMMITTED = [CommittedCheckpoint(f"{step}-1", step) for step in STEPS]
@@ -177,38 +177,38 @@ def test_a_whole_one_that_was_there_before_is_not_deleted_although_its_token_is_
 
 def look(
     election: SaveElection, now: float, *, saved: bool = False, leads: bool = False, saving: int | None = None
-) -> Verdict:
+) -> SaveVerdict:
     return election.decide(saved=saved, leads=leads, saving=saving, now=now)
 
 
 def test_a_rank_waits_as_long_as_somebody_saves_this_step() -> None:
     election = SaveElection(5, now=0)
-    assert look(election, 1) is Verdict.WAIT
+    assert look(election, 1) is SaveVerdict.WAIT
     for now in range(2, 500, 100):
-        assert look(election, now, saving=5) is Verdict.WAIT
-    assert look(election, 500, saved=True) is Verdict.SAVED
+        assert look(election, now, saving=5) is SaveVerdict.WAIT
+    assert look(election, 500, saved=True) is SaveVerdict.SAVED
 
 
 def test_a_rank_that_comes_to_lead_takes_over_unless_it_is_saved_by_then() -> None:
     election = SaveElection(5, now=0)
-    assert look(election, 1, saving=5) is Verdict.WAIT
-    assert look(election, 2, saving=5, leads=True) is Verdict.LEAD
-    assert look(election, 2, saved=True, leads=True) is Verdict.SAVED
+    assert look(election, 1, saving=5) is SaveVerdict.WAIT
+    assert look(election, 2, saving=5, leads=True) is SaveVerdict.LEAD
+    assert look(election, 2, saved=True, leads=True) is SaveVerdict.SAVED
 
 
 def test_a_rank_goes_on_when_nobody_begins_or_who_had_begun_gives_up() -> None:
-    assert look(SaveElection(5, now=0), SILENCE_S) is Verdict.NOBODY
-    assert look(SaveElection(5, now=0), SILENCE_S, saving=4) is Verdict.NOBODY
+    assert look(SaveElection(5, now=0), SILENCE_S) is SaveVerdict.NOBODY
+    assert look(SaveElection(5, now=0), SILENCE_S, saving=4) is SaveVerdict.NOBODY
     election = SaveElection(5, now=0)
-    assert look(election, 100, saving=5) is Verdict.WAIT
-    assert look(election, 100 + SILENCE_S / 2) is Verdict.WAIT  # time for another to take over
-    assert look(election, 100 + SILENCE_S) is Verdict.NOBODY
+    assert look(election, 100, saving=5) is SaveVerdict.WAIT
+    assert look(election, 100 + SILENCE_S / 2) is SaveVerdict.WAIT  # time for another to take over
+    assert look(election, 100 + SILENCE_S) is SaveVerdict.NOBODY
 
 
 def test_a_rank_waits_longer_for_a_leader_that_is_there_but_not_once_that_one_has_given_up() -> None:
     election = SaveElection(5, now=0)
     election.wait_longer()
-    assert look(election, PATIENCE_S - 1) is Verdict.WAIT
-    assert look(election, PATIENCE_S) is Verdict.NOBODY
-    assert look(election, PATIENCE_S, saving=5) is Verdict.WAIT
-    assert look(election, PATIENCE_S + SILENCE_S) is Verdict.NOBODY
+    assert look(election, PATIENCE_S - 1) is SaveVerdict.WAIT
+    assert look(election, PATIENCE_S) is SaveVerdict.NOBODY
+    assert look(election, PATIENCE_S, saving=5) is SaveVerdict.WAIT
+    assert look(election, PATIENCE_S + SILENCE_S) is SaveVerdict.NOBODY

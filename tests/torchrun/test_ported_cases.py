@@ -11,7 +11,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from instep.errors import SettingsError
 from instep.rendezvous.records import Address, Limits, Round, Seat
-from instep.torch._rendezvous.options import Options, options_of
+from instep.torch._rendezvous.options import RendezvousOptions, options_of
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
@@ -46,7 +46,7 @@ def test_a_round_of_many_nodes_stays_small(nodes: int, most_kib: int) -> None:
     assert Round.decode(made.encode()) == made
 
 
-def _options(given: Given) -> Options:
+def _options(given: Given) -> RendezvousOptions:
     least, most = given.nnodes
     conf: dict[str, Any] = dict(given.conf)
     params = RendezvousParameters("etcd3", given.endpoint, given.run_id, least, most, **conf)

@@ -23,6 +23,6 @@ def main(steps: int = DEFAULT_STEPS, ranks: int = DEFAULT_RANKS, *, keep: bool =
     torch or etcd is missing, and InstepError if the training itself fails.
     """
     from instep.demo._command import run_demo
-    from instep.demo._scenario import Options
+    from instep.demo._scenario import DemoOptions
 
-    return run_demo(Options(steps=steps, ranks=ranks, keep=keep), as_json=as_json)
+    return run_demo(DemoOptions(steps=steps, ranks=ranks, keep=keep), as_json=as_json)

@@ -19,7 +19,7 @@ class Steered(Facts):
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal(Facts):
+class RefusedValue(Facts):
     """An invalid value: the reason given, and what etcd held before and after."""
 
     asked: str
@@ -66,7 +66,7 @@ class Evidence:
     ranks: int
     records: tuple[RankRecord, ...]
     steered: tuple[Steered, ...]
-    refusal: Refusal
+    refusal: RefusedValue
     takeover: Takeover
     round: Round | None
     """torchrun's round after the restart, read from etcd."""
@@ -166,7 +166,7 @@ def _one_step(evidence: Evidence, steered: Steered) -> Check:
     )
 
 
-def _refused(refusal: Refusal) -> Check:
+def _refused(refusal: RefusedValue) -> Check:
     return Check(
         claim=f"{refusal.asked} is refused before it is written",
         how="its key in etcd",

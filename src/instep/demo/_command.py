@@ -16,13 +16,13 @@ from rich.console import Console
 
 from instep.demo._checks import Check, Evidence, check
 from instep.demo._environment import Sandbox, check_needs
-from instep.demo._scenario import Options, Scenario
+from instep.demo._scenario import DemoOptions, Scenario
 from instep.demo._screen import Screen
 
 _PIPED_WIDTH: Final = 120
 
 
-def run_demo(options: Options, *, as_json: bool) -> int:
+def run_demo(options: DemoOptions, *, as_json: bool) -> int:
     """See `instep.demo.main`."""
     check_needs()
     screen = Screen(_console(as_json))

@@ -21,7 +21,7 @@ from instep.errors import InstepError, SettingsError
 from instep.etcd_server.binaries import find_etcd
 from instep.etcd_server.etcdctl import run_etcdctl
 from instep.etcd_server.health import wait_until
-from instep.etcd_server.member import Member, PortTaken, command, wait_until_healthy
+from instep.etcd_server.member import MemberSettings, PortTaken, command, wait_until_healthy
 from instep.etcd_server.ports import free_ports
 from instep.etcd_server.process import ServerProcess
 from instep.names import DEFAULT_NAMESPACE
@@ -71,7 +71,7 @@ class TemporaryEtcd:
             self._process.stop()
 
     def _start_on(self, client_port: int, peer_port: int) -> None:
-        member = Member(
+        member = MemberSettings(
             name="demo",
             data_dir=self._folder / "etcd",
             host=LOOPBACK,

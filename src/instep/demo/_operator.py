@@ -23,7 +23,7 @@ from instep.control import (
     set_values,
     wait,
 )
-from instep.demo._checks import Refusal, Takeover
+from instep.demo._checks import RefusedValue, Takeover
 from instep.demo._environment import TemporaryEtcd
 from instep.errors import ConfigError, InstepError
 from instep.etcd import Client, Event, WatchBatch
@@ -60,7 +60,7 @@ class Operator:
         written = await set_values(self._client, self._keys, values, author=AUTHOR, reason=reason)
         return await wait(self._client, self._keys, written, RECEIPT_TIMEOUT_S)
 
-    async def try_bad(self, name: str, value: str) -> Refusal:
+    async def try_bad(self, name: str, value: str) -> RefusedValue:
         """Tries to set a value that must be refused."""
         key = self._keys.config_of(name)
         before = await self._holds(key)
@@ -70,7 +70,7 @@ class Operator:
         except ConfigError as error:
             reason = str(error)
         after = await self._holds(key)
-        return Refusal(f"{name}={value}", reason, before[1], after[1], written=before != after)
+        return RefusedValue(f"{name}={value}", reason, before[1], after[1], written=before != after)
 
     async def send(self, kind: CommandKind, reason: str | None = None) -> Sent:
         """Sends a command without waiting. Raises CommandRefused."""

@@ -52,7 +52,7 @@ class Screen:
         self._print(Padding(Text.assemble(mark, one_line(sentence)), (0, 0, 0, 3), expand=False))
 
     @contextmanager
-    def moving(self, now: Progress) -> Iterator[None]:
+    def moving(self, now: TrainingProgress) -> Iterator[None]:
         """Draws live progress at the bottom of the page while the block runs."""
         if not self._console.is_terminal:
             yield
@@ -60,7 +60,7 @@ class Screen:
         with Live(get_renderable=lambda: _moving(now), console=self._console, refresh_per_second=8, transient=True):
             yield
 
-    def progress(self, now: Progress) -> None:
+    def progress(self, now: TrainingProgress) -> None:
         """Prints a progress line from time to time if the output is not a terminal."""
         if self._console.is_terminal:
             return
@@ -87,7 +87,7 @@ class Screen:
         self._console.print(what)
 
 
-def _moving(now: Progress) -> RenderableType:
+def _moving(now: TrainingProgress) -> RenderableType:
     bar = Table.grid(padding=(0, 2, 0, 0))
     bar.add_row("  ", ProgressBar(None, width=40, pulse=True, complete_style="cyan"), _at(now))
     line = Table.grid(padding=(0, 2, 0, 0))
@@ -95,13 +95,13 @@ def _moving(now: Progress) -> RenderableType:
     return Group("", bar, line)
 
 
-def _at(now: Progress) -> str:
+def _at(now: TrainingProgress) -> str:
     each_s = now.step_time_s
     pace = f", {each_s * 1000:.0f} ms a step" if each_s else ""
     return f"step {now.step}{pace}" if now.step >= 0 else "the ranks import torch and join"
 
 
-def _figures(now: Progress) -> str:
+def _figures(now: TrainingProgress) -> str:
     status = now.status
     if status is None:
         return ""
@@ -128,13 +128,13 @@ def exports(variables: dict[str, str]) -> list[str]:
 _POLL_S = 0.1
 
 
-class Progress:
+class TrainingProgress:
     """The newest status, and the step that the ranks have reached by now.
 
     Ranks report about once a second. Between two reports, the step is extrapolated from the step time.
     """
 
-    def __init__(self, client: Client, keys: Keys, show: Callable[[Progress], None]) -> None:
+    def __init__(self, client: Client, keys: Keys, show: Callable[[TrainingProgress], None]) -> None:
         self.status: Status | None = None
         self.losses: list[float] = []
         self.entries: list[Entry] = []

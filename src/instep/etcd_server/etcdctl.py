@@ -9,7 +9,7 @@ from pathlib import Path
 
 from instep.errors import EtcdError, SettingsError
 from instep.etcd_server.binaries import EtcdBinary
-from instep.etcd_server.member import Member
+from instep.etcd_server.member import MemberSettings
 
 _TIMEOUT_S = 30.0
 
@@ -40,7 +40,7 @@ def run_etcdctl(binary: EtcdBinary, flags: Sequence[str], args: Sequence[str], *
     return (answer.stdout if check else answer.stdout + answer.stderr).removesuffix("\n")
 
 
-def restore_snapshot(binary: EtcdBinary, snapshot: Path, member: Member, *, token: str) -> None:
+def restore_snapshot(binary: EtcdBinary, snapshot: Path, member: MemberSettings, *, token: str) -> None:
     """Fills the member's empty data folder from a snapshot, as an operator does. Raises EtcdError."""
     if binary.etcdctl is None:
         raise SettingsError(f"no etcdctl lies beside {binary.path}")

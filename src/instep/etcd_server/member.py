@@ -27,7 +27,7 @@ _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
+class MemberSettings:
     """Settings of one member of an etcd cluster. `cluster` maps names to peer URLs; empty for a cluster of one.
 
     It listens on `host` at its own ports. It can advertise other ports, those of proxies in front of it (0: none).
@@ -84,24 +84,24 @@ class Member:
     def _scheme(self) -> str:
         return "https" if self.certificates else "http"
 
-    def at(self, client_port: int, peer_port: int) -> Member:
+    def at(self, client_port: int, peer_port: int) -> MemberSettings:
         """A copy with these ports."""
         return replace(self, client_port=client_port, peer_port=peer_port)
 
-    def within(self, prefix: Sequence[str]) -> Member:
+    def within(self, prefix: Sequence[str]) -> MemberSettings:
         """A copy whose command starts with `prefix`."""
         return replace(self, prefix=tuple(prefix))
 
-    def behind(self, client_port: int, peer_port: int) -> Member:
+    def behind(self, client_port: int, peer_port: int) -> MemberSettings:
         """A copy that advertises proxies at these ports."""
         return replace(self, advertised_client_port=client_port, advertised_peer_port=peer_port)
 
-    def joined(self, cluster: Mapping[str, str]) -> Member:
+    def joined(self, cluster: Mapping[str, str]) -> MemberSettings:
         """A copy that is part of `cluster`."""
         return replace(self, cluster=dict(cluster))
 
 
-def command(binary: EtcdBinary, member: Member) -> list[str]:
+def command(binary: EtcdBinary, member: MemberSettings) -> list[str]:
     """The command line of one member for its etcd version. `extra_args` come last and win."""
     cluster = member.cluster or {member.name: member.advertised_peer_url}
     client_url, peer_url = member.listen_urls
@@ -136,7 +136,7 @@ def _tls(certificates: ServerCertificates | None) -> list[str]:
     ]
 
 
-def _options(binary: EtcdBinary, member: Member) -> list[str]:
+def _options(binary: EtcdBinary, member: MemberSettings) -> list[str]:
     words = []
     if member.auth_token_ttl_s is not None:
         words.append(f"--auth-token-ttl={member.auth_token_ttl_s}")
@@ -158,7 +158,7 @@ class PortTaken(EtcdError):
     """Another process listens on one of the server's ports."""
 
 
-def check_ports(member: Member) -> None:
+def check_ports(member: MemberSettings) -> None:
     """Raises PortTaken when the member cannot listen on both of its ports now."""
     if member.prefix:
         return
@@ -169,7 +169,7 @@ def check_ports(member: Member) -> None:
 
 def wait_until_healthy(
     process: ServerProcess,
-    member: Member,
+    member: MemberSettings,
     context: ssl.SSLContext | None,
     *,
     timeout_s: float = START_TIMEOUT_S,

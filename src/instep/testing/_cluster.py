@@ -12,14 +12,14 @@ from instep.errors import EtcdError, EtcdUnavailable, SettingsError
 from instep.etcd_server.binaries import find_etcd
 from instep.etcd_server.etcdctl import run_etcdctl
 from instep.etcd_server.health import MemberStatus, wait_until
-from instep.etcd_server.member import START_TIMEOUT_S, Member, PortTaken
+from instep.etcd_server.member import START_TIMEOUT_S, MemberSettings, PortTaken
 from instep.etcd_server.ports import is_whole
 from instep.testing._access import Access, users
 from instep.testing._certificates import Certificates
 from instep.testing._layout import Layout, joined
 from instep.testing._member import EtcdMember
 from instep.testing._namespaces import NamespaceNetwork
-from instep.testing._network import Network, Place, ProxiedNetwork
+from instep.testing._network import MemberAddress, Network, ProxiedNetwork
 from instep.testing._partitions import Partitions
 from instep.testing._resources import NAMESPACES, Resources
 from instep.testing._service import EtcdService
@@ -229,8 +229,8 @@ class EtcdCluster(Partitions, EtcdService):
             for member in joined(settings)
         )
 
-    def _proxies(self, settings: Sequence[Member]) -> ProxiedNetwork:
-        places = [Place(member.name, member.host, member.client_port, member.peer_port) for member in settings]
+    def _proxies(self, settings: Sequence[MemberSettings]) -> ProxiedNetwork:
+        places = [MemberAddress(member.name, member.host, member.client_port, member.peer_port) for member in settings]
         self._network = network = ProxiedNetwork(places, self._resources.pids)
         self._resources.before_release.append(network.close)
         return network

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from instep.etcd_server.member import Member
+from instep.etcd_server.member import MemberSettings
 from instep.etcd_server.ports import free_ports
 from instep.testing._certificates import Certificates
 
@@ -25,11 +25,11 @@ class Layout:
     cheap_passwords: bool
     extra_args: Sequence[str]
 
-    def members(self, hosts: Mapping[str, str]) -> list[Member]:
+    def members(self, hosts: Mapping[str, str]) -> list[MemberSettings]:
         """The members on free ports, each on its host, by default loopback."""
         ports = iter(free_ports(2 * len(self.names), LOOPBACK))
         return [
-            Member(
+            MemberSettings(
                 name=name,
                 data_dir=self.folder / name,
                 host=hosts.get(name, LOOPBACK),
@@ -45,7 +45,7 @@ class Layout:
         ]
 
 
-def joined(members: Sequence[Member]) -> list[Member]:
+def joined(members: Sequence[MemberSettings]) -> list[MemberSettings]:
     """Copies of the members that form one cluster."""
     cluster = {member.name: member.advertised_peer_url for member in members}
     return [member.joined(cluster) for member in members]

@@ -10,7 +10,7 @@ from instep.etcd_server.ports import is_whole
 from instep.testing._faults import Loss
 from instep.testing._flow import Way
 from instep.testing._line import Line, LinkStatistics
-from instep.testing._loop import LoopThread
+from instep.testing._proxy_thread import ProxyThread
 
 Ways = Literal["up", "down", "both"]
 _WAYS: dict[str, tuple[Way, ...]] = {"up": ("up",), "down": ("down",), "both": ("up", "down")}
@@ -28,7 +28,7 @@ class Link:
     It has at most 1000 connections, and holds 1 MiB for each direction of each.
     """
 
-    def __init__(self, thread: LoopThread, line: Line) -> None:
+    def __init__(self, thread: ProxyThread, line: Line) -> None:
         self._thread = thread
         self._line = line
 

@@ -11,8 +11,8 @@ from instep.etcd_server.health import wait_until
 from instep.etcd_server.ports import free_ports
 from instep.tasks import Background
 from instep.testing._line import Line
-from instep.testing._loop import LoopThread
 from instep.testing._pair import Side
+from instep.testing._proxy_thread import ProxyThread
 
 _BACKLOG = 128
 _LISTEN_TIMEOUT_S = 5.0
@@ -26,7 +26,7 @@ Route = Callable[[int], Line | None]
 class Listener:
     """Listens on `host` and `port` (0: a free one) from its creation. Keeps the port number while it refuses."""
 
-    def __init__(self, thread: LoopThread, host: str, port: int, route: Route) -> None:
+    def __init__(self, thread: ProxyThread, host: str, port: int, route: Route) -> None:
         self._thread = thread
         self._host = host
         self._route = route

@@ -10,7 +10,7 @@ from typing import Self
 from instep.errors import EtcdDenied, EtcdError, SettingsError
 from instep.etcd_server.binaries import EtcdBinary
 from instep.etcd_server.health import MemberStatus, answers_peers, authenticate, is_healthy, is_open, status, wait_until
-from instep.etcd_server.member import START_TIMEOUT_S, Member, check_ports, command, failure
+from instep.etcd_server.member import START_TIMEOUT_S, MemberSettings, check_ports, command, failure
 from instep.etcd_server.process import ServerProcess
 from instep.testing._access import Access
 from instep.testing._resources import Resources
@@ -25,7 +25,7 @@ class EtcdMember:
     """
 
     def __init__(
-        self, binary: EtcdBinary, settings: Member, access: Access, resources: Resources, *, log: Path
+        self, binary: EtcdBinary, settings: MemberSettings, access: Access, resources: Resources, *, log: Path
     ) -> None:
         self.binary = binary
         self.access = access

@@ -10,9 +10,9 @@ from typing import Protocol
 from instep.testing._line import Line
 from instep.testing._link import Link
 from instep.testing._listener import Listener
-from instep.testing._loop import LoopThread
 from instep.testing._owners import owner
 from instep.testing._proxy import Proxy
+from instep.testing._proxy_thread import ProxyThread
 
 
 class Network(Protocol):
@@ -38,7 +38,7 @@ Pids = Callable[[], Mapping[str, int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class MemberAddress:
     """The address at which a member itself listens."""
 
     name: str
@@ -54,9 +54,9 @@ class ProxiedNetwork:
     other end of the connection. A connection of an unknown process is reset.
     """
 
-    def __init__(self, places: Sequence[Place], pids: Pids) -> None:
+    def __init__(self, places: Sequence[MemberAddress], pids: Pids) -> None:
         self._pids = pids
-        self._thread = LoopThread("instep-network")
+        self._thread = ProxyThread("instep-network")
         self._names = [place.name for place in places]
         self.clients: dict[str, Proxy] = {}
         self.peers: dict[str, Listener] = {}
@@ -118,7 +118,7 @@ class ProxiedNetwork:
         yield from self.links.values()
         yield from self.clients.values()
 
-    def _open(self, place: Place) -> None:
+    def _open(self, place: MemberAddress) -> None:
         self.clients[place.name] = Proxy(place.host, place.client_port, thread=self._thread)
         for dialler in self._names:
             if dialler != place.name:

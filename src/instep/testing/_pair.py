@@ -15,7 +15,7 @@ from instep.testing._flow import End, Flow, Item, Way
 _DIAL_TIMEOUT_S = 10.0
 
 
-class Gate(Protocol):
+class LinkRules(Protocol):
     """Decisions that a pair gets from its line, in the loop's thread."""
 
     def is_held(self, way: Way) -> bool: ...
@@ -99,8 +99,8 @@ class Side(asyncio.Protocol):
 class Pair:
     """Connects to the server for a client as soon as data may pass up, and passes data in both directions."""
 
-    def __init__(self, gate: Gate, client: Side, target: tuple[str, int]) -> None:
-        self._gate = gate
+    def __init__(self, rules: LinkRules, client: Side, target: tuple[str, int]) -> None:
+        self._rules = rules
         self._target = target
         self._client = client
         self._server = Side("down", self._connected)
@@ -123,7 +123,7 @@ class Pair:
             return
         wait_s = 0.0
         if isinstance(item, bytes):
-            item, wait_s = self._gate.arrived(self, way, item)
+            item, wait_s = self._rules.arrived(self, way, item)
         if item or isinstance(item, End):
             self._flows[way].put(item, self._loop.time() + wait_s if wait_s else 0.0)
         self.pump()
@@ -137,7 +137,7 @@ class Pair:
     def _pump(self, way: Way, source: Side, sink: Side) -> None:
         if self.over:
             return
-        held, flow = self._gate.is_held(way), self._flows[way]
+        held, flow = self._rules.is_held(way), self._flows[way]
         if way == "up" and not held:
             self._dial()
         if not held and sink.transport is not None:
@@ -189,4 +189,4 @@ class Pair:
             self._dialling.cancel()
         for side in (self._client, self._server):
             how(side)
-        self._gate.ended(self)
+        self._rules.ended(self)

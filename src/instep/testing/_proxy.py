@@ -9,7 +9,7 @@ from instep.etcd_server.ports import check_port
 from instep.testing._line import Line
 from instep.testing._link import Link
 from instep.testing._listener import Listener
-from instep.testing._loop import LoopThread
+from instep.testing._proxy_thread import ProxyThread
 
 _HOST = "127.0.0.1"
 
@@ -29,11 +29,11 @@ class Proxy(Link):
         *,
         host: str = _HOST,
         port: int = 0,
-        thread: LoopThread | None = None,
+        thread: ProxyThread | None = None,
     ) -> None:
         check_port(target_port, 1)
         check_port(port)
-        self._owned = LoopThread("instep-proxy") if thread is None else None
+        self._owned = ProxyThread("instep-proxy") if thread is None else None
         thread = thread or self._owned
         assert thread is not None
         line = Line(f"to {target_host}:{target_port}", (target_host, target_port))

@@ -10,7 +10,7 @@ from typing import Self
 from instep.errors import EtcdError
 from instep.etcd_server.binaries import find_etcd
 from instep.etcd_server.etcdctl import restore_snapshot
-from instep.etcd_server.member import Member, PortTaken, wait_until_healthy
+from instep.etcd_server.member import MemberSettings, PortTaken, wait_until_healthy
 from instep.etcd_server.ports import check_port, free_ports
 from instep.testing._access import Access, users
 from instep.testing._certificates import Certificates
@@ -61,7 +61,7 @@ class EtcdServer(EtcdMember, EtcdService):
         self._ports_are_ours = port == 0
         self._served = False
         self._snapshots = 0
-        settings = Member(
+        settings = MemberSettings(
             name=name,
             data_dir=Path(data_dir).absolute() if data_dir is not None else resources.folder / "data",
             host=host,

@@ -18,7 +18,7 @@ from .background_save import BackgroundSave, UnopenedSlot, abandon_on_error, as_
 from .cleanup import CheckpointCleanup
 from .fit import mismatch_of_parts
 from .parts import Part, load_part, on_cpu, read_part, write_label, write_part
-from .save_election import SaveElection, Verdict
+from .save_election import SaveElection, SaveVerdict
 
 log = logging.getLogger("instep")
 
@@ -86,23 +86,23 @@ class PlainSaver:
         election = SaveElection(step, time.monotonic())
         for _ in range(MAX_ATTEMPTS):
             verdict = self._await_verdict(election)
-            if verdict is not Verdict.LEAD:
+            if verdict is not SaveVerdict.LEAD:
                 return self._outcome(election, verdict)
             done = self._save_as_leader(step)
             if done is not None:
                 return done
             self._registry.wait(lambda: not self._run.leads, POLL_S)
             election.restart_wait(time.monotonic())
-        return self._outcome(election, Verdict.NOBODY)
+        return self._outcome(election, SaveVerdict.NOBODY)
 
-    def _await_verdict(self, election: SaveElection) -> Verdict:
+    def _await_verdict(self, election: SaveElection) -> SaveVerdict:
         """Waits until the saver finishes or is replaced. Gives up if etcd does not answer."""
         pause_s = ASK_S
         ask_at = time.monotonic() + pause_s
         while True:
-            if self._registry.wait(lambda: self._poll(election) is not Verdict.WAIT, POLL_S):
+            if self._registry.wait(lambda: self._poll(election) is not SaveVerdict.WAIT, POLL_S):
                 verdict = self._poll(election)
-                if verdict is not Verdict.NOBODY or not self._may_begin_yet(election):
+                if verdict is not SaveVerdict.NOBODY or not self._may_begin_yet(election):
                     return verdict
                 election.wait_longer()
             if time.monotonic() >= ask_at:
@@ -110,7 +110,7 @@ class PlainSaver:
                     self._registry.list()
                 except EtcdUnavailable as error:
                     log.warning("rank %d: %s", self._run.rank, error)
-                    return Verdict.NOBODY
+                    return SaveVerdict.NOBODY
                 pause_s = min(2 * pause_s, MAX_ASK_S)
                 ask_at = time.monotonic() + pause_s
 
@@ -123,7 +123,7 @@ class PlainSaver:
             log.warning("rank %d: %s", self._run.rank, error)
             return False
 
-    def _poll(self, election: SaveElection) -> Verdict:
+    def _poll(self, election: SaveElection) -> SaveVerdict:
         saving = self._registry.saving
         self._note()
         return election.decide(
@@ -133,8 +133,8 @@ class PlainSaver:
             now=time.monotonic(),
         )
 
-    def _outcome(self, election: SaveElection, verdict: Verdict) -> bool:
-        if verdict is Verdict.SAVED:
+    def _outcome(self, election: SaveElection, verdict: SaveVerdict) -> bool:
+        if verdict is SaveVerdict.SAVED:
             return True
         what = "its saver abandoned it" if election.begun else "no rank has started it"
         log.warning(

@@ -11,7 +11,7 @@ PATIENCE_S: Final = 10.0
 """The same if a leader exists that reaches the save later than the others, such as one that evaluates first."""
 
 
-class Verdict(Enum):
+class SaveVerdict(Enum):
     WAIT = auto()
     LEAD = auto()
     """Save it: this rank leads."""
@@ -37,16 +37,16 @@ class SaveElection:
     def __repr__(self) -> str:
         return f"SaveElection(step {self.step}, {'begun' if self.begun else 'not begun'})"
 
-    def decide(self, *, saved: bool, leads: bool, saving: int | None, now: float) -> Verdict:
+    def decide(self, *, saved: bool, leads: bool, saving: int | None, now: float) -> SaveVerdict:
         """`saved`: a checkpoint of this step is committed. `saving`: the step that the leader is saving."""
         if saved:
-            return Verdict.SAVED
+            return SaveVerdict.SAVED
         if leads:
-            return Verdict.LEAD
+            return SaveVerdict.LEAD
         if saving == self.step:
             self.begun, self._quiet_since, self._patience_s = True, now, SILENCE_S
-            return Verdict.WAIT
-        return Verdict.NOBODY if now - self._quiet_since >= self._patience_s else Verdict.WAIT
+            return SaveVerdict.WAIT
+        return SaveVerdict.NOBODY if now - self._quiet_since >= self._patience_s else SaveVerdict.WAIT
 
     @property
     def waits_longer(self) -> bool:

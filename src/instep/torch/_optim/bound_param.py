@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from instep.errors import BindError
 
 from .field import Field, Group, fresh_like, number_in, rounded_like
-from .ratio import Kind, Number, anchor_of, point_of, ratio_of, rebased, share_of
+from .ratio import Number, ValueKind, anchor_of, point_of, ratio_of, rebased, share_of
 from .schedulers import Leaf, leaves_of, publish_lrs
 
 
@@ -28,7 +28,7 @@ class BoundParam:
         field: Field,
         name: str,
         *,
-        kind: Kind,
+        kind: ValueKind,
         default: float,
         ratios: Sequence[float],
     ) -> None:
@@ -159,7 +159,7 @@ class OverriddenParam(BoundParam):
         field: Field,
         name: str,
         *,
-        kind: Kind,
+        kind: ValueKind,
         default: float,
         ratios: Sequence[float],
         roots: Sequence[LRScheduler],
@@ -220,7 +220,7 @@ class ScheduledParam(BoundParam):
         units: Sequence[float],
     ) -> None:
         """`units`: for each group, the agreed value that its current value corresponds to, usually the default."""
-        super().__init__(optimizer, field, name, kind=Kind.REAL, default=default, ratios=ratios)
+        super().__init__(optimizer, field, name, kind=ValueKind.REAL, default=default, ratios=ratios)
         self._roots = tuple(roots)
         self._leaves = [Leaf(scheduler, units, ratios) for scheduler in leaves_of(roots)]
         self._awaits_points = False

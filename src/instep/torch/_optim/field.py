@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .ratio import Kind, Number, kind_of
+from .ratio import Number, ValueKind, kind_of
 
 Group = MutableMapping[str, Any]
 
@@ -57,11 +57,11 @@ class Field:
             raise KeyError(self.key)
         return whole[self.index]
 
-    def kind(self, group: Group) -> Kind | None:
+    def kind(self, group: Group) -> ValueKind | None:
         """The kind of number in the group; None if it is not a number."""
         held = self.held(group)
         if isinstance(held, torch.Tensor):
-            return Kind.REAL if held.numel() == 1 and held.is_floating_point() else None
+            return ValueKind.REAL if held.numel() == 1 and held.is_floating_point() else None
         return kind_of(held)
 
     def tensor(self, group: Group) -> torch.Tensor | None:

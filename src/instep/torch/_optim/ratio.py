@@ -8,7 +8,7 @@ from enum import Enum
 Number = float | int | bool
 
 
-class Kind(Enum):
+class ValueKind(Enum):
     """The kind of value under a key of a parameter group, and so of the agreed value."""
 
     FLAG = "a bool"
@@ -16,18 +16,18 @@ class Kind(Enum):
     REAL = "a float"
 
 
-def kind_of(value: object) -> Kind | None:
+def kind_of(value: object) -> ValueKind | None:
     """The kind of a group's value; None for what cannot be bound (None, text, a tuple)."""
     if isinstance(value, bool):
-        return Kind.FLAG
+        return ValueKind.FLAG
     if isinstance(value, int):
-        return Kind.WHOLE
-    return Kind.REAL if isinstance(value, float) else None
+        return ValueKind.WHOLE
+    return ValueKind.REAL if isinstance(value, float) else None
 
 
-def why_unusable(value: object, kind: Kind) -> str | None:
+def why_unusable(value: object, kind: ValueKind) -> str | None:
     """Why `value` does not fit a key of this kind, as the end of a sentence; None if it fits."""
-    if kind is Kind.FLAG:
+    if kind is ValueKind.FLAG:
         return None if isinstance(value, bool) else f"is {value!r}, not a bool"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return f"is {value!r}, not a number"
@@ -41,16 +41,16 @@ def ratio_of(value: float, default: float) -> float | None:
     return None if default == 0 else value / default
 
 
-def share_of(ratio: float, agreed: Number, kind: Kind) -> Number:
+def share_of(ratio: float, agreed: Number, kind: ValueKind) -> Number:
     """The value of a group with `ratio` for the agreed value `agreed`.
 
     A flag is copied. For a whole field, the result is an int if the product is whole, else a float: `weight_decay=0` is
     an int only by the way it was written.
     """
-    if kind is Kind.FLAG:
+    if kind is ValueKind.FLAG:
         return bool(agreed)
     share = ratio * agreed
-    return int(share) if kind is Kind.WHOLE and float(share).is_integer() else float(share)
+    return int(share) if kind is ValueKind.WHOLE and float(share).is_integer() else float(share)
 
 
 def point_of(value: float, base: float) -> float:

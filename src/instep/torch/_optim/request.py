@@ -14,7 +14,7 @@ from instep.worker.run import Run
 
 from .bound_param import BoundParam, OverriddenParam, ScheduledParam, checked_ratio
 from .field import Field, Group, number_in
-from .ratio import Kind, Number, why_unusable
+from .ratio import Number, ValueKind, why_unusable
 from .schedulers import leaves_of, peak_lrs, refuse_cycled, refuse_unscalable, unwrapped_optimizer
 
 LR = Field("lr")
@@ -90,7 +90,7 @@ def _chosen_ratios(given: Ratios | None, keys: Sequence[str], groups: int) -> di
 
 def _one_for_each_group(key: str, given: float | Sequence[float], groups: int) -> list[float]:
     ratios: list[Any] = list(given) if isinstance(given, list | tuple) else [given] * groups
-    if len(ratios) != groups or any(why_unusable(ratio, Kind.REAL) is not None for ratio in ratios):
+    if len(ratios) != groups or any(why_unusable(ratio, ValueKind.REAL) is not None for ratio in ratios):
         raise BindError(
             f"the ratio of {key} is {given!r}: pass one number for all groups, or {groups} numbers, one for each group"
         )
@@ -111,7 +111,7 @@ def _param(
     peaks = peak_lrs(roots, optimizer.param_groups) if field == LR and override else None
     bases = peaks or [_base(group, field, scheduled=bool(roots)) for group in optimizer.param_groups]
     default = max(peaks) if peaks else _default(optimizer, field, bases)
-    if kind is Kind.FLAG and set(bases) != {default}:
+    if kind is ValueKind.FLAG and set(bases) != {default}:
         raise BindError(
             f"a group differs from the default in {field}, a bool without a ratio: use the same value in all groups"
         )

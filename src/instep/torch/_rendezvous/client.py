@@ -20,7 +20,7 @@ from instep.rendezvous.records import Address, Cause, Round
 from .address import await_own_address
 from .guard import Guard
 from .loop_thread import LoopThread
-from .options import Options
+from .options import RendezvousOptions
 from .wait_log import log_while_waiting
 
 log = logging.getLogger("instep")
@@ -34,7 +34,7 @@ class RendezvousClient:
     lead to this machine. For one thread.
     """
 
-    def __init__(self, options: Options, host: str) -> None:
+    def __init__(self, options: RendezvousOptions, host: str) -> None:
         self._options = options
         self._host = host
         self._pid = os.getpid()

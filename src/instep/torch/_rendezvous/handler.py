@@ -20,7 +20,7 @@ from instep.rendezvous.records import Address, Cause, Round
 from .address import address_of_this_node
 from .client import RendezvousClient
 from .errors import error_for_torchrun
-from .options import Options, options_of, variables_of
+from .options import RendezvousOptions, options_of, variables_of
 from .round_store import AgentsStore, await_all_nodes, connect_store, open_store
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Handler(RendezvousHandler):
     ends with `shutdown` or the process.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: RendezvousOptions) -> None:
         self._options = options
         self._host = options.local_addr or address_of_this_node(*options.settings.endpoints)
         self._client: RendezvousClient | None = None

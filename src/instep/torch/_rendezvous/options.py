@@ -25,7 +25,7 @@ SECONDS: Final[Mapping[str, float]] = {
     "read_timeout": 60.0,
     "keep_alive_interval": 5.0,
 }
-"""Options with their defaults. The names are those of torchrun's other backends where they have one."""
+"""RendezvousOptions with their defaults. The names are those of torchrun's other backends where they have one."""
 COUNTS: Final[Mapping[str, int]] = {"keep_alive_max_attempt": 3}
 TEXTS: Final[Mapping[str, str]] = {
     "namespace": "INSTEP_NAMESPACE",
@@ -35,7 +35,7 @@ TEXTS: Final[Mapping[str, str]] = {
     "user": "INSTEP_USER",
     "password_file": "INSTEP_PASSWORD_FILE",
 }
-"""Options that replace an environment variable."""
+"""RendezvousOptions that replace an environment variable."""
 UNNAMED: Final = "none"
 """The id that torchrun uses for a job without --rdzv-id."""
 FROM_TORCHRUN: Final = "timeout"
@@ -58,7 +58,7 @@ NEEDLESS: Final[Mapping[str, str]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class RendezvousOptions:
     """The validated options of a handler."""
 
     settings: Settings
@@ -73,7 +73,7 @@ class Options:
     read_s: float
 
 
-def options_of(params: RendezvousParameters, environ: Mapping[str, str] | None = None) -> Options:
+def options_of(params: RendezvousParameters, environ: Mapping[str, str] | None = None) -> RendezvousOptions:
     """Validates the parameters. Raises SettingsError, with the fix, for unusable ones."""
     config = {name: value for name, value in params.config.items() if name != FROM_TORCHRUN or isinstance(value, str)}
     _check_names(config)
@@ -86,7 +86,7 @@ def options_of(params: RendezvousParameters, environ: Mapping[str, str] | None =
             f"noticed, and must be between {MIN_TTL_S} and {MAX_TTL_S} seconds"
         )
     settings = _settings(params.endpoint, config, environ)
-    return Options(
+    return RendezvousOptions(
         settings=settings,
         keys=_keys(settings, params.run_id),
         limits=Limits(min_nodes=params.min_nodes, max_nodes=params.max_nodes),

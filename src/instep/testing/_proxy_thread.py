@@ -18,7 +18,7 @@ _TURNS = 3
 """Iterations of the loop until closed transports have closed their sockets, in nested callbacks."""
 
 
-class LoopThread:
+class ProxyThread:
     """Runs callbacks for other threads until it is closed. A daemon thread; it does not exist in a forked child."""
 
     def __init__(self, name: str) -> None:
