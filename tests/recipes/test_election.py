@@ -10,7 +10,7 @@ import pytest
 from recipe_support import keys, newest, station
 
 from async_support import run, until
-from instep.errors import EtcdUnavailable, SettingsError
+from instep.errors import EtcdUnavailable, LeaseLost, SettingsError
 from instep.etcd import Client, Listing, Op
 from instep.recipes import Election, Incumbent, Session
 from instep.testing import EtcdServer, Proxy
@@ -46,6 +46,19 @@ def test_a_place_is_taken_over_from_one_process_that_died_after_the_other(etcd: 
                 former = session.lease_id
             assert len(set(tokens)) == 1
             assert [item.lease for item in (await client.range(namespace)).kvs] == [former]
+
+    run(main())
+
+
+def test_a_campaign_ends_with_its_session(etcd: EtcdServer, namespace: str) -> None:
+    async def main() -> None:
+        async with station(etcd.endpoints) as (a, ours), Client(etcd.endpoints) as b:
+            await Election(a, ours, namespace).campaign("a")
+            async with Session(b, ttl_s=2) as session:
+                waiting = asyncio.create_task(Election(b, session, namespace).campaign("b"))
+                await until(lambda: _count(a, namespace, 2))
+            with pytest.raises(LeaseLost, match="has ended"):
+                await waiting
 
     run(main())
 

@@ -147,10 +147,11 @@ class Queue:
         return self._fence(entry, place)
 
     async def win(self, value: str) -> Fence:
-        """Enters, repeatedly if needed, and waits for the front, through outages. Cancel it to stop."""
+        """Enters and waits for the front, through outages and lost leases. Raises LeaseLost if the session ends."""
         retry = Retry(PASSING, f"the queue {self.prefix} cannot be followed")
         fence = None
         while fence is None:
+            await self._session.wait_lease()
             fence = await retry.run(lambda: self._attempt(value))
         return fence
 
@@ -175,7 +176,6 @@ class Queue:
     # -- inside -----------------------------------------------------------------------------------------------------
 
     async def _attempt(self, value: str) -> Fence | None:
-        await self._session.wait_lease()
         await self.enter(value)
         return await self.turn()
 
