@@ -33,6 +33,26 @@ RUN: Final = "char-transformer"
 _FOREIGN = ("INSTEP_", "ETCDCTL_", "PET_", "TORCHELASTIC_")
 _RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
+TAG: Final = "INSTEP_TAG"
+"""Environment variable that all processes of one demo inherit. Process groups and parents would not find all of them:
+torchrun's workers have their own sessions, and the node's agent is re-parented."""
+END_S: Final = 8.0
+"""torchrun first stops its workers after a SIGTERM."""
+LEAVE_S: Final = 4.0
+"""How long the agent may take to exit after its last worker."""
+_POLL_S: Final = 0.05
+_PORT_TRIES: Final = 5
+_TAIL_LINES: Final = 25
+# Runs in the child before the program replaces it. The kernel then sends SIGTERM if the demo is killed.
+_END_WITH_PARENT = """
+import ctypes, os, sys
+PR_SET_PDEATHSIG, SIGTERM = 1, 15
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the parent is gone")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
 
 class TemporaryEtcd:
     """An etcd of one member on loopback, with its data in `folder`. The kernel ends it with this process."""
@@ -166,28 +186,6 @@ def _python_path() -> str:
     parent = Path(instep.__file__).resolve().parent.parent
     known = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     return os.pathsep.join(known if parent.name in ("site-packages", "dist-packages") else [str(parent), *known])
-
-
-TAG: Final = "INSTEP_TAG"
-"""Environment variable that all processes of one demo inherit. Process groups and parents would not find all of them:
-torchrun's workers have their own sessions, and the node's agent is re-parented."""
-END_S: Final = 8.0
-"""torchrun first stops its workers after a SIGTERM."""
-LEAVE_S: Final = 4.0
-"""How long the agent may take to exit after its last worker."""
-_POLL_S: Final = 0.05
-_PORT_TRIES: Final = 5
-_TAIL_LINES: Final = 25
-
-# Runs in the child before the program replaces it. The kernel then sends SIGTERM if the demo is killed.
-_END_WITH_PARENT = """
-import ctypes, os, sys
-PR_SET_PDEATHSIG, SIGTERM = 1, 15
-ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the parent is gone")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class Program:

@@ -33,6 +33,9 @@ from instep.scalar import parse_scalar
 AUTHOR = "operator@demo"
 RECEIPT_TIMEOUT_S = 60.0
 
+T = TypeVar("T")
+PATIENCE_S: Final = 30.0
+
 
 class Operator:
     """The operator of one run."""
@@ -113,11 +116,6 @@ class Operator:
     async def _holds(self, key: str) -> tuple[int, str]:
         found = await self._client.get(key)
         return (found.mod_revision, found.text) if found else (0, "")
-
-
-T = TypeVar("T")
-
-PATIENCE_S: Final = 30.0
 
 
 async def pids(client: Client, keys: Keys) -> dict[int, int]:

@@ -25,6 +25,8 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 _CURVE = 32
 _LINE_EVERY_S = 5.0
 
+_POLL_S = 0.1
+
 
 class Screen:
     """Never interprets text from etcd or a process as markup. On a pipe, prints progress as plain lines."""
@@ -123,9 +125,6 @@ def _curve(losses: Sequence[float]) -> str:
 def exports(variables: dict[str, str]) -> list[str]:
     """Export commands for a shell."""
     return [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-
-
-_POLL_S = 0.1
 
 
 class TrainingProgress:

@@ -14,16 +14,16 @@ from instep.etcd_server.binaries import EtcdBinary
 from instep.etcd_server.health import is_healthy, wait_until
 from instep.etcd_server.process import ServerProcess
 
+# Certificates name the loopback addresses, and a connection to "all addresses" has no portable meaning.
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+START_TIMEOUT_S = 30.0
+
 
 class ServerCertificates(Protocol):
     """Paths of PEM files: `server` holds the server's certificate and key, `ca` the authority of its clients."""
 
     server: str
     ca: str
-
-
-# Certificates name the loopback addresses, and a connection to "all addresses" has no portable meaning.
-_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,9 +149,6 @@ def _options(binary: EtcdBinary, member: MemberSettings) -> list[str]:
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
-
-
-START_TIMEOUT_S = 30.0
 
 
 class PortTaken(EtcdError):

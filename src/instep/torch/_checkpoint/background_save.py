@@ -13,6 +13,8 @@ from instep.errors import CheckpointError, Fenced
 from instep.worker.checkpoints import Checkpoints
 from instep.worker.slot import Slot, trouble
 
+log = logging.getLogger("instep")
+
 
 class BackgroundSave:
     """A save that a thread writes and the training thread commits. At most one at a time.
@@ -61,9 +63,6 @@ class BackgroundSave:
                 report_failure(error, slot)
             return False
         return commit(slot, self._committed) is True
-
-
-log = logging.getLogger("instep")
 
 
 @contextmanager

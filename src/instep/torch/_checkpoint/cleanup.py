@@ -26,7 +26,7 @@ from .retention import CommittedCheckpoint, SlotDirectory, slot_directory_named,
 log = logging.getLogger("instep")
 
 FORGOTTEN_AT_ONCE: Final = 50
-"""At most as many checkpoints are removed from the registry after one save: training waits meanwhile."""
+"""The limit of checkpoints removed from the registry after one save: training waits meanwhile."""
 FIRST_PAUSE_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 600.0
 """Pause between attempts to register checkpoints again with one token: training waits during each attempt."""

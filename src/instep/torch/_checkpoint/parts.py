@@ -28,6 +28,9 @@ from instep.worker.manifest import Owners, open_file, read_file
 
 log = logging.getLogger("instep")
 
+Take = Callable[[Tensor], Tensor]
+
+_KINDS: Final = (LRScheduler, GradScaler)
 LABEL: Final = "instep-parts.json"
 """The first file in a new directory: it names the run that the directory belongs to."""
 MAX_LABEL_BYTES: Final = 1024 * 1024
@@ -183,9 +186,6 @@ _HOW_TO_TRUST: Final = (
 )
 
 
-Take = Callable[[Tensor], Tensor]
-
-
 def on_cpu(state: Any) -> Any:
     """A copy of `state` on the CPU. Waits for the devices that hold it, and takes as much memory as the state.
 
@@ -230,9 +230,6 @@ def _copied(state: Any, take: Take) -> Any:
     if isinstance(state, list):
         return [_copied(value, take) for value in state]
     return copy.deepcopy(state)
-
-
-_KINDS: Final = (LRScheduler, GradScaler)
 
 
 def left_out(parts: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,9 @@ from .field import Field, Group, fresh_like, number_in, rounded_like
 from .ratio import Number, ValueKind, anchor_of, point_of, ratio_of, rebased, share_of
 from .schedulers import Leaf, leaves_of, publish_lrs
 
+# Stored in the scheduler: a checkpoint made at an agreed zero then still has the point of the schedule.
+HELD_POINTS = "instep_held_points"
+
 
 class BoundParam:
     """Holds `ratio x agreed` under one key of every group, and reports what a checkpoint held instead.
@@ -194,10 +197,6 @@ def checked_ratio(field: Field, value: float, default: float) -> float:
             f"construct the optimizer with the {field} that the agreed value stands for"
         )
     return ratio
-
-
-# Stored in the scheduler: a checkpoint made at an agreed zero then still has the point of the schedule.
-HELD_POINTS = "instep_held_points"
 
 
 class ScheduledParam(BoundParam):

@@ -21,6 +21,8 @@ LR = Field("lr")
 
 Ratios = float | Sequence[float] | Mapping[str, float | Sequence[float]]
 
+_ABSENT = object()
+
 
 def checked_optimizer(given: object) -> Optimizer:
     """The torch optimizer without wrappers. Raises BindError if it has no hook for loads."""
@@ -219,9 +221,6 @@ def _default(optimizer: Optimizer, field: Field, bases: Sequence[float]) -> floa
             if field.held(group) is held:
                 return base
     return number_in(held)
-
-
-_ABSENT = object()
 
 
 class SteeredRun(Protocol):

@@ -22,6 +22,9 @@ PER_GROUP = ("max_lrs", "min_lrs")
 FOR_ALL_GROUPS = "eta_min"
 
 
+Callback = Callable[[], None]
+
+
 def checked_schedulers(given: object, optimizer: Optimizer) -> tuple[LRScheduler, ...]:
     """The `scheduler` argument as a tuple. Raises BindError unless each one is a scheduler of `optimizer`."""
     if given is None:
@@ -131,9 +134,6 @@ class Leaf:
             move = next((move for move in moves if move[0] != 0), (1.0, 1.0))
             setattr(own, FOR_ALL_GROUPS, rebased(getattr(own, FOR_ALL_GROUPS), *move))
         own.base_lrs = [fresh_like(b, t) for b, t in zip(held, targets, strict=False)]
-
-
-Callback = Callable[[], None]
 
 
 def watch(

@@ -25,6 +25,9 @@ from .wait_log import log_while_waiting
 
 log = logging.getLogger("instep")
 
+ATTEMPT_S: Final = 3.0
+CLUSTERS_S: Final = 1.0
+
 
 class RendezvousClient:
     """Registers this node in the rendezvous, from its creation to `close` or the end of the process.
@@ -149,10 +152,6 @@ class RendezvousClient:
             await self._node.close()
         if self._client is not None:
             await self._client.close()
-
-
-ATTEMPT_S: Final = 3.0
-CLUSTERS_S: Final = 1.0
 
 
 async def wait_for_etcd(client: Client, keys: RendezvousKeys, limit_s: float) -> None:

@@ -50,9 +50,7 @@ def create_handler(params: RendezvousParameters) -> Handler:
     except SettingsError as error:
         raise error_for_torchrun(error) from None
     for variable, value in variables_of(params).items():
-        os.environ.setdefault(
-            variable, value
-        )  # the scripts then use the same etcd, unless they are configured otherwise
+        os.environ.setdefault(variable, value)  # for the scripts, unless they are configured otherwise
     return handler
 
 

@@ -13,7 +13,7 @@ from datetime import timedelta
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
-from torch.distributed import (  # type: ignore[attr-defined]  # re-exported, but not by name  # type: ignore[attr-defined]  # re-exported, but not by name
+from torch.distributed import (  # type: ignore[attr-defined]  # re-exported, but not by name
     DistError,
     DistStoreError,
     PrefixStore,
@@ -23,8 +23,20 @@ from torch.distributed import (  # type: ignore[attr-defined]  # re-exported, bu
 
 from instep.rendezvous.records import Address
 
-FIRST_LOOK_S: Final = 0.005
-LONGEST_LOOK_S: Final = 0.2
+log = logging.getLogger("instep")
+
+T = TypeVar("T")
+
+PREFIX: Final = "instep/agents"
+ROLES: Final = "torchelastic/role_info/"
+RANKS: Final = "torchelastic/assigned_ranks/"
+FINISHED: Final = "torchelastic/agent/terminal_state/num_members"
+"""torchrun's own key names. If torchrun renames them, AgentsStore is a plain store: safe, but agents may exit."""
+ROLES_POLL_S: Final = 0.01
+EXIT_POLL_S: Final = 0.1
+ANSWER_S: Final = 1.0
+FIRST_POLL_S: Final = 0.005
+LONGEST_POLL_S: Final = 0.2
 """Usually the others arrive at once. If not, hundreds of nodes must not poll the store a hundred times per second."""
 ARRIVED: Final = "arrived"
 VERDICT: Final = "verdict"
@@ -68,24 +80,20 @@ def await_all_nodes(store: PrefixStore, world_size: int, *, is_over: Callable[[]
 def _arrive(store: PrefixStore, world_size: int, is_over: Callable[[], bool], timeout_s: float) -> bool:
     deadline = time.monotonic() + timeout_s
     if store.add(ARRIVED, 1) >= world_size:
-        return _decide(
-            store, GO if time.monotonic() <= deadline else GIVE_UP
-        )  # else the caller has given up on this call
-    look_s = FIRST_LOOK_S
+        # After the deadline, the caller has given up on this call.
+        return _decide(store, GO if time.monotonic() <= deadline else GIVE_UP)
+    poll_s = FIRST_POLL_S
     while not store.check([VERDICT]):
         if is_over() or time.monotonic() > deadline:
             break
-        time.sleep(look_s)
-        look_s = min(LONGEST_LOOK_S, look_s * 1.5)
+        time.sleep(poll_s)
+        poll_s = min(LONGEST_POLL_S, poll_s * 1.5)
     return _decide(store, GIVE_UP)
 
 
 def _decide(store: PrefixStore, verdict: str) -> bool:
     """Whether the nodes proceed. Sets `verdict` if there is none yet."""
     return bool(store.compare_set(VERDICT, "", verdict) == GO.encode())
-
-
-T = TypeVar("T")
 
 
 def call_with_timeout(call: Callable[[], T], limit_s: float, what: str) -> T:
@@ -145,18 +153,6 @@ _idle: list[_CallThread] = []
 os.register_at_fork(after_in_child=_idle.clear)  # a child has none of its parent's threads
 
 
-log = logging.getLogger("instep")
-
-PREFIX: Final = "instep/agents"
-ROLES: Final = "torchelastic/role_info/"
-RANKS: Final = "torchelastic/assigned_ranks/"
-FINISHED: Final = "torchelastic/agent/terminal_state/num_members"
-"""torchrun's own key names. If torchrun renames them, this is a plain store: safe, but an agent ends as without it."""
-LOOK_S: Final = 0.01
-WAIT_LOOK_S: Final = 0.1
-ANSWER_S: Final = 1.0
-
-
 class AgentsStore(PrefixStore):
     """The store in which torchrun's agents exchange their roles before they start workers.
 
@@ -201,7 +197,7 @@ class AgentsStore(PrefixStore):
         while not call_with_timeout(lambda: self.check(keys), self._timeout_s, "the agents' store"):
             if time.monotonic() > deadline:
                 raise DistStoreError(f"{', '.join(keys)} were not set in time")
-            time.sleep(WAIT_LOOK_S)
+            time.sleep(EXIT_POLL_S)
 
     def get(self, key: str) -> bytes:
         if not key.startswith(RANKS):
@@ -231,7 +227,7 @@ class AgentsStore(PrefixStore):
         while not self.is_lost and not self._try(lambda: self.check(keys)):
             if time.monotonic() > deadline:
                 self._mark_lost(f"{keys[-1]} was not set within {self._timeout_s:g} s")
-            time.sleep(LOOK_S)
+            time.sleep(ROLES_POLL_S)
         return None if self.is_lost else self._try(read)
 
     def _try(self, act: Callable[[], Any]) -> Any:

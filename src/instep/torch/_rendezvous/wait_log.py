@@ -21,7 +21,7 @@ T = TypeVar("T")
 FIRST_S: Final = 10.0
 LONGEST_S: Final = 600.0
 MOST_READ: Final = 64
-"""At most as many registrations are read. With more of them, the log gives no number."""
+"""The limit of registrations read to count them. With more, the log gives no number."""
 READ_S: Final = 3.0
 
 
