@@ -260,7 +260,7 @@ def test_what_the_file_system_refuses_is_said_with_its_cure_and_leaves_the_run_u
         assert cure in answer["text"], answer["text"]
     full = worker.ask("fail_to_save", step=5, full=True)
     assert full["error"] == "CheckpointError"
-    assert "No space left on device; make room there" in full["text"]
+    assert "No space left on device; free space there" in full["text"]
     assert list(team.folder.iterdir()) == []  # what was given up takes no space
     assert worker.ask("step", step=6)["leads"]
     assert worker.ask("save", step=6)["state"] == "committed"

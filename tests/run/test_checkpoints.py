@@ -119,6 +119,6 @@ def test_a_rank_that_does_not_resume_is_named(team: Team) -> None:
         answer = worker.answer()
         assert answer["error"] == "BarrierTimeout"
         assert answer["missing"] == ["rank 2"]
-        assert "rank 2 has not said anything" in answer["text"]
+        assert "rank 2 has not answered" in answer["text"]
     two.tell("resume")
     assert two.answer()["id"] is not None  # what the others have said still stands

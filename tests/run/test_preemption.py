@@ -140,7 +140,7 @@ def test_without_etcd_a_rank_gives_up_while_there_is_time_and_says_what_stands(f
     trainers[1].kill(TERM)
     (error,) = [trainers[1].wait_said("error")]
     assert error["kind"] == "Preempted"
-    assert "the newest committed checkpoint stands" in error["text"]
+    assert "the newest committed checkpoint remains" in error["text"]
     assert trainers[1].finish() == 13
     training.server.resume()
     trainers[0].kill()

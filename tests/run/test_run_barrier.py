@@ -89,7 +89,7 @@ def test_a_rank_that_does_not_come_is_named_and_so_is_where_it_waits(team: Team)
     come("left", workers[0], timeout_s=3.0)
     answer = workers[0].answer()
     assert (answer["error"], answer["missing"], answer["missing_count"]) == ("BarrierTimeout", ["rank 1", "rank 2"], 2)
-    assert answer["text"].endswith("rank 1, rank 2 did not come (waiting at another one: rank 1 at 'right')")
+    assert answer["text"].endswith("rank 1, rank 2 did not arrive (waiting at another one: rank 1 at 'right')")
     assert answer["exit_code"] == 14
     assert 3.0 <= answer["took_s"] < 10.0
     assert waiting(team, "left") == set()
@@ -200,7 +200,7 @@ def test_an_etcd_that_stays_away_is_named_at_the_time_out(fragile_team: Team) ->
     answer = workers[0].ask("barrier", name="epoch", timeout_s=1.0)
     server.resume()
     assert answer["error"] == "BarrierTimeout"
-    assert "who is missing is not known" in answer["text"]
+    assert "the missing ranks are not known" in answer["text"]
     assert answer["took_s"] < 1.0 + 3.0 + 4.0
     come("epoch", *workers)
     through("epoch", *workers)

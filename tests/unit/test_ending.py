@@ -95,7 +95,7 @@ def test_an_exception_that_cannot_be_told_is_told_all_the_same() -> None:
             raise ValueError("no words")
 
     told = failures.of_exception(worker(), left(Mute()))
-    assert (told.cause, told.text) == ("Mute", "(its text cannot be had: ValueError)")
+    assert (told.cause, told.text) == ("Mute", "(its text cannot be read: ValueError)")
 
 
 def test_one_that_left_early_without_saying_why_is_told_so() -> None:

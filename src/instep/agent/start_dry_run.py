@@ -34,7 +34,7 @@ class StartDryRun(Component):
 
     async def ask(self, view: View, dry_run: DryRun) -> Refusals:
         """Only the leader's loop calls it, one call at a time."""
-        worker = self._somebody(view)
+        worker = self._waiting_worker(view)
         if worker is None:
             return NOTHING
         self._number += 1
@@ -55,6 +55,6 @@ class StartDryRun(Component):
         if not self._answer.done():
             self._answer.set_result(dict(message.refused))
 
-    def _somebody(self, view: View) -> LocalWorker | None:
+    def _waiting_worker(self, view: View) -> LocalWorker | None:
         named = view.workers()
         return next((worker for worker in self._workers if not worker.view and worker.id in named), None)

@@ -187,8 +187,8 @@ class Workers:
 
     def __init__(self) -> None:
         self._by_id: dict[WorkerId, LocalWorker] = {}
-        self._somebody = asyncio.Event()
-        self._nobody = asyncio.Event()
+        self._some = asyncio.Event()
+        self._none = asyncio.Event()
         self._looked_at = -MISSED_S
 
     def __iter__(self) -> Iterator[LocalWorker]:
@@ -207,23 +207,23 @@ class Workers:
             former.connection.close()
             worker.keep(former)
         self._by_id[worker.id] = worker
-        self._somebody.set()
+        self._some.set()
 
     def remove(self, worker: LocalWorker) -> None:
         if self._by_id.get(worker.id) is worker:
             del self._by_id[worker.id]
         if not self._by_id:
-            self._nobody.set()
+            self._none.set()
 
     async def wait_first(self) -> None:
         """Waits until a worker has connected. It may be gone by then."""
-        await self._somebody.wait()
+        await self._some.wait()
 
     async def wait_gone(self) -> None:
         """Waits until no worker is left."""
         while self._by_id:
-            self._nobody.clear()
-            await self._nobody.wait()
+            self._none.clear()
+            await self._none.wait()
 
     def of(self, connection: Connection | DisconnectedWorker) -> LocalWorker | None:
         return next((worker for worker in self if worker.connection is connection), None)

@@ -1,4 +1,4 @@
-"""Frozen dataclasses as JSON and back, as their type hints say. What a hint means is worked out once."""
+"""Frozen dataclasses as JSON and back, by their type hints. Each hint is resolved once."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class WireError(ValueError):
 
 @typing.dataclass_transform(frozen_default=True)
 class Document:
-    """Base of what is sent or stored: each subclass is a frozen dataclass, whose methods are these. `dataclass` would
-    generate them for each class, and every import of Instep would take 20 ms longer.
+    """Base of what is sent or stored: each subclass is a frozen dataclass with the methods of this class.
+    `dataclass` would generate them per class, and every import of Instep would take 20 ms longer.
 
     Fields that are None are left out. Unknown fields are skipped, because a newer version may add some.
     """
@@ -81,7 +81,7 @@ D = TypeVar("D", bound=Document)
 
 
 def to_json(value: Any) -> Any:
-    """The same in dicts, lists and scalars."""
+    """The value as dicts, lists and scalars."""
     if isinstance(value, Document):
         held = zip(_hints(type(value)), _values(value), strict=True)
         return {name: to_json(item) for name, item in held if item is not None}

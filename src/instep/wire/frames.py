@@ -40,14 +40,14 @@ def framed(message: FromWorker | FromAgent) -> bytes:
 
 
 class Decoder(Generic[M]):
-    """Bytes in, whole messages out, as `read` makes them; holds at most one message that is not complete."""
+    """Bytes in, whole messages out, as decoded by `read`; holds at most one incomplete message."""
 
     def __init__(self, read: Callable[[bytes], M | None]) -> None:
         self._read = read
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[M]:
-        """Raises WireError on a frame that is too long or no message; the connection is then useless."""
+        """Raises WireError for a frame that is too long or no message; then the connection cannot be used any more."""
         self._buffer += data
         while len(self._buffer) >= _HEADER.size:
             (length,) = _HEADER.unpack_from(self._buffer)
@@ -64,15 +64,15 @@ class Decoder(Generic[M]):
 
     @property
     def partial(self) -> bool:
-        """True while the rest of a message is still to come."""
+        """Whether the rest of a message is missing."""
         return bool(self._buffer)
 
 
 class Words:
-    """The shared page: `mail` counts what the agent has sent and `beat` is when it last could; `step` and `at` tell it
-    how far the worker is.
+    """The shared page. `mail` counts the messages that the agent has sent, and `beat` is when it last ran; `step`
+    and `at` are the worker's newest boundary and its time.
 
-    Each word has one writer. `at` is the monotonic time of the boundary, the same clock for both processes.
+    Each word has one writer. Both times are on the monotonic clock, which both processes share.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -85,7 +85,7 @@ class Words:
         return self.integers[0]
 
     def count_mail(self) -> None:
-        """The agent, after a message has gone into the socket."""
+        """Called by the agent after a message has gone into the socket."""
         self.integers[0] += 1
 
     @property
@@ -102,7 +102,7 @@ class Words:
         return self.floats[3]
 
     def set_beat(self, now: float) -> None:
-        """The agent, once a second: it is neither stopped nor stuck."""
+        """Called by the agent once a second: it is neither stopped nor stuck."""
         self.floats[3] = now
 
     def close(self) -> None:
@@ -112,7 +112,7 @@ class Words:
 
 
 def create_words() -> tuple[Words, int]:
-    """New words and the descriptor to pass on, which the caller closes in the end."""
+    """New words, and the descriptor to pass on. The caller closes it."""
     descriptor = os.memfd_create("instep", os.MFD_CLOEXEC)
     os.ftruncate(descriptor, _WORDS * _WORD_BYTES)
     words = Words(descriptor)
@@ -121,8 +121,8 @@ def create_words() -> tuple[Words, int]:
 
 
 def receive_with_descriptor(sock: socket.socket, size: int) -> tuple[bytes, int | None]:
-    """Data, and the descriptor that came with it, if one did. Further ones are closed, not kept. Raises OSError, as
-    the kernel does not, when this process had no descriptor left for it."""
+    """The data, and the descriptor that came with it, if any. Further ones are closed. Raises OSError, which the
+    kernel does not, if this process had no descriptor left for it."""
     data, ancillary, flags, _address = sock.recvmsg(size, socket.CMSG_SPACE(4 * array.array("i").itemsize))
     descriptors = array.array("i")
     for level, kind, payload in ancillary:

@@ -1,4 +1,4 @@
-"""All messages between a worker and its node's agent. Each is sent with the name of its class, in lower case."""
+"""All messages between a worker and its node's agent: one tagged union. The tag is the class name in lower case."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from instep.wire.documents import Agreed, Elastic, Manifest, Origin, Plan, Point
 
 
 class FromWorker(Document):
-    """Base of all that a worker says."""
+    """Base of all messages of a worker."""
 
 
 class FromAgent(Document):
-    """Base of all that an agent says."""
+    """Base of all messages of an agent."""
 
 
 class Hello(FromWorker, kw_only=True):
@@ -75,20 +75,20 @@ class Offers(FromWorker):
 
 
 class PreemptionNotice(FromWorker):
-    """The worker's process was signalled to end."""
+    """The worker's process received a preemption signal."""
 
     reason: str
 
 
 class DryRunResult(FromWorker):
-    """By revision: what each name was refused for."""
+    """`refused`: by revision, the reason for each refused name."""
 
     number: int
     refused: tuple[tuple[int, Mapping[str, str]], ...]
 
 
 class PlanAnswer(FromWorker):
-    """About the plan of that number and digest."""
+    """About the plan with that number and digest."""
 
     number: int
     digest: str
@@ -236,7 +236,7 @@ class AskVoters(CheckpointMessage):
 
 
 class EnterView(FromAgent):
-    """The worker is part of view `view`; `start` counts for its first one."""
+    """The worker is part of view `view`; `start` applies if it is its first one."""
 
     view: int
     start: Snapshot
@@ -267,11 +267,11 @@ class Note(FromAgent):
 
 
 class Bye(FromAgent):
-    """Answers `Leave`: etcd has it."""
+    """Answers `Leave`: etcd has recorded it."""
 
 
 class Missing(FromAgent):
-    """For a worker that gave notice: ranks that are gone and not replaced, without which no stop is agreed on."""
+    """For a preempted worker: ranks that are gone and not replaced, without which no stop can be agreed on."""
 
     ranks: tuple[int, ...]
 
@@ -289,7 +289,7 @@ class Leads(FromAgent):
 
 
 class AskDryRun(FromAgent):
-    """Could the worker start with `values`? `groups` are tried one by one on `base` where it could not."""
+    """Asks whether the worker could start with `values`. If not, `groups` are tried one by one on `base`."""
 
     number: int
     values: Mapping[str, Scalar]
@@ -298,14 +298,14 @@ class AskDryRun(FromAgent):
 
 
 class ProposePlan(FromAgent):
-    """`then` is what is agreed once it is committed, where it follows from what is agreed now."""
+    """`then` is the agreed state after a commit, if the plan follows from the current one."""
 
     plan: Plan
     then: Agreed | None = None
 
 
 class Decide(FromAgent):
-    """`digest` names the plan, where it is known: one of a lost history may have had the same number."""
+    """`digest` names the plan, if known: a plan of a lost history may have had the same number."""
 
     number: int
     commit: bool

@@ -1,6 +1,6 @@
-"""Finds the checkpoints of a run on the disk, for an etcd that has lost its records of them.
+"""Finds the checkpoints of a run on disk, for an etcd that has lost its records of them.
 
-The list of files in each directory says which checkpoint it is, so the record can be made from it.
+The list of files in each directory identifies its checkpoint, so the record can be rebuilt from it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from instep.worker.slot import place_of
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A directory with a list of files. `record` is None where it cannot be used, and `problem` says why.
-    `is_committed`: etcd has answered so to its saver."""
+    """A directory with a list of files. If it cannot be used, `record` is None and `problem` says why.
+    `is_committed`: etcd has confirmed the commit to its saver."""
 
     path: Path
     step: int
@@ -34,7 +34,7 @@ class Found:
 
     @property
     def age(self) -> tuple[int, int]:
-        """Orders checkpoints as they were committed."""
+        """Orders checkpoints by their commits."""
         return self.token, self.step
 
 
@@ -46,11 +46,12 @@ def find_checkpoints(
     *,
     wanted: Callable[[int, int, bool], bool] = lambda step, token, is_committed: True,
 ) -> Iterator[Found]:
-    """The checkpoints of the run directly below `folder`, the oldest first. `wanted` chooses by step, token and whether
-    they are marked as committed. Checks that all files exist with their sizes; checksums are checked on load.
+    """The checkpoints of the run directly below `folder`, the oldest first. `wanted` chooses by step, token and
+    whether they are marked as committed. Checks that all files exist with their sizes; checksums are checked on
+    load.
 
-    Directories of other runs and namespaces are skipped without a message. Raises OSError for a folder that cannot be
-    read.
+    Directories of other runs and namespaces are skipped without a message. Raises OSError for a folder that cannot
+    be read.
     """
     placed = []
     with os.scandir(folder) as entries:
@@ -81,7 +82,7 @@ def find_checkpoints(
 
 
 def _record_of(path: Path, listed: Listed) -> Manifest | str:
-    """What etcd is to hold of the checkpoint, or why the list does not tell."""
+    """The record for etcd, or the reason why the list cannot be used."""
     files = {"files": len(listed.files), "bytes": listed.bytes, "digest": listed.digest, "path": str(path)}
     try:
         return from_json(Manifest, {**listed.about, **files})

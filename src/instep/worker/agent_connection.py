@@ -1,4 +1,4 @@
-"""The worker's end of the socket to its agent. No thread: it moves only when the training loop lets it."""
+"""The worker's end of the socket to its agent. It has no thread: it acts only when the training loop calls it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ log = logging.getLogger("instep")
 SILENCE_S = 10.0
 LOOKS = 3
 APART_S = 1.0
-"""Looks in less time after the one before count as one: the agent beats no faster."""
+"""A look that follows another one sooner than this does not count: the agent does not write its beat more often."""
 
 
 START_TIMEOUT_S: Final = 20.0
@@ -43,8 +43,8 @@ MAX_RESTART_PAUSE_S: Final = 30.0
 
 @dataclass(slots=True)
 class LivenessDetector:
-    """Stopped means: the same beat at several looks and over `SILENCE_S` seconds. One look is not enough, for a machine
-    that slept shows an old beat to whoever wakes first."""
+    """An agent counts as stopped after several looks at the same beat over `SILENCE_S` seconds. One look is not
+    enough: after a machine has slept, the process that wakes first sees an old beat."""
 
     _beat: float = -1.0
     _since: float = 0.0
@@ -52,7 +52,7 @@ class LivenessDetector:
     _counted: float = 0.0
 
     def is_stopped(self, beat: float, now: float) -> bool:
-        """`now` in seconds on the monotonic clock. Once True, it starts anew: for the next agent."""
+        """`now` in seconds on the monotonic clock. Starts over after it has returned True, for the next agent."""
         if beat != self._beat:
             self._beat, self._since, self._looks, self._counted = beat, now, 0, now
             return False
@@ -65,13 +65,13 @@ class LivenessDetector:
 
 
 class ConnectionLost(Exception):
-    """The agent is gone, or speaks nonsense: connect again."""
+    """The agent is gone, or has sent what cannot be read: connect again."""
 
 
 class AgentConnection:
-    """A connection that can be lost and made anew; whoever uses it then introduces itself again.
+    """A connection that may be lost and connected again; then the caller introduces itself again.
 
-    Nothing here waits unless the name of the method says so.
+    A method waits only if its name says so.
     """
 
     def __init__(self, run: str, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
@@ -86,14 +86,14 @@ class AgentConnection:
         self._start_at = 0.0
         self._start_pause_s = 0.5
         self._reasons: IO[bytes] | None = None
-        """Where the agent that this worker has started says why it cannot serve."""
+        """The output of the agent that this worker has started: why it cannot serve."""
         try:
             self.words, self._descriptor = create_words()
         except OSError as error:
             raise AgentError(f"this process cannot share memory with the node's agent: {explained(error)}") from None
         self.starts = 0
         self.node = ""
-        """The node's name as its agent has given it; the next agent must speak for the same node."""
+        """The name of the node as its agent has sent it. The next agent must use the same name."""
         self._problem = ""
 
     def __repr__(self) -> str:
@@ -104,8 +104,8 @@ class AgentConnection:
         return self._socket is not None
 
     def wait_connected(self, timeout_s: float, *, fail_fast: bool = False) -> None:
-        """Connects, starting an agent where there is none. Raises AgentError with the agent's own words if it fails:
-        with `fail_fast` as soon as it is known why there is none."""
+        """Connects, and starts an agent if there is none. Raises AgentError with the agent's reason if that fails;
+        with `fail_fast` as soon as the reason is known."""
         deadline = self._clock() + min(timeout_s, START_TIMEOUT_S)
         self._problem = ""
         while not self.try_connect():
@@ -117,13 +117,13 @@ class AgentConnection:
             time.sleep(RETRY_S)
 
     def try_connect(self) -> bool:
-        """One attempt: connects, or sees to it that somebody starts an agent. True when connected."""
+        """Makes one attempt: connects, or starts an agent if none is starting. True when connected."""
         self._reap()
         if self._socket is not None:
             return True
         try:
             attempt = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            attempt.setblocking(False)  # before it connects: a stopped agent with a full backlog must hold up nobody
+            attempt.setblocking(False)  # before it connects: a stopped agent with a full backlog must not block
         except OSError as error:
             self._problem = f"this process cannot connect to it: {explained(error)}"
             return False
@@ -140,7 +140,7 @@ class AgentConnection:
         return True
 
     def introduce(self, hello: Hello) -> None:
-        """The first message of a connection, with the descriptor of the shared words."""
+        """Sends the first message of a connection, with the descriptor of the shared words."""
         assert self._socket is not None
         data = framed(hello)
         try:
@@ -152,7 +152,7 @@ class AgentConnection:
         self.flush()
 
     def send(self, message: FromWorker, *, droppable: bool = False) -> None:
-        """Queues a message and sends what the socket takes. A droppable one is left out when others still wait."""
+        """Queues a message and sends what the socket accepts. Skips a droppable message while others are queued."""
         if droppable and (self._outbox or not self.connected):
             return
         self._outbox += framed(message)
@@ -175,7 +175,7 @@ class AgentConnection:
             del self._outbox[:sent]
 
     def receive(self) -> list[FromAgent]:
-        """All messages that are there now. Raises ConnectionLost when the agent has gone."""
+        """Returns all messages that have arrived. Raises ConnectionLost if the agent is gone."""
         if self._socket is None:
             raise ConnectionLost("not connected")
         messages: list[FromAgent] = []
@@ -191,7 +191,7 @@ class AgentConnection:
             if not data:
                 self.drop()
                 if messages:
-                    return messages  # what it said last still counts; the next call tells that it has gone
+                    return messages  # its last messages count; the next call raises
                 raise ConnectionLost(reason)
             try:
                 messages.extend(self._decoder.feed(data))
@@ -200,7 +200,7 @@ class AgentConnection:
                 raise ConnectionLost(str(error)) from None
 
     def wait_message(self, kind: type[FromAgent], timeout_s: float) -> bool:
-        """Waits for a message of that kind, passing over others; False when none came in time."""
+        """Waits for a message of that type and discards others. False if none arrived in time."""
         deadline = self._clock() + timeout_s
         while (left_s := deadline - self._clock()) > 0:
             self.wait_readable(left_s)
@@ -209,7 +209,7 @@ class AgentConnection:
         return False
 
     def wait_readable(self, timeout_s: float) -> None:
-        """Waits until the agent says something or goes, at most `timeout_s` seconds."""
+        """Waits at most `timeout_s` seconds until a message arrives or the agent is gone."""
         if self._socket is None:
             raise ConnectionLost("not connected")
         poller = select.poll()
@@ -218,13 +218,13 @@ class AgentConnection:
         self.flush()
 
     def kill_agent(self) -> None:
-        """Ends an agent that is connected but silent (stopped, or stuck): a new one can take its place."""
+        """Kills an agent that is connected but silent (stopped, or stuck), because a new one can replace it."""
         if self._socket is None:
             return
         pid = struct.unpack("3i", self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
         self.drop()
         if pid > 1:
-            # It may have ended by itself, or be in another container: nothing more to do from here.
+            # It may have ended already, or be in another container: nothing more to do.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -234,7 +234,7 @@ class AgentConnection:
             self._socket = None
 
     def close(self) -> None:
-        """Gives everything back. In a forked child this closes the child's copies only."""
+        """Releases everything. In a forked child this closes only the child's copies."""
         self.drop()
         if self._descriptor >= 0:
             os.close(self._descriptor)
@@ -250,7 +250,7 @@ class AgentConnection:
         try:
             lock = self._folder.claim()
             if lock is None:
-                return  # one is starting, or about to end
+                return  # another agent is starting, or is about to end
             try:
                 self._launcher = start_agent(self._folder, self._run, self._settings, lock, self.node)
                 self._close_reasons()
@@ -266,14 +266,14 @@ class AgentConnection:
         self._start_pause_s = min(MAX_RESTART_PAUSE_S, self._start_pause_s * 2)
 
     def calm(self) -> None:
-        """The agent works: the next start, should one be needed, need not wait."""
+        """The agent works: if another start is needed, it is not delayed."""
         self._start_pause_s = 0.5
 
     def _reap(self) -> None:
         if self._launcher is not None and self._launcher.poll() is not None:
             self._launcher = None
         if self._reasons is not None:
-            said = self._reasons.read()  # does not wait: None when nothing was said
+            said = self._reasons.read()  # does not wait: None if there is no output
             lines = said.decode(errors="replace").splitlines() if said else []
             self._problem = next((line for line in lines if line.startswith(CANNOT_SERVE)), self._problem)
             if said == b"":

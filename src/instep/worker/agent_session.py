@@ -1,4 +1,4 @@
-"""What a worker and its node's agent say to each other, over a link that may be lost at any moment."""
+"""What a worker and its node's agent say to each other, over a connection that may be lost at any moment."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ log = logging.getLogger("instep")
 RECONNECT_S: Final = 0.1
 GOODBYE_S: Final = 8.0
 LISTEN_S: Final = 0.25
-"""How often what is waited for is looked at when the agent says nothing."""
+"""Pause between two looks at a condition while the agent sends nothing."""
 PATIENCE_S: Final = 3.0
 COMPLAIN_S: Final = 10.0
-"""Who waits says that there is no agent after `PATIENCE_S`, and again every `COMPLAIN_S`."""
+"""A worker that waits reports a missing agent after `PATIENCE_S`, and again every `COMPLAIN_S`."""
 
 
 class AgentSession:
-    """Says who this worker is to every agent it meets, hears what concerns the agreement, and keeps the rest: `view`
-    (0 before the first), `leads`, and the `failure` that ends the run.
+    """Introduces this worker to each agent, passes messages to the agreement, and keeps the rest: `view` (0 before
+    the first), `leads`, and the `failure` that ends the run.
 
-    Only `await_decision`, `listen`, `wait_until` and `leave` wait, each with a bound. `mail` is the shared word of that
-    name as it was before the link was read last, and `next_look` when to look again at the latest, in seconds on the
+    Only `await_decision`, `listen`, `wait_until` and `leave` wait, each with a bound. `mail` is the shared word of
+    that name before the last read of the socket. `next_look` is the latest time of the next look, in seconds on the
     monotonic clock.
     """
 
@@ -56,7 +56,7 @@ class AgentSession:
         self.candidate = ""
         self.inbox = CheckpointInbox()
         self.missing: tuple[int, ...] = ()
-        """After a SIGTERM: ranks of the run that are gone and have not been replaced."""
+        """After a SIGTERM: ranks of the run that are gone and not replaced."""
         self.missing_since = 0.0
         self.max_restarts: int | None = None
         self.take_over = False
@@ -67,9 +67,9 @@ class AgentSession:
         self.mail = 0
         self.next_look = 0.0
         self.at_each_look: Callable[[], None] = lambda: None
-        """Called whenever the agent is looked at, also in every wait."""
+        """Called at each look at the agent, also in every wait."""
         self.at_gate: Callable[[int], None] = lambda step: None
-        """Called while a decision is waited for; may set `failure`."""
+        """Called in the wait for a decision; may set `failure`."""
 
     def __repr__(self) -> str:
         return f"AgentSession(rank {self._rank}, view {self.view}, {self._connection!r})"
@@ -89,15 +89,13 @@ class AgentSession:
     # -- saying -----------------------------------------------------------------------------------------------------
 
     def introduce(self) -> None:
-        """After each (re)connection: who this is, and what it has applied that its old agent may not have told."""
+        """After each connection: introduces the worker and repeats what the former agent may not have processed."""
         self._connection.introduce(self._hello())
-        self._liveness = (
-            LivenessDetector()
-        )  # this agent has not been silent yet, however old the beat of the one before is
+        self._liveness = LivenessDetector()  # the old beat is the former agent's
         self._apart_since = self._complain_at = 0.0
         self._offered = None
         self.missing = ()
-        self.leads, self.token = False, 0  # until this agent says so
+        self.leads, self.token = False, 0  # until this agent confirms it
         for fact in (self._agreement.began, self._agreement.applied):
             if fact is not None:
                 self._connection.send(fact)
@@ -125,7 +123,7 @@ class AgentSession:
         )
 
     def tell(self, messages: Iterable[wire.FromWorker]) -> None:
-        """What is lost on the way is made up for with the next agent, which is looked for at the next boundary."""
+        """Sends messages. Those that are lost are repeated to the next agent, which the next boundary looks for."""
         for message in messages:
             try:
                 self._connection.send(message)
@@ -133,7 +131,7 @@ class AgentSession:
                 self.next_look = 0.0
 
     def exchange(self, step: int) -> None:
-        """Hears what the agent has said and sends what waits; a lost agent is replaced without waiting for it."""
+        """Processes messages and sends what is queued. Replaces a lost agent without waiting for it."""
         self.at_each_look()
         try:
             if not self._connection.connected:
@@ -148,12 +146,12 @@ class AgentSession:
             self._connection.flush()
             self.replace_stopped_agent()
         except ConnectionLost as lost:
-            log.warning("rank %d lost its agent (%s): training goes on, another is started", self._rank, lost)
+            log.warning("rank %d lost its agent (%s): training continues, another is started", self._rank, lost)
             self.leads, self.token = False, 0  # it led by the agent's lease
             self.next_look = 0.0
 
     def _offer(self) -> None:
-        """What operators can ask of this worker, when that has changed."""
+        """Sends what operators can ask of this worker, if it has changed."""
         actions, restores = self._agreement.handlers.offer
         offers = wire.Offers(actions, restores, self.drift)
         if offers != self._offered:
@@ -194,7 +192,7 @@ class AgentSession:
                 self._complain(error)
 
     def listen(self, step: int, timeout_s: float) -> None:
-        """Waits for a word of the agent, at most `timeout_s` unless another agent must be found, and hears it."""
+        """Waits for messages, at most `timeout_s` unless another agent must be found, and processes them."""
         self.at_each_look()
         try:
             if not self._connection.connected:
@@ -207,12 +205,12 @@ class AgentSession:
             self.reports.send_to(self._connection)
             self.replace_stopped_agent()
         except ConnectionLost:
-            pass  # the next look finds another agent
+            pass  # the next look connects to another agent
         except InstepError as error:
             self._complain(error)
 
     def _complain(self, error: InstepError) -> None:
-        """Of an agent that cannot be had: most are back in a moment."""
+        """Reports an agent that cannot be reached, if it takes longer: most are back in a moment."""
         now = time.monotonic()
         self._apart_since = self._apart_since or now
         if now >= max(self._complain_at, self._apart_since + PATIENCE_S):
@@ -220,7 +218,7 @@ class AgentSession:
             self._complain_at = now + COMPLAIN_S
 
     def wait_until(self, until: Callable[[], bool], timeout_s: float, step: int) -> bool:
-        """Hears the agent until the condition holds; False when it did not in time. Raises the failure, if there is
+        """Processes messages until the condition holds; False if it did not in time. Raises the failure, if there is
         one."""
         deadline = time.monotonic() + timeout_s
         heard = False
@@ -241,7 +239,8 @@ class AgentSession:
         step: int,
         unless: Callable[[], bool] = lambda: False,
     ) -> wire.Answer | None:
-        """The answer to the question, which is given a number; None where none came in time. Raises the failure."""
+        """Asks a question, which gets a number. Returns the answer, or None if none arrived in time. Raises the
+        failure."""
         number, message = self.inbox.ask(question)
         self.tell([message])
         try:
@@ -251,9 +250,10 @@ class AgentSession:
         return answer
 
     def leave(self, step: int, *, clean: bool, error: BaseException | None = None) -> None:
-        """A rank that nobody knows to have left would be waited for in every later change: worth a moment.
+        """Leaves the run, and waits for the agent's confirmation: otherwise every later change would wait for this
+        rank.
 
-        An agent that dies now takes what it has not read with it, so its answer is waited for.
+        An agent that dies now loses what it has not read; then the next agent is told.
         """
         leave = wire.Leave(clean, step, *in_words(error))
         if self.standing != "training":
@@ -270,12 +270,12 @@ class AgentSession:
                 self._connection.send(leave)
                 answered, lost = self._connection.wait_message(wire.Bye, left_s), False
             except ConnectionLost:
-                pass  # the agent died before it answered: the next one hears it
+                pass  # the agent died before it answered: tell the next one
             except InstepError as error:
                 log.warning("%s", error)
                 lost = False
         if not answered:
-            log.warning("rank %d left, and no agent has answered", self._rank)
+            log.warning("rank %d left, and no agent has confirmed it", self._rank)
 
     def close(self) -> None:
         self._connection.close()
@@ -288,7 +288,7 @@ class AgentSession:
     # -- hearing ----------------------------------------------------------------------------------------------------
 
     def hear(self, messages: Iterable[wire.FromAgent], step: int) -> None:
-        """`step` is the one about to be run. Raises ConnectionLost when an answer cannot be given."""
+        """`step` is the one about to be run. Raises ConnectionLost if an answer cannot be sent."""
         for message in messages:
             match message:
                 case wire.EnterView():
@@ -332,9 +332,9 @@ class AgentSession:
             self._agreement.start(message.start, self.view, message.agreed)
 
     def _hear_failure(self, failure: InstepError) -> None:
-        """An agent that cannot work ends a join, but never a training that has begun."""
+        """The failure of an agent ends a join, but not a training."""
         if self.view and not isinstance(failure, Evicted | JoinRefused):
-            log.warning("rank %d: %s; training goes on, changes wait", self._rank, failure)
+            log.warning("rank %d: %s; training continues, changes wait", self._rank, failure)
             return
         self.failure = failure
 

@@ -1,6 +1,6 @@
-"""The values that hold for a worker, and its part in agreeing on the next ones. No socket, no clock.
+"""The values that a worker trains with, and its part in agreeing on the next ones. No socket, no clock.
 
-What the agent says comes in, what is to be answered goes out: `Gate` decides, this prepares and applies.
+Messages of the agent come in, answers go out. `Gate` decides; this module prepares and applies.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Stand:
 
 
 class Agreement(Generic[Config]):
-    """Promise: from `start` on `config` and `course` change in `begin` and `apply` only, that is at a boundary.
+    """Promise: after `start`, `config` and `course` change only in `begin` and `apply`, that is, at a boundary.
 
-    `due` says what comes before a step; `applied` is what every agent must hear of the last plan. Methods that
-    return messages leave it to the caller to say them: the next agent asks again for those that are lost.
+    `due` returns what comes before a step. `applied` is the newest report, which every agent must get. Methods
+    return messages for the caller to send; the next agent asks again for those that are lost.
     """
 
     def __init__(self, codec: Codec, replay: Replay | None = None) -> None:
@@ -46,17 +46,17 @@ class Agreement(Generic[Config]):
         self.plan = 0
         """The newest plan that this worker has applied or started with."""
         self.origin = 0
-        """The view in which the run last began anew."""
+        """The view of the last fresh start."""
         self.back = 0
-        """The plan that last took it back to a checkpoint since then, 0 for none."""
+        """The plan that last took the run back to a checkpoint since then, 0 for none."""
         self.agreed: Agreed | None = None
-        """What this worker knows to be agreed on: should etcd lose it, it is written back from here."""
+        """The newest agreed values that this worker knows of: if etcd loses them, they are restored from here."""
         self.epoch = 0
-        """The run's epoch, as last heard."""
+        """The newest epoch of the run that this worker knows of."""
         self._told: wire.ProposePlan | None = None
         """The plan that was promised last."""
         self.began: wire.Began | None = None
-        """What every agent must hear of the first step of a view."""
+        """The report of the first step of the view, which every agent must get."""
         self._origin: Origin | None = None
         self._codec = codec
         self._replay = replay
@@ -73,27 +73,27 @@ class Agreement(Generic[Config]):
 
     @property
     def schema(self) -> dict[str, Any] | None:
-        """The JSON Schema of what this worker accepts."""
+        """The JSON Schema of the values that this worker accepts."""
         return self._codec.document if self._replay is None else self._replay.document
 
     @property
     def values(self) -> dict[str, Scalar]:
-        """What holds now."""
+        """The current values."""
         return dict(self._values)
 
     def on_change(self, function: Callable[[Config, Config], object]) -> None:
-        """From now on `function(old, new)` is called at each change."""
+        """Calls `function(old, new)` at each change from now on."""
         self._callbacks.append(function)
 
     def refusals(self, question: wire.AskDryRun) -> wire.DryRunResult:
-        """What this worker would refuse to start with."""
+        """The values that this worker would refuse to start with."""
         refused = self._codec.refusals(question.values, question.base, question.groups)
         return wire.DryRunResult(question.number, tuple(refused))
 
     # -- how it begins ----------------------------------------------------------------------------------------------
 
     def start(self, start: Snapshot, view: int = 0, agreed: Agreed | None = None) -> None:
-        """The first view gives these values, unless they come from a schedule. `agreed` is the record of them."""
+        """Takes the values of the first view, unless a schedule gives them. `agreed` is the record of them."""
         self.agreed, self._start = agreed, start
         self.gate.start(start.plan)
         self.plan, self.origin, self.back = start.plan, start.origin, start.back
@@ -103,15 +103,15 @@ class Agreement(Generic[Config]):
         self.config = self._codec.decode(self._values)
 
     def go_on_from(self, checkpoint_id: str, step: int, *, view: int, plan: int) -> None:
-        """The ranks have agreed on this checkpoint, saved in that view after that plan: a schedule gives the values of
-        the step that follows it."""
+        """The ranks have agreed on this checkpoint, which was saved in that view after that plan. A schedule gives
+        the values of the step after it."""
         self._origin = Origin(checkpoint_id, step, view, plan)
         self._follow_schedule(step + 1)
 
     def begin(self, step: int) -> list[wire.FromWorker]:
-        """The first boundary: only now is it known on which side of the last agreed gate this worker begins.
+        """The first boundary: it determines on which side of the last agreed gate this worker begins.
 
-        At every later one there is nothing to it but what a schedule says.
+        Later boundaries only apply the schedule, if there is one.
         """
         self._follow_schedule(step)
         if self._start is None:
@@ -132,10 +132,10 @@ class Agreement(Generic[Config]):
     def hear_plan(self, message: wire.ProposePlan, step: int) -> list[wire.FromWorker]:
         """`step` is the one about to be run."""
         if self._start is not None:
-            self._postponed = message  # not before it is known on which side of the last gate this worker begins
+            self._postponed = message  # until it is known on which side of the last gate this worker begins
             return []
         plan = message.plan
-        number, digest, values = plan.number, plan.digest, plan.values  # there may be two plans of one number
+        number, digest, values = plan.number, plan.digest, plan.values  # two plans may have the same number
         if self._is_foreign(plan):
             held = f"decision {self.agreed.plan} ({self.agreed.digest})" if self.agreed is not None else "no decision"
             log.error("plan %d is refused: it does not follow from %s here, so etcd's history went back", number, held)
@@ -158,20 +158,20 @@ class Agreement(Generic[Config]):
         return []
 
     def _is_foreign(self, plan: Plan) -> bool:
-        """Whether a plan is of a history that branched off from the one that this worker has trained with."""
+        """Whether the plan belongs to a history that branched off from the one that this worker has trained with."""
         if self.gate.promised == plan.number:
             return self._told is not None and self._told.plan.digest != plan.digest
         held = self.agreed.digest if self.agreed is not None else ""
         return self.gate.is_new(plan.number) and held not in ("", plan.parent)
 
     def at_gate(self, number: int, step: int) -> wire.AtGate:
-        """What to ask the agent before `step`, where the decision of plan `number` is not known."""
+        """The question for the agent before `step`, if the decision of plan `number` is not known."""
         plan = self._told.plan if self._told is not None else None
         return wire.AtGate(number, plan.digest if plan is not None else "", plan.epoch if plan is not None else 0, step)
 
     @property
     def undecided(self) -> Plan | None:
-        """The plan that was promised and whose decision is not known."""
+        """The promised plan whose decision is not known."""
         return self._told_as(self.gate.undecided)
 
     def _told_as(self, number: int | None) -> Plan | None:
@@ -191,11 +191,11 @@ class Agreement(Generic[Config]):
             self.agreed = told.then or self.agreed
         self.gate.hear_decision(number, decision.commit)
         if self._postponed is not None and self._postponed.plan.number == number:
-            self._postponed = None  # decided without this worker, so aborted: nothing to promise
+            self._postponed = None  # decided without this worker, so it is aborted
         return self.hear_postponed(step)
 
     def hear_postponed(self, step: int) -> list[wire.FromWorker]:
-        """The promise that held may be settled now: looks again at the plan that had to wait for it."""
+        """Answers a postponed plan, if the earlier promise is settled now."""
         if self._postponed is None:
             return []
         message, self._postponed = self._postponed, None
@@ -211,15 +211,15 @@ class Agreement(Generic[Config]):
 
     @property
     def is_ending(self) -> bool:
-        """Whether it is agreed, as far as is known here, that the run stops."""
+        """Whether a stop of the run is agreed on, as far as this worker knows."""
         plan = self._told_as(self.gate.committed)
         coming = plan.course if plan is not None else None
         return self.course.ends_at is not None or (coming is not None and coming.ends_at is not None)
 
     def due(self, step: int) -> Wait | Apply | Stand | None:
-        """What must be done before `step` may run; ask again until there is nothing.
+        """What must be done before `step` may run; call it again until it returns None.
 
-        A paused rank never asks for an abort: what it has promised can only be decided while it stands there.
+        A paused rank never asks for an abort: its promise can be decided while it waits.
         """
         due = self.gate.at(step)
         if not isinstance(due, Apply) and self.course.is_paused(step):
@@ -227,9 +227,10 @@ class Agreement(Generic[Config]):
         return due
 
     def apply(self, due: Apply, step: int) -> int:
-        """The step to run next: another one only when the run goes back to a checkpoint. `applied` says it was done.
+        """Returns the step to run next: another one only if the run goes back to a checkpoint. `applied` is the
+        report.
 
-        Raises whatever a function of the script raises; then nobody is told that it was applied.
+        Raises whatever a function of the script raises; then there is no report.
         """
         prepared, self._prepared = self._prepared, None
         plan = self._told_as(due.number)
@@ -248,7 +249,7 @@ class Agreement(Generic[Config]):
         return step if goes_on is None else goes_on
 
     def _follow_schedule(self, step: int) -> None:
-        """Raises ConfigError when a fixed hyperparameter would have to change now that the worker trains."""
+        """Raises ConfigError if a fixed hyperparameter would change while the worker trains."""
         if self._replay is None:
             return
         values = self._replay.values_at(step)
@@ -268,7 +269,7 @@ class Agreement(Generic[Config]):
         return self.applied
 
     def _use(self, values: Mapping[str, Scalar], prepared: Config | None) -> None:
-        """From here on these values hold: decoded, told to whoever asked to be told."""
+        """Makes these values the current ones and calls the callbacks."""
         self._values = dict(values)
         old, self.config = self.config, prepared if prepared is not None else self._codec.decode(self._values)
         for function in self._callbacks:

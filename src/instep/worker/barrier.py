@@ -1,4 +1,4 @@
-"""A worker's part in barriers: says that it has come, and waits until it hears that all have."""
+"""A worker's part in barriers: reports its arrival and waits for the release."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from instep.wire.messages import Answer, AskBarrier, NoAnswer, Ranks
 from instep.worker.agent_session import AgentSession
 
 ANSWER_S: Final = 3.0
-"""At the time-out the agent is asked for so long who is missing."""
+"""After the time-out, the agent has so long to name the missing ranks."""
 NAMED: Final = 20
 
 
 class Barrier:
-    """In the training thread only."""
+    """Used in the training thread only."""
 
     def __init__(self, session: AgentSession, *, rank: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._session = session
@@ -30,7 +30,7 @@ class Barrier:
         return f"Barrier(rank {self._rank}, {self._calls!r})"
 
     def meet(self, name: str, timeout_s: float, step: int, alive: Callable[[], None]) -> None:
-        """See `Run.barrier`. `step` is the first one that has not begun; `alive` is called now and then."""
+        """See `Run.barrier`. `step` is the first one that has not begun; `alive` is called repeatedly."""
         check_barrier_name(name)
         timeout_s = _checked(timeout_s)
         session, calls = self._session, self._calls
@@ -58,7 +58,7 @@ def _checked(timeout_s: object) -> float:
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or math.isnan(timeout_s):
         raise SettingsError(f"a barrier's time-out is a number of seconds, not {timeout_s!r}")
     if timeout_s <= 0:
-        raise SettingsError(f"a time-out of {timeout_s:g} s leaves no time for anybody to come: give more than 0 s")
+        raise SettingsError(f"a time-out of {timeout_s:g} s leaves no time for any rank to arrive: give more than 0 s")
     return float(timeout_s)
 
 
@@ -66,12 +66,12 @@ def _timed_out(name: str, waited_s: float, answer: Answer | None, rank: int) -> 
     began = f"rank {rank} waited {waited_s:g} s at barrier {name!r}"
     if not isinstance(answer, Ranks):
         why = answer.problem if isinstance(answer, NoAnswer) else "the node's agent does not answer"
-        text = f"{began}, and who is missing is not known: {why}"
+        text = f"{began}, and the missing ranks are not known: {why}"
         return BarrierTimeout(text, waited_s=waited_s)
     missing = [f"rank {other}" for other in answer.ranks]
     if not missing:
-        return BarrierTimeout(f"{began}: all have come, but no leader has seen it in time", waited_s=waited_s)
-    text = f"{began}: {_named(missing)} did not come{_elsewhere(answer.elsewhere)}"
+        return BarrierTimeout(f"{began}: all ranks arrived, but no leader has released them in time", waited_s=waited_s)
+    text = f"{began}: {_named(missing)} did not arrive{_elsewhere(answer.elsewhere)}"
     return BarrierTimeout(text, waited_s=waited_s, missing=missing, missing_count=len(missing))
 
 

@@ -1,4 +1,4 @@
-"""What this worker has heard of checkpoints, and what it has asked and not heard yet. No socket, no clock."""
+"""What this worker has been told about checkpoints and barriers, and its unanswered questions. No socket, no clock."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from instep.wire.documents import Pointer, Saving
 log = logging.getLogger("instep")
 
 OUTCOMES_KEPT: Final = 100
-"""Of commits: a slot that asks for one from before those has it handed in again, with the same outcome."""
+"""Outcomes of commits that are kept. A slot that asks for an older one sends its commit again and gets the same
+outcome."""
 
 Said = TypeVar("Said", bound=wire.FromWorker)
 
 
 class BarrierCalls:
-    """Where this worker waits, and what it has heard of it. No socket, no clock."""
+    """The barrier at which this worker waits, and the last release that it has seen."""
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -41,9 +42,9 @@ class BarrierCalls:
 
 
 class CheckpointInbox:
-    """Promise: what was asked stays here until it is answered, so that each new agent can be asked again: `unanswered`.
+    """Promise: each question and commit is kept until it is answered, and `unanswered` repeats it to each new agent.
 
-    Limit: an answer that nobody waits for any more is dropped; only the outcome of a commit is then logged.
+    Limit: an answer that is no longer awaited is dropped; only the outcome of a commit is then logged.
     """
 
     def __init__(self) -> None:
@@ -51,7 +52,7 @@ class CheckpointInbox:
         self.saving: Saving | None = None
         self.barrier = BarrierCalls()
         self.offer: wire.Offer | None = None
-        """The checkpoint that this rank is asked about, or has to go on from."""
+        """The checkpoint that this rank votes on, or resumes from."""
         self._commits: dict[str, wire.CommitCheckpoint] = {}
         self._outcomes: dict[str, wire.CommitResult] = {}
         self._questions: dict[int, wire.Question] = {}
@@ -70,25 +71,25 @@ class CheckpointInbox:
 
     @property
     def open_commits(self) -> frozenset[str]:
-        """Ids of checkpoints that were handed in, and of which nobody has said yet how that ended."""
+        """Ids of checkpoints whose commit has no outcome yet."""
         return frozenset(message.manifest.id for message in self._commits.values())
 
     def begin(self, path: str) -> None:
-        """A save begins in that directory. There may have been one of the same name, deleted since."""
+        """A save begins in that directory. An earlier one of the same name may have been deleted."""
         self._outcomes.pop(path, None)
 
     def outcome(self, path: str) -> wire.CommitResult | None:
-        """How the commit of that directory ended; None while that is not known."""
+        """The outcome of the directory's commit; None while it is not known."""
         return self._outcomes.get(path)
 
     def ask(self, question: Callable[[int], wire.Question]) -> tuple[int, wire.Question]:
-        """A question and its number."""
+        """Makes a question with the next number."""
         self._last += 1
         message = self._questions[self._last] = question(self._last)
         return self._last, message
 
     def take_answer(self, number: int) -> wire.Answer | None:
-        """The answer, or None; afterwards nobody waits for it."""
+        """Returns the answer, if there is one, and forgets the question."""
         self._questions.pop(number, None)
         return self._answers.pop(number, None)
 
@@ -96,7 +97,7 @@ class CheckpointInbox:
         return number in self._answers
 
     def keep_saying(self, name: str, message: Said) -> Said:
-        """To be said to each new agent until `keep_quiet`; what was kept under that name is not said any more."""
+        """Repeats the message to each new agent until `keep_quiet`. Replaces the former message of that name."""
         self._lasting[name] = message
         return message
 
@@ -105,11 +106,11 @@ class CheckpointInbox:
             self._lasting.pop(name, None)
 
     def drop_offer(self) -> None:
-        """It was made to somebody who asked before."""
+        """Forgets the offer, which answered an earlier question."""
         self.offer = None
 
     def unanswered(self) -> Iterator[wire.FromWorker]:
-        """For an agent that has just been met."""
+        """The messages for a new agent."""
         yield from self._lasting.values()
         yield from self._commits.values()
         yield from self._questions.values()

@@ -1,4 +1,4 @@
-"""A worker's part in the run's checkpoints: writing them where it leads, and agreeing on the one to go on from."""
+"""A worker's part in the run's checkpoints: saves them if it leads, and agrees on the one to resume from."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ COMMIT_WAIT_S: Final = 5.0
 ANSWER_S: Final = 5.0
 RESUME_S: Final = 600.0
 LINEAGE: Final = 20
-"""Ancestors that a checkpoint names."""
+"""Upper bound for the ancestors that a checkpoint names."""
 
 A = TypeVar("A", bound=wire.Answer)
 
 Verify: TypeAlias = Callable[[Manifest], str | None]
-"""None for a checkpoint that this rank can go on from, else what is wrong with it, in one sentence."""
+"""None for a checkpoint that this rank can resume from, else what is wrong with it, in one sentence."""
 
 
 class Checkpoints:
-    """What `run.checkpoints` is. In the training thread only.
+    """What `run.checkpoints` is. Use it in the training thread only.
 
-    `saved` and `saving` are as last heard: the newest committed checkpoint, and one that the leader has begun to write.
-    `refused` says by id why checkpoints could not be gone on from.
+    `saved` is the newest committed checkpoint and `saving` the one that the leader is writing, as last reported.
+    `refused` says by id why checkpoints could not be resumed from.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class Checkpoints:
         self._has_asked = False
         self.refused: dict[str, str] = {}
         self._kept: tuple[str, int] | None = None
-        """What the node's agent keeps from being forgotten until this worker passes its next boundary, and that."""
+        """The checkpoint that the node's agent keeps until this worker's next boundary, and that boundary."""
         self._background: list[tuple[Callable[[], object], Callable[[], object]]] = []
 
     def __repr__(self) -> str:
         return f"Checkpoints(rank {self._rank}, {self._inbox!r})"
 
     def claim(self, saver: object, step: int) -> bool:
-        """False when another one has saved that step: each would take the other's checkpoint for its own."""
+        """False if another saver has saved that step: each would take the other's checkpoint for its own."""
         if self._saved_by is not None and self._saved_by[1] == step and self._saved_by[0] is not saver:
             return False
         self._saved_by = (saver, step)
@@ -89,15 +89,15 @@ class Checkpoints:
         return self._inbox.saving
 
     def has(self, step: int) -> bool:
-        """Whether a checkpoint of `step` or a later one was committed, as last heard, since the run began anew or was
-        last taken back: one of before then belongs to a training that was left."""
+        """Whether a checkpoint of `step` or a later one was committed, as last reported, since the last fresh start
+        and the last return to a checkpoint. Earlier ones belong to a training that the run has left."""
         saved, agreement = self._inbox.saved, self._agreement
         if saved is None or saved.step < step:
             return False
         return saved.view >= agreement.origin and saved.plan >= agreement.back
 
     def is_own(self, manifest: Manifest) -> bool:
-        """Whether it was saved since the run last began, not by an earlier start of it."""
+        """Whether it was saved since the last fresh start."""
         return manifest.view >= self._agreement.origin
 
     @property
@@ -112,31 +112,32 @@ class Checkpoints:
 
     @property
     def passed_over(self) -> Pointer | None:
-        """The newest checkpoint, if it is of an earlier start of the run and this process has neither asked what to
-        resume from nor read one. The first save would replace it."""
+        """The newest checkpoint, if it belongs to an earlier start of the run and this process has neither asked
+        what to resume from nor read one. The first save would replace it."""
         saved = self._inbox.saved
         if self._has_asked or saved is None or saved.view >= self._agreement.origin:
             return None
         return saved
 
     def list(self) -> tuple[Manifest, ...]:
-        """The committed checkpoints, the newest first: as many as there is room for in 2 MiB. Raises EtcdUnavailable
-        after 5 s at most."""
+        """The committed checkpoints, the newest first, up to 2 MiB of records. Raises EtcdUnavailable after 5 s at
+        most."""
         return self.inventory().manifests
 
     def inventory(self) -> wire.Inventory:
-        """What is registered, and who is left out of `list`. Raises EtcdUnavailable after 5 s at most."""
+        """The contents of the registry, including ids that `list` has no room for. Raises EtcdUnavailable after 5 s
+        at most."""
         return self._ask(wire.ListCheckpoints, wire.Inventory)
 
     def wait(self, until: Callable[[], bool], timeout_s: float) -> bool:
-        """Hears the node's agent until the condition holds; False when it did not in time."""
+        """Processes messages until the condition holds; False if it did not in time."""
         return self._session.wait_until(until, timeout_s, self._next_step())
 
     # -- saving -----------------------------------------------------------------------------------------------------
 
     def open(self, step: int, folder: str | os.PathLike[str] = "checkpoints", layout: Layout = "custom") -> Slot:
-        """A new directory below `folder` for a checkpoint of `step`. Raises Fenced when this worker does not lead, and
-        CheckpointError when the directory cannot be made."""
+        """A new directory below `folder` for a checkpoint of `step`. Raises Fenced if this worker does not lead, and
+        CheckpointError if the directory cannot be created."""
         index = _index(step)
         if not self._leads():
             raise Fenced(f"rank {self._rank} does not lead the run: its leader saves the checkpoints", token=0)
@@ -145,7 +146,7 @@ class Checkpoints:
     def _warn_of_passed_over(self) -> None:
         saved = self.passed_over
         if saved is not None:
-            self._has_asked = True  # said once
+            self._has_asked = True  # warn once
             log.warning(
                 "the run has checkpoint %s of an earlier start, and this process has not resumed from it: the one that "
                 "is saved now replaces it; call run.checkpoints.resume() before the first step",
@@ -153,7 +154,7 @@ class Checkpoints:
             )
 
     def _leads(self) -> bool:
-        """As of now, as far as the node's agent has said."""
+        """As of now, as far as the node's agent has reported."""
         self._session.exchange(self._next_step())
         return self._session.leads
 
@@ -178,7 +179,7 @@ class Checkpoints:
         return slot
 
     def _lineage(self) -> tuple[str, ...]:
-        """The checkpoints that this training resumed from, and those saved since that this worker knows of."""
+        """The checkpoints that this training resumed from, and the later ones that this worker knows of."""
         handlers, saved = self._agreement.handlers, self._inbox.saved
         if handlers.went_back is not None and handlers.went_back is not self._went_back:
             self._went_back = handlers.went_back
@@ -213,7 +214,7 @@ class Checkpoints:
             raise
 
     def commit(self, message: wire.CommitCheckpoint) -> bool:
-        """For a slot: hands it in and waits, at most 5 s. Raises Fenced."""
+        """Commits a slot and waits, at most 5 s. Raises Fenced."""
         inbox, manifest = self._inbox, message.manifest
         step = self._next_step()
         if inbox.outcome(manifest.path) is None:
@@ -221,7 +222,7 @@ class Checkpoints:
             self._session.tell([inbox.commit(message)])
         if not self._session.wait_until(lambda: inbox.outcome(manifest.path) is not None, COMMIT_WAIT_S, step):
             log.warning(
-                "checkpoint %s is not committed yet: etcd has not answered in %.0f s, and is asked again and again",
+                "checkpoint %s is not committed yet: etcd has not answered in %.0f s; the agent retries",
                 manifest.id,
                 COMMIT_WAIT_S,
             )
@@ -238,13 +239,13 @@ class Checkpoints:
         self._session.tell([wire.SaveAbandoned(checkpoint_id)])
 
     def note_failed(self, step: int, text: str) -> None:
-        """A checkpoint of `step` could not be saved, and training continues: operators see why in the run's status and
-        history. Lost where the node's agent is."""
+        """Reports that a checkpoint of `step` could not be saved and training continues: operators see it in the
+        status and the history. Lost if the node's agent dies."""
         self._session.tell([wire.SaveFailed(step, text)])
 
     def in_background(self, look: Callable[[], object], finish: Callable[[], object]) -> None:
-        """For a saver that writes beside the training: `look` is called at boundaries, once a second or more often, and
-        `finish` when the training has ended well."""
+        """For a saver that writes in the background: `look` is called at boundaries, about once a second or more
+        often, and `finish` when the training has ended well."""
         self._background.append((look, finish))
 
     def look(self) -> None:
@@ -259,34 +260,34 @@ class Checkpoints:
             finish()
 
     def settle(self, timeout_s: float) -> None:
-        """Before this worker leaves: waits for commits that have not been answered yet."""
-        with suppress(InstepError):  # an evicted worker hears no more answers
+        """Before this worker leaves: waits for unanswered commits."""
+        with suppress(InstepError):  # an evicted worker gets no more answers
             self._session.wait_until(lambda: not self._inbox.open_commits, timeout_s, self._next_step())
 
     # -- forgetting -------------------------------------------------------------------------------------------------
 
     def forget(self, ids: Iterable[str]) -> tuple[str, ...]:
-        """Takes checkpoints off the registry and returns those that are off it now: their files may be deleted. Never
-        the newest, nor one that somebody reads, nor one whose commit has not been answered: it would be made again.
-        It ends after 3 s, however many are left: ask again. Raises EtcdUnavailable after 5 s at most: some may be off
-        it then."""
+        """Removes checkpoints from the registry and returns the ids that are removed: their files may be deleted.
+        Never removes the newest, one that a worker reads, or one whose commit is unanswered, because it would be
+        committed again. Ends after 3 s, however many are left: ask again. Raises EtcdUnavailable after 5 s at most;
+        some may be removed then."""
         closed = tuple(item for item in ids if item not in self._inbox.open_commits)
         return self._ask(lambda q: wire.ForgetCheckpoints(q, closed), wire.Ids).ids
 
     def adopt(self, records: Iterable[Manifest]) -> tuple[str, ...]:
-        """Registers checkpoints again that etcd has lost the records of, if this worker leads: `records` as
-        `find_checkpoints` gives them. Returns the ids that are registered now. Raises EtcdUnavailable after at most
-        5 s: some may be registered then."""
+        """Registers checkpoints whose records etcd has lost, if this worker leads. `records`: as `find_checkpoints`
+        returns them. Returns the ids that are registered now. Raises EtcdUnavailable after 5 s at most; some may be
+        registered then."""
         manifests, session = tuple(records), self._session
         return self._ask(lambda q: wire.AdoptCheckpoints(q, manifests, session.token, session.candidate), wire.Ids).ids
 
-    # -- going on from one ------------------------------------------------------------------------------------------
+    # -- resuming from one -------------------------------------------------------------------------------------------
 
     @contextmanager
     def reading(self, manifest: Manifest) -> Iterator[None]:
-        """While it lasts the checkpoint is not forgotten. Raises CheckpointError when it was already, and
-        EtcdUnavailable; not for what `resume` has just returned, which the node's agent keeps until the next boundary.
-        Limit: on the node's lease, so it protects nothing once the lease is lost."""
+        """Keeps the checkpoint from being forgotten while the block runs. Raises CheckpointError if it was forgotten
+        already, and EtcdUnavailable; not for the checkpoint that `resume` has just returned, which the node's agent
+        keeps until the next boundary. Limit: the pin is on the node's lease, and ends with it."""
         self._inbox.keep_saying(f"read {manifest.id}", wire.ReadCheckpoint(manifest.id))
         self._has_asked = True
         try:
@@ -303,15 +304,15 @@ class Checkpoints:
         except EtcdUnavailable as error:
             if self._kept != (checkpoint_id, self._next_step()):
                 raise
-            log.warning("checkpoint %s is read all the same, for it was just agreed on: %s", checkpoint_id, error)
+            log.warning("checkpoint %s is read anyway, because it was just agreed on: %s", checkpoint_id, error)
             return True
 
     def resume(self, verify: Verify = lambda manifest: None, timeout_s: float = RESUME_S) -> Manifest | None:
-        """The checkpoint that all ranks go on from: the newest that every one of them has verified. Call it on all
-        ranks before the first step. None when there is none; `refused` then says why, by id.
+        """The checkpoint that all ranks resume from: the newest that every rank has verified. Call it on all ranks
+        before the first step. None if there is none; then `refused` says why, by id.
 
-        Raises BarrierTimeout, with the ranks that have not called it; CheckpointError when a rank that joins others
-        which train already cannot use theirs.
+        Raises BarrierTimeout, with the ranks that have not called it. Raises CheckpointError if a rank that joins a
+        training cannot use its checkpoint.
         """
         self._has_asked = True
         deadline = time.monotonic() + timeout_s
@@ -333,7 +334,7 @@ class Checkpoints:
             inbox.keep_quiet("resume", "vote")
 
     def _vote(self, offer: wire.Offer, verified: set[tuple[int, str]], verify: Verify) -> None:
-        """`offer` is not final, so it has a checkpoint and its manifest."""
+        """`offer` is not final, so it has an id and a manifest."""
         assert offer.id is not None
         assert offer.manifest is not None
         problem = _problem(offer.manifest, verify)
@@ -352,7 +353,7 @@ class Checkpoints:
         voted = any(checkpoint_id == manifest.id for _, checkpoint_id in verified)
         problem = None if voted else _problem(manifest, verify)
         if problem is not None:
-            raise CheckpointError(f"the others went on from checkpoint {manifest.id}, and this rank cannot: {problem}")
+            raise CheckpointError(f"the others resumed from checkpoint {manifest.id}, and this rank cannot: {problem}")
         self._kept = (manifest.id, self._next_step())
         self._line = (manifest.id, *manifest.lineage)
         self._agreement.go_on_from(manifest.id, manifest.step, view=manifest.view, plan=manifest.plan)
@@ -363,13 +364,13 @@ class Checkpoints:
             ranks = self._ask(wire.AskVoters, wire.Ranks).ranks
         except InstepError as error:
             return BarrierTimeout(
-                f"the ranks did not agree on a checkpoint to go on from in {waited_s:g} s; {error}", waited_s=waited_s
+                f"the ranks did not agree on a checkpoint to resume from in {waited_s:g} s; {error}", waited_s=waited_s
             )
         missing = [f"rank {rank}" for rank in ranks]
         names = ", ".join(missing[:20]) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "")
         text = (
-            f"the ranks did not agree on a checkpoint to go on from in {waited_s:g} s: "
-            f"{names or 'nobody'} has not said anything; every rank must call resume before its first step"
+            f"the ranks did not agree on a checkpoint to resume from in {waited_s:g} s: "
+            f"{names or 'nobody'} has not answered; every rank must call resume before its first step"
         )
         return BarrierTimeout(text, waited_s=waited_s, missing=missing, missing_count=len(missing))
 

@@ -1,17 +1,16 @@
-"""DataLoader workers are not killed by a SIGTERM that is meant for the training process.
+"""Keeps DataLoader workers alive at a SIGTERM that is meant for the training process.
 
-torchrun signals the whole process group of a rank, and some schedulers every process of a job. A DataLoader worker that
-dies from that makes its DataLoader raise in the middle of a step, before the ranks can save. So in such a worker a
-thread takes SIGTERM in place of torch's handler: from the process that the worker serves it ends the worker, as ever;
-from anybody else it is ignored while that process lives. The training process itself gets no thread.
+torchrun signals the whole process group of a rank, and some schedulers signal every process of a job. A DataLoader
+worker that dies from that makes its DataLoader raise in the middle of a step, before the ranks can save. So in such
+a worker a thread takes SIGTERM in place of torch's handler: a signal from the process that the worker serves ends
+the worker, as usual; any other one is ignored while that process lives. The training process itself gets no thread.
 
-`join` turns this on, by `protect`, for the workers that its process starts from then on. Importing this module changes
+`join` turns this on, by `protect`, for workers that its process starts after that. Importing this module changes
 nothing, except in a child of such a process.
 
-Holds for workers made by `fork`; by `spawn`, when the script imports instep at its top level and before numpy and
-torch, whose threads would get the signal; by `forkserver`, when the server has loaded the script, which older Pythons
-fail to do (gh-126631). Limit: a program that a worker starts other than by `subprocess` inherits the blocked
-signal.
+Works for workers created by `fork`; by `spawn`, if the script imports instep at its top level and before numpy and
+torch, whose threads would get the signal; by `forkserver`, if the server has loaded the script, which older Pythons
+fail to do (gh-126631). Limit: a program that a worker starts other than by `subprocess` inherits the blocked signal.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ from typing import Any, Final
 from instep.names import PROTECTED_VARIABLE
 
 LOADERS: Final = ("torch.utils.data.", "torchdata.")
-"""Where a process runs that serves a training process, and has no use for a SIGTERM of its own."""
+"""Modules of processes that serve a training process and need no SIGTERM of their own."""
 LOOK_S: Final = 1.0
-"""How often a worker that was told to end looks whether the process that it serves has ended."""
+"""How often a worker that got a SIGTERM checks whether the process that it serves has ended."""
 
 _TERM: Final = (signal.SIGTERM,)
 
 
 class _Anchor:
-    """multiprocessing forgets what it is to call when this is gone."""
+    """multiprocessing drops its callback when this object is gone."""
 
 
 _anchor = _Anchor()
@@ -44,7 +43,7 @@ _is_server = False
 
 
 def protect() -> None:
-    """DataLoader workers that this process starts from now on survive a SIGTERM that others send."""
+    """Protects DataLoader workers that this process starts after this call from a SIGTERM of other processes."""
     os.environ[PROTECTED_VARIABLE] = str(os.getpid())
     _turn_on()
 
@@ -58,7 +57,8 @@ def _turn_on() -> None:
 
 
 def _register() -> None:
-    """Has multiprocessing call `_guard` in each child before its work begins; nothing where it is not in use yet."""
+    """Has multiprocessing call `_guard` in each child before its work begins. Does nothing while multiprocessing is
+    not in use."""
     global _registered
     util: Any = sys.modules.get("multiprocessing.util")
     if util is not None and not _registered:
@@ -67,7 +67,7 @@ def _register() -> None:
 
 
 def _continue() -> None:
-    """Where this import is part of the beginning of a child of a protected process."""
+    """Runs when this import is part of the start of a protected process's child."""
     process: Any = sys.modules.get("multiprocessing.process")
     if process is None or _protected() is None or not getattr(process.current_process(), "_inheriting", False):
         return
@@ -82,12 +82,12 @@ def _protected() -> int | None:
 
 
 def _begin() -> None:
-    """The server that forks children must outlive the signal; in a spawned child nobody calls what was registered."""
+    """The server that forks children must survive the signal. A spawned child does not call registered callbacks."""
     global _is_server
     server, context = sys.modules.get("multiprocessing.forkserver"), sys.modules["multiprocessing.context"]
     running = _running()
     if server is None or server.main.__code__ not in running:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _TERM)  # in all threads that begin from here on
+        signal.pthread_sigmask(signal.SIG_BLOCK, _TERM)  # in all threads that start after this
         context.SpawnProcess._after_fork = staticmethod(_after_spawn)
     elif server._serve_one.__code__ not in running:
         _is_server = True
@@ -101,7 +101,7 @@ def _after_spawn() -> None:
 
 
 def _running() -> set[object]:
-    """The code of all functions that this thread is in."""
+    """The code objects of all functions on this thread's stack."""
     codes: set[object] = set()
     frame: FrameType | None = sys._getframe()
     while frame is not None:
@@ -152,7 +152,7 @@ def _guard(anchor: object) -> None:
 
 
 def _wait(parent: int, served: int) -> None:
-    """`parent` is another process than the one that is served where a server forks."""
+    """`parent` is not the process that is served if a fork server is in between."""
     told: signal.struct_siginfo | None = signal.sigwaitinfo(_TERM)
     while told is None or told.si_pid not in (parent, served):
         if os.getppid() != parent or not _lives(served):
@@ -172,7 +172,7 @@ def _lives(pid: int) -> bool:
 
 
 def _spare_programs() -> None:
-    """What a worker starts must die from SIGTERM as anywhere else; blocked signals stay so in a new program."""
+    """A program that the worker starts must die from SIGTERM as usual: blocked signals are inherited."""
     import subprocess
 
     popen: Any = subprocess.Popen

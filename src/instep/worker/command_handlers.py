@@ -1,4 +1,4 @@
-"""What an operator can have all ranks do at one step, as far as the training script has a part in it."""
+"""The script's part in commands: named actions, and functions that restore a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Restorer: TypeAlias = Callable[[Manifest], object]
 Check: TypeAlias = Callable[[Manifest], str | None]
 
 MAX_OFFERED = 64
-"""Names of actions that operators are shown; more can be declared, and be asked for."""
+"""Upper bound for the action names that operators are shown. More can be declared and requested."""
 
 
 class CommandHandlers:
@@ -23,7 +23,7 @@ class CommandHandlers:
         self._restorers: list[Restorer] = []
         self._checks: list[Check] = []
         self.went_back: Manifest | None = None
-        """What the run was taken back to last."""
+        """The checkpoint that the run was last taken back to."""
 
     def __repr__(self) -> str:
         return f"CommandHandlers({', '.join(self._actions) or 'no action'}, {len(self._restorers)} to restore)"
@@ -34,7 +34,7 @@ class CommandHandlers:
 
     @property
     def offer(self) -> tuple[tuple[str, ...], bool]:
-        """What operators are shown of it: the first names in their order, and whether a checkpoint can be loaded."""
+        """What operators are shown: the first action names in order, and whether a checkpoint can be loaded."""
         return tuple(sorted(self._actions)[:MAX_OFFERED]), bool(self._restorers)
 
     def declare(self, name: str, function: Action) -> None:
@@ -46,7 +46,7 @@ class CommandHandlers:
             self._checks.append(check)
 
     def why_not(self, plan: Plan) -> dict[str, str]:
-        """Why this worker cannot do it, by what it names; empty when it can."""
+        """Why this worker cannot carry out the plan, by name; empty if it can."""
         name = plan.name or ""
         if plan.kind == "action" and name not in self._actions:
             return {name: self._unknown(name)}
@@ -58,9 +58,9 @@ class CommandHandlers:
         return {}
 
     def act(self, plan: Plan) -> int | None:
-        """Does it, in the training thread. Returns the step to resume with if that is another one.
+        """Carries out the command, in the training thread. Returns the step to resume with, if that is another one.
 
-        Raises whatever the script's function raises: the rank has then failed.
+        Raises whatever the script's function raises: then the rank has failed.
         """
         if plan.kind == "action":
             self._actions[plan.name or ""]()
@@ -72,7 +72,7 @@ class CommandHandlers:
         return plan.checkpoint.step + 1
 
     def _unknown(self, name: str) -> str:
-        import difflib  # not before it is needed: the trainer pays for each import
+        import difflib  # imported when needed: the trainer pays for each import
 
         declared = ", ".join(sorted(self._actions)) or "none"
         close = difflib.get_close_matches(name, self._actions, 1)

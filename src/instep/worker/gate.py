@@ -1,7 +1,7 @@
-"""What a worker promised, and what it must do at a step. Pure: no socket, no clock.
+"""What a worker has promised, and what it must do at a step. Pure: no socket, no clock.
 
-A promise binds until the decision is known: not to run step `gate` (or any after it) before that. The worker's own
-memory is the only place that matters for it; agents come and go.
+A promise binds until the decision is known: until then, the worker does not run step `gate` or any later one. The
+worker's memory is the only place of the promise; agents may be replaced.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from enum import Enum
 from instep.scalar import Scalar
 
 NEVER = 2**62
-"""A step nobody reaches: the gate of a worker that has promised nothing."""
+"""A step that is never reached: the gate of a worker that has promised nothing."""
 
 
 class Answer(Enum):
     ARMED = "armed"
     LATE = "late"
     LATER = "later"
-    """Not before the promise that stands is settled: ask again then."""
+    """Not before the current promise is settled: ask again then."""
     KNOWN = "known"
 
 
@@ -42,15 +42,15 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """These values hold from this step on, for every rank."""
+    """These values apply from this step on, on every rank."""
 
     number: int
     values: Mapping[str, Scalar]
 
 
 class Gate:
-    """At most one promise at a time, the inherited one of a newcomer included: whoever joins learns only one gate and
-    what held before it, so no second gate may lie ahead of anybody (docs/protocol/, mutant PROMISE_TWO).
+    """At most one promise at a time, including the inherited one of a newcomer: a joining worker learns only one
+    gate and the values before it, so no worker may have a second gate ahead (docs/protocol/, mutant PROMISE_TWO).
 
     `next_gate` is the first step that needs a closer look.
     """
@@ -66,37 +66,37 @@ class Gate:
 
     @property
     def undecided(self) -> int | None:
-        """The plan that was promised and whose decision is not known."""
+        """The promised plan whose decision is not known."""
         promise = self._promise
         return promise.number if promise is not None and promise.commit is None else None
 
     @property
     def promised(self) -> int | None:
-        """The plan that was promised and lies ahead."""
+        """The promised plan whose gate is ahead."""
         return self._promise.number if self._promise is not None else None
 
     @property
     def newest(self) -> int:
-        """The highest number of a plan that was promised or is past: none up to it is promised any more."""
+        """The highest number of a plan that was promised or is past: none up to it is promised again."""
         return max(self._settled, self._promise.number if self._promise is not None else 0)
 
     def is_new(self, number: int) -> bool:
-        """Whether a plan of that number would be answered by a promise, were it in time."""
+        """Whether a plan of that number would be promised, if it is in time."""
         return self._promise is None and number > self._settled
 
     @property
     def committed(self) -> int | None:
-        """The plan that was promised, is agreed on, and lies ahead."""
+        """The promised plan that is committed and whose gate is ahead."""
         promise = self._promise
         return promise.number if promise is not None and promise.commit else None
 
     def start(self, plan: int) -> None:
-        """A view begins: every plan up to this one is past, except for what `inherit` adds."""
+        """A view begins: all plans up to this one are past, except for what `inherit` adds."""
         self._settled = plan
         self._hold(None)
 
     def inherit(self, number: int, gate: int, values: Mapping[str, Scalar]) -> None:
-        """A decision made before this worker came, for a step it has still before it."""
+        """Adds a decision from before this worker joined, for a step that it has not reached."""
         assert self._promise is None, "a worker inherits before it promises"
         self._hold(Promise(number, gate, values, commit=True))
 
@@ -115,7 +115,7 @@ class Gate:
         return Answer.ARMED
 
     def hear_decision(self, number: int, commit: bool) -> None:
-        """Decisions of plans never promised are none of this worker's business: they can only be aborts."""
+        """Ignores decisions of plans that were not promised: they can only be aborts."""
         promise = self._promise
         if promise is None or number != promise.number:
             return
@@ -125,7 +125,7 @@ class Gate:
             self._settle(promise)
 
     def at(self, step: int) -> Wait | Apply | None:
-        """What must be done before `step` may run; ask again until there is nothing."""
+        """What must be done before `step` may run; call it again until it returns None."""
         promise = self._promise
         if promise is None or promise.gate > step:
             return None

@@ -1,4 +1,4 @@
-"""How much time a process has that was told to end, and what fits into it. Pure: time comes from outside."""
+"""How much time a process has after a preemption notice, and what fits into it. Pure: the clock is an argument."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from collections.abc import Callable
 from typing import Final
 
 SAVES_KEPT: Final = 5
-"""The longest of the last saves counts: one that was slow long ago need not be feared for ever."""
+"""Uses the slowest of the last five saves; older outliers are dropped."""
 SAVE_FACTOR: Final = 1.5
 """The next save may be slower than any before it."""
 LEAVING_S: Final = 1.0
-"""For the commit, the goodbye and the end of the interpreter."""
+"""For the commit, leaving, and the end of the interpreter."""
 AGREEING_SHARE: Final = 0.25
-"""Of the grace, for the run to agree on the last step, however long a save takes."""
+"""Share of the grace period for agreeing on the last step, however long a save takes."""
 
 
 class GraceBudget:
-    """`at` is when this process was told to end, None before that. `grace_s` is what it has from then to its expected
-    end by SIGKILL: nobody tells a process that, it is a setting.
+    """`at` is the time of the notice, None before it. `grace_s` is the time from the notice to the expected SIGKILL:
+    a process cannot know it, so it is configured.
 
-    Limit: `at` is when the interpreter took notice. A call into C (a collective, a kernel launch) that is under way
-    holds that up.
+    Limit: `at` is when the interpreter handled the signal. A running call into C (a collective, a kernel launch)
+    delays that.
     """
 
     def __init__(self, grace_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -38,12 +38,12 @@ class GraceBudget:
         return f"GraceBudget({told}, grace {self.grace_s:g} s, a save takes {self.save_s:.1f} s)"
 
     def take(self) -> None:
-        """The process is told to end. Only the first time counts."""
+        """Records the notice. Only the first one counts."""
         if self.at is None:
             self.at = self._clock()
 
     def saw_save(self, checkpoint_id: str, duration_s: float) -> bool:
-        """What a committed checkpoint has taken; False for the one that was seen last."""
+        """Records the duration of a committed checkpoint; False if it was recorded already."""
         if checkpoint_id == self._newest:
             return False
         self._newest = checkpoint_id
@@ -52,7 +52,7 @@ class GraceBudget:
 
     @property
     def save_s(self) -> float:
-        """What a save is expected to take: 0 while none is known."""
+        """The expected duration of a save; 0 while none is known."""
         return max(self._saves, default=0.0)
 
     @property
@@ -62,7 +62,7 @@ class GraceBudget:
 
     @property
     def agree_by(self) -> float | None:
-        """The same on the clock."""
+        """The same as a time on the clock."""
         return None if self.at is None else self.at + self.agreeing_s
 
     @property
@@ -71,12 +71,12 @@ class GraceBudget:
 
     @property
     def left_s(self) -> float:
-        """Until the kill; infinite where nobody has told this process to end."""
+        """Seconds until the kill; infinite without a notice."""
         return math.inf if self.at is None else max(0.0, self.at + self.grace_s - self._clock())
 
     @property
     def shortage(self) -> str | None:
-        """That a save may not be finished before the kill, with the cure; None where all is well."""
+        """Warns that a save may not finish before the kill, and how to fix it; None if it fits."""
         if self._saves and self.grace_s - self._needed_s < AGREEING_SHARE * self.grace_s:
             enough_s = math.ceil(self._needed_s / (1 - AGREEING_SHARE))
             return (

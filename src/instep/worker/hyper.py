@@ -1,7 +1,7 @@
-"""Hyperparameters as a training script declares them, and as it reads them.
+"""Hyperparameters as a training script declares and reads them.
 
-A value is checked twice: by JSON Schema wherever somebody writes it, and by the model itself, with all its validators,
-in every worker before it promises to apply it.
+A value is checked twice: by JSON Schema where it is written, and by the model itself, with all its validators, in
+every worker before it promises to apply it.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Codec:
     """Between agreed values and the object that the training script reads. One per run; holds no values."""
 
     def __init__(self, model: object, *, prefer_script: bool = False) -> None:
-        """With `prefer_script` the document says so: ranks compare that as they compare the rest of it."""
+        """With `prefer_script` the document says so, and ranks compare it with the rest of the document."""
         if not (model is None or (isinstance(model, type) and issubclass(model, BaseModel))):
             raise SettingsError(f"the schema must be a subclass of instep.Hyperparameters, not {model!r}")
         self._model = model
@@ -121,10 +121,10 @@ class Codec:
     def refusals(
         self, values: Mapping[str, Scalar], base: Mapping[str, Scalar], groups: Groups
     ) -> list[tuple[int, dict[str, str]]]:
-        """What must be left out of `values` so that a run can start with the rest; nothing when all of it can be used.
+        """What must be left out of `values` so a run can start with the rest; empty if all can be used.
 
-        Each group is added to `base` as one, and those that did not fit are tried again until none more fits: a value
-        may need another one, also one that was written later. Limit: the most that could be taken is not searched for.
+        Each group is added to `base` as one. Groups that did not fit are tried again until no more fit: a value may
+        need another one, even a later one. Limit: it does not search for the largest possible set.
         """
         if self._fits(values):
             return []

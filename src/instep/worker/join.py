@@ -184,7 +184,7 @@ def _wait_for_view(
         except ConnectionLost:
             continue
         if connection.starts == 0 and any(_is_of_the_agent(message) for message in messages):
-            # Another worker started this agent, maybe with settings that have been fixed since: start one of our own.
+            # Another worker started this agent, maybe with settings that are fixed by now: start another agent.
             connection.drop()
             continue
         for message in messages:
@@ -196,7 +196,7 @@ def _wait_for_view(
 
 
 def _incarnation() -> str:
-    """Names this process's place among all that had or will have its rank: about 900 million are possible."""
+    """Distinguishes this process from all others of its rank: there are about 900 million."""
     number = int.from_bytes(os.urandom(8), "big")
     return "".join(_ALPHABET[number // len(_ALPHABET) ** place % len(_ALPHABET)] for place in range(INCARNATION_LENGTH))
 

@@ -1,4 +1,4 @@
-"""The list of a checkpoint's files with their sums: written when it is whole, compared before it is loaded."""
+"""The list of a checkpoint's files with their checksums: written when it is complete, verified before it is loaded."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
 
 MANIFEST: Final = "instep-manifest.json"
 COMMITTED: Final = "instep-committed"
-"""An empty file beside the list: etcd has answered that the checkpoint is committed."""
+"""An empty file beside the list: etcd has confirmed that the checkpoint is committed."""
 MAX_MANIFEST_BYTES: Final = 256 * 1024 * 1024
-"""Of the list of files: a million of them fit in."""
+"""Upper bound for the list of files: enough for a million files."""
 _UNFINISHED: Final = f"{MANIFEST}.tmp"
 _FORMAT: Final = 1
 _CANNOT_BE_SYNCED: Final = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM)
-"""Some network file systems do not sync directories, and the parent of a folder need not be readable."""
+"""Some network file systems do not sync directories, and the parent of a folder may not be readable."""
 Only: TypeAlias = Callable[[int, str], bool]
-"""Given a file's number in the list and its name in it, whether to look at it."""
+"""Called with a file's number in the list and its name: whether to look at it."""
 
 
 class Owners:
-    """The users whose files in `folder` may be loaded: the one of this process, those in `also`, and the one under
-    which the file system shows what this process creates there (NFS with all_squash, many FUSE mounts)."""
+    """The users whose files in `folder` may be loaded: this process's user, those in `also`, and the owner that the
+    file system shows for files of this process (NFS with all_squash, many FUSE mounts)."""
 
     def __init__(self, folder: Path, also: Iterable[int] = ()) -> None:
         self._folder = folder
@@ -47,7 +47,7 @@ class Owners:
         return f"Owners({', '.join(map(str, sorted(self._uids)))})"
 
     def check(self, path: Path, uid: int) -> None:
-        """OSError, with the cure, when `path` belongs to a user that is not trusted."""
+        """An OSError with the cure, if `path` belongs to a user that is not trusted."""
         if uid in self._uids:
             return
         if self._shown is None:
@@ -61,10 +61,10 @@ class Owners:
 
 
 def open_file(folder: Path, name: str, owners: Owners) -> io.FileIO:
-    """Opens a regular file below `folder` to read it; `name` is relative, with / between its parts.
+    """Opens a regular file below `folder` for reading; `name` is relative, with / between its parts.
 
-    OSError for a name that leads elsewhere, for a symbolic link on the way, for devices, pipes and sockets (never waits
-    for one), and for a file or directory of a user that is not trusted.
+    Raises OSError for a name that leads elsewhere, for a symbolic link on the way, for devices, pipes and sockets
+    (without waiting), and for a file or directory of a user that is not trusted.
     """
     parts = _parts_of(folder, name)
     directory = _open_directory(folder, None, folder, owners)
@@ -82,7 +82,7 @@ def open_file(folder: Path, name: str, owners: Owners) -> io.FileIO:
 
 
 def read_file(folder: Path, name: str, owners: Owners, limit: int) -> bytes:
-    """The whole file, opened as by `open_file`. OSError (EFBIG) when it holds more than `limit` bytes."""
+    """The whole file, opened as by `open_file`. Raises OSError (EFBIG) if it has more than `limit` bytes."""
     with open_file(folder, name, owners) as file, io.BufferedReader(file) as stream:
         text = stream.read(limit + 1) if os.fstat(file.fileno()).st_size <= limit else None
     if text is None or len(text) > limit:
@@ -93,7 +93,7 @@ def read_file(folder: Path, name: str, owners: Owners, limit: int) -> bytes:
 def _parts_of(folder: Path, name: str) -> list[str]:
     parts = name.split("/")
     if "\0" in name or len(name) > MAX_NAME or any(part in ("", ".", "..") for part in parts):
-        raise OSError(errno.EINVAL, "a file of a checkpoint lies in its directory: this name leads elsewhere", name)
+        raise OSError(errno.EINVAL, "a file of a checkpoint is in its directory: this name leads elsewhere", name)
     return parts
 
 
@@ -115,7 +115,7 @@ def _open_directory(name: str | Path, within: int | None, path: Path, owners: Ow
 def _open_regular(name: str, within: int, path: Path, owners: Owners) -> int:
     try:
         found = os.stat(name, dir_fd=within, follow_symlinks=False)
-        _check_regular(found, path)  # before it is opened: opening a device can have effects
+        _check_regular(found, path)  # before it is opened, because opening a device can have effects
         descriptor = os.open(name, _FILE, dir_fd=within)
     except OSError as error:
         if error.errno == errno.ELOOP:
@@ -150,8 +150,8 @@ def _connection(path: Path) -> OSError:
 
 
 def _shown_uid(folder: Path) -> int:
-    """The owner that the file system gives to a new file of this process; -1 where none can be made."""
-    import tempfile  # only where the owner is another one
+    """The owner that the file system shows for a new file of this process; -1 if none can be created."""
+    import tempfile  # only if the owner is another user
 
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -179,7 +179,7 @@ class FileSum:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """What a list says: the files by name, and `about` the checkpoint, as `write_manifest` was given them."""
+    """The contents of a list: the files by name, and `about`, the checkpoint, as passed to `write_manifest`."""
 
     files: Mapping[str, FileSum]
     about: Mapping[str, Any]
@@ -193,13 +193,13 @@ class Listed:
 def write_manifest(
     folder: Path, known: Mapping[str, FileSum] | None = None, about: Mapping[str, Any] | None = None
 ) -> Sums:
-    """Lists every file below `folder`, after which all of it is on the disk as far as fsync can promise that.
+    """Lists every file below `folder` and syncs all of it to disk, as far as fsync can.
 
-    `about` says which checkpoint it is: all that its record in etcd says, so the record can be made from it.
+    `about` identifies the checkpoint: it has everything that the record in etcd has, so the record can be rebuilt.
 
-    Reads every file once, in pieces, but for those whose sums are `known` by their names in the folder: who has written
-    them has summed and synced them. Links to files are followed; links to directories, sockets and the like are
-    refused. Raises OSError. Nobody may write in the folder meanwhile: that would not be noticed here.
+    Reads every file once, in pieces, except for those with `known` checksums (by name in the folder), which their
+    writer has computed and synced. Follows links to files. Refuses links to directories, sockets and the like.
+    Raises OSError. Limit: does not notice writes to the folder during the call.
     """
     listed: dict[str, FileSum] = {}
     for path in sorted(_files_below(folder), key=lambda file: file.as_posix()):
@@ -219,7 +219,7 @@ def write_manifest(
 
 
 def mark_committed(folder: Path) -> None:
-    """Marks the checkpoint as committed on the disk; where that fails, only etcd knows of it."""
+    """Marks the checkpoint as committed on disk. If that fails, only etcd knows it."""
     try:
         _write_synced(folder / COMMITTED, b"")
         _sync_directory(folder)
@@ -228,8 +228,8 @@ def mark_committed(folder: Path) -> None:
 
 
 def read_manifest(folder: Path, owners: Owners, digest: str | None = None) -> Listed:
-    """What `write_manifest` wrote there. Raises OSError, and ValueError for a list that is none, or has another sum
-    than `digest`."""
+    """Reads what `write_manifest` wrote. Raises OSError, and ValueError for an unreadable list or one with another
+    checksum than `digest`."""
     text = read_file(folder, MANIFEST, owners, MAX_MANIFEST_BYTES)
     if digest is not None and hashlib.sha256(text).hexdigest() != digest:
         raise ValueError(f"{folder / MANIFEST} was changed after the checkpoint was committed")
@@ -245,10 +245,10 @@ def read_manifest(folder: Path, owners: Owners, digest: str | None = None) -> Li
 
 
 def verify_manifest(folder: Path, digest: str, *, only: Only | None = None, owners: Owners | None = None) -> str | None:
-    """None when the files are as they were when the list was written, else what is wrong, in one sentence.
+    """None if the files are as they were when the list was written, else what is wrong, in one sentence.
 
-    With `only` just the chosen files are looked at. Files that are not in the list are nobody's concern. Raises nothing
-    for what a disk can do. `owners` says whose files may be loaded.
+    `only` chooses the files to check. Files that are not in the list are ignored. Does not raise for errors of the
+    disk. `owners`: the users whose files may be loaded.
     """
     found = verified(folder, digest, owners or Owners(folder.parent), only=only)
     return found if isinstance(found, str) else None
@@ -257,8 +257,8 @@ def verify_manifest(folder: Path, digest: str, *, only: Only | None = None, owne
 def verified(
     folder: Path, digest: str | None, owners: Owners, *, only: Only | None = None, sums: bool = True
 ) -> Listed | str:
-    """What the list says, else what is wrong with it or with the files, as `verify_manifest`. `digest`: None where no
-    record names one. Without `sums` the files are not read: what counts is that they are there in their sizes."""
+    """The contents of the list, else what is wrong with it or with the files, as in `verify_manifest`. `digest`:
+    None if no record names one. Without `sums` only the existence and size of the files is checked."""
     if not os.path.lexists(folder):
         return f"{folder} is missing, or cannot be seen from this host"
     try:
@@ -291,7 +291,7 @@ def _problem_of(folder: Path, name: str, listed: FileSum, owners: Owners, sums: 
 
 
 def sum_file(path: Path, *, sync: bool) -> FileSum:
-    """Reads it in pieces; with `sync` it is on the disk afterwards. Raises OSError."""
+    """Reads it in pieces; with `sync`, syncs it to disk. Raises OSError."""
     with path.open("rb", buffering=0) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if sync:
@@ -313,7 +313,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _directories_below(folder: Path) -> list[Path]:
-    """`folder` itself comes last, so that what is in it is synced before its own entries are."""
+    """`folder` itself comes last: its contents are synced before its own entries."""
     return [Path(path) for path, _, _ in os.walk(folder, topdown=False, onerror=_raise)]
 
 

@@ -1,7 +1,7 @@
-"""Which rank this process is, and of how many. Pure: environment and process group in, place or refusal out.
+"""Which rank this process is, and of how many. Pure: takes the environment and the process group.
 
-A process that does not know its rank must not join as rank 0 of 1 when others were started with it: each would train
-alone under one name.
+A process that does not know its rank must not join as rank 0 of 1 if others were started with it: each would train
+alone under the same run name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SIGNS_OF_OTHERS: Final = (
     "PMI_SIZE",
 )
 NO_RUN_ID: Final = "none"
-"""torchrun's id where none was given: it does not tell one start from another."""
+"""torchrun's id if none was given: it does not distinguish two starts."""
 MAX_RUN_ID: Final = 128
 
 
@@ -38,11 +38,11 @@ class Place(NamedTuple):
 
 
 def place(rank: int | None, world_size: int | None, environ: Mapping[str, str], group: Place | None = None) -> Place:
-    """What was passed to `join` counts first, then `group` (torch.distributed's, where it is initialized), then RANK
-    and WORLD_SIZE, then what MPI or Slurm say, else 0 of 1.
+    """The arguments of `join` come first, then `group` (from torch.distributed, if initialized), then RANK and
+    WORLD_SIZE, then the variables of MPI or Slurm, else 0 of 1.
 
-    Raises SettingsError for what is no number or no place, and where other processes were started but nothing tells
-    which of them this one is.
+    Raises SettingsError for an invalid number or rank, and if other processes were started but nothing tells this
+    one's rank.
     """
     rank, size = _completed(_checked(rank, "rank"), _checked(world_size, "world_size"), group)
     rank = number(environ, "RANK") if rank is None else rank
@@ -60,25 +60,25 @@ def place(rank: int | None, world_size: int | None, environ: Mapping[str, str], 
 
 
 def initialized_group() -> Place | None:
-    """This process's place in torch.distributed, where the script has initialized that. Never imports it."""
+    """This process's place in torch.distributed, if the script has initialized that. Never imports it."""
     module = sys.modules.get("torch.distributed")
     try:
         if module is not None and module.is_available() and module.is_initialized():
             return Place(module.get_rank(), module.get_world_size())
-    except (AttributeError, RuntimeError, ValueError):  # it is being imported, or destroyed
+    except (AttributeError, RuntimeError, ValueError):  # it is being imported or destroyed
         pass
     return None
 
 
 def _completed(rank: int | None, size: int | None, found: Place | None) -> tuple[int | None, int | None]:
-    """With what is missing, from a source that does not contradict what is known."""
+    """Fills in what is missing, from a source that does not contradict what is known."""
     if found is None or None not in (rank, size) or rank not in (None, found.rank) or size not in (None, found.size):
         return rank, size
     return found
 
 
 def _refuse_to_guess(rank: int | None, size: int | None, environ: Mapping[str, str]) -> None:
-    """Raises SettingsError where anything says that there are others."""
+    """Raises SettingsError if there are signs of other processes."""
     sizes = {name: number(environ, name) for name in SIGNS_OF_OTHERS} | {"world size": size}
     ranks = {"LOCAL_RANK": number(environ, "LOCAL_RANK"), "rank": rank}
     signs = [f"{name} {value}" for name, value in sizes.items() if (value or 0) > 1]
@@ -104,7 +104,7 @@ def _checked(given: int | None, name: str) -> int | None:
 
 
 def number(environ: Mapping[str, str], variable: str) -> int | None:
-    """None where the variable is not set, or empty. Raises SettingsError for what is no whole number."""
+    """None if the variable is not set, or empty. Raises SettingsError if it is not a whole number."""
     text = environ.get(variable)
     try:
         return int(text) if text else None
@@ -113,7 +113,8 @@ def number(environ: Mapping[str, str], variable: str) -> int | None:
 
 
 def elastic(environ: Mapping[str, str]) -> Elastic | None:
-    """None for a process that torchrun did not start. What is no number is left out: it is for people only."""
+    """What torchrun tells this process; None if torchrun did not start it. Invalid numbers are left out: they are
+    for display."""
     restarts = _number(environ.get("TORCHELASTIC_RESTART_COUNT", ""))
     max_restarts = _number(environ.get("TORCHELASTIC_MAX_RESTARTS", ""))
     if restarts is None or max_restarts is None:

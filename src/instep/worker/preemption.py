@@ -1,4 +1,4 @@
-"""A worker that is told to end asks the whole run to save and stop, and gives up in time where that is not agreed."""
+"""Preemption of a worker: asks the run to save and stop, and ends the worker in time if that is not agreed on."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from instep.worker.place import has_several_nodes
 log = logging.getLogger("instep")
 
 STAND_BY_S: Final = 15.0
-"""Until the node that goes has ended its workers and told the others."""
+"""Until the preempted node has ended its workers and notified the others."""
 STAND_BY_LOOK_S: Final = 0.05
 REPLACED_S: Final = 2.0
 """A rank that is gone may be replaced, or registered again, in this time."""
 
 
 class Preemption:
-    """Promise: after the first SIGTERM between `open` and `close` the node's agent is asked at the next boundary, or
-    within half a second of any wait, to stop the run with a save; so is each agent that comes after it. Where no stop
-    is agreed on by the time that a save needs, the worker fails with Preempted at its boundary, or in any wait before
-    its first one.
+    """Promise: after the first SIGTERM between `open` and `close`, the node's agent is asked to stop the run with a
+    save, at the next boundary or within half a second of any wait; so is each later agent. If no stop is agreed on
+    by the time that a save needs, the worker fails with Preempted at its boundary, or in any wait before its first
+    one.
 
-    `wake` makes the next boundary look; the signal handler calls it.
+    The signal handler calls `wake`, which makes the next boundary look.
     """
 
     def __init__(
@@ -59,16 +59,16 @@ class Preemption:
 
     @property
     def pending(self) -> bool:
-        """Whether a SIGTERM has come that nobody has been told of."""
+        """Whether there is a SIGTERM that the agent was not told about."""
         return self._grace.at is not None and not self._told
 
     def is_told(self) -> bool:
-        """Whether this process has got a SIGTERM."""
+        """Whether this process has received a SIGTERM."""
         return self._grace.at is not None
 
     @property
     def left_s(self) -> float:
-        """Until the kill that is to be expected, in seconds."""
+        """Seconds until the expected kill."""
         return self._grace.left_s
 
     def open(self) -> None:
@@ -78,20 +78,21 @@ class Preemption:
         sigterm.ignore(self._hear)
 
     def hand_on(self) -> None:
-        """After `close`, where the training has ended by itself: nobody has said that the process is to end."""
+        """After `close`, if the training has ended by itself: lets the signal take its usual effect."""
         if self._grace.at is not None and self._session.failure is None:
             log.warning("rank %d got %s, and its training was over before the run stopped", self._rank, sigterm.heard)
             sigterm.hand_on()
 
     def stand_by(self, node: str | None, environ: Mapping[str, str]) -> None:
-        """After the run was stopped for the sake of `node`. Where torchrun runs several nodes it forms its world anew
-        without that one, and ends this process for it: so that is waited for, 15 s at most. A process that ended by
-        itself before would count as finished, and its training with it.
-        """
+        """Waits after the run was stopped because of `node`. If torchrun runs several nodes, it forms a new world
+        without that node and ends this process: that may take up to 15 s. A process that ended earlier by itself
+        would count as finished, and its training with it."""
         if node is None or self.is_told() or not has_several_nodes(environ):
             return
         limit_s = min(STAND_BY_S, self._grace.grace_s)
-        log.warning("rank %d waits %g s at most for torchrun to go on without the node that goes", self._rank, limit_s)
+        log.warning(
+            "rank %d waits %g s at most for torchrun to continue without the preempted node", self._rank, limit_s
+        )
         deadline = time.monotonic() + limit_s
         while not self.is_told() and time.monotonic() < deadline:
             time.sleep(STAND_BY_LOOK_S)
@@ -102,11 +103,11 @@ class Preemption:
         self._wake()
 
     def speak(self) -> None:
-        """Has the agent know of a SIGTERM. Raises nothing: what is lost is said to the next agent."""
+        """Tells the agent about a SIGTERM. Raises nothing: a lost message is repeated to the next agent."""
         self._look_at_saves()
         self._look_at_handler()
         if self._agreement.began is None:
-            self.check(0)  # a wait may be long, and no boundary comes before its end
+            self.check(0)  # a wait may be long, without a boundary
         if not self.pending:
             return
         self._told = True
@@ -120,7 +121,7 @@ class Preemption:
         self._warn()
 
     def check(self, step: int) -> None:
-        """Before `step` is run: fails the worker where it is too late for a save."""
+        """Before `step` is run: fails the worker if it is too late for a save."""
         grace, session = self._grace, self._session
         if grace.agree_by is None or self._agreement.is_ending or session.failure is not None:
             return
@@ -131,17 +132,17 @@ class Preemption:
             session.next_look = min(session.next_look, agree_by)
             return
         if self._agreement.began is None:
-            why = "and has not begun its first step: it ends, for there is nothing to save"
+            why = "and has not begun its first step: it ends, because there is nothing to save"
         elif session.missing:
             ranks = ", ".join(map(str, session.missing))
             why = (
                 f"and no stop can be agreed without rank {ranks}, which is gone: it ends before step {step} without a "
-                "save; the newest committed checkpoint stands"
+                "save; the newest committed checkpoint remains"
             )
         else:
             why = (
                 f"and the run has not agreed to stop: a save of {grace.save_s:.1f} s may not be finished before the "
-                f"kill, so it ends before step {step} without one; the newest committed checkpoint stands"
+                f"kill, so it ends before step {step} without one; the newest committed checkpoint remains"
             )
         text = f"rank {self._rank} got {sigterm.heard} {grace.waited_s:.1f} s ago {why}"
         session.failure = Preempted(text, step=step, waited_s=grace.waited_s)
@@ -164,7 +165,7 @@ class Preemption:
             self._warn()
 
     def _warn(self) -> None:
-        """Once: by who leads as soon as it is known, by who is told to end at the latest then."""
+        """Warns once: the leader as soon as the shortage is known, a preempted rank at the latest then."""
         shortage = self._grace.shortage
         if shortage is not None and not self._warned:
             self._warned = True

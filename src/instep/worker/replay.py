@@ -1,4 +1,4 @@
-"""A run trained again with the values of a schedule: read and checked before anything is contacted."""
+"""Trains a run with the values of a schedule, which is read and checked before anything is contacted."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ REFUSAL: Final = "this run replays a schedule: its values come from the file, no
 
 
 class Replay:
-    """The values of a schedule by step, for one worker; those of every step fit the script's hyperparameters.
+    """The values of a schedule by step, for one worker. The values of every step fit the script's hyperparameters.
 
-    Limit: that all ranks replay the same file is seen to by the digest in `document`, when they join.
+    Limit: that all ranks replay the same file is checked by the digest in `document`, when they join.
     """
 
     def __init__(self, schedule: Schedule, codec: Codec, name: str = "the schedule") -> None:
-        """Raises ConfigError when the script does not take the values; `name` is what messages call the file."""
+        """Raises ConfigError if the script does not accept the values. `name` is the file's name in messages."""
         self.schedule = schedule
         self._name = name
         self._fixed = _fixed_names(codec.document)
@@ -41,7 +41,7 @@ class Replay:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], codec: Codec) -> Replay:
-        """Raises SettingsError when the file cannot be read or is no schedule, ConfigError when its values do not fit
+        """Raises SettingsError if the file cannot be read or is no schedule, ConfigError if its values do not fit
         the script."""
         try:
             name = f"the schedule {os.fspath(path)!r}"
@@ -54,7 +54,7 @@ class Replay:
         return cls(schedule, codec, name)
 
     def values_at(self, step: int) -> Mapping[str, Scalar]:
-        """What holds at a step. Cheap while the steps rise from call to call."""
+        """The values at a step. Cheap while the steps rise from call to call."""
         changes = self.schedule.changes
         if self._next and changes[self._next - 1].step > step:
             self._next, self._values = 0, dict(self.schedule.values)
@@ -65,17 +65,17 @@ class Replay:
 
     @property
     def next_step(self) -> int:
-        """The first step with other values, seen from the last one that was asked for."""
+        """The first step with other values, after the last one that was asked for."""
         changes = self.schedule.changes
         return changes[self._next].step if self._next < len(changes) else NEVER
 
     def check_fixed(self, before: Mapping[str, Scalar], after: Mapping[str, Scalar], step: int) -> None:
-        """Raises ConfigError where a worker that trains would need another value of a fixed hyperparameter."""
+        """Raises ConfigError if a training worker would need another value of a fixed hyperparameter."""
         changed = [name for name in self._fixed if not same(before.get(name), after.get(name))]
         if changed:
             raise ConfigError(
-                f"{self._name} changes {', '.join(changed)} before step {step}, which is fixed while a run goes on, as "
-                f"the run was started anew there: save a checkpoint of step {step - 1}, and start the replay again "
+                f"{self._name} changes {', '.join(changed)} before step {step}, which is fixed while a run trains, as "
+                f"the run was restarted there: save a checkpoint of step {step - 1}, and start the replay again "
                 "from it",
                 problems=dict.fromkeys(changed, f"it is fixed, and changes before step {step}"),
             )
@@ -112,7 +112,7 @@ def _check_names(schedule: Schedule, codec: Codec, name: str) -> None:
 
 
 def _check_values(schedule: Schedule, codec: Codec, name: str) -> None:
-    """Each state that a step could be run with, as a whole: a validator may look at several values."""
+    """Checks the values of each step as a whole: a validator may look at several values."""
     values: dict[str, Scalar] = {}
     for step, change in ((None, schedule.values), *((change.step, change.values) for change in schedule.changes)):
         values |= change
@@ -131,7 +131,8 @@ def _check_values(schedule: Schedule, codec: Codec, name: str) -> None:
 
 
 def _document(schedule: Schedule, codec: Codec) -> dict[str, Any]:
-    """The JSON Schema that this worker comes with: it says what is replayed, and the values that it begins with."""
+    """The JSON Schema that this worker joins with: it has the digest of the schedule, and its first values as
+    defaults."""
     document = codec.document or {"type": "object"}
     fields = document.get("properties") or {name: {} for name in schedule.names}
     begun = {

@@ -1,4 +1,4 @@
-"""What a rank reports about itself: the newest figures, sent now and then, dropped when nobody takes them."""
+"""What a rank reports about itself: its newest figures, best effort, and drift of bound hyperparameters."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ MAX_METRICS = 64
 
 
 Check = Callable[[], Mapping[str, str]]
-"""Gives, by hyperparameter, how what is used differs from what was agreed. Changes nothing."""
+"""Returns, by hyperparameter, how the used value differs from the agreed one. Changes nothing."""
 
 
 class Reports:
-    """Holds one value a name. Tensors are detached when given and read when sent, so `report` itself never waits."""
+    """Holds one value per name. Tensors are detached when they are reported and read when they are sent, so `report`
+    never waits."""
 
     def __init__(self) -> None:
         self._latest: dict[str, Any] = {}
@@ -46,14 +47,14 @@ class Reports:
 
 
 class DriftWatch:
-    """Runs the checks of all bindings, at the boundaries that read the socket anyway: about once a second."""
+    """Runs the checks of all bindings, at the boundaries that read the socket: about once a second."""
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
         self._checks: list[Check] = []
         self._logged: set[str] = set()
         self.names: tuple[str, ...] = ()
-        """Hyperparameters that were not used as agreed when this was looked at last."""
+        """Hyperparameters that were not used as agreed at the last look."""
 
     def __repr__(self) -> str:
         return f"DriftWatch({len(self._checks)} bindings, drift of {', '.join(self.names) or 'nothing'})"

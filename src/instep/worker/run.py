@@ -1,7 +1,7 @@
 """A worker's part in a run: what the training loop calls.
 
-A step boundary with nothing pending is a look at a shared word and a clock; everything else is behind `_look_closer`.
-There is no thread: nothing happens between boundaries, so a value never changes in the middle of a step.
+A boundary with nothing pending reads a shared word and a clock; everything else is behind `_look_closer`. There is
+no thread: nothing happens between boundaries, so a value never changes in the middle of a step.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from instep.worker.slot import Layout, Slot
 log = logging.getLogger("instep")
 
 CHECK_S: Final = 1.0
-"""How often a boundary looks whether the agent still lives, and sends what was reported."""
+"""How often a boundary checks the agent and sends reports."""
 ETCD_PATIENCE_S: Final = 300.0
 STAND_S: Final = 0.5
-"""How long a paused rank waits for a word of its agent before it looks around again."""
+"""How long a paused rank waits for a message before it looks around."""
 
 
 class Run(Generic[Config]):
@@ -101,14 +101,14 @@ class Run(Generic[Config]):
         )
         self._drift = DriftWatch(rank)
         self._may_have_drifted: frozenset[str] = frozenset()
-        """What the change applied last has set: its receipt says which of it the training does not use."""
+        """The names that the newest change has set: its receipt says which of them the training does not use."""
         self._drift_known = True
         """False until the first look after that change."""
         self._patience_s = etcd_patience_s
         self._ended = ""
         self._stopped: str | None = None
         self._standing = False
-        # What every boundary looks at is kept here, not one object further away.
+        # Read by every boundary: kept here to save an attribute look-up.
         self._next_gate = 0
         self._integers, self._floats = connection.words.integers, connection.words.floats
         self._step = -1
@@ -124,15 +124,15 @@ class Run(Generic[Config]):
 
     @property
     def config(self) -> Config:
-        """The agreed values: a new frozen object after each change. In a forked child, as a worker of a DataLoader is,
-        it stays as it was at the fork, and a warning says so once."""
+        """The agreed values: a new frozen object after each change. In a forked child, such as a DataLoader worker,
+        it keeps the values of the fork, and a warning says so once."""
         if self._ended == "forked":
             self._warn_of_copy()
         return self._agreement.config
 
     @property
     def view(self) -> int:
-        """Number of the view this worker is in; it rises when workers are replaced."""
+        """Number of the worker's view; it rises when workers are replaced."""
         return self._session.view
 
     @property
@@ -142,17 +142,17 @@ class Run(Generic[Config]):
 
     @property
     def checkpoint_requested(self) -> bool:
-        """Whether an operator, or a stop, wants a checkpoint of the step that runs now: the same on every rank."""
+        """Whether an operator, or a stop, requests a checkpoint of the current step: the same on every rank."""
         return self._agreement.course.save_at == self._step
 
     @property
     def stopped(self) -> str | None:
-        """Why the run has ended before its last step; None while it goes on."""
+        """Why the run has ended before its last step; None while it trains."""
         return self._stopped
 
     @property
     def paused(self) -> bool:
-        """Whether this rank stands at a boundary until the run is resumed."""
+        """Whether this rank waits at a boundary until the run is resumed."""
         return self._standing
 
     # -- what a training script calls -------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ class Run(Generic[Config]):
         step = start
         while step < stop:
             step = self.boundary(step)
-            if self._stopped is not None or step >= stop:  # it may have been taken to a checkpoint beyond
+            if self._stopped is not None or step >= stop:  # the run may have been taken to a later checkpoint
                 return
             yield step
             step += 1
@@ -190,16 +190,17 @@ class Run(Generic[Config]):
 
     def on_change(self, function: Callable[[Config, Config], object]) -> Callable[[Config, Config], object]:
         """Calls `function(old, new)` at the boundary where a change is applied, in the training thread, in order of
-        registration. Usable as a decorator. What it raises leaves `boundary`: the rank has then failed."""
+        registration. Usable as a decorator. An exception of the function leaves `boundary`: the rank has then
+        failed."""
         self._agreement.on_change(function)
         return function
 
     def action(self, name: str) -> Callable[[Action], Action]:
-        """Declares what `instep act RUN NAME` does: the decorated function is called without arguments, in the training
-        thread of every rank, at the boundary before the same step. What it raises leaves `boundary`.
+        """Declares what `instep act RUN NAME` does: the decorated function is called without arguments, in the
+        training thread of every rank, at the boundary before the same step. An exception leaves `boundary`.
 
-        Declare the same actions on all ranks: one that does not know it refuses it for all. Limit: a rank that takes
-        the place of another by itself, between the agreement and that step, does not do it.
+        Declare the same actions on all ranks: a rank that does not know the action declines it for all. Limit: a
+        rank that replaces another one between the agreement and that step does not run it.
         """
         check_action_name(name)
 
@@ -212,9 +213,9 @@ class Run(Generic[Config]):
     def on_restore(self, function: Restorer, *, check: Check | None = None) -> Restorer:
         """Calls `function(manifest)` when the run is taken back to a checkpoint, on every rank before the same step.
 
-        The step after the checkpoint's follows. Usable as a decorator. What it raises leaves `boundary`.
-        `check(manifest)` is called before, on every rank, and says what is wrong with the checkpoint: then the command
-        is declined with that, and nobody goes back.
+        Training continues with the step after the checkpoint. Usable as a decorator. An exception leaves `boundary`.
+        `check(manifest)` is called earlier, on every rank, and returns what is wrong with the checkpoint: then the
+        command is declined with that reason, and no rank goes back.
         """
         self._agreement.handlers.on_restore(function, check)
         return function
@@ -222,26 +223,27 @@ class Run(Generic[Config]):
     def checkpoint(
         self, step: int, *, folder: str | os.PathLike[str] = "checkpoints", layout: Layout = "custom"
     ) -> AbstractContextManager[Slot | None]:
-        """`with run.checkpoint(step) as slot`: on the rank that leads, a slot to write the state after `step` into; on
-        all others None. Leaving the block commits it, or gives it up where the block has raised.
+        """`with run.checkpoint(step) as slot`: on the leading rank, a slot for the state after `step`; on all others
+        None. At the end of the block the slot is committed, or abandoned if the block has raised.
 
-        Promise: only what was committed is ever listed or resumed from. Raises Fenced where another rank has come to
-        lead since it was opened: training may go on, and that rank saves the next one. Raises CheckpointError when the
-        file system refuses something; when etcd does not answer in 5 s the node's agent goes on committing in the
-        background. Limit: where the lead moves between the calls of two ranks, a step may be saved by none of them.
+        Promise: only committed checkpoints are listed or resumed from. Raises Fenced if another rank leads since the
+        slot was opened: training may continue, and that rank saves the next one. Raises CheckpointError for an error
+        of the file system. If etcd does not answer in 5 s, the node's agent continues to commit in the background.
+        Limit: if the lead moves between the calls of two ranks, a step may be saved by none of them.
         """
         return self.checkpoints.checkpoint(step, folder, layout)
 
     def barrier(self, name: str, timeout_s: float = 300.0) -> None:
-        """Waits until all ranks have called it with this name, as often as this one has. Ranks that have ended cleanly
-        are not waited for; one that has died is, until another process takes its place and calls it too.
+        """Waits until all ranks have called it with this name, as often as this one has. Ranks that have ended
+        cleanly are not waited for; for a rank that has died, its replacement must call it.
 
-        Use it within a step, or before the first. Plans are answered meanwhile, and apply at the next boundary.
+        Use it within a step, or before the first. Plans are answered during the wait, and apply at the next
+        boundary.
 
-        Promise: nobody goes on before all have come. Limit: who gives up in the very moment in which the last one comes
-        may be counted in; called again with the same name it goes on at once. A node that vanishes with ranks that had
-        come counts as there until its lease ends. Raises BarrierTimeout, with the ranks
-        that are missing, within `timeout_s` and 3 seconds; Evicted; SettingsError for a name or a time that cannot be.
+        Promise: no rank continues before all have arrived. Limit: a rank that gives up at the moment of the last
+        arrival may be counted; if it calls again with the same name, it continues at once. Ranks that had arrived on
+        a vanished node count until its lease ends. Raises BarrierTimeout, with the missing ranks, within `timeout_s`
+        and 3 seconds; Evicted; SettingsError for an invalid name or time.
         """
         self._check_here()
         try:
@@ -256,18 +258,18 @@ class Run(Generic[Config]):
         self._preemption.open()
 
     def report(self, **metrics: object) -> None:
-        """Latest figures for operators, tuner and front ends: numbers, or tensors of one element.
+        """The latest figures for operators, tuner and front ends: numbers, or tensors of one element.
 
-        Never waits: the newest values are sent at a boundary, at most once a second, or dropped when nobody takes
-        them. Reading a tensor on a GPU when it is sent waits for the work queued there, once a second at most.
+        Never waits: the newest values are sent at a boundary, at most once a second, or dropped if the agent does
+        not read them. Reading a GPU tensor when it is sent waits for the work queued there, at most once a second.
         """
         self._session.reports.update(metrics)
 
     def close(self, *, clean: bool = True) -> None:
         """Leaves the run. Cleanly means: this worker runs no more steps, so no change waits for it.
 
-        After a SIGTERM that came too late for the run to stop, the signal does then what it did before `join`: as a
-        rule it ends the process.
+        If a SIGTERM came too late to stop the run, the signal then has the effect that it had before `join`: usually
+        it ends the process.
         """
         self._close(clean, None)
 
@@ -316,7 +318,7 @@ class Run(Generic[Config]):
             step = self._pass_gates(step)
         finally:
             self._mail, self._next_look = session.mail, session.next_look
-            if self._preemption.pending:  # it came while this was under way
+            if self._preemption.pending:  # it arrived during this look
                 self._next_look = 0.0
             self._next_gate = self._agreement.next_gate
         if session.failure is not None:
@@ -329,7 +331,7 @@ class Run(Generic[Config]):
         return step
 
     def _look_soon(self) -> None:
-        """In the signal handler."""
+        """Called in the signal handler."""
         self._next_look = 0.0
 
     def _next_step(self) -> int:
@@ -351,7 +353,7 @@ class Run(Generic[Config]):
             raise StepError(f"step {step} follows step {self._step}: the steps given to a run must rise")
 
     def _pass_gates(self, step: int) -> int:
-        """The step to run. A worker that has failed runs none, so it has no gate to pass."""
+        """The step to run. A failed worker runs none, so it passes no gate."""
         while self._session.failure is None and (due := self._agreement.due(step)) is not None:
             if isinstance(due, Apply):
                 step = self._apply(due, step)
@@ -374,7 +376,7 @@ class Run(Generic[Config]):
             self._step = self._integers[1] = goes_on - 1
         applied = self._agreement.applied
         if applied is not None and self._drift:
-            # What was written over until now will be again, as a rule; the next boundary knows.
+            # A value that something else overwrites is usually overwritten again: the next boundary checks.
             self._may_have_drifted = frozenset(due.values)
             applied = self._agreement.applied = replace(applied, drift=self._drifted())
             self._session.next_look = 0.0
@@ -386,7 +388,7 @@ class Run(Generic[Config]):
         return tuple(name for name in self._drift.names if name in self._may_have_drifted)
 
     def _look_for_drift(self) -> None:
-        """Amends the receipt of the last change: by the first look at it in both directions, later by what is new."""
+        """Corrects the receipt of the last change: the first look adds and removes names, later looks only add."""
         if not self._drift:
             return
         self._session.drift = self._drift.look()
@@ -402,7 +404,7 @@ class Run(Generic[Config]):
             self._session.tell([self._agreement.applied])
 
     def _log_new_values(self, before: Mapping[str, Scalar], what: str) -> None:
-        """In the log of rank 0, for all: they apply the same before the same step."""
+        """Rank 0 logs for all ranks: they apply the same values before the same step."""
         if self.rank == 0:
             changes = [
                 f"{name} {format_scalar(before[name]) if name in before else 'unset'} -> {format_scalar(value)}"
@@ -415,25 +417,25 @@ class Run(Generic[Config]):
         self._session.await_decision(number, step, self._patience_s)
 
     def _stand(self, step: int) -> None:
-        """A look at what the agent says, while the run is paused before `step`."""
+        """Processes messages once, while the run is paused before `step`."""
         if not self._standing:
             self._standing = True
             reason = self._agreement.course.reason or "the run is paused"
             log.warning(
-                "rank %d waits before step %d: %s; 'instep resume %s' lets it go on", self.rank, step, reason, self.name
+                "rank %d waits before step %d: %s; 'instep resume %s' continues it", self.rank, step, reason, self.name
             )
         self._session.listen(step, STAND_S)
         self.checkpoints.look()
         self._show_life()
 
     def _show_life(self) -> None:
-        """A rank that waits for others on purpose has not stalled."""
+        """A rank that waits on purpose has not stalled."""
         self._floats[2] = time.monotonic()
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def _end(self, how: str) -> None:
-        """Lets go of the agent; the next boundary says why there can be none."""
+        """Releases the agent; the next boundary raises the reason."""
         if how == "closed":
             self._preemption.close()
         self._ended = how
@@ -448,19 +450,19 @@ class Run(Generic[Config]):
         )
 
     def _warn_of_copy(self) -> None:
-        """In a forked child. Of all children one says it."""
+        """In a forked child. Only one of all children logs it."""
         if not _told_of_copy[0]:
             _told_of_copy[0] = 1
             log.warning(
                 "run.config is read in process %d, a child of the training process, such as a worker of a DataLoader: "
-                "there it stays as it was at the fork (%s), and no change arrives; read run.config in the "
+                "there it keeps the values of the fork (%s), and no change arrives; read run.config in the "
                 "training process and make the batch of a step there, as docs/howto/data-loaders.md shows",
                 os.getpid(),
                 f"after step {self._step}" if self._step >= 0 else "before the first step",
             )
 
     def _became_child(self) -> None:
-        """In a forked child: let go of the parent's socket, and be of no further use."""
+        """In a forked child: releases the parent's socket. The run cannot be used any more."""
         if self._ended != "closed":
             self._end("forked")
 
@@ -477,7 +479,7 @@ def _index(step: object) -> int:
 
 _NOWHERE = (memoryview(bytearray(32)).cast("q"), memoryview(bytearray(32)).cast("d"))
 _told_of_copy = mmap.mmap(-1, 1)
-"""Shared with all forked children: 1 when one of them has said that its config stays as it is."""
+"""Shared with all forked children: 1 after one of them has logged that its config keeps the values of the fork."""
 _alive: weakref.WeakSet[Run[Any]] = weakref.WeakSet()
 
 

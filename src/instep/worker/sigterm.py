@@ -1,13 +1,15 @@
-"""The process's handler of SIGTERM while runs are open: the first signal is noted, the second is none of ours.
+"""The process's handler of SIGTERM while runs are open: the first signal is a preemption notice, the second takes
+its usual effect.
 
-Further signals (`notice_signals`) only give notice, however often they come: a scheduler sends them ahead of SIGTERM.
+Further signals (`notice_signals`) are only notices, however often they arrive: a scheduler sends them before
+SIGTERM.
 
-The handler does no more than call those who listen: it may run between any two instructions of the main thread. A
-handler that stood before is left out at the first signal on purpose: such handlers leave, or save and leave, and a rank
-that does so alone does it at another step than the others.
+The handler only calls the listeners, because it may run between any two instructions of the main thread. It does not
+call the former handler at the first signal: such handlers leave, or save and leave, and a rank that does so alone
+does it at another step than the others.
 
-Signals within `SAME_S` of the first are the same one: a scheduler that signals every process of a job signals torchrun
-and its ranks, and torchrun signals them once more.
+Signals within `SAME_S` of the first count as the same one: a scheduler that signals every process of a job signals
+torchrun and its ranks, and torchrun signals the ranks again.
 """
 
 from __future__ import annotations
@@ -37,16 +39,16 @@ Former: TypeAlias = Callable[[int, FrameType | None], object] | int | signal.Han
 _listeners: tuple[weakref.WeakMethod[Listener], ...] = ()
 _former: Former = signal.SIG_DFL
 _further: dict[int, Former] = {}
-"""Former handlers of further signals that give notice."""
+"""The former handlers of further notice signals."""
 _heard_at: float | None = None
 heard: str = "SIGTERM"
-"""The signal that was noted last."""
+"""The newest notice signal."""
 _pid = 0
 
 
 def notice_signals(environ: Mapping[str, str]) -> tuple[int, ...]:
-    """The signals beside SIGTERM that give notice: as INSTEP_NOTICE_SIGNALS says (`USR1,USR2`; `none`), else SIGUSR1 in
-    a Slurm job, if the script does not handle it. Raises SettingsError for one that cannot be used."""
+    """The signals that are notices besides SIGTERM: from INSTEP_NOTICE_SIGNALS (`USR1,USR2`; `none`), else SIGUSR1
+    in a Slurm job, if the script does not handle it. Raises SettingsError for one that cannot be used."""
     text = environ.get(VARIABLE, "").strip()
     if not text:
         is_free = signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, _note)
@@ -60,12 +62,11 @@ def notice_signals(environ: Mapping[str, str]) -> tuple[int, ...]:
 
 
 def listen(listener: Listener, further: Iterable[int] = ()) -> None:
-    """Has the bound method called at the first SIGTERM, in the main thread; it is held weakly. A second signal, three
-    seconds later or more, goes to the former handler, or ends the process. `further`: signals that also
-    give notice.
+    """Calls the bound method at the first SIGTERM, in the main thread; holds it weakly. A second signal, three
+    seconds later or more, goes to the former handler, or ends the process. `further`: signals that are also notices.
 
-    Limit: nothing happens outside the main thread, where SIGTERM is ignored, and where C code handles it (it could not
-    be given back).
+    Limit: does nothing outside the main thread, if SIGTERM is ignored, and if C code handles it (that handler could
+    not be restored).
     """
     global _listeners, _former, _heard_at, _pid
     if threading.current_thread() is not threading.main_thread():
@@ -99,7 +100,7 @@ def replaced() -> str | None:
 
 
 def ignore(listener: Listener) -> None:
-    """Undoes `listen`. With the last one the former handler is put back, if ours still stands."""
+    """Undoes `listen`. After the last listener, restores the former handler, if ours is still installed."""
     global _listeners
     _listeners = _others(listener)
     if not _listeners:
@@ -109,8 +110,8 @@ def ignore(listener: Listener) -> None:
 
 
 def hand_on() -> None:
-    """For a signal that was noted and came to nothing: it goes to whoever was to have it before. Not while others
-    listen, who have noted it too."""
+    """Raises the noticed signal again, for the former handler. Not while other runs listen: they have noticed it
+    too."""
     if not _living() and heard == "SIGTERM":
         signal.raise_signal(signal.SIGTERM)
 
@@ -146,9 +147,9 @@ def _others(listener: Listener) -> tuple[weakref.WeakMethod[Listener], ...]:
 
 
 def _put_further_back() -> None:
-    """The handlers of further signals, where ours is still there."""
+    """Restores the handlers of further signals, if ours are still installed."""
     for number, former in list(_further.items()):
-        with contextlib.suppress(ValueError):  # in another thread: then the handler itself does it
+        with contextlib.suppress(ValueError):  # in another thread: the handler itself restores it
             if signal.getsignal(number) == _note:
                 signal.signal(number, former)
             del _further[number]
@@ -163,12 +164,12 @@ def _stands() -> bool:
 
 
 def _put_back() -> None:
-    with contextlib.suppress(ValueError):  # in another thread: then the handler itself does it when it is called
+    with contextlib.suppress(ValueError):  # in another thread: the handler itself restores it
         signal.signal(signal.SIGTERM, _former)
 
 
-# A forked child is asked to end by whoever made it, as ever. The signal waits meanwhile: Python drops those that reach
-# a child before it is set up, and whoever waits for that child's end would wait for good.
+# The parent ends a forked child as usual, by SIGTERM. The signal is blocked during the fork: Python drops signals that
+# reach a child before it is set up, and the parent would wait forever.
 
 
 def _before_fork() -> None:

@@ -1,4 +1,4 @@
-"""A checkpoint that is being written: a directory of its own, which counts for nothing until it is committed."""
+"""A checkpoint that is being written: a directory of its own, which does not count until it is committed."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ Layout = Literal["plain", "sharded", "custom"]
 
 _DIRECTORY: Final = re.compile(r"step-([0-9]{1,19})-([0-9]{1,19})(?:\.[0-9]{1,9})?", re.ASCII)
 MAX_ATTEMPTS: Final = 1000
-"""Directories of one step and token that may be there already."""
+"""Upper bound for existing directories of one step and token."""
 _CURES: Final = {
-    errno.ENOSPC: "make room there, or keep fewer checkpoints",
+    errno.ENOSPC: "free space there, or keep fewer checkpoints",
     errno.EDQUOT: "raise the quota, or keep fewer checkpoints",
     errno.EROFS: "the file system is mounted read-only: give a folder that can be written",
     errno.EACCES: "give a folder that this user can write",
@@ -41,7 +41,7 @@ _CURES: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saver:
-    """Who saves, and what holds in the step that is saved."""
+    """The saver, and the values at the saved step."""
 
     run: str
     namespace: str
@@ -57,10 +57,10 @@ class Saver:
 
 
 class CommitSink(Protocol):
-    """Where a slot is handed in."""
+    """Commits slots."""
 
     def commit(self, message: CommitCheckpoint) -> bool:
-        """True when it is committed, False when that is not known yet. Raises Fenced."""
+        """True if it is committed, False if that is not known yet. Raises Fenced."""
 
     def give_up(self, checkpoint_id: str) -> None: ...
 
@@ -68,11 +68,11 @@ class CommitSink(Protocol):
 
 
 class Slot:
-    """Write into `path`, then `commit`. Promise: only what was committed is ever resumed from; `commit` raises Fenced
-    once another leads. Limit: the directory's files must not be changed after `commit` or `seal`.
+    """Write into `path`, then `commit`. Promise: only a committed checkpoint is resumed from; `commit` raises Fenced
+    once another rank leads. Limit: the directory's files must not change after `commit` or `seal`.
 
-    `token` is the saver's fencing token and `id` the checkpoint's name in the registry. Use it in the training thread;
-    `seal` alone may run in another one.
+    `token` is the saver's fencing token and `id` the checkpoint's name in the registry. Use it in the training
+    thread; only `seal` may run in another one.
     """
 
     def __init__(self, step: int, path: Path, layout: Layout, saver: Saver, sink: CommitSink) -> None:
@@ -103,8 +103,8 @@ class Slot:
         return self._state
 
     def seal(self, known: Mapping[str, FileSum] | None = None) -> None:
-        """Lists the files with their sums and has them written to the disk: the part of `commit` that takes as long as
-        reading all of them, but for those whose sums are `known` by their names. Raises CheckpointError."""
+        """Lists the files with their checksums and syncs them to disk: the part of `commit` that reads all files,
+        except those whose checksums are `known` by name. Raises CheckpointError."""
         try:
             self._sealed_at = datetime.now(UTC).isoformat(timespec="milliseconds")
             place = {"run": self._saver.run, "namespace": self._saver.namespace}
@@ -116,15 +116,16 @@ class Slot:
             raise trouble(self.step, self.path, error) from error
 
     def commit(self) -> bool:
-        """Makes it a checkpoint of the run, the newest. True when it is; False when etcd has not said so in 5 s: the
-        node's agent goes on trying, the outcome is logged, and `commit` may be called again to hear it.
+        """Makes it the run's newest checkpoint. True if etcd has confirmed that; False if etcd does not answer in 5
+        s: the node's agent retries and logs the outcome, and another call of `commit` returns it.
 
-        Raises Fenced (another leads: it will never be one) and CheckpointError (a file cannot be read or written).
+        Raises Fenced (another rank leads: it will never be committed) and CheckpointError (a file cannot be read or
+        written).
         """
         if self._state == "committed":
             return True
         if self._state == "abandoned":
-            raise CheckpointError(f"the checkpoint of step {self.step} was given up: open another slot")
+            raise CheckpointError(f"the checkpoint of step {self.step} was abandoned: open another slot")
         if self._sums is None:
             try:
                 self.seal()
@@ -147,16 +148,16 @@ class Slot:
         return committed
 
     def note_failed(self, error: Exception) -> None:
-        """Tells operators why there is no checkpoint of this step."""
+        """Reports to operators why there is no checkpoint of this step."""
         self._sink.note_failed(self.step, str(error))
 
     def abandon(self) -> None:
-        """Gives the attempt up and removes its directory; nothing once it was handed in."""
+        """Abandons the attempt and removes its directory; does nothing after `commit`."""
         if self._state != "open":
             return
         self._state = "abandoned"
         self._sink.give_up(self.id)
-        import shutil  # a training process pays for each import
+        import shutil  # imported when needed: the trainer pays for each import
 
         shutil.rmtree(self.path, ignore_errors=True)
 
@@ -184,13 +185,13 @@ class Slot:
 
 
 def place_of(name: str) -> tuple[int, int] | None:
-    """Step and token of the checkpoint for which a directory of that name was made; None for other names."""
+    """Step and token of the checkpoint in a directory of that name; None for other names."""
     match = _DIRECTORY.fullmatch(name)
     return (int(match[1]), int(match[2])) if match else None
 
 
 def make_directory(folder: str | os.PathLike[str], step: int, token: int) -> Path:
-    """A new directory for an attempt at `step`, below `folder`, which is made where it is missing. Raises
+    """Creates a directory for an attempt at `step`, below `folder`, which is created if it is missing. Raises
     CheckpointError."""
     parent = Path(folder).expanduser().absolute()
     try:
@@ -210,7 +211,7 @@ def make_directory(folder: str | os.PathLike[str], step: int, token: int) -> Pat
 
 
 def trouble(step: int, path: Path, error: OSError) -> CheckpointError:
-    """What to raise where the file system has refused something."""
+    """The error to raise if the file system refuses something."""
     where = error.filename if isinstance(error.filename, str) else path
     reason = error.strerror or str(error)
     cure = _CURES.get(error.errno or 0, "look at the folder and its file system")

@@ -1,4 +1,4 @@
-"""Starting the node's agent: exec'd, in its own session, its settings given through a pipe and never shown."""
+"""Starts the node's agent: exec'd, in a session of its own, with its settings on a pipe."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ LOG_TAIL_CHARACTERS = 600
 def start_agent(folder: RuntimeFolder, run: str, settings: Settings, lock: int, node: str) -> subprocess.Popen[bytes]:
     """Starts an agent and returns its launcher, which ends at once: the agent itself is nobody's child.
 
-    `node` is the name it must speak for, empty if that is not known. The agent inherits `lock`, so there is never a
-    second one. An agent that cannot serve says why in one line of the launcher's `stdout`, a pipe that is not waited
-    for, also where the folder has no room for a log. Raises AgentError when no process can be started at all.
+    `node` is the node name that it must use, empty if unknown. The agent inherits `lock`, so there is never a second
+    one. An agent that cannot serve writes the reason as one line to the launcher's `stdout`, a non-blocking pipe,
+    even if the folder has no space for a log. Raises AgentError if no process can be started.
     """
-    import subprocess  # 5 ms that `import instep` does not take: one worker of a node needs it
+    import subprocess  # 5 ms that `import instep` saves: one worker per node needs it
 
     try:
         with _log_of(folder) as log:
@@ -47,7 +47,7 @@ def start_agent(folder: RuntimeFolder, run: str, settings: Settings, lock: int, 
         launcher.stdin.write(settings.to_json().encode())
         launcher.stdin.close()
     except BrokenPipeError:
-        pass  # it ended at once; its log says why, and the caller's time-out shows that log
+        pass  # it ended at once; the caller's time-out shows its log
     return launcher
 
 
@@ -60,7 +60,7 @@ def _log_of(folder: RuntimeFolder) -> IO[bytes]:
 
 
 def log_tail(folder: RuntimeFolder) -> str:
-    """The end of the agent's log, for the message of an error."""
+    """The end of the agent's log, for an error message."""
     try:
         text = folder.log.read_text(errors="replace")
     except OSError:
@@ -72,7 +72,7 @@ def _environment() -> dict[str, str]:
     environment = {**process_environment(os.environ), "MALLOC_ARENA_MAX": "2"}
     parent = Path(__file__).resolve().parents[2]
     if parent.name not in ("site-packages", "dist-packages"):
-        # A checkout that the script put on its own path: the agent must find the same one.
+        # The script may have a checkout on its own path: the agent must use the same one.
         known = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
         environment["PYTHONPATH"] = os.pathsep.join([str(parent), *known])
     return environment
