@@ -135,7 +135,7 @@ def test_a_rank_started_again_takes_the_place_of_its_former_process_that_still_l
     trainers = training.start_all(2)
     trainers[1].kill(signal.SIGSTOP)
     os.kill(training.agent_pid(), signal.SIGKILL)
-    wait_for(lambda: "is waited for" in training.agent_log(), "the next agent to know of it")
+    wait_for(lambda: "waiting for it to connect" in training.agent_log(), "the next agent to know of it")
     again = training.start(1, 2)
     assert again.wait_said("joined")["view"] == 2
     training.put("lr", "0.01")

@@ -79,7 +79,7 @@ def test_a_full_database_stops_changes_only_until_there_is_space_again(training:
         assert part in refused.stderr
     assert json.loads(instep(training, "status", "gpt-a", "--json").stdout)["trouble"]
     os.kill(training.agent_pid("a"), signal.SIGKILL)
-    wait_for(lambda: training.agent_log("a").count("is here") == 2, "the rank to meet its next agent")
+    wait_for(lambda: training.agent_log("a").count("has connected") == 2, "the rank to meet its next agent")
     cure(training.server)
     training.put("lr", "0.02")
     assert len({trainer.wait_config(lr=0.02) for trainer in trainers}) == 1

@@ -34,7 +34,7 @@ def test_an_agent_that_cannot_read_its_password_any_more_ends_no_training(guarde
     kept = password.read_text()
     password.unlink()
     os.kill(guarded.agent_pid(), signal.SIGKILL)
-    wait_for(lambda: any("training goes on" in line for line in trainers[0].errors), "the rank to say so")
+    wait_for(lambda: any("training continues" in line for line in trainers[0].errors), "the rank to say so")
     password.write_text(kept)
     password.chmod(0o600)
     guarded.put("lr", "0.01")
