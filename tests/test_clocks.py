@@ -16,8 +16,8 @@ FOR_PEOPLE = {
     "agent/failures.py": "when a rank failed, for status and for who is refused",
     "agent/heads.py": "when an epoch began, for history",
     "agent/candidacy.py": "when a leader began, for history",
-    "control/_attempts.py": "when the failures of a run were forgotten",
-    "control/_registry.py": "when checkpoints were adopted, for history",
+    "control/_change.py": "when the failures of a run were forgotten",
+    "control/_checkpoints.py": "when checkpoints were adopted, for history",
     "agent/leadership.py": "when a plan was opened, for history",
     "worker/slot.py": "when a checkpoint was committed, for lists of them",
 }

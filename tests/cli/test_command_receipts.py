@@ -91,7 +91,7 @@ def test_a_run_that_is_started_anew_first_exits_11(etcd: EtcdServer, namespace: 
         await run.client.delete(run.keys.commands, prefix=True)
 
     ended = _meanwhile(etcd, namespace, story, "pause", "gpt-a", env=env)
-    assert (ended.code, ended.out) == (11, "pause: not done, the run was started anew first\n")
+    assert (ended.code, ended.out) == (11, "pause: not done, the run was restarted first\n")
 
 
 def test_checkpoints_are_listed_for_people_and_scripts(etcd: EtcdServer, namespace: str, env: dict[str, str]) -> None:

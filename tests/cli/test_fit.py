@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.text import Text
 
-from instep.cli._fit import Page, shares
+from instep.cli._page import Page, shares
 
 
 @pytest.mark.parametrize(

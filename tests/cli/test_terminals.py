@@ -11,7 +11,7 @@ from run_in_etcd import RunInEtcd, with_client
 
 from instep.cli._output import as_typed
 from instep.control import Keys
-from instep.control._facts import ValueChange
+from instep.control._report import ValueChange
 from instep.etcd import Client
 from instep.testing import EtcdServer
 

@@ -11,8 +11,8 @@ from rendezvous_in_etcd import RendezvousInEtcd
 from run_in_etcd import RunInEtcd, incarnation_of, with_client
 
 from instep.cli._output import facts_console, plain
-from instep.cli._panel import status_page
-from instep.control import Keys, RestartsFacts, Status, status
+from instep.cli._page import status_page
+from instep.control import Keys, RestartsReport, Status, status
 from instep.etcd import Client
 from instep.protocol.records import Elastic
 from instep.rendezvous.records import Departure
@@ -98,14 +98,14 @@ def test_a_run_whose_workers_have_joined_shows_ranks_and_restarts_of_each_node(
 @pytest.mark.parametrize(
     ("restarts", "line"),
     [
-        (RestartsFacts(0, 3, "host-a", everywhere=True), "restart   0 of 3 (torchrun)"),
-        (RestartsFacts(2, 3, "host-a", everywhere=False), "restart   2 of 3 on host-a (torchrun)"),
-        (RestartsFacts(3, 3, "host-a", everywhere=True), "restart   3 of 3 (torchrun): the next failure ends it"),
-        (RestartsFacts(0, 0, "host-a", everywhere=True), None),
+        (RestartsReport(0, 3, "host-a", everywhere=True), "restart   0 of 3 (torchrun)"),
+        (RestartsReport(2, 3, "host-a", everywhere=False), "restart   2 of 3 on host-a (torchrun)"),
+        (RestartsReport(3, 3, "host-a", everywhere=True), "restart   3 of 3 (torchrun): the next failure ends it"),
+        (RestartsReport(0, 0, "host-a", everywhere=True), None),
     ],
 )
 def test_the_restarts_that_are_left_are_one_line(
-    etcd: EtcdServer, namespace: str, restarts: RestartsFacts, line: str | None
+    etcd: EtcdServer, namespace: str, restarts: RestartsReport, line: str | None
 ) -> None:
     async def story(rendezvous: RendezvousInEtcd) -> None:
         await rendezvous.form(1, range(2))
@@ -157,7 +157,7 @@ async def _abandoned(rendezvous: RendezvousInEtcd) -> None:
         (
             _anew,
             [
-                "torchrun  round 4, 2 nodes of 2:3, is being formed anew: 1 more node needed",
+                "torchrun  round 4, 2 nodes of 2:3, is being replaced: 1 more node needed",
                 "absent    1 node of the round, group rank 1",
                 "  1  host-1, pid 101  left",
             ],
@@ -192,7 +192,7 @@ def test_a_thousand_nodes_take_a_dozen_lines_at_most(etcd: EtcdServer, namespace
         await rendezvous.refuse(5000, "the run has --nnodes=1:1100 and this node --nnodes=2")
 
     now = replace(
-        _status(etcd, namespace, story, limits=(1, 1100)), restarts=RestartsFacts(1, 3, "host-9", everywhere=False)
+        _status(etcd, namespace, story, limits=(1, 1100)), restarts=RestartsReport(1, 3, "host-9", everywhere=False)
     )
     page = [line for line in _page(now)[1:] if line and not line.startswith("etcd")]
     assert len(page) <= 12

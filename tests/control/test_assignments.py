@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from run_in_etcd import SCHEMA, START
 
-from instep.control._assignments import check_values, parse_assignments
+from instep.control._values import check_values, parse_assignments
 from instep.errors import ConfigError, SettingsError
 from instep.protocol.schema import Schema
 from instep.scalar import Scalar

@@ -10,11 +10,11 @@ from contextlib import aclosing
 from run_in_etcd import RunInEtcd, with_client
 
 from instep.cli._output import facts_console, plain
-from instep.cli._panel import status_page
+from instep.cli._page import status_page
 from instep.control import (
     ChangeReceipt,
     CommandReceipt,
-    EpochFacts,
+    EpochReport,
     History,
     Keys,
     Progress,
@@ -62,7 +62,7 @@ def _status(etcd: EtcdServer, namespace: str, epoch: Epoch | None) -> tuple[Stat
     return now, " ".join(plain(facts_console(), status_page(now).whole()).split())
 
 
-def _epoch(now: Status) -> EpochFacts:
+def _epoch(now: Status) -> EpochReport:
     assert now.epoch is not None
     return now.epoch
 
@@ -240,4 +240,4 @@ def test_a_command_that_etcd_lost_before_it_was_planned_is_told_so(etcd_server: 
 
     receipt = with_client(etcd_server, work)
     assert (receipt.outcome, receipt.holds) == ("lost", False)
-    assert receipt.sentence.endswith("history went back and lost it before it was agreed on: ask for it again")
+    assert receipt.sentence.endswith("history went back and lost it before it was agreed on: request it again")

@@ -11,9 +11,9 @@ import pytest
 from run_in_etcd import RunInEtcd, with_client
 
 from instep.control import ChangeReceipt, Keys, Written, follow, set_values, wait
-from instep.control._change_wish import ChangeWish
-from instep.control._load import load
-from instep.control._stand import is_doubtful, stand_of
+from instep.control._progress import is_doubtful, progress_of
+from instep.control._read import load
+from instep.control._requests import ChangeRequest
 from instep.errors import ChangeRejected, ReceiptTimeout
 from instep.etcd import Client
 from instep.testing import EtcdServer
@@ -160,10 +160,10 @@ def test_a_rank_that_has_left_is_counted_though_the_watch_of_its_receipt_lags(et
         whole = await load(client, keys)
         lagging = await load(client, keys, receipts=0)
         lagging.receipts = {1: {"node-0": whole.receipts[1]["node-0"]}}
-        wish = ChangeWish(written)
-        assert (stand_of(lagging, wish).ranks, stand_of(whole, wish).ranks) == (2, 4)
-        assert is_doubtful(lagging, stand_of(lagging, wish))
-        assert not is_doubtful(whole, stand_of(whole, wish))
+        request = ChangeRequest(written)
+        assert (progress_of(lagging, request).ranks, progress_of(whole, request).ranks) == (2, 4)
+        assert is_doubtful(lagging, progress_of(lagging, request))
+        assert not is_doubtful(whole, progress_of(whole, request))
 
     with_client(etcd, work)
 
@@ -235,7 +235,7 @@ def test_a_value_that_others_write_in_another_way_is_not_superseded(etcd: EtcdSe
         await RunInEtcd(client, keys).join()
         written = await set_values(client, keys, {"lr": "1e-4"})
         put = replace(written, revision=await client.put(keys.config_of("lr"), "1e-4"), change_id="")
-        assert stand_of(await load(client, keys), ChangeWish(put)).stage == "written"
+        assert progress_of(await load(client, keys), ChangeRequest(put)).stage == "written"
 
     with_client(etcd, work)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from control.run_in_etcd import with_client
-from instep.cli._leaders import take_overs
+from instep.cli._tables import take_overs
 from instep.control import History, Keys, history
 from instep.etcd import Client, Op
 from instep.names import INCARNATION_LENGTH

@@ -11,7 +11,7 @@ import pytest
 from run_in_etcd import RunInEtcd, with_client
 
 from instep.control import History, Keys, Runs, Status, get, history, runs, set_values, status, watch_status
-from instep.control._discover import run_names
+from instep.control._runs import run_names
 from instep.errors import ConfigError, RunNotFound, SettingsError
 from instep.etcd import Client, Op
 from instep.testing import EtcdServer
@@ -204,7 +204,7 @@ def test_what_is_not_there_is_said_to_be_missing(etcd: EtcdServer, namespace: st
     async def work(client: Client) -> None:
         keys = Keys(namespace, "gpt-a")
         for look in (status, get, history):
-            with pytest.raises(RunNotFound, match="no run is there yet"):
+            with pytest.raises(RunNotFound, match="no run exists yet"):
                 await look(client, keys)
         await RunInEtcd(client, keys).join()
         with pytest.raises(ConfigError, match="did you mean dropout"):

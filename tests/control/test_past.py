@@ -75,7 +75,7 @@ def test_two_moments_differ_in_the_values_that_changed_between_them(etcd: EtcdSe
 
 def test_a_moment_that_is_none_is_refused_with_what_there_is(etcd: EtcdServer, namespace: str) -> None:
     async def story(run: RunInEtcd) -> None:
-        with pytest.raises(ConfigError, match="has no plan 1: nothing was changed yet"):
+        with pytest.raises(ConfigError, match="has no plan 1: nothing has been changed yet"):
             await diff(run.client, run.keys, "1", "now")
         await change(run, 10, lr=0.5)
         await run.open(99, {"lr": 0.9})
@@ -90,7 +90,7 @@ def test_a_moment_that_is_none_is_refused_with_what_there_is(etcd: EtcdServer, n
             with pytest.raises(SettingsError, match="names no plan"):
                 await diff(run.client, run.keys, nonsense, "now")
         await run.client.delete(run.keys.plan(1))
-        with pytest.raises(ConfigError, match="plan 1 of run gpt-a is not kept any more"):
+        with pytest.raises(ConfigError, match="plan 1 of run gpt-a is no longer kept"):
             await diff(run.client, run.keys, "1", "now")
 
     told(etcd, namespace, story)
@@ -195,7 +195,7 @@ def test_a_value_that_came_up_with_the_plan_cannot_be_taken_away(etcd: EtcdServe
     async def story(run: RunInEtcd) -> None:
         await run.client.put(run.keys.schema, "null")
         await change(run, 10, decay=0.5)
-        with pytest.raises(ConfigError, match="decay: it had no value before plan 1, and one cannot be taken away"):
+        with pytest.raises(ConfigError, match="decay: it had no value before plan 1, and a value cannot be removed"):
             await rollback(run.client, run.keys)
 
     told(etcd, namespace, story)

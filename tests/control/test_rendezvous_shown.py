@@ -11,7 +11,7 @@ import pytest
 from rendezvous_in_etcd import RendezvousInEtcd
 from run_in_etcd import RunInEtcd, incarnation_of, with_client
 
-from instep.control import Keys, NodeFacts, RendezvousFacts, RunSummary, Status, runs, send, status, watch_status
+from instep.control import Keys, NodeReport, RendezvousReport, RunSummary, Status, runs, send, status, watch_status
 from instep.errors import NotRunning
 from instep.etcd import Client
 from instep.protocol.records import Elastic
@@ -43,12 +43,12 @@ def _look(
     return now, line
 
 
-def _rendezvous(now: Status) -> RendezvousFacts:
+def _rendezvous(now: Status) -> RendezvousReport:
     assert now.rendezvous is not None
     return now.rendezvous
 
 
-def _places(nodes: tuple[NodeFacts, ...]) -> list[tuple[int, str, str]]:
+def _places(nodes: tuple[NodeReport, ...]) -> list[tuple[int, str, str]]:
     return [(node.group_rank, node.host, node.state) for node in nodes]
 
 

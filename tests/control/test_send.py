@@ -116,12 +116,17 @@ async def _saved(run: RunInEtcd) -> None:
 @pytest.mark.parametrize(
     ("story", "kind", "fields", "said"),
     [
-        (_paused, "pause", {}, "paused already, before step 812 (paused by ann: look); 'instep resume gpt-a' lets"),
+        (
+            _paused,
+            "pause",
+            {},
+            "paused already, before step 812 (paused by ann: look); 'instep resume gpt-a'",
+        ),
         (_paused, "checkpoint", {}, "resume it first, or stop it with a save"),
-        (_nothing, "resume", {}, "the run is not paused; 'instep status gpt-a' says how it is"),
-        (_stopping, "stop", {}, "the run stops before step 901 already; 'instep status gpt-a' says how far it is"),
+        (_nothing, "resume", {}, "the run is not paused; 'instep status gpt-a' shows its state"),
+        (_stopping, "stop", {}, "the run stops before step 901 already; 'instep status gpt-a' shows its progress"),
         (_stopping, "pause", {}, "the run stops before step 901 already"),
-        (_pause_waits, "pause", {}, "a pause by ann is under way already: 'instep status gpt-a' says how far it is"),
+        (_pause_waits, "pause", {}, "a pause by ann is in progress already: 'instep status gpt-a' shows its progress"),
         (_declared, "action", {"name": "evalute"}, "declares no action 'evalute'; did you mean evaluate?"),
         (_declared, "action", {"name": "zzz"}, "declares no action 'zzz'; it declares evaluate, sample (run.action)"),
         (_declared, "action", {"name": "sample"}, "1 rank did not declare action 'sample' (2): all ranks must"),
@@ -321,7 +326,7 @@ def test_a_save_under_way_is_waited_for_until_the_time_is_up(etcd: EtcdServer, n
     with pytest.raises(
         ReceiptTimeout,
         match=r"done, but not saved within 6 s: applied at step 100 on 8/8 ranks, rank 3 writes the checkpoint of step "
-        r"100\. The checkpoint may still come\.",
+        r"100\. The checkpoint may still be committed\.",
     ):
         _told(etcd, namespace, "checkpoint", story, timeout_s=6)
 
@@ -361,7 +366,7 @@ def test_a_new_start_overtakes_a_command(etcd: EtcdServer, namespace: str) -> No
 
     receipt = _told(etcd, namespace, "checkpoint", story)
     assert (receipt.outcome, receipt.holds) == ("superseded", False)
-    assert receipt.sentence == "checkpoint: not done, the run was started anew first"
+    assert receipt.sentence == "checkpoint: not done, the run was restarted first"
 
 
 def test_a_run_that_ends_first_ends_the_wait(etcd: EtcdServer, namespace: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from cli.command import Ended, environment, instep
 from instep import control
-from instep.control import Facts, Keys
+from instep.control import Keys, Report
 from instep.errors import CommandRefused, NotRunning
 from instep.etcd import Client
 from instep.settings import resolve
@@ -47,13 +47,13 @@ class Operator:
 
         return asyncio.run(connected())
 
-    def sees(self, look: Callable[[Client, Keys], Awaitable[Facts]]) -> dict[str, Any]:
+    def sees(self, look: Callable[[Client, Keys], Awaitable[Report]]) -> dict[str, Any]:
         return self.does(look).to_json()
 
     def saves(self) -> dict[str, Any]:
         """The checkpoint that it has asked for."""
 
-        async def work(client: Client, keys: Keys) -> Facts:
+        async def work(client: Client, keys: Keys) -> Report:
             receipt = await control.wait(client, keys, await control.send(client, keys, "checkpoint"), 60)
             assert receipt.checkpoint is not None, receipt.sentence
             return receipt.checkpoint
@@ -220,7 +220,7 @@ def test_a_run_is_taken_back_to_a_checkpoint(training: TrainingRun, operator: Op
     assert f"there is no checkpoint '7-7'; there are {saved['id']} (instep checkpoints)" in unknown
     sentence = operator.receipt("restore", "gpt-a", "latest")
     at = said_at(trainers, "restored", "at")
-    said = f"all ranks went back before step {at} and go on with step {saved['step'] + 1} on 2/2, "
+    said = f"all ranks went back before step {at} and continue with step {saved['step'] + 1} on 2/2, "
     assert sentence.startswith(f"restore {saved['id']}: requested, armed on 2/2 ranks, {said}")
     entry = operator.sees(control.history)["entries"][0]
     assert (entry["kind"], entry["name"], entry["step"]) == ("restore", saved["id"], at)

@@ -1,4 +1,4 @@
-"""The command line: `instep`. Facts go to stdout, talk to stderr, and every error of ours ends in one sentence.
+"""The command line: `instep`. Results go to stdout, messages to stderr; each error of Instep is one sentence.
 
 Exit codes are documented in docs/howto/exit-codes.md, JSON documents in docs/howto/command-line.md.
 """

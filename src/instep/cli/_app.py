@@ -1,32 +1,18 @@
-"""The commands put together, and the border where errors become sentences and exit codes."""
+"""The command line as a whole, and the place where errors become sentences and exit codes."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
-from instep.cli import (
-    _checkpoints,
-    _commands,
-    _delete,
-    _demo,
-    _diff,
-    _get,
-    _history,
-    _local,
-    _registry,
-    _reset,
-    _rollback,
-    _runs,
-    _set,
-    _status,
-    _unset,
-)
-from instep.cli._options import EtcdOption, NamespaceOption, remember
+from instep.cli import _admin, _change, _look, _status
+from instep.cli._options import EtcdOption, NamespaceOption, command_line, remember
 from instep.cli._output import as_typed, line, take_any_text, talk
+from instep.command_kinds import COMMAND_KINDS
 from instep.errors import InstepError
 
 app = typer.Typer(
@@ -40,7 +26,7 @@ app = typer.Typer(
 
 
 def run() -> None:
-    """Parse the arguments, do the command, end the process."""
+    """Parse the arguments, run the command, end the process."""
     take_any_text()
     sys.argv[1:] = map(as_typed, sys.argv[1:])
     warnings = logging.StreamHandler()
@@ -66,30 +52,36 @@ def options(
     etcd: EtcdOption = None,
     namespace: NamespaceOption = None,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     remember(etcd, namespace)
 
 
-app.command("demo")(_demo.demo)
-app.command("local")(_local.local)
-app.command("runs")(_runs.runs)
-app.command("status")(_status.status)
-app.command("get")(_get.get)
-app.command("set")(_set.set_values)
-app.command("unset")(_unset.unset)
-app.command("history")(_history.history)
-app.command("diff")(_diff.diff)
-app.command("rollback")(_rollback.rollback)
-app.command("pause")(_commands.pause)
-app.command("resume")(_commands.resume)
-app.command("stop")(_commands.stop)
-app.command("checkpoint")(_commands.checkpoint)
-app.command("checkpoints")(_checkpoints.checkpoints)
-app.command("adopt")(_registry.adopt)
-app.command("forget")(_registry.forget)
-app.command("restore")(_commands.restore)
-app.command("act")(_commands.act)
-app.command("reset")(_reset.reset)
-app.command("delete")(_delete.delete)
+def add_commands(app: typer.Typer) -> None:
+    """Every command, in the order of the help text."""
+    before: dict[str, Callable[..., None]] = {
+        "demo": _admin.demo,
+        "local": _admin.local,
+        "runs": _look.runs,
+        "status": _status.status,
+        "get": _look.get,
+        "set": _change.set_values,
+        "unset": _admin.unset,
+        "history": _look.history,
+        "diff": _look.diff,
+        "rollback": _change.rollback,
+    }
+    after: dict[str, Callable[..., None]] = {
+        "checkpoints": _look.checkpoints,
+        "adopt": _admin.adopt,
+        "forget": _admin.forget,
+        "reset": _admin.reset,
+        "delete": _admin.delete,
+    }
+    kinds = {kind.verb: _change.command_of(kind) for kind in COMMAND_KINDS.values()}
+    for name, command in {**before, **kinds, **after}.items():
+        app.command(name)(command_line(command))
+
+
+add_commands(app)

@@ -1,6 +1,6 @@
-"""What the shell offers at the TAB key: names of runs, hyperparameters, actions and checkpoints, read from etcd.
+"""Shell completion: names of runs, hyperparameters, actions and checkpoints, read from etcd.
 
-A shell that completes must neither wait long nor print anything: every failure is an empty list.
+Completion must neither take long nor print anything, so every failure gives an empty list.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from instep.etcd import Client
 
 LIMIT_S = 3.0
-"""How long the shell waits for etcd at most."""
+"""The longest time that the shell waits for etcd."""
 _SPLIT = re.compile(r"(\S+) =(?: (\S*))?$")
-"""How bash hands over `sched=co`: it takes `=` for a word of its own."""
+"""How bash passes `sched=co`: it splits `=` off as a word."""
 
 
 def runs(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -36,12 +36,12 @@ def runs(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def names(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Of the hyperparameters of the run that is named before."""
+    """Names of hyperparameters of the run that is typed already."""
     return _asked_of_run(ctx, lambda client, keys: _values(client, keys), incomplete)
 
 
 def assignments(ctx: typer.Context, incomplete: str) -> list[str]:
-    """`lr=`, and where one name is left also what it is now: `lr=3e-4`."""
+    """`lr=`, and if only one name matches also its current value: `lr=3e-4`."""
     name, is_split = _assigned(incomplete)
 
     async def offered(client: Client, keys: Keys) -> Iterable[str]:
@@ -80,7 +80,7 @@ async def _values(client: Client, keys: Keys) -> dict[str, str]:
 
 
 def _assigned(incomplete: str) -> tuple[str | None, bool]:
-    """The name before `=` that is typed already, and whether bash has split it off."""
+    """The name that is typed already before `=`, and whether bash has split it off."""
     if "=" in incomplete.strip("="):
         return incomplete.partition("=")[0], False
     found = _SPLIT.search(os.environ.get("COMP_WORDS", ""))
@@ -97,13 +97,13 @@ def _asked_of_run(
 
 
 def _asked(ctx: typer.Context, work: Callable[[Client, str], Awaitable[Iterable[str]]], incomplete: str) -> list[str]:
-    """What etcd says that begins with what was typed; nothing when it does not answer in time."""
+    """What `work` reads and begins with the typed text; nothing if etcd does not answer in time."""
     logging.disable()
     try:
-        import instep.control  # noqa: F401  # loaded before the clock runs
+        import instep.control  # noqa: F401  # loaded before the time limit starts
 
-        return _fit(asyncio.run(asyncio.wait_for(_connected(ctx, work), LIMIT_S)), incomplete)
-    except Exception:  # noqa: BLE001  # nothing that happens here may be printed between what a person types
+        return _matching(asyncio.run(asyncio.wait_for(_connected(ctx, work), LIMIT_S)), incomplete)
+    except Exception:  # noqa: BLE001  # no error may be printed into the line that a person types
         return []
 
 
@@ -117,8 +117,8 @@ async def _connected(ctx: typer.Context, work: Callable[[Client, str], Awaitable
         return await work(client, settings.namespace)
 
 
-def _fit(found: Iterable[str], incomplete: str) -> list[str]:
-    """Those that a shell can take as one word."""
+def _matching(found: Iterable[str], incomplete: str) -> list[str]:
+    """Those that a shell reads as one word."""
     return [
         name for name in found if name.startswith(incomplete) and one_line(name) == name and not re.search(r"\s", name)
     ]

@@ -1,21 +1,31 @@
-"""Options that several commands share, and what they amount to."""
+"""Arguments and options that several commands share.
+
+A command takes a group of options as one keyword argument, such as `target: Target`. `command_line` shows the command
+line each option of the group by itself.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
+import sys
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
 from instep.cli import _completion
+from instep.errors import SettingsError
 
 if TYPE_CHECKING:
     from instep.control import Keys
     from instep.etcd import Client
 
 T = TypeVar("T")
+
+MAX_TIMEOUT_S = 86400.0
 
 RunArgument = Annotated[
     str,
@@ -38,42 +48,107 @@ NamespaceOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
+WhyOption = Annotated[str | None, typer.Option("--why", metavar="TEXT", help="The reason, for the history.")]
+AuthorOption = Annotated[str | None, typer.Option("--author", help="Who asks. Default: user@host.")]
+WaitOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--wait/--no-wait",
+        help="Wait until every rank has done it. Default: wait on a terminal, not in scripts.",
+        show_default=False,
+    ),
+]
+TimeoutOption = Annotated[
+    float, typer.Option("--timeout", metavar="SECONDS", help="How long --wait waits, up to a day.")
+]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """The options of every command that changes a run and has a receipt. Raises SettingsError for a timeout that is not
+    usable."""
+
+    why: WhyOption = None
+    author: AuthorOption = None
+    wait: WaitOption = None
+    timeout: TimeoutOption = 60.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout <= MAX_TIMEOUT_S:
+            raise SettingsError(f"a timeout of {self.timeout:g} s is not usable: give more than 0 and up to 86400")
+
+    def waits(self, *, as_json: bool) -> bool:
+        """Whether to wait for the receipt: as the option says, else if a person looks at the output."""
+        return self.wait if self.wait is not None else not as_json and sys.stdout.isatty()
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
-    """Which etcd and which namespace: given before or after the command's name; after it wins."""
+    """Which etcd and namespace, and how to print. What is given after the command's name overrides what is given before
+    it."""
 
-    etcd: str | None = None
-    namespace: str | None = None
+    etcd: EtcdOption = None
+    namespace: NamespaceOption = None
+    as_json: JsonOption = False
+
+    def with_client(self, work: Callable[[Client, str], Awaitable[T]]) -> T:
+        """Run `work(client, namespace)` against the etcd that the options and the environment name."""
+        from instep.control import connect
+        from instep.settings import resolve
+
+        settings = resolve(self.etcd or _before.etcd, namespace=self.namespace or _before.namespace)
+
+        async def connected() -> T:
+            async with connect(settings) as client:
+                return await work(client, settings.namespace)
+
+        return asyncio.run(connected())
+
+    def with_run(self, run: str, work: Callable[[Client, Keys], Awaitable[T]]) -> T:
+        """Run `work(client, keys)` for one run. Its name is checked before etcd is contacted."""
+        from instep.control import Keys
+        from instep.names import check_run_name
+
+        check_run_name(run)
+        return self.with_client(lambda client, prefix: work(client, Keys(prefix, run)))
 
 
-_given = Target()
+_before = Target()
 
 
 def remember(etcd: str | None, namespace: str | None) -> None:
-    """Keep what was given before the command's name."""
-    _given.etcd, _given.namespace = etcd, namespace
+    """Keep the options that are given before the command's name."""
+    global _before
+    _before = Target(etcd, namespace)
 
 
-def with_client(work: Callable[[Client, str], Awaitable[T]], etcd: str | None, namespace: str | None) -> T:
-    """Run `work(client, namespace)` against the etcd that the options and the environment name."""
-    from instep.control import connect
-    from instep.settings import resolve
+def command_line(command: Callable[..., None]) -> Callable[..., None]:
+    """The command as typer reads it: each parameter that is a group of options is replaced by those options."""
+    hints = get_type_hints(command, include_extras=True)
+    signature = inspect.signature(command)
+    groups: dict[str, type] = {}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        kind = hints.get(name, parameter.annotation)
+        if not is_dataclass(kind) or not isinstance(kind, type):
+            parameters.append(parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        groups[name] = kind
+        types = get_type_hints(kind, include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                item.name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=types[item.name]
+            )
+            for item in fields(kind)
+        ]
 
-    settings = resolve(etcd or _given.etcd, namespace=namespace or _given.namespace)
+    @wraps(command)
+    def called(**given: Any) -> None:
+        grouped = {
+            name: kind(**{item.name: given.pop(item.name) for item in fields(kind)}) for name, kind in groups.items()
+        }
+        command(**given, **grouped)
 
-    async def connected() -> T:
-        async with connect(settings) as client:
-            return await work(client, settings.namespace)
-
-    return asyncio.run(connected())
-
-
-def with_run(work: Callable[[Client, Keys], Awaitable[T]], run: str, etcd: str | None, namespace: str | None) -> T:
-    """As `with_client`, for one run; its name is checked before anything is contacted."""
-    from instep.control import Keys
-    from instep.names import check_run_name
-
-    check_run_name(run)
-    return with_client(lambda client, prefix: work(client, Keys(prefix, run)), etcd, namespace)
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return called

@@ -1,7 +1,7 @@
-"""Where output leaves: results to stdout, messages to stderr; color only on a terminal that supports it.
+"""All output: results to stdout, messages to stderr; color only on a terminal that supports it.
 
-Everything that is printed passes here, and here text that came from etcd is made fit for a terminal: one line, no
-control characters, no markup. The streams take any text, whatever their encoding.
+Text from etcd is made safe for a terminal here: one line, no control characters, no markup. The streams accept any
+text, whatever their encoding.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +22,15 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 _PIPED_WIDTH = 160
-"""Columns of a table that is not shown on a terminal: what reads it can take more than 80."""
+"""Columns of a table that is not shown on a terminal: its reader can handle more than 80."""
 _ERRORS = "instep-replace"
 _INSTEAD = {"→": "->", "–": "-", "—": "-", "“": '"', "”": '"', "‘": "'", "’": "'", "…": "...", "·": "*"}
-"""What is printed where an encoding lacks a character of ours; for any other it is a question mark."""
+"""What is printed if an encoding lacks one of these characters; for any other it is a question mark."""
 
 
 def take_any_text() -> None:
-    """Have stdout and stderr print any text, also where their encoding lacks a character: a change that was written
-    must not end with an error about its receipt."""
+    """Let stdout and stderr print any text, even if their encoding lacks a character: a change that was written must
+    not end with an error about its receipt."""
     codecs.register_error(_ERRORS, _replaced)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -37,7 +38,7 @@ def take_any_text() -> None:
 
 
 def as_typed(argument: str) -> str:
-    """An argument of the command line as UTF-8, where the locale made Python read it as something else."""
+    """An argument of the command line as UTF-8, even if the locale made Python decode it differently."""
     try:
         return argument if argument.isprintable() else os.fsencode(argument).decode()
     except UnicodeError:
@@ -57,12 +58,12 @@ def talk_console() -> Console:
 
 @cache
 def _console() -> type[Console]:
-    """Built when it is needed first: rich takes longer to load than most commands to run."""
+    """Built on first use: rich takes longer to load than most commands to run."""
     from rich.console import Console
     from rich.text import Text
 
     class LineConsole(Console):
-        """Each text that it renders is one line, without what a terminal would obey."""
+        """Renders each text on one line, without terminal controls."""
 
         def render_str(self, text: str, **options: Any) -> Text:
             return super().render_str(one_line(text), **options)
@@ -78,7 +79,7 @@ def _console() -> type[Console]:
 
 
 def show(renderable: RenderableType) -> None:
-    """A table or page of facts; lines end where their text ends when it is not shown on a terminal."""
+    """Print a table or page; without trailing spaces if stdout is not a terminal."""
     console = facts_console()
     if console.is_terminal:
         console.print(renderable)
@@ -87,29 +88,29 @@ def show(renderable: RenderableType) -> None:
 
 
 def plain(console: Console, renderable: RenderableType) -> str:
-    """What the console would print, without the spaces that fill its lines."""
+    """What the console would print, without trailing spaces."""
     with console.capture() as capture:
         console.print(renderable)
     return "\n".join(text.rstrip() for text in capture.get().rstrip("\n").split("\n"))
 
 
 def line(text: str) -> None:
-    """One fact as one line of stdout, however long."""
+    """Print one line to stdout, however long."""
     _write(one_line(text))
 
 
 def talk(text: str) -> None:
-    """One sentence to the person, on stderr."""
-    print(one_line(text), file=sys.stderr, flush=True)  # noqa: T201  # the one place where talk of one line leaves
+    """Print one sentence for a person, to stderr."""
+    print(one_line(text), file=sys.stderr, flush=True)  # noqa: T201  # the only place that writes messages
 
 
 def document(facts: Mapping[str, Any], *, compact: bool = False) -> None:
-    """One JSON document on stdout; `compact` puts it on one line."""
+    """Print one JSON document to stdout; `compact` puts it on one line."""
     json_text(json.dumps(facts, ensure_ascii=False, allow_nan=False, indent=None if compact else 2))
 
 
 def json_text(text: str) -> None:
-    """A JSON document as text. What the stream's encoding lacks is written as a JSON escape."""
+    """Print a JSON document. Characters that the stream's encoding lacks become JSON escapes."""
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
@@ -118,8 +119,16 @@ def json_text(text: str) -> None:
     sys.stdout.flush()
 
 
+def local_time(at: str | None) -> str:
+    """`11-23 05:30:27` in the reader's time zone; empty if the time is unknown."""
+    try:
+        return datetime.fromisoformat(at or "").astimezone().strftime("%m-%d %H:%M:%S")
+    except (ValueError, OSError, OverflowError):
+        return ""
+
+
 def _write(text: str) -> None:
-    print(text)  # noqa: T201  # the one place where facts leave
+    print(text)  # noqa: T201  # the only place that writes results
 
 
 def _replaced(error: UnicodeError) -> tuple[str, int]:

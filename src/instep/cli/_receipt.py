@@ -1,23 +1,17 @@
-"""What all that changes a run shares: options, waiting for the receipt, and telling what became of it."""
+"""What every command shares that changes a run: write, wait for the receipt, and print the result."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import typer
 
+from instep.cli._options import Asking, Target
 from instep.cli._output import document, line, talk, talk_console
-from instep.errors import (
-    ChangeRejected,
-    CheckpointError,
-    CommandRefused,
-    InstepError,
-    ReceiptTimeout,
-    SettingsError,
-)
+from instep.errors import ChangeRejected, CheckpointError, CommandRefused, InstepError, ReceiptTimeout
 
 if TYPE_CHECKING:
     from instep.control import ChangeReceipt, CommandReceipt, Keys, Sent, Written
@@ -25,48 +19,34 @@ if TYPE_CHECKING:
 
     Receipt: TypeAlias = ChangeReceipt | CommandReceipt
 
-MAX_TIMEOUT_S = 86400.0
-
-WhyOption = Annotated[str | None, typer.Option("--why", metavar="TEXT", help="The reason, for the history.")]
-AuthorOption = Annotated[str | None, typer.Option("--author", help="Who asks. Default: user@host.")]
-WaitOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--wait/--no-wait",
-        help="Wait until every rank has done it. Default: wait on a terminal, not in scripts.",
-        show_default=False,
-    ),
-]
-TimeoutOption = Annotated[
-    float, typer.Option("--timeout", metavar="SECONDS", help="How long --wait waits, up to a day.")
-]
+T = TypeVar("T")
 
 
-def check_timeout(timeout_s: float) -> None:
-    """Raises SettingsError for one that cannot be waited for."""
-    if not 0 < timeout_s <= MAX_TIMEOUT_S:
-        raise SettingsError(f"a time-out of {timeout_s:g} s is not usable: give more than 0 and up to 86400")
+def carry_out(
+    run: str,
+    asking: Asking,
+    target: Target,
+    write: Callable[[Client, Keys], Awaitable[T]],
+    asked_of: Callable[[T], Written | Sent],
+) -> tuple[T, Receipt | InstepError | None]:
+    """Write a change or a command, and wait for the result if that was requested. The result is an error if the run
+    refused it or the time is up; None without waiting."""
+
+    async def work(client: Client, keys: Keys) -> tuple[T, Receipt | InstepError | None]:
+        written = await write(client, keys)
+        asked = asked_of(written)
+        # No worker is alive to apply the change: the next start takes it.
+        if not asking.waits(as_json=target.as_json) or _is_for_next_start(asked):
+            return written, None
+        try:
+            return written, await _wait(client, keys, asked, asking.timeout)
+        except (ChangeRejected, CommandRefused, ReceiptTimeout) as error:
+            return written, error
+
+    return target.with_run(run, work)
 
 
-def is_awaited(wait: bool | None, as_json: bool) -> bool:
-    """Whether the receipt is waited for: as the option says, else where a person looks at the output."""
-    return wait if wait is not None else not as_json and sys.stdout.isatty()
-
-
-async def receipt_of(
-    client: Client, keys: Keys, asked: Written | Sent, timeout_s: float
-) -> Receipt | InstepError | None:
-    """What became of a change or a command in the end, be it that the run refused it or that the time is up. None, at
-    once, where no worker is alive to apply the change: the next start takes it."""
-    if _is_for_next_start(asked):
-        return None
-    try:
-        return await _wait(client, keys, asked, timeout_s)
-    except (ChangeRejected, CommandRefused, ReceiptTimeout) as error:
-        return error
-
-
-def tell(
+def print_result(
     asked: Written | Sent,
     end: Receipt | InstepError | None,
     *,
@@ -74,14 +54,14 @@ def tell(
     wait: bool | None = None,
     **more: object,
 ) -> None:
-    """Print it, with `more` facts in the document; then end the process as the exit codes say. `end` is None when
-    nobody waited, or when `wait` was asked for and there was nobody to wait for."""
+    """Print the result, with `more` keys in the JSON document, and end the process with the documented exit code. `end`
+    is None if nothing was waited for; with `wait`, because no worker is alive."""
     in_vain = end is None and bool(wait) and _is_for_next_start(asked)
     if as_json:
-        facts = _document(asked, end)
-        document({**more, **facts, "outcome": "stopped" if in_vain else facts["outcome"]})
+        result = _document(asked, end)
+        document({**more, **result, "outcome": "stopped" if in_vain else result["outcome"]})
     elif end is None:
-        _tell_asked(asked)
+        _print_asked(asked)
     elif not isinstance(end, InstepError):
         line(end.sentence)
     if isinstance(end, InstepError):
@@ -94,7 +74,7 @@ def tell(
 
 
 async def _wait(client: Client, keys: Keys, asked: Written | Sent, timeout_s: float) -> Receipt:
-    """Progress as one line that changes on a terminal, else as lines; all of it on stderr."""
+    """Show progress on stderr: on a terminal as one line that changes, else as lines."""
     from contextlib import nullcontext
 
     from rich.status import Status as Spinner
@@ -122,28 +102,22 @@ def _is_for_next_start(asked: Written | Sent) -> bool:
     return not isinstance(asked, Sent) and not asked.live and not asked.already_agreed
 
 
-def _tell_asked(asked: Written | Sent) -> None:
-    from instep.control import Sent
+def _print_asked(asked: Written | Sent) -> None:
+    from instep.control import Sent, format_changes
 
     if isinstance(asked, Sent):
         line(f"{asked.what}: requested at revision {asked.revision}")
         talk(f"it is done when all ranks have agreed on a step: instep status {asked.run} --watch")
-    else:
-        _tell_written(asked)
-
-
-def _tell_written(written: Written) -> None:
-    from instep.control import format_changes
-
-    what = format_changes(written.changes)
-    if written.already_agreed:
-        line(f"{what}: every rank has it already (written at revision {written.revision})")
         return
-    line(f"{what}: requested at revision {written.revision}")
-    if written.live:
-        talk(f"it takes effect when all ranks have agreed: instep status {written.run} --watch")
+    what = format_changes(asked.changes)
+    if asked.already_agreed:
+        line(f"{what}: every rank has it already (written at revision {asked.revision})")
+        return
+    line(f"{what}: requested at revision {asked.revision}")
+    if asked.live:
+        talk(f"it takes effect when all ranks have agreed: instep status {asked.run} --watch")
     else:
-        talk(f"no worker of {written.run} is alive: the next start of the run takes it")
+        talk(f"no worker of {asked.run} is alive: the next start of the run takes it")
 
 
 def _document(asked: Written | Sent, end: Receipt | InstepError | None) -> dict[str, Any]:

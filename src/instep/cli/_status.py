@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+import termios
+import tty
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from instep.cli._options import EtcdOption, JsonOption, NamespaceOption, RunArgument, with_run
+from instep.cli._options import RunArgument, Target
 from instep.cli._output import document, facts_console, plain, show, talk
 from instep.errors import EtcdUnavailable
 from instep.tasks import first_of
@@ -25,29 +28,53 @@ _RETRY_S = 1.0
 def status(
     run: RunArgument,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep it up to date until q or Ctrl-C.")] = False,
-    etcd: EtcdOption = None,
-    namespace: NamespaceOption = None,
-    as_json: JsonOption = False,
+    *,
+    target: Target,
 ) -> None:
     """Show who leads, ranks, steps, values, the open plan, torchrun's nodes and the last receipts.
 
-    --watch with --json prints one document a line, a new one after each change.
+    --watch with --json prints one document per line, a new one after each change.
     """
     from instep import control
 
     if watch:
-        with_run(lambda client, keys: _watch(client, keys, as_json), run, etcd, namespace)
+        target.with_run(run, lambda client, keys: _watch(client, keys, as_json=target.as_json))
         return
-    now = with_run(control.status, run, etcd, namespace)
-    if as_json:
+    now = target.with_run(run, control.status)
+    if target.as_json:
         document(now.to_json())
         return
-    from instep.cli._panel import status_page
+    from instep.cli._page import status_page
 
     show(status_page(now).whole())
 
 
-async def _watch(client: Client, keys: Keys, as_json: bool) -> None:
+@contextmanager
+def key_pressed(keys: bytes) -> Iterator[asyncio.Event]:
+    """An event that is set when one of `keys` is pressed; never if stdin is no terminal. Needs a running loop."""
+    pressed = asyncio.Event()
+    if not sys.stdin.isatty():
+        yield pressed
+        return
+    loop, descriptor = asyncio.get_running_loop(), sys.stdin.fileno()
+
+    def read() -> None:
+        typed = os.read(descriptor, 64)
+        if not typed or any(key in keys for key in typed):
+            loop.remove_reader(descriptor)
+            pressed.set()
+
+    before = termios.tcgetattr(descriptor)
+    tty.setcbreak(descriptor)
+    loop.add_reader(descriptor, read)
+    try:
+        yield pressed
+    finally:
+        loop.remove_reader(descriptor)
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+async def _watch(client: Client, keys: Keys, *, as_json: bool) -> None:
     if as_json:
         async with aclosing(_statuses(client, keys)) as statuses:
             async for now, trouble in statuses:
@@ -60,7 +87,7 @@ async def _watch(client: Client, keys: Keys, as_json: bool) -> None:
 
 
 async def _statuses(client: Client, keys: Keys) -> AsyncGenerator[tuple[Status, str | None]]:
-    """Statuses without end; while etcd does not answer, the last one and the trouble. The first must be had."""
+    """Statuses without end; while etcd does not answer, the last one and the error. Raises if there is none yet."""
     from instep import control
 
     last: Status | None = None
@@ -81,8 +108,7 @@ async def _screen(client: Client, keys: Keys) -> None:
     """The whole terminal, redrawn in place, until q is pressed."""
     from rich.live import Live
 
-    from instep.cli._keyboard import key_pressed
-    from instep.cli._panel import status_page
+    from instep.cli._page import status_page
 
     async def draw(live: Live) -> None:
         async with aclosing(_statuses(client, keys)) as statuses:
@@ -95,8 +121,8 @@ async def _screen(client: Client, keys: Keys) -> None:
 
 
 async def _pages(client: Client, keys: Keys) -> None:
-    """Not on a terminal: a page after each change of what it says, an empty line between."""
-    from instep.cli._panel import status_page
+    """Not on a terminal: a page after each change, separated by an empty line."""
+    from instep.cli._page import status_page
 
     console = facts_console()
     shown = ""

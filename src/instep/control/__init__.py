@@ -1,6 +1,6 @@
 """What an operator can do to a run, once: the command line, the terminal and web views and the tuner call these.
 
-Async functions over an open etcd client. They return frozen facts with `.to_json()`, raise errors of
+Async functions over an open etcd client. They return frozen reports with `.to_json()`, raise errors of
 `instep.errors`, and print nothing.
 
     async with connect(resolve()) as client:
@@ -12,46 +12,54 @@ Async functions over an open etcd client. They return frozen facts with `.to_jso
 
 from __future__ import annotations
 
-from instep.control._actions import Action, Actions, actions
-from instep.control._assignments import parse_assignments
-from instep.control._attempts import AttemptsFacts, FailureFacts, WasReset, reset
-from instep.control._change import Written, default_author, set_values
-from instep.control._change_wish import ChangeReceipt
-from instep.control._checkpoints import Checkpoint, Checkpoints, checkpoints
-from instep.control._command import Sent, send
-from instep.control._command_wish import CommandReceipt
-from instep.control._connect import connect
-from instep.control._delete import Deletable, Deleted, deletable, delete
-from instep.control._diff import Diff, Difference, diff, parse_moment, view_of
-from instep.control._discover import run_names
-from instep.control._drift import drift_sentence
-from instep.control._epochs import EpochFacts
-from instep.control._facts import Facts, ValueChange
-from instep.control._follow import Progress, follow, wait
-from instep.control._get import Value, Values, get
-from instep.control._history import Attempt, Entry, History, history
-from instep.control._leaders import Leading
-from instep.control._past import schedule
-from instep.control._registry import Adopted, Forgotten, adopt, forget
-from instep.control._rollback import RolledBack, rollback
-from instep.control._runs import Runs, RunSummary, runs
-from instep.control._stand import Outcome
+from instep.control._change import (
+    AttemptsReport,
+    FailureReport,
+    Unset,
+    WasReset,
+    Written,
+    default_author,
+    reset,
+    set_values,
+    unset_values,
+)
+from instep.control._checkpoints import Adopted, Checkpoint, Checkpoints, Forgotten, adopt, checkpoints, forget
+from instep.control._commands import Action, Actions, Sent, actions, send
+from instep.control._follow import follow, wait
+from instep.control._history import Attempt, Entry, EpochReport, History, Leading, history
+from instep.control._past import Diff, Difference, RolledBack, diff, parse_moment, rollback, schedule, view_of
+from instep.control._progress import Outcome, Progress, drift_sentence
+from instep.control._read import connect
+from instep.control._report import Report, ValueChange, format_bytes, format_change, format_changes, format_value
+from instep.control._requests import ChangeReceipt, CommandReceipt
+from instep.control._runs import (
+    Deletable,
+    Deleted,
+    PausedReport,
+    Runs,
+    RunSummary,
+    SavingReport,
+    StoppingReport,
+    WaitingReport,
+    deletable,
+    delete,
+    run_names,
+    runs,
+)
 from instep.control._status import (
-    LeaderFacts,
+    LeaderReport,
     NodeWaiting,
-    PlanFacts,
-    RankFacts,
+    PlanReport,
+    RankReport,
     RanksAtStep,
     Status,
-    StepFacts,
-    ViewFacts,
+    StepReport,
+    ViewReport,
     status,
     watch_status,
 )
-from instep.control._text import format_bytes, format_change, format_changes, format_value
-from instep.control._torchrun import NodeAsking, NodeFacts, RendezvousFacts, RestartsFacts
-from instep.control._under_way import PausedFacts, SavingFacts, StoppingFacts, WaitingFacts
-from instep.control._unset import Unset, unset_values
+from instep.control._torchrun import NodeAsking, NodeReport, RendezvousReport, RestartsReport
+from instep.control._values import Value, Values, get, parse_assignments
 from instep.protocol.keys import Keys
 from instep.text import one_line
 
@@ -86,32 +94,32 @@ __all__ = [
     "forget",
     "follow",
     "wait",
-    # facts
-    "Facts",
+    # reports
+    "Report",
     "Unset",
     "Runs",
     "RunSummary",
     "Status",
-    "ViewFacts",
-    "LeaderFacts",
-    "RankFacts",
+    "ViewReport",
+    "LeaderReport",
+    "RankReport",
     "RanksAtStep",
-    "StepFacts",
-    "PlanFacts",
+    "StepReport",
+    "PlanReport",
     "NodeWaiting",
-    "PausedFacts",
-    "StoppingFacts",
-    "SavingFacts",
-    "WaitingFacts",
-    "AttemptsFacts",
-    "FailureFacts",
+    "PausedReport",
+    "StoppingReport",
+    "SavingReport",
+    "WaitingReport",
+    "AttemptsReport",
+    "FailureReport",
     "WasReset",
     "Deletable",
     "Deleted",
-    "RendezvousFacts",
-    "NodeFacts",
+    "RendezvousReport",
+    "NodeReport",
     "NodeAsking",
-    "RestartsFacts",
+    "RestartsReport",
     "Value",
     "Values",
     "ValueChange",
@@ -134,7 +142,7 @@ __all__ = [
     "Entry",
     "Attempt",
     "Leading",
-    "EpochFacts",
+    "EpochReport",
     # words
     "format_value",
     "format_bytes",

@@ -6,19 +6,16 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar, overload
 
+from instep.control._cache import RunCache
 from instep.control._change import Written
-from instep.control._change_wish import ChangeReceipt, ChangeWish
-from instep.control._command import Sent
-from instep.control._command_wish import CommandReceipt, CommandWish
-from instep.control._facts import Facts
-from instep.control._feed import Feed
-from instep.control._load import load, load_receipts
-from instep.control._picture import Picture
-from instep.control._stand import Stand, Wish, describe, how_far, is_doubtful, newest_attempt, stand_of
-from instep.control._text import counted
+from instep.control._commands import Sent
+from instep.control._progress import Progress, Request, is_doubtful, newest_attempt, progress_of
+from instep.control._read import MultiWatch, load, load_receipts
+from instep.control._report import counted
+from instep.control._requests import ChangeReceipt, ChangeRequest, CommandReceipt, CommandRequest
 from instep.errors import Compacted, EtcdUnavailable, ReceiptTimeout
 from instep.etcd import Client, Event
 from instep.protocol.keys import Keys
@@ -27,29 +24,15 @@ from instep.protocol.records import format_ranks
 R = TypeVar("R")
 
 _ATTEMPTS_READ = 40
-_LAST_LOOK_S = 2.0
+_LAST_READ_S = 2.0
 _PAUSE_S = 0.2
-_LOOK_S = 1.0
-"""How often it is looked whether any worker is alive, and how far the ranks are while a checkpoint is waited for."""
+_POLL_S = 1.0
+"""How often it checks whether any worker is alive, and, while it waits for a checkpoint, how far the ranks are."""
 _ALONE_S = 5.0
-"""After so long without a worker, the request will not be done: a run that restarts has workers again sooner."""
+"""After so long without a worker the request will not be carried out: a run that restarts has workers sooner."""
 _HOPELESS_S = 5.0
 """A checkpoint that no rank has begun to write so long after all ranks passed its step will not be saved."""
-_RANKS_LOOKED_AT = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Progress(Facts):
-    """One move of a change or a command towards its receipt."""
-
-    stage: str
-    plan: int | None
-    gate: int | None
-    attempt: int
-    armed: int
-    applied: int
-    ranks: int
-    sentence: str
+_RANKS_READ = 64
 
 
 @overload
@@ -68,17 +51,17 @@ def follow(
     *,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> AsyncGenerator[Progress | ChangeReceipt] | AsyncGenerator[Progress | CommandReceipt]:
-    """What happens to a change or a command: Progress as often as it moves, then one receipt, and the end.
+    """Follow a change or a command: a Progress each time it advances, then one receipt, then the end.
 
-    Of a command that asks for a checkpoint the receipt comes when that is committed, or when the ranks have long been
-    past the step without saving it. Where no worker of the run has been alive for 5 s, the receipt says so. Raises
-    ChangeRejected or CommandRefused when the run refuses it, and ReceiptTimeout, which says how far it got, after
-    `timeout_s` seconds; it then stays as it is. etcd trouble is ridden out until then. Close it
-    (`contextlib.aclosing`) when you leave before its end.
+    The receipt of a command that requests a checkpoint comes when that is committed, or when the ranks passed the step
+    long ago without saving it. If no worker of the run has been alive for 5 s, the receipt says so. Raises
+    ChangeRejected or CommandRefused when the run refuses it, and after `timeout_s` seconds ReceiptTimeout, which says
+    how far it got; the request stays in etcd then. Until then it retries when etcd fails. Close it
+    (`contextlib.aclosing`) if you leave before its end.
     """
     if isinstance(asked, Sent):
-        return _follow(client, keys, CommandWish(asked), timeout_s, monotonic)
-    return _follow(client, keys, ChangeWish(asked), timeout_s, monotonic)
+        return _follow(client, keys, CommandRequest(asked), timeout_s, monotonic)
+    return _follow(client, keys, ChangeRequest(asked), timeout_s, monotonic)
 
 
 @overload
@@ -86,7 +69,7 @@ async def wait(client: Client, keys: Keys, asked: Written, timeout_s: float) -> 
 @overload
 async def wait(client: Client, keys: Keys, asked: Sent, timeout_s: float) -> CommandReceipt: ...
 async def wait(client: Client, keys: Keys, asked: Written | Sent, timeout_s: float) -> ChangeReceipt | CommandReceipt:
-    """As `follow`, for who wants the end alone."""
+    """The receipt alone; otherwise as `follow`."""
     moves: AsyncGenerator[Progress | ChangeReceipt | CommandReceipt] = follow(client, keys, asked, timeout_s)
     async with aclosing(moves):
         async for move in moves:
@@ -96,155 +79,140 @@ async def wait(client: Client, keys: Keys, asked: Written | Sent, timeout_s: flo
 
 
 async def _follow(
-    client: Client, keys: Keys, wish: Wish[R], timeout_s: float, monotonic: Callable[[], float]
+    client: Client, keys: Keys, request: Request[R], timeout_s: float, monotonic: Callable[[], float]
 ) -> AsyncGenerator[Progress | R]:
     deadline = monotonic() + timeout_s
-    last: Stand | None = None
-    async with aclosing(_stands(client, keys, wish, monotonic)) as stands:
+    last: Progress | None = None
+    async with aclosing(_all_progress(client, keys, request, monotonic)) as moves:
         while True:
             try:
                 async with asyncio.timeout(max(0.0, deadline - monotonic())):
-                    picture, stand = await anext(stands)
+                    cache, progress = await anext(moves)
             except TimeoutError:
-                raise await _timed_out(client, keys, wish, last, timeout_s) from None
-            if stand == last:
+                raise await _timed_out(client, keys, request, last, timeout_s) from None
+            if progress == last:
                 continue
-            last = stand
-            if stand.outcome is not None and stand.outcome == wish.refused_outcome:
-                raise wish.refused(stand)
-            if stand.outcome is not None:
-                yield wish.receipt(picture, stand, max(0.0, monotonic() - wish.asked_at_s))
+            last = progress
+            if progress.outcome is not None and progress.outcome == request.refused_outcome:
+                raise request.refused(progress)
+            if progress.outcome is not None:
+                yield request.receipt(cache, progress, max(0.0, monotonic() - request.asked_at_s))
                 return
-            yield _progress(stand)
+            yield progress
 
 
-async def _stands(
-    client: Client, keys: Keys, wish: Wish[object], monotonic: Callable[[], float]
-) -> AsyncGenerator[tuple[Picture, Stand]]:
-    """Stands without end, each from a picture kept up to date; started again when etcd's history was compacted or has
-    gone back."""
-    watched = (keys.state, keys.left, *wish.watched(keys))
+async def _all_progress(
+    client: Client, keys: Keys, request: Request[object], monotonic: Callable[[], float]
+) -> AsyncGenerator[tuple[RunCache, Progress]]:
+    """Progress without end, each from a cache that is kept up to date. It reads the run again when etcd's history was
+    compacted or has gone back."""
+    watched = (keys.state, keys.left, *request.watched(keys))
     patience = _Patience(client, monotonic)
     while True:
         changes = client.history.changes
         try:
-            picture = await load(
-                client, keys, plans=_ATTEMPTS_READ, receipts=0, checkpoints=keys.checkpoints in watched
-            )
-            attempt = newest_attempt(picture, wish)
+            cache = await load(client, keys, plans=_ATTEMPTS_READ, receipts=0, checkpoints=keys.checkpoints in watched)
+            attempt = newest_attempt(cache, request)
             if attempt is not None:
-                await load_receipts(client, picture, (attempt,), picture.revision)
-            stand = stand_of(picture, wish)
-            if stand.outcome is None and patience.nobody_is_alive():
-                stand = replace(stand, stage="done", outcome="lost" if wish.is_lost(picture) else "stopped")
-            yield picture, stand
-            async with Feed(client, changes) as feed:
-                start = picture.revision + 1
+                await load_receipts(client, cache, (attempt,), cache.revision)
+            progress = progress_of(cache, request)
+            if progress.outcome is None and patience.no_worker_is_alive():
+                progress = replace(progress, stage="done", outcome="lost" if request.is_lost(cache) else "stopped")
+            yield cache, progress
+            async with MultiWatch(client, changes) as watch:
+                start = cache.revision + 1
                 for prefix in watched:
-                    feed.add(prefix, start)
+                    watch.add(prefix, start)
                 while True:
-                    await _watch_answers(client, feed, picture, wish)
-                    await patience.look(picture, stand)
-                    stand = patience.ended(stand_of(picture, wish), picture, wish)
-                    if is_doubtful(picture, stand) or patience.nobody_is_alive():
+                    await _watch_answers(client, watch, cache, request)
+                    await patience.poll(cache, progress)
+                    progress = patience.ended(progress_of(cache, request), cache, request)
+                    if is_doubtful(cache, progress) or patience.no_worker_is_alive():
                         break
-                    yield picture, stand
-                    for event in await _events(feed):
+                    yield cache, progress
+                    for event in await _events(watch):
                         if event.kind == "put":
-                            picture.put(event.kv)
+                            cache.put(event.kv)
                         else:
-                            picture.delete(event.kv.key)
+                            cache.delete(event.kv.key)
         except (Compacted, EtcdUnavailable):
             await asyncio.sleep(_PAUSE_S)
 
 
 class _Patience:
-    """How long a checkpoint has not come, or no worker has been alive to do what was asked."""
+    """How long no worker has been alive to carry out the request, or its checkpoint has been missing."""
 
     def __init__(self, client: Client, monotonic: Callable[[], float]) -> None:
         self._client = client
         self._monotonic = monotonic
-        self._looked_s: float | None = None
+        self._polled_s: float | None = None
         self._hopeless_since_s: float | None = None
         self._alone_since_s: float | None = None
 
-    async def look(self, picture: Picture, stand: Stand) -> None:
-        """Once a second: whether any worker is registered, and how far the ranks are that are to save."""
+    async def poll(self, cache: RunCache, progress: Progress) -> None:
+        """Once a second: check whether any worker is registered, and while saving how far the ranks are."""
         now = self._monotonic()
-        if self._looked_s is not None and now - self._looked_s < _LOOK_S:
+        if self._polled_s is not None and now - self._polled_s < _POLL_S:
             return
-        self._looked_s = now
-        keys = picture.keys
+        self._polled_s = now
+        keys = cache.keys
         alive = bool((await self._client.range(keys.members, limit=1, keys_only=True)).kvs)
         self._alone_since_s = None if alive else self._alone_since_s or now
-        if stand.stage == "saving":
-            listing = await self._client.range(keys.metrics, limit=_RANKS_LOOKED_AT)
-            picture.metrics.clear()
-            picture.put_all(listing.kvs)
+        if progress.stage == "saving":
+            listing = await self._client.range(keys.metrics, limit=_RANKS_READ)
+            cache.metrics.clear()
+            cache.put_all(listing.kvs)
 
-    def nobody_is_alive(self) -> bool:
+    def no_worker_is_alive(self) -> bool:
         return self._alone_since_s is not None and self._monotonic() - self._alone_since_s >= _ALONE_S
 
-    def ended(self, stand: Stand, picture: Picture, wish: Wish[object]) -> Stand:
-        """The stand, or that it is over: what it waits for does not come."""
-        if not wish.is_hopeless(picture, stand):
+    def ended(self, progress: Progress, cache: RunCache, request: Request[object]) -> Progress:
+        """The progress, or the end of it: what it waits for will not happen."""
+        if not request.is_hopeless(cache, progress):
             self._hopeless_since_s = None
-            return stand
+            return progress
         now = self._monotonic()
         self._hopeless_since_s = now if self._hopeless_since_s is None else self._hopeless_since_s
         over = now - self._hopeless_since_s >= _HOPELESS_S
-        return replace(stand, stage="done", outcome="unsaved") if over else stand
+        return replace(progress, stage="done", outcome="unsaved") if over else progress
 
 
-async def _events(feed: Feed) -> list[Event]:
-    """What has happened in the next second; that may be nothing."""
+async def _events(watch: MultiWatch) -> list[Event]:
+    """The events of the next second, which may be none."""
     try:
-        async with asyncio.timeout(_LOOK_S):
-            return await feed.next()
+        async with asyncio.timeout(_POLL_S):
+            return await watch.next()
     except TimeoutError:
         return []
 
 
-async def _watch_answers(client: Client, feed: Feed, picture: Picture, wish: Wish[object]) -> None:
-    """Follow the acks and receipts of the newest attempt: as they are now, then every further one."""
-    number = newest_attempt(picture, wish)
+async def _watch_answers(client: Client, watch: MultiWatch, cache: RunCache, request: Request[object]) -> None:
+    """Follow the acks and receipts of the newest attempt: read them once, then watch them."""
+    number = newest_attempt(cache, request)
     if number is None:
         return
-    prefixes = (f"{picture.keys.acks}{number}/", picture.keys.receipts_of(number))
-    if not feed.watches(prefixes[0]):
-        await load_receipts(client, picture, (number,), picture.revision)
+    prefixes = (f"{cache.keys.acks}{number}/", cache.keys.receipts_of(number))
+    if not watch.watches(prefixes[0]):
+        await load_receipts(client, cache, (number,), cache.revision)
         for prefix in prefixes:
-            feed.add(prefix, picture.revision + 1)
-
-
-def _progress(stand: Stand) -> Progress:
-    return Progress(
-        stage=stand.stage,
-        plan=stand.plan,
-        gate=stand.gate,
-        attempt=stand.attempt,
-        armed=stand.armed,
-        applied=stand.applied,
-        ranks=stand.ranks,
-        sentence=describe(stand),
-    )
+            watch.add(prefix, cache.revision + 1)
 
 
 async def _timed_out(
-    client: Client, keys: Keys, wish: Wish[object], last: Stand | None, timeout_s: float
+    client: Client, keys: Keys, request: Request[object], last: Progress | None, timeout_s: float
 ) -> ReceiptTimeout:
-    """The error, with the ranks that are missing if etcd says so at once."""
-    far = how_far(last) if last else "etcd did not say how far it got"
+    """The error, with the ranks that are missing if etcd answers at once."""
+    far = last.when_timed_out if last else "etcd did not say how far it got"
     hint = ""
     try:
-        picture = await asyncio.wait_for(load(client, keys, members=True), _LAST_LOOK_S)
-    except Exception:  # noqa: BLE001 - the time-out is the news; why the hint is not there is not
-        picture = None
-    if picture is not None:
-        missing = picture.ranks_missing()
-        if picture.live and missing:
+        cache = await asyncio.wait_for(load(client, keys, members=True), _LAST_READ_S)
+    except Exception:  # noqa: BLE001 - the timeout is the message; why it has no hint is not
+        cache = None
+    if cache is not None:
+        missing = cache.ranks_missing()
+        if cache.live and missing:
             hint = f"; {counted(len(missing), 'rank')} missing: {format_ranks(missing)}"
-        elif not picture.live:
+        elif not cache.live:
             hint = "; no worker of the run is alive"
     short = "written, but not applied everywhere" if last is None or last.stage != "saving" else "done, but not saved"
-    return ReceiptTimeout(f"{wish.what}: {short} within {timeout_s:g} s: {far}{hint}. {wish.unfinished(last)}")
+    return ReceiptTimeout(f"{request.what}: {short} within {timeout_s:g} s: {far}{hint}. {request.unfinished(last)}")

@@ -1,4 +1,4 @@
-"""The runs of a namespace, one line of facts each."""
+"""The runs of a namespace, the state of each, and the deletion of one that has ended."""
 
 from __future__ import annotations
 
@@ -7,36 +7,78 @@ import itertools
 from dataclasses import dataclass
 from typing import Literal
 
-from instep.control._discover import run_names, runs_found
-from instep.control._facts import Facts
-from instep.control._picture import Picture
-from instep.control._rendezvous import rendezvous_keys
-from instep.control._text import closest
-from instep.errors import RunNotFound
-from instep.etcd import Client, Listing, Op
+from instep.command_kinds import describe
+from instep.control._cache import RunCache
+from instep.control._read import load
+from instep.control._report import Report, closest
+from instep.control._torchrun import rendezvous_keys
+from instep.errors import CommandRefused, RunNotFound, SettingsError
+from instep.etcd import Client, Compare, DeleteResult, Listing, Op
+from instep.names import check_namespace, check_run_name
 from instep.protocol.keys import Keys
 from instep.tasks import all_of
+from instep.text import one_line
+
+MAX_RUNS = 20_000
+"""The most runs that are found in a namespace."""
+_PAGE_SIZE = 2000
+
 
 MAX_SHOWN = 1000
-"""Runs that a summary is made of."""
+"""Runs that are summarized."""
 _AT_ONCE = 4
 _IN_ONE_TXN = 12
-"""Runs whose summaries are read by one request: etcd allows 128 operations."""
-_METRICS_LOOKED_AT = 64
-_NODES_LOOKED_AT = 64
+"""Runs that one request reads: etcd allows 128 operations."""
+_METRICS_READ = 64
+_NODES_READ = 64
 _NAMED = 10
-
 RunState = Literal["training", "paused", "forming", "running", "ended", "stopped", "closed", "new"]
-"""training: a view stands and workers live. paused: the same, and the ranks wait to be resumed. forming: workers live,
-no view yet; or torchrun's agents wait for a round. running: torchrun runs workers, and none of them has joined. ended:
-all ranks left cleanly. stopped: no worker lives, though they did not leave cleanly. closed: torchrun has ended a run
-that no worker ever joined. new: only written to, never joined."""
+"""training: the run has a view and live workers. paused: the same, and the ranks wait to be resumed. forming: live
+workers but no view yet; or torchrun's agents wait for a round. running: torchrun runs workers, none of which has
+joined. ended: all ranks left cleanly. stopped: no worker is alive, and they did not leave cleanly. closed: torchrun has
+ended a run that no worker ever joined. new: only written to, never joined."""
+_FOLDERS_NAMED = 5
+
+
+async def run_names(client: Client, namespace: str) -> tuple[str, ...]:
+    """Names of the runs that have any key, in etcd's order of keys, at most `MAX_RUNS`."""
+    return tuple(await _found(client, namespace))
+
+
+async def _found(client: Client, namespace: str) -> dict[str, int]:
+    """The runs by name, each with the revision that changed it last, according to its first keys.
+
+    Keys are read page by page, without values. If a run fills a page, its other keys are skipped. So this takes one
+    request per run of more than 2000 keys, and one per 2000 keys of the others.
+    """
+    base = f"{check_namespace(namespace)}/"
+    found: dict[str, int] = {}
+    start = ""
+    while len(found) < MAX_RUNS:
+        page = await client.range(base, start=start, limit=_PAGE_SIZE, page_size=_PAGE_SIZE, keys_only=True)
+        for item in page.kvs:
+            name, slash, _ = item.key[len(base) :].partition("/")
+            if slash and (name in found or _is_run_name(name)):
+                found[name] = max(found.get(name, 0), item.mod_revision)
+        if len(page.kvs) < _PAGE_SIZE:
+            break
+        name, slash, _ = page.kvs[-1].key[len(base) :].partition("/")
+        start = f"{base}{name}{chr(ord('/') + 1) if slash else chr(0)}"  # the first key after those of the last run
+    return dict(list(found.items())[:MAX_RUNS])
+
+
+def _is_run_name(name: str) -> bool:
+    try:
+        check_run_name(name)
+    except SettingsError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
-class RunSummary(Facts):
-    """`step` is the highest one that the first 64 ranks reported last; None while none is known. `round` is that of
-    torchrun's agents, None without `--rdzv-backend=etcd3`, and `nodes` how many are in it, 0 for none now."""
+class RunSummary(Report):
+    """`step` is the highest step in the latest reports of the first 64 ranks; None while none is known. `round` is that
+    of torchrun's agents, None without `--rdzv-backend=etcd3`; `nodes` is its number of nodes, 0 if none is current."""
 
     name: str
     state: RunState
@@ -51,17 +93,17 @@ class RunSummary(Facts):
 
 
 @dataclass(frozen=True, slots=True)
-class Runs(Facts):
+class Runs(Report):
     namespace: str
     runs: tuple[RunSummary, ...]
     left_out: int = 0
-    """Runs that are there beside these, which were changed longer ago."""
+    """The number of further runs, which were changed longer ago."""
 
 
 async def runs(client: Client, namespace: str) -> Runs:
-    """Every run of the namespace by name; of more than 1000 those that were changed last. Each dozen of them at a
+    """The runs of the namespace by name; of more than 1000, those that were changed last. Each dozen is read at a
     revision of its own."""
-    found = await runs_found(client, namespace)
+    found = await _found(client, namespace)
     newest = sorted(found, key=lambda name: found[name], reverse=True)[:MAX_SHOWN]
     shown = set(newest)
     chosen = [Keys(namespace, name) for name in found if name in shown]
@@ -72,18 +114,18 @@ async def runs(client: Client, namespace: str) -> Runs:
             return await _summaries(client, some)
 
     groups = [chosen[start : start + _IN_ONE_TXN] for start in range(0, len(chosen), _IN_ONE_TXN)]
-    told = await all_of(*(summaries(group) for group in groups))
-    return Runs(namespace, tuple(one for group in told for one in group), len(found) - len(chosen))
+    read = await all_of(*(summaries(group) for group in groups))
+    return Runs(namespace, tuple(one for group in read for one in group), len(found) - len(chosen))
 
 
 async def require_run(client: Client, keys: Keys) -> None:
-    """Raises RunNotFound, naming the runs that are there, when the run has no key at all."""
+    """Raises RunNotFound, naming the existing runs, if the run has no key at all."""
     if not (await client.range(keys.root, limit=1, keys_only=True)).kvs:
         raise run_not_found(keys, await run_names(client, keys.namespace))
 
 
 def run_not_found(keys: Keys, names: tuple[str, ...], *, cure: str = "") -> RunNotFound:
-    """One sentence: what is not there, what may have been meant, and what is there."""
+    """One sentence: which run is missing, which one was probably meant, and which exist."""
     close = closest(keys.run, names)
     if close is not None:
         hint = f": did you mean {close!r}?"
@@ -91,28 +133,105 @@ def run_not_found(keys: Keys, names: tuple[str, ...], *, cure: str = "") -> RunN
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         hint = f": there are {', '.join(names[:_NAMED])}{more}."
     else:
-        hint = ": no run is there yet."
+        hint = ": no run exists yet."
     return RunNotFound(f"No run {keys.run!r} is in {keys.namespace}{hint}{cure}")
 
 
-def state_of(picture: Picture) -> RunState:
-    """In one word how the run is; needs its members, or some of them, to have been read, and the rendezvous."""
-    state = state_of_workers(picture)
-    rendezvous = picture.rendezvous.state(picture.rendezvous.standing())
-    if picture.live or rendezvous is None:
+def state_of(cache: RunCache) -> RunState:
+    """The state of a run; needs some of its members, and the rendezvous."""
+    state = state_of_workers(cache)
+    rendezvous = cache.rendezvous.state(cache.rendezvous.status())
+    if cache.live or rendezvous is None:
         return state
     return rendezvous if state == "new" or rendezvous in ("forming", "running") else state
 
 
-def state_of_workers(picture: Picture) -> RunState:
-    """The same, whatever torchrun does: of workers that have joined."""
-    if picture.live and picture.view is not None:
-        return "training" if picture.course.paused_at is None else "paused"
-    if picture.live:
+def state_of_workers(cache: RunCache) -> RunState:
+    """The same, without torchrun: the state of the workers that have joined."""
+    if cache.live and cache.view is not None:
+        return "training" if cache.directive.paused_at is None else "paused"
+    if cache.live:
         return "forming"
-    if picture.view is None:
+    if cache.view is None:
         return "new"
-    return "ended" if picture.ended() else "stopped"
+    return "ended" if cache.ended() else "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class PausedReport(Report):
+    """All ranks wait before `step`, or will when they reach it; `why` says who requested it."""
+
+    step: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoppingReport(Report):
+    """`step` is the first that is not run, `save_at` the one that is saved, if any; `why` says who requested it."""
+
+    step: int
+    save_at: int | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class SavingReport(Report):
+    """A checkpoint that is being written and is not committed yet."""
+
+    id: str
+    step: int
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingReport(Report):
+    """A command for which no plan is open yet."""
+
+    command_id: str
+    kind: str
+    name: str | None
+    what: str
+    author: str | None
+    reason: str | None
+    revision: int
+
+
+def paused_of(cache: RunCache) -> PausedReport | None:
+    directive = cache.directive
+    if directive.paused_at is None:
+        return None
+    return PausedReport(directive.paused_at, one_line(directive.reason or "paused"))
+
+
+def stopping_of(cache: RunCache) -> StoppingReport | None:
+    directive = cache.directive
+    if directive.ends_at is None:
+        return None
+    return StoppingReport(directive.ends_at, directive.save_at, one_line(directive.reason or "stopped"))
+
+
+def saving_of(cache: RunCache) -> SavingReport | None:
+    saving = cache.save_under_way()
+    return SavingReport(saving.id, saving.step, saving.rank) if saving is not None and cache.live else None
+
+
+def waiting_of(cache: RunCache) -> tuple[WaitingReport, ...]:
+    """The oldest first: they are carried out in this order."""
+    plan = cache.open_plan()
+    planned = plan.change_id if plan is not None and plan.kind != "config" else None
+    return tuple(
+        WaitingReport(
+            command_id=pending.id,
+            kind=command.kind,
+            name=command.name,
+            what=describe(command.kind, command.name, save=command.save, node=command.node),
+            author=command.author,
+            reason=command.reason,
+            revision=pending.revision,
+        )
+        for pending in cache.commands_by_age()
+        if pending.id != planned and (command := pending.command) is not None
+    )
 
 
 async def _summaries(client: Client, group: list[Keys]) -> list[RunSummary]:
@@ -120,11 +239,11 @@ async def _summaries(client: Client, group: list[Keys]) -> list[RunSummary]:
     results = iter((await client.txn([], [op for some in ops for op in some])).results)
     summaries = []
     for keys, some in zip(group, ops, strict=True):
-        picture = Picture(keys)
+        cache = RunCache(keys)
         for part in itertools.islice(results, len(some)):
             if isinstance(part, Listing):
-                picture.put_all(part.kvs)
-        summaries.append(_summary(picture))
+                cache.put_all(part.kvs)
+        summaries.append(_summary(cache))
     return summaries
 
 
@@ -134,25 +253,90 @@ def _summary_ops(keys: Keys) -> list[Op]:
         *map(Op.get, (keys.view, keys.agreed, keys.leader, rendezvous.round, rendezvous.closed)),
         Op.range(keys.left),
         Op.range(keys.members, limit=1),
-        Op.range(keys.metrics, limit=_METRICS_LOOKED_AT),
+        Op.range(keys.metrics, limit=_METRICS_READ),
         Op.range(rendezvous.root, limit=1),
-        Op.range(rendezvous.nodes, limit=_NODES_LOOKED_AT),
+        Op.range(rendezvous.nodes, limit=_NODES_READ),
     ]
 
 
-def _summary(picture: Picture) -> RunSummary:
-    steps = [item.step for item in picture.metrics.values() if item.step is not None]
-    leader = picture.leader if picture.live else None
-    round_ = picture.rendezvous.current
+def _summary(cache: RunCache) -> RunSummary:
+    steps = [item.step for item in cache.metrics.values() if item.step is not None]
+    leader = cache.leader if cache.live else None
+    round_ = cache.rendezvous.current
     return RunSummary(
-        name=picture.keys.run,
-        state=state_of(picture),
-        live=picture.live,
-        world_size=picture.view.world_size if picture.view else None,
-        view=picture.view.number if picture.view else None,
+        name=cache.keys.run,
+        state=state_of(cache),
+        live=cache.live,
+        world_size=cache.view.world_size if cache.view else None,
+        view=cache.view.number if cache.view else None,
         step=max(steps, default=None),
         leader_rank=leader.rank if leader else None,
         leader_host=(leader.host or leader.node) if leader else None,
-        round=None if picture.rendezvous.empty else picture.rendezvous.standing().number,
-        nodes=None if picture.rendezvous.empty else len(round_.seats) if round_ else 0,
+        round=None if cache.rendezvous.empty else cache.rendezvous.status().number,
+        nodes=None if cache.rendezvous.empty else len(round_.seats) if round_ else 0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Deletable(Report):
+    """What `delete` would delete: a run without live processes. `folders` are the first 5 that hold its checkpoints,
+    whose files stay."""
+
+    run: str
+    state: RunState
+    revision: int
+    checkpoints: int
+    folders: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted(Report):
+    """`keys` is the number of deleted keys."""
+
+    run: str
+    revision: int
+    keys: int
+    checkpoints: int
+    folders: tuple[str, ...]
+
+
+async def deletable(client: Client, keys: Keys) -> Deletable:
+    """Raises RunNotFound, and CommandRefused for a run with live processes."""
+    cache = await load(client, keys, plans=1, receipts=0, members=True, checkpoints=True, rendezvous=True)
+    if cache.empty and not (await client.range(keys.root, limit=1, keys_only=True)).kvs:
+        raise run_not_found(keys, await run_names(client, keys.namespace))
+    if cache.live or cache.rendezvous.nodes:
+        raise _refused(keys)
+    paths = (saved.manifest.path.rpartition("/")[0] for saved in cache.saved.values())
+    folders = tuple(dict.fromkeys(paths))[:_FOLDERS_NAMED]
+    return Deletable(keys.run, state_of(cache), cache.revision, len(cache.saved), folders)
+
+
+async def delete(client: Client, keys: Keys) -> Deleted:
+    """Delete all keys of a run. The files of its checkpoints stay.
+
+    Nothing is deleted while a worker, an agent or a torchrun of the run is registered: each holds a key on a lease, and
+    the transaction compares these. Raises RunNotFound, CommandRefused, and EtcdUnavailable, whose `applied_unknown`
+    says that it may have happened: repeat it then.
+    """
+    found = await deletable(client, keys)
+    rendezvous = rendezvous_keys(keys)
+    present = (keys.members, keys.election, rendezvous.nodes, rendezvous.election)
+    guards = [Compare.absent(prefix, prefix=True) for prefix in present]
+    total = 0
+    revision = 0
+    # The numerous keys of a large run come first, because no single transaction can delete all of them.
+    for prefix in (keys.acks, keys.receipts, keys.metrics, keys.plans, keys.root):
+        result = await client.txn(guards, [Op.delete(prefix, prefix=True)])
+        if not result.succeeded:
+            raise _refused(keys)
+        revision = result.revision
+        total += sum(part.deleted for part in result.results if isinstance(part, DeleteResult))
+    return Deleted(keys.run, revision, total, found.checkpoints, found.folders)
+
+
+def _refused(keys: Keys) -> CommandRefused:
+    return CommandRefused(
+        f"nothing was deleted: run {keys.run} is live, a worker, agent or torchrun of it is still registered; end it "
+        f"with 'instep stop {keys.run}', and wait for the lease of one that was killed (10 s by default)"
     )

@@ -1,65 +1,61 @@
-"""How a run is now: who leads, which ranks live, at which step, with which values, and what is under way."""
+"""The status of a run: who leads, which ranks are alive, at which step, with which values, and what is in progress."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from instep.control._attempts import AttemptsFacts, attempts_of
-from instep.control._checkpoints import Checkpoint, FailedSaveFacts, failed_save_of, newest_of
-from instep.control._drift import drift_now
-from instep.control._epochs import EpochFacts, epoch_of
-from instep.control._facts import Facts, ValueChange
-from instep.control._feed import Feed
-from instep.control._get import Value, values_of
-from instep.control._history import Entry, entries_of
-from instep.control._load import load
-from instep.control._orders import what_of
-from instep.control._picture import Picture
-from instep.control._rendezvous import rendezvous_keys
-from instep.control._runs import RunState, require_run, state_of
-from instep.control._text import format_changes
-from instep.control._torchrun import RendezvousFacts, RestartsFacts, rendezvous_of, restarts_of
-from instep.control._under_way import (
-    PausedFacts,
-    SavingFacts,
-    StoppingFacts,
-    WaitingFacts,
+from instep.control._cache import RunCache
+from instep.control._change import AttemptsReport, attempts_of
+from instep.control._checkpoints import Checkpoint, FailedSaveReport, failed_save_of, newest_of
+from instep.control._history import Entry, EpochReport, entries_of, epoch_of, saves_first, what_of
+from instep.control._progress import attempt_of, drift_now, progress_of_plan
+from instep.control._read import MultiWatch, load
+from instep.control._report import Report, ValueChange, planned_changes
+from instep.control._runs import (
+    PausedReport,
+    RunState,
+    SavingReport,
+    StoppingReport,
+    WaitingReport,
     paused_of,
+    require_run,
     saving_of,
+    state_of,
     stopping_of,
     waiting_of,
 )
+from instep.control._torchrun import RendezvousReport, RestartsReport, rendezvous_keys, rendezvous_of, restarts_of
+from instep.control._values import Value, values_of
 from instep.errors import Compacted, EtcdError, EtcdFull, RunNotFound
 from instep.etcd import Client
 from instep.protocol import membership
 from instep.protocol.keys import Keys
-from instep.protocol.records import Plan, PlanKind, format_ranks
-from instep.scalar import Scalar
+from instep.protocol.records import format_ranks
 from instep.tasks import all_of
 
 MAX_GROUPS = 12
-"""Groups of ranks, and nodes that are waited for, that a status names one by one."""
+"""Groups of ranks, and nodes that a plan waits for, that a status lists."""
 MAX_LEASES = 64
-"""Leases that a status looks at."""
+"""Leases that a status asks etcd about."""
 RECENT = 3
 _SILENT_S = 2
-"""A node renews its lease ten times in its time to live; silent is one that has not for so many seconds and a third
-of it."""
+"""A node renews its lease ten times within its time to live. It is silent after so many seconds without a renewal, and
+after a third of the time to live."""
 _MIN_PAUSE_S = 0.1
 _ALARMS_S = 1.0
 _LOST_S = 30.0
 _LOST = (
-    "etcd's history went back, and it holds nothing of this run: what is shown is old; a run that trains writes back "
-    "what its ranks hold"
+    "etcd's history went back, and it holds nothing of this run: this status is old; if the run trains, its ranks "
+    "write back what they hold"
 )
 
 
 @dataclass(frozen=True, slots=True)
-class ViewFacts(Facts):
+class ViewReport(Report):
     number: int
     world_size: int
     nodes: int
@@ -67,7 +63,7 @@ class ViewFacts(Facts):
 
 
 @dataclass(frozen=True, slots=True)
-class LeaderFacts(Facts):
+class LeaderReport(Report):
     node: str
     host: str
     rank: int
@@ -75,11 +71,11 @@ class LeaderFacts(Facts):
 
 
 @dataclass(frozen=True, slots=True)
-class RankFacts(Facts):
-    """Ranks of the view as ranges (`0-5,7`), empty when there are none.
+class RankReport(Report):
+    """Ranks of the view as ranges (`0-5,7`), empty if there are none.
 
-    `silent` are registered, but their node has not renewed its lease for up to `silent_s` seconds: they are not counted
-    as alive. Their node may be lost or without etcd; when the lease ends they are missing.
+    `silent` ranks are registered, but their node has not renewed its lease for up to `silent_s` seconds: they do not
+    count as alive. Their node may be lost or unable to reach etcd; when the lease expires they are missing.
     """
 
     alive: str
@@ -94,15 +90,15 @@ class RankFacts(Facts):
 
 
 @dataclass(frozen=True, slots=True)
-class RanksAtStep(Facts):
+class RanksAtStep(Report):
     step: int
     ranks: str
     count: int
 
 
 @dataclass(frozen=True, slots=True)
-class StepFacts(Facts):
-    """From the ranks' latest reports, which may be seconds old. `groups` names the 12 largest, the furthest first."""
+class StepReport(Report):
+    """From the ranks' latest reports, which may be seconds old. `groups` are the 12 largest, the highest step first."""
 
     lowest: int
     highest: int
@@ -111,19 +107,19 @@ class StepFacts(Facts):
     step_time_s: float | None
     metrics_rank: int
     metrics: dict[str, float] = field(default_factory=dict)
-    """What rank `metrics_rank`, the lowest that reports, said last."""
+    """The latest report of rank `metrics_rank`, the lowest that reports."""
 
 
 @dataclass(frozen=True, slots=True)
-class NodeWaiting(Facts):
+class NodeWaiting(Report):
     node: str
     host: str
     ranks: str
 
 
 @dataclass(frozen=True, slots=True)
-class PlanFacts(Facts):
-    """The plan under way: open until decided, then committed until every rank has applied it."""
+class PlanReport(Report):
+    """The plan in progress: open until it is decided, then committed until every rank has applied it."""
 
     number: int
     state: str
@@ -136,84 +132,81 @@ class PlanFacts(Facts):
     applied: int
     ranks: int
     waiting: tuple[NodeWaiting, ...]
-    """Nodes that have not answered, or not applied it: the first 12."""
+    """Nodes that have not answered, or not applied it yet: the first 12."""
     waiting_more: int
-    kind: PlanKind = "config"
-    """Of a command what it is; `name` is then the action's, or the checkpoint's to go back to."""
+    kind: str = "config"
+    """The command's name; `config` for a change. `name` is then the action, or the checkpoint to go back to."""
     name: str | None = None
     save: bool | None = None
-    """Of a stop: whether a checkpoint is saved first."""
+    """For a stop: whether a checkpoint is saved first."""
 
     @property
     def what(self) -> str:
-        """`lr 3e-4 → 1e-4`, or `act evaluate`."""
-        if self.kind == "config":
-            return format_changes(self.changes)
-        return what_of(self.kind, self.name, save=self.save is not False)
+        return what_of(self.changes, self.kind, self.name, self.save)
 
 
 @dataclass(frozen=True, slots=True)
-class Status(Facts):
+class Status(Report):
     run: str
     namespace: str
     endpoint: str
     revision: int
     state: RunState
     live: bool
-    view: ViewFacts | None
-    leader: LeaderFacts | None
-    ranks: RankFacts
-    steps: StepFacts | None
+    view: ViewReport | None
+    leader: LeaderReport | None
+    ranks: RankReport
+    steps: StepReport | None
     values: tuple[Value, ...]
-    plan: PlanFacts | None
+    plan: PlanReport | None
     recent: tuple[Entry, ...]
     replays: str | None = None
-    """Digest of the schedule that the values come from: `values` are then those that it begins with."""
-    paused: PausedFacts | None = None
-    stopping: StoppingFacts | None = None
-    saving: SavingFacts | None = None
+    """Digest of the schedule that the run replays: `values` are then those at its start."""
+    paused: PausedReport | None = None
+    stopping: StoppingReport | None = None
+    saving: SavingReport | None = None
     checkpoint: Checkpoint | None = None
-    """The newest one that is committed."""
-    failed_save: FailedSaveFacts | None = None
-    """The save that failed last, while no later one is committed."""
-    commands: tuple[WaitingFacts, ...] = ()
-    """Those that wait, the next one first; one that a plan is open for is that plan."""
-    attempts: AttemptsFacts | None = None
-    """How often the run has failed since it ended cleanly; None for never."""
-    restarts: RestartsFacts | None = None
-    """torchrun's own count of them; None where no worker that lives was started by it."""
-    rendezvous: RendezvousFacts | None = None
-    """Of torchrun's agents; None for a run without `--rdzv-backend=etcd3`."""
+    """The newest committed one."""
+    failed_save: FailedSaveReport | None = None
+    """The save that failed last, unless a later one was committed."""
+    commands: tuple[WaitingReport, ...] = ()
+    """Those that wait, the next one first, without the command that the open plan is for."""
+    attempts: AttemptsReport | None = None
+    """How often the run has failed since its last clean end; None for never."""
+    restarts: RestartsReport | None = None
+    """torchrun's own count of restarts; None if it started none of the live workers."""
+    rendezvous: RendezvousReport | None = None
+    """The rendezvous of torchrun's agents; None without `--rdzv-backend=etcd3`."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Ranks that live, as ranges, by the version of Instep that their agent runs; one run should use one version."""
+    """Live ranks, as ranges, by the version of Instep that their agent runs; a run should use one version."""
     drift: dict[str, str] = field(default_factory=dict)
-    """By hyperparameter, the ranks whose optimizer does not hold it as agreed, as they reported last."""
-    epoch: EpochFacts | None = None
+    """By hyperparameter, the ranks whose optimizer does not hold it as agreed, according to their latest reports."""
+    epoch: EpochReport | None = None
     """The last time that etcd's history went back, or that checkpoints were adopted; None for never."""
     trouble: str | None = None
-    """What is wrong with etcd itself, and the cure, in one sentence: while it lasts, changes wait."""
+    """A problem of etcd itself, with the fix: changes wait until it is solved."""
 
 
 async def status(client: Client, keys: Keys) -> Status:
-    """The run at one revision of etcd. Raises RunNotFound. Summaries stay small at any number of ranks."""
+    """The run at one revision of etcd. Raises RunNotFound. It stays small at any number of ranks."""
     loading = load(client, keys, members=True, metrics=True, rendezvous=True, starts=RECENT)
-    picture, trouble = await all_of(loading, _trouble(client))
-    if picture.empty:
+    cache, trouble = await all_of(loading, _trouble(client))
+    if cache.empty:
         await require_run(client, keys)
-    picture.silent_s = await _silent(client, picture)
-    return replace(status_of(picture, client.endpoint), trouble=trouble)
+    cache.silent_s = await _silent(client, cache)
+    return replace(status_of(cache, client.endpoint), trouble=trouble)
 
 
-async def _silent(client: Client, picture: Picture) -> dict[int, int]:
-    """Leases that have not been renewed for some seconds, with their number. Of very many nodes those are asked about
-    whose ranks' reports are behind."""
-    steps = {rank: item.step or 0 for rank, item in picture.metrics.items()}
-    behind = sorted(picture.leases, key=lambda lease: min(steps.get(rank, -1) for rank in picture.leases[lease]))
+async def _silent(client: Client, cache: RunCache) -> dict[int, int]:
+    """Seconds since the last renewal, for leases that were not renewed for a while. With many nodes, etcd is asked only
+    about those whose ranks' reports are behind."""
+    steps = {rank: item.step or 0 for rank, item in cache.metrics.items()}
+    behind = sorted(cache.leases, key=lambda lease: min(steps.get(rank, -1) for rank in cache.leases[lease]))
     asked = behind[:MAX_LEASES]
     try:
         found = await all_of(*(client.lease_unrenewed(lease, timeout_s=_ALARMS_S) for lease in asked))
     except EtcdError:
-        return {}  # a status must not fail for want of it
+        return {}  # a status does not depend on it
     return {
         lease: unrenewed_s
         for lease, (unrenewed_s, ttl_s) in zip(asked, found, strict=True)
@@ -222,24 +215,24 @@ async def _silent(client: Client, picture: Picture) -> dict[int, int]:
 
 
 async def _trouble(client: Client) -> str | None:
-    """None also when etcd does not tell: a status must not fail for want of it."""
+    """None also if etcd does not answer: a status does not depend on it."""
     try:
         alarms = await client.alarms(timeout_s=_ALARMS_S)
     except EtcdError:
         return None
     if "NOSPACE" in alarms:
-        return f"etcd takes no writes, so changes wait while training goes on: {EtcdFull.REASON}"
+        return f"etcd takes no writes, so changes wait while training continues: {EtcdFull.REASON}"
     if alarms:
         return f"etcd has raised the alarm {', '.join(alarms)}: see 'etcdctl alarm list' and etcd's own log"
     return None
 
 
 async def watch_status(client: Client, keys: Keys, *, tick_s: float = 1.0) -> AsyncGenerator[Status]:
-    """A status at once, then after every change of state, config or rendezvous and every `tick_s` seconds, without end.
+    """A status at once, then after every change of state, config or rendezvous, and every `tick_s` seconds, endlessly.
 
-    At most ten a second, and less often where reading takes long: it rests ten times as long as it reads,
-    unless the run's state changes. Where etcd's history went back and it holds nothing of the run any more, the ranks
-    have 30 s to write back what they hold. Close it (`contextlib.aclosing`) when you leave.
+    At most ten per second. If a read takes long, it pauses ten times as long, unless the run's state changes. If etcd's
+    history went back and etcd holds nothing of the run, it waits 30 s for the ranks to write back what they hold.
+    Close it (`contextlib.aclosing`) when you leave.
     """
     now: Status | None = None
     lost_at: float | None = None
@@ -257,63 +250,64 @@ async def watch_status(client: Client, keys: Keys, *, tick_s: float = 1.0) -> As
             await asyncio.sleep(tick_s)
             continue
         with suppress(Compacted, RunNotFound):
-            async with Feed(client, changes) as feed:
+            async with MultiWatch(client, changes) as watch:
                 for prefix in (keys.state, keys.desires, keys.left, rendezvous_keys(keys).root):
-                    feed.add(prefix, now.revision + 1)
+                    watch.add(prefix, now.revision + 1)
                 while True:
                     yield now
                     spent_s = time.monotonic() - began
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(feed.next(), max(tick_s, 10 * spent_s))
+                        await asyncio.wait_for(watch.next(), max(tick_s, 10 * spent_s))
                     await asyncio.sleep(_MIN_PAUSE_S)
                     began = time.monotonic()
                     now = await status(client, keys)
 
 
-def status_of(picture: Picture, endpoint: str) -> Status:
-    """The status that a picture with members and metrics shows. Pure."""
-    view, leader = picture.view, picture.leader
+def status_of(cache: RunCache, endpoint: str) -> Status:
+    """The status, from a cache with members, metrics, rendezvous and starts. Pure."""
+    view, leader = cache.view, cache.leader
+    members = [item.member for item in cache.members.values()]
     return Status(
-        run=picture.keys.run,
-        namespace=picture.keys.namespace,
+        run=cache.keys.run,
+        namespace=cache.keys.namespace,
         endpoint=endpoint,
-        revision=picture.revision,
-        state=state_of(picture),
-        live=picture.live,
-        view=ViewFacts(view.number, view.world_size, len(view.nodes), view.fresh) if view else None,
-        leader=LeaderFacts(leader.node, leader.host or leader.node, leader.rank, leader.token)
-        if leader and picture.live
+        revision=cache.revision,
+        state=state_of(cache),
+        live=cache.live,
+        view=ViewReport(view.number, view.world_size, len(view.nodes), view.fresh) if view else None,
+        leader=LeaderReport(leader.node, leader.host or leader.node, leader.rank, leader.token)
+        if leader and cache.live
         else None,
-        ranks=_ranks(picture),
-        steps=_steps(picture),
-        values=values_of(picture),
-        replays=picture.schema.replays,
-        paused=paused_of(picture),
-        stopping=stopping_of(picture),
-        saving=saving_of(picture),
-        checkpoint=newest_of(picture),
-        failed_save=failed_save_of(picture.failed_save()),
-        commands=waiting_of(picture),
-        attempts=attempts_of(picture),
-        restarts=restarts_of(picture),
-        rendezvous=rendezvous_of(picture),
-        drift=drift_now(picture),
-        versions=_versions(picture),
-        epoch=epoch_of(picture),
-        plan=_plan(picture),
-        recent=tuple(entry for entry in entries_of(picture) if entry.outcome not in ("open", "committed"))[:RECENT],
+        ranks=_ranks(cache),
+        steps=_steps(cache),
+        values=values_of(cache),
+        replays=cache.schema.replays,
+        paused=paused_of(cache),
+        stopping=stopping_of(cache),
+        saving=saving_of(cache),
+        checkpoint=newest_of(cache),
+        failed_save=failed_save_of(cache.failed_save()),
+        commands=waiting_of(cache),
+        attempts=attempts_of(cache),
+        restarts=restarts_of(members),
+        rendezvous=rendezvous_of(cache.rendezvous, members),
+        drift=drift_now(cache),
+        versions=_versions(cache),
+        epoch=epoch_of(cache),
+        plan=_plan(cache),
+        recent=tuple(entry for entry in entries_of(cache) if entry.outcome not in ("open", "committed"))[:RECENT],
     )
 
 
-def _ranks(picture: Picture) -> RankFacts:
-    left, missing = picture.ranks_left(), picture.ranks_missing()
-    if picture.view is None:
-        alive = {item.member.rank for item in picture.members.values()}
+def _ranks(cache: RunCache) -> RankReport:
+    left, missing = cache.ranks_left(), cache.ranks_missing()
+    if cache.view is None:
+        alive = {item.member.rank for item in cache.members.values()}
     else:
-        alive = picture.ranks() - left - missing
-    silent = alive & picture.ranks_silent()
+        alive = cache.ranks() - left - missing
+    silent = alive & cache.ranks_silent()
     alive -= silent
-    return RankFacts(
+    return RankReport(
         alive=format_ranks(alive),
         missing=format_ranks(missing),
         left=format_ranks(left),
@@ -322,17 +316,17 @@ def _ranks(picture: Picture) -> RankFacts:
         left_count=len(left),
         silent=format_ranks(silent),
         silent_count=len(silent),
-        silent_s=max(picture.silent_s.values()) if silent else None,
+        silent_s=max(cache.silent_s.values()) if silent else None,
     )
 
 
-def _versions(picture: Picture) -> dict[str, str]:
-    ranks = membership.ranks_by_version(picture.members.values())
+def _versions(cache: RunCache) -> dict[str, str]:
+    ranks = membership.ranks_by_version(cache.members.values())
     return {version: format_ranks(ranks) for version, ranks in ranks.items()}
 
 
-def _steps(picture: Picture) -> StepFacts | None:
-    reports = dict(sorted(picture.metrics.items()))
+def _steps(cache: RunCache) -> StepReport | None:
+    reports = dict(sorted(cache.metrics.items()))
     by_step: dict[int, list[int]] = {}
     for rank, item in reports.items():
         if item.step is not None:
@@ -342,7 +336,7 @@ def _steps(picture: Picture) -> StepFacts | None:
     largest = sorted(by_step, key=lambda step: len(by_step[step]), reverse=True)[:MAX_GROUPS]
     times = [item.step_time_s for item in reports.values() if item.step_time_s is not None]
     first = min(reports)
-    return StepFacts(
+    return StepReport(
         lowest=min(by_step),
         highest=max(by_step),
         reporting=sum(map(len, by_step.values())),
@@ -355,53 +349,38 @@ def _steps(picture: Picture) -> StepFacts | None:
     )
 
 
-def _plan(picture: Picture) -> PlanFacts | None:
-    plan = picture.newest_plan
-    decision = picture.decisions.get(plan.number) if plan else None
-    if plan is None or (decision is not None and not decision.commit):
+def _plan(cache: RunCache) -> PlanReport | None:
+    plan = cache.newest_plan
+    if plan is None or cache.view is None or cache.view.number != plan.view:
         return None
-    if picture.view is None or picture.view.number != plan.view:
+    progress = progress_of_plan(cache, plan, attempt_of(cache, plan))
+    if progress.stage not in ("planned", "committed"):
         return None
-    applied = picture.steps_applied(plan.number).keys() & picture.ranks()
-    counting = (picture.ranks() - picture.ranks_left()) | applied
-    armed = picture.ranks_armed(plan.number) & counting if decision is None else counting
-    waiting = counting - (armed if decision is None else applied)
-    if decision is not None and not waiting:
-        return None
-    nodes = _nodes_waiting(picture, waiting)
-    previous: dict[str, Scalar] = plan.previous
-    return PlanFacts(
+    nodes = _nodes_waiting(cache, progress.waiting)
+    return PlanReport(
         number=plan.number,
-        state="open" if decision is None else "committed",
+        state="open" if progress.stage == "planned" else "committed",
         gate=plan.gate,
-        attempt=_attempt(picture, plan),
-        changes=tuple(
-            ValueChange(name, previous.get(name), value, previous.get(name) is not None)
-            for name, value in plan.values.items()
-        ),
+        attempt=progress.attempt,
+        changes=planned_changes(plan.values, plan.previous),
         author=plan.author,
         reason=plan.reason,
-        armed=len(armed),
-        applied=len(applied),
-        ranks=len(counting),
+        armed=progress.armed,
+        applied=progress.applied,
+        ranks=progress.ranks,
         waiting=nodes[:MAX_GROUPS],
         waiting_more=max(0, len(nodes) - MAX_GROUPS),
         kind=plan.kind,
         name=plan.name,
-        save=plan.course is not None and plan.course.save_at is not None if plan.kind == "stop" else None,
+        save=saves_first(plan),
     )
 
 
-def _attempt(picture: Picture, plan: Plan) -> int:
-    same = (plan.revision, plan.kind, plan.change_id)
-    return sum(1 for other in picture.plans.values() if (other.revision, other.kind, other.change_id) == same)
-
-
-def _nodes_waiting(picture: Picture, waiting: set[int]) -> tuple[NodeWaiting, ...]:
-    hosts = {item.member.node: item.member.host for item in picture.members.values()}
-    nodes = picture.view.nodes if picture.view else {}
+def _nodes_waiting(cache: RunCache, waiting: Collection[int]) -> tuple[NodeWaiting, ...]:
+    hosts = {item.member.node: item.member.host for item in cache.members.values()}
+    nodes, ranks_waiting = cache.view.nodes if cache.view else {}, set(waiting)
     return tuple(
         NodeWaiting(node, hosts.get(node, ""), format_ranks(ranks))
         for node, members in nodes.items()
-        if (ranks := [rank for rank in members.ranks if rank in waiting])
+        if (ranks := [rank for rank in members.ranks if rank in ranks_waiting])
     )

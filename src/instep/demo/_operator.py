@@ -27,7 +27,7 @@ from instep.demo._checks import RefusedValue, Takeover
 from instep.demo._environment import TemporaryEtcd
 from instep.errors import ConfigError, InstepError
 from instep.etcd import Client, Event, WatchBatch
-from instep.protocol.records import CommandKind, Leader, Manifest, Member, Pointer, Saving
+from instep.protocol.records import CommandName, Leader, Manifest, Member, Pointer, Saving
 from instep.scalar import parse_scalar
 
 AUTHOR = "operator@demo"
@@ -75,11 +75,11 @@ class Operator:
         after = await self._holds(key)
         return RefusedValue(f"{name}={value}", reason, before[1], after[1], written=before != after)
 
-    async def send(self, kind: CommandKind, reason: str | None = None) -> Sent:
+    async def send(self, kind: CommandName, reason: str | None = None) -> Sent:
         """Sends a command without waiting. Raises CommandRefused."""
         return await send(self._client, self._keys, kind, author=AUTHOR, reason=reason)
 
-    async def order(self, kind: CommandKind, reason: str | None = None) -> CommandReceipt:
+    async def order(self, kind: CommandName, reason: str | None = None) -> CommandReceipt:
         """Sends a command and waits for its receipt. Raises CommandRefused and ReceiptTimeout."""
         return await wait(self._client, self._keys, await self.send(kind, reason), RECEIPT_TIMEOUT_S)
 

@@ -37,7 +37,7 @@ def after(agreed: Agreed, plan: Plan) -> Agreed:
     if plan.kind == "config":
         values = {**agreed.values, **plan.values}
         news |= {"values": values, "gate": plan.gate, "previous": dict(agreed.values), "revision": plan.revision}
-    if plan.kind == "restore":
+    if plan.checkpoint is not None:
         # The steps before it run again, with the current values.
         news |= {"back": plan.number, "gate": None, "previous": None}
     return replace(agreed, **news)

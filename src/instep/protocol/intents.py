@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from instep.command_kinds import COMMAND_KINDS
 from instep.protocol import commands, membership, recovery
 from instep.protocol.actions import (
     MAX_COLLECTED,
@@ -85,9 +86,9 @@ def about_intents(now: Situation) -> LeaderAction | None:
     refused = _refused_by_workers(now)
     if refused:
         return RejectValues(refused)
-    stop = commands.oldest_stop(now.pending_commands)
-    if stop is not None:
-        return _about_command(now, stop, now.agreed.course)
+    urgent = commands.oldest_urgent(now.pending_commands)
+    if urgent is not None:
+        return _about_command(now, urgent, now.agreed.course)
     hopeless = commands.hopeless(now.pending_commands)
     if hopeless:
         return DeclineCommands(hopeless)
@@ -118,7 +119,8 @@ def _about_command(now: Situation, pending: PendingCommand, course: Directive) -
     if gate is None:
         return None
     command = pending.command
-    back_to = now.manifests.get(command.name or "") if command.kind == "restore" else None
+    loads = COMMAND_KINDS[command.kind].argument == "checkpoint"
+    back_to = now.manifests.get(command.name or "") if loads else None
     goes_on = back_to.step + 1 if back_to is not None else None
     plan = replace(
         _plan(now, gate, pending.revision, {}, None),

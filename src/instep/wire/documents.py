@@ -7,12 +7,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import field, replace
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from instep.scalar import Scalar
 from instep.wire.codec import Document
-
-PlanKind: TypeAlias = Literal["config", "pause", "resume", "stop", "checkpoint", "action", "restore"]
 
 
 class Elastic(Document):
@@ -154,7 +152,8 @@ class Plan(Document, kw_only=True):
     number: int
     view: int
     gate: int
-    kind: PlanKind = "config"
+    kind: str = "config"
+    """`config` for a change of values, else the name of the command; a worker refuses an unknown command."""
     name: str | None = None
     course: Directive | None = None
     checkpoint: Manifest | None = None

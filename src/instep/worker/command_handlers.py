@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+from instep.command_kinds import COMMAND_KINDS, Argument
 from instep.wire.documents import Manifest, Plan
 
 Action: TypeAlias = Callable[[], object]
@@ -47,12 +48,14 @@ class CommandHandlers:
 
     def why_not(self, plan: Plan) -> dict[str, str]:
         """Why this worker cannot carry out the plan, by name; empty if it can."""
-        name = plan.name or ""
-        if plan.kind == "action" and name not in self._actions:
+        name, argument = plan.name or "", _argument(plan)
+        if plan.kind != "config" and plan.kind not in COMMAND_KINDS:
+            return {plan.kind: "this worker's version of Instep does not know the command"}
+        if argument == "action" and name not in self._actions:
             return {name: self._unknown(name)}
-        if plan.kind == "restore" and not self._restorers:
+        if argument == "checkpoint" and not self._restorers:
             return {name: "the script has no Checkpointer and no run.on_restore function"}
-        if plan.kind == "restore" and plan.checkpoint is not None:
+        if argument == "checkpoint" and plan.checkpoint is not None:
             problems = (check(plan.checkpoint) for check in self._checks)
             return next(({name: problem} for problem in problems if problem is not None), {})
         return {}
@@ -62,9 +65,9 @@ class CommandHandlers:
 
         Raises whatever the script's function raises: then the rank has failed.
         """
-        if plan.kind == "action":
+        if _argument(plan) == "action":
             self._actions[plan.name or ""]()
-        if plan.kind != "restore" or plan.checkpoint is None:
+        if _argument(plan) != "checkpoint" or plan.checkpoint is None:
             return None
         for function in self._restorers:
             function(plan.checkpoint)
@@ -78,3 +81,8 @@ class CommandHandlers:
         close = difflib.get_close_matches(name, self._actions, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
         return f"the script declares no such action (run.action); it declares {declared}{hint}"
+
+
+def _argument(plan: Plan) -> Argument | None:
+    kind = COMMAND_KINDS.get(plan.kind)
+    return kind.argument if kind is not None else None

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from instep.command_kinds import COMMAND_KINDS
 from instep.protocol.records.base import Record
 from instep.wire.documents import Agreed, Plan
 
-CommandKind: TypeAlias = Literal["pause", "resume", "stop", "checkpoint", "action", "restore"]
+
+def _check_command(name: str) -> str:
+    if name not in COMMAND_KINDS:
+        raise ValueError(f"{name!r} is no command that this version of Instep knows")
+    return name
+
+
+CommandName: TypeAlias = Annotated[str, AfterValidator(_check_command)]
+"""A name in `COMMAND_KINDS`."""
 
 
 class Command(Record):
     """Something that all ranks do before the same step. `name` is the action, or the checkpoint to return to."""
 
-    kind: CommandKind
+    kind: CommandName
     name: str | None = None
     save: bool = True
     """For a stop: whether a checkpoint is saved first."""

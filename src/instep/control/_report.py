@@ -1,25 +1,75 @@
-"""How values and facts are written for people. Pure; nothing here adds color or prints."""
+"""What the functions of this package return, and how it is written for people. Pure: nothing here adds color or prints.
+
+A report is a frozen dataclass that turns into a plain JSON document with stable keys.
+"""
 
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from decimal import Decimal
+from typing import Any
 
-from instep.control._facts import ValueChange
 from instep.scalar import Scalar, format_scalar, same
 from instep.text import one_line
 
 MAX_SHOWN = 40
 """Characters of one value in a sentence."""
-
 _BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_./:@+-]*\Z")
 _LITERALS = ("true", "false", "null", "NaN", "Infinity")
 
 
+class Report:
+    """A frozen dataclass whose field names are the keys of its JSON document."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Only dicts, lists, text, numbers, booleans and None. Numbers that JSON lacks become text: `NaN`, `Infinity`,
+        `-Infinity`."""
+        document = _plain(self)
+        assert isinstance(document, dict)
+        return document
+
+
+@dataclass(frozen=True, slots=True)
+class ValueChange(Report):
+    """One hyperparameter of a change. `was_set` is False when it had no value before; `before` is then None."""
+
+    name: str
+    before: Scalar
+    after: Scalar
+    was_set: bool = True
+
+
+def changes_between(values: Mapping[str, Scalar], before: Mapping[str, Scalar]) -> tuple[ValueChange, ...]:
+    """`before` lacks the names that had no value."""
+    return tuple(ValueChange(name, before.get(name), value, name in before) for name, value in values.items())
+
+
+def planned_changes(values: Mapping[str, Scalar], previous: Mapping[str, Scalar]) -> tuple[ValueChange, ...]:
+    """The changes of a plan, whose `previous` holds None for a name that had no value."""
+    return changes_between(values, {name: value for name, value in previous.items() if value is not None})
+
+
+def _plain(value: object) -> object:
+    if is_dataclass(value) and not isinstance(value, type):
+        shown = (field.name for field in fields(value) if field.metadata.get("json", True))
+        return {name: _plain(getattr(value, name)) for name in shown}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
 def format_value(value: Scalar) -> str:
-    """The value as short as it can be written without loss: `3e-4` for 0.0003, `cosine` for "cosine".
+    """The shortest text that loses nothing: `3e-4` for 0.0003, `cosine` for "cosine".
 
     Text that could be mistaken for another kind of value keeps its quotes; long text is cut at 40 characters.
     """
@@ -31,7 +81,7 @@ def format_value(value: Scalar) -> str:
 
 
 def format_change(change: ValueChange) -> str:
-    """`lr 3e-4 → 1e-4`; `lr → 1e-4` for one that had no value before; `lr 3e-4` for one that stays as it is."""
+    """`lr 3e-4 → 1e-4`; `lr → 1e-4` if it had no value before; `lr 3e-4` if it does not change."""
     before = f" {format_value(change.before)}" if change.was_set else ""
     if change.was_set and same(change.before, change.after):
         return f"{change.name}{before}"
@@ -47,8 +97,8 @@ def shortened(text: str, limit: int = MAX_SHOWN) -> str:
 
 
 def closest(name: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that may have been meant: the same in another case, the only one that begins or ends with it,
-    or one that is spelled alike."""
+    """The name that was probably meant: the same in another case, the only one that begins or ends with it, or one with
+    a similar spelling."""
     by_lower: dict[str, str] = {}
     for one in names:
         by_lower.setdefault(one.lower(), one)

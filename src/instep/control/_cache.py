@@ -1,16 +1,17 @@
-"""A run as its keys in etcd tell it: built from a reading, kept up to date by events. Pure.
+"""The keys of one run as records: filled by a read of etcd, kept up to date by events. Pure.
 
-A record that cannot be read is passed over, as the agents do: anyone with access to etcd can write one.
+Unreadable records are skipped, as the agents do: anyone with access to etcd can write one. The leader's cache holds
+other keys, each at a revision of its own, because its transactions compare them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Self, TypeVar
 
-from instep.control._rendezvous import Rendezvous
-from instep.etcd import KeyValue
+from instep.control._torchrun import Rendezvous
+from instep.etcd import KeyValue, Listing, TxnResult
 from instep.names import MAX_VALUE_BYTES
 from instep.protocol.commands import PendingCommand
 from instep.protocol.desired import DesiredValue
@@ -37,16 +38,13 @@ from instep.protocol.records import (
     Plan,
     Pointer,
     Receipt,
-    Record,
     Rejected,
     Saving,
     StartOfView,
     View,
 )
 from instep.protocol.schema import Schema
-from instep.wire.codec import Document
 
-R = TypeVar("R", bound=Record | Document)
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -60,8 +58,8 @@ class Saved:
 
 
 @dataclass(slots=True)
-class Picture:
-    """The facts of one run. Only what was read is there: members and metrics are left out where nobody asks."""
+class RunCache:
+    """What is known of one run. Fields that were not read are empty, such as members and metrics."""
 
     keys: Keys
     revision: int = 0
@@ -83,11 +81,11 @@ class Picture:
     members: dict[str, RegisteredWorker] = field(default_factory=dict)
     metrics: dict[int, Metrics] = field(default_factory=dict)
     leases: dict[int, set[int]] = field(default_factory=dict)
-    """Ranks registered on each lease: those of one node."""
+    """Ranks registered on each lease, which are those of one node."""
     silent_s: dict[int, int] = field(default_factory=dict)
-    """Seconds since the last renewal, of leases that were not renewed for a while; only if asked for."""
-    orders: dict[str, PendingCommand] = field(default_factory=dict)
-    """Commands that stand: not decided yet."""
+    """Seconds since the last renewal, for leases that were not renewed for a while; only if they were asked about."""
+    commands: dict[str, PendingCommand] = field(default_factory=dict)
+    """Commands that are not decided yet."""
     declined: dict[str, Declined] = field(default_factory=dict)
     saved: dict[str, Saved] = field(default_factory=dict)
     latest: Pointer | None = None
@@ -97,17 +95,27 @@ class Picture:
     failed_revision: int = 0
     starts: dict[int, StartOfView] = field(default_factory=dict)
     first_steps: dict[int, FirstStep] = field(default_factory=dict)
-    """What views began with, by view, and with which step."""
+    """What each view began with, and at which step."""
     rendezvous: Rendezvous = field(default_factory=Rendezvous)
     empty: bool = True
     """True while no key of the run has been seen."""
+
+    @classmethod
+    def of_txn(cls, keys: Keys, result: TxnResult) -> Self:
+        """What a transaction has read, at its revision."""
+        cache = cls(keys)
+        for part in result.results:
+            if isinstance(part, Listing):
+                cache.put_all(part.kvs)
+        cache.revision = result.revision
+        return cache
 
     def put_all(self, kvs: Iterable[KeyValue]) -> None:
         for kv in kvs:
             self.put(kv)
 
     def put(self, kv: KeyValue) -> None:
-        """Take in one key as it stands in etcd."""
+        """Record one key as etcd holds it."""
         if not kv.key.startswith(self.keys.root):
             return
         self.empty = False
@@ -118,27 +126,27 @@ class Picture:
             case ["reports", *rest]:
                 self._put_report(rest, kv)
             case ["config", name]:
-                # Longer values are refused anyway; there is no use in holding them here.
+                # Longer values are refused anyway.
                 self.desired[name] = DesiredValue(name, kv.text[: MAX_VALUE_BYTES + 1], kv.mod_revision)
             case ["changes", change_id]:
-                _keep(self.changes, change_id, _record(Change, kv))
+                _keep(self.changes, change_id, Change.decode_or_none(kv.value))
             case ["commands", name]:
-                self.orders[name] = PendingCommand(name, kv.mod_revision, _record(Command, kv))
+                self.commands[name] = PendingCommand(name, kv.mod_revision, Command.decode_or_none(kv.value))
             case ["checkpoints", "latest"]:
-                self.latest = _record(Pointer, kv)
+                self.latest = Pointer.decode_or_none(kv.value)
             case ["checkpoints", name]:
-                manifest = _record(Manifest, kv)
+                manifest = Manifest.decode_or_none(kv.value)
                 _keep(self.saved, name, Saved(manifest, kv.mod_revision) if manifest else None)
             case ["attempts"]:
-                self.attempts = _record(Attempts, kv)
+                self.attempts = Attempts.decode_or_none(kv.value)
             case ["rendezvous", *rest]:
                 self.rendezvous.put(rest, kv)
             case ["history", "failed-saves"]:
-                self.failed_saves, self.failed_revision = _record(FailedSaves, kv), kv.mod_revision
+                self.failed_saves, self.failed_revision = FailedSaves.decode_or_none(kv.value), kv.mod_revision
             case ["history", "starts", view] if view.isdecimal():
-                _keep(self.starts, int(view), _record(StartOfView, kv))
+                _keep(self.starts, int(view), StartOfView.decode_or_none(kv.value))
             case ["history", "starts", view, "step"] if view.isdecimal():
-                _keep(self.first_steps, int(view), _record(FirstStep, kv))
+                _keep(self.first_steps, int(view), FirstStep.decode_or_none(kv.value))
             case ["schema"]:
                 self.schema, self.schema_revision = Schema.decode(kv.value), kv.mod_revision
 
@@ -156,7 +164,7 @@ class Picture:
             case ["state", "declined", name]:
                 self.declined.pop(name, None)
             case ["commands", name]:
-                self.orders.pop(name, None)
+                self.commands.pop(name, None)
             case ["checkpoints", name]:
                 self.saved.pop(name, None)
             case ["reports", "left", node]:
@@ -165,39 +173,39 @@ class Picture:
     def _put_state(self, path: list[str], kv: KeyValue) -> None:
         match path:
             case ["view"]:
-                self.view = _record(View, kv)
+                self.view = View.decode_or_none(kv.value)
             case ["agreed"]:
-                self.agreed, self.agreed_revision = _record(Agreed, kv), kv.mod_revision
+                self.agreed, self.agreed_revision = Agreed.decode_or_none(kv.value), kv.mod_revision
             case ["leader"]:
-                self.leader = _record(Leader, kv)
+                self.leader = Leader.decode_or_none(kv.value)
             case ["epoch"]:
-                self.epoch = _record(Epoch, kv)
+                self.epoch = Epoch.decode_or_none(kv.value)
             case ["rejected", name]:
-                _keep(self.rejected, name, _record(Rejected, kv))
+                _keep(self.rejected, name, Rejected.decode_or_none(kv.value))
             case ["declined", name]:
-                _keep(self.declined, name, _record(Declined, kv))
+                _keep(self.declined, name, Declined.decode_or_none(kv.value))
             case ["saving"]:
-                self.saving = _record(Saving, kv)
+                self.saving = Saving.decode_or_none(kv.value)
             case ["plans", number] if number.isdecimal():
-                _keep(self.plans, int(number), _record(Plan, kv))
+                _keep(self.plans, int(number), Plan.decode_or_none(kv.value))
             case ["plans", number, "decision"] if number.isdecimal():
-                _keep(self.decisions, int(number), _record(Decision, kv))
+                _keep(self.decisions, int(number), Decision.decode_or_none(kv.value))
 
     def _put_report(self, path: list[str], kv: KeyValue) -> None:
         match path:
             case ["acks", number, node] if number.isdecimal():
-                _keep(self.acks.setdefault(int(number), {}), node, _record(Ack, kv))
+                _keep(self.acks.setdefault(int(number), {}), node, Ack.decode_or_none(kv.value))
             case ["receipts", number, node] if number.isdecimal():
-                _keep(self.receipts.setdefault(int(number), {}), node, _record(Receipt, kv))
+                _keep(self.receipts.setdefault(int(number), {}), node, Receipt.decode_or_none(kv.value))
             case ["left", node]:
-                _keep(self.left, node, _record(Left, kv))
+                _keep(self.left, node, Left.decode_or_none(kv.value))
             case ["members", *_]:
-                member = _record(Member, kv)
+                member = Member.decode_or_none(kv.value)
                 _keep(self.members, kv.key, RegisteredWorker(member, kv.create_revision) if member else None)
                 if member is not None and kv.lease:
                     self.leases.setdefault(kv.lease, set()).add(member.rank)
             case ["metrics", rank] if rank.isdecimal():
-                _keep(self.metrics, int(rank), _record(Metrics, kv))
+                _keep(self.metrics, int(rank), Metrics.decode_or_none(kv.value))
 
     def went_back(self, epoch: int, revision: int) -> bool:
         """Whether etcd's history has gone back since `revision` was written in `epoch`."""
@@ -231,13 +239,13 @@ class Picture:
         return {rank for members in self.view.nodes.values() for rank in members.ranks}
 
     def ranks_missing(self) -> set[int]:
-        """Ranks of the view that neither live nor ended cleanly; needs the members to have been read."""
+        """Ranks of the view that are neither alive nor ended cleanly; needs the members."""
         if self.view is None:
             return set()
         return set(missing_ranks(self.view, self.members.values(), self.left))
 
     def ranks_silent(self) -> set[int]:
-        """Ranks of which only the lease of their node is left, as far as is known."""
+        """Ranks whose node has not renewed its lease for a while, as far as is known."""
         return {rank for lease in self.silent_s for rank in self.leases.get(lease, ())}
 
     def ranks_armed(self, number: int) -> set[int]:
@@ -257,18 +265,18 @@ class Picture:
     # -- checkpoints and commands ----------------------------------------------------------------------------
 
     @property
-    def course(self) -> Directive:
-        """What the ranks do beside training on, as agreed."""
+    def directive(self) -> Directive:
+        """What the ranks do besides training, as agreed."""
         return self.agreed.course if self.agreed is not None else Directive()
 
     def save_under_way(self) -> Saving | None:
-        """The checkpoint that is being written; what a leader announced that has been replaced does not count."""
+        """The checkpoint that is being written, unless the leader that announced it has been replaced."""
         saving, leader = self.saving, self.leader
         return saving if saving is not None and leader is not None and saving.token == leader.token else None
 
     def failed_save(self, step: int | None = None, since: int | None = None) -> FailedSave | None:
-        """The save that failed last, where nothing has been committed after it, or after the revision `since`. With
-        `step` only of that step."""
+        """The save that failed last, unless a later one, or one after the revision `since`, was committed. With `step`,
+        only a save of that step."""
         saves = self.failed_saves.saves if self.failed_saves is not None else ()
         if since is None:
             newest = self.saved.get(self.latest.id) if self.latest is not None else None
@@ -277,8 +285,8 @@ class Picture:
             return None
         return saves[-1]
 
-    def orders_by_age(self) -> list[PendingCommand]:
-        return sorted(self.orders.values(), key=lambda order: (order.revision, order.id))
+    def commands_by_age(self) -> list[PendingCommand]:
+        return sorted(self.commands.values(), key=lambda pending: (pending.revision, pending.id))
 
     # -- plans -----------------------------------------------------------------------------------------------
 
@@ -287,15 +295,9 @@ class Picture:
         return self.plans[max(self.plans)] if self.plans else None
 
     def open_plan(self) -> Plan | None:
-        """The plan that is not decided yet; there is one at most."""
+        """The plan that is not decided yet; there is at most one."""
         plan = self.newest_plan
         return plan if plan is not None and plan.number not in self.decisions else None
-
-
-def _record(kind: type[R], kv: KeyValue) -> R | None:
-    record: Any = kind
-    found: R | None = record.decode_or_none(kv.value)
-    return found
 
 
 def _keep(into: dict[K, V], key: K, record: V | None) -> None:
