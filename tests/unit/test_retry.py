@@ -25,6 +25,7 @@ from instep.recipes.retry import (
     LEASE,
     NEXT_LEASE,
     PASSING,
+    READ,
     REGISTER,
     SERVICE,
     UNAVAILABLE,
@@ -79,6 +80,7 @@ def failing(*errors: InstepError, result: Any = "done") -> Callable[[], Awaitabl
     [
         (PASSING, (AWAY, FULL, LOST, Compacted("history is gone", compact_revision=3)), (DENIED, INVALID)),
         (UNAVAILABLE, (AWAY,), (FULL, LOST, DENIED, INVALID)),
+        (READ, (AWAY, Compacted("history is gone", compact_revision=3)), (FULL, DENIED)),
         (REGISTER, (AWAY, FULL), (LOST, DENIED, NameTaken("it is taken", name="a"))),
         (NEXT_LEASE, (LOST, FULL), (AWAY, DENIED)),
         (WRITE, (AWAY, FULL, LOST, DENIED, EtcdError("unknown")), (INVALID,)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import termios
@@ -16,13 +17,12 @@ import typer
 from instep.cli._options import RunArgument, Target
 from instep.cli._output import document, facts_console, plain, show, talk
 from instep.errors import EtcdUnavailable
+from instep.outage import Outage
 from instep.tasks import first_of
 
 if TYPE_CHECKING:
     from instep.control import Keys, Status
     from instep.etcd import Client
-
-_RETRY_S = 1.0
 
 
 def status(
@@ -89,8 +89,10 @@ async def _watch(client: Client, keys: Keys, *, as_json: bool) -> None:
 async def _statuses(client: Client, keys: Keys) -> AsyncGenerator[tuple[Status, str | None]]:
     """Statuses without end; while etcd does not answer, the last one and the error. Raises if there is none yet."""
     from instep import control
+    from instep.recipes.retry import UNAVAILABLE, Retry
 
     last: Status | None = None
+    retry = Retry(UNAVAILABLE, Outage("the status cannot be read", level=logging.DEBUG))
     while True:
         try:
             async with aclosing(control.watch_status(client, keys)) as statuses:
@@ -101,7 +103,7 @@ async def _statuses(client: Client, keys: Keys) -> AsyncGenerator[tuple[Status, 
             if last is None:
                 raise
             yield last, str(error)
-            await asyncio.sleep(_RETRY_S)
+            await retry.failed(error)
 
 
 async def _screen(client: Client, keys: Keys) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -16,16 +17,17 @@ from instep.control._progress import Progress, Request, is_doubtful, newest_atte
 from instep.control._read import MultiWatch, load, load_receipts
 from instep.control._report import counted
 from instep.control._requests import ChangeReceipt, ChangeRequest, CommandReceipt, CommandRequest
-from instep.errors import Compacted, EtcdUnavailable, ReceiptTimeout
+from instep.errors import InstepError, ReceiptTimeout
 from instep.etcd import Client, Event
+from instep.outage import Outage
 from instep.protocol.keys import Keys
 from instep.protocol.records import format_ranks
+from instep.recipes.retry import READ, Retry
 
 R = TypeVar("R")
 
 _ATTEMPTS_READ = 40
 _LAST_READ_S = 2.0
-_PAUSE_S = 0.2
 _POLL_S = 1.0
 """How often it checks whether any worker is alive, and, while it waits for a checkpoint, how far the ranks are."""
 _ALONE_S = 5.0
@@ -108,6 +110,7 @@ async def _all_progress(
     compacted or has gone back."""
     watched = (keys.state, keys.left, *request.watched(keys))
     patience = _Patience(client, monotonic)
+    retry = Retry(READ, Outage("the run cannot be followed", level=logging.DEBUG))
     while True:
         changes = client.history.changes
         try:
@@ -135,8 +138,8 @@ async def _all_progress(
                             cache.put(event.kv)
                         else:
                             cache.delete(event.kv.key)
-        except (Compacted, EtcdUnavailable):
-            await asyncio.sleep(_PAUSE_S)
+        except InstepError as error:
+            await retry.failed(error)
 
 
 class _Patience:

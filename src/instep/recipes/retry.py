@@ -48,6 +48,8 @@ UNAVAILABLE: Final = RetryPolicy(retried=(EtcdUnavailable,))
 """For work that waits for etcd to answer, and for nothing else."""
 REGISTER: Final = RetryPolicy(retried=(EtcdUnavailable, EtcdFull))
 """For registrations: a lost lease ends them, because the next lease registers again."""
+READ: Final = RetryPolicy(retried=(EtcdUnavailable, Compacted))
+"""For a read and a watch that start over together."""
 NEXT_LEASE: Final = RetryPolicy(retried=(LeaseLost, EtcdFull))
 """For work whose attempts already wait for an etcd that does not answer."""
 WRITE: Final = RetryPolicy(retried=(EtcdError,), first_s=0.05, longest_s=1.0)
