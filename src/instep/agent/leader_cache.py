@@ -293,6 +293,6 @@ class LeaderCache:
 
     def _long_mismatched(self, registered: tuple[RegisteredWorker, ...]) -> frozenset[WorkerId]:
         now = self._clock()
-        strangers = membership.mismatched(self._state.view, registered)
-        self._mismatched_since = {worker: self._mismatched_since.get(worker, now) for worker in strangers}
+        found = membership.mismatched(self._state.view, registered)
+        self._mismatched_since = {worker: self._mismatched_since.get(worker, now) for worker in found}
         return frozenset(worker for worker, since in self._mismatched_since.items() if now - since >= self._grace_s)

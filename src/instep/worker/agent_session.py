@@ -253,7 +253,7 @@ class AgentSession:
         """Leaves the run, and waits for the agent's confirmation: otherwise every later change would wait for this
         rank.
 
-        An agent that dies now loses what it has not read; then the next agent is told.
+        An agent that dies now loses what it has not read; the worker sends it to the next agent.
         """
         leave = wire.Leave(clean, step, *in_words(error))
         if self.standing != "training":
