@@ -22,6 +22,7 @@ from pydantic import Field, field_validator
 from virtual_loop import VirtualLoop
 
 from instep.agent.node import Node
+from instep.agent.persisted_workers import PersistedWorkers
 from instep.agent.workers import LocalWorker
 from instep.errors import ConfigError, InstepError
 from instep.etcd import Client, Listing, Op
@@ -79,7 +80,7 @@ class ModelAbsentee:
             self._on_died(self)
 
 
-class ModelRoster:
+class ModelPersistedWorkers(PersistedWorkers):
     """The file that outlives agents."""
 
     def __init__(self, host: Host) -> None:
@@ -112,7 +113,7 @@ class Host:
         self.node: Node | None = None
         self.connections: list[ModelConnection] = []
         self.absentees: list[ModelAbsentee] = []
-        self.persisted_workers = ModelRoster(self)
+        self.persisted_workers = ModelPersistedWorkers(self)
         self.may_start = True
         self.accepts = True
         self._cluster = cluster

@@ -21,7 +21,7 @@ from instep.agent.leadership import Pace
 from instep.agent.member_registrar import MemberRegistrar
 from instep.agent.metrics import MetricsWriter
 from instep.agent.name import NodeName
-from instep.agent.persisted_workers import NothingPersisted, PersistedWorkers
+from instep.agent.persisted_workers import PersistedWorkers
 from instep.agent.plan_relay import PlanRelay
 from instep.agent.preemption_relay import PreemptionRelay
 from instep.agent.retrying_writer import QuotaMonitor, RetryingWriter
@@ -86,7 +86,7 @@ class Node:
         self.on_tick: Callable[[], None] = lambda: None
         self.problem_here: Callable[[], str | None] = lambda: None
         """Why processes of this node cannot connect; None if they can."""
-        self._persisted_workers = persisted_workers or NothingPersisted()
+        self._persisted_workers = persisted_workers or PersistedWorkers()
         self._context = self._new_context(name, client, keys, ttl_s)
         self._client, self._keys, self._name = client, keys, name
         self._plan_relay = PlanRelay(self._context, self._keep_told)

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from instep.agent.connection import DisconnectedWorker
 from instep.agent.workers import LocalWorker
@@ -41,26 +41,18 @@ class Kept(Document):
     workers: tuple[Entry, ...]
 
 
-class PersistedWorkers(Protocol):
-    """What the node needs of the file."""
+class PersistedWorkers:
+    """Keeps nothing: what a node without a file uses."""
 
     def save(self, workers: Iterable[LocalWorker]) -> None:
         """Called before a worker is sent a view, a plan or a commit: the file must not know less than the worker."""
 
     def load(self, node: str, on_died: Callable[[Any], None]) -> list[LocalWorker]:
         """The workers that still live, each without a connection."""
-
-
-class NothingPersisted:
-    """Keeps nothing."""
-
-    def save(self, workers: Iterable[LocalWorker]) -> None: ...
-
-    def load(self, node: str, on_died: Callable[[Any], None]) -> list[LocalWorker]:
         return []
 
 
-class PersistedWorkersFile:
+class PersistedWorkersFile(PersistedWorkers):
     """The file. It is ignored in a copy of the folder, where it describes workers of another node.
 
     Limit: it outlives processes, not a restart of the machine. A worker whose pid is not visible (another pid

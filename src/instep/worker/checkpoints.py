@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
-import operator
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeAlias, TypeVar
 
-from instep.errors import BarrierTimeout, CheckpointError, EtcdUnavailable, Fenced, InstepError, StepError
+from instep.errors import BarrierTimeout, CheckpointError, EtcdUnavailable, Fenced, InstepError
 from instep.wire import messages as wire
 from instep.wire.documents import Manifest, Pointer, Saving
 from instep.worker.agent_session import AgentSession
 from instep.worker.agreement import Agreement
 from instep.worker.checkpoint_inbox import CheckpointInbox
-from instep.worker.slot import Layout, Saver, Slot, make_directory, trouble
+from instep.worker.slot import Layout, Saver, Slot, make_directory, step_index, trouble
 
 log = logging.getLogger("instep")
 
@@ -138,7 +137,7 @@ class Checkpoints:
     def open(self, step: int, folder: str | os.PathLike[str] = "checkpoints", layout: Layout = "custom") -> Slot:
         """A new directory below `folder` for a checkpoint of `step`. Raises Fenced if this worker does not lead, and
         CheckpointError if the directory cannot be created."""
-        index = _index(step)
+        index = step_index(step)
         if not self._leads():
             raise Fenced(f"rank {self._rank} does not lead the run: its leader saves the checkpoints", token=0)
         return self._open(index, folder, layout)
@@ -192,7 +191,7 @@ class Checkpoints:
     @contextmanager
     def checkpoint(self, step: int, folder: str | os.PathLike[str], layout: Layout) -> Iterator[Slot | None]:
         """See `Run.checkpoint`."""
-        index = _index(step)
+        index = step_index(step)
         if not self._leads():
             yield None
             return
@@ -390,13 +389,3 @@ def _problem(manifest: Manifest, verify: Verify) -> str | None:
         return verify(manifest)
     except OSError as error:
         return f"{error.filename or manifest.path} cannot be read: {error.strerror or error}"
-
-
-def _index(step: object) -> int:
-    try:
-        number = operator.index(step)  # type: ignore[arg-type]  # that is what is tried
-    except TypeError:
-        raise StepError(f"a step is a whole number, not {step!r}") from None
-    if number < 0:
-        raise StepError(f"step {number} is out of range: steps are counted from 0")
-    return number

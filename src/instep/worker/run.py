@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import mmap
-import operator
 import os
 import time
 import weakref
@@ -29,12 +28,12 @@ from instep.worker.agreement import Agreement, Config, Stand
 from instep.worker.barrier import Barrier
 from instep.worker.checkpoints import Checkpoints
 from instep.worker.command_handlers import Action, Check, Restorer
-from instep.worker.gate import NEVER, Apply
+from instep.worker.gate import Apply
 from instep.worker.hyper import Codec
 from instep.worker.preemption import Preemption
 from instep.worker.replay import Replay
 from instep.worker.reports import DriftWatch
-from instep.worker.slot import Layout, Slot
+from instep.worker.slot import Layout, Slot, step_index
 
 log = logging.getLogger("instep")
 
@@ -302,7 +301,7 @@ class Run(Generic[Config]):
     # -- the boundary, when there is something to do ------------------------------------------------------------------
 
     def _look_closer(self, step: int, now: float) -> int:
-        step = _index(step)
+        step = step_index(step)
         self._check_usable(step)
         session = self._session
         session.mail, session.next_look = self._integers[0], now + CHECK_S
@@ -465,16 +464,6 @@ class Run(Generic[Config]):
         """In a forked child: releases the parent's socket. The run cannot be used any more."""
         if self._ended != "closed":
             self._end("forked")
-
-
-def _index(step: object) -> int:
-    try:
-        number = operator.index(step)  # type: ignore[arg-type]  # that is what is tried
-    except TypeError:
-        raise StepError(f"a step is a whole number, not {step!r}") from None
-    if not 0 <= number < NEVER:
-        raise StepError(f"step {number} is out of range: steps are counted from 0 to {NEVER - 1}")
-    return number
 
 
 _NOWHERE = (memoryview(bytearray(32)).cast("q"), memoryview(bytearray(32)).cast("d"))

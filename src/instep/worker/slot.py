@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import operator
 import os
 import re
 import socket
@@ -14,11 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
-from instep.errors import CheckpointError, Fenced
+from instep.errors import CheckpointError, Fenced, StepError
 from instep.scalar import Scalar
 from instep.wire.codec import to_json
 from instep.wire.documents import Manifest
 from instep.wire.messages import CommitCheckpoint
+from instep.worker.gate import NEVER
 from instep.worker.manifest import FileSum, Sums, mark_committed, write_manifest
 
 Layout = Literal["plain", "sharded", "custom"]
@@ -216,3 +218,14 @@ def trouble(step: int, path: Path, error: OSError) -> CheckpointError:
     reason = error.strerror or str(error)
     cure = _CURES.get(error.errno or 0, "look at the folder and its file system")
     return CheckpointError(f"the checkpoint of step {step} cannot be written: {where}: {reason}; {cure}")
+
+
+def step_index(step: object) -> int:
+    """Raises StepError for what is no step."""
+    try:
+        number = operator.index(step)  # type: ignore[arg-type]  # that is what is tried
+    except TypeError:
+        raise StepError(f"a step is a whole number, not {step!r}") from None
+    if not 0 <= number < NEVER:
+        raise StepError(f"step {number} is out of range: steps are counted from 0 to {NEVER - 1}")
+    return number
