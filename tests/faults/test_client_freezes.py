@@ -40,7 +40,7 @@ async def leader_first(cluster: EtcdCluster) -> list[EtcdMember]:
 
 
 @pytest.mark.parametrize(
-    ("ttl_s", "frozen_s", "sequences"), [(6, 4.8, 1), pytest.param(10, 8.0, 20, marks=pytest.mark.long)]
+    ("ttl_s", "frozen_s", "sequences"), [(4, 3.0, 1), pytest.param(10, 8.0, 20, marks=pytest.mark.long)]
 )
 @pytest.mark.parametrize("version", EACH_VERSION)
 def test_three_members_frozen_in_turn_cost_no_lease(version: str, ttl_s: int, frozen_s: float, sequences: int) -> None:

@@ -28,17 +28,27 @@ def fork_server() -> Iterator[ForkServer]:
     fork_server.close()
 
 
+@pytest.fixture(scope="session")
+def trainers() -> Iterator[ForkServer]:
+    """Starts ranks of the plain trainer without the import of Instep and pydantic."""
+    server = ForkServer("run.trainer")
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def training(etcd: EtcdServer, short_folder: Path, namespace: str) -> Iterator[TrainingRun]:
+def training(etcd: EtcdServer, short_folder: Path, namespace: str, trainers: ForkServer) -> Iterator[TrainingRun]:
     """A run on the shared etcd server, which the test must leave alone."""
-    run = TrainingRun(etcd, short_folder, namespace=namespace)
+    run = TrainingRun(etcd, short_folder, namespace=namespace, fork_server=trainers)
     yield run
     run.close()
 
 
 @pytest.fixture
-def fragile_training(etcd_server: EtcdServer, short_folder: Path, namespace: str) -> Iterator[TrainingRun]:
+def fragile_training(
+    etcd_server: EtcdServer, short_folder: Path, namespace: str, trainers: ForkServer
+) -> Iterator[TrainingRun]:
     """A run on an etcd server of its own, which the test may break."""
-    run = TrainingRun(etcd_server, short_folder, namespace=namespace)
+    run = TrainingRun(etcd_server, short_folder, namespace=namespace, fork_server=trainers)
     yield run
     run.close()

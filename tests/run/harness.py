@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chaos.harness.fork_server import ForkedProcess, ForkServer
 from chaos.harness.processes import server_of
 
 from instep.etcd import Client, Op
@@ -43,15 +44,26 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = PATIENC
 class Trainer:
     """One worker process and all the events it has said."""
 
-    def __init__(self, arguments: list[str], environment: Mapping[str, str], script: Path = TRAINER) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(script), *arguments],
-            env={**os.environ, "PYTHONPATH": str(SOURCE), **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=script is not TRAINER,  # as torchrun does
-        )
+    def __init__(
+        self,
+        arguments: list[str],
+        environment: Mapping[str, str],
+        script: Path = TRAINER,
+        fork_server: ForkServer | None = None,
+    ) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(SOURCE), **environment}
+        self.process: subprocess.Popen[str] | ForkedProcess
+        if fork_server is not None:
+            self.process = fork_server.start(script, arguments, environment)
+        else:
+            self.process = subprocess.Popen(
+                [sys.executable, str(script), *arguments],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=script is not TRAINER,  # as torchrun does
+            )
         self.events: list[Event] = []
         self.errors: list[str] = []
         self._readers = [
@@ -103,7 +115,7 @@ class Trainer:
         if self.process.poll() is None:
             self.process.kill()
         self.finish()
-        for pipe in (self.process.stdout, self.process.stderr):
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
             if pipe is not None:
                 pipe.close()
 
@@ -111,7 +123,17 @@ class Trainer:
 class TrainingRun:
     """Trainers of one run on one or more nodes, each node a runtime folder of its own."""
 
-    def __init__(self, server: EtcdServer | EtcdCluster, folder: Path, *, namespace: str, ttl_s: int = 2) -> None:
+    def __init__(
+        self,
+        server: EtcdServer | EtcdCluster,
+        folder: Path,
+        *,
+        namespace: str,
+        ttl_s: int = 2,
+        fork_server: ForkServer | None = None,
+    ) -> None:
+        self.fork_server = fork_server
+        """Starts the ranks that run the plain trainer. Without it each is an interpreter of its own."""
         self.server = server
         self.namespace = namespace
         self._folder = folder
@@ -148,6 +170,7 @@ class TrainingRun:
             [f"--stop-file={self.stop_file}", *arguments],
             {**self.environment(node), **place, **(environment or {})},
             script,
+            self.fork_server if script is TRAINER else None,
         )
         self.trainers.append(trainer)
         return trainer

@@ -83,8 +83,8 @@ class Team:
         self.folder = folder
         self.script = script
         self.prefix: tuple[str, ...] = ()
-        """What the workers are started by, if not by themselves or by the fork_server."""
-        self._fork_server = fork_server
+        """What starts the workers, if not the fork server."""
+        self._fork_server = fork_server or training.fork_server
         self.workers: list[Worker] = []
 
     def join(self, nodes: str, **environment: str) -> list[Worker]:
