@@ -21,7 +21,6 @@ IDLE_PAUSE_S = 3.0
 """What a boundary may take when nothing is pending, whatever etcd does: a look at a word, and a busy machine."""
 GATE_PAUSE_S = 8.0
 """What a boundary may take at a gate while the members elect another leader."""
-CHANGES = 50
 TTL_S = 5
 
 
@@ -63,19 +62,21 @@ def cluster_of(training: TrainingRun) -> EtcdCluster:
     return training.server
 
 
-def test_members_killed_in_turn_lose_none_of_fifty_changes(training: TrainingRun) -> None:
-    """Each change has a name of its own, so that none can take the place of another."""
+@pytest.mark.parametrize("changes", [15, pytest.param(51, marks=pytest.mark.long)])
+def test_members_killed_in_turn_lose_no_change(training: TrainingRun, changes: int) -> None:
+    """Each change has a name of its own: none can take the place of another."""
     cluster = cluster_of(training)
     trainers = training.start_all(4, "--schema=none", nodes="ab")
-    for number in range(CHANGES):
-        member = cluster.members[number // 16 % 3]
-        if number % 16 == 0:
+    each = changes // 3
+    for number in range(changes):
+        member = cluster.members[number // each]
+        if number % each == 0:
             member.kill()
         put(training, f"c{number}", number)
-        if number % 16 == 8:
+        if number % each == each // 2:
             member.start()
     cluster.start()
-    same_step(trainers, 3 * PATIENCE_S, **{f"c{number}": number for number in range(CHANGES)})
+    same_step(trainers, 3 * PATIENCE_S, **{f"c{number}": number for number in range(changes)})
     assert longest_boundary_s(training) < GATE_PAUSE_S
     assert_in_step(*trainers)
     assert training.key("state/view")["number"] == 1
