@@ -20,6 +20,7 @@ from typing import Any
 from chaos.harness.fork_server import ForkedProcess, ForkServer
 from chaos.harness.processes import server_of
 
+from etcd_gateway import read_keys
 from instep.etcd import Client, Op
 from instep.runtime import RuntimeFolder
 from instep.settings import resolve
@@ -214,12 +215,11 @@ class TrainingRun:
         asyncio.run(write())
 
     def key(self, path: str, run: str = "gpt-a") -> Any:
-        text = self.server.etcdctl("get", "--print-value-only", f"{self.namespace}/{run}/{path}")
+        text = read_keys(self.server, f"{self.namespace}/{run}/{path}").get(f"{self.namespace}/{run}/{path}")
         return json.loads(text) if text else None
 
     def keys(self, path: str, run: str = "gpt-a") -> list[str]:
-        text = self.server.etcdctl("get", "--prefix", "--keys-only", f"{self.namespace}/{run}/{path}")
-        return [line for line in text.splitlines() if line]
+        return list(read_keys(self.server, f"{self.namespace}/{run}/{path}", prefix=True))
 
     def agent_pid(self, node: str = "a", run: str = "gpt-a") -> int:
         """The pid of the node's agent. Raises OSError where none listens."""

@@ -14,6 +14,7 @@ from typing import Any
 from chaos.harness.fork_server import ForkedProcess, ForkServer
 from chaos.harness.processes import descendants, marked, send
 
+from etcd_gateway import read_keys
 from instep.testing import EtcdCluster, EtcdServer
 from run.harness import wait_for
 
@@ -193,13 +194,13 @@ class ElasticRun:
         wait_for(lambda: len(self.registered(run)) == number, f"{number} nodes in etcd\n{self.story()}")
 
     def key(self, path: str, run: str = RUN) -> Any:
-        text = self.server.etcdctl("get", "--print-value-only", f"{self.namespace}/{run}/rendezvous/{path}")
+        key = f"{self.namespace}/{run}/rendezvous/{path}"
+        text = read_keys(self.server, key).get(key)
         return json.loads(text) if text else None
 
     def registered(self, run: str = RUN) -> list[dict[str, Any]]:
         prefix = f"{self.namespace}/{run}/rendezvous/nodes/"
-        text = self.server.etcdctl("get", "--prefix", "--print-value-only", prefix)
-        return [json.loads(line) for line in text.splitlines() if line]
+        return [json.loads(text) for text in read_keys(self.server, prefix, prefix=True).values()]
 
     def close(self) -> None:
         """All that still runs of it."""
