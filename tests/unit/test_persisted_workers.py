@@ -31,7 +31,7 @@ def folder(runtime_dir: Path) -> RuntimeFolder:
 
 
 class Somebody:
-    """A connection, as far as a roster looks at it."""
+    """A connection, as far as the file of workers needs it."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
