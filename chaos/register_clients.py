@@ -14,7 +14,7 @@ from instep.testing.checkers import History, Reply
 TIMEOUT_S = 2.0
 KEYS = 5
 ROUND_OPERATIONS = 400
-"""After so many operations of its own a client turns to new keys: a key's history must stay short to be judged."""
+"""After so many operations of its own a client turns to new keys: a key's history must stay short to be checked."""
 
 
 class RegisterClient:

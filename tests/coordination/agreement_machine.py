@@ -366,7 +366,7 @@ class AgreementMachine(RuleBasedStateMachine):
             for worker in active
             if worker.values() != agreed.values
         ]
-        return found + [problem for item in self._desired() if (problem := self._judge(item, agreed.values))]
+        return found + [problem for item in self._desired() if (problem := self._problem_of(item, agreed.values))]
 
     def _cannot_go_on(self) -> bool:
         """A rank has ended and another one died: no view can have all ranks, so whoever comes waits in vain."""
@@ -395,7 +395,7 @@ class AgreementMachine(RuleBasedStateMachine):
             for item in self.cluster.store.range(keys.config).kvs
         ]
 
-    def _judge(self, item: tuple[str, str, int], agreed: dict[str, Any]) -> str | None:
+    def _problem_of(self, item: tuple[str, str, int], agreed: dict[str, Any]) -> str | None:
         name, text, revision = item
         record = self.cluster.store.get(self.cluster.keys.rejected_of(name))
         rejected = Rejected.decode_or_none(record.value if record else None)

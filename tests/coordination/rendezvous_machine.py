@@ -131,7 +131,7 @@ class RendezvousMachine(RuleBasedStateMachine):
     @invariant()
     def no_rule_is_broken(self) -> None:
         if hasattr(self, "world"):
-            assert not self.world.judge.faults, self.world.judge.faults
+            assert not self.world.checker.faults, self.world.checker.faults
 
     def teardown(self) -> None:
         with self.stack:
@@ -198,7 +198,7 @@ class RendezvousMachine(RuleBasedStateMachine):
 
 
 class HistoryRendezvousMachine(RendezvousMachine):
-    """Etcd may show an older history at any time, and again; the judge of single writes steps aside then."""
+    """Etcd may show an older history at any time, and again; the checker of single writes steps aside then."""
 
     @rule(share=st.floats(0.0, 1.0))
     def history_goes_back(self, share: float) -> None:

@@ -46,7 +46,7 @@ class PeerClient(ModelClient):
 
     async def _call(self, text: str, execute: Callable[[], T], timeout_s: float | None) -> T:
         def as_ours() -> T:
-            self._world.judge.acting = self._peer
+            self._world.checker.acting = self._peer
             return execute()
 
         return await super()._call(text, as_ours, timeout_s)
@@ -126,7 +126,7 @@ class Peer:
             self._end(repr(error))
         except InstepError as error:
             if self.alive and self.node is not None:  # before that, a refusal is told to who has started it
-                self._world.judge.blame(f"{self} was killed by {error!r}")
+                self._world.checker.blame(f"{self} was killed by {error!r}")
             self._end(repr(error))
         if self.alive:
             self._end("left")
@@ -178,7 +178,7 @@ class Peer:
         self.asking, self.content_in, self.running = True, None, False
         current = await node.seat(Address(host=f"h{self.pid}", port=self._store), cause=cause, timeout_s=JOIN_S)
         self.asking, self.content_in, self.disturbed = False, current, self.client.calls_held
-        self._world.judge.seated(self.name, current)
+        self._world.checker.seated(self.name, current)
         return current
 
     async def _meet(self, node: RendezvousNode, current: Round) -> bool:
@@ -189,7 +189,7 @@ class Peer:
             await asyncio.sleep(ARRIVAL_S)  # TCPStore tries that long, and hears of nothing meanwhile
             return False
         store.arrived[self] = current
-        self._world.judge.met(list(store.arrived.values()))
+        self._world.checker.met(list(store.arrived.values()))
         while len(store.arrived) < len(current.seats):
             if node.is_left_behind or not store.owner.alive or self._world.loop.time() > deadline:
                 return False

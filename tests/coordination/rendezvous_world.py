@@ -8,7 +8,7 @@ from unittest import mock
 from freezing_loop import FreezingLoop
 from model_client import Request
 from model_etcd import ModelEtcd
-from rendezvous_judge import Judge
+from rendezvous_checker import RendezvousChecker
 from rendezvous_peer import TTL_S, Peer, Store
 
 from instep.etcd import Op
@@ -19,7 +19,7 @@ LANES = ("", "state", "election")
 
 
 class World:
-    """The run, what can happen to it; a Judge looks at every write."""
+    """The run, what can happen to it; a RendezvousChecker looks at every write."""
 
     def __init__(self, limits: Limits) -> None:
         self.loop = FreezingLoop()
@@ -29,7 +29,7 @@ class World:
         self.peers: list[Peer] = []
         self.stores: dict[int | None, Store] = {}
         self.strays: list[Request[object]] = []
-        self.judge = Judge(self.store, self.keys, self)
+        self.checker = RendezvousChecker(self.store, self.keys, self)
         self._ports = 1
         self._dark = self._away = False
         names = itertools.count(1)
@@ -88,7 +88,7 @@ class World:
         """As its guard does, a process that outlives it and has learnt the node's name."""
         if peer.node is None:
             return
-        self.judge.acting = None
+        self.checker.acting = None
         departure = Op.put(self.keys.gone_of(peer.name), Departure(by="guard").encode())
         self.store.txn((), (departure, Op.delete(self.keys.nodes + peer.name)))
         for lease in peer.client.leases:
@@ -96,7 +96,7 @@ class World:
 
     def delete(self, key: str) -> None:
         """By hand. A node whose registration is deleted does not notice, and counts as dead until its next lease."""
-        self.judge.acting = None
+        self.checker.acting = None
         self.store.txn((), (Op.delete(key),))
         for peer in self.alive():
             if key == self.keys.nodes + peer.name:
@@ -105,7 +105,7 @@ class World:
 
     def go_back(self, revision: int) -> None:
         """Restored from a backup made at that revision, or emptied (1)."""
-        self.judge.rewound = True
+        self.checker.rewound = True
         self.store.go_back(revision)
 
     def lag(self, peer: Peer, lane: str, seconds: float) -> None:

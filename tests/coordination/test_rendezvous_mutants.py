@@ -66,8 +66,8 @@ def a_node_is_ended_by_a_signal(world: World) -> None:
     """Its departure alone tells the others: their workers may hang."""
     world.peers[1].wish = "leave"
     world.loop.advance(4.0)
-    assert world.judge.round is not None
-    assert world.judge.round.number == 2, "nobody has noticed that a node has left"
+    assert world.checker.round is not None
+    assert world.checker.round.number == 2, "nobody has noticed that a node has left"
 
 
 def a_newcomer_comes_while_others_end(world: World) -> None:
@@ -85,7 +85,7 @@ def a_run_is_closed_during_the_last_call(world: World) -> None:
     for peer in world.peers:
         for lane in LANES:
             peer.client.hold_watch(lane)
-    world.judge.acting = None
+    world.checker.acting = None
     world.store.put(world.keys.closed, Closed(epoch=1).encode())
     world.loop.advance(3.0)
     for peer in world.peers:
@@ -161,5 +161,5 @@ def _mend(peer: Peer) -> None:
 
 
 def _coordinator(world: World) -> Peer:
-    front = world.judge.coordinator()
+    front = world.checker.coordinator()
     return next(peer for peer in world.alive() if peer.name == front)

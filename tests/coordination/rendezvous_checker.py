@@ -14,8 +14,8 @@ from instep.rendezvous.keys import RendezvousKeys
 from instep.rendezvous.records import Closed, Registration, Round
 
 
-class Judged(Protocol):
-    """A peer, as far as the judge asks."""
+class CheckedPeer(Protocol):
+    """A peer, as far as the checker asks."""
 
     asking: bool
     content_in: Round | None
@@ -26,15 +26,15 @@ class Judged(Protocol):
 
 
 class Peers(Protocol):
-    def alive(self) -> Sequence[Judged]: ...
+    def alive(self) -> Sequence[CheckedPeer]: ...
 
 
-class Judge:
+class RendezvousChecker:
     """`faults` holds the rules that were broken, each with what broke it."""
 
     def __init__(self, store: ModelEtcd, keys: RendezvousKeys, peers: Peers) -> None:
         self.faults: list[str] = []
-        self.acting: Judged | None = None
+        self.acting: CheckedPeer | None = None
         """Whose request etcd executes; None: a hand's."""
         self.round: Round | None = None
         """The newest that was written."""
@@ -71,14 +71,14 @@ class Judge:
             if event.kind == "put" and event.kv.key.startswith(self._keys.nodes):
                 self._take(event)
             elif event.kv.key == self._keys.round:
-                self._judge(Round.decode(event.kv.value))
+                self._check(Round.decode(event.kv.value))
 
     def _take(self, event: Event) -> None:
         registration = Registration.decode_or_none(event.kv.value)
         if registration is not None:
             self.asked[last_part(event.kv.key)] = registration
 
-    def _judge(self, new: Round) -> None:
+    def _check(self, new: Round) -> None:
         before, self.round = self.round, new
         self._about_the_writer(new)
         if before is not None and new.number == before.number:
@@ -150,7 +150,7 @@ class Judge:
 
     # -- who is there -----------------------------------------------------------------------------------------------
 
-    def _settled(self, current: Round) -> list[Judged]:
+    def _settled(self, current: Round) -> list[CheckedPeer]:
         return [
             peer
             for peer in self._peers.alive()
