@@ -169,19 +169,21 @@ class CheckpointCleanup:
         """Registers complete, committed checkpoints of this run on the disk again. False if some are not registered
         yet."""
         try:
-            found = [
-                item.record
-                for item in find_checkpoints(
+            unlisted = list(
+                find_checkpoints(
                     self._folder,
                     self._run,
                     self._registry.namespace,
                     self._owners,
                     wanted=lambda step, token, committed: committed and f"{step}-{token}" not in inventory.ids,
                 )
-                if item.record is not None
-            ]
+            )
+            found = [item.record for item in unlisted if item.record is not None]
             if not found:
                 return True
+            for item in unlisted:
+                if item.record is None:
+                    log.warning("checkpoint %s is not registered again: %s", item.path.name, item.problem)
             adopted = self._registry.adopt(found)
         except (InstepError, OSError) as error:
             log.warning("checkpoints in %s are not registered again yet: %s", self._folder, error)
