@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 
 from instep.agent.context import Component, Context
 from instep.agent.workers import Workers
@@ -75,9 +76,7 @@ class MetricsWriter(Component):
                 step=worker.step if worker.step >= 0 else None,
                 step_time_s=step_time_s or None,
                 metrics=dict(worker.metrics),
-                actions=worker.actions,
-                restores=worker.restores,
-                drift=worker.drift,
+                **(asdict(worker.offers) if worker.offers is not None else {}),
             )
             for worker in workers
             if worker.view == view.number

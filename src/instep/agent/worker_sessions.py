@@ -107,7 +107,7 @@ class WorkerSessions(Component):
             case wire.Report(metrics):
                 worker.metrics = metrics
             case wire.Offers():
-                worker.actions, worker.restores, worker.drift = message.actions, message.restores, message.drift
+                worker.offers = message
             case _:
                 for component in self._components:
                     component.hear(worker, message)

@@ -13,7 +13,7 @@ from instep.agent.stall import Standing
 from instep.protocol.records import Agreed, Head, Leader, Member, Plan, View, WorkerId
 from instep.protocol.schema import Schema
 from instep.version import VERSION
-from instep.wire.messages import FromAgent, Hello, Leads, PlanApplied
+from instep.wire.messages import FromAgent, Hello, Leads, Offers, PlanApplied
 
 WINDOW_S = 5.0
 SPACING_S = 0.2
@@ -83,12 +83,8 @@ class LocalWorker:
     """Until then (seconds on the monotonic clock) it may pass no boundary without counting as stalled; its stall
     time starts there. Set it far ahead when a long operation begins, and to now when it ends."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    actions: tuple[str, ...] | None = None
-    """The actions that its script has declared; None before it has reported."""
-    drift: tuple[str, ...] = ()
-    """Hyperparameters that its optimizer does not hold as agreed."""
-    restores: bool | None = None
-    """Whether its script can load a checkpoint."""
+    offers: Offers | None = None
+    """Its newest report of what operators can ask of it; None before the first."""
 
     @classmethod
     def from_hello(cls, hello: Hello, node: str, connection: Connection) -> LocalWorker:
