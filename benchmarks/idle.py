@@ -25,10 +25,10 @@ async def measure(*, quick: bool) -> list[Figure]:
         async with RawStub(server.endpoint) as raw, Fleet(server, "steps", RANKS, str(STEP_S), "sleep") as fleet:
             await fleet.start()
             await asyncio.sleep(SETTLE_S)
-            agent, guardian = fleet.agent_pids()
+            agent, supervisor = fleet.agent_pids()
             parts = [await _share(agent, window_s / PARTS) for _ in range(PARTS)]
             memory = memory_mb(agent)
-            both_mb = memory["Pss"] + memory_mb(guardian)["Pss"]
+            both_mb = memory["Pss"] + memory_mb(supervisor)["Pss"]
             await raw.put(Keys("/training", RUN).config_of("last").encode(), b"true")
             await fleet.hear_all()
     return [
@@ -40,7 +40,7 @@ async def measure(*, quick: bool) -> list[Figure]:
             note=f"over {window_s:g} s; median of {PARTS} parts {100 * median(parts):.2f} %; this agent leads the run",
         ),
         Figure(measure="agent: RSS", value=memory["Rss"], unit="MB", target=60.0),
-        Figure(measure="agent and its guardian: PSS", value=both_mb, unit="MB", target=60.0),
+        Figure(measure="agent and its supervisor: PSS", value=both_mb, unit="MB", target=60.0),
     ]
 
 

@@ -42,7 +42,7 @@ class Freeze:
     """After the round before, the save in which it comes."""
     moment: Literal["writing", "about to commit"]
     part: float
-    victims: Literal["worker, agent and guardian", "node"]
+    victims: Literal["worker, agent and supervisor", "node"]
     order: int
     for_s: float
     gap_s: float
@@ -55,7 +55,7 @@ class Freeze:
             saves=dice.randint(1, 2),
             moment=dice.choices(("writing", "about to commit"), (4, 1))[0],
             part=dice.random(),
-            victims=dice.choices(("worker, agent and guardian", "node"), (3, 1))[0],
+            victims=dice.choices(("worker, agent and supervisor", "node"), (3, 1))[0],
             order=dice.randrange(2**16),
             for_s=dice.choices((TTL_S + dice.uniform(0.3, 2.0), REPLACED_S + dice.uniform(0, 2.0)), (6, 1))[0],
             gap_s=dice.choice((0.0, dice.uniform(0, 0.8))),

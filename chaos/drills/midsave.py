@@ -36,7 +36,7 @@ class Blow:
     moment: Literal["writing", "about to commit", "any time"]
     part: float
     """Of the time that such a moment lasts."""
-    victims: Literal["worker", "worker and agent", "worker, agent and guardian", "node"]
+    victims: Literal["worker", "worker and agent", "worker, agent and supervisor", "node"]
     order: int
     rest: Literal["killed", "SIGTERM"]
     rest_s: float
@@ -50,7 +50,9 @@ class Blow:
             saves=dice.randint(1, 3),
             moment=dice.choices(("writing", "about to commit", "any time"), (5, 3, 2))[0],
             part=dice.random(),
-            victims=dice.choices(("worker", "worker and agent", "worker, agent and guardian", "node"), (4, 2, 2, 3))[0],
+            victims=dice.choices(("worker", "worker and agent", "worker, agent and supervisor", "node"), (4, 2, 2, 3))[
+                0
+            ],
             order=dice.randrange(2**16),
             rest=dice.choices(("killed", "SIGTERM"), (3, 1))[0],
             rest_s=dice.choice((0.0, dice.uniform(0, 0.3), dice.uniform(0.3, 2.5))),

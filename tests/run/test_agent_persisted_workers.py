@@ -77,7 +77,7 @@ def test_an_agent_whose_folder_was_cleaned_away_comes_back_under_its_name(
     training.stop(*trainers)
 
 
-def test_an_agent_and_its_guardian_hold_nothing_of_the_trainer(training: TrainingRun) -> None:
+def test_an_agent_and_its_supervisor_hold_nothing_of_the_trainer(training: TrainingRun) -> None:
     trainer = training.start(0, 1)
     trainer.wait_said("joined")
     for pid in wait_for(lambda: len(found := _processes_of(training)) == 2 and found, "the launcher to end"):
@@ -89,15 +89,15 @@ def test_an_agent_that_has_ended_by_itself_is_not_started_again(training: Traini
     trainer = training.start(0, 1)
     trainer.wait_said("joined")
     training.stop(trainer)
-    wait_for(lambda: not _processes_of(training), "the agent and its guardian to end")
+    wait_for(lambda: not _processes_of(training), "the agent and its supervisor to end")
 
 
-def test_an_agent_whose_guardian_was_killed_serves_on(training: TrainingRun) -> None:
+def test_an_agent_whose_supervisor_was_killed_serves_on(training: TrainingRun) -> None:
     trainer = training.start(0, 1)
     trainer.wait_said("joined")
     agent = training.agent_pid()
-    (guardian,) = (pid for pid in _processes_of(training) if pid != agent)
-    os.kill(guardian, signal.SIGKILL)
+    (supervisor,) = (pid for pid in _processes_of(training) if pid != agent)
+    os.kill(supervisor, signal.SIGKILL)
     training.put("lr", "0.01")
     trainer.wait_config(lr=0.01)
     os.kill(agent, signal.SIGKILL)

@@ -103,8 +103,8 @@ def test_a_run_that_falls_as_a_whole_has_failed_once(team: Team) -> None:
 def test_a_node_that_vanishes_is_a_failure_that_nobody_reports(team: Team) -> None:
     workers = team.join("ab", **LIMIT)
     agent = team.training.agent_pid("b")
-    guardian = parent_of(agent)
-    for pid in (guardian, agent, workers[1].process.pid):
+    supervisor = parent_of(agent)
+    for pid in (supervisor, agent, workers[1].process.pid):
         os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not team.training.keys("reports/members/1/"), "the lease has ended")
     join(team, 1, 2, "c")
