@@ -12,7 +12,7 @@ from run_in_etcd import RunInEtcd, incarnation_of, with_client
 
 from instep.cli._output import facts_console, plain
 from instep.cli._page import status_page
-from instep.control import Keys, RestartsReport, Status, status
+from instep.control import Keys, RestartsReport, RunStatus, status
 from instep.etcd import Client
 from instep.protocol.records import Elastic
 from instep.rendezvous.records import Departure
@@ -21,15 +21,15 @@ from instep.testing import EtcdServer
 Story = Callable[[RendezvousInEtcd], Awaitable[None]]
 
 
-def _status(etcd: EtcdServer, namespace: str, story: Story, *, limits: tuple[int, int] = (2, 3)) -> Status:
-    async def work(client: Client) -> Status:
+def _status(etcd: EtcdServer, namespace: str, story: Story, *, limits: tuple[int, int] = (2, 3)) -> RunStatus:
+    async def work(client: Client) -> RunStatus:
         await story(RendezvousInEtcd(client, namespace, "gpt-a", limits=limits))
         return await status(client, Keys(namespace, "gpt-a"))
 
     return with_client(etcd, work)
 
 
-def _page(now: Status) -> list[str]:
+def _page(now: RunStatus) -> list[str]:
     return plain(facts_console(), status_page(now).whole()).splitlines()
 
 
@@ -202,7 +202,7 @@ def test_a_thousand_nodes_take_a_dozen_lines_at_most(etcd: EtcdServer, namespace
 
 
 def test_a_table_whose_last_column_is_empty_keeps_its_values_whole(etcd: EtcdServer, namespace: str) -> None:
-    async def work(client: Client) -> Status:
+    async def work(client: Client) -> RunStatus:
         await RunInEtcd(client, Keys(namespace, "gpt-a")).join()
         return await status(client, Keys(namespace, "gpt-a"))
 

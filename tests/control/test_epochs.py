@@ -15,10 +15,10 @@ from instep.control import (
     ChangeReceipt,
     CommandReceipt,
     EpochReport,
-    History,
     Keys,
     Progress,
-    Status,
+    RunHistory,
+    RunStatus,
     Written,
     follow,
     history,
@@ -46,10 +46,10 @@ CONFLICT = (
 )
 
 
-def _status(etcd: EtcdServer, namespace: str, epoch: Epoch | None) -> tuple[Status, str]:
+def _status(etcd: EtcdServer, namespace: str, epoch: Epoch | None) -> tuple[RunStatus, str]:
     """What is told while `epoch` stands, and the page that shows it."""
 
-    async def work(client: Client) -> Status:
+    async def work(client: Client) -> RunStatus:
         run = RunInEtcd(client, Keys(namespace, "gpt-a"))
         await run.join()
         if epoch is not None:
@@ -62,7 +62,7 @@ def _status(etcd: EtcdServer, namespace: str, epoch: Epoch | None) -> tuple[Stat
     return now, " ".join(plain(facts_console(), status_page(now).whole()).split())
 
 
-def _epoch(now: Status) -> EpochReport:
+def _epoch(now: RunStatus) -> EpochReport:
     assert now.epoch is not None
     return now.epoch
 
@@ -94,7 +94,7 @@ def test_a_status_names_ranks_that_cannot_be_joined_and_the_cure(etcd: EtcdServe
 
 
 def test_a_history_tells_each_epoch_and_marks_what_was_written_back(etcd: EtcdServer, namespace: str) -> None:
-    async def work(client: Client) -> tuple[Status, History]:
+    async def work(client: Client) -> tuple[RunStatus, RunHistory]:
         keys = Keys(namespace, "gpt-a")
         run = RunInEtcd(client, keys)
         await run.join()
@@ -215,7 +215,7 @@ def test_a_status_that_is_watched_starts_again_with_what_etcd_holds_then(
     with_client(etcd_server, work)
 
 
-async def _next(statuses: AsyncIterator[Status], condition: Callable[[Status], bool]) -> Status:
+async def _next(statuses: AsyncIterator[RunStatus], condition: Callable[[RunStatus], bool]) -> RunStatus:
     async for now in statuses:
         if condition(now):
             return now

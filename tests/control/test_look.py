@@ -10,7 +10,7 @@ from contextlib import aclosing
 import pytest
 from run_in_etcd import RunInEtcd, with_client
 
-from instep.control import History, Keys, Runs, Status, get, history, runs, set_values, status, watch_status
+from instep.control import Keys, RunHistory, Runs, RunStatus, get, history, runs, set_values, status, watch_status
 from instep.control._runs import run_names
 from instep.errors import ConfigError, RunNotFound, SettingsError
 from instep.etcd import Client, Op
@@ -98,7 +98,7 @@ def test_no_run_is_an_empty_list(etcd: EtcdServer, namespace: str) -> None:
 
 
 def test_a_status_tells_who_has_not_answered(etcd: EtcdServer, namespace: str) -> None:
-    async def work(client: Client) -> Status:
+    async def work(client: Client) -> RunStatus:
         keys = Keys(namespace, "gpt-a")
         run = RunInEtcd(client, keys, nodes=3)
         await run.join()
@@ -149,7 +149,7 @@ def test_a_status_says_why_a_desired_value_is_not_the_agreed_one(etcd: EtcdServe
 
 
 def test_a_status_of_10240_ranks_stays_small(etcd: EtcdServer, namespace: str) -> None:
-    async def work(client: Client) -> Status:
+    async def work(client: Client) -> RunStatus:
         keys = Keys(namespace, "gpt-a")
         run = RunInEtcd(client, keys, nodes=5120)
         run.register = _nothing  # type: ignore[method-assign]  # 10,240 writes add nothing to what is tested
@@ -169,7 +169,7 @@ async def _nothing(rank: int, incarnation: str, node: str) -> None:
 
 
 def test_records_that_cannot_be_read_are_passed_over(etcd: EtcdServer, namespace: str) -> None:
-    async def work(client: Client) -> Status:
+    async def work(client: Client) -> RunStatus:
         keys = Keys(namespace, "gpt-a")
         for key in (keys.view, keys.agreed, keys.leader, keys.schema, keys.plan(1), keys.decision(1)):
             await client.put(key, b"\xff not JSON")
@@ -218,7 +218,7 @@ def test_what_is_not_there_is_said_to_be_missing(etcd: EtcdServer, namespace: st
 
 
 def test_history_folds_attempts_and_tells_rejections(etcd: EtcdServer, namespace: str) -> None:
-    async def work(client: Client) -> tuple[History, History]:
+    async def work(client: Client) -> tuple[RunHistory, RunHistory]:
         keys = Keys(namespace, "gpt-a")
         run = RunInEtcd(client, keys)
         await run.join()
@@ -246,7 +246,7 @@ def test_history_folds_attempts_and_tells_rejections(etcd: EtcdServer, namespace
 
 
 def test_a_long_history_is_read_from_its_newest_end(etcd: EtcdServer, namespace: str) -> None:
-    async def work(client: Client) -> History:
+    async def work(client: Client) -> RunHistory:
         keys = Keys(namespace, "gpt-a")
         run = RunInEtcd(client, keys)
         await run.join()
@@ -263,7 +263,7 @@ def test_a_long_history_is_read_from_its_newest_end(etcd: EtcdServer, namespace:
 
 
 def test_ranks_of_which_only_a_lease_is_left_are_not_called_alive(etcd: EtcdServer, namespace: str) -> None:
-    async def work(client: Client) -> Status:
+    async def work(client: Client) -> RunStatus:
         keys = Keys(namespace, "gpt-a")
         run = RunInEtcd(client, keys)
         await run.join()

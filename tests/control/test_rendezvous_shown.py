@@ -11,7 +11,7 @@ import pytest
 from rendezvous_in_etcd import RendezvousInEtcd
 from run_in_etcd import RunInEtcd, incarnation_of, with_client
 
-from instep.control import Keys, NodeReport, RendezvousReport, RunSummary, Status, runs, send, status, watch_status
+from instep.control import Keys, NodeReport, RendezvousReport, RunStatus, RunSummary, runs, send, status, watch_status
 from instep.errors import NotRunning
 from instep.etcd import Client
 from instep.protocol.records import Elastic
@@ -30,10 +30,10 @@ def _look(
     story: Callable[[RendezvousInEtcd], Awaitable[None]],
     *,
     limits: tuple[int, int] = (2, 3),
-) -> tuple[Status, RunSummary]:
+) -> tuple[RunStatus, RunSummary]:
     """The status, and the line in the list of runs, after a story."""
 
-    async def work(client: Client) -> tuple[Status, RunSummary]:
+    async def work(client: Client) -> tuple[RunStatus, RunSummary]:
         await story(RendezvousInEtcd(client, namespace, RUN, limits=limits))
         (line,) = (await runs(client, namespace)).runs
         return await status(client, Keys(namespace, RUN)), line
@@ -43,7 +43,7 @@ def _look(
     return now, line
 
 
-def _rendezvous(now: Status) -> RendezvousReport:
+def _rendezvous(now: RunStatus) -> RendezvousReport:
     assert now.rendezvous is not None
     return now.rendezvous
 

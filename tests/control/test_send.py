@@ -11,13 +11,13 @@ import pytest
 from run_in_etcd import RunInEtcd, run_async, with_client
 
 from instep.control import (
-    Actions,
-    Checkpoints,
+    ActionsReport,
+    CheckpointsReport,
     CommandReceipt,
-    History,
     Keys,
+    RunHistory,
+    RunStatus,
     Sent,
-    Status,
     actions,
     checkpoints,
     connect,
@@ -395,7 +395,7 @@ def test_a_time_out_says_how_far_it_got(etcd: EtcdServer, namespace: str) -> Non
 
 
 def test_a_status_tells_what_is_under_way(etcd: EtcdServer, namespace: str) -> None:
-    async def work(client: Client) -> tuple[Status, Status]:
+    async def work(client: Client) -> tuple[RunStatus, RunStatus]:
         keys = Keys(namespace, "gpt-a")
         run = RunInEtcd(client, keys)
         await run.join()
@@ -424,7 +424,7 @@ def test_a_status_tells_what_is_under_way(etcd: EtcdServer, namespace: str) -> N
 
 
 def test_history_shows_commands_beside_changes(etcd: EtcdServer, namespace: str) -> None:
-    async def work(client: Client) -> History:
+    async def work(client: Client) -> RunHistory:
         keys = Keys(namespace, "gpt-a")
         run = RunInEtcd(client, keys)
         await run.join()
@@ -450,7 +450,7 @@ def test_history_shows_commands_beside_changes(etcd: EtcdServer, namespace: str)
 
 
 def test_checkpoints_are_listed_the_newest_commit_first(etcd: EtcdServer, namespace: str) -> None:
-    async def work(client: Client) -> Checkpoints:
+    async def work(client: Client) -> CheckpointsReport:
         keys = Keys(namespace, "gpt-a")
         run = RunInEtcd(client, keys)
         await run.join()
@@ -467,7 +467,7 @@ def test_checkpoints_are_listed_the_newest_commit_first(etcd: EtcdServer, namesp
 
 
 def test_declared_actions_are_listed_with_their_ranks(etcd: EtcdServer, namespace: str) -> None:
-    async def work(client: Client) -> Actions:
+    async def work(client: Client) -> ActionsReport:
         keys = Keys(namespace, "gpt-a")
         run = RunInEtcd(client, keys)
         await run.join()

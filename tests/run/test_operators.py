@@ -13,7 +13,7 @@ import pytest
 
 from cli.command import Ended, environment, instep
 from instep import control
-from instep.control import Keys, Report
+from instep.control import JsonReport, Keys
 from instep.errors import CommandRefused, NotRunning
 from instep.etcd import Client
 from instep.settings import resolve
@@ -47,13 +47,13 @@ class Operator:
 
         return asyncio.run(connected())
 
-    def sees(self, look: Callable[[Client, Keys], Awaitable[Report]]) -> dict[str, Any]:
+    def sees(self, look: Callable[[Client, Keys], Awaitable[JsonReport]]) -> dict[str, Any]:
         return self.does(look).to_json()
 
     def saves(self) -> dict[str, Any]:
         """The checkpoint that it has asked for."""
 
-        async def work(client: Client, keys: Keys) -> Report:
+        async def work(client: Client, keys: Keys) -> JsonReport:
             receipt = await control.wait(client, keys, await control.send(client, keys, "checkpoint"), 60)
             assert receipt.checkpoint is not None, receipt.sentence
             return receipt.checkpoint

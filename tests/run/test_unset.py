@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from instep.control import Entry, Keys, history, unset_values
+from instep.control import HistoryEntry, Keys, history, unset_values
 from instep.etcd import Client
 from run.harness import TrainingRun, wait_for
 
 
-def newest_start(training: TrainingRun) -> Entry:
-    async def read() -> Entry:
+def newest_start(training: TrainingRun) -> HistoryEntry:
+    async def read() -> HistoryEntry:
         async with Client(training.server.endpoints) as client:
             entries = (await history(client, Keys(training.namespace, "gpt-a"))).entries
         return next(entry for entry in entries if entry.outcome == "started")

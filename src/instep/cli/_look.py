@@ -15,7 +15,7 @@ from instep.cli._output import document, json_text, line, local_time, show, talk
 from instep.errors import SettingsError
 
 if TYPE_CHECKING:
-    from instep.control import History, Value
+    from instep.control import RunHistory, ValueStatus
     from instep.schedule import Schedule
 
 
@@ -71,7 +71,7 @@ def get(
         talk(f"run {run} has no hyperparameters yet")
 
 
-def _print_value(value: Value) -> None:
+def _print_value(value: ValueStatus) -> None:
     from instep.control import format_value
     from instep.scalar import format_scalar
 
@@ -152,7 +152,7 @@ def history(
         _print_history(found, limit)
 
 
-def _print_history(found: History, limit: int) -> None:
+def _print_history(found: RunHistory, limit: int) -> None:
     from instep.cli._tables import history_table, leaders_table, take_overs
 
     if found.entries:

@@ -23,7 +23,7 @@ from instep.control import (
     RankReport,
     RendezvousReport,
     RestartsReport,
-    Status,
+    RunStatus,
     StepReport,
     drift_sentence,
     format_bytes,
@@ -44,7 +44,7 @@ _CAUSES = {"failure": "formed after a failure", "membership": "formed because no
 _STYLES = {"asking": "yellow", "lost": "red", "died": "red", "left": "dim"}
 
 
-def status_page(now: Status, *, trouble: str | None = None, hint: str = "", cut: bool = False) -> Page:
+def status_page(now: RunStatus, *, trouble: str | None = None, hint: str = "", cut: bool = False) -> Page:
     """The page of a status. `trouble` is why the status may be old. With `cut`, recent changes are one line each."""
     sections: dict[str, RenderableType] = {}
     if now.rendezvous is not None and now.rendezvous.nodes:
@@ -71,7 +71,7 @@ def status_page(now: Status, *, trouble: str | None = None, hint: str = "", cut:
     return Page(Group(_title(now), _rows(now)), list(sections.values()), important, Group(*foot))
 
 
-def _title(now: Status) -> Text:
+def _title(now: RunStatus) -> Text:
     title = Text(now.run, style="bold")
     title.append("  ")
     title.append_text(STATE.text(now.state))
@@ -82,7 +82,7 @@ def _title(now: Status) -> Text:
     return title
 
 
-def _rows(now: Status) -> Table:
+def _rows(now: RunStatus) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -102,7 +102,7 @@ def _rows(now: Status) -> Table:
     return table
 
 
-def _values_of(now: Status) -> str:
+def _values_of(now: RunStatus) -> str:
     if now.replays is None:
         return "values"
     return f"values at the start of the schedule that is replayed ({now.replays})"
@@ -174,7 +174,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
-def under_way(now: Status) -> Iterator[tuple[str, Text]]:
+def under_way(now: RunStatus) -> Iterator[tuple[str, Text]]:
     """What the run does besides training: labels and texts."""
     if now.paused is not None:
         yield "paused", Text(f"before step {now.paused.step}: {now.paused.why}", style="yellow")
@@ -211,7 +211,7 @@ def _attempts(attempts: AttemptsReport) -> Text:
     return text
 
 
-def _checkpoint(now: Status) -> Text:
+def _checkpoint(now: RunStatus) -> Text:
     assert now.checkpoint is not None
     newest = now.checkpoint
     text = Text(f"step {newest.step}")
@@ -267,7 +267,7 @@ def shares(sizes: Sequence[int], important: Sequence[int], room: int) -> list[in
     return shares([0 if number == poor[-1] else size for number, size in enumerate(sizes)], important, room)
 
 
-def torchrun_rows(now: Status) -> Iterator[tuple[str, Text]]:
+def torchrun_rows(now: RunStatus) -> Iterator[tuple[str, Text]]:
     """The rendezvous and restarts of torchrun: labels and texts."""
     found = now.rendezvous
     if found is not None:

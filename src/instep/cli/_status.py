@@ -21,7 +21,7 @@ from instep.outage import Outage
 from instep.tasks import first_of
 
 if TYPE_CHECKING:
-    from instep.control import Keys, Status
+    from instep.control import Keys, RunStatus
     from instep.etcd import Client
 
 
@@ -86,12 +86,12 @@ async def _watch(client: Client, keys: Keys, *, as_json: bool) -> None:
         await _pages(client, keys)
 
 
-async def _statuses(client: Client, keys: Keys) -> AsyncGenerator[tuple[Status, str | None]]:
+async def _statuses(client: Client, keys: Keys) -> AsyncGenerator[tuple[RunStatus, str | None]]:
     """Statuses without end; while etcd does not answer, the last one and the error. Raises if there is none yet."""
     from instep import control
     from instep.recipes.retry import UNAVAILABLE, Retry
 
-    last: Status | None = None
+    last: RunStatus | None = None
     retry = Retry(UNAVAILABLE, Outage("the status cannot be read", level=logging.DEBUG))
     while True:
         try:

@@ -10,13 +10,13 @@ from rich.text import Text
 
 from instep.cli._output import local_time
 from instep.control import (
-    Checkpoints,
+    CheckpointsReport,
     Diff,
-    Entry,
+    HistoryEntry,
     Leading,
     Runs,
     RunSummary,
-    Value,
+    ValueStatus,
     WaitingReport,
     drift_sentence,
     format_bytes,
@@ -70,7 +70,7 @@ def runs_table(found: Runs) -> Table:
     return table
 
 
-def checkpoints_table(found: Checkpoints) -> Table:
+def checkpoints_table(found: CheckpointsReport) -> Table:
     """One row per committed checkpoint."""
     names = ("checkpoint", "step", "size", "saved by", "committed", "path", "")
     table = _with_header(names, right=("step", "size"))
@@ -97,7 +97,7 @@ def diff_table(found: Diff) -> Table:
     return table
 
 
-def values_table(values: Iterable[Value]) -> Table:
+def values_table(values: Iterable[ValueStatus]) -> Table:
     """One row per hyperparameter: the agreed value, and the desired one if it differs, with what it waits for."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
@@ -108,7 +108,7 @@ def values_table(values: Iterable[Value]) -> Table:
     return table
 
 
-def history_table(entries: Iterable[Entry], *, cut: bool = False) -> Table:
+def history_table(entries: Iterable[HistoryEntry], *, cut: bool = False) -> Table:
     """One row per change or command: its plan, its outcome, what it was, who requested it and why.
 
     With `cut` each row is one line, however long it is.
@@ -186,7 +186,7 @@ def _author(author: str | None, reason: str | None) -> Text:
     return text
 
 
-def _remark(value: Value) -> Text:
+def _remark(value: ValueStatus) -> Text:
     if value.state == "agreed":
         return Text("fixed" if value.fixed else "", style="dim")
     remark = Text(f"→ {format_value(value.desired)} ", style=_VALUE[value.state])
@@ -194,7 +194,7 @@ def _remark(value: Value) -> Text:
     return remark
 
 
-def _outcome(entry: Entry) -> Text:
+def _outcome(entry: HistoryEntry) -> Text:
     text = OUTCOME.text(entry.outcome)
     if entry.outcome in ("applied", "started"):
         text.append(f" at step {entry.step}" if entry.step is not None else "", style="")
@@ -203,7 +203,7 @@ def _outcome(entry: Entry) -> Text:
     return text
 
 
-def _remarks(entry: Entry) -> list[str]:
+def _remarks(entry: HistoryEntry) -> list[str]:
     remarks = [entry.refusal] if entry.refusal else []
     if entry.restored is not None:
         remarks.append(f"restored: etcd had lost it, and the ranks wrote it back in epoch {entry.restored}")

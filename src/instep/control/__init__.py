@@ -23,14 +23,22 @@ from instep.control._change import (
     set_values,
     unset_values,
 )
-from instep.control._checkpoints import Adopted, Checkpoint, Checkpoints, Forgotten, adopt, checkpoints, forget
-from instep.control._commands import Action, Actions, Sent, actions, send
+from instep.control._checkpoints import (
+    Adopted,
+    CheckpointReport,
+    CheckpointsReport,
+    Forgotten,
+    adopt,
+    checkpoints,
+    forget,
+)
+from instep.control._commands import ActionReport, ActionsReport, Sent, actions, send
 from instep.control._follow import follow, wait
-from instep.control._history import Attempt, Entry, EpochReport, History, Leading, history
+from instep.control._history import Attempt, EpochReport, HistoryEntry, Leading, RunHistory, history
 from instep.control._past import Diff, Difference, RolledBack, diff, parse_moment, rollback, schedule, view_of
 from instep.control._progress import Outcome, Progress, drift_sentence
 from instep.control._read import connect
-from instep.control._report import Report, ValueChange, format_bytes, format_change, format_changes, format_value
+from instep.control._report import JsonReport, ValueChange, format_bytes, format_change, format_changes, format_value
 from instep.control._requests import ChangeReceipt, CommandReceipt
 from instep.control._runs import (
     Deletable,
@@ -52,14 +60,14 @@ from instep.control._status import (
     PlanReport,
     RankReport,
     RanksAtStep,
-    Status,
+    RunStatus,
     StepReport,
     ViewReport,
     status,
     watch_status,
 )
 from instep.control._torchrun import NodeAsking, NodeReport, RendezvousReport, RestartsReport
-from instep.control._values import Value, Values, get, parse_assignments
+from instep.control._values import ValuesReport, ValueStatus, get, parse_assignments
 from instep.protocol.keys import Keys
 from instep.text import one_line
 
@@ -95,11 +103,11 @@ __all__ = [
     "follow",
     "wait",
     # reports
-    "Report",
+    "JsonReport",
     "Unset",
     "Runs",
     "RunSummary",
-    "Status",
+    "RunStatus",
     "ViewReport",
     "LeaderReport",
     "RankReport",
@@ -120,8 +128,8 @@ __all__ = [
     "NodeReport",
     "NodeAsking",
     "RestartsReport",
-    "Value",
-    "Values",
+    "ValueStatus",
+    "ValuesReport",
     "ValueChange",
     "Diff",
     "Difference",
@@ -131,15 +139,15 @@ __all__ = [
     "Sent",
     "ChangeReceipt",
     "CommandReceipt",
-    "Checkpoint",
-    "Checkpoints",
+    "CheckpointReport",
+    "CheckpointsReport",
     "Adopted",
     "Forgotten",
-    "Action",
-    "Actions",
+    "ActionReport",
+    "ActionsReport",
     "Outcome",
-    "History",
-    "Entry",
+    "RunHistory",
+    "HistoryEntry",
     "Attempt",
     "Leading",
     "EpochReport",

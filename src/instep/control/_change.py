@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from instep.control._cache import RunCache
-from instep.control._report import Report, ValueChange, changes_between
+from instep.control._report import JsonReport, ValueChange, changes_between
 from instep.control._runs import run_names, run_not_found
 from instep.control._values import check_values
 from instep.errors import ConfigError, EtcdFull, EtcdUnavailable, SettingsError
@@ -36,7 +36,7 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Written(Report):
+class Written(JsonReport):
     """A change that is in etcd. `revision` is its place in etcd's order, `change_id` its key."""
 
     run: str
@@ -196,7 +196,7 @@ def _checked_text(text: str, what: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Unset(Report):
+class Unset(JsonReport):
     """`names` had a desired value and have none now; `without` had none before either."""
 
     run: str
@@ -226,7 +226,7 @@ async def unset_values(client: Client, keys: Keys, names: Sequence[str]) -> Unse
 
 
 @dataclass(frozen=True, slots=True)
-class FailureReport(Report):
+class FailureReport(JsonReport):
     view: int
     rank: int
     host: str
@@ -236,7 +236,7 @@ class FailureReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class AttemptsReport(Report):
+class AttemptsReport(JsonReport):
     """`limit` is the lowest limit of restarts among the live workers; None for no limit. `failures` are the last 5, the
     newest first; `by_cause` counts all."""
 
@@ -251,7 +251,7 @@ class AttemptsReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class WasReset(Report):
+class WasReset(JsonReport):
     """What was counted before the reset. `revision` is that of the write, or of the read if nothing was written."""
 
     run: str

@@ -13,7 +13,7 @@ from typing import Final
 from instep.control._cache import RunCache, Saved
 from instep.control._change import TRIES, change_by
 from instep.control._read import load
-from instep.control._report import Report
+from instep.control._report import JsonReport
 from instep.control._runs import require_run, run_names, run_not_found
 from instep.errors import CheckpointError, ConfigError
 from instep.etcd import Client, Op
@@ -29,7 +29,7 @@ _NAMED: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint(Report):
+class CheckpointReport(JsonReport):
     """A committed checkpoint. `saved_by` is the rank, `token` its fencing token; `path` is the path on its host.
 
     `latest` marks the one that a restart resumes from, if its ranks can verify it. `committed_at` is the wall clock of
@@ -54,7 +54,7 @@ class Checkpoint(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class FailedSaveReport(Report):
+class FailedSaveReport(JsonReport):
     """A checkpoint that could not be saved, while training continued. `at` is the wall clock of the saver's host."""
 
     step: int
@@ -65,22 +65,22 @@ class FailedSaveReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoints(Report):
+class CheckpointsReport(JsonReport):
     run: str
     revision: int
-    checkpoints: tuple[Checkpoint, ...]
+    checkpoints: tuple[CheckpointReport, ...]
     """First the one that a start resumes from, then the newest commit."""
 
 
-async def checkpoints(client: Client, keys: Keys) -> Checkpoints:
+async def checkpoints(client: Client, keys: Keys) -> CheckpointsReport:
     """All committed checkpoints that are kept, at one revision. Raises RunNotFound."""
     cache = await load(client, keys, plans=1, receipts=0, checkpoints=True)
     if cache.empty:
         await require_run(client, keys)
-    return Checkpoints(keys.run, cache.revision, checkpoints_of(cache.saved.values(), cache.latest))
+    return CheckpointsReport(keys.run, cache.revision, checkpoints_of(cache.saved.values(), cache.latest))
 
 
-def checkpoints_of(saved: Iterable[Saved], latest: Pointer | None) -> tuple[Checkpoint, ...]:
+def checkpoints_of(saved: Iterable[Saved], latest: Pointer | None) -> tuple[CheckpointReport, ...]:
     newest = latest.id if latest is not None else ""
 
     def age(item: Saved) -> tuple[bool, int, int]:
@@ -96,15 +96,15 @@ def failed_save_of(failed: FailedSave | None) -> FailedSaveReport | None:
     return FailedSaveReport(failed.step, failed.rank, one_line(failed.host), one_line(failed.text), failed.at)
 
 
-def newest_of(cache: RunCache) -> Checkpoint | None:
+def newest_of(cache: RunCache) -> CheckpointReport | None:
     """The checkpoint that the pointer names."""
     saved = cache.saved.get(cache.latest.id) if cache.latest is not None else None
     return checkpoint_of(saved, cache.latest) if saved is not None else None
 
 
-def checkpoint_of(saved: Saved, latest: Pointer | None) -> Checkpoint:
+def checkpoint_of(saved: Saved, latest: Pointer | None) -> CheckpointReport:
     manifest = saved.manifest
-    return Checkpoint(
+    return CheckpointReport(
         id=manifest.id,
         step=manifest.step,
         path=manifest.path,
@@ -124,7 +124,7 @@ def checkpoint_of(saved: Saved, latest: Pointer | None) -> Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Adopted(Report):
+class Adopted(JsonReport):
     """`adopted` are the ids of checkpoints that this call registered, `known` of those that were registered already.
     `latest` is the one that a start resumes from now. `epoch` is the run's new epoch, None if tokens rise without it.
     """
@@ -137,7 +137,7 @@ class Adopted(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class Forgotten(Report):
+class Forgotten(JsonReport):
     """`latest` is the checkpoint that a start resumes from now, None for none."""
 
     run: str

@@ -14,7 +14,7 @@ from instep.command_kinds import COMMAND_KINDS, NEVER_STEP, CommandKind, Conditi
 from instep.control._cache import RunCache
 from instep.control._change import TRIES, change_by
 from instep.control._read import PAGE_SIZE, load
-from instep.control._report import Report, closest, counted
+from instep.control._report import JsonReport, closest, counted
 from instep.control._runs import require_run, run_names, run_not_found, state_of_workers
 from instep.errors import CommandRefused, EtcdFull, EtcdUnavailable, NotRunning, SettingsError
 from instep.etcd import Client, Compare, Listing, Op
@@ -33,7 +33,7 @@ _LISTED = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Sent(Report):
+class Sent(JsonReport):
     """A command that is in etcd. `revision` is its place in etcd's order, `command_id` its key."""
 
     run: str
@@ -64,7 +64,7 @@ class Sent(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class Action(Report):
+class ActionReport(JsonReport):
     """`ranks` have declared it, as ranges; it can be requested when all of them have (`everywhere`)."""
 
     name: str
@@ -73,10 +73,10 @@ class Action(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class Actions(Report):
+class ActionsReport(JsonReport):
     run: str
     revision: int
-    actions: tuple[Action, ...]
+    actions: tuple[ActionReport, ...]
     """By name; for each rank the first 64."""
 
 
@@ -129,7 +129,7 @@ async def send(
     )
 
 
-async def actions(client: Client, keys: Keys) -> Actions:
+async def actions(client: Client, keys: Keys) -> ActionsReport:
     """The actions that `send(..., "action", name=...)` accepts, from the ranks' latest reports, which may be seconds
     old.
 
@@ -143,9 +143,10 @@ async def actions(client: Client, keys: Keys) -> Actions:
         raise NotRunning(why)
     everyone = {rank for rank, item in cache.metrics.items() if item.actions is not None}
     found = tuple(
-        Action(name, format_ranks(ranks), everyone <= ranks and bool(ranks)) for name, ranks in _declared(cache).items()
+        ActionReport(name, format_ranks(ranks), everyone <= ranks and bool(ranks))
+        for name, ranks in _declared(cache).items()
     )
-    return Actions(keys.run, cache.revision, found)
+    return ActionsReport(keys.run, cache.revision, found)
 
 
 def why_not_running(cache: RunCache) -> str | None:

@@ -12,7 +12,7 @@ from instep.control._cache import RunCache
 from instep.control._checkpoints import FailedSaveReport, failed_save_of
 from instep.control._progress import NO_REASON, drift_of_receipts, progress_of_plan, request_of
 from instep.control._read import load, load_receipts
-from instep.control._report import Report, ValueChange, changes_between, format_changes, planned_changes
+from instep.control._report import JsonReport, ValueChange, changes_between, format_changes, planned_changes
 from instep.control._runs import require_run
 from instep.errors import Compacted, SettingsError
 from instep.etcd import Client
@@ -43,7 +43,7 @@ the schema or a worker. declined: a command that was not carried out."""
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt(Report):
+class Attempt(JsonReport):
     """An earlier plan for the same change, which was aborted."""
 
     plan: int
@@ -52,7 +52,7 @@ class Attempt(Report):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry(Report):
+class HistoryEntry(JsonReport):
     """One change, or one command. `step` is the first step run with its values (for a command the one before which all
     ranks carried it out), from the receipts if there are any, else as agreed; None if it was not applied.
 
@@ -91,10 +91,10 @@ class Entry(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class History(Report):
+class RunHistory(JsonReport):
     run: str
     revision: int
-    entries: tuple[Entry, ...]
+    entries: tuple[HistoryEntry, ...]
     """The newest first."""
     leaders: tuple[Leading, ...] = ()
     """The leaders of the run, the newest first."""
@@ -104,7 +104,7 @@ class History(Report):
     """When etcd's history went back, or checkpoints were adopted, the newest first."""
 
 
-async def history(client: Client, keys: Keys, limit: int = DEFAULT_LIMIT) -> History:
+async def history(client: Client, keys: Keys, limit: int = DEFAULT_LIMIT) -> RunHistory:
     """The newest `limit` changes and leaders. etcd keeps those of the last 1000 plans, receipts of the last 20, and the
     last 100 leaders.
 
@@ -119,10 +119,10 @@ async def history(client: Client, keys: Keys, limit: int = DEFAULT_LIMIT) -> His
     failed = cache.failed_saves.saves if cache.failed_saves is not None else ()
     saves = tuple(report for record in reversed(failed) if (report := failed_save_of(record)) is not None)
     epochs = await epochs_of(client, keys, cache, limit)
-    return History(keys.run, cache.revision, entries_of(cache)[:limit], leaders, saves, epochs)
+    return RunHistory(keys.run, cache.revision, entries_of(cache)[:limit], leaders, saves, epochs)
 
 
-def entries_of(cache: RunCache) -> tuple[Entry, ...]:
+def entries_of(cache: RunCache) -> tuple[HistoryEntry, ...]:
     """Changes and commands, the newest first; the attempts of one are one entry."""
     groups: dict[tuple[int, str | None], list[Plan]] = {}
     for _, plan in sorted(cache.plans.items()):
@@ -160,7 +160,7 @@ def saves_first(plan: Plan) -> bool | None:
     return plan.course is not None and plan.course.save_at is not None
 
 
-def _order(cache: RunCache, entry: Entry) -> tuple[int, int]:
+def _order(cache: RunCache, entry: HistoryEntry) -> tuple[int, int]:
     """What the script changed at a start has no revision: it follows everything written before that start."""
     start = cache.starts.get(entry.view or 0)
     if entry.revision or start is None:
@@ -186,7 +186,7 @@ async def _read(client: Client, keys: Keys, limit: int) -> RunCache:
     return cache
 
 
-def _entry(cache: RunCache, plans: list[Plan]) -> Entry:
+def _entry(cache: RunCache, plans: list[Plan]) -> HistoryEntry:
     plan = plans[-1]
     decision = cache.decisions.get(plan.number)
     steps = cache.steps_applied(plan.number)
@@ -195,7 +195,7 @@ def _entry(cache: RunCache, plans: list[Plan]) -> Entry:
     if refusal is None and decision is not None and not decision.commit:
         refusal = decision.reason or NO_REASON
     outcome = "declined" if declined is not None else _outcome(cache, plan)
-    return Entry(
+    return HistoryEntry(
         plan=plan.number,
         outcome=outcome,
         changes=planned_changes(plan.values, plan.previous),
@@ -217,10 +217,10 @@ def _entry(cache: RunCache, plans: list[Plan]) -> Entry:
     )
 
 
-def _started(cache: RunCache, start: StartOfView, change: StartChange, attempts: list[Plan]) -> Entry:
+def _started(cache: RunCache, start: StartOfView, change: StartChange, attempts: list[Plan]) -> HistoryEntry:
     """A change made while no rank trained; `attempts` are plans for it that were aborted before that."""
     first = cache.first_steps.get(start.view)
-    return Entry(
+    return HistoryEntry(
         outcome="started",
         changes=changes_between({name: start.values.get(name) for name in change.names}, change.previous),
         step=first.step if first is not None else None,
@@ -252,11 +252,11 @@ def _attempt(cache: RunCache, plan: Plan) -> Attempt:
     return Attempt(plan.number, plan.gate, one_line((decision.reason if decision else None) or NO_REASON))
 
 
-def _rejected(cache: RunCache, revision: int, records: list[Rejected]) -> Entry:
+def _rejected(cache: RunCache, revision: int, records: list[Rejected]) -> HistoryEntry:
     first = records[0]
     agreed = cache.agreed.values if cache.agreed else {}
     change = cache.changes.get(first.change_id or "")
-    return Entry(
+    return HistoryEntry(
         outcome="rejected",
         changes=planned_changes({record.name: _value(record.value) for record in records}, agreed),
         author=first.author,
@@ -267,10 +267,10 @@ def _rejected(cache: RunCache, revision: int, records: list[Rejected]) -> Entry:
     )
 
 
-def _declined(command_id: str, record: Declined) -> Entry:
+def _declined(command_id: str, record: Declined) -> HistoryEntry:
     """A command that was never planned."""
     command = record.command
-    return Entry(
+    return HistoryEntry(
         outcome="declined",
         author=command.author,
         reason=command.reason,
@@ -295,7 +295,7 @@ def _value(text: str) -> Scalar:
 
 
 @dataclass(frozen=True, slots=True)
-class Leading(Report):
+class Leading(JsonReport):
     """One term of leadership, from `since` (wall clock of the leader's host) to the next one's.
 
     `former_rank` and `former_host` led before, None if the history does not say; `why` is how that term ended, None if
@@ -341,7 +341,7 @@ def _leading(term: Term, former: Term | None) -> Leading:
 
 
 @dataclass(frozen=True, slots=True)
-class EpochReport(Report):
+class EpochReport(JsonReport):
     """One epoch of a run: it begins when etcd's history is found to have gone back, or when checkpoints are adopted.
 
     While it is not `settled`, changes wait; `problem` says why it cannot be settled. `sentence` says what happened,

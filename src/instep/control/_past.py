@@ -10,7 +10,7 @@ from instep.control._cache import RunCache
 from instep.control._change import TRIES, Written, change_by, read_for_change, write_checked
 from instep.control._progress import NO_REASON
 from instep.control._read import load
-from instep.control._report import Report
+from instep.control._report import JsonReport
 from instep.control._runs import require_run
 from instep.control._values import MAX_VALUES, refusal
 from instep.errors import Compacted, ConfigError, SettingsError
@@ -89,7 +89,7 @@ async def _load_past(client: Client, keys: Keys) -> Past:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference(Report):
+class Difference(JsonReport):
     """One hyperparameter. `was_set` or `is_set` is False if it had no value; `before` or `after` is then None."""
 
     name: str
@@ -100,7 +100,7 @@ class Difference(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class Diff(Report):
+class Diff(JsonReport):
     """`before` and `after` name the two moments as they were given: a plan's number, `v` and the number of a view,
     `start` or `now`."""
 
@@ -173,7 +173,7 @@ def _values(past: Past, moment: str) -> Mapping[str, Scalar]:
 
 
 @dataclass(frozen=True, slots=True)
-class RolledBack(Report):
+class RolledBack(JsonReport):
     """The restored values held before `plan`; or, if that is None, before the changes with which `view` started."""
 
     plan: int | None

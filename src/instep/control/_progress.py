@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from instep.control._cache import RunCache
-from instep.control._report import Report, counted
+from instep.control._report import JsonReport, counted
 from instep.errors import InstepError
 from instep.protocol.keys import Keys
 from instep.protocol.records import Plan, format_ranks
@@ -37,7 +37,7 @@ _DRIFT_CURE = "another part of the script overwrites it; the training's log says
 
 
 @dataclass(frozen=True, slots=True)
-class Progress(Report):
+class Progress(JsonReport):
     """How far a change or a command has come. `ranks` counts the ranks that have to answer or apply; ranks that left
     cleanly do not count."""
 
@@ -58,7 +58,7 @@ class Progress(Report):
     """Why it was aborted or refused, or what the save waits for."""
 
     def to_json(self) -> dict[str, Any]:
-        return {**Report.to_json(self), "sentence": self.sentence}
+        return {**JsonReport.to_json(self), "sentence": self.sentence}
 
     @property
     def sentence(self) -> str:

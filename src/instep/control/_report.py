@@ -22,7 +22,7 @@ _BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_./:@+-]*\Z")
 _LITERALS = ("true", "false", "null", "NaN", "Infinity")
 
 
-class Report:
+class JsonReport:
     """A frozen dataclass whose field names are the keys of its JSON document."""
 
     __slots__ = ()
@@ -36,7 +36,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class ValueChange(Report):
+class ValueChange(JsonReport):
     """One hyperparameter of a change. `was_set` is False when it had no value before; `before` is then None."""
 
     name: str

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from instep.command_kinds import COMMAND_KINDS
 from instep.control._cache import RunCache, Saved
 from instep.control._change import Written
-from instep.control._checkpoints import Checkpoint, checkpoint_of
+from instep.control._checkpoints import CheckpointReport, checkpoint_of
 from instep.control._commands import Sent
 from instep.control._progress import Outcome, Progress, all_applied, drift_of_receipts, drift_sentence
-from instep.control._report import Report, ValueChange, format_bytes, format_changes, planned_changes
+from instep.control._report import JsonReport, ValueChange, format_bytes, format_changes, planned_changes
 from instep.errors import ChangeRejected, CommandRefused
 from instep.protocol.keys import Keys
 from instep.protocol.records import Plan
@@ -21,7 +21,7 @@ _SAVED_NOTHING = "saved nothing: does the loop call ckpt.save(step) when run.che
 
 
 @dataclass(frozen=True, slots=True)
-class ChangeReceipt(Report):
+class ChangeReceipt(JsonReport):
     """The result of a change. `outcome` is one of `Outcome`; for rejected, `follow` raises an error instead.
 
     `step` is the first step run with the new values, the same on all ranks; None if no plan was needed. `took_s` is the
@@ -49,7 +49,7 @@ class ChangeReceipt(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class CommandReceipt(Report):
+class CommandReceipt(JsonReport):
     """The result of a command. `outcome` is one of `Outcome`; for declined, `follow` raises an error instead.
 
     `step` is the one before which all ranks carried it out: for a checkpoint the step that was to be saved, for a stop
@@ -66,7 +66,7 @@ class CommandReceipt(Report):
     armed: int
     applied: int
     ranks: int
-    checkpoint: Checkpoint | None
+    checkpoint: CheckpointReport | None
     took_s: float
     sentence: str
 
@@ -326,7 +326,7 @@ class CommandRequest:
 
 
 def command_sentence(
-    sent: Sent, plan: Plan | None, checkpoint: Checkpoint | None, progress: Progress, took_s: float, unsaved: str
+    sent: Sent, plan: Plan | None, checkpoint: CheckpointReport | None, progress: Progress, took_s: float, unsaved: str
 ) -> str:
     """`stop: requested, armed on 8/8 ranks, all ranks stop before step 1201, checkpoint 1200-57 saved by rank 3 (1.2
     GB, 0.8 s), 0.31 s`."""

@@ -10,7 +10,7 @@ from typing import Literal
 from instep.command_kinds import describe
 from instep.control._cache import RunCache
 from instep.control._read import load
-from instep.control._report import Report, closest
+from instep.control._report import JsonReport, closest
 from instep.control._torchrun import rendezvous_keys
 from instep.errors import CommandRefused, RunNotFound, SettingsError
 from instep.etcd import Client, Compare, DeleteResult, Listing, Op
@@ -76,7 +76,7 @@ def _is_run_name(name: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class RunSummary(Report):
+class RunSummary(JsonReport):
     """`step` is the highest step in the latest reports of the first 64 ranks; None while none is known. `round` is that
     of torchrun's agents, None without `--rdzv-backend=etcd3`; `nodes` is its number of nodes, 0 if none is current."""
 
@@ -93,7 +93,7 @@ class RunSummary(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class Runs(Report):
+class Runs(JsonReport):
     namespace: str
     runs: tuple[RunSummary, ...]
     left_out: int = 0
@@ -158,7 +158,7 @@ def state_of_workers(cache: RunCache) -> RunState:
 
 
 @dataclass(frozen=True, slots=True)
-class PausedReport(Report):
+class PausedReport(JsonReport):
     """All ranks wait before `step`, or will when they reach it; `why` says who requested it."""
 
     step: int
@@ -166,7 +166,7 @@ class PausedReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class StoppingReport(Report):
+class StoppingReport(JsonReport):
     """`step` is the first that is not run, `save_at` the one that is saved, if any; `why` says who requested it."""
 
     step: int
@@ -175,7 +175,7 @@ class StoppingReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class SavingReport(Report):
+class SavingReport(JsonReport):
     """A checkpoint that is being written and is not committed yet."""
 
     id: str
@@ -184,7 +184,7 @@ class SavingReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class WaitingReport(Report):
+class WaitingReport(JsonReport):
     """A command for which no plan is open yet."""
 
     command_id: str
@@ -278,7 +278,7 @@ def _summary(cache: RunCache) -> RunSummary:
 
 
 @dataclass(frozen=True, slots=True)
-class Deletable(Report):
+class Deletable(JsonReport):
     """What `delete` would delete: a run without live processes. `folders` are the first 5 that hold its checkpoints,
     whose files stay."""
 
@@ -290,7 +290,7 @@ class Deletable(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class Deleted(Report):
+class Deleted(JsonReport):
     """`keys` is the number of deleted keys."""
 
     run: str

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 
 from instep.control._cache import RunCache
 from instep.control._change import AttemptsReport, attempts_of
-from instep.control._checkpoints import Checkpoint, FailedSaveReport, failed_save_of, newest_of
-from instep.control._history import Entry, EpochReport, entries_of, epoch_of, saves_first, what_of
+from instep.control._checkpoints import CheckpointReport, FailedSaveReport, failed_save_of, newest_of
+from instep.control._history import EpochReport, HistoryEntry, entries_of, epoch_of, saves_first, what_of
 from instep.control._progress import attempt_of, drift_now, progress_of_plan
 from instep.control._read import MultiWatch, load
-from instep.control._report import Report, ValueChange, planned_changes
+from instep.control._report import JsonReport, ValueChange, planned_changes
 from instep.control._runs import (
     PausedReport,
     RunState,
@@ -29,7 +29,7 @@ from instep.control._runs import (
     waiting_of,
 )
 from instep.control._torchrun import RendezvousReport, RestartsReport, rendezvous_keys, rendezvous_of, restarts_of
-from instep.control._values import Value, values_of
+from instep.control._values import ValueStatus, values_of
 from instep.errors import Compacted, EtcdError, EtcdFull, RunNotFound
 from instep.etcd import Client
 from instep.protocol import membership
@@ -55,7 +55,7 @@ _LOST = (
 
 
 @dataclass(frozen=True, slots=True)
-class ViewReport(Report):
+class ViewReport(JsonReport):
     number: int
     world_size: int
     nodes: int
@@ -63,7 +63,7 @@ class ViewReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class LeaderReport(Report):
+class LeaderReport(JsonReport):
     node: str
     host: str
     rank: int
@@ -71,7 +71,7 @@ class LeaderReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class RankReport(Report):
+class RankReport(JsonReport):
     """Ranks of the view as ranges (`0-5,7`), empty if there are none.
 
     `silent` ranks are registered, but their node has not renewed its lease for up to `silent_s` seconds: they do not
@@ -90,14 +90,14 @@ class RankReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class RanksAtStep(Report):
+class RanksAtStep(JsonReport):
     step: int
     ranks: str
     count: int
 
 
 @dataclass(frozen=True, slots=True)
-class StepReport(Report):
+class StepReport(JsonReport):
     """From the ranks' latest reports, which may be seconds old. `groups` are the 12 largest, the highest step first."""
 
     lowest: int
@@ -111,14 +111,14 @@ class StepReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class NodeWaiting(Report):
+class NodeWaiting(JsonReport):
     node: str
     host: str
     ranks: str
 
 
 @dataclass(frozen=True, slots=True)
-class PlanReport(Report):
+class PlanReport(JsonReport):
     """The plan in progress: open until it is decided, then committed until every rank has applied it."""
 
     number: int
@@ -146,7 +146,7 @@ class PlanReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class Status(Report):
+class RunStatus(JsonReport):
     run: str
     namespace: str
     endpoint: str
@@ -157,15 +157,15 @@ class Status(Report):
     leader: LeaderReport | None
     ranks: RankReport
     steps: StepReport | None
-    values: tuple[Value, ...]
+    values: tuple[ValueStatus, ...]
     plan: PlanReport | None
-    recent: tuple[Entry, ...]
+    recent: tuple[HistoryEntry, ...]
     replays: str | None = None
     """Digest of the schedule that the run replays: `values` are then those at its start."""
     paused: PausedReport | None = None
     stopping: StoppingReport | None = None
     saving: SavingReport | None = None
-    checkpoint: Checkpoint | None = None
+    checkpoint: CheckpointReport | None = None
     """The newest committed one."""
     failed_save: FailedSaveReport | None = None
     """The save that failed last, unless a later one was committed."""
@@ -187,7 +187,7 @@ class Status(Report):
     """A problem of etcd itself, with the fix: changes wait until it is solved."""
 
 
-async def status(client: Client, keys: Keys) -> Status:
+async def status(client: Client, keys: Keys) -> RunStatus:
     """The run at one revision of etcd. Raises RunNotFound. It stays small at any number of ranks."""
     loading = load(client, keys, members=True, metrics=True, rendezvous=True, starts=RECENT)
     cache, trouble = await all_of(loading, _trouble(client))
@@ -227,14 +227,14 @@ async def _trouble(client: Client) -> str | None:
     return None
 
 
-async def watch_status(client: Client, keys: Keys, *, tick_s: float = 1.0) -> AsyncGenerator[Status]:
+async def watch_status(client: Client, keys: Keys, *, tick_s: float = 1.0) -> AsyncGenerator[RunStatus]:
     """A status at once, then after every change of state, config or rendezvous, and every `tick_s` seconds, endlessly.
 
     At most ten per second. If a read takes long, it pauses ten times as long, unless the run's state changes. If etcd's
     history went back and etcd holds nothing of the run, it waits 30 s for the ranks to write back what they hold.
     Close it (`contextlib.aclosing`) when you leave.
     """
-    now: Status | None = None
+    now: RunStatus | None = None
     lost_at: float | None = None
     while True:
         began, changes = time.monotonic(), client.history.changes
@@ -263,11 +263,11 @@ async def watch_status(client: Client, keys: Keys, *, tick_s: float = 1.0) -> As
                     now = await status(client, keys)
 
 
-def status_of(cache: RunCache, endpoint: str) -> Status:
+def status_of(cache: RunCache, endpoint: str) -> RunStatus:
     """The status, from a cache with members, metrics, rendezvous and starts. Pure."""
     view, leader = cache.view, cache.leader
     members = [item.member for item in cache.members.values()]
-    return Status(
+    return RunStatus(
         run=cache.keys.run,
         namespace=cache.keys.namespace,
         endpoint=endpoint,

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from instep.control._report import Report
+from instep.control._report import JsonReport
 from instep.etcd import KeyValue
 from instep.protocol.keys import Keys
 from instep.protocol.records import Elastic, Member, format_ranks
@@ -124,7 +124,7 @@ class Rendezvous:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeReport(Report):
+class NodeReport(JsonReport):
     """A node of the round. `ranks`, `restarts` and `max_restarts` are those of its workers, None if these do not call
     `instep.join`."""
 
@@ -139,7 +139,7 @@ class NodeReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class NodeAsking(Report):
+class NodeAsking(JsonReport):
     """A node that waits without a seat in the round. `spare`: the round is full, so it waits for a node to leave."""
 
     node: str
@@ -149,7 +149,7 @@ class NodeAsking(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class RendezvousReport(Report):
+class RendezvousReport(JsonReport):
     """`--rdzv-backend=etcd3`. `round` is the number of the last round, 0 before the first; `size` its number of nodes,
     0 after the run is closed; `present` the number of registered nodes, spares included; `needed` how many more nodes
     the next round needs.
@@ -185,7 +185,7 @@ class RendezvousReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class RestartsReport(Report):
+class RestartsReport(JsonReport):
     """The restarts of the node with the fewest left, among those with live workers; each node counts its own.
     `everywhere`: all nodes have the same count and limit."""
 

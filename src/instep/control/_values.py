@@ -9,7 +9,7 @@ from typing import Literal
 
 from instep.control._cache import RunCache
 from instep.control._read import load
-from instep.control._report import Report, closest
+from instep.control._report import JsonReport, closest
 from instep.control._runs import require_run
 from instep.errors import ConfigError, SettingsError
 from instep.etcd import Client
@@ -158,7 +158,7 @@ def _safe(argument: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Value(Report):
+class ValueStatus(JsonReport):
     """One hyperparameter. `agreed` is what every rank has, `desired` what was written last.
 
     `state` is pending or rejected if the desired value differs from the agreed one, and `why` then says what it waits
@@ -178,13 +178,13 @@ class Value(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class Values(Report):
+class ValuesReport(JsonReport):
     run: str
     revision: int
-    values: tuple[Value, ...]
+    values: tuple[ValueStatus, ...]
 
 
-async def get(client: Client, keys: Keys, name: str | None = None) -> Values:
+async def get(client: Client, keys: Keys, name: str | None = None) -> ValuesReport:
     """All hyperparameters of a run, or one. Raises RunNotFound, or ConfigError for a name that the run lacks."""
     if name is not None:
         check_hyperparameter_name(name)
@@ -198,17 +198,17 @@ async def get(client: Client, keys: Keys, name: str | None = None) -> Values:
             reason = unknown_name(name, (value.name for value in found))
             raise ConfigError(f"{name}: {reason}", problems={name: reason})
         found = one
-    return Values(keys.run, cache.revision, found)
+    return ValuesReport(keys.run, cache.revision, found)
 
 
-def values_of(cache: RunCache) -> tuple[Value, ...]:
+def values_of(cache: RunCache) -> tuple[ValueStatus, ...]:
     """In the order of the schema, then by name; needs the members to say why a value waits."""
     agreed = cache.agreed.values if cache.agreed else {}
     names = dict.fromkeys((*cache.schema.names, *sorted({*agreed, *cache.desired})))
     return tuple(_value_of(cache, name) for name in names)
 
 
-def _value_of(cache: RunCache, name: str) -> Value:
+def _value_of(cache: RunCache, name: str) -> ValueStatus:
     agreed = cache.agreed.values if cache.agreed else {}
     item = cache.desired.get(name)
     state: ValueState = "agreed"
@@ -218,7 +218,7 @@ def _value_of(cache: RunCache, name: str) -> Value:
         desired, usable = _desired_value(cache, item)
         if not (usable and name in agreed and same(agreed[name], desired)):
             state, why = _why(cache, item)
-    return Value(
+    return ValueStatus(
         name=name,
         state=state,
         agreed=agreed.get(name),

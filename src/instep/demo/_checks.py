@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from instep.control import ChangeReceipt, Report, format_changes
+from instep.control import ChangeReceipt, JsonReport, format_changes
 from instep.demo._records import BaselineRecord, RankRecord
 from instep.rendezvous.records import Round
 
 
 @dataclass(frozen=True, slots=True)
-class Steered(Report):
+class Steered(JsonReport):
     """One change by the operator: the tool that made it, and its receipt."""
 
     by: str
@@ -19,7 +19,7 @@ class Steered(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class RefusedValue(Report):
+class RefusedValue(JsonReport):
     """An invalid value: the reason given, and what etcd held before and after."""
 
     asked: str
@@ -30,7 +30,7 @@ class RefusedValue(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class Takeover(Report):
+class Takeover(JsonReport):
     """The rank that wrote the checkpoint of `step` was killed; `by_rank` became leader `took_ms` later."""
 
     step: int
@@ -42,7 +42,7 @@ class Takeover(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class Pause(Report):
+class Pause(JsonReport):
     """The run was paused before `step` for `stood_s` seconds."""
 
     step: int
@@ -50,7 +50,7 @@ class Pause(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class Stop(Report):
+class Stop(JsonReport):
     """One rank got SIGTERM. `checkpoint` is the newest committed step after it, `code` torchrun's exit code."""
 
     rank: int
@@ -91,7 +91,7 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
-class Check(Report):
+class Check(JsonReport):
     claim: str
     how: str
     found: str

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from instep.control import Entry, Keys, Status, format_value, watch_status
+from instep.control import HistoryEntry, Keys, RunStatus, format_value, watch_status
 from instep.demo._checks import Check
 from instep.errors import RunNotFound
 from instep.etcd import Client
@@ -134,9 +134,9 @@ class TrainingProgress:
     """
 
     def __init__(self, client: Client, keys: Keys, show: Callable[[TrainingProgress], None]) -> None:
-        self.status: Status | None = None
+        self.status: RunStatus | None = None
         self.losses: list[float] = []
-        self.entries: list[Entry] = []
+        self.entries: list[HistoryEntry] = []
         self._client = client
         self._keys = keys
         self._show = show
@@ -187,7 +187,7 @@ class TrainingProgress:
             await asyncio.sleep(_POLL_S)
         self._reported = (-1, 0.0)
 
-    def _take(self, status: Status) -> None:
+    def _take(self, status: RunStatus) -> None:
         self.status = status
         if status.steps is not None and status.steps.lowest > self._reported[0]:
             self._reported = (status.steps.lowest, time.monotonic())
