@@ -17,7 +17,7 @@ from instep.control._read import PAGE_SIZE, load
 from instep.control._report import JsonReport, closest, counted
 from instep.control._runs import require_run, run_names, run_not_found, state_of_workers
 from instep.errors import CommandRefused, EtcdFull, EtcdUnavailable, NotRunning, SettingsError
-from instep.etcd import Client, Compare, Listing, Op
+from instep.etcd import Client, Compare, Op
 from instep.names import check_action_name
 from instep.protocol.commands import directive_after
 from instep.protocol.keys import Keys
@@ -174,12 +174,7 @@ async def _read(client: Client, keys: Keys, command: Command) -> RunCache:
         ops.append(Op.range(keys.metrics, limit=_RANKS_READ))
     if argument == "checkpoint":
         ops.append(Op.range(keys.checkpoints))
-    result = await client.txn([], ops)
-    cache = RunCache(keys)
-    for part in result.results:
-        if isinstance(part, Listing):
-            cache.put_all(part.kvs)
-    cache.revision = result.revision
+    cache = RunCache.of_txn(keys, await client.txn([], ops))
     if cache.empty:
         raise run_not_found(keys, await run_names(client, keys.namespace))
     if cache.live and not _view_is_alive(cache) and everyone:
