@@ -74,6 +74,16 @@ def test_a_damaged_document_is_no_document(kind: type[Record], text: bytes) -> N
     assert kind.decode_or_none(None) is None
 
 
+@pytest.mark.parametrize("document", [plan(3, name="@"), agreed({"name": "@"})], ids=["plan", "agreed"])
+@pytest.mark.parametrize("text", [b"\\ud800", b"\xed\xa0\x80"])
+def test_a_document_with_a_lone_surrogate_is_no_document(document: Plan | Agreed, text: bytes) -> None:
+    """It has no UTF-8 form, so no digest."""
+    whole = document.encode().encode()
+    assert whole.count(b"@") > 0
+    assert type(document).decode_or_none(whole.replace(b"@", text)) is None
+    assert type(document).decode_or_none(whole) == document
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 @given(data=st.data())
 def test_a_document_cut_or_altered_anywhere_is_read_or_is_none(kind: type[Record], data: st.DataObject) -> None:

@@ -65,8 +65,11 @@ class Document:
 
     @classmethod
     def decode(cls, text: str | bytes) -> Self:
-        """Raises ValueError: WireError where the text is JSON, but no such document."""
-        return from_json(cls, json.loads(text))
+        """Raises ValueError: WireError where the text is JSON, but no such document; UnicodeEncodeError where it has a
+        lone surrogate, because such a document can be neither stored nor digested."""
+        document = from_json(cls, json.loads(text))
+        document.encode().encode()
+        return document
 
     @classmethod
     def decode_or_none(cls, text: str | bytes | None) -> Self | None:

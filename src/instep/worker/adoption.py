@@ -5,12 +5,12 @@ The list of files in each directory identifies its checkpoint, so the record can
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from instep.wire.codec import WireError, from_json
 from instep.wire.documents import Manifest
 from instep.worker.manifest import COMMITTED, MANIFEST, Listed, Owners, verified
 from instep.worker.slot import place_of
@@ -85,6 +85,6 @@ def _record_of(path: Path, listed: Listed) -> Manifest | str:
     """The record for etcd, or the reason why the list cannot be used."""
     files = {"files": len(listed.files), "bytes": listed.bytes, "digest": listed.digest, "path": str(path)}
     try:
-        return from_json(Manifest, {**listed.about, **files})
-    except WireError as error:
+        return Manifest.decode(json.dumps({**listed.about, **files}))
+    except ValueError as error:
         return f"its list of files is damaged: {error}"
