@@ -81,6 +81,16 @@ def test_a_leader_that_connects_after_another_rank_loses_no_lead_to_it(folder: R
     assert nominate(named, connected, now, timeout_s=1.0, leads=True, rivals=False) == named
 
 
+def test_text_in_any_script_is_kept_whatever_the_locale(folder: RuntimeFolder) -> None:
+    """An agent inherits the locale of a training, and a schema may hold text that has no UTF-8 form."""
+    persisted_workers = PersistedWorkersFile(folder)
+    kept = worker(0, os.getpid())
+    kept.schema = Schema({**(SCHEMA.document or {}), "description": "3e-4 → 1e-4 \ud800"})
+    persisted_workers.save([kept])
+    assert folder.persisted_workers.read_bytes().isascii()
+    assert [item.schema.document for item in loaded(persisted_workers)] == [kept.schema.document]
+
+
 def test_only_those_that_train_are_kept(folder: RuntimeFolder) -> None:
     """One that waits to join comes by itself, and one whose pid cannot be seen could not be watched."""
     persisted_workers = PersistedWorkersFile(folder)

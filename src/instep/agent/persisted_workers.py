@@ -6,6 +6,7 @@ a dead rank never reaches one, and the dead rank could not be replaced.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +19,7 @@ from instep.protocol.records import Agreed, Member, Plan
 from instep.protocol.schema import Schema
 from instep.runtime import RuntimeFolder
 from instep.version import VERSION
-from instep.wire.codec import Document
+from instep.wire.codec import Document, from_json, to_json
 
 log = logging.getLogger("instep")
 
@@ -70,7 +71,7 @@ class PersistedWorkersFile(PersistedWorkers):
         kept = tuple(_entry(worker) for worker in workers if worker.view and worker.connection.pid > 0)
         part = self._path.with_suffix(".part")
         try:
-            part.write_text(Kept(self._folder.place(), kept).encode())
+            part.write_text(json.dumps(to_json(Kept(self._folder.place(), kept))), encoding="ascii")
             part.replace(self._path)
         except OSError as error:
             log.warning("the list of workers %s cannot be written: %s", self._path, error)
@@ -90,7 +91,7 @@ class PersistedWorkersFile(PersistedWorkers):
     def _living(self) -> list[Entry]:
         """Entries of processes that still run."""
         try:
-            kept = Kept.decode(self._path.read_text())
+            kept = from_json(Kept, json.loads(self._path.read_bytes()))
         except FileNotFoundError:
             return []
         except (OSError, ValueError) as error:
