@@ -98,6 +98,43 @@ def test_a_leader_whose_key_was_deleted_by_hand_learns_it_and_is_fenced_off(etcd
     run(main())
 
 
+def test_a_key_on_no_lease_holds_up_nobody(etcd: EtcdServer, namespace: str) -> None:
+    """No process stands behind it, so nothing but a candidate would ever remove it."""
+
+    async def main() -> None:
+        async with station(etcd.endpoints) as (a, ours), station(etcd.endpoints) as (b, theirs):
+            await a.put(f"{namespace}/stray", "written by hand")
+            first, second = Election(a, ours, namespace), Election(b, theirs, namespace)
+            async with asyncio.timeout(10):
+                fence = await first.campaign("a")
+            waiting = asyncio.create_task(second.campaign("b"))
+            await until(lambda: _count(a, namespace, 2))
+            await a.put(fence.key, "written by hand")
+            async with asyncio.timeout(10):
+                await first.lost(fence)
+                assert (await waiting).token > fence.token
+            assert [item.text for item in await keys(a, namespace)] == ["b"]
+
+    run(main())
+
+
+def test_a_candidate_that_somebody_wrote_over_stands_again(etcd: EtcdServer, namespace: str) -> None:
+    async def main() -> None:
+        async with station(etcd.endpoints) as (a, ours), station(etcd.endpoints) as (b, theirs):
+            first, second = Election(a, ours, namespace), Election(b, theirs, namespace)
+            await first.campaign("a")
+            waiting = asyncio.create_task(second.campaign("b"))
+            await until(lambda: _count(a, namespace, 2))
+            entered = max(await keys(a, namespace), key=lambda item: item.create_revision)
+            await a.put(entered.key, "written by hand")
+            await first.resign()
+            async with asyncio.timeout(10):
+                assert (await waiting).token > entered.create_revision
+            assert [(item.text, item.lease) for item in await keys(a, namespace)] == [("b", theirs.lease_id)]
+
+    run(main())
+
+
 def test_a_candidate_whose_session_was_lost_stands_again(etcd: EtcdServer, namespace: str) -> None:
     async def main() -> None:
         async with station(etcd.endpoints) as (a, ours), station(etcd.endpoints, ttl_s=2) as (b, theirs):

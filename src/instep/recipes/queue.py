@@ -6,6 +6,7 @@ wakes one, not all. Unlike there, the lease is checked after every wait (etcd is
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -17,6 +18,8 @@ from instep.recipes.naming import as_prefix
 from instep.recipes.retry import PASSING, Retry
 from instep.recipes.session import Session
 from instep.tasks import first_of
+
+log = logging.getLogger("instep")
 
 GONE: Final = ".gone/"
 MOST_REMOVED: Final = 40
@@ -141,7 +144,11 @@ class Queue:
         if place is None or entry is None:
             return None
         if place.before:
-            gone = self._deleted(place.before[-1].key, revision + 1)
+            ahead = place.before[-1]
+            if not ahead.lease:
+                await self._remove_stray(ahead)
+                return None
+            gone = self._deleted(ahead.key, revision + 1)
             await first_of(gone, self._session.wait_lost(entry.lease_id))
             return None
         return self._fence(entry, place)
@@ -203,12 +210,19 @@ class Queue:
         entered = entry is not None and entry.entered
         listing = await self._client.range(self.prefix)
         queue = in_order(listing.kvs, self.prefix)
-        place = None if entry is None else position_of(entry.key, queue)
-        if entry is not self._entry:
+        if entry is None or entry is not self._entry:
             return None, listing.revision
-        if place is None and entered:
-            self._drop()  # it was deleted, or its lease ended
+        place = position_of(entry.key, queue)
+        stray = any(item.key == entry.key and not item.lease for item in queue)
+        if stray or (place is None and entered):
+            self._drop()  # it was deleted or written over, or its lease ended
+            return None, listing.revision
         return place, listing.revision
+
+    async def _remove_stray(self, item: KeyValue) -> None:
+        """An entry on no lease was written, or written over, by somebody else, and would never end."""
+        log.warning("%s is removed: it is on no lease, so it was written by hand and would never end", item.key)
+        await self._client.txn([Compare.mod_revision(item.key, "==", item.mod_revision)], [Op.delete(item.key)])
 
     def _fence(self, entry: QueueEntry, place: QueuePosition) -> Fence | None:
         """The fence, only at the front and with a lease that is valid now, after the wait."""
@@ -246,7 +260,8 @@ class Queue:
         return not self._former
 
     async def _deleted(self, key: str, revision: int) -> None:
+        """Returns when the key is deleted, or is on no lease any more."""
         async with self._client.watch(key, prefix=False, start_revision=revision) as watch:
             async for batch in watch:
-                if any(event.kind == "delete" for event in batch.events):
+                if any(event.kind == "delete" or not event.kv.lease for event in batch.events):
                     return
