@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from typing import Any, cast
 
 import pytest
 
-from instep.errors import SettingsError
-from instep.etcd import KeyValue
+from instep.errors import EtcdUnavailable, LeaseLost, SettingsError
+from instep.etcd import Client, KeyValue
 from instep.recipes.election import incumbent_of
 from instep.recipes.group import members_of
 from instep.recipes.naming import as_prefix, check_name, check_timeout
-from instep.recipes.queue import QueueEntry, QueuePosition, in_order, position_of, removals
+from instep.recipes.queue import Queue, QueueEntry, QueuePosition, in_order, position_of, removals
+from instep.recipes.session import Session
 
 
 def key(name: str, created: int, value: str = "", lease: int = 1) -> KeyValue:
@@ -44,6 +46,28 @@ def test_only_a_doubtful_entry_on_the_lease_at_hand_needs_a_tombstone() -> None:
     texts = [op.text for op in removals([sure, doubtful], "q/", 1)]
     assert texts == ["delete q/a", "delete q/b", "put q/.gone/b"]
     assert [op.text for op in removals([doubtful], "q/", 2)] == ["delete q/b"]
+
+
+def test_who_waits_for_its_turn_is_told_that_the_session_has_ended_while_etcd_is_away() -> None:
+    class EndedSession:
+        """It had a lease when the wait began."""
+
+        looks = 0
+        lease_id = 0
+
+        async def wait_lease(self) -> int:
+            self.looks += 1
+            if self.looks > 1:
+                raise LeaseLost("The session has ended.", lease_id=0)
+            return 1
+
+    class NoEtcd:
+        async def range(self, prefix: str) -> None:
+            raise EtcdUnavailable("no endpoint answers")
+
+    queue = Queue(cast(Client, NoEtcd()), cast(Session, EndedSession()), "/q")
+    with pytest.raises(LeaseLost):
+        asyncio.run(asyncio.wait_for(queue.win("x"), 2.0))
 
 
 # -- names -------------------------------------------------------------------------------------------------------------

@@ -159,7 +159,13 @@ class Queue:
         fence = None
         while fence is None:
             await self._session.wait_lease()
-            fence = await retry.run(lambda: self._attempt(value))
+            try:
+                await self.enter(value)
+                fence = await self.turn()
+            except InstepError as error:
+                await retry.failed(error)
+            else:
+                retry.succeeded()
         return fence
 
     async def gone(self, fence: Fence) -> None:
@@ -181,10 +187,6 @@ class Queue:
         await self._session.clean_up(self._remove_some, f"an entry of {self.prefix}")
 
     # -- inside -----------------------------------------------------------------------------------------------------
-
-    async def _attempt(self, value: str) -> Fence | None:
-        await self.enter(value)
-        return await self.turn()
 
     async def _inherit(self, entry: QueueEntry) -> bool:
         """Moves an equal entry of the former lease to this lease: a put keeps the create revision, which is the token.
