@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from instep.control import ChangeReceipt, HistoryEntry, RunStatus, RunSummary
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "instep"
@@ -50,6 +54,19 @@ def test_make_targets_exist() -> None:
         if page.name != "bugs.md":
             named = re.findall(r"(?:`|^|\n)make ([a-z-]+)", page.read_text(encoding="utf-8"))
             assert {name for name in named if name not in targets} == set(), page.name
+
+
+@pytest.mark.parametrize(
+    ("section", "kind"),
+    [("runs", RunSummary), ("status", RunStatus), ("set", ChangeReceipt), ("history", HistoryEntry)],
+    ids=lambda item: item if isinstance(item, str) else item.__name__,
+)
+def test_every_key_of_a_json_document_is_described(section: str, kind: type[Any]) -> None:
+    text = (DOCS / "howto" / "command-line.md").read_text(encoding="utf-8")
+    part = text.partition(f"\n### {section}\n")[2].partition("\n### ")[0]
+    described = set(re.findall(r"`([a-z_]+)`", part))
+    shown = {field.name for field in fields(kind) if field.metadata.get("json", True)}
+    assert shown - described == set()
 
 
 def test_the_documents_are_in_plain_english() -> None:

@@ -14,6 +14,7 @@ from instep.control import Keys, RunHistory, Runs, RunStatus, get, history, runs
 from instep.control._runs import run_names
 from instep.errors import ConfigError, RunNotFound, SettingsError
 from instep.etcd import Client, Op
+from instep.protocol.commands import PendingCommand, declined
 from instep.testing import EtcdServer
 
 
@@ -146,6 +147,31 @@ def test_a_status_says_why_a_desired_value_is_not_the_agreed_one(etcd: EtcdServe
         "missing": "it waits for rank 1, which is missing",
         "dead": "no worker is alive; the next start of the run takes it",
     }
+
+
+def test_a_key_that_names_no_hyperparameter_is_not_said_to_wait(etcd: EtcdServer, namespace: str) -> None:
+    async def work(client: Client) -> dict[str, str | None]:
+        keys = Keys(namespace, "gpt-a")
+        await RunInEtcd(client, keys).join()
+        await client.put(keys.config_of(""), "1")
+        await client.put(keys.config_of("a name"), "1")
+        values = (await get(client, keys)).values
+        return {value.name: value.why for value in values if value.state == "rejected"}
+
+    why = "no hyperparameter can have this name, so the run ignores the key: delete it"
+    assert with_client(etcd, work) == {"": why, "a name": why}
+
+
+def test_a_command_that_nobody_could_read_is_not_told_as_another_one(etcd: EtcdServer, namespace: str) -> None:
+    async def work(client: Client) -> RunHistory:
+        keys = Keys(namespace, "gpt-a")
+        await RunInEtcd(client, keys).join()
+        pending = PendingCommand.read("c1", await client.put(keys.command("c1"), "nonsense"), b"nonsense")
+        await client.put(keys.declined_of("c1"), declined(pending, pending.problem).encode())
+        return await history(client, keys)
+
+    (entry,) = with_client(etcd, work).entries
+    assert (entry.outcome, entry.kind, entry.what, entry.reason) == ("declined", "unknown", "unknown command", None)
 
 
 def test_a_status_of_10240_ranks_stays_small(etcd: EtcdServer, namespace: str) -> None:

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from instep.agent.leader_cache import LeaderCache
 from instep.agent.state import RunState
+from instep.command_kinds import describe
 from instep.errors import EtcdDenied, EtcdUnavailable, InstepError
 from instep.etcd import Client
 from instep.protocol.actions import (
@@ -42,6 +43,7 @@ from instep.protocol.transactions import for_action
 from instep.recipes.fence import Fence
 from instep.recipes.retry import SERVICE, Retry
 from instep.tasks import first_of
+from instep.text import one_line
 
 log = logging.getLogger("instep")
 
@@ -211,9 +213,10 @@ class Leadership:
                 for item in action.rejections:
                     log.warning("%s=%s is rejected: %s", item.name, item.value, item.reason)
             case DeclineCommands():
-                for _, declined in action.declined[:DECLINED_LOGGED]:
+                for name, declined in action.declined[:DECLINED_LOGGED]:
                     command = declined.command
-                    log.warning("%s %s is declined: %s", command.kind, command.name or "", declined.why)
+                    what = describe(command.kind, command.name) if command else f"command {one_line(name)}"
+                    log.warning("%s is declined: %s", what, declined.why)
                 if len(action.declined) > DECLINED_LOGGED:
                     log.warning("%d more commands are declined", len(action.declined) - DECLINED_LOGGED)
             case OfferCheckpoint():

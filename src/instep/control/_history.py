@@ -35,6 +35,8 @@ from instep.text import one_line
 DEFAULT_LIMIT = 20
 MAX_LIMIT = 1000
 _RECEIPTS_READ = 20
+UNKNOWN = "unknown"
+"""The kind of a command that could not be read."""
 
 EntryOutcome = Literal["open", "committed", "applied", "started", "aborted", "rejected", "declined"]
 """open: not decided. committed: decided, not yet applied everywhere. started: made while no rank trained, and a view
@@ -74,7 +76,8 @@ class HistoryEntry(JsonReport):
     change_id: str | None
     attempts: tuple[Attempt, ...] = ()
     kind: str = "config"
-    """The command's name; `config` for a change. `name` is then the action, or the checkpoint to go back to."""
+    """The command's name; `config` for a change, `unknown` for a command that could not be read. `name` is the action,
+    or the checkpoint to go back to."""
     name: str | None = None
     save: bool | None = None
     """For a stop: whether a checkpoint is saved first."""
@@ -149,6 +152,8 @@ def entries_of(cache: RunCache) -> tuple[HistoryEntry, ...]:
 
 def what_of(changes: tuple[ValueChange, ...], kind: str, name: str | None, save: bool | None) -> str:
     """`lr 3e-4 → 1e-4`, or `act evaluate`."""
+    if kind == UNKNOWN:
+        return "unknown command"
     return format_changes(changes) if kind == "config" else describe(kind, name, save=save is not False)
 
 
@@ -272,14 +277,14 @@ def _declined(command_id: str, record: Declined) -> HistoryEntry:
     command = record.command
     return HistoryEntry(
         outcome="declined",
-        author=command.author,
-        reason=command.reason,
+        author=command.author if command else None,
+        reason=command.reason if command else None,
         refusal=one_line(record.why),
         revision=record.revision,
         change_id=command_id,
-        kind=command.kind,
-        name=command.name,
-        save=command.save if "save" in COMMAND_KINDS[command.kind].options else None,
+        kind=command.kind if command else UNKNOWN,
+        name=command.name if command else None,
+        save=command.save if command and "save" in COMMAND_KINDS[command.kind].options else None,
     )
 
 

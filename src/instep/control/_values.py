@@ -13,7 +13,7 @@ from instep.control._report import JsonReport, closest
 from instep.control._runs import require_run
 from instep.errors import ConfigError, SettingsError
 from instep.etcd import Client
-from instep.names import MAX_VALUE_BYTES, check_hyperparameter_name
+from instep.names import MAX_VALUE_BYTES, check_hyperparameter_name, is_hyperparameter_name
 from instep.protocol.desired import DesiredValue
 from instep.protocol.keys import Keys
 from instep.protocol.records import format_ranks
@@ -239,6 +239,8 @@ def _desired_value(cache: RunCache, item: DesiredValue) -> tuple[Scalar, bool]:
 
 
 def _why(cache: RunCache, item: DesiredValue) -> tuple[ValueState, str]:
+    if not is_hyperparameter_name(item.name):
+        return "rejected", "no hyperparameter can have this name, so the run ignores the key: delete it"
     record = cache.rejected.get(item.name)
     if record is not None and record.revision == item.revision:
         return "rejected", one_line(record.reason)

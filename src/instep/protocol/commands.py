@@ -38,11 +38,6 @@ class PendingCommand:
             return cls(id, revision, None, problem)
         return cls(id, revision, Command.decode_or_none(document))
 
-    @property
-    def readable(self) -> Command:
-        """The command, or a placeholder for a document that cannot be read."""
-        return self.command or Command(kind="checkpoint", reason="not readable")
-
 
 def oldest(pending_commands: Iterable[PendingCommand]) -> PendingCommand | None:
     return min(pending_commands, key=_age, default=None)
@@ -99,7 +94,7 @@ def directive_of_fresh_view(course: Directive, *, ended: bool) -> Directive:
 
 
 def declined(pending: PendingCommand, why: str) -> Declined:
-    return Declined(command=pending.readable, revision=pending.revision, why=why[:1000])
+    return Declined(command=pending.command, revision=pending.revision, why=why[:1000])
 
 
 def outdated(revisions: Mapping[str, int]) -> tuple[str, ...]:

@@ -37,7 +37,8 @@ class Command(Record):
 class Declined(Record):
     """A command that was declined, and why."""
 
-    command: Command
+    command: Command | None = None
+    """None if its document could not be read."""
     revision: int
     """The revision that wrote the command."""
     why: str
