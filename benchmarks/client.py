@@ -37,7 +37,7 @@ def _figures(name: str, ours: list[float], bare: list[float]) -> list[Figure]:
             measure=f"{name}: Client / raw stub",
             value=median(ours) / median(bare),
             target=1.1,
-            note=f"{len(ours)} calls of each in turn on one event loop; etcd without fsync; raw: no time-outs",
+            note=f"{len(ours)} calls of each in turn on one event loop; etcd without fsync; raw: no timeouts",
         ),
     ]
 

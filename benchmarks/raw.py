@@ -10,7 +10,7 @@ from instep.etcd._grpc import aio
 
 
 class RawStub:
-    """One channel with grpc's own options; no time-out, no repetition, no credentials."""
+    """One channel with grpc's own options; no timeout, no repetition, no credentials."""
 
     def __init__(self, endpoint: str) -> None:
         self._channel = aio.insecure_channel(endpoint.removeprefix("http://"))

@@ -87,7 +87,7 @@ def counts_of(testbed: Testbed, history: RunHistory) -> dict[str, int]:
         "views": history.views,
         "terms of leaders": history.terms,
         "fresh starts of all ranks": ranks.epoch - 1,
-        "of them for a collective's time-out": testbed.monitor.collective_timeouts,
+        "of them for a collective's timeout": testbed.monitor.collective_timeouts,
         "calls of clients": testbed.calls.count,
         "calls that failed": testbed.calls.failures,
         "resumes of the watch": testbed.watcher.resumes,

@@ -1,4 +1,4 @@
-"""Every call of the clients beside the run is timed: each must end within its time-out and a second."""
+"""Every call of the clients beside the run is timed: each must end within its timeout and a second."""
 
 from __future__ import annotations
 
@@ -56,4 +56,4 @@ class TimedCalls:
             over_s = now - began - timeout_s - late_s - (self._lag_s - lag_s)
             self.longest_over_s = max(self.longest_over_s, over_s)
             if over_s > GRACE_S and len(self.overruns) < MAX_KEPT:
-                self.overruns.append(f"{what} ended {over_s:.1f} s after its time-out of {timeout_s:g} s")
+                self.overruns.append(f"{what} ended {over_s:.1f} s after its timeout of {timeout_s:g} s")

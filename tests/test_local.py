@@ -64,7 +64,7 @@ def test_the_one_that_runs_is_returned_and_said_so(port: int) -> None:
     first = local.start(port=port)
     said: list[str] = []
     assert local.start(port=port, tell=said.append) == first
-    assert "runs already" in said[0]
+    assert "is already running" in said[0]
     assert local.serve(tell=said.append) == first
 
 

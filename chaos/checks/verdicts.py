@@ -193,7 +193,7 @@ def _finding(promise: str, verdict: Verdict) -> Finding:
 
 def _calls(testbed: Testbed) -> Finding:
     calls = testbed.calls
-    return Finding("Every call ends within its time-out and a second", f"{calls.count} calls", tuple(calls.overruns))
+    return Finding("Every call ends within its timeout and a second", f"{calls.count} calls", tuple(calls.overruns))
 
 
 def longest_boundary_s(testbed: Testbed) -> float:

@@ -349,7 +349,7 @@ end:
        receipts = 0 }
 
 #ifndef MUTANT_WAIT_AT_GATE
-     /* A time-out may come at any moment. */
+     /* A timeout may come at any moment. */
   :: atomic { OPEN(plans) -> decide(plans, ABORT) }
 #endif
 

@@ -419,7 +419,7 @@ end:
               ACKED(0) && ACKED(1) && MAY_DECIDE(NEWEST) ->
        etcd.decision[etcd.newest] = COMMIT; etcd.agreed = NEWEST }
 
-     /* Its abort: a time-out, a worker that is late or holds something else. */
+     /* Its abort: a timeout, a worker that is late or holds something else. */
   :: atomic { etcd.token % 2 == me && read_token == 0 && CALM && OPEN && MAY_DECIDE(NEWEST) ->
        etcd.decision[etcd.newest] = ABORT }
 

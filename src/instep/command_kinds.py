@@ -102,7 +102,7 @@ class CommandKind:
 def why_refused(given: CommandFields, now: Conditions) -> str | None:
     """Why the command cannot be carried out now; None if it can."""
     if now.directive.ends_at is not None:
-        return f"the run stops before step {now.directive.ends_at} already"
+        return f"the run already stops before step {now.directive.ends_at}"
     return COMMAND_KINDS[given.kind].refuses(given, now)
 
 
@@ -114,7 +114,7 @@ def describe(kind: str, name: str | None, *, save: bool = True, node: str | None
 
 
 def _refuse_pause(given: CommandFields, now: Conditions) -> str | None:
-    return None if now.directive.paused_at is None else "the run is paused already"
+    return None if now.directive.paused_at is None else "the run is already paused"
 
 
 def _refuse_resume(given: CommandFields, now: Conditions) -> str | None:
@@ -132,12 +132,12 @@ def _refuse_restore(given: CommandFields, now: Conditions) -> str | None:
         there = ", ".join(list(now.checkpoints)[-5:]) or "none"
         return f"there is no checkpoint {given.name!r}; there are {there} (instep checkpoints)"
     if now.some_left:
-        return "a rank has ended its training already and cannot go back: restart the run"
+        return "a rank has already ended its training and cannot go back: restart the run"
     return None
 
 
 def _refuse_action(given: CommandFields, now: Conditions) -> str | None:
-    return None if given.name else "it names no action"
+    return None if given.name else "it does not name an action"
 
 
 def _pause(given: CommandFields, takes: Takes) -> Directive:

@@ -173,7 +173,7 @@ def _running_one(tell: Tell) -> LocalEtcd | None:
         raise EtcdError(
             f"the local etcd (pid {known.pid}) does not answer at {known.endpoint}: stop it with `instep local --stop`"
         )
-    tell(f"etcd {known.version} runs already at {known.endpoint} (pid {known.pid}), data in {known.data_dir}")
+    tell(f"etcd {known.version} is already running at {known.endpoint} (pid {known.pid}), data in {known.data_dir}")
     return known
 
 
@@ -226,8 +226,10 @@ def _alone() -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise EtcdError(f"another start holds {file.name}: wait for it, or stop it") from None
-                time.sleep(_POLL_S)  # flock has no time-out
+                    raise EtcdError(
+                        f"another 'instep local' is starting and holds {file.name}: wait for it, or stop it"
+                    ) from None
+                time.sleep(_POLL_S)  # flock has no timeout
         yield
 
 

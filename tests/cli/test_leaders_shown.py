@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from instep.cli._output import facts_console, plain
-from instep.cli._tables import TAKE_OVERS_SHOWN, leaders_table, take_overs
+from instep.cli._tables import LEADER_CHANGES_SHOWN, leader_changes, leaders_table
 from instep.control import Leading
 from instep.protocol.records import CAME_FIRST
 
@@ -38,5 +38,7 @@ def test_what_another_wrote_cannot_move_the_cursor() -> None:
 
 
 def test_the_start_of_a_run_is_no_take_over_and_a_long_history_is_cut() -> None:
-    assert take_overs([leading(2, CAME_FIRST, 1), leading(1, None, None)]) == []
-    assert len(take_overs([leading(term, "it left", term - 1) for term in range(30, 1, -1)])) == TAKE_OVERS_SHOWN
+    assert leader_changes([leading(2, CAME_FIRST, 1), leading(1, None, None)]) == []
+    assert (
+        len(leader_changes([leading(term, "it left", term - 1) for term in range(30, 1, -1)])) == LEADER_CHANGES_SHOWN
+    )

@@ -173,7 +173,11 @@ async def _abandoned(rendezvous: RendezvousInEtcd) -> None:
         (_closed, ["gpt-a  closed", "torchrun  closed by host-\\x1b[2J0 after round 2, 1 restart after failures"]),
         (
             _abandoned,
-            ["gpt-a  stopped", "torchrun  no node is there, and round 2 was not closed", "  0  host-0, pid 100  lost"],
+            [
+                "gpt-a  stopped",
+                "torchrun  no node is present, and round 2 was not closed",
+                "  0  host-0, pid 100  lost",
+            ],
         ),
     ],
 )

@@ -88,7 +88,7 @@ def test_at_a_terminal_no_wait_returns_at_once(etcd: EtcdServer, namespace: str,
 
 def test_nobody_waits_for_a_run_without_workers(etcd: EtcdServer, namespace: str, env: dict[str, str]) -> None:
     happens(etcd, namespace, lambda run: run.die())
-    takes_it = "no worker of gpt-a is alive: the next start of the run takes it"
+    takes_it = "no worker of gpt-a is alive: the next start of the run uses it"
     code, printed = OnTerminal("set", "gpt-a", "lr=1e-4", env=env).ended()
     assert (code, takes_it in printed) == (0, True)
     asked = instep("set", "gpt-a", "lr=2e-4", "--wait", "--json", env=env)
@@ -117,7 +117,7 @@ def test_the_wait_ends_when_no_worker_is_alive_any_more(etcd: EtcdServer, namesp
         await run.die()
         receipt = await _last(client, keys, written)
         assert receipt.outcome == "stopped"
-        assert receipt.sentence.endswith("not applied, no worker of the run is alive; its next start takes it")
+        assert receipt.sentence.endswith("not applied, no worker of the run is alive; its next start uses it")
 
     happens(etcd, namespace, story)
 

@@ -105,7 +105,7 @@ def test_a_history_tells_each_epoch_and_marks_what_was_written_back(etcd: EtcdSe
         assert found is not None
         plan = {**json.loads(found.value), "restored": 1}
         settled = WENT_BACK.model_copy(update={"settled": True, "plan": 2})
-        adopted = Epoch(number=2, why="checkpoints were adopted of which etcd knew nothing", author="ann", settled=True)
+        adopted = Epoch(number=2, why="checkpoints that etcd had no record of were adopted", author="ann", settled=True)
         puts = [(keys.plan(2), json.dumps(plan)), (keys.epoch_of(1), settled.encode()), (keys.epoch, adopted.encode())]
         await client.txn([], [Op.put(key, text) for key, text in [*puts, (keys.epoch_of(2), adopted.encode())]])
         return await status(client, keys), await history(client, keys)

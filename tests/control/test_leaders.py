@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from control.run_in_etcd import with_client
-from instep.cli._tables import take_overs
+from instep.cli._tables import leader_changes
 from instep.control import Keys, RunHistory, history
 from instep.etcd import Client, Op
 from instep.names import INCARNATION_LENGTH
@@ -45,7 +45,7 @@ def test_history_tells_who_led_before_and_how_that_ended(etcd: EtcdServer, names
     assert (found.leaders[1].former_host, found.leaders[1].why) == ("host-1", "its process died")
     assert found.leaders[-1].former_rank is None
     assert found.to_json()["leaders"][1]["why"] == "its process died"
-    assert [leading.rank for leading in take_overs(found.leaders)] == [3, 2]  # not what happens while a run starts
+    assert [leading.rank for leading in leader_changes(found.leaders)] == [3, 2]  # not what happens while a run starts
 
 
 def test_leaders_beyond_the_limit_and_damaged_records_are_passed_over(etcd: EtcdServer, namespace: str) -> None:

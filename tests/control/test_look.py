@@ -145,7 +145,7 @@ def test_a_status_says_why_a_desired_value_is_not_the_agreed_one(etcd: EtcdServe
         "rejected": "it is not JSON",
         "waits": "it waits for the run's leader to plan it",
         "missing": "it waits for rank 1, which is missing",
-        "dead": "no worker is alive; the next start of the run takes it",
+        "dead": "no worker is alive; the next start of the run uses it",
     }
 
 

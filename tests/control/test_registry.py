@@ -106,7 +106,7 @@ def test_what_is_not_there_or_is_read_is_not_forgotten(etcd: EtcdServer, namespa
         with pytest.raises(RunNotFound):
             await forget(client, keys, everything=True)
         await adopt(client, keys, [record(10, 5)])
-        with pytest.raises(ConfigError, match="no checkpoint 11-5; the newest it has: 10-5"):
+        with pytest.raises(ConfigError, match="no checkpoint 11-5; its newest are: 10-5"):
             await forget(client, keys, ["11-5"])
         await client.put(keys.reader("10-5", "node"), "")
         with pytest.raises(ConfigError, match="is being read"):

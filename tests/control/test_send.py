@@ -120,13 +120,13 @@ async def _saved(run: RunInEtcd) -> None:
             _paused,
             "pause",
             {},
-            "paused already, before step 812 (paused by ann: look); 'instep resume gpt-a'",
+            "already paused, before step 812 (paused by ann: look); 'instep resume gpt-a'",
         ),
         (_paused, "checkpoint", {}, "resume it first, or stop it with a save"),
         (_nothing, "resume", {}, "the run is not paused; 'instep status gpt-a' shows its state"),
-        (_stopping, "stop", {}, "the run stops before step 901 already; 'instep status gpt-a' shows its progress"),
-        (_stopping, "pause", {}, "the run stops before step 901 already"),
-        (_pause_waits, "pause", {}, "a pause by ann is in progress already: 'instep status gpt-a' shows its progress"),
+        (_stopping, "stop", {}, "the run already stops before step 901; 'instep status gpt-a' shows its progress"),
+        (_stopping, "pause", {}, "the run already stops before step 901"),
+        (_pause_waits, "pause", {}, "a pause by ann is already in progress: 'instep status gpt-a' shows its progress"),
         (_declared, "action", {"name": "evalute"}, "declares no action 'evalute'; did you mean evaluate?"),
         (_declared, "action", {"name": "zzz"}, "declares no action 'zzz'; it declares evaluate, sample (run.action)"),
         (_declared, "action", {"name": "sample"}, "1 rank did not declare action 'sample' (2): all ranks must"),
@@ -333,9 +333,9 @@ def test_a_save_under_way_is_waited_for_until_the_time_is_up(etcd: EtcdServer, n
 
 def test_a_declined_command_is_raised_with_its_reason(etcd: EtcdServer, namespace: str) -> None:
     async def story(run: RunInEtcd, sent: Sent) -> None:
-        await run.decline("the run is paused already")
+        await run.decline("the run is already paused")
 
-    with pytest.raises(CommandRefused, match="pause: declined by the run: the run is paused already"):
+    with pytest.raises(CommandRefused, match="pause: declined by the run: the run is already paused"):
         _told(etcd, namespace, "pause", story)
 
 

@@ -304,7 +304,7 @@ class AgreementMachine(RuleBasedStateMachine):
 
     def _time_out_collectives(self) -> None:
         """A worker in a step looks after nothing. When it is no member (its agent died, or it was replaced), nobody
-        can take the place of the rank that it waits for: its collective runs into its time-out, and it dies."""
+        can take the place of the rank that it waits for: its collective runs into its timeout, and it dies."""
         cluster = self.cluster
         for worker in tuple(cluster.workers.values()):
             stuck = worker.alive and worker.inside and not cluster.training.may_finish(worker.place)

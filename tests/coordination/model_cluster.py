@@ -291,7 +291,7 @@ class Worker:
         if self._verified is None:
             self._verified = set()
             inbox.drop_offer()
-            session.tell([inbox.keep_saying("resume", AwaitOffer())])
+            session.tell([inbox.repeat_to_agents("resume", AwaitOffer())])
         offer = inbox.offer
         if offer is None or offer is self._answered:
             return None
@@ -304,7 +304,7 @@ class Worker:
             return None
         checks.check_resumed(offer)
         checkpoints._resumed(offer, self._verified, lambda manifest: None)
-        inbox.keep_quiet("resume", "vote")
+        inbox.stop_repeating("resume", "vote")
         return offer
 
     def listen(self) -> bool:
@@ -362,7 +362,7 @@ class Worker:
         checks.arrived.add(self.incarnation)
         self.at_barrier = True
         called = session.inbox.barrier.come(BARRIER, session.view)
-        session.tell([session.inbox.keep_saying("barrier", called)])
+        session.tell([session.inbox.repeat_to_agents("barrier", called)])
 
     def _passes_barrier(self) -> bool:
         """Also when it gives up: the others have passed it without this worker, or were taken back to a checkpoint."""
@@ -377,7 +377,7 @@ class Worker:
             if is_counted and all(place.back <= self.back for place in cluster.training.started.values()):
                 return False
             session.tell([session.inbox.barrier.go()])
-        session.inbox.keep_quiet("barrier")
+        session.inbox.stop_repeating("barrier")
         self.at_barrier = False
         return True
 

@@ -186,7 +186,7 @@ class ModelLink:
             if not connection.closed:
                 connection.say(DEATH)
 
-    def calm(self) -> None:
+    def reset_restart_delay(self) -> None:
         pass
 
     def close(self) -> None:

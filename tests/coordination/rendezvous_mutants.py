@@ -33,11 +33,13 @@ def _looking(
 
 
 def the_absent_are_dead_at_once() -> Any:
-    return _looking(lambda now: replace(now, calm=True), lambda standing: standing)
+    return _looking(lambda now: replace(now, etcd_stable=True), lambda standing: standing)
 
 
 def the_absent_are_never_dead() -> Any:
-    return _looking(lambda now: replace(now, calm=False), lambda standing: replace(standing, waits_for_absent=False))
+    return _looking(
+        lambda now: replace(now, etcd_stable=False), lambda standing: replace(standing, waits_for_absent=False)
+    )
 
 
 def who_runs_is_not_waited_for() -> Any:

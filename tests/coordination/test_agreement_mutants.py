@@ -180,7 +180,7 @@ def test_a_receipt_that_was_not_due_when_etcd_went_back_is_written_in_the_end() 
 
 
 def test_no_number_of_an_aborted_plan_that_etcd_has_lost_is_given_again() -> None:
-    """The ranks would not answer a plan of that number: each would run into its time-out."""
+    """The ranks would not answer a plan of that number: each would run into its timeout."""
     _play(DriftingMachine, chains.etcd_loses_a_plan_that_was_aborted)
 
 

@@ -156,7 +156,7 @@ def test_many_calls_at_once_share_one_authentication(calm: EtcdServer) -> None:
 
 
 def test_calls_that_wait_for_one_authentication_end_in_their_own_time() -> None:
-    """Not one after the other, each after its time-out: the server is frozen, and only one may ask at a time."""
+    """Not one after the other, each after its timeout: the server is frozen, and only one may ask at a time."""
 
     async def main(server: EtcdServer) -> None:
         async with Client([server.endpoint], credentials=ROOT, timeout_s=1) as client:

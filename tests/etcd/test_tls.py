@@ -173,12 +173,12 @@ async def forwarded_from(host: str, port: int) -> AsyncIterator[None]:
 
 def test_a_plain_text_port_spoken_to_with_tls_is_named(secure: EtcdServer, shared_server: EtcdServer) -> None:
     client = Client([f"https://127.0.0.1:{shared_server.port}"], tls=tls_of(secure.certificates))
-    assert run(denied(client)).endswith("speaks plain text, but was spoken to with TLS: write http://.")
+    assert run(denied(client)).endswith("expects plain text but received TLS: use http://.")
 
 
 def test_a_tls_port_spoken_to_in_plain_text_is_named(secure: EtcdServer) -> None:
     client = Client([f"http://127.0.0.1:{secure.port}"])
-    assert run(denied(client)).endswith("speaks TLS, but was spoken to in plain text: write https:// and give the CA.")
+    assert run(denied(client)).endswith("expects TLS but received plain text: use https:// and set the CA.")
 
 
 def test_a_healthy_endpoint_is_used_when_another_refuses_the_handshake(secure: EtcdServer) -> None:

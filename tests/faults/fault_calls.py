@@ -1,4 +1,4 @@
-"""Calls that are timed: none may outlast its time-out, whatever happens to etcd."""
+"""Calls that are timed: none may outlast its timeout, whatever happens to etcd."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Scene:
     """One client with numbered writes, registers, a watch of all of them, and a lease with a key of its own.
 
     `async with` it, break the servers, then `finish()`: that checks the watch against etcd's own history, the
-    registers for linearizability, every call against its time-out, and the lease unless told otherwise. `rest_s`
+    registers for linearizability, every call against its timeout, and the lease unless told otherwise. `rest_s`
     after each write keeps a long scene small.
     """
 

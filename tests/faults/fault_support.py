@@ -8,7 +8,7 @@ import pytest
 
 from instep.testing import etcd_versions, find_etcd
 
-# What a call may take beyond its time-out: a busy machine's scheduling, nothing of the client's.
+# What a call may take beyond its timeout: a busy machine's scheduling, nothing of the client's.
 SLACK_S = 2.0
 
 # Another version than the newest at hand: INSTEP_TEST_ETCD_VERSION=3.4 make test

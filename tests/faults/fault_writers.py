@@ -169,7 +169,7 @@ _Step = Callable[[str, str, str, float], Awaitable[None]]
 
 
 class _Bound:
-    """One step with all but its time-out given."""
+    """One step with all but its timeout given."""
 
     def __init__(self, step: _Step, name: str, key: str, value: str) -> None:
         self._step = step

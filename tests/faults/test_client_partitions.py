@@ -15,7 +15,7 @@ from instep.testing import EtcdCluster, EtcdMember
 
 LASTS_S = 3.0
 LEFT_WITHIN_S = 4.0
-# Without its peers a member must first notice that, which takes it one to two election time-outs; etcd then ends its
+# Without its peers a member must first notice that, which takes it one to two election timeouts; etcd then ends its
 # watches after as long again.
 MINORITY_LEFT_WITHIN_S = 6.0
 

@@ -20,7 +20,7 @@ TTL_S = 6
 CALL_S = 2.0
 PATIENCE_S = 20.0
 TIDY_S = 1.5
-"""How much longer than its time-out a call may take: it tidies up for 1 s, on a busy machine."""
+"""How much longer than its timeout a call may take: it tidies up for 1 s, on a busy machine."""
 
 
 @dataclass

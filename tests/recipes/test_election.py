@@ -74,7 +74,7 @@ def test_one_election_object_is_for_one_task_and_keeps_the_value_it_leads_with(
             assert await second.incumbent() == Incumbent("a", fence)
             waiting = asyncio.create_task(second.campaign("b"))
             await until(lambda: _count(a, namespace, 2))
-            with pytest.raises(SettingsError, match="in a campaign already"):
+            with pytest.raises(SettingsError, match="already in a campaign"):
                 await second.campaign("c")
             await first.resign()
             assert await waiting == second.fence

@@ -82,7 +82,7 @@ def test_a_prefix_ends_with_one_slash() -> None:
 
 @pytest.mark.parametrize("timeout_s", [0, -1.0, float("nan"), True, "5", None])
 def test_a_time_out_is_a_number_of_seconds_above_0(timeout_s: Any) -> None:
-    with pytest.raises(SettingsError, match="time-out"):
+    with pytest.raises(SettingsError, match="timeout"):
         check_timeout(timeout_s)
 
 

@@ -119,7 +119,7 @@ def test_a_rank_at_a_gate_goes_on_though_the_database_takes_no_decision(training
     with open_plan(training) as plan:
         fill(training.server)
         plan.go_to_gate()
-        wait_for(lambda: "cannot be committed any more" in training.agent_log("a"), "the rank to come to its gate")
+        wait_for(lambda: "can no longer be committed" in training.agent_log("a"), "the rank to come to its gate")
         decision = f"state/plans/{plan.number}/decision"
         assert training.key(decision) is None
         plan.let_go()

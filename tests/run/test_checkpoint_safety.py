@@ -129,7 +129,7 @@ def test_a_registry_that_is_lost_is_written_again_from_the_disk_and_takes_no_che
     assert listed["newest"]["lineage"][0] == there[-1].removeprefix("step-")
     assert team.training.key("checkpoints/latest")["step"] == 3
     leave(team)
-    assert "were committed, but etcd has no record of them any more: their files are kept" in log_of(rank)
+    assert "were committed, but etcd no longer has their records: their files are kept" in log_of(rank)
 
 
 def test_a_running_training_lists_its_checkpoints_again_once_tokens_have_another_epoch(team: Team) -> None:
@@ -297,4 +297,4 @@ def test_the_digest_of_a_list_that_was_planted_does_not_make_its_names_lead_else
     rank.ask("build")
     assert rank.ask("restore")["next"] == 1
     leave(team)
-    assert "this name leads elsewhere" in log_of(rank)
+    assert "this name points elsewhere" in log_of(rank)

@@ -142,7 +142,7 @@ def test_what_cannot_be_done_is_declined_with_the_reason(training: TrainingRun) 
     assert "no command that this version" in wait_declined(training, "odd")
     order(training, "pause")
     paused_at(training)
-    assert wait_declined(training, order(training, "pause")) == "the run is paused already"
+    assert wait_declined(training, order(training, "pause")) == "the run is already paused"
     assert "resume it first" in wait_declined(training, order(training, "checkpoint"))
     order(training, "resume")
     training.stop()

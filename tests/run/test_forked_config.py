@@ -47,6 +47,6 @@ def test_a_child_that_reads_the_config_says_once_that_it_is_a_copy_and_a_run_can
         check=True,
     )
     (warning,) = [line for line in ended.stderr.splitlines() if "run.config is read in process" in line]
-    assert "keeps the values of the fork (after step 7), and no change arrives" in warning
+    assert "keeps the values of the fork (after step 7) and receives no changes" in warning
     assert "docs/howto/data-loaders.md" in warning
     assert "cannot be sent to another one: give that process the " in json.loads(ended.stdout)

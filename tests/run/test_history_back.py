@@ -135,7 +135,7 @@ def warnings_of(node: list[Trainer]) -> list[str]:
 
 
 def test_saves_take_no_longer_after_etcd_was_wiped(fragile_training: TrainingRun, tmp_path: Path) -> None:
-    """Those of before are not in its records; that must not make the ranks wait for one another until a time-out."""
+    """Those of before are not in its records; that must not make the ranks wait for one another until a timeout."""
     training, server = fragile_training, fragile_training.server
     assert isinstance(server, EtcdServer)
     team = Team(training, tmp_path)

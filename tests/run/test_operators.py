@@ -89,7 +89,7 @@ def test_a_run_is_paused_and_resumed_with_receipts(training: TrainingRun, operat
     assert f"paused  before step {step}: paused by ann: look at it" in operator.types("status", "gpt-a").out
 
     why = operator.is_refused("pause")
-    assert f"the run is paused already, before step {step} (paused by ann: look at it); 'instep resume gpt-a'" in why
+    assert f"the run is already paused, before step {step} (paused by ann: look at it); 'instep resume gpt-a'" in why
     assert "resume it first" in operator.is_refused("checkpoint")
 
     resumed = operator.receipt("resume", "gpt-a")
@@ -181,7 +181,7 @@ def test_a_checkpoint_is_asked_for_and_waited_for(training: TrainingRun, operato
 
 
 def test_a_loop_that_saves_nothing_is_told_of(training: TrainingRun, operator: Operator) -> None:
-    """Long before the time-out: nobody has begun to write when all ranks are far past the step."""
+    """Long before the timeout: nobody has begun to write when all ranks are far past the step."""
     training.start_all(2)
     ended = operator.types("checkpoint", "gpt-a", "--wait", "--timeout", "60")
     assert ended.code == 12

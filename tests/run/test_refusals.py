@@ -109,7 +109,9 @@ def test_a_join_that_times_out_names_who_holds_its_rank_and_the_etcd_and_namespa
     training.extra_environment["INSTEP_TTL_S"] = "30"
     (first,) = training.start_all(1)
     second = training.start(0, 1, "--timeout-s=4")
-    failed(second, "JoinTimeout", "rank 0 is held by a process on node ", training.namespace, training.server.endpoint)
+    failed(
+        second, "JoinTimeout", "rank 0 belongs to a live process on node ", training.namespace, training.server.endpoint
+    )
     training.stop(first)
 
 
@@ -151,7 +153,7 @@ def test_a_join_that_waits_in_vain_names_the_missing_ranks(training: TrainingRun
 
 
 def with_an_agent(training: TrainingRun, world_size: int) -> None:
-    """Rank 0 waits, and its node's agent is there: the time-out of who joins next is not spent on starting one."""
+    """Rank 0 waits, and its node's agent is there: the timeout of who joins next is not spent on starting one."""
     training.start(0, world_size)
     wait_for(lambda: training.folder_of().socket.exists(), "the agent")
 

@@ -163,7 +163,7 @@ def test_a_stopped_leader_makes_way_for_a_rank_of_its_node_that_goes_on(training
 
 
 def test_a_slow_run_keeps_its_leader(training: TrainingRun) -> None:
-    """Steps of 0.25 s and a stall time-out of 1 s; then one step takes ten times as long, in which nobody hangs."""
+    """Steps of 0.25 s and a stall timeout of 1 s; then one step takes ten times as long, in which nobody hangs."""
     training.extra_environment.update(STALL)
     barrier = training.node("a") / "barrier"
     trainers = training.start_all(2, "--step-s=0.25", f"--barrier={barrier}", nodes="ab")
@@ -173,7 +173,7 @@ def test_a_slow_run_keeps_its_leader(training: TrainingRun) -> None:
     barrier.touch()
     for trainer in trainers:
         trainer.wait_said("waiting")
-    time.sleep(2.5)  # what is tested is a time: more than the time-out, ten steps
+    time.sleep(2.5)  # what is tested is a time: more than the timeout, ten steps
     barrier.unlink()
     training.put("lr", "0.01")
     for trainer in trainers:

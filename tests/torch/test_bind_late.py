@@ -161,5 +161,5 @@ def test_wrapped_optimizers_and_schedulers_are_bound(inner: bool) -> None:
     instep.torch.bind(run, optimizer if inner else wrapper, lr="lr", scheduler=WrappedScheduler(scheduler))  # type: ignore[arg-type]
     run.agree(lr=0.3)
     assert values(optimizer) == pytest.approx([0.3, 0.03])
-    with pytest.raises(BindError, match="bound already"):
+    with pytest.raises(BindError, match="already bound"):
         instep.torch.bind(run, wrapper, lr="lr", scheduler=scheduler)

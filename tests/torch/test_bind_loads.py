@@ -190,7 +190,7 @@ def test_one_line_says_that_the_live_values_won_and_none_when_nothing_differed(
     run.agree(lr=0.04, wd=0.5)
     load(bound, checkpoint, "optimizer first")
     assert caplog.messages == [
-        "the live value won over the checkpoint's: lr 0.04 (checkpoint: 0.1), wd 0.5 (checkpoint: 0)"
+        "the live value takes precedence over the checkpoint's: lr 0.04 (checkpoint: 0.1), wd 0.5 (checkpoint: 0)"
     ]
 
 
@@ -206,7 +206,9 @@ def test_the_line_tells_an_agreed_zero_from_the_value_before_it(
     checkpoint = saved(bound)
     run.agree(lr=live)
     load(bound, checkpoint, "scheduler first")
-    assert caplog.messages == [f"the live value won over the checkpoint's: lr {live:g} (checkpoint: {saved_at:g})"]
+    assert caplog.messages == [
+        f"the live value takes precedence over the checkpoint's: lr {live:g} (checkpoint: {saved_at:g})"
+    ]
 
 
 def test_the_tensor_that_a_compiled_step_reads_is_still_the_one_in_the_groups_after_a_load() -> None:

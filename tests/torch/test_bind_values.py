@@ -188,7 +188,7 @@ def test_a_binding_tells_what_it_holds_and_what_it_did() -> None:
         ({"learning_rate": "lr"}, "SGD has no 'learning_rate' to bind: it has lr, momentum"),
         ({"lr": "rate"}, "the run has no hyperparameter 'rate'"),
         ({"lr": "name"}, "the hyperparameter 'name' is 'x', not a number"),
-        ({"foreach": "lr"}, "holds None, which is no number"),
+        ({"foreach": "lr"}, "holds None, which is not a number"),
         ({"maximize": "lr"}, "is 0.1, not a bool"),
         ({"betas.0": "lr"}, "has no 'betas.0'"),
         ({"params": "lr"}, "has no 'params' to bind"),
@@ -226,7 +226,7 @@ def test_a_key_can_be_bound_once() -> None:
     run = TinyRun(lr=0.1, wd=0.0)
     instep.torch.bind(run, optimizer, lr="lr")
     instep.torch.bind(run, optimizer, weight_decay="wd")
-    with pytest.raises(BindError, match="bound already"):
+    with pytest.raises(BindError, match="already bound"):
         instep.torch.bind(run, optimizer, lr="lr")
 
 

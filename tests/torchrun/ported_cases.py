@@ -44,7 +44,7 @@ class Case:
             round=_round(self.round, limits),
             closed=Closed(epoch=1) if self.closed else None,
             gone=frozenset(self.gone),
-            calm=self.calm,
+            etcd_stable=self.calm,
             last_call_over=self.last_call_over,
         )
 

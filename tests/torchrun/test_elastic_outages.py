@@ -103,7 +103,7 @@ def test_a_quorum_that_is_lost_for_a_minute_restarts_nobody(elastic_on_cluster: 
 
 @pytest.mark.long
 def test_workers_that_fail_in_a_long_outage_start_anew_after_it(elastic_on_cluster: ElasticRun) -> None:
-    """Beyond all time-outs of single requests."""
+    """Beyond all timeouts of single requests."""
     elastic = elastic_on_cluster
     cluster = elastic.server
     assert isinstance(cluster, EtcdCluster)

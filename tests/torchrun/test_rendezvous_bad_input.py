@@ -219,12 +219,12 @@ def test_a_name_without_port_means_etcds_own_port_and_one_that_nobody_has_is_nam
 
 def test_a_server_that_is_no_etcd_is_told_apart() -> None:
     with web_server() as port:
-        assert f"http://127.0.0.1:{port} (what answers there is no etcd)" in connection_sentence(
+        assert f"http://127.0.0.1:{port} (the server there is not etcd)" in connection_sentence(
             params(f"127.0.0.1:{port}")
         )
     with other_grpc_server() as port:
         said = connection_sentence(params(f"127.0.0.1:{port}"))
-        assert f"What answers at http://127.0.0.1:{port} is no etcd of version 3" in said
+        assert f"The server at http://127.0.0.1:{port} is not an etcd v3 server" in said
     with silent_server() as port:
         assert f"http://127.0.0.1:{port} (no connection: nothing answers there)" in connection_sentence(
             params(f"127.0.0.1:{port}")
@@ -233,7 +233,7 @@ def test_a_server_that_is_no_etcd_is_told_apart() -> None:
 
 def test_tls_is_not_spoken_to_an_etcd_in_plain_text(etcd: EtcdServer) -> None:
     said = connection_sentence(params(f"https://127.0.0.1:{etcd.port}"))
-    assert "speaks plain text, but was spoken to with TLS: write http://" in said
+    assert "expects plain text but received TLS: use http://" in said
 
 
 def test_endpoints_of_two_clusters_are_refused_while_both_answer(etcd: EtcdServer, namespace: str) -> None:
@@ -258,9 +258,9 @@ def test_an_address_of_another_machine_is_refused_after_some_tries(
     etcd: EtcdServer, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     said = connection_sentence(params(etcd.endpoint, namespace=namespace, local_addr=NOWHERE))
-    assert f"does not reach itself as '{NOWHERE}', so the others cannot either" in said
+    assert f"cannot reach itself as '{NOWHERE}', so the others cannot either" in said
     assert "set --local-addr to an address of this machine" in said
-    assert f"this node does not reach itself as '{NOWHERE}': retrying for 0.5 s" in caplog.text
+    assert f"this node cannot reach itself as '{NOWHERE}': retrying for 0.5 s" in caplog.text
     with pytest.raises(SettingsError, match="a name that can be none"):
         await_own_address("a name that can be none", 0)
 

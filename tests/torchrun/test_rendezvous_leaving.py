@@ -210,7 +210,7 @@ def test_a_node_that_never_reaches_the_others_gives_up_and_they_train_on(
         if first.handler.num_nodes_waiting() or second.handler.num_nodes_waiting():
             together(first, second)
     (error,) = said
-    assert "does not reach the store of group rank 0" in str(error)
+    assert "cannot reach the store of group rank 0" in str(error)
     until(lambda: not first.handler.num_nodes_waiting() or bool(together(first, second)))
     assert not first.handler.is_closed()
 

@@ -156,5 +156,5 @@ def _met_alone(server: EtcdServer, conf: dict[str, str]) -> RendezvousHandler:
 
 
 def test_plain_text_is_not_spoken_to_an_etcd_with_tls(guarded: EtcdServer) -> None:
-    with pytest.raises(RendezvousConnectionError, match="speaks TLS, but was spoken to in plain text: write https://"):
+    with pytest.raises(RendezvousConnectionError, match="expects TLS but received plain text: use https://"):
         handler(f"http://127.0.0.1:{guarded.port}", "plain", {}, 1).next_rendezvous()

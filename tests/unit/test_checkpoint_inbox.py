@@ -30,12 +30,12 @@ def test_what_is_not_answered_is_said_to_every_agent() -> None:
     ledger = CheckpointInbox()
     handed_in = ledger.commit(commit("/a"))
     number, question = ledger.ask(ListCheckpoints)
-    started = ledger.keep_saying("save", SaveStarted("5-9", 5, 9, "c"))
+    started = ledger.repeat_to_agents("save", SaveStarted("5-9", 5, 9, "c"))
     assert list(ledger.unanswered()) == [started, handed_in, question]
     assert ledger.open_commits == {"5-9"}
     ledger.hear(outcome("/a"))
     ledger.hear(Inventory(number, (), frozenset()))
-    ledger.keep_quiet("save", "never said")
+    ledger.stop_repeating("save", "never said")
     assert ledger.take_answer(number) is not None
     assert list(ledger.unanswered()) == []
     assert not ledger.open_commits

@@ -104,5 +104,5 @@ def test_one_that_left_early_without_saying_why_is_told_so() -> None:
 
 def test_a_death_is_told_as_far_as_it_is_known() -> None:
     assert failures.of_death(worker(), "killed by signal 9 (SIGKILL)").cause == "killed by signal 9 (SIGKILL)"
-    assert failures.of_death(worker(), None).cause == "ended without a word"
+    assert failures.of_death(worker(), None).cause == "ended without reporting a reason"
     assert "with instep.join" in (failures.of_death(worker(), "ended with exit code 0").text or "")

@@ -20,7 +20,7 @@ from instep.protocol.membership import (
     next_group,
     nodes_of,
     staying,
-    without_ghosts,
+    without_stale,
 )
 from instep.protocol.records import Elastic, WorkerId
 from unit.parts import incarnation, left, registered, view
@@ -151,7 +151,7 @@ def test_one_that_trained_before_and_lost_its_place_cannot_take_it_back() -> Non
     ghost = registered(0, 5)
     ghost = RegisteredWorker(ghost.member.model_copy(update={"view": 1}), 99)
     later = TWO.model_copy(update={"number": 2})
-    kept = without_ghosts(later, [registered(0, 10), registered(1, 11), ghost])
+    kept = without_stale(later, [registered(0, 10), registered(1, 11), ghost])
     assert {item.member.incarnation for item in kept} == {incarnation(10), incarnation(11)}
 
 
@@ -159,7 +159,7 @@ def test_one_that_trained_in_another_view_of_this_number_has_the_next_view_forme
     """etcd was emptied, and the run began again without it: only a view of a higher number tells it so."""
     other = registered(0, 5)
     other = RegisteredWorker(other.member.model_copy(update={"view": TWO.number}), 5)
-    items = without_ghosts(TWO, [registered(0, 10), registered(1, 11), other])
+    items = without_stale(TWO, [registered(0, 10), registered(1, 11), other])
     assert len(items) == 3
     group = next_group(TWO, items)
     assert group is not None

@@ -24,7 +24,7 @@ def test_a_run_that_only_steps_writes_a_tenth_as_often() -> None:
 def test_after_something_has_happened_figures_come_each_second_for_a_while() -> None:
     cadence = Cadence()
     writes(cadence, range(100))
-    cadence.stir(100)
+    cadence.run_changed(100)
     found = writes(cadence, range(100, 200))
     assert found[: int(BUSY_S)] == list(range(100, 100 + int(BUSY_S)))
     assert len(found) < BUSY_S + 100 / IDLE_INTERVAL_S
@@ -39,5 +39,5 @@ def test_what_is_new_is_written_at_once() -> None:
 
 def test_a_large_run_writes_no_faster_for_that() -> None:
     cadence = Cadence()
-    cadence.stir(0)
+    cadence.run_changed(0)
     assert len(writes(cadence, range(60), world_size=10_000)) == 3

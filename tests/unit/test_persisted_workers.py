@@ -72,7 +72,7 @@ def test_a_worker_that_lives_is_found_as_it_was(folder: RuntimeFolder) -> None:
 def test_a_leader_that_connects_after_another_rank_loses_no_lead_to_it(folder: RuntimeFolder) -> None:
     """Before a worker has connected nobody knows when it passed its last boundary: that is no stall."""
     PersistedWorkersFile(folder).save([worker(0, os.getpid()), worker(1, os.getpid())])
-    leader, other = (item.standing() for item in loaded(PersistedWorkersFile(folder)))
+    leader, other = (item.progress() for item in loaded(PersistedWorkersFile(folder)))
     now = time.monotonic()
     named = nominate(None, [leader, other], now, timeout_s=1.0, leads=False, rivals=False)
     assert named is not None

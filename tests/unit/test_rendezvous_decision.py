@@ -104,7 +104,7 @@ def outcome(now: RendezvousSituation) -> str:
 
 
 OVER: dict[str, Any] = {"last_call_over": True}
-TROUBLE: dict[str, Any] = {"calm": False}
+TROUBLE: dict[str, Any] = {"etcd_stable": False}
 
 TABLE: dict[str, tuple[RendezvousSituation, str]] = {
     # -- who is waited for -----------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ def test_a_node_that_comes_begins_an_epoch_after_all_that_are_closed(
 
 def test_only_in_trouble_and_with_somebody_absent_does_time_alone_matter() -> None:
     absent, all_there = scene(asks("a", 1), round="1:ab", **TROUBLE), scene(runs("a", 1), round="1:a", **TROUBLE)
-    assert [round_status(now).waits_for_absent for now in (absent, replace(absent, calm=True), all_there)] == [
+    assert [round_status(now).waits_for_absent for now in (absent, replace(absent, etcd_stable=True), all_there)] == [
         True,
         False,
         False,

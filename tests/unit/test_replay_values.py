@@ -210,7 +210,7 @@ def test_a_document_whose_digest_is_no_text_replays_nothing() -> None:
 
 def test_a_worker_that_goes_on_from_a_checkpoint_has_the_values_of_the_next_step_before_it_begins() -> None:
     worker = agreement((10, {"lr": 0.5, "dropout": 0.4}), (20, {"lr": 0.6}))
-    worker.go_on_from("14-7", 14, view=2, plan=1)
+    worker.continue_from("14-7", 14, view=2, plan=1)
     assert worker.config.lr == 0.5
     assert worker.begin(15) == [Began(4, 15, Origin("14-7", 14, view=2, plan=1))]
     assert worker.next_gate == 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from instep.agent.stall import FIRST_STEPS, STEPS, Nomination, Standing, is_stalled, nominate
+from instep.agent.stall import FIRST_STEPS, STEPS, Nomination, WorkerProgress, is_stalled, nominate
 from instep.protocol.records import WorkerId
 
 TIMEOUT_S = 60.0
@@ -12,17 +12,17 @@ NOW = 100_000.0
 W0, W1, W2 = (WorkerId(rank, f"w{rank}") for rank in range(3))
 
 
-def worker(rank: int, silent_s: float = 0.0, *, step_time_s: float = 0.1, joined: bool = True) -> Standing:
-    return Standing(
+def worker(rank: int, silent_s: float = 0.0, *, step_time_s: float = 0.1, joined: bool = True) -> WorkerProgress:
+    return WorkerProgress(
         rank=rank, incarnation=f"w{rank}", joined=joined, trains=joined, at=NOW - silent_s, step_time_s=step_time_s
     )
 
 
-def stuck(*ranks: int, silent_s: float = 100.0) -> list[Standing]:
+def stuck(*ranks: int, silent_s: float = 100.0) -> list[WorkerProgress]:
     return [worker(rank, silent_s) for rank in ranks]
 
 
-def named(before: Nomination | None, *workers: Standing, leads: bool = True, rivals: bool = False) -> Nomination:
+def named(before: Nomination | None, *workers: WorkerProgress, leads: bool = True, rivals: bool = False) -> Nomination:
     chosen = nominate(before, workers, NOW, timeout_s=TIMEOUT_S, leads=leads, rivals=rivals)
     assert chosen is not None
     return chosen
@@ -53,7 +53,7 @@ def test_who_has_passed_no_boundary_yet_has_not_stalled() -> None:
 
 @pytest.mark.parametrize(("excused_for_s", "stalls"), [(500.0, False), (0.0, False), (-59.0, False), (-61.0, True)])
 def test_the_time_of_who_is_excused_counts_from_the_end_of_that(excused_for_s: float, stalls: bool) -> None:
-    excused = Standing(
+    excused = WorkerProgress(
         rank=0,
         incarnation="w0",
         joined=True,
@@ -105,7 +105,7 @@ def test_a_leader_that_stalls_is_passed_over_though_its_siblings_are_stuck_too()
 
 
 def test_who_takes_over_is_given_time_of_its_own() -> None:
-    given = Standing(
+    given = WorkerProgress(
         rank=1, incarnation="w1", joined=True, trains=True, at=NOW - 100, excused_until=NOW - 1, step_time_s=0.1
     )
     before = named(Nomination(W0), *stuck(0, 1))
@@ -178,13 +178,13 @@ def test_in_a_run_that_is_stuck_each_worker_leads_at_most_once_and_then_one_goes
 
 
 def test_a_healthy_slow_run_never_changes_its_leader() -> None:
-    """Steps of 30 s and a time-out of 60 s, looked at every second, with a step of 9 minutes among them."""
+    """Steps of 30 s and a timeout of 60 s, looked at every second, with a step of 9 minutes among them."""
     now, at, nomination = 0.0, 0.0, None
     lengths = [30.0] * 5 + [540.0] + [30.0] * 5
     for length in lengths:
         while now < at + length:
-            standing = Standing(rank=0, incarnation="w0", joined=True, trains=True, at=at, step_time_s=30.0)
-            other = Standing(rank=1, incarnation="w1", joined=True, trains=True, at=at, step_time_s=30.0)
+            standing = WorkerProgress(rank=0, incarnation="w0", joined=True, trains=True, at=at, step_time_s=30.0)
+            other = WorkerProgress(rank=1, incarnation="w1", joined=True, trains=True, at=at, step_time_s=30.0)
             nomination = nominate(nomination, [standing, other], now, timeout_s=TIMEOUT_S, leads=True, rivals=True)
             assert nomination == Nomination(W0)
             now += 1.0

@@ -202,7 +202,7 @@ def test_plans_that_are_not_kept_any_more_are_no_schedule(forgotten: int) -> Non
     story.change(20, lr=0.25)
     story.change(30, lr=0.7)
     del story.plans[forgotten]
-    with pytest.raises(ConfigError, match="values of run gpt-a from step 0 on are not known: its plans"):
+    with pytest.raises(ConfigError, match="values of run gpt-a from step 0 on are not known: some of its plans"):
         story.schedule()
     story.start(0, lr=0.7)
     story.plans[forgotten] = parts.plan(forgotten)

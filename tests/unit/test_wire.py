@@ -121,7 +121,7 @@ def test_a_frame_over_the_limit_is_refused_before_its_body_comes() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"nonsense", b"{", b"\xff\xfe\xfd", b"[" * 100_000])
 def test_a_frame_that_is_no_json_is_refused(body: bytes) -> None:
-    with pytest.raises(WireError, match="no JSON"):
+    with pytest.raises(WireError, match="not JSON"):
         list(Decoder(from_worker).feed(frame(body)))
 
 
@@ -134,15 +134,15 @@ def test_a_frame_that_is_no_message_is_refused(body: bytes) -> None:
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
-        ({"t": "leave", "clean": True}, "this is no Leave: step is missing"),
-        ({"t": "leave", "clean": 1, "step": 5}, "this is no Leave: clean: 1 is no bool"),
-        ({"t": "leave", "clean": True, "step": True}, "this is no Leave: step: True is no int"),
-        ({"t": "report", "metrics": []}, "this is no Report: metrics: [] is no "),
+        ({"t": "leave", "clean": True}, "not a Leave: step is missing"),
+        ({"t": "leave", "clean": 1, "step": 5}, "not a Leave: clean: 1 is not a bool"),
+        ({"t": "leave", "clean": True, "step": True}, "not a Leave: step: True is not a int"),
+        ({"t": "report", "metrics": []}, "not a Report: metrics: [] is not a "),
         (
             {"t": "commitcheckpoint", "candidate": "c", "manifest": {"id": "x"}},
-            "this is no CommitCheckpoint: manifest: step is missing",
+            "not a CommitCheckpoint: manifest: step is missing",
         ),
-        ({"t": "dryrunresult", "number": 1, "refused": [[1]]}, "this is no DryRunResult: refused: "),
+        ({"t": "dryrunresult", "number": 1, "refused": [[1]]}, "not a DryRunResult: refused: "),
     ],
 )
 def test_a_message_that_is_not_what_its_type_says_is_an_error_that_names_the_field(body: Any, problem: str) -> None:

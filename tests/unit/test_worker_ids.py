@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instep.agent.stall import Standing, nominate
+from instep.agent.stall import WorkerProgress, nominate
 from instep.agent.workers import LocalWorker, Workers
 from instep.names import INCARNATION_LENGTH
 from instep.protocol import attempts, membership
@@ -75,7 +75,7 @@ def test_a_rank_that_died_is_missing_though_another_one_has_its_incarnation() ->
 
 def test_one_that_trained_in_an_older_view_stays_out_though_another_rank_has_its_incarnation() -> None:
     ghost = trained(registered(1, 30, number=10))
-    assert membership.without_ghosts(TWO.model_copy(update={"number": 2}), [ghost]) == ()
+    assert membership.without_stale(TWO.model_copy(update={"number": 2}), [ghost]) == ()
 
 
 def test_a_view_whose_workers_have_all_gone_does_not_live_on_in_their_incarnations() -> None:
@@ -191,7 +191,7 @@ def test_an_agent_serves_both_of_its_workers_that_drew_the_same_incarnation() ->
 
 def test_a_candidate_names_one_of_two_that_drew_the_same_incarnation() -> None:
     both = [
-        Standing(rank=rank, incarnation="same", joined=True, trains=True, at=at, step_time_s=0.1)
+        WorkerProgress(rank=rank, incarnation="same", joined=True, trains=True, at=at, step_time_s=0.1)
         for rank, at in ((0, 0.0), (1, 1000.0))
     ]
     named = nominate(None, both, 1000.0, timeout_s=60, leads=False, rivals=False)

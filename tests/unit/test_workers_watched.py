@@ -64,38 +64,38 @@ def watched(somebody: Somebody, until: float) -> tuple[Workers, LocalWorker]:
 
 def test_a_worker_that_goes_on_measures_its_own_steps(somebody: Somebody) -> None:
     _, worker = watched(somebody, 20)
-    assert worker.standing().step_time_s == pytest.approx(1.0)
-    assert worker.standing().silence_s(20.5) == pytest.approx(0.5)
+    assert worker.progress().step_time_s == pytest.approx(1.0)
+    assert worker.progress().silence_s(20.5) == pytest.approx(0.5)
 
 
 def test_one_that_stops_stalls_in_the_end(somebody: Somebody) -> None:
     workers, worker = watched(somebody, 20)
     for second in range(21, 43):
         workers.look(float(second), None)
-        assert is_stalled(worker.standing(), second, TIMEOUT_S) == (second > 40)
+        assert is_stalled(worker.progress(), second, TIMEOUT_S) == (second > 40)
 
 
 def test_the_time_in_which_the_agent_itself_was_stopped_is_not_held_against_anybody(somebody: Somebody) -> None:
     workers, worker = watched(somebody, 20)
     workers.look(1000.0, None)
-    assert not is_stalled(worker.standing(), 1000.0, TIMEOUT_S)
-    assert worker.standing().silence_s(1001.0) == 1.0
+    assert not is_stalled(worker.progress(), 1000.0, TIMEOUT_S)
+    assert worker.progress().silence_s(1001.0) == 1.0
 
 
 def test_a_pause_is_no_stall_and_the_time_counts_anew_when_it_is_over(somebody: Somebody) -> None:
     workers, worker = watched(somebody, 20)
     for second in range(21, 500):
         workers.look(float(second), 21)
-        assert not is_stalled(worker.standing(), second, TIMEOUT_S)
+        assert not is_stalled(worker.progress(), second, TIMEOUT_S)
     workers.look(500.0, None)
-    assert worker.standing().silence_s(500.0) == 1.0
+    assert worker.progress().silence_s(500.0) == 1.0
 
 
 def test_who_has_not_come_to_the_step_of_a_pause_may_stall_before_it(somebody: Somebody) -> None:
     workers, worker = watched(somebody, 20)
     for second in range(21, 43):
         workers.look(float(second), 30)
-    assert is_stalled(worker.standing(), 42, TIMEOUT_S)
+    assert is_stalled(worker.progress(), 42, TIMEOUT_S)
 
 
 def test_a_new_connection_of_a_worker_keeps_what_is_known_of_its_pace(somebody: Somebody) -> None:

@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from instep.agent.handover import tell_starter
+from instep.agent.handover import notify_starter
 from instep.agent.name import node_name
 from instep.agent.supervisor import supervise
 from instep.runtime import RuntimeFolder
@@ -22,7 +22,7 @@ def main() -> int:
     try:
         return _guarded(path, run, lock, known, settings)
     except Exception as error:
-        tell_starter(error)
+        notify_starter(error)
         raise
 
 

@@ -265,11 +265,11 @@ class Candidacy(Component):
             return self._ends.get(nomination.worker)
         if not worker.view:
             return CAME_FIRST
-        return f"it passed no step boundary for {worker.standing().silence_s(time.monotonic()):.0f} s"
+        return f"it passed no step boundary for {worker.progress().silence_s(time.monotonic()):.0f} s"
 
     async def _nominated(self) -> Nomination | None:
         """Asks etcd for rival candidates only if the answer matters."""
-        workers, now = [worker.standing() for worker in self._workers], time.monotonic()
+        workers, now = [worker.progress() for worker in self._workers], time.monotonic()
         choose = partial(
             nominate,
             self._nomination,

@@ -149,8 +149,8 @@ class CheckpointRegistry(Component):
         self._tell_outcome(saver, manifest, outcome)
 
     def _known_outcome(self, manifest: Manifest) -> CommitOutcome | None:
-        stands, outcome = self._outcomes.get(manifest.path, (None, None))
-        return outcome if checkpoints.is_same(stands, manifest) else None
+        recorded, outcome = self._outcomes.get(manifest.path, (None, None))
+        return outcome if checkpoints.is_same(recorded, manifest) else None
 
     def _remember(self, manifest: Manifest, outcome: CommitOutcome) -> None:
         """A repeated commit has the same outcome, even if the checkpoint has been forgotten since."""

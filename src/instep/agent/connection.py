@@ -28,7 +28,7 @@ OnEnd = Callable[["Connection"], None]
 
 
 def refusal(error: OSError) -> Failure:
-    return Failure("agent", f"the agent of this node cannot take this process: {explained(error)}")
+    return Failure("agent", f"the agent of this node cannot accept this process: {explained(error)}")
 
 
 def refuse(sock: socket.socket, error: OSError) -> None:
@@ -86,7 +86,7 @@ class Connection:
         self._outbox += framed(message)
         self._mail_waiting += 1
         if len(self._outbox) > MAX_OUTBOX_BYTES:
-            log.error("worker %d does not read its messages: its connection is dropped", self.pid)
+            log.error("worker %d does not read its messages: connection dropped", self.pid)
             self.hang_up()
             return
         self._writable()
@@ -171,7 +171,7 @@ class Connection:
         try:
             act()
         except ValueError as error:
-            log.error("worker %d sent a message that cannot be read: it has to connect again: %s", self.pid, error)
+            log.error("worker %d sent an unreadable message and must reconnect: %s", self.pid, error)
             self.hang_up()
 
     def _refuse(self, error: OSError) -> None:

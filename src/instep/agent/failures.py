@@ -12,7 +12,7 @@ from instep.wire.messages import Leave
 
 MAX_CAUSE: Final = 64
 MAX_TEXT: Final = 200
-SILENT: Final = "ended without a word"
+SILENT: Final = "ended without reporting a reason"
 WELL: Final = "ended with exit code 0"
 
 
@@ -23,7 +23,7 @@ def of_exception(worker: LocalWorker, said: Leave) -> Failure:
 
 def of_death(worker: LocalWorker, ending: str | None) -> Failure:
     """Its process ended before it had left. `ending` says how, if known."""
-    hint = "without having left the run; 'with instep.join(...) as run:' leaves it" if ending == WELL else ""
+    hint = "without leaving the run; 'with instep.join(...) as run:' leaves it" if ending == WELL else ""
     return _failure(worker, ending or SILENT, hint)
 
 

@@ -66,7 +66,7 @@ def note_start(folder: RuntimeFolder, pid: int) -> str | None:
     return former
 
 
-def tell_starter(error: BaseException) -> None:
+def notify_starter(error: BaseException) -> None:
     """Writes one line that says why this agent cannot serve: the folder may have no space for a log."""
     if isinstance(error, OSError):
         text = explained(error, "set INSTEP_RUNTIME_DIR to another folder")

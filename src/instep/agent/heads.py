@@ -148,12 +148,12 @@ class Heads(Component):
         known = max(known, self._known or 0)
         while any(worker.view for worker in self._workers):
             item = await self._client.get(self._keys.epoch, timeout_s=ATTEMPT_S)
-            stands = Epoch.decode_or_none(item.value if item is not None else None)
-            number = stands.number if stands is not None else 0
+            current = Epoch.decode_or_none(item.value if item is not None else None)
+            number = current.number if current is not None else 0
             if number > known:
                 return
             history = self._client.history
-            if stands is not None and stands.problem == NO_EPOCH_LEFT:
+            if current is not None and current.problem == NO_EPOCH_LEFT:
                 return
             epoch = epoch_after(max(known, number), f"etcd's history went back: {history.reason}").model_copy(
                 update={

@@ -244,7 +244,7 @@ class LeaderCache:
             for key, member in self._members.records.items()
             if member.worker not in refused and key == self._keys.member(member.rank, member.incarnation)
         )
-        return membership.without_ghosts(self._state.view, registered)
+        return membership.without_stale(self._state.view, registered)
 
     def _desired(self) -> dict[str, DesiredValue]:
         found = self._config.read(self.desires.under(self._keys.config))

@@ -53,7 +53,7 @@ DryRunner: TypeAlias = Callable[[View, DryRun], Awaitable[Refusals]]
 CATCH_UP_S = 0.5
 DECLINED_LOGGED = 3
 TICK_S = 1.0
-"""How often the leader decides when nothing has happened: only time-outs depend on it."""
+"""How often the leader decides when nothing has happened: only timeouts depend on it."""
 FIRST_LOOK_S = 0.05
 """The same when a term begins, then doubled each time: no event says when the pace of the ranks is known."""
 

@@ -34,7 +34,7 @@ class Cadence:
         self._written_at = -IDLE_INTERVAL_S
         self._busy_until = 0.0
 
-    def stir(self, now: float) -> None:
+    def run_changed(self, now: float) -> None:
         """The run's state has changed."""
         self._busy_until = now + BUSY_S
 
@@ -58,9 +58,9 @@ class MetricsWriter(Component):
         self._written: dict[int, Metrics] = {}
         self._lease_id = 0
 
-    def stir(self) -> None:
+    def run_changed(self) -> None:
         """The run's state has changed."""
-        self._cadence.stir(self._clock())
+        self._cadence.run_changed(self._clock())
 
     async def write(self, workers: Workers, view: View | None, step_time_s: float) -> bool:
         """Writes what has changed since the last time, if it is due. False if the registration of a worker is gone

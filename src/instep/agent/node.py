@@ -199,14 +199,14 @@ class Node:
                 self._left_before = Left.decode_or_none(left.value if left is not None else None)
                 await self._state.informer.run()
             except EtcdUnavailable as error:
-                self._notifier.tell_unlisted(str(error))
+                self._notifier.report_unlisted(str(error))
                 await retry.failed(error)
 
     def _on_state(self, events: tuple[Event, ...]) -> None:
         """The view comes first: a worker enters it before it receives its plans."""
         news = events if self._sessions.is_open and not self._relisted else ()
         self._relisted = False
-        self._metrics.stir()
+        self._metrics.run_changed()
         self._unlisted.over()
         if self._plan_relay.enter_view(self._left_before):
             self._notifier.tell_versions()
@@ -214,7 +214,7 @@ class Node:
         self._heads.follow()  # a worker that enters the view now is registered in this epoch
         self._plan_relay.follow_plans(news)
         self._look_up_promises()
-        self._sessions.part_with_refused()
+        self._sessions.dismiss_refused()
         self._tell_leader()
         for component in self._components:
             component.follow()

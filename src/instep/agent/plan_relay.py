@@ -78,7 +78,7 @@ class PlanRelay(Component):
     def look_up(self, promised: Promised) -> None:
         """Passes on the decision of a plan, if there is one. A worker has promised the plan to a former agent, or
         before etcd's history went back."""
-        self._writer.look_up(promised, self._teller(promised))
+        self._writer.look_up(promised, self._decision_callback(promised))
 
     def reset(self) -> None:
         """etcd holds another history. Ranks that have left stay left."""
@@ -172,11 +172,11 @@ class PlanRelay(Component):
                 case WriteLeft():
                     self._writer.when_kept(self._receipt, self._keep_left)
                 case SettlePromise(promised, decision):
-                    self._writer.settle(promised, decision, self._teller(promised))
+                    self._writer.settle(promised, decision, self._decision_callback(promised))
                 case _:
                     pass  # for a worker that is not connected: `welcome` repeats it
 
-    def _teller(self, promised: Promised) -> Callable[[Decision], None]:
+    def _decision_callback(self, promised: Promised) -> Callable[[Decision], None]:
         """Sends the decision to all workers that hold the promise, even if their view is not known."""
 
         def tell(decision: Decision) -> None:

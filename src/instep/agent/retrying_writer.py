@@ -188,10 +188,10 @@ class RetryingWriter:
 
     async def _settle(self, promised: Promised, decision: Decision, tell: Callable[[Decision], None]) -> None:
         try:
-            stands = await self._decided(promised, decision)
+            final = await self._decided(promised, decision)
         finally:
             self._settling.discard(promised)
-        tell(stands)
+        tell(final)
 
     async def _decided(self, promised: Promised, decision: Decision) -> Decision:
         """The plan's decision. An abort compares that the plan and the epoch are the promised ones.
@@ -247,7 +247,7 @@ class RetryingWriter:
             return found
         if found is not Unknown.OPEN or not self.is_certain():
             return None
-        log.info("plan %d cannot be committed any more: %s", number, decision.reason)
+        log.info("plan %d can no longer be committed: %s", number, decision.reason)
         self.write(abort(self._keys, number, decision))
         return decision
 

@@ -19,7 +19,7 @@ log = logging.getLogger("instep")
 BACKLOG = 256
 PAUSE_S: Final = 0.5
 """Pause after a connection could not be accepted: an immediate retry would only use CPU."""
-COMPLAIN_S: Final = 60.0
+WARN_EVERY_S: Final = 60.0
 
 
 class Server:
@@ -34,7 +34,7 @@ class Server:
         self._on_died = on_died
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._spare = _spare_descriptor()
-        self._complain_at = 0.0
+        self._warn_at = 0.0
         self.connections: set[Connection] = set()
         self.problem: str | None = None
         """Why the last failed connection could not be accepted; None if there was none."""
@@ -100,8 +100,8 @@ class Server:
     def _pause(self, error: OSError) -> None:
         """Accepts no connection for a moment. Logs the reason at most once a minute."""
         self.problem = f"the agent of this node has refused a process: {explained(error)}"
-        if time.monotonic() >= self._complain_at:
-            self._complain_at = time.monotonic() + COMPLAIN_S
+        if time.monotonic() >= self._warn_at:
+            self._warn_at = time.monotonic() + WARN_EVERY_S
             log.error("%s", self.problem)
         loop, listener = asyncio.get_running_loop(), self._listener
         loop.remove_reader(listener)

@@ -13,7 +13,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from instep.agent.connection import Connection
-from instep.agent.handover import LeaseFile, note_end, note_start, release_starter, tell_starter
+from instep.agent.handover import LeaseFile, note_end, note_start, notify_starter, release_starter
 from instep.agent.name import NameTaken, NodeName, forget_node_name, keep_node_name
 from instep.agent.node import Node
 from instep.agent.persisted_workers import PersistedWorkersFile
@@ -51,7 +51,7 @@ def serve(folder_path: str, run: str, settings_text: str, name: NodeName) -> int
     except Exception as error:
         log.exception("the agent failed")
         note_end(folder, f"agent {os.getpid()} failed: {type(error).__name__}: {error}")
-        tell_starter(error)
+        notify_starter(error)
         return 1
     log.info("agent %d ends: %s", os.getpid(), why)
     note_end(folder, f"agent {os.getpid()} ended: {why}")
@@ -141,7 +141,7 @@ def _keep_node_name(folder: RuntimeFolder, name: NodeName) -> None:
         keep_node_name(folder, name)
     except OSError as error:
         log.warning(
-            "the node's name cannot be kept, so an agent that replaces this one may speak for another node: %s",
+            "the node's name cannot be saved, so a replacement agent may use another name: %s",
             explained(error),
         )
 

@@ -12,13 +12,13 @@ from typing import Final
 from instep.protocol.records import WorkerId
 
 STEPS: Final = 20
-"""A step may take so many times this worker's recent step time, however short the time-out is."""
+"""A step may take so many times this worker's recent step time, however short the timeout is."""
 FIRST_STEPS: Final = 10
-"""Until the step time is known, a step may take so many times the time-out: the first steps compile and warm up."""
+"""Until the step time is known, a step may take so many times the timeout: the first steps compile and warm up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class WorkerProgress:
     """One local worker at this moment."""
 
     rank: int
@@ -50,7 +50,7 @@ def limit_s(step_time_s: float, timeout_s: float) -> float:
     return max(timeout_s, STEPS * step_time_s)
 
 
-def is_stalled(worker: Standing, now: float, timeout_s: float) -> bool:
+def is_stalled(worker: WorkerProgress, now: float, timeout_s: float) -> bool:
     return worker.silence_s(now) > limit_s(worker.step_time_s, timeout_s)
 
 
@@ -67,7 +67,7 @@ class Nomination:
 
 def nominate(
     before: Nomination | None,
-    workers: Iterable[Standing],
+    workers: Iterable[WorkerProgress],
     now: float,
     *,
     timeout_s: float,
@@ -105,10 +105,10 @@ def nominate(
     return Nomination(before.worker, passed, before.yielded + rivals)
 
 
-def _first(workers: Iterable[Standing]) -> WorkerId:
+def _first(workers: Iterable[WorkerProgress]) -> WorkerId:
     """The lowest rank of those that train, else of all."""
     return min(workers, key=lambda worker: (not worker.joined, worker.rank)).id
 
 
-def _with(passed: Mapping[WorkerId, float], worker: Standing) -> Mapping[WorkerId, float]:
+def _with(passed: Mapping[WorkerId, float], worker: WorkerProgress) -> Mapping[WorkerId, float]:
     return {**passed, worker.id: worker.at}

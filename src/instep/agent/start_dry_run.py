@@ -44,7 +44,7 @@ class StartDryRun(Component):
             async with asyncio.timeout(ANSWER_S):
                 return await self._answer
         except TimeoutError:
-            log.warning("rank %d did not try the values of the next view in %.0f s", worker.rank, ANSWER_S)
+            log.warning("rank %d did not validate the values of the next view within %.0f s", worker.rank, ANSWER_S)
             return NOTHING
         finally:
             self._answer = None

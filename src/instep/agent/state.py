@@ -80,7 +80,7 @@ class RunState:
     def _contradicts(self, found: Mapping[str, KeyValue]) -> str | None:
         """Whether the newest plan is missing in a listing: plan numbers only rise."""
         key = self._keys.plan(self.plan.number) if self.plan is not None else None
-        return None if key is None or key in found else f"{key} is not there any more"
+        return None if key is None or key in found else f"{key} no longer exists"
 
     def _reset(self) -> None:
         self._clear()

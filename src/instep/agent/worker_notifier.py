@@ -54,7 +54,7 @@ class WorkerNotifier:
             log.warning("%s", text)
             self.note(text)
 
-    def tell_unlisted(self, problem: str) -> None:
+    def report_unlisted(self, problem: str) -> None:
         """Sends joining workers why the run's state cannot be read, at once."""
         self._tell_waiting(problem, urgent=True)
 
@@ -82,7 +82,7 @@ def _holder(state: RunState, rank: int) -> str | None:
     """Which process holds the rank in the current view."""
     nodes = state.view.nodes if state.view is not None else {}
     node = next((name for name, members in nodes.items() if rank in members.ranks), None)
-    return f"rank {rank} is held by a process on node {node} while that is alive" if node is not None else None
+    return f"rank {rank} belongs to a live process on node {node}" if node is not None else None
 
 
 def _awaited(state: RunState) -> tuple[str, tuple[int, ...]]:

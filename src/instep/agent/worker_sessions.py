@@ -117,7 +117,7 @@ class WorkerSessions(Component):
         and repeats what still counts."""
         self._early.append((connection, message))
         if sum(other is connection for other, _ in self._early) > MAX_EARLY:
-            log.warning("worker %d sent too many messages while etcd did not answer: it connects again", connection.pid)
+            log.warning("worker %d sent too many messages while etcd did not answer: it must reconnect", connection.pid)
             self._early = deque(item for item in self._early if item[0] is not connection or item[1] is None)
             connection.hang_up()
 
@@ -148,7 +148,7 @@ class WorkerSessions(Component):
     def _on_gone(self, worker: LocalWorker, failure: Failure | None, *, last_step: int = -1) -> None:
         """`failure` is None for a worker that has left cleanly. It receives `Bye` after etcd has recorded its end."""
         was_member = self._plan_relay.is_member(worker)
-        self._strike(worker)
+        self._remove(worker)
         self._candidacy.ended(worker.id, "it left" if failure is None else "its process died")
         if not was_member:
             self._bye(worker)
@@ -176,12 +176,12 @@ class WorkerSessions(Component):
         for worker in self._workers:
             worker.met = worker.awaits = 0
 
-    def part_with_refused(self) -> None:
+    def dismiss_refused(self) -> None:
         """Removes workers whose registration the leader has refused."""
         for worker in self._workers:
             refused = self._state.refused.get(worker.id)
             if refused is not None:
-                self._part_with(worker, "refused", refused.reason)
+                self._dismiss(worker, "refused", refused.reason)
         members = self._plan_relay.members()
         for other, record in self._state.refused.items():
             holder = members.get(other.rank)
@@ -208,7 +208,7 @@ class WorkerSessions(Component):
             return False
         if not self._plan_relay.is_member(worker):
             if worker.view and view.number > worker.view:
-                self._part_with(worker, "evicted", _evicted(worker, view))
+                self._dismiss(worker, "evicted", _evicted(worker, view))
             return False
         agreed = self._may_enter(worker, view)
         if agreed is None:
@@ -248,14 +248,14 @@ class WorkerSessions(Component):
             return None
         return agreed if digest == agreed.digest else None
 
-    def _part_with(self, worker: LocalWorker, kind: str, text: str) -> None:
+    def _dismiss(self, worker: LocalWorker, kind: str, text: str) -> None:
         log.warning("rank %d: %s", worker.rank, text)
         worker.tell(wire.Failure(kind, text))
-        self._strike(worker)
+        self._remove(worker)
         self._candidacy.ended(worker.id, f"it was {kind}")
         self._forget(worker)
 
-    def _strike(self, worker: LocalWorker) -> None:
+    def _remove(self, worker: LocalWorker) -> None:
         self._workers.remove(worker)
         self._persisted_workers.save(self._workers)
 
@@ -279,7 +279,7 @@ class WorkerSessions(Component):
         self.note_denied(error)
         for worker in self._workers:
             if not worker.view:
-                self._part_with(worker, "denied", str(error))
+                self._dismiss(worker, "denied", str(error))
 
     def note_denied(self, error: EtcdDenied) -> None:
         """Reports a write that etcd does not permit, in the agent's log and in the training's, once a minute."""
@@ -317,7 +317,8 @@ def _promised(worker: LocalWorker, undecided: int | None) -> Promised | None:
 def _evicted(worker: LocalWorker, view: View) -> str:
     if worker.rank >= view.world_size:
         return (
-            f"rank {worker.rank} is no part of view {view.number}, which has {view.world_size} ranks: stop this process"
+            f"rank {worker.rank} is not part of view {view.number}, which has {view.world_size} ranks: "
+            "stop this process"
         )
     return (
         f"rank {worker.rank} was taken over by another process that joined later (view {view.number}), with "

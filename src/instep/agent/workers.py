@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from instep.agent.connection import Connection, DisconnectedWorker
-from instep.agent.stall import Standing
+from instep.agent.stall import WorkerProgress
 from instep.protocol.records import Agreed, Head, Leader, Member, Plan, View, WorkerId
 from instep.protocol.schema import Schema
 from instep.version import VERSION
@@ -158,8 +158,8 @@ class LocalWorker:
         words = self.connection.words
         return words.at if words is not None else 0.0
 
-    def standing(self) -> Standing:
-        return Standing(
+    def progress(self) -> WorkerProgress:
+        return WorkerProgress(
             rank=self.rank,
             incarnation=self.member.incarnation,
             joined=self.view > 0,

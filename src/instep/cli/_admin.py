@@ -185,11 +185,11 @@ def forget(
 
 def local(
     port: Annotated[
-        int, typer.Option(help="Port for clients; another is taken when it is in use.", min=0, max=65535)
+        int, typer.Option(help="Client port; if it is in use, a free one is chosen.", min=0, max=65535)
     ] = 2379,
-    data_dir: Annotated[Path | None, typer.Option(help="Where its data are kept between starts.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Data folder; kept between starts.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Start it in the background and return.")] = False,
-    stop: Annotated[bool, typer.Option("--stop", help="End the one that runs.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the one that is running.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a real etcd for development, its data kept between starts. Never for production."""
@@ -217,7 +217,7 @@ def local(
 
 
 def demo(
-    steps: Annotated[int, typer.Option("--steps", help="Steps from one act to the next.")] = 30,
+    steps: Annotated[int, typer.Option("--steps", help="Steps between two actions.")] = 30,
     ranks: Annotated[int, typer.Option("--ranks", help="Ranks to train on, 2 to 64.")] = 4,
     keep: Annotated[bool, typer.Option("--keep", help="Continue training, for you to steer, until Ctrl-C.")] = False,
     as_json: JsonOption = False,

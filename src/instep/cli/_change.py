@@ -25,7 +25,7 @@ ARGUMENTS: dict[Argument, tuple[Any, Any]] = {
             str | None,
             typer.Argument(
                 metavar="[NAME]",
-                help="The action. Without it, those declared are listed.",
+                help="The action to run. Without it, lists the declared actions.",
                 autocompletion=_completion.actions,
             ),
         ],
@@ -46,13 +46,13 @@ ARGUMENTS: dict[Argument, tuple[Any, Any]] = {
 """The type and default of what a command names."""
 OPTIONS: dict[Option, tuple[Any, Any]] = {
     "save": (
-        Annotated[bool, typer.Option("--save/--no-save", help="Whether a checkpoint is saved first.")],
+        Annotated[bool, typer.Option("--save/--no-save", help="Save a checkpoint first.")],
         True,
     ),
     "node": (
         Annotated[
             str | None,
-            typer.Option("--node", metavar="NODE", help="A notice: this node (its name or host) will be lost soon."),
+            typer.Option("--node", metavar="NODE", help="Preemption notice: this node (name or host) will end soon."),
         ],
         None,
     ),
@@ -65,13 +65,13 @@ def set_values(
         list[str],
         typer.Argument(
             metavar="NAME=VALUE...",
-            help="JSON scalars; words need no quotes in text fields.",
+            help="JSON scalars; text needs no quotes.",
             autocompletion=_completion.assignments,
         ),
     ],
     *,
     asking: Asking,
-    create: Annotated[bool, typer.Option("--create", help="Also for a run that does not exist yet.")] = False,
+    create: Annotated[bool, typer.Option("--create", help="Accept a run that does not exist yet.")] = False,
     target: Target,
 ) -> None:
     """Change hyperparameters: all of them at one step, on every rank.
@@ -95,7 +95,10 @@ def rollback(
     run: RunArgument,
     plan: Annotated[
         str | None,
-        typer.Argument(metavar="PLAN", help="Its number, or v and a view's, in 'instep history'. Default: the newest."),
+        typer.Argument(
+            metavar="PLAN",
+            help="Plan number, or 'v3' for the start of view 3, as in 'instep history'. Default: the newest plan.",
+        ),
     ] = None,
     *,
     asking: Asking,

@@ -47,7 +47,7 @@ def get(
     run: RunArgument,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="One hyperparameter; default all.", autocompletion=_completion.names),
+        typer.Argument(metavar="[NAME]", help="One hyperparameter. Default: all.", autocompletion=_completion.names),
     ] = None,
     *,
     target: Target,
@@ -153,7 +153,7 @@ def history(
 
 
 def _print_history(found: RunHistory, limit: int) -> None:
-    from instep.cli._tables import history_table, leaders_table, take_overs
+    from instep.cli._tables import history_table, leader_changes, leaders_table
 
     if found.entries:
         show(history_table(found.entries))
@@ -164,7 +164,7 @@ def _print_history(found: RunHistory, limit: int) -> None:
         line(f"{local_time(failed.at)}  step {failed.step} was not saved, {where}: {failed.reason}")
     for epoch in found.epochs:
         line(f"{local_time(epoch.at)}  {epoch.sentence}")
-    if changed_hands := take_overs(found.leaders):
+    if changed_hands := leader_changes(found.leaders):
         show(leaders_table(changed_hands))
 
 

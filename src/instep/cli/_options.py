@@ -49,7 +49,7 @@ NamespaceOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 WhyOption = Annotated[str | None, typer.Option("--why", metavar="TEXT", help="The reason, for the history.")]
-AuthorOption = Annotated[str | None, typer.Option("--author", help="Who asks. Default: user@host.")]
+AuthorOption = Annotated[str | None, typer.Option("--author", help="The author, for the history. Default: user@host.")]
 WaitOption = Annotated[
     bool | None,
     typer.Option(

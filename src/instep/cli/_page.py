@@ -320,7 +320,7 @@ def _of_state(found: RendezvousReport, limits: str) -> Text:
         return Text(f"closed{by} after round {found.round}" if found.round else f"closed{by} before its first round")
     if found.state == "stopped":
         unclosed = f", and round {found.round} was not closed" if found.round else ""
-        return Text(f"no node is there{unclosed}", style="red")
+        return Text(f"no node is present{unclosed}", style="red")
     if found.state == "running" or found.wanted:
         text = Text(f"round {found.round}, {_node_count(found.size)} of {limits}")
         if found.cause in _CAUSES:

@@ -117,7 +117,7 @@ def _print_asked(asked: Written | Sent) -> None:
     if asked.live:
         talk(f"it takes effect when all ranks have agreed: instep status {asked.run} --watch")
     else:
-        talk(f"no worker of {asked.run} is alive: the next start of the run takes it")
+        talk(f"no worker of {asked.run} is alive: the next start of the run uses it")
 
 
 def _document(asked: Written | Sent, end: Receipt | InstepError | None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from instep.control import (
     format_value,
 )
 
-TAKE_OVERS_SHOWN = 5
+LEADER_CHANGES_SHOWN = 5
 
 
 _VALUE = {"pending": "yellow", "rejected": "red"}
@@ -139,10 +139,10 @@ def waiting_table(commands: Iterable[WaitingReport]) -> Table:
     return table
 
 
-def take_overs(leaders: Iterable[Leading]) -> list[Leading]:
+def leader_changes(leaders: Iterable[Leading]) -> list[Leading]:
     """The newest few changes of leader, except those at a start, when the ranks join one after another."""
     found = [leading for leading in leaders if leading.former_rank is not None and not leading.at_start]
-    return found[:TAKE_OVERS_SHOWN]
+    return found[:LEADER_CHANGES_SHOWN]
 
 
 def leaders_table(leaders: Iterable[Leading]) -> Table:

@@ -186,7 +186,7 @@ async def forget(client: Client, keys: Keys, ids: Iterable[str] = (), *, everyth
     unknown = [checkpoint_id for checkpoint_id in wanted if checkpoint_id not in found]
     if unknown:
         there = ", ".join(list(found)[-_NAMED:]) or "none"
-        raise ConfigError(f"run {keys.run!r} has no checkpoint {unknown[0]}; the newest it has: {there}")
+        raise ConfigError(f"run {keys.run!r} has no checkpoint {unknown[0]}; its newest are: {there}")
     for checkpoint_id in wanted:
         await _forget_one(client, keys, checkpoint_id)
     pointer = await client.get(keys.latest)
@@ -208,7 +208,7 @@ async def _raise_epoch(client: Client, keys: Keys, highest: int, author: str | N
             raise CheckpointError(f"nothing was adopted: {keys.run} is in epoch {last}, the last: give it another name")
         following = Epoch(
             number=last + 1,
-            why="checkpoints were adopted of which etcd knew nothing",
+            why="checkpoints that etcd had no record of were adopted",
             after=result.revision,
             author=author,
             at=datetime.now(UTC).isoformat(timespec="seconds"),

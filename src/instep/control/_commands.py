@@ -102,7 +102,7 @@ async def send(
     asked_at_s = monotonic()
     by = change_by(author, reason)
     if kind not in COMMAND_KINDS:
-        raise SettingsError(f"{one_line(kind)!r} is no command: give one of {', '.join(COMMAND_KINDS)}")
+        raise SettingsError(f"{one_line(kind)!r} is not a command: give one of {', '.join(COMMAND_KINDS)}")
     if COMMAND_KINDS[kind].argument == "action":
         check_action_name(name)
     command = Command(kind=kind, name=name, save=save, node=node, author=by.author, reason=by.reason)
@@ -256,7 +256,7 @@ def _why_refused(cache: RunCache, command: Command) -> str | None:
         if now is not None or last is None:
             return (now or why) + _where_paused(cache, command) + _hint(cache, kind)
         by = f" by {one_line(last.author)}" if last.author else ""
-        return f"a {last.kind}{by} is in progress already: 'instep status {cache.keys.run}' shows its progress"
+        return f"a {last.kind}{by} is already in progress: 'instep status {cache.keys.run}' shows its progress"
     if kind.argument == "action":
         return _why_no_action(cache, command.name or "")
     return _why_no_restore(cache) if kind.argument == "checkpoint" else None

@@ -32,7 +32,7 @@ _POLL_S = 1.0
 """How often it checks whether any worker is alive, and, while it waits for a checkpoint, how far the ranks are."""
 _ALONE_S = 5.0
 """After so long without a worker the request will not be carried out: a run that restarts has workers sooner."""
-_HOPELESS_S = 5.0
+_CANNOT_FINISH_S = 5.0
 """A checkpoint that no rank has begun to write so long after all ranks passed its step will not be saved."""
 _RANKS_READ = 64
 
@@ -149,7 +149,7 @@ class _Patience:
         self._client = client
         self._monotonic = monotonic
         self._polled_s: float | None = None
-        self._hopeless_since_s: float | None = None
+        self._cannot_finish_since_s: float | None = None
         self._alone_since_s: float | None = None
 
     async def poll(self, cache: RunCache, progress: Progress) -> None:
@@ -171,12 +171,12 @@ class _Patience:
 
     def ended(self, progress: Progress, cache: RunCache, request: Request[object]) -> Progress:
         """The progress, or the end of it: what it waits for will not happen."""
-        if not request.is_hopeless(cache, progress):
-            self._hopeless_since_s = None
+        if not request.cannot_finish(cache, progress):
+            self._cannot_finish_since_s = None
             return progress
         now = self._monotonic()
-        self._hopeless_since_s = now if self._hopeless_since_s is None else self._hopeless_since_s
-        over = now - self._hopeless_since_s >= _HOPELESS_S
+        self._cannot_finish_since_s = now if self._cannot_finish_since_s is None else self._cannot_finish_since_s
+        over = now - self._cannot_finish_since_s >= _CANNOT_FINISH_S
         return replace(progress, stage="done", outcome="unsaved") if over else progress
 
 

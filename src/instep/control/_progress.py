@@ -124,7 +124,7 @@ class Request(Protocol[R_co]):
     def committed(self, cache: RunCache, plan: Plan, progress: Progress) -> Progress:
         """The progress of a committed plan, with what is particular to this request."""
 
-    def is_hopeless(self, cache: RunCache, progress: Progress) -> bool:
+    def cannot_finish(self, cache: RunCache, progress: Progress) -> bool:
         """Whether what it waits for will probably not happen; callers believe it only when it stays true."""
 
     def watched(self, keys: Keys) -> tuple[str, ...]:

@@ -144,7 +144,7 @@ class ChangeRequest:
         overtaken = view is not None and view.number > plan.view and view.start.previous is None
         return all_applied(cache, plan, progress.attempt) if overtaken else progress
 
-    def is_hopeless(self, cache: RunCache, progress: Progress) -> bool:
+    def cannot_finish(self, cache: RunCache, progress: Progress) -> bool:
         return False
 
     def refused(self, progress: Progress) -> ChangeRejected:
@@ -208,7 +208,7 @@ def change_sentence(changes: tuple[ValueChange, ...], progress: Progress, took_s
         case "lost":
             return f"{what}: not applied, etcd's history went back and lost it before it was agreed on: set it again"
     why = "no worker of the run is alive" if progress.outcome == "stopped" else "the run ended first"
-    return f"{what}: not applied, {why}; its next start takes it"
+    return f"{what}: not applied, {why}; its next start uses it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +269,7 @@ class CommandRequest:
         )
         return replace(progress, stage="saving", outcome=None, detail=detail)
 
-    def is_hopeless(self, cache: RunCache, progress: Progress) -> bool:
+    def cannot_finish(self, cache: RunCache, progress: Progress) -> bool:
         plan = cache.plans.get(progress.plan or 0)
         if progress.stage != "saving" or plan is None:
             return False

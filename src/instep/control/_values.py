@@ -111,7 +111,7 @@ def _value(name: str, text: str, schema: Schema) -> Scalar:
     try:
         written = len(format_scalar(value).encode())
     except UnicodeEncodeError:
-        raise ValueError("the value is no text that can be written as UTF-8") from None
+        raise ValueError("the value cannot be encoded as UTF-8") from None
     if written > MAX_VALUE_BYTES:
         raise ValueError(f"as JSON it has {written} bytes; {MAX_VALUE_BYTES} is the most a hyperparameter may have")
     return value
@@ -248,9 +248,9 @@ def _why(cache: RunCache, item: DesiredValue) -> tuple[ValueState, str]:
     if plan is not None and plan.revision == item.revision:
         return "pending", f"plan {plan.number} is open for step {plan.gate}"
     if not cache.live:
-        return "pending", "no worker is alive; the next start of the run takes it"
+        return "pending", "no worker is alive; the next start of the run uses it"
     if cache.view is None:
-        return "pending", "the run is forming; it starts with it"
+        return "pending", "the run is forming and will start with it"
     missing = cache.ranks_missing()
     if missing:
         return "pending", f"it waits for rank {format_ranks(missing)}, which is missing"

@@ -107,7 +107,7 @@ def check(evidence: Evidence) -> tuple[Check, ...]:
         _refused(evidence.refusal),
         _saved_by_another(evidence),
         _met_again(evidence),
-        _gone_on(evidence),
+        _resumed(evidence),
         _paused(evidence),
         _stopped(evidence),
         _footprint(evidence),
@@ -200,7 +200,7 @@ def _met_again(evidence: Evidence) -> Check:
     )
 
 
-def _gone_on(evidence: Evidence) -> Check:
+def _resumed(evidence: Evidence) -> Check:
     step = evidence.takeover.step
     saved = {record.saved[step] for record in evidence.first if step in record.saved}
     restored = {record.sha256 for record in evidence.last}

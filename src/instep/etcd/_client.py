@@ -47,7 +47,7 @@ class Client:
         timeout_s: float = 5.0,
     ) -> None:
         if not timeout_s > 0:
-            raise SettingsError(f"A time-out of {timeout_s:g} s leaves no time for any answer: give more than 0 s.")
+            raise SettingsError(f"A timeout of {timeout_s:g} s leaves no time for any answer: give more than 0 s.")
         parsed = parse_endpoints(endpoints, tls=tls is not None)
         if credentials is not None:
             credentials.read_password()

@@ -99,7 +99,7 @@ class Connection:
         return time.monotonic() - self._made_at
 
     @property
-    def stands(self) -> bool:
+    def connected(self) -> bool:
         """Whether its channel has a connection to a server now."""
         return self.channel.get_state() is grpc.ChannelConnectivity.READY
 

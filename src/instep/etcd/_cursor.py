@@ -83,11 +83,11 @@ class Cursor:
         if any(_same(item, self._anchor) for item in events):
             self._unproven = 0
         elif any(item.kv.mod_revision > revision for item in events) or (events and not response.fragment):
-            self.changed, self.proven = f"revision {revision} is not what it was", True
+            self.changed, self.proven = f"the contents of revision {revision} have changed", True
         elif not events and response.header.revision >= revision:
             self._unproven -= 1
             if not self._unproven:
-                self.changed = f"nothing is left of revision {revision}"
+                self.changed = f"revision {revision} no longer exists"
 
 
 def _same(left: Event, right: Event) -> bool:

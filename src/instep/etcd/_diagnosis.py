@@ -24,7 +24,7 @@ async def diagnose(endpoint: Endpoint, files: TlsFiles | None) -> str | None:
     """One sentence with the cure if repeating cannot help, else None. Takes about 3 s at most."""
     if not endpoint.secure:
         if await _answers(endpoint, None) == "silent" and await _speaks_tls(endpoint):
-            return f"{endpoint.address} speaks TLS, but was spoken to in plain text: write https:// and give the CA."
+            return f"{endpoint.address} expects TLS but received plain text: use https:// and set the CA."
         return None
     try:
         context = files.context() if files is not None else ssl.create_default_context()
@@ -40,7 +40,7 @@ async def diagnose(endpoint: Endpoint, files: TlsFiles | None) -> str | None:
         if "ALERT" in (error.reason or ""):
             return _alert_reason(endpoint, error.reason or "", files is not None and files.has_certificate)
     if await _answers(endpoint, None) == "settings":
-        return f"{endpoint.address} speaks plain text, but was spoken to with TLS: write http://."
+        return f"{endpoint.address} expects plain text but received TLS: use http://."
     return None
 
 
@@ -86,7 +86,7 @@ def _certificate_reason(endpoint: Endpoint, error: ssl.SSLCertVerificationError)
     if error.verify_code in _NAME_MISMATCH:
         return f"The certificate of {place} is not for {endpoint.host}: use a name that it holds, or have it reissued."
     if error.verify_code in (_EXPIRED, _NOT_YET_VALID):
-        return f"The certificate of {place} is not valid today ({error.verify_message}): renew it, or set the clock."
+        return f"The certificate of {place} is not valid now ({error.verify_message}): renew it, or set the clock."
     return f"The certificate of {place} is not signed by a trusted CA ({error.verify_message}): give its CA."
 
 

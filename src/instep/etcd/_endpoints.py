@@ -59,6 +59,6 @@ def _parse(text: str, tls: bool) -> Endpoint:
         raise SettingsError(f"{text!r} is not an etcd endpoint: write http://HOST:PORT or https://HOST:PORT.")
     if tls and parts.scheme == "http":
         raise SettingsError(
-            f"The endpoint {text} is plain text, but certificates are given: write https://, or drop them."
+            f"The endpoint {text} is plain text, but certificates are given: write https://, or remove them."
         )
     return Endpoint(host, port or 2379, tls if bare else parts.scheme == "https")

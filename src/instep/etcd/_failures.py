@@ -105,7 +105,7 @@ def short_reason(code: str, details: str) -> str:
     if "handshake" in text:
         return "the TLS handshake failed"
     if "parsing http/2" in text:
-        return "what answers there is no etcd"
+        return "the server there is not etcd"
     if any(sign in text for sign in ("reset", "closed", "rst_stream", "broken pipe")):
         return "the connection broke"
     return details.removeprefix("etcdserver: ").splitlines()[0][:120] if details else code.lower()
@@ -150,7 +150,7 @@ def refusal(code: str, details: str, *, endpoint: str, subject: object, user: st
     if kind is Kind.FULL:
         return EtcdFull(f"etcd at {endpoint} takes no writes: {EtcdFull.REASON}.", code=code)
     if code == "UNIMPLEMENTED":
-        return EtcdError(f"What answers at {endpoint} is no etcd of version 3: correct the endpoint.", code=code)
+        return EtcdError(f"The server at {endpoint} is not an etcd v3 server: correct the endpoint.", code=code)
     text = details.removeprefix("etcdserver: ")
     return EtcdError(f"etcd at {endpoint} refused to {subject}: {text or code}.", code=code)
 

@@ -51,7 +51,7 @@ class LeaseTiming:
 
     @property
     def attempt_s(self) -> float:
-        """The time-out of one renewal, in seconds."""
+        """The timeout of one renewal, in seconds."""
         return min(self.ttl_s / 6, _tenth(self.ttl_s), _LONGEST_ATTEMPT_S)
 
     @property

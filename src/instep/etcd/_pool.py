@@ -91,7 +91,7 @@ class Pool:
         if connection.index == self._current and len(self) > 1 and not connection.retired:
             self._current = (self._current + 1) % len(self)
             self.switches += 1
-        if suspect and connection.stands:
+        if suspect and connection.connected:
             replace = not connection.heard_lately
         else:
             longest_s = _RESOLVE_EVERY_S if unreachable else _RESOLVE_AT_MOST_S

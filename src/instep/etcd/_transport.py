@@ -42,7 +42,7 @@ class _Trial:
 
     def __post_init__(self) -> None:
         if math.isnan(self.timeout_s):  # with it no deadline ever passes
-            raise SettingsError("A time-out that is not a number leaves no time for any answer: give more than 0 s.")
+            raise SettingsError("A timeout that is not a number leaves no time for any answer: give more than 0 s.")
 
     @property
     def left_s(self) -> float:
@@ -146,11 +146,11 @@ class Transport:
     async def _attempt(self, connection: Connection, method: _wire.Method, request: Any, trial: _Trial) -> Any:
         trial.sent = False
         share_s = trial.share_s(len(self.pool))
-        if not trial.repeatable and not await self._stands(connection, share_s):
+        if not trial.repeatable and not await self._may_send_write(connection, share_s):
             raise _no_answer()
         return await self._send(connection, method, request, trial, share_s if trial.repeatable else trial.left_s)
 
-    async def _stands(self, connection: Connection, limit_s: float) -> bool:
+    async def _may_send_write(self, connection: Connection, limit_s: float) -> bool:
         """Whether a write may be sent on this connection. A frozen server loses it, and its fate is unknown."""
         if connection.fresh:
             return True
@@ -214,7 +214,7 @@ class Transport:
     def _note_failure(self, connection: Connection, error: aio.AioRpcError, kind: Kind, trial: _Trial) -> None:
         place = str(connection.endpoint)
         reason = _failures.short_reason(_failures.code_of(error), _failures.details_of(error))
-        if kind is Kind.SILENT and not connection.stands:
+        if kind is Kind.SILENT and not connection.connected:
             named = "its name does not resolve in time, or " if connection.endpoint.is_named else ""
             reason = trial.reasons.get(place, f"no connection: {named}nothing answers there")
         trial.reasons[place] = reason

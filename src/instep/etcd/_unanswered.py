@@ -36,7 +36,7 @@ class Unanswered:
     """Ends a write early, with an unknown fate, if etcd has elected another leader since it was sent.
 
     A member passes a write to its leader once. If that leader is already dead and no member has noticed, the write
-    is lost without an error, and its caller waits for its whole time-out (etcd's own is 7 s). Promise: such a write
+    is lost without an error, and its caller waits for its whole timeout (etcd's own is 7 s). Promise: such a write
     ends about 1 s after the election. Limit: a write that the new leader does get, but applies more slowly, ends as
     unknown too, which is correct.
     """

@@ -171,7 +171,7 @@ class Watch:
             response = await stream.open(self._request(), self._silence_s)
             if not response.canceled:
                 self._history.heard(response.header, sent, linearizable=False)
-                self._stand(stream, response)
+                self._on_created(stream, response)
                 return True
             await self._on_canceled(response)
         except _GRPC_ERRORS as error:
@@ -191,7 +191,7 @@ class Watch:
         if self._transport.auth.needed:
             await self._transport.auth.renew(connection, 0, self._transport.timeout_s)
 
-    def _stand(self, stream: Stream, response: Any) -> None:
+    def _on_created(self, stream: Stream, response: Any) -> None:
         if self._closed:
             return
         if self._cursor.created_revision and self._needs_anchor and not self._cursor.has_anchor:

@@ -20,7 +20,7 @@ def run_etcdctl(binary: EtcdBinary, flags: Sequence[str], args: Sequence[str], *
     With `check`, a failure raises EtcdError with its output; without, its error output is appended to the result.
     """
     if binary.etcdctl is None:
-        raise SettingsError(f"no etcdctl lies beside {binary.path}")
+        raise SettingsError(f"there is no etcdctl next to {binary.path}")
     # etcdctl refuses to run when a setting comes both from its environment and as a flag.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCDCTL_")}
     command = f"etcdctl {' '.join(args)}"
@@ -43,7 +43,7 @@ def run_etcdctl(binary: EtcdBinary, flags: Sequence[str], args: Sequence[str], *
 def restore_snapshot(binary: EtcdBinary, snapshot: Path, member: MemberSettings, *, token: str) -> None:
     """Fills the member's empty data folder from a snapshot, as an operator does. Raises EtcdError."""
     if binary.etcdctl is None:
-        raise SettingsError(f"no etcdctl lies beside {binary.path}")
+        raise SettingsError(f"there is no etcdctl next to {binary.path}")
     etcdutl = binary.etcdctl.with_name("etcdutl")  # exists from 3.5 on; from 3.6 on, etcdctl cannot restore
     cluster = member.cluster or {member.name: member.advertised_peer_url}
     command = [

@@ -60,7 +60,7 @@ def counted(situation: FailureSituation, group: WorkerGroup | None) -> Attempts:
     lost = _lost(view, situation.left, group)
     if not lost:
         return before
-    if _fell_with_the_last(situation, view, lost):
+    if _belongs_to_last_failure(situation, view, lost):
         replaced |= set(parse_ranks(before.replaced))
         return before.model_copy(update={"view": view.number, "replaced": format_ranks(replaced)})
     return _with(before, _first(situation, view, lost)).model_copy(update={"replaced": format_ranks(replaced)})
@@ -118,7 +118,7 @@ def _replaced(view: View, group: WorkerGroup) -> set[int]:
     return {worker.rank for worker in group.workers() - view.workers()}
 
 
-def _fell_with_the_last(situation: FailureSituation, view: View, lost: frozenset[int]) -> bool:
+def _belongs_to_last_failure(situation: FailureSituation, view: View, lost: frozenset[int]) -> bool:
     """Whether all lost ranks belong to the last failure: they were there then, and training has not resumed since."""
     before = situation.attempts
     is_next = bool(before.replaced) and before.view + 1 == view.number

@@ -48,12 +48,12 @@ def oldest_urgent(pending_commands: Iterable[PendingCommand]) -> PendingCommand 
     return oldest(pending for pending in pending_commands if _is_urgent(pending))
 
 
-def hopeless(pending_commands: Iterable[PendingCommand]) -> tuple[tuple[str, Declined], ...]:
+def unacceptable(pending_commands: Iterable[PendingCommand]) -> tuple[tuple[str, Declined], ...]:
     """By id, what is declined in any state of the run: unreadable commands, and too many, except urgent ones."""
     by_age = sorted(pending_commands, key=_age)
     unreadable = [(pending, pending.problem) for pending in by_age if pending.command is None]
     waiting = [pending for pending in by_age if pending.command is not None and not _is_urgent(pending)]
-    crowded = f"{MAX_WAITING} commands wait already: repeat it when some of them have been carried out"
+    crowded = f"{MAX_WAITING} commands are already waiting: send it again after some of them have been executed"
     return tuple(
         (pending.id, declined(pending, why))
         for pending, why in (*unreadable, *((pending, crowded) for pending in waiting[MAX_WAITING:]))

@@ -89,9 +89,9 @@ def about_intents(now: Situation) -> LeaderAction | None:
     urgent = commands.oldest_urgent(now.pending_commands)
     if urgent is not None:
         return _about_command(now, urgent, now.agreed.course)
-    hopeless = commands.hopeless(now.pending_commands)
-    if hopeless:
-        return DeclineCommands(hopeless)
+    unacceptable = commands.unacceptable(now.pending_commands)
+    if unacceptable:
+        return DeclineCommands(unacceptable)
     wanted = next_change(now.desired, now.agreed.values, now.schema, now.rejected)
     if wanted is not None and wanted.rejections:
         return RejectValues(tuple(signed_rejection(item, now.changes.get(item.revision)) for item in wanted.rejections))

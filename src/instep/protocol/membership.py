@@ -70,7 +70,7 @@ def groups(registered: Iterable[RegisteredWorker], view: View | None = None) -> 
     return tuple(sorted(found, key=lambda group: group.newest, reverse=True))
 
 
-def without_ghosts(view: View | None, registered: Iterable[RegisteredWorker]) -> tuple[RegisteredWorker, ...]:
+def without_stale(view: View | None, registered: Iterable[RegisteredWorker]) -> tuple[RegisteredWorker, ...]:
     """Drops workers that have trained in an earlier view and are not in this one: they were replaced while their node
     could not be reached, and hold outdated values."""
     if view is None:

@@ -124,7 +124,7 @@ class Timeline:
         """The schedule that the run was trained with, up to now. Raises ConfigError if it is not known."""
         segments = self.segments()
         whole = segments[0].start.view == 1 if segments else not self.plans
-        spans: Spans = () if whole else (Span(0, None, reason="it is not kept any more"),)
+        spans: Spans = () if whole else (Span(0, None, reason="it is no longer kept"),)
         passed: list[tuple[int, int, Spans]] = []
         """View, plan and spans at that moment: a checkpoint names view and plan."""
         for segment in segments:
@@ -180,7 +180,7 @@ class Timeline:
         for segment in self.segments():
             if any(plan.number == number for plan in segment.plans) and segment.whole:
                 return segment
-        raise ConfigError(f"which values held at plan {number} is not kept any more")
+        raise ConfigError(f"the values at plan {number} are no longer kept")
 
     # -- spans ------------------------------------------------------------------------------------------------------
 
@@ -190,7 +190,7 @@ class Timeline:
         held: dict[str, Scalar] = dict(start.values)
         spans = _back_to(segment.first_step, _as_of(origin, passed, spans))
         if start.replays is not None or not segment.whole:
-            kept = "it replayed a schedule" if start.replays else "its plans are not all kept any more"
+            kept = "it replayed a schedule" if start.replays else "some of its plans are no longer kept"
             return (*spans, Span(segment.first_step, None, reason=kept))
         why = f"resumed from checkpoint {origin.id}" if origin else f"start of view {start.view}"
         reasons = _joined(change.reason for change in start.changes)

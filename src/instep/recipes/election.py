@@ -88,8 +88,8 @@ class Election:
         A leader gets its fence at once, and its value does not change.
         """
         if self._busy:
-            raise SettingsError("This Election object is in a campaign already: give each task an Election of its own.")
-        if self._fence is not None and self._queue.standing and self._session.lease_id == self._lease_id:
+            raise SettingsError("This Election object is already in a campaign: give each task an Election of its own.")
+        if self._fence is not None and self._queue.confirmed and self._session.lease_id == self._lease_id:
             return self._fence
         self._busy = True
         try:
@@ -135,7 +135,7 @@ class Election:
             fence = await retry.run(self._queue.turn)
             if fence is not None:
                 return self._elected(fence)
-            if not self._queue.standing:
+            if not self._queue.confirmed:
                 await asyncio.sleep(NO_CANDIDATE_S)  # no lease, or no worker to name yet
 
     # -- inside -----------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ class _Membership:
 
 
 def _because(trouble: InstepError | None) -> str:
-    """The last error that was retried, as the second sentence of a time-out."""
+    """The last error that was retried, as the second sentence of a timeout."""
     return "" if trouble is None else f" Trouble with etcd until then: {str(trouble).rstrip('.')}."
 
 
@@ -176,7 +176,7 @@ class Group:
         key = self._prefix + ours.name
         current = await self._client.get(key)
         if current is not None and not self._session.owns(current.lease):
-            raise NameTaken(f"Another session is the member {key}.", name=ours.name)
+            raise NameTaken(f"Another session holds the member {key}.", name=ours.name)
         if current is not None and (current.lease, current.text) == (lease_id, ours.value):
             return True
         same = Compare.mod_revision(key, "==", current.mod_revision if current is not None else 0)

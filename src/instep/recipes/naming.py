@@ -37,7 +37,7 @@ def is_whole(number: object) -> bool:
 
 def check_timeout(timeout_s: float) -> float:
     if not is_whole(timeout_s) and not isinstance(timeout_s, float):
-        raise SettingsError(f"A time-out is a number of seconds, not {timeout_s!r}.")
+        raise SettingsError(f"A timeout is a number of seconds, not {timeout_s!r}.")
     if not timeout_s > 0:
-        raise SettingsError(f"A time-out of {timeout_s:g} s leaves no time for any answer: give more than 0 s.")
+        raise SettingsError(f"A timeout of {timeout_s:g} s leaves no time for any answer: give more than 0 s.")
     return timeout_s

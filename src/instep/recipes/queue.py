@@ -102,7 +102,7 @@ class Queue:
         return f"Queue({self.prefix}, {self._entry.key if self._entry else 'no entry'})"
 
     @property
-    def standing(self) -> bool:
+    def confirmed(self) -> bool:
         """Whether this entry is known to be in etcd, on a valid lease."""
         entry = self._entry
         return entry is not None and entry.entered and entry.lease_id == self._session.lease_id

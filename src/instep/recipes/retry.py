@@ -43,7 +43,7 @@ class RetryPolicy:
 
 
 PASSING: Final = RetryPolicy(retried=(EtcdUnavailable, EtcdFull, Compacted, LeaseLost))
-"""For a recipe within its time-out: the same request may succeed later."""
+"""For a recipe within its timeout: the same request may succeed later."""
 UNAVAILABLE: Final = RetryPolicy(retried=(EtcdUnavailable,))
 """For work that waits for etcd to answer, and for nothing else."""
 REGISTER: Final = RetryPolicy(retried=(EtcdUnavailable, EtcdFull))
@@ -66,7 +66,7 @@ class Retry:
     """Retries one piece of work under a policy.
 
     Promise: `failed` returns after the pause, or raises the error if the policy does not retry it or `timeout_s`
-    seconds have passed since this object was made. Limit: the time-out does not end an attempt that is under way.
+    seconds have passed since this object was made. Limit: the timeout does not end an attempt that is under way.
     """
 
     def __init__(

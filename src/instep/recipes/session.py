@@ -37,7 +37,7 @@ OnTrouble: TypeAlias = Callable[[InstepError], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionStatistics:
-    """Counts since the session was made; `chores` are under way now."""
+    """Counts since the session was made; `background_tasks` are under way now."""
 
     leases: int
     losses: int
@@ -142,7 +142,7 @@ class Session(TaskBlock):
     async def wait_link(self, *wanted: LinkState) -> LinkState:
         """Returns the link's state once it is one of `wanted`. Raises LeaseLost if the session ends before that."""
         if not wanted or not set(wanted) <= set(LINK_STATES):
-            raise SettingsError(f"A link is never {wanted!r}: pass some of {', '.join(LINK_STATES)}.")
+            raise SettingsError(f"{wanted!r}: pass some of {', '.join(LINK_STATES)}.")
         while (link := self.link) not in wanted:
             if self._life is _Life.ENDED:
                 raise LeaseLost("The session has ended: its link stays lost.", lease_id=0)
@@ -209,7 +209,7 @@ class Session(TaskBlock):
 
     async def run(self) -> None:
         """Keeps a lease until cancelled, then revokes it. For a caller that runs it in its own task."""
-        retry = Retry(LEASE, "no lease can be had")
+        retry = Retry(LEASE, "no lease can be obtained")
         self._enter_life(_Life.BEGINNING)
         try:
             while True:

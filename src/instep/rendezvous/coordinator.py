@@ -123,8 +123,8 @@ class Coordinator:
 
     def _timed(self, situation: RendezvousSituation) -> RendezvousSituation:
         now = self._clock()
-        calm = self._session.link == "connected" and now - self._undisturbed_since >= self._ttl_s
-        situation = replace(situation, calm=calm)
+        etcd_stable = self._session.link == "connected" and now - self._undisturbed_since >= self._ttl_s
+        situation = replace(situation, etcd_stable=etcd_stable)
         if not round_status(situation).is_last_call:
             self._called_at = None
         elif self._called_at is None:

@@ -34,7 +34,7 @@ class RendezvousSituation:
     closed: Closed | None = None
     gone: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
-    calm: bool = True
+    etcd_stable: bool = True
     """Whether etcd has been available for so long that an absent node has not merely lost its lease in the same
     outage."""
     last_call_over: bool = False
@@ -128,7 +128,7 @@ def round_status(now: RendezvousSituation) -> RoundStatus:
         for item in ours
         if item not in asking and (item.node in seated or item.registration.round >= number > 0)
     }
-    absent = set() if now.calm else seated.keys() - {item.node for item in ours} - now.gone
+    absent = set() if now.etcd_stable else seated.keys() - {item.node for item in ours} - now.gone
     content |= absent
     limits = _limits(current if content else None, asking)
     unfit = _unfit(now, ours, limits)

@@ -123,7 +123,7 @@ class RendezvousNode(TaskBlock):
         return current.number == self._round and current.wanted and not self.is_closed
 
     @property
-    def runs_in_what_stands(self) -> bool:
+    def is_in_current_round(self) -> bool:
         """Whether the current round is that of this node's last seat, even if it is formed again."""
         current = self.known.round
         return current is not None and current.number == self._round
@@ -210,7 +210,7 @@ class RendezvousNode(TaskBlock):
         if task is not None:
             with contextlib.suppress(TimeoutError, InstepError):
                 async with asyncio.timeout(LEAVE_S):
-                    await self._say_goodbye()
+                    await self._announce_departure()
             await cancelled(task)
         await self._session.close()
 
@@ -221,7 +221,7 @@ class RendezvousNode(TaskBlock):
         finally:
             end_listening()
 
-    async def _say_goodbye(self) -> None:
+    async def _announce_departure(self) -> None:
         if self._round and not self.is_closed:  # no further round is formed in a run that has ended
             gone = Op.put(self._keys.gone_of(self.name), Departure().encode())
             await self._client.txn([], [gone, Op.delete(self._keys.refused(self.name))], timeout_s=LEAVE_S)

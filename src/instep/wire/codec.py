@@ -41,7 +41,7 @@ class Document:
                 raise TypeError(f"{item.name} is missing")
             self.__dict__[item.name] = value
         if given:
-            raise TypeError(f"{next(iter(given))} is no field")
+            raise TypeError(f"{next(iter(given))} is not a field")
         self.__post_init__()
 
     def __post_init__(self) -> None:
@@ -98,7 +98,7 @@ def from_json(kind: type[D], value: object) -> D:
     try:
         document: D = _read(kind, value)
     except WireError as error:
-        raise WireError(f"this is no {kind.__name__}: {error}") from None
+        raise WireError(f"not a {kind.__name__}: {error}") from None
     return document
 
 
@@ -151,7 +151,7 @@ def _read(hint: Any, value: Any) -> Any:
             return tuple(_read(each, item) for each, item in zip(args, value, strict=True))
     except ValueError as error:
         raise error if isinstance(error, WireError) else WireError(f"{value!r:.60}: {error}") from None
-    raise WireError(f"{value!r:.60} is no {getattr(hint, '__name__', hint)}")
+    raise WireError(f"{value!r:.60} is not a {getattr(hint, '__name__', hint)}")
 
 
 def _read_document(kind: Any, value: dict[str, Any]) -> Any:

@@ -119,7 +119,7 @@ class Manifest(Document, kw_only=True):
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[0-9]{1,19}-[0-9]{1,19}", self.id, re.ASCII) or self.step < 0:
-            raise ValueError(f"{self.id[:60]!r} of step {self.step} names no checkpoint")
+            raise ValueError(f"{self.id[:60]!r} of step {self.step} does not name a checkpoint")
 
 
 class Pointer(Document):

@@ -407,7 +407,7 @@ def _decode(kinds: Mapping[str, type[D]], body: bytes) -> D | None:
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
-        raise WireError("a frame holds no JSON") from None
+        raise WireError("a frame is not JSON") from None
     name = document.get("t") if isinstance(document, dict) else None
     if not isinstance(name, str):
         raise WireError("a frame holds no message")

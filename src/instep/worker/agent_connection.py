@@ -265,7 +265,7 @@ class AgentConnection:
         self._start_at = now + self._start_pause_s
         self._start_pause_s = min(MAX_RESTART_PAUSE_S, self._start_pause_s * 2)
 
-    def calm(self) -> None:
+    def reset_restart_delay(self) -> None:
         """The agent works: if another start is needed, it is not delayed."""
         self._start_pause_s = 0.5
 

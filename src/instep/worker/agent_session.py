@@ -26,8 +26,8 @@ GOODBYE_S: Final = 8.0
 LISTEN_S: Final = 0.25
 """Pause between two looks at a condition while the agent sends nothing."""
 PATIENCE_S: Final = 3.0
-COMPLAIN_S: Final = 10.0
-"""A worker that waits reports a missing agent after `PATIENCE_S`, and again every `COMPLAIN_S`."""
+WARN_EVERY_S: Final = 10.0
+"""A worker that waits reports a missing agent after `PATIENCE_S`, and again every `WARN_EVERY_S`."""
 
 
 class AgentSession:
@@ -48,7 +48,7 @@ class AgentSession:
         self._world_size = world_size
         self._incarnation = incarnation
         self._liveness = LivenessDetector()
-        self._apart_since = self._complain_at = 0.0
+        self._apart_since = self._warn_at = 0.0
         self.reports = Reports()
         self.view = 0
         self.leads = False
@@ -75,7 +75,7 @@ class AgentSession:
         return f"AgentSession(rank {self._rank}, view {self.view}, {self._connection!r})"
 
     @property
-    def standing(self) -> Literal["joining", "training", "evicted"]:
+    def state(self) -> Literal["joining", "training", "evicted"]:
         if isinstance(self.failure, Evicted):
             return "evicted"
         return "training" if self.view else "joining"
@@ -86,13 +86,13 @@ class AgentSession:
             raise self.failure
         return self.view > 0
 
-    # -- saying -----------------------------------------------------------------------------------------------------
+    # -- sending ----------------------------------------------------------------------------------------------------
 
     def introduce(self) -> None:
         """After each connection: introduces the worker and repeats what the former agent may not have processed."""
         self._connection.introduce(self._hello())
         self._liveness = LivenessDetector()  # the old beat is the former agent's
-        self._apart_since = self._complain_at = 0.0
+        self._apart_since = self._warn_at = 0.0
         self._offered = None
         self.missing = ()
         self.leads, self.token = False, 0  # until this agent confirms it
@@ -189,7 +189,7 @@ class AgentSession:
             except ConnectionLost:
                 continue
             except InstepError as error:
-                self._complain(error)
+                self._warn_about(error)
 
     def listen(self, step: int, timeout_s: float) -> None:
         """Waits for messages, at most `timeout_s` unless another agent must be found, and processes them."""
@@ -207,15 +207,15 @@ class AgentSession:
         except ConnectionLost:
             pass  # the next look connects to another agent
         except InstepError as error:
-            self._complain(error)
+            self._warn_about(error)
 
-    def _complain(self, error: InstepError) -> None:
+    def _warn_about(self, error: InstepError) -> None:
         """Reports an agent that cannot be reached, if it takes longer: most are back in a moment."""
         now = time.monotonic()
         self._apart_since = self._apart_since or now
-        if now >= max(self._complain_at, self._apart_since + PATIENCE_S):
+        if now >= max(self._warn_at, self._apart_since + PATIENCE_S):
             log.warning("%s", error)
-            self._complain_at = now + COMPLAIN_S
+            self._warn_at = now + WARN_EVERY_S
 
     def wait_until(self, until: Callable[[], bool], timeout_s: float, step: int) -> bool:
         """Processes messages until the condition holds; False if it did not in time. Raises the failure, if there is
@@ -256,7 +256,7 @@ class AgentSession:
         An agent that dies now loses what it has not read; the worker sends it to the next agent.
         """
         leave = wire.Leave(clean, step, *in_words(error))
-        if self.standing != "training":
+        if self.state != "training":
             with contextlib.suppress(ConnectionLost):
                 self._connection.send(leave)
             return
@@ -293,7 +293,7 @@ class AgentSession:
             match message:
                 case wire.EnterView():
                     self._enter_view(message)
-                    self._connection.calm()
+                    self._connection.reset_restart_delay()
                 case wire.ProposePlan():
                     for answer in self._agreement.hear_plan(message, step):
                         self._connection.send(answer)
@@ -342,7 +342,7 @@ class AgentSession:
 def _gate_timeout(rank: int, number: int, step: int, waited_s: float) -> GateTimeout:
     return GateTimeout(
         f"rank {rank} waited {waited_s:.0f} s before step {step} for the decision on change {number}: "
-        "etcd cannot be read; bring it back and restart the run, nothing was guessed",
+        "etcd cannot be read; restore it and restart the run; no decision was guessed",
         step=step,
         waited_s=waited_s,
     )

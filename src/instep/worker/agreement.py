@@ -26,7 +26,7 @@ Config = TypeVar("Config", default=Any)
 
 
 @dataclass(frozen=True, slots=True)
-class Stand:
+class Paused:
     """The run is paused: this step waits until it is resumed."""
 
 
@@ -102,7 +102,7 @@ class Agreement(Generic[Config]):
         self._values = dict(start.values if self._replay is None else self._replay.schedule.values)
         self.config = self._codec.decode(self._values)
 
-    def go_on_from(self, checkpoint_id: str, step: int, *, view: int, plan: int) -> None:
+    def continue_from(self, checkpoint_id: str, step: int, *, view: int, plan: int) -> None:
         """The ranks have agreed on this checkpoint, which was saved in that view after that plan. A schedule gives
         the values of the step after it."""
         self._origin = Origin(checkpoint_id, step, view, plan)
@@ -216,14 +216,14 @@ class Agreement(Generic[Config]):
         coming = plan.course if plan is not None else None
         return self.course.ends_at is not None or (coming is not None and coming.ends_at is not None)
 
-    def due(self, step: int) -> Wait | Apply | Stand | None:
+    def due(self, step: int) -> Wait | Apply | Paused | None:
         """What must be done before `step` may run; call it again until it returns None.
 
         A paused rank never asks for an abort: its promise can be decided while it waits.
         """
         due = self.gate.at(step)
         if not isinstance(due, Apply) and self.course.is_paused(step):
-            return Stand()
+            return Paused()
         return due
 
     def apply(self, due: Apply, step: int) -> int:

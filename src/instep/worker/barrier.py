@@ -13,7 +13,7 @@ from instep.wire.messages import Answer, AskBarrier, NoAnswer, Ranks
 from instep.worker.agent_session import AgentSession
 
 ANSWER_S: Final = 3.0
-"""After the time-out, the agent has so long to name the missing ranks."""
+"""After the timeout, the agent has so long to name the missing ranks."""
 NAMED: Final = 20
 
 
@@ -41,7 +41,7 @@ class Barrier:
             return calls.name is None
 
         inbox = session.inbox
-        session.tell([inbox.keep_saying("barrier", calls.come(name, session.view))])
+        session.tell([inbox.repeat_to_agents("barrier", calls.come(name, session.view))])
         try:
             if session.wait_until(through, timeout_s, step):
                 return
@@ -49,16 +49,16 @@ class Barrier:
             if calls.name is not None:
                 raise _timed_out(name, timeout_s, answer, self._rank)
         finally:
-            inbox.keep_quiet("barrier")
+            inbox.stop_repeating("barrier")
             if calls.name is not None:
                 session.tell([calls.go()])
 
 
 def _checked(timeout_s: object) -> float:
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or math.isnan(timeout_s):
-        raise SettingsError(f"a barrier's time-out is a number of seconds, not {timeout_s!r}")
+        raise SettingsError(f"a barrier's timeout is a number of seconds, not {timeout_s!r}")
     if timeout_s <= 0:
-        raise SettingsError(f"a time-out of {timeout_s:g} s leaves no time for any rank to arrive: give more than 0 s")
+        raise SettingsError(f"a timeout of {timeout_s:g} s leaves no time for any rank to arrive: give more than 0 s")
     return float(timeout_s)
 
 

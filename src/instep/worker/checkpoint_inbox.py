@@ -96,12 +96,12 @@ class CheckpointInbox:
     def is_answered(self, number: int) -> bool:
         return number in self._answers
 
-    def keep_saying(self, name: str, message: Said) -> Said:
-        """Repeats the message to each new agent until `keep_quiet`. Replaces the former message of that name."""
+    def repeat_to_agents(self, name: str, message: Said) -> Said:
+        """Repeats the message to each new agent until `stop_repeating`. Replaces the former message of that name."""
         self._lasting[name] = message
         return message
 
-    def keep_quiet(self, *names: str) -> None:
+    def stop_repeating(self, *names: str) -> None:
         for name in names:
             self._lasting.pop(name, None)
 

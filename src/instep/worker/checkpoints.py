@@ -174,7 +174,7 @@ class Checkpoints:
         slot = Slot(index, make_directory(folder, index, saver.token), layout, saver, self)
         self._inbox.begin(str(slot.path))
         started = wire.SaveStarted(slot.id, index, slot.token, saver.candidate)
-        session.tell([self._inbox.keep_saying("save", started)])
+        session.tell([self._inbox.repeat_to_agents("save", started)])
         return slot
 
     def _lineage(self) -> tuple[str, ...]:
@@ -217,7 +217,7 @@ class Checkpoints:
         inbox, manifest = self._inbox, message.manifest
         step = self._next_step()
         if inbox.outcome(manifest.path) is None:
-            inbox.keep_quiet("save")
+            inbox.stop_repeating("save")
             self._session.tell([inbox.commit(message)])
         if not self._session.wait_until(lambda: inbox.outcome(manifest.path) is not None, COMMIT_WAIT_S, step):
             log.warning(
@@ -234,7 +234,7 @@ class Checkpoints:
 
     def give_up(self, checkpoint_id: str) -> None:
         """For a slot that is abandoned."""
-        self._inbox.keep_quiet("save")
+        self._inbox.stop_repeating("save")
         self._session.tell([wire.SaveAbandoned(checkpoint_id)])
 
     def note_failed(self, step: int, text: str) -> None:
@@ -287,14 +287,14 @@ class Checkpoints:
         """Keeps the checkpoint from being forgotten while the block runs. Raises CheckpointError if it was forgotten
         already, and EtcdUnavailable; not for the checkpoint that `resume` has just returned, which the node's agent
         keeps until the next boundary. Limit: the pin is on the node's lease, and ends with it."""
-        self._inbox.keep_saying(f"read {manifest.id}", wire.ReadCheckpoint(manifest.id))
+        self._inbox.repeat_to_agents(f"read {manifest.id}", wire.ReadCheckpoint(manifest.id))
         self._has_asked = True
         try:
             if not self._is_there(manifest.id):
                 raise CheckpointError(f"checkpoint {manifest.id} was forgotten: choose another one")
             yield
         finally:
-            self._inbox.keep_quiet(f"read {manifest.id}")
+            self._inbox.stop_repeating(f"read {manifest.id}")
             self._session.tell([wire.ReadDone(manifest.id)])
 
     def _is_there(self, checkpoint_id: str) -> bool:
@@ -317,7 +317,7 @@ class Checkpoints:
         deadline = time.monotonic() + timeout_s
         inbox, step = self._inbox, self._next_step()
         inbox.drop_offer()
-        self._session.tell([inbox.keep_saying("resume", wire.AwaitOffer())])
+        self._session.tell([inbox.repeat_to_agents("resume", wire.AwaitOffer())])
         verified: set[tuple[int, str]] = set()
         try:
             while True:
@@ -330,7 +330,7 @@ class Checkpoints:
                 if not self._session.wait_until(lambda seen=offer: inbox.offer is not seen, left_s, step):  # type: ignore[misc]
                     raise self._timed_out(timeout_s)
         finally:
-            inbox.keep_quiet("resume", "vote")
+            inbox.stop_repeating("resume", "vote")
 
     def _vote(self, offer: wire.Offer, verified: set[tuple[int, str]], verify: Verify) -> None:
         """`offer` is not final, so it has an id and a manifest."""
@@ -338,7 +338,7 @@ class Checkpoints:
         assert offer.manifest is not None
         problem = _problem(offer.manifest, verify)
         verified.add((offer.view, offer.id))
-        self._session.tell([self._inbox.keep_saying("vote", wire.Vote(offer.view, offer.id, problem))])
+        self._session.tell([self._inbox.repeat_to_agents("vote", wire.Vote(offer.view, offer.id, problem))])
 
     def _resumed(self, offer: wire.Offer, verified: set[tuple[int, str]], verify: Verify) -> Manifest | None:
         self.refused = dict(offer.reasons)
@@ -355,7 +355,7 @@ class Checkpoints:
             raise CheckpointError(f"the others resumed from checkpoint {manifest.id}, and this rank cannot: {problem}")
         self._kept = (manifest.id, self._next_step())
         self._line = (manifest.id, *manifest.lineage)
-        self._agreement.go_on_from(manifest.id, manifest.step, view=manifest.view, plan=manifest.plan)
+        self._agreement.continue_from(manifest.id, manifest.step, view=manifest.view, plan=manifest.plan)
         return manifest
 
     def _timed_out(self, waited_s: float) -> InstepError:

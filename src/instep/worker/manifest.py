@@ -93,7 +93,7 @@ def read_file(folder: Path, name: str, owners: Owners, limit: int) -> bytes:
 def _parts_of(folder: Path, name: str) -> list[str]:
     parts = name.split("/")
     if "\0" in name or len(name) > MAX_NAME or any(part in ("", ".", "..") for part in parts):
-        raise OSError(errno.EINVAL, "a file of a checkpoint is in its directory: this name leads elsewhere", name)
+        raise OSError(errno.EINVAL, "a checkpoint's files must be in its directory: this name points elsewhere", name)
     return parts
 
 
@@ -135,7 +135,7 @@ def _check_regular(found: os.stat_result, path: Path) -> None:
     if stat.S_ISLNK(found.st_mode):
         raise _connection(path)
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file, and nothing else of a checkpoint is read", str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file, and only regular files are read", str(path))
 
 
 def _is_link(name: str | Path, within: int | None) -> bool:
@@ -146,7 +146,7 @@ def _is_link(name: str | Path, within: int | None) -> bool:
 
 
 def _connection(path: Path) -> OSError:
-    return OSError(errno.ELOOP, "it is a symbolic link, and none is followed inside of a checkpoint folder", str(path))
+    return OSError(errno.ELOOP, "it is a symbolic link, and links in a checkpoint folder are not followed", str(path))
 
 
 def _shown_uid(folder: Path) -> int:

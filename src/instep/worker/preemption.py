@@ -17,9 +17,9 @@ from instep.worker.place import has_several_nodes
 
 log = logging.getLogger("instep")
 
-STAND_BY_S: Final = 15.0
+RESTART_WAIT_S: Final = 15.0
 """Until the preempted node has ended its workers and notified the others."""
-STAND_BY_LOOK_S: Final = 0.05
+RESTART_LOOK_S: Final = 0.05
 REPLACED_S: Final = 2.0
 """A rank that is gone may be replaced, or registered again, in this time."""
 
@@ -52,7 +52,7 @@ class Preemption:
         self._grace = GraceBudget(grace_s)
         self._told = False
         self._warned = False
-        session.at_each_look, session.at_gate = self.speak, self.check
+        session.at_each_look, session.at_gate = self.send_notice, self.check
 
     def __repr__(self) -> str:
         return f"Preemption(rank {self._rank}, {self._grace!r})"
@@ -83,26 +83,26 @@ class Preemption:
             log.warning("rank %d got %s, and its training was over before the run stopped", self._rank, sigterm.heard)
             sigterm.hand_on()
 
-    def stand_by(self, node: str | None, environ: Mapping[str, str]) -> None:
+    def wait_for_restart(self, node: str | None, environ: Mapping[str, str]) -> None:
         """Waits after the run was stopped because of `node`. If torchrun runs several nodes, it forms a new world
         without that node and ends this process: that may take up to 15 s. A process that ended earlier by itself
         would count as finished, and its training with it."""
         if node is None or self.is_told() or not has_several_nodes(environ):
             return
-        limit_s = min(STAND_BY_S, self._grace.grace_s)
+        limit_s = min(RESTART_WAIT_S, self._grace.grace_s)
         log.warning(
             "rank %d waits %g s at most for torchrun to continue without the preempted node", self._rank, limit_s
         )
         deadline = time.monotonic() + limit_s
         while not self.is_told() and time.monotonic() < deadline:
-            time.sleep(STAND_BY_LOOK_S)
+            time.sleep(RESTART_LOOK_S)
 
     def _hear(self) -> None:
         """Called by the signal handler, between any two instructions."""
         self._grace.take()
         self._wake()
 
-    def speak(self) -> None:
+    def send_notice(self) -> None:
         """Tells the agent about a SIGTERM. Raises nothing: a lost message is repeated to the next agent."""
         self._look_at_saves()
         self._look_at_handler()
@@ -112,7 +112,7 @@ class Preemption:
             return
         self._told = True
         notice = PreemptionNotice(sigterm.heard)
-        self._session.tell([self._session.inbox.keep_saying("notice", notice)])
+        self._session.tell([self._session.inbox.repeat_to_agents("notice", notice)])
         log.warning(
             "rank %d got %s: all ranks are asked to save in one step and to stop; a second SIGTERM ends it at once",
             self._rank,

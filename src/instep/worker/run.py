@@ -24,7 +24,7 @@ from instep.settings import DEFAULT_GRACE_S
 from instep.text import one_line
 from instep.worker.agent_connection import AgentConnection
 from instep.worker.agent_session import GOODBYE_S, AgentSession
-from instep.worker.agreement import Agreement, Config, Stand
+from instep.worker.agreement import Agreement, Config, Paused
 from instep.worker.barrier import Barrier
 from instep.worker.checkpoints import Checkpoints
 from instep.worker.command_handlers import Action, Check, Restorer
@@ -40,7 +40,7 @@ log = logging.getLogger("instep")
 CHECK_S: Final = 1.0
 """How often a boundary checks the agent and sends reports."""
 ETCD_PATIENCE_S: Final = 300.0
-STAND_S: Final = 0.5
+PAUSED_LISTEN_S: Final = 0.5
 """How long a paused rank waits for a message before it looks around."""
 
 
@@ -106,7 +106,7 @@ class Run(Generic[Config]):
         self._patience_s = etcd_patience_s
         self._ended = ""
         self._stopped: str | None = None
-        self._standing = False
+        self._paused = False
         # Read by every boundary: kept here to save an attribute look-up.
         self._next_gate = 0
         self._integers, self._floats = connection.words.integers, connection.words.floats
@@ -117,7 +117,7 @@ class Run(Generic[Config]):
 
     def __repr__(self) -> str:
         place = f"rank {self.rank} of {self.world_size}, view {self.view}, step {self._step}"
-        return f"Run({self.name!r}, {place}, {self._ended or self._session.standing})"
+        return f"Run({self.name!r}, {place}, {self._ended or self._session.state})"
 
     # -- what a training script reads -------------------------------------------------------------------------------
 
@@ -152,7 +152,7 @@ class Run(Generic[Config]):
     @property
     def paused(self) -> bool:
         """Whether this rank waits at a boundary until the run is resumed."""
-        return self._standing
+        return self._paused
 
     # -- what a training script calls -------------------------------------------------------------------------------
 
@@ -284,7 +284,7 @@ class Run(Generic[Config]):
                 self.checkpoints.settle(min(GOODBYE_S, self._preemption.left_s))
                 self._session.leave(self._step, clean=clean, error=error)
             if clean and error is None and self._stopped is not None:
-                self._preemption.stand_by(self._agreement.course.node, os.environ)
+                self._preemption.wait_for_restart(self._agreement.course.node, os.environ)
             self._end("closed")
         if is_over:
             self._preemption.hand_on()
@@ -349,20 +349,20 @@ class Run(Generic[Config]):
         if self._stopped is not None:
             raise StepError(f"the run was stopped before step {self._step}: leave the loop when run.stopped is set")
         if step <= self._step:
-            raise StepError(f"step {step} follows step {self._step}: the steps given to a run must rise")
+            raise StepError(f"step {step} follows step {self._step}: steps must increase")
 
     def _pass_gates(self, step: int) -> int:
         """The step to run. A failed worker runs none, so it passes no gate."""
         while self._session.failure is None and (due := self._agreement.due(step)) is not None:
             if isinstance(due, Apply):
                 step = self._apply(due, step)
-            elif isinstance(due, Stand):
-                self._stand(step)
+            elif isinstance(due, Paused):
+                self._wait_while_paused(step)
             else:
                 self._await_decision(due.number, step)
             self._session.tell(self._agreement.hear_postponed(step))
             self._preemption.check(step)
-        self._standing = False
+        self._paused = False
         return step
 
     def _apply(self, due: Apply, step: int) -> int:
@@ -410,20 +410,20 @@ class Run(Generic[Config]):
                 for name, value in self._agreement.values.items()
                 if name not in before or not same(before[name], value)
             ]
-            log.info("%s: %s", what, ", ".join(changes) or "its values held already")
+            log.info("%s: %s", what, ", ".join(changes) or "its values were already in effect")
 
     def _await_decision(self, number: int, step: int) -> None:
         self._session.await_decision(number, step, self._patience_s)
 
-    def _stand(self, step: int) -> None:
+    def _wait_while_paused(self, step: int) -> None:
         """Processes messages once, while the run is paused before `step`."""
-        if not self._standing:
-            self._standing = True
+        if not self._paused:
+            self._paused = True
             reason = self._agreement.course.reason or "the run is paused"
             log.warning(
                 "rank %d waits before step %d: %s; 'instep resume %s' continues it", self.rank, step, reason, self.name
             )
-        self._session.listen(step, STAND_S)
+        self._session.listen(step, PAUSED_LISTEN_S)
         self.checkpoints.look()
         self._show_life()
 
@@ -454,7 +454,7 @@ class Run(Generic[Config]):
             _told_of_copy[0] = 1
             log.warning(
                 "run.config is read in process %d, a child of the training process, such as a worker of a DataLoader: "
-                "there it keeps the values of the fork (%s), and no change arrives; read run.config in the "
+                "there it keeps the values of the fork (%s) and receives no changes; read run.config in the "
                 "training process and make the batch of a step there, as docs/howto/data-loaders.md shows",
                 os.getpid(),
                 f"after step {self._step}" if self._step >= 0 else "before the first step",

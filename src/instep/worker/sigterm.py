@@ -72,7 +72,7 @@ def listen(listener: Listener, further: Iterable[int] = ()) -> None:
     if threading.current_thread() is not threading.main_thread():
         log.info("the run was not joined in the main thread: SIGTERM does what it did before")
         return
-    if not _stands():
+    if not _is_installed():
         former = signal.getsignal(signal.SIGTERM)
         if former is None:
             log.warning("SIGTERM is handled by C code already, and is left to it: give notice with 'instep stop'")
@@ -93,7 +93,7 @@ def listen(listener: Listener, further: Iterable[int] = ()) -> None:
 
 def replaced() -> str | None:
     """The handler that has replaced ours for SIGTERM while a run listens; None if there is none."""
-    if not _living() or os.getpid() != _pid or _stands():
+    if not _living() or os.getpid() != _pid or _is_installed():
         return None
     handler = signal.getsignal(signal.SIGTERM)
     return f"{getattr(handler, '__module__', '?')}.{getattr(handler, '__qualname__', handler)}"
@@ -105,7 +105,7 @@ def ignore(listener: Listener) -> None:
     _listeners = _others(listener)
     if not _listeners:
         _put_further_back()
-        if _stands():
+        if _is_installed():
             _put_back()
 
 
@@ -159,7 +159,7 @@ def _living() -> tuple[weakref.WeakMethod[Listener], ...]:
     return tuple(reference for reference in _listeners if reference() is not None)
 
 
-def _stands() -> bool:
+def _is_installed() -> bool:
     return signal.getsignal(signal.SIGTERM) == _handle
 
 
@@ -173,7 +173,9 @@ def _put_back() -> None:
 
 
 def _before_fork() -> None:
-    _forking.blocked = _stands() and signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+    _forking.blocked = _is_installed() and signal.SIGTERM not in signal.pthread_sigmask(
+        signal.SIG_BLOCK, (signal.SIGTERM,)
+    )
 
 
 def _in_parent() -> None:
@@ -185,7 +187,7 @@ def _in_child() -> None:
     global _listeners
     _listeners = ()
     _put_further_back()
-    if _stands():
+    if _is_installed():
         _put_back()
     _in_parent()
 

@@ -199,7 +199,9 @@ def make_directory(folder: str | os.PathLike[str], step: int, token: int) -> Pat
     try:
         str(parent).encode()
     except UnicodeEncodeError:
-        raise CheckpointError(f"the folder {str(parent)!r} has a name that is no text: give another folder") from None
+        raise CheckpointError(
+            f"the folder {str(parent)!r} has a name that is not valid text: give another folder"
+        ) from None
     try:
         parent.mkdir(parents=True, exist_ok=True)
         for attempt in range(1, MAX_ATTEMPTS + 1):
@@ -209,7 +211,7 @@ def make_directory(folder: str | os.PathLike[str], step: int, token: int) -> Pat
                 return path
     except OSError as error:
         raise trouble(step, parent, error) from error
-    raise CheckpointError(f"{parent} holds {MAX_ATTEMPTS} attempts at step {step} already: clean it up")
+    raise CheckpointError(f"{parent} holds {MAX_ATTEMPTS} attempts at step {step}: clean it up")
 
 
 def trouble(step: int, path: Path, error: OSError) -> CheckpointError:

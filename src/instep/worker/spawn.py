@@ -47,7 +47,7 @@ def start_agent(folder: RuntimeFolder, run: str, settings: Settings, lock: int, 
         launcher.stdin.write(settings.to_json().encode())
         launcher.stdin.close()
     except BrokenPipeError:
-        pass  # it ended at once; the caller's time-out shows its log
+        pass  # it ended at once; the caller's timeout shows its log
     return launcher
 
 

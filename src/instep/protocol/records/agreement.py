@@ -13,7 +13,7 @@ from instep.wire.documents import Agreed, Plan
 
 def _check_command(name: str) -> str:
     if name not in COMMAND_KINDS:
-        raise ValueError(f"{name!r} is no command that this version of Instep knows")
+        raise ValueError(f"{name!r} is not a command that this version of Instep knows")
     return name
 
 

@@ -68,11 +68,11 @@ def parse_ranks(text: str) -> tuple[int, ...]:
     ranks: list[int] = []
     for part in filter(None, text.split(",")):
         if not re.fullmatch(r"[0-9]{1,7}(-[0-9]{1,7})?", part):
-            raise ValueError(f"{part[:40]!r} is no range of ranks")
+            raise ValueError(f"{part[:40]!r} is not a range of ranks")
         first, _, last = part.partition("-")
         more = range(int(first), int(last or first) + 1)
         if not more or len(ranks) + len(more) > MAX_RANKS:
-            raise ValueError(f"{part!r} is no range of ranks, or one of too many")
+            raise ValueError(f"{part!r} is not a range of ranks, or one of too many")
         ranks.extend(more)
     return tuple(ranks)
 

@@ -56,7 +56,7 @@ class View(Record):
 
 def _node_from_short(short: object) -> Mapping[str, object]:
     if not (isinstance(short, list) and len(short) == 2 and all(isinstance(part, str) for part in short)):
-        raise ValueError(f"a view names a node by its ranks and incarnations, not by {short!r}")
+        raise ValueError(f"a view identifies a node by its ranks and incarnations, not by {short!r}")
     ranks, incarnations = from_short(*short)
     return {"ranks": ranks, "incarnations": incarnations}
 

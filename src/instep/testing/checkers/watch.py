@@ -42,7 +42,7 @@ class _Watch:
         for part in self.parts:
             yield from part.events()
 
-    def stretches(self) -> Iterator[tuple[WatchStarted, list[WatchEvent]]]:
+    def segments(self) -> Iterator[tuple[WatchStarted, list[WatchEvent]]]:
         """Sections without a known gap: a new start after a listing begins another section."""
         start: WatchStarted | None = None
         events: list[WatchEvent] = []
@@ -117,7 +117,7 @@ def atomic(watch: _Watch, reference: Reference) -> Iterator[Violation]:
 
 def reliable(watch: _Watch, reference: Reference) -> Iterator[Violation]:
     """No watch delivers the first and third of three consecutive events without the second."""
-    for start, events in watch.stretches():
+    for start, events in watch.segments():
         if events:
             revisions = {event.revision for event in events}
             between = reference.between(start, min(revisions), max(revisions))
@@ -174,10 +174,10 @@ def genuine(watch: _Watch, reference: Reference) -> Iterator[Violation]:
 
 def complete(watch: _Watch, reference: Reference, delivered_to: int) -> Iterator[Violation]:
     """Everything up to the caller's revision has arrived by the end. etcd itself does not promise that."""
-    stretches = list(watch.stretches())
-    if not stretches:
+    segments = list(watch.segments())
+    if not segments:
         return
-    start, events = stretches[-1]
+    start, events = segments[-1]
     last = max((event.revision for event in events), default=start.start_revision - 1)
     if last >= 0:
         yield from _missing("complete", watch, reference.between(start, last + 1, delivered_to), set())

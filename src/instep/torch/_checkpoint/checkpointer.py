@@ -261,7 +261,7 @@ class Checkpointer:
         path = Path(manifest.path)
         attempt = slot_directory_named(path.name, whole=True)
         if attempt is None or (attempt.step, attempt.token) != (manifest.step, manifest.token):
-            return f"its record names {manifest.path!r}, which is no directory that a Checkpointer makes for it"
+            return f"its record names {manifest.path!r}, which is not a directory that a Checkpointer creates for it"
         folder = self._folder / path.name
         if not os.path.lexists(folder) and path.parent != self._folder:
             return (
@@ -290,7 +290,7 @@ class Checkpointer:
     def _log_differences(self, manifest: Manifest) -> None:
         changed = _differences(dict(self._run.config), manifest.config)
         if changed:
-            log.warning("the live values win over those of checkpoint %s: %s", manifest.id, changed)
+            log.warning("the live values take precedence over those of checkpoint %s: %s", manifest.id, changed)
         if manifest.world_size != self._run.world_size:
             log.warning(
                 "checkpoint %s was saved by %d ranks and %d resume from it: the parts do not depend on the number of "

@@ -130,7 +130,7 @@ class CheckpointCleanup:
             return frozenset()
         self._leaving.clear()
         log.warning(
-            "checkpoints %s were committed, but etcd has no record of them any more: their files are kept",
+            "checkpoints %s were committed, but etcd no longer has their records: their files are kept",
             ", ".join(lost),
         )
         return frozenset() if self._adopt(inventory) else frozenset(lost)

@@ -152,7 +152,7 @@ class Binding:
             param.mark_expected()
         if stale:
             won = ", ".join(f"{param.name} {param.agreed:g} (checkpoint: {saved:g})" for param, saved in stale)
-            logger.info("the live value won over the checkpoint's: %s", won)
+            logger.info("the live value takes precedence over the checkpoint's: %s", won)
 
     def _schedule_loaded(self) -> None:
         if self._undo:
@@ -212,7 +212,7 @@ def bind(
     params = plan_params(optimizer, names, roots, override=mode == "override", ratio=ratio)
     taken = _bound.get(optimizer, set()).intersection(str(param.field) for param in params)
     if taken:
-        raise BindError(f"{', '.join(sorted(taken))} of this optimizer is bound already: release() that binding first")
+        raise BindError(f"{', '.join(sorted(taken))} of this optimizer is already bound: release() that binding first")
     values = [checked_value(run.config, param) for param in params]
     binding = Binding(optimizer, params, roots, mode)
     binding._start(run, values, chosen=ratio is not None)

@@ -171,7 +171,7 @@ def _checked_field(optimizer: Optimizer, text: str) -> Field:
             raise BindError(f"{type(optimizer).__name__} has no {text!r} to bind: it has {known}") from None
         if kind is None:
             cure = f"bind {text}.0 or {text}.1" if isinstance(held, tuple | list) else "bind another key"
-            raise BindError(f"{text} of {type(optimizer).__name__} holds {held!r}, which is no number: {cure}")
+            raise BindError(f"{text} of {type(optimizer).__name__} holds {held!r}, which is not a number: {cure}")
     return field
 
 

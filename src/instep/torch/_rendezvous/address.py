@@ -62,11 +62,11 @@ def await_own_address(name: str, limit_s: float) -> None:
     while not reaches_this_machine(name):
         if time.monotonic() >= deadline:
             raise SettingsError(
-                f"this node does not reach itself as {name!r}, so the others cannot either: set --local-addr to an "
+                f"this node cannot reach itself as {name!r}, so the others cannot either: set --local-addr to an "
                 "address of this machine"
             )
         if not warned:
-            log.warning("this node does not reach itself as %r: retrying for %g s", name, limit_s)
+            log.warning("this node cannot reach itself as %r: retrying for %g s", name, limit_s)
         warned = True
         time.sleep(PAUSE_S)
 

@@ -135,7 +135,7 @@ class Handler(RendezvousHandler):
         """Whether this node has to join a new round. Returns True on all nodes at the same moment."""
         if not node.is_left_behind:
             return False
-        if self._agents is not None and node.runs_in_what_stands and self._agents.is_ending:
+        if self._agents is not None and node.is_in_current_round and self._agents.is_ending:
             return False
         time.sleep(max(0.0, node.left_behind_at + TOGETHER_S - time.monotonic()))
         return True
@@ -196,7 +196,7 @@ class Handler(RendezvousHandler):
         host = current.store.host if current.store is not None else "rank 0"
         if self._unreached >= MOST_UNREACHED and not self._has_run:
             raise JoinTimeout(
-                f"This node does not reach the store of group rank 0 at {host}, {self._unreached} times in a row: open "
+                f"This node cannot reach the store of group rank 0 at {host}, {self._unreached} times in a row: open "
                 "the network between them, or set --local-addr on that node to an address that others reach."
             )
         if is_over:
@@ -213,7 +213,7 @@ class Handler(RendezvousHandler):
         try:
             store = own if rank == 0 else connect_store(current.store, self._arrival_s, self._options.read_s)
         except DistError as error:
-            log.warning("the store of round %d, at %s, is not reached: %s", current.number, current.store, error)
+            log.warning("the store of round %d, at %s, cannot be reached: %s", current.number, current.store, error)
             self._unreached += 1
             return None
         shared = AgentsStore(store, rank, size, timeout_s=self._arrival_s)
@@ -241,7 +241,7 @@ class Handler(RendezvousHandler):
             return open_store(self._host, self._options.read_s)
         except DistError as error:
             raise SettingsError(
-                f"this node does not reach itself as {self._host!r}, so the others cannot either: set --local-addr to "
+                f"this node cannot reach itself as {self._host!r}, so the others cannot either: set --local-addr to "
                 f"an address of this machine ({error})"
             ) from None
 
