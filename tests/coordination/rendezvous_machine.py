@@ -8,7 +8,7 @@ import os
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from rendezvous_peer import Peer, Wish
+from rendezvous_peer import Intent, Peer
 from rendezvous_world import LANES, World
 from virtual_loop import virtual_time
 
@@ -65,7 +65,7 @@ class RendezvousMachine(RuleBasedStateMachine):
             self.world.loop.settle()
 
     @rule(peer=which, wish=st.sampled_from(["fail", "fail", "fail", "leave", "finish"]))
-    def wish(self, peer: int, wish: Wish) -> None:
+    def wish(self, peer: int, wish: Intent) -> None:
         if (found := self._peer(peer)) is not None and found.content_in is not None:
             found.wish = wish
 

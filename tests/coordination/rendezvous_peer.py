@@ -32,7 +32,7 @@ ARRIVAL_S = TTL_S + 5.0
 MONITOR_S = 0.5
 RETRY_S = 0.3
 
-Wish: TypeAlias = Literal["fail", "finish", "leave"]
+Intent: TypeAlias = Literal["fail", "finish", "leave"]
 
 
 class PeerClient(ModelClient):
@@ -80,7 +80,7 @@ class Peer:
         """All of its round have met."""
         self.disturbed = False
         """It alone has had trouble with etcd since it was seated."""
-        self.wish: Wish | None = None
+        self.wish: Intent | None = None
         self.ended: str | None = None
         self.client = PeerClient(world, self)
         self.node: RendezvousNode | None = None

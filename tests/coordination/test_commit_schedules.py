@@ -91,7 +91,7 @@ class Scene:
             self.etcd.txn(txn.compares, txn.then)
 
     def agent(self, attempts: list[Attempt]) -> Iterator[None]:
-        """As `Archive` does it: looks, sends, and looks again where there was no answer."""
+        """As `CheckpointRegistry` does it: looks, sends, and looks again where there was no answer."""
         while True:
             attempt = attempts[0]
             found = self.look(attempt)

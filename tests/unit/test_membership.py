@@ -174,7 +174,7 @@ def test_workers_that_have_trained_are_no_fresh_start_even_when_the_view_was_del
     assert staying(None, group, 0)
 
 
-# -- strangers -----------------------------------------------------------------------------------------------------
+# -- mismatched ----------------------------------------------------------------------------------------------------
 
 
 def test_who_disagrees_with_a_living_view_is_told_so_and_the_view_is_not() -> None:

@@ -123,7 +123,7 @@ class Barriers(Component):
         found = barriers.missing_ranks(hall, question.name)
         return Ranks(question.q, found.ranks, found.elsewhere)
 
-    # -- what the leader hears --------------------------------------------------------------------------------------
+    # -- reports to the leader --------------------------------------------------------------------------------------
 
     def _say(self) -> None:
         """Reports the arrivals if they have changed. Does nothing until the view is known."""

@@ -238,7 +238,7 @@ class CheckpointVote(Component):
             return None
         return await self._pins.mark(now.id)
 
-    # -- what the leader hears --------------------------------------------------------------------------------------
+    # -- reports to the leader --------------------------------------------------------------------------------------
 
     def _report(self, question: Question) -> None:
         record = question.record()

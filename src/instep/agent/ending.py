@@ -1,4 +1,4 @@
-"""How a process ended that is not our child. Linux tells until its parent has waited, newer kernels also later."""
+"""How a process that is not our child ended. Linux reports it until its parent has waited; newer kernels also later."""
 
 from __future__ import annotations
 

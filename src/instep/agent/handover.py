@@ -1,4 +1,4 @@
-"""What an agent leaves beside its socket for the next one, and what it tells the worker that started it."""
+"""What an agent leaves in the runtime folder for the next one, and its report to the worker that started it."""
 
 from __future__ import annotations
 

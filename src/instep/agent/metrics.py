@@ -39,7 +39,7 @@ class Cadence:
         self._busy_until = now + BUSY_S
 
     def is_due(self, now: float, world_size: int, *, urgent: bool) -> bool:
-        """`urgent`: more than numbers has changed."""
+        """`urgent`: something other than a number has changed."""
         shortest_s = max(MIN_INTERVAL_S, world_size / RANKS_PER_SECOND)
         busy = urgent or now < self._busy_until
         return now - self._written_at >= (shortest_s if busy else max(shortest_s, IDLE_INTERVAL_S))

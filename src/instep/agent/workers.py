@@ -225,7 +225,7 @@ class Workers:
         return next((worker for worker in self if worker.connection is connection), None)
 
     def in_view(self, view: View | None, node: str) -> dict[int, LocalWorker]:
-        """By rank, the workers that the view names on this node."""
+        """The workers of this node in the view, by rank."""
         mine = view.nodes.get(node) if view is not None else None
         if mine is None:
             return {}

@@ -158,7 +158,7 @@ def what_of(changes: tuple[ValueChange, ...], kind: str, name: str | None, save:
 
 
 def saves_first(plan: Plan) -> bool | None:
-    """For a command with that option: whether a checkpoint is saved first; None for every other plan."""
+    """Whether a checkpoint is saved first, for a command with that option; None for every other plan."""
     kind = COMMAND_KINDS.get(plan.kind)
     if kind is None or "save" not in kind.options:
         return None

@@ -26,7 +26,7 @@ _LONGEST_ATTEMPT_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class LeaseTiming:
-    """When a lease is renewed and until when it counts as valid, in seconds. Checked when made.
+    """When a lease is renewed and until when it counts as valid, in seconds. Validated on construction.
 
     `attempt_s` bounds one attempt at one endpoint: a frozen server costs a part of the TTL, not the lease.
     Renewals are frequent, because a leader of etcd that wakes from a freeze may revoke a lease that has expired

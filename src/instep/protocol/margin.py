@@ -49,7 +49,7 @@ class Margin:
 
     @property
     def rest_s(self) -> float:
-        """The time from the boundary at which ranks answer to the decision."""
+        """Seconds from the boundary at which the ranks answer until the decision."""
         if not self._rests_s:
             return UNKNOWN_TRIPS * self.write_s
         ordered = sorted(self._rests_s)

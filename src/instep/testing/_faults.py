@@ -6,7 +6,7 @@ import random
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from instep.testing._flow import Way
+from instep.testing._flow import Direction
 
 QUIET_S = 0.1
 """A lost reply counts as complete when the server has sent nothing for this long."""
@@ -17,11 +17,11 @@ class Faults:
     """The current faults of a link. `cut`: no connection exists and no new one is accepted."""
 
     cut: bool = False
-    held: set[Way] = field(default_factory=set)
-    delays: dict[Way, tuple[float, float]] = field(default_factory=dict)
+    held: set[Direction] = field(default_factory=set)
+    delays: dict[Direction, tuple[float, float]] = field(default_factory=dict)
     loss: Loss | None = None
 
-    def delay_s(self, way: Way, chance: random.Random) -> float:
+    def delay_s(self, way: Direction, chance: random.Random) -> float:
         """The delay of data that arrives now, in seconds."""
         delay_s, jitter_s = self.delays.get(way, (0.0, 0.0))
         return delay_s + chance.uniform(0.0, jitter_s) if jitter_s else delay_s

@@ -6,7 +6,7 @@ from collections import deque
 from enum import Enum
 from typing import Literal
 
-Way = Literal["up", "down"]
+Direction = Literal["up", "down"]
 """Direction: up to the server, or down to the client."""
 
 LIMIT_BYTES = 1024 * 1024

@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass, replace
 
 from instep.testing._faults import QUIET_S, Faults, Loss
-from instep.testing._flow import Way
+from instep.testing._flow import Direction
 from instep.testing._pair import Pair, Side
 
 _MOST_CONNECTIONS = 1000
@@ -64,11 +64,11 @@ class Line:
         for pair in list(self._pairs):
             pair.reset()
 
-    def hold(self, ways: tuple[Way, ...]) -> None:
+    def hold(self, ways: tuple[Direction, ...]) -> None:
         self.faults.held.update(ways)
         self._pump_all()
 
-    def delay(self, delay_s: float, jitter_s: float, ways: tuple[Way, ...]) -> None:
+    def delay(self, delay_s: float, jitter_s: float, ways: tuple[Direction, ...]) -> None:
         self.faults.delays.update(dict.fromkeys(ways, (delay_s, jitter_s)))
 
     def lose(self, loss: Loss) -> None:
@@ -82,10 +82,10 @@ class Line:
 
     # -- called by pairs --------------------------------------------------------------------------------------
 
-    def is_held(self, way: Way) -> bool:
+    def is_held(self, way: Direction) -> bool:
         return way in self.faults.held
 
-    def arrived(self, pair: Pair, way: Way, data: bytes) -> tuple[bytes, float]:
+    def arrived(self, pair: Pair, way: Direction, data: bytes) -> tuple[bytes, float]:
         """The data that passes, and its delay in seconds."""
         passed, loss = data, self.faults.loss
         if loss is not None and way == "up":

@@ -8,12 +8,12 @@ from typing import Literal
 from instep.errors import SettingsError
 from instep.etcd_server.ports import is_whole
 from instep.testing._faults import Loss
-from instep.testing._flow import Way
+from instep.testing._flow import Direction
 from instep.testing._line import Line, LinkStatistics
 from instep.testing._proxy_thread import ProxyThread
 
-Ways = Literal["up", "down", "both"]
-_WAYS: dict[str, tuple[Way, ...]] = {"up": ("up",), "down": ("down",), "both": ("up", "down")}
+Directions = Literal["up", "down", "both"]
+_WAYS: dict[str, tuple[Direction, ...]] = {"up": ("up",), "down": ("down",), "both": ("up", "down")}
 
 
 class Link:
@@ -45,7 +45,7 @@ class Link:
         """Resets the existing connections. New ones are served."""
         self._thread.call(self._line.reset_all)
 
-    def black_hole(self, ways: Ways = "both") -> None:
+    def black_hole(self, ways: Directions = "both") -> None:
         """Accepts connections but passes nothing in these directions: no byte, no end, no reset.
 
         Nothing is lost: data waits (in the kernel, so a large sender blocks) and passes after `heal()`, unless the
@@ -53,7 +53,7 @@ class Link:
         """
         self._thread.call(self._line.hold, _both(ways))
 
-    def delay(self, delay_s: float, jitter_s: float = 0.0, ways: Ways = "both") -> None:
+    def delay(self, delay_s: float, jitter_s: float = 0.0, ways: Directions = "both") -> None:
         """Delays data by `delay_s`, and up to `jitter_s` more at random. Keeps the order of bytes."""
         if not all(math.isfinite(seconds) and seconds >= 0 for seconds in (delay_s, jitter_s)):
             raise SettingsError(
@@ -85,7 +85,7 @@ class Link:
         return f"<{type(self).__name__} {self.name}: {self._line.faults}>"
 
 
-def _both(ways: Ways) -> tuple[Way, ...]:
+def _both(ways: Directions) -> tuple[Direction, ...]:
     found = _WAYS.get(ways)
     if found is None:
         raise SettingsError(f'a direction must be "up", "down" or "both", not {ways!r}')

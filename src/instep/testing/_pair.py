@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from instep.tasks import Background
-from instep.testing._flow import End, Flow, Item, Way
+from instep.testing._flow import Direction, End, Flow, Item
 
 _DIAL_TIMEOUT_S = 10.0
 
@@ -18,9 +18,9 @@ _DIAL_TIMEOUT_S = 10.0
 class LinkRules(Protocol):
     """Decisions that a pair gets from its line, in the loop's thread."""
 
-    def is_held(self, way: Way) -> bool: ...
+    def is_held(self, way: Direction) -> bool: ...
 
-    def arrived(self, pair: Pair, way: Way, data: bytes) -> tuple[bytes, float]: ...
+    def arrived(self, pair: Pair, way: Direction, data: bytes) -> tuple[bytes, float]: ...
 
     def ended(self, pair: Pair) -> None: ...
 
@@ -28,7 +28,7 @@ class LinkRules(Protocol):
 class Side(asyncio.Protocol):
     """One of the two sockets; its data goes in direction `way`."""
 
-    def __init__(self, way: Way, on_made: Callable[[Side], None]) -> None:
+    def __init__(self, way: Direction, on_made: Callable[[Side], None]) -> None:
         self.way = way
         self.pair: Pair | None = None
         self.transport: asyncio.Transport | None = None
@@ -104,9 +104,9 @@ class Pair:
         self._target = target
         self._client = client
         self._server = Side("down", self._connected)
-        self._flows: dict[Way, Flow] = {"up": Flow(), "down": Flow()}
-        self._closed: set[Way] = set()
-        self._timers: dict[Way, asyncio.TimerHandle] = {}
+        self._flows: dict[Direction, Flow] = {"up": Flow(), "down": Flow()}
+        self._closed: set[Direction] = set()
+        self._timers: dict[Direction, asyncio.TimerHandle] = {}
         self._loop = asyncio.get_running_loop()
         self._dialling: asyncio.Task[Any] | None = None
         self.over = False
@@ -117,7 +117,7 @@ class Pair:
         self._pump("up", self._client, self._server)
         self._pump("down", self._server, self._client)
 
-    def came(self, way: Way, item: Item) -> None:
+    def came(self, way: Direction, item: Item) -> None:
         """Handles data, or the end, of one side."""
         if self.over:
             return
@@ -134,7 +134,7 @@ class Pair:
 
     # -- inside ----------------------------------------------------------------------------------------------
 
-    def _pump(self, way: Way, source: Side, sink: Side) -> None:
+    def _pump(self, way: Direction, source: Side, sink: Side) -> None:
         if self.over:
             return
         held, flow = self._rules.is_held(way), self._flows[way]
@@ -145,7 +145,7 @@ class Pair:
         if not self.over:
             source.read(not held and not flow.full and not sink.blocked and sink.transport is not None)
 
-    def _pass_on(self, way: Way, flow: Flow, sink: Side) -> None:
+    def _pass_on(self, way: Direction, flow: Flow, sink: Side) -> None:
         while not sink.blocked and (item := flow.take(self._loop.time())) is not None:
             if item is End.RESET:
                 self._end(Side.reset)
@@ -158,7 +158,7 @@ class Pair:
         elif flow.next_due is not None and way not in self._timers:
             self._timers[way] = self._loop.call_at(flow.next_due, self._due, way)
 
-    def _due(self, way: Way) -> None:
+    def _due(self, way: Direction) -> None:
         del self._timers[way]
         self.pump()
 

@@ -115,7 +115,7 @@ class PlanForeign(PlanAnswer):
 
 
 class PlanApplied(PlanAnswer):
-    """`drift`: which of its values the optimizer does not hold; None while the worker does not look."""
+    """`drift`: which of its values the optimizer does not hold; None if the worker has not checked."""
 
     step: int
     drift: tuple[str, ...] | None = None

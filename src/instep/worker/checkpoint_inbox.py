@@ -1,4 +1,4 @@
-"""What this worker has been told about checkpoints and barriers, and its unanswered questions. No socket, no clock."""
+"""What this worker knows about checkpoints and barriers, and its unanswered questions. No socket, no clock."""
 
 from __future__ import annotations
 

@@ -254,7 +254,7 @@ class Checkpoints:
             look()
 
     def finish(self) -> None:
-        """Before this worker leaves."""
+        """Called before this worker leaves."""
         for _, finish in self._background:
             finish()
 

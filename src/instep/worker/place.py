@@ -113,7 +113,7 @@ def number(environ: Mapping[str, str], variable: str) -> int | None:
 
 
 def elastic(environ: Mapping[str, str]) -> Elastic | None:
-    """What torchrun tells this process; None if torchrun did not start it. Invalid numbers are left out: they are
+    """What torchrun passes to this process; None if torchrun did not start it. Invalid numbers are left out: they are
     for display."""
     restarts = _number(environ.get("TORCHELASTIC_RESTART_COUNT", ""))
     max_restarts = _number(environ.get("TORCHELASTIC_MAX_RESTARTS", ""))

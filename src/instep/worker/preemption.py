@@ -59,10 +59,10 @@ class Preemption:
 
     @property
     def pending(self) -> bool:
-        """Whether there is a SIGTERM that the agent was not told about."""
+        """Whether a SIGTERM has not been reported to the agent yet."""
         return self._grace.at is not None and not self._told
 
-    def is_told(self) -> bool:
+    def has_signal(self) -> bool:
         """Whether this process has received a SIGTERM."""
         return self._grace.at is not None
 
@@ -87,14 +87,14 @@ class Preemption:
         """Waits after the run was stopped because of `node`. If torchrun runs several nodes, it forms a new world
         without that node and ends this process: that may take up to 15 s. A process that ended earlier by itself
         would count as finished, and its training with it."""
-        if node is None or self.is_told() or not has_several_nodes(environ):
+        if node is None or self.has_signal() or not has_several_nodes(environ):
             return
         limit_s = min(RESTART_WAIT_S, self._grace.grace_s)
         log.warning(
             "rank %d waits %g s at most for torchrun to continue without the preempted node", self._rank, limit_s
         )
         deadline = time.monotonic() + limit_s
-        while not self.is_told() and time.monotonic() < deadline:
+        while not self.has_signal() and time.monotonic() < deadline:
             time.sleep(RESTART_LOOK_S)
 
     def _hear(self) -> None:

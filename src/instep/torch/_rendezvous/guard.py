@@ -1,4 +1,4 @@
-"""The process beside torchrun's agent that tells the other nodes at once when the agent is killed.
+"""The process beside torchrun's agent that notifies the other nodes at once when the agent is killed.
 
 It runs this file by its path in a bare interpreter. While the agent lives, it loads nothing of Instep or other
 packages, so it takes about 4 MB; `-P` keeps this folder off the module path, and `-S` skips `site`.
