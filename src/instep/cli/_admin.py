@@ -65,7 +65,7 @@ def reset(run: RunArgument, *, why: WhyOption = None, author: AuthorOption = Non
 def delete(
     run: RunArgument,
     *,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     target: Target,
 ) -> None:
     """Delete a run that has ended from etcd: its values, its history and the records of its checkpoints.
@@ -160,7 +160,9 @@ def forget(
     ids: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[CHECKPOINT]...", help="Ids in 'instep checkpoints'.", autocompletion=_completion.checkpoints
+            metavar="[CHECKPOINT]...",
+            help="Checkpoint ids, as 'instep checkpoints' lists them.",
+            autocompletion=_completion.checkpoints,
         ),
     ] = None,
     *,

@@ -36,7 +36,7 @@ ARGUMENTS: dict[Argument, tuple[Any, Any]] = {
             str,
             typer.Argument(
                 metavar="CHECKPOINT",
-                help="Its id in 'instep checkpoints', or 'latest'.",
+                help="Checkpoint id, as 'instep checkpoints' lists it, or 'latest'.",
                 autocompletion=_completion.checkpoints,
             ),
         ],
