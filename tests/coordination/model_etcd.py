@@ -18,7 +18,7 @@ _RELATIONS: dict[int, Callable[[Any, Any], bool]] = {
     2: lambda found, given: bool(found < given),
     3: lambda found, given: bool(found != given),
 }
-_FIELDS = {0: "version", 1: "create_revision", 2: "mod_revision", 3: "value"}
+_FIELDS = {0: "version", 1: "create_revision", 2: "mod_revision", 3: "value", 4: "lease"}
 
 
 class ModelEtcd:

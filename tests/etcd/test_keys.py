@@ -105,11 +105,13 @@ def test_a_listing_larger_than_one_message_is_read_in_smaller_pages(server: Etcd
     run(main())
 
 
-def test_a_transaction_compares_value_version_and_both_revisions(shared_server: EtcdServer) -> None:
+def test_a_transaction_compares_value_version_lease_and_both_revisions(shared_server: EtcdServer) -> None:
     async def main() -> None:
         async with Client([shared_server.endpoint]) as client:
             created = await client.put("txn/a", "1")
             modified = await client.put("txn/a", "2")
+            lease = await client.lease_grant(30)
+            await client.put("txn/held", "1", lease=lease.id)
             holding = [
                 Compare.value("txn/a", "==", "2"),
                 Compare.value("txn/a", "!=", "1"),
@@ -118,6 +120,8 @@ def test_a_transaction_compares_value_version_and_both_revisions(shared_server: 
                 Compare.create_revision("txn/a", "==", created),
                 Compare.mod_revision("txn/a", "<", modified + 1),
                 Compare.version("txn/none", "==", 0),
+                Compare.lease("txn/a", "==", 0),
+                Compare.lease("txn/held", "==", lease.id),
                 present("txn/a"),
                 absent("txn/none"),
                 Compare.absent("txn/none/", prefix=True),
@@ -125,6 +129,7 @@ def test_a_transaction_compares_value_version_and_both_revisions(shared_server: 
             for compare in holding:
                 assert (await client.txn([compare], [])).succeeded, compare
             failing = [
+                Compare.lease("txn/a", "!=", 0),
                 Compare.value("txn/a", "==", "1"),
                 Compare.version("txn/a", "<", 2),
                 Compare.create_revision("txn/a", ">", created),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from etcd_gateway import read_keys
 from run.harness import TrainingRun, wait_for
 
 
@@ -34,6 +35,17 @@ def test_what_somebody_deletes_from_a_run_that_trains_stops_no_change(training: 
     training.put("lr", "0.03")
     assert len({trainer.wait_config(lr=0.03) for trainer in (trainers[0], again)}) == 1
     training.stop(trainers[0], again)
+
+
+def test_a_registration_that_somebody_wrote_over_is_written_again(training: TrainingRun) -> None:
+    trainers = training.start_all(2)
+    for path in training.keys("reports/members/"):
+        training.server.etcdctl("put", "--", path, "garbage")
+    prefix = f"{training.namespace}/gpt-a/reports/members/"
+    wait_for(lambda: "garbage" not in read_keys(training.server, prefix, prefix=True).values(), "both again", 30)
+    training.put("lr", "0.01")
+    assert len({trainer.wait_config(lr=0.01) for trainer in trainers}) == 1
+    training.stop(*trainers)
 
 
 def test_a_state_that_nobody_remembers_is_not_made_up(training: TrainingRun) -> None:

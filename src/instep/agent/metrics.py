@@ -63,8 +63,8 @@ class MetricsWriter(Component):
         self._cadence.run_changed(self._clock())
 
     async def write(self, workers: Workers, view: View | None, step_time_s: float) -> bool:
-        """Writes what has changed since the last time, if it is due. False if the registration of a worker is gone
-        although the lease is valid: someone has deleted it."""
+        """Writes what has changed since the last time, if it is due. False if the registration of a worker is gone,
+        or on no lease, although the lease is valid: someone has deleted it or written over it."""
         now, lease_id = self._clock(), self._session.lease_id
         if view is None or not lease_id:
             return True
@@ -88,7 +88,7 @@ class MetricsWriter(Component):
         self._cadence.written(now)
         puts = [Op.put(self._keys.metrics_of(rank), record.encode(), lease=lease_id) for rank, record in news.items()]
         there = [
-            Compare.present(self._keys.member(*worker.id))
+            Compare.lease(self._keys.member(*worker.id), "!=", 0)
             for worker in workers
             if worker.rank in news and worker.view == view.number
         ]

@@ -14,7 +14,7 @@ from instep.etcd._types import DeleteResult, Listing, OpResult, PutResult, TxnRe
 Relation: TypeAlias = Literal["==", "!=", "<", ">"]
 
 _RELATIONS: dict[str, int] = {"==": 0, ">": 1, "<": 2, "!=": 3}
-_TARGETS = {"version": 0, "create_revision": 1, "mod_revision": 2, "value": 3}
+_TARGETS = {"version": 0, "create_revision": 1, "mod_revision": 2, "value": 3, "lease": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,11 @@ class Compare:
     def mod_revision(cls, key: str, relation: Relation, revision: int) -> Compare:
         """Compares the revision of the last write."""
         return cls._make("mod_revision", key, relation, revision)
+
+    @classmethod
+    def lease(cls, key: str, relation: Relation, lease_id: int) -> Compare:
+        """Compares the lease of the key, 0 for a key on no lease."""
+        return cls._make("lease", key, relation, lease_id)
 
     @classmethod
     def absent(cls, key: str, prefix: bool = False) -> Compare:

@@ -36,7 +36,7 @@ _TABLE = {
     ),
     "Compare": (
         "result:1:int32 target:2:int32 key:3:bytes "
-        "version:4:int64| create_revision:5:int64| mod_revision:6:int64| value:7:bytes| "
+        "version:4:int64| create_revision:5:int64| mod_revision:6:int64| value:7:bytes| lease:8:int64| "
         "range_end:64:bytes"
     ),
     "TxnRequest": "compare:1:Compare* success:2:RequestOp* failure:3:RequestOp*",
