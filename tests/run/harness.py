@@ -166,12 +166,13 @@ class TrainingRun:
         environment: Mapping[str, str] | None = None,
         script: Path = TRAINER,
     ) -> Trainer:
-        place = {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
+        place = {"RANK": str(rank), "WORLD_SIZE": str(world_size), **(environment or {})}
+        forks = script is TRAINER and "PYTHONPATH" not in place  # the fork server has imported Instep already
         trainer = Trainer(
             [f"--stop-file={self.stop_file}", *arguments],
-            {**self.environment(node), **place, **(environment or {})},
+            {**self.environment(node), **place},
             script,
-            self.fork_server if script is TRAINER else None,
+            self.fork_server if forks else None,
         )
         self.trainers.append(trainer)
         return trainer

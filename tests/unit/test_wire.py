@@ -158,6 +158,13 @@ def test_a_manifest_that_names_no_checkpoint_is_none(field: str) -> None:
         from_json(type(manifest(7)), damaged)
 
 
+def test_text_that_is_not_unicode_arrives_with_question_marks() -> None:
+    """The name of a file in the text of an error, for example: whoever writes it to etcd or a log needs UTF-8."""
+    sent = Leave(clean=False, step=1, error="OSError", text="no file 'a\udc80', no \U0001f600")
+    body = json.dumps({"t": "leave", **to_json(sent)}).encode()
+    assert from_worker(body) == Leave(False, 1, "OSError", "no file 'a?', no \U0001f600")
+
+
 @pytest.mark.parametrize(("base", "reader"), [(FromWorker, "agent"), (FromAgent, "worker")])
 def test_each_message_has_a_reader(base: type[Document], reader: str) -> None:
     sources = "".join(path.read_text() for path in (SOURCE / reader).glob("*.py"))

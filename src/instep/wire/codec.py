@@ -67,8 +67,10 @@ class Document:
     def decode(cls, text: str | bytes) -> Self:
         """Raises ValueError: WireError where the text is JSON, but no such document; UnicodeEncodeError where it has a
         lone surrogate, because such a document can be neither stored nor digested."""
+        text = text.decode() if isinstance(text, bytes) else text
         document = from_json(cls, json.loads(text))
-        document.encode().encode()
+        if "\\u" in text:
+            document.encode().encode()
         return document
 
     @classmethod

@@ -406,6 +406,8 @@ def from_agent(body: bytes) -> FromAgent | None:
 def _decode(kinds: Mapping[str, type[D]], body: bytes) -> D | None:
     try:
         document = json.loads(body)
+        if b"\\ud" in body.lower():  # a file name that is not UTF-8, in an error's text
+            document = json.loads(json.dumps(document, ensure_ascii=False).encode(errors="replace"))
     except (ValueError, RecursionError):
         raise WireError("a frame is not JSON") from None
     name = document.get("t") if isinstance(document, dict) else None
