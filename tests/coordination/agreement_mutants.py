@@ -38,7 +38,7 @@ from instep.protocol.transactions import Txn
 from instep.wire.messages import FromWorker, PlanArmed, PlanRefused, ProposePlan
 from instep.worker.agreement import Agreement
 from instep.worker.command_handlers import CommandHandlers
-from instep.worker.gate import Answer, Apply, Gate, Promise, Wait
+from instep.worker.gate import Apply, Gate, Promise, PromiseAnswer, Wait
 
 Mutant = Callable[[], contextlib.AbstractContextManager[Any]]
 
@@ -80,7 +80,7 @@ def acknowledge_before_all_are_armed() -> Any:
 def promise_too_late() -> Any:
     real = Gate.hear_plan
 
-    def always(self: Gate, number: int, gate: int, values: Mapping[str, Any], next_step: int) -> Answer:
+    def always(self: Gate, number: int, gate: int, values: Mapping[str, Any], next_step: int) -> PromiseAnswer:
         return real(self, number, gate, values, min(next_step, gate))
 
     return mock.patch.object(Gate, "hear_plan", always)
@@ -90,11 +90,11 @@ def promise_two_gates() -> Any:
     """The second promise takes the first one's place, as if that were settled."""
     real = Gate.hear_plan
 
-    def greedy(self: Gate, number: int, gate: int, values: Mapping[str, Any], next_step: int) -> Answer:
+    def greedy(self: Gate, number: int, gate: int, values: Mapping[str, Any], next_step: int) -> PromiseAnswer:
         answer = real(self, number, gate, values, next_step)
-        if answer is Answer.LATER and self._promise is not None:
+        if answer is PromiseAnswer.LATER and self._promise is not None:
             self._hold(Promise(number, gate, {**self._promise.values, **values}))
-            return Answer.ARMED
+            return PromiseAnswer.ARMED
         return answer
 
     return mock.patch.object(Gate, "hear_plan", greedy)

@@ -28,7 +28,7 @@ class Delays:
 
 
 class ModelConnection:
-    """The agent's end, as Node sees a Connection. `up` and `down` are what is on its way."""
+    """The agent's end, as Node sees a WorkerConnection. `up` and `down` are what is on its way."""
 
     def __init__(self, host: Host, words: Words, delays: Delays) -> None:
         self.pid = 1

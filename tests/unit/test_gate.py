@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instep.worker.gate import NEVER, Answer, Apply, Gate, Wait
+from instep.worker.gate import NEVER, Apply, Gate, PromiseAnswer, Wait
 
 LR = {"lr": 0.5}
 CLIP = {"clip": 2.0}
@@ -13,7 +13,7 @@ CLIP = {"clip": 2.0}
 
 def promised(gate_step: int = 10) -> Gate:
     gate = Gate()
-    assert gate.hear_plan(1, gate_step, LR, next_step=5) is Answer.ARMED
+    assert gate.hear_plan(1, gate_step, LR, next_step=5) is PromiseAnswer.ARMED
     return gate
 
 
@@ -31,12 +31,12 @@ def test_a_plan_heard_before_its_gate_is_promised() -> None:
 
 
 def test_the_gate_may_be_the_very_step_that_is_about_to_run() -> None:
-    assert Gate().hear_plan(1, 10, LR, next_step=10) is Answer.ARMED
+    assert Gate().hear_plan(1, 10, LR, next_step=10) is PromiseAnswer.ARMED
 
 
 def test_a_plan_heard_after_its_gate_is_late_and_promises_nothing() -> None:
     gate = Gate()
-    assert gate.hear_plan(1, 10, LR, next_step=11) is Answer.LATE
+    assert gate.hear_plan(1, 10, LR, next_step=11) is PromiseAnswer.LATE
     assert gate.next_gate == NEVER
 
 
@@ -67,36 +67,36 @@ def test_an_abort_frees_from_the_promise() -> None:
 
 def test_a_second_plan_is_for_later_while_the_first_is_not_settled() -> None:
     gate = promised()
-    assert gate.hear_plan(2, 20, CLIP, next_step=6) is Answer.LATER
+    assert gate.hear_plan(2, 20, CLIP, next_step=6) is PromiseAnswer.LATER
     gate.hear_decision(1, commit=True)
-    assert gate.hear_plan(2, 20, CLIP, next_step=6) is Answer.LATER
+    assert gate.hear_plan(2, 20, CLIP, next_step=6) is PromiseAnswer.LATER
     assert gate.at(10) == Apply(1, LR)
-    assert gate.hear_plan(2, 20, CLIP, next_step=10) is Answer.ARMED
+    assert gate.hear_plan(2, 20, CLIP, next_step=10) is PromiseAnswer.ARMED
 
 
 def test_after_an_abort_the_next_plan_is_promised_at_once() -> None:
     gate = promised()
     gate.hear_decision(1, commit=False)
-    assert gate.hear_plan(2, 20, CLIP, next_step=6) is Answer.ARMED
+    assert gate.hear_plan(2, 20, CLIP, next_step=6) is PromiseAnswer.ARMED
 
 
 def test_a_plan_told_again_is_armed_still() -> None:
     gate = promised()
-    assert gate.hear_plan(1, 10, LR, next_step=9) is Answer.ARMED
+    assert gate.hear_plan(1, 10, LR, next_step=9) is PromiseAnswer.ARMED
 
 
 def test_a_plan_told_again_after_its_decision_is_known() -> None:
     gate = promised()
     gate.hear_decision(1, commit=True)
-    assert gate.hear_plan(1, 10, LR, next_step=6) is Answer.KNOWN
+    assert gate.hear_plan(1, 10, LR, next_step=6) is PromiseAnswer.KNOWN
     gate.at(10)
-    assert gate.hear_plan(1, 10, LR, next_step=6) is Answer.KNOWN
+    assert gate.hear_plan(1, 10, LR, next_step=6) is PromiseAnswer.KNOWN
 
 
 def test_an_older_plan_than_one_promised_is_known() -> None:
     gate = Gate()
     gate.hear_plan(3, 10, LR, next_step=5)
-    assert gate.hear_plan(2, 12, LR, next_step=5) is Answer.KNOWN
+    assert gate.hear_plan(2, 12, LR, next_step=5) is PromiseAnswer.KNOWN
 
 
 def test_the_decision_of_a_plan_never_promised_changes_nothing() -> None:
@@ -120,16 +120,16 @@ def test_a_newcomer_inherits_the_gate_it_has_before_it() -> None:
     gate.start(4)
     gate.inherit(4, 30, LR)
     assert gate.at(29) is None
-    assert gate.hear_plan(5, 40, CLIP, next_step=12) is Answer.LATER
+    assert gate.hear_plan(5, 40, CLIP, next_step=12) is PromiseAnswer.LATER
     assert gate.at(30) == Apply(4, LR)
-    assert gate.hear_plan(5, 40, CLIP, next_step=30) is Answer.ARMED
+    assert gate.hear_plan(5, 40, CLIP, next_step=30) is PromiseAnswer.ARMED
 
 
 def test_a_newcomer_knows_the_plans_before_its_view() -> None:
     gate = Gate()
     gate.start(4)
-    assert gate.hear_plan(4, 99, LR, next_step=0) is Answer.KNOWN
-    assert gate.hear_plan(5, 99, LR, next_step=0) is Answer.ARMED
+    assert gate.hear_plan(4, 99, LR, next_step=0) is PromiseAnswer.KNOWN
+    assert gate.hear_plan(5, 99, LR, next_step=0) is PromiseAnswer.ARMED
 
 
 EVENTS = st.lists(
@@ -155,7 +155,7 @@ def test_whatever_is_heard_no_step_passes_a_promise_before_its_decision(
     for kind, number, what in events:
         if kind == "plan":
             at = gates.setdefault(number, what)
-            if gate.hear_plan(number, at, {"n": number}, next_step=step) is Answer.ARMED:
+            if gate.hear_plan(number, at, {"n": number}, next_step=step) is PromiseAnswer.ARMED:
                 assert step <= at
                 open_promises.setdefault(number, at)
         elif kind == "decision" and number in open_promises:

@@ -23,8 +23,8 @@ MAX_OUTBOX_BYTES: Final = 4 * 1024 * 1024
 READ_BYTES: Final = 65536
 
 
-OnMessage = Callable[["Connection", FromWorker], None]
-OnEnd = Callable[["Connection"], None]
+OnMessage = Callable[["WorkerConnection", FromWorker], None]
+OnEnd = Callable[["WorkerConnection"], None]
 
 
 def refusal(error: OSError) -> Failure:
@@ -38,7 +38,7 @@ def refuse(sock: socket.socket, error: OSError) -> None:
         sock.send(framed(refusal(error)), socket.MSG_NOSIGNAL)
 
 
-class Connection:
+class WorkerConnection:
     """Calls `on_message` for each message, and `on_died` when the worker's process has ended.
 
     It detects the end by the pid, not by the socket: forked children hold the socket open, and a worker that closes it
@@ -72,7 +72,7 @@ class Connection:
         self._loop.add_reader(sock, self._readable)
 
     def __repr__(self) -> str:
-        return f"Connection(pid {self.pid}{', closed' if self._closed else ''})"
+        return f"WorkerConnection(pid {self.pid}{', closed' if self._closed else ''})"
 
     @property
     def closed(self) -> bool:

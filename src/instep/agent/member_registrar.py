@@ -7,7 +7,7 @@ import logging
 import os
 
 from instep.agent.context import Component, Context
-from instep.agent.name import NameTaken, NodeName
+from instep.agent.name import NodeName, NodeNameTaken
 from instep.agent.workers import LocalWorker
 from instep.errors import EtcdError, LeaseLost
 from instep.etcd import Compare, Op
@@ -36,7 +36,7 @@ class MemberRegistrar(Component):
         self._name = name
         self._claimed_on = 0
         """The lease that holds the claim."""
-        self._taken: NameTaken | None = None
+        self._taken: NodeNameTaken | None = None
         self._gives_way = asyncio.Event()
         self._lock = asyncio.Lock()
         self._outage = Outage("the workers cannot be registered yet")
@@ -61,7 +61,7 @@ class MemberRegistrar(Component):
             await self._client.delete(self._keys.member(*worker.id))
 
     async def wait_name_taken(self) -> None:
-        """Raises NameTaken after another node is found to hold the name."""
+        """Raises NodeNameTaken after another node is found to hold the name."""
         await self._gives_way.wait()
         assert self._taken is not None
         raise self._taken
@@ -95,7 +95,7 @@ class MemberRegistrar(Component):
             schemas = {self._keys.schema_of(worker.schema.digest) for worker in workers}
             if not (await self._client.txn([Compare.present(key) for key in schemas], puts)).succeeded:
                 return False  # a leader has deleted an unused schema
-        except NameTaken as taken:
+        except NodeNameTaken as taken:
             self._taken = taken
             self._gives_way.set()
             return True
@@ -106,7 +106,7 @@ class MemberRegistrar(Component):
         return True
 
     async def _claim(self, lease_id: int) -> None:
-        """Raises NameTaken."""
+        """Raises NodeNameTaken."""
         key = self._keys.node(self._name.name)
         put = Op.put(key, NodeClaim(claim=self._name.claim, host=os.uname().nodename[:64]).encode(), lease=lease_id)
         result = await self._client.txn([Compare.absent(key)], [put], [Op.get(key)])
@@ -122,5 +122,5 @@ class MemberRegistrar(Component):
         if held is not None and held.claim != self._name.claim:
             text = f"the node on {held.host} has the name {self._name.name} too"
             if not self._name.fixed and not any(worker.view for worker in self._workers):
-                raise NameTaken(text)
+                raise NodeNameTaken(text)
             log.error("%s: while both are in the run no change can be agreed on; restart the ranks of this node", text)

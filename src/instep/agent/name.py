@@ -15,7 +15,7 @@ HOST_CHARACTERS: Final = 20
 RANDOM_BYTES: Final = 8
 
 
-class NameTaken(InstepError):
+class NodeNameTaken(InstepError):
     """Another node holds this node's name: this node takes another one."""
 
 

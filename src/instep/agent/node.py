@@ -13,7 +13,7 @@ from instep.agent.barriers import Barriers
 from instep.agent.candidacy import Candidacy
 from instep.agent.checkpoint_registry import CheckpointRegistry
 from instep.agent.checkpoint_vote import CheckpointPins, CheckpointVote
-from instep.agent.connection import Connection, DisconnectedWorker
+from instep.agent.connection import DisconnectedWorker, WorkerConnection
 from instep.agent.context import Component, Context
 from instep.agent.handover import LeaseFile
 from instep.agent.heads import Heads, promised
@@ -159,7 +159,7 @@ class Node:
     async def run(self) -> None:
         """Serves until the last worker is gone, then releases everything.
 
-        Raises EtcdDenied or SettingsError if etcd rejects this agent, NameTaken if another node has its name.
+        Raises EtcdDenied or SettingsError if etcd rejects this agent, NodeNameTaken if another node has its name.
         """
         self._sessions.adopt()
         async with Background("the agent") as serving:  # the session still runs while the last writes are made
@@ -179,14 +179,14 @@ class Node:
         for worker in self._workers:
             worker.tell(Failure(kind, str(error)))
 
-    def on_message(self, connection: Connection, message: FromWorker) -> None:
+    def on_message(self, connection: WorkerConnection, message: FromWorker) -> None:
         """Raises ValueError for a message that cannot be acted on."""
         self._sessions.on_message(connection, message)
         if isinstance(message, Hello):
             self._heads.follow()
             self._tell_leader()
 
-    def on_died(self, connection: Connection | DisconnectedWorker) -> None:
+    def on_died(self, connection: WorkerConnection | DisconnectedWorker) -> None:
         self._sessions.on_died(connection)
 
     # -- what etcd says ---------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from instep.agent.connection import Connection, OnEnd, OnMessage, refuse
+from instep.agent.connection import OnEnd, OnMessage, WorkerConnection, refuse
 from instep.system_errors import OUT_OF_RESOURCES, explained
 
 log = logging.getLogger("instep")
@@ -23,7 +23,7 @@ WARN_EVERY_S: Final = 60.0
 
 
 class Server:
-    """Listens on a unix socket in a private folder and creates a `Connection` for each process.
+    """Listens on a unix socket in a private folder and creates a `WorkerConnection` for each process.
 
     One file descriptor is reserved: when the process has none left, each new connection gets the reason.
     """
@@ -35,7 +35,7 @@ class Server:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._spare = _spare_descriptor()
         self._warn_at = 0.0
-        self.connections: set[Connection] = set()
+        self.connections: set[WorkerConnection] = set()
         self.problem: str | None = None
         """Why the last failed connection could not be accepted; None if there was none."""
 
@@ -86,7 +86,7 @@ class Server:
                 self._refuse_next(error)
             return
         try:
-            connection = Connection(sock, self._on_message, self._forget, self._pause)
+            connection = WorkerConnection(sock, self._on_message, self._forget, self._pause)
         except OSError as error:
             self._pause(error)
             refuse(sock, error)
@@ -126,7 +126,7 @@ class Server:
             os.close(self._spare)
             self._spare = -1
 
-    def _forget(self, connection: Connection) -> None:
+    def _forget(self, connection: WorkerConnection) -> None:
         self.connections.discard(connection)
         self._on_died(connection)
 

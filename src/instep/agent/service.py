@@ -12,9 +12,9 @@ import signal
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
-from instep.agent.connection import Connection
+from instep.agent.connection import WorkerConnection
 from instep.agent.handover import LeaseFile, note_end, note_start, notify_starter, release_starter
-from instep.agent.name import NameTaken, NodeName, forget_node_name, keep_node_name
+from instep.agent.name import NodeName, NodeNameTaken, forget_node_name, keep_node_name
 from instep.agent.node import Node
 from instep.agent.persisted_workers import PersistedWorkersFile
 from instep.agent.server import Server
@@ -86,7 +86,7 @@ async def _serve(folder: RuntimeFolder, run: str, settings: Settings, name: Node
         try:
             await first_of(node.run(), stopping.wait())
             return 0, "it was signaled to stop" if stopping.is_set() else node.why_ended
-        except NameTaken as error:
+        except NodeNameTaken as error:
             log.warning("%s: this node takes another name; its workers start the next agent", error)
             forget_node_name(folder)
             return 0, str(error)
@@ -114,7 +114,7 @@ async def _refuse_everybody(folder: RuntimeFolder, error: InstepError) -> None:
 
     told = asyncio.Event()
 
-    def refuse(connection: Connection, message: FromWorker) -> None:
+    def refuse(connection: WorkerConnection, message: FromWorker) -> None:
         connection.send(Failure(_kind(error), str(error)))
         told.set()
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from instep.agent import failures
 from instep.agent.candidacy import Candidacy
-from instep.agent.connection import Connection, DisconnectedWorker
+from instep.agent.connection import DisconnectedWorker, WorkerConnection
 from instep.agent.context import Component, Context
 from instep.agent.member_registrar import MemberRegistrar
 from instep.agent.persisted_workers import PersistedWorkers
@@ -53,7 +53,7 @@ class WorkerSessions(Component):
         self._candidacy = candidacy
         self._components = components
         self.is_open = False
-        self._early: deque[tuple[Connection | DisconnectedWorker, wire.FromWorker | None]] = deque()
+        self._early: deque[tuple[WorkerConnection | DisconnectedWorker, wire.FromWorker | None]] = deque()
         """Queued messages in order; None for a death."""
         self._dead_since: float | None = None
         self._say_denied_at = 0.0
@@ -79,12 +79,12 @@ class WorkerSessions(Component):
             connection, message = self._early.popleft()
             if message is None:
                 self.on_died(connection)
-            elif isinstance(connection, Connection) and not connection.closed:
+            elif isinstance(connection, WorkerConnection) and not connection.closed:
                 connection.guarded(partial(self.on_message, connection, message))
 
     # -- what workers say -------------------------------------------------------------------------------------------
 
-    def on_message(self, connection: Connection, message: wire.FromWorker) -> None:
+    def on_message(self, connection: WorkerConnection, message: wire.FromWorker) -> None:
         """Raises ValueError for a message that cannot be acted on."""
         match message:
             case wire.OtherHello(version):
@@ -112,7 +112,7 @@ class WorkerSessions(Component):
                 for component in self._components:
                     component.hear(worker, message)
 
-    def _hold(self, connection: Connection, message: wire.FromWorker) -> None:
+    def _hold(self, connection: WorkerConnection, message: wire.FromWorker) -> None:
         """Queues a message until the state is known. A worker that sends too many is disconnected: it connects again
         and repeats what still counts."""
         self._early.append((connection, message))
@@ -121,7 +121,7 @@ class WorkerSessions(Component):
             self._early = deque(item for item in self._early if item[0] is not connection or item[1] is None)
             connection.hang_up()
 
-    def on_died(self, connection: Connection | DisconnectedWorker) -> None:
+    def on_died(self, connection: WorkerConnection | DisconnectedWorker) -> None:
         if not self.is_open:
             self._early.append((connection, None))
             return

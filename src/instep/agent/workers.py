@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from instep.agent.connection import Connection, DisconnectedWorker
+from instep.agent.connection import DisconnectedWorker, WorkerConnection
 from instep.agent.stall import WorkerProgress
 from instep.protocol.records import Agreed, Head, Leader, Member, Plan, View, WorkerId
 from instep.protocol.schema import Schema
@@ -55,7 +55,7 @@ class LocalWorker:
 
     member: Member
     schema: Schema
-    connection: Connection | DisconnectedWorker
+    connection: WorkerConnection | DisconnectedWorker
     view: int = 0
     """The view that it is in; 0 before its first."""
     absent: bool = False
@@ -87,7 +87,7 @@ class LocalWorker:
     """Its newest report of what operators can ask of it; None before the first."""
 
     @classmethod
-    def from_hello(cls, hello: Hello, node: str, connection: Connection) -> LocalWorker:
+    def from_hello(cls, hello: Hello, node: str, connection: WorkerConnection) -> LocalWorker:
         """Raises ValueError for a worker that no view could name."""
         schema = Schema(hello.schema)
         member = Member(
@@ -221,7 +221,7 @@ class Workers:
             self._none.clear()
             await self._none.wait()
 
-    def of(self, connection: Connection | DisconnectedWorker) -> LocalWorker | None:
+    def of(self, connection: WorkerConnection | DisconnectedWorker) -> LocalWorker | None:
         return next((worker for worker in self if worker.connection is connection), None)
 
     def in_view(self, view: View | None, node: str) -> dict[int, LocalWorker]:

@@ -15,7 +15,7 @@ from instep.demo._checks import Evidence, Pause, RefusedValue, Steered, Stop, Ta
 from instep.demo._environment import RUN, SCRIPT, Program, Sandbox, tagged, training_script
 from instep.demo._operator import Operator, kill_saver, pids
 from instep.demo._records import BaselineRecord, read_baseline, read_records
-from instep.demo._screen import Screen, TrainingProgress, exports
+from instep.demo._screen import DemoProgress, Screen, exports
 from instep.errors import InstepError, SettingsError
 from instep.etcd import Client
 from instep.protocol.records import Pointer
@@ -106,7 +106,7 @@ class Scenario:
         keys = Keys(sandbox.settings.namespace, RUN)
         command = f"torchrun --rdzv-backend=etcd3 --rdzv-id={RUN} --nproc-per-node={options.ranks} examples/{SCRIPT}"
         self.screen.heading("training with Instep", command)
-        progress = TrainingProgress(client, keys, self.screen.progress)
+        progress = DemoProgress(client, keys, self.screen.progress)
         script = [str(training_script()), f"--name={RUN}", f"--steps={UNENDING_STEPS}"]
         script += [f"--proof={sandbox.subfolder('trained')}", f"--checkpoints={sandbox.subfolder('checkpoints')}"]
         script += [f"--slow-disk={SLOW_DISK_S}", f"--save-every={UNENDING_STEPS}"]
@@ -125,7 +125,7 @@ class Scenario:
         return outcome
 
     async def _run_steps(
-        self, client: Client, operator: Operator, progress: TrainingProgress, training: asyncio.Task[None]
+        self, client: Client, operator: Operator, progress: DemoProgress, training: asyncio.Task[None]
     ) -> Outcome | None:
         async def some_steps() -> None:
             await progress.wait_steps(self.options.steps, training)
@@ -160,7 +160,7 @@ class Scenario:
         round_ = Round.decode_or_none(formed.value if formed is not None else None)
         return Outcome(steered, refusal, takeover, round_, pause, stop)
 
-    async def _kill_saver_during_save(self, client: Client, operator: Operator, progress: TrainingProgress) -> Takeover:
+    async def _kill_saver_during_save(self, client: Client, operator: Operator, progress: DemoProgress) -> Takeover:
         self.screen.command(operator.order_command("checkpoint", "--no-wait"))
         killing = kill_saver(client, operator.keys, lambda: tagged(self.sandbox.mark), self.screen.command)
         takeover, _ = await all_of(killing, operator.send("checkpoint"))
@@ -208,7 +208,7 @@ class Scenario:
         return steered
 
     async def _leave_to_user(
-        self, progress: TrainingProgress, training: asyncio.Task[None], steered: Sequence[Steered]
+        self, progress: DemoProgress, training: asyncio.Task[None], steered: Sequence[Steered]
     ) -> None:
         """Returns when the user stops the run. An interrupt ends the demo."""
         self.kept = True

@@ -54,7 +54,7 @@ class Screen:
         self._print(Padding(Text.assemble(mark, one_line(sentence)), (0, 0, 0, 3), expand=False))
 
     @contextmanager
-    def moving(self, now: TrainingProgress) -> Iterator[None]:
+    def moving(self, now: DemoProgress) -> Iterator[None]:
         """Draws live progress at the bottom of the page while the block runs."""
         if not self._console.is_terminal:
             yield
@@ -62,7 +62,7 @@ class Screen:
         with Live(get_renderable=lambda: _moving(now), console=self._console, refresh_per_second=8, transient=True):
             yield
 
-    def progress(self, now: TrainingProgress) -> None:
+    def progress(self, now: DemoProgress) -> None:
         """Prints a progress line from time to time if the output is not a terminal."""
         if self._console.is_terminal:
             return
@@ -89,7 +89,7 @@ class Screen:
         self._console.print(what)
 
 
-def _moving(now: TrainingProgress) -> RenderableType:
+def _moving(now: DemoProgress) -> RenderableType:
     bar = Table.grid(padding=(0, 2, 0, 0))
     bar.add_row("  ", ProgressBar(None, width=40, pulse=True, complete_style="cyan"), _at(now))
     line = Table.grid(padding=(0, 2, 0, 0))
@@ -97,13 +97,13 @@ def _moving(now: TrainingProgress) -> RenderableType:
     return Group("", bar, line)
 
 
-def _at(now: TrainingProgress) -> str:
+def _at(now: DemoProgress) -> str:
     each_s = now.step_time_s
     pace = f", {each_s * 1000:.0f} ms a step" if each_s else ""
     return f"step {now.step}{pace}" if now.step >= 0 else "the ranks import torch and join"
 
 
-def _figures(now: TrainingProgress) -> str:
+def _figures(now: DemoProgress) -> str:
     status = now.status
     if status is None:
         return ""
@@ -127,13 +127,13 @@ def exports(variables: dict[str, str]) -> list[str]:
     return [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
 
 
-class TrainingProgress:
+class DemoProgress:
     """The newest status, and the step that the ranks have reached by now.
 
     Ranks report about once a second. Between two reports, the step is extrapolated from the step time.
     """
 
-    def __init__(self, client: Client, keys: Keys, show: Callable[[TrainingProgress], None]) -> None:
+    def __init__(self, client: Client, keys: Keys, show: Callable[[DemoProgress], None]) -> None:
         self.status: RunStatus | None = None
         self.losses: list[float] = []
         self.entries: list[HistoryEntry] = []

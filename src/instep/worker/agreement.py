@@ -16,7 +16,7 @@ from instep.scalar import Scalar, same
 from instep.wire import messages as wire
 from instep.wire.documents import Agreed, Directive, Origin, Plan, Snapshot
 from instep.worker.command_handlers import CommandHandlers
-from instep.worker.gate import NEVER, Answer, Apply, Gate, Wait
+from instep.worker.gate import NEVER, Apply, Gate, PromiseAnswer, Wait
 from instep.worker.hyper import Codec
 from instep.worker.replay import REFUSAL, Replay
 
@@ -143,11 +143,11 @@ class Agreement(Generic[Config]):
         # A paused rank waits before `step`, wherever the gate is: it runs no step before it knows the decision.
         gate = max(plan.gate, step) if self.course.is_paused(step) else plan.gate
         answer = self.gate.hear_plan(number, gate, values, step)
-        if answer is Answer.LATER:
+        if answer is PromiseAnswer.LATER:
             self._postponed = message
-        elif answer is Answer.LATE:
+        elif answer is PromiseAnswer.LATE:
             return [wire.PlanLate(number, digest, step)]
-        elif answer is Answer.ARMED:
+        elif answer is PromiseAnswer.ARMED:
             self._told = message  # also one that is refused: the gate waits until its abort is known
             problems = self._why_not(plan)
             if problems:

@@ -16,7 +16,7 @@ NEVER = 2**62
 """A step that is never reached: the gate of a worker that has promised nothing."""
 
 
-class Answer(Enum):
+class PromiseAnswer(Enum):
     ARMED = "armed"
     LATE = "late"
     LATER = "later"
@@ -100,19 +100,19 @@ class Gate:
         assert self._promise is None, "a worker inherits before it promises"
         self._hold(Promise(number, gate, values, commit=True))
 
-    def hear_plan(self, number: int, gate: int, values: Mapping[str, Scalar], next_step: int) -> Answer:
+    def hear_plan(self, number: int, gate: int, values: Mapping[str, Scalar], next_step: int) -> PromiseAnswer:
         """`next_step` is the step about to be run: it has not begun, so `gate` may be equal to it."""
         promise = self._promise
         if promise is not None and number == promise.number:
-            return Answer.ARMED if promise.commit is None else Answer.KNOWN
+            return PromiseAnswer.ARMED if promise.commit is None else PromiseAnswer.KNOWN
         if number <= self._settled or (promise is not None and number < promise.number):
-            return Answer.KNOWN
+            return PromiseAnswer.KNOWN
         if promise is not None:
-            return Answer.LATER
+            return PromiseAnswer.LATER
         if next_step > gate:
-            return Answer.LATE
+            return PromiseAnswer.LATE
         self._hold(Promise(number, gate, values))
-        return Answer.ARMED
+        return PromiseAnswer.ARMED
 
     def hear_decision(self, number: int, commit: bool) -> None:
         """Ignores decisions of plans that were not promised: they can only be aborts."""
