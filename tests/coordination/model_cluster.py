@@ -193,7 +193,7 @@ class SteppedRun(Run[Any]):
                 self.asked = (link.connection, number)
         raise AtGate
 
-    def _stand(self, step: int) -> None:
+    def _wait_while_paused(self, step: int) -> None:
         raise AtGate
 
     def _apply(self, due: Apply, step: int) -> int:
