@@ -219,6 +219,14 @@ def test_neither_the_newest_checkpoint_nor_one_that_is_read_is_forgotten(team: T
     assert other.ask("read_gone", **gone)["error"] == "CheckpointError"
 
 
+def test_a_record_of_the_leader_that_somebody_wrote_over_keeps_no_rank_from_saving(team: Team) -> None:
+    leader, _ = team.leader(*team.join("aa"))
+    team.training.server.etcdctl("put", "--", f"{team.training.namespace}/gpt-a/state/leader", "garbage")
+    assert leader.ask("hear", wait_s=1.0)["leads"]
+    saved = leader.ask("save", step=5)
+    assert leader.ask("list")["ids"] == [saved["slot"]]
+
+
 def test_a_reader_that_dies_holds_nothing_up(team: Team) -> None:
     leader, (other,) = team.leader(*team.join("aa"))
     ids = [leader.ask("save", step=step)["slot"] for step in (1, 2)]

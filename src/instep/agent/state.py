@@ -101,7 +101,7 @@ class RunState:
             self.agreed = Agreed.decode_or_none(value)
             self.agreed_revision = event.kv.mod_revision if value is not None else 0
         elif key == keys.leader:
-            self.leader = Leader.decode_or_none(value) if value is not None else self.leader  # nothing deletes it
+            self.leader = Leader.decode_or_none(value) or self.leader  # no agent deletes it, or writes another thing
         elif key == keys.epoch:
             self.epoch = Epoch.decode_or_none(value)
             self.epoch_revision = event.kv.mod_revision if value is not None else 0
