@@ -14,7 +14,7 @@ from instep.agent.reception import Reception
 from instep.agent.worker import LocalWorker
 from instep.coordination import leading, membership, recovery, transactions
 from instep.coordination.actions import Action, Commit, FormView
-from instep.coordination.chain import Found, Promised, Unknown
+from instep.coordination.chain import Found, Promised, Unknown, verdict
 from instep.coordination.node import NodeAction, NodeAgreement, WriteAck
 from instep.coordination.records import Ack, Agreed, Decision, View
 from instep.coordination.situation import Situation
@@ -231,6 +231,27 @@ def abort_whatever_has_the_number() -> Iterator[None]:
 
     certain = property(lambda self: True)
     with mock.patch.object(effects, "verdict", guess), mock.patch.object(Heads, "is_certain", certain):
+        yield
+
+
+@contextlib.contextmanager
+def a_refused_plan_is_named_as_the_one_before_it() -> Iterator[None]:
+    """A worker that waits at the gate of a plan it refused names the digest of the plan that it promised before."""
+    hear_plan = Agreement.hear_plan
+
+    def hear(self: Agreement[Any], message: Message, step: int) -> list[Message]:
+        before = self._told
+        answers = hear_plan(self, message, step)
+        if any(answer["t"] == "refused" for answer in answers):
+            self._told = before
+        return answers
+
+    def committed(promised: Promised, found: Found) -> Decision | Unknown:
+        if found.agreed is not None and found.agreed.digest == promised.digest:
+            return Decision(commit=True, by="leader")
+        return verdict(promised, found)
+
+    with mock.patch.object(Agreement, "hear_plan", hear), mock.patch.object(effects, "verdict", committed):
         yield
 
 

@@ -24,7 +24,7 @@ from instep.agent.node import Node
 from instep.agent.worker import LocalWorker
 from instep.coordination.keys import Keys
 from instep.coordination.records import Agreed, Decision, Epoch, Plan, View
-from instep.errors import InstepError
+from instep.errors import ConfigError, InstepError
 from instep.etcd import Client, Op
 from instep.names import INCARNATION_LENGTH
 from instep.worker.gate import Apply
@@ -238,6 +238,8 @@ class Worker:
             return self._come_out() if self.inside else self._enter_step()
         except AtGate:
             return False
+        except ConfigError as error:
+            raise AssertionError(f"{self} was given values that it had refused") from error
         except InstepError as error:
             self.error = error
             self._cluster.kill(self, lose_part=False)

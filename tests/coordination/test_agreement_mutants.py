@@ -10,6 +10,7 @@ import pytest
 from agreement_machine import HUNT, AgreementMachine, DriftingMachine, LockstepMachine
 from agreement_mutants import Mutant
 from hypothesis.stateful import run_state_machine_as_test
+from model_cluster import NOT_FOR_WORKERS
 
 from instep.coordination.records import Entered, Epoch
 from instep.etcd import Op
@@ -287,6 +288,36 @@ def etcd_loses_a_plan_that_was_aborted(machine: AgreementMachine) -> None:
         assert cluster.loop.time() < began + 20
 
 
+def a_rank_waits_at_the_gate_of_a_plan_that_it_refused(machine: AgreementMachine) -> None:
+    """The abort takes its time, and etcd still holds the change before it as the newest agreed one."""
+    cluster = machine.cluster
+    cluster.put({"lr": "0.2"})
+    while any(worker.values()["lr"] != 0.2 for worker in cluster.workers.values()):
+        cluster.go()
+    agreed = cluster.agreed()
+    assert agreed is not None
+    refusing, host = cluster.workers[1], cluster.hosts[1]
+    cluster.put({"clip": str(NOT_FOR_WORKERS)})
+    while (plan := cluster.plan(agreed.plan + 1)) is None:
+        cluster.go()
+    host.client.hold_calls()
+    pending = host.client.pending
+    while not pending:
+        cluster.go(refusing)
+    aborting = tuple(pending)
+    for _ in range(50):
+        cluster.go(refusing)
+    assert refusing.step == plan.gate
+    for request in tuple(pending):
+        if request not in aborting:  # the question for the decision is answered first
+            pending.remove(request)
+            request.answer()
+    cluster.loop.settle()
+    cluster.go(refusing)
+    host.client.release_calls()
+    cluster.loop.settle()
+
+
 CHAINS: list[tuple[Machine, Chain, Mutant]] = [
     (LockstepMachine, a_rank_is_replaced_between_commit_and_gate, mutants.newcomers_ignore_the_gate),
     (LockstepMachine, a_rank_is_replaced_between_commit_and_gate, mutants.forget_the_previous_values),
@@ -296,6 +327,11 @@ CHAINS: list[tuple[Machine, Chain, Mutant]] = [
         mutants.view_leaves_the_plan_open_and_commit_ignores_the_view,
     ),
     (DriftingMachine, a_rank_comes_to_its_gate_before_the_acks_are_seen, mutants.pass_the_gate_undecided),
+    (
+        DriftingMachine,
+        a_rank_waits_at_the_gate_of_a_plan_that_it_refused,
+        mutants.a_refused_plan_is_named_as_the_one_before_it,
+    ),
     (DriftingMachine, the_database_is_full_while_a_rank_comes_to_its_gate, mutants.commit_without_the_mark),
     (DriftingMachine, a_rank_leaves_far_ahead_of_the_one_that_leads, mutants.who_left_counts_as_armed),
     (LockstepMachine, a_rank_joins_a_run_that_is_paused, mutants.newcomers_ignore_the_course),

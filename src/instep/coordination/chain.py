@@ -118,7 +118,8 @@ def verdict(promised: Promised, found: Found) -> Decision | Unknown:
     """Whether a promised plan was committed. What stands under its number may be another one's, where etcd's history
     has gone back; then the run's ranks say what they hold, and an epoch that is settled says what came of it."""
     plan, epoch = found.plan, found.epoch.number if found.epoch is not None else 0
-    if promised.digest and found.agreed is not None and found.agreed.digest == promised.digest:
+    agreed = found.agreed
+    if agreed is not None and promised.digest and (agreed.plan, agreed.digest) == (promised.number, promised.digest):
         return Decision(commit=True, by="leader")
     is_it = plan is not None and promised.digest in ("", plan.digest)
     if is_it and found.decision is not None:

@@ -173,10 +173,11 @@ class Agreement(Generic[Config]):
         elif answer is Answer.LATE:
             return [{"t": "late", **named, "step": step}]
         elif answer is Answer.ARMED:
+            self._told = message  # also one that is refused: the gate waits until its abort is known
             problems = self._why_not(values, order)
             if problems:
                 return [{"t": "refused", **named, "problems": problems}]
-            self._order, self._told = order, message
+            self._order = order
             if values:
                 self._prepared = (number, self._codec.decode({**self._values, **values}))
             return [{"t": "armed", **named}]
