@@ -97,14 +97,14 @@ def test_what_is_restored_is_what_was_saved_to_the_bit(team: Team) -> None:
     assert the_one(all_do(ranks, "train", start=7, steps=5), "hash") == after
     leave(team)
     assert "was saved by 3 ranks and 2 resume from it" in log_of(ranks[0])
-    assert "the live values win" not in log_of(ranks[0])
+    assert "the live values take precedence" not in log_of(ranks[0])
 
     team.training.put("lr", "0.125")
     ranks = team.join("a")
     all_do(ranks, "build", seed=1)
     assert the_one(all_do(ranks, "restore"), "lr") == saved[0]["lr"] / 2
     leave(team)
-    assert "the live values win" in log_of(ranks[0])
+    assert "the live values take precedence" in log_of(ranks[0])
     assert "lr 0.125 (checkpoint: 0.25)" in log_of(ranks[0])
 
 
