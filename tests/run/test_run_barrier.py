@@ -82,6 +82,16 @@ def test_who_waits_is_said_again_when_etcd_has_lost_it_with_its_history(fragile_
     through("epoch", *workers)
 
 
+def test_an_arrival_that_etcd_has_lost_unnoticed_is_reported_again(team: Team) -> None:
+    workers = team.join("ab")
+    come("epoch", workers[0], timeout_s=30.0)
+    wait_for(lambda: waiting(team, "epoch") == {0}, "one waits")
+    (key,) = keys(team)
+    team.training.server.etcdctl("del", key)
+    come("epoch", workers[1], timeout_s=30.0)
+    through("epoch", *workers)
+
+
 def test_a_rank_that_does_not_come_is_named_and_so_is_where_it_waits(team: Team) -> None:
     workers = team.join("abc")
     come("right", workers[1], timeout_s=60.0)
