@@ -162,7 +162,7 @@ def _raise_descriptor_limit() -> None:
 class _LogFile(RotatingFileHandler):
     """Loses log lines while the disk is full, and nothing else."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the name that logging calls
         pass
 
 

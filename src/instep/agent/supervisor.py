@@ -52,9 +52,8 @@ def supervise(folder: RuntimeFolder, lock: int, serve: Callable[[], int]) -> int
         restarts = 1 if time.monotonic() - began > SETTLED_S else restarts + 1
         if restarts > MAX_RESTARTS:
             return 1
-        time.sleep(
-            min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (restarts - 1))
-        )  # an agent that dies at once must not use a core
+        # An agent that dies at once must not use a core. This process has nothing else to do meanwhile.
+        time.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (restarts - 1)))
         try:
             again = folder.claim()
         except (InstepError, OSError):

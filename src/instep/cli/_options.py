@@ -149,6 +149,6 @@ def command_line(command: Callable[..., None]) -> Callable[..., None]:
         }
         command(**given, **grouped)
 
-    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # inspect reads it
     called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return called

@@ -31,7 +31,7 @@ def status(
     *,
     target: Target,
 ) -> None:
-    """Show who leads, ranks, steps, values, the open plan, torchrun's nodes and the last receipts.
+    """Show the leader, ranks, steps, values, the open plan, torchrun's nodes and the last receipts.
 
     --watch with --json prints one document per line, a new one after each change.
     """

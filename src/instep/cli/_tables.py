@@ -146,7 +146,7 @@ def leader_changes(leaders: Iterable[Leading]) -> list[Leading]:
 
 
 def leaders_table(leaders: Iterable[Leading]) -> Table:
-    """One row per change of leader: who leads since when, who led before, and why that ended."""
+    """One row per change of leader: the new leader and its start, the former leader, and why its term ended."""
     table = Table.grid(padding=(0, 2, 0, 0))
     for no_wrap in (True, False):
         table.add_column(overflow="fold", no_wrap=no_wrap)

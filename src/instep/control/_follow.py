@@ -209,7 +209,7 @@ async def _timed_out(
     hint = ""
     try:
         cache = await asyncio.wait_for(load(client, keys, members=True), _LAST_READ_S)
-    except Exception:  # noqa: BLE001 - the timeout is the message; why it has no hint is not
+    except Exception:  # noqa: BLE001  # the timeout is the message, and no failed hint may replace it
         cache = None
     if cache is not None:
         missing = cache.ranks_missing()

@@ -62,7 +62,7 @@ class Progress(JsonReport):
 
     @property
     def sentence(self) -> str:
-        """One line for a person who waits."""
+        """One line for an operator who is waiting."""
         gate = f"plan {self.plan}, step {self.gate}"
         match self.stage:
             case "planned":

@@ -1,4 +1,4 @@
-"""The status of a run: who leads, which ranks are alive, at which step, with which values, and what is in progress."""
+"""The status of a run: its leader, the ranks alive and their steps, the values, and what is in progress."""
 
 from __future__ import annotations
 
