@@ -14,9 +14,8 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Runs the command line and exits with the documented exit code."""
-    handles_interrupt = (
-        signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )  # otherwise it is ignored, as under nohup
+    # Otherwise SIGINT is ignored, as under nohup.
+    handles_interrupt = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if handles_interrupt:
         signal.signal(signal.SIGINT, _leave)
     from instep.cli import main as command

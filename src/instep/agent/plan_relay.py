@@ -21,11 +21,7 @@ from instep.protocol.node import (
     WriteReceipt,
 )
 from instep.protocol.records import Agreed, Decision, Failure, FirstStep, Left, Plan
-from instep.protocol.transactions import (
-    acknowledge,
-    write_failure,
-    write_first_step,
-)
+from instep.protocol.transactions import acknowledge, write_failure, write_first_step
 from instep.wire import messages as wire
 
 
@@ -112,9 +108,7 @@ class PlanRelay(Component):
             worker.applied = message  # even if its view is not known: etcd may have lost it
         is_member = self.is_member(worker)
         match message:
-            case wire.Began(view, step, origin) if (
-                is_member and worker.rank == 0
-            ):  # for all ranks: they run the same steps
+            case wire.Began(view, step, origin) if is_member and worker.rank == 0:  # all ranks run the same steps
                 self._writer.write(write_first_step(self._keys, view, FirstStep(step=step, origin=origin)))
             case wire.PlanAnswer() if is_member or (isinstance(message, wire.AtGate) and worker.view):
                 self._do(self._answered(worker.rank, message))  # a rank at its gate gets an answer

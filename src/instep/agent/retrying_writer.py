@@ -181,9 +181,8 @@ class RetryingWriter:
         except EtcdFull:
             if value is not None:
                 raise
-            await self._client.delete(
-                key, timeout_s=ATTEMPT_S
-            )  # a full database may refuse a transaction, but it deletes
+            # A full database may refuse a transaction, but it deletes.
+            await self._client.delete(key, timeout_s=ATTEMPT_S)
             return None
 
     async def _settle(self, promised: Promised, decision: Decision, tell: Callable[[Decision], None]) -> None:

@@ -1,4 +1,4 @@
-"""The history of a run: changes and commands with their results, who has led it, and when etcd's history went back."""
+"""The history of a run: changes and commands with their results, its leaders, and its epochs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,7 @@ from instep.control._runs import require_run
 from instep.errors import Compacted, SettingsError
 from instep.etcd import Client
 from instep.protocol.keys import Keys
-from instep.protocol.records import (
-    CAME_FIRST,
-    Declined,
-    Epoch,
-    Plan,
-    Rejected,
-    StartChange,
-    StartOfView,
-    Term,
-)
+from instep.protocol.records import CAME_FIRST, Declined, Epoch, Plan, Rejected, StartChange, StartOfView, Term
 from instep.protocol.recovery import explain
 from instep.protocol.transactions import EPOCHS_KEPT, STARTS_KEPT, TERMS_KEPT
 from instep.scalar import Scalar, parse_scalar

@@ -243,10 +243,7 @@ class CheckpointCleanup:
     def _delete(self, name: str) -> None:
         path = self._folder / name
         try:
-            for mark in (
-                COMMITTED,
-                MANIFEST,
-            ):  # first: if this process dies now, the rest is not taken for a checkpoint
+            for mark in (COMMITTED, MANIFEST):  # first: without them, the rest is not taken for a checkpoint
                 (path / mark).unlink(missing_ok=True)
             shutil.rmtree(path)
         except OSError as error:

@@ -101,11 +101,7 @@ def _pidfd_of_this_process() -> int:
 
 
 def main() -> None:
-    for number in (
-        signal.SIGHUP,
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # signals to all processes of the job are for the agent
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):  # signals to the whole job are for the agent
         signal.signal(number, signal.SIG_IGN)
     facts = b""
     while b"\n" not in facts:
