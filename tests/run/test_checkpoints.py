@@ -110,6 +110,16 @@ def test_where_no_checkpoint_is_good_all_hear_why(team: Team) -> None:
         assert set(answer["refused"]) == set(ids)
 
 
+def test_a_vote_that_etcd_has_lost_unnoticed_is_reported_again(team: Team) -> None:
+    (saved,) = save_some(team, "a", 10)
+    first, second = team.join("ab")
+    first.tell("resume", timeout_s=30)
+    (key,) = wait_for(lambda: team.training.keys("reports/verified/"), "the vote of the first node")
+    team.training.server.etcdctl("del", key)
+    second.tell("resume", timeout_s=30)
+    assert [worker.answer()["id"] for worker in (first, second)] == [saved, saved]
+
+
 def test_a_rank_that_does_not_resume_is_named(team: Team) -> None:
     save_some(team, "a", 10)
     zero, one, two = team.join("aab")

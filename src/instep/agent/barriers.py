@@ -32,10 +32,6 @@ PARTIAL_S: Final = 1.0
 """If some ranks of the node are still missing so long after the first arrival, those that have arrived are reported:
 then the missing ones can be named."""
 
-REPEAT_S: Final = 5.0
-"""How often arrivals are compared with etcd while ranks wait. etcd may have lost them unnoticed: a restored history can
-grow past the revision that agents have seen before they look."""
-
 
 class Barriers(Component):
     """Promise: a waiting rank is released once all ranks have arrived, by this agent or the next, whichever leader
@@ -49,7 +45,6 @@ class Barriers(Component):
         self._calls: dict[WorkerId, BarrierWait] = {}
         """Workers that wait, and at which barrier."""
         self._since = 0.0
-        self._repeat_at = 0.0
         self._wanted: Arrivals | None = None
         """The arrivals that etcd is to hold, as far as they count."""
         self._is_known = False
@@ -92,10 +87,11 @@ class Barriers(Component):
         self._say()
 
     def tick(self) -> None:
-        if self._calls and self._clock() >= self._repeat_at:
-            self._repeat_at = self._clock() + REPEAT_S
-            self.repeat()
         self._say()
+
+    @property
+    def waits(self) -> bool:
+        return bool(self._calls)
 
     def repeat(self) -> None:
         """With the next state, or the next tick."""

@@ -177,6 +177,10 @@ class CheckpointVote(Component):
             if worker.step >= 0:  # it has loaded the checkpoint
                 self._pins.release(_voter(worker.id))
 
+    @property
+    def waits(self) -> bool:
+        return bool(self._waiting)
+
     def repeat(self) -> None:
         """With the next tick."""
         if self._question is not None:

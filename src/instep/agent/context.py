@@ -52,6 +52,11 @@ class Component:
     def tick(self) -> None:
         """Called about once a second."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether ranks of this node wait for an answer to what it has written. Then `repeat` is called regularly."""
+        return False
+
     def repeat(self) -> None:
         """etcd may have lost what this node has written: writes it again."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import time
@@ -45,6 +46,9 @@ from instep.wire.messages import Failure, FromWorker, Hello
 log = logging.getLogger("instep")
 
 TICK_S: Final = 1.0
+REPEAT_TICKS: Final = 5
+"""While ranks wait for an answer, their node compares what it has written with etcd after so many ticks. etcd may have
+lost it unnoticed: a restored history can grow past the revision that agents have seen before they look."""
 FIRST_WORKER_S: Final = 30.0
 """An agent without any worker after this time ends."""
 DRAIN_S: Final = 10.0
@@ -279,13 +283,20 @@ class Node:
 
     async def _tick(self) -> None:
         outage = Outage("a periodic task of the agent failed, training continues")
-        while True:
+        for number in itertools.count(1):
             await asyncio.sleep(TICK_S)
             try:
+                if number % REPEAT_TICKS == 0:
+                    self._repeat_what_waits()
                 await self._look_around()
                 outage.over()
             except InstepError as error:  # the next tick tries again
                 outage.met(error)
+
+    def _repeat_what_waits(self) -> None:
+        for component in self._components:
+            if component.waits:
+                component.repeat()
 
     async def _look_around(self) -> None:
         self._pace.observe(*self._workers.furthest())
