@@ -81,10 +81,10 @@ class Checkpointer:
         self._saves = 0
         self._warn_of_left_out()
         self._saver = _kind_of_saver(sharded)(
-            run,
-            checked_parts(parts, sharded=sharded),
-            self._folder,
-            cleanup,
+            run=run,
+            parts=checked_parts(parts, sharded=sharded),
+            folder=self._folder,
+            cleanup=cleanup,
             background=background,
             weights_only=weights_only,
             owners=owners,
@@ -274,7 +274,7 @@ class Checkpointer:
         folder = self._folder_of(manifest)
         if isinstance(folder, str):
             raise CheckpointError(f"checkpoint {manifest.id} cannot be loaded: {folder}")
-        self._saver.load(manifest, folder)
+        self._saver.load(folder)
         self._restored_step = manifest.step
         if self._run.rank == 0:
             log.info("the run resumes from checkpoint %s: step %d is next", manifest.id, manifest.step + 1)

@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from instep.worker.manifest import Owners
-
-from .parts import Part, file_of, read_part
-
-
-def mismatch_of_parts(
-    parts: Mapping[str, Part], folder: Path, listed: Collection[str], owners: Owners, *, weights_only: bool
-) -> str | None:
-    """Why the files of the parts in `folder` cannot be loaded; None if they can. Reads no tensors. Raises
-    CheckpointError for a part that cannot be read."""
-    for name, part in parts.items():
-        if file_of(name) not in listed:
-            return f"{file_of(name)} is not in the list of its files"
-        problem = mismatch(part, read_part(folder, name, owners, weights_only=weights_only, peek=True))
-        if problem is not None:
-            return f"its {name} does not fit this script's: {problem}"
-    return None
+from .parts import Part
 
 
 def mismatch(part: Part, state: Any) -> str | None:

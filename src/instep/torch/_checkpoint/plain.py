@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from instep.errors import CheckpointError, EtcdUnavailable, Fenced
-from instep.wire.documents import Manifest
-from instep.worker.manifest import Owners
-from instep.worker.run import Run
-from instep.worker.slot import Slot
 
-from .background_save import BackgroundSave, UnopenedSlot, abandon_on_error, as_checkpoint_error, commit, report_failure
-from .cleanup import CheckpointCleanup
-from .fit import mismatch_of_parts
-from .parts import Part, load_part, on_cpu, read_part, write_label, write_part
+from .background_save import UnopenedSlot, abandon_on_error, commit, report_failure
+from .parts import on_cpu
 from .save_election import SaveElection, SaveVerdict
+from .saver import MAX_ATTEMPTS, Saver
 
 log = logging.getLogger("instep")
 
@@ -26,41 +19,19 @@ POLL_S: Final = 1.0
 ASK_S: Final = 5.0
 """A rank that waits for the saver first checks after this time whether etcd still answers, then less often."""
 MAX_ASK_S: Final = 60.0
-MAX_ATTEMPTS: Final = 3
 
 
-class PlainSaver:
+class PlainSaver(Saver):
     """Saves with one rank, the leader.
 
     Promise: when `save` returns True, the current leader has committed a checkpoint of this step. Limit: without etcd,
     nothing is committed, and `save` returns False after some seconds."""
 
-    layout: Final = "plain"
-
-    def __init__(
-        self,
-        run: Run[Any],
-        parts: Mapping[str, Part],
-        folder: Path,
-        cleanup: CheckpointCleanup,
-        *,
-        background: bool,
-        weights_only: bool,
-        owners: Owners,
-    ) -> None:
-        self._run = run
-        self._registry = run.checkpoints
-        self._parts = dict(parts)
-        self._folder = folder
-        self._cleanup = cleanup
-        self._background = background
-        self._weights_only = weights_only
-        self._owners = owners
-        self.background_save = BackgroundSave(cleanup.after_commit)
+    layout = "plain"
 
     def save(self, step: int) -> bool:
         self.background_save.finish()
-        return self._start(step) if self._background else self._save_or_wait(step)
+        return self._start(step) if self.background else self._save_or_wait(step)
 
     def verifies(self, number: int, name: str) -> bool:
         """Whether this rank verifies the file before loading: every one, because it loads all of them."""
@@ -69,16 +40,6 @@ class PlainSaver:
     def problem_of_any_rank(self, problem: str | None) -> str | None:
         """Every rank has verified all files, so all have found the same problem."""
         return problem
-
-    def mismatch(self, folder: Path, listed: Collection[str]) -> str | None:
-        """Why the checkpoint in `folder`, with the files in `listed`, cannot be loaded; None if no problem was found.
-        Raises CheckpointError for a part that cannot be read."""
-        return mismatch_of_parts(self._parts, folder, listed, self._owners, weights_only=self._weights_only)
-
-    def load(self, manifest: Manifest, folder: Path) -> None:
-        """Loads one part after the other, so at most one is in memory twice."""
-        for name, part in self._parts.items():
-            load_part(name, part, read_part(folder, name, self._owners, weights_only=self._weights_only))
 
     # -- in the foreground --------------------------------------------------------------------------------------------
 
@@ -91,7 +52,7 @@ class PlainSaver:
             done = self._save_as_leader(step)
             if done is not None:
                 return done
-            self._registry.wait(lambda: not self._run.leads, POLL_S)
+            self.registry.wait(lambda: not self.run.leads, POLL_S)
             election.restart_wait(time.monotonic())
         return self._outcome(election, SaveVerdict.NOBODY)
 
@@ -100,16 +61,16 @@ class PlainSaver:
         pause_s = ASK_S
         ask_at = time.monotonic() + pause_s
         while True:
-            if self._registry.wait(lambda: self._poll(election) is not SaveVerdict.WAIT, POLL_S):
+            if self.registry.wait(lambda: self._poll(election) is not SaveVerdict.WAIT, POLL_S):
                 verdict = self._poll(election)
                 if verdict is not SaveVerdict.NOBODY or not self._may_begin_yet(election):
                     return verdict
                 election.wait_longer()
             if time.monotonic() >= ask_at:
                 try:
-                    self._registry.list()
+                    self.registry.list()
                 except EtcdUnavailable as error:
-                    log.warning("rank %d: %s", self._run.rank, error)
+                    log.warning("rank %d: %s", self.run.rank, error)
                     return SaveVerdict.NOBODY
                 pause_s = min(2 * pause_s, MAX_ASK_S)
                 ask_at = time.monotonic() + pause_s
@@ -118,17 +79,17 @@ class PlainSaver:
         if election.begun or election.waits_longer:
             return False
         try:
-            return self._registry.inventory().led
+            return self.registry.inventory().led
         except EtcdUnavailable as error:
-            log.warning("rank %d: %s", self._run.rank, error)
+            log.warning("rank %d: %s", self.run.rank, error)
             return False
 
     def _poll(self, election: SaveElection) -> SaveVerdict:
-        saving = self._registry.saving
+        saving = self.registry.saving
         self._note()
         return election.decide(
-            saved=self._registry.has(election.step),
-            leads=self._run.leads,
+            saved=self.registry.has(election.step),
+            leads=self.run.leads,
             saving=saving.step if saving is not None else None,
             now=time.monotonic(),
         )
@@ -139,7 +100,7 @@ class PlainSaver:
         what = "its saver abandoned it" if election.begun else "no rank has started it"
         log.warning(
             "rank %d knows of no checkpoint of step %d: %s; training continues",
-            self._run.rank,
+            self.run.rank,
             election.step,
             what,
         )
@@ -150,31 +111,31 @@ class PlainSaver:
         try:
             slot = self._open(step)
             with abandon_on_error(slot):
-                self._write(slot, self._state())
+                self._write(slot, self._states())
                 slot.seal()
         except Fenced:
             return None
         except CheckpointError as error:
-            report_failure(error, UnopenedSlot(self._registry, step))
+            report_failure(error, UnopenedSlot(self.registry, step))
             return False
-        return commit(slot, self._cleanup.after_commit)
+        return commit(slot, self.cleanup.after_commit)
 
     # -- in the background --------------------------------------------------------------------------------------------
 
     def _start(self, step: int) -> bool:
         """Starts the background save. Only the leader does anything, and only blocks while it copies its state."""
         self._note()
-        if not self._run.leads:
+        if not self.run.leads:
             return True
         try:
             slot = self._open(step)
         except Fenced:
             return True
         except CheckpointError as error:
-            report_failure(error, UnopenedSlot(self._registry, step))
+            report_failure(error, UnopenedSlot(self.registry, step))
             return False
         with abandon_on_error(slot):
-            state = on_cpu(self._state())
+            state = on_cpu(self._states())
 
         def write() -> None:
             self._write(slot, state)
@@ -187,24 +148,8 @@ class PlainSaver:
 
     def _note(self) -> None:
         """Notes saves of other ranks, as far as this rank knows of them."""
-        saving, saved = self._registry.saving, self._registry.saved
+        saving, saved = self.registry.saving, self.registry.saved
         if saving is not None:
-            self._cleanup.note(saving.step, saving.token)
+            self.cleanup.note(saving.step, saving.token)
         if saved is not None:
-            self._cleanup.note_committed(saved.id)
-
-    def _state(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in self._parts.items()}
-
-    def _open(self, step: int) -> Slot:
-        """Raises Fenced and CheckpointError."""
-        slot = self._registry.open(step, self._folder, self.layout)
-        self._cleanup.note_open(slot)
-        with abandon_on_error(slot), as_checkpoint_error(slot):
-            write_label(slot.path, run=self._run.name, layout=self.layout, names=tuple(self._parts))
-        return slot
-
-    def _write(self, slot: Slot, state: Mapping[str, Any]) -> None:
-        with as_checkpoint_error(slot):
-            for name, value in state.items():
-                write_part(slot.path, name, value)
+            self.cleanup.note_committed(saved.id)

@@ -8,21 +8,18 @@ from collections.abc import Collection, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from torch.distributed.checkpoint.metadata import Metadata
 
 from instep.errors import CheckpointError, Fenced
-from instep.wire.documents import Manifest
-from instep.worker.manifest import FileSum, Owners
-from instep.worker.run import Run
+from instep.worker.manifest import FileSum
 from instep.worker.slot import Slot, trouble
 
-from .background_save import BackgroundSave, UnopenedSlot, abandon_on_error, as_checkpoint_error, commit, report_failure
-from .cleanup import CheckpointCleanup
-from .fit import mismatch_of_parts
+from .background_save import UnopenedSlot, abandon_on_error, as_checkpoint_error, commit, report_failure
 from .metadata import METADATA, files_in, read_metadata
-from .parts import Part, load_part, on_cpu, read_part, write_label, write_part
+from .parts import on_cpu
+from .saver import MAX_ATTEMPTS, Saver
 from .shards import Shards, check_files_visible, checksums_of_rank, result_of
 
 log = logging.getLogger("instep")
@@ -30,7 +27,6 @@ log = logging.getLogger("instep")
 LEADERLESS_S: Final = 15.0
 """How long the ranks wait for a leader. A lost node is replaced when its lease of 10 s ends."""
 POLL_S: Final = 0.5
-MAX_ATTEMPTS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,67 +39,49 @@ class SlotOffer:
     waited_s: float = 0.0
 
 
-class ShardedSaver:
+class ShardedSaver(Saver):
     """Saves with all ranks.
 
     Promise: after `save`, all ranks know the same result. Limit: a rank that dies during the save ends it for all, as
     in any collective; earlier checkpoints stay committed."""
 
-    layout: Final = "sharded"
+    layout = "sharded"
 
-    def __init__(
-        self,
-        run: Run[Any],
-        parts: Mapping[str, Part],
-        folder: Path,
-        cleanup: CheckpointCleanup,
-        *,
-        background: bool,
-        weights_only: bool,
-        owners: Owners,
-    ) -> None:
-        self._run = run
-        self._registry = run.checkpoints
-        self._names = tuple(parts)
-        self._shards = Shards(parts, rank=run.rank, world_size=run.world_size)
-        self._folder = folder
-        self._cleanup = cleanup
-        self._background = background
-        self._weights_only = weights_only
-        self._owners = owners
-        self.background_save = BackgroundSave(cleanup.after_commit)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._shards = Shards(self.parts, rank=self.run.rank, world_size=self.run.world_size)
+        self.whole = self._shards.others
 
     def save(self, step: int) -> bool:
         self.background_save.finish()
-        newest = self._registry.saved
+        newest = self.registry.saved
         if newest is not None:
-            self._cleanup.note_committed(newest.id)
+            self.cleanup.note_committed(newest.id)
         for _ in range(MAX_ATTEMPTS):
             offer, slot = self._agree(step)
             if not offer.path:
                 return False
-            if self._background:
+            if self.background:
                 self._start(Path(offer.path), slot)
                 return True
             saved = self._save_together(Path(offer.path), slot)
             if saved is not None:
                 return saved
-            self._registry.wait(lambda: not self._run.leads, POLL_S)
+            self.registry.wait(lambda: not self.run.leads, POLL_S)
         return False
 
     def verifies(self, number: int, name: str) -> bool:
         """Whether this rank verifies the file. Together, the ranks verify all; each one verifies what it reads
         alone."""
-        return name == METADATA or number % self._run.world_size == self._run.rank
+        return name == METADATA or number % self.run.world_size == self.run.rank
 
     def problem_of_any_rank(self, problem: str | None) -> str | None:
         """The first problem that any rank found."""
         return next((found for found in self._shards.all_gather(problem) if found is not None), None)
 
     def mismatch(self, folder: Path, listed: Collection[str]) -> str | None:
-        """As in PlainSaver, for this rank alone."""
         try:
-            found = read_metadata(folder, self._owners)
+            found = read_metadata(folder, self.owners)
         except ValueError as error:
             return str(error)
         strange = sorted({METADATA, *files_in(found)} - set(listed))
@@ -112,13 +90,11 @@ class ShardedSaver:
         problem = self._shards.mismatch(found)
         if problem is not None:
             return f"it does not fit this script's parts: {problem}"
-        others = self._shards.others
-        return mismatch_of_parts(others, folder, listed, self._owners, weights_only=self._weights_only)
+        return super().mismatch(folder, listed)
 
-    def load(self, manifest: Manifest, folder: Path) -> None:
-        self._shards.read(folder, self._owners, weights_only=self._weights_only)
-        for name, part in self._shards.others.items():
-            load_part(name, part, read_part(folder, name, self._owners, weights_only=self._weights_only))
+    def load(self, folder: Path) -> None:
+        self._shards.read(folder, self.owners, weights_only=self.weights_only)
+        super().load(folder)
 
     # -- agreeing on the slot -----------------------------------------------------------------------------------------
 
@@ -134,25 +110,22 @@ class ShardedSaver:
                 slot.abandon()  # this leader did not know of its successor
                 slot = None
             if chosen.path:
-                self._cleanup.note(step, chosen.token)
+                self.cleanup.note(step, chosen.token)
                 return chosen, slot
             problem = next((offer.problem for offer in offers if offer.problem), "")
             if not problem and max(offer.waited_s for offer in offers) >= LEADERLESS_S:
                 problem = f"no rank leads the run, so step {step} cannot be saved"
             if problem:
-                if self._run.rank == 0:
-                    report_failure(CheckpointError(problem), UnopenedSlot(self._registry, step))
+                if self.run.rank == 0:
+                    report_failure(CheckpointError(problem), UnopenedSlot(self.registry, step))
                 return SlotOffer(problem=problem), None
-            self._registry.wait(lambda: self._run.leads, POLL_S)
+            self.registry.wait(lambda: self.run.leads, POLL_S)
 
     def _offer(self, step: int, waited_s: float) -> tuple[Slot | None, SlotOffer]:
-        if not self._run.leads:
+        if not self.run.leads:
             return None, SlotOffer(waited_s=waited_s)
         try:
-            slot = self._registry.open(step, self._folder, self.layout)
-            self._cleanup.note_open(slot)
-            with abandon_on_error(slot), as_checkpoint_error(slot):
-                write_label(slot.path, run=self._run.name, layout=self.layout, names=self._names)
+            slot = self._open(step)
         except Fenced:
             return None, SlotOffer(waited_s=waited_s)
         except CheckpointError as error:
@@ -189,7 +162,7 @@ class ShardedSaver:
         could not be read."""
         sums: dict[str, FileSum] | OSError
         try:
-            sums = checksums_of_rank(path, metadata, self._run.rank)
+            sums = checksums_of_rank(path, metadata, self.run.rank)
             if slot is not None:
                 check_files_visible(path, metadata)
         except OSError as error:
@@ -204,23 +177,18 @@ class ShardedSaver:
     def _complete(self, slot: Slot, known: Mapping[str, FileSum]) -> bool | None:
         try:
             with abandon_on_error(slot):
-                self._write_others(slot, {name: part.state_dict() for name, part in self._shards.others.items()})
+                self._write(slot, self._states())
                 slot.seal(known)
         except Fenced:  # already logged
             return None
         except CheckpointError as error:
             report_failure(error, slot)
             return False
-        return commit(slot, self._cleanup.after_commit)
-
-    def _write_others(self, slot: Slot, states: Mapping[str, Any]) -> None:
-        with as_checkpoint_error(slot):
-            for name, state in states.items():
-                write_part(slot.path, name, state)
+        return commit(slot, self.cleanup.after_commit)
 
     def _start(self, path: Path, slot: Slot | None) -> None:
         """Returns when all ranks have copied their state. The leader seals the directory when all have written."""
-        others = on_cpu({name: part.state_dict() for name, part in self._shards.others.items()}) if slot else {}
+        others = on_cpu(self._states()) if slot else {}
         written = self._shards.start_writing(path)
 
         def complete() -> None:
@@ -230,7 +198,7 @@ class ShardedSaver:
                 return
             with as_checkpoint_error(slot):
                 known = self._collect_checksums(path, slot, result_of(written))
-            self._write_others(slot, others)
+            self._write(slot, others)
             slot.seal(known)
 
         self.background_save.start(slot, complete)
