@@ -200,6 +200,8 @@ class WorkerConnection:
                 del self._outbox[:sent]
         except BlockingIOError:
             self._loop.add_writer(self._socket, self._writable)
+            if self.words is not None and self._mail_waiting:
+                self.words.count_mail()  # the rest of a large message goes when the worker has read the first part
             return
         except OSError:
             self._outbox.clear()  # the reader notices the end

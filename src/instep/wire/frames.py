@@ -85,7 +85,7 @@ class Words:
         return self.integers[0]
 
     def count_mail(self) -> None:
-        """Called by the agent after a message has gone into the socket."""
+        """Called by the agent when a message is in the socket, and when the socket is full of a part of one."""
         self.integers[0] += 1
 
     @property
