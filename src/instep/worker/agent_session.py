@@ -22,7 +22,6 @@ from instep.worker.reports import Reports
 log = logging.getLogger("instep")
 
 RECONNECT_S: Final = 0.1
-GOODBYE_S: Final = 8.0
 LISTEN_S: Final = 0.25
 """Pause between two looks at a condition while the agent sends nothing."""
 PATIENCE_S: Final = 3.0
@@ -249,7 +248,7 @@ class AgentSession:
             answer = self.inbox.take_answer(number)
         return answer
 
-    def leave(self, step: int, *, clean: bool, error: BaseException | None = None) -> None:
+    def leave(self, step: int, *, clean: bool, error: BaseException | None, timeout_s: float) -> None:
         """Leaves the run, and waits for the agent's confirmation: otherwise every later change would wait for this
         rank.
 
@@ -260,7 +259,7 @@ class AgentSession:
             with contextlib.suppress(ConnectionLost):
                 self._connection.send(leave)
             return
-        deadline = time.monotonic() + GOODBYE_S
+        deadline = time.monotonic() + timeout_s
         answered, lost = False, True
         while lost and not answered and (left_s := deadline - time.monotonic()) > 0:
             try:

@@ -23,12 +23,13 @@ from instep.scalar import Scalar, format_scalar, same
 from instep.settings import DEFAULT_GRACE_S
 from instep.text import one_line
 from instep.worker.agent_connection import AgentConnection
-from instep.worker.agent_session import GOODBYE_S, AgentSession
+from instep.worker.agent_session import AgentSession
 from instep.worker.agreement import Agreement, Config, Paused
 from instep.worker.barrier import Barrier
 from instep.worker.checkpoints import Checkpoints
 from instep.worker.command_handlers import Action, Check, Restorer
 from instep.worker.gate import Apply
+from instep.worker.grace_budget import LEAVING_S
 from instep.worker.hyper import Codec
 from instep.worker.preemption import Preemption
 from instep.worker.replay import Replay
@@ -40,6 +41,7 @@ log = logging.getLogger("instep")
 CHECK_S: Final = 1.0
 """How often a boundary checks the agent and sends reports."""
 ETCD_PATIENCE_S: Final = 300.0
+GOODBYE_S: Final = 8.0
 PAUSED_LISTEN_S: Final = 0.5
 """How long a paused rank waits for a message before it looks around."""
 
@@ -282,7 +284,8 @@ class Run(Generic[Config]):
         finally:
             if not self._ended:
                 self.checkpoints.settle(min(GOODBYE_S, self._preemption.left_s))
-                self._session.leave(self._step, clean=clean, error=error)
+                timeout_s = min(GOODBYE_S, max(LEAVING_S, self._preemption.left_s))
+                self._session.leave(self._step, clean=clean, error=error, timeout_s=timeout_s)
             if clean and error is None and self._stopped is not None:
                 self._preemption.wait_for_restart(self._agreement.course.node, os.environ)
             self._end("closed")
