@@ -22,8 +22,10 @@ hypothesis.settings.load_profile("instep")
 for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)
 
-# Agents and trainers start often: compiling Instep's modules again each time costs 0.25 s of CPU per process.
+# Agents and trainers start often: compiling Instep's modules again each time costs 0.25 s of CPU per process, and the
+# assertions of all test modules 5 s.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 SLOW = tuple(f"tests/{name}/" for name in ("chaos", "coordination", "demo", "faults", "run", "torchrun"))
 

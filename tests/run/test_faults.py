@@ -120,7 +120,7 @@ def test_the_leading_node_lost_to_a_freeze_is_replaced_after_its_lease(training:
 
 
 def test_a_stopped_agent_is_replaced_by_its_workers(training: TrainingRun) -> None:
-    trainers = training.start_all(2)
+    trainers = training.start_all(2, "--silence-s=3")
     agent = training.agent_pid()
     os.kill(agent, signal.SIGSTOP)
     training.put("lr", "0.01")

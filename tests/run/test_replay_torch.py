@@ -135,7 +135,7 @@ def test_a_run_steered_live_is_repeated_bit_for_bit_from_its_schedule(
 ) -> None:
     """In one go; and again with a stop and a resumption from a checkpoint between two changes."""
     file = tmp_path / "schedule.json"
-    with ranks(fork_server, training, tmp_path / "stop", "--step-s=0.002") as live:
+    with ranks(fork_server, training, tmp_path / "stop", "--step-s=0.01") as live:
         live.wait_joined()
         command(training, "set", "ddp", "lr=0.05", "--wait", "--why", "loss spike")
         command(training, "set", "ddp", "momentum=0.8", "clip=0.5", "--wait")
@@ -168,7 +168,7 @@ def test_a_run_that_was_killed_and_went_on_from_a_checkpoint_is_repeated_in_one_
     training: TrainingRun, tmp_path: Path, fork_server: ForkServer
 ) -> None:
     """What was trained after the checkpoint and lost is not repeated, nor are the values of that time."""
-    saving = (f"--checkpoints={tmp_path / 'checkpoints'}", "--save-every=100", "--step-s=0.002")
+    saving = (f"--checkpoints={tmp_path / 'checkpoints'}", "--save-every=30", "--step-s=0.01")
     with ranks(fork_server, training, tmp_path / "stop", *saving) as killed:
         killed.wait_joined()
         command(training, "set", "ddp", "lr=0.05", "--wait")

@@ -72,10 +72,13 @@ def test_a_rank_that_leaves_while_its_agent_is_away_is_known_to_have_left(
 
 def test_values_that_are_too_large_together_are_rejected_and_the_run_starts_again(training: TrainingRun) -> None:
     trainers = training.start_all(2, "--schema=none")
-    large = {f"v{number}": "x" * 60_000 for number in range(14)}
-    for name, value in large.items():
-        training.put(name, json.dumps(value))
-    wait_for(lambda: len(training.keys("state/rejected/")) == 10, "the ones past the bound to be rejected")
+    large = "x" * 60_000
+    training.put_together(**dict.fromkeys(("v0", "v1", "v2", "v3"), large))
+    for trainer in trainers:
+        trainer.wait_config(v3=large)
+    for name in ("v4", "v5"):
+        training.put(name, json.dumps(large))
+    wait_for(lambda: len(training.keys("state/rejected/")) == 2, "the ones past the bound to be rejected")
     training.put("lr", "1")
     assert len({trainer.wait_config(lr=1) for trainer in trainers}) == 1
     training.stop()

@@ -10,11 +10,14 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import Field, model_validator
 
 import instep
+from instep.worker import agent_connection
 
 
 class Hyper(instep.Hyperparameters):
@@ -42,6 +45,16 @@ def say(**event: object) -> None:
     print(json.dumps(event), flush=True)
 
 
+@contextmanager
+def said_errors() -> Iterator[None]:
+    """Says an error at once: it takes seconds to leave a run without etcd."""
+    try:
+        yield
+    except instep.InstepError as error:
+        say(event="error", kind=type(error).__name__, text=str(error), exit_code=error.exit_code)
+        raise
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--run", default="gpt-a")
@@ -67,26 +80,24 @@ def main() -> int:
     parser.add_argument("--replay")
     parser.add_argument("--prefer", default="etcd")
     parser.add_argument("--take-over", action="store_true")
+    parser.add_argument("--silence-s", type=float, default=agent_connection.SILENCE_S)
     options = parser.parse_args()
+    agent_connection.SILENCE_S = options.silence_s
     try:
-        run = instep.join(
-            options.run,
-            SCHEMAS[options.schema],
-            timeout_s=options.timeout_s,
-            etcd_patience_s=options.patience_s,
-            replay=options.replay,
-            take_over=options.take_over,
-            prefer=options.prefer,
-        )
-    except instep.InstepError as error:
-        say(event="error", kind=type(error).__name__, text=str(error), exit_code=error.exit_code)
-        return error.exit_code
-    say(event="joined", rank=run.rank, view=run.view, config=dict(run.config), pid=os.getpid())
-    try:
-        with run:
+        with said_errors():
+            run = instep.join(
+                options.run,
+                SCHEMAS[options.schema],
+                timeout_s=options.timeout_s,
+                etcd_patience_s=options.patience_s,
+                replay=options.replay,
+                take_over=options.take_over,
+                prefer=options.prefer,
+            )
+        say(event="joined", rank=run.rank, view=run.view, config=dict(run.config), pid=os.getpid())
+        with run, said_errors():
             train(run, options)
     except instep.InstepError as error:
-        say(event="error", kind=type(error).__name__, text=str(error), exit_code=error.exit_code)
         return error.exit_code
     if options.linger_s:
         say(event="left")
