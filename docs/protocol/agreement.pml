@@ -1,14 +1,14 @@
 /*
- * Step agreement with views. README.md beside this file says what is abstracted and what has been found.
+ * Step agreement with views. README.md in this directory lists the abstractions and the findings.
  *
  * The promise: in one lineage of training, all ranks that run a step run it with the same configuration (`run_step`),
- * and every run ends with every rank having left its loop (no invalid end state). Every counter here is bounded and
- * only ever used up, so there is no infinite run: "no invalid end state" also says that nobody waits permanently.
+ * and at the end of every execution each rank has left its loop (no invalid end state). Every counter is bounded and
+ * never reset, so every execution is finite: "no invalid end state" also means that no process waits permanently.
  *
- * Each etcd transaction is one atomic step. Whatever it does not compare, its author has read earlier and may be
- * stale. Messages have no queues: a delivery is an optional step, so it may come arbitrarily late or never.
+ * Each etcd transaction is one atomic step. Values that it does not compare were read earlier and may be stale.
+ * Messages have no queues: a delivery is an optional step, so it may come arbitrarily late or never.
  *
- * Macros MUTANT_* break one rule each; LIMIT_* goes beyond what is promised. scripts/spin.sh knows which must fail.
+ * Macros MUTANT_* break one rule each; LIMIT_* exceeds what is promised. scripts/spin.sh lists those that must fail.
  */
 
 /* -- bounds -------------------------------------------------------------------------------------------------------- */
@@ -37,8 +37,8 @@
 #define ALL_NODES ((1 << NODES) - 1)
 #define ALL_RANKS ((1 << RANKS) - 1)
 
-/* A configuration is known by number: 0 the first one, 1..PLANS what plan p proposes, above that what was desired
-   when a view of only new workers was formed. */
+/* Configurations are numbered: 0 is the first one, 1..PLANS the one that plan p proposes, higher numbers are the
+   desired values at the time when a view of only new workers was formed. */
 #define CONFIGS (PLANS + 1 + CRASHES)
 
 /* -- etcd ---------------------------------------------------------------------------------------------------------- */
@@ -59,22 +59,22 @@ byte plans;                     /* state/plans: number of the newest */
 byte plan_view[PLANS + 1];      /* state/plans/<p>: view */
 byte decision[PLANS + 1];       /* state/plans/<p>/decision */
 byte acks;                      /* reports/acks/<newest plan>: bit set of nodes */
-byte receipts = ALL_RANKS;      /* ranks that have applied `agreed`: a truth that etcd may learn late */
+byte receipts = ALL_RANKS;      /* ranks that have applied `agreed`; etcd may learn it late */
 byte incarnation[RANKS];        /* reports/members/<rank>: the latest to register */
 
-/* -- workers and agents: what they hold in memory and others may ask for ------------------------------------------- */
+/* -- workers and agents: state in memory that others may query ----------------------------------------------------- */
 
-byte promise[RANKS];            /* worker: the plan whose gate it will not pass unknowing; 0: none */
+byte promise[RANKS];            /* worker: the plan whose gate it does not pass before it knows the decision; 0: none */
 bool left[RANKS];               /* worker: its loop has ended */
 byte heard[NODES];              /* agent: local ranks known to be armed for plan `heard_of` */
 byte heard_of[NODES];
 
-/* -- the training itself, as an observer sees it ------------------------------------------------------------------- */
+/* -- the training, as an observer sees it -------------------------------------------------------------------------- */
 
-byte started[RANKS];            /* newest step that each rank has given its part to */
-byte parts[STEPS + 1];          /* ranks that have a part in the step */
-byte used[STEPS + 1];           /* the configuration it runs with; 0 again when every rank has its part */
-byte finished;                  /* newest step that somebody has come out of */
+byte started[RANKS];            /* newest step that each rank has contributed to */
+byte parts[STEPS + 1];          /* ranks that have contributed to the step */
+byte used[STEPS + 1];           /* the configuration that it runs with; reset to 0 when every rank has contributed */
+byte finished;                  /* newest step that a rank has completed */
 byte running;                   /* workers that hold training state */
 byte gone;                      /* workers whose loop has ended */
 byte crashes = CRASHES;
@@ -90,7 +90,7 @@ byte forgets = FORGETS;
 #define ALL_NEW (incarnation[0] != member[0] && incarnation[1] != member[1] && incarnation[2] != member[2])
 #endif
 
-#ifdef NO_COLLECTIVE    /* ranks drift apart at will; without crashes only, as nobody could say where to start again */
+#ifdef NO_COLLECTIVE    /* ranks drift apart freely; only without crashes: no common step to restart from */
 #define MAY_LEAVE_STEP(s) true
 #else
 #define MAY_LEAVE_STEP(s) EVERY_RANK_STARTED(s)
@@ -98,7 +98,7 @@ byte forgets = FORGETS;
 
 #define OPEN(p) ((p) != 0 && decision[p] == NONE)
 
-/* Create-only: the first decision stands, whatever is tried after it. */
+/* Create-only: later attempts do not change the first decision. */
 inline decide(p, d) {
   if
   :: decision[p] == NONE -> decision[p] = d
@@ -135,8 +135,8 @@ inline crash(me) {
   promise[me] = 0; step = 0; config = 0
 }
 
-/* Nobody holds training state any more: the first process resumes from some checkpoint, and the others come to
-   the same step. Nothing tells the control plane: it may believe that the others were still running. */
+/* No worker holds training state any more: the first process resumes from some checkpoint, and the others resume at
+   the same step. The control plane is not notified: it may assume that the others still run. */
 inline rewind() {
   select(step : 1 .. finished + 1);
   finished = step - 1;
@@ -159,7 +159,7 @@ inline rewind() {
   i = 0
 }
 
-/* It starts at the first step that its rank has no part in: the survivors stand at it, or will stall in it. */
+/* It starts at the first step that its rank has not contributed to: the survivors wait at it, or will stall in it. */
 inline join_view(me) {
   if
   :: running == 0 && gone == 0 -> rewind()
@@ -217,8 +217,8 @@ boundary:
   do
   :: atomic { step > STEPS -> left[me] = true; gone++; running--; promise[me] = 0; step = 0; config = 0; goto over }
 
-     /* The inbox brings the newest plan: promise, or refuse when it comes too late. A worker with an earlier gate
-        still ahead of it does not promise: `agreed` remembers one previous configuration only. */
+     /* The inbox brings the newest plan: promise, or refuse when it comes too late. A worker that has not passed
+        an earlier gate does not promise: `agreed` holds only one previous configuration. */
   :: atomic { step <= STEPS && OPEN(plans) && plan_view[plans] == view && MAY_PROMISE(me) ->
        if
 #ifdef MUTANT_LATE_PROMISE
@@ -247,7 +247,7 @@ boundary:
 #endif
   od;
 
-inside:  /* the collective: nobody comes out before everybody is in */
+inside:  /* the collective: no rank leaves it before all have entered */
   if
   :: atomic { MAY_LEAVE_STEP(step) ->
        if
@@ -256,7 +256,7 @@ inside:  /* the collective: nobody comes out before everybody is in */
        fi;
        step++;
        goto boundary }
-     /* It dies in a step. Its part is lost and the step has to be done again with its successor, or it is not. */
+     /* It dies in a step. Either its contribution is lost and the step is repeated with its successor, or it counts. */
   :: atomic { crashes > 0 && finished < step -> lose_part(me); crash(me); running--; goto dead }
   :: atomic { crashes > 0 -> crash(me); running--; goto dead }
   fi;
@@ -275,8 +275,8 @@ over:
 }
 
 #ifdef LIMIT_EVICTED_RUNS_ON
-/* A worker that lives on, out of reach, while another one registers as its rank, and whose collectives still reach the
-   others. It hears of nothing until it stops. (To stay short it has promised nothing.) */
+/* A partitioned worker that still runs while another one registers as its rank, and whose collectives still reach the
+   others. It receives nothing until it stops. (To keep the model small, it has promised nothing.) */
 proctype Evicted(byte me; byte step; byte config) {
 end:
   do
@@ -289,7 +289,7 @@ end:
 
 /* -- an agent: one per node ---------------------------------------------------------------------------------------- */
 
-/* A worker that has left is armed for gates after its last step only: the others may still have that step to run. */
+/* A worker that has left is armed only for gates after its last step: the others may still have to run that step. */
 #ifdef MUTANT_LEFT_IS_ARMED
 #define LEFT_BEFORE_GATE(r) (left[r])
 #else
@@ -316,14 +316,14 @@ end:
   do
   :: atomic { OPEN(plans) && heard_of[me] != plans -> heard_of[me] = plans; heard[me] = 0 }
 
-     /* A worker says that it is armed, or that it has left. */
+     /* A worker reports that it is armed, or that it has left. */
   :: HEAR(me, 0)
   :: HEAR(me, 1)
 #if RANKS == 3
   :: HEAR(me, 2)
 #endif
 
-     /* One ack for the node. A worker that was armed may have died by now: harmless. */
+     /* One ack for the node. An armed worker may have died since, which is harmless. */
   :: atomic { OPEN(plans) && heard_of[me] == plans && ARMED(me) && !(acks & (1 << me)) -> acks = acks | (1 << me) }
 
      /* The agent crashes. Its successor asks the workers, which hold their promises. */
@@ -353,12 +353,12 @@ end:
   :: atomic { OPEN(plans) -> decide(plans, ABORT) }
 #endif
 
-     /* So may the end of a leader, or of its lease. */
+     /* A leader, or its lease, may end at any moment. */
   :: atomic { token <= ELECTIONS -> token++ }
   od
 }
 
-/* -- a leader: two, of which one may not know that it leads no more ------------------------------------------------ */
+/* -- a leader: two, one of which may not know that it was replaced ------------------------------------------------- */
 
 #ifdef MUTANT_NO_FENCING
 #define FENCED(t) false
@@ -402,7 +402,7 @@ inline form_view() {
 }
 
 proctype Leader(byte me) {
-  byte read_token;    /* not 0: it has read what follows under that token and is about to form a view */
+  byte read_token;    /* not 0: it has read the following under that token and is about to form a view */
   byte read_view;
   byte read_plan;
   bool read_open;
@@ -411,7 +411,7 @@ proctype Leader(byte me) {
 
 end:
   do
-     /* Plan, with any gate: a bad one must be safe too. All that was read is compared, so reading is left out. */
+     /* Plan, with any gate: a bad one must be safe too. Everything read is compared, so the read is not modeled. */
   :: atomic { token % 2 == me && read_token == 0 && plans < PLANS && !OPEN(plans) && running > 0 ->
        plans++;
        select(g : 1 .. STEPS + 1);
@@ -419,13 +419,13 @@ end:
        plan_view[plans] = view;
        acks = 0 }
 
-     /* A registration that is newer than the view. */
+     /* A registration newer than the view. */
   :: atomic { token % 2 == me && read_token == 0 && SOME_NEW ->
        read_token = token; read_view = view;
        read_plan = plans; read_open = OPEN(plans); read_agreed = agreed }
 
-     /* Members are not compared. A registration that came after the reading changes nothing but itself, so reading
-        the members here is the same as an earlier transaction; a member may have died meanwhile. */
+     /* Members are not compared. A registration after the read changes only itself, so reading the members here
+        is equivalent to an earlier transaction; a member may have died since. */
   :: atomic { read_token != 0 ->
        if
        :: !FENCED(read_token) && view == read_view && STILL_AS_READ -> form_view()

@@ -1,13 +1,13 @@
 /*
- * Step agreement where etcd's history goes back. README.md beside this file says what is abstracted and what was found;
+ * Step agreement where etcd's history goes back. README.md in this directory lists abstractions and findings;
  * docs/decisions/0016-history.md explains the rules.
  *
- * The promise: all ranks that run a step run it with the same configuration (`run_step`), and where nothing more can
- * happen every rank has run its last step (`Monitor`). etcd's whole state is copied at some moment and put back at some
- * later one; or everything is gone. Unlike in agreement.pml, a plan's number may stand for two plans: a plan itself is
- * known by what the code calls its digest.
+ * The promise: all ranks that run a step run it with the same configuration (`run_step`), and when nothing more can
+ * happen, every rank has run its last step (`Monitor`). etcd's whole state is copied at some moment and restored at a
+ * later one, or deleted. Unlike in agreement.pml, two plans may have the same number: a plan is identified by what the
+ * code calls its digest.
  *
- * Macros MUTANT_* break one rule each; LIMIT_* goes beyond what is promised. scripts/spin.sh knows which must fail.
+ * Macros MUTANT_* break one rule each; LIMIT_* exceeds what is promised. scripts/spin.sh lists those that must fail.
  */
 
 /* -- bounds -------------------------------------------------------------------------------------------------------- */
@@ -18,7 +18,7 @@
 #define STEPS 2
 #endif
 #ifndef PLANS
-#define PLANS 2         /* that are ever created, in either history */
+#define PLANS 2         /* created in total, in both histories */
 #endif
 #ifndef CRASHES
 #define CRASHES 1
@@ -30,9 +30,9 @@
 #define EPOCHS 1
 #endif
 
-/* -- plans: digest 0 is what training starts with, 1..PLANS each plan in the order of their making ---------------- */
+/* -- plans: digest 0 is what training starts with, 1..PLANS each plan in the order of creation --------------------- */
 
-#define NOTHING (PLANS + 1)     /* in place of a digest: etcd was emptied */
+#define NOTHING (PLANS + 1)     /* in place of a digest: etcd was wiped */
 
 byte made;
 byte number[PLANS + 2];
@@ -41,7 +41,7 @@ byte parent[PLANS + 2];
 byte plan_view[PLANS + 2];
 byte plan_epoch[PLANS + 2];
 
-/* -- etcd: what goes back ------------------------------------------------------------------------------------------ */
+/* -- etcd: the state that goes back -------------------------------------------------------------------------------- */
 
 #define NONE 0
 #define COMMIT 1
@@ -52,12 +52,12 @@ typedef Store {
   byte epoch;                   /* state/epoch: number */
   bool settled;
   byte epoch_digest;            /*              what was found to be agreed */
-  byte epoch_told;              /*              the highest plan number that anybody had heard of */
+  byte epoch_told;              /*              the highest plan number that any rank had received */
   byte epoch_view;
   byte view;                    /* state/view: number */
   byte member[RANKS];           /*             the incarnation of each rank */
   byte staying;                 /*             bit set of ranks */
-  byte start;                   /*             the digest that it starts with */
+  byte start;                   /*             the digest of its start values */
   byte entered;                 /* state/entered */
   byte agreed;                  /* state/agreed: digest */
   byte newest;                  /* the highest number in state/plans */
@@ -75,22 +75,22 @@ Store etcd;
 Store copy;
 bool copied;
 bool went_back;
-byte was_open;                  /* digest: the plan that was undecided in what was put back */
+byte was_open;                  /* digest: the plan that was undecided in the restored copy */
 byte last_token = 1;
 byte elections = ELECTIONS;
 
-/* -- a worker, and its agent, which never knows less --------------------------------------------------------------- */
+/* -- a worker, and its agent, which always knows at least as much -------------------------------------------------- */
 
-byte head[RANKS];               /* the newest digest that it knows to be agreed */
-byte promise[RANKS];            /* the plan whose gate it will not pass unknowing; 0: none */
+byte head[RANKS];               /* the newest digest that it knows as agreed */
+byte promise[RANKS];            /* the plan whose gate it does not pass before it knows the decision; 0: none */
 bool known[RANKS];              /* that plan was committed */
 byte in_view[RANKS];            /* the newest view that it was in; 0: it has not begun */
-byte met[RANKS];                /* the view that it was told of; 0 once more when the history has changed */
+byte met[RANKS];                /* the view that it received; reset to 0 when the history has changed */
 byte in_epoch[RANKS];
 byte incarnation[RANKS];
 bool finished_all[RANKS];
 
-/* -- the training itself, as an observer sees it ------------------------------------------------------------------- */
+/* -- the training, as an observer sees it -------------------------------------------------------------------------- */
 
 byte started[RANKS];
 byte parts[STEPS + 1];
@@ -104,7 +104,7 @@ byte crashes = CRASHES;
 #define MAX(a, b) ((a) > (b) -> (a) : (b))
 #define IN_STEP(d) (etcd.agreed != NOTHING && ((d) == etcd.agreed || (etcd.agreed != 0 && (d) == parent[etcd.agreed])))
 
-/* The stated limit: a plan that was undecided in the copy is decided by nobody between its return and the new epoch. */
+/* The stated limit: no process decides a plan that was undecided in the copy between the restore and the new epoch. */
 #ifdef LIMIT_DECIDED_BEFORE_NOTICED
 #define MAY_DECIDE(d) true
 #else
@@ -178,7 +178,7 @@ inline learn_abort(me) {
 #define IS_THERE(p) (etcd.plan[number[p]] == (p))
 #define UNDECIDED(p) (etcd.decision[number[p]] == NONE)
 
-/* An ack names the plan that was promised: of its number there may be another one by now. */
+/* An ack names the plan that was promised: another plan may have its number by now. */
 #ifdef MUTANT_ACK_BY_NUMBER
 #define ACKED(r) (etcd.ack[r] != 0)
 #define ACK_COUNTS(p) true
@@ -187,14 +187,14 @@ inline learn_abort(me) {
 #define ACK_COUNTS(p) (p == NEWEST)
 #endif
 
-/* The stated limit: who alone had heard of a commit and dies with it counts as never having run the step. */
+/* The stated limit: a rank that was the only one to know of a commit, and died, counts as never having run the step. */
 #ifdef LIMIT_DIES_WITH_WHAT_IT_KNEW
 #define PART_MAY_STAND(me) true
 #else
 #define PART_MAY_STAND(me) (head[OTHER(me)] == config || (head[OTHER(me)] != 0 && parent[head[OTHER(me)]] == config))
 #endif
 
-/* Somebody always holds training state: when nobody does, all start again together, and nothing is at stake. */
+/* A rank always holds training state: if none does, all restart together, and there is nothing to violate. */
 #define MAY_CRASH(me) (crashes > 0 && step != 0 && step <= STEPS && in_view[OTHER(me)] != 0)
 
 #define AT_GATE(me) (promise[me] != 0 && !known[me] && gate[promise[me]] <= step)
@@ -205,7 +205,7 @@ proctype Worker(byte me) {
 
 end:
   do
-     /* Registered: who it is, and what it holds in which epoch. */
+     /* Registered: its identity, what it holds, and in which epoch. */
   :: atomic { !IS_REGISTERED(me) ->
        if
        :: in_epoch[me] != etcd.epoch -> met[me] = 0
@@ -213,11 +213,11 @@ end:
        fi;
        register(me) }
 
-     /* The agent notices that the history went back, at any moment. Of all attempts one succeeds. */
+     /* The agent notices at any moment that the history went back. One of all attempts succeeds. */
   :: atomic { went_back && in_view[me] != 0 && in_epoch[me] >= etcd.epoch && etcd.epoch < EPOCHS ->
        etcd.epoch = MAX(in_epoch[me], etcd.epoch) + 1; etcd.settled = false }
 
-     /* A view: every rank that has trained holds what it starts with, or the decision before; a newcomer waits for these. */
+     /* A view: every rank that has trained holds its start values, or the decision before; a newcomer waits for them. */
   :: atomic { step != 0 && etcd.view != 0 && etcd.view >= in_view[me] && met[me] != etcd.view &&
               etcd.member[me] == incarnation[me] && IN_STEP(head[me]) ->
        met[me] = etcd.view; in_view[me] = etcd.view }
@@ -237,12 +237,12 @@ end:
               step <= gate[NEWEST] && FOLLOWS(me) && NEWEST != head[me] ->
        promise[me] = NEWEST; known[me] = false }
 
-     /* One ack, which may be on its way for as long as it likes. */
+     /* One ack, which may be delayed arbitrarily. */
   :: atomic { promise[me] != 0 && !known[me] && etcd.ack[me] != promise[me] && etcd.newest == number[promise[me]] &&
               ACK_COUNTS(promise[me]) ->
        etcd.ack[me] = promise[me] }
 
-     /* The decision is heard, or asked for at the gate. */
+     /* The decision is received, or requested at the gate. */
   :: atomic { promise[me] != 0 && !known[me] && etcd.agreed == promise[me] -> learn_commit(me) }
   :: atomic { promise[me] != 0 && !known[me] && IS_THERE(promise[me]) && !UNDECIDED(promise[me]) ->
        if
@@ -281,13 +281,13 @@ end:
        fi;
        run_step(me) }
 
-     /* Out of it: nobody is before everybody is in. */
+     /* The end of the step: no rank leaves it before all have entered. */
   :: atomic { step != 0 && step <= STEPS && started[me] >= step && started[OTHER(me)] >= step ->
        finished = MAX(finished, step);
        step++;
        finished_all[me] = step > STEPS }
 
-     /* It dies at a boundary; or in a step: then its part is lost, or the others finish the step with it. */
+     /* It dies at a boundary, or in a step: then its contribution is lost, or the others finish the step with it. */
   :: atomic { MAY_CRASH(me) && started[me] < step -> crash(me) }
   :: atomic { MAY_CRASH(me) && started[me] == step && finished < step ->
        lose_part(me); crash(me) }
@@ -298,7 +298,7 @@ end:
 #define TOLD(r) MAX(number[head[r]], number[promise[r]])
 #define LAST_NUMBER MAX(MAX(etcd.newest, number[etcd.agreed]), etcd.epoch_told)
 
-/* -- a leader: two, of which one may not know that it leads no more ------------------------------------------------ */
+/* -- a leader: two, one of which may not know that it was replaced ------------------------------------------------- */
 
 #define TRAINED(r) (etcd.here[r] && etcd.in_view[r] != 0)
 #define BEHIND(r) (etcd.agreed == NOTHING || number[etcd.head[r]] > number[etcd.agreed] \
@@ -306,10 +306,10 @@ end:
 #define PROVES(r) (TRAINED(r) && (etcd.in_epoch[r] > etcd.epoch \
   || (etcd.in_epoch[r] == etcd.epoch && etcd.settled && \
       (etcd.in_view[r] > MAX(etcd.view, etcd.epoch_view) || BEHIND(r)))))
-/* An epoch is settled when every rank, a new one too, is registered in it. */
+/* An epoch is settled when every rank, including new ones, is registered in it. */
 #if defined(MUTANT_WITHOUT_THE_ABSENT)          /* those that are registered suffice */
 #define HAS_SAID(r) (!etcd.here[r] || etcd.in_epoch[r] >= etcd.epoch)
-#elif defined(MUTANT_NEW_ONES_NEED_NO_EPOCH)     /* a registration may have been brought back as that of a new one */
+#elif defined(MUTANT_NEW_ONES_NEED_NO_EPOCH)     /* a restored registration may be that of a new rank */
 #define HAS_SAID(r) (etcd.here[r] && (etcd.in_view[r] == 0 || etcd.in_epoch[r] >= etcd.epoch))
 #else
 #define HAS_SAID(r) (etcd.here[r] && etcd.in_epoch[r] >= etcd.epoch)
@@ -322,7 +322,7 @@ end:
 #define PROOF (PROVES(0) || PROVES(1))
 #endif
 
-#ifdef MUTANT_NO_EPOCH_FIRST      /* views and plans also while an epoch is not settled */
+#ifdef MUTANT_NO_EPOCH_FIRST      /* views and plans also before an epoch is settled */
 #define CALM true
 #define STILL_CALM true
 #else
@@ -344,10 +344,10 @@ end:
 #define SAYS_ITS_HEAD(r) (etcd.in_epoch[r] >= etcd.epoch)
 #endif
 
-/* All that agree hold the newest, or the decision just before it. */
+/* All ranks that agree hold the newest decision, or the one before it. */
 #define HOLDS(d) ((d) == top || (stands == top && top != 0 && (d) == parent[top]))
 
-bool branched;                  /* changes have stopped for good: a person restarts all ranks */
+bool branched;                  /* changes have stopped permanently: a person restarts all ranks */
 
 inline settle() {
   if
@@ -383,7 +383,7 @@ inline settle() {
 }
 
 proctype Leader(byte me) {
-  byte read_token;    /* not 0: it has read what follows under that token and is about to form a view */
+  byte read_token;    /* not 0: it has read the following under that token and is about to form a view */
   byte read_epoch;
   byte read_view;
   byte read_agreed;
@@ -396,12 +396,12 @@ proctype Leader(byte me) {
 
 end:
   do
-     /* First the epoch, then what the ranks hold, then everything else. */
+     /* First the epoch, then what the ranks hold, then all else. */
   :: atomic { etcd.token % 2 == me && read_token == 0 && PROOF && etcd.epoch < EPOCHS ->
        etcd.epoch++; etcd.settled = false }
   :: atomic { etcd.token % 2 == me && read_token == 0 && !etcd.settled && HAVE_SAID && !branched -> settle() }
 
-     /* A plan, with any gate. Of its number there may have been one before. */
+     /* A plan, with any gate. Its number may have been used before. */
   :: atomic { etcd.token % 2 == me && read_token == 0 && CALM && made < PLANS && !OPEN && etcd.agreed != NOTHING &&
               etcd.view != 0 && etcd.entered >= etcd.view ->
        made++;
@@ -423,7 +423,7 @@ end:
   :: atomic { etcd.token % 2 == me && read_token == 0 && CALM && OPEN && MAY_DECIDE(NEWEST) ->
        etcd.decision[etcd.newest] = ABORT }
 
-     /* A view: what is compared by its txn, and the registrations, which are not. */
+     /* A view: values that its txn compares, and the registrations, which it does not compare. */
   :: atomic { etcd.token % 2 == me && read_token == 0 && CALM && WANTS_VIEW && SAYS_ITS_HEAD(0) && SAYS_ITS_HEAD(1) &&
               (etcd.agreed != NOTHING || (!STAYS(0) && !STAYS(1))) ->
        read_token = etcd.token; read_epoch = etcd.epoch; read_view = etcd.view; read_agreed = etcd.agreed;
@@ -456,7 +456,7 @@ end:
        read_token = 0; read_epoch = 0; read_view = 0; read_agreed = 0; read_open = 0;
        read_member[0] = 0; read_member[1] = 0; read_staying = 0; read_number = 0 }
 
-     /* All who stay are in it: its newcomers may begin. */
+     /* All ranks that stay have entered it: its newcomers may begin. */
   :: atomic { etcd.token % 2 == me && read_token == 0 && CALM && AWAITED && !IS_OUTDATED &&
               IS_IN(0) && IS_IN(1) ->
        etcd.entered = etcd.view }
@@ -498,7 +498,7 @@ end:
        put(copy, blank);
        copied = false; went_back = true;
        was_open = (OPEN -> NEWEST : 0) }
-     /* Emptied: another leader is elected at once. */
+     /* Deleted: another leader is elected at once. */
   :: atomic { !copied && !went_back ->
        put(etcd, blank);
        went_back = true;
