@@ -1,1 +1,1 @@
-"""The project's own figures, measured: `python -m benchmarks`. Not part of the package."""
+"""The benchmarks of the project: `python -m benchmarks`. Not part of the package."""

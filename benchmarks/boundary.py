@@ -17,7 +17,7 @@ async def measure(*, quick: bool) -> list[Figure]:
     rounds = 40 if quick else 400
     with EtcdServer(fsync=True) as server, tempfile.TemporaryDirectory(prefix="instep-bench-") as folder:
         store = Path(folder) / "store"
-        async with Fleet(server, "boundary", RANKS, str(rounds), str(store)) as fleet:
+        async with Fleet(server, "boundary", str(rounds), str(store), per_node=RANKS) as fleet:
             by_rank = await fleet.hear_all()
     boundary, asking, loop, broadcast = (
         [seconds for figures in by_rank for seconds in figures[name]]

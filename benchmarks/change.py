@@ -1,4 +1,4 @@
-"""How long a change takes: from sending the put of the desired value to the moment the last rank has applied it."""
+"""The latency of a change: from the put of the desired value until the last rank has applied it."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def _figures(samples: Samples, who: str, *, promised: bool) -> list[Figure]:
     return [
         Figure(measure=f"change to applied, {who}: median", value=latency * MS, unit="ms"),
         Figure(measure=f"change to applied, {who}: p95", value=quantile(samples.changes, 0.95) * MS, unit="ms"),
-        Figure(measure=f"raw put beside it, {who}: median", value=put * MS, unit="ms"),
+        Figure(measure=f"raw put in the same run, {who}: median", value=put * MS, unit="ms"),
         Figure(
             measure=f"change to applied / raw put, {who}",
             value=latency / put,
             target=20.0 if promised else None,
-            note="a put of a bare grpc.aio stub between any two changes, while the ranks train",
+            note="a put through a raw grpc.aio stub between any two changes, while the ranks train",
         ),
         Figure(
             measure=f"aborted plans, {who}",
@@ -73,9 +73,9 @@ async def _sample(changes: int, *, ranks: int, fsync: bool, steps: str) -> Sampl
         async with (
             RawStub(server.endpoint) as raw,
             Client([server.endpoint]) as client,
-            Fleet(server, "steps", ranks, str(STEP_S), steps) as fleet,
+            Fleet(server, "steps", str(STEP_S), steps, per_node=ranks) as fleet,
         ):
-            await fleet.start()
+            await fleet.start_clock()
             await asyncio.sleep(SETTLE_S)
             for number in range(-WARM_UP, changes):
                 put, change = await _once(raw, fleet, keys, 0.5 + number / 1e6)
@@ -89,7 +89,7 @@ async def _sample(changes: int, *, ranks: int, fsync: bool, steps: str) -> Sampl
 
 
 async def _once(raw: RawStub, fleet: Fleet, keys: Keys, lr: float) -> tuple[float, float]:
-    await asyncio.sleep(random.uniform(0.02, 0.06))  # no change may fall into step with the ranks
+    await asyncio.sleep(random.uniform(0.02, 0.06))  # changes must not synchronize with the steps
     began = monotonic()
     await raw.put(b"/bench/raw", b"0.0003")
     put_s = monotonic() - began

@@ -1,4 +1,4 @@
-"""What Instep's etcd client adds to a bare grpc.aio stub: the same event loop, the same server, calls in turn."""
+"""The overhead of Instep's etcd client over a raw grpc.aio stub: same event loop, same server, alternating calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Call = Callable[[], Awaitable[object]]
 
 async def measure(*, quick: bool) -> list[Figure]:
     calls = 1500 if quick else 8000
-    # Without fsync: the disk's time would hide what the client costs.
+    # Without fsync: disk latency would hide the overhead of the client.
     with EtcdServer(fsync=False) as server:
         async with RawStub(server.endpoint) as raw, Client([server.endpoint]) as client:
             key, value = KEY.encode(), VALUE.encode()
@@ -43,7 +43,7 @@ def _figures(name: str, ours: list[float], bare: list[float]) -> list[Figure]:
 
 
 async def _alternate(ours: Call, bare: Call, calls: int) -> tuple[list[float], list[float]]:
-    """Seconds of each call; which of a pair goes first changes from pair to pair."""
+    """Seconds of each call; the order within a pair alternates."""
     times: tuple[list[float], list[float]] = ([], [])
     for index in range(WARM_UP + calls):
         order = ((0, ours), (1, bare)) if index % 2 else ((1, bare), (0, ours))

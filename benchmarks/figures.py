@@ -1,4 +1,4 @@
-"""Figures: what was measured, beside what was promised. Pure."""
+"""Figures: measured values and their targets. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Figure:
 
     @property
     def ratio(self) -> float | None:
-        """The value over its target: at most 1 where the target is met."""
+        """The value divided by its target: at most 1 if the target is met."""
         return None if self.target is None else self.value / self.target
 
     @property
@@ -28,7 +28,7 @@ class Figure:
         return self.target is None or self.value <= self.target
 
     def cells(self) -> tuple[str, str, str, str, str]:
-        """Measure, value, target, ratio, ok: as a row of text."""
+        """A row of text: measure, value, target, ratio, ok."""
         unit = f" {self.unit}" if self.unit else ""
         if self.target is None or self.ratio is None:
             return self.measure, short(self.value) + unit, "", "", ""
@@ -37,7 +37,7 @@ class Figure:
 
 
 def short(value: float) -> str:
-    """Three digits that count: 0.0123, 1.23, 123, 12300."""
+    """Three significant digits: 0.0123, 1.23, 123, 12300."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
@@ -45,7 +45,7 @@ def short(value: float) -> str:
 
 
 def quantile(values: Sequence[float], part: float) -> float:
-    """The smallest value that at least `part` of all do not exceed."""
+    """The smallest value that at least the fraction `part` of all values do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(part * len(ordered)) - 1)]
 

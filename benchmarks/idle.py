@@ -1,4 +1,4 @@
-"""What an agent costs while nothing changes: processor time and memory, with 8 workers that train."""
+"""The cost of an idle agent with 8 training workers: CPU time and memory."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ PARTS = 4
 async def measure(*, quick: bool) -> list[Figure]:
     window_s = 5.0 if quick else 20.0
     with EtcdServer(fsync=True) as server:
-        async with RawStub(server.endpoint) as raw, Fleet(server, "steps", RANKS, str(STEP_S), "sleep") as fleet:
-            await fleet.start()
+        async with (
+            RawStub(server.endpoint) as raw,
+            Fleet(server, "steps", str(STEP_S), "sleep", per_node=RANKS) as fleet,
+        ):
+            await fleet.start_clock()
             await asyncio.sleep(SETTLE_S)
-            agent, supervisor = fleet.agent_pids()
+            supervisor, agent = fleet.nodes[0].agents()
             parts = [await _share(agent, window_s / PARTS) for _ in range(PARTS)]
             memory = memory_mb(agent)
             both_mb = memory["Pss"] + memory_mb(supervisor)["Pss"]

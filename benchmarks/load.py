@@ -1,4 +1,4 @@
-"""What a server of etcd has done between two moments, as it counts that itself at /metrics."""
+"""The work of an etcd server between two moments, from its own counters at /metrics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CALLS = "grpc_server_msg_received_total"
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Counts since the server's start. `calls` are requests by method; those of a stream count one by one."""
+    """Counts since the start of the server. `calls` are requests by method; each request of a stream counts."""
 
     values: Mapping[str, float]
     calls: Mapping[str, float]

@@ -1,4 +1,4 @@
-"""The machine and the versions that figures belong to: nothing that names a host, a user or a place."""
+"""The machine and the versions of a measurement, without names of hosts, users or locations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def facts() -> dict[str, str]:
 
 
 def load() -> float:
-    """Processes that wanted a core, on average over the last minute, for each core: above 0.3 others disturb us."""
+    """The average number of runnable processes per core in the last minute; above 0.3, others disturb us."""
     return os.getloadavg()[0] / (os.cpu_count() or 1)
 
 

@@ -1,4 +1,4 @@
-"""The figures as text: a table for a terminal, and the one between two marks of docs/benchmarks.md."""
+"""The figures as text: a table for a terminal, and the table between two markers in docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def table(figures: Sequence[Figure]) -> str:
 
 
 def markdown(figures: Sequence[Figure], machine: Mapping[str, str]) -> str:
-    """The block between the marks."""
+    """The block between the markers."""
     facts = "; ".join(f"{name} {value}" for name, value in machine.items())
     lines = [f"Measured with {facts}.", "", _row(HEAD), _row(["---"] * len(HEAD))]
     notes: list[str] = []
@@ -36,7 +36,7 @@ def markdown(figures: Sequence[Figure], machine: Mapping[str, str]) -> str:
 
 
 def replaced(page: str, block: str) -> str:
-    """The page with the block between its marks. Raises ValueError when a mark is missing."""
+    """The page with the block between its markers. Raises ValueError if a marker is missing."""
     before, begin, rest = page.partition(BEGIN)
     _old, end, after = rest.partition(END)
     if not (begin and end):

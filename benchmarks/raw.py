@@ -1,4 +1,4 @@
-"""What Instep's client is measured against: a bare grpc.aio stub of etcd's Put and Range, and nothing around it."""
+"""The baseline for Instep's client: a raw grpc.aio stub of etcd's Put and Range."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from instep.etcd._grpc import aio
 
 
 class RawStub:
-    """One channel with grpc's own options; no timeout, no repetition, no credentials."""
+    """One channel with grpc's default options; no timeouts, retries or credentials."""
 
     def __init__(self, endpoint: str) -> None:
         self._channel = aio.insecure_channel(endpoint.removeprefix("http://"))

@@ -1,4 +1,4 @@
-"""How soon a client is at work again after a server of its cluster has been killed or frozen, or has come back."""
+"""How soon a client works again after a server of its cluster is killed, frozen or restarted."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ LOOK_S = 0.002
 KEY = "/bench/recovery"
 
 Fault = Callable[[Client], AbstractAsyncContextManager[EtcdMember]]
-"""Breaks a member for the length of the block."""
+"""Breaks a member for the duration of the block."""
 
 
 @dataclass(slots=True)
 class Samples:
-    """Seconds from the fault to each kind of recovery."""
+    """Seconds from the fault to the recovery, by kind."""
 
     calls: list[float] = field(default_factory=list)
     calls_after_leader: list[float] = field(default_factory=list)
@@ -46,15 +46,15 @@ async def measure(*, quick: bool) -> list[Figure]:
 
 def _kill_figures(samples: Samples) -> list[Figure]:
     calls, led, watches = samples.calls, samples.calls_after_leader, samples.watches
-    note = f"{len(calls)} kills, each member in turn; puts one after another, any of which may fail"
+    note = f"{len(calls)} kills, each member in turn; consecutive puts, any of which may fail"
     led_note = f"{len(led)} of these kills; etcd elects another within 1 to 2 s"
     watch_note = f"{len(watches)} of these kills"
     return [
-        _figure("a server of 3 killed, until calls succeed: median", median(calls), note, target=2.0),
+        _figure("1 of 3 servers killed, until calls succeed: median", median(calls), note, target=2.0),
         _figure("the same: p95", quantile(calls, 0.95)),
         _figure("the same, when it was the leader: median", median(led), led_note),
         _figure(
-            "the server of a watch killed, until it stands elsewhere: median",
+            "server of a watch killed, until the watch resumes on another server: median",
             median(watches),
             watch_note,
             target=1.0,
@@ -65,14 +65,14 @@ def _kill_figures(samples: Samples) -> list[Figure]:
 def _freeze_figures(samples: Samples) -> list[Figure]:
     note = f"{len(samples.calls)} freezes of the server that the client uses"
     return [
-        _figure("a server of 3 frozen, until a write succeeds: longest", max(samples.calls), note, target=4.0),
-        _figure("a server of 3 frozen, until the watch has left it: longest", max(samples.watches), note, target=4.0),
+        _figure("1 of 3 servers frozen, until a write succeeds: longest", max(samples.calls), note, target=4.0),
+        _figure("1 of 3 servers frozen, until the watch leaves it: longest", max(samples.watches), note, target=4.0),
     ]
 
 
 def _return_figure(watches: list[float]) -> Figure:
-    note = f"{len(watches)} times, after {DOWN_S:g} s without it; from its port being open"
-    return _figure("the only server is back, until the watch has resumed: longest", max(watches), note, target=1.0)
+    note = f"{len(watches)} times, after {DOWN_S:g} s without it; from the moment that its port is open"
+    return _figure("only server restarted, until the watch resumes: longest", max(watches), note, target=1.0)
 
 
 def _figure(measure: str, value_s: float, note: str = "", *, target: float | None = None) -> Figure:
@@ -108,7 +108,7 @@ async def _sample_freezes(cluster: EtcdCluster, freezes: int) -> Samples:
 
 
 async def _sample(cluster: EtcdCluster, faults: int, fault: Fault) -> Samples:
-    """Breaks a member and repairs it, so many times, beside a client that writes and watches."""
+    """Breaks and repairs a member `faults` times while a client writes and watches."""
     samples = Samples()
     async with Client(cluster.endpoints, timeout_s=CALL_TIMEOUT_S) as client, client.watch(KEY) as watch:
         reading = asyncio.create_task(_read(watch))
@@ -148,7 +148,7 @@ async def _sample_returns(server: EtcdServer, returns: int) -> list[float]:
 
 
 async def _written(client: Client) -> float:
-    """When a put has succeeded, tried again and again."""
+    """The time when a put has succeeded; retries until then."""
     while True:
         try:
             await client.put(KEY, "1")
@@ -158,9 +158,9 @@ async def _written(client: Client) -> float:
 
 
 async def _resumed(watch: Watch, resumes: int) -> float:
-    """When the watch has resumed so many times."""
+    """The time when the watch has resumed `resumes` times."""
     async with asyncio.timeout(LIMIT_S):
-        while watch.resumes < resumes:  # noqa: ASYNC110  # a count, which nothing announces
+        while watch.resumes < resumes:  # noqa: ASYNC110  # no event reports the count
             await asyncio.sleep(LOOK_S)
     return monotonic()
 

@@ -1,4 +1,4 @@
-"""How soon torchrun's agents meet with Instep's backend, beside torch's own. `--scale-ups 50`: only that."""
+"""How soon torchrun's agents rendezvous with Instep's backend and with c10d. `--scale-ups 50`: only that."""
 
 from __future__ import annotations
 
@@ -72,15 +72,15 @@ def _forming_figures(size: int, times: dict[str, list[float]]) -> list[Figure]:
 
 
 def _reforming_figures(size: int, kills: dict[str, list[Kill]]) -> list[Figure]:
-    """Compared are the kills that c10d has survived; those that it has not survived stand beside their median."""
+    """Compares the kills that c10d survived; the others are compared with their median."""
     ended = {kill.rank for kill in kills[STOCK] if kill.took_s is None}
     ours, guarded, stock = (
         _median([_seconds(kill) for kill in kills[name] if kill.rank not in ended]) for name in (OURS, GUARDED, STOCK)
     )
     lost = [kill for kill in kills[OURS] if kill.rank in ended]
-    name = f"a node of {size} killed, until the others work again"
+    name = f"1 of {size} nodes killed, until the survivors train"
     note = f"kills of ranks {_ranks(kills[OURS], but=ended)}; c10d: {_ranks(kills[STOCK], but=ended)}; {KEEP_ALIVE}"
-    guard_note = f"kills of ranks {_ranks(kills[GUARDED], but=ended)}; what guards the agent is left alive"
+    guard_note = f"kills of ranks {_ranks(kills[GUARDED], but=ended)}; the agent's guard stays alive"
     figures = [
         _s(f"{name}, etcd3: median", ours, note),
         _s(f"{name}, c10d: median", stock),
@@ -93,7 +93,7 @@ def _reforming_figures(size: int, kills: dict[str, list[Kill]]) -> list[Figure]:
         ),
     ]
     if lost:
-        note = f"kills of ranks {_ranks(lost)}, each of which ended c10d's run: its store was there; target: the above"
+        note = f"kills of ranks {_ranks(lost)}; c10d's run ended with its store there; target: c10d's median above"
         took_s = _median([_seconds(kill) for kill in lost])
         figures.append(_s(f"{name}, etcd3, where c10d loses the run: median", took_s, note, target=stock))
     return figures
@@ -101,23 +101,23 @@ def _reforming_figures(size: int, kills: dict[str, list[Kill]]) -> list[Figure]:
 
 def _scale_up_figures(ours: Sequence[float | None], stock: Sequence[float | None]) -> list[Figure]:
     times = [float("inf") if one is None else one for one in ours]
-    note = f"{len(ours)} times; from the new agent's start, torch loaded, to the last worker's, less {LAST_CALL_S} s"
+    note = f"{len(ours)} times; from the agent's start, torch loaded, to the last worker's start, minus {LAST_CALL_S} s"
     figures = [
-        _s("one agent more, until all work, less the last call, etcd3: median", median(times), note),
+        _s("agent added, until all workers train, minus the last call, etcd3: median", median(times), note),
         _s("the same: longest", max(times), target=SCALE_UP_TARGET_S),
     ]
     if stock:
         hung = sum(one is None for one in stock)
-        note = f"of {len(stock)} tried beside it; hung: not within {HUNG_S:g} s"
-        figures.append(Figure(measure="one agent more, c10d: runs that hung", value=hung, note=note))
+        note = f"of {len(stock)} tried in the same run; hung: not within {HUNG_S:g} s"
+        figures.append(Figure(measure="agent added, c10d: runs that hung", value=hung, note=note))
     return figures
 
 
 def _start_figures(times: Sequence[tuple[float, float]]) -> list[Figure]:
     note = f"{len(times)} times each, in turn; two processes that import torch, at once"
     return [
-        _s("two torchruns started, until both work, etcd3: median", median([one for one, _ in times]), note),
-        _s("two torchruns started, until both work, c10d: median", median([one for _, one in times])),
+        _s("two torchruns started, until both workers train, etcd3: median", median([one for one, _ in times]), note),
+        _s("two torchruns started, until both workers train, c10d: median", median([one for _, one in times])),
     ]
 
 
@@ -137,7 +137,7 @@ def _crowd_figures(took_s: float, load: Load, stock_s: float | None) -> list[Fig
             value=load.values.get("etcd_network_client_grpc_sent_bytes_total", 0.0) / MB,
             unit="MB",
         ),
-        _s(f"{name}: processor time of etcd", load.cpu_s),
+        _s(f"{name}: CPU time of etcd", load.cpu_s),
     ]
     if stock_s is not None:
         figures.insert(1, _s(f"{name}, until all have joined, c10d", stock_s))

@@ -1,4 +1,4 @@
-"""The two backends that are compared, and the settings that both share."""
+"""The two backends that are compared, and their common settings."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one run meets, separate from every other run."""
+    """The rendezvous of one run, separate from every other run."""
 
     backend: str
     endpoint: str
     run_id: str
 
     def arguments(self, nodes: str) -> list[str]:
-        """torchrun's."""
+        """The arguments of torchrun."""
         return [
             f"--nnodes={nodes}",
             "--nproc-per-node=1",
@@ -57,7 +57,7 @@ class Place:
         ]
 
     def parameters(self, nodes: int) -> Parameters:
-        """What torchrun makes of such arguments, for exactly so many nodes."""
+        """The parameters that torchrun derives from such arguments, for exactly `nodes` nodes."""
         return {
             "backend": self.backend,
             "endpoint": self.endpoint,
@@ -69,12 +69,12 @@ class Place:
         }
 
     async def hosted(self) -> None:
-        """Waits until the first agent hosts the store, where an agent does: the next ones then find it at once.
+        """Waits until the first agent hosts the store, if an agent does: the next ones then find it at once.
 
         Raises TimeoutError after 30 s.
         """
         async with asyncio.timeout(STORE_LIMIT_S):
-            while self._awaits_a_host:  # noqa: ASYNC110  # a port, which nothing announces
+            while self._awaits_a_host:  # noqa: ASYNC110  # no event reports the port
                 await asyncio.sleep(LOOK_S)
 
     @property
@@ -84,7 +84,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """`c10d`, whose store one of the agents hosts; or `etcd3`, with a server."""
+    """`c10d`, whose store is hosted by an agent, or `etcd3`, with a server."""
 
     name: str
     server: EtcdServer | None = None
@@ -99,7 +99,7 @@ class Backend:
 
 
 def with_torch_loaded() -> ForkServerContext:
-    """Makes processes that begin with torch imported, which alone takes a torchrun 2 s of a core."""
+    """Creates processes that have torch imported, which otherwise takes 2 s of CPU per torchrun."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch.distributed.run", "benchmarks.workers.rendezvous_agent"])
     return context

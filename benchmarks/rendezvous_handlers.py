@@ -1,4 +1,4 @@
-"""Handlers without torchrun around them, in processes with torch loaded: finer times, and more of them than agents."""
+"""Handlers without torchrun, in processes with torch loaded: more precise times, and more handlers than agents."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Member:
 
 
 class Members:
-    """So many such processes. Leaving kills them."""
+    """Several such processes. Leaving kills them."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -61,7 +61,7 @@ class Members:
             member.close()
 
     async def form(self, backend: Backend, delays_s: Sequence[float]) -> float:
-        """Seconds from the last one's call to the last one's return, where each joins so long after now."""
+        """Seconds from the last call to the last return, if each handler joins after its delay."""
         place = backend.place()
         for member in self._all:
             await member.ask("open", [place.parameters(self._count)])
@@ -72,7 +72,7 @@ class Members:
         return max(one.returned for one in joined) - max(one.called for one in joined)
 
     async def come(self, place: Place, on_each: int) -> list[Joined]:
-        """All come at once, `on_each` in each process, connecting included. They stay until `leave`."""
+        """All join at once, `on_each` in each process, including the connection. They stay until `leave`."""
         parameters = [place.parameters(self._count * on_each)] * on_each
         joined = await self._each("come", [parameters] * self._count)
         _check(joined)

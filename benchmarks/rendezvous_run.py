@@ -1,4 +1,4 @@
-"""One run under torchrun, all its agents on this machine: started, killed with their workers, and listened to."""
+"""One run under torchrun with all agents on this machine: starts them, kills them, and receives their reports."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ from time import monotonic
 from types import TracebackType
 from typing import Self
 
-from chaos.harness.processes import command, descendants, marked
+from chaos.harness.node import PYTHON_PATH, ROOT
+from chaos.harness.processes import command, descendants, marked, send
 
-import instep
 from benchmarks.rendezvous_backends import ENVIRONMENT, Place, with_torch_loaded
 from benchmarks.workers.rendezvous_agent import run_agent
 
-ROOT = Path(__file__).resolve().parent.parent
 WORKER = ROOT / "benchmarks" / "workers" / "rendezvous_worker.py"
 WORK_LIMIT_S = 30.0
 END_LIMIT_S = 15.0
@@ -37,7 +36,7 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a worker said when it began. `world` tells worlds of one run apart."""
+    """The report of a worker when it began. `world` distinguishes the worlds of one run."""
 
     group_rank: int
     world_size: int
@@ -46,7 +45,7 @@ class Report:
 
 
 class Agent:
-    """One torchrun agent, which is a node of its own."""
+    """One torchrun agent, which is one node."""
 
     def __init__(self, process: BaseProcess | asyncio.subprocess.Process, began: float) -> None:
         assert process.pid is not None
@@ -64,9 +63,9 @@ class Agent:
 
 
 class Run:
-    """Leaving kills all of it. `loaded`: its agents begin with torch imported; otherwise each is a `torchrun` started.
+    """Leaving kills all processes. `loaded`: its agents begin with torch imported; otherwise each is a new `torchrun`.
 
-    When a worker ends, all of its world do, as collectives would have it.
+    When a worker ends, all workers of its world end, as with a collective.
     """
 
     def __init__(self, place: Place, nodes: str, *, loaded: bool = True) -> None:
@@ -90,7 +89,7 @@ class Run:
     ) -> None:
         self.kill(*self.agents)
         async with asyncio.timeout(END_LIMIT_S):
-            while not all(agent.ended for agent in self.agents):  # noqa: ASYNC110  # nothing says that one has
+            while not all(agent.ended for agent in self.agents):  # noqa: ASYNC110  # no event reports it
                 await asyncio.sleep(LOOK_S)
         self._server.close()
         for line in list(self._lines):
@@ -100,7 +99,7 @@ class Run:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def start(self, count: int = 1) -> list[Agent]:
-        """So many agents more, at once but for the first of all where it hosts the store."""
+        """Starts `count` more agents at once; waits for the first one if it hosts the store."""
         started = []
         for _ in range(count):
             name = f"{os.getpid()}-{next(_numbers)}"
@@ -112,9 +111,9 @@ class Run:
         return started
 
     def kill(self, *agents: Agent, spare: bytes | None = None) -> float:
-        """SIGKILL for agents and all that they have started, as when their nodes die. Returns when it began.
+        """Kills agents and all their processes, as when their nodes die. Returns the time when it began.
 
-        `spare`: but for processes with this in their command.
+        `spare`: not processes with this in their command.
         """
         names = {agent: name for name, agent in self._names.items()}
         pids: list[int] = []
@@ -122,15 +121,13 @@ class Run:
             pids += descendants(agent.pid) + marked(f"{NODE}={names[agent]}") + [agent.pid] * (not agent.ended)
         chosen = [pid for pid in dict.fromkeys(pids) if spare is None or spare not in command(pid)]
         began = monotonic()
-        for pid in chosen:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        send(chosen, signal.SIGKILL)
         return began
 
     async def works(self, agents: Iterable[Agent], *, limit_s: float = WORK_LIMIT_S) -> float | None:
-        """When the last of them had its worker at work in one world of just these; None when that cannot be any more.
+        """The time when the workers of exactly these agents ran in one world; None if that is not possible any more.
 
-        It cannot when one of them has ended, and is taken to be so when `limit_s` have passed.
+        It is not when one of them has ended, and is assumed not to be after `limit_s`.
         """
         wanted = list(agents)
         with contextlib.suppress(TimeoutError):
@@ -140,7 +137,7 @@ class Run:
         return max(agent.report.at for agent in wanted if agent.report is not None)
 
     def log(self) -> str:
-        """The ends of what the agents have printed."""
+        """The ends of the output of the agents."""
         return "\n".join(path.read_text(errors="replace")[-2000:] for path in sorted(self._folder.glob("*.log")))
 
     # -- inside --------------------------------------------------------------------------------------------------------
@@ -155,7 +152,7 @@ class Run:
         async with asyncio.timeout(limit_s):
             while not condition():
                 self._changed.clear()
-                with contextlib.suppress(TimeoutError):  # nothing says that an agent has ended
+                with contextlib.suppress(TimeoutError):  # no event reports the end of an agent
                     async with asyncio.timeout(LOOK_S):
                         await self._changed.wait()
 
@@ -215,5 +212,5 @@ class Run:
         return {
             **ENVIRONMENT,
             NODE: name,
-            "PYTHONPATH": os.pathsep.join([str(Path(instep.__file__).parent.parent), str(ROOT)]),
+            "PYTHONPATH": PYTHON_PATH,
         }

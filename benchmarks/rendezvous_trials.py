@@ -1,4 +1,4 @@
-"""What is tried with each backend of rendezvous: forming, losing an agent, one more agent, many at once."""
+"""The scenarios for each backend of rendezvous: forming, losing an agent, adding an agent, many at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOST_S = 30.0
 HUNG_S = 10.0
 FORM_TRIES = 3
 FORM_LIMIT_S = {"etcd3": 30.0, "c10d": 10.0}
-"""c10d hangs when one of its agents comes after the last call, so waiting longer is in vain."""
+"""c10d hangs when an agent joins after the last call, so waiting longer does not help."""
 GROWTH = 3
 ROOM = 8
 CROWD_PROCESSES = 4
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """The agent of `rank` killed, of so many: seconds until the others were at work again; None: they never were."""
+    """The agent of `rank` killed: seconds until the survivors train again; None if they never do."""
 
     agents: int
     rank: int
@@ -44,7 +44,7 @@ class Kill:
 
 
 async def form(backends: Sequence[Backend], agents: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each formation by backend, in turn, from the call of the last one to the last one's return."""
+    """Seconds of each formation by backend, alternating, from the last call to the last return."""
     chance = random.Random(agents)
     times: dict[str, list[float]] = {backend.name: [] for backend in backends}
     async with Members(agents) as members:
@@ -60,7 +60,7 @@ async def form(backends: Sequence[Backend], agents: int, rounds: int) -> dict[st
 async def reform(backends: Mapping[str, Backend], agents: int, passes: int) -> dict[str, list[Kill]]:
     """The agent of each rank killed so often with each backend, by its name here: four agents of each at a time.
 
-    Names that end with a star: what guards the agent is left alive. A run that never formed has no kill.
+    Names that end with a star: the agent's guard stays alive. A run that never formed has no kill.
     """
     kills: dict[str, list[Kill]] = {name: [] for name in backends}
     at_a_time = max(1, AT_A_TIME // agents)
@@ -77,9 +77,9 @@ async def reform(backends: Mapping[str, Backend], agents: int, passes: int) -> d
 
 
 async def scale_up(backend: Backend, times: int) -> list[float | None]:
-    """Seconds from the start of one agent more to the work of all, less the last call; None: not within 10 s of it.
+    """Seconds from the start of an added agent until all train, minus the last call; None: not within 10 s after it.
 
-    A run grows by three agents, one after another, beginning with one; then comes another run.
+    A run starts with one agent and grows by three, one after another; then another run follows.
     """
     took_s: list[float | None] = []
     while len(took_s) < times:
@@ -97,7 +97,7 @@ async def scale_up(backend: Backend, times: int) -> list[float | None]:
 
 
 async def begin(backend: Backend) -> float:
-    """Seconds from the start of two torchrun processes to the work of both."""
+    """Seconds from the start of two torchrun processes until both workers train."""
     async with Run(backend.place(), "2", loaded=False) as run:
         first, _second = await run.start(2)
         at = await run.works(run.agents)
@@ -107,7 +107,7 @@ async def begin(backend: Backend) -> float:
 
 
 async def crowd(backend: Backend) -> float:
-    """Seconds in which 64 handlers that come at once have formed, from before the first one connects."""
+    """Seconds until 64 handlers that join at once have formed a round, from before the first one connects."""
     async with Members(CROWD_PROCESSES) as members:
         await members.form(backend, [0.0] * CROWD_PROCESSES)  # imports
         joined = await members.come(backend.place(), CROWD_ON_EACH)
@@ -115,7 +115,7 @@ async def crowd(backend: Backend) -> float:
 
 
 async def crowd_with_load(backend: Backend, server: EtcdServer) -> tuple[float, Load]:
-    """The same, and what it has cost etcd until then."""
+    """The same, and the load of etcd until then."""
     async with Members(CROWD_PROCESSES) as members:
         await members.form(backend, [0.0] * CROWD_PROCESSES)
         before = await asyncio.to_thread(Load.of, server)
@@ -125,7 +125,7 @@ async def crowd_with_load(backend: Backend, server: EtcdServer) -> tuple[float, 
 
 
 async def together(*works: Coroutine[Any, Any, T]) -> list[T]:
-    """What each returns. When one fails the others are ended first."""
+    """What each returns. If one fails, the others are ended first."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(work) for work in works]
     return [task.result() for task in tasks]

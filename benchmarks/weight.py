@@ -1,4 +1,4 @@
-"""What Instep adds to a trainer: time to import it, and memory once joined."""
+"""What Instep adds to a trainer: the import time, and memory after joining."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def _imports(*, quick: bool) -> list[Figure]:
             value=_added(wall, TRAINER),
             unit="s",
             target=0.15,
-            note=f"a fresh interpreter's life less a bare one's, {rounds} pairs; loads neither grpc nor torch",
+            note=f"run time of an interpreter minus that of a bare one, {rounds} pairs; loads neither grpc nor torch",
         ),
-        Figure(measure="import instep: processor time of that", value=_added(cpu, TRAINER), unit="s"),
-        Figure(measure="import instep: processor time of pydantic alone", value=_added(cpu, PYDANTIC), unit="s"),
+        Figure(measure="import instep and define Hyperparameters: CPU time", value=_added(cpu, TRAINER), unit="s"),
+        Figure(measure="import pydantic: CPU time", value=_added(cpu, PYDANTIC), unit="s"),
         Figure(measure="interpreter with instep: median", value=median(wall[TRAINER]), unit="s"),
         Figure(measure="bare interpreter: median", value=median(wall["pass"]), unit="s"),
     ]
@@ -66,7 +66,7 @@ def _added(times: dict[str, list[float]], program: str) -> float:
 
 
 def _interpreter(program: str) -> tuple[float, float]:
-    """Wall clock and processor time, in seconds, of a fresh interpreter that runs `program`."""
+    """Wall clock and CPU time, in seconds, of a new interpreter that runs `program`."""
     environment = {**os.environ, "PYTHONPATH": str(Path(instep.__file__).parent.parent)}
     began = perf_counter()
     process = subprocess.Popen([sys.executable, "-c", program], env=environment, cwd="/")
@@ -112,6 +112,6 @@ async def _added_mb(server: EtcdServer, module: str, rounds: int) -> dict[str, f
 
 
 async def _one(server: EtcdServer, module: str) -> dict[str, float]:
-    async with Fleet(server, "weight", 1, module) as fleet:
-        document: dict[str, float] = await fleet.hear(0)
+    async with Fleet(server, "weight", module, per_node=1) as fleet:
+        document: dict[str, float] = await fleet.workers[0].hear()
     return document

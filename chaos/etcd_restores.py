@@ -1,15 +1,14 @@
-"""The second part of chaos: etcd's history goes back under a run that trains, round after round.
+"""The second part of chaos: etcd's history repeatedly goes back while a run trains.
 
-One etcd server, the same nodes and ranks, and no clients beside the run, because their answers are lost with the
-history, as are desired values and commands. What the workers hold is not lost: no step has two configs, changes are
-agreed on again, and every checkpoint that etcd has lost is restored from its directory.
+One etcd server, the same nodes and ranks, and no other clients, because their answers are lost with the history, as are
+desired values and commands. What the workers hold is not lost: no step has two configs, changes are agreed on again,
+and every checkpoint that etcd has lost is restored from its directory.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import signal
 import sys
@@ -27,7 +26,7 @@ from chaos.checks.registry import broken_files
 from chaos.checks.steps import read_runs
 from chaos.checks.verdicts import Finding, one_config_a_step
 from chaos.fault_plan import RANKS_PER_NODE, WORLD_SIZE
-from chaos.harness.ranks import CHECKPOINTS, SOURCES
+from chaos.harness.ranks import CHECKPOINTS
 from chaos.harness.shared_state import Field
 from chaos.harness.tasks import until, until_async
 from chaos.operator import FINAL, RUN, keys_of
@@ -41,15 +40,15 @@ from instep.scalar import Scalar
 from instep.testing import EtcdServer
 
 LIMIT_S = 60.0
-"""Within this time of a fault the run trains, takes changes and lists its checkpoints again, on a busy machine too."""
+"""Within this time after a fault, the run trains, takes changes and lists its checkpoints again, also under load."""
 AGAIN_S = 2.0
-"""A change that was put while the history was still going back may be gone with it, so it is asked for again."""
+"""A change that was put while the history went back may be lost, so it is put again."""
 STEPS_ON = 25
 MARGIN_STEPS = 40
 END_TIMEOUT_S = 30.0
 CLIENT_TIMEOUT_S = 5.0
 JUNK = 300
-"""Revisions that a restored store grows by before the run sees it again: more than a round makes."""
+"""How many revisions a restored store grows by before the run sees it again: more than a round adds."""
 
 
 class RestoreKind(StrEnum):
@@ -74,9 +73,9 @@ class Victim(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One time that the history goes back.
+    """How the history goes back once.
 
-    `open_plan`: the snapshot is taken while a change is on its way; `interrupted`: a later one is when it goes back.
+    `open_plan`: the snapshot is taken while a change is under way; `interrupted`: it goes back while another one is.
     """
 
     kind: RestoreKind
@@ -91,7 +90,7 @@ class Round:
 
 
 def rounds(seed: int) -> Iterator[Round]:
-    """An endless sequence. Kinds are dealt like cards: even a few rounds include every kind."""
+    """An endless sequence. Kinds are shuffled in decks: even a few rounds include every kind."""
     chance = random.Random(seed)
     while True:
         kinds, victims = [*RestoreKind, RestoreKind.BACK, RestoreKind.GROWN], list(Victim)
@@ -109,7 +108,7 @@ class Broken(Exception):
 
 
 class RestoreSession:
-    """As many rounds as fit into `duration_s`, and one at least. For a `with` block; `run`, then `check`."""
+    """As many rounds as fit into `duration_s`, and at least one. Use it in a `with` block: `run`, then `check`."""
 
     def __init__(
         self, folder: Path, server: EtcdServer, seed: int, duration_s: float, say: Callable[[str], None]
@@ -176,7 +175,7 @@ class RestoreSession:
 
     @contextmanager
     def _hit(self, item: Round) -> Iterator[None]:
-        """Kills come before the history goes back: the replacements see only the result."""
+        """Kills before the history goes back: the replacements see only the result."""
         node = self._nodes[item.target // RANKS_PER_NODE]
         frozen = None
         match item.victim:
@@ -232,11 +231,13 @@ class RestoreSession:
         return self._committed()[-1]
 
     async def _adopt(self) -> None:
-        """As an operator does where the script has no Checkpointer, which would do it by itself."""
+        """Runs `instep adopt`, which is needed because the script has no Checkpointer."""
         command = [sys.executable, "-P", "-m", "instep", "adopt", RUN, str(self._folder / CHECKPOINTS)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, SOURCES)), **self._nodes[0].environment()}
         process = await asyncio.create_subprocess_exec(
-            *command, env=environment, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+            *command,
+            env=self._nodes[0].environment(),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
         )
         _, said = await process.communicate()
         if process.returncode != 0:
@@ -285,7 +286,7 @@ class RestoreSession:
     # -- inside ----------------------------------------------------------------------------------------------
 
     def _values(self) -> dict[str, Scalar]:
-        """Never the same twice."""
+        """Values that are never repeated."""
         self._puts += 1
         return {"lr": round(self._puts / 100_000, 9), "batch_size": self._puts}
 
@@ -301,7 +302,7 @@ class RestoreSession:
         return [line for rank in range(WORLD_SIZE) for line in self._ranks.said(rank, event)]
 
     def _last_said(self, rank: int, event: str) -> dict[str, Any] | None:
-        """By the present life of that rank."""
+        """By the present process of that rank."""
         said = [
             line for line in self._ranks.said(rank, event) if line["life"] == self._ranks.shared.get(rank, Field.LIFE)
         ]
@@ -347,7 +348,7 @@ class RestoreSession:
 
 
 def still_kept(manifests: Iterable[Manifest], saved: Iterable[Mapping[str, Any]]) -> list[Manifest]:
-    """Without those that a rank has deleted on purpose: a backup brings their records back, and not their files."""
+    """Without checkpoints that a rank deleted: a backup restores their records, but not their files."""
     deleted = {name for line in saved for name in line.get("forgotten", ())}
     return [manifest for manifest in manifests if manifest.id not in deleted]
 

@@ -1,1 +1,1 @@
-"""What the trainers of the benchmarks run, one module each: `python -m benchmarks.workers.NAME`."""
+"""The scripts of the benchmarks' trainers, one module each: `python -m benchmarks.workers.NAME`."""

@@ -1,6 +1,6 @@
-"""Times step boundaries with nothing pending, an empty loop, and what others pay per step: a broadcast of an object.
+"""Times step boundaries with nothing pending, an empty loop, and a broadcast of an object in every step.
 
-The three alternate in one process, because other load on the machine then falls on all of them alike.
+The three alternate in one process, so other load on the machine affects all of them equally.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _measure(run: instep.Run[Hyper], rounds: int) -> dict[str, list[float]]:
 
 
 def _asking_boundaries(run: instep.Run[Hyper], first: int) -> float:
-    """As a script that saves: after each boundary it asks whether it leads, and whether a checkpoint is requested."""
+    """Like a script that saves: checks after each boundary whether it leads and whether a checkpoint is requested."""
     saves = 0
     began = perf_counter()
     for step in range(first, first + CALLS):

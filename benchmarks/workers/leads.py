@@ -1,6 +1,6 @@
-"""A trainer that says when it becomes the leader, and when it is it no more; it trains until it is killed.
+"""A trainer that reports when it begins and ceases to lead; it trains until it is killed.
 
-Argument: seconds a step.
+Argument: seconds per step.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the rendezvous benchmark runs in processes that have torch loaded already: agents, and handlers alone.
+"""What the rendezvous benchmark runs in processes that have loaded torch: agents, and handlers alone.
 
 All is stock torch: torchrun's own main function, and the handler that its registry makes for a backend's name. torch is
 imported where it is used: the measuring process imports this module without it.
@@ -25,7 +25,7 @@ Parameters = Mapping[str, Any]
 
 
 def run_agent(arguments: Sequence[str], environment: Mapping[str, str], log: str) -> None:
-    """`torchrun` with these arguments, as a process that has just begun."""
+    """Runs `torchrun` with these arguments, like a new process."""
     from torch.distributed import run
 
     _die_with_the_parent()
@@ -36,7 +36,7 @@ def run_agent(arguments: Sequence[str], environment: Mapping[str, str], log: str
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
-    """How one handler fared: moments on the machine's monotonic clock."""
+    """The times of one handler, on the machine's monotonic clock."""
 
     called: float
     returned: float
@@ -46,20 +46,20 @@ class Joined:
 
 @dataclass(slots=True)
 class Handlers:
-    """So many handlers of one run, each in a thread of its own, as if each were an agent."""
+    """Several handlers of one run, each in its own thread, like separate agents."""
 
     _handlers: list[RendezvousHandler] = field(default_factory=list)
 
     def open(self, params: Sequence[Parameters]) -> None:
-        """Makes them, which connects them."""
+        """Creates them, which connects them."""
         self._handlers = self._each(_make, params)
 
     def join(self, delays_s: Sequence[float]) -> list[Joined]:
-        """Each joins so long after now. Returns when all have joined."""
+        """Each joins after its delay. Returns when all have joined."""
         return self._each(_join_later, list(zip(self._handlers, delays_s, strict=True)))
 
     def come(self, params: Sequence[Parameters]) -> list[Joined]:
-        """Each is made and joins at once; its time begins before it is made."""
+        """Each is created and joins at once; its time begins before it is created."""
 
         def arrive(one: Parameters) -> Joined:
             called = monotonic()
@@ -70,7 +70,7 @@ class Handlers:
         return self._each(arrive, params)
 
     def leave(self) -> None:
-        """All end as after a clean finish."""
+        """All leave as after a clean finish."""
         handlers, self._handlers = self._handlers, []
         self._each(_leave, handlers)
 
@@ -81,7 +81,7 @@ class Handlers:
 
 
 def serve_handlers(line: Connection, environment: Mapping[str, str]) -> None:
-    """Carries out requests until its input ends: a method and its arguments, answered by its result."""
+    """Executes requests until its input ends: a method and its arguments, answered with its result."""
     _die_with_the_parent()
     _print_to(os.devnull)
     os.environ.update(environment)
@@ -93,7 +93,7 @@ def serve_handlers(line: Connection, environment: Mapping[str, str]) -> None:
             return
         try:
             line.send(getattr(handlers, name)(*arguments))
-        except Exception as error:  # noqa: BLE001  # whatever it is, the measuring process says it
+        except Exception as error:  # noqa: BLE001  # the measuring process reports it
             line.send(RuntimeError(f"{name}: {type(error).__name__}: {error}"))
 
 

@@ -1,7 +1,7 @@
-"""What torchrun runs in the rendezvous benchmark: a worker that says it is there and ends when a peer of it has ended.
+"""What torchrun runs in the rendezvous benchmark: a worker that reports its start and ends when a peer has ended.
 
-Argument: the path of a socket. The far side closes it when another worker of the same world has gone, which is how a
-collective ends then. It imports nothing heavy: what is measured is the rendezvous.
+Argument: the path of a socket. The other side closes it when another worker of the same world has ended, as a
+collective would fail. It imports nothing large, because only the rendezvous is measured.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A trainer of fixed step time that says when each change was applied, until `last` is set.
+"""A trainer with a fixed step time that reports when each change was applied, until `last` is set.
 
-Arguments: seconds a step; `sleep` (a trainer that waits for its accelerator) or `spin` (one that keeps its core busy).
-The ranks step to one clock, as the collectives of data-parallel training make them: a rank that is late catches up.
+Arguments: seconds per step; `sleep` (a trainer that waits for its accelerator) or `spin` (it keeps its core busy).
+The ranks follow one clock, as with the collectives of data-parallel training: a late rank catches up.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Says what joining a run adds to a trainer's memory. Argument: a module that it has already, or `-`."""
+"""Reports the memory that joining a run adds to a trainer. Argument: a module to import before, or `-`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The nodes: each a runtime folder with an agent of its own, and optionally a link to the cluster that can be cut."""
+"""Nodes: each has a runtime folder, its own agent, and optionally a link to the cluster that can be cut."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import instep
 from chaos.harness import hosts_file
 from chaos.harness.link import Link
 from chaos.harness.processes import agents_below, send, server_of
 
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON_PATH = os.pathsep.join([str(Path(instep.__file__).resolve().parents[1]), str(ROOT)])
+"""Where a process finds Instep and this package."""
 TAIL_BYTES = 6000
 
 
 class Node:
-    """`settings` reach the node's ranks, and its agent, by their environment."""
+    """`settings` reach the ranks of the node, and its agent, in their environment."""
 
     def __init__(self, name: str, folder: Path, settings: Mapping[str, str], *, ttl_s: int) -> None:
         self.name = name
@@ -27,7 +31,8 @@ class Node:
         return f"{type(self).__name__}({self.name}, agent {self.agent_pid()})"
 
     def environment(self) -> dict[str, str]:
-        return dict(self._settings)
+        """The environment of this process with the node's settings; Instep and this package can be imported."""
+        return {**os.environ, "PYTHONPATH": PYTHON_PATH, **self._settings}
 
     def agent_pid(self) -> int | None:
         """The process that listens on the agent's socket."""
@@ -35,7 +40,7 @@ class Node:
         return next((pid for pid in found if pid is not None), None)
 
     def agents(self) -> list[int]:
-        """A supervisor before its agent; also those that no process can connect to."""
+        """The pids of supervisors and agents, a supervisor before its agent; also without a socket."""
         return agents_below(self.folder)
 
     def signal_agent(self, number: signal.Signals, pid: int | None = None) -> int | None:
@@ -50,7 +55,7 @@ class Node:
         return pid
 
     def kill_agent_and_supervisor(self) -> bool:
-        """At the same time, before either can start another; False where there was no agent."""
+        """Kills both at the same time, before either can start another; False if there was no agent."""
         pids = self.agents()
         send(pids, signal.SIGKILL)
         return bool(pids)
@@ -60,7 +65,7 @@ class Node:
         return "\n".join(logs)
 
     def close(self) -> None:
-        """Ends any agent that is left, a frozen one too. Call it when the ranks are gone."""
+        """Kills any remaining agent, also a frozen one. Call it after the ranks have ended."""
         send(self.agents(), signal.SIGKILL)
 
 

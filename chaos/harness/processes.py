@@ -1,4 +1,4 @@
-"""Processes of this machine: agents by the folder that they serve, and what Linux says of a process."""
+"""Processes of this machine: agents by the folder that they serve, and facts from /proc."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MB = 1e6
 
 
 def agents_below(folder: Path) -> list[int]:
-    """All that serve below `folder`, a supervisor before its agent; also those that no process can connect to."""
+    """The agents that serve below `folder`, a supervisor before its agent; also those that accept no connection."""
     found: dict[int, int] = {}
     for pid in _all():
         words = command(pid).split(b"\0")
@@ -26,7 +26,7 @@ def agents_below(folder: Path) -> list[int]:
 
 
 def send(pids: Iterable[int], number: signal.Signals) -> None:
-    """To all of them, in that order. Those that have ended are skipped."""
+    """Sends a signal to all of them, in that order. Skips those that have ended."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
@@ -42,13 +42,13 @@ def server_of(path: Path) -> int | None:
 
 
 def cpu_s(pid: int) -> float:
-    """Processor time of all threads so far, in seconds, counted in nanoseconds (`stat` counts in 10 ms)."""
+    """CPU time of all threads so far, in seconds, with nanosecond precision (`stat` has 10 ms)."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 def memory_mb(pid: int | str = "self") -> dict[str, float]:
-    """`Rss`: all pages it has mapped; `Pss`: shared pages counted in part; `Private`: what its end would free."""
+    """`Rss`: all mapped pages; `Pss`: shared pages counted in part; `Private`: what its end would free."""
     fields: dict[str, float] = {}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
         name, amount, *_ = line.split()
@@ -57,22 +57,13 @@ def memory_mb(pid: int | str = "self") -> dict[str, float]:
     return {"Rss": fields["Rss"], "Pss": fields["Pss"], "Private": private}
 
 
-def find_agent(folder: Path) -> tuple[int, int]:
-    """The pids of the agent that serves below `folder` and of its supervisor. Raises ProcessLookupError without
-    them."""
-    found = agents_below(folder)
-    if len(found) < 2:
-        raise ProcessLookupError(f"no agent serves below {folder}")
-    return found[1], found[0]
-
-
 def parent_of(pid: int) -> int:
-    """Raises OSError when it has ended."""
+    """The pid of its parent. Raises OSError if it has ended."""
     return int(_stat(pid)[1])
 
 
 def runs(pid: int) -> bool:
-    """Whether it has not ended; a zombie has."""
+    """Whether it still runs; a zombie does not."""
     try:
         return _stat(pid)[0] not in ("Z", "X")
     except OSError:
@@ -80,12 +71,12 @@ def runs(pid: int) -> bool:
 
 
 def children(pid: int) -> list[int]:
-    """Those that it has started itself and that have not left its tree."""
+    """The processes that it has started and that are still in its tree."""
     return [child for child, parent in _parents().items() if parent == pid]
 
 
 def descendants(pid: int) -> list[int]:
-    """All processes below `pid`, itself not among them; those that have left its tree are not found."""
+    """All processes below `pid`, without itself and without processes that have left its tree."""
     parents, found = _parents(), [pid]
     for one in found:
         found += [child for child, parent in parents.items() if parent == one]

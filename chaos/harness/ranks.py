@@ -1,8 +1,7 @@
-"""The ranks of a run as torchrun would keep them: processes that are started, killed and started again."""
+"""The ranks of a run as torchrun keeps them: processes that are started, killed and restarted."""
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
-import instep
 from chaos.harness.fork_server import ForkedProcess, ForkServer
 from chaos.harness.node import Node
 from chaos.harness.processes import send
@@ -19,9 +17,6 @@ from chaos.harness.records import Record, RecordReader
 from chaos.harness.shared_state import NO_STEP, Field, SharedState
 from chaos.trainer import Orders
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = (Path(instep.__file__).resolve().parents[1], ROOT)
-"""Where a process finds Instep and this package."""
 CHECKPOINTS = "checkpoints"
 """The folder of the ranks' checkpoints, below that of the session."""
 SHARED = "shared"
@@ -30,11 +25,11 @@ TAIL_BYTES = 3000
 
 Process: TypeAlias = "subprocess.Popen[bytes] | ForkedProcess"
 Launch: TypeAlias = Callable[[Sequence[str], dict[str, str], Path], Process]
-"""Starts a trainer with arguments and environment; what it prints goes to the file."""
+"""Starts a trainer with arguments and environment; its output goes to the file."""
 
 
 def run_python(arguments: Sequence[str], environment: dict[str, str], log: Path) -> Process:
-    """Each rank is an interpreter of its own."""
+    """Starts each rank as a separate interpreter."""
     with log.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "chaos.trainer", *arguments],
@@ -73,7 +68,7 @@ class Rank:
         return self.process.poll()
 
     def said(self, event: str, **facts: object) -> list[Record]:
-        """What this process has written down."""
+        """The records of this process."""
         return self._reader.select(event, life=self.life, **facts)
 
     def log_tail(self) -> str:
@@ -82,10 +77,10 @@ class Rank:
 
 
 class Ranks:
-    """All ranks of the run, in equal numbers on the nodes. An epoch lasts as long as one of its ranks lives: within it
-    no step is repeated by all.
+    """All ranks of the run, in equal numbers on the nodes. An epoch lasts until all of its ranks have ended:
+    within it, no step is repeated by all ranks.
 
-    To be used from the main thread only: the ranks end with the thread that started them.
+    Use it only from the main thread: the ranks end with the thread that started them.
     """
 
     def __init__(self, folder: Path, nodes: Sequence[Node], orders: Orders, *, per_node: int, launch: Launch) -> None:
@@ -95,7 +90,7 @@ class Ranks:
         self.starts = 0
         self.kills = 0
         self.processes: dict[int, Rank] = {}
-        """By rank, the process that was started last and has not been killed."""
+        """The last process of each rank, if it was not killed."""
         self._orders = orders
         self._per_node = per_node
         self._launch = launch
@@ -131,7 +126,7 @@ class Ranks:
         return {**self._last_steps[rank], self._lives[rank]: self.shared.get(rank, Field.PASSED)}
 
     def said(self, rank: int, event: str) -> list[Record]:
-        """By all processes of that rank."""
+        """The records of all processes of that rank."""
         return self._readers[rank].select(event)
 
     def log_tail(self, rank: int) -> str:
@@ -156,14 +151,14 @@ class Ranks:
             self.processes[rank] = Rank(rank, node, life, self._readers[rank], self._log(rank), process)
 
     def start_all(self, *, background: bool = False) -> None:
-        """From step 0, or from a checkpoint; none of them may live."""
+        """Starts all ranks, at step 0 or from a checkpoint; all must have ended."""
         assert all(rank.code is not None for rank in self.all), "ranks of before still run"
         self.shared.begin_at(0)
         self.shared.end_after(NO_STEP)
         self.start(range(self.world_size), background=background)
 
     def kill(self, ranks: Iterable[int]) -> None:
-        """SIGKILL to all of them, then waits for their end."""
+        """Sends SIGKILL to all of them, then waits for their end."""
         dying = {rank: self.processes.pop(rank) for rank in ranks if rank in self.processes}
         for one in dying.values():
             one.process.kill()
@@ -173,17 +168,17 @@ class Ranks:
         self.kills += len(dying)
 
     def begin_epoch(self) -> None:
-        """After all have been killed: the next start continues from the last step that all had done."""
+        """Call it after all have been killed: the next start continues from the last step that all have done."""
         self.epoch += 1
         self.shared.begin_at(self.shared.lowest_arrived() + 1)
 
     def signal(self, number: signal.Signals, *ranks: int) -> None:
-        """To these ranks, or all. Those that have ended are skipped."""
+        """Sends a signal to these ranks, or to all. Skips those that have ended."""
         chosen = ranks or tuple(self.processes)
         send([self.processes[rank].pid for rank in chosen if self.processes[rank].code is None], number)
 
     def hold_interpreter(self, rank: int, for_s: float) -> bool:
-        """False when that rank has just been started and could not be asked yet."""
+        """False if that rank was just started and has no handler yet."""
         if self.shared.get(rank, Field.PID) != self.processes[rank].pid:
             return False
         self.shared.set(rank, Field.HOLD_US, int(for_s * 1e6))
@@ -195,7 +190,7 @@ class Ranks:
         return {rank: code for rank, one in self.processes.items() if (code := one.code) is not None}
 
     def print_stacks(self) -> None:
-        """Has every rank that can write its stacks into its log; they are there a moment later."""
+        """Makes every rank that can write its stacks into its log, shortly afterwards."""
         for rank, one in self.processes.items():
             if self.shared.get(rank, Field.PID) == one.pid:
                 self.signal(signal.SIGUSR1, rank)
@@ -211,9 +206,4 @@ class Ranks:
         return self._folder / f"rank-{rank}.log"
 
     def _environment(self, rank: int) -> dict[str, str]:
-        place = {
-            "RANK": str(rank),
-            "WORLD_SIZE": str(self.world_size),
-            "PYTHONPATH": os.pathsep.join(map(str, SOURCES)),
-        }
-        return {**os.environ, **self.node_of(rank).environment(), **place}
+        return {**self.node_of(rank).environment(), "RANK": str(rank), "WORLD_SIZE": str(self.world_size)}
