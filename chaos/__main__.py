@@ -1,4 +1,4 @@
-"""`python -m chaos ...` breaks a run at random; `python -m chaos drill NAME ...` repeats one failure."""
+"""`python -m chaos ...` injects random faults; `python -m chaos drill NAME ...` repeats one failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint of a step holds, and how long its save takes: all of it follows from the seed and the step."""
+"""The content of the checkpoint of a step, and the duration of its save: both follow from the seed and the step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_BYTES: Final = 400_000
 SHORTEST_SAVE_S: Final = 0.06
 LONGEST_SAVE_S: Final = 0.7
 SAVED: Final = 0.2
-"""Of all steps, the share that is saved."""
+"""The share of steps that are saved."""
 PIECE_BYTES: Final = 16 * 1024
 
 
@@ -23,12 +23,12 @@ def is_saved(seed: int, step: int) -> bool:
 
 
 def length_s(seed: int, step: int) -> float:
-    """The least time that the files of that step take to write."""
+    """The minimum time that writing the files of that step takes."""
     return _dice(seed, "length", step).uniform(SHORTEST_SAVE_S, LONGEST_SAVE_S)
 
 
 def content(seed: int, step: int) -> dict[str, bytes]:
-    """By part, what all ranks hold after the update of `step`."""
+    """What all ranks hold after the update of `step`, by part."""
     sizes = _dice(seed, "sizes", step)
     return {name: _dice(seed, name, step).randbytes(sizes.randrange(1, MOST_BYTES)) for name in PARTS}
 
@@ -41,7 +41,7 @@ def digest(parts: Mapping[str, bytes]) -> str:
 
 
 def write_slowly(folder: Path, parts: Mapping[str, bytes], takes_s: float) -> None:
-    """One file a part, piece after piece."""
+    """Writes one file per part, piece by piece."""
     pieces = sum(1 + len(data) // PIECE_BYTES for data in parts.values())
     for name, data in parts.items():
         with (folder / name).open("xb", buffering=0) as file:

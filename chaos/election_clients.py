@@ -1,4 +1,4 @@
-"""Clients that campaign in an election of their own, on links that are cut like the agents'."""
+"""Clients that campaign in a separate election, on links that are cut like those of the agents."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ LOOK_S = 0.03
 LONGEST_HOLD_S = 1.0
 LONG_HOLDS = 0.2
 LONG_HOLD_S = 2.5 * TTL_S
-"""Now and then one holds on for longer than a lease lasts: it must cease to believe when it cannot be renewed."""
+"""Some holds last longer than a lease: the holder must stop believing when the lease cannot be renewed."""
 CUT_OFF_HOLD_S = 4.0 * TTL_S
-"""A client that is cut off cannot finish its last write; it holds so much longer at most, while it believes."""
+"""A client that is cut off cannot finish its last write; it holds at most this much longer, while it believes."""
 PAUSE_S = 0.3
 ELECTION = "election"
 
 
 class ElectionClient:
-    """A candidate with a session of its own, on a node of its own.
+    """A candidate with its own session and link.
 
-    What it believed goes into `history`. The election guards the key `resource/election`: it holds the token of the
-    last write, and each write is a txn that compares its fence.
+    `history` records when it believed that it leads. The election guards the key `resource/election`: it
+    holds the token of the last write, and each write is a txn that compares its fence.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class ElectionClient:
         return f"ElectionClient({self.name})"
 
     async def run(self) -> None:
-        """Until cancelled. A first lease that cannot be had is asked for again."""
+        """Runs until cancelled. Retries if it cannot get its first lease."""
         while True:
             try:
                 async with Session(self._client, ttl_s=TTL_S) as session, asyncio.TaskGroup() as group:
@@ -74,9 +74,9 @@ class ElectionClient:
             await self._pause()
 
     async def _hold(self, election: Election, fence: Fence) -> None:
-        """Believes for a while, writes meanwhile, and notes until when it believed.
+        """Leads for a while, writes at the same time, and records until when it believed that it leads.
 
-        Writing is a task beside it: one that waits for etcd must not keep it from looking whether it still believes.
+        A separate task writes: waiting for etcd must not delay the check whether it still leads.
         """
         acquired_at = believed_at = time.monotonic()
         long = self._chance.random() < LONG_HOLDS
@@ -100,7 +100,7 @@ class ElectionClient:
             await asyncio.gather(writing, return_exceptions=True)
 
     async def _write_on(self, fence: Fence, written: list[float]) -> None:
-        """Until cancelled; `written` holds the time of the last write that etcd has answered."""
+        """Runs until cancelled; `written` has the time of the last write that etcd has answered."""
         put = Op.put(f"{self._prefix}resource/{ELECTION}", f"{fence.token} {self.name}")
         while True:
             try:

@@ -1,4 +1,4 @@
-"""Which faults there are, and the plan of them that a seed gives. Pure: no clock, no process."""
+"""The kinds of faults, and the plan that a seed gives. Pure: no clock, no process."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ NODES = 3
 RANKS_PER_NODE = 2
 WORLD_SIZE = NODES * RANKS_PER_NODE
 TTL_S = 3
-"""The lease of a node: faults of agents and members last from well below it to well beyond."""
+"""The lease of a node: faults of agents and members last from well below to well beyond it."""
 
 
 class Lane(StrEnum):
-    """Faults of one lane follow one another; those of different lanes overlap."""
+    """Faults of one lane are consecutive; faults of different lanes overlap."""
 
     SERVERS = "servers"
     AGENTS = "agents"
@@ -28,7 +28,7 @@ class Lane(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One sort of fault: how often among those of its lane, how many targets, and for how long, in seconds."""
+    """One kind of fault: its weight in its lane, the number of targets, and its duration in seconds."""
 
     name: str
     lane: Lane
@@ -74,9 +74,9 @@ LONGEST_GAP_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something to break `at_s` seconds after the start of the faults, ended after `for_s`.
+    """A fault that begins `at_s` seconds after the start of the faults and ends after `for_s`.
 
-    A killed worker or member is started again after `for_s`.
+    A killed worker or member is restarted after `for_s`.
     """
 
     at_s: float
@@ -90,7 +90,7 @@ class Fault:
 
 
 def plan(seed: int, duration_s: float) -> list[Fault]:
-    """The faults of a run of `duration_s` seconds, by time; the last one ends when the time is over."""
+    """The faults of a run of `duration_s` seconds, by time; the last one ends with the run."""
     chance = random.Random(seed)
     faults = [fault for lane in Lane for fault in _of_lane(lane, chance.getrandbits(64), duration_s)]
     return sorted(faults, key=lambda fault: fault.at_s)
@@ -103,7 +103,7 @@ def _of_lane(lane: Lane, seed: int, duration_s: float) -> Iterator[Fault]:
     at_s = 0.0
     while True:
         at_s += min(LONGEST_GAP_S, 0.2 + chance.expovariate(1 / MEAN_GAP_S[lane]))
-        if not bag:  # dealt like cards: even a short run includes most kinds
+        if not bag:  # shuffled decks: even a short run includes most kinds
             bag = [kind for kind in kinds for _ in range(kind.weight)]
             chance.shuffle(bag)
         kind = bag.pop()

@@ -20,7 +20,7 @@ from chaos.servers import Servers
 
 Compact = Callable[[], Awaitable[bool]]
 LinkOfLeader = Callable[[], Link | None]
-"""The link of the client that holds what is named, None when no client does."""
+"""The link of the client that holds the named lock, None if no client does."""
 Leading = Callable[[], Awaitable[int | None]]
 """The rank that leads the run; None when that is not known."""
 HOLDER_TIMEOUT_S = 2.0
@@ -53,7 +53,7 @@ class FaultInjector:
         were broken at that moment (monotonic seconds)."""
         self.worker_kills = 0
         self.ranks_lock = asyncio.Lock()
-        """Held while ranks are killed and started: a restart of all must not meet a fault that does the same."""
+        """Held while ranks are killed and started, because a restart of all must not overlap with such a fault."""
         self._servers = servers
         self._nodes = nodes
         self._ranks = ranks
@@ -79,7 +79,7 @@ class FaultInjector:
         return not self._may_begin.is_set()
 
     async def run(self, faults: Sequence[Fault], duration_s: float) -> None:
-        """Returns when all faults have ended, and those that have not begun have missed their time."""
+        """Returns when all faults have ended, and the time of those that have not begun has passed."""
         began = time.monotonic()
         lanes = [[fault for fault in faults if fault.lane is lane] for lane in Lane]
         async with asyncio.TaskGroup() as group:
@@ -244,7 +244,7 @@ class FaultInjector:
         await self.restart(ranks, after_s)
 
     async def restart(self, ranks: tuple[int, ...], after_s: float = 0.0) -> None:
-        """Kills these ranks and starts them again after a while, as torchrun would. All of them begin an epoch."""
+        """Kills these ranks and restarts them after a while, as torchrun would. If all are killed, an epoch begins."""
         async with self.ranks_lock:
             self._ranks.kill(ranks)
             await asyncio.sleep(after_s)

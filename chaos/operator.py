@@ -1,4 +1,4 @@
-"""The operator: changes of the run's hyperparameters and commands all the time, drawn from the seed."""
+"""The operator: continuous changes of the run's hyperparameters and commands, drawn from the seed."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ TIMEOUT_S = 2.0
 RETRY_S = 0.3
 NAMES = ("lr", "clip", "batch_size", "name")
 FINAL: Mapping[str, Scalar] = {"lr": 0.123456, "clip": 7.654321, "batch_size": 77, "name": "final"}
-"""What the operator asks for in the end: all ranks must hold exactly this."""
+"""The final values: all ranks must hold exactly these at the end."""
 COMMANDS = 0.12
-"""The part of all that is asked for that is a command. No stop: a session would be over."""
+"""The share of requests that are commands. There is no stop, which would end the session."""
 KINDS = ("pause",) * 3 + ("checkpoint",) * 4 + ("action",) * 3 + ("unknown action",)
 UNKNOWN_ACTION = "nobody-declares-this"
 MOST_STANDING = 3
 PAUSE_S = (0.2, 1.0)
 LOOK_S = 1.0
-"""How often the operator looks whether the run is paused."""
+"""How often the operator checks whether the run is paused."""
 
 
 class Operator:
-    """Puts desired values and commands into etcd as a front end does; the fate of a put is read from the history
-    afterwards. `journal` gets a line for each command, before it is put: when that was begun.
+    """Puts desired values and commands into etcd as a front end does; the history shows their outcome afterwards.
+    `journal` gets a line for each command, before it is put: when that began.
 
-    It asks for the end of a pause until the run is resumed: a fresh start drops commands and keeps a pause.
+    It requests the end of a pause until the run is resumed, because a fresh start drops commands and keeps a pause.
     """
 
     def __init__(self, client: Client, keys: Keys, calls: TimedCalls, seed: int, journal: Path) -> None:
@@ -57,24 +57,24 @@ class Operator:
         return f"Operator(puts={self.puts}, commands={self.commands}, failures={self.failures})"
 
     async def run(self) -> None:
-        """Asks for something every 0.1 to 0.6 s, until cancelled."""
+        """Requests something every 0.1 to 0.6 s, until cancelled."""
         while True:
             if time.monotonic() >= self._resume_at:
-                self._resume_at = time.monotonic() + LOOK_S  # a put whose outcome is not known may come late
+                self._resume_at = time.monotonic() + LOOK_S  # a put with an unknown outcome may arrive late
                 await self.end_pause()
             wish = self._next()
             await (self._command_unless_many(wish) if isinstance(wish, Command) else self._put(wish))
             await asyncio.sleep(self._chance.uniform(0.1, 0.6))
 
     async def settle(self) -> None:
-        """Asks for the final values until etcd has them, and for the end of any pause."""
+        """Requests the final values until etcd has them, and the end of any pause."""
         while not await self._put(FINAL):  # noqa: ASYNC110  # not an event: it is tried again
             await asyncio.sleep(RETRY_S)
         await self.end_pause()
 
     async def insist(self) -> None:
-        """Asks again for the final values where something else is desired: a put of before whose outcome was not known
-        may have come late. Ends a pause too."""
+        """Requests the final values again if others are desired: an earlier put with an unknown outcome may have
+        arrived late. Ends a pause too."""
         try:
             found = await self._calls.timed(
                 "operator range", TIMEOUT_S, self._client.range(self._keys.config, timeout_s=TIMEOUT_S)
@@ -87,7 +87,7 @@ class Operator:
         await self.end_pause()
 
     async def end_pause(self) -> None:
-        """Asks for the end of a pause, if the run is paused or will be, unless that has been asked for already."""
+        """Requests the end of a pause if the run is or will be paused, unless that was already requested."""
         try:
             pending = await self.pending()
             course = await self._course()
@@ -123,7 +123,7 @@ class Operator:
         return {name: self._value(name) for name in self._chance.sample(NAMES, count)}
 
     def _next_command(self) -> Command:
-        if not self._bag:  # dealt like cards: even a short run includes most kinds
+        if not self._bag:  # shuffled decks: even a short run includes most kinds
             self._bag = self._chance.sample(KINDS, len(KINDS))
         match self._bag.pop():
             case "pause":

@@ -1,4 +1,4 @@
-"""One ordinary client that reads and writes all the time, and how long each fault of a member keeps it from that."""
+"""A client that reads and writes continuously, and how long each fault of a member interrupts it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Prober:
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """How many faults of a kind there were, and what they cost, in seconds; 0 faults give 0 s."""
+    """The number of faults of a kind, and the duration of the recoveries in seconds; 0 s without faults."""
 
     faults: int
     median_s: float
@@ -66,14 +66,14 @@ class Recovery:
 
 
 def calls_succeed_after(outages: Sequence[Outage], successes: Sequence[tuple[float, float]]) -> list[float]:
-    """For each outage the time from its begin to the end of the first call that began after it and succeeded."""
+    """The time from the start of each outage to the end of the first call that began after it and succeeded."""
     begins = [began for began, _ in successes]
     found = [(outage, bisect_left(begins, outage.began)) for outage in outages]
     return [successes[place][1] - outage.began for outage, place in found if place < len(successes)]
 
 
 def planned_after(kills: Sequence[float], plans: Sequence[float]) -> list[float]:
-    """For each kill the time to the next plan; the operator asks for something several times a second."""
+    """The time from each kill to the next plan; the operator makes several requests per second."""
     found = [(at, bisect_left(plans, at)) for at in kills]
     return [plans[place] - at for at, place in found if place < len(plans)]
 
@@ -81,7 +81,7 @@ def planned_after(kills: Sequence[float], plans: Sequence[float]) -> list[float]
 def watch_resumes_after(
     outages: Sequence[Outage], puts: Sequence[tuple[float, int]], heard: Sequence[tuple[float, int]]
 ) -> list[float]:
-    """For each outage how much later than its success the first put made after it was heard by the watch."""
+    """How much later than its success the watch received the first put after each outage."""
     heard_at = {revision: at for at, revision in heard}
     times = [at for at, _ in puts]
     delays: list[float] = []

@@ -1,12 +1,10 @@
-"""`python -m chaos`: one session of random faults, its report, and what is kept of it."""
+"""`python -m chaos`: one session of random faults, its report, and its files."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-import shutil
-import sys
 import tempfile
 import time
 import traceback
@@ -19,7 +17,7 @@ from chaos.checks.run_history import RunHistory
 from chaos.checks.verdicts import Finding, check_session, read_run_history
 from chaos.harness import hosts_file
 from chaos.harness.tasks import Background
-from chaos.options import Options, parse
+from chaos.options import Options, parse, say
 from chaos.report import Report
 from chaos.session import Failed, Session
 from chaos.stall_monitor import Hang
@@ -42,12 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"\n{part}: {result.table()}")
     if options.json is not None:
         options.json.write_text(json.dumps(_document(results, passed=passed), indent=1) + "\n")
-    if passed and not options.keep:
-        shutil.rmtree(folder)
     hosts_file.leave()
-    if not passed:
-        say(f"chaos found something: seed {options.seed}. Repeat: {options.command}\nHistories: {folder}")
-    return 0 if passed else 1
+    return options.conclude(folder, passed=passed)
 
 
 def _parts(options: Options, folder: Path) -> Iterator[tuple[str, Coroutine[Any, Any, Report]]]:
@@ -68,21 +62,16 @@ def _below(folder: Path, name: str) -> Path:
 
 
 def _document(results: Mapping[str, Report], *, passed: bool) -> dict[str, object]:
-    """The first part's report, and that of the second below it."""
+    """The report of the first part, with that of the second part in it."""
     first, *rest = [(part, result.as_json()) for part, result in results.items()]
     return {**first[1], **dict(rest), "passed": passed}
 
 
 def _log_to(path: Path) -> None:
-    """What the clients beside the run have to say about all the faults."""
+    """The log of the clients beside the run."""
     logger = logging.getLogger("instep")
     logger.addHandler(logging.FileHandler(path))
     logger.propagate = False
-
-
-def say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 async def _perform(options: Options, folder: Path) -> Report:
@@ -130,7 +119,7 @@ def _checked(testbed: Testbed, *, ended: bool) -> tuple[RunHistory, list[Finding
     try:
         history = read_run_history(testbed)
         return history, check_session(testbed, history, ended=ended)
-    except Exception:  # noqa: BLE001  # whatever it is, the rest of the report is still wanted
+    except Exception:  # noqa: BLE001  # the rest of the report is still needed
         return history, [Finding("The histories can be checked", "all of them", (traceback.format_exc(),))]
 
 

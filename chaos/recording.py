@@ -1,4 +1,4 @@
-"""etcd's history, recorded twice: by a watch that lives through every fault, and by new watches between them.
+"""etcd's history, recorded twice: by a watch that lasts through every fault, and by new watches between faults.
 
 The second recording is the reference for the first, and the input of the checks of the run's own rules.
 """
@@ -22,11 +22,11 @@ TIMEOUT_S = 3.0
 EXTEND_TIMEOUT_S = 10.0
 RETRY_S = 0.3
 FIRST_REVISION = 1
-"""Of a cluster that is new, nothing has been compacted."""
+"""A new cluster has compacted nothing."""
 
 
 class EventLog:
-    """Batches of events in a file, one a line: an hour of them need not fit into memory twice."""
+    """Batches of events in a file, one per line, because an hour of them need not fit into memory twice."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -66,7 +66,7 @@ class LongWatch:
         return f"LongWatch(next_revision={self.next_revision}, resumes={self.resumes})"
 
     async def run(self, beat_key: str) -> None:
-        """Until cancelled. A watch that ends by itself is a failure: nothing that it needs is ever compacted.
+        """Runs until cancelled. A watch that ends is a failure, because nothing that it needs is ever compacted.
 
         A watch that could not be started is started again: etcd may be slow to answer while everything starts.
         """
@@ -92,7 +92,7 @@ class LongWatch:
         return True
 
     async def wait_heard(self, revision: int, timeout_s: float) -> bool:
-        """Whether the watch has come to that revision in time."""
+        """Whether the watch has reached that revision in time."""
         return await until(lambda: self.next_revision > revision, timeout_s)
 
     def close(self) -> None:
@@ -100,7 +100,7 @@ class LongWatch:
 
 
 class HistoryReader:
-    """The same history read by new clients and new watches, before it is compacted and in the end."""
+    """The same history read by new clients and new watches, before each compaction and at the end."""
 
     def __init__(self, endpoints: Sequence[str], prefix: str, path: Path, calls: TimedCalls) -> None:
         self.next_revision = FIRST_REVISION
@@ -126,7 +126,7 @@ class HistoryReader:
             return mark
 
     async def extend_at_last(self, timeout_s: float) -> int:
-        """`extend`, tried until it succeeds; raises the last error when the time is over."""
+        """Retries `extend` until it succeeds; raises the last error when the time is over."""
         deadline = time.monotonic() + timeout_s
         while True:
             try:

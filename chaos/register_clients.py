@@ -1,4 +1,4 @@
-"""Clients that read and write a few keys against one another, and record every answer."""
+"""Clients that read and write the same few keys, and record every answer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from instep.testing.checkers import History, Reply
 TIMEOUT_S = 2.0
 KEYS = 5
 ROUND_OPERATIONS = 400
-"""After so many operations of its own a client turns to new keys: a key's history must stay short to be checked."""
+"""After this many operations, a client uses new keys: only short histories of a key can be checked."""
 
 
 class RegisterClient:
-    """One of several; pauses about `pause_s` between its operations, which bounds an hour's history."""
+    """One of several clients; pauses about `pause_s` between operations, which bounds the history of an hour."""
 
     def __init__(
         self, name: str, client: Client, prefix: str, history: History, calls: TimedCalls, *, seed: int, pause_s: float
@@ -37,7 +37,7 @@ class RegisterClient:
         return f"RegisterClient({self.name}, {self.operations} operations)"
 
     async def run(self) -> None:
-        """Until cancelled. An operation that is under way then has an unknown outcome, as it should."""
+        """Runs until cancelled. An operation that is under way then has an unknown outcome."""
         kinds = (self._get, self._put, self._swap, self._create, self._delete)
         while True:
             part = self.operations // ROUND_OPERATIONS

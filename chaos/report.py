@@ -1,4 +1,4 @@
-"""What a session did and what came of it: for people as a table, for machines as JSON."""
+"""What a session did and found: a table for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MEDIAN_S = {
     "calls succeed after: member isolated": 4.0,
     "watch resumes after: member isolated": 4.0,
 }
-"""Of a watch: later than the success of the first put after the fault. Of plans: other faults may begin meanwhile."""
+"""Of a watch: later than the success of the first put after the fault. Of plans: other faults may begin before."""
 ENOUGH_FOR_A_MEDIAN = 10
 PROPORTION_FROM_S = 600.0
 """From this duration on, the least counts of an hour must be reached in proportion."""
@@ -126,7 +126,7 @@ def _plans(testbed: Testbed) -> list[float]:
 
 
 def slow_recoveries(recoveries: Mapping[str, Recovery]) -> Finding:
-    """Medians against what is promised, where there were enough faults for one."""
+    """Compares medians with the promised times, if there were enough faults."""
     problems = [
         f"{name}: {found.median_s:.2f} s at the median of {found.faults}, promised are {MEDIAN_S[name]:g} s"
         for name, found in recoveries.items()
@@ -137,7 +137,7 @@ def slow_recoveries(recoveries: Mapping[str, Recovery]) -> Finding:
 
 
 def too_few(counts: dict[str, int], duration_s: float) -> list[str]:
-    """What a session of this duration should have done more of."""
+    """What a session of this duration did too rarely."""
     if duration_s < PROPORTION_FROM_S:
         return []
     wanted = {name: int(least * duration_s / HOUR_S) for name, least in LEAST_AN_HOUR.items()}

@@ -1,4 +1,4 @@
-"""The nodes and ranks that both parts of a session break."""
+"""The nodes and ranks of both parts of a session."""
 
 from __future__ import annotations
 

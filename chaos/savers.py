@@ -1,4 +1,4 @@
-"""How the ranks save with `run.checkpoint`: the rank that leads writes, the others wait for it in the step."""
+"""How the ranks save with `run.checkpoint`: the leader writes, the others wait for it in the step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILES: Final = ("model.txt", "optimizer.txt")
 
 
 class Saver(Protocol):
-    """One per rank. `restores`: whether it looks for a checkpoint before the first step."""
+    """One per rank. `restores`: whether it restores a checkpoint before the first step."""
 
     restores: bool
 
@@ -31,11 +31,11 @@ class Saver(Protocol):
         """Whether it saves that step without a request."""
 
     def save(self, step: int) -> dict[str, object]:
-        """What came of it, for the rank's records. Raises Fenced and CheckpointError."""
+        """The outcome, for the records of the rank. Raises Fenced and CheckpointError."""
 
 
 class TinySaver:
-    """A tiny checkpoint where one is requested; the newest few are kept."""
+    """Saves a tiny checkpoint when one is requested; keeps the newest few."""
 
     restores = False
 

@@ -1,4 +1,4 @@
-"""The faults of the cluster's members, each a coroutine that returns when the cluster serves again."""
+"""The faults of the members of the cluster: each is a coroutine that returns when the cluster serves again."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from instep.testing import EtcdCluster
 
 HEALTHY_TIMEOUT_S = 30.0
 INCONSISTENT_AFTER_A_CRASH = ("3.5.0", "3.5.1", "3.5.2")
-"""A crash under load can leave such a member with other data than its peers; chaos has found it within a minute."""
+"""A crash under load can leave such a member with data that differ from its peers'; chaos finds it within a minute."""
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """A fault of a member, seen from outside: since when it was out, and from when on it could be reached again."""
+    """A fault of a member as clients see it: when it became unreachable, and when it was reachable again."""
 
     kind: str
     member: int
@@ -28,9 +28,9 @@ class Outage:
 
 
 class Servers:
-    """One member's fault at a time, two members' where the fault is the loss of the quorum; never more.
+    """One member fails at a time, or two if the fault is the loss of the quorum; never more.
 
-    The cluster is used from one thread of its own: starting and stopping a member takes time.
+    A separate thread uses the cluster, because starting and stopping a member takes time.
     """
 
     def __init__(self, cluster: EtcdCluster) -> None:
@@ -46,7 +46,7 @@ class Servers:
         return f"Servers({self.cluster!r}, {len(self.outages)} outages)"
 
     async def killed(self, targets: tuple[int, ...], for_s: float, kind: str) -> None:
-        """Those members end as in a crash, in order where that is `unsafe`, and come back after `for_s`."""
+        """Kills those members, or stops them cleanly if a kill is `unsafe`, and restarts them after `for_s`."""
         began = time.monotonic()
         for target in targets:
             member = self.cluster.members[target]
@@ -59,7 +59,7 @@ class Servers:
         await self._ended(kind, targets, began)
 
     async def frozen(self, targets: tuple[int, ...], for_s: float, kind: str) -> None:
-        """Those members keep their connections and answer nothing."""
+        """Freezes those members: they keep their connections and answer nothing."""
         began = time.monotonic()
         for target in targets:
             await self._do(self.cluster.members[target].pause)

@@ -1,4 +1,4 @@
-"""A session: ranks start, faults run for a while and end, the ranks end. It leaves a folder of recordings to check."""
+"""A session: ranks start, faults begin and end, the ranks end. It leaves a folder of recordings to check."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from instep.protocol.records import Agreed
 
 START_TIMEOUT_S = 60.0
 CONVERGE_TIMEOUT_S = 30.0
-"""Within this time of the last fault's end all ranks hold the operator's last values."""
+"""Within this time after the end of the last fault, all ranks hold the operator's last values."""
 END_TIMEOUT_S = 30.0
 HEARD_TIMEOUT_S = 10.0
 POLL_S = 0.05
 MARGIN_STEPS = 40
-"""All ranks have seen where to end before the first of them is there."""
+"""All ranks have read the last step before the first of them reaches it."""
 
 
 class Failed(Exception):
@@ -28,7 +28,7 @@ class Failed(Exception):
 
 
 class Session:
-    """Carries a plan out on a testbed. `figures` holds what it measured on the way, in seconds."""
+    """Executes a plan on a testbed. `figures` has its measurements in seconds."""
 
     def __init__(
         self, testbed: Testbed, faults: Sequence[Fault], duration_s: float, say: Callable[[str], None]
@@ -71,7 +71,7 @@ class Session:
             await working.during(self._testbed.injector.run(self._faults, self._duration_s))
 
     async def _converge(self) -> None:
-        """After the last fault: the operator's last values must hold everywhere within a bound."""
+        """Checks that all ranks hold the operator's last values within a time limit after the last fault."""
         began, testbed = time.monotonic(), self._testbed
         await testbed.operator.settle()
         if not await until_async(self._is_agreed, CONVERGE_TIMEOUT_S - (time.monotonic() - began)):

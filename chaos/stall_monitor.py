@@ -16,15 +16,15 @@ from chaos.injector import FaultInjector
 
 LOOK_S = 0.1
 SUSPEND_AFTER_S = 20.0
-"""A run that stalls this long gets time to recover before more is broken."""
+"""A run that stalls this long gets time to recover before the next fault."""
 COLLECTIVE_TIMEOUT_S = 10.0
 """A stall after which a collective would time out and torchrun would restart all ranks."""
 QUIET_S = 3.0
-"""So much of that must be without a fault: otherwise the run might still continue by itself."""
+"""This much of it must be without a fault: otherwise the run might still continue on its own."""
 BOUND_S = 30.0
 """The longest stall while no fault is active."""
 KILLS_LOOKS = 20
-"""A step that was almost done is still done after a kill: those of the last two seconds count for the stall too."""
+"""A step that was almost done may still end after a kill: kills of the last two seconds count for the stall too."""
 STACKS_S = 0.5
 
 
@@ -43,7 +43,7 @@ class StallClock:
     _looked_at: float | None = field(default=None)
 
     def look(self, now: float, progress: tuple[int, int], *, broken: bool) -> None:
-        """To be called often: `progress` is (epoch, lowest step done), `broken` whether a fault is active."""
+        """Call it often: `progress` is (epoch, lowest step done), `broken` whether a fault is active."""
         since_s = 0.0 if self._looked_at is None else now - self._looked_at
         self._looked_at = now
         if progress != self._progress:
@@ -58,7 +58,7 @@ class StallClock:
 
 
 class Hang(Exception):
-    """The run stalls without a reason, or a rank ended that no fault killed. The text holds what each one did."""
+    """The run stalls without a reason, or a rank ended that no fault killed. The text has the state of each process."""
 
 
 class StallMonitor:
@@ -78,7 +78,7 @@ class StallMonitor:
         return f"StallMonitor({self.clock!r})"
 
     async def run(self) -> None:
-        """Until cancelled; raises Hang."""
+        """Runs until cancelled; raises Hang."""
         while True:
             await asyncio.sleep(LOOK_S)
             await self._check_ends()
@@ -92,7 +92,7 @@ class StallMonitor:
 
     async def _look(self) -> None:
         injector, clock = self._injector, self.clock
-        # The clients beside the run have links of their own: no cut of one explains a stall of the run.
+        # The clients beside the run have separate links: a cut of one does not explain a stall of the run.
         broken = bool(injector.open.keys() - {Lane.HOLDERS}) or injector.ranks_lock.locked()
         clock.look(time.monotonic(), (self._ranks.epoch, self._ranks.shared.lowest_arrived()), broken=broken)
         if not clock.stalled_s:

@@ -1,4 +1,4 @@
-"""Everything of one session: the cluster, the nodes, the ranks, and the clients beside them."""
+"""All parts of one session: the cluster, the nodes, the ranks, and the clients beside them."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Testbed:
             shutil.copy(member.log, self.folder / f"etcd-{member.name}.log")
 
     def flush(self) -> None:
-        """Closes the recordings; they can be read from their files then."""
+        """Closes the recordings; then their files can be read."""
         self.watcher.close()
         self.reference.close()
         self.history.close()

@@ -1,4 +1,4 @@
-"""Every call of the clients beside the run is timed: each must end within its timeout and a second."""
+"""Times every call of the clients beside the run: each must end within its timeout plus one second."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ MAX_KEPT = 50
 
 
 class TimedCalls:
-    """Times calls. A loop that was late itself is not held against a call: what it was late by is added to the grace.
+    """Times calls. The delay of a late event loop does not count against a call: it is added to the grace.
 
-    `overruns` holds a sentence for each call that took too long, the first fifty.
+    `overruns` has a sentence for each of the first fifty calls that took too long.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class TimedCalls:
         return f"TimedCalls({self.count}, {self.failures} failed, {len(self.overruns)} too long)"
 
     async def watch_loop(self) -> None:
-        """Measures by how much the event loop is late; until cancelled."""
+        """Measures the delay of the event loop, until cancelled."""
         while True:
             self._due = time.monotonic() + LOOK_S
             await asyncio.sleep(LOOK_S)
@@ -52,7 +52,7 @@ class TimedCalls:
             raise
         finally:
             now = time.monotonic()
-            late_s = max(0.0, now - self._due) if self._due is not None else 0.0  # not counted by the look yet
+            late_s = max(0.0, now - self._due) if self._due is not None else 0.0  # not measured by the loop yet
             over_s = now - began - timeout_s - late_s - (self._lag_s - lag_s)
             self.longest_over_s = max(self.longest_over_s, over_s)
             if over_s > GRACE_S and len(self.overruns) < MAX_KEPT:

@@ -41,7 +41,7 @@ class SlowState(OrderedDict[str, torch.Tensor]):
 
 
 class Part:
-    """One part of the content, as of the step that was run last."""
+    """One part of the content, as of the last step."""
 
     def __init__(self, begin: Callable[[], None]) -> None:
         self.data = b""

@@ -1,11 +1,11 @@
-"""A rank of a run under faults: it trains nothing, waits for the others in every step, and writes down what it ran.
+"""A rank of a run under faults: it trains nothing, waits for the others in every step, and records what it ran.
 
 `python -m chaos.trainer ORDERS`, with RANK and WORLD_SIZE as under torchrun. It ends with its parent. SIGUSR1 prints
 all stacks; SIGUSR2 holds the interpreter for as long as the shared state says.
 
-It does what commands ask for: it saves a checkpoint where one is requested, and has an action `mark`. A rank that
-restores begins with the step after its checkpoint; any other with the first step that it has not done, as if its state
-had been fetched from its peers.
+It executes commands: it saves a checkpoint when one is requested, and has an action `mark`. A rank that restores begins
+with the step after its checkpoint; any other with the first step that it has not done, as if its state had been fetched
+from its peers.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Hyper(instep.Hyperparameters):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Orders:
-    """What a rank is to do. `saver` names its class, `module:Class`; `seed` gives what it saves, and when."""
+    """The options of a rank. `saver` names its class, `module:Class`; `seed` determines what it saves, and when."""
 
     run: str
     shared: str
@@ -61,11 +61,11 @@ class Orders:
     patience_s: float
     seed: int = 0
     background: bool = False
-    """For a saver that can write beside the training."""
+    """Whether to save in the background, if the saver can."""
     epoch: int = 1
     """How often all ranks have started."""
     process: int = 1
-    """Which of the processes of this rank, counted from 1."""
+    """The number of this process of the rank, counted from 1."""
 
     @property
     def as_json(self) -> str:
@@ -77,7 +77,7 @@ class Orders:
 
 
 class WarningRecorder(logging.Handler):
-    """Records what the run's operator would read."""
+    """Records the warnings that an operator would read."""
 
     def __init__(self, records: RecordWriter) -> None:
         super().__init__(logging.WARNING)
@@ -146,7 +146,7 @@ class Trainer:
             self._shared.set(self._rank, Shared.LONGEST_BOUNDARY_US, took_us)
 
     def _begin_step(self, run: instep.Run[Hyper]) -> None:
-        if run.checkpoint_requested:  # before the step log: a rank in a step has recorded what was asked of it
+        if run.checkpoint_requested:  # before the step log: a rank in a step has recorded the request
             self._write("requested", view=run.view)
         self._steps.write(self._step)
         if (now := dict(run.config)) != self._values:
@@ -157,7 +157,7 @@ class Trainer:
         run.report(loss=1.0 / (self._step + 1))
 
     def _save(self, saver: Saver) -> None:
-        """Nothing that can happen to a checkpoint ends the training."""
+        """Saves; no error of a checkpoint ends the training."""
         try:
             self._write("saved", **saver.save(self._step))
         except instep.Fenced as fenced:
@@ -166,7 +166,7 @@ class Trainer:
             self._write("failed", text=str(error))
 
     def _reduce_all(self) -> None:
-        """A dead rank holds up all others here."""
+        """Waits for all ranks, so a dead rank blocks the others here."""
         self._shared.set(self._rank, Shared.ARRIVED, self._step)
         while self._shared.lowest_arrived() < self._step:
             time.sleep(POLL_S)
@@ -186,7 +186,7 @@ def _hold_interpreter(for_us: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    # Not in the parent: this holds for the thread that starts us, which is its main thread.
+    # Not in the parent: this applies to the thread that starts us, which is its main thread.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")

@@ -1,1 +1,1 @@
-"""What must hold of the histories that a session leaves. Pure but for reading their files."""
+"""Checks of the histories that a session leaves. Pure except for reading their files."""

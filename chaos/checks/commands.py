@@ -1,6 +1,6 @@
-"""The outcome of each command, from the history of a run's keys. Pure: batches of whole revisions in, sentences out.
+"""The outcome of each command, from the history of a run's keys. Pure: takes batches of whole revisions.
 
-A command's key goes in the very transaction that commits its plan, declines it, or forms a fresh view, and in no other.
+The transaction that commits a command's plan, declines it, or forms a fresh view deletes its key, and no other one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class AgreedAction:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """From a fresh view to the next one: what its ranks were to do, and at which steps."""
+    """From a fresh view to the next one: what its ranks had to do, and at which steps."""
 
     view: int
     saves: set[int] = field(default_factory=set)
@@ -62,7 +62,7 @@ class _Revision:
 
 
 class CommandHistory:
-    """Fed with all events in order; `problems` says what was against the rules, the first fifty of them.
+    """Takes all events in order; `problems` has the first fifty broken rules.
 
     `outcomes` counts them: `<kind> committed`, `<kind> declined`, `<kind> dropped`.
     """
@@ -82,7 +82,7 @@ class CommandHistory:
         return f"CommandHistory({dict(self.outcomes)}, {len(self.pending)} pending, {len(self.problems)} problems)"
 
     def generation_of(self, view: int) -> Generation | None:
-        """The one that a view belongs to."""
+        """The generation that a view belongs to."""
         place = bisect_right([generation.view for generation in self.generations], view)
         return self.generations[place - 1] if place else None
 
@@ -137,7 +137,7 @@ class CommandHistory:
                 found.committed = plan_or_none
 
     def _follow(self, found: _Revision) -> None:
-        """What holds for the ranks from this revision on."""
+        """What applies to the ranks from this revision on."""
         if found.view is not None and found.view.fresh:
             self._start_generation(found.view, found.agreed)
         if found.committed is not None:

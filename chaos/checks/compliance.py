@@ -1,4 +1,4 @@
-"""Whether the ranks did what was agreed, all at the same step: their own words against etcd's history. Pure."""
+"""Whether all ranks did what was agreed at the same step: their records against etcd's history. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_PROBLEMS = 50
 def by_generation(
     lives: Sequence[ProcessRecord], history: CommandHistory
 ) -> list[tuple[Generation, list[ProcessRecord]]]:
-    """The processes of each generation. One whose view was never formed is another check's finding."""
+    """The processes of each generation. Another check reports a process whose view was never formed."""
     found: dict[int, list[ProcessRecord]] = defaultdict(list)
     generations = {generation.view: generation for generation in history.generations}
     for life in lives:
@@ -27,7 +27,7 @@ def by_generation(
 
 
 def requests(lives: Sequence[ProcessRecord], history: CommandHistory) -> tuple[int, list[str]]:
-    """Every rank was asked for a checkpoint in exactly the steps that etcd's history says, so all in the same ones.
+    """Every rank was asked for a checkpoint in exactly the steps of etcd's history, therefore all in the same steps.
 
     Returns how many steps were compared, and a sentence for each that differs.
     """
@@ -48,8 +48,8 @@ def requests(lives: Sequence[ProcessRecord], history: CommandHistory) -> tuple[i
 def actions(lives: Sequence[ProcessRecord], history: CommandHistory) -> tuple[int, list[str]]:
     """Every rank that had promised an action ran it before the agreed step, once, and no other rank ran it.
 
-    A rank has promised what was agreed on in its own view or a later one. One that died before that step need not have
-    run it. The first step of a rank counts for a gate before it: a paused rank promises where it waits.
+    A rank has promised what was agreed on in its own view or a later one. A rank that died before that step need not
+    have run it. The first step of a rank counts for a gate before it: a paused rank promises where it waits.
     """
     count, problems = 0, []
     for generation, of_it in by_generation(lives, history):
@@ -70,7 +70,7 @@ def pauses(
 ) -> tuple[int, list[str]]:
     """No rank began a step at or after the gate of a pause before its end was requested.
 
-    `asked_at` says by its id when the put of each command was begun: it was agreed on later.
+    `asked_at` has the time when the put of each command began, by id: it was agreed on later.
     """
     count = 0
     problems: list[str] = []

@@ -15,9 +15,9 @@ from chaos.harness.step_log import StepStart, read_step_log
 
 @dataclass(frozen=True, slots=True)
 class ProcessRecord:
-    """One process of `rank`, which joined in `view` to begin with step `first`.
+    """One process of `rank`, which joined in `view` and began with step `first`.
 
-    `steps` are those that it began, rising, and `times` when (monotonic seconds)."""
+    `steps` are the steps that it began, ascending, and `times` when it began them (monotonic seconds)."""
 
     rank: int
     life: int
@@ -26,7 +26,7 @@ class ProcessRecord:
     steps: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     requested: set[int] = field(default_factory=set)
-    """In which steps it was asked for a checkpoint: written down before the step counts as begun."""
+    """The steps in which it was asked for a checkpoint; recorded before the step counts as begun."""
     acted: Counter[int] = field(default_factory=Counter)
     """How often it ran the action, by the step that followed."""
     saved: list[Mapping[str, Any]] = field(default_factory=list)
@@ -46,7 +46,7 @@ class ProcessRecord:
 
 
 def process_records(lines: Iterable[Mapping[str, Any]], begun: Iterable[StepStart]) -> Iterator[ProcessRecord]:
-    """Of one rank; those that never joined are left out."""
+    """The processes of one rank, without those that never joined."""
     found: dict[int, ProcessRecord] = {}
     for line in lines:
         if line["event"] == "joined":

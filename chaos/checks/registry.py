@@ -1,4 +1,4 @@
-"""The run's registry of checkpoints as etcd's history tells it, against its rules. Pure but for reading files."""
+"""Checks the registry of checkpoints in etcd's history against its rules. Pure except for reading files."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class ViewStart:
 
 
 class RegistryHistory:
-    """Fed with all events of the run in order. `problems` says what was against the rules, the first fifty of them:
+    """Takes all events of the run in order. `problems` has the first fifty violations of these rules:
 
-    a checkpoint is committed once, under an id of its own, with the token of the oldest candidate, which leads, and in
+    a checkpoint is committed once, under a unique id, with the token of the oldest candidate, which leads, and in
     one revision with its pointers; the pointer moves with a commit only, and names a registered checkpoint; a fresh
     view starts from the newest. With `steps_rise` no step is committed twice, nor one after a later one: for runs that
     are never restored. A checkpoint is forgotten when `keep` newer ones are registered; None: never.
@@ -36,10 +36,10 @@ class RegistryHistory:
     def __init__(self, keys: Keys, *, steps_rise: bool = False, keep: int | None = 0) -> None:
         self.problems: list[str] = []
         self.committed: dict[str, Manifest] = {}
-        """All that were ever committed, in order."""
+        """All checkpoints that were ever committed, in order."""
         self.registered: dict[str, Manifest] = {}
         self.newest: str | None = None
-        """What the pointer names."""
+        """The checkpoint that the pointer names."""
         self.views: dict[int, ViewStart] = {}
         self.leader: Leader | None = None
         self._keys = keys
@@ -57,7 +57,7 @@ class RegistryHistory:
             self.revision(number, revision)
 
     def revision(self, number: int, events: Sequence[Event]) -> None:
-        """All events of one transaction. Its guards speak of what was before it, so candidates change last."""
+        """All events of one transaction. Its comparisons refer to the state before it, so candidates change last."""
         keys = self._keys
         written = {event.kv.key: event.kv for event in events if event.kind == "put"}
         if keys.leader in written:
@@ -124,7 +124,7 @@ class RegistryHistory:
         return key.startswith(self._keys.checkpoints) and key != self._keys.latest
 
     def _is_candidate(self, key: str) -> bool:
-        """Not the record of one that was withdrawn."""
+        """False for the record of a candidate that was withdrawn."""
         return key.startswith(self._keys.election) and "/" not in key.removeprefix(self._keys.election)
 
     def _problem(self, sentence: str) -> None:

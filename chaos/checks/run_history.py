@@ -1,7 +1,7 @@
-"""The run's own rules, checked over the history of its keys. Pure: batches of whole revisions in, sentences out.
+"""Checks the run's own rules in the history of its keys. Pure: takes batches of whole revisions, returns sentences.
 
-Each write of a leader must have been made under the token of the leader of that moment: its candidate key existed, with
-that token as its create revision, in the revision before.
+Each write of a leader must have the token of the leader of that moment: in the revision before, its candidate key
+existed with that token as its create revision.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_PROBLEMS = 50
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """From a fresh view to the next one: which values hold from which step on, gates rising."""
+    """From a fresh view to the next one: which values apply from which step on, with ascending gates."""
 
     view: int
     gates: list[int] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Span:
 
 
 class RunHistory:
-    """Fed with all events in order; afterwards `problems` says what was against the rules, the first fifty of them."""
+    """Takes all events in order; `problems` then has the first fifty broken rules."""
 
     def __init__(self, keys: Keys) -> None:
         self.problems: list[str] = []
@@ -86,7 +86,7 @@ class RunHistory:
         return self.spans[place - 1] if place else None
 
     def _revision(self, events: Sequence[Event]) -> None:
-        """A txn's guards speak of what was before it, so the candidates change after the rest was looked at."""
+        """A txn's comparisons refer to the state before it, so the candidates change last."""
         candidates = dict(self._candidates)
         for event in events:
             path = event.kv.key.removeprefix(self._keys.root)
@@ -180,7 +180,7 @@ class RunHistory:
                 self._problem(f"plan {agreed.plan}, a command, changed a value at revision {kv.mod_revision}")
             return
         span = self.spans[-1]
-        # While the run is paused all wait before one step, and every change is made there.
+        # While the run is paused, all ranks wait before the same step, and every change is applied there.
         least = span.gates[-1] + (before.course.paused_at is None)
         if agreed.gate < least:
             self._problem(f"the gate of plan {agreed.plan}, {agreed.gate}, is not above the one before it")
@@ -192,7 +192,7 @@ class RunHistory:
 
 
 def is_plan(key: str) -> bool:
-    """Whether the key is a plan's, not that of its decision."""
+    """Whether the key is that of a plan, not of its decision."""
     return _PLAN.search(key) is not None
 
 

@@ -1,4 +1,4 @@
-"""What the ranks ran, from the lines they wrote: runs of steps with equal values. Pure but for reading the files."""
+"""What the ranks ran, from their records: ranges of steps with equal values. Pure except for reading the files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class StepRun:
 
 
 def read_runs(path: Path, last_steps: Mapping[int, int]) -> Iterator[StepRun]:
-    """The runs of one rank. `last_steps` holds the last step of each life, which a killed one could not write."""
+    """The runs of one rank. `last_steps` has the last step of each process, which a killed one could not record."""
     open_line: dict[str, Any] | None = None
     for line in map(json.loads, path.read_text().splitlines()):
         if open_line is not None and line["event"] in ("runs", "done", "joined", "error"):
@@ -44,13 +44,13 @@ def read_runs(path: Path, last_steps: Mapping[int, int]) -> Iterator[StepRun]:
 
 
 def _run(line: Mapping[str, Any], last: int) -> StepRun:
-    """A step that was written down was begun: it counts as run, although its rank may have died in it."""
+    """A recorded step was begun: it counts as run, although its rank may have died in it."""
     first = line["step"]
     return StepRun(line["rank"], line["epoch"], line["life"], line["view"], first, max(first, last), line["values"])
 
 
 def against_history(runs: Iterable[StepRun], history: RunHistory) -> tuple[int, list[str]]:
-    """Each step must have been run with what etcd's history says of it. Returns how many steps were compared, and a
+    """Checks that each step ran with the values of etcd's history. Returns how many steps were compared, and a
     sentence for each run that differs, the first fifty."""
     steps, problems = 0, []
     for run in runs:
@@ -66,7 +66,7 @@ def against_history(runs: Iterable[StepRun], history: RunHistory) -> tuple[int, 
 
 
 def at_the_end(runs: Sequence[StepRun], wanted: Mapping[str, Scalar], world_size: int) -> list[str]:
-    """A sentence for each rank whose last values are not the wanted ones."""
+    """A sentence for each rank whose last values are not the desired ones."""
     last = {run.rank: run for run in runs}
     return [
         f"rank {rank} ended with {dict(last[rank].values) if rank in last else 'nothing'}"

@@ -40,12 +40,12 @@ from instep.testing.checkers import (
 LINEARIZABILITY_BUDGET_S = 30.0
 SHOWN = 12
 NOTHING_OWED = 2**62
-"""A fresh start takes the values desired at that moment: its steps owe nothing to those before it."""
+"""A fresh start takes the values desired at that moment: its steps need not match those before it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One promise: what was looked at, and a sentence for each time it was broken."""
+    """One promise: what was checked, and a sentence for each violation."""
 
     promise: str
     looked_at: str
@@ -83,7 +83,7 @@ def read_histories(testbed: Testbed) -> tuple[CommandHistory, RegistryHistory]:
 def check_session(testbed: Testbed, history: RunHistory, *, ended: bool) -> list[Finding]:
     """One finding for each promise, in the order of the goals (ARCHITECTURE.md).
 
-    The history of a session that did not end stops somewhere: checks that need the rest are left out.
+    The history of a session that did not end is incomplete: checks that need the rest are left out.
     """
     runs = _runs(testbed)
     return [
@@ -134,7 +134,7 @@ def _commands(testbed: Testbed, *, ended: bool) -> Iterator[Finding]:
     lost = commands.at_the_end() if ended else []
     yield Finding("No command is lost", outcomes, (*commands.problems, *lost))
     if not ended:
-        return  # the history stops somewhere, and the ranks have done more than it holds
+        return  # the history is incomplete: the ranks have done more than it has
     count, problems = compliance.requests(lives, commands)
     yield Finding("A checkpoint is asked for in the same step on all ranks", f"{count} steps", tuple(problems))
     count, problems = compliance.actions(lives, commands)
@@ -149,7 +149,7 @@ def _commands(testbed: Testbed, *, ended: bool) -> Iterator[Finding]:
 
 
 def _watches(testbed: Testbed, *, ended: bool) -> Iterator[Finding]:
-    """What the long watch received against the reference, as far as that reaches."""
+    """Checks what the long watch received against the reference, as far as the reference reaches."""
     end = testbed.reference.next_revision - 1
     heard = (received("watcher", batch) for _, batch in read_event_log(testbed.folder / "watched.jsonl"))
     start: list[WatchStarted | WatchReceived] = [WatchStarted("watcher", PREFIX, FIRST_REVISION)]
@@ -177,7 +177,7 @@ def _election_clients(testbed: Testbed) -> Iterator[Finding]:
 
 
 def _accepted(testbed: Testbed) -> Iterator[Accepted]:
-    """The writes of the guarded keys, in the order in which etcd took them."""
+    """The writes of the guarded keys, in the order of their revisions."""
     prefix = f"{PREFIX}election-clients/resource/"
     for _, batch in read_event_log(testbed.folder / "reference.jsonl"):
         for event in batch.events:
@@ -201,11 +201,11 @@ def longest_boundary_s(testbed: Testbed) -> float:
 
 
 def without_excused(holds: Iterable[Hold], thaws: Sequence[float], ttl_s: float) -> list[Hold]:
-    """The holds, less the part of a belief that ended within a TTL of a thaw and came after it.
+    """The holds, without the part of a belief that ended within a TTL after a thaw and came after it.
 
     A leader of etcd that was frozen for longer than a lease may end that lease when it resumes, on every version tried
-    (docs/decisions/0008-leases.md). The holder learns of it with its next renewal, or, cut off, when the lease would
-    have ended by its own clock: within a TTL. Fencing has no such allowance, and at any other time no holder may
+    (docs/decisions/0008-leases.md). The holder learns of it with its next renewal or, if cut off, when the lease
+    expires by its own clock: within a TTL. Fencing has no such allowance, and at any other time no holder may
     believe beyond the moment at which another one is admitted.
     """
     return [_less(hold, sorted(thaws), ttl_s) for hold in holds]

@@ -1,9 +1,9 @@
-"""`make drills`: one promise at a time, broken as many times, and in as many ways, as there are rounds.
+"""`make drills`: repeats one failure, in another way each round, and checks one promise.
 
-`python -m chaos drill NAME --rounds N --seed S` prints a line for each round and a verdict, and exits with 0 if every
+`python -m chaos drill NAME --rounds N --seed S` prints a line for each round and the result, and exits with 0 if every
 round held.
 
-Repeatable: which rank is hit, how and when. Not repeatable: what real processes and a real etcd do meanwhile.
+Repeatable: which rank is hit, how and when. Not repeatable: what real processes and a real etcd do at that time.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import sys
 from collections.abc import Sequence
 
 DRILLS = {
-    "sigterm": "a rank gets SIGTERM: all save in one step and leave",
+    "sigterm": "a rank gets SIGTERM: all ranks save in the same step and leave",
     "torchrun": "the same under torchrun, with DataLoader workers",
-    "midsave": "the rank that saves is killed: the newest committed checkpoint is whole on all ranks",
-    "frozensaver": "the rank that saves is stopped beyond its lease: what it commits late is refused",
+    "midsave": "the saver is killed during a save: all ranks resume from the newest committed checkpoint",
+    "frozensaver": "the saver is frozen beyond its lease: its late commit is refused",
 }
 
 

@@ -1,7 +1,7 @@
-"""The rank that saves and its agent are stopped in the middle of it, beyond their lease, and continued.
+"""The saver and its agent are frozen during a save, beyond their lease, and resumed.
 
-Every round: another rank leads meanwhile, what the stopped one commits late is refused, its step has one committed
-checkpoint at most, and what it left on the disk is cleaned away by a newer leader.
+Every round: another rank leads in the meantime, the late commit of the frozen one is refused, its step has at most one
+committed checkpoint, and a newer leader removes the directory that it left.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ from time import monotonic
 from typing import Final, Literal, Self
 
 from chaos import content
-from chaos.drills import rounds
+from chaos.drills.rounds import run_drill
 from chaos.drills.testbed import TTL_S, Failed, Testbed, testbed
 from chaos.harness.processes import send
 from chaos.harness.ranks import Rank
 from chaos.harness.records import Record
-from chaos.options import DrillOptions, parse_drill
+from chaos.options import DrillOptions
 
 NAME: Final = "frozensaver"
-ROUNDS: Final = 20
+ROUNDS: Final = 6
 REPLACED_S: Final = 11.0
-"""The other rank of the node kills a stopped agent after some 10 s and starts another one."""
+"""The other rank of the node kills a frozen agent after about 10 s and starts another one."""
 WHOLE_S: Final = 0.005
 SUCCESSION_S: Final = 15.0
 REFUSAL_S: Final = 30.0
-CLEANED_S: Final = 30.0
+REMOVED_S: Final = 30.0
 MOST_IN_TIME: Final = 5
 LOOK_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Freeze:
-    """Which rank is stopped in a round, when, and for how long."""
+    """Which processes are frozen in a round, when, and for how long."""
 
     saves: int
-    """After the round before, the save in which it comes."""
+    """The number of the save, since the last round, during which the saver is frozen."""
     moment: Literal["writing", "about to commit"]
     part: float
     victims: Literal["worker, agent and supervisor", "node"]
     order: int
     for_s: float
     gap_s: float
-    """Between one process and the next, when they are continued."""
+    """Between the resumes of two processes."""
 
     @classmethod
     def of(cls, options: DrillOptions, number: int, attempt: int) -> Self:
@@ -63,8 +63,8 @@ class Freeze:
 
 
 @dataclass(slots=True)
-class Stopped:
-    """What a round is about."""
+class FrozenSave:
+    """The frozen processes and their save."""
 
     rank: Rank
     step: int
@@ -72,7 +72,7 @@ class Stopped:
     pids: list[int]
     at: float
     in_time: bool = False
-    """Its commit was made before it was stopped."""
+    """Whether it committed before it was frozen."""
 
     @property
     def id(self) -> str:
@@ -80,7 +80,7 @@ class Stopped:
 
 
 class Drill:
-    """One run that continues through all rounds."""
+    """One run, which continues through all rounds."""
 
     def __init__(self, testbed: Testbed) -> None:
         self._testbed = testbed
@@ -92,26 +92,26 @@ class Drill:
         await self._testbed.all_said("restored")
 
     async def round(self, number: int) -> str:
-        """One whose commit was made before all of them stood still does not count: another follows."""
+        """A freeze that comes after the commit does not count: another one follows."""
         said: list[str] = []
         while len(said) <= MOST_IN_TIME:
             in_time = self._in_time
             said.append(await self._try(Freeze.of(self._testbed.options, number, len(said))))
             if self._in_time == in_time:
-                return "; and then ".join(said)
-        raise Failed(f"{MOST_IN_TIME} savers in a row had committed before they were stopped")
+                return "; then ".join(said)
+        raise Failed(f"{MOST_IN_TIME} consecutive savers had committed before they were frozen")
 
     async def _try(self, freeze: Freeze) -> str:
-        stopped = await self._stop(freeze)
+        frozen = await self._freeze_saver(freeze)
         try:
-            successor = await self._succeeded(stopped, freeze)
+            successor = await self._check_succession(frozen, freeze)
         finally:
-            await self._resume(stopped, freeze)
-        outcome = await self._refused(stopped)
-        left = await self._cleaned(stopped)
+            await self._resume(frozen, freeze)
+        outcome = await self._check_refused(frozen)
+        left = await self._check_removed(frozen)
         return (
-            f"rank {stopped.rank.number} stopped in its save of step {stopped.step}, {freeze.moment} "
-            f"({freeze.victims}), {monotonic() - stopped.at:.1f} s; rank {successor} leads; {outcome}; {left}"
+            f"rank {frozen.rank.number} frozen in its save of step {frozen.step}, {freeze.moment} "
+            f"({freeze.victims}), {monotonic() - frozen.at:.1f} s; rank {successor} leads; {outcome}; {left}"
         )
 
     async def finish(self) -> str:
@@ -119,12 +119,12 @@ class Drill:
         registry = await self._testbed.catch_up()
         for manifest in registry.registered.values():
             self._testbed.check_whole(manifest)
-        late = f"{self._in_time} commits were made just before their saver was stopped, all late ones refused"
+        late = f"{self._in_time} commits came just before the freeze, all late ones were refused"
         return f"{len(registry.committed)} checkpoints committed, no step twice; {late}"
 
     # -- the fault ----------------------------------------------------------------------------------------------------
 
-    async def _stop(self, freeze: Freeze) -> Stopped:
+    async def _freeze_saver(self, freeze: Freeze) -> FrozenSave:
         before = len(self._testbed.begun_saves())
         what = "another save to begin"
         rank, save = (
@@ -144,76 +144,76 @@ class Drill:
         send(pids, signal.SIGSTOP)
         registry = await self._testbed.catch_up()
         assert registry.leader is not None
-        stopped = Stopped(rank, step, registry.leader.token, pids, monotonic())
-        stopped.in_time = stopped.id in registry.committed
-        self._in_time += stopped.in_time
-        return stopped
+        frozen = FrozenSave(rank, step, registry.leader.token, pids, monotonic())
+        frozen.in_time = frozen.id in registry.committed
+        self._in_time += frozen.in_time
+        return frozen
 
-    async def _resume(self, stopped: Stopped, freeze: Freeze) -> None:
-        random.Random(freeze.order + 1).shuffle(stopped.pids)
-        for pid in stopped.pids:
+    async def _resume(self, frozen: FrozenSave, freeze: Freeze) -> None:
+        random.Random(freeze.order + 1).shuffle(frozen.pids)
+        for pid in frozen.pids:
             send([pid], signal.SIGCONT)
             await asyncio.sleep(freeze.gap_s)
 
     # -- what must hold -----------------------------------------------------------------------------------------------
 
-    async def _succeeded(self, stopped: Stopped, freeze: Freeze) -> int:
-        """Another leads while the stopped ones are stopped; where the ranks wait for the save, it saves the step."""
-        deadline = stopped.at + max(SUCCESSION_S, freeze.for_s)
+    async def _check_succession(self, frozen: FrozenSave, freeze: Freeze) -> int:
+        """Another rank leads while the saver is frozen; if the ranks wait for the save, it saves the step."""
+        deadline = frozen.at + max(SUCCESSION_S, freeze.for_s)
         while True:
             registry = await self._testbed.catch_up()
             leader = registry.leader
             assert leader is not None
-            succeeded = leader.token > stopped.token and leader.rank != stopped.rank.number
+            succeeded = leader.token > frozen.token and leader.rank != frozen.rank.number
             if succeeded and self._testbed.options.torch:
-                succeeded = any(manifest.step == stopped.step for manifest in registry.committed.values())
-            if succeeded and monotonic() >= stopped.at + freeze.for_s:
+                succeeded = any(manifest.step == frozen.step for manifest in registry.committed.values())
+            if succeeded and monotonic() >= frozen.at + freeze.for_s:
                 return leader.rank
             if monotonic() > deadline:
-                raise Failed(f"{stopped} was stopped for {monotonic() - stopped.at:.1f} s and no other rank took over")
+                raise Failed(f"{frozen} was frozen for {monotonic() - frozen.at:.1f} s and no other rank took over")
             await asyncio.sleep(LOOK_S)
 
-    async def _refused(self, stopped: Stopped) -> str:
-        """The saver learns of it, if only when it has found its agent again, and nothing of it is in the registry."""
-        rank, step = stopped.rank, stopped.step
-        what = f"{rank} to hear what became of its save of step {step}"
+    async def _check_refused(self, frozen: FrozenSave) -> str:
+        """The saver gets the outcome, at the latest when it is connected to its agent again; nothing is registered."""
+        rank, step = frozen.rank, frozen.step
+        what = f"the outcome of the save of step {step} by {rank}"
         await self._testbed.until(lambda: _outcome(rank, step), what, timeout_s=REFUSAL_S)
         event, said = _outcome(rank, step)[0]
-        if stopped.in_time:
-            return "committed before"
-        fate = await self._testbed.until(lambda: _fate(stopped), what, timeout_s=REFUSAL_S)
+        if frozen.in_time:
+            return "committed before the freeze"
+        fate = await self._testbed.until(lambda: _fate(frozen), what, timeout_s=REFUSAL_S)
         registry = await self._testbed.catch_up()
-        if stopped.id in registry.committed:
-            raise Failed(f"{stopped}: its late commit was made")
-        waited = _warned(stopped, f"checkpoint {stopped.id} is not committed yet")
+        if frozen.id in registry.committed:
+            raise Failed(f"{frozen}: its late commit was made")
+        waited = _warned(frozen, f"checkpoint {frozen.id} is not committed yet")
         expected = ("saved", True) if self._testbed.options.torch else ("fenced", None)
         if (event, said.get("known")) != (("saved", False) if waited else expected):
-            raise Failed(f"{stopped} has come to {event} {said}, and not to {expected}")
-        return f"{fate}, heard of later" if waited else fate
+            raise Failed(f"{frozen}: {event} {said} instead of {expected}")
+        return f"{fate}, reported later" if waited else fate
 
-    async def _cleaned(self, stopped: Stopped) -> str:
-        """Once a newer leader has made another checkpoint. A saver of one's own cleans for itself."""
-        name = f"step-{stopped.step}-{stopped.token}"
-        if stopped.in_time:
+    async def _check_removed(self, frozen: FrozenSave) -> str:
+        """The directory is removed when a newer leader has saved again. A script's own saver keeps it."""
+        name = f"step-{frozen.step}-{frozen.token}"
+        if frozen.in_time:
             return "kept"
         if not self._testbed.options.torch:
-            if name not in self._testbed.attempts(stopped.step):
-                raise Failed(f"{stopped}: {name} was deleted")
-            return "left to its owner"
-        deadline = monotonic() + CLEANED_S
-        while not await self._saved_since(stopped):
+            if name not in self._testbed.attempts(frozen.step):
+                raise Failed(f"{frozen}: {name} was deleted")
+            return "left to the script"
+        deadline = monotonic() + REMOVED_S
+        while not await self._saved_since(frozen):
             if monotonic() > deadline:
-                raise Failed(f"{stopped}: no newer leader has saved in {CLEANED_S:g} s")
+                raise Failed(f"{frozen}: no newer leader has saved in {REMOVED_S:g} s")
             await asyncio.sleep(LOOK_S)
-        if name in self._testbed.attempts(stopped.step):
-            raise Failed(f"{stopped}: {name} is still there, although newer leaders have saved since")
-        return "cleaned away"
+        if name in self._testbed.attempts(frozen.step):
+            raise Failed(f"{frozen}: {name} still exists, although newer leaders have saved since")
+        return "removed"
 
-    async def _saved_since(self, stopped: Stopped) -> bool:
-        """Whether a newer leader has saved a later step, and has tidied up after it."""
+    async def _saved_since(self, frozen: FrozenSave) -> bool:
+        """Whether a newer leader has saved a later step, and removed old directories after that."""
         registry = await self._testbed.catch_up()
         for manifest in registry.committed.values():
-            if manifest.step > stopped.step and manifest.token > stopped.token:
+            if manifest.step > frozen.step and manifest.token > frozen.token:
                 saver = self._ranks.all[manifest.rank]
                 if saver.said("saved", step=manifest.step):
                     return True
@@ -224,17 +224,16 @@ def _outcome(rank: Rank, step: int) -> list[tuple[str, Record]]:
     return [(event, said) for event in ("fenced", "failed", "saved") for said in rank.said(event, step=step)]
 
 
-def _warned(stopped: Stopped, text: str) -> bool:
-    return any(text in said["text"] for said in stopped.rank.said("warned") if said["at"] > stopped.at)
+def _warned(frozen: FrozenSave, text: str) -> bool:
+    return any(text in said["text"] for said in frozen.rank.said("warned") if said["at"] > frozen.at)
 
 
-def _fate(stopped: Stopped) -> str:
-    """The outcome that its saver received."""
-    if _warned(stopped, f"checkpoint {stopped.id} is not committed: "):
+def _fate(frozen: FrozenSave) -> str:
+    """The outcome that the saver received."""
+    if _warned(frozen, f"checkpoint {frozen.id} is not committed: "):
         return "refused"
-    return "cleaned away under its hands" if _warned(stopped, f"step-{stopped.id} was removed") else ""
+    return "removed during the save" if _warned(frozen, f"step-{frozen.id} was removed") else ""
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = parse_drill(NAME, __doc__ or "", arguments, rounds=ROUNDS)
-    return asyncio.run(rounds.perform(options, lambda folder: testbed(options, folder), Drill))
+    return run_drill(NAME, __doc__, ROUNDS, arguments, testbed, Drill)

@@ -1,6 +1,6 @@
-"""The rank that saves is killed in the middle of it, all others after it, and the run is restarted.
+"""The saver is killed during a save, all other ranks after it, and the run is restarted.
 
-Every round: all ranks resume from the newest committed checkpoint, which is whole and holds what was saved of its step.
+Every round: all ranks resume from the newest committed checkpoint, which is complete and has the content of its step.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from time import monotonic
 from typing import Final, Literal, Self
 
 from chaos import content
-from chaos.drills import rounds
+from chaos.drills.rounds import run_drill
 from chaos.drills.testbed import Failed, Testbed, testbed
 from chaos.harness.processes import send
 from chaos.harness.ranks import Rank
-from chaos.options import DrillOptions, parse_drill
+from chaos.options import DrillOptions
 
 NAME: Final = "midsave"
-ROUNDS: Final = 100
+ROUNDS: Final = 20
 WHOLE_S: Final = 0.03
-"""The commit follows so soon upon the last file."""
+"""From the last file to the commit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Blow:
-    """Which rank is killed in a round, when, and what happens to the others."""
+class Kill:
+    """Which processes are killed in a round, when, and what happens to the other ranks."""
 
     saves: int
-    """Of this life, the save in which it comes."""
+    """The number of the save, since the start of the processes, during which the saver is killed."""
     moment: Literal["writing", "about to commit", "any time"]
     part: float
-    """Of the time that such a moment lasts."""
+    """When within that moment: 0 to 1."""
     victims: Literal["worker", "worker and agent", "worker, agent and supervisor", "node"]
     order: int
     rest: Literal["killed", "SIGTERM"]
     rest_s: float
-    """How long the others run on."""
+    """How long the others continue to run."""
     background: bool
 
     @classmethod
@@ -66,108 +66,107 @@ class Drill:
     def __init__(self, testbed: Testbed) -> None:
         self._testbed = testbed
         self._ranks = testbed.ranks
-        self._looked_at: set[str] = set()
+        self._verified: set[str] = set()
         self._background = False
 
     async def begin(self) -> None:
         await self._testbed.start()
-        await self._restored()
+        await self._check_restored()
 
     async def round(self, number: int) -> str:
-        blow = Blow.of(self._testbed.options, number)
-        said = await self._strike(blow)
-        await self._outlive(blow)
-        await self._all_there()
-        self._background = blow.background
-        await self._testbed.start(background=blow.background)
-        return f"{said}; {await self._restored()}"
+        kill = Kill.of(self._testbed.options, number)
+        said = await self._kill_saver(kill)
+        await self._end_others(kill)
+        await self._check_registered()
+        self._background = kill.background
+        await self._testbed.start(background=kill.background)
+        return f"{said}; {await self._check_restored()}"
 
     async def finish(self) -> str:
-        """The ranks leave in order, and all that was committed is still there."""
+        """The ranks leave, and all registered checkpoints are still there."""
         await self._testbed.finish()
-        self._looked_at.clear()
-        await self._all_there()
+        self._verified.clear()
+        await self._check_registered()
         registry = self._testbed.registry
         kept = {Path(manifest.path).name for manifest in registry.registered.values()}
         others = [path for path in self._testbed.saves.iterdir() if path.name not in kept]
         return (
-            f"{len(registry.committed)} checkpoints committed, {len(kept)} kept, all of them whole; "
-            f"{len(others)} directories of no checkpoint are left"
+            f"{len(registry.committed)} checkpoints committed, {len(kept)} kept, all complete; "
+            f"{len(others)} other directories are left"
         )
 
-    # -- the blow -----------------------------------------------------------------------------------------------------
+    # -- the kill -----------------------------------------------------------------------------------------------------
 
-    async def _strike(self, blow: Blow) -> str:
+    async def _kill_saver(self, kill: Kill) -> str:
         """Waits for the save and for its moment."""
-        what = f"save {blow.saves} of this life"
-        victim, save = (await self._testbed.until(lambda: self._testbed.begun_saves()[blow.saves - 1 :], what))[0]
+        what = f"save {kill.saves} of these processes"
+        victim, save = (await self._testbed.until(lambda: self._testbed.begun_saves()[kill.saves - 1 :], what))[0]
         step, agents = int(save["step"]), victim.node.agents()
         length_s = content.length_s(self._testbed.options.seed, step)
-        if blow.moment == "about to commit":
+        if kill.moment == "about to commit":
             await self._testbed.until(lambda: self._testbed.is_whole(step), f"the last file of step {step}")
-            await asyncio.sleep(WHOLE_S * blow.part)
+            await asyncio.sleep(WHOLE_S * kill.part)
         else:
-            after_s = length_s * blow.part * (1.3 if blow.moment == "any time" else 1.0)
+            after_s = length_s * kill.part * (1.3 if kill.moment == "any time" else 1.0)
             await asyncio.sleep(max(0.0, save["at"] + after_s - monotonic()))
-        send(self._pids(victim, agents, blow), signal.SIGKILL)
+        send(self._pids(victim, agents, kill), signal.SIGKILL)
         passed_ms, length_ms = (monotonic() - save["at"]) * 1e3, length_s * 1e3
         beside = " in the background" if self._background else ""
         return (
             f"rank {victim.number} saves step {step} in {length_ms:.0f} ms{beside}, "
-            f"killed after {passed_ms:.0f} ms ({blow.victims})"
+            f"killed after {passed_ms:.0f} ms ({kill.victims})"
         )
 
-    def _pids(self, victim: Rank, agents: Sequence[int], blow: Blow) -> list[int]:
+    def _pids(self, victim: Rank, agents: Sequence[int], kill: Kill) -> list[int]:
         pids = [victim.pid]
-        if blow.victims == "node":
+        if kill.victims == "node":
             pids = [rank.pid for rank in self._ranks.on(victim.node)]
-        if blow.victims == "worker and agent":
+        if kill.victims == "worker and agent":
             pids += agents[-1:]
-        elif blow.victims != "worker":
+        elif kill.victims != "worker":
             pids += agents
-        random.Random(blow.order).shuffle(pids)
+        random.Random(kill.order).shuffle(pids)
         return pids
 
-    async def _outlive(self, blow: Blow) -> None:
-        """What torchrun does with the rest: it tells them to end, and kills them when they have not."""
-        if blow.rest == "SIGTERM":
+    async def _end_others(self, kill: Kill) -> None:
+        """Ends the other ranks as torchrun does: SIGTERM, then SIGKILL."""
+        if kill.rest == "SIGTERM":
             self._ranks.signal(signal.SIGTERM)
-        await asyncio.sleep(blow.rest_s)
+        await asyncio.sleep(kill.rest_s)
         await self._testbed.kill_all()
 
     # -- what must hold -----------------------------------------------------------------------------------------------
 
-    async def _all_there(self) -> None:
-        """While no rank lives: what is in the registry is on the disk, and what ranks know of is in the registry."""
+    async def _check_registered(self) -> None:
+        """While no rank runs: registered checkpoints are on the disk, and those that ranks know of are registered."""
         registry = await self._testbed.catch_up()
         for checkpoint_id, manifest in registry.registered.items():
-            if checkpoint_id not in self._looked_at or checkpoint_id == registry.newest:
+            if checkpoint_id not in self._verified or checkpoint_id == registry.newest:
                 self._testbed.check_whole(manifest)
-                self._looked_at.add(checkpoint_id)
+                self._verified.add(checkpoint_id)
         steps = {manifest.step for manifest in registry.committed.values()}
         for rank in self._ranks.all:
             lost = [said["step"] for said in rank.said("saved", known=True) if said["step"] not in steps]
             if lost and not self._background:
-                raise Failed(f"{rank} received that steps {lost} are saved, and no such checkpoint was ever committed")
+                raise Failed(f"{rank} received that steps {lost} are saved, but no such checkpoint was committed")
 
-    async def _restored(self) -> str:
-        """All ranks have loaded what was the newest when their view was formed."""
+    async def _check_restored(self) -> str:
+        """All ranks have loaded the checkpoint that was the newest when their view was formed."""
         said = await self._testbed.all_said("restored")
         views = {joined["view"] for joined in await self._testbed.all_said("joined")}
         registry = await self._testbed.catch_up()
         if len(views) != 1 or not registry.views[min(views)].fresh:
-            raise Failed(f"the ranks have not begun together: views {views}")
+            raise Failed(f"the ranks did not start together: views {views}")
         newest = registry.views[min(views)].newest
         step = registry.committed[newest].step if newest is not None else -1
         held = content.digest(self._testbed.content(step)) if newest is not None else ""
         for rank, loaded in zip(self._ranks.all, said, strict=True):
             if (loaded["next"], loaded["digest"]) != (step + 1, held):
-                raise Failed(f"{rank} has loaded {loaded}, and {newest} with {held} is the newest")
+                raise Failed(f"{rank} has loaded {loaded}, but {newest} with {held} is the newest")
             if not self._testbed.options.torch and loaded["id"] != newest:
-                raise Failed(f"{rank} has loaded {loaded['id']}, and {newest} is the newest")
+                raise Failed(f"{rank} has loaded {loaded['id']}, but {newest} is the newest")
         return f"all resume from {newest or 'the beginning'}"
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = parse_drill(NAME, __doc__ or "", arguments, rounds=ROUNDS)
-    return asyncio.run(rounds.perform(options, lambda folder: testbed(options, folder), Drill))
+    return run_drill(NAME, __doc__, ROUNDS, arguments, testbed, Drill)

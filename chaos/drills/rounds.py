@@ -1,46 +1,58 @@
-"""Runs a drill round after round: a line for each, the folder of a failed one, and the verdict."""
+"""Runs a drill round by round: prints a line for each round, and the result."""
 
 from __future__ import annotations
 
-import shutil
-import sys
+import asyncio
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from chaos.drills.testbed import Failed, new_folder
-from chaos.options import DrillOptions
+from chaos.options import DrillOptions, parse_drill, say
 
 
 class Drill(Protocol):
-    """Each call raises Failed for what must not be."""
+    """Each call raises Failed when a promise is broken."""
 
     async def begin(self) -> None: ...
 
     async def round(self, number: int) -> str:
-        """What was done, and what came of it."""
+        """Returns what was done, and the outcome."""
 
     async def finish(self) -> str: ...
 
 
-Place = TypeVar("Place")
+Bed = TypeVar("Bed")
 
 
-async def perform(
-    options: DrillOptions,
-    place: Callable[[Path], AbstractAsyncContextManager[Place]],
-    make: Callable[[Place], Drill],
+def run_drill(
+    name: str,
+    description: str | None,
+    rounds: int,
+    arguments: Sequence[str],
+    testbed: Callable[[DrillOptions, Path], AbstractAsyncContextManager[Bed]],
+    make: Callable[[Bed], Drill],
 ) -> int:
-    """0 when every round held. A drill stops at its first failure: the state of its processes is unknown then."""
+    """The exit code: 0 when every round held. `rounds`: how many by default."""
+    options = parse_drill(name, description or "", arguments, rounds=rounds)
+    return asyncio.run(_perform(options, testbed, make))
+
+
+async def _perform(
+    options: DrillOptions,
+    testbed: Callable[[DrillOptions, Path], AbstractAsyncContextManager[Bed]],
+    make: Callable[[Bed], Drill],
+) -> int:
+    """A drill stops at its first failure, because the state of its processes is then unknown."""
     folder = new_folder()
     say(f"{options.drill}: {options.command}")
     began, held, failure = time.monotonic(), 0, ""
     try:
-        async with place(folder) as testbed:
-            drill = make(testbed)
+        async with testbed(options, folder) as bed:
+            drill = make(bed)
             await drill.begin()
             for number in range(1, options.rounds + 1):
                 started = time.monotonic()
@@ -50,14 +62,7 @@ async def perform(
             say(await drill.finish())
     except Exception as error:  # noqa: BLE001  # no error may pass for success
         failure = str(error) if isinstance(error, Failed) else traceback.format_exc()
-        say(f"round {held + 1:>3}  FAILED: {failure}\nlogs and saves: {folder}")
-    if not failure and not options.keep:
-        shutil.rmtree(folder)
+        say(f"round {held + 1:>3}  FAILED: {failure}")
     verdict = "BROKEN" if failure else "held"
     say(f"{options.drill}: {verdict}, {held} of {options.rounds} rounds in {time.monotonic() - began:.0f} s")
-    return 1 if failure else 0
-
-
-def say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    return options.conclude(folder, passed=not failure)

@@ -1,4 +1,4 @@
-"""Ranks get SIGTERM at any moment: all save in one step and leave, and the run continues after that step.
+"""Ranks get SIGTERM at a random moment: all save in the same step and leave, and the run continues after that step.
 
 Every round: all ranks end before the same step with exit code 0, and a checkpoint of the step before is committed and
 whole; the next round resumes from it.
@@ -15,16 +15,16 @@ from time import monotonic
 from typing import Final, Literal, Self
 
 from chaos import content
-from chaos.drills import rounds
+from chaos.drills.rounds import run_drill
 from chaos.drills.testbed import WORLD_SIZE, Failed, Testbed, testbed
 from chaos.harness.processes import send
 from chaos.harness.ranks import Rank
-from chaos.options import DrillOptions, parse_drill
+from chaos.options import DrillOptions
 
 NAME: Final = "sigterm"
-ROUNDS: Final = 100
+ROUNDS: Final = 20
 LEAVING_S: Final = 30.0
-"""What a launcher gives, and Instep expects, from SIGTERM to SIGKILL."""
+"""From SIGTERM to SIGKILL, as launchers have it and Instep assumes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +33,9 @@ class Notice:
 
     moment: Literal["at the beginning", "writing", "any time"]
     saves: int
-    """Of this life, the save in which it comes."""
+    """The number of the save, since the start of the processes, at which the signal is sent."""
     part: float
-    """Of the time that such a moment lasts."""
+    """When within that moment: 0 to 1."""
     rank: int
     target: Literal["rank", "node", "node and agents", "all", "one after the other"]
     order: int
@@ -56,7 +56,7 @@ class Notice:
 
 
 class Drill:
-    """One run that gets SIGTERM and is restarted in every round."""
+    """One run, which gets SIGTERM and is restarted in every round."""
 
     def __init__(self, testbed: Testbed) -> None:
         self._testbed = testbed
@@ -64,20 +64,20 @@ class Drill:
         self._longest_s = 0.0
 
     async def begin(self) -> None:
-        """Every round starts the ranks itself."""
+        """Nothing: each round starts the ranks."""
 
     async def round(self, number: int) -> str:
         notice = Notice.of(self._testbed.options, number)
         await self._testbed.start(background=notice.background)
         await self._testbed.all_said("joined")
-        await self._come(notice)
-        said = await self._tell(notice)
+        await self._wait_for_moment(notice)
+        said = await self._signal(notice)
         began = monotonic()
-        await self._testbed.until(self._all_gone, "the ranks to leave", timeout_s=LEAVING_S, dead=True)
+        await self._testbed.until(self._testbed.all_gone, "the ranks to leave", timeout_s=LEAVING_S, dead=True)
         took_s = monotonic() - began
         self._longest_s = max(self._longest_s, took_s)
-        last = await self._left()
-        await self._went_on()
+        last = await self._check_left()
+        await self._check_resumed()
         return f"{said}; all left after step {last}, {took_s:.2f} s later"
 
     async def finish(self) -> str:
@@ -86,23 +86,18 @@ class Drill:
 
     # -- the notice ---------------------------------------------------------------------------------------------------
 
-    async def _come(self, notice: Notice) -> None:
+    async def _wait_for_moment(self, notice: Notice) -> None:
         """Waits for the moment."""
         if notice.moment == "at the beginning":
             await asyncio.sleep(0.3 * notice.part)
             return
-        what = f"save {notice.saves} of this life"
-        step, at = (await self._testbed.until(lambda: self._saves()[notice.saves - 1 :], what))[0]
-        length_s = content.length_s(self._testbed.options.seed, step)
+        what = f"save {notice.saves} of these processes"
+        _, save = (await self._testbed.until(lambda: self._testbed.begun_saves()[notice.saves - 1 :], what))[0]
+        length_s = content.length_s(self._testbed.options.seed, int(save["step"]))
         after_s = notice.part * (length_s if notice.moment == "writing" else 2.0)
-        await asyncio.sleep(max(0.0, at + after_s - monotonic()))
+        await asyncio.sleep(max(0.0, save["at"] + after_s - monotonic()))
 
-    def _saves(self) -> list[tuple[int, float]]:
-        """Step and time of each that was begun in this life, in order."""
-        begun = [(int(said["step"]), float(said["at"])) for rank in self._ranks.all for said in rank.said("opened")]
-        return sorted(begun, key=lambda item: item[1])
-
-    async def _tell(self, notice: Notice) -> str:
+    async def _signal(self, notice: Notice) -> str:
         rank = self._ranks.all[notice.rank]
         chosen = {"rank": [rank], "node": self._ranks.on(rank.node)}.get(notice.target, self._ranks.all)
         pids = [item.pid for item in chosen]
@@ -119,11 +114,8 @@ class Drill:
 
     # -- what must hold -----------------------------------------------------------------------------------------------
 
-    def _all_gone(self) -> bool:
-        return all(rank.code is not None for rank in self._ranks.all)
-
-    async def _left(self) -> int:
-        """The last step, of all ranks, committed."""
+    async def _check_left(self) -> int:
+        """Returns the last step, which all ranks share and whose checkpoint is committed."""
         codes = [rank.code for rank in self._ranks.all]
         if any(codes):
             bad: Rank = next(rank for rank in self._ranks.all if rank.code)
@@ -134,21 +126,20 @@ class Drill:
         last = stops[0] - 1
         registry = await self._testbed.catch_up()
         if registry.newest is None or registry.committed[registry.newest].step != last:
-            raise Failed(f"the last step was {last}, and {registry.newest} is the newest checkpoint")
+            raise Failed(f"the last step was {last}, but {registry.newest} is the newest checkpoint")
         self._testbed.check_whole(registry.committed[registry.newest])
         return last
 
-    async def _went_on(self) -> None:
-        """This life began where the one before had ended, on all ranks."""
+    async def _check_resumed(self) -> None:
+        """All ranks began where the processes before them had ended."""
         registry = self._testbed.registry
-        lives = sorted(number for number, view in registry.views.items() if view.fresh)
-        newest = registry.views[lives[-1]].newest
+        starts = sorted(number for number, view in registry.views.items() if view.fresh)
+        newest = registry.views[starts[-1]].newest
         expected = registry.committed[newest].step + 1 if newest is not None else 0
         began = [said["next"] for said in await self._testbed.all_said("restored", dead=True)]
         if set(began) != {expected}:
-            raise Failed(f"the ranks went on with {began}, and {newest} was the newest checkpoint")
+            raise Failed(f"the ranks resumed at {began}, but {newest} was the newest checkpoint")
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = parse_drill(NAME, __doc__ or "", arguments, rounds=ROUNDS)
-    return asyncio.run(rounds.perform(options, lambda folder: testbed(options, folder), Drill))
+    return run_drill(NAME, __doc__, ROUNDS, arguments, testbed, Drill)

@@ -1,4 +1,4 @@
-"""What a drill runs on: an etcd server, two nodes with two ranks each, and all that etcd has ever held of them."""
+"""What a drill runs on: an etcd server, two nodes with two ranks each, and the history of their keys."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 
 class Failed(Exception):
-    """A round broke the promise."""
+    """A round broke its promise."""
 
 
 class Testbed:
@@ -60,12 +60,12 @@ class Testbed:
     # -- the ranks ----------------------------------------------------------------------------------------------------
 
     async def start(self, *, background: bool = False) -> None:
-        """All ranks, from the newest checkpoint on."""
+        """Starts all ranks; they resume from the newest checkpoint."""
         self.ranks.start_all(background=background)
 
     async def until(self, found: Callable[[], T], what: str, *, timeout_s: float = PATIENCE_S, dead: bool = False) -> T:
-        """The first true value of `found`. Raises Failed when there is none in time, or, unless the ranks may be
-        `dead`, when one of them ends first."""
+        """The first true value of `found`. Raises Failed when there is none in time, or when a rank ends first, unless
+        ranks may be `dead`."""
         deadline = monotonic() + timeout_s
         while not (value := found()):
             ended = [rank for rank in self.ranks.all if rank.code is not None]
@@ -84,7 +84,7 @@ class Testbed:
     async def all_said(
         self, event: str, *, timeout_s: float = PATIENCE_S, dead: bool = False, **facts: Any
     ) -> list[Record]:
-        """By rank, the first record of that event."""
+        """The first record of that event of each rank, by rank."""
 
         def found() -> list[list[Record]]:
             said = [rank.said(event, **facts) for rank in self.ranks.all]
@@ -93,7 +93,7 @@ class Testbed:
         return [said[0] for said in await self.until(found, f"{event} of all ranks", timeout_s=timeout_s, dead=dead)]
 
     def begun_saves(self) -> list[tuple[Rank, Record]]:
-        """Those of the present processes in order, each with the rank that makes it."""
+        """The saves that the present processes have begun, in order, each with its rank."""
         begun = [(rank, said) for rank in self.ranks.all for said in rank.said("opened")]
         return sorted(begun, key=lambda item: float(item[1]["at"]))
 
@@ -101,24 +101,24 @@ class Testbed:
         return all(rank.code is not None for rank in self.ranks.all)
 
     async def kill_all(self) -> None:
-        """All that still run, at once."""
+        """Kills all ranks that still run, at once."""
         self.ranks.signal(signal.SIGKILL)
         await self.until(self.all_gone, "the ranks to be gone", dead=True)
 
     async def finish(self) -> None:
-        """All ranks leave after the same step, with exit code 0."""
+        """Ends the run: all ranks leave after the same step, with exit code 0."""
         shared = self.ranks.shared
         shared.end_after(shared.highest_passed() + LAST_STEPS)
         await self.all_said("done", dead=True)
         await self.until(self.all_gone, "the ranks to be gone", dead=True)
         codes = [rank.code for rank in self.ranks.all]
         if any(codes):
-            raise Failed(f"the ranks were to leave in order and ended with {codes}")
+            raise Failed(f"the ranks ended with {codes} instead of 0")
 
     # -- the checkpoints ----------------------------------------------------------------------------------------------
 
     async def catch_up(self) -> RegistryHistory:
-        """The registry with all that has been written up to now. Raises Failed with what was against its rules."""
+        """The registry with everything written up to now. Raises Failed if a write broke its rules."""
         mark = await self._client.put(f"{NAMESPACE}/.mark", str(self._read_from))
         async with asyncio.timeout(CATCH_UP_S), self._client.watch(NAMESPACE, start_revision=self._read_from) as watch:
             async for batch in watch:
@@ -132,28 +132,28 @@ class Testbed:
         return self.registry
 
     def check_whole(self, manifest: Manifest) -> None:
-        """A committed checkpoint's files are as they were committed, and are what was saved of that step."""
+        """Checks that the files of a committed checkpoint are unchanged and have the content of its step."""
         problem = verify_manifest(Path(manifest.path), manifest.digest)
         if problem is not None:
             raise Failed(f"checkpoint {manifest.id} is committed: {problem}")
         if not self.options.torch and content.read(Path(manifest.path)) != self.content(manifest.step):
-            raise Failed(f"checkpoint {manifest.id} does not hold what was saved of its step")
+            raise Failed(f"checkpoint {manifest.id} does not have the content of its step")
 
     def content(self, step: int) -> dict[str, bytes]:
         return content.content(self.options.seed, step)
 
     def attempts(self, step: int) -> list[str]:
-        """Directories of that step."""
+        """The directories of that step."""
         return sorted(path.name for path in self.saves.glob(f"step-{step}-*"))
 
     def is_whole(self, step: int) -> bool:
-        """Whether the last file of an attempt at that step is written: its commit follows at once."""
+        """Whether the last file of an attempt at that step is written: the commit follows at once."""
         return any((self.saves / name / MANIFEST).exists() for name in self.attempts(step))
 
 
 @asynccontextmanager
 async def testbed(options: DrillOptions, folder: Path) -> AsyncIterator[Testbed]:
-    """After a round that held, its agents leave with their ranks. Raises Failed when they do not."""
+    """After a drill that held, the agents leave with their ranks. Raises Failed if they do not."""
     module, saver = ("chaos.torch_saver", "TorchSaver") if options.torch else ("chaos.savers", "ContentSaver")
     orders = Orders(
         run=RUN,
@@ -186,9 +186,9 @@ async def _end_agents(nodes: list[Node], *, patience_s: float) -> None:
     agents = [pid for node in nodes for pid in node.agents()]
     send(agents, signal.SIGKILL)
     if agents and patience_s:
-        raise Failed(f"the agents {agents} were still there {patience_s:g} s after their ranks")
+        raise Failed(f"the agents {agents} still run {patience_s:g} s after their ranks")
 
 
 def new_folder() -> Path:
-    """Its path is short enough for the sockets below it."""
+    """Its path is short enough for the sockets in it."""
     return Path(tempfile.mkdtemp(prefix="instep-drill-", dir="/tmp"))

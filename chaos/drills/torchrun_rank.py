@@ -23,7 +23,7 @@ RUN: Final = "drill"
 
 
 class SlowModule(torch.nn.Module):
-    """As large as it takes for saves of some length."""
+    """Large enough that a save takes a while."""
 
     def __init__(self, megabytes: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""A process that has imported torch once and forks each rank: an import takes seconds of one processor.
+"""A process that has imported torch once and forks each rank, because the import takes seconds of CPU time.
 
-The ranks are processes of their own in all but that: environment, arguments, streams, session and exit code are theirs
-alone. They end with the server. Limit: not for what a process does before it has imported torch.
+The ranks are separate processes in every other respect: environment, arguments, streams, session and exit code. They
+end with the server. Limit: it does not show what a process does before it has imported torch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class ForkedProcess:
-    """Those parts of `subprocess.Popen` that are needed. The streams are pipes of text, or None with a log."""
+    """The parts of `subprocess.Popen` that are needed. The streams are text pipes, or None with a log."""
 
     def __init__(self, pid: int, streams: Sequence[IO[str]]) -> None:
         self.pid = pid
@@ -161,7 +161,7 @@ def _files(log: Path) -> tuple[list[int], list[int]]:
 
 
 def serve(module: str) -> int:
-    """Forks what it is asked to, and reports how each process ended, until the other end of its input closes."""
+    """Forks the requested processes and reports how each one ended, until the other end of its input closes."""
     importlib.import_module(module)
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads cannot be forked safely"
     channel = socket.socket(fileno=os.dup(0))

@@ -1,4 +1,4 @@
-"""Host names that lead to addresses of this machine, and to others when a fault moves them.
+"""Host names that resolve to addresses of this machine, and to other ones when a fault moves them.
 
 A process that has called `enter` sees a hosts file of its own in place of /etc/hosts, and so do all that it starts.
 """
@@ -38,7 +38,7 @@ def enter() -> None:
 
 
 def leave() -> None:
-    """Removes the file; to be called at the end of a process that has called `enter`."""
+    """Removes the file. Call it at the end of a process that has called `enter`."""
     if (path := os.environ.get(_ENTERED)) is not None:
         shutil.rmtree(Path(path).parent, ignore_errors=True)
 
@@ -49,7 +49,7 @@ def can_move() -> bool:
 
 
 def publish(addresses: Mapping[str, str]) -> None:
-    """From now on these names lead to these addresses; other names that were published stay.
+    """Publishes the addresses of these names; other published names remain.
 
     The file is written in place: its mount would not follow another one.
     """

@@ -1,4 +1,4 @@
-"""A way to each member of a cluster that can be cut, silenced and moved."""
+"""A link to each member of a cluster that can be cut, silenced and moved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FIRST_ADDRESS, LAST_ADDRESS = 2, 250
 
 
 class Link:
-    """A way to each member of the cluster that can be cut; with a `name` it can be moved too."""
+    """A link to each member of the cluster that can be cut; with a `name` it can be moved too."""
 
     def __init__(self, endpoints: Sequence[str], name: str = "") -> None:
         self._targets = [_place(endpoint) for endpoint in endpoints]
@@ -29,7 +29,7 @@ class Link:
 
     @property
     def endpoints(self) -> list[str]:
-        """The same over moves."""
+        """The endpoints; a move does not change them."""
         hosts = self._names or ["127.0.0.1"] * len(self._proxies)
         return [f"http://{host}:{proxy.port}" for host, proxy in zip(hosts, self._proxies, strict=True)]
 
@@ -38,12 +38,12 @@ class Link:
         return bool(self._names)
 
     def leave_address(self) -> None:
-        """Connections are reset, new ones refused."""
+        """Resets connections and refuses new ones."""
         for proxy in self._proxies:
             proxy.close()
 
     def arrive_elsewhere(self) -> None:
-        """The same ports at another address of this machine; the names lead there from now on."""
+        """Listens on the same ports at another address of this machine; the names resolve to it from now on."""
         address = f"127.0.0.{self._address}"
         self._address = self._address + 1 if self._address < LAST_ADDRESS else FIRST_ADDRESS
         ports = [proxy.port for proxy in self._proxies]
@@ -53,17 +53,17 @@ class Link:
         hosts_file.publish(dict.fromkeys(self._names, address))
 
     def lose_listings(self) -> None:
-        """The next listing of a leader is not answered. Call it again for as long as the fault lasts."""
+        """Loses the reply to the next listing of a leader. Call it repeatedly while the fault lasts."""
         for proxy in self._proxies:
             proxy.lose_next_reply(LISTING)
 
     def cut_off(self) -> None:
-        """Packets of both directions are lost, nothing is reset."""
+        """Loses packets in both directions; resets nothing."""
         for proxy in self._proxies:
             proxy.black_hole("both")
 
     def silence(self) -> None:
-        """Requests arrive, replies do not."""
+        """Loses replies; requests still arrive."""
         for proxy in self._proxies:
             proxy.black_hole("down")
 

@@ -1,4 +1,4 @@
-"""What a rank writes down: one `write` a line, which leaves whole lines, and all of them, after a SIGKILL."""
+"""The records of a rank: with one `write` per line, all lines are complete after a SIGKILL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Record: TypeAlias = dict[str, Any]
 
 
 class RecordWriter:
-    """Each line holds the given `place` too."""
+    """Each line includes the given `place`."""
 
     def __init__(self, path: Path, **place: int) -> None:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -24,7 +24,7 @@ class RecordWriter:
 
 
 class RecordReader:
-    """What has been read stays in `records`."""
+    """`records` keeps what has been read."""
 
     def __init__(self, path: Path) -> None:
         self.records: list[Record] = []

@@ -1,6 +1,6 @@
-"""What the ranks share: one row of words each, in memory that outlives any of them. It replaces the collective.
+"""The shared state of the ranks: one row of words each, in memory that outlives them. It replaces the collective.
 
-A rank finishes a step when all have arrived at it, as in an all-reduce: no rank runs ahead of one that is dead.
+A rank finishes a step when all have reached it, as in an all-reduce: no rank runs ahead of a dead one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Field(IntEnum):
 
     PID = 0
     LIFE = 1
-    """Which of the processes of this rank writes, counted from 1."""
+    """The number of the process of this rank that writes, counted from 1."""
     PASSED = 2
     """The last step whose boundary was passed."""
     ARRIVED = 3
@@ -27,11 +27,11 @@ class Field(IntEnum):
     VIEW = 4
     LONGEST_BOUNDARY_US = 5
     HOLD_US = 6
-    """For how long a rank that gets SIGUSR2 holds the interpreter; written by the sender of the signal."""
+    """How long a rank that gets SIGUSR2 blocks the interpreter; written by the sender of the signal."""
 
 
 class SharedState:
-    """A file of shared words. The header row holds the step after which all ranks end."""
+    """A file of shared words. The header row has the step after which all ranks end."""
 
     def __init__(self, path: Path, world_size: int, *, create: bool = False) -> None:
         self.world_size = world_size
@@ -57,14 +57,14 @@ class SharedState:
         return min(self.get(rank, Field.ARRIVED) for rank in range(self.world_size))
 
     def is_waited(self) -> bool:
-        """Whether a rank has done a step that another has not: it waits for that one, as in a collective."""
+        """Whether a rank has done a step that another one has not, and therefore waits as in a collective."""
         return self.lowest_arrived() < max(self.get(rank, Field.ARRIVED) for rank in range(self.world_size))
 
     def highest_passed(self) -> int:
         return max(self.get(rank, Field.PASSED) for rank in range(self.world_size))
 
     def begin_at(self, step: int) -> None:
-        """All ranks restart at `step`. Call it while none of them lives."""
+        """Makes all ranks restart at `step`. Call it while none of them runs."""
         for rank in range(self.world_size):
             self.set(rank, Field.PASSED, step - 1)
             self.set(rank, Field.ARRIVED, step - 1)

@@ -1,4 +1,4 @@
-"""When a rank began each step: one small record a step, in a file that outlives the rank."""
+"""When a rank began each step: one small record per step, in a file that outlives the rank."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class StepStart(NamedTuple):
 
 
 class StepLog:
-    """Where one process of a rank writes. One `write` a record leaves whole ones, and all, after a SIGKILL."""
+    """Where one process of a rank writes. With one `write` per record, all records are complete after a SIGKILL."""
 
     def __init__(self, path: Path, life: int) -> None:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -32,7 +32,7 @@ class StepLog:
 
 
 def read_step_log(path: Path) -> Iterator[StepStart]:
-    """Of all processes of one rank, in their order."""
+    """The records of all processes of one rank, in order."""
     if path.exists():
         for fields in _RECORD.iter_unpack(path.read_bytes()):
             yield StepStart(*fields)

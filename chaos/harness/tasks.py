@@ -1,4 +1,4 @@
-"""Tasks in the background of a block: ended with it, and ending it when one of them fails."""
+"""Background tasks of a block: they end with it, and a task that fails ends it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def until(condition: Callable[[], bool], timeout_s: float) -> bool:
 
 
 async def until_async(condition: Callable[[], Awaitable[bool]], timeout_s: float) -> bool:
-    """The same for a condition that has to ask."""
+    """The same for an asynchronous condition."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     while not (held := await condition()) and loop.time() < deadline:  # noqa: ASYNC110  # not ours to signal

@@ -1,4 +1,4 @@
-"""Each check of what commands came to, on a history by the rules and on one that breaks them."""
+"""Each check of the outcome of commands, on a correct history and on one that breaks a rule."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_a_command_that_is_still_there_at_the_end_is_lost(etcd: Etcd) -> None:
     assert "is still there" in commanded(etcd).at_the_end()[0]
 
 
-def test_a_command_that_is_committed_and_stands_on_is_found(etcd: Etcd) -> None:
+def test_a_command_that_remains_after_its_commit_is_found(etcd: Etcd) -> None:
     begin(etcd)
     ask(etcd, "a", CHECKPOINT)
     commit(etcd, 1, "a", CHECKPOINT, Directive(save_at=10), keep=True)
@@ -179,7 +179,7 @@ def test_a_pause_that_ends_by_itself_is_found(etcd: Etcd) -> None:
     assert "without a resume" in commanded(etcd).problems[0]
 
 
-def test_a_pause_outlives_a_fresh_start_and_is_found_missing_where_it_does_not(etcd: Etcd) -> None:
+def test_a_pause_that_does_not_outlive_a_fresh_start_is_found(etcd: Etcd) -> None:
     begin(etcd)
     ask(etcd, "a", PAUSE)
     commit(etcd, 1, "a", PAUSE, Directive(paused_at=10))
@@ -211,7 +211,7 @@ def test_checkpoints_are_asked_for_in_the_agreed_step_by_every_rank_that_ran_it(
     assert (
         "rank 1 (life 1, view 1) ran step 10 and was not" in requests([lived(requested={10}), lived(1)], history)[1][0]
     )
-    assert requests([lived(), lived(1)], history)[1], "nobody did what was agreed"
+    assert requests([lived(), lived(1)], history)[1], "no rank did what was agreed"
     invented = requests([lived(requested={10, 12}), lived(1, requested={10})], history)[1]
     assert [problem.split()[0:2] for problem in invented] == [["rank", "0"], ["rank", "1"]]
 
@@ -241,7 +241,9 @@ def test_checkpoints_are_asked_for_in_the_agreed_step_by_every_rank_that_ran_it(
         "came later and ran it",
     ],
 )
-def test_an_action_runs_once_before_the_agreed_step_on_those_who_promised_it(life: ProcessRecord, wrong: int) -> None:
+def test_an_action_runs_once_before_the_agreed_step_on_the_ranks_that_promised_it(
+    life: ProcessRecord, wrong: int
+) -> None:
     assert len(actions([life], told(actions=[AgreedAction(1, 1, 10, "mark")]))[1]) == wrong
 
 
@@ -250,7 +252,7 @@ def test_an_action_runs_once_before_the_agreed_step_on_those_who_promised_it(lif
     [("b", 9.5, 0), ("b", 10.5, 1), (None, 0.0, 1), ("c", 0.0, 1)],
     ids=["resumed before", "resumed after", "never resumed", "resumed by nobody"],
 )
-def test_no_step_is_run_from_a_pauses_gate_on_before_its_end_is_asked_for(
+def test_no_step_runs_from_the_gate_of_a_pause_until_a_resume_is_requested(
     ended_by: str | None, asked_at: float, wrong: int
 ) -> None:
     """The rank began step n at n seconds, and the gate is 10."""
@@ -259,7 +261,7 @@ def test_no_step_is_run_from_a_pauses_gate_on_before_its_end_is_asked_for(
     assert pauses([lived(last=9)], told(pauses=[Pause(10)]), {})[1] == []
 
 
-def test_a_life_is_read_from_its_lines_and_the_steps_it_began(tmp_path: Path) -> None:
+def test_a_process_is_read_from_its_lines_and_the_steps_that_it_began(tmp_path: Path) -> None:
     begun = StepLog(tmp_path / "rank.steps", 2)
     begun.write(7)
     begun.write(8)
@@ -325,7 +327,7 @@ def test_a_listed_checkpoint_whose_files_were_touched_is_found(tmp_path: Path) -
     assert "is missing" in broken_files([manifest(5, 1, str(tmp_path / "gone"))])[0]
 
 
-def test_a_saver_that_was_told_something_else_than_the_history_says_is_found(etcd: Etcd) -> None:
+def test_a_saver_that_was_told_another_outcome_than_the_history_shows_is_found(etcd: Etcd) -> None:
     token = lead(etcd)
     etcd.txn(*save(manifest(10, token)))
     registry, name, history = registered(etcd), f"10-{token}", told(saves={10})
@@ -349,7 +351,7 @@ def test_a_saver_that_was_told_something_else_than_the_history_says_is_found(etc
     [([], False), ([12.0], True), ([8.9], False), ([13.9], False), ([8.0, 12.5], True)],
     ids=["no thaw", "just before", "more than a TTL before", "after the other was let in", "the second of two"],
 )
-def test_two_may_believe_at_once_only_within_a_ttl_of_a_thaw(thaws: list[float], passes: bool) -> None:
+def test_two_clients_may_believe_that_they_lead_only_within_a_ttl_of_a_thaw(thaws: list[float], passes: bool) -> None:
     """One believed until 14 s, the other from 13 s on."""
     holds = [Hold("lock", "a", 1, 10.0, 14.0), Hold("lock", "b", 2, 13.0, 20.0)]
     assert check_exclusion(without_excused(holds, thaws, TTL_S)).passed is passes

@@ -28,7 +28,7 @@ def test_a_seed_always_gives_the_same_plan(tmp_path: Path) -> None:
     assert load(tmp_path / "plan") == plan(7, 300)
 
 
-def test_an_hour_holds_about_twice_what_is_asked_for() -> None:
+def test_the_plan_of_an_hour_has_about_twice_the_required_faults() -> None:
     for seed in range(5):
         done = Counter(fault.kind for fault in plan(seed, HOUR_S))
         assert set(done) == {kind.name for kind in KINDS}
@@ -144,7 +144,7 @@ def test_a_history_by_the_rules_is_accepted(etcd: Etcd) -> None:
     assert (history.commits, history.terms, history.views) == (2, 2, 1)
 
 
-def test_while_paused_changes_share_a_gate_and_at_no_other_time(etcd: Etcd) -> None:
+def test_changes_share_a_gate_only_while_paused(etcd: Etcd) -> None:
     lead(etcd)
     begin(etcd)
     commit(etcd, 1, 0.1)
@@ -152,7 +152,7 @@ def test_while_paused_changes_share_a_gate_and_at_no_other_time(etcd: Etcd) -> N
     assert "is not above the one before it" in replayed(etcd).problems[0]
 
 
-def test_changes_made_while_paused_hold_from_the_step_that_waits(etcd: Etcd) -> None:
+def test_changes_made_while_paused_apply_from_the_waiting_step(etcd: Etcd) -> None:
     lead(etcd)
     begin(etcd)
     commit(etcd, 1, 0.1)
@@ -234,7 +234,7 @@ def test_a_rank_must_change_exactly_at_the_gate(etcd: Etcd, tmp_path: Path, seco
     assert len(problems) == wrong
 
 
-def test_a_life_that_was_killed_has_run_what_the_board_says(tmp_path: Path) -> None:
+def test_a_killed_process_has_run_the_steps_in_the_shared_state(tmp_path: Path) -> None:
     path = records(
         tmp_path / "rank",
         {"event": "runs", "step": 0, "values": VALUES},

@@ -58,7 +58,7 @@ def test_a_leader_that_is_cut_off_stops_leading_in_time(tmp_path: Path) -> None:
     assert verdict.passed, str(verdict)
 
 
-def test_a_leader_that_leads_on_without_a_lease_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_leader_that_continues_without_a_lease_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LeaseTiming, "valid_until", lambda self, sent_at: sent_at + 10 * self.ttl_s)
     monkeypatch.setattr(Session, "link", "connected")
     with EtcdServer() as server:

@@ -34,7 +34,7 @@ def test_a_few_rounds_include_every_restore_and_every_victim() -> None:
         assert all(1 <= item.changes <= 3 for item in first)
 
 
-def test_a_session_of_ten_minutes_has_both_parts_and_a_short_one_that_which_is_asked_for() -> None:
+def test_a_session_of_ten_minutes_has_both_parts_and_a_short_one_the_requested_part() -> None:
     hour = parse(["--seed=1", "--duration-s=3600"])
     assert (hour.faults_s, hour.history_s) == (3000, 600)
     short = parse(["--seed=1", "--duration-s=60"])
@@ -44,7 +44,7 @@ def test_a_session_of_ten_minutes_has_both_parts_and_a_short_one_that_which_is_a
     assert "--only history" in only.command
 
 
-def test_the_range_that_a_leader_lists_ends_as_the_fault_looks_for_it() -> None:
+def test_the_range_that_a_leader_lists_ends_as_the_fault_expects() -> None:
     """A range of a prefix ends with the next byte after its last one."""
     prefix = Keys("/training", "a").members
     assert f"{prefix[:-1]}{chr(ord(prefix[-1]) + 1)}".encode().endswith(LISTING)
@@ -69,7 +69,7 @@ def test_a_listing_that_is_lost_is_not_answered_and_everything_else_is(etcd: Etc
         link.close()
 
 
-def test_a_record_that_a_backup_brings_back_of_a_deleted_checkpoint_is_no_lost_checkpoint() -> None:
+def test_the_record_of_a_deleted_checkpoint_that_a_backup_restores_is_no_lost_checkpoint() -> None:
     first, second = (manifest(step, 5) for step in (1, 2))
     saved = [{"outcome": "committed", "forgotten": [first.id]}, {"outcome": "does not lead"}]
     assert still_kept([first, second], saved) == [second]
@@ -111,7 +111,7 @@ hosts_file.leave()
 """
 
 
-def test_names_lead_to_another_address_after_a_move_and_to_none_before(etcd: EtcdServer, namespace: str) -> None:
+def test_names_resolve_to_another_address_after_a_move_and_to_none_before(etcd: EtcdServer, namespace: str) -> None:
     hosts = hosts_file.HOSTS.read_bytes()
     etcd.etcdctl("put", "--", f"{namespace}/k", "here")
     done = subprocess.run(
@@ -128,7 +128,7 @@ def test_names_lead_to_another_address_after_a_move_and_to_none_before(etcd: Etc
     assert (done.returncode, done.stdout.split()) == (0, ["here", "gone", "here"]), done.stderr
 
 
-def test_ranks_that_have_all_just_been_started_wait_for_no_rank(tmp_path: Path) -> None:
+def test_ranks_that_were_all_just_started_wait_for_no_rank(tmp_path: Path) -> None:
     """So no collective can time out, however long they take to join."""
     shared = SharedState(tmp_path / "shared", 2, create=True)
     shared.begin_at(7)

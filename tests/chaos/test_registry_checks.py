@@ -123,7 +123,7 @@ def not_proclaimed(history: History, token: int) -> None:
     history.commit(3, history.stand("b"))
 
 
-def by_a_stranger(history: History, token: int) -> None:
+def by_another_rank(history: History, token: int) -> None:
     history.commit(3, token + 100)
 
 
@@ -179,7 +179,7 @@ def old_start(history: History, token: int) -> None:
         (late, "a token that does not lead"),
         (out_of_turn, "a token that does not lead"),
         (not_proclaimed, "a token that does not lead"),
-        (by_a_stranger, "a token that does not lead"),
+        (by_another_rank, "a token that does not lead"),
         (twice, "committed after step 3"),
         (again, "was committed again"),
         (without_pointer, "without its pointers"),
@@ -198,7 +198,7 @@ def test_what_is_against_a_rule_is_reported(wrong: Callable[[History, int], None
     assert problem in checked(history).problems[0]
 
 
-def test_a_run_under_faults_may_save_a_step_again_and_forget_all_but_the_newest() -> None:
+def test_a_run_under_faults_may_save_a_step_twice_and_forget_all_but_the_newest() -> None:
     history = History()
     first = history.lead("a")
     history.commit(10, first)

@@ -13,6 +13,7 @@ from typing import Any
 
 from chaos.harness.fork_server import ForkedProcess, ForkServer
 from chaos.harness.processes import descendants, marked, send
+from chaos.harness.records import Record, RecordReader
 
 from etcd_gateway import read_keys
 from instep.testing import EtcdCluster, EtcdServer
@@ -28,8 +29,6 @@ MARK = "INSTEP_TAG"
 TTL_S = 3
 QUICK = {"keep_alive_interval": "1", "keep_alive_max_attempt": "3", "last_call_timeout": "1", "join_timeout": "120"}
 
-Event = dict[str, Any]
-
 
 class Agent:
     """One agent: a node with its workers, all of which die when the node does."""
@@ -38,7 +37,7 @@ class Agent:
         self.name = name
         self.pid = process.pid
         self._process = process
-        self._said = folder / f"{name}.said"
+        self._records = RecordReader(folder / f"{name}.said")
         self._log = folder / f"{name}.log"
 
     def __repr__(self) -> str:
@@ -54,25 +53,15 @@ class Agent:
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     @property
-    def events(self) -> list[Event]:
-        if not self._said.exists():
-            return []
-        lines = self._said.read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-
-    def said(self, event: str) -> list[Event]:
-        return [item for item in self.events if item["event"] == event]
-
-    @property
-    def last(self) -> Event:
-        """What its workers said last; an empty event before that."""
-        events = self.events
-        return events[-1] if events else {}
+    def last(self) -> Record:
+        """The last record of its workers; empty before the first one."""
+        self._records.refresh()
+        return self._records.records[-1] if self._records.records else {}
 
     @property
     def rounds(self) -> list[str]:
         """The worlds in which its workers have been started, in order."""
-        return [event["world"] for event in self.said("start")]
+        return [event["world"] for event in self._records.select("start")]
 
     def tell(self, number: signal.Signals) -> None:
         """The agent alone."""
