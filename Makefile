@@ -1,17 +1,17 @@
-# Two commands are all a newcomer needs: `make demo` and `make test`. Each makes its own virtualenv first.
+# Start with `make demo` and `make test`. Each creates its virtual environment first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS := .cache/docs
 PYTEST_ARGS ?=
-# Most tests wait for servers and processes most of the time.
+# Most tests spend their time waiting for servers and processes.
 PARALLEL ?= --numprocesses 2 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-long long-tests deep lint bench chaos drills compat model recording docs etcd-versions lock sbom clean
 
-help:  ## what there is
+help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(READY): pyproject.toml constraints.txt
@@ -20,19 +20,19 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## a real run of four processes, steered live, in about a minute
+demo: $(READY)  ## a real run of four processes that is changed live, in about a minute
 	$(BIN)/instep demo $(DEMO_ARGS)
 
 test: lint  ## everything CI runs
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
-test-long:  ## everything that CI leaves out, hours of it: LONG= one or more of long-tests deep model chaos drills compat
+test-long:  ## everything that CI leaves out, about an hour on 2 cores: LONG= one or more of long-tests deep model chaos drills compat
 	@for part in $(or $(LONG),long-tests deep model chaos drills compat); do $(MAKE) $$part || exit 1; done
 
-long-tests: $(READY)  ## the tests marked long: many-fold repeats, long freezes
-	INSTEP_LONG=1 $(BIN)/python -m pytest -m long $(PYTEST_ARGS)
+long-tests: $(READY)  ## the tests marked long: many repetitions, long freezes
+	INSTEP_LONG=1 $(BIN)/python -m pytest $(PARALLEL) -m long $(PYTEST_ARGS)
 
-deep: $(READY)  ## the state machines of agreement and rendezvous with 20,000 random schedules each, of 80 steps
+deep: $(READY)  ## the state machines with 2,500 random schedules each, about 15 minutes on 2 cores
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS) \
 		tests/coordination/test_agreement_machine.py tests/coordination/test_rendezvous_machine.py
 
@@ -44,12 +44,14 @@ lint: $(READY)  ## ruff and mypy
 bench: $(READY)  ## the figures in docs/benchmarks.md, as ratios measured in one run
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
-chaos: $(READY)  ## a run and clients under random faults, checked: SEED= DURATION_S= ETCD= KEEP=1 CHAOS_ARGS=
+chaos: $(READY)  ## a run and clients under random faults, checked, 10 minutes: SEED= DURATION_S= ETCD= KEEP=1 CHAOS_ARGS=
 	$(BIN)/python -m chaos --duration-s $(or $(DURATION_S),600) $(if $(SEED),--seed $(SEED)) \
 		$(if $(ETCD),--etcd $(ETCD)) $(if $(KEEP),--keep) $(CHAOS_ARGS)
 
-drills: $(READY)  ## one failure, round after round (SIGTERM, savers killed and frozen): DRILL= ROUNDS= SEED= DRILL_ARGS=
-	@for drill in $(or $(DRILL),sigterm torchrun midsave frozensaver); do \
+DRILLS := sigterm "sigterm --no-torch" midsave "midsave --no-torch" frozensaver "frozensaver --no-torch" torchrun
+
+drills: $(READY)  ## repeats one failure (SIGTERM, savers killed and frozen), about 10 minutes: DRILL= ROUNDS= SEED= DRILL_ARGS=
+	@for drill in $(or $(DRILL),$(DRILLS)); do \
 		$(BIN)/python -m chaos drill $$drill $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)) $(DRILL_ARGS) \
 			|| exit 1; \
 	done
@@ -57,7 +59,7 @@ drills: $(READY)  ## one failure, round after round (SIGTERM, savers killed and 
 compat: $(READY)  ## the client's tests on the oldest and newest grpcio and protobuf, torchrun's on torch 2.6 and 2.13
 	PYTHON=$(PYTHON) bash scripts/compat.sh
 
-model: ## explores the protocol's Promela model with Spin, and its mutants
+model: ## explores the Promela model of the protocol with Spin, and its mutants, about 10 minutes
 	bash scripts/spin.sh
 
 recording: $(READY)  ## records docs/demo.svg from a real run of the demo
@@ -71,7 +73,7 @@ $(DOCS)/.ready: requirements-docs.lock
 docs: $(DOCS)/.ready  ## the guides and the API reference as a site in site/; fails on broken links and missing docstrings
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
-etcd-versions: ## fetches Debian's etcd versions for the tests to use
+etcd-versions: ## downloads Debian's etcd versions for the tests
 	bash scripts/etcd-versions.sh
 
 lock: ## writes requirements-dev.lock and requirements-docs.lock from pyproject.toml: LOCK_ARGS=--upgrade
@@ -79,8 +81,8 @@ lock: ## writes requirements-dev.lock and requirements-docs.lock from pyproject.
 	.cache/lock/bin/pip install --quiet --disable-pip-version-check uv
 	.cache/lock/bin/python scripts/lock.py $(LOCK_ARGS)
 
-sbom: $(READY)  ## writes dist/instep.cdx.json, a CycloneDX bill of materials of what Instep needs when it runs
+sbom: $(READY)  ## writes dist/instep.cdx.json, a CycloneDX bill of materials of the dependencies at run time
 	$(BIN)/python scripts/sbom.py
 
-clean: ## removes what the targets above have made
+clean: ## removes everything that these targets create
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build site

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs tests/etcd with the oldest supported grpcio and protobuf, and with each later major version of protobuf; and
+# Runs tests/etcd with the oldest supported grpcio and protobuf and with each later major version of protobuf, and
 # tests/torchrun with the oldest torch whose torchrun loads plug-ins (2.6) and with the pinned one.
 #   scripts/compat.sh                    all of them
 #   scripts/compat.sh oldest             one of: oldest protobuf5 protobuf6 newest torch2.6 torch2.13
@@ -28,7 +28,7 @@ if [[ $# -gt 0 && -n ${pins[$1]:-} ]]; then
   shift
 fi
 
-environment() { # name -> path of its python, made and filled if need be
+environment() { # name -> path of its python; creates and fills it if necessary
   local folder=.cache/compat/$1 want="${pins[$1]}" base=$python
   [[ $1 == oldest || $1 == torch2.6 ]] && base=$oldest_python
   if [[ $(cat "$folder/pins" 2>/dev/null) != "$want" ]]; then
@@ -56,7 +56,7 @@ print(", ".join([*named, f"Python {platform.python_version()}"]))
 ran=() failed=()
 for name in "${order[@]}"; do
   if ! interpreter=$(environment "$name"); then
-    echo "== $name: not run, as ${pins[$name]} cannot be installed here: pip says why above"
+    echo "== $name: not run: ${pins[$name]} cannot be installed here; pip gives the reason above"
     failed+=("$name")
     continue
   fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fetch Debian's etcd versions into .cache/etcd/<version>/{etcd,etcdctl}, for the tests that run on each of them.
-# Needs apt and dpkg, not root: apt runs on lists and caches of its own, and the system's are not touched.
+# Needs apt and dpkg, but not root: apt uses separate lists and caches, and leaves those of the system unchanged.
 # What is there already is not fetched again.   usage: scripts/etcd-versions.sh [SUITE...]
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -153,7 +153,7 @@ def _texts(line: Line) -> str:
 
 def _text(column: int, text: str, colour: str, bold: bool) -> str:
     kind = ' class="b"' if bold else ""
-    # Stretched to the grid, so that any monospaced font will do.
+    # Stretched to the grid, so any monospaced font fits.
     width = f'textLength="{len(text) * CELL_W:g}" lengthAdjust="spacingAndGlyphs"'
     shown = html.escape(text, quote=False).replace("  ", "\N{NO-BREAK SPACE}" * 2)
     return f'<text x="{column * CELL_W:g}" y="13" fill="{colour}"{kind} {width}>{shown}</text>'

@@ -51,7 +51,7 @@ class Load:
 
 
 def simulate(load: Load, seed: int) -> list[Operation]:
-    """The history in order of calls. Of the unknown ones some took effect, late or after everybody else, some never."""
+    """The history in order of calls. Some unknown ones took effect, late or after all others, and some never."""
     rng = random.Random(seed)
     free_at = [rng.random() for _ in range(load.clients)]
     plans: list[tuple[float, float | None, float, bool, int]] = []

@@ -61,20 +61,20 @@ def test_a_step_with_two_configs_is_found(runs: list[ConfigRun], where: str) -> 
     assert verdict.violations[0].sentence.startswith(where)
 
 
-def test_steps_run_again_must_have_the_config_of_the_first_time() -> None:
+def test_repeated_steps_must_have_the_config_of_the_first_time() -> None:
     before = [run(0, 0, 9, "a"), run(0, 10, 19, "b"), run(0, 20, 30, "c")]
     assert check_steps([*before, run(0, 15, 19, "b", 1), run(0, 20, 40, "c", 1)]).passed
     assert rules(check_steps([*before, run(0, 5, 19, "b", 1)])) == {"as before"}
 
 
-def test_a_life_owes_the_first_configs_only_from_the_step_declared() -> None:
+def test_a_process_must_match_the_first_configs_only_from_the_declared_step() -> None:
     runs = [run(0, 0, 9, "a"), run(0, 10, 19, "b"), run(0, 5, 19, "b", 1), run(1, 5, 19, "b", 1)]
     assert check_steps(runs, exact_from={1: 10}).passed
     assert not check_steps(runs, exact_from={1: 9}).passed
     assert not check_steps([*runs, run(2, 5, 19, "a", 1)], exact_from={1: 20}).passed
 
 
-def test_a_third_life_is_held_to_the_second() -> None:
+def test_a_third_process_must_match_the_second() -> None:
     runs = [run(0, 0, 9, "a"), run(0, 5, 9, "b", 1), run(0, 5, 9, "b", 2), run(0, 0, 4, "a", 2)]
     assert check_steps(runs, exact_from={1: 10}).passed
     assert not check_steps([*runs, run(0, 5, 9, "a", 3)], exact_from={1: 10}).passed
@@ -107,7 +107,7 @@ def test_a_run_of_steps_that_ends_before_it_begins_is_refused() -> None:
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 12), st.sampled_from("abc"), st.booleans()), max_size=25))
-def test_a_step_map_knows_what_a_table_of_steps_knows(changes: list[tuple[int, int, str, bool]]) -> None:
+def test_a_step_map_equals_a_table_of_steps(changes: list[tuple[int, int, str, bool]]) -> None:
     steps, table = StepMap(), dict[int, str]()
     for first, length, digest, over in changes:
         covered = range(first, first + length + 1)
@@ -142,7 +142,7 @@ def test_ranks_that_missed_a_change_together_are_found() -> None:
     assert verdict.found == 4
 
 
-def test_after_going_back_the_later_plan_holds_from_its_gate_on() -> None:
+def test_after_a_restore_the_later_plan_applies_from_its_gate_on() -> None:
     commits = [*COMMITS, commit(3, 14, 1, lr=1)]
     back = [run(0, 0, 9, A), run(0, 10, 19, B), run(0, 20, 99, C), run(0, 12, 13, B, 1), run(0, 14, 120, A, 1)]
     assert check_commits(commits, back).passed
@@ -152,13 +152,13 @@ def test_after_going_back_the_later_plan_holds_from_its_gate_on() -> None:
     assert check_commits(commits, [run(0, 121, 130, A, 2)]).passed
 
 
-def test_what_a_life_does_not_owe_is_not_held_against_it() -> None:
+def test_steps_that_a_process_need_not_match_are_not_checked() -> None:
     back = [run(0, 5, 19, B, 1), run(0, 20, 30, C, 1)]
     assert not check_commits(COMMITS, back).passed
     assert check_commits(COMMITS, back, exact_from={1: 10}).passed
 
 
-def test_without_commits_nothing_is_shown() -> None:
+def test_a_history_without_commits_is_undecided() -> None:
     assert check_commits([], [run(0, 0, 1, A)]).answer == "undecided"
     assert check_commits(COMMITS, []).answer == "undecided"
 
@@ -205,7 +205,7 @@ def test_a_value_overwritten_before_it_was_planned_is_superseded() -> None:
     assert changes(wanted, plans, lr=3, clip=6).passed
 
 
-def test_a_value_asked_for_twice_is_the_later_one_where_that_fits() -> None:
+def test_a_value_requested_twice_counts_as_the_later_request_if_that_fits() -> None:
     wanted = desired(("lr", 12, 2), ("clip", 12, 6), ("lr", 13, 3), ("lr", 19, 2))
     plans = [
         *(commit(0, 0, lr=1, clip=5), commit(1, 9, revision=12, lr=1, clip=6)),
@@ -214,7 +214,7 @@ def test_a_value_asked_for_twice_is_the_later_one_where_that_fits() -> None:
     assert changes(wanted, plans, lr=2, clip=6).passed
 
 
-def test_asking_for_what_holds_already_needs_no_plan() -> None:
+def test_requesting_the_present_value_needs_no_plan() -> None:
     assert changes(desired(("lr", 12, 1)), [commit(0, 0, lr=1, clip=5)], lr=1, clip=5).passed
 
 
@@ -274,7 +274,7 @@ def test_each_rule_of_changes_catches_what_no_other_does(
     assert rules(verdict) == {rule}, str(verdict)
 
 
-def test_without_final_values_nothing_is_shown() -> None:
+def test_a_history_without_final_values_is_undecided() -> None:
     assert check_changes(desired(("lr", 12, 1)), [commit(0, 0, lr=1)], {}, initial=START).answer == "undecided"
 
 

@@ -43,11 +43,11 @@ def test_each_rule_of_exclusion_catches_what_no_other_does(rule: str, holds: lis
     assert rules(verdict) == {rule}
 
 
-def test_one_who_holds_long_is_in_the_way_of_all_who_come() -> None:
+def test_a_long_hold_conflicts_with_all_later_holds() -> None:
     assert check_exclusion([hold("a", 3, 1, 9), hold("b", 4, 2, 3), hold("c", 5, 4, 5)]).found == 2
 
 
-def test_an_overlap_is_allowed_as_far_as_it_is_declared() -> None:
+def test_a_declared_overlap_is_allowed() -> None:
     holds = [hold("a", 3, 1, 3, 2.8), hold("b", 4, 2.75, 4)]
     assert check_exclusion(holds, overlap_s=0.25).passed
     assert not check_exclusion(holds, overlap_s=0.24).passed
@@ -60,7 +60,7 @@ def test_a_hold_that_ends_before_it_begins_is_refused() -> None:
         hold("a", 1, 2, 1)
 
 
-def test_nothing_recorded_shows_nothing_of_leaders() -> None:
+def test_an_empty_history_of_leaders_is_undecided() -> None:
     assert check_exclusion([]).answer == check_fencing([]).answer == "undecided"
 
 

@@ -1,4 +1,4 @@
-"""Histories: what was done is what is recorded, and what is recorded is what is read."""
+"""Histories record what was done, and are read as they were recorded."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_every_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert [type(value) for _, value in loaded.select(Commit)[0].values] == [float, bool, type(None)]
 
 
-def test_a_history_in_a_file_is_written_at_once_and_held_nowhere(tmp_path: Path) -> None:
+def test_a_history_in_a_file_is_written_at_once_and_not_kept_in_memory(tmp_path: Path) -> None:
     with History(tmp_path / "h.jsonl") as history:
         for count, item in enumerate(RECORDS, start=1):
             history.add(item)
@@ -68,7 +68,7 @@ def test_a_history_in_a_file_is_written_at_once_and_held_nowhere(tmp_path: Path)
         history.add(RECORDS[0])
 
 
-def test_a_last_line_cut_off_by_a_crash_is_passed_over(tmp_path: Path) -> None:
+def test_a_last_line_cut_off_by_a_crash_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "h.jsonl"
     with History(path) as history:
         history.add(RECORDS[0])
@@ -80,18 +80,18 @@ def test_a_last_line_cut_off_by_a_crash_is_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line", ["nonsense", '{"_":"Stranger"}', "{}", '{"_":"Hold","name":"x"}', "5", "null", "[1]", "[" * 100_000]
 )
-def test_a_line_that_is_no_record_is_refused(tmp_path: Path, line: str) -> None:
+def test_a_line_that_is_not_a_record_is_refused(tmp_path: Path, line: str) -> None:
     (tmp_path / "h.jsonl").write_text(line + "\n")
     with pytest.raises(SettingsError, match="not a line of a history"):
         History.load(tmp_path / "h.jsonl")
 
 
-def test_what_cannot_be_kept_is_refused_when_it_is_added() -> None:
+def test_a_record_that_cannot_be_stored_is_refused_when_it_is_added() -> None:
     with pytest.raises(SettingsError, match="cannot keep a list"):
         History().add([1])
 
 
-def test_a_full_history_says_so_instead_of_leaving_a_gap() -> None:
+def test_a_full_history_raises_an_error_instead_of_leaving_a_gap() -> None:
     history = History(limit=1)
     history.add(RECORDS[0])
     with pytest.raises(SettingsError, match="full after 1 records"):
@@ -180,13 +180,13 @@ def test_the_checkers_load_no_grpc_and_no_torch() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "h.jsonl").write_bytes(b"\x80\xff\n")
     with pytest.raises(SettingsError, match="not a line of a history"):
         History.load(tmp_path / "h.jsonl")
 
 
-def test_a_history_does_not_write_over_another(tmp_path: Path) -> None:
+def test_a_history_does_not_overwrite_another(tmp_path: Path) -> None:
     (tmp_path / "h.jsonl").touch()
     with pytest.raises(SettingsError, match="exists already"):
         History(tmp_path / "h.jsonl")

@@ -126,17 +126,17 @@ def test_the_offending_part_ends_with_the_first_answer_that_cannot_be_explained(
     assert str(stale) in verdict.violations[0].sentence
 
 
-def test_what_was_there_before_can_be_told() -> None:
+def test_initial_values_can_be_given() -> None:
     history = [get("1-2", found("old", 7)), op("3-4", "cas_revision", 7, "new", reply=wrote(9))]
     assert check_linearizability(history, initial={"k": "old"}).answer == "yes"
     assert check_linearizability(history).answer == "no"
 
 
-def test_nothing_recorded_shows_nothing() -> None:
+def test_an_empty_history_is_undecided() -> None:
     assert check_linearizability([]).answer == "undecided"
 
 
-def test_an_operation_that_is_not_understood_is_refused() -> None:
+def test_an_unknown_operation_is_refused() -> None:
     with pytest.raises(SettingsError, match="not an operation on a register"):
         check_linearizability([op("1-2", "swap", "a", reply=wrote())])
 
@@ -150,19 +150,19 @@ def hard() -> list[Operation]:
     return [*unknown, *asks, *reads]
 
 
-def test_what_takes_too_many_states_is_undecided_and_says_on_which_key() -> None:
+def test_a_search_with_too_many_states_is_undecided_and_names_the_key() -> None:
     verdict = check_linearizability([*hard(), put("1-2", "a", key="easy")], max_states=2000)
     assert verdict.answer == "undecided"
     assert not verdict.passed
     assert verdict.note == "no decision in 2000 situations on k"
 
 
-def test_what_takes_too_long_by_the_clock_is_undecided() -> None:
+def test_a_search_beyond_its_time_limit_is_undecided() -> None:
     verdict = check_linearizability(hard(), budget_s=20.0, clock=itertools.count().__next__)
     assert (verdict.answer, verdict.note) == ("undecided", "no decision in 20 s on k")
 
 
-def test_the_time_given_is_kept_also_when_thousands_are_concurrent() -> None:
+def test_the_time_limit_holds_with_thousands_of_concurrent_operations() -> None:
     """One situation takes milliseconds then: of ten thousand compares that may come next, one fits."""
     chain = [op(f"1-{2 + n * 7919 % 10_007}", "cas_value", f"v{n}", f"v{n + 1}", reply=wrote()) for n in range(10_000)]
     began = time.monotonic()

@@ -65,14 +65,14 @@ def spoil(history: list[Operation], rng: random.Random) -> list[Operation]:
 
 @EXPLORE
 @given(loads, seeds)
-def test_what_a_register_did_is_linearizable(load: Load, seed: int) -> None:
+def test_the_history_of_a_register_is_linearizable(load: Load, seed: int) -> None:
     verdict = check_linearizability(simulate(load, seed))
     assert verdict.answer == "yes", str(verdict)
 
 
 @settings(EXPLORE, max_examples=1500)
 @given(small_loads, seeds)
-def test_small_histories_are_judged_as_trying_everything_judges_them(load: Load, seed: int) -> None:
+def test_small_histories_get_the_verdict_of_an_exhaustive_search(load: Load, seed: int) -> None:
     rng = random.Random(seed)
     history = simulate(load, seed)
     for _ in range(rng.randrange(4)):
@@ -82,7 +82,7 @@ def test_small_histories_are_judged_as_trying_everything_judges_them(load: Load,
 
 @EXPLORE
 @given(loads, seeds)
-def test_a_read_of_what_nobody_wrote_is_always_found(load: Load, seed: int) -> None:
+def test_a_read_of_a_value_that_was_never_written_is_always_found(load: Load, seed: int) -> None:
     history = simulate(load, seed)
     end = max(operation.returned_at or operation.called_at for operation in history)
     lie = Operation("liar", "get", "k0", (), Reply.found("nobody wrote this"), end / 2, end)
@@ -91,7 +91,7 @@ def test_a_read_of_what_nobody_wrote_is_always_found(load: Load, seed: int) -> N
 
 @EXPLORE
 @given(loads, seeds)
-def test_a_no_comes_with_a_beginning_that_is_wrong_and_cannot_be_shortened(load: Load, seed: int) -> None:
+def test_a_violation_comes_with_a_minimal_prefix_that_is_wrong(load: Load, seed: int) -> None:
     rng = random.Random(seed)
     history = simulate(load, seed)
     for _ in range(5):
@@ -106,7 +106,7 @@ def test_a_no_comes_with_a_beginning_that_is_wrong_and_cannot_be_shortened(load:
     assert check_linearizability(opened, max_states=100).answer != "no"
 
 
-def test_twenty_thousand_operations_are_decided_with_few_situations_looked_at() -> None:
+def test_twenty_thousand_operations_are_decided_with_few_states() -> None:
     """On 50 keys, with 5 % unknown outcomes, with and without revisions, with few values and with many."""
     for told, values in ((1.0, 0), (0.0, 5)):
         history = simulate(Load(20_000, keys=50, clients=12, values=values, told=told), seed=1)

@@ -43,7 +43,7 @@ def test_two_keys_of_one_txn_may_have_one_revision() -> None:
     assert check_revisions([put(1, "a", 5), put(1, "b", 5)]).passed
 
 
-def test_revisions_join_what_linearizability_looks_at_key_by_key() -> None:
+def test_revisions_connect_the_keys_that_linearizability_checks_separately() -> None:
     history = [put(1, "a", 9), put(2, "b", 4)]
     assert check_linearizability(history).passed
     assert not check_revisions(history).passed
@@ -71,7 +71,7 @@ def test_a_report_can_be_read_by_people_and_by_programs() -> None:
     assert "no such key" in facts["verdicts"][1]["offending"][-1]
 
 
-def test_of_many_violations_all_are_counted_and_some_are_kept() -> None:
+def test_many_violations_are_all_counted_and_some_are_kept() -> None:
     verdict = check_revisions(put(n, "a", 5) for n in range(1, 400))
     assert verdict.found == 399
     assert len(verdict.violations) == 50

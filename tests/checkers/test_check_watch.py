@@ -92,7 +92,7 @@ def test_each_property_catches_what_no_other_does(rule: str, records: list[Recor
     assert rules(verdict) == {rule}, str(verdict)
 
 
-def test_an_end_that_never_came_is_found_when_it_is_owed() -> None:
+def test_a_missing_end_is_found_if_one_is_required() -> None:
     records = [started(2), got(2), got(3, 4)]
     assert check_watch(records, REFERENCE).passed
     assert check_watch(records, REFERENCE, delivered_to=5).passed
@@ -101,13 +101,13 @@ def test_an_end_that_never_came_is_found_when_it_is_owed() -> None:
     assert check_watch(records, REFERENCE, delivered_to={"other": 9}).passed
 
 
-def test_a_watch_that_delivered_nothing_owes_everything() -> None:
+def test_a_watch_that_delivered_nothing_misses_everything() -> None:
     verdict = check_watch([started(4)], REFERENCE, delivered_to=6)
     assert verdict.found == 3
     assert "w never delivered revision 6, delete of /k/a" in str(verdict)
 
 
-def test_what_the_reference_does_not_cover_is_not_judged_by_it() -> None:
+def test_events_that_the_reference_does_not_cover_are_not_checked_against_it() -> None:
     reference = Reference(EVENTS, first_revision=4, last_revision=6)
     records = [started(2), WatchReceived("w", 3, (event(3, value="older"),)), got(4), got(6), got(9)]
     assert check_watch(records, reference).passed
@@ -127,7 +127,7 @@ def test_watches_that_disagree_are_found_without_a_reference_of_their_own() -> N
     assert rules(check_watch(missing, Reference.merged(missing))) == {"reliable"}
 
 
-def test_no_response_shows_nothing() -> None:
+def test_a_watch_without_responses_is_undecided() -> None:
     assert check_watch([started(2)], REFERENCE).answer == "undecided"
 
 

@@ -1,4 +1,4 @@
-"""Chains of events that break a promise if one rule of the protocol is broken, and keep it as the protocol is."""
+"""Chains of events that break a promise if one rule of the protocol is broken, and keep it otherwise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Chain = Callable[[AgreementMachine], None]
 
 
 def hold(cluster: Cluster, lane: str) -> None:
-    """No agent sees what happens below these keys from now on."""
+    """Hides changes below these keys from all agents, from now on."""
     for host in cluster.hosts:
         host.client.hold_watch(lane)
 
@@ -26,7 +26,7 @@ def release(cluster: Cluster, lane: str) -> None:
 
 
 def until(condition: Callable[[], object], cluster: Cluster, *workers: Worker) -> None:
-    """These workers, or all, continue until the condition holds."""
+    """Lets these workers, or all, continue until the condition holds."""
     for _ in range(600):
         if condition():
             return
@@ -36,7 +36,7 @@ def until(condition: Callable[[], object], cluster: Cluster, *workers: Worker) -
 
 
 def promise(cluster: Cluster, *, stop: bool = False) -> Plan:
-    """All ranks have promised plan 1, and the leader does not know that."""
+    """All ranks have promised plan 1, but the leader does not know it."""
     hold(cluster, "acks")
     if stop:
         cluster.command("stop", save=False)
@@ -50,7 +50,7 @@ def promise(cluster: Cluster, *, stop: bool = False) -> Plan:
 
 
 def change(cluster: Cluster) -> int:
-    """All ranks train with a change; returns the revision before it."""
+    """Trains all ranks with a change; returns the revision before it."""
     before = cluster.store.revision
     cluster.put({"lr": "0.2"})
     until(lambda: all(worker.values()["lr"] == 0.2 for worker in cluster.workers.values()), cluster)
@@ -63,7 +63,7 @@ def replace(cluster: Cluster, rank: int, *, lose_part: bool = True) -> Worker:
 
 
 def save(cluster: Cluster, *, unreadable_for: int | None = None) -> str:
-    """A checkpoint of another step than the last one's."""
+    """Saves a checkpoint of another step than the last one."""
     train(cluster, 2)
     manifest = cluster.save()
     assert manifest is not None
@@ -78,7 +78,7 @@ def restore(cluster: Cluster, checkpoint_id: str) -> None:
 
 
 def train(cluster: Cluster, steps: int = 5) -> None:
-    """Ranks in lockstep run so many more steps together."""
+    """Runs this many more steps of ranks in lockstep."""
     step = cluster.training.finished.step + steps
     until(lambda: trains(cluster) and cluster.training.finished.step >= step, cluster)
 
@@ -106,14 +106,14 @@ def a_rank_is_replaced_between_commit_and_gate(machine: AgreementMachine) -> Non
     replace(cluster, 1)
 
 
-def a_rank_is_replaced_when_all_have_promised_and_the_leader_does_not_know(machine: AgreementMachine) -> None:
+def a_rank_is_replaced_after_all_promised_and_before_the_leader_knows(machine: AgreementMachine) -> None:
     cluster = machine.cluster
     promise(cluster)
     cluster.start(1, cluster.hosts[1])
     release(cluster, "acks")
 
 
-def a_rank_comes_to_its_gate_before_the_acks_are_seen(machine: AgreementMachine) -> None:
+def a_rank_reaches_its_gate_before_the_acks_arrive(machine: AgreementMachine) -> None:
     cluster = machine.cluster
     plan = promise(cluster)
     cluster.hosts[0].client.hold_calls()  # its abort does not arrive, so it has to wait
@@ -125,7 +125,7 @@ def a_rank_comes_to_its_gate_before_the_acks_are_seen(machine: AgreementMachine)
     release(cluster, "acks")
 
 
-def one_of_two_ranks_of_a_node_does_not_hear_of_the_plan(machine: AgreementMachine) -> None:
+def one_of_two_ranks_of_a_node_does_not_receive_the_plan(machine: AgreementMachine) -> None:
     cluster = machine.cluster
     deaf, other = cluster.workers[1], cluster.workers[0]
     deaf.delays.down_held = True
@@ -152,7 +152,7 @@ def a_rank_leaves_far_ahead_of_the_one_that_leads(machine: AgreementMachine) -> 
     cluster.put({"lr": "0.2"})
 
 
-def the_database_is_full_while_a_rank_comes_to_its_gate(machine: AgreementMachine) -> None:
+def the_database_is_full_while_a_rank_reaches_its_gate(machine: AgreementMachine) -> None:
     cluster = machine.cluster
     plan = promise(cluster)
     hold(cluster, "state")  # a leader that sees the mark go would not try
@@ -163,14 +163,14 @@ def the_database_is_full_while_a_rank_comes_to_its_gate(machine: AgreementMachin
     release(cluster, "acks")
 
 
-def two_ranks_are_replaced_and_the_first_has_not_heard_that_it_may_begin(machine: AgreementMachine) -> None:
+def two_ranks_are_replaced_before_the_first_may_begin(machine: AgreementMachine) -> None:
     cluster = machine.cluster
     host = cluster.hosts[1]
     host.may_start = False
     newcomer = replace(cluster, 1)
     host.may_start = True
     assert host.listens()
-    host.client.hold_watch("state")  # it registers the newcomer, and hears nothing
+    host.client.hold_watch("state")  # it registers the newcomer, but receives nothing
     cluster.go(newcomer)
     view, entered = cluster.view(), Entered.decode_or_none(cluster.value(cluster.keys.entered))
     assert view is not None
@@ -185,7 +185,7 @@ def two_ranks_are_replaced_and_the_first_has_not_heard_that_it_may_begin(machine
 
 
 def a_rank_waits_at_the_gate_of_a_plan_that_it_refused(machine: AgreementMachine) -> None:
-    """The abort is slow, and etcd still holds the change before it as the newest agreed one."""
+    """The abort is slow, and in etcd the change before it is still the newest agreed one."""
     cluster = machine.cluster
     change(cluster)
     agreed = cluster.agreed()
@@ -254,7 +254,7 @@ def a_stop_that_was_promised_is_aborted(machine: AgreementMachine) -> None:
         cluster.loop.advance(0.02)
 
 
-def a_run_is_restored_and_started_again(machine: AgreementMachine) -> None:
+def a_run_is_restored_and_restarted(machine: AgreementMachine) -> None:
     cluster = machine.cluster
     first = save(cluster)
     save(cluster)
@@ -300,15 +300,15 @@ def a_rank_commits_a_checkpoint_after_a_restore_was_agreed(machine: AgreementMac
 # -- the checkpoint vote ---------------------------------------------------------------------------------------------
 
 
-def start_again_with_two_checkpoints(cluster: Cluster, *, unreadable_for: int | None = None) -> None:
+def restart_with_two_checkpoints(cluster: Cluster, *, unreadable_for: int | None = None) -> None:
     save(cluster)
     save(cluster, unreadable_for=unreadable_for)
     start_again(cluster)
 
 
-def a_rank_answers_for_its_checkpoint_and_is_replaced_before_the_others_answer(machine: AgreementMachine) -> None:
+def a_rank_verifies_its_checkpoint_and_is_replaced_before_the_others_answer(machine: AgreementMachine) -> None:
     cluster = machine.cluster
-    start_again_with_two_checkpoints(cluster)
+    restart_with_two_checkpoints(cluster)
     verified = cluster.keys.verified_of("n1")
     until(lambda: cluster.value(verified) is not None, cluster, cluster.workers[1])
     replace(cluster, 1).delays.up_held = True  # it is registered, and answers last
@@ -319,14 +319,14 @@ def a_rank_answers_for_its_checkpoint_and_is_replaced_before_the_others_answer(m
 
 def the_leader_sees_one_answer_before_the_other(machine: AgreementMachine) -> None:
     cluster = machine.cluster
-    start_again_with_two_checkpoints(cluster, unreadable_for=1)
+    restart_with_two_checkpoints(cluster, unreadable_for=1)
     until(lambda: cluster.value(cluster.keys.verified_of("n0")) is not None, cluster, cluster.workers[0])
     until(lambda: trains(cluster), cluster)
 
 
 def one_rank_cannot_read_the_newest_checkpoint(machine: AgreementMachine) -> None:
     cluster = machine.cluster
-    start_again_with_two_checkpoints(cluster, unreadable_for=1)
+    restart_with_two_checkpoints(cluster, unreadable_for=1)
     hold(cluster, "verified")
     until(lambda: cluster.value(cluster.keys.verified_of("n1")) is not None, cluster)
     release(cluster, "verified")
@@ -380,7 +380,7 @@ def one_rank_calls_a_barrier_again_before_the_other(machine: AgreementMachine) -
         cluster.loop.advance(0.1)
 
 
-def a_rank_is_replaced_when_a_barrier_is_released_and_no_rank_has_heard_of_it(machine: AgreementMachine) -> None:
+def a_rank_is_replaced_when_a_barrier_is_released_and_no_rank_knows(machine: AgreementMachine) -> None:
     cluster = machine.cluster
     cluster.meet()
     for worker in cluster.workers.values():
@@ -402,8 +402,8 @@ def a_rank_is_replaced_after_etcd_has_lost_a_change(machine: AgreementMachine) -
     replace(cluster, 1)
 
 
-def etcd_loses_a_decision_that_one_rank_has_heard_of(machine: AgreementMachine) -> None:
-    """The other one comes to its gate while that rank's agent hears nothing of etcd."""
+def etcd_loses_a_decision_that_one_rank_knows(machine: AgreementMachine) -> None:
+    """The other rank reaches its gate while the agent of that rank is cut off from etcd."""
     cluster = machine.cluster
     plan = promise(cluster)
     before = cluster.store.revision
@@ -428,7 +428,7 @@ def etcd_loses_a_decision_that_one_rank_has_heard_of(machine: AgreementMachine) 
 
 
 def etcd_loses_a_plan_that_was_promised_and_all_agents_are_new(machine: AgreementMachine) -> None:
-    """None of them has seen what is lost; the ranks hold no decision that etcd does not."""
+    """None of them has seen the lost part; the ranks hold no decision that etcd lacks."""
     cluster = machine.cluster
     before = cluster.store.revision
     promise(cluster)
@@ -438,7 +438,7 @@ def etcd_loses_a_plan_that_was_promised_and_all_agents_are_new(machine: Agreemen
     cluster.put({"lr": "0.3"})
 
 
-def what_a_node_holds_is_lost_once_more_and_another_agent_notices(machine: AgreementMachine) -> None:
+def etcd_loses_what_a_node_holds_again_and_another_agent_notices(machine: AgreementMachine) -> None:
     cluster = machine.cluster
     before = change(cluster)
     cluster.hosts[1].crash(keep_down=False)  # the epoch is not settled without it

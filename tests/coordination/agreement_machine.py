@@ -1,4 +1,4 @@
-"""Everything that can happen to a run, in any order that hypothesis can think of, and what must hold in the end."""
+"""All events of a run in random order, chosen by hypothesis, and what must hold at the end."""
 
 from __future__ import annotations
 
@@ -42,16 +42,18 @@ DEFAULT = settings(
     phases=(Phase.explicit, Phase.generate, Phase.shrink),
 )
 HUNT = settings(DEFAULT, max_examples=600, phases=(Phase.generate,), report_multiple_bugs=False)
-DEEP = settings(DEFAULT, max_examples=20_000, stateful_step_count=80, derandomize=False)
-PROFILE = DEEP if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else DEFAULT
+DEEP = settings(DEFAULT, max_examples=2500, stateful_step_count=80, derandomize=False)
+IS_DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
+PROFILE = DEEP if IS_DEEP else DEFAULT
+HISTORY_PROFILE = DEEP if IS_DEEP else settings(DEFAULT, max_examples=30)
 
 
 class AgreementMachine(RuleBasedStateMachine):
-    """The rules of every run. The promise itself is checked in model_training and model_cluster as it happens."""
+    """The rules of every run. model_training and model_cluster check the promise itself during the run."""
 
     lockstep = True
     history_goes_back = False
-    """Whether etcd is put back to earlier revisions too."""
+    """Whether etcd is also restored to earlier revisions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,11 +79,11 @@ class AgreementMachine(RuleBasedStateMachine):
             self.everyone(1)
         raise AssertionError(f"the run does not begin: {self._describe()}")
 
-    # -- training goes on --------------------------------------------------------------------------------------------
+    # -- training continues --------------------------------------------------------------------------------------------
 
     @rule(count=st.integers(1, 4))
     def everyone(self, count: int) -> None:
-        """All go on; processes that have died are started again, as torchrun would."""
+        """All continue; dead processes are restarted, as torchrun would."""
         self._replace_the_dead()
         for _ in range(2 * count):
             for worker in tuple(self.cluster.workers.values()):
@@ -108,7 +110,7 @@ class AgreementMachine(RuleBasedStateMachine):
 
     @rule(names=good_names, phase=st.sampled_from(PHASES), held=st.sampled_from([None, None, *LANES[:3]]), host=hosts)
     def want_until(self, names: tuple[str, ...], phase: str, held: str | None, host: int) -> None:
-        """A change, and training until it has come so far: the moment at which faults matter."""
+        """A change, and training until it has reached a phase in which faults matter."""
         if held is not None:
             self._host(host).client.hold_watch(held)
         keys, before = self.cluster.keys, self.cluster.store.revision
@@ -132,7 +134,7 @@ class AgreementMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.history_goes_back)
     @rule()
     def meet(self) -> None:
-        """The script calls a barrier in a step to come."""
+        """The script calls a barrier in a later step."""
         self.cluster.meet()
 
     @precondition(lambda self: not self.history_goes_back)
@@ -140,7 +142,7 @@ class AgreementMachine(RuleBasedStateMachine):
     def reset(self) -> None:
         self.cluster.reset_attempts()
 
-    # -- etcd is slow, or answers what is never heard ----------------------------------------------------------------
+    # -- etcd is slow, or its answers are lost -------------------------------------------------------------------------
 
     @rule(host=hosts)
     def hold_calls(self, host: int) -> None:
@@ -183,7 +185,7 @@ class AgreementMachine(RuleBasedStateMachine):
 
     @rule(full=st.booleans())
     def database(self, full: bool) -> None:
-        """Reaches its quota, or has space again. What people put is put all the same: it was a moment before."""
+        """etcd reaches its quota, or has space again. Operators' puts still succeed: they came just before."""
         self.cluster.store.full = full
 
     @rule(host=hosts)
@@ -195,7 +197,7 @@ class AgreementMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.history_goes_back)
     @rule(back=st.integers(0, 60), wipe=st.sampled_from([False, False, False, True]))
     def etcd_goes_back(self, back: int, wipe: bool) -> None:
-        """Restored from a backup, or wiped: what came since is gone, also what people wanted."""
+        """etcd is restored from a backup or wiped: later writes are lost, also desired values."""
         store = self.cluster.store
         revision = 1 if wipe else max(1, store.revision - back)
         self.puts = {number: values for number, values in self.puts.items() if number <= revision}
@@ -248,7 +250,7 @@ class AgreementMachine(RuleBasedStateMachine):
     # -- the end: no more faults -------------------------------------------------------------------------------------
 
     def come_to_rest(self) -> None:
-        """Nothing that was wanted is lost, nobody waits for ever."""
+        """No desired value is lost, and no process waits permanently."""
         self._heal()
         self._end_doubles(())
         for number in range(ROUNDS):
@@ -294,7 +296,7 @@ class AgreementMachine(RuleBasedStateMachine):
         self.cluster.loop.settle()
 
     def _end_doubles(self, named: Collection[str]) -> None:
-        """Of two processes of a rank the one that registered later counts, which need not be the one started later: an
+        """Of two processes of a rank, the one that registered later counts, which need not be the one started later: an
         agent that was away registers its workers when it is back. People then end the one that they did not want, also
         where its decisions cannot be joined with those of the others: status and logs say so."""
         problem = self.cluster.epoch_problem()
@@ -303,8 +305,8 @@ class AgreementMachine(RuleBasedStateMachine):
                 self.cluster.kill(worker, lose_part=False)
 
     def _time_out_collectives(self) -> None:
-        """A worker in a step looks after nothing. When it is no member (its agent died, or it was replaced), nobody
-        can take the place of the rank that it waits for: its collective runs into its timeout, and it dies."""
+        """A worker in a step checks nothing. If it is no member (its agent died, or it was replaced), no process can
+        replace the rank that it waits for: its collective runs into its timeout, and it dies."""
         cluster = self.cluster
         for worker in tuple(cluster.workers.values()):
             stuck = worker.alive and worker.inside and not cluster.training.may_finish(worker.place)
@@ -312,7 +314,7 @@ class AgreementMachine(RuleBasedStateMachine):
                 cluster.kill(worker, lose_part=True)
 
     def _skip_ahead(self) -> None:
-        """A gate may lie far ahead, where a plan took long to be agreed: training gets there in the end."""
+        """A gate may be far ahead if a plan took long to be agreed: training reaches it eventually."""
         agreed, training = self.cluster.agreed(), self.cluster.training
         active = [worker for worker in self.cluster.workers.values() if worker.alive]
         top = max((worker.step + worker.inside for worker in active), default=0)
@@ -369,15 +371,15 @@ class AgreementMachine(RuleBasedStateMachine):
         return found + [problem for item in self._desired() if (problem := self._problem_of(item, agreed.values))]
 
     def _cannot_go_on(self) -> bool:
-        """A rank has ended and another one died: no view can have all ranks, so whoever comes waits in vain."""
+        """A rank has ended and another one died: no view can have all ranks, so newcomers wait in vain."""
         left = self.cluster.training.left
         return bool(left) and any(
             rank not in left and (not worker.alive or not worker.step) for rank, worker in self.cluster.workers.items()
         )
 
     def _left_unheard(self) -> bool:
-        """A rank ended cleanly when no agent heard of it, or none could write it down, or in a view that etcd has lost:
-        it counts as dead."""
+        """A rank ended cleanly while no agent received or could record it, or in a view that etcd has lost: it counts
+        as dead."""
         view = self.cluster.view()
         if view is None:
             return bool(self.cluster.training.left)
@@ -439,7 +441,7 @@ class AgreementMachine(RuleBasedStateMachine):
         self.cluster.leave(worker)
 
     def _good(self, names: tuple[str, ...]) -> dict[str, str]:
-        """Values that nobody has wanted before, so that each change is one."""
+        """Values that were never desired before, so every put is a change."""
         self.wanted += 1
         return {name: f"{'0.2' if name == 'lr' else '2.'}{self.wanted:03}" for name in names}
 
@@ -479,7 +481,7 @@ class LockstepMachine(AgreementMachine):
 
     @rule(rank=ranks, host=hosts, same_host=st.booleans())
     def worker_starts(self, rank: int, host: int, same_host: bool) -> None:
-        """Also where one still lives, which is evicted by it."""
+        """Also if a process of the rank still runs: it is evicted."""
         worker = self._worker(rank)
         if not self.cluster.training.left:
             self.cluster.start(worker.rank, worker.host if same_host else self._host(host))
@@ -523,7 +525,7 @@ class LockstepMachine(AgreementMachine):
 
 
 class DriftingMachine(AgreementMachine):
-    """No collective: ranks are as far apart as they like. No worker dies, for nobody could say where to start again."""
+    """No collective: ranks may be far apart. No worker dies, because there is no common step to restart from."""
 
     lockstep = False
 
@@ -539,13 +541,13 @@ class DriftingMachine(AgreementMachine):
 
 
 class LockstepHistoryMachine(LockstepMachine):
-    """etcd goes back too, as often as hypothesis likes."""
+    """The history of etcd also goes back, any number of times."""
 
     history_goes_back = True
 
 
 class DriftingHistoryMachine(DriftingMachine):
-    """etcd goes back too, as often as hypothesis likes."""
+    """The history of etcd also goes back, any number of times."""
 
     history_goes_back = True
 
@@ -553,6 +555,7 @@ class DriftingHistoryMachine(DriftingMachine):
 __all__ = [
     "DEFAULT",
     "HUNT",
+    "HISTORY_PROFILE",
     "PROFILE",
     "AgreementMachine",
     "DriftingHistoryMachine",

@@ -1,4 +1,4 @@
-"""The protocol with one rule broken at a time. The machine must notice each, or its silence would mean nothing.
+"""The protocol with one rule broken at a time. The machine must detect each, or its success would prove nothing.
 
 Two of them break a rule that another one repeats, and no schedule is known that shows it: `promise_two_gates` (no
 second plan is opened before the first is applied; Spin finds it in docs/protocol), and
@@ -87,7 +87,7 @@ def promise_too_late() -> Any:
 
 
 def promise_two_gates() -> Any:
-    """The second promise takes the first one's place, as if that were settled."""
+    """The second promise replaces the first one, as if that plan were decided."""
     real = Gate.hear_plan
 
     def greedy(self: Gate, number: int, gate: int, values: Mapping[str, Any], next_step: int) -> PromiseAnswer:
@@ -101,7 +101,7 @@ def promise_two_gates() -> Any:
 
 
 @contextlib.contextmanager
-def who_left_counts_as_armed() -> Iterator[None]:
+def a_worker_that_left_counts_as_armed() -> Iterator[None]:
     def never(view: object, left: object) -> int:
         return -1
 
@@ -165,17 +165,17 @@ def forget_the_previous_values() -> Any:
 
 
 def no_fence_around_the_newest_agreed() -> Any:
-    """A view is formed from an `agreed` that a commit has replaced meanwhile."""
+    """A view is formed from an `agreed` that a commit has replaced."""
     return _without_compares(FormView, "state/agreed")
 
 
 def commit_without_the_mark() -> Any:
-    """A plan is committed although a rank, with no space to write an abort, has made sure that it is not."""
+    """A plan is committed although a rank that had no space to write an abort has ruled that out."""
     return _without_compares(CommitPlan, "state/open/")
 
 
-def newcomers_ignore_the_course() -> Any:
-    """Who joins a run that is paused, or about to stop, trains on."""
+def newcomers_ignore_the_directive() -> Any:
+    """A worker that joins a run that is paused, or about to stop, trains."""
     real = Agreement.start
 
     def start(self: Agreement[Any], start: Snapshot, *rest: Any) -> None:
@@ -184,7 +184,7 @@ def newcomers_ignore_the_course() -> Any:
     return mock.patch.object(Agreement, "start", start)
 
 
-def a_course_holds_when_it_is_promised() -> Any:
+def a_directive_applies_when_it_is_promised() -> Any:
     """A rank does not wait for the decision to pause, to stop or to save."""
     real = Agreement.hear_plan
 
@@ -199,7 +199,7 @@ def a_course_holds_when_it_is_promised() -> Any:
 
 @contextlib.contextmanager
 def etcd_is_the_authority() -> Iterator[None]:
-    """What etcd holds after its history went back counts, whatever the ranks hold, and newcomers wait for nobody."""
+    """After the history went back, etcd overrides what the ranks hold, and newcomers do not wait."""
 
     def never(now: Situation) -> bool:
         return False
@@ -219,8 +219,8 @@ def etcd_is_the_authority() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def abort_whatever_has_the_number() -> Iterator[None]:
-    """An abort at a gate asks neither whether the plan is the promised one, nor for the epoch."""
+def abort_any_plan_of_the_number() -> Iterator[None]:
+    """An abort at a gate compares neither the plan with the promised one nor the epoch."""
 
     def guess(promised: Promised, found: StoredPlan) -> Decision | Unknown:
         return found.decision if found.decision is not None else Unknown.OPEN
@@ -231,7 +231,7 @@ def abort_whatever_has_the_number() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def a_refused_plan_is_named_as_the_one_before_it() -> Iterator[None]:
+def a_refused_plan_is_named_like_the_plan_before_it() -> Iterator[None]:
     """A worker that waits at the gate of a plan it refused names the digest of the plan that it promised before."""
     hear_plan = Agreement.hear_plan
 
@@ -252,7 +252,7 @@ def a_refused_plan_is_named_as_the_one_before_it() -> Iterator[None]:
 
 
 def a_node_pairs_ranks_and_incarnations_wrongly() -> Any:
-    """The incarnations of a node's ranks are in an order of their own."""
+    """The incarnations of a node are in another order than its ranks."""
     real = membership.nodes_of
 
     def nodes_of(group: membership.WorkerGroup) -> dict[str, NodeMembers]:
@@ -265,7 +265,7 @@ def a_node_pairs_ranks_and_incarnations_wrongly() -> Any:
 
 
 def a_node_knows_its_workers_by_rank_alone() -> Any:
-    """A process of the same rank that the view does not name answers for the one that it names."""
+    """A process of the same rank that is not in the view answers for the one in the view."""
 
     def in_view(self: Workers, view: View | None, node: str) -> dict[int, LocalWorker]:
         mine = view.nodes.get(node) if view is not None else None
@@ -286,7 +286,7 @@ def verified_in_another_view_counts() -> Any:
     return mock.patch.object(resuming, "next_resume", next_resume)
 
 
-def the_first_to_verify_speaks_for_all() -> Any:
+def the_first_to_verify_decides_for_all() -> Any:
     real = resuming.next_resume
 
     def next_resume(situation: resuming.VoteSituation) -> Resume | None:
@@ -356,7 +356,7 @@ def a_restore_leaves_the_pointer() -> Any:
     return _patch_for_action(for_action)
 
 
-def a_restored_run_keeps_the_gate_of_before() -> Any:
+def a_restored_run_keeps_the_gate_of_the_last_change() -> Any:
     real = leading.after
 
     def after(agreed: Agreed, plan: Plan) -> Agreed:
@@ -386,16 +386,16 @@ def a_checkpoint_is_restored_though_it_was_forgotten() -> Any:
 
 
 def a_checkpoint_from_before_a_restore_is_resumed() -> Any:
-    """A save that was under way when the run was taken back moves the pointer."""
+    """A save that was under way during a restore moves the pointer."""
     return mock.patch.object(checkpoints.CommitReads, "has_left", return_value=False)
 
 
-def a_rank_continues_where_it_is_when_the_run_is_restored() -> Any:
+def a_rank_ignores_that_the_run_is_restored() -> Any:
     return mock.patch.object(CommandHandlers, "act", return_value=None)
 
 
 def _without_compares(kind: type, key: str) -> Any:
-    """Actions of that kind do not compare what stands under the key."""
+    """Actions of that kind do not compare the value of the key."""
     real = transactions.for_action
 
     def for_action(action: LeaderAction, *rest: Any) -> Txn:

@@ -1,4 +1,4 @@
-"""A virtual loop on which one process can be stopped, as by SIGSTOP: none of its code runs, and time passes."""
+"""A virtual loop that can freeze one process, as SIGSTOP does: none of its code runs while time passes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from virtual_loop import VirtualLoop
 
 OWNER: ContextVar[object] = ContextVar("OWNER", default=None)
-"""Whose code runs; tasks and callbacks inherit it."""
+"""The process whose code runs; tasks and callbacks inherit it."""
 
 
 class FreezingLoop(VirtualLoop):
@@ -23,7 +23,7 @@ class FreezingLoop(VirtualLoop):
         self._frozen.add(owner)
 
     def thaw(self, owner: object) -> None:
-        """What was due meanwhile is due now, in the same order."""
+        """Callbacks that became due in the meantime are due now, in the same order."""
         self._frozen.discard(owner)
         parked, self._parked = self._parked, [item for item in self._parked if item[0] is not owner]
         for whose, handle, context, callback, args in parked:

@@ -1,4 +1,4 @@
-"""The client of one node as the agent sees it, with a network in between that a test can hold up, cut and lose."""
+"""The etcd client of one agent, with a network that a test can delay, cut, and make lose messages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Request(Generic[T]):
         return f"Request({self.text})"
 
     def answer(self) -> None:
-        """Executed, and its reply arrives (if anybody still waits for it)."""
+        """Executes it and delivers its reply, if a caller still waits for it."""
         try:
             result = self._execute()
         except EtcdError as error:
@@ -41,7 +41,7 @@ class Request(Generic[T]):
                 self._future.set_exception(error)
             return
         if not self._future.done():
-            self._future.get_loop().call_soon(self._notice)  # before whoever waits for the result goes on
+            self._future.get_loop().call_soon(self._notice)  # before the caller that waits for the result continues
             self._future.set_result(result)
 
     def lose_reply(self) -> None:
@@ -55,7 +55,7 @@ class Request(Generic[T]):
 
 
 class ModelClient:
-    """What the agent uses of instep.etcd.Client. Each of `lanes` can be held: what is on it then waits for a test.
+    """The parts of instep.etcd.Client that the agent uses. Each of `lanes` can be held: its messages then wait.
 
     Lanes: `calls` (all requests), and for watches the part of the run below which they look (`state`, `members`, ...).
     """
@@ -74,7 +74,7 @@ class ModelClient:
         self.held_lanes: dict[str, int] = {}
         self.leases: set[int] = set()
         self.never: list[asyncio.Future[Any]] = []
-        """Held, so that what waits for them is not collected before its loop ends."""
+        """Kept because garbage collection must not end waiting tasks before the loop ends."""
         self._root = root
         store.watchers.append(self.wake)
 
@@ -148,7 +148,7 @@ class ModelClient:
         return watch
 
     def notice(self) -> None:
-        """An answer or an event has come: it shows whether etcd holds the history that was known."""
+        """An answer or an event has arrived: it shows whether etcd has the known history."""
         if self._generation != self.store.generation:
             self._generation = self.store.generation
             self.history.changed("it was put back")
@@ -171,7 +171,7 @@ class ModelClient:
         self.held_lanes.setdefault(lane, self.store.revision)
 
     def release_watch(self, lane: str, batches: int | None = None) -> None:
-        """Lets so many revisions more through, or all from now on."""
+        """Lets this many more revisions through, or all from now on."""
         if lane not in self.held_lanes:
             return
         if batches is None:
@@ -215,7 +215,7 @@ class ModelClient:
 
 
 class ModelWatch:
-    """Delivers whole revisions in order, each once, as far as its lane lets it see."""
+    """Delivers whole revisions in order, each once, as far as its lane permits."""
 
     def __init__(self, client: ModelClient, key: str, prefix: bool, start_revision: int, lane: str) -> None:
         self._client = client
@@ -227,7 +227,7 @@ class ModelWatch:
         self.moved = asyncio.Event()
 
     def follow(self, history_changes: int | None) -> None:
-        """The history as it was when what is watched was listed."""
+        """The history at the time of the listing."""
         self._changes = self._changes if history_changes is None else history_changes
 
     async def __aenter__(self) -> Self:

@@ -58,7 +58,7 @@ class Hyper(Hyperparameters):
 
 
 class ModelAbsentee:
-    """Where the connection of a worker will be that has not met this agent yet."""
+    """The place for the connection of a worker that has not connected to this agent yet."""
 
     pid = 1
     words = None
@@ -139,7 +139,7 @@ class Host:
         self.accepts = False
 
     def crash(self, *, keep_down: bool) -> None:
-        """The agent dies where it stands; what it sent to etcd may still arrive there."""
+        """The agent dies at once; what it sent to etcd may still arrive."""
         if self.node is None:
             return
         self.client.dead = True
@@ -163,7 +163,7 @@ class Host:
         self._serving.add_done_callback(self._ended)
 
     def _ended(self, serving: asyncio.Task[None]) -> None:
-        """The agent's process has ended of itself; what it waited for from etcd is still under way."""
+        """The agent has exited; its requests to etcd are still under way."""
         if serving is not self._serving:
             return
         self.crash(keep_down=True)
@@ -172,11 +172,11 @@ class Host:
 
 
 class AtGate(Exception):
-    """The worker's process is blocked before a step until it hears a decision."""
+    """The worker is blocked before a step until it receives a decision."""
 
 
 class SteppedRun(Run[Any]):
-    """A Run that says so where it would block at a gate: `boundary` is then called again."""
+    """A Run that raises instead of blocking at a gate: `boundary` is then called again."""
 
     asked: tuple[ModelConnection | None, int] = (None, 0)
     model_link: ModelLink
@@ -218,7 +218,7 @@ class Worker:
         self.delays = Delays()
         self.alive = True
         self.step = 0
-        """The step it runs next, or is in; 0 before it has joined."""
+        """The step that it runs next, or is in; 0 before it has joined."""
         self.inside = False
         self.at_barrier = False
         self._verified: set[tuple[int, str]] | None = None
@@ -246,7 +246,7 @@ class Worker:
         return f"Worker(rank {self.rank}, {self.incarnation}, {where} step {self.step}, {self.run!r})"
 
     def advance(self) -> bool:
-        """Does the next thing it can do: join, enter a step, or come out of it. False when it has to wait."""
+        """Performs its next act: joins, enters a step, or leaves it. False if it has to wait."""
         if not self.alive:
             return False
         try:
@@ -270,7 +270,7 @@ class Worker:
         return cast("dict[str, Any]", self.run.config.model_dump())
 
     def _join(self) -> bool:
-        """As instep.worker.join waits for the view, and the script then resumes from a checkpoint."""
+        """Waits for the view as instep.worker.join does; the script then resumes from a checkpoint."""
         if not self.listen():
             return False
         resumed: int | None = None
@@ -285,7 +285,7 @@ class Worker:
         return True
 
     def _look_at_offer(self) -> Offer | None:
-        """As Checkpoints.resume does: the checkpoint to resume from, once that is agreed on."""
+        """The checkpoint to resume from, once it is agreed on, as Checkpoints.resume returns it."""
         checkpoints, session, checks = self.run.checkpoints, self.run._session, self._cluster.checks
         inbox = session.inbox
         if self._verified is None:
@@ -329,7 +329,7 @@ class Worker:
 
     @property
     def back(self) -> int:
-        """The plan that took the run back last, as far as this worker has followed."""
+        """The last restore that this worker has followed."""
         return self.run._agreement.back
 
     @property
@@ -356,7 +356,7 @@ class Worker:
         return True
 
     def _call_barrier(self) -> None:
-        """As Run.barrier does, in the step."""
+        """Calls the barrier in the step, as Run.barrier does."""
         checks, session = self._cluster.checks, self.run._session
         checks.check()
         checks.arrived.add(self.incarnation)
@@ -394,7 +394,7 @@ class Worker:
 
 
 class Cluster:
-    """The run, what can happen to it, and what must hold whatever happens."""
+    """The run, the events that can happen to it, and what must always hold."""
 
     def __init__(self, layout: tuple[tuple[int, ...], ...], *, lockstep: bool) -> None:
         self.loop = VirtualLoop()
@@ -433,7 +433,7 @@ class Cluster:
     # -- what happens -----------------------------------------------------------------------------------------------
 
     def start(self, rank: int, host: Host) -> Worker:
-        """A new process for the rank. One that still lives is out of the training at once, but does not know it."""
+        """Starts a new process for the rank. An older one leaves the training at once, without knowing it."""
         former = self.workers.get(rank)
         if former is not None and former.alive:
             self.evicting.append(former)
@@ -462,7 +462,7 @@ class Cluster:
         self.loop.settle()
 
     def look(self, evicted: Worker) -> None:
-        """One that was replaced comes to its next boundary; having heard of it, it ends."""
+        """A replaced worker reaches its next boundary; it ends when it knows that it was evicted."""
         try:
             if evicted.run.view or evicted.listen():
                 evicted.step += 1
@@ -510,7 +510,7 @@ class Cluster:
         self.loop.settle()
 
     def save(self) -> Manifest | None:
-        """The rank that leads commits a checkpoint of the last finished step."""
+        """The leader commits a checkpoint of the last finished step."""
         leader = Leader.decode_or_none(self.value(self.keys.leader))
         saver = self.workers.get(leader.rank) if leader is not None else None
         done = self.training.finished
@@ -563,20 +563,20 @@ class Cluster:
         self.loop.settle()
 
     def reset_attempts(self) -> None:
-        """As `instep reset` does."""
+        """Resets the attempts as `instep reset` does."""
         counted = Attempts.decode_or_none(self.value(self.keys.attempts))
         if counted is not None and counted.total:
             self.store.txn((), [Op.put(self.keys.attempts, Attempts(view=counted.view).encode())])
             self.loop.settle()
 
     def meet(self) -> None:
-        """The script calls a barrier in the step after the furthest one."""
+        """Makes the script call a barrier in the step after the furthest one."""
         furthest = max(self.training.started.values())
         self.meetings.setdefault(furthest._replace(step=furthest.step + 1), None)
 
     @property
     def settled(self) -> bool:
-        """Whether etcd holds what the ranks hold, as far as this can be told from outside."""
+        """Whether etcd has what the ranks hold, as far as an observer can tell."""
         if not self.checks.went_back:
             return True
         epoch = Epoch.decode_or_none(self.value(self.keys.epoch))
@@ -590,7 +590,7 @@ class Cluster:
         return epoch.problem if epoch is not None else None
 
     def _expire_leases(self) -> None:
-        """As etcd does, twice a second."""
+        """Expires leases as etcd does, twice per second."""
         self.store.expire(self.loop.time() - TTL_S)
         self.loop.call_later(0.5, self._expire_leases)
 
@@ -607,7 +607,7 @@ class Cluster:
         assert number in self.checks.committed, f"plan {number} was applied undecided or aborted"
 
     def check_runs(self, worker: Worker) -> None:
-        """A rank that is in the training runs no step that a pause or a stop has taken from it."""
+        """A rank that trains runs no step that a pause or a stop forbids."""
         agreed = self.agreed()
         if agreed is None or worker in self.evicting or not self._is_member(worker) or not self.settled:
             return
@@ -618,11 +618,11 @@ class Cluster:
         assert ends_at is None or worker.step < ends_at, f"{worker} runs step {worker.step}, stopped at {ends_at}"
 
     def check_stopped(self, worker: Worker) -> None:
-        """Ranks end where it was agreed, not before."""
+        """Ranks end at the agreed step, not before."""
         agreed = self.agreed()
         if agreed is not None and self._is_member(worker) and self.settled and worker.back == agreed.back:
             ends_at = agreed.course.ends_at
-            assert ends_at is not None, f"{worker} ended, and nobody has agreed on that"
+            assert ends_at is not None, f"{worker} ended, but that was not agreed"
             assert worker.step >= ends_at, f"{worker} ended before step {worker.step}, stopped at {ends_at}"
 
     def _is_member(self, worker: Worker) -> bool:

@@ -1,4 +1,4 @@
-"""An etcd in memory that executes the very messages that the transactions are made of.
+"""An etcd in memory that executes the same messages as a real one.
 
 It knows what the protocol leans on: revisions, create and mod revisions, versions, leases, and the history that a
 watch delivers. test_model_etcd.py holds it against a real server.
@@ -27,7 +27,7 @@ class ModelEtcd:
     def __init__(self, clock: Callable[[], float] = lambda: 0.0) -> None:
         self.revision = 1
         self.generation = 0
-        """How often it was put back to an earlier revision."""
+        """How often it was restored to an earlier revision."""
         self.full = False
         """The database has reached its quota: clients may read and delete, and that is all (some versions refuse even a
         txn that only reads)."""
@@ -52,7 +52,7 @@ class ModelEtcd:
         return Listing(tuple(self._keys[key] for key in sorted(self._keys) if key.startswith(prefix)), self.revision)
 
     def at(self, revision: int) -> Mapping[str, KeyValue]:
-        """What it held at an earlier revision of this history."""
+        """The keys at an earlier revision of this history."""
         return self._states[revision][0]
 
     # -- writing --------------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ class ModelEtcd:
         return self.txn((), (Op.put(key, value, lease=lease),)).revision
 
     def txn(self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()) -> TxnResult:
-        """Raises LeaseLost for a put on a lost lease, EtcdError for a key written twice; nothing is done then."""
+        """Raises LeaseLost for a put on a lost lease and EtcdError for a key written twice; then it changes nothing."""
         succeeded = all(self._holds(compare.wire) for compare in compares)
         branch = then if succeeded else otherwise
         self._check_branch(branch)
@@ -100,16 +100,16 @@ class ModelEtcd:
         self._renewed_at[lease] = self._clock()
 
     def promote(self) -> None:
-        """Another leader: every lease has its whole length before it again."""
+        """A new etcd leader: every lease gets its full TTL again."""
         self._renewed_at = dict.fromkeys(self._renewed_at, self._clock())
 
     def expire(self, before: float) -> None:
-        """Ends the leases last renewed earlier than that."""
+        """Expires the leases that were last renewed before that time."""
         for lease in [lease for lease in self._leases if self._renewed_at[lease] < before]:
             self.revoke(lease)
 
     def revoke(self, lease: int) -> None:
-        """Also what its end does: all its keys go, in one revision."""
+        """Revokes a lease and deletes its keys, in one revision."""
         change = _Change(self)
         for key in sorted(self._leases.pop(lease, set())):
             change.delete([key])
@@ -150,7 +150,7 @@ class ModelEtcd:
 
 
 class _Change:
-    """The operations of one transaction: later ones see what earlier ones did, all at one new revision."""
+    """The operations of one transaction at one new revision: later ones see the results of earlier ones."""
 
     def __init__(self, store: ModelEtcd) -> None:
         self._store = store

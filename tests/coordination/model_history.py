@@ -1,4 +1,4 @@
-"""What must hold of everything that etcd has ever held, and of what workers do because of it."""
+"""Checks of the whole history of etcd, and of what workers do because of it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class HistoryChecks:
     def __init__(self, store: ModelEtcd, keys: Keys) -> None:
         self.went_back = 0
         self.committed: set[int] = set()
-        """Plans that have ever been committed, in whatever history."""
+        """All plans that were ever committed, in any history."""
         self.restored: dict[int, int] = {}
-        """The step of the checkpoint that a committed plan takes the run back to."""
+        """The step of the checkpoint that a committed plan restores."""
         self.abandoned: set[str] = set()
-        """Checkpoints of a training that the run was taken back from."""
+        """Checkpoints of a training that a restore has discarded."""
         self.views: dict[int, View] = {}
         self.arrived: set[str] = set()
         """Incarnations that have called the barrier since its last release."""
@@ -46,7 +46,7 @@ class HistoryChecks:
     # -- what etcd holds --------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """A decision never changes once it is there; plans are created once, and one at a time."""
+        """A decision never changes; plans are created once, and one at a time."""
         keys = self._keys
         for batch in self._store.history[self._checked :]:
             self._checked += 1
@@ -82,7 +82,7 @@ class HistoryChecks:
             assert decided, f"plan {number} came too early"
 
     def _check_restore(self, number: int, revision: int) -> None:
-        """A run is taken back to a checkpoint that exists, and a restart resumes from it."""
+        """A restore goes to a checkpoint that exists, and a restart resumes from it."""
         now = self._store.at(revision)
         plan = Plan.decode_or_none(_value(now, self._keys.plan(number)))
         if plan is None or plan.checkpoint is None or self.went_back:
@@ -104,7 +104,7 @@ class HistoryChecks:
             self.abandoned.discard(manifest.id)
 
     def _check_attempts(self, before: Mapping[str, KeyValue], written: Mapping[str, KeyValue]) -> None:
-        """A view that lost a rank counts one failure, the one that ended it; a count that was reset stays reset."""
+        """A view that lost a rank counts as one failure, the one that ended it; a reset count remains reset."""
         keys = self._keys
         was = Attempts.decode_or_none(_value(before, keys.attempts)) or Attempts()
         counted = Attempts.decode(written[keys.attempts].value)

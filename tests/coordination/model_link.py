@@ -1,4 +1,4 @@
-"""The stream between a worker and its agent, in memory: in order, delayed or cut as a test likes, never reordered."""
+"""The stream between a worker and its agent, in memory: a test can delay or cut it; it keeps the order."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 WAIT_S = 0.2
 DEATH = b""
-"""Stands in the stream to the agent where the worker's pid was seen to end."""
+"""Marks in the stream to the agent where the end of the worker's process was noticed."""
 
 
 class Delays:
-    """What holds a worker's streams up; it outlives any one connection."""
+    """What delays the streams of a worker; it outlives each connection."""
 
     def __init__(self) -> None:
         self.up_held = False
@@ -28,7 +28,7 @@ class Delays:
 
 
 class ModelConnection:
-    """The agent's end, as Node sees a WorkerConnection. `up` and `down` are what is on its way."""
+    """The agent's end, used as a WorkerConnection. `up` and `down` are the messages under way."""
 
     def __init__(self, host: Host, words: Words, delays: Delays) -> None:
         self.pid = 1
@@ -55,7 +55,7 @@ class ModelConnection:
             self.pump_down()
 
     def close(self) -> None:
-        """What was sent can still be read by the worker; nothing more is heard from it."""
+        """Closes it: the worker can still read what was sent; nothing more is received from it."""
         self.closed = True
         self.words = None
 
@@ -87,13 +87,13 @@ class ModelConnection:
                 node.on_message(self, message)  # type: ignore[arg-type]
 
     def hang_up(self) -> None:
-        """The worker has closed its end: what it said is still read, nothing reaches it any more."""
+        """The worker has closed its end: its messages are still read, but it receives nothing more."""
         self.cut = True
         self.arrived.clear()
         self.down.clear()
 
     def break_off(self, *, keep_down: bool) -> None:
-        """The agent has died: nothing more is read from the worker, and what was not in the socket yet is lost."""
+        """The agent has died: nothing more is read from the worker, and messages not yet in the socket are lost."""
         self.up.clear()
         if keep_down:
             self.pump_down()
@@ -102,7 +102,7 @@ class ModelConnection:
 
 
 class ModelLink:
-    """The worker's end, as Run sees an AgentConnection."""
+    """The worker's end, used as an AgentConnection."""
 
     def __init__(self, host: Host, delays: Delays) -> None:
         self.words, descriptor = create_words()
@@ -180,7 +180,7 @@ class ModelLink:
         self.drop()
 
     def die(self) -> None:
-        """The process has ended, which an agent learns from the pid, whatever became of the sockets."""
+        """The process has ended, which an agent learns from the pid, independent of the sockets."""
         self.drop()
         for connection in self.made:
             if not connection.closed:

@@ -1,4 +1,4 @@
-"""What must hold of every round that is written, whatever happens: looked at as etcd takes each write."""
+"""What must hold for every round that is written: checked at each write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that can happen to the agents of a run, in any order, and what must hold in the end."""
+"""All events of a torchrun rendezvous in random order, and what must hold at the end."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ DEFAULT = settings(
     phases=(Phase.explicit, Phase.generate, Phase.shrink),
 )
 HUNT = settings(DEFAULT, max_examples=300, phases=(Phase.generate,), report_multiple_bugs=False)
-DEEPER = settings(DEFAULT, max_examples=1000, stateful_step_count=40)
-DEEP = settings(DEFAULT, max_examples=3000, stateful_step_count=50, derandomize=False)
-PROFILE = DEEP if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else DEFAULT
+DEEP = settings(DEFAULT, max_examples=2500, stateful_step_count=50, derandomize=False)
+IS_DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
+PROFILE = DEEP if IS_DEEP else DEFAULT
+HISTORY_PROFILE = DEEP if IS_DEEP else settings(DEFAULT, max_examples=40)
 
 which = st.integers(0, MOST_PEERS - 1)
 
@@ -56,7 +57,7 @@ class RendezvousMachine(RuleBasedStateMachine):
             self.world.start()
         self.world.loop.advance(5.0)
 
-    # -- what people and workers do ---------------------------------------------------------------------------------
+    # -- what operators and workers do ---------------------------------------------------------------------------------
 
     @rule()
     def start(self) -> None:
@@ -139,10 +140,10 @@ class RendezvousMachine(RuleBasedStateMachine):
                 self.come_to_rest()
 
     def come_to_rest(self) -> None:
-        """Without faults all who can take part run together, and then nothing happens any more."""
+        """Without faults, all available nodes run together, and then nothing more happens."""
         self.world.loop.advance(60.0)
         self.world.heal()
-        self.world.loop.advance(10.0)  # whoever has been refused tries again
+        self.world.loop.advance(10.0)  # refused nodes try again
         for _ in range(REST_S):
             if not (unmet := self._unmet()):
                 break

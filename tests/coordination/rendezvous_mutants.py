@@ -1,4 +1,4 @@
-"""The rendezvous with one rule broken at a time. The machine must notice each, or its silence would mean nothing."""
+"""The rendezvous with one rule broken at a time. The machine must detect each, or its success would prove nothing."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def _looking(
         yield
 
 
-def the_absent_are_dead_at_once() -> Any:
+def absent_nodes_are_dead_at_once() -> Any:
     return _looking(lambda now: replace(now, etcd_stable=True), lambda standing: standing)
 
 
-def the_absent_are_never_dead() -> Any:
+def absent_nodes_are_never_dead() -> Any:
     return _looking(
         lambda now: replace(now, etcd_stable=False), lambda standing: replace(standing, waits_for_absent=False)
     )
 
 
-def who_runs_is_not_waited_for() -> Any:
+def running_nodes_are_not_waited_for() -> Any:
     return _looking(lambda now: now, lambda standing: replace(standing, content=frozenset()))
 
 
-def who_was_seated_just_now_asks() -> Any:
+def a_node_that_was_just_seated_asks() -> Any:
     def forgetful(now: RendezvousSituation) -> RendezvousSituation:
         stale = {item.node for item in now.nodes if item.registration.asks}
         if now.round is None:
@@ -57,11 +57,11 @@ def who_was_seated_just_now_asks() -> Any:
     return _looking(forgetful, lambda standing: standing)
 
 
-def an_epoch_begins_while_the_former_runs() -> Any:
+def an_epoch_begins_while_the_previous_one_runs() -> Any:
     return _looking(lambda now: now, lambda standing: replace(standing, waits_for_former=False))
 
 
-def ranks_follow_the_order_of_coming() -> Any:
+def ranks_follow_the_order_of_arrival() -> Any:
     def by_token(standing: RoundStatus) -> RoundStatus:
         return replace(standing, asking=tuple(sorted(standing.asking, key=lambda item: item.token)))
 
@@ -72,7 +72,7 @@ def departures_are_not_noticed() -> Any:
     return _looking(lambda now: replace(now, gone=frozenset()), lambda standing: standing)
 
 
-def a_round_that_is_wanted_is_not_heard_of() -> Any:
+def a_wanted_round_is_not_noticed() -> Any:
     def deaf(self: RendezvousNode) -> bool:
         current = self.known.round
         return current is not None and current.number > self._round > 0
@@ -80,11 +80,11 @@ def a_round_that_is_wanted_is_not_heard_of() -> Any:
     return mock.patch.object(RendezvousNode, "is_left_behind", property(deaf))
 
 
-def nobody_is_asked_to_meet_again() -> Any:
+def no_node_is_asked_to_meet_again() -> Any:
     return mock.patch.object(decision, "_about_current_round", return_value=None)
 
 
-def whoever_believes_to_coordinate_may_write() -> Any:
+def any_node_that_believes_to_coordinate_may_write() -> Any:
     return mock.patch.object(Fence, "compare", return_value=ALWAYS)
 
 
@@ -97,12 +97,12 @@ def _unguarded(part: str) -> Any:
     return mock.patch.object(coordinator, "unchanged", unchanged)
 
 
-def a_round_is_formed_of_a_run_that_was_closed_unseen() -> Any:
+def a_round_is_formed_in_a_run_that_was_closed_unnoticed() -> Any:
     return _unguarded("/closed")
 
 
 @contextlib.contextmanager
 def a_round_is_written_over_another() -> Iterator[None]:
     """Without the fence alone the round's own revision would keep a former coordinator from it."""
-    with whoever_believes_to_coordinate_may_write(), _unguarded("/round"):
+    with any_node_that_believes_to_coordinate_may_write(), _unguarded("/round"):
         yield

@@ -103,7 +103,7 @@ class Peer:
         return self.node.name if self.node is not None else ""
 
     def crash(self) -> None:
-        """Where it stands; what it has sent may still arrive."""
+        """Dies at once; what it has sent may still arrive."""
         self._end("crashed")
         self._world.loop.thaw(self)
         self.client.dead = True
@@ -125,7 +125,7 @@ class Peer:
         except (RunClosed, JoinTimeout) as error:
             self._end(repr(error))
         except InstepError as error:
-            if self.alive and self.node is not None:  # before that, a refusal is told to who has started it
+            if self.alive and self.node is not None:  # before that, a refusal is reported to its starter
                 self._world.checker.blame(f"{self} was killed by {error!r}")
             self._end(repr(error))
         if self.alive:
@@ -186,7 +186,7 @@ class Peer:
         deadline = self._world.loop.time() + ARRIVAL_S
         store = self._world.stores.get(current.store.port)
         if store is None:
-            await asyncio.sleep(ARRIVAL_S)  # TCPStore tries that long, and hears of nothing meanwhile
+            await asyncio.sleep(ARRIVAL_S)  # TCPStore tries that long, and receives nothing else
             return False
         store.arrived[self] = current
         self._world.checker.met(list(store.arrived.values()))

@@ -67,13 +67,13 @@ class World:
         self.loop.call_later(seconds, self._release, peer)
 
     def freeze(self, peer: Peer, seconds: float) -> None:
-        """Stopped where it stands, and going on as if nothing had been."""
+        """Freezes it; afterwards it continues as if nothing had happened."""
         peer.disturbed = True
         self.loop.freeze(peer)
         self.loop.call_later(seconds, self.loop.thaw, peer)
 
     def outage(self, seconds: float, *, leases_end: bool) -> None:
-        """Of all. Either etcd itself is away, or nobody reaches it."""
+        """An outage for all: etcd is down, or unreachable."""
         self._dark, self._away = True, not leases_end
         for peer in self.alive():
             self._hold(peer)
@@ -136,7 +136,7 @@ class World:
             peer.client.release_watch(lane)
 
     def _expire_leases(self) -> None:
-        """As etcd does, twice a second."""
+        """Expires leases as etcd does, twice per second."""
         if not self._away:
             self.store.expire(self.loop.time() - TTL_S)
         self.loop.call_later(0.5, self._expire_leases)

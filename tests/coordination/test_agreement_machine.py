@@ -1,43 +1,29 @@
-"""The promise of step agreement holds for the agents' and workers' own code, whatever dies or is delayed."""
+"""Ranks agree on every step whatever dies or is delayed: the production code of agents and workers on a model."""
 
 from __future__ import annotations
 
 import pytest
 from agreement_machine import (
-    DEFAULT,
+    HISTORY_PROFILE,
     PROFILE,
     DriftingHistoryMachine,
     DriftingMachine,
     LockstepHistoryMachine,
     LockstepMachine,
 )
-from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-EFFORT = pytest.mark.parametrize(
-    "effort",
-    [PROFILE, pytest.param(settings(DEFAULT, max_examples=1000), marks=pytest.mark.long)],
-    ids=["usual", "long"],
-)
+
+def test_ranks_in_lockstep_agree_on_every_step_despite_crashes_and_delays() -> None:
+    run_state_machine_as_test(LockstepMachine, settings=PROFILE)
 
 
-@EFFORT
-def test_ranks_in_lockstep_agree_on_every_step_whatever_dies_or_is_delayed(effort: settings) -> None:
-    run_state_machine_as_test(LockstepMachine, settings=effort)
+def test_ranks_that_drift_apart_agree_on_every_step_despite_delays() -> None:
+    run_state_machine_as_test(DriftingMachine, settings=PROFILE)
 
 
-@EFFORT
-def test_ranks_that_drift_apart_agree_on_every_step_whatever_is_delayed(effort: settings) -> None:
-    run_state_machine_as_test(DriftingMachine, settings=effort)
-
-
-@pytest.mark.parametrize(
-    "effort",
-    [settings(DEFAULT, max_examples=30), pytest.param(settings(DEFAULT, max_examples=1000), marks=pytest.mark.long)],
-    ids=["usual", "long"],
-)
 @pytest.mark.parametrize("machine", [LockstepHistoryMachine, DriftingHistoryMachine])
-def test_ranks_agree_on_every_step_however_often_the_history_of_etcd_goes_back(
-    machine: type[LockstepHistoryMachine | DriftingHistoryMachine], effort: settings
+def test_ranks_agree_on_every_step_when_the_history_of_etcd_goes_back(
+    machine: type[LockstepHistoryMachine | DriftingHistoryMachine],
 ) -> None:
-    run_state_machine_as_test(machine, settings=effort)
+    run_state_machine_as_test(machine, settings=HISTORY_PROFILE)

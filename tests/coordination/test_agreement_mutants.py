@@ -31,8 +31,8 @@ ENDLESS = "the tasks never come to rest"
         # There is a chain of events for each of these.
         pytest.param(DriftingMachine, mutants.acknowledge_before_all_are_armed, marks=pytest.mark.long),
         pytest.param(DriftingMachine, mutants.pass_the_gate_undecided, marks=pytest.mark.long),
-        pytest.param(LockstepMachine, mutants.newcomers_ignore_the_course, marks=pytest.mark.long),
-        pytest.param(LockstepMachine, mutants.a_course_holds_when_it_is_promised, marks=pytest.mark.long),
+        pytest.param(LockstepMachine, mutants.newcomers_ignore_the_directive, marks=pytest.mark.long),
+        pytest.param(LockstepMachine, mutants.a_directive_applies_when_it_is_promised, marks=pytest.mark.long),
     ],
     ids=lambda item: item.__name__,
 )
@@ -45,16 +45,16 @@ LOCKSTEP: list[tuple[Chain, Mutant, str]] = [
     (chains.a_rank_is_replaced_between_commit_and_gate, mutants.newcomers_ignore_the_gate, "runs with"),
     (chains.a_rank_is_replaced_between_commit_and_gate, mutants.forget_the_previous_values, "runs with"),
     (
-        chains.a_rank_is_replaced_when_all_have_promised_and_the_leader_does_not_know,
+        chains.a_rank_is_replaced_after_all_promised_and_before_the_leader_knows,
         mutants.view_leaves_the_plan_open_and_commit_ignores_the_view,
         BROKEN,
     ),
-    (chains.a_rank_joins_a_run_that_is_paused, mutants.newcomers_ignore_the_course, "paused at"),
-    (chains.a_stop_that_was_promised_is_aborted, mutants.a_course_holds_when_it_is_promised, "agreed on that"),
+    (chains.a_rank_joins_a_run_that_is_paused, mutants.newcomers_ignore_the_directive, "paused at"),
+    (chains.a_stop_that_was_promised_is_aborted, mutants.a_directive_applies_when_it_is_promised, "agreed on that"),
     (chains.a_rank_is_replaced_after_etcd_has_lost_a_change, mutants.etcd_is_the_authority, "runs with"),
     (
-        chains.etcd_loses_a_decision_that_one_rank_has_heard_of,
-        mutants.abort_whatever_has_the_number,
+        chains.etcd_loses_a_decision_that_one_rank_knows,
+        mutants.abort_any_plan_of_the_number,
         "runs with|instead of",
     ),
     (
@@ -62,15 +62,15 @@ LOCKSTEP: list[tuple[Chain, Mutant, str]] = [
         mutants.a_node_knows_its_workers_by_rank_alone,
         ENDLESS,
     ),
-    (chains.a_run_is_restored_and_started_again, mutants.a_restore_leaves_the_pointer, "a restart resumes from"),
+    (chains.a_run_is_restored_and_restarted, mutants.a_restore_leaves_the_pointer, "a restart resumes from"),
     (
-        chains.a_run_is_restored_and_started_again,
-        mutants.a_rank_continues_where_it_is_when_the_run_is_restored,
+        chains.a_run_is_restored_and_restarted,
+        mutants.a_rank_ignores_that_the_run_is_restored,
         "it does not happen",
     ),
     (
         chains.a_run_is_restored_to_a_step_before_its_last_change_and_a_rank_is_replaced,
-        mutants.a_restored_run_keeps_the_gate_of_before,
+        mutants.a_restored_run_keeps_the_gate_of_the_last_change,
         "runs with",
     ),
     (
@@ -84,11 +84,15 @@ LOCKSTEP: list[tuple[Chain, Mutant, str]] = [
         "which was abandoned",
     ),
     (
-        chains.a_rank_answers_for_its_checkpoint_and_is_replaced_before_the_others_answer,
+        chains.a_rank_verifies_its_checkpoint_and_is_replaced_before_the_others_answer,
         mutants.verified_in_another_view_counts,
         "not verified by",
     ),
-    (chains.the_leader_sees_one_answer_before_the_other, mutants.the_first_to_verify_speaks_for_all, "not verified by"),
+    (
+        chains.the_leader_sees_one_answer_before_the_other,
+        mutants.the_first_to_verify_decides_for_all,
+        "not verified by",
+    ),
     (
         chains.one_rank_cannot_read_the_newest_checkpoint,
         mutants.a_refusal_counts_for_the_next_checkpoint_too,
@@ -110,20 +114,20 @@ LOCKSTEP: list[tuple[Chain, Mutant, str]] = [
         ENDLESS,
     ),
     (
-        chains.a_rank_is_replaced_when_a_barrier_is_released_and_no_rank_has_heard_of_it,
+        chains.a_rank_is_replaced_when_a_barrier_is_released_and_no_rank_knows,
         mutants.a_release_counts_for_the_ranks_of_a_later_view,
         "passed on account of another",
     ),
 ]
 DRIFTING: list[tuple[Chain, Mutant, str]] = [
-    (chains.a_rank_comes_to_its_gate_before_the_acks_are_seen, mutants.pass_the_gate_undecided, BROKEN),
+    (chains.a_rank_reaches_its_gate_before_the_acks_arrive, mutants.pass_the_gate_undecided, BROKEN),
     (
         chains.a_rank_waits_at_the_gate_of_a_plan_that_it_refused,
-        mutants.a_refused_plan_is_named_as_the_one_before_it,
+        mutants.a_refused_plan_is_named_like_the_plan_before_it,
         "was applied",
     ),
-    (chains.the_database_is_full_while_a_rank_comes_to_its_gate, mutants.commit_without_the_mark, "runs with"),
-    (chains.a_rank_leaves_far_ahead_of_the_one_that_leads, mutants.who_left_counts_as_armed, "runs with"),
+    (chains.the_database_is_full_while_a_rank_reaches_its_gate, mutants.commit_without_the_mark, "runs with"),
+    (chains.a_rank_leaves_far_ahead_of_the_one_that_leads, mutants.a_worker_that_left_counts_as_armed, "runs with"),
     (chains.a_rank_is_far_ahead_of_the_one_that_leads, mutants.promise_too_late, "runs with"),
 ]
 CASES = [(LockstepMachine, TWO_NODES, *case) for case in LOCKSTEP]
@@ -132,7 +136,7 @@ CASES.append(
     (
         DriftingMachine,
         ONE_NODE,
-        chains.one_of_two_ranks_of_a_node_does_not_hear_of_the_plan,
+        chains.one_of_two_ranks_of_a_node_does_not_receive_the_plan,
         mutants.acknowledge_before_all_are_armed,
         "runs with",
     )
@@ -166,25 +170,25 @@ def test_a_chain_of_events_keeps_the_promise_and_breaks_it_with_the_rule_broken(
         _play(machine, chain, layout)
 
 
-def test_two_ranks_that_are_replaced_one_right_after_the_other_both_begin() -> None:
+def test_two_ranks_replaced_in_quick_succession_both_begin() -> None:
     """The second view takes the newcomer of the first for one that stays, for it may have begun."""
-    _play(LockstepMachine, chains.two_ranks_are_replaced_and_the_first_has_not_heard_that_it_may_begin, THREE_NODES)
+    _play(LockstepMachine, chains.two_ranks_are_replaced_before_the_first_may_begin, THREE_NODES)
 
 
-def test_what_a_node_holds_is_written_again_in_each_epoch_whoever_began_it() -> None:
-    _play(LockstepMachine, chains.what_a_node_holds_is_lost_once_more_and_another_agent_notices)
+def test_a_node_writes_what_it_holds_in_each_epoch_that_any_agent_began() -> None:
+    _play(LockstepMachine, chains.etcd_loses_what_a_node_holds_again_and_another_agent_notices)
 
 
-def test_a_receipt_that_was_not_due_when_etcd_went_back_is_written_in_the_end() -> None:
+def test_a_receipt_that_was_not_due_when_etcd_went_back_is_written_later() -> None:
     _play(DriftingMachine, chains.etcd_goes_back_while_one_of_two_ranks_of_a_node_has_applied_a_change, ONE_NODE)
 
 
-def test_no_number_of_an_aborted_plan_that_etcd_has_lost_is_given_again() -> None:
+def test_the_number_of_an_aborted_plan_that_etcd_has_lost_is_not_reused() -> None:
     """The ranks would not answer a plan of that number: each would run into its timeout."""
     _play(DriftingMachine, chains.etcd_loses_a_plan_that_was_aborted)
 
 
-def test_ranks_at_the_gate_of_a_plan_that_only_they_know_of_train_on() -> None:
+def test_ranks_at_the_gate_of_a_plan_that_only_they_know_continue() -> None:
     _play(LockstepMachine, chains.etcd_loses_a_plan_that_was_promised_and_all_agents_are_new)
 
 

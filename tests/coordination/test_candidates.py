@@ -46,8 +46,8 @@ def later(cluster: Cluster, seconds: float = 15.0) -> None:
 
 
 @pytest.mark.parametrize("applied", ["before", "late"])
-def test_an_unconfirmed_candidate_of_a_worker_that_goes_is_not_left_in_the_way(cluster: Cluster, applied: str) -> None:
-    """Rank 0 dies, rank 1 stands in its place, the reply is lost, and before the agent asks again rank 0 is back."""
+def test_an_unconfirmed_candidate_of_a_worker_that_leaves_is_removed(cluster: Cluster, applied: str) -> None:
+    """Rank 0 dies, the candidate names rank 1, the reply is lost, and rank 0 is back before the agent asks again."""
     node = cluster.hosts[0]
     node.client.hold_calls()
     cluster.kill(cluster.workers[0], lose_part=False)

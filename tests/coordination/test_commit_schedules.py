@@ -61,7 +61,7 @@ class Scene:
             self.deliver()
 
     def lead(self) -> None:
-        """Another leader; the one before goes on committing."""
+        """Another leader; the previous one continues to commit."""
         if self.random.random() < 0.3:
             self.fence = self.elect()
 
@@ -70,7 +70,7 @@ class Scene:
         self.waiting.setdefault(attempt.fence.token, []).append(attempt)
 
     def kill(self) -> None:
-        """Another agent begins anew with what its workers have not heard of."""
+        """Another agent starts, with the commits whose outcome its workers do not know."""
         if self.agents:
             del self.agents[self.random.choice(list(self.agents))]
 
@@ -159,7 +159,7 @@ def _manifest(item: KeyValue) -> Manifest | None:
     return Manifest.decode_or_none(item.value)
 
 
-def test_every_commit_is_made_once_or_never_as_its_saver_is_told() -> None:
+def test_every_commit_happens_at_most_once_and_its_saver_is_told_the_outcome() -> None:
     told: set[CommitOutcome] = set()
     for seed in range(SCHEDULES):
         scene = Scene(seed, lambda txn: txn)

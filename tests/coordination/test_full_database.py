@@ -5,9 +5,9 @@ from __future__ import annotations
 from agreement_machine import DriftingMachine
 
 
-def test_a_plan_that_nobody_could_abort_is_aborted_when_there_is_space() -> None:
-    """All have promised it, no commit could be written, and each rank went on once its mark was gone. The agents that
-    were to record that are killed: nobody else was told to."""
+def test_a_plan_that_no_agent_could_abort_is_aborted_when_there_is_space() -> None:
+    """All have promised it, no commit could be written, and each rank continued when its mark was deleted. The agents
+    that had to record the abort are killed."""
     machine = DriftingMachine()
     machine.begin_with(((0,), (1,)), stop=0)
     with machine.stack:

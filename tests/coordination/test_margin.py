@@ -16,7 +16,7 @@ def test_a_step_about_to_end_answers_a_boundary_later() -> None:
     assert margin.ahead(step_time_s=1.0, since_s=0.999).arming == 2
 
 
-def test_a_step_that_takes_longer_than_usual_ends_as_a_usual_one_would() -> None:
+def test_a_step_that_takes_longer_than_usual_is_treated_as_a_usual_one() -> None:
     margin = Margin(write_s=0.002)
     assert margin.ahead(step_time_s=1.0, since_s=30.0) == margin.ahead(step_time_s=1.0, since_s=1.0)
 
@@ -25,7 +25,7 @@ def test_fast_steps_over_a_slow_network_need_dozens() -> None:
     assert 24 <= Margin(write_s=0.02).ahead(step_time_s=0.001, since_s=0.0).gate <= 100
 
 
-def test_it_covers_what_agreeing_took_lately() -> None:
+def test_it_covers_the_recent_times_of_agreement() -> None:
     margin = Margin(write_s=0.002)
     for rest_ms in range(REMEMBERED):
         margin.committed(rest_ms / 1000)
@@ -33,7 +33,7 @@ def test_it_covers_what_agreeing_took_lately() -> None:
     assert REMEMBERED * 0.9 <= ahead.gate - ahead.arming <= REMEMBERED
 
 
-def test_a_rare_outlier_is_not_waited_for() -> None:
+def test_it_does_not_cover_a_rare_outlier() -> None:
     margin = Margin(write_s=0.002)
     before = _with_usual_plans(margin)
     margin.committed(3.0)
@@ -49,7 +49,7 @@ def test_the_plan_after_an_abort_has_twice_the_margin_and_the_one_after_that_the
     assert margin.ahead(step_time_s=0.005, since_s=0.0) == before
 
 
-def test_aborts_that_go_on_widen_the_margin_for_good() -> None:
+def test_repeated_aborts_widen_the_margin_permanently() -> None:
     margin = Margin(write_s=0.002)
     before = _with_usual_plans(margin)
     for _ in range(4):

@@ -1,14 +1,13 @@
-"""The promises of the rendezvous hold for the nodes' own code, whatever dies, is cut off or delayed."""
+"""The promises of the rendezvous hold for its production code, whatever dies, is cut off or delayed."""
 
 from __future__ import annotations
 
 from typing import Any, cast
 
 import pytest
-from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 from model_client import ModelClient
-from rendezvous_machine import DEEPER, PROFILE, HistoryRendezvousMachine, RendezvousMachine
+from rendezvous_machine import HISTORY_PROFILE, PROFILE, HistoryRendezvousMachine, RendezvousMachine
 from rendezvous_peer import TTL_S
 from rendezvous_world import World
 
@@ -17,17 +16,12 @@ from instep.rendezvous.node import RendezvousNode
 from instep.rendezvous.records import Address, Closed, Round, Seat
 
 
-def test_rounds_are_formed_of_those_who_ask_and_nobody_is_restarted_in_vain() -> None:
+def test_rounds_consist_of_the_nodes_that_ask_and_no_worker_is_restarted_needlessly() -> None:
     run_state_machine_as_test(RendezvousMachine, settings=PROFILE)
 
 
-@pytest.mark.long
-def test_so_they_are_after_long_chains_of_events() -> None:
-    run_state_machine_as_test(RendezvousMachine, settings=DEEPER)
-
-
-def test_the_coordinator_rests_while_a_last_call_that_is_over_waits_for_a_lease_to_end() -> None:
-    """A loop on which somebody never rests is noticed by the virtual clock."""
+def test_the_coordinator_is_idle_while_a_finished_last_call_waits_for_a_lease_to_expire() -> None:
+    """The virtual clock detects a loop that is never idle."""
     playing = RendezvousMachine()
     playing.begin_with((1, 4), 3)
     with playing.stack:
@@ -37,8 +31,8 @@ def test_the_coordinator_rests_while_a_last_call_that_is_over_waits_for_a_lease_
         playing.come_to_rest()
 
 
-def test_a_node_that_asks_again_in_the_moment_in_which_it_was_seated_is_heard() -> None:
-    """What it had still to say of the first seat does not come after the second request."""
+def test_a_node_that_asks_again_just_after_it_was_seated_gets_another_seat() -> None:
+    """Its pending report about the first seat does not overwrite the second request."""
 
     async def two_rounds(world: World) -> list[int]:
         client = cast(Client, ModelClient(world.store, world.keys.root))
@@ -56,17 +50,14 @@ def test_a_node_that_asks_again_in_the_moment_in_which_it_was_seated_is_heard() 
         assert rounds.result() == [1, 2]
 
 
-HISTORY = settings(PROFILE, max_examples=PROFILE.max_examples // 2)
-
-
-def test_all_who_can_take_part_run_together_though_etcds_history_goes_back() -> None:
-    run_state_machine_as_test(HistoryRendezvousMachine, settings=HISTORY)
+def test_all_available_nodes_run_together_after_the_history_of_etcd_goes_back() -> None:
+    run_state_machine_as_test(HistoryRendezvousMachine, settings=HISTORY_PROFILE)
 
 
 @pytest.mark.parametrize("back_to", ["nothing", "the first node's registration", "the round before", "a moment ago"])
 @pytest.mark.parametrize("spares", [0, 1])
 @pytest.mark.parametrize("junk", [0, 300], ids=["", "and grown past the old revision"])
-def test_nobody_is_restarted_where_etcd_shows_an_older_history(back_to: str, spares: int, junk: int) -> None:
+def test_no_worker_is_restarted_when_etcd_shows_an_older_history(back_to: str, spares: int, junk: int) -> None:
     playing = RendezvousMachine()
     playing.begin_with((1, 2), 2)
     with playing.stack:
@@ -92,8 +83,8 @@ def test_nobody_is_restarted_where_etcd_shows_an_older_history(back_to: str, spa
         playing.come_to_rest()
 
 
-def test_who_comes_after_a_wipe_before_the_others_have_noticed_meets_them() -> None:
-    """Nobody could tell it of them: it begins alone, and has to ask again once they have written their round back."""
+def test_a_node_that_starts_after_a_wipe_before_the_others_have_noticed_joins_them() -> None:
+    """It cannot know of them: it begins alone, and asks again when they have written their round back."""
     playing = RendezvousMachine()
     playing.begin_with((1, 2), 1)
     with playing.stack:
@@ -111,7 +102,7 @@ def test_who_comes_after_a_wipe_before_the_others_have_noticed_meets_them() -> N
         playing.come_to_rest()
 
 
-def test_another_cluster_that_knows_a_run_of_this_name_as_ended_ends_nobody() -> None:
+def test_another_cluster_in_which_a_run_of_this_name_has_ended_ends_no_node() -> None:
     playing = RendezvousMachine()
     playing.begin_with((1, 2), 3)
     with playing.stack:

@@ -23,15 +23,15 @@ BROKEN = r"nobody has noticed|is formed|begins while|ranks move|wrote|became|not
 @pytest.mark.parametrize(
     "mutant",
     [
-        mutants.who_runs_is_not_waited_for,
-        mutants.who_was_seated_just_now_asks,
-        mutants.a_round_that_is_wanted_is_not_heard_of,
-        mutants.nobody_is_asked_to_meet_again,
+        mutants.running_nodes_are_not_waited_for,
+        mutants.a_node_that_was_just_seated_asks,
+        mutants.a_wanted_round_is_not_noticed,
+        mutants.no_node_is_asked_to_meet_again,
         # Below there is a chain of events for each of these.
-        pytest.param(mutants.the_absent_are_never_dead, marks=pytest.mark.long),
-        pytest.param(mutants.the_absent_are_dead_at_once, marks=pytest.mark.long),
-        pytest.param(mutants.ranks_follow_the_order_of_coming, marks=pytest.mark.long),
-        pytest.param(mutants.whoever_believes_to_coordinate_may_write, marks=pytest.mark.long),
+        pytest.param(mutants.absent_nodes_are_never_dead, marks=pytest.mark.long),
+        pytest.param(mutants.absent_nodes_are_dead_at_once, marks=pytest.mark.long),
+        pytest.param(mutants.ranks_follow_the_order_of_arrival, marks=pytest.mark.long),
+        pytest.param(mutants.any_node_that_believes_to_coordinate_may_write, marks=pytest.mark.long),
     ],
     ids=lambda item: item.__name__,
 )
@@ -52,7 +52,7 @@ def workers_fail_before_all_are_back_from_an_outage(world: World) -> None:
     world.loop.advance(5.0)
 
 
-def a_node_dies_without_a_word(world: World) -> None:
+def a_node_dies_silently(world: World) -> None:
     world.peers[0].crash()
 
 
@@ -67,10 +67,10 @@ def a_node_is_ended_by_a_signal(world: World) -> None:
     world.peers[1].wish = "leave"
     world.loop.advance(4.0)
     assert world.checker.round is not None
-    assert world.checker.round.number == 2, "nobody has noticed that a node has left"
+    assert world.checker.round.number == 2, "no coordinator has noticed that a node has left"
 
 
-def a_newcomer_comes_while_others_end(world: World) -> None:
+def a_newcomer_arrives_while_others_end(world: World) -> None:
     world.peers[1].wish = "finish"
     world.loop.advance(5.0)
     world.start()
@@ -92,8 +92,8 @@ def a_run_is_closed_during_the_last_call(world: World) -> None:
         _mend(peer)
 
 
-def what_a_former_coordinator_has_sent_arrives_late(world: World) -> None:
-    """It is for a newcomer that has gone again, so the round stands as it was."""
+def a_write_of_a_former_coordinator_arrives_late(world: World) -> None:
+    """It is for a newcomer that has left again, so the round does not change."""
     former = _coordinator(world)
     former.client.hold_calls()
     newcomer = world.start()
@@ -120,13 +120,13 @@ def a_round_that_was_not_formed_in_time_arrives_late(world: World) -> None:
 
 
 CHAINS: list[tuple[Chain, Mutant]] = [
-    (a_node_dies_without_a_word, mutants.the_absent_are_never_dead),
-    (workers_fail_before_all_are_back_from_an_outage, mutants.the_absent_are_dead_at_once),
-    (a_node_takes_a_new_lease_and_another_fails, mutants.ranks_follow_the_order_of_coming),
+    (a_node_dies_silently, mutants.absent_nodes_are_never_dead),
+    (workers_fail_before_all_are_back_from_an_outage, mutants.absent_nodes_are_dead_at_once),
+    (a_node_takes_a_new_lease_and_another_fails, mutants.ranks_follow_the_order_of_arrival),
     (a_node_is_ended_by_a_signal, mutants.departures_are_not_noticed),
-    (a_newcomer_comes_while_others_end, mutants.an_epoch_begins_while_the_former_runs),
-    (a_run_is_closed_during_the_last_call, mutants.a_round_is_formed_of_a_run_that_was_closed_unseen),
-    (what_a_former_coordinator_has_sent_arrives_late, mutants.whoever_believes_to_coordinate_may_write),
+    (a_newcomer_arrives_while_others_end, mutants.an_epoch_begins_while_the_previous_one_runs),
+    (a_run_is_closed_during_the_last_call, mutants.a_round_is_formed_in_a_run_that_was_closed_unnoticed),
+    (a_write_of_a_former_coordinator_arrives_late, mutants.any_node_that_believes_to_coordinate_may_write),
     (a_round_that_was_not_formed_in_time_arrives_late, mutants.a_round_is_written_over_another),
 ]
 

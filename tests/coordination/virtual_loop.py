@@ -12,7 +12,7 @@ from unittest import mock
 
 MAX_ROUNDS = 20_000
 INSTANT_S = 1e-7
-"""Time is never quite still, so that what waits for less than a float can tell does not wait for ever."""
+"""Time always advances a little, because a wait below the resolution of a float would never end."""
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
