@@ -35,7 +35,7 @@ TESTING = {
 ETCD = {
     *("Client", "Credentials", "Tls"),
     *("KeyValue", "Listing"),
-    *("Compare", "Op", "absent", "present", "DeleteResult", "OpResult", "PutResult", "TxnResult"),
+    *("Compare", "Op", "DeleteResult", "OpResult", "PutResult", "TxnResult"),
     *("Watch", "WatchBatch", "Event"),
     *("Lease", "LeaseKeeper", "LeaseState", "LeaseTiming"),
     *("Statistics", "Status", "History"),

@@ -28,7 +28,7 @@ from instep.errors import ConfigError, InstepError
 from instep.etcd import Client, Listing, Op
 from instep.names import INCARNATION_LENGTH
 from instep.protocol import checkpoints
-from instep.protocol.checkpoints import CommitOutcome, CommitReads
+from instep.protocol.checkpoints import CheckpointReads, CommitOutcome
 from instep.protocol.keys import Keys
 from instep.protocol.records import Agreed, Attempts, Epoch, Leader, Manifest, Plan, Resume, View
 from instep.recipes.fence import Fence
@@ -532,8 +532,8 @@ class Cluster:
             committed_at="",
         )
         fence = Fence(leader.candidate, leader.token)
-        looked = self.store.txn((), checkpoints.look(self.keys, fence, manifest.id)).results
-        found = CommitReads(*(part.kvs[0] if part.kvs else None for part in looked if isinstance(part, Listing)))
+        looked = self.store.txn((), checkpoints.look(self.keys, manifest.id, fence)).results
+        found = CheckpointReads(*(part.kvs[0] if part.kvs else None for part in looked if isinstance(part, Listing)))
         if checkpoints.outcome(manifest, fence, found) is not CommitOutcome.OPEN or found.manifest is not None:
             return None
         manifest = replace(manifest, lineage=self._lineage(found))
@@ -542,7 +542,7 @@ class Cluster:
         self.loop.settle()
         return manifest
 
-    def _lineage(self, found: CommitReads) -> tuple[str, ...]:
+    def _lineage(self, found: CheckpointReads) -> tuple[str, ...]:
         pointer, resume = found.newest, self.store.get(self.keys.resume)
         newest = self.value(self.keys.checkpoint(pointer.id)) if pointer is not None else None
         agreed_on = Resume.decode_or_none(resume.value) if resume is not None else None

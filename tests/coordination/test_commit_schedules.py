@@ -11,7 +11,7 @@ import pytest
 from coordination.model_etcd import ModelEtcd
 from instep.etcd import KeyValue, Listing, Op
 from instep.protocol import checkpoints
-from instep.protocol.checkpoints import CommitOutcome, CommitReads
+from instep.protocol.checkpoints import CheckpointReads, CommitOutcome
 from instep.protocol.keys import Keys
 from instep.protocol.records import Manifest, Pointer
 from instep.protocol.transactions import Txn
@@ -108,10 +108,10 @@ class Scene:
                     self.etcd.txn(txn.compares, txn.then)
             yield
 
-    def look(self, attempt: Attempt) -> CommitReads:
-        results = self.etcd.txn((), checkpoints.look(KEYS, attempt.fence, attempt.manifest.id)).results
+    def look(self, attempt: Attempt) -> CheckpointReads:
+        results = self.etcd.txn((), checkpoints.look(KEYS, attempt.manifest.id, attempt.fence)).results
         items = [item.kvs[0] if item.kvs else None for item in results if isinstance(item, Listing)]
-        return CommitReads(*items)
+        return CheckpointReads(*items)
 
 
 def manifest(step: int, token: int, *, path: str = "/x", lineage: tuple[str, ...] = ()) -> Manifest:

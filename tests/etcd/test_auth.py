@@ -40,7 +40,7 @@ def test_a_token_that_dies_with_a_restart_is_replaced_unnoticed(guarded: EtcdSer
         async with (
             Client([guarded.endpoint], credentials=ROOT, timeout_s=10) as client,
             client.watch("auth/") as watch,
-            LeaseKeeper(client, ttl_s=30, renew_every_s=0.5) as keeper,
+            LeaseKeeper(client, ttl_s=10) as keeper,
         ):
             await client.put("auth/a", "1")
             assert (await anext(watch)).events[0].kv.text == "1"

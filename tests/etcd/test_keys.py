@@ -9,7 +9,7 @@ import pytest
 
 from async_support import run
 from instep.errors import Compacted, EtcdError, HistoryChanged, LeaseLost, SettingsError
-from instep.etcd import Client, Compare, DeleteResult, Listing, Op, PutResult, absent, present
+from instep.etcd import Client, Compare, DeleteResult, Listing, Op, PutResult
 from instep.testing import EtcdServer
 
 
@@ -122,8 +122,8 @@ def test_a_transaction_compares_value_version_lease_and_both_revisions(shared_se
                 Compare.version("txn/none", "==", 0),
                 Compare.lease("txn/a", "==", 0),
                 Compare.lease("txn/held", "==", lease.id),
-                present("txn/a"),
-                absent("txn/none"),
+                Compare.present("txn/a"),
+                Compare.absent("txn/none"),
                 Compare.absent("txn/none/", prefix=True),
             ]
             for compare in holding:
@@ -135,9 +135,9 @@ def test_a_transaction_compares_value_version_lease_and_both_revisions(shared_se
                 Compare.create_revision("txn/a", ">", created),
                 Compare.mod_revision("txn/a", "!=", modified),
                 Compare.value("txn/none", "==", ""),
-                absent("txn/a"),
+                Compare.absent("txn/a"),
                 Compare.absent("txn/", prefix=True),
-                present("txn/none"),
+                Compare.present("txn/none"),
             ]
             for compare in failing:
                 assert not (await client.txn([compare], [])).succeeded, compare
@@ -151,7 +151,7 @@ def test_a_transaction_returns_one_result_for_each_operation(shared_server: Etcd
         async with Client([shared_server.endpoint]) as client:
             await client.put("ops/old", "1")
             done = await client.txn(
-                [absent("ops/new")],
+                [Compare.absent("ops/new")],
                 [Op.put("ops/new", "2"), Op.delete("ops/old"), Op.get("ops/new"), Op.range("ops/", limit=1)],
                 [Op.get("ops/old")],
             )
@@ -162,7 +162,9 @@ def test_a_transaction_returns_one_result_for_each_operation(shared_server: Etcd
             assert isinstance(got, Listing)
             assert got.kvs[0].text == "2"
             assert listed == got
-            other = await client.txn([absent("ops/new")], [], [Op.get("ops/old"), Op.delete("ops/", prefix=True)])
+            other = await client.txn(
+                [Compare.absent("ops/new")], [], [Op.get("ops/old"), Op.delete("ops/", prefix=True)]
+            )
             assert not other.succeeded
             assert other.results == (Listing((), other.revision), DeleteResult(other.revision, 1))
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 from fault_calls import CallTimes
 
 from instep.errors import EtcdError, EtcdUnavailable
-from instep.etcd import Client, Compare, Op, absent
+from instep.etcd import Client, Compare, Op
 from instep.testing.checkers import History, Reply
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ class Numbers:
         try:
             await self._timed(
                 f"create {key}",
-                lambda limit_s: self._client.txn([absent(key)], [Op.put(key, self._value)], timeout_s=limit_s),
+                lambda limit_s: self._client.txn([Compare.absent(key)], [Op.put(key, self._value)], timeout_s=limit_s),
             )
         except EtcdUnavailable as error:
             self.failed += 1

@@ -12,7 +12,7 @@ from fault_scene import Scene
 from fault_support import EACH_VERSION, VERSION
 
 from async_support import run, until
-from instep.etcd import Client, LeaseKeeper, LeaseTiming, Op, present
+from instep.etcd import Client, Compare, LeaseKeeper, LeaseTiming, Op
 from instep.testing import EtcdCluster, EtcdMember
 
 LEFT_WITHIN_S = 4.0
@@ -45,7 +45,7 @@ async def leader_first(cluster: EtcdCluster) -> list[EtcdMember]:
 @pytest.mark.parametrize("version", EACH_VERSION)
 def test_three_members_frozen_in_turn_cost_no_lease(version: str, ttl_s: int, frozen_s: float, sequences: int) -> None:
     """A freeze that is no longer than what the timing of a lease rides out finds it still running."""
-    assert LeaseTiming.of(ttl_s, None, None).rides_out_s >= frozen_s
+    assert LeaseTiming(ttl_s).rides_out_s >= frozen_s
 
     async def main(cluster: EtcdCluster) -> None:
         async with Scene(cluster.endpoints, ttl_s=ttl_s, rest_s=REST_S) as scene:
@@ -102,7 +102,7 @@ def test_a_lease_that_a_waking_leader_revokes_is_noticed_within_2_s_and_its_fenc
 async def check_consistent(client: Client, keeper: LeaseKeeper) -> None:
     """Either nothing happened, or what the lease guarded is refused, and the keeper knows soon after."""
     token = await client.get("fence/token")
-    guarded = await client.txn([present("fence/token")], [Op.put("fence/guarded", "")])
+    guarded = await client.txn([Compare.present("fence/token")], [Op.put("fence/guarded", "")])
     if token is None:
         assert not guarded.succeeded
         async with asyncio.timeout(2.0):

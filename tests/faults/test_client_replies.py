@@ -10,7 +10,7 @@ from fault_support import VERSION
 
 from async_support import run, until
 from instep.errors import EtcdUnavailable
-from instep.etcd import Client, Op, absent
+from instep.etcd import Client, Compare, Op
 from instep.testing import EtcdServer, Proxy
 
 
@@ -21,7 +21,7 @@ def test_a_txn_whose_reply_is_lost_says_that_it_may_have_been_applied_and_was_ap
             proxy.lose_next_reply(b"reply/once")
             began = time.monotonic()
             with pytest.raises(EtcdUnavailable, match="read before repeating") as lost:
-                await client.txn([absent("reply/once")], [Op.put("reply/once", "1"), Op.put("reply/a", "2")])
+                await client.txn([Compare.absent("reply/once")], [Op.put("reply/once", "1"), Op.put("reply/a", "2")])
             assert lost.value.applied_unknown
             assert time.monotonic() - began < 4.0
             for key, version in (("reply/once", 1), ("reply/a", 2)):

@@ -20,9 +20,8 @@ from instep.protocol.attempts import (
 )
 from instep.protocol.leading import next_action
 from instep.protocol.membership import RegisteredWorker, WorkerGroup
-from instep.protocol.progress_detector import ProgressDetector
 from instep.protocol.records import Attempts, Directive, Failure, Refused, WorkerId
-from instep.protocol.situation import Situation
+from instep.protocol.situation import ProgressDetector, Situation
 from unit.parts import DIGEST, SCHEMA, agreed, incarnation, left, plan, registered, view
 
 TWO = view({"a": {0: 10}, "b": {1: 11}}, number=3)

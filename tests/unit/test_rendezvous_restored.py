@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from instep.rendezvous.decision import lost_close, lost_round
 from instep.rendezvous.records import Address, Closed, Limits, Round, Seat
-from instep.rendezvous.restored import lost_close, lost_round
 
 
 def round_of(nodes: str, number: int, *, epoch: int = 1, port: int | None = None) -> Round:

@@ -11,7 +11,7 @@ import pytest
 from coordination.test_commit_schedules import KEYS, manifest
 from instep.etcd import KeyValue
 from instep.protocol import checkpoints
-from instep.protocol.checkpoints import CommitReads
+from instep.protocol.checkpoints import CheckpointReads
 from instep.protocol.records import Manifest, Pointer, Resume, Snapshot, Verified, View
 from instep.protocol.resuming import (
     GONE,
@@ -165,7 +165,7 @@ def pointer(checkpoint_id: str, revision: int) -> KeyValue:
 
 
 def test_a_checkpoint_goes_on_from_the_newest_or_from_what_was_agreed_since() -> None:
-    found = CommitReads(None, pointer("30-9", 50), None)
+    found = CheckpointReads(None, pointer("30-9", 50), None)
     newest = manifest(30, 9, lineage=("20-9", "10-9"))
     agreed = Resume(view=1, id="20-9", final=True)
     assert checkpoints.lineage(found, newest, None, 0) == ("30-9", "20-9", "10-9")
@@ -175,7 +175,7 @@ def test_a_checkpoint_goes_on_from_the_newest_or_from_what_was_agreed_since() ->
     assert checkpoints.lineage(found, newest, Resume(view=1, id=None, final=True), 51) == ()
     assert checkpoints.lineage(found, newest, Resume(view=1, id="20-9"), 51) == ("30-9", "20-9", "10-9")
     assert checkpoints.lineage(found, None, None, 0) == ("30-9",)
-    assert checkpoints.lineage(CommitReads(None, None, None), None, None, 0) == ()
+    assert checkpoints.lineage(CheckpointReads(None, None, None), None, None, 0) == ()
     long = manifest(30, 9, lineage=tuple(f"{n}-9" for n in range(29, 29 - LINEAGE, -1)))
     assert len(checkpoints.lineage(found, long, None, 0)) == LINEAGE
 

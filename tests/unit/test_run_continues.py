@@ -11,7 +11,7 @@ from coordination.test_commit_schedules import KEYS, manifest
 from instep.etcd import Listing, Op
 from instep.protocol import checkpoints
 from instep.protocol.actions import AbortPlan, CommitPlan, DeclineCommands, FormView, OpenPlan
-from instep.protocol.checkpoints import CommitReads
+from instep.protocol.checkpoints import CheckpointReads
 from instep.protocol.commands import PendingCommand
 from instep.protocol.leading import next_action
 from instep.protocol.records import (
@@ -140,8 +140,8 @@ def test_what_is_saved_before_the_ranks_go_back_is_not_what_a_restart_goes_on_fr
     assert etcd.txn(back.compares, back.then).succeeded
     assert newest_of(etcd) == GOOD.id
     saved = replace(manifest(31, fence.token), plan=3)  # the ranks go back before step 34
-    results = etcd.txn((), checkpoints.look(KEYS, fence, saved.id)).results
-    found = CommitReads(*(item.kvs[0] if item.kvs else None for item in results if isinstance(item, Listing)))
+    results = etcd.txn((), checkpoints.look(KEYS, saved.id, fence)).results
+    found = CheckpointReads(*(item.kvs[0] if item.kvs else None for item in results if isinstance(item, Listing)))
     txn = checkpoints.commit(KEYS, fence, saved, found, announced=False)
     etcd.txn(txn.compares, txn.then)
     assert newest_of(etcd) == GOOD.id

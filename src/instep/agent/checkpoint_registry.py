@@ -17,7 +17,7 @@ from instep.agent.workers import LocalWorker
 from instep.errors import EtcdError
 from instep.etcd import KeyValue, TxnResult
 from instep.protocol import checkpoints
-from instep.protocol.checkpoints import AdoptionReads, CommitOutcome, CommitReads
+from instep.protocol.checkpoints import CheckpointReads, CommitOutcome
 from instep.protocol.records import FailedSave, Manifest, Pointer, Saving, WorkerId
 from instep.protocol.transactions import Txn
 from instep.recipes.fence import Fence
@@ -171,8 +171,8 @@ class CheckpointRegistry(Component):
     async def _try_commit(self, fence: Fence, manifest: Manifest) -> CommitOutcome:
         keys = self._keys
         while True:
-            looked = await self._send(Txn((), checkpoints.look(keys, fence, manifest.id)))
-            found = CommitReads(*looked.found)
+            looked = await self._send(Txn((), checkpoints.look(keys, manifest.id, fence)))
+            found = CheckpointReads(*looked.found)
             outcome = checkpoints.outcome(manifest, fence, found)
             if outcome is not CommitOutcome.OPEN:
                 return outcome
@@ -183,7 +183,7 @@ class CheckpointRegistry(Component):
             if (await self._send(txn)).succeeded:
                 return CommitOutcome.COMMITTED
 
-    async def _lineage(self, found: CommitReads) -> tuple[str, ...]:
+    async def _lineage(self, found: CheckpointReads) -> tuple[str, ...]:
         pointer = found.newest
         newest: Manifest | None = None
         if pointer is not None:
@@ -289,8 +289,8 @@ class CheckpointRegistry(Component):
 
     async def _adopt_one(self, fence: Fence, manifest: Manifest) -> bool:
         for _ in range(ADOPT_TRIES):
-            looked = await self._send(Txn((), checkpoints.look_to_adopt(self._keys, manifest.id)))
-            txn = checkpoints.adopt(self._keys, manifest, AdoptionReads(*looked.found), fence)
+            looked = await self._send(Txn((), checkpoints.look(self._keys, manifest.id)))
+            txn = checkpoints.adopt(self._keys, manifest, CheckpointReads(*looked.found), fence)
             if txn is None or (await self._send(txn)).succeeded:
                 return True
         return False  # another rank leads, or the registry changes too often

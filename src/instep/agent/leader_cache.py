@@ -16,7 +16,6 @@ from instep.protocol.commands import PendingCommand
 from instep.protocol.desired import DesiredValue, considered
 from instep.protocol.keys import Keys, last_part
 from instep.protocol.membership import RegisteredWorker
-from instep.protocol.progress_detector import ProgressDetector
 from instep.protocol.records import (
     Ack,
     Arrivals,
@@ -33,7 +32,7 @@ from instep.protocol.records import (
     WorkerId,
 )
 from instep.protocol.schema import Schema
-from instep.protocol.situation import Situation, TrainingProgress
+from instep.protocol.situation import ProgressDetector, Situation, TrainingProgress
 from instep.protocol.transactions import SeenRevisions
 from instep.recipes.informer import Informer
 

@@ -18,7 +18,7 @@ from instep.control._runs import require_run, run_names, run_not_found
 from instep.errors import CheckpointError, ConfigError
 from instep.etcd import Client, Op
 from instep.protocol import checkpoints as registry
-from instep.protocol.checkpoints import AdoptionReads
+from instep.protocol.checkpoints import CheckpointReads
 from instep.protocol.keys import Keys
 from instep.protocol.records import Epoch, FailedSave, Manifest, Pointer
 from instep.protocol.transactions import raise_epoch
@@ -222,8 +222,8 @@ async def _raise_epoch(client: Client, keys: Keys, highest: int, author: str | N
 async def _adopt_one(client: Client, keys: Keys, manifest: Manifest) -> bool:
     """False if another process has registered it in the meantime."""
     for _ in range(TRIES):
-        looked = await client.txn([], registry.look_to_adopt(keys, manifest.id))
-        txn = registry.adopt(keys, manifest, AdoptionReads(*looked.found))
+        looked = await client.txn([], registry.look(keys, manifest.id))
+        txn = registry.adopt(keys, manifest, CheckpointReads(*looked.found))
         if txn is None:
             return False
         if (await client.txn(txn.compares, txn.then)).succeeded:

@@ -3,11 +3,11 @@
 It supports grpcio >= 1.51, protobuf >= 4.21 and etcd 3.4 to 3.6, and is bound to one event loop.
 """
 
+from instep.etcd._auth import Credentials
 from instep.etcd._client import Client
-from instep.etcd._credentials import Credentials
 from instep.etcd._history import History
 from instep.etcd._lease import LeaseKeeper, LeaseState, LeaseTiming
-from instep.etcd._ops import Compare, Op, absent, present
+from instep.etcd._ops import Compare, Op
 from instep.etcd._tls import Tls
 from instep.etcd._types import (
     DeleteResult,
@@ -35,8 +35,6 @@ __all__ = [
     # transactions
     "Compare",
     "Op",
-    "absent",
-    "present",
     "DeleteResult",
     "OpResult",
     "PutResult",

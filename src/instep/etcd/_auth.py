@@ -1,19 +1,51 @@
-"""The authentication token of a client, and its renewal."""
+"""A user with a password, and the authentication token that a client gets for it."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from instep.errors import SettingsError
 from instep.etcd import _wire
 from instep.etcd._connection import Connection
-from instep.etcd._credentials import Credentials
 from instep.etcd._failures import details_of
-from instep.etcd._grpc import aio, grpc
+from instep.etcd._files import read_secret
+from instep.etcd._grpc import aio, grpc, rpc_error
 
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """An etcd user with a password or a file that holds it. The file is read again at each authentication.
+
+    A file that other users can read is refused unless `allow_readable_file`, by the same rule as a TLS key.
+    """
+
+    user: str
+    password: str | None = field(default=None, repr=False)
+    password_file: str | None = None
+    allow_readable_file: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.user:
+            raise SettingsError("The etcd user name is empty: give the user's name.")
+        if (self.password is None) == (self.password_file is None):
+            raise SettingsError(f"Give the etcd user {self.user} either a password or a password file.")
+
+    def read_password(self) -> str:
+        """The password now; one trailing line break in the file is not part of it."""
+        if self.password is not None:
+            return self.password
+        path = self.password_file or ""
+        data = read_secret(path, "The etcd password file", allow_readable=self.allow_readable_file)
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise SettingsError(f"The etcd password file {path} is not UTF-8 text: correct it.") from error
+        return text.removesuffix("\n").removesuffix("\r")
 
 
 class Authenticator:
@@ -52,7 +84,7 @@ class Authenticator:
             async with asyncio.timeout(timeout_s):
                 await self._lock.acquire()
         except TimeoutError:
-            raise _not_in_time() from None
+            raise rpc_error(grpc.StatusCode.DEADLINE_EXCEEDED, "no token in time") from None
         try:
             if self.generation != seen:
                 return
@@ -86,7 +118,3 @@ class Authenticator:
             raise
         connection.heard(reply)
         return str(reply.token)
-
-
-def _not_in_time() -> aio.AioRpcError:
-    return aio.AioRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, aio.Metadata(), aio.Metadata(), "no token in time", None)

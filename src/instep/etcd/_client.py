@@ -10,8 +10,7 @@ from typing import Any, Literal, Self
 
 from instep.errors import Compacted, EtcdDenied, EtcdError, LeaseLost, SettingsError
 from instep.etcd import _wire
-from instep.etcd._auth import Authenticator
-from instep.etcd._credentials import Credentials
+from instep.etcd._auth import Authenticator, Credentials
 from instep.etcd._encoding import check_size, encode_key, encode_value, key_value, prefix_range
 from instep.etcd._endpoints import parse_endpoints
 from instep.etcd._failures import not_permitted

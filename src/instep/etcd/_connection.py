@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from instep.etcd import _wire
 from instep.etcd._endpoints import Endpoint
-from instep.etcd._grpc import EOF, aio, grpc
+from instep.etcd._grpc import EOF, aio, grpc, rpc_error
 
 # A connection on which etcd answered this recently is not the cause of an unanswered call.
 _FRESH_S = 1.5
@@ -117,9 +117,7 @@ class Connection:
         finally:
             call.cancel()
         if reply is EOF:
-            raise aio.AioRpcError(
-                grpc.StatusCode.UNAVAILABLE, aio.Metadata(), aio.Metadata(), "the stream was closed unanswered", None
-            )
+            raise rpc_error(grpc.StatusCode.UNAVAILABLE, "the stream was closed unanswered")
         return reply
 
     async def answers(self, metadata: Any, limit_s: float) -> bool:

@@ -80,6 +80,10 @@ def _classify_transport(code: str, text: str) -> Kind:
     return Kind.OTHER
 
 
+def kind_of(error: aio.AioRpcError) -> Kind:
+    return classify(code_of(error), details_of(error))
+
+
 def code_of(error: aio.AioRpcError) -> str:
     return str(error.code().name)
 

@@ -12,4 +12,9 @@ import grpc.aio as aio
 # What a finished stream returns instead of a message; the published stubs lack it.
 EOF = aio.EOF  # type: ignore[attr-defined]  # it exists, and grpc's stubs lack it
 
-__all__ = ["EOF", "aio", "grpc"]
+__all__ = ["EOF", "aio", "grpc", "rpc_error"]
+
+
+def rpc_error(code: grpc.StatusCode, details: str) -> aio.AioRpcError:
+    """An error like gRPC's own, for a call that this client ends itself."""
+    return aio.AioRpcError(code, aio.Metadata(), aio.Metadata(), details, None)

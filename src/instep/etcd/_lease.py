@@ -26,7 +26,7 @@ _LONGEST_ATTEMPT_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class LeaseTiming:
-    """When a lease is renewed and until when it counts as valid, in seconds. Validated on construction.
+    """When a lease of `ttl_s` seconds is renewed, and until when it counts as valid. Checked on construction.
 
     `attempt_s` bounds one attempt at one endpoint: a frozen server costs a part of the TTL, not the lease.
     Renewals are frequent, because a leader of etcd that wakes from a freeze may revoke a lease that has expired
@@ -35,19 +35,20 @@ class LeaseTiming:
     """
 
     ttl_s: float
-    renew_every_s: float
-    margin_s: float
 
     def __post_init__(self) -> None:
         if self.ttl_s < SMALLEST_TTL_S:
             raise SettingsError(f"A lease of {self.ttl_s:g} s is too short: etcd grants {SMALLEST_TTL_S} s or more.")
-        if self.margin_s <= 0 or self.renew_every_s <= 0:
-            raise SettingsError("The renew interval and the margin of a lease must be above 0 s.")
-        if self.renew_every_s + 2 * self.attempt_s > self.ttl_s - self.margin_s:
-            raise SettingsError(
-                f"A lease of {self.ttl_s:g} s less a margin of {self.margin_s:g} s leaves no time for two attempts "
-                f"after a renew interval of {self.renew_every_s:g} s: renew more often or lengthen the lease."
-            )
+
+    @property
+    def renew_every_s(self) -> float:
+        """The pause between renewals, in seconds."""
+        return min(self.ttl_s / 3, _tenth(self.ttl_s))
+
+    @property
+    def margin_s(self) -> float:
+        """How long before its end by etcd's clock the lease counts as lost, in seconds."""
+        return self.ttl_s / 10
 
     @property
     def attempt_s(self) -> float:
@@ -63,15 +64,6 @@ class LeaseTiming:
     def retry_s(self) -> float:
         """The pause between failed renewals, in seconds."""
         return self.ttl_s / 20
-
-    @classmethod
-    def of(cls, ttl_s: float, renew_every_s: float | None, margin_s: float | None) -> LeaseTiming:
-        """The timing for a TTL; None takes the default."""
-        return cls(
-            ttl_s,
-            min(ttl_s / 3, _tenth(ttl_s)) if renew_every_s is None else renew_every_s,
-            ttl_s / 10 if margin_s is None else margin_s,
-        )
 
     def valid_until(self, sent_at: float) -> float:
         """Counted from when the keepalive was SENT; etcd counts from its arrival, which is later."""
@@ -91,18 +83,9 @@ class LeaseKeeper:
     it.
     """
 
-    def __init__(
-        self,
-        client: Client,
-        *,
-        ttl_s: int = 10,
-        renew_every_s: float | None = None,
-        margin_s: float | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, client: Client, *, ttl_s: int = 10, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client
-        self._asked = (renew_every_s, margin_s)
-        self._timing = LeaseTiming.of(ttl_s, renew_every_s, margin_s)
+        self._timing = LeaseTiming(ttl_s)
         self._ttl_s = ttl_s
         self._clock = clock
         self._id = 0
@@ -167,7 +150,7 @@ class LeaseKeeper:
         sent_at = self._clock()
         lease = await self._client.lease_grant(self._ttl_s)
         self._id = lease.id
-        self._timing = LeaseTiming.of(lease.ttl_s, *self._asked)
+        self._timing = LeaseTiming(lease.ttl_s)
         self._valid_until = self._timing.valid_until(sent_at)
         self._endpoint = self._client.endpoint_index
         self._confirmed = True

@@ -79,16 +79,6 @@ class Compare:
         return cls(_wire.Compare(**fields), f"{target} of {key} {relation} {operand!r}")
 
 
-def absent(key: str) -> Compare:
-    """The key does not exist."""
-    return Compare.absent(key)
-
-
-def present(key: str) -> Compare:
-    """The key exists."""
-    return Compare.present(key)
-
-
 @dataclass(frozen=True, slots=True)
 class Op:
     """One operation of a transaction; make it with the class methods. A txn may write a key only once."""

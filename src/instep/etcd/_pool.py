@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 import types
-from collections.abc import Coroutine
 from typing import Any
 
 from instep.errors import EtcdError
@@ -47,7 +46,7 @@ class Pool:
         self.files = files
         self.switches = 0
         self.reconnects = 0
-        self._current = 0
+        self.current = 0
         self._connections: list[Connection | None] = [None] * len(endpoints)
         self._retired: set[Connection] = set()
         self._closing = Background("closing a connection to etcd")
@@ -62,11 +61,7 @@ class Pool:
 
     @property
     def endpoint(self) -> Endpoint:
-        return self.endpoints[self._current]
-
-    @property
-    def current(self) -> int:
-        return self._current
+        return self.endpoints[self.current]
 
     def connection(self, index: int | None = None) -> Connection:
         """The connection to the current endpoint or to another; opened if needed, not awaited."""
@@ -74,7 +69,7 @@ class Pool:
             raise _client_closed()
         if self.files is not None:
             self._look_at_files(self.files)
-        index = self._current if index is None else index
+        index = self.current if index is None else index
         connection = self._connections[index]
         if connection is None:
             connection = self._connections[index] = self._connect(index)
@@ -88,8 +83,8 @@ class Pool:
         """
         for known in filter(None, self._connections):
             known.proven = False
-        if connection.index == self._current and len(self) > 1 and not connection.retired:
-            self._current = (self._current + 1) % len(self)
+        if connection.index == self.current and len(self) > 1 and not connection.retired:
+            self.current = (self.current + 1) % len(self)
             self.switches += 1
         if suspect and connection.connected:
             replace = not connection.heard_lately
@@ -135,10 +130,7 @@ class Pool:
     def _close_soon(self, connection: Connection) -> None:
         if connection in self._retired:
             self._retired.discard(connection)
-            self._track(connection.channel.close(None))
-
-    def _track(self, closing: Coroutine[Any, Any, None]) -> None:
-        self._closing.start(closing)
+            self._closing.start(connection.channel.close(None))
 
     async def close(self) -> None:
         """Closes every channel; running calls fail. Returns when no task of the client runs any more."""

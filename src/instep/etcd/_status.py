@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterable
 
 from instep.errors import EtcdDenied, EtcdError, EtcdUnavailable
@@ -22,7 +21,6 @@ async def read_statuses(transport: Transport, timeout_s: float | None) -> tuple[
 
 async def _read_status(transport: Transport, index: int, timeout_s: float) -> Status:
     endpoint = transport.pool.endpoints[index]
-    began = time.monotonic()
     try:
         reply = await transport.once(index, _wire.STATUS, _wire.StatusRequest(), "read the status", timeout_s=timeout_s)
     except EtcdUnavailable as error:
@@ -33,7 +31,6 @@ async def _read_status(transport: Transport, index: int, timeout_s: float) -> St
     return Status(
         endpoint=str(endpoint),
         version=reply.version,
-        db_size=reply.dbSize,
         cluster_id=reply.header.cluster_id,
         member_id=reply.header.member_id,
         leader=reply.leader,
@@ -41,7 +38,6 @@ async def _read_status(transport: Transport, index: int, timeout_s: float) -> St
         revision=reply.header.revision,
         is_learner=reply.isLearner,
         alarms=tuple(reply.errors),
-        latency_ms=(time.monotonic() - began) * 1000,
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import math
 import random
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from instep.etcd._auth import Authenticator, Metadata
 from instep.etcd._connection import Connection
 from instep.etcd._diagnosis import diagnose
 from instep.etcd._failures import Kind
-from instep.etcd._grpc import aio, grpc
+from instep.etcd._grpc import aio, grpc, rpc_error
 from instep.etcd._history import History
 from instep.etcd._pool import Pool
 from instep.etcd._unanswered import Unanswered
@@ -33,6 +34,8 @@ class _Trial:
     deadline: float
     repeatable: bool
     lease: int
+    index: int | None = None
+    """The only endpoint to try; None tries one after the other."""
     reasons: dict[str, str] = field(default_factory=dict)
     tried: int = 0
     renewals: int = 0
@@ -87,15 +90,7 @@ class Transport:
         limit = self.timeout_s if timeout_s is None else timeout_s
         trial = _Trial(subject, limit, time.monotonic() + limit, repeatable, lease)
         self.calls += 1
-        while True:
-            with self.pool.connection() as connection:
-                try:
-                    return await self._attempt(connection, method, request, trial)
-                except aio.AioRpcError as error:
-                    await self._recover(connection, error, trial)
-                except (aio.UsageError, asyncio.CancelledError) as error:
-                    self.pool.raise_if_closed(error)
-                    raise
+        return await self._repeat(trial, lambda connection: self._attempt(connection, method, request, trial))
 
     async def once(
         self,
@@ -108,26 +103,27 @@ class Transport:
         lease: int = 0,
     ) -> Any:
         """Makes one attempt at an endpoint of the caller's choice, repeated only to renew a token."""
-        trial = _Trial(subject, timeout_s, time.monotonic() + timeout_s, True, lease)
+        trial = _Trial(subject, timeout_s, time.monotonic() + timeout_s, True, lease, index)
         self.calls += 1
-        while True:
-            with self.pool.connection(index) as connection:
-                try:
-                    return await self._send(connection, method, request, trial, trial.left_s)
-                except aio.AioRpcError as error:
-                    await self._recover_once(connection, error, trial)
-                except (aio.UsageError, asyncio.CancelledError) as error:
-                    self.pool.raise_if_closed(error)
-                    raise
+        return await self._repeat(
+            trial, lambda connection: self._send(connection, method, request, trial, trial.left_s)
+        )
 
     async def authenticate(self, timeout_s: float | None) -> None:
         """Gets a new token from any endpoint."""
         limit = self.timeout_s if timeout_s is None else timeout_s
         trial = _Trial("authenticate", limit, time.monotonic() + limit, True, 0)
+        await self._repeat(
+            trial,
+            lambda connection: self.auth.renew(connection, self.auth.generation, trial.share_s(len(self.pool))),
+        )
+
+    async def _repeat(self, trial: _Trial, attempt: Callable[[Connection], Awaitable[Any]]) -> Any:
+        """The result of the first attempt that succeeds, or the final error of the call."""
         while True:
-            with self.pool.connection() as connection:
+            with self.pool.connection(trial.index) as connection:
                 try:
-                    return await self.auth.renew(connection, self.auth.generation, trial.share_s(len(self.pool)))
+                    return await attempt(connection)
                 except aio.AioRpcError as error:
                     await self._recover(connection, error, trial)
                 except (aio.UsageError, asyncio.CancelledError) as error:
@@ -147,7 +143,7 @@ class Transport:
         trial.sent = False
         share_s = trial.share_s(len(self.pool))
         if not trial.repeatable and not await self._may_send_write(connection, share_s):
-            raise _no_answer()
+            raise rpc_error(grpc.StatusCode.DEADLINE_EXCEEDED, "no answer before the request was sent")
         return await self._send(connection, method, request, trial, share_s if trial.repeatable else trial.left_s)
 
     async def _may_send_write(self, connection: Connection, limit_s: float) -> bool:
@@ -185,12 +181,14 @@ class Transport:
 
     async def _recover(self, connection: Connection, error: aio.AioRpcError, trial: _Trial) -> None:
         """Prepares the next attempt, or raises the final error of the call."""
-        kind = _failures.classify(_failures.code_of(error), _failures.details_of(error))
+        kind = _failures.kind_of(error)
         if kind is Kind.TOKEN and await self._renew(connection, trial):
             return
         if kind not in (Kind.UNSENT, Kind.INTERRUPTED, Kind.SILENT):
             raise self.refusal(error, connection, trial.subject, trial.lease) from error
         self._note_failure(connection, error, kind, trial)
+        if trial.index is not None:
+            raise self._unavailable(error, trial, unknown=False) from error
         if trial.sent and kind is not Kind.UNSENT and not trial.repeatable:
             raise self._unavailable(error, trial, unknown=True) from error
         if kind is Kind.UNSENT:
@@ -201,15 +199,6 @@ class Transport:
             if trial.denial is not None:
                 raise EtcdDenied(trial.denial, code=_failures.code_of(error)) from error
             await asyncio.sleep(_PAUSE_S * random.uniform(0.5, 1.0))
-
-    async def _recover_once(self, connection: Connection, error: aio.AioRpcError, trial: _Trial) -> None:
-        kind = _failures.classify(_failures.code_of(error), _failures.details_of(error))
-        if kind is Kind.TOKEN and await self._renew(connection, trial):
-            return
-        if kind not in (Kind.UNSENT, Kind.INTERRUPTED, Kind.SILENT):
-            raise self.refusal(error, connection, trial.subject, trial.lease) from error
-        self._note_failure(connection, error, kind, trial)
-        raise self._unavailable(error, trial, unknown=False) from error
 
     def _note_failure(self, connection: Connection, error: aio.AioRpcError, kind: Kind, trial: _Trial) -> None:
         place = str(connection.endpoint)
@@ -244,7 +233,7 @@ class Transport:
         try:
             await self.auth.renew(connection, trial.generation, trial.left_s)
         except aio.AioRpcError as error:
-            kind = _failures.classify(_failures.code_of(error), _failures.details_of(error))
+            kind = _failures.kind_of(error)
             if kind in (Kind.UNSENT, Kind.INTERRUPTED, Kind.SILENT):
                 # The call itself was refused unapplied: it may be repeated elsewhere.
                 self._note_failure(connection, error, kind, trial)
@@ -272,9 +261,3 @@ class Transport:
             applied_unknown=unknown,
             code=_failures.code_of(error),
         )
-
-
-def _no_answer() -> aio.AioRpcError:
-    return aio.AioRpcError(
-        grpc.StatusCode.DEADLINE_EXCEEDED, aio.Metadata(), aio.Metadata(), "no answer before the request was sent", None
-    )

@@ -95,7 +95,6 @@ class Status:
 
     endpoint: str
     version: str = ""
-    db_size: int = 0
     cluster_id: int = 0
     member_id: int = 0
     leader: int = 0
@@ -103,7 +102,6 @@ class Status:
     revision: int = 0
     is_learner: bool = False
     alarms: tuple[str, ...] = ()
-    latency_ms: float = 0.0
     error: EtcdError | None = None
 
 

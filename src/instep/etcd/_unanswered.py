@@ -10,7 +10,7 @@ from typing import Any
 from instep.etcd import _wire
 from instep.etcd._auth import Authenticator
 from instep.etcd._connection import Connection
-from instep.etcd._grpc import aio, grpc
+from instep.etcd._grpc import aio, grpc, rpc_error
 from instep.etcd._pool import was_cancelled
 from instep.tasks import Background
 
@@ -60,7 +60,8 @@ class Unanswered:
             return await call
         except asyncio.CancelledError:
             if waiting.given_up and not was_cancelled():
-                raise _leader_changed() from None
+                details = "etcd changed its leader before it answered"
+                raise rpc_error(grpc.StatusCode.UNAVAILABLE, details) from None
             raise
         finally:
             self._waiting.discard(waiting)
@@ -100,13 +101,3 @@ class Unanswered:
         for waiting in self._waiting:
             if waiting.connection is connection and reply.leader and waiting.term < reply.header.raft_term:
                 waiting.doomed = True
-
-
-def _leader_changed() -> aio.AioRpcError:
-    return aio.AioRpcError(
-        grpc.StatusCode.UNAVAILABLE,
-        aio.Metadata(),
-        aio.Metadata(),
-        "etcd changed its leader before it answered",
-        None,
-    )

@@ -212,12 +212,13 @@ class Watch:
         return _wire.WatchRequest(create_request=create)
 
     async def _on_failed_open(self, connection: Any, error: BaseException, ride_out: bool) -> None:
-        broken = error if isinstance(error, StreamBroken) else StreamBroken(error=_as_rpc_error(error))
+        rpc_error = error if isinstance(error, aio.AioRpcError) else None
+        broken = error if isinstance(error, StreamBroken) else StreamBroken(error=rpc_error)
         self._transport.failed(connection, suspect=broken.silent, error=broken.error)
         rpc_error = broken.error
         if rpc_error is None:
             return
-        kind = _failures.classify(_failures.code_of(rpc_error), _failures.details_of(rpc_error))
+        kind = _failures.kind_of(rpc_error)
         if kind is Kind.TOKEN or (kind is Kind.DENIED and "permission denied" in _failures.details_of(rpc_error)):
             await self._on_refused_token(_failures.details_of(rpc_error))
         elif kind is Kind.DENIED:
@@ -264,7 +265,7 @@ class Watch:
             with connection:
                 await auth.renew(connection, auth.generation, self._transport.timeout_s)
         except aio.AioRpcError as error:
-            if _failures.classify(_failures.code_of(error), _failures.details_of(error)) is Kind.DENIED:
+            if _failures.kind_of(error) is Kind.DENIED:
                 raise self._transport.refusal(error, connection, self._subject) from error
             self._denials = 0
             self._transport.failed(connection, suspect=False)
@@ -288,7 +289,3 @@ class Watch:
             "endpoints are right.",
             code="UNAVAILABLE",
         )
-
-
-def _as_rpc_error(error: BaseException) -> aio.AioRpcError | None:
-    return error if isinstance(error, aio.AioRpcError) else None

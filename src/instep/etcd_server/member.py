@@ -88,10 +88,6 @@ class MemberSettings:
         """A copy with these ports."""
         return replace(self, client_port=client_port, peer_port=peer_port)
 
-    def within(self, prefix: Sequence[str]) -> MemberSettings:
-        """A copy whose command starts with `prefix`."""
-        return replace(self, prefix=tuple(prefix))
-
     def behind(self, client_port: int, peer_port: int) -> MemberSettings:
         """A copy that advertises proxies at these ports."""
         return replace(self, advertised_client_port=client_port, advertised_peer_port=peer_port)

@@ -29,13 +29,13 @@ class CommitOutcome(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class CommitReads:
-    """The values of the keys that a commit reads."""
+class CheckpointReads:
+    """The values of the keys that a commit reads; an adoption reads no candidate."""
 
     manifest: KeyValue | None
     pointer: KeyValue | None
-    candidate: KeyValue | None
     agreed: KeyValue | None = None
+    candidate: KeyValue | None = None
 
     def has_left(self, manifest: Manifest) -> bool:
         """Whether the run went back to an older checkpoint after this one's step."""
@@ -47,12 +47,13 @@ class CommitReads:
         return Pointer.decode_or_none(self.pointer.value) if self.pointer is not None else None
 
 
-def look(keys: Keys, fence: Fence, checkpoint_id: str) -> tuple[Op, ...]:
-    """The reads of a CommitReads, in the order of its fields."""
-    return (Op.get(keys.checkpoint(checkpoint_id)), Op.get(keys.latest), Op.get(fence.key), Op.get(keys.agreed))
+def look(keys: Keys, checkpoint_id: str, fence: Fence | None = None) -> tuple[Op, ...]:
+    """The reads of a CheckpointReads, in the order of its fields."""
+    reads = (keys.checkpoint(checkpoint_id), keys.latest, keys.agreed, *([fence.key] if fence is not None else []))
+    return tuple(map(Op.get, reads))
 
 
-def outcome(manifest: Manifest, fence: Fence, found: CommitReads) -> CommitOutcome:
+def outcome(manifest: Manifest, fence: Fence, found: CheckpointReads) -> CommitOutcome:
     """The state of a commit that may have been sent before. A written manifest is a commit, whichever node leads
     now."""
     if found.manifest is not None and is_same(Manifest.decode_or_none(found.manifest.value), manifest):
@@ -67,7 +68,7 @@ def is_same(written: Manifest | None, manifest: Manifest) -> bool:
     return written is not None and replace(written, lineage=manifest.lineage) == manifest
 
 
-def commit(keys: Keys, fence: Fence, manifest: Manifest, found: CommitReads, *, announced: bool) -> Txn:
+def commit(keys: Keys, fence: Fence, manifest: Manifest, found: CheckpointReads, *, announced: bool) -> Txn:
     """etcd refuses it if another node leads, or if any of the keys was written since `found`. A request that arrives
     late, after its retry, therefore does nothing. `announced`: `state/saving` names this checkpoint."""
     pointer = pointer_to(manifest).encode()
@@ -86,7 +87,7 @@ def commit(keys: Keys, fence: Fence, manifest: Manifest, found: CommitReads, *, 
 
 
 def lineage(
-    found: CommitReads, newest: Manifest | None, resume: Resume | None, resume_revision: int
+    found: CheckpointReads, newest: Manifest | None, resume: Resume | None, resume_revision: int
 ) -> tuple[str, ...]:
     """The lineage of a checkpoint that is committed now. `newest` is the manifest that the pointer names; `resume` is
     the checkpoint that the ranks agreed to resume from, and counts if nothing was committed since."""
@@ -104,21 +105,7 @@ def lineage(
     return (pointer.id, *(newest.lineage if newest is not None else ()))[:LINEAGE]
 
 
-@dataclass(frozen=True, slots=True)
-class AdoptionReads:
-    """The values of the keys that an adoption reads."""
-
-    manifest: KeyValue | None
-    pointer: KeyValue | None
-    agreed: KeyValue | None
-
-
-def look_to_adopt(keys: Keys, checkpoint_id: str) -> tuple[Op, ...]:
-    """The reads of an AdoptionReads, in the order of its fields."""
-    return (Op.get(keys.checkpoint(checkpoint_id)), Op.get(keys.latest), Op.get(keys.agreed))
-
-
-def adopt(keys: Keys, manifest: Manifest, found: AdoptionReads, fence: Fence | None = None) -> Txn | None:
+def adopt(keys: Keys, manifest: Manifest, found: CheckpointReads, fence: Fence | None = None) -> Txn | None:
     """Registers a checkpoint that exists only on disk. Moves the pointer to it if it is newer and the run has not left
     it. None if it is registered already.
 
@@ -127,9 +114,7 @@ def adopt(keys: Keys, manifest: Manifest, found: AdoptionReads, fence: Fence | N
     """
     if found.manifest is not None:
         return None
-    newest = Pointer.decode_or_none(found.pointer.value) if found.pointer is not None else None
-    agreed = Agreed.decode_or_none(found.agreed.value) if found.agreed is not None else None
-    was_left = agreed is not None and manifest.plan < agreed.back
+    newest, was_left = found.newest, found.has_left(manifest)
     is_newer = newest is None or (manifest.token, manifest.step) > (newest.token, newest.step)
     if fence is None:
         manifest = replace(manifest, view=0, plan=0)

@@ -101,11 +101,12 @@ def _before(checkpoint_id: str, manifests: Mapping[str, Manifest], refused: set[
     best = next((item for item in ancestors if item in manifests and item not in refused), None)
     if best is not None or (manifest is not None and len(ancestors) < LINEAGE):
         return best
-    step = _step_of(ancestors[-1] if ancestors else checkpoint_id)
+    step = step_of(ancestors[-1] if ancestors else checkpoint_id)
     older = [item for item in manifests.values() if item.step < step and item.id not in refused]
     return max(older, key=lambda item: (item.step, item.token)).id if older else None
 
 
-def _step_of(checkpoint_id: str) -> int:
+def step_of(checkpoint_id: str) -> int:
+    """The step that a checkpoint's id names; -1 for another id."""
     step = checkpoint_id.partition("-")[0]
-    return int(step) if step.isdecimal() else 0
+    return int(step) if step.isdecimal() else -1

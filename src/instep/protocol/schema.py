@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from instep.names import FIXED_KEY, PREFER_KEY, REPLAY_KEY
-from instep.scalar import Scalar, format_scalar, parse_scalar, same, shortened
+from instep.scalar import Scalar, format_scalar, parse_scalar, shortened
 
 _TYPES: Mapping[str, Any] = {"number": float, "integer": int, "string": str, "boolean": bool, "null": None}
 _CONSTRAINTS: Mapping[str, str] = {
@@ -164,6 +164,3 @@ def _is_field(field: object) -> bool:
 def _reason(error: ValidationError, value: Scalar) -> str:
     messages = dict.fromkeys(detail["msg"][:1].lower() + detail["msg"][1:] for detail in error.errors())
     return f"{shortened(format_scalar(value))}: {' or '.join(messages)}"
-
-
-__all__ = ["Schema", "format_scalar", "parse_scalar", "same"]

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from instep.errors import ConfigError
 from instep.protocol.records import Decision, FirstStep, Manifest, Origin, Plan, StartOfView, View
+from instep.protocol.resuming import step_of
 from instep.scalar import Scalar, same
 from instep.schedule import Schedule, ScheduledChange
 
@@ -134,7 +135,7 @@ class Timeline:
             spans = (Span(0, segments[-1].start.values),)
         return _schedule(run, spans)
 
-    # -- laps -------------------------------------------------------------------------------------------------------
+    # -- segments ---------------------------------------------------------------------------------------------------
 
     def _starts(self) -> list[StartOfView]:
         view, starts = self.view, dict(self.starts)
@@ -166,7 +167,7 @@ class Timeline:
         saved = any(start.view <= manifest.view < ended for manifest in self.manifests.values())
         if not ran and not saved:
             return None
-        return _step_of(start.checkpoint) + 1 if start.checkpoint else 0
+        return step_of(start.checkpoint) + 1 if start.checkpoint else 0
 
     def _origin(self, start: StartOfView, first_step: int | None) -> Origin | None:
         said = self.first_steps.get(start.view)
@@ -252,8 +253,3 @@ def _differing(before: Values, after: Values) -> tuple[str, ...]:
 def _joined(texts: Iterable[str | None]) -> str | None:
     """The texts, each once, joined."""
     return "; ".join(dict.fromkeys(text for text in texts if text)) or None
-
-
-def _step_of(checkpoint_id: str) -> int:
-    step = checkpoint_id.partition("-")[0]
-    return int(step) if step.isdecimal() else -1

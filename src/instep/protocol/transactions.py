@@ -93,7 +93,7 @@ def for_action(action: LeaderAction, keys: Keys, fence: Fence, seen: SeenRevisio
         case RaiseEpoch():
             return _proven_loss(action, keys, seen, (fence.compare(), same_view, _same_agreed(keys, seen)))
         case ProclaimLeader():
-            return Txn((fence.compare(), same_epoch), _proclaimed(keys, action.leader))
+            return Txn((fence.compare(), same_epoch), tuple(_proclaimed(keys, action.leader)))
         case RewriteConfig():
             puts = tuple(Op.put(keys.config_of(name), format_scalar(value)) for name, value in action.config.items())
             return Txn((fence.compare(), same_epoch), puts)
@@ -211,9 +211,9 @@ def _proven_loss(action: RaiseEpoch, keys: Keys, seen: SeenRevisions, guards: tu
     return Txn((*guards, *absent, *raised.compares), raised.then)
 
 
-def _proclaimed(keys: Keys, leader: Leader) -> tuple[Op, ...]:
-    term = Term(**leader.model_dump(include={"term", "node", "rank", "host", "token"}))
-    return (Op.put(keys.leader, leader.encode()), Op.put(keys.term(term.term), term.encode()))
+def _proclaimed(keys: Keys, leader: Leader, at: str | None = None, why: str | None = None) -> list[Op]:
+    term = Term(**leader.model_dump(include={"term", "node", "rank", "host", "token"}), at=at, why=why)
+    return [Op.put(keys.leader, leader.encode()), Op.put(keys.term(term.term), term.encode())]
 
 
 def _settle(action: SettleEpoch, keys: Keys, guards: tuple[Compare, ...]) -> Txn:
@@ -246,10 +246,9 @@ def proclaim(
 ) -> Txn:
     """Proclaims a leader to every agent and records the term. etcd refuses it unless the candidate still holds its
     token and the epoch of the token (by the mod revision of `state/epoch`) is the run's."""
-    term = Term(**leader.model_dump(include={"term", "node", "rank", "host", "token"}), at=at, why=why)
-    then = [Op.put(keys.leader, leader.encode()), Op.put(keys.term(term.term), term.encode())]
-    if term.term > TERMS_KEPT:
-        then.append(Op.delete(keys.term(term.term - TERMS_KEPT)))
+    then = _proclaimed(keys, leader, at, why)
+    if leader.term > TERMS_KEPT:
+        then.append(Op.delete(keys.term(leader.term - TERMS_KEPT)))
     if former is not None:
         then.append(Op.delete(keys.resigned_of(former.node)))
     same_epoch = Compare.mod_revision(keys.epoch, "==", epoch_revision)

@@ -82,7 +82,7 @@ class Session(TaskBlock):
     ) -> None:
         if not is_whole(ttl_s):
             raise SettingsError(f"A lease lasts whole seconds: pass ttl_s=10, for example, not {ttl_s!r}.")
-        LeaseTiming.of(ttl_s, None, None)
+        LeaseTiming(ttl_s)
         self._client = client
         self._ttl_s = ttl_s
         self._on_link = on_link

@@ -20,7 +20,7 @@ from instep.recipes.informer import Informer
 from instep.recipes.retry import NEXT_LEASE, SERVICE, Retry
 from instep.recipes.session import LinkState, Session
 from instep.rendezvous.coordinator import REFUSED_S, Coordinator, unchanged
-from instep.rendezvous.decision import epoch_of
+from instep.rendezvous.decision import epoch_of, lost_close, lost_round
 from instep.rendezvous.keys import RendezvousKeys
 from instep.rendezvous.records import (
     Address,
@@ -32,7 +32,6 @@ from instep.rendezvous.records import (
     Registration,
     Round,
 )
-from instep.rendezvous.restored import lost_close, lost_round
 from instep.tasks import cancelled, first_of
 
 log = logging.getLogger("instep")

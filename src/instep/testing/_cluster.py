@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Literal, Self
 
 from instep.errors import EtcdError, EtcdUnavailable, SettingsError
@@ -13,17 +14,17 @@ from instep.etcd_server.binaries import find_etcd
 from instep.etcd_server.etcdctl import run_etcdctl
 from instep.etcd_server.health import MemberStatus, wait_until
 from instep.etcd_server.member import START_TIMEOUT_S, MemberSettings, PortTaken
-from instep.etcd_server.ports import is_whole
+from instep.etcd_server.ports import free_ports, is_whole
 from instep.testing._access import Access, users
 from instep.testing._certificates import Certificates
-from instep.testing._layout import Layout, joined
 from instep.testing._member import EtcdMember
 from instep.testing._namespaces import NamespaceNetwork
-from instep.testing._network import MemberAddress, Network, ProxiedNetwork
+from instep.testing._network import Network, ProxiedNetwork
 from instep.testing._partitions import Partitions
 from instep.testing._resources import NAMESPACES, Resources
 from instep.testing._service import EtcdService
 
+_LOOPBACK = "127.0.0.1"
 _PORT_TRIES = 5
 _LEADER_TIMEOUT_S = 15.0
 _POLL_S = 0.05
@@ -77,9 +78,11 @@ class EtcdCluster(Partitions, EtcdService):
         hosts = list(self._spaces.addresses.values()) if self._spaces is not None else []
         folder = self._resources.folder
         self.access = Access(Certificates(folder / "certificates", hosts) if tls else None, names)
-        self._layout = Layout(
-            names=self._names,
-            folder=folder,
+        self._common = MemberSettings(
+            name="",
+            data_dir=folder,
+            host=_LOOPBACK,
+            client_port=0,
             certificates=self.access.certificates,
             fsync=fsync,
             auth_token_ttl_s=auth_token_ttl_s,
@@ -217,21 +220,27 @@ class EtcdCluster(Partitions, EtcdService):
         return "this etcd cluster"
 
     def _made(self) -> tuple[EtcdMember, ...]:
-        settings = self._layout.members(self._spaces.addresses if self._spaces is not None else {})
+        folder, ports = self._resources.folder, iter(free_ports(2 * len(self._names), _LOOPBACK))
+        settings = [
+            replace(self._common, name=name, data_dir=folder / name, client_port=next(ports), peer_port=next(ports))
+            for name in self._names
+        ]
         if self._spaces is not None:
-            settings = [member.within(self._spaces.prefix(member.name)) for member in settings]
+            addresses, prefix = self._spaces.addresses, self._spaces.prefix
+            settings = [replace(m, host=addresses[m.name], prefix=tuple(prefix(m.name))) for m in settings]
         elif self._is_proxied:
             network = self._proxies(settings)
             settings = [member.behind(*network.ports(member.name)) for member in settings]
-        folder = self._resources.folder
+        cluster = {member.name: member.advertised_peer_url for member in settings}
         return tuple(
-            EtcdMember(self.binary, member, self.access, self._resources, log=folder / f"{member.name}.log")
-            for member in joined(settings)
+            EtcdMember(
+                self.binary, member.joined(cluster), self.access, self._resources, log=folder / f"{member.name}.log"
+            )
+            for member in settings
         )
 
     def _proxies(self, settings: Sequence[MemberSettings]) -> ProxiedNetwork:
-        places = [MemberAddress(member.name, member.host, member.client_port, member.peer_port) for member in settings]
-        self._network = network = ProxiedNetwork(places, self._resources.pids)
+        self._network = network = ProxiedNetwork(settings, self._resources.pids)
         self._resources.before_release.append(network.close)
         return network
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+from instep.etcd_server.member import MemberSettings
 from instep.testing._line import Line
 from instep.testing._link import Link
 from instep.testing._listener import Listener
@@ -37,16 +37,6 @@ Pids = Callable[[], Mapping[str, int]]
 """The pids of the running members, by name."""
 
 
-@dataclass(frozen=True, slots=True)
-class MemberAddress:
-    """The address at which a member itself listens."""
-
-    name: str
-    host: str
-    client_port: int
-    peer_port: int
-
-
 class ProxiedNetwork:
     """Proxies between members and in front of clients, all in one thread.
 
@@ -54,17 +44,17 @@ class ProxiedNetwork:
     other end of the connection. A connection of an unknown process is reset.
     """
 
-    def __init__(self, places: Sequence[MemberAddress], pids: Pids) -> None:
+    def __init__(self, members: Sequence[MemberSettings], pids: Pids) -> None:
         self._pids = pids
         self._thread = ProxyThread("instep-network")
-        self._names = [place.name for place in places]
+        self._names = [member.name for member in members]
         self.clients: dict[str, Proxy] = {}
         self.peers: dict[str, Listener] = {}
         self.links: dict[tuple[str, str], Link] = {}
         self._lines: dict[tuple[str, str], Line] = {}
         try:
-            for place in places:
-                self._open(place)
+            for member in members:
+                self._open(member)
         except BaseException:
             self.close()
             raise
@@ -118,14 +108,15 @@ class ProxiedNetwork:
         yield from self.links.values()
         yield from self.clients.values()
 
-    def _open(self, place: MemberAddress) -> None:
-        self.clients[place.name] = Proxy(place.host, place.client_port, thread=self._thread)
+    def _open(self, member: MemberSettings) -> None:
+        name, host = member.name, member.host
+        self.clients[name] = Proxy(host, member.client_port, thread=self._thread)
         for dialler in self._names:
-            if dialler != place.name:
-                line = Line(f"{dialler} to {place.name}", (place.host, place.peer_port))
-                self._lines[dialler, place.name] = line
-                self.links[dialler, place.name] = Link(self._thread, line)
-        self.peers[place.name] = Listener(self._thread, place.host, 0, lambda port: self._line_of(port, place.name))
+            if dialler != name:
+                line = Line(f"{dialler} to {name}", (host, member.peer_port))
+                self._lines[dialler, name] = line
+                self.links[dialler, name] = Link(self._thread, line)
+        self.peers[name] = Listener(self._thread, host, 0, lambda port: self._line_of(port, name))
 
     def _line_of(self, source_port: int, name: str) -> Line | None:
         listener = self.peers.get(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -28,18 +28,13 @@ class ProxyThread:
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
         """Runs `function` in the loop's thread and returns its result. Raises EtcdError if closed, or busy for 10 s."""
+        if self.loop.is_closed():
+            raise EtcdError("this proxy has been closed: create a new one")
 
         async def called() -> T:
             return function(*args)
 
-        return self.run(called())
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs `work` in the loop's thread and returns its result. Raises as `call` does."""
-        if self.loop.is_closed():
-            work.close()
-            raise EtcdError("this proxy has been closed: create a new one")
-        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self.loop)
+        future: Future[T] = asyncio.run_coroutine_threadsafe(called(), self.loop)
         try:
             return future.result(_CALL_TIMEOUT_S)
         except TimeoutError as error:

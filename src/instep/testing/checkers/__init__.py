@@ -21,9 +21,8 @@ from instep.testing.checkers.jsonl import load_records, save_records
 from instep.testing.checkers.linearizability import check_linearizability
 from instep.testing.checkers.operation import Operation, Reply, Value
 from instep.testing.checkers.reference import Reference
-from instep.testing.checkers.report import Report
 from instep.testing.checkers.revisions import check_revisions
-from instep.testing.checkers.verdict import Answer, Verdict, Violation
+from instep.testing.checkers.verdict import Answer, Report, Verdict, Violation
 from instep.testing.checkers.watch import check_watch
 from instep.testing.checkers.watched import WatchEvent, WatchReceived, WatchStarted, received
 

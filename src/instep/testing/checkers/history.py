@@ -23,7 +23,6 @@ from instep.testing.checkers.operation import Operation, Reply, Value
 T = TypeVar("T")
 
 _REFUSALS = (SettingsError, EtcdDenied, Compacted, LeaseLost)
-_READS = ("get",)
 
 
 class History:
@@ -97,9 +96,9 @@ class History:
         return save_records(path, self.records())
 
     @classmethod
-    def load(cls, path: Path | str, *, limit: int = 2_000_000) -> History:
+    def load(cls, path: Path | str) -> History:
         """Loads a file into memory."""
-        history = cls(limit=limit)
+        history = cls()
         for item in load_records(path):
             history.add(item)
         return history
@@ -141,7 +140,7 @@ class Call:
     ) -> None:
         if error is None:
             self._record(self._told(), self._history.clock())
-        elif self._kind not in _READS and may_have_happened(error):
+        elif self._kind != "get" and may_have_happened(error):
             self._record(None, None)
 
     async def __aenter__(self) -> Self:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from instep.testing.checkers.operation import Operation, Value
+from instep.testing.checkers.operation import CONDITIONAL, Operation, Value
 
 UNBOUNDED: Final = 1 << 62
 
@@ -136,7 +136,7 @@ def _answer(act: Act, state: State, floor: int) -> State | None:
 def _make(operation: Operation) -> Act:
     reply, returned_at, args = operation.reply, operation.returned_at, operation.args
     # A compare that was not told how it went might as well be without an answer.
-    vague = operation.kind in ("create", "cas_revision", "cas_value") and (reply is None or reply.applied is None)
+    vague = operation.kind in CONDITIONAL and (reply is None or reply.applied is None)
     known = reply is not None and returned_at is not None and not vague
     act = Act(
         operation,
