@@ -387,7 +387,7 @@ def a_checkpoint_is_restored_though_it_was_forgotten() -> Any:
 
 def a_checkpoint_from_before_a_restore_is_resumed() -> Any:
     """A save that was under way during a restore moves the pointer."""
-    return mock.patch.object(checkpoints.CommitReads, "has_left", return_value=False)
+    return mock.patch.object(checkpoints.CheckpointReads, "has_left", return_value=False)
 
 
 def a_rank_ignores_that_the_run_is_restored() -> Any:
