@@ -35,7 +35,7 @@ def calm() -> Iterator[EtcdServer]:
         yield running
 
 
-def test_a_token_that_dies_with_a_restart_is_replaced_unnoticed(guarded: EtcdServer) -> None:
+def test_a_token_lost_in_a_restart_is_replaced_transparently(guarded: EtcdServer) -> None:
     async def main() -> None:
         async with (
             Client([guarded.endpoint], credentials=ROOT, timeout_s=10) as client,
@@ -64,7 +64,7 @@ def test_a_token_that_dies_with_a_restart_is_replaced_unnoticed(guarded: EtcdSer
     run(main())
 
 
-def test_a_watch_alone_finds_its_way_back_after_its_token_died(guarded: EtcdServer) -> None:
+def test_a_watch_without_calls_recovers_after_its_token_is_lost(guarded: EtcdServer) -> None:
     async def main() -> None:
         async with (
             Client([guarded.endpoint], credentials=ROOT, timeout_s=10) as client,
@@ -94,7 +94,7 @@ def test_a_wrong_password_is_refused_in_one_sentence(calm: EtcdServer) -> None:
     run(main())
 
 
-def test_a_client_without_a_user_is_told_to_give_one(calm: EtcdServer) -> None:
+def test_a_client_without_a_user_gets_an_error_that_asks_for_one(calm: EtcdServer) -> None:
     async def main() -> None:
         async with Client([calm.endpoint]) as client:
             for call in (client.get("a"), client.put("a", "1"), client.watch("a").__aenter__()):
@@ -155,7 +155,7 @@ def test_many_calls_at_once_share_one_authentication(calm: EtcdServer) -> None:
     run(main())
 
 
-def test_calls_that_wait_for_one_authentication_end_in_their_own_time() -> None:
+def test_calls_that_wait_for_one_authentication_each_end_in_their_own_time() -> None:
     """Not one after the other, each after its timeout: the server is frozen, and only one may ask at a time."""
 
     async def main(server: EtcdServer) -> None:

@@ -32,7 +32,7 @@ def test_a_secret_that_others_can_read_or_a_group_can_write_is_refused(owner: in
     assert is_exposed(owner, mode)
 
 
-def test_the_refusal_names_mode_cures_and_variable(tmp_path: Path) -> None:
+def test_the_refusal_names_the_mode_the_fixes_and_the_variable(tmp_path: Path) -> None:
     path = tmp_path / "password"
     path.write_text("secret")
     path.chmod(0o644)
@@ -42,7 +42,7 @@ def test_the_refusal_names_mode_cures_and_variable(tmp_path: Path) -> None:
     assert allowed.read_password() == "secret"
 
 
-def test_what_links_lead_to_counts_as_in_a_mounted_secret(tmp_path: Path) -> None:
+def test_the_target_of_a_link_is_checked_as_in_a_mounted_secret(tmp_path: Path) -> None:
     """Kubernetes: tls.key -> ..data/tls.key, ..data -> ..2026_11_29."""
     folder = tmp_path / "..2026_11_29"
     folder.mkdir()

@@ -46,7 +46,7 @@ def test_a_header_that_runs_ahead_moves_nothing() -> None:
     assert cursor.next_revision == 6
 
 
-def test_what_came_already_is_not_delivered_twice() -> None:
+def test_an_event_that_arrived_already_is_not_delivered_twice() -> None:
     cursor = Cursor(5)
     assert revisions(cursor, response(5, 6)) == [5, 6]
     assert revisions(cursor, response(5, 6, 7)) == [7]

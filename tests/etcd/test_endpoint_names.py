@@ -22,7 +22,7 @@ def _refusal() -> str | None:
 
 
 @pytest.mark.skipif(_refusal() is not None, reason=str(_refusal()))
-def test_etcd_is_found_again_within_seconds_when_its_name_leads_elsewhere(tmp_path: Path) -> None:
+def test_etcd_is_found_again_within_seconds_when_its_address_changes(tmp_path: Path) -> None:
     command = ["unshare", "-m", "-n", sys.executable, str(Path(__file__).with_name("dns_trial.py")), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

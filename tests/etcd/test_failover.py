@@ -13,7 +13,7 @@ from instep.etcd import Client, KeyValue, Op
 from instep.testing import EtcdServer
 
 
-def test_nobody_there_is_one_sentence_within_the_time_out() -> None:
+def test_an_unreachable_etcd_is_one_sentence_within_the_timeout() -> None:
     async def main() -> None:
         async with Client(["127.0.0.1:1", "127.0.0.1:2"], timeout_s=0.8) as client:
             for write in (False, True):
@@ -42,7 +42,7 @@ def test_a_host_name_that_does_not_resolve_is_named() -> None:
     run(main())
 
 
-def test_a_host_name_with_several_addresses_is_tried_through(shared_server: EtcdServer) -> None:
+def test_each_address_of_a_host_name_is_tried(shared_server: EtcdServer) -> None:
     async def main() -> None:
         async with Client([f"localhost:{shared_server.port}"]) as client:
             assert await client.put("named", "1")
@@ -50,7 +50,7 @@ def test_a_host_name_with_several_addresses_is_tried_through(shared_server: Etcd
     run(main())
 
 
-def test_calls_go_on_at_the_next_endpoint_and_stay_there(shared_server: EtcdServer) -> None:
+def test_calls_continue_at_the_next_endpoint_and_stay_there(shared_server: EtcdServer) -> None:
     async def main() -> None:
         async with Client(["127.0.0.1:1", shared_server.endpoint]) as client:
             began = time.monotonic()
@@ -63,7 +63,7 @@ def test_calls_go_on_at_the_next_endpoint_and_stay_there(shared_server: EtcdServ
     run(main())
 
 
-def test_a_server_that_comes_back_within_the_time_out_is_waited_for(server: EtcdServer) -> None:
+def test_a_call_waits_for_a_server_that_returns_within_its_timeout(server: EtcdServer) -> None:
     async def main() -> None:
         async with Client([server.endpoint], timeout_s=20) as client:
             await client.put("back", "1")
@@ -92,7 +92,7 @@ def test_a_frozen_server_costs_a_read_a_part_of_its_time() -> None:
         run(main(frozen, other))
 
 
-def test_a_write_without_an_answer_is_not_repeated_and_says_so(server: EtcdServer) -> None:
+def test_an_unanswered_write_is_not_repeated_and_its_error_says_so(server: EtcdServer) -> None:
     async def main() -> None:
         async with Client([server.endpoint], timeout_s=0.5) as client:
             await client.put("once", "1")
@@ -142,7 +142,7 @@ def test_a_connection_replaced_under_a_waiting_write_costs_it_nothing() -> None:
 
 
 @pytest.mark.parametrize("sent", [False, True])
-def test_a_client_closed_under_a_waiting_call_says_so(server: EtcdServer, sent: bool) -> None:
+def test_closing_a_client_ends_its_calls_with_an_error(server: EtcdServer, sent: bool) -> None:
     async def main() -> None:
         client = Client([server.endpoint], timeout_s=8)
         if sent:
@@ -183,7 +183,7 @@ def test_a_write_of_an_idle_client_is_not_lost_in_a_frozen_server() -> None:
         run(main(frozen, other))
 
 
-def test_an_idle_client_survives_a_restart_unnoticed(server: EtcdServer) -> None:
+def test_an_idle_client_survives_a_restart(server: EtcdServer) -> None:
     async def main() -> None:
         async with Client([server.endpoint], timeout_s=10) as client:
             await client.put("idle", "1")
@@ -214,7 +214,7 @@ def test_an_idle_client_survives_a_restart_unnoticed(server: EtcdServer) -> None
         "http://a b",
     ],
 )
-def test_what_is_no_endpoint_is_refused_at_once(endpoint: str) -> None:
+def test_an_invalid_endpoint_is_refused_at_once(endpoint: str) -> None:
     with pytest.raises(SettingsError):
         Client([endpoint])
 
@@ -229,7 +229,7 @@ def test_endpoints_may_leave_out_scheme_and_port() -> None:
         Client(["etcd"], timeout_s=0)
 
 
-def test_looking_for_the_reason_of_a_failed_connection_takes_none_of_the_callers_time() -> None:
+def test_diagnosing_a_failed_connection_does_not_exceed_the_timeout() -> None:
     """Something that hangs up once and then says nothing might speak TLS: finding out takes seconds of its own."""
 
     async def main() -> None:

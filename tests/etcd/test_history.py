@@ -27,13 +27,13 @@ def seen(revision: int) -> History:
     return history
 
 
-def test_a_linearizable_answer_below_what_was_known_proves_it() -> None:
+def test_a_linearizable_answer_below_a_known_revision_proves_another_history() -> None:
     history = seen(10)
     history.heard(header(9), history.now(), linearizable=True)
     assert (history.changes, history.lost, history.revision) == (1, 10, 9)
 
 
-def test_an_answer_that_was_asked_for_earlier_may_be_below() -> None:
+def test_an_answer_to_an_earlier_request_may_be_below() -> None:
     history = seen(10)
     sent = history.now()
     history.heard(header(12), history.now(), linearizable=True)
@@ -48,7 +48,7 @@ def test_a_member_that_lags_proves_nothing() -> None:
 
 
 @pytest.mark.parametrize("linearizable", [True, False])
-def test_another_cluster_proves_it_once(linearizable: bool) -> None:
+def test_another_cluster_id_proves_another_history_once(linearizable: bool) -> None:
     history = seen(10)
     sent = history.now()
     history.heard(header(20, cluster=8), sent, linearizable=linearizable)
@@ -57,7 +57,7 @@ def test_another_cluster_proves_it_once(linearizable: bool) -> None:
     assert (history.changes, history.lost, history.cluster) == (1, 10, 8)
 
 
-def test_who_listens_hears_of_each_change_until_it_ends_that() -> None:
+def test_a_listener_is_called_at_each_change_until_it_ends() -> None:
     history, heard = seen(10), []
     end = history.listen(lambda: heard.append(history.lost))
     history.changed("a test")
@@ -85,7 +85,7 @@ def broken_after(*events: tuple[int, str]) -> Cursor:
     return cursor
 
 
-def test_a_stream_that_is_made_again_begins_with_what_was_delivered_last() -> None:
+def test_a_new_stream_begins_with_the_last_delivered_event() -> None:
     cursor = broken_after((6, "a"))
     assert cursor.start_revision == 6
     batch = cursor.feed(response((6, "a"), (7, "b")))
@@ -101,7 +101,7 @@ def test_another_event_in_its_place_is_another_history(events: list[tuple[int, s
     assert cursor.changed
 
 
-def test_a_part_of_its_revision_is_waited_for() -> None:
+def test_a_fragment_of_the_expected_revision_is_not_another_history() -> None:
     cursor = broken_after((6, "x"), (6, "a"))
     assert cursor.feed(response((6, "x"), fragment=True)) is None
     assert not cursor.changed
@@ -109,7 +109,7 @@ def test_a_part_of_its_revision_is_waited_for() -> None:
     assert not cursor.changed
 
 
-def test_silence_where_it_should_come_is_another_history_and_a_member_that_lags_is_not() -> None:
+def test_a_missing_event_is_another_history_and_a_lagging_member_is_not() -> None:
     cursor = broken_after((6, "a"))
     for _ in range(2 * PATIENCE):
         cursor.feed(response(revision=5))
@@ -119,7 +119,7 @@ def test_silence_where_it_should_come_is_another_history_and_a_member_that_lags_
     assert cursor.changed
 
 
-def test_what_was_listed_is_looked_for_where_nothing_has_been_delivered() -> None:
+def test_a_watch_without_events_checks_a_listed_key() -> None:
     cursor = Cursor(9, KeyValue("a", b"", 4, 4, 1, 0))
     assert cursor.start_revision == 9
     cursor.created(9)
@@ -127,7 +127,7 @@ def test_what_was_listed_is_looked_for_where_nothing_has_been_delivered() -> Non
 
 
 @pytest.mark.parametrize("how", ["restored", "grown past", "wiped", "another cluster"])
-def test_a_mirror_lists_again_when_etcd_has_gone_back(how: str) -> None:
+def test_an_informer_lists_again_when_etcd_has_gone_back(how: str) -> None:
     async def main(server: EtcdServer) -> None:
         async with Client(server.endpoints) as client:
             resets: list[int] = []
@@ -156,7 +156,7 @@ def test_a_mirror_lists_again_when_etcd_has_gone_back(how: str) -> None:
         run(main(server))
 
 
-def test_a_watch_says_that_the_history_is_another_one() -> None:
+def test_a_watch_raises_history_changed() -> None:
     async def main(server: EtcdServer) -> None:
         async with Client(server.endpoints) as client:
             await client.put("k", "1")

@@ -38,7 +38,7 @@ def test_keys_that_are_not_utf8_survive_the_round_trip(shared_server: EtcdServer
     run(main())
 
 
-def test_delete_tells_how_many_keys_there_were(shared_server: EtcdServer) -> None:
+def test_delete_returns_the_number_of_deleted_keys(shared_server: EtcdServer) -> None:
     async def main() -> None:
         async with Client([shared_server.endpoint]) as client:
             for name in ("del/a", "del/b", "delete"):
@@ -171,7 +171,7 @@ def test_a_transaction_returns_one_result_for_each_operation(shared_server: Etcd
     run(main())
 
 
-def test_what_etcd_would_refuse_for_its_size_is_not_sent(shared_server: EtcdServer) -> None:
+def test_a_request_too_large_for_etcd_is_not_sent(shared_server: EtcdServer) -> None:
     async def main() -> None:
         async with Client([shared_server.endpoint]) as client:
             with pytest.raises(SettingsError, match=r"1\.5 MiB in a request"):
@@ -209,7 +209,7 @@ def test_refusals_of_etcd_become_typed_errors(shared_server: EtcdServer) -> None
     run(main())
 
 
-def test_a_closed_client_says_so(shared_server: EtcdServer) -> None:
+def test_a_closed_client_raises_an_error(shared_server: EtcdServer) -> None:
     async def main() -> None:
         client = Client([shared_server.endpoint])
         await client.put("closed", "1")
@@ -221,7 +221,7 @@ def test_a_closed_client_says_so(shared_server: EtcdServer) -> None:
     run(main())
 
 
-def test_status_and_statistics_tell_what_is_going_on(shared_server: EtcdServer) -> None:
+def test_status_and_statistics_describe_the_cluster_and_the_client(shared_server: EtcdServer) -> None:
     async def main() -> None:
         dead = "http://127.0.0.1:1"
         async with Client([shared_server.endpoint, dead]) as client:
@@ -246,7 +246,7 @@ def test_a_client_without_time_for_an_answer_is_refused(timeout_s: float) -> Non
         Client(["127.0.0.1:1"], timeout_s=timeout_s)
 
 
-def test_a_call_with_a_time_out_that_is_no_number_is_refused_rather_than_endless() -> None:
+def test_a_timeout_of_nan_is_refused() -> None:
     async def main() -> None:
         async with Client(["127.0.0.1:1"]) as client:
             with pytest.raises(SettingsError, match="leaves no time"):

@@ -20,7 +20,7 @@ class Clock:
         return self.now
 
 
-def test_a_lease_takes_its_keys_with_it(shared_server: EtcdServer) -> None:
+def test_a_lease_deletes_its_keys_when_it_ends(shared_server: EtcdServer) -> None:
     async def main() -> None:
         async with Client([shared_server.endpoint]) as client:
             lease = await client.lease_grant(30)
@@ -94,7 +94,7 @@ def test_a_lease_comes_back_to_connected_after_a_short_freeze(server: EtcdServer
     run(main())
 
 
-def test_validity_is_counted_from_the_sending_and_seen_by_the_clock_alone(shared_server: EtcdServer) -> None:
+def test_validity_counts_from_sending_and_needs_only_the_clock(shared_server: EtcdServer) -> None:
     async def main() -> None:
         clock = Clock()
         async with Client([shared_server.endpoint]) as client:
@@ -110,7 +110,7 @@ def test_validity_is_counted_from_the_sending_and_seen_by_the_clock_alone(shared
     run(main())
 
 
-def test_a_lease_that_was_seen_to_be_lost_is_not_renewed(shared_server: EtcdServer) -> None:
+def test_a_lease_that_was_reported_lost_is_not_renewed(shared_server: EtcdServer) -> None:
     """A process that stood still for most of its TTL: etcd still holds the lease, but others may have acted on its
     loss."""
 

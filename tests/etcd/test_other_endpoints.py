@@ -44,7 +44,7 @@ def learner(server: EtcdServer, tmp_path: Path) -> Iterator[str]:
         yield client
 
 
-def test_a_learner_is_passed_over_for_calls_watches_and_leases(server: EtcdServer, learner: str) -> None:
+def test_a_learner_is_skipped_for_calls_watches_and_leases(server: EtcdServer, learner: str) -> None:
     async def main() -> None:
         async with Client([learner, server.endpoint]) as client:
             await until(lambda: _is_learner(learner))

@@ -81,7 +81,7 @@ def test_replaced_certificates_are_picked_up_and_the_watch_loses_nothing(tmp_pat
         run(main(server))
 
 
-def test_half_a_rotation_changes_nothing(secure: EtcdServer, tmp_path: Path) -> None:
+def test_an_incomplete_rotation_changes_nothing(secure: EtcdServer, tmp_path: Path) -> None:
     async def main() -> None:
         paths = {}
         for name, path in (("ca", secure.certificates.ca), ("cert", secure.certificates.cert)):
@@ -120,7 +120,7 @@ def test_a_server_signed_by_an_unknown_authority_is_named(secure: EtcdServer) ->
     assert message.endswith(": give its CA.")
 
 
-def test_a_client_certificate_that_the_server_does_not_know_is_named(secure: EtcdServer) -> None:
+def test_a_client_certificate_that_the_server_does_not_accept_is_named(secure: EtcdServer) -> None:
     own, foreign = secure.certificates, secure.certificates.foreign()
     client = Client([secure.endpoint], tls=Tls(cacert=own.ca, cert=foreign.cert, key=foreign.key))
     assert "does not accept our client certificate" in run(denied(client))

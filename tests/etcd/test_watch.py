@@ -77,7 +77,7 @@ def test_a_revision_larger_than_a_message_part_still_comes_whole(shared_server: 
     run(main())
 
 
-def test_giving_up_on_waiting_loses_no_event(shared_server: EtcdServer) -> None:
+def test_cancelling_a_wait_loses_no_event(shared_server: EtcdServer) -> None:
     async def main() -> None:
         async with Client([shared_server.endpoint]) as client, client.watch("cancel/") as watch:
             found: list[str] = []
@@ -178,7 +178,7 @@ def test_compaction_of_the_history_it_needs_ends_a_watch(shared_server: EtcdServ
     run(main())
 
 
-def test_a_frozen_server_is_left_within_four_seconds() -> None:
+def test_a_watch_leaves_a_frozen_server_within_4_s() -> None:
     async def main(frozen: EtcdServer, other: EtcdServer) -> None:
         endpoints = [frozen.endpoint, other.endpoint]
         async with Client(endpoints) as client, client.watch("freeze/") as watch:
@@ -198,7 +198,7 @@ def test_a_frozen_server_is_left_within_four_seconds() -> None:
         run(main(frozen, other))
 
 
-def test_a_single_server_that_was_frozen_is_taken_up_again(server: EtcdServer) -> None:
+def test_a_single_server_that_was_frozen_is_used_again(server: EtcdServer) -> None:
     async def main() -> None:
         async with Client([server.endpoint]) as client, client.watch("thaw/") as watch:
             waiting = asyncio.create_task(anext(watch))

@@ -40,7 +40,7 @@ def test_certificates_replaced_under_a_cluster_that_is_restarted_cost_nothing() 
         run(main(cluster))
 
 
-def test_a_replaced_certificate_reaches_each_connection_also_when_another_was_made_with_it_first() -> None:
+def test_a_replaced_certificate_reaches_each_connection_even_after_a_new_one_used_it() -> None:
     async def main(cluster: EtcdCluster) -> None:
         async with Client(cluster.endpoints[:2], tls=tls_of(cluster.certificates)) as client:
             await client.put("each/a", "1")
@@ -57,7 +57,7 @@ def test_a_replaced_certificate_reaches_each_connection_also_when_another_was_ma
         run(main(cluster))
 
 
-def test_an_expired_certificate_is_named_and_its_replacement_is_taken_up_without_a_restart() -> None:
+def test_an_expired_certificate_is_named_and_its_replacement_used_without_a_restart() -> None:
     async def main(server: EtcdServer) -> None:
         tls = tls_of(server.certificates)
         server.certificates.rotate(client_expires_in_s=EXPIRES_IN_S)

@@ -95,7 +95,7 @@ class Mirror:
         self.revision = batch.revision
 
 
-def test_who_lists_and_watches_again_after_a_compaction_ends_with_what_etcd_has() -> None:
+def test_listing_and_watching_again_after_a_compaction_ends_with_etcds_state() -> None:
     async def main(server: EtcdServer) -> None:
         async with Client(server.endpoints, timeout_s=20) as client:
             await client.put("mirror/gone", "1")

@@ -67,7 +67,7 @@ def test_three_members_frozen_in_turn_cost_no_lease(version: str, ttl_s: int, fr
 @pytest.mark.long
 @pytest.mark.parametrize("which", [0, 1], ids=["leader", "follower"])
 @pytest.mark.parametrize("version", EACH_VERSION)
-def test_a_freeze_of_20_s_is_ridden_out_by_a_lease_of_30_s(version: str, which: int) -> None:
+def test_a_lease_of_30_s_survives_a_freeze_of_20_s(version: str, which: int) -> None:
     async def main(cluster: EtcdCluster) -> None:
         async with Scene(cluster.endpoints, ttl_s=30, rest_s=REST_S) as scene:
             scene.write()

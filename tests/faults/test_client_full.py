@@ -25,7 +25,7 @@ def small() -> Iterator[EtcdServer]:
         yield server
 
 
-def test_a_write_refused_for_want_of_space_may_have_been_applied_and_says_so() -> None:
+def test_a_write_refused_for_lack_of_space_may_have_been_applied_and_says_so() -> None:
     """Those that had been let in when the quota was reached. etcd stands still until all of a burst are on their way,
     and its database grows with each write, so there are some; but it is etcd's affair."""
 
@@ -81,7 +81,7 @@ class BrimfulClient(Client):
         return result
 
 
-def test_a_candidate_that_was_refused_and_created_all_the_same_is_taken_back() -> None:
+def test_a_candidate_that_was_refused_but_created_is_removed() -> None:
     """Else it would stand before everybody for as long as its session lives."""
 
     async def main(server: EtcdServer) -> None:

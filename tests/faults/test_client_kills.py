@@ -75,7 +75,7 @@ async def write_history(client: Client, prefix: str, count: int) -> int:
     return first
 
 
-def test_a_write_passed_on_to_a_dead_leader_does_not_wait_for_its_whole_time_out() -> None:
+def test_a_write_forwarded_to_a_dead_leader_does_not_wait_for_its_whole_timeout() -> None:
     """The member that it was given to never says that it was lost."""
 
     async def main(cluster: EtcdCluster) -> None:

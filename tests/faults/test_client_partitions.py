@@ -88,7 +88,7 @@ def test_a_client_leaves_a_member_that_is_cut_off(
 
 
 @pytest.mark.parametrize("led", [True, pytest.param(False, marks=pytest.mark.long)], ids=["leader", "follower"])
-def test_members_that_hear_each_other_one_way_only_cost_a_client_nothing(cluster: EtcdCluster, led: bool) -> None:
+def test_a_one_way_partition_between_members_costs_a_client_nothing(cluster: EtcdCluster, led: bool) -> None:
     async def main() -> None:
         used = await used_member(cluster, led)
         async with Scene(used_first(cluster, used), ttl_s=20) as scene:

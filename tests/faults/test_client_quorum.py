@@ -16,7 +16,7 @@ from instep.etcd import Client, Op
 from instep.testing import EtcdCluster, EtcdMember
 
 
-def test_without_a_quorum_every_call_ends_with_a_typed_error_within_its_time_out() -> None:
+def test_without_a_quorum_every_call_ends_with_a_typed_error_within_its_timeout() -> None:
     async def main(cluster: EtcdCluster) -> None:
         async with Client(cluster.endpoints, timeout_s=1.5) as client:
             await client.put("quorum/a", "1")
@@ -46,7 +46,7 @@ def test_without_a_quorum_every_call_ends_with_a_typed_error_within_its_time_out
         run(main(cluster))
 
 
-def test_a_watch_a_lease_and_writes_outlive_a_lost_quorum() -> None:
+def test_a_watch_a_lease_and_writes_survive_a_lost_quorum() -> None:
     async def main(cluster: EtcdCluster) -> None:
         async with Scene(cluster.endpoints, ttl_s=20, call_timeout_s=1.0) as scene:
             scene.write()

@@ -14,7 +14,7 @@ from instep.etcd import Client, Compare, Op
 from instep.testing import EtcdServer, Proxy
 
 
-def test_a_txn_whose_reply_is_lost_says_that_it_may_have_been_applied_and_was_applied_once() -> None:
+def test_a_txn_whose_reply_is_lost_may_have_been_applied_and_was_applied_once() -> None:
     async def main(server: EtcdServer, proxy: Proxy) -> None:
         async with Client([f"http://{proxy.endpoint}", server.endpoint], timeout_s=3) as client:
             await client.put("reply/a", "1")
@@ -49,7 +49,7 @@ def test_a_write_whose_reply_is_lost_is_never_made_a_second_time(what: str) -> N
         run(main(server, proxy))
 
 
-def test_a_read_whose_reply_is_lost_is_made_again_unnoticed() -> None:
+def test_a_read_whose_reply_is_lost_is_repeated_transparently() -> None:
     async def main(proxy: Proxy) -> None:
         async with Client([f"http://{proxy.endpoint}"], timeout_s=5) as client:
             await client.put("read/a", "1")
@@ -62,7 +62,7 @@ def test_a_read_whose_reply_is_lost_is_made_again_unnoticed() -> None:
         run(main(proxy))
 
 
-def test_a_lease_survives_replies_to_its_renewals_being_lost() -> None:
+def test_a_lease_survives_lost_replies_to_its_renewals() -> None:
     async def main(server: EtcdServer, proxy: Proxy) -> None:
         async with Client([f"http://{proxy.endpoint}", server.endpoint]) as client, client.watch("x/") as watch:
             waiting = asyncio.create_task(anext(watch))

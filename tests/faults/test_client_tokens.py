@@ -29,7 +29,7 @@ def guarded(request: pytest.FixtureRequest) -> Iterator[EtcdCluster]:
         yield cluster
 
 
-def test_members_restarted_in_turn_take_the_token_with_them_and_nobody_notices(guarded: EtcdCluster) -> None:
+def test_tokens_lost_by_members_restarted_in_turn_are_replaced_transparently(guarded: EtcdCluster) -> None:
     async def main() -> None:
         async with Scene(guarded.endpoints, ttl_s=20, credentials=ROOT) as scene:
             scene.write()
@@ -46,7 +46,7 @@ def test_members_restarted_in_turn_take_the_token_with_them_and_nobody_notices(g
     run(main())
 
 
-def test_a_token_that_dies_of_age_is_replaced_unnoticed() -> None:
+def test_an_expired_token_is_replaced_transparently() -> None:
     async def main(cluster: EtcdCluster) -> None:
         async with (
             Client(cluster.endpoints, credentials=ROOT) as client,

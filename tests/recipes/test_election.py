@@ -16,7 +16,7 @@ from instep.recipes import Election, Incumbent, Session
 from instep.testing import EtcdServer, Proxy
 
 
-def test_the_next_one_leads_when_the_leader_resigns(etcd: EtcdServer, namespace: str) -> None:
+def test_the_next_candidate_leads_when_the_leader_resigns(etcd: EtcdServer, namespace: str) -> None:
     async def main() -> None:
         async with station(etcd.endpoints) as (a, ours), station(etcd.endpoints) as (b, theirs):
             first, second = Election(a, ours, namespace), Election(b, theirs, namespace)
@@ -35,7 +35,7 @@ def test_the_next_one_leads_when_the_leader_resigns(etcd: EtcdServer, namespace:
     run(main())
 
 
-def test_a_place_is_taken_over_from_one_process_that_died_after_the_other(etcd: EtcdServer, namespace: str) -> None:
+def test_a_place_is_taken_over_from_several_dead_processes_in_turn(etcd: EtcdServer, namespace: str) -> None:
     async def main() -> None:
         async with contextlib.AsyncExitStack() as stack:
             tokens, former = [], 0
@@ -63,9 +63,7 @@ def test_a_campaign_ends_with_its_session(etcd: EtcdServer, namespace: str) -> N
     run(main())
 
 
-def test_one_election_object_is_for_one_task_and_keeps_the_value_it_leads_with(
-    etcd: EtcdServer, namespace: str
-) -> None:
+def test_an_election_object_is_for_one_task_and_keeps_its_value(etcd: EtcdServer, namespace: str) -> None:
     async def main() -> None:
         async with station(etcd.endpoints) as (a, ours), station(etcd.endpoints) as (b, theirs):
             first, second = Election(a, ours, namespace), Election(b, theirs, namespace)
@@ -83,7 +81,7 @@ def test_one_election_object_is_for_one_task_and_keeps_the_value_it_leads_with(
     run(main())
 
 
-def test_a_leader_whose_key_was_deleted_by_hand_learns_it_and_is_fenced_off(etcd: EtcdServer, namespace: str) -> None:
+def test_a_leader_whose_key_was_deleted_by_hand_is_notified_and_fenced(etcd: EtcdServer, namespace: str) -> None:
     async def main() -> None:
         async with station(etcd.endpoints) as (client, session):
             election = Election(client, session, namespace)
@@ -98,7 +96,7 @@ def test_a_leader_whose_key_was_deleted_by_hand_learns_it_and_is_fenced_off(etcd
     run(main())
 
 
-def test_a_key_on_no_lease_holds_up_nobody(etcd: EtcdServer, namespace: str) -> None:
+def test_a_key_with_no_lease_blocks_no_candidate(etcd: EtcdServer, namespace: str) -> None:
     """No process stands behind it, so nothing but a candidate would ever remove it."""
 
     async def main() -> None:
@@ -118,7 +116,7 @@ def test_a_key_on_no_lease_holds_up_nobody(etcd: EtcdServer, namespace: str) -> 
     run(main())
 
 
-def test_a_candidate_that_somebody_wrote_over_stands_again(etcd: EtcdServer, namespace: str) -> None:
+def test_an_overwritten_candidate_is_created_again(etcd: EtcdServer, namespace: str) -> None:
     async def main() -> None:
         async with station(etcd.endpoints) as (a, ours), station(etcd.endpoints) as (b, theirs):
             first, second = Election(a, ours, namespace), Election(b, theirs, namespace)
@@ -135,7 +133,7 @@ def test_a_candidate_that_somebody_wrote_over_stands_again(etcd: EtcdServer, nam
     run(main())
 
 
-def test_a_candidate_whose_session_was_lost_stands_again(etcd: EtcdServer, namespace: str) -> None:
+def test_a_candidate_whose_session_was_lost_is_created_again(etcd: EtcdServer, namespace: str) -> None:
     async def main() -> None:
         async with station(etcd.endpoints) as (a, ours), station(etcd.endpoints, ttl_s=2) as (b, theirs):
             first, second = Election(a, ours, namespace), Election(b, theirs, namespace)
@@ -166,7 +164,9 @@ class OverrunClient(Client):
 
 
 @pytest.mark.parametrize("at", ["while waiting", "while looking"])
-def test_who_cannot_rely_on_its_lease_after_the_wait_is_not_elected(etcd: EtcdServer, namespace: str, at: str) -> None:
+def test_a_candidate_without_a_valid_lease_after_the_wait_is_not_elected(
+    etcd: EtcdServer, namespace: str, at: str
+) -> None:
     """Its key is the oldest then, and its lease still stands in etcd (etcd issue 19597)."""
 
     async def main() -> None:
@@ -195,7 +195,7 @@ def test_who_cannot_rely_on_its_lease_after_the_wait_is_not_elected(etcd: EtcdSe
     run(main())
 
 
-def test_a_leader_stops_to_act_before_its_lease_is_lost(etcd_server: EtcdServer) -> None:
+def test_a_leader_stops_acting_before_its_lease_is_lost(etcd_server: EtcdServer) -> None:
     async def main() -> None:
         async with station(etcd_server.endpoints, ttl_s=3, timeout_s=1) as (client, session):
             election = Election(client, session, "/suspended")
@@ -230,9 +230,7 @@ def test_a_lost_reply_makes_no_second_candidate(etcd: EtcdServer, namespace: str
         run(main(proxy))
 
 
-def test_a_candidate_whose_creation_was_never_confirmed_goes_when_another_stands(
-    etcd: EtcdServer, namespace: str
-) -> None:
+def test_an_unconfirmed_candidate_is_removed_when_another_is_created(etcd: EtcdServer, namespace: str) -> None:
     """As when the worker that would have led dies in that moment."""
 
     async def main(proxy: Proxy) -> None:
@@ -257,7 +255,7 @@ def test_a_candidate_whose_creation_was_never_confirmed_goes_when_another_stands
         run(main(proxy))
 
 
-def test_a_resignation_without_etcd_is_made_up_for(etcd_server: EtcdServer) -> None:
+def test_a_resignation_during_an_outage_is_completed_later(etcd_server: EtcdServer) -> None:
     async def main() -> None:
         async with station(etcd_server.endpoints, ttl_s=30, timeout_s=0.5) as (client, session):
             election = Election(client, session, "/resigned")
@@ -270,7 +268,7 @@ def test_a_resignation_without_etcd_is_made_up_for(etcd_server: EtcdServer) -> N
     run(main())
 
 
-def test_a_creation_that_arrives_after_the_resignation_leaves_no_candidate(etcd_server: EtcdServer) -> None:
+def test_a_create_that_arrives_after_the_resignation_leaves_no_candidate(etcd_server: EtcdServer) -> None:
     async def main() -> None:
         async with station(etcd_server.endpoints, ttl_s=30, timeout_s=0.4) as (client, session):
             election = Election(client, session, "/late")

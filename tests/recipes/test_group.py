@@ -15,7 +15,7 @@ from instep.recipes import Group, GroupMember, Session
 from instep.testing import EtcdServer, Proxy
 
 
-def test_members_come_and_go_and_are_seen(etcd: EtcdServer, namespace: str) -> None:
+def test_members_join_and_leave_and_are_listed(etcd: EtcdServer, namespace: str) -> None:
     async def main() -> None:
         async with station(etcd.endpoints) as (a, ours), station(etcd.endpoints) as (b, theirs):
             first, second = Group(a, ours, namespace), Group(b, theirs, namespace)
@@ -34,7 +34,7 @@ def test_members_come_and_go_and_are_seen(etcd: EtcdServer, namespace: str) -> N
     run(main())
 
 
-def test_a_session_that_ends_takes_its_member_with_it(etcd: EtcdServer, namespace: str) -> None:
+def test_a_session_that_ends_removes_its_member(etcd: EtcdServer, namespace: str) -> None:
     async def main() -> None:
         async with Client(etcd.endpoints) as client:
             async with station(etcd.endpoints) as (other, session):
@@ -83,7 +83,7 @@ def test_a_member_whose_lease_was_lost_comes_back_by_itself(etcd: EtcdServer, na
     run(main())
 
 
-def test_a_member_whose_name_was_taken_meanwhile_stays_away_and_says_so(
+def test_a_member_whose_name_was_taken_stays_away_and_logs_it(
     etcd: EtcdServer, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main(way: Proxy) -> None:
@@ -120,7 +120,7 @@ def test_a_lost_reply_changes_nothing(etcd: EtcdServer, namespace: str) -> None:
         run(main(proxy))
 
 
-def test_a_joining_that_arrives_after_its_sender_gave_up_leaves_no_member(etcd_server: EtcdServer) -> None:
+def test_a_join_that_arrives_after_its_caller_gave_up_leaves_no_member(etcd_server: EtcdServer) -> None:
     async def main() -> None:
         async with station(etcd_server.endpoints, ttl_s=30, timeout_s=0.4) as (client, session):
             group = Group(client, session, "/late")
@@ -150,7 +150,7 @@ def test_a_member_outlives_a_restart(etcd_server: EtcdServer) -> None:
     run(main())
 
 
-def test_who_left_in_an_outage_and_joins_again_after_it_stays(etcd_server: EtcdServer, namespace: str) -> None:
+def test_a_member_that_left_in_an_outage_and_joins_again_stays(etcd_server: EtcdServer, namespace: str) -> None:
     """The leaving was left to the session, which must not carry it out on the member that has come since."""
 
     async def main() -> None:

@@ -54,7 +54,7 @@ class LateClient(Client):
         return (await super().txn(compares, then)).succeeded
 
 
-def test_who_resigned_is_no_candidate_again(etcd: EtcdServer, namespace: str) -> None:
+def test_a_late_request_does_not_restore_a_candidate_that_resigned(etcd: EtcdServer, namespace: str) -> None:
     async def main() -> None:
         async with LateClient(etcd.endpoints) as client, Session(client) as session:
             election = Election(client, session, namespace)
@@ -81,7 +81,7 @@ def test_a_candidate_that_was_replaced_stays_replaced(etcd: EtcdServer, namespac
     run(main())
 
 
-def test_who_left_a_group_is_no_member_again(etcd: EtcdServer, namespace: str) -> None:
+def test_a_late_request_does_not_restore_a_member_that_left(etcd: EtcdServer, namespace: str) -> None:
     async def main() -> None:
         async with LateClient(etcd.endpoints) as client, Session(client) as session:
             group = Group(client, session, namespace)
@@ -96,9 +96,7 @@ def test_who_left_a_group_is_no_member_again(etcd: EtcdServer, namespace: str) -
     run(main())
 
 
-def test_the_last_value_that_a_node_keeps_stands_though_an_earlier_one_arrives_late(
-    etcd: EtcdServer, namespace: str
-) -> None:
+def test_the_last_value_that_a_node_keeps_wins_over_a_late_earlier_one(etcd: EtcdServer, namespace: str) -> None:
     """Which of its ranks have left: an earlier, shorter list would make failures of clean ends."""
 
     async def main() -> None:

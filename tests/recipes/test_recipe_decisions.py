@@ -41,14 +41,14 @@ def test_tombstones_are_in_no_queue_and_no_group() -> None:
     assert incumbent_of({}, "q/") is None
 
 
-def test_only_a_doubtful_entry_on_the_lease_at_hand_needs_a_tombstone() -> None:
+def test_only_a_doubtful_entry_on_the_current_lease_needs_a_tombstone() -> None:
     sure, doubtful = QueueEntry("q/a", "", 1, entered=True), QueueEntry("q/b", "", 1, doubtful=True)
     texts = [op.text for op in removals([sure, doubtful], "q/", 1)]
     assert texts == ["delete q/a", "delete q/b", "put q/.gone/b"]
     assert [op.text for op in removals([doubtful], "q/", 2)] == ["delete q/b"]
 
 
-def test_who_waits_for_its_turn_is_told_that_the_session_has_ended_while_etcd_is_away() -> None:
+def test_a_candidate_that_waits_learns_of_the_end_of_its_session_during_an_outage() -> None:
     class EndedSession:
         """It had a lease when the wait began."""
 
@@ -81,12 +81,12 @@ def test_a_prefix_ends_with_one_slash() -> None:
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1.0, float("nan"), True, "5", None])
-def test_a_time_out_is_a_number_of_seconds_above_0(timeout_s: Any) -> None:
+def test_a_timeout_is_a_number_of_seconds_above_0(timeout_s: Any) -> None:
     with pytest.raises(SettingsError, match="timeout"):
         check_timeout(timeout_s)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\nb", "x" * 201, None, 7])
-def test_what_cannot_be_one_part_of_a_key_is_no_name(name: object) -> None:
+def test_text_that_cannot_be_one_part_of_a_key_is_no_name(name: object) -> None:
     with pytest.raises(SettingsError, match="cannot be a member"):
         check_name(name, "a member")

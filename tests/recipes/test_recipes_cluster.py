@@ -24,7 +24,7 @@ def cluster() -> Iterator[EtcdCluster]:
 
 
 @pytest.mark.parametrize("laps", [1, pytest.param(8, marks=pytest.mark.long)])
-def test_every_recipe_holds_while_members_die_and_freeze(cluster: EtcdCluster, laps: int) -> None:
+def test_every_recipe_keeps_its_promise_while_members_die_and_freeze(cluster: EtcdCluster, laps: int) -> None:
     contest = Contest(cluster.endpoints)
 
     async def main() -> None:

@@ -38,7 +38,7 @@ def says_full(error: InstepError) -> bool:
     return isinstance(error.__cause__, EtcdFull) and "NOSPACE" in str(error)
 
 
-def test_a_time_out_says_that_etcd_is_full(small: EtcdServer) -> None:
+def test_a_timeout_names_a_full_etcd(small: EtcdServer) -> None:
     async def main() -> None:
         async with full(small) as (client, session):
             with pytest.raises(EtcdUnavailable, match=r"could not be joined in 0\.5 s") as away:
@@ -48,7 +48,7 @@ def test_a_time_out_says_that_etcd_is_full(small: EtcdServer) -> None:
     run(main())
 
 
-def test_a_time_out_without_a_lease_says_why_there_is_none(small: EtcdServer) -> None:
+def test_a_timeout_without_a_lease_names_the_reason(small: EtcdServer) -> None:
     async def main() -> None:
         async with full(small) as (client, session):
             await client.lease_revoke(session.lease_id)

@@ -14,7 +14,7 @@ from instep.recipes import LinkState, Session
 from instep.testing import EtcdServer
 
 
-def test_what_stands_on_a_session_ends_with_it(etcd: EtcdServer, namespace: str) -> None:
+def test_keys_on_a_session_end_with_it(etcd: EtcdServer, namespace: str) -> None:
     async def main() -> None:
         async with Client([etcd.endpoint]) as client:
             async with Session(client, ttl_s=60) as session:
@@ -28,7 +28,7 @@ def test_what_stands_on_a_session_ends_with_it(etcd: EtcdServer, namespace: str)
     run(main())
 
 
-def test_a_session_that_cannot_begin_says_why_in_the_clients_time() -> None:
+def test_a_session_that_cannot_start_raises_the_reason_in_the_clients_timeout() -> None:
     async def main() -> None:
         async with Client(["127.0.0.1:1"], timeout_s=0.5) as client:
             began = time.monotonic()
@@ -48,7 +48,7 @@ def test_a_ttl_that_etcd_would_not_grant_is_refused_at_once() -> None:
     run(main())
 
 
-def test_a_ttl_of_no_whole_seconds_is_refused() -> None:
+def test_a_ttl_that_is_not_in_whole_seconds_is_refused() -> None:
     for ttl_s in (2.5, True, "10"):
         with pytest.raises(SettingsError, match="whole seconds"):
             Session(Client(["127.0.0.1:1"]), ttl_s=ttl_s)  # type: ignore[arg-type]  # as from a file of settings
@@ -118,7 +118,7 @@ def test_a_lease_revoked_by_others_is_replaced(etcd: EtcdServer) -> None:
     run(main())
 
 
-def test_a_process_that_stood_still_beyond_the_ttl_sees_at_once_that_its_lease_is_lost(etcd: EtcdServer) -> None:
+def test_a_process_stopped_beyond_the_ttl_sees_at_once_that_its_lease_is_lost(etcd: EtcdServer) -> None:
     async def main() -> None:
         async with Client([etcd.endpoint]) as client, Session(client, ttl_s=2) as session:
             assert session.valid
@@ -128,7 +128,7 @@ def test_a_process_that_stood_still_beyond_the_ttl_sees_at_once_that_its_lease_i
     run(main())
 
 
-def test_what_is_written_at_each_lease_can_be_ended(etcd: EtcdServer) -> None:
+def test_a_callback_for_each_lease_can_be_removed(etcd: EtcdServer) -> None:
     async def main() -> None:
         leases: list[int] = []
 
@@ -152,9 +152,7 @@ def test_what_is_written_at_each_lease_can_be_ended(etcd: EtcdServer) -> None:
     run(main())
 
 
-def test_an_error_in_what_the_user_does_about_the_link_does_not_end_the_lease(
-    etcd: EtcdServer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_error_in_on_link_does_not_end_the_lease(etcd: EtcdServer, caplog: pytest.LogCaptureFixture) -> None:
     def fail(link: LinkState) -> None:
         raise RuntimeError(link)
 
@@ -167,7 +165,7 @@ def test_an_error_in_what_the_user_does_about_the_link_does_not_end_the_lease(
     assert "on_link('connected') failed" in caplog.text
 
 
-def test_a_chore_is_done_after_its_caller_and_ends_with_the_session(etcd: EtcdServer) -> None:
+def test_a_background_task_outlives_its_caller_and_ends_with_the_session(etcd: EtcdServer) -> None:
     async def main() -> None:
         done: list[str] = []
 
@@ -188,7 +186,7 @@ def test_a_chore_is_done_after_its_caller_and_ends_with_the_session(etcd: EtcdSe
     run(main())
 
 
-def test_who_waits_for_a_state_of_the_link_is_told_when_the_session_ends(etcd: EtcdServer) -> None:
+def test_waiting_for_a_link_state_raises_when_the_session_ends(etcd: EtcdServer) -> None:
     async def main() -> None:
         async with Client([etcd.endpoint]) as client:
             async with Session(client) as session:
@@ -204,7 +202,7 @@ def test_who_waits_for_a_state_of_the_link_is_told_when_the_session_ends(etcd: E
 
 
 @pytest.mark.parametrize("wanted", [(), ("conected",), ("lost", "gone")])
-def test_a_state_that_no_link_has_is_refused(wanted: tuple[LinkState, ...]) -> None:
+def test_an_unknown_link_state_is_refused(wanted: tuple[LinkState, ...]) -> None:
     async def main() -> None:
         async with Client(["127.0.0.1:1"]) as client:
             with pytest.raises(SettingsError, match="connected, suspended, lost"):
@@ -213,7 +211,7 @@ def test_a_state_that_no_link_has_is_refused(wanted: tuple[LinkState, ...]) -> N
     run(main())
 
 
-def test_an_error_in_what_is_written_at_a_later_lease_does_not_end_the_session(
+def test_an_error_in_a_callback_at_a_later_lease_does_not_end_the_session(
     etcd: EtcdServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -236,7 +234,7 @@ def test_an_error_in_what_is_written_at_a_later_lease_does_not_end_the_session(
     assert "not this time" in caplog.text
 
 
-def test_an_error_in_what_is_written_at_the_first_lease_is_raised(etcd: EtcdServer) -> None:
+def test_an_error_in_a_callback_at_the_first_lease_is_raised(etcd: EtcdServer) -> None:
     async def fail(lease_id: int) -> None:
         raise RuntimeError("never")
 
@@ -248,7 +246,7 @@ def test_an_error_in_what_is_written_at_the_first_lease_is_raised(etcd: EtcdServ
     run(main())
 
 
-def test_an_error_at_the_first_lease_is_raised_also_when_a_chore_has_to_end_first(etcd: EtcdServer) -> None:
+def test_an_error_at_the_first_lease_is_raised_even_with_a_background_task(etcd: EtcdServer) -> None:
     async def write(_lease_id: int) -> None:
         session.background_task(asyncio.sleep(60))  # ended with the session
         raise ValueError("the user's own")

@@ -21,7 +21,7 @@ def team(training: TrainingRun, tmp_path: Path) -> Iterator[Team]:
     team.close()
 
 
-def test_a_rank_that_waits_without_an_agent_says_so_once_and_goes_on_with_the_next(team: Team) -> None:
+def test_a_rank_without_an_agent_logs_it_once_and_continues_with_the_next(team: Team) -> None:
     (worker,) = team.join("a")
     agent = team.training.agent_pid()
     for pid in (parent_of(agent), agent):

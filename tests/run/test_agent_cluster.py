@@ -158,7 +158,7 @@ def test_an_agent_stopped_for_a_moment_keeps_its_lease_and_its_place(training: T
     assert_in_step(*trainers)
 
 
-def test_eighty_forked_children_live_through_changes_and_the_loss_of_a_member(training: TrainingRun) -> None:
+def test_eighty_forked_children_survive_changes_and_the_loss_of_a_member(training: TrainingRun) -> None:
     trainers = [training.start(rank, 2, "--fork=80", "--child-s=3", node="ab"[rank]) for rank in range(2)]
     for trainer in trainers:
         trainer.wait_said("forked")

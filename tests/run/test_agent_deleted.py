@@ -19,7 +19,7 @@ from run.harness import TrainingRun, wait_for
         "election/",
     ],
 )
-def test_what_somebody_deletes_from_a_run_that_trains_stops_no_change(training: TrainingRun, path: str) -> None:
+def test_keys_deleted_from_a_training_run_stop_no_change(training: TrainingRun, path: str) -> None:
     trainers = training.start_all(2, nodes="ab")
     training.put("lr", "0.01")
     for trainer in trainers:
@@ -37,7 +37,7 @@ def test_what_somebody_deletes_from_a_run_that_trains_stops_no_change(training: 
     training.stop(trainers[0], again)
 
 
-def test_a_registration_that_somebody_wrote_over_is_written_again(training: TrainingRun) -> None:
+def test_an_overwritten_registration_is_written_again(training: TrainingRun) -> None:
     trainers = training.start_all(2)
     for path in training.keys("reports/members/"):
         training.server.etcdctl("put", "--", path, "garbage")
@@ -48,7 +48,7 @@ def test_a_registration_that_somebody_wrote_over_is_written_again(training: Trai
     training.stop(*trainers)
 
 
-def test_a_state_that_nobody_remembers_is_not_made_up(training: TrainingRun) -> None:
+def test_a_state_that_no_worker_remembers_is_not_invented(training: TrainingRun) -> None:
     """A value that was desired, and agreed by nobody, must not reach a newcomer alone."""
     trainers = training.start_all(2)
     training.put("clip", "1e-9")

@@ -22,7 +22,7 @@ def nonsense_of(body: bytes) -> bytes:
     return struct.pack("!I", len(body)) + body
 
 
-def test_nonsense_and_floods_before_etcd_answers_cost_their_own_connection_only(
+def test_invalid_and_excessive_early_messages_cost_only_their_own_connection(
     fragile_training: TrainingRun,
 ) -> None:
     training = fragile_training

@@ -26,7 +26,7 @@ def test_a_rank_that_died_with_its_agent_is_replaced_while_the_other_waits_for_i
     _both_are_replaced(training, barrier, alone, victim, node="a")
 
 
-def test_an_agent_killed_while_its_rank_waits_for_one_of_another_node_is_replaced_at_once(
+def test_an_agent_killed_while_its_rank_waits_for_another_node_is_replaced_at_once(
     training: TrainingRun, tmp_path: Path
 ) -> None:
     """No rank of the agent's node passes a boundary, and the one they wait for needs that node to be registered."""
@@ -56,9 +56,7 @@ def _both_are_replaced(training: TrainingRun, barrier: Path, alone: Trainer, vic
     assert_in_step(alone, again)
 
 
-def test_an_agent_whose_folder_was_cleaned_away_comes_back_under_its_name(
-    training: TrainingRun, tmp_path: Path
-) -> None:
+def test_an_agent_whose_folder_was_cleaned_away_keeps_its_name(training: TrainingRun, tmp_path: Path) -> None:
     """No rank passes a boundary, so it is the agent's parent that starts the next one: the view names that node."""
     barrier = tmp_path / "barrier"
     trainers = [training.start(rank, 2, f"--barrier={barrier}") for rank in range(2)]
@@ -77,7 +75,7 @@ def test_an_agent_whose_folder_was_cleaned_away_comes_back_under_its_name(
     training.stop(*trainers)
 
 
-def test_an_agent_and_its_supervisor_hold_nothing_of_the_trainer(training: TrainingRun) -> None:
+def test_an_agent_and_its_supervisor_hold_nothing_open_of_the_trainer(training: TrainingRun) -> None:
     trainer = training.start(0, 1)
     trainer.wait_said("joined")
     for pid in wait_for(lambda: len(found := _processes_of(training)) == 2 and found, "the launcher to end"):
@@ -92,7 +90,7 @@ def test_an_agent_that_has_ended_by_itself_is_not_started_again(training: Traini
     wait_for(lambda: not _processes_of(training), "the agent and its supervisor to end")
 
 
-def test_an_agent_whose_supervisor_was_killed_serves_on(training: TrainingRun) -> None:
+def test_an_agent_whose_supervisor_was_killed_continues(training: TrainingRun) -> None:
     trainer = training.start(0, 1)
     trainer.wait_said("joined")
     agent = training.agent_pid()
@@ -116,7 +114,7 @@ def _processes_of(training: TrainingRun) -> list[int]:
     return found
 
 
-def test_a_worker_that_died_before_the_next_agent_came_is_not_registered(training: TrainingRun) -> None:
+def test_a_worker_that_died_before_the_next_agent_started_is_not_registered(training: TrainingRun) -> None:
     trainers = training.start_all(3)
     os.kill(training.agent_pid(), signal.SIGSTOP)
     trainers[2].kill()
@@ -130,7 +128,7 @@ def test_a_worker_that_died_before_the_next_agent_came_is_not_registered(trainin
     training.stop(*trainers[:2], again)
 
 
-def test_a_rank_started_again_takes_the_place_of_its_former_process_that_still_lives(training: TrainingRun) -> None:
+def test_a_restarted_rank_replaces_its_former_process_that_still_lives(training: TrainingRun) -> None:
     """The former one hangs, and its agent is new: what is known of it is its entry in the persisted workers."""
     trainers = training.start_all(2)
     trainers[1].kill(signal.SIGSTOP)

@@ -94,7 +94,7 @@ def test_a_full_database_stops_changes_only_until_there_is_space_again(training:
     assert_in_step(*trainers)
 
 
-def test_a_worker_that_joins_while_the_database_is_full_hears_why_it_waits(training: TrainingRun) -> None:
+def test_a_worker_that_joins_a_full_database_learns_why_it_waits(training: TrainingRun) -> None:
     fill(training.server)
     first = training.start(0, 2, node="a")
     wait_for(lambda: any("takes no writes" in line for line in first.errors), "the worker to say why it waits")
@@ -114,7 +114,7 @@ def test_a_worker_that_joins_while_the_database_is_full_hears_why_it_waits(train
     assert_in_step(*trainers)
 
 
-def test_a_rank_at_a_gate_goes_on_though_the_database_takes_no_decision(training: TrainingRun) -> None:
+def test_a_rank_at_a_gate_continues_although_the_full_database_accepts_no_decision(training: TrainingRun) -> None:
     """One rank is stuck, so the plan stays open; the other one comes to its gate when no abort can be written."""
     with open_plan(training) as plan:
         fill(training.server)

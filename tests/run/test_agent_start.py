@@ -28,7 +28,7 @@ def test_a_value_that_only_the_script_refuses_does_not_keep_a_run_from_starting(
     assert_in_step(*trainers)
 
 
-def test_for_such_a_value_the_last_agreed_one_holds_at_the_next_start(training: TrainingRun) -> None:
+def test_the_next_start_uses_the_last_agreed_value_instead_of_a_refused_one(training: TrainingRun) -> None:
     trainers = training.start_all(2)
     training.put("clip", "2.5")
     for trainer in trainers:
@@ -41,7 +41,7 @@ def test_for_such_a_value_the_last_agreed_one_holds_at_the_next_start(training: 
     training.stop(*again)
 
 
-def test_a_worker_of_another_version_hears_so(training: TrainingRun) -> None:
+def test_a_worker_of_another_version_gets_that_reason(training: TrainingRun) -> None:
     """It would not understand what the agent says."""
     training.start_all(1)
     hello = {"t": "hello", "protocol": 1, "rank": 0, "world_size": 1, "schema": None, "undecided": None}

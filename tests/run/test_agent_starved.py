@@ -14,7 +14,7 @@ FULL = "/dev/full"
 """Each write to it fails as on a full disk."""
 
 
-def test_with_a_disk_too_full_for_a_log_a_run_starts_and_hears_changes(training: TrainingRun) -> None:
+def test_with_a_disk_too_full_for_a_log_a_run_starts_and_gets_changes(training: TrainingRun) -> None:
     folder = training.folder_of()
     folder.log.symlink_to(FULL)
     folder.persisted_workers.with_suffix(".part").symlink_to(FULL)
@@ -24,7 +24,7 @@ def test_with_a_disk_too_full_for_a_log_a_run_starts_and_hears_changes(training:
     training.stop()
 
 
-def test_an_agent_that_cannot_listen_says_why_at_once_without_a_log(training: TrainingRun) -> None:
+def test_an_agent_that_cannot_listen_reports_why_at_once_without_a_log(training: TrainingRun) -> None:
     folder = training.folder_of()
     folder.log.symlink_to(FULL)
     folder.socket.mkdir()
@@ -56,7 +56,7 @@ def start(training: TrainingRun, limit: int, rank: int, world_size: int) -> subp
     )
 
 
-def test_with_too_few_descriptors_each_rank_hears_that(training: TrainingRun) -> None:
+def test_with_too_few_descriptors_each_rank_gets_that_reason(training: TrainingRun) -> None:
     """The one that the agent cannot take at once, the others with what they wait for."""
     ranks = [start(training, 26, rank, 6) for rank in range(6)]
     for rank in ranks:
@@ -66,7 +66,7 @@ def test_with_too_few_descriptors_each_rank_hears_that(training: TrainingRun) ->
     assert len(training.agent_log(run="few").splitlines()) < 60
 
 
-def test_a_limit_too_low_for_any_agent_is_said_before_grpc_ends_it(training: TrainingRun) -> None:
+def test_a_limit_too_low_for_any_agent_is_reported_before_grpc_aborts(training: TrainingRun) -> None:
     rank = start(training, 14, 0, 1)
     _, said = rank.communicate(timeout=30)
     assert "so the run cannot be joined: its agent cannot serve: Too many open files" in said
@@ -81,7 +81,7 @@ def test_an_agent_takes_the_descriptors_that_the_system_allows(training: Trainin
     training.stop()
 
 
-def test_a_user_without_a_home_is_told_what_to_set(tmp_path: Path) -> None:
+def test_for_a_user_without_a_home_the_error_names_the_variable(tmp_path: Path) -> None:
     """OpenShift gives a pod a user id that no passwd entry names, and no HOME."""
     code = (
         "import os, pwd, sys\n"
@@ -98,7 +98,7 @@ def test_a_user_without_a_home_is_told_what_to_set(tmp_path: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
-def test_a_local_etcd_whose_folder_takes_no_files_says_why(tmp_path: Path) -> None:
+def test_a_local_etcd_whose_folder_is_not_writable_is_an_error_with_the_reason(tmp_path: Path) -> None:
     home = tmp_path / "instep"
     home.mkdir()
     (home / "local.lock").mkdir()

@@ -50,7 +50,7 @@ def join(team: Team, rank: int, world_size: int, node: str, **environment: str) 
     return worker, worker.answer()
 
 
-def test_failures_are_counted_by_cause_until_the_run_is_not_restarted_any_more(team: Team) -> None:
+def test_failures_are_counted_by_cause_up_to_the_restart_limit(team: Team) -> None:
     """Who is refused hears what has failed and the cure; who trains goes on; a reset lets others in at once."""
     first, second = team.join("ab", **LIMIT)
     agent = team.training.agent_pid("a")
@@ -86,7 +86,7 @@ def test_failures_are_counted_by_cause_until_the_run_is_not_restarted_any_more(t
     assert counted(team) == {}
 
 
-def test_a_run_that_falls_as_a_whole_has_failed_once(team: Team) -> None:
+def test_a_run_whose_ranks_all_crash_has_failed_once(team: Team) -> None:
     """Also when each rank fails in its own way, one after the other."""
     workers = team.join("aabb", **LIMIT)
     fail(workers[2], "out of memory")
@@ -100,7 +100,7 @@ def test_a_run_that_falls_as_a_whole_has_failed_once(team: Team) -> None:
     assert team.training.keys("reports/failures/") == []
 
 
-def test_a_node_that_vanishes_is_a_failure_that_nobody_reports(team: Team) -> None:
+def test_a_node_that_vanishes_is_a_failure_without_a_report(team: Team) -> None:
     workers = team.join("ab", **LIMIT)
     agent = team.training.agent_pid("b")
     supervisor = parent_of(agent)
@@ -111,7 +111,7 @@ def test_a_node_that_vanishes_is_a_failure_that_nobody_reports(team: Team) -> No
     assert counted(team) == {"node lost": 1}
 
 
-def test_a_run_that_ends_cleanly_has_not_failed_and_forgets_what_was(team: Team) -> None:
+def test_a_clean_end_is_no_failure_and_clears_the_count(team: Team) -> None:
     """A script may also end itself within the block, as long as it says that all is well."""
     first, second = team.join("ab", **LIMIT)
     die(second)
@@ -128,7 +128,7 @@ def test_a_run_that_ends_cleanly_has_not_failed_and_forgets_what_was(team: Team)
     assert counted(team) == {"SystemExit": 1}
 
 
-def test_a_run_that_was_told_to_stop_has_not_failed(team: Team) -> None:
+def test_a_run_that_was_stopped_has_not_failed(team: Team) -> None:
     from instep.protocol.records import Command
 
     workers = team.join("ab", INSTEP_MAX_RESTARTS="0")
@@ -154,21 +154,21 @@ def test_a_run_that_was_told_to_stop_has_not_failed(team: Team) -> None:
     assert "failed once and may be restarted 0 times" in answer["text"]
 
 
-def test_where_ranks_disagree_the_fewest_restarts_count(team: Team) -> None:
+def test_if_ranks_disagree_the_lowest_restart_limit_counts(team: Team) -> None:
     _, second = team.join("ab", INSTEP_MAX_RESTARTS="5")
     die(second)
     assert join(team, 1, 2, "b", INSTEP_MAX_RESTARTS="0")[1]["error"] == "JoinRefused"
     assert join(team, 1, 2, "b", INSTEP_MAX_RESTARTS="5")[1]["view"] == 2
 
 
-def test_a_limit_that_is_none_is_refused(team: Team) -> None:
+def test_an_invalid_limit_is_refused(team: Team) -> None:
     for text, part in (("-1", "give 0 or more"), ("many", "a whole number")):
         worker, answer = join(team, 0, 1, "a", INSTEP_MAX_RESTARTS=text)
         assert (answer["error"], worker.process.wait()) == ("SettingsError", 2)
         assert part in answer["text"]
 
 
-def test_a_reset_of_a_run_that_is_not_there_says_so(team: Team) -> None:
+def test_resetting_an_unknown_run_is_an_error(team: Team) -> None:
     ended = command(team, "reset", "gpt-a")
     assert (ended.code, ended.out) == (6, "")
     assert command(team, "reset", "gpt/a").code == 2

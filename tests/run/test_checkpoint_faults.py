@@ -37,7 +37,7 @@ def patient_team(etcd_server: EtcdServer, short_folder: Path, namespace: str, tm
     training.close()
 
 
-def test_a_leader_whose_candidate_was_replaced_is_fenced_and_nothing_of_it_is_listed(team: Team) -> None:
+def test_a_replaced_leader_is_fenced_and_its_save_is_not_listed(team: Team) -> None:
     leader, others = team.leader(*team.join("aa"))
     leader.ask("open", step=5)
     leader.ask("write")
@@ -56,7 +56,7 @@ def test_a_leader_whose_candidate_was_replaced_is_fenced_and_nothing_of_it_is_li
     assert leader.ask("list")["ids"] == [saved["slot"]]
 
 
-def test_who_does_not_lead_any_more_when_a_save_begins_is_not_asked_for_it(team: Team) -> None:
+def test_a_rank_that_does_not_lead_any_more_saves_nothing(team: Team) -> None:
     """It led at its last boundary; its agent, and with it the lead, is gone since."""
     leader, _ = team.leader(*team.join("ab"))
     leader.ask("step", step=5)
@@ -68,7 +68,7 @@ def test_who_does_not_lead_any_more_when_a_save_begins_is_not_asked_for_it(team:
     assert answer["slot"] is None
 
 
-def test_a_leader_frozen_past_its_lease_in_mid_save_is_fenced(team: Team) -> None:
+def test_a_leader_frozen_past_its_lease_during_a_save_is_fenced(team: Team) -> None:
     workers = team.join("ab")
     leader, (other,) = team.leader(*workers)
     node = "ab"[leader.rank]
@@ -90,7 +90,7 @@ def test_a_leader_frozen_past_its_lease_in_mid_save_is_fenced(team: Team) -> Non
     assert (Path(stale["path"]) / "state").exists()  # left for clean-up
 
 
-def test_a_saver_killed_in_mid_save_is_replaced_at_the_same_step(team: Team) -> None:
+def test_a_saver_killed_during_a_save_is_replaced_at_the_same_step(team: Team) -> None:
     leader, (other,) = team.leader(*team.join("ab", INSTEP_TTL_S=str(LONG_TTL_S)))
     begun = leader.ask("open", step=5)
     wait_for(lambda: (other.ask("hear")["saving"] or {}).get("id") == begun["id"], "the announcement")
@@ -141,7 +141,7 @@ def kill_after(pid: int, delay_s: float) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def test_a_commit_while_etcd_is_away_waits_5_s_at_most_and_is_made_later(patient_team: Team) -> None:
+def test_a_commit_during_an_outage_waits_5_s_at_most_and_is_made_later(patient_team: Team) -> None:
     workers = patient_team.join("ab")
     leader, (other,) = patient_team.leader(*workers)
     opened = leader.ask("open", step=5)
@@ -164,7 +164,7 @@ def test_a_commit_while_etcd_is_away_waits_5_s_at_most_and_is_made_later(patient
     assert patient_team.versions() == {opened["id"]: 1}
 
 
-def test_a_commit_handed_in_again_brings_nothing_back_that_was_forgotten(team: Team) -> None:
+def test_a_repeated_commit_does_not_restore_a_forgotten_checkpoint(team: Team) -> None:
     (worker,) = team.join("a")
     team.leader(worker)
     worker.ask("open", step=5)
@@ -189,7 +189,7 @@ def test_a_worker_that_leaves_waits_for_its_commit(patient_team: Team) -> None:
     assert other.ask("list")["ids"] == [opened["id"]]
 
 
-def test_the_agent_may_die_while_the_ranks_agree_on_a_checkpoint(team: Team) -> None:
+def test_the_vote_on_a_checkpoint_survives_the_death_of_an_agent(team: Team) -> None:
     (saver,) = team.join("a")
     team.leader(saver)
     saved = saver.ask("save", step=5)["slot"]
@@ -219,7 +219,7 @@ def test_neither_the_newest_checkpoint_nor_one_that_is_read_is_forgotten(team: T
     assert other.ask("read_gone", **gone)["error"] == "CheckpointError"
 
 
-def test_a_record_of_the_leader_that_somebody_wrote_over_keeps_no_rank_from_saving(team: Team) -> None:
+def test_an_overwritten_leader_record_keeps_no_rank_from_saving(team: Team) -> None:
     leader, _ = team.leader(*team.join("aa"))
     team.training.server.etcdctl("put", "--", f"{team.training.namespace}/gpt-a/state/leader", "garbage")
     assert leader.ask("hear", wait_s=1.0)["leads"]
@@ -227,7 +227,7 @@ def test_a_record_of_the_leader_that_somebody_wrote_over_keeps_no_rank_from_savi
     assert leader.ask("list")["ids"] == [saved["slot"]]
 
 
-def test_a_reader_that_dies_holds_nothing_up(team: Team) -> None:
+def test_a_reader_that_dies_blocks_nothing(team: Team) -> None:
     leader, (other,) = team.leader(*team.join("aa"))
     ids = [leader.ask("save", step=step)["slot"] for step in (1, 2)]
     other.ask("read", id=ids[0])
@@ -236,7 +236,7 @@ def test_a_reader_that_dies_holds_nothing_up(team: Team) -> None:
     wait_for(lambda: leader.ask("forget", ids=ids)["ids"] == [ids[0]], "the mark to go")
 
 
-def test_a_checkpoint_is_not_forgotten_before_the_ranks_that_go_on_from_it_have_begun(team: Team) -> None:
+def test_a_checkpoint_is_not_forgotten_before_the_ranks_that_resume_from_it_began(team: Team) -> None:
     saver, _ = team.leader(*team.join("a"))
     old = saver.ask("save", step=5)["slot"]
     saver.ask("close")
@@ -255,7 +255,7 @@ def test_a_checkpoint_is_not_forgotten_before_the_ranks_that_go_on_from_it_have_
 # -- bad input --------------------------------------------------------------------------------------------------------
 
 
-def test_what_the_file_system_refuses_is_said_with_its_cure_and_leaves_the_run_unharmed(team: Team) -> None:
+def test_a_file_system_error_is_reported_with_its_fix_and_does_not_harm_the_run(team: Team) -> None:
     (worker,) = team.join("a")
     team.leader(worker)
     blocked = team.folder.parent / "file"
@@ -312,7 +312,7 @@ def test_a_step_may_be_saved_again(team: Team) -> None:
     assert listed["newest"]["path"] == again["path"]
 
 
-def test_damaged_records_cost_nothing_but_themselves(team: Team) -> None:
+def test_damaged_records_affect_only_themselves(team: Team) -> None:
     (worker,) = team.join("a")
     team.leader(worker)
     first = worker.ask("save", step=5)["slot"]

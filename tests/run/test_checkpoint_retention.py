@@ -40,7 +40,7 @@ async def fatten(training: TrainingRun) -> None:
                 await client.put(item.key, json.dumps({**json.loads(item.value), "more": "x" * 900_000}))
 
 
-def test_of_many_checkpoints_none_is_deleted_that_is_to_be_kept(team: Team) -> None:
+def test_of_many_checkpoints_every_one_to_keep_is_kept(team: Team) -> None:
     ranks = team.join("a")
     all_do(ranks, "build", keep=None)
     for step in range(4):
@@ -50,7 +50,7 @@ def test_of_many_checkpoints_none_is_deleted_that_is_to_be_kept(team: Team) -> N
     assert {int(name.split("-")[1]) for name in saved_in(team)} == set(range(4))
 
 
-def test_what_a_run_was_taken_back_to_is_kept_longer_than_what_it_left_behind(team: Team) -> None:
+def test_a_restored_checkpoint_is_kept_longer_than_those_left_behind(team: Team) -> None:
     """It is what a restart falls back to where the next one is damaged."""
     ranks = team.join("a")
     all_do(ranks, "build", keep=3)
@@ -66,7 +66,7 @@ def test_what_a_run_was_taken_back_to_is_kept_longer_than_what_it_left_behind(te
     assert first in ranks[0].ask("list")["ids"]
 
 
-def test_a_whole_directory_of_a_lost_etcd_is_left_alone_although_its_token_was_given_again(team: Team) -> None:
+def test_a_whole_directory_of_a_lost_etcd_is_kept_although_its_token_is_reused(team: Team) -> None:
     (rank,) = ranks = team.join("a")
     token = rank.ask("step", step=0)["token"]
     lost = team.folder / f"step-0-{token}"
@@ -80,7 +80,7 @@ def test_a_whole_directory_of_a_lost_etcd_is_left_alone_although_its_token_was_g
     assert saved_in(team) == [lost.name, f"step-2-{token}"]
 
 
-def test_a_leader_that_comes_to_the_save_seconds_after_the_others_saves_for_all(team: Team) -> None:
+def test_a_leader_that_reaches_the_save_seconds_after_the_others_saves_for_all(team: Team) -> None:
     """It evaluates first. Who waited in vain knew of no checkpoint."""
     ranks = team.join("ab")
     all_do(ranks, "build")
@@ -92,7 +92,7 @@ def test_a_leader_that_comes_to_the_save_seconds_after_the_others_saves_for_all(
     assert other.answer()["saved"] is True
 
 
-def test_what_was_forgotten_although_nobody_could_say_so_is_deleted_after_the_next_save(team: Team) -> None:
+def test_a_directory_whose_forgetting_was_unconfirmed_is_deleted_after_the_next_save(team: Team) -> None:
     """Its directory is older than the process that asked for it to be forgotten."""
     ranks = team.join("a")
     all_do(ranks, "build", keep=None)

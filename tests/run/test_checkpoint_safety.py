@@ -53,7 +53,7 @@ def put_manifest(team: Team, **changes: object) -> None:
     team.training.server.etcdctl("put", key, json.dumps(record))
 
 
-def test_a_record_in_etcd_leads_to_no_files_outside_of_the_folder(team: Team, tmp_path: Path) -> None:
+def test_a_record_in_etcd_cannot_name_files_outside_the_folder(team: Team, tmp_path: Path) -> None:
     train_and_save(team, 0, 1)
     newest = team.folder / saved_in(team)[-1]
     elsewhere = tmp_path / "elsewhere" / newest.name
@@ -73,7 +73,7 @@ def test_a_record_in_etcd_leads_to_no_files_outside_of_the_folder(team: Team, tm
     assert "it is a symbolic link" in log_of(rank)
 
 
-def test_a_planted_record_does_not_have_another_checkpoint_deleted(team: Team) -> None:
+def test_a_planted_record_does_not_delete_another_checkpoint(team: Team) -> None:
     """Whose directory it names; the record itself is forgotten in its turn."""
     train_and_save(team, 0, 1, keep=None)
     first, second = saved_in(team)
@@ -85,7 +85,7 @@ def test_a_planted_record_does_not_have_another_checkpoint_deleted(team: Team) -
     assert "checkpoints/0-1" not in team.training.keys("checkpoints/")
 
 
-def test_a_forgotten_restore_is_told_of_at_the_first_save_and_takes_nothing_over(team: Team) -> None:
+def test_a_forgotten_restore_is_reported_at_the_first_save_and_adopts_nothing(team: Team) -> None:
     train_and_save(team, 0, 1, keep=2)
     newest, there = team.training.key("checkpoints/latest"), saved_in(team)
     ranks = team.join("aa")
@@ -99,7 +99,7 @@ def test_a_forgotten_restore_is_told_of_at_the_first_save_and_takes_nothing_over
     assert (team.training.key("checkpoints/latest"), saved_in(team)) == (newest, there)
 
 
-def test_a_start_at_the_wrong_step_deletes_nothing_of_more_steps(team: Team) -> None:
+def test_a_start_at_the_wrong_step_deletes_no_later_checkpoint(team: Team) -> None:
     train_and_save(team, 2, 3, keep=2)
     there = saved_in(team)
     (rank,) = ranks = team.join("a")
@@ -113,7 +113,7 @@ def test_a_start_at_the_wrong_step_deletes_nothing_of_more_steps(team: Team) -> 
     assert "step 0 is saved although this run resumed from the checkpoint of step 3" in log_of(rank)
 
 
-def test_a_registry_that_is_lost_is_written_again_from_the_disk_and_takes_no_checkpoint_with_it(team: Team) -> None:
+def test_a_lost_registry_is_rebuilt_from_the_disk_and_no_checkpoint_is_deleted(team: Team) -> None:
     (rank,) = ranks = team.join("a")
     all_do(ranks, "build", keep=2)
     for step in range(3):
@@ -132,7 +132,7 @@ def test_a_registry_that_is_lost_is_written_again_from_the_disk_and_takes_no_che
     assert "were committed, but etcd no longer has their records: their files are kept" in log_of(rank)
 
 
-def test_a_running_training_lists_its_checkpoints_again_once_tokens_have_another_epoch(team: Team) -> None:
+def test_a_training_run_lists_its_checkpoints_again_once_tokens_have_another_epoch(team: Team) -> None:
     """As it is when etcd's history has gone back; without another save, and although the first attempt is refused."""
     (rank,) = ranks = team.join("a")
     all_do(ranks, "build", keep=None)
@@ -202,7 +202,7 @@ def test_going_back_to_a_checkpoint_of_another_model_is_declined_and_training_co
     assert all(rank.process.poll() is None for rank in ranks)
 
 
-def test_a_start_beside_checkpoints_that_etcd_has_lost_is_refused_until_they_are_adopted(team: Team) -> None:
+def test_a_start_beside_checkpoints_that_etcd_lost_is_refused_until_adoption(team: Team) -> None:
     train_and_save(team, 2, 3)
     there = saved_in(team)
     team.training.server.etcdctl("del", "--prefix", f"{team.training.namespace}/gpt-a/")
@@ -226,7 +226,7 @@ def test_a_start_beside_checkpoints_that_etcd_has_lost_is_refused_until_they_are
     assert team.training.key("checkpoints/latest")["step"] == 4
 
 
-def test_a_start_that_etcd_knows_only_an_older_checkpoint_for_is_refused(team: Team) -> None:
+def test_a_start_is_refused_if_etcd_knows_only_an_older_checkpoint(team: Team) -> None:
     """As after a restore from a backup."""
     train_and_save(team, 2, 3)
     old, new = (name.removeprefix("step-") for name in saved_in(team))
@@ -242,7 +242,7 @@ def test_a_start_that_etcd_knows_only_an_older_checkpoint_for_is_refused(team: T
     assert f"etcd knows of none after {old}" in answer["text"]
 
 
-def test_a_run_whose_folder_was_deleted_can_begin_again_once_its_checkpoints_are_forgotten(team: Team) -> None:
+def test_a_run_whose_folder_was_deleted_can_start_once_its_checkpoints_are_forgotten(team: Team) -> None:
     train_and_save(team, 0)
     shutil.rmtree(team.folder)
     (rank,) = team.join("a")
@@ -255,7 +255,7 @@ def test_a_run_whose_folder_was_deleted_can_begin_again_once_its_checkpoints_are
     train_and_save(team, 0)
 
 
-def test_operators_see_why_a_checkpoint_was_not_saved_until_a_later_one_is(team: Team) -> None:
+def test_operators_see_why_a_save_failed_until_a_later_one_succeeds(team: Team) -> None:
     ranks = team.join("a")
     all_do(ranks, "build", ballast=100_000)
     all_do(ranks, "train", start=0, steps=1)
@@ -282,9 +282,7 @@ def place_of(team: Team) -> list[str]:
     return ["--etcd", team.training.server.endpoint, "--namespace", team.training.namespace]
 
 
-def test_the_digest_of_a_list_that_was_planted_does_not_make_its_names_lead_elsewhere(
-    team: Team, tmp_path: Path
-) -> None:
+def test_a_planted_file_list_with_a_valid_digest_cannot_name_files_elsewhere(team: Team, tmp_path: Path) -> None:
     train_and_save(team, 0, 1)
     newest = team.folder / saved_in(team)[-1]
     (tmp_path / "secret").write_bytes(b"1")

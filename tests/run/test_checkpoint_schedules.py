@@ -20,7 +20,7 @@ def team(training: TrainingRun, tmp_path: Path) -> Iterator[Team]:
     team.close()
 
 
-def test_a_step_is_saved_again_where_its_first_checkpoint_was_deleted(team: Team) -> None:
+def test_a_step_is_saved_again_if_its_first_checkpoint_was_deleted(team: Team) -> None:
     """As after a run was taken back. Its commit was taken for the first one's, and never made."""
     (worker,) = team.join("a")
     team.leader(worker)
@@ -34,7 +34,7 @@ def test_a_step_is_saved_again_where_its_first_checkpoint_was_deleted(team: Team
     assert team.training.key("checkpoints/latest")["id"] == again["slot"]
 
 
-def test_who_joins_a_run_that_fell_back_does_not_take_the_damaged_checkpoint_for_its_own(team: Team) -> None:
+def test_a_rank_that_joins_after_a_fall_back_does_not_count_the_damaged_checkpoint(team: Team) -> None:
     """The run goes on from step 10 since the checkpoint of step 20 is damaged. A rank that joins later and comes to
     lead believes that all up to step 20 is saved, and so does `Checkpointer.save`: it saves nothing."""
     good, damaged = save_some(team, "ab", 10, 20)
@@ -53,7 +53,7 @@ def test_who_joins_a_run_that_fell_back_does_not_take_the_damaged_checkpoint_for
     assert not newcomer.ask("has", step=15)["has"]
 
 
-def test_what_the_ranks_have_agreed_on_is_read_although_etcd_has_gone_away_since(
+def test_the_agreed_checkpoint_is_read_even_if_etcd_has_gone_away(
     fragile_training: TrainingRun, tmp_path: Path
 ) -> None:
     """Nobody forgets it: its mark was written before they were asked. What they have not agreed on has none."""

@@ -108,7 +108,7 @@ def test_what_is_restored_is_what_was_saved_to_the_bit(team: Team) -> None:
     assert "lr 0.125 (checkpoint: 0.25)" in log_of(ranks[0])
 
 
-def test_a_damaged_checkpoint_is_passed_over_by_all_ranks(team: Team) -> None:
+def test_a_damaged_checkpoint_is_skipped_by_all_ranks(team: Team) -> None:
     """Damaged on the disk of all; what the others find does not matter. When none is left nothing is loaded."""
     ranks = team.join("ab")
     all_do(ranks, "build")
@@ -147,7 +147,7 @@ def truncate(path: Path) -> None:
         file.truncate(path.stat().st_size // 2)
 
 
-def test_a_saver_that_is_killed_in_mid_save_is_replaced_at_the_same_step(team: Team, tmp_path: Path) -> None:
+def test_a_saver_that_is_killed_during_a_save_is_replaced_at_the_same_step(team: Team, tmp_path: Path) -> None:
     """And its directory is cleaned up after the save that follows."""
     hold = tmp_path / "hold"
     ranks = team.join("aab")
@@ -179,7 +179,7 @@ def test_a_saver_that_is_killed_in_mid_save_is_replaced_at_the_same_step(team: T
     assert the_one(restored, "hash") == answers[0]["hash"]
 
 
-def test_a_saver_stopped_beyond_its_lease_hears_that_another_has_saved_the_step(team: Team, tmp_path: Path) -> None:
+def test_a_saver_stopped_beyond_its_lease_learns_that_another_saved_the_step(team: Team, tmp_path: Path) -> None:
     """Although its directory was cleaned away under its hands."""
     hold = tmp_path / "hold"
     ranks = team.join("ab")
@@ -199,7 +199,7 @@ def test_a_saver_stopped_beyond_its_lease_hears_that_another_has_saved_the_step(
     assert "training continues without this checkpoint" not in log_of(leader)
 
 
-def test_a_save_in_the_background_that_was_cleaned_away_is_given_up(team: Team, tmp_path: Path) -> None:
+def test_a_background_save_whose_directory_was_cleaned_away_is_given_up(team: Team, tmp_path: Path) -> None:
     """For a newer leader has saved since. The training goes on."""
     hold = tmp_path / "hold"
     ranks = team.join("ab")
@@ -303,7 +303,7 @@ def test_with_and_without_ddp_it_is_one_checkpoint(team: Team, tmp_path: Path) -
     all_do(ranks, "part")
 
 
-def test_a_save_in_the_background_is_committed_at_a_later_boundary_once_it_is_whole(team: Team) -> None:
+def test_a_background_save_is_committed_at_a_later_boundary_once_it_is_complete(team: Team) -> None:
     """What it holds is the state at the call of save, whatever the training has done since."""
     ranks = team.join("aa")
     all_do(ranks, "build", background=True, ballast=5_000_000)
@@ -360,7 +360,7 @@ def test_a_full_or_read_only_file_system_is_survived(team: Team, options: str, r
     all_do(ranks, "train", start=1, steps=1)
 
 
-def test_what_cannot_be_loaded_is_refused_with_the_cure(team: Team, tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_loaded_is_refused_with_the_fix(team: Team, tmp_path: Path) -> None:
     (rank,) = ranks = team.join("a")
     all_do(ranks, "build", ballast=10, odd=True)
     all_do(ranks, "keep", step=0)
@@ -418,7 +418,7 @@ def test_shards_of_all_ranks_are_one_checkpoint_for_any_number_of_ranks(team: Te
     all_do(ranks, "part")
 
 
-def test_a_run_is_taken_back_to_a_checkpoint_by_all_ranks_at_one_step(team: Team) -> None:
+def test_all_ranks_restore_a_checkpoint_at_the_same_step(team: Team) -> None:
     """A damaged one is declined, with what is wrong with it, and nobody goes back."""
     ranks = team.join("ab")
     all_do(ranks, "build")
@@ -440,7 +440,7 @@ def test_a_run_is_taken_back_to_a_checkpoint_by_all_ranks_at_one_step(team: Team
     assert ranks[0].ask("list")["newest"]["lineage"][0] == first
 
 
-def test_a_save_while_etcd_is_away_holds_the_training_up_for_seconds_only(fragile_team: Team, tmp_path: Path) -> None:
+def test_a_save_during_an_outage_delays_training_for_seconds_only(fragile_team: Team, tmp_path: Path) -> None:
     """When etcd is back the agent commits it, or it is refused for its lease has ended: then it is cleaned up."""
     team, hold = fragile_team, tmp_path / "hold"
     ranks = team.join("ab")

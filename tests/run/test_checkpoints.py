@@ -26,7 +26,7 @@ def fragile_team(fragile_training: TrainingRun, tmp_path: Path) -> Iterator[Team
     team.close()
 
 
-def test_one_rank_saves_and_all_hear_of_it(team: Team) -> None:
+def test_one_rank_saves_and_all_are_notified(team: Team) -> None:
     team.training.put("lr", "0.5")
     workers = team.join("aab")
     for worker in workers:
@@ -64,7 +64,7 @@ def save_some(team: Team, nodes: str, *steps: int) -> list[str]:
     return ids
 
 
-def test_all_ranks_of_a_new_start_go_on_from_the_newest(team: Team) -> None:
+def test_all_ranks_of_a_new_start_resume_from_the_newest_checkpoint(team: Team) -> None:
     old = save_some(team, "ab", 10, 20)
     workers = team.join("aab")  # another world size: what it means is the script's affair
     assert team.training.key("state/view")["start"]["checkpoint"] == old[-1]
@@ -76,14 +76,14 @@ def test_all_ranks_of_a_new_start_go_on_from_the_newest(team: Team) -> None:
     assert team.training.keys("reports/verified/") == []
 
 
-def test_a_run_that_has_saved_nothing_goes_on_from_nothing(team: Team) -> None:
+def test_a_run_without_checkpoints_resumes_from_nothing(team: Team) -> None:
     workers = team.join("ab")
     for worker in workers:
         worker.tell("resume")
     assert [worker.answer()["id"] for worker in workers] == [None, None]
 
 
-def test_a_checkpoint_that_one_rank_finds_damaged_is_passed_over_by_all(team: Team) -> None:
+def test_a_checkpoint_that_one_rank_finds_damaged_is_skipped_by_all(team: Team) -> None:
     first, second, third = save_some(team, "ab", 10, 20, 30)
     (team.folder / "step-30-{}".format(third.split("-")[1]) / "state").unlink()
     zero, one, two = team.join("aab")
@@ -99,7 +99,7 @@ def test_a_checkpoint_that_one_rank_finds_damaged_is_passed_over_by_all(team: Te
         assert answer["refused"][second].endswith(": its state is damaged")
 
 
-def test_where_no_checkpoint_is_good_all_hear_why(team: Team) -> None:
+def test_without_a_good_checkpoint_all_ranks_get_the_reasons(team: Team) -> None:
     ids = save_some(team, "a", 10, 20)
     workers = team.join("ab")
     for worker in workers:

@@ -62,7 +62,7 @@ def test_stop_without_a_save_ends_before_the_gate(training: TrainingRun) -> None
     assert not trainers[0].said("asked to save")
 
 
-def test_paused_ranks_stand_before_one_step_and_take_changes_there(training: TrainingRun) -> None:
+def test_paused_ranks_wait_before_the_same_step_and_apply_changes_there(training: TrainingRun) -> None:
     """A change made while the run is paused holds from the very step they stand before."""
     trainers = training.start_all(4, nodes="ab")
     order(training, "pause", reason="look at it")
@@ -93,7 +93,7 @@ def test_a_pause_outlives_the_agent_and_the_leader(training: TrainingRun) -> Non
     training.stop()
 
 
-def test_a_paused_run_that_starts_anew_is_paused_until_it_is_resumed(training: TrainingRun) -> None:
+def test_a_paused_run_that_restarts_stays_paused_until_it_is_resumed(training: TrainingRun) -> None:
     trainers = training.start_all(2)
     order(training, "pause", reason="maintenance")
     paused_at(training)
@@ -126,7 +126,7 @@ def test_an_action_that_one_rank_does_not_declare_is_declined(training: Training
     assert not first.said("evaluate")
 
 
-def test_a_checkpoint_is_asked_for_in_one_step(training: TrainingRun) -> None:
+def test_a_checkpoint_is_requested_from_all_ranks_at_the_same_step(training: TrainingRun) -> None:
     trainers = training.start_all(2)
     order(training, "checkpoint")
     assert len(steps_said(trainers, "asked to save")) == 1
@@ -134,7 +134,7 @@ def test_a_checkpoint_is_asked_for_in_one_step(training: TrainingRun) -> None:
     assert all(len(trainer.said("asked to save")) == 1 for trainer in trainers)
 
 
-def test_what_cannot_be_done_is_declined_with_the_reason(training: TrainingRun) -> None:
+def test_an_impossible_command_is_declined_with_the_reason(training: TrainingRun) -> None:
     training.start_all(2)
     assert wait_declined(training, order(training, "resume")) == "the run is not paused"
     assert "there is no checkpoint '7-7'" in wait_declined(training, order(training, "restore", name="7-7"))
@@ -162,7 +162,7 @@ def test_a_stopped_run_starts_again(training: TrainingRun) -> None:
     training.stop(*again)
 
 
-def test_a_rank_that_is_replaced_before_it_did_a_command_owes_its_receipt(training: TrainingRun) -> None:
+def test_a_rank_replaced_before_it_executed_a_command_owes_its_receipt(training: TrainingRun) -> None:
     """No value was changed before, so there is no gate to inherit: later changes must not wait for the dead rank."""
     first, second = training.start_all(2, "--step-s=0.2", nodes="ab")
     first.wait_said("config")

@@ -14,7 +14,7 @@ JUNK = 2000
 BATCH = 100
 
 
-def test_changes_and_a_stop_come_through_large_commands_and_crowds_of_keys(training: TrainingRun) -> None:
+def test_changes_and_a_stop_are_agreed_despite_large_commands_and_many_keys(training: TrainingRun) -> None:
     trainers = training.start_all(2)
     for trainer in trainers:
         trainer.wait_said("config")

@@ -24,7 +24,7 @@ SCRIPT = Path(__file__).with_name("own_schedule_trainer.py")
 SAID = "the optimizer of rank 0 does not hold lr: another part of the script overwrites it"
 
 
-def test_a_script_that_writes_over_a_bound_value_is_named_in_log_receipt_history_and_status(
+def test_a_script_that_overwrites_a_bound_value_is_reported_everywhere(
     training: TrainingRun,
 ) -> None:
     trainer = training.start(0, 1, script=SCRIPT)

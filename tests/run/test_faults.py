@@ -57,7 +57,7 @@ def test_the_death_of_the_worker_that_started_the_agent_leaves_the_agent_alive(t
     training.stop(again, second)
 
 
-def test_a_restarted_rank_gets_what_the_others_have_agreed(training: TrainingRun) -> None:
+def test_a_restarted_rank_gets_the_agreed_values(training: TrainingRun) -> None:
     trainers = training.start_all(3, nodes="ab")
     training.put("lr", "0.01")
     for trainer in trainers:
@@ -148,7 +148,7 @@ def test_etcd_paused_beyond_the_lease_loses_no_change_and_stops_no_step(fragile_
     assert_in_step(*trainers)
 
 
-def test_etcd_killed_and_restarted_is_ridden_out(fragile_training: TrainingRun) -> None:
+def test_training_survives_a_killed_and_restarted_etcd(fragile_training: TrainingRun) -> None:
     training = fragile_training
     trainers = training.start_all(2, nodes="ab")
     for number in range(1, 3):
@@ -160,7 +160,7 @@ def test_etcd_killed_and_restarted_is_ridden_out(fragile_training: TrainingRun) 
     assert_in_step(*trainers)
 
 
-def test_a_rank_that_holds_the_gil_longer_than_the_lease_costs_nobody_anything(training: TrainingRun) -> None:
+def test_a_rank_that_holds_the_gil_longer_than_the_lease_affects_no_other(training: TrainingRun) -> None:
     holder = training.start(0, 2, "--hold-gil-s=4")
     other = training.start(1, 2, "--step-s=0.05")
     holder.wait_said("holding")
@@ -210,7 +210,7 @@ def test_the_agent_leaves_when_its_last_worker_has_gone(training: TrainingRun) -
     wait_for(lambda: not training.keys("election/") and not training.keys("reports/members/"), "its keys to go")
 
 
-def test_a_rank_at_a_gate_waits_for_etcd_and_then_goes_on(fragile_training: TrainingRun) -> None:
+def test_a_rank_at_a_gate_waits_for_etcd_and_then_continues(fragile_training: TrainingRun) -> None:
     """One rank is stuck, so the plan stays open; etcd goes; the other rank waits at the gate until it is back."""
     training = fragile_training
     with open_plan(training) as plan:
@@ -226,7 +226,7 @@ def test_a_rank_at_a_gate_waits_for_etcd_and_then_goes_on(fragile_training: Trai
     assert_in_step(plan.held, plan.stuck)
 
 
-def test_patience_at_a_gate_ends_with_an_error_that_says_so(fragile_training: TrainingRun) -> None:
+def test_waiting_too_long_at_a_gate_ends_with_an_error_that_says_so(fragile_training: TrainingRun) -> None:
     """One rank is stuck, so the plan stays open; etcd goes; the other rank comes to the gate and may not guess."""
     training = fragile_training
     with open_plan(training, "--patience-s=1.5") as plan:
@@ -239,7 +239,7 @@ def test_patience_at_a_gate_ends_with_an_error_that_says_so(fragile_training: Tr
     assert all(event["config"]["lr"] == 3e-4 for event in plan.held.said("config"))
 
 
-def test_a_run_that_crashed_comes_back_with_another_world_size(training: TrainingRun) -> None:
+def test_a_run_that_crashed_restarts_with_another_world_size(training: TrainingRun) -> None:
     before = training.start_all(2, nodes="ab")
     training.put("lr", "0.01")
     for trainer in before:

@@ -35,7 +35,7 @@ with instep.join("gpt-a", Hyper) as run:
 """
 
 
-def test_a_child_that_reads_the_config_says_once_that_it_is_a_copy_and_a_run_cannot_be_sent(
+def test_a_child_that_reads_the_config_warns_once_and_a_run_cannot_be_pickled(
     training: TrainingRun,
 ) -> None:
     ended = subprocess.run(

@@ -55,7 +55,7 @@ def test_receipts_name_the_step_at_which_each_rank_applied(training: TrainingRun
     training.stop()
 
 
-def test_values_set_before_the_start_are_what_every_rank_starts_with(training: TrainingRun) -> None:
+def test_every_rank_starts_with_the_values_set_before(training: TrainingRun) -> None:
     training.put("lr", "0.25")
     trainers = training.start_all(2)
     for trainer in trainers:
@@ -76,7 +76,7 @@ def test_without_a_schema_any_scalar_is_a_hyperparameter(training: TrainingRun) 
     training.stop()
 
 
-def test_a_rank_that_ended_cleanly_holds_up_no_change(training: TrainingRun) -> None:
+def test_a_rank_that_ended_cleanly_blocks_no_change(training: TrainingRun) -> None:
     short = training.start(0, 2, "--steps=50")
     other = training.start(1, 2)
     assert short.finish() == 0
@@ -85,7 +85,7 @@ def test_a_rank_that_ended_cleanly_holds_up_no_change(training: TrainingRun) -> 
     training.stop(other)
 
 
-def test_a_run_starts_anew_from_what_is_desired(training: TrainingRun) -> None:
+def test_a_fresh_start_uses_the_desired_values(training: TrainingRun) -> None:
     trainers = training.start_all(2)
     training.put("lr", "0.01")
     for trainer in trainers:

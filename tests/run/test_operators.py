@@ -146,7 +146,7 @@ def test_a_stop_without_a_save_is_one(training: TrainingRun, operator: Operator)
     assert [trainer.finish() for trainer in trainers] == [0, 0]
 
 
-def test_a_notice_for_a_node_stops_all_ranks_with_a_save(
+def test_a_preemption_notice_for_a_node_stops_all_ranks_with_a_save(
     training: TrainingRun, operator: Operator, tmp_path: Path
 ) -> None:
     trainers = training.start_all(2, f"--save-to={tmp_path}", nodes="ab")
@@ -166,7 +166,7 @@ def created_at(training: TrainingRun, key: str) -> int:
     return int(found[0]["create_revision"])
 
 
-def test_a_checkpoint_is_asked_for_and_waited_for(training: TrainingRun, operator: Operator, tmp_path: Path) -> None:
+def test_a_checkpoint_is_requested_and_awaited(training: TrainingRun, operator: Operator, tmp_path: Path) -> None:
     trainers = training.start_all(2, f"--save-to={tmp_path}")
     sentence = operator.receipt("checkpoint", "gpt-a")
     step = said_at(trainers, "asked to save")
@@ -180,7 +180,7 @@ def test_a_checkpoint_is_asked_for_and_waited_for(training: TrainingRun, operato
     training.stop()
 
 
-def test_a_loop_that_saves_nothing_is_told_of(training: TrainingRun, operator: Operator) -> None:
+def test_a_loop_that_saves_nothing_is_reported(training: TrainingRun, operator: Operator) -> None:
     """Long before the timeout: nobody has begun to write when all ranks are far past the step."""
     training.start_all(2)
     ended = operator.types("checkpoint", "gpt-a", "--wait", "--timeout", "60")
@@ -203,7 +203,7 @@ def test_an_action_runs_and_is_listed(training: TrainingRun, operator: Operator)
     training.stop()
 
 
-def test_an_action_of_some_ranks_only_is_refused_and_named(training: TrainingRun, operator: Operator) -> None:
+def test_an_action_that_only_some_ranks_declare_is_refused_and_named(training: TrainingRun, operator: Operator) -> None:
     for trainer in (training.start(0, 2, "--action=evaluate"), training.start(1, 2)):
         trainer.wait_said("joined")
     here = {"name": "evaluate", "ranks": "0", "everywhere": False}
@@ -213,7 +213,7 @@ def test_an_action_of_some_ranks_only_is_refused_and_named(training: TrainingRun
     training.stop()
 
 
-def test_a_run_is_taken_back_to_a_checkpoint(training: TrainingRun, operator: Operator, tmp_path: Path) -> None:
+def test_a_run_is_restored_to_a_checkpoint(training: TrainingRun, operator: Operator, tmp_path: Path) -> None:
     trainers = training.start_all(2, f"--save-to={tmp_path}", "--restores")
     saved = operator.saves()
     unknown = operator.is_refused("restore", "7-7")
@@ -227,7 +227,7 @@ def test_a_run_is_taken_back_to_a_checkpoint(training: TrainingRun, operator: Op
     training.stop()
 
 
-def test_changes_made_while_nobody_trains_are_in_the_history_and_can_be_taken_back(
+def test_changes_made_while_no_rank_trains_are_in_the_history_and_can_be_rolled_back(
     training: TrainingRun, operator: Operator
 ) -> None:
     def trains() -> dict[str, Any]:

@@ -66,7 +66,7 @@ def test_the_smallest_role_is_enough(limited: Limited) -> None:
 
 
 @pytest.mark.parametrize("missing", ["election/", "state/", "history/", "schema"])
-def test_a_rank_that_cannot_join_hears_at_once_which_permission_is_missing(limited: Limited, missing: str) -> None:
+def test_a_rank_that_cannot_join_learns_at_once_which_permission_is_missing(limited: Limited, missing: str) -> None:
     training = limited(missing)
     trainer = training.start(0, 1)
     said = trainer.wait_said("error")
@@ -77,7 +77,7 @@ def test_a_rank_that_cannot_join_hears_at_once_which_permission_is_missing(limit
     assert f"write {training.namespace}/gpt-a/{missing}" in training.agent_log()
 
 
-def test_those_who_train_hear_it_too_and_it_may_be_granted_meanwhile(limited: Limited) -> None:
+def test_training_ranks_learn_of_a_missing_permission_which_can_be_granted_live(limited: Limited) -> None:
     training = limited("")
     (trainer,) = training.start_all(1)
     root = f"{training.namespace}/gpt-a/"

@@ -35,7 +35,7 @@ def test_sigterm_on_one_rank_ends_all_at_one_step_after_a_save(training: Trainin
     assert any("rank 3 got SIGTERM" in line for line in trainers[3].errors)
 
 
-def test_all_ranks_told_at_once_ask_once(training: TrainingRun) -> None:
+def test_ranks_that_are_signalled_at_once_ask_once(training: TrainingRun) -> None:
     trainers = training.start_all(4, nodes="ab")
     wait_trains(*trainers)
     for trainer in trainers:
@@ -49,7 +49,7 @@ def test_all_ranks_told_at_once_ask_once(training: TrainingRun) -> None:
     assert [training.key(f"state/plans/{n}/decision")["commit"] for n in plans].count(True) == 1
 
 
-def test_ranks_of_a_node_that_stays_wait_for_torchrun_to_go_on_without_the_other(training: TrainingRun) -> None:
+def test_ranks_of_the_staying_node_wait_for_torchrun_to_continue_without_the_other(training: TrainingRun) -> None:
     """Those that ended by themselves would count as finished: torchrun would wait for the others, and end the run."""
     world = {"TORCHELASTIC_RUN_ID": "gpt-a", "GROUP_WORLD_SIZE": "2"}
     going, *staying = [training.start(rank, 3, node="abb"[rank], environment=world) for rank in range(3)]
@@ -64,7 +64,7 @@ def test_ranks_of_a_node_that_stays_wait_for_torchrun_to_go_on_without_the_other
     assert [trainer.finish() for trainer in staying] == [0, 0]
 
 
-def test_a_rank_that_stands_paused_hears_it_too(training: TrainingRun) -> None:
+def test_a_paused_rank_is_notified_too(training: TrainingRun) -> None:
     trainers = training.start_all(2)
     order(training, "pause")
     gate = paused_at(training)
@@ -86,7 +86,7 @@ def test_the_notice_is_repeated_to_the_next_agent(training: TrainingRun) -> None
     assert [trainer.finish() for trainer in trainers] == [0, 0]
 
 
-def test_everything_on_a_node_may_get_the_signal(training: TrainingRun) -> None:
+def test_everything_on_a_node_may_receive_the_signal(training: TrainingRun) -> None:
     """Some schedulers tell every process of a node, the agent and its parent too."""
     trainers = training.start_all(4, nodes="ab")
     wait_trains(*trainers)
@@ -101,7 +101,7 @@ def test_everything_on_a_node_may_get_the_signal(training: TrainingRun) -> None:
     assert training.agent_log("b").count("starts with") == 1, "it was not replaced"
 
 
-def test_a_second_signal_means_now(training: TrainingRun) -> None:
+def test_a_second_signal_ends_the_process_now(training: TrainingRun) -> None:
     """Where a step is too long for the run to agree at once."""
     trainers = training.start_all(2, "--step-s=20")
     wait_trains(*trainers)
@@ -116,7 +116,7 @@ def test_a_second_signal_means_now(training: TrainingRun) -> None:
     assert time.monotonic() - began > 1
 
 
-def test_a_stop_that_comes_from_a_former_life_of_the_run_is_not_done(training: TrainingRun) -> None:
+def test_a_stop_from_before_a_restart_is_not_carried_out(training: TrainingRun) -> None:
     trainers = training.start_all(2)
     wait_trains(*trainers)
     trainers[0].kill(TERM)
@@ -131,7 +131,7 @@ def test_a_stop_that_comes_from_a_former_life_of_the_run_is_not_done(training: T
     assert [trainer.finish() for trainer in again] == [0, 0]
 
 
-def test_without_etcd_a_rank_gives_up_while_there_is_time_and_says_what_stands(fragile_training: TrainingRun) -> None:
+def test_without_etcd_a_rank_gives_up_in_time_and_names_the_newest_checkpoint(fragile_training: TrainingRun) -> None:
     training = fragile_training
     training.extra_environment["INSTEP_GRACE_S"] = "4"
     trainers = training.start_all(2)
@@ -162,7 +162,7 @@ def test_without_etcd_a_paused_rank_gives_up_too(fragile_training: TrainingRun) 
     trainers[0].kill()
 
 
-def test_a_save_longer_than_the_grace_is_told_before_it_matters(training: TrainingRun, tmp_path: Path) -> None:
+def test_a_save_longer_than_the_grace_period_is_reported_before_a_signal(training: TrainingRun, tmp_path: Path) -> None:
     """By the rank that saves, once; and the run is asked to stop all the same when the time has come."""
     training.extra_environment["INSTEP_GRACE_S"] = "2"
     trainers = training.start_all(2, f"--save-to={tmp_path}", "--save-s=1.2")
@@ -178,7 +178,7 @@ def test_a_save_longer_than_the_grace_is_told_before_it_matters(training: Traini
     assert training.key("checkpoints/latest")["step"] == trainers[0].said("asked to save")[-1]["step"]
 
 
-def test_who_waits_before_the_first_step_gives_up_too(training: TrainingRun, tmp_path: Path) -> None:
+def test_a_rank_that_waits_before_the_first_step_gives_up_too(training: TrainingRun, tmp_path: Path) -> None:
     """Another rank does not come to agree on what to go on from."""
     training.extra_environment["INSTEP_GRACE_S"] = "3"
     with contextlib.closing(Team(training, tmp_path)) as team:
@@ -209,14 +209,14 @@ def test_a_signal_after_the_last_step_ends_the_process_once_it_has_left(training
         assert training.keys("reports/left/"), "it has said goodbye"
 
 
-def test_the_signal_of_a_run_that_was_left_does_what_it_did_before(training: TrainingRun) -> None:
+def test_after_a_run_was_left_the_signal_has_its_former_effect(training: TrainingRun) -> None:
     trainer = training.start(0, 1, "--steps=5", "--linger-s=30")
     trainer.wait_said("left")
     trainer.kill(TERM)
     assert trainer.finish() == -TERM
 
 
-def test_survivors_told_to_end_after_a_death_do_not_wait_for_an_agreement_that_cannot_come(
+def test_survivors_signalled_after_a_death_do_not_wait_for_an_impossible_agreement(
     training: TrainingRun,
 ) -> None:
     """As when torchrun ends the other ranks, to start all again: one on the node of the dead rank, one elsewhere."""

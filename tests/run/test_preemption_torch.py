@@ -24,7 +24,7 @@ SCRIPT = Path(__file__).with_name("loader_trainer.py")
         pytest.param("spawn", ("--persistent",), marks=pytest.mark.long),
     ],
 )
-def test_loaders_outlive_the_signal_and_go_with_their_trainer(
+def test_loaders_survive_the_signal_and_end_with_their_trainer(
     training: TrainingRun, tmp_path: Path, context: str, more: tuple[str, ...]
 ) -> None:
     """All ranks save at one step, leave with exit code 0, and no worker process is left behind."""

@@ -93,7 +93,7 @@ def test_nonsense_in_etcd_does_not_keep_a_run_from_starting(training: TrainingRu
     training.stop()
 
 
-def test_a_second_join_of_a_rank_that_trains_is_refused_and_both_processes_hear_why(training: TrainingRun) -> None:
+def test_a_second_join_of_a_training_rank_is_refused_and_both_processes_log_why(training: TrainingRun) -> None:
     first, other = training.start_all(2)
     second = training.start(0, 2)
     held = f"rank 0 of this run is process {first.process.pid} on "
@@ -105,7 +105,7 @@ def test_a_second_join_of_a_rank_that_trains_is_refused_and_both_processes_hear_
     training.stop(first, other)
 
 
-def test_a_join_that_times_out_names_who_holds_its_rank_and_the_etcd_and_namespace(training: TrainingRun) -> None:
+def test_a_join_that_times_out_names_the_holder_of_its_rank_the_etcd_and_the_namespace(training: TrainingRun) -> None:
     training.extra_environment["INSTEP_TTL_S"] = "30"
     (first,) = training.start_all(1)
     second = training.start(0, 1, "--timeout-s=4")
@@ -115,7 +115,7 @@ def test_a_join_that_times_out_names_who_holds_its_rank_and_the_etcd_and_namespa
     training.stop(first)
 
 
-def test_a_second_join_of_a_rank_that_asks_to_take_over_does_so_and_says_so(training: TrainingRun) -> None:
+def test_a_second_join_with_take_over_replaces_the_rank_and_logs_it(training: TrainingRun) -> None:
     first, other = training.start_all(2)
     second = training.start(0, 2, "--take-over")
     second.wait_said("joined")
@@ -126,7 +126,7 @@ def test_a_second_join_of_a_rank_that_asks_to_take_over_does_so_and_says_so(trai
     training.stop(second, other)
 
 
-def test_a_rank_with_another_world_size_is_refused_and_the_others_go_on(training: TrainingRun) -> None:
+def test_a_rank_with_another_world_size_is_refused_and_the_others_continue(training: TrainingRun) -> None:
     trainers = training.start_all(3)
     stray = training.start(0, 2)
     failed(stray, "JoinRefused", "the world size is 2, the others say 3", "WORLD_SIZE")
@@ -158,7 +158,7 @@ def with_an_agent(training: TrainingRun, world_size: int) -> None:
     wait_for(lambda: training.folder_of().socket.exists(), "the agent")
 
 
-def test_a_run_name_that_cannot_be_a_key_is_refused_before_anything_is_contacted(training: TrainingRun) -> None:
+def test_a_run_name_that_cannot_be_a_key_is_refused_before_any_connection(training: TrainingRun) -> None:
     environment = {"INSTEP_ETCD": "http://127.0.0.1:1"}
     names = ["gpt a", "gpt/a", "", "-a", "x" * 200]
     for trainer in [training.start(0, 1, f"--run={name}", environment=environment) for name in names]:
@@ -179,20 +179,20 @@ UNUSABLE_SETTINGS: list[tuple[dict[str, str], str]] = [
 ]
 
 
-def test_settings_that_cannot_work_are_named_with_their_cure(training: TrainingRun) -> None:
+def test_settings_that_cannot_work_are_named_with_their_fix(training: TrainingRun) -> None:
     trainers = [training.start(0, 2, environment=environment) for environment, _ in UNUSABLE_SETTINGS]
     for trainer, (_, part) in zip(trainers, UNUSABLE_SETTINGS, strict=True):
         failed(trainer, "SettingsError", part)
 
 
-def test_an_etcd_that_refuses_connections_is_named_when_time_is_up(training: TrainingRun) -> None:
+def test_an_etcd_that_refuses_connections_is_named_at_the_timeout(training: TrainingRun) -> None:
     training.extra_environment["INSTEP_ETCD"] = "http://127.0.0.1:1"
     with_an_agent(training, 2)
     trainer = training.start(1, 2, "--timeout-s=4")
     failed(trainer, "JoinTimeout", "127.0.0.1:1", "refused")
 
 
-def test_an_etcd_that_comes_up_late_is_waited_for(fragile_training: TrainingRun) -> None:
+def test_join_waits_for_an_etcd_that_starts_late(fragile_training: TrainingRun) -> None:
     fragile_training.server.pause()
     trainer = fragile_training.start(0, 1)
     wait_for(lambda: fragile_training.folder_of().socket.exists(), "the agent")
@@ -214,14 +214,14 @@ def guarded(guarded_etcd: EtcdServer, short_folder: Path, namespace: str) -> Ite
     run.close()
 
 
-def test_user_and_password_from_a_file_are_enough(guarded: TrainingRun) -> None:
+def test_a_user_and_a_password_file_are_enough(guarded: TrainingRun) -> None:
     trainers = guarded.start_all(2)
     guarded.put("lr", "0.01")
     assert len({trainer.wait_config(lr=0.01) for trainer in trainers}) == 1
     guarded.stop()
 
 
-def test_a_wrong_password_is_said_at_once(guarded: TrainingRun, tmp_path: Path) -> None:
+def test_a_wrong_password_is_reported_at_once(guarded: TrainingRun, tmp_path: Path) -> None:
     wrong = tmp_path / "password"
     wrong.write_text("wrong\n")
     wrong.chmod(0o600)
@@ -229,7 +229,7 @@ def test_a_wrong_password_is_said_at_once(guarded: TrainingRun, tmp_path: Path) 
     failed(trainer, "EtcdDenied", "password")
 
 
-def test_no_user_where_one_is_needed_is_said_at_once(guarded: TrainingRun) -> None:
+def test_a_missing_user_is_reported_at_once(guarded: TrainingRun) -> None:
     trainer = guarded.start(0, 1, environment={"INSTEP_USER": "", "INSTEP_PASSWORD_FILE": ""})
     failed(trainer, "EtcdDenied", "user")
 
@@ -248,19 +248,19 @@ def test_mutual_tls_works_with_the_certificates_from_the_environment(secured: Tr
     secured.stop()
 
 
-def test_a_certificate_of_another_authority_is_said_at_once(secured: TrainingRun) -> None:
+def test_a_certificate_of_another_authority_is_reported_at_once(secured: TrainingRun) -> None:
     foreign = secured.server.certificates.foreign()
     environment = {"INSTEP_CACERT": foreign.ca, "INSTEP_CERT": foreign.cert, "INSTEP_KEY": foreign.key}
     failed(secured.start(0, 1, environment=environment), "EtcdDenied", "certificate")
 
 
-def test_plain_text_to_a_port_that_speaks_tls_is_said_at_once(secured: TrainingRun) -> None:
+def test_plain_text_to_a_tls_port_is_reported_at_once(secured: TrainingRun) -> None:
     plain = secured.server.endpoint.replace("https://", "http://")
     environment = {"INSTEP_ETCD": plain, "INSTEP_CACERT": "", "INSTEP_CERT": "", "INSTEP_KEY": ""}
     failed(secured.start(0, 1, environment=environment), "EtcdDenied", "https")
 
 
-def test_a_key_that_others_can_read_is_refused_with_the_cure(secured: TrainingRun, tmp_path: Path) -> None:
+def test_a_key_that_others_can_read_is_refused_with_the_fix(secured: TrainingRun, tmp_path: Path) -> None:
     key = tmp_path / "key.pem"
     key.write_text(Path(secured.server.certificates.key).read_text())
     key.chmod(0o644)
@@ -270,7 +270,7 @@ def test_a_key_that_others_can_read_is_refused_with_the_cure(secured: TrainingRu
     secured.stop(allowed)
 
 
-def test_a_key_that_is_not_there_is_named(secured: TrainingRun, tmp_path: Path) -> None:
+def test_a_missing_key_is_named(secured: TrainingRun, tmp_path: Path) -> None:
     failed(secured.start(0, 1, environment={"INSTEP_KEY": str(tmp_path / "no.pem")}), "SettingsError", "no.pem")
 
 

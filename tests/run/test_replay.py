@@ -33,9 +33,7 @@ def steps_of(trainer: Trainer) -> list[tuple[int, float]]:
     return [(event["step"], event["config"]["lr"]) for event in trainer.said("config")]
 
 
-def test_the_values_of_the_file_are_used_at_its_steps_whatever_is_desired(
-    training: TrainingRun, tmp_path: Path
-) -> None:
+def test_the_values_of_the_file_are_used_at_its_steps_whatever_is_set(training: TrainingRun, tmp_path: Path) -> None:
     training.put("lr", "0.7")
     replay = write(tmp_path / "a.json", (30, {"lr": 0.02}), (60, {"lr": 0.03, "name": "sgd"}))
     trainers = training.start_all(2, replay)
@@ -52,7 +50,7 @@ def test_the_values_of_the_file_are_used_at_its_steps_whatever_is_desired(
         assert trainer.said("joined")[0]["config"] == BEGUN
 
 
-def test_a_start_in_the_middle_takes_what_holds_there(training: TrainingRun, tmp_path: Path) -> None:
+def test_a_start_in_the_middle_takes_the_values_of_that_step(training: TrainingRun, tmp_path: Path) -> None:
     replay = write(tmp_path / "a.json", (30, {"lr": 0.02}), (60, {"lr": 0.03}))
     (trainer,) = training.start_all(1, replay, "--start=45")
     trainer.wait_config(lr=0.03)
@@ -70,9 +68,7 @@ def test_a_rank_with_another_file_or_none_is_refused(training: TrainingRun, tmp_
     assert "schedule" in error["text"]
 
 
-def test_a_file_that_cannot_be_replayed_is_refused_before_anything_is_contacted(
-    training: TrainingRun, tmp_path: Path
-) -> None:
+def test_a_file_that_cannot_be_replayed_is_refused_before_any_connection(training: TrainingRun, tmp_path: Path) -> None:
     replay = write(tmp_path / "a.json", (30, {"lr": 7.0}))
     trainer = training.start(0, 1, replay, environment={"INSTEP_ETCD": "http://127.0.0.1:1"})
     error = trainer.wait_said("error")
@@ -100,7 +96,7 @@ def test_each_fresh_start_is_kept_and_folded_into_the_schedule(training: Trainin
     assert [(change.step, change.values) for change in found.changes] == [(gate, {"lr": 0.5}), (gate + 5, {"lr": 0.25})]
 
 
-def test_a_rank_that_joins_a_run_that_goes_on_begins_nothing_anew(training: TrainingRun) -> None:
+def test_a_rank_that_joins_a_continuing_run_starts_no_new_segment(training: TrainingRun) -> None:
     trainers = training.start_all(2)
     wait_for(lambda: training.key("history/starts/1/step"), "the first step")
     trainers[0].kill()

@@ -164,7 +164,7 @@ def test_a_run_steered_live_is_repeated_bit_for_bit_from_its_schedule(
     assert hashes(done) == hashes(steered)
 
 
-def test_a_run_that_was_killed_and_went_on_from_a_checkpoint_is_repeated_in_one_go(
+def test_a_run_that_was_killed_and_resumed_is_repeated_in_one_go(
     training: TrainingRun, tmp_path: Path, fork_server: ForkServer
 ) -> None:
     """What was trained after the checkpoint and lost is not repeated, nor are the values of that time."""

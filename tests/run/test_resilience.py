@@ -24,7 +24,7 @@ def guarded(short_folder: Path, namespace: str) -> Iterator[TrainingRun]:
         run.close()
 
 
-def test_an_agent_that_cannot_read_its_password_any_more_ends_no_training(guarded: TrainingRun, tmp_path: Path) -> None:
+def test_an_agent_that_can_no_longer_read_its_password_ends_no_training(guarded: TrainingRun, tmp_path: Path) -> None:
     password = tmp_path / "password"
     shutil.copy(guarded.server.environment()["INSTEP_PASSWORD_FILE"], password)
     environment = {"INSTEP_PASSWORD_FILE": str(password)}
@@ -87,7 +87,7 @@ def test_values_that_are_too_large_together_are_rejected_and_the_run_starts_agai
     training.stop(*again)
 
 
-def test_text_that_is_no_text_and_names_that_are_no_names_stop_nobody(training: TrainingRun) -> None:
+def test_text_that_is_not_unicode_and_invalid_names_stop_no_agent(training: TrainingRun) -> None:
     trainers = training.start_all(2)
     agent = training.agent_pid()
     training.put("name", '"\\ud800"')
@@ -116,7 +116,7 @@ STRAY_RECORDS = [
 ]
 
 
-def test_a_record_that_nobody_should_have_written_stops_nobody(training: TrainingRun) -> None:
+def test_an_invalid_record_stops_no_agent(training: TrainingRun) -> None:
     """One after the other; after each of them a change is agreed on."""
     trainers = training.start_all(2)
     for number, (path, text) in enumerate(STRAY_RECORDS, start=1):
@@ -148,7 +148,7 @@ def readers(short_folder: Path, tmp_path: Path, namespace: str) -> Iterator[Trai
         run.close()
 
 
-def test_a_user_who_may_not_write_hears_so_at_once(readers: TrainingRun) -> None:
+def test_a_user_without_write_permission_gets_an_error_at_once(readers: TrainingRun) -> None:
     trainer = readers.start(0, 1, environment=readers.extra_environment)
     error = trainer.wait_said("error")
     assert error["kind"] == "EtcdDenied"
@@ -156,7 +156,7 @@ def test_a_user_who_may_not_write_hears_so_at_once(readers: TrainingRun) -> None
     assert trainer.finish() == 4
 
 
-def test_a_rank_whose_place_was_given_away_cannot_take_it_back(training: TrainingRun) -> None:
+def test_a_rank_whose_place_was_given_away_cannot_reclaim_it(training: TrainingRun) -> None:
     """Its node was out of reach beyond its lease; back again, it holds values of long ago."""
     ghost = training.start(0, 2, node="a")
     other = training.start(1, 2, node="b")
@@ -179,7 +179,7 @@ def test_a_rank_whose_place_was_given_away_cannot_take_it_back(training: Trainin
     assert_in_step(heir, other)
 
 
-def test_an_agent_replaced_while_etcd_is_away_answers_its_rank_at_the_gate(fragile_training: TrainingRun) -> None:
+def test_an_agent_replaced_during_an_outage_answers_its_rank_at_the_gate(fragile_training: TrainingRun) -> None:
     training = fragile_training
     with open_plan(training) as plan:
         training.server.pause()
@@ -204,7 +204,7 @@ def test_a_script_started_without_torchrun_does_not_take_a_run_over(training: Tr
     training.stop(*trainers)
 
 
-def test_answers_from_before_the_state_was_deleted_count_for_nothing(training: TrainingRun) -> None:
+def test_answers_from_before_the_state_was_deleted_are_ignored(training: TrainingRun) -> None:
     trainers = training.start_all(2, nodes="ab")
     for lr in (0.01, 0.02):
         training.put("lr", str(lr))

@@ -57,7 +57,7 @@ def keys(team: Team) -> list[str]:
     return team.training.keys("reports/barriers/")
 
 
-def test_nobody_goes_on_before_all_have_come(team: Team) -> None:
+def test_no_rank_passes_a_barrier_before_all_have_arrived(team: Team) -> None:
     workers = team.join("aab")
     for name in ("epoch", "epoch", "eval"):
         come(name, *workers[:2])
@@ -69,7 +69,7 @@ def test_nobody_goes_on_before_all_have_come(team: Team) -> None:
     assert team.training.key("state/barriers/eval") == {"view": 1, "number": 3}
 
 
-def test_who_waits_is_said_again_when_etcd_has_lost_it_with_its_history(fragile_team: Team) -> None:
+def test_arrivals_that_etcd_lost_with_its_history_are_written_again(fragile_team: Team) -> None:
     server = fragile_team.training.server
     assert isinstance(server, EtcdServer)
     workers = fragile_team.join("ab")
@@ -92,7 +92,7 @@ def test_an_arrival_that_etcd_has_lost_unnoticed_is_reported_again(team: Team) -
     through("epoch", *workers)
 
 
-def test_a_rank_that_does_not_come_is_named_and_so_is_where_it_waits(team: Team) -> None:
+def test_a_missing_rank_is_named_with_the_barrier_at_which_it_waits(team: Team) -> None:
     workers = team.join("abc")
     come("right", workers[1], timeout_s=60.0)
     wait_for(lambda: waiting(team, "right") == {1}, "one waits")
@@ -107,7 +107,7 @@ def test_a_rank_that_does_not_come_is_named_and_so_is_where_it_waits(team: Team)
     through("right", *workers)
 
 
-def test_who_gave_up_is_not_counted_in(team: Team) -> None:
+def test_a_rank_that_timed_out_does_not_count(team: Team) -> None:
     """The others wait for it, also when it has come before."""
     first, second, third = team.join("abb")
     come("epoch", first, second, timeout_s=1.5)
@@ -118,7 +118,7 @@ def test_who_gave_up_is_not_counted_in(team: Team) -> None:
     through("epoch", first, second, third)
 
 
-def test_who_calls_again_after_the_last_one_came_goes_on(team: Team) -> None:
+def test_a_rank_that_retries_after_the_release_passes(team: Team) -> None:
     """It may have given up just as the release was written: the others are through, and do not come back."""
     first, second = team.join("ab")
     come("epoch", first)
@@ -129,7 +129,7 @@ def test_who_calls_again_after_the_last_one_came_goes_on(team: Team) -> None:
     through("epoch", first)  # its agent is replaced, and the next one knows
 
 
-def test_ranks_that_have_ended_are_not_waited_for(team: Team) -> None:
+def test_ranks_that_have_ended_are_not_required(team: Team) -> None:
     workers = team.join("aab")
     come("epoch", *workers[:2])
     wait_for(lambda: waiting(team, "epoch") == {0, 1}, "two wait")
@@ -138,7 +138,7 @@ def test_ranks_that_have_ended_are_not_waited_for(team: Team) -> None:
     through("epoch", *workers[:2])
 
 
-def test_what_cannot_be_is_refused_at_once(team: Team) -> None:
+def test_invalid_arguments_are_refused_at_once(team: Team) -> None:
     (worker,) = team.join("a")
     names = [worker.ask("barrier", name=name) for name in ("a/b", "", 7)]
     times = [worker.ask("barrier", name="x", timeout_s=given) for given in (0, -1, "soon", float("nan"), True)]
@@ -152,7 +152,7 @@ def test_what_cannot_be_is_refused_at_once(team: Team) -> None:
 # -- what dies meanwhile ----------------------------------------------------------------------------------------------
 
 
-def test_a_barrier_outlives_agents_and_leaders(team: Team) -> None:
+def test_a_barrier_survives_the_loss_of_agents_and_leaders(team: Team) -> None:
     workers = team.join("abc")
     come("epoch", *workers[:2])
     wait_for(lambda: waiting(team, "epoch") == {0, 1}, "two wait")
@@ -162,7 +162,7 @@ def test_a_barrier_outlives_agents_and_leaders(team: Team) -> None:
     through("epoch", *workers)
 
 
-def test_a_rank_that_is_replaced_has_to_come_itself(team: Team) -> None:
+def test_a_replacement_rank_has_to_arrive_itself(team: Team) -> None:
     """It died at the barrier: that it had come does not let its successor through, nor the others."""
     workers = team.join("abc")
     come("epoch", *workers)
@@ -181,7 +181,7 @@ def test_a_rank_that_is_replaced_has_to_come_itself(team: Team) -> None:
 
 
 @pytest.mark.parametrize("node", ["a", "c"])
-def test_a_rank_whose_place_is_taken_is_told_so(team: Team, node: str) -> None:
+def test_a_rank_whose_place_is_taken_is_evicted_from_the_barrier(team: Team, node: str) -> None:
     """By a process on its own node, or on another one."""
     workers = team.join("ab")
     come("epoch", workers[0])
@@ -193,7 +193,7 @@ def test_a_rank_whose_place_is_taken_is_told_so(team: Team, node: str) -> None:
     through("epoch", usurper, workers[1])
 
 
-def test_an_etcd_that_is_away_for_a_while_is_ridden_out(fragile_team: Team) -> None:
+def test_a_barrier_waits_out_a_short_outage(fragile_team: Team) -> None:
     workers = fragile_team.join("ab")
     server = fragile_team.training.server
     server.pause()
@@ -203,7 +203,7 @@ def test_an_etcd_that_is_away_for_a_while_is_ridden_out(fragile_team: Team) -> N
     through("epoch", *workers)
 
 
-def test_an_etcd_that_stays_away_is_named_at_the_time_out(fragile_team: Team) -> None:
+def test_a_long_outage_is_named_at_the_timeout(fragile_team: Team) -> None:
     workers = fragile_team.join("ab")
     server = fragile_team.training.server
     server.pause()

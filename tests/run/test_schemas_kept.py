@@ -6,7 +6,7 @@ from instep.agent.leader_cache import SCHEMAS_KEPT
 from run.harness import TrainingRun, wait_for
 
 
-def test_schemas_that_no_worker_has_are_deleted_but_for_the_newest(training: TrainingRun) -> None:
+def test_unused_schemas_are_deleted_except_the_newest(training: TrainingRun) -> None:
     for number in range(SCHEMAS_KEPT + 10):
         training.server.etcdctl("put", f"{training.namespace}/gpt-a/reports/schemas/old{number}", "{}")
     (trainer,) = training.start_all(1)

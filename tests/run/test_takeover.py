@@ -72,7 +72,7 @@ def stopped(*pids: int) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def test_the_leader_killed_is_followed_at_its_next_boundary_by_a_rank_of_its_node(training: TrainingRun) -> None:
+def test_a_killed_leader_is_followed_at_the_next_boundary_by_a_rank_of_its_node(training: TrainingRun) -> None:
     training.extra_environment.update(LONG_TTL)
     trainers = training.start_all(3)
     first = wait_leading(trainers)
@@ -92,7 +92,7 @@ def test_the_leader_killed_is_followed_at_its_next_boundary_by_a_rank_of_its_nod
     assert leading([again, *trainers[1:]]) == [1]  # who leads goes on leading when a lower rank comes back
 
 
-def test_the_leader_killed_is_followed_by_a_rank_of_another_node(training: TrainingRun) -> None:
+def test_a_killed_leader_is_followed_by_a_rank_of_another_node(training: TrainingRun) -> None:
     training.extra_environment.update(LONG_TTL)
     trainers = training.start_all(4, nodes="ab")
     first = wait_leading(trainers)
@@ -120,7 +120,7 @@ def test_a_leader_that_leaves_is_followed_and_the_history_says_that_it_left(trai
     assert [trainer.finish() for trainer in trainers] == [0, 0]
 
 
-def test_a_stopped_leader_loses_its_lead_though_all_others_wait_for_it_and_is_no_leader_when_it_wakes(
+def test_a_stopped_leader_loses_its_lead_while_all_others_wait_for_it(
     training: TrainingRun,
 ) -> None:
     """The others stand in a step until the stopped one goes on, as in a collective."""
@@ -150,7 +150,7 @@ def test_a_stopped_leader_loses_its_lead_though_all_others_wait_for_it_and_is_no
     assert_in_step(*trainers)
 
 
-def test_a_stopped_leader_makes_way_for_a_rank_of_its_node_that_goes_on(training: TrainingRun) -> None:
+def test_a_stopped_leader_yields_to_a_progressing_rank_of_its_node(training: TrainingRun) -> None:
     training.extra_environment.update(STALL)
     trainers = training.start_all(2)
     assert wait_leading(trainers) == 0
@@ -182,7 +182,7 @@ def test_a_slow_run_keeps_its_leader(training: TrainingRun) -> None:
     training.stop()
 
 
-def test_a_frozen_node_is_followed_after_its_lease_and_its_rank_leads_no_more_when_it_wakes(
+def test_a_frozen_node_is_followed_after_its_lease_and_does_not_lead_when_it_wakes(
     training: TrainingRun,
 ) -> None:
     trainers = training.start_all(4, nodes="ab")
@@ -203,7 +203,7 @@ def test_a_frozen_node_is_followed_after_its_lease_and_its_rank_leads_no_more_wh
     assert_in_step(*trainers)
 
 
-def test_a_rank_whose_agent_was_replaced_hears_that_another_node_leads(training: TrainingRun) -> None:
+def test_a_rank_whose_agent_was_replaced_learns_that_another_node_leads(training: TrainingRun) -> None:
     """Its new agent does not know what the former one has told it."""
     trainers = training.start_all(2, nodes="ab")
     first = wait_leading(trainers)
@@ -216,7 +216,7 @@ def test_a_rank_whose_agent_was_replaced_hears_that_another_node_leads(training:
     training.stop()
 
 
-def test_a_leader_cut_off_from_etcd_hears_that_it_leads_no_more_before_anybody_else_leads(
+def test_a_leader_cut_off_from_etcd_stops_leading_before_another_leads(
     fragile_training: TrainingRun,
 ) -> None:
     """Its agent knows by its own clock when the lease can no longer be relied on."""
@@ -234,7 +234,7 @@ def test_a_leader_cut_off_from_etcd_hears_that_it_leads_no_more_before_anybody_e
     training.stop()
 
 
-def test_an_agent_told_to_stop_hands_its_lead_on_at_once(training: TrainingRun) -> None:
+def test_an_agent_that_is_stopped_passes_its_lead_on_at_once(training: TrainingRun) -> None:
     training.extra_environment.update(LONG_TTL)
     trainers = training.start_all(2, nodes="ab")
     first = wait_leading(trainers)
@@ -247,7 +247,7 @@ def test_an_agent_told_to_stop_hands_its_lead_on_at_once(training: TrainingRun) 
     training.stop()
 
 
-def test_an_agent_killed_with_its_supervisor_costs_a_second_and_not_its_lease(training: TrainingRun) -> None:
+def test_an_agent_killed_with_its_supervisor_is_replaced_in_a_second_not_a_lease(training: TrainingRun) -> None:
     """Its workers start another one, which puts them on its own lease and leads."""
     training.extra_environment.update(LONG_TTL)
     trainers = training.start_all(2)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.torch
 SCRIPT = Path(__file__).with_name("scheduled_trainer.py")
 
 
-def test_the_log_says_what_a_run_began_with_what_was_applied_at_which_step_and_what_it_resumed_from(
+def test_the_log_names_the_first_values_each_change_with_its_step_and_each_resume(
     training: TrainingRun, tmp_path: Path
 ) -> None:
     """And the schedule of the README's lines goes on where it was saved."""

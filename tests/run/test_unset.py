@@ -18,7 +18,7 @@ def newest_start(training: TrainingRun) -> HistoryEntry:
     return asyncio.run(read())
 
 
-def test_a_value_that_was_set_is_named_at_the_next_start_and_gone_after_unset(training: TrainingRun) -> None:
+def test_a_set_value_is_named_at_the_next_start_and_gone_after_unset(training: TrainingRun) -> None:
     training.put("lr", "0.01")
     (first,) = training.start_all(1)
     wait_for(lambda: any("lr=0.01 (script: 0.0003)" in line for line in first.errors), "the difference")

@@ -47,7 +47,7 @@ def test_a_worker_that_meets_an_agent_of_another_protocol_ends_with_what_to_do(
     first.kill()
 
 
-def test_a_run_of_one_version_says_nothing_of_versions(training: TrainingRun) -> None:
+def test_a_run_of_one_version_shows_no_versions(training: TrainingRun) -> None:
     trainers = training.start_all(2, nodes="ab")
     status = instep("status", "gpt-a", "--json", env=training.environment()).json
     assert status["versions"] == {VERSION: "0-1"}

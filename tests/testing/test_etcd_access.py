@@ -50,7 +50,7 @@ def test_a_plain_client_is_refused(tls_etcd: EtcdServer) -> None:
     assert not is_healthy(tls_etcd.endpoint.replace("https", "http"))
 
 
-def test_rotation_replaces_the_certificates_in_their_places_without_a_restart() -> None:
+def test_rotation_replaces_the_certificates_in_place_without_a_restart() -> None:
     with EtcdServer(tls=True) as server:
         pid, serial = server.pid, server_serial(server)
         old = Path(server.certificates.cert).read_bytes()
@@ -61,7 +61,7 @@ def test_rotation_replaces_the_certificates_in_their_places_without_a_restart() 
         assert server.pid == pid
 
 
-def test_a_client_certificate_expires_and_is_good_again_when_rotated() -> None:
+def test_a_client_certificate_expires_and_is_valid_again_after_a_rotation() -> None:
     with EtcdServer(tls=True) as server:
         server.certificates.rotate(client_expires_in_s=0.5)
         assert is_healthy(server.endpoint, server.certificates.client_context())
@@ -126,14 +126,14 @@ def test_a_client_process_gets_the_password_in_a_file_that_only_its_owner_reads(
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_tls_and_users_go_together() -> None:
+def test_tls_and_users_work_together() -> None:
     with EtcdServer(tls=True, auth="alice:secret") as server:
         assert server.etcdctl("put", "lr", "1") == "OK"
         assert "tls auth" in repr(server)
 
 
 @pytest.mark.parametrize("auth", ["", "alice", "alice:", ":secret", {}, {"alice": ""}, {"a:b": "secret"}, {"alice": 7}])
-def test_half_a_user_and_no_user_at_all_are_refused(auth: Any) -> None:
+def test_incomplete_and_empty_users_are_refused(auth: Any) -> None:
     for make in (EtcdServer, EtcdCluster):
         with pytest.raises(SettingsError, match="user:password"):
             make(auth=auth)

@@ -68,14 +68,14 @@ def test_clients_reach_every_member(calm_cluster: EtcdCluster) -> None:
         assert calm_cluster.etcdctl(f"--endpoints={member.endpoint}", "get", "everywhere", "--print-value-only") == "1"
 
 
-def test_what_it_is_can_be_read_off_it(calm_cluster: EtcdCluster) -> None:
+def test_its_repr_describes_it(calm_cluster: EtcdCluster) -> None:
     assert repr(calm_cluster) == f"<EtcdCluster {calm_cluster.version} 3 of 3 members running>"
     member = calm_cluster.members[0]
     assert repr(member) == f"<EtcdMember m1 {member.version} {member.endpoint} pid {member.pid}>"
     assert member.log.read_text().endswith(member.log_tail(5) + "\n")
 
 
-def test_a_paused_leader_has_no_thread_that_runs_and_is_replaced(etcd_cluster: EtcdCluster) -> None:
+def test_a_paused_leader_has_no_running_thread_and_is_replaced(etcd_cluster: EtcdCluster) -> None:
     paused = etcd_cluster.leader()
     paused.pause()
     assert thread_states(paused.pid) == {"T"}
@@ -115,7 +115,7 @@ def test_a_cluster_that_is_stopped_whole_starts_again_with_its_data(etcd_cluster
     assert etcd_cluster.etcdctl("get", "lr", "--print-value-only") == "1"
 
 
-def test_compaction_forgets_the_past_and_defragmentation_keeps_the_present(etcd_cluster: EtcdCluster) -> None:
+def test_compaction_drops_the_history_and_defragmentation_keeps_the_data(etcd_cluster: EtcdCluster) -> None:
     for number in range(5):
         etcd_cluster.etcdctl("put", "lr", str(number))
     newest = max(member.status().revision for member in etcd_cluster.members)
@@ -138,18 +138,18 @@ def test_a_cluster_with_tls_and_users_can_be_asked_who_leads(version: str) -> No
         assert {"INSTEP_CERT", "INSTEP_PASSWORD_FILE"} <= cluster.environment().keys()
 
 
-def test_a_cluster_of_one_is_one() -> None:
+def test_a_cluster_of_one_member_works() -> None:
     with EtcdCluster(1) as cluster:
         assert cluster.leader() is cluster.members[0]
         assert cluster.followers() == ()
 
 
-def test_a_cluster_of_none_is_refused() -> None:
+def test_a_cluster_without_members_is_refused() -> None:
     with pytest.raises(SettingsError, match="at least one member"):
         EtcdCluster(0)
 
 
-def test_what_needs_a_started_cluster_says_so() -> None:
+def test_methods_that_need_a_started_cluster_raise_an_error() -> None:
     cluster = EtcdCluster()
     with pytest.raises(EtcdError, match="has not been started"):
         cluster.members  # noqa: B018  asking is what fails
@@ -161,7 +161,7 @@ def test_what_needs_a_started_cluster_says_so() -> None:
         cluster.etcdctl("get", "lr")
 
 
-def test_a_network_that_is_none_is_refused() -> None:
+def test_an_unknown_network_is_refused() -> None:
     with pytest.raises(SettingsError, match=r'"loopback" or "namespaces", not .namespace.$'):
         EtcdCluster(network="namespace")  # type: ignore[arg-type]  # a slip of the pen
 
@@ -197,7 +197,7 @@ EtcdServer().close()
 """
 
 
-def test_members_die_with_a_parent_that_is_killed_and_the_next_one_sweeps_up(tmp_path: Path) -> None:
+def test_members_die_with_a_killed_parent_and_the_next_process_removes_its_files(tmp_path: Path) -> None:
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen(
         [sys.executable, "-c", _PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -214,7 +214,7 @@ def test_members_die_with_a_parent_that_is_killed_and_the_next_one_sweeps_up(tmp
 
 
 @pytest.mark.skipif(slow_disk_refusal() is not None, reason=str(slow_disk_refusal()))
-def test_a_slow_disk_delays_each_write_until_it_is_let_go() -> None:
+def test_a_slow_disk_delays_each_write_until_it_is_released() -> None:
     def put() -> float:
         began = time.monotonic()
         server.etcdctl("put", "lr", "1")
@@ -237,7 +237,7 @@ def test_a_server_that_does_not_wait_for_its_disk_cannot_be_slowed_by_it(calm_cl
         pass
 
 
-def test_a_machine_without_strace_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_strace_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with (
         EtcdServer(fsync=True) as server,

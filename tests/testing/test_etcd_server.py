@@ -79,7 +79,7 @@ def test_a_server_that_is_dropped_without_being_closed_ends() -> None:
     assert not log.parent.exists()
 
 
-def test_data_in_a_folder_of_ones_own_outlive_the_server(tmp_path: Path) -> None:
+def test_data_in_a_given_folder_outlives_the_server(tmp_path: Path) -> None:
     with EtcdServer(data_dir=tmp_path / "data", name="one") as server:
         server.etcdctl("put", "lr", "1")
     with EtcdServer(data_dir=tmp_path / "data", name="one") as server:
@@ -98,7 +98,7 @@ def test_a_free_port_that_was_asked_for_is_used(etcd_server: EtcdServer) -> None
         assert server.endpoint == f"http://127.0.0.1:{port}"
 
 
-def test_ports_that_are_taken_while_it_starts_are_tried_anew_a_bounded_number_of_times() -> None:
+def test_ports_taken_during_a_start_are_replaced_a_bounded_number_of_times() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = f"--listen-metrics-urls=http://127.0.0.1:{other.getsockname()[1]}"
         with pytest.raises(EtcdError, match="address already in use"):
@@ -116,7 +116,7 @@ def test_a_folder_that_cannot_hold_data_is_named_in_the_error(tmp_path: Path) ->
         EtcdServer(data_dir=tmp_path / "data").start()
 
 
-def test_the_log_goes_on_over_a_restart(etcd_server: EtcdServer) -> None:
+def test_the_log_continues_over_a_restart(etcd_server: EtcdServer) -> None:
     before = etcd_server.log.read_text()
     etcd_server.restart()
     after = etcd_server.log.read_text()
@@ -170,7 +170,7 @@ def test_a_forked_child_that_exits_leaves_the_server_alone(etcd_server: EtcdServ
     assert etcd_server.healthy
 
 
-def test_what_needs_a_running_server_says_so() -> None:
+def test_methods_that_need_a_running_server_raise_an_error() -> None:
     server = EtcdServer()
     with pytest.raises(EtcdError, match="has not been started"):
         server.endpoint  # noqa: B018  asking is what fails
@@ -186,7 +186,7 @@ def test_what_needs_a_running_server_says_so() -> None:
         server.etcdctl("get", "lr")
 
 
-def test_a_port_that_no_server_can_have_is_refused() -> None:
+def test_an_invalid_port_is_refused() -> None:
     with pytest.raises(SettingsError, match="from 0 to 65535"):
         EtcdServer(port=70_000)
 
@@ -196,13 +196,13 @@ def test_its_settings_reach_a_client_process_through_the_environment(etcd: EtcdS
     assert etcd.endpoints == [etcd.endpoint]
 
 
-def test_etcdctl_fails_with_what_it_said_or_returns_it(etcd: EtcdServer) -> None:
+def test_etcdctl_raises_an_error_with_its_output_or_returns_it(etcd: EtcdServer) -> None:
     with pytest.raises(EtcdError, match="unknown command"):
         etcd.etcdctl("no-such-command")
     assert "unknown command" in etcd.etcdctl("no-such-command", check=False)
 
 
-def test_endpoints_given_to_etcdctl_take_the_place_of_the_servers_own(etcd: EtcdServer) -> None:
+def test_endpoints_given_to_etcdctl_replace_the_servers_own(etcd: EtcdServer) -> None:
     with pytest.raises(EtcdError, match="failed"):
         etcd.etcdctl("--endpoints=http://127.0.0.1:1", "--command-timeout=200ms", "get", "a")
 
@@ -232,7 +232,7 @@ def test_the_plugin_imports_nothing_heavy() -> None:
     assert not {"grpc", "torch", "trustme", "ssl", "instep.testing._server"} & set(answer.stdout.split())
 
 
-def test_a_process_that_nobody_waits_for_any_more_is_ended() -> None:
+def test_a_process_that_no_caller_waits_for_is_ended() -> None:
     """The user's ctrl-C may come just while a server is being started."""
     interrupted = threading.Event()
     started: list[subprocess.Popen[bytes]] = []
@@ -251,7 +251,7 @@ def test_a_process_that_nobody_waits_for_any_more_is_ended() -> None:
     assert wait_until(lambda: bool(started) and started[0].poll() is not None, timeout_s=10)
 
 
-def test_an_argument_that_no_command_line_takes_is_an_error_and_the_next_server_starts() -> None:
+def test_an_argument_that_is_no_text_is_an_error_and_the_next_server_starts() -> None:
     with pytest.raises(TypeError, match="int"):
         EtcdServer(extra_args=["--max-txn-ops", 128]).start()  # type: ignore[list-item]  # the mistake that is made
     with EtcdServer() as server:
@@ -259,7 +259,7 @@ def test_an_argument_that_no_command_line_takes_is_an_error_and_the_next_server_
 
 
 @pytest.mark.parametrize("another_cluster", [False, True])
-def test_a_server_restored_from_a_snapshot_serves_what_was_there_then(another_cluster: bool) -> None:
+def test_a_server_restored_from_a_snapshot_serves_its_contents(another_cluster: bool) -> None:
     with EtcdServer() as server:
         server.etcdctl("put", "k", "old")
         before, backup = server.status(), server.snapshot()

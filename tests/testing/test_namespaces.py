@@ -24,7 +24,7 @@ def devices() -> set[str]:
 
 
 @allowed
-def test_an_isolated_leader_is_replaced_and_comes_back_when_packets_pass_again() -> None:
+def test_an_isolated_leader_is_replaced_and_returns_when_packets_pass_again() -> None:
     with EtcdCluster(network="namespaces", tls=True) as cluster:
         made = {name for name in devices() if cluster.members[0].log.parent.name[-8:] in name}
         assert len(made) == 7, "a namespace and a device each, and a bridge"
@@ -57,7 +57,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @allowed
-def test_namespaces_of_a_killed_process_go_with_its_folder_at_the_next_start(tmp_path: Path) -> None:
+def test_namespaces_of_a_killed_process_are_removed_with_its_folder_at_the_next_start(tmp_path: Path) -> None:
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", _PARENT], env=environment, timeout=60, check=False)
     (folder,) = tmp_path.iterdir()
@@ -68,7 +68,7 @@ def test_namespaces_of_a_killed_process_go_with_its_folder_at_the_next_start(tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_namespaces_need_is_said_with_the_way_round(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_requirements_of_namespaces_are_named_with_the_alternative(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SettingsError, match=r"need root and the program ip: .*proxied=True"):
         EtcdCluster(network="namespaces")
@@ -80,7 +80,9 @@ def test_proxies_and_namespaces_exclude_one_another() -> None:
 
 
 @allowed
-def test_an_interrupt_while_they_are_made_leaves_none_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_while_namespaces_are_created_leaves_none_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = shutil.which("ip")
     wrapper = tmp_path / "ip"
     wrapper.write_text(f"""#!/bin/sh

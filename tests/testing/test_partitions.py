@@ -86,7 +86,7 @@ def test_one_direction_can_be_blocked(cluster: EtcdCluster) -> None:
     assert wait_until(lambda: mute.status().term > heard or leads_nobody(mute), timeout_s=10), "it hears the others"
 
 
-def test_clients_that_are_cut_off_are_refused_while_the_member_goes_on(cluster: EtcdCluster) -> None:
+def test_clients_that_are_cut_off_are_refused_while_the_member_continues(cluster: EtcdCluster) -> None:
     member = cluster.leader()
     cluster.cut_clients(member)
     with pytest.raises(ConnectionRefusedError):
@@ -113,7 +113,7 @@ def test_each_link_carries_what_its_own_member_dials_also_after_a_restart(cluste
     assert "m1 to m2" in repr(cluster.links(one, two)[0])
 
 
-def test_a_stranger_who_dials_as_a_peer_is_reset(cluster: EtcdCluster) -> None:
+def test_an_unknown_process_that_connects_as_a_peer_is_reset(cluster: EtcdCluster) -> None:
     url = cluster.etcdctl("member", "list").splitlines()[0].split(", ")[3]
     with socket.create_connection(("127.0.0.1", port(url)), timeout=5) as stranger, pytest.raises(ConnectionError):
         converse(stranger)
@@ -135,7 +135,7 @@ def test_slow_links_delay_what_needs_a_quorum(cluster: EtcdCluster) -> None:
     assert cluster.leader() is leader
 
 
-def test_a_fault_of_the_network_that_would_be_none_is_refused_and_nothing_is_applied(cluster: EtcdCluster) -> None:
+def test_a_network_fault_without_effect_is_refused_and_not_applied(cluster: EtcdCluster) -> None:
     a, b, c = cluster.members
     with EtcdCluster(members=1, proxied=True) as other:
         stranger = other.members[0]

@@ -34,7 +34,7 @@ def proxy(server: PlainServer) -> Iterator[Proxy]:
         yield running
 
 
-def test_what_is_said_passes_both_ways_and_is_counted(proxy: Proxy) -> None:
+def test_data_passes_both_ways_and_is_counted(proxy: Proxy) -> None:
     with PlainClient(proxy.port) as client:
         assert client.ask("one") == "echo one"
         assert proxy.endpoint == f"127.0.0.1:{proxy.port}"
@@ -51,7 +51,7 @@ def test_the_end_of_one_direction_leaves_the_other_open(proxy: Proxy, server: Pl
     assert wait_until(lambda: proxy.statistics().open == 0, timeout_s=5)
 
 
-def test_a_connection_that_is_reset_before_it_is_accepted_is_passed_over(proxy: Proxy) -> None:
+def test_a_connection_that_is_reset_before_it_is_accepted_is_ignored(proxy: Proxy) -> None:
     loop, go, wrong = proxy._thread.loop, threading.Event(), list[dict[str, Any]]()
     loop.call_soon_threadsafe(loop.set_exception_handler, lambda _, context: wrong.append(context))
     loop.call_soon_threadsafe(go.wait, LIMIT_S)
@@ -63,7 +63,7 @@ def test_a_connection_that_is_reset_before_it_is_accepted_is_passed_over(proxy: 
     assert wrong == []
 
 
-def test_a_cut_resets_what_stands_and_refuses_what_comes_until_healed(proxy: Proxy, server: PlainServer) -> None:
+def test_a_cut_resets_open_connections_and_refuses_new_ones_until_healed(proxy: Proxy, server: PlainServer) -> None:
     with PlainClient(proxy.port) as client:
         client.ask("one")
         proxy.cut()
@@ -101,7 +101,7 @@ def test_a_black_hole_passes_nothing_and_loses_nothing(proxy: Proxy, server: Pla
             assert [old.hear(), new.hear()] == ["echo held", "echo held"]
 
 
-def test_a_black_hole_upwards_keeps_requests_back_and_lets_replies_pass(proxy: Proxy, server: PlainServer) -> None:
+def test_an_upward_black_hole_holds_requests_back_and_passes_replies(proxy: Proxy, server: PlainServer) -> None:
     with PlainClient(proxy.port) as client:
         proxy.delay(0.2, ways="down")
         client.say("one")
@@ -113,7 +113,7 @@ def test_a_black_hole_upwards_keeps_requests_back_and_lets_replies_pass(proxy: P
         assert server.received == ["one"]
 
 
-def test_a_black_hole_downwards_lets_requests_pass_and_keeps_replies_back(proxy: Proxy, server: PlainServer) -> None:
+def test_a_downward_black_hole_passes_requests_and_holds_replies_back(proxy: Proxy, server: PlainServer) -> None:
     with PlainClient(proxy.port) as client:
         proxy.black_hole("down")
         client.say("one")
@@ -161,7 +161,7 @@ def test_a_delay_holds_for_its_direction_and_keeps_the_order(proxy: Proxy, serve
         assert answers == [f"echo {number}" for number in range(20)]
 
 
-def test_many_bytes_pass_a_delay_whole(proxy: Proxy) -> None:
+def test_many_bytes_pass_a_delay_intact(proxy: Proxy) -> None:
     lines = [f"{number} " + "y" * 50_000 for number in range(60)]
     with PlainClient(proxy.port) as client:
         proxy.delay(0.05)
@@ -184,21 +184,21 @@ NO_FAULTS: dict[str, Callable[[Any], object]] = {
 
 
 @pytest.mark.parametrize("name", NO_FAULTS)
-def test_a_fault_that_is_none_is_refused_and_nothing_is_wrong_then(proxy: Proxy, name: str) -> None:
+def test_an_invalid_fault_is_refused_and_has_no_effect(proxy: Proxy, name: str) -> None:
     with pytest.raises(SettingsError):
         NO_FAULTS[name](proxy)
     assert "no fault" in repr(proxy)
 
 
 @pytest.mark.parametrize("port", [-1, 65_536, 80.0, True, "80"])
-def test_a_port_that_is_none_is_refused(port: Any) -> None:
+def test_an_invalid_proxy_port_is_refused(port: Any) -> None:
     with pytest.raises(SettingsError, match="a port is a whole number"):
         Proxy("127.0.0.1", 80, port=port)
     with pytest.raises(SettingsError, match="a port is a whole number"):
         Proxy("127.0.0.1", port)
 
 
-def test_a_request_can_be_told_by_text(proxy: Proxy) -> None:
+def test_a_request_can_be_selected_by_text(proxy: Proxy) -> None:
     proxy.lose_next_reply("käse")
     with PlainClient(proxy.port) as client:
         assert client.ask("brot") == "echo brot"
@@ -227,7 +227,7 @@ def test_the_next_reply_is_lost_once_and_its_request_is_not(proxy: Proxy, server
     assert proxy.statistics().bytes_lost == len("echo the key\n")
 
 
-def test_a_request_is_recognised_across_its_parts(proxy: Proxy, server: PlainServer) -> None:
+def test_a_request_is_recognized_across_its_parts(proxy: Proxy, server: PlainServer) -> None:
     with PlainClient(proxy.port) as client:
         client.ask("one")
         proxy.lose_next_reply(b"a\nb")
@@ -247,7 +247,7 @@ def test_part_of_a_reply_can_pass(proxy: Proxy) -> None:
             client.hear()
 
 
-def test_a_loss_that_found_no_request_ends_with_healing(proxy: Proxy) -> None:
+def test_a_loss_without_a_matching_request_ends_at_heal(proxy: Proxy) -> None:
     proxy.lose_next_reply(b"never said")
     assert "to be lost" in repr(proxy)
     proxy.heal()
@@ -260,14 +260,14 @@ def ask_once(port: int) -> str:
         return client.ask("one")
 
 
-def test_a_server_that_is_not_there_costs_a_client_its_connection_only(server: PlainServer) -> None:
+def test_a_missing_server_costs_a_client_only_its_connection(server: PlainServer) -> None:
     with Proxy("127.0.0.1", 1) as proxy:
         with pytest.raises(ConnectionError):
             ask_once(proxy.port)
         assert wait_until(lambda: proxy.statistics().open == 0, timeout_s=5)
 
 
-def test_a_proxy_listens_where_it_is_told_and_not_where_another_does(proxy: Proxy, server: PlainServer) -> None:
+def test_a_proxy_listens_on_the_given_port_unless_it_is_taken(proxy: Proxy, server: PlainServer) -> None:
     port = proxy.port
     proxy.close()
     with Proxy("127.0.0.1", server.port, port=port) as again, PlainClient(port) as client:
@@ -312,7 +312,7 @@ def test_the_reply_of_an_applied_put_is_lost(etcd: EtcdServer, namespace: str) -
         assert proxy.statistics().replies_lost == 1
 
 
-def test_connections_that_arrive_while_it_closes_are_ended_too(server: PlainServer) -> None:
+def test_connections_that_arrive_during_close_are_ended(server: PlainServer) -> None:
     for _ in range(10):
         proxy = Proxy("127.0.0.1", server.port)
         callers = [threading.Thread(target=call_in_vain, args=(proxy.port,)) for _ in range(4)]

@@ -8,7 +8,7 @@ from instep.testing._faults import Faults, Loss
 from instep.testing._flow import LIMIT_BYTES, End, Flow
 
 
-def test_what_waits_goes_on_when_it_is_due() -> None:
+def test_queued_data_passes_when_it_is_due() -> None:
     flow = Flow()
     flow.put(b"a", due=2.0)
     assert flow.take(1.9) is None
@@ -17,7 +17,7 @@ def test_what_waits_goes_on_when_it_is_due() -> None:
     assert flow.next_due is None
 
 
-def test_nothing_overtakes_what_came_before_it() -> None:
+def test_no_data_overtakes_earlier_data() -> None:
     flow = Flow()
     flow.put(b"slow", due=5.0)
     flow.put(b"quick", due=1.0)
@@ -26,7 +26,7 @@ def test_nothing_overtakes_what_came_before_it() -> None:
     assert [flow.take(5.0) for _ in range(4)] == [b"slow", b"quick", End.CLOSED, None]
 
 
-def test_a_flow_is_full_until_enough_has_gone_on() -> None:
+def test_a_flow_is_full_until_enough_has_passed() -> None:
     flow = Flow()
     flow.put(b"x" * LIMIT_BYTES, due=0.0)
     flow.put(End.RESET, due=0.0)
@@ -42,7 +42,7 @@ def test_a_delay_lies_between_its_least_and_its_jitter() -> None:
     assert faults.delay_s("down", chance) == 0.0
 
 
-def test_only_the_connection_that_said_it_loses_its_reply() -> None:
+def test_only_the_connection_that_sent_the_request_loses_its_reply() -> None:
     loss = Loss(b"key")
     loss.sent("a", b"the ke")
     loss.sent("b", b"y")

@@ -66,12 +66,12 @@ def test_the_record_made_from_the_directory_is_the_one_that_was_committed(tmp_pa
     assert moved == path
 
 
-def test_one_that_was_never_committed_is_found_and_is_not_marked(tmp_path: Path) -> None:
+def test_a_directory_that_was_never_committed_is_found_unmarked(tmp_path: Path) -> None:
     save(tmp_path, commit=False)
     assert [item.is_committed for item in found_in(tmp_path)] == [False]
 
 
-def test_a_folder_that_was_moved_as_a_whole_is_found_at_its_new_place(tmp_path: Path) -> None:
+def test_a_moved_folder_is_found_at_its_new_place(tmp_path: Path) -> None:
     save(tmp_path / "before")
     (tmp_path / "before").rename(tmp_path / "after")
     (found,) = found_in(tmp_path / "after")
@@ -79,14 +79,14 @@ def test_a_folder_that_was_moved_as_a_whole_is_found_at_its_new_place(tmp_path: 
     assert found.record.path == str(tmp_path / "after" / "step-20-7")
 
 
-def test_those_of_other_runs_and_namespaces_are_passed_over(tmp_path: Path) -> None:
+def test_directories_of_other_runs_and_namespaces_are_ignored(tmp_path: Path) -> None:
     save(tmp_path)
     assert found_in(tmp_path, run="gpt-b") == []
     assert found_in(tmp_path, namespace="/other") == []
 
 
 @pytest.mark.parametrize("damage", ["truncated", "renamed", "old", "no list", "no record", "link"])
-def test_what_cannot_be_used_is_said_and_not_adopted(tmp_path: Path, damage: str) -> None:
+def test_an_unusable_directory_is_reported_and_not_adopted(tmp_path: Path, damage: str) -> None:
     path, _ = save(tmp_path)
     if damage == "truncated":
         (path / "model.pt").write_bytes(b"1")
@@ -110,7 +110,7 @@ def test_what_cannot_be_used_is_said_and_not_adopted(tmp_path: Path, damage: str
     assert found.problem
 
 
-def test_directories_that_are_links_and_other_names_are_passed_over(tmp_path: Path) -> None:
+def test_links_and_directories_with_other_names_are_ignored(tmp_path: Path) -> None:
     path, _ = save(tmp_path / "real")
     (tmp_path / path.name).symlink_to(path)
     (tmp_path / "notes").mkdir()

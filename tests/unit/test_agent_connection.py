@@ -97,7 +97,7 @@ def test_messages_go_both_ways_in_order(agent: ScriptedAgent, link: AgentConnect
     assert link.receive() == [NewEpoch(3), NewEpoch(4)]
 
 
-def test_when_nothing_was_said_nothing_is_waited_for(link: AgentConnection) -> None:
+def test_reading_without_a_message_does_not_wait(link: AgentConnection) -> None:
     assert link.receive() == []
 
 
@@ -115,7 +115,7 @@ def test_the_introduction_brings_the_shared_words(agent: ScriptedAgent, link: Ag
     words.close()
 
 
-def test_an_agent_that_hangs_up_is_a_lost_link(agent: ScriptedAgent, link: AgentConnection) -> None:
+def test_an_agent_that_closes_the_connection_is_a_lost_link(agent: ScriptedAgent, link: AgentConnection) -> None:
     agent.accept()
     agent.hang_up()
     with pytest.raises(ConnectionLost, match="closed the connection"):
@@ -123,7 +123,7 @@ def test_an_agent_that_hangs_up_is_a_lost_link(agent: ScriptedAgent, link: Agent
     assert not link.connected
 
 
-def test_what_the_agent_said_last_still_counts(agent: ScriptedAgent, link: AgentConnection) -> None:
+def test_the_last_message_of_a_lost_agent_is_delivered(agent: ScriptedAgent, link: AgentConnection) -> None:
     agent.say(NewEpoch(3))
     agent.hang_up()
     assert link.receive() == [NewEpoch(3)]
@@ -131,16 +131,14 @@ def test_what_the_agent_said_last_still_counts(agent: ScriptedAgent, link: Agent
         link.receive()
 
 
-def test_an_agent_that_talks_nonsense_is_a_lost_link(agent: ScriptedAgent, link: AgentConnection) -> None:
+def test_an_agent_that_sends_invalid_frames_is_a_lost_link(agent: ScriptedAgent, link: AgentConnection) -> None:
     agent.connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
     with pytest.raises(ConnectionLost, match="over the limit"):
         link.receive()
     assert not link.connected
 
 
-def test_a_link_lost_can_be_made_anew_and_half_a_message_is_forgotten(
-    agent: ScriptedAgent, link: AgentConnection
-) -> None:
+def test_a_lost_link_reconnects_and_drops_a_partial_message(agent: ScriptedAgent, link: AgentConnection) -> None:
     agent.connection.sendall(framed(NewEpoch(1))[:-2])
     link.wait_readable(TIMEOUT_S)
     assert link.receive() == []
@@ -153,7 +151,7 @@ def test_a_link_lost_can_be_made_anew_and_half_a_message_is_forgotten(
     assert link.receive() == [NewEpoch(2)]
 
 
-def test_an_agent_that_takes_nothing_costs_bounded_memory_and_no_time(
+def test_an_agent_that_reads_nothing_costs_bounded_memory_and_no_time(
     agent: ScriptedAgent, link: AgentConnection
 ) -> None:
     agent.accept()
@@ -170,7 +168,7 @@ def test_an_agent_that_takes_nothing_costs_bounded_memory_and_no_time(
     assert not link.connected
 
 
-def test_a_droppable_message_is_left_out_while_others_wait(agent: ScriptedAgent, link: AgentConnection) -> None:
+def test_a_droppable_message_is_dropped_while_others_are_queued(agent: ScriptedAgent, link: AgentConnection) -> None:
     connection = agent.connection
     kept = 0
     while not link._outbox:
@@ -186,7 +184,7 @@ def test_a_droppable_message_is_left_out_while_others_wait(agent: ScriptedAgent,
     assert len(messages) == kept + 1
 
 
-def test_apart_from_its_agent_a_link_says_so_and_drops_what_may_be_dropped(agent: ScriptedAgent) -> None:
+def test_a_disconnected_link_reports_that_and_drops_droppable_messages(agent: ScriptedAgent) -> None:
     link = AgentConnection("gpt", SETTINGS)
     for use in (link.flush, link.receive, lambda: link.wait_readable(1.0), lambda: link.send(Leave(True, 1))):
         with pytest.raises(ConnectionLost, match="not connected"):
@@ -196,7 +194,7 @@ def test_apart_from_its_agent_a_link_says_so_and_drops_what_may_be_dropped(agent
     link.close()
 
 
-def test_where_somebody_holds_the_claim_no_other_agent_is_started(agent: ScriptedAgent) -> None:
+def test_no_agent_is_started_while_another_process_holds_the_claim(agent: ScriptedAgent) -> None:
     link = AgentConnection("gpt", SETTINGS)
     assert not link.try_connect()
     assert link.starts == 0
@@ -205,7 +203,7 @@ def test_where_somebody_holds_the_claim_no_other_agent_is_started(agent: Scripte
     link.close()
 
 
-def test_an_agent_that_never_answers_is_given_up_with_its_own_words(agent: ScriptedAgent) -> None:
+def test_an_agent_that_never_answers_is_an_error_with_its_log(agent: ScriptedAgent) -> None:
     agent.folder.log.write_text("the certificate has expired\n")
     ticks = count(0.0, 5.0)
     link = AgentConnection("gpt", SETTINGS, clock=lambda: next(ticks))
@@ -214,7 +212,7 @@ def test_an_agent_that_never_answers_is_given_up_with_its_own_words(agent: Scrip
     link.close()
 
 
-def test_a_closed_link_gives_its_descriptors_back_and_may_be_closed_again(agent: ScriptedAgent) -> None:
+def test_a_closed_link_releases_its_descriptors_and_can_be_closed_twice(agent: ScriptedAgent) -> None:
     agent.listen()
     before = len(os.listdir("/proc/self/fd"))
     link = AgentConnection("gpt", SETTINGS)
@@ -239,7 +237,7 @@ def test_an_agent_that_cannot_be_started_at_all_is_an_agent_error(monkeypatch: p
 
 
 @pytest.mark.usefixtures("runtime_dir")
-def test_the_end_of_a_log_is_told_and_no_more() -> None:
+def test_an_error_shows_only_the_end_of_a_log() -> None:
     folder = RuntimeFolder.of("gpt", SETTINGS)
     assert log_tail(folder) == "it left no log"
     folder.log.write_bytes(b"")
@@ -249,7 +247,7 @@ def test_the_end_of_a_log_is_told_and_no_more() -> None:
     assert len(log_tail(folder)) <= LOG_TAIL_CHARACTERS
 
 
-def test_a_stopped_agent_with_a_full_backlog_holds_up_nobody(agent: ScriptedAgent) -> None:
+def test_a_stopped_agent_with_a_full_backlog_blocks_no_worker(agent: ScriptedAgent) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(agent.folder.socket))
     listener.listen(0)
@@ -268,7 +266,7 @@ def test_a_stopped_agent_with_a_full_backlog_holds_up_nobody(agent: ScriptedAgen
             each.close()
 
 
-def test_what_else_an_agent_prints_is_no_reason_why_it_cannot_serve(runtime_dir: Path) -> None:
+def test_other_output_of_an_agent_is_not_its_reason(runtime_dir: Path) -> None:
     """A sitecustomize of the machine may greet on standard output."""
     reading, writing = os.pipe()
     os.set_blocking(reading, False)

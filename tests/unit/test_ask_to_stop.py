@@ -20,7 +20,7 @@ def a_plan(kind: str) -> Plan:
     return replace(plan(4), kind=kind)
 
 
-def test_the_command_is_written_once_and_only_to_those_it_was_meant_for() -> None:
+def test_the_stop_is_written_once_and_only_for_the_intended_workers() -> None:
     command = Command(kind="stop", author="rank 3 on host", reason="SIGTERM")
     txn = ask_to_stop(KEYS, KnownRun(7, AGREED, 9), command)
     key = "/training/gpt-a/commands/sigterm-2"
@@ -32,7 +32,7 @@ def test_the_command_is_written_once_and_only_to_those_it_was_meant_for() -> Non
     )
 
 
-def test_all_nodes_use_one_key_until_the_run_begins_anew() -> None:
+def test_all_nodes_use_one_key_until_the_next_fresh_start() -> None:
     assert command_id(AGREED) == command_id(replace(AGREED, plan=8, view=2))
     assert command_id(AGREED) != command_id(replace(AGREED, began=3))
 
@@ -48,5 +48,5 @@ def test_all_nodes_use_one_key_until_the_run_begins_anew() -> None:
         (KnownRun(7, AGREED, 9, a_plan("pause")), False),
     ],
 )
-def test_a_stop_that_is_agreed_on_or_proposed_is_not_asked_for_again(known: KnownRun, stopping: bool) -> None:
+def test_an_agreed_or_proposed_stop_is_not_requested_again(known: KnownRun, stopping: bool) -> None:
     assert known.is_stopping is stopping

@@ -59,7 +59,7 @@ def failed(times: int, of: int = 2, **more: Any) -> Attempts:
     return Attempts(view=of, counts={"RuntimeError": times}, failures=failures, **more)
 
 
-def test_a_view_that_lost_ranks_has_failed_once_by_what_was_said_first() -> None:
+def test_a_view_that_lost_ranks_failed_once_for_the_first_reported_reason() -> None:
     fallen = group(registered(0, 20), registered(1, 21))
     reports = (
         ReportedFailure(failure(0, "AfterEffect"), 9),
@@ -98,7 +98,7 @@ SECOND = view({**FOUR, "a": {0: 20}}, number=4)
     ],
     ids=["fell with it", "fell later", "the new one fell", "all fell, the new one too"],
 )
-def test_who_was_there_at_a_failure_and_falls_before_the_run_goes_on_fell_with_it(
+def test_ranks_that_exit_before_training_resumes_belong_to_the_same_failure(
     names: dict[int, int], has_progressed: bool, total: int
 ) -> None:
     found = attempts.counted(
@@ -115,28 +115,28 @@ def test_a_reset_or_a_view_in_between_makes_the_next_loss_a_failure_of_its_own()
     assert attempts.counted(past(view=later, registered=(), attempts=after_the_first()), there).total == 2
 
 
-def test_a_count_that_names_no_ranks_is_none_of_ours() -> None:
+def test_a_count_without_replaced_ranks_is_not_extended() -> None:
     """Somebody has written into etcd; no decision may fail over it."""
     assert Attempts.decode_or_none(b'{"replaced": "all"}') is None
 
 
-def test_a_run_has_gone_on_when_a_step_was_begun_and_ended_in_its_view() -> None:
+def test_a_view_has_progressed_once_it_began_and_ended_a_step() -> None:
     detector = ProgressDetector()
     seen = [(1, None), (1, 7), (1, 8), (1, 9), (1, 9), (2, 9), (2, 10), (2, 4), (2, 5), (2, 6)]
     assert [detector.progressed(*item) for item in seen] == [False] * 3 + [True] * 2 + [False] * 4 + [True]
 
 
-def test_what_is_said_of_a_rank_that_goes_on_is_not_the_reason() -> None:
+def test_a_report_about_a_continuing_rank_is_not_the_cause() -> None:
     found = attempts.counted(past(reports=(ReportedFailure(failure(0), 7),)), group(STAYS, NEW))
     assert found.counts == {NODE_LOST: 1}
 
 
-def test_a_rank_that_nobody_speaks_of_went_with_its_node() -> None:
+def test_a_lost_rank_without_a_report_was_lost_with_its_node() -> None:
     found = attempts.counted(past(), group(STAYS, NEW))
     assert (found.failures[0].cause, found.failures[0].rank, found.failures[0].host) == (NODE_LOST, 1, "b")
 
 
-def test_a_rank_that_lives_and_is_replaced_was_taken_over() -> None:
+def test_a_living_rank_that_is_replaced_was_taken_over() -> None:
     there = (STAYS, registered(1, 11, node="b"), NEW)
     found = attempts.counted(past(registered=there), group(STAYS, NEW))
     assert found.counts == {TAKEN_OVER: 1}
@@ -156,7 +156,7 @@ def test_no_failure_is_counted(more: dict[str, Any], why: str) -> None:
     assert attempts.counted(given, group(STAYS, NEW)) == given.attempts, why
 
 
-def test_a_run_that_ended_cleanly_forgets_its_failures_before_all_have_come_back() -> None:
+def test_a_clean_end_clears_the_failures_before_all_ranks_are_back() -> None:
     """Or the first one to come would be refused on account of what is forgotten once the last one is there."""
     ended = past(left={"a": left(0, view=3), "b": left(1, view=3)}, attempts=failed(7))
     assert attempts.counted(ended, None).total == 0
@@ -164,7 +164,7 @@ def test_a_run_that_ended_cleanly_forgets_its_failures_before_all_have_come_back
     assert attempts.counted(past(attempts=failed(7)), None).total == 7
 
 
-def test_what_is_kept_of_failures_is_bounded() -> None:
+def test_the_recorded_failures_are_bounded() -> None:
     found = Attempts()
     for number in range(MAX_CAUSES + 30):
         of = view({"a": {0: 10}, "b": {1: 11}}, number=number + 1)
@@ -175,7 +175,7 @@ def test_what_is_kept_of_failures_is_bounded() -> None:
     assert found.counts[OTHER] == 30
 
 
-def test_the_fewest_restarts_that_a_rank_allows_count() -> None:
+def test_the_lowest_restart_limit_of_the_ranks_counts() -> None:
     three, five, free = (allowing(NEW, limit) for limit in (3, 5, None))
     assert attempts.limit_of(group(allowing(STAYS, None), five)) == 5
     assert attempts.limit_of(group(allowing(STAYS, 5), three)) == 3
@@ -185,14 +185,12 @@ def test_the_fewest_restarts_that_a_rank_allows_count() -> None:
 @pytest.mark.parametrize(
     ("limit", "total", "is_refused"), [(3, 3, False), (3, 4, True), (0, 0, False), (0, 1, True), (None, 99, False)]
 )
-def test_newcomers_are_turned_away_once_it_has_failed_more_often(
-    limit: int | None, total: int, is_refused: bool
-) -> None:
+def test_newcomers_are_refused_beyond_the_restart_limit(limit: int | None, total: int, is_refused: bool) -> None:
     refused = attempts.rejected_joins(TWO, (STAYS, allowing(NEW, limit)), failed(total), "gpt-a")
     assert [item.worker for item in refused] == ([NEW.member.worker] if is_refused else [])
 
 
-def test_one_record_refuses_all_of_a_group_but_nobody_who_trains() -> None:
+def test_one_record_refuses_a_whole_group_except_training_workers() -> None:
     trained = registered(2, 30, world_size=3)
     trained = replace(trained, member=trained.member.model_copy(update={"view": 2}))
     there = [allowing(registered(rank, 20 + rank, world_size=3), 1) for rank in (1, 0)]
@@ -201,7 +199,7 @@ def test_one_record_refuses_all_of_a_group_but_nobody_who_trains() -> None:
     assert Refused.decode(refused.encode()) == refused
 
 
-def test_who_is_refused_hears_the_history_and_the_cure() -> None:
+def test_a_refusal_names_the_failures_and_the_fix() -> None:
     text = attempts.why_not(failed(8), 2, "gpt-a")
     assert text.startswith(
         "the run has failed 8 times and may be restarted 2 times (max_restarts): view 2, rank 0 on h"
@@ -238,7 +236,7 @@ def test_a_view_without_a_loss_counts_nothing() -> None:
     assert action.attempts is None
 
 
-def test_the_failure_that_is_one_too_many_forms_no_view_and_is_counted_all_the_same() -> None:
+def test_a_failure_beyond_the_limit_forms_no_view_and_is_counted() -> None:
     there = (STAYS, allowing(NEW, 1))
     action = next_action(now(registered=there, attempts=failed(1)))
     assert isinstance(action, RejectJoin)
@@ -249,7 +247,7 @@ def test_the_failure_that_is_one_too_many_forms_no_view_and_is_counted_all_the_s
     assert again.attempts is None
 
 
-def test_a_plan_of_those_who_train_goes_on_while_others_are_turned_away() -> None:
+def test_a_plan_of_training_workers_continues_while_newcomers_are_refused() -> None:
     """Who was refused is not looked at any more."""
     both = (STAYS, registered(1, 11, node="b"))
     open_plan = plan(view=3)
@@ -263,7 +261,7 @@ def test_a_stop_is_no_failure() -> None:
     assert action.attempts is None
 
 
-def test_one_crash_after_which_ranks_are_replaced_one_by_one_counts_once() -> None:
+def test_one_crash_counts_once_if_ranks_are_replaced_one_by_one() -> None:
     """Rank 0 fails, the others fail in the collective that waits for it, and each node restarts its own rank."""
     count = Attempts()
     before = view({str(rank): {rank: 10 + rank} for rank in range(4)})

@@ -36,7 +36,7 @@ def hall(**more: Any) -> BarrierSituation:
 ALL = {"a": at("x", 0, 1), "b": at("x", 2)}
 
 
-def test_all_go_on_when_all_have_come() -> None:
+def test_all_ranks_pass_when_all_have_arrived() -> None:
     assert barriers.next_release(hall(arrivals=ALL)) == ReleaseBarrier("x", Release(view=1, number=1), 0)
 
 
@@ -57,18 +57,18 @@ def test_all_go_on_when_all_have_come() -> None:
         *("said by another node", "said by a node of another view"),
     ],
 )
-def test_nobody_goes_on_before_that(arrivals: dict[str, Arrivals]) -> None:
+def test_no_rank_passes_before_all_have_arrived(arrivals: dict[str, Arrivals]) -> None:
     assert barriers.next_release(hall(arrivals=arrivals)) is None
 
 
-def test_ranks_that_have_left_are_not_waited_for_but_an_empty_barrier_is_none() -> None:
+def test_ranks_that_have_left_are_not_required_but_an_empty_barrier_is_not_released() -> None:
     gone = {"b": left(2)}
     assert barriers.next_release(hall(arrivals={"a": at("x", 0, 1)}, left=gone)) is not None
     everybody = {"a": left(0, 1), "b": left(2)}
     assert barriers.next_release(hall(arrivals={"a": at("x", 0, 1)}, left=everybody)) is None
 
 
-def test_numbers_rise_over_all_barriers_also_where_somebody_has_deleted_one() -> None:
+def test_numbers_rise_over_all_barriers_even_if_one_was_deleted() -> None:
     stand = {"x": released(4, 40), "y": released(7, 70)}
     arrivals = {"a": at("x", 0, 1, seen=40, after=9), "b": at("x", 2, seen=40, after=7)}
     found = barriers.next_release(hall(arrivals=arrivals, released=stand))
@@ -83,7 +83,7 @@ def test_only_the_newest_releases_are_kept() -> None:
     assert set(found.outdated) == {f"n{number}" for number in range(1, 12)}
 
 
-def test_who_is_missing_is_named_and_where_it_waits() -> None:
+def test_missing_ranks_are_named_with_the_barrier_at_which_they_wait() -> None:
     found = barriers.missing_ranks(hall(arrivals={"a": at("x", 0), "b": at("y", 2)}), "x")
     assert (found.ranks, found.elsewhere) == ((1, 2), {"y": (2,)})
 
@@ -99,7 +99,7 @@ def test_who_is_missing_is_named_and_where_it_waits() -> None:
     ],
     ids=["none", "ours", "the last one", "of a later view, which has us too", "of those before us"],
 )
-def test_a_release_counts_for_those_who_had_come(call: BarrierWait, stands: Released | None, is_free: bool) -> None:
+def test_a_release_frees_the_ranks_that_had_arrived(call: BarrierWait, stands: Released | None, is_free: bool) -> None:
     assert call.is_freed_by(stands) is is_free
 
 
@@ -116,20 +116,20 @@ def test_a_release_counts_for_those_who_had_come(call: BarrierWait, stands: Rele
     ],
     ids=["not with each rank", "late", "with the last", "once", "one gave up", "the only one gave up", "a new view"],
 )
-def test_a_node_says_when_all_its_ranks_have_come(
+def test_a_node_reports_when_all_its_ranks_have_arrived(
     wanted: Arrivals | None, written: Arrivals | None, all_wait: bool, overdue: bool, is_due: bool
 ) -> None:
     assert barriers.is_due(wanted, written, all_wait=all_wait, overdue=overdue) is is_due
 
 
-def test_what_was_released_counts_no_more() -> None:
+def test_a_released_barrier_is_removed_from_the_report() -> None:
     two = Arrivals(view=1, waiting={"x": Waiting(ranks=(0,)), "y": Waiting(ranks=(1,))})
     assert barriers.without(two, "x") == at("y", 1)
     assert barriers.without(at("x", 0), "x") is None
     assert barriers.without(None, "x") is None
 
 
-def test_the_leader_lets_through_before_it_makes_plans() -> None:
+def test_the_leader_releases_barriers_before_it_opens_plans() -> None:
     everybody = tuple(registered(rank, 10 + rank, node="aab"[rank], world_size=3) for rank in range(3))
     now = Situation(
         view=THREE,
@@ -142,7 +142,7 @@ def test_the_leader_lets_through_before_it_makes_plans() -> None:
     assert not isinstance(next_action(Situation(view=THREE, arrivals={})), ReleaseBarrier | OpenPlan)
 
 
-def test_who_died_at_a_barrier_has_to_be_replaced_before_anybody_goes_on() -> None:
+def test_a_rank_that_died_at_a_barrier_is_replaced_before_any_rank_passes() -> None:
     """Its node has vanished, and nobody has withdrawn what it said."""
     living = tuple(registered(rank, 10 + rank, node="a", world_size=3) for rank in range(2))
     told = Forming(world_size=3, missing="2")
@@ -242,7 +242,7 @@ class World:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_however_late_things_are_nobody_passes_before_all_have_come_and_all_pass_in_the_end(seed: int) -> None:
+def test_with_any_delays_no_rank_passes_early_and_all_pass_in_the_end(seed: int) -> None:
     world = World(seed)
     for _ in range(1500):
         world.step()

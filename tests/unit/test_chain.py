@@ -35,13 +35,13 @@ AFTER_TWO = after(AFTER_ONE, TWO)
 OTHER_TWO = plan(2, AFTER_ONE.digest, 0.5)
 
 
-def test_a_plan_keeps_its_digest_when_it_is_written_again_and_another_one_has_another() -> None:
+def test_a_rewritten_plan_keeps_its_digest_and_another_plan_has_another() -> None:
     assert replace(ONE, restored=1).digest == ONE.digest
     assert Plan.decode(ONE.encode()).digest == ONE.digest
     assert TWO.digest != OTHER_TWO.digest
 
 
-def test_what_is_agreed_names_the_decision_before_it() -> None:
+def test_the_agreed_values_name_the_decision_before_them() -> None:
     assert (AFTER_TWO.digest, AFTER_TWO.parent) == (TWO.digest, ONE.digest)
     assert if_committed(AFTER_ONE, TWO) == AFTER_TWO
     assert if_committed(AFTER_TWO, TWO) == AFTER_TWO
@@ -60,7 +60,7 @@ def test_what_is_agreed_names_the_decision_before_it() -> None:
         (2, "", AFTER_ONE, HeadStatus.IN_STEP),
     ],
 )
-def test_where_a_worker_stands(number: int, digest: str, agreed: Agreed | None, where: HeadStatus) -> None:
+def test_the_status_of_a_workers_head(number: int, digest: str, agreed: Agreed | None, where: HeadStatus) -> None:
     assert head_status(number, digest, agreed) is where
 
 
@@ -69,7 +69,7 @@ def trained(held: Agreed, *, view: int = 3, epoch: int = 1, told: int = 0) -> Me
     return registered(0, 10).member.model_copy(update={"view": view, "epoch": epoch, "head": head})
 
 
-def test_a_registration_that_could_not_be_proves_that_the_history_went_back() -> None:
+def test_an_impossible_registration_proves_that_the_history_went_back() -> None:
     knows_two = trained(AFTER_TWO)
     assert is_lost(knows_two, AFTER_ONE, 3, 1, 2)
     assert is_lost(trained(AFTER_TWO, view=4), AFTER_TWO, 3, 1, 2)
@@ -116,7 +116,7 @@ def test_a_rank_at_a_gate_does_not_guess(found: StoredPlan, what: Decision | Unk
     assert verdict(PROMISED, found) == what
 
 
-def test_what_was_written_back_is_the_decision_and_what_nobody_knows_was_not_committed() -> None:
+def test_a_plan_that_was_written_back_is_committed_and_one_that_no_rank_knows_is_not() -> None:
     written_back = verdict(PROMISED, StoredPlan(None, None, AFTER_TWO, Epoch(number=1, why="")))
     assert isinstance(written_back, Decision)
     assert written_back.commit

@@ -26,7 +26,7 @@ def outcome(path: str, problem: str | None = None) -> CommitResult:
     return CommitResult("5-9", path, problem)
 
 
-def test_what_is_not_answered_is_said_to_every_agent() -> None:
+def test_an_unanswered_request_is_sent_to_every_new_agent() -> None:
     ledger = CheckpointInbox()
     handed_in = ledger.commit(commit("/a"))
     number, question = ledger.ask(ListCheckpoints)
@@ -41,7 +41,7 @@ def test_what_is_not_answered_is_said_to_every_agent() -> None:
     assert not ledger.open_commits
 
 
-def test_an_answer_that_nobody_waits_for_is_dropped() -> None:
+def test_an_unexpected_answer_is_dropped() -> None:
     ledger = CheckpointInbox()
     number, _ = ledger.ask(ListCheckpoints)
     assert ledger.take_answer(number) is None
@@ -49,7 +49,7 @@ def test_an_answer_that_nobody_waits_for_is_dropped() -> None:
     assert not ledger.is_answered(number)
 
 
-def test_the_first_outcome_of_a_commit_stands() -> None:
+def test_the_first_outcome_of_a_commit_is_final() -> None:
     ledger = CheckpointInbox()
     ledger.commit(commit("/a"))
     ledger.hear(outcome("/a"))
@@ -68,7 +68,7 @@ def test_the_outcomes_of_the_last_commits_are_kept() -> None:
     assert all(ledger.outcome(f"/{number}") for number in range(OUTCOMES_KEPT, 2 * OUTCOMES_KEPT))
 
 
-def test_news_say_what_is_saved_and_what_is_being_saved() -> None:
+def test_updates_name_the_saved_checkpoint_and_the_one_being_saved() -> None:
     ledger = CheckpointInbox()
     pointer, saving = Pointer("5-9", 5, 9), Saving("6-9", 6, 9, 0)
     ledger.hear(CheckpointNews(pointer, saving))

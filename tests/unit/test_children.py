@@ -91,7 +91,7 @@ def run(folder: Path, script: str, *, unprotected: bool = False) -> list[object]
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
-def test_a_loaders_worker_outlives_the_groups_signal_and_obeys_its_trainer(folder: Path, context: str) -> None:
+def test_a_loader_worker_survives_the_group_signal_and_obeys_its_trainer(folder: Path, context: str) -> None:
     said = run(
         folder,
         f"""
@@ -146,12 +146,12 @@ for _ in range(10):
     assert said == [-15] * 10
 
 
-def test_what_a_worker_starts_can_be_terminated(folder: Path) -> None:
+def test_a_process_that_a_worker_starts_can_be_terminated(folder: Path) -> None:
     said = run(folder, "child, code = start('fork', 'program'); print(code); child.terminate()")
     assert said == [-15]
 
 
-def test_a_worker_that_passed_the_signal_over_ends_when_its_trainer_has(folder: Path) -> None:
+def test_a_worker_that_ignored_the_signal_ends_with_its_trainer(folder: Path) -> None:
     """Its trainer is killed, and cannot see to it."""
     path = folder / "trainer.py"
     path.write_text(

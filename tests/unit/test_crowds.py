@@ -37,7 +37,7 @@ def test_a_command_that_is_too_large_is_declined_with_its_size() -> None:
     assert len(declined.encode()) < 1000
 
 
-def test_of_a_crowd_of_commands_the_first_wait_and_the_rest_is_declined_many_at_a_time() -> None:
+def test_of_many_commands_the_first_wait_and_the_rest_are_declined_in_batches() -> None:
     orders = [order("checkpoint", revision) for revision in range(2000)]
     rounds = 0
     while isinstance(action := next_action(now(pending_commands=tuple(orders))), DeclineCommands):
@@ -50,7 +50,7 @@ def test_of_a_crowd_of_commands_the_first_wait_and_the_rest_is_declined_many_at_
     assert action.plan.change_id == "id-0"
 
 
-def test_a_stop_overtakes_whatever_waits() -> None:
+def test_a_stop_is_carried_out_before_waiting_commands() -> None:
     crowd = (PendingCommand("junk", 1, None), *(order("checkpoint", revision) for revision in range(2, 2000)))
     action = next_action(
         now(pending_commands=(*crowd, order("stop", 5000)), desired={"lr": DesiredValue("lr", "0.5", 3)})
@@ -59,7 +59,7 @@ def test_a_stop_overtakes_whatever_waits() -> None:
     assert action.plan.kind == "stop"
 
 
-def test_a_change_comes_through_twenty_thousand_names_that_nobody_knows() -> None:
+def test_a_change_is_planned_despite_20_000_unknown_names() -> None:
     junk = [DesiredValue(f"junk{number}", "1", number) for number in range(20_000)]
     desired = considered([*junk, DesiredValue("lr", "0.5", 30_000)], {"lr", "clip"})
     assert len(desired) == MAX_UNKNOWN + 1
@@ -73,12 +73,12 @@ def test_a_change_comes_through_twenty_thousand_names_that_nobody_knows() -> Non
     assert action.plan.values == {"lr": 0.5}
 
 
-def test_a_misspelt_name_is_rejected_though_there_is_much_junk() -> None:
+def test_a_misspelled_name_is_rejected_among_many_unknown_ones() -> None:
     junk = [DesiredValue(f"junk{number}", "1", number) for number in range(20_000)]
     assert "lrr" in considered([*junk, DesiredValue("lrr", "0.5", 30_000)], {"lr"})
 
 
-def test_what_is_said_of_a_change_is_cut_and_what_cannot_be_read_is_tidied() -> None:
+def test_the_texts_of_a_change_are_shortened_and_unreadable_ones_deleted() -> None:
     long = _read_change(item("/t/r/changes/c1", json.dumps({"id": "x", "names": [], "reason": "r" * 10**6}), 7))
     assert long.id == "c1"
     assert long.reason == "r" * MAX_TEXT
@@ -94,7 +94,7 @@ def test_each_item_is_decoded_once() -> None:
     assert decoded == [1, 2, 3]
 
 
-def test_a_crowd_of_strangers_is_refused_a_few_at_a_time() -> None:
+def test_many_mismatched_workers_are_refused_in_batches() -> None:
     """etcd takes 128 operations in a txn; a script of 200 ranks under the name of a run needs more."""
     crowd = tuple(Refused(incarnation=f"{rank:032d}", rank=rank, reason="no") for rank in range(200))
     assert len(for_action(RefuseWorkers(crowd), KEYS, Fence(KEYS.candidate("aaaaa"), 2), SeenRevisions()).then) <= 128

@@ -35,11 +35,11 @@ DESIRED = st.dictionaries(
 ).map(lambda found: desired(**found))
 
 
-def test_nothing_is_wanted_when_what_stands_is_what_is_agreed() -> None:
+def test_desired_values_equal_to_the_agreed_ones_are_no_change() -> None:
     assert next_change(desired(lr=("0.1", 3), batch=("32", 4)), AGREED, SCHEMA, {}) is None
 
 
-def test_the_same_number_written_otherwise_is_no_change() -> None:
+def test_the_same_number_in_another_notation_is_no_change() -> None:
     assert next_change(desired(lr=("1e-1", 3), clip=("1", 4)), AGREED, SCHEMA, {}) is None
 
 
@@ -80,7 +80,7 @@ def test_a_rejection_ends_when_the_key_is_written_again() -> None:
     assert next_change(desired(lr=("0.5", 9)), AGREED, SCHEMA, rejected("lr", 7)) == NextChange(9, {"lr": 0.5})
 
 
-def test_a_fixed_value_is_refused_while_the_run_goes_on() -> None:
+def test_a_fixed_value_is_refused_while_the_run_trains() -> None:
     wanted = next_change(desired(dropout=("0.5", 7)), AGREED, SCHEMA, {})
     assert wanted is not None
     assert [(item.name, item.by) for item in wanted.rejections] == [("dropout", "fixed")]
@@ -134,24 +134,24 @@ def test_a_fresh_view_starts_from_the_desired_values_over_the_defaults() -> None
     assert start.rejections == ()
 
 
-def test_a_fixed_value_is_taken_by_a_fresh_start() -> None:
+def test_a_fresh_start_uses_a_fixed_value() -> None:
     held = rejected("dropout", 7, by="fixed")
     assert start_values(desired(dropout=("0.5", 7)), AGREED, SCHEMA, held).values["dropout"] == 0.5
 
 
-def test_for_nonsense_the_last_agreed_value_holds_and_the_default_only_without_one() -> None:
+def test_an_unusable_value_falls_back_to_the_agreed_one_or_else_the_default() -> None:
     stands = desired(lr=("nonsense", 7), batch=("0", 8))
     start = start_values(stands, {"lr": 0.25}, SCHEMA, {})
     assert (start.values["lr"], start.values["batch"]) == (0.25, 32)
     assert {(item.name, item.revision) for item in start.rejections} == {("lr", 7), ("batch", 8)}
 
 
-def test_an_agreed_value_that_the_new_schema_does_not_take_is_no_fallback() -> None:
+def test_an_agreed_value_that_the_new_schema_refuses_is_no_fallback() -> None:
     start = start_values(desired(lr=("nonsense", 7)), {"lr": 50.0, "gone": 1}, SCHEMA, {})
     assert start.values == AGREED
 
 
-def test_what_a_worker_refused_is_not_started_from_although_the_schema_takes_it() -> None:
+def test_a_value_that_a_worker_refused_is_not_used_at_a_start() -> None:
     held = rejected("lr", 7, by="worker")
     start = start_values(desired(lr=("0.5", 7)), {"lr": 0.25}, SCHEMA, held)
     assert start.values["lr"] == 0.25
@@ -159,12 +159,12 @@ def test_what_a_worker_refused_is_not_started_from_although_the_schema_takes_it(
     assert start_values(desired(lr=("0.5", 9)), {"lr": 0.25}, SCHEMA, held).values["lr"] == 0.5
 
 
-def test_an_agreed_value_that_no_worker_takes_any_more_is_no_fallback() -> None:
+def test_an_agreed_value_that_workers_now_refuse_is_no_fallback() -> None:
     held = rejected("lr", 7, by="worker")
     assert start_values(desired(lr=("0.5", 7)), {"lr": 0.5}, SCHEMA, held).values["lr"] == AGREED["lr"]
 
 
-def test_a_worker_tries_what_the_schema_takes_by_revisions_over_what_holds_without_it() -> None:
+def test_a_worker_validates_the_accepted_values_revision_by_revision() -> None:
     stands = desired(lr=("0.5", 7), clip=("2.0", 7), batch=("8", 5), dropout=("nonsense", 6))
     start = start_values(stands, {**AGREED, "lr": 0.25}, SCHEMA, {})
     assert start.dry_run is not None
@@ -173,7 +173,7 @@ def test_a_worker_tries_what_the_schema_takes_by_revisions_over_what_holds_witho
     assert start.dry_run.groups() == ((5, {"batch": 8}), (7, {"clip": 2.0, "lr": 0.5}))
 
 
-def test_what_a_worker_refuses_is_rejected_by_revisions_and_the_next_start_goes_without() -> None:
+def test_a_refused_revision_is_rejected_whole_and_not_used_at_the_next_start() -> None:
     stands = desired(lr=("0.5", 7), clip=("2.0", 7), batch=("8", 5))
     dry_run = start_values(stands, None, SCHEMA, {}).dry_run
     assert dry_run is not None
@@ -188,7 +188,7 @@ def test_what_a_worker_refuses_is_rejected_by_revisions_and_the_next_start_goes_
     assert again.dry_run.groups() == ((5, {"batch": 8}),)
 
 
-def test_nothing_is_tried_where_nothing_is_desired_or_anything_goes() -> None:
+def test_no_dry_run_without_desired_values_or_without_a_schema() -> None:
     assert start_values({}, None, SCHEMA, {}).dry_run is None
     assert start_values(desired(lr=("0.5", 7)), None, ANY, {}).dry_run is None
 
@@ -203,7 +203,7 @@ def test_a_fresh_start_always_has_values_that_the_schema_takes(stands: dict[str,
 
 
 @given(DESIRED)
-def test_carrying_out_what_is_wanted_comes_to_an_end_and_leaves_nothing_pending(
+def test_planning_all_changes_ends_and_leaves_nothing_pending(
     stands: dict[str, DesiredValue],
 ) -> None:
     values: dict[str, Scalar] = dict(AGREED)
@@ -237,7 +237,7 @@ def test_before_the_first_start_a_value_is_changed_from_its_default() -> None:
     assert [(item.names, item.previous) for item in unknown.changes] == [(("lr",), {})]
 
 
-def test_a_value_that_was_unset_or_that_the_script_has_changed_is_a_change_of_the_start() -> None:
+def test_an_unset_value_or_a_new_script_value_is_a_change_of_the_start() -> None:
     start = start_values(desired(clip=("2.0", 7)), {**AGREED, "lr": 0.25, "clip": 1.5}, SCHEMA, {})
     assert [(item.revision, item.names, item.previous, item.reason) for item in start.changes] == [
         (0, ("lr",), {"lr": 0.25}, SCRIPTS_OWN),
@@ -247,7 +247,7 @@ def test_a_value_that_was_unset_or_that_the_script_has_changed_is_a_change_of_th
     assert [(item.names, item.previous, item.reason) for item in free.changes] == [(("lr",), {"lr": 0.25}, UNSET)]
 
 
-def test_where_the_script_is_preferred_its_values_hold_and_no_desired_one_is_planned_afterwards() -> None:
+def test_with_a_preferred_script_its_values_are_used_and_no_desired_one_is_planned() -> None:
     stands = desired(lr=("0.5", 7), batch=("64", 7), clip=("1.0", 8), dropout=("nonsense", 9))
     start = start_values(stands, {**AGREED, "batch": 16}, SCRIPT, {}, prefer_script=True)
     assert start.values == AGREED
@@ -267,7 +267,7 @@ def test_where_the_script_is_preferred_its_values_hold_and_no_desired_one_is_pla
     assert next_change(later, start.values, SCRIPT, held) == NextChange(12, {"lr": 0.5})
 
 
-def test_a_restart_keeps_what_the_script_had_put_aside_and_what_was_changed_since() -> None:
+def test_a_restart_keeps_superseded_values_out_and_later_changes_in() -> None:
     stands = desired(lr=("0.5", 7), batch=("64", 12))
     held = rejected("lr", 7, by="script")
     restarted = start_values(stands, {**AGREED, "batch": 64}, SCRIPT, held)
@@ -276,7 +276,7 @@ def test_a_restart_keeps_what_the_script_had_put_aside_and_what_was_changed_sinc
     assert start_values(stands, {**AGREED, "batch": 64}, SCHEMA, held).values == {**AGREED, "lr": 0.5, "batch": 64}
 
 
-def test_of_very_many_desired_values_those_that_the_script_puts_aside_have_a_bound() -> None:
+def test_the_number_of_superseded_values_is_bounded() -> None:
     names = [f"v{number:03}" for number in range(MAX_SUPERSEDED + 3)]
     fields = {name: {"type": "integer", "default": 0} for name in names}
     schema = Schema({"properties": fields, PREFER_KEY: "script"})
@@ -288,7 +288,7 @@ def test_of_very_many_desired_values_those_that_the_script_puts_aside_have_a_bou
     assert next_change(stands, start.values, schema, held) is None
 
 
-def test_what_a_start_does_not_take_is_no_change_of_it() -> None:
+def test_a_value_that_a_start_rejects_is_no_change_of_it() -> None:
     assert start_values(desired(lr=("nonsense", 7)), AGREED, SCHEMA, {}).changes == ()
 
 

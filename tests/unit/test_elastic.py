@@ -20,13 +20,13 @@ def _registered(given: Elastic | None) -> Member:
     return Member.decode(record.encode())
 
 
-def test_restarts_and_place_stand_in_the_registration() -> None:
+def test_the_registration_holds_restarts_and_place() -> None:
     member = _registered(elastic(TORCHRUN))
     assert member.elastic == Elastic(restarts=1, max_restarts=3, group_rank=5)
 
 
 @pytest.mark.parametrize(("given", "kept"), [("job-7", "job-7"), ("none", ""), ("", ""), ("x" * 300, "x" * 128)])
-def test_the_id_of_a_torchrun_job_stands_in_the_registration_unless_it_is_no_id(given: str, kept: str) -> None:
+def test_the_registration_holds_a_valid_torchrun_job_id(given: str, kept: str) -> None:
     member = _registered(elastic({**TORCHRUN, "TORCHELASTIC_RUN_ID": given}))
     assert member.elastic is not None
     assert member.elastic.run_id == kept
@@ -38,7 +38,7 @@ def test_a_worker_without_torchrun_or_of_an_older_version_has_none() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "-1", "one", "1.5", "²", "9" * 5000, " 1"])
-def test_what_is_no_number_is_left_out(text: str) -> None:
+def test_variables_that_are_no_numbers_are_left_out(text: str) -> None:
     assert elastic({**TORCHRUN, "TORCHELASTIC_RESTART_COUNT": text}) is None
     told = elastic({**TORCHRUN, "GROUP_RANK": text})
     assert told == Elastic(restarts=1, max_restarts=3)

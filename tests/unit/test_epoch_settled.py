@@ -57,7 +57,7 @@ def is_settling(situation: Situation) -> bool:
 # -- nobody is passed over -----------------------------------------------------------------------------------------
 
 
-def test_an_emptied_etcd_is_not_settled_before_every_rank_has_said_what_it_holds() -> None:
+def test_an_emptied_etcd_is_not_settled_before_every_rank_has_reported() -> None:
     """Rank 1 has applied decision 2, of which rank 0 does not know: settled without rank 1, rank 0 would abort it."""
     first = trained(0, AFTER_ONE)
     held = {"a": Held(agreed=AFTER_ONE, plan=ONE), "b": Held(agreed=AFTER_TWO, plan=TWO)}
@@ -67,46 +67,46 @@ def test_an_emptied_etcd_is_not_settled_before_every_rank_has_said_what_it_holds
     assert (action.epoch.settled, action.agreed and action.agreed.digest) == (True, TWO.digest)
 
 
-def test_a_newcomer_that_registers_first_does_not_settle_it_for_those_who_train() -> None:
+def test_a_newcomer_that_registers_first_does_not_settle_the_epoch_for_training_ranks() -> None:
     first = registered(1, 30, node="b", epoch=1)
     assert not is_settling(now(first))
     assert is_settling(now(first, registered(0, 31, epoch=1)))
 
 
-def test_a_rank_that_was_brought_back_as_a_new_one_is_waited_for_until_it_is_registered_in_this_epoch() -> None:
+def test_the_epoch_waits_for_a_rank_restored_from_backup_to_register_again() -> None:
     """The backup is from before its first step: it may have trained since, and hold what the others do not know."""
     held = {"a": Held(agreed=AFTER_ONE, plan=ONE)}
     assert not is_settling(now(trained(0, AFTER_ONE), registered(1, 30, node="b"), held=held))
     assert is_settling(now(trained(0, AFTER_ONE), registered(1, 30, node="b", epoch=1), held=held))
 
 
-def test_no_view_is_formed_with_a_rank_that_may_have_been_brought_back_as_a_new_one() -> None:
+def test_no_view_includes_a_rank_whose_registration_a_backup_may_have_brought_back() -> None:
     settled = {"agreed": START, "epoch": EPOCH.model_copy(update={"settled": True})}
     first = registered(0, 30, epoch=1)
     assert not isinstance(next_action(now(first, registered(1, 31, node="b"), **settled)), FormView)
     assert isinstance(next_action(now(first, registered(1, 31, node="b", epoch=1), **settled)), FormView)
 
 
-def test_a_rank_that_died_is_waited_for_until_its_successor_comes() -> None:
+def test_the_epoch_waits_for_the_replacement_of_a_dead_rank() -> None:
     held = {"a": Held(agreed=AFTER_ONE, plan=ONE)}
     assert not is_settling(now(trained(0, AFTER_ONE), held=held))
     assert is_settling(now(trained(0, AFTER_ONE), registered(1, 60, node="b", epoch=1), held=held))
 
 
-def test_a_rank_that_has_left_is_not_waited_for() -> None:
+def test_a_rank_that_has_left_is_not_required() -> None:
     held = {"a": Held(agreed=AFTER_ONE, plan=ONE)}
     here = trained(0, AFTER_ONE, number=3)
     assert is_settling(now(here, held=held, left={"b": left(1, view=3)}))
     assert not is_settling(now(here, held=held, left={"b": left(1, view=2)})), "its successor may train since"
 
 
-def test_a_stranger_of_another_world_size_holds_nobody_up() -> None:
+def test_a_worker_of_another_world_size_delays_no_epoch() -> None:
     held = {"a": Held(agreed=AFTER_ONE, plan=ONE)}
     stranger = registered(5, 70, world_size=8, node="c")
     assert is_settling(now(trained(0, AFTER_ONE), trained(1, AFTER_ONE, node="b"), stranger, held=held))
 
 
-def test_who_waits_meanwhile_hears_which_ranks_are_missing() -> None:
+def test_waiting_workers_learn_which_ranks_are_missing() -> None:
     action = next_action(now(registered(1, 30, node="b")))
     assert action == AnnounceForming(Forming(world_size=2, missing="0"))
 
@@ -121,7 +121,7 @@ def committed(*here: RegisteredWorker, newest: Plan = TWO, **more: Any) -> Situa
     return now(*here, view=BOTH, agreed=AFTER_TWO, plan=newest, decision=COMMIT, epoch=SETTLED, **more)
 
 
-def test_who_has_said_that_a_plan_is_committed_owes_no_receipt_that_etcd_has_lost() -> None:
+def test_a_worker_that_reported_a_commit_owes_no_receipt_that_etcd_lost() -> None:
     both = trained(0, AFTER_TWO), trained(1, AFTER_TWO, node="b")
     assert is_settled(committed(*both))
     assert is_settled(committed(*both, newest=ONE)), "the record of the newest plan may be lost for good"
@@ -130,7 +130,7 @@ def test_who_has_said_that_a_plan_is_committed_owes_no_receipt_that_etcd_has_los
     assert (action.plan.number, action.plan.parent) == (3, TWO.digest)
 
 
-def test_what_was_said_before_the_epoch_or_of_an_earlier_plan_is_no_receipt() -> None:
+def test_a_report_from_an_earlier_epoch_or_plan_is_no_receipt() -> None:
     assert not is_settled(committed(trained(0, AFTER_TWO), trained(1, AFTER_ONE, node="b")))
     assert not is_settled(committed(trained(0, AFTER_TWO), trained(1, AFTER_TWO, epoch=0, node="b")))
     assert not is_settled(committed(trained(0, AFTER_TWO)))

@@ -17,7 +17,7 @@ def test_a_server_that_ran_out_of_time_may_have_applied_it(code: str, text: str)
 
 
 @pytest.mark.parametrize("code", ["CANCELLED", "INTERNAL"])
-def test_what_etcd_itself_never_says_leaves_open_what_became_of_the_request(code: str) -> None:
+def test_an_error_that_etcd_itself_never_returns_leaves_the_outcome_unknown(code: str) -> None:
     assert classify(code, "whatever a proxy says") is Kind.INTERRUPTED
 
 
@@ -37,7 +37,7 @@ def test_a_server_that_ran_out_of_time_gave_no_answer() -> None:
         "etcdserver: no leader",
     ],
 )
-def test_what_certainly_did_not_reach_the_cluster_may_be_repeated(text: str) -> None:
+def test_a_request_that_certainly_did_not_reach_the_cluster_may_be_repeated(text: str) -> None:
     assert classify("UNAVAILABLE", text) is Kind.UNSENT
 
 
@@ -48,7 +48,7 @@ def test_a_proposal_that_was_dropped_was_not_applied() -> None:
 @pytest.mark.parametrize(
     "text", ["etcdserver: request timed out", "etcdserver: leader changed", "etcdserver: server stopped", "EOF"]
 )
-def test_what_may_have_been_proposed_is_not_repeated(text: str) -> None:
+def test_a_request_that_may_have_been_proposed_is_not_repeated(text: str) -> None:
     assert classify("UNAVAILABLE", text) is Kind.INTERRUPTED
 
 
@@ -69,7 +69,7 @@ def test_the_reason_is_the_true_one(text: str, reason: str) -> None:
     assert short_reason("UNAVAILABLE", text) == reason
 
 
-def test_only_what_could_not_be_connected_is_resolved_again() -> None:
+def test_only_an_unreachable_endpoint_is_resolved_again() -> None:
     assert is_unreachable("failed to connect to all addresses; Connection refused")
     assert is_unreachable("errors resolving a:1: Domain name not found")
     assert not is_unreachable("etcdserver: too many requests")
@@ -100,7 +100,7 @@ def test_without_a_user_name_the_client_certificate_names_the_user() -> None:
     assert "the user that the CN of our client certificate names to write a/b" in str(denied)
 
 
-def test_all_that_a_transaction_needs_is_asked_for_once_writes_first() -> None:
+def test_each_permission_of_a_transaction_is_checked_once_writes_first() -> None:
     put = Op.put("a/b", "1")
     needs = needs_of(
         [Compare.absent("a/b"), Compare.absent("c/", prefix=True)], [put, put], [Op.delete("d/", prefix=True)]

@@ -27,7 +27,7 @@ def test_a_regular_file_of_ours_is_read(folder: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["../secret", "deep/../../secret", "/etc/passwd", "", ".", "deep//file", "a\0b", "x" * 9999]
 )
-def test_a_name_that_leads_elsewhere_is_refused(folder: Path, name: str) -> None:
+def test_a_name_that_leaves_the_folder_is_refused(folder: Path, name: str) -> None:
     with pytest.raises(OSError, match="points elsewhere"):
         open_file(folder, name, Owners(folder))
 
@@ -41,7 +41,7 @@ def test_a_name_that_leads_elsewhere_is_refused(folder: Path, name: str) -> None
         (Path.mkdir, "not a regular file"),
     ],
 )
-def test_what_is_no_regular_file_is_refused_without_waiting_for_it(
+def test_a_file_that_is_not_regular_is_refused_without_blocking(
     folder: Path, plant: Callable[[Path], object], told: str
 ) -> None:
     plant(folder / "odd")
@@ -49,7 +49,7 @@ def test_what_is_no_regular_file_is_refused_without_waiting_for_it(
         open_file(folder, "odd", Owners(folder))
 
 
-def test_a_link_on_the_way_is_refused(folder: Path) -> None:
+def test_a_link_in_the_path_is_refused(folder: Path) -> None:
     (folder / "way").symlink_to("deep")
     with pytest.raises(OSError, match="symbolic link"):
         open_file(folder, "way/file", Owners(folder))

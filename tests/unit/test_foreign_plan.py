@@ -43,7 +43,7 @@ def test_a_plan_that_does_not_follow_from_the_decision_held_is_refused() -> None
     assert isinstance(agreement.hear_plan(told(plan(2, first.digest, 0.3)), 9)[0], PlanArmed)
 
 
-def test_another_plan_under_the_number_of_the_one_promised_is_refused_and_its_decision_is_not_the_ones() -> None:
+def test_another_plan_with_the_promised_number_is_refused_and_its_decision_ignored() -> None:
     agreement, first, other = worker(), plan(1, START.digest, 0.2), plan(1, START.digest, 0.3)
     agreement.hear_plan(told(first, START), 2)
     assert isinstance(agreement.hear_plan(told(other, START), 3)[0], PlanForeign)
@@ -66,7 +66,7 @@ def test_a_worker_that_waits_at_the_gate_of_a_plan_it_refused_asks_about_that_pl
     assert agreement.at_gate(2, 9).digest == refused.digest
 
 
-def test_a_plan_is_agreed_where_both_its_number_and_its_digest_are() -> None:
+def test_a_plan_is_agreed_if_both_its_number_and_its_digest_match() -> None:
     first = plan(1, START.digest, 0.2)
     found = StoredPlan(plan(2, first.digest, 0.3), None, after(START, first), None)
     assert verdict(Promised(1, first.digest, 0), found) == Decision(commit=True, by="leader")

@@ -17,14 +17,14 @@ def promised(gate_step: int = 10) -> Gate:
     return gate
 
 
-def test_without_a_promise_no_step_needs_a_look() -> None:
+def test_without_a_promise_no_step_checks_the_gate() -> None:
     gate = Gate()
     assert gate.next_gate == NEVER
     assert gate.undecided is None
     assert gate.at(10**9) is None
 
 
-def test_a_plan_heard_before_its_gate_is_promised() -> None:
+def test_a_plan_received_before_its_gate_is_promised() -> None:
     gate = promised()
     assert gate.next_gate == 10
     assert gate.undecided == 1
@@ -34,7 +34,7 @@ def test_the_gate_may_be_the_very_step_that_is_about_to_run() -> None:
     assert Gate().hear_plan(1, 10, LR, next_step=10) is PromiseAnswer.ARMED
 
 
-def test_a_plan_heard_after_its_gate_is_late_and_promises_nothing() -> None:
+def test_a_plan_received_after_its_gate_is_late_and_not_promised() -> None:
     gate = Gate()
     assert gate.hear_plan(1, 10, LR, next_step=11) is PromiseAnswer.LATE
     assert gate.next_gate == NEVER
@@ -57,7 +57,7 @@ def test_a_commit_is_applied_at_the_gate_and_once() -> None:
     assert gate.next_gate == NEVER
 
 
-def test_an_abort_frees_from_the_promise() -> None:
+def test_an_abort_ends_the_promise() -> None:
     gate = promised()
     gate.hear_decision(1, commit=False)
     assert gate.at(10) is None
@@ -80,12 +80,12 @@ def test_after_an_abort_the_next_plan_is_promised_at_once() -> None:
     assert gate.hear_plan(2, 20, CLIP, next_step=6) is PromiseAnswer.ARMED
 
 
-def test_a_plan_told_again_is_armed_still() -> None:
+def test_a_repeated_plan_is_still_promised() -> None:
     gate = promised()
     assert gate.hear_plan(1, 10, LR, next_step=9) is PromiseAnswer.ARMED
 
 
-def test_a_plan_told_again_after_its_decision_is_known() -> None:
+def test_a_plan_repeated_after_its_decision_is_known() -> None:
     gate = promised()
     gate.hear_decision(1, commit=True)
     assert gate.hear_plan(1, 10, LR, next_step=6) is PromiseAnswer.KNOWN
@@ -106,7 +106,7 @@ def test_the_decision_of_a_plan_never_promised_changes_nothing() -> None:
     assert gate.undecided == 1
 
 
-def test_a_decision_heard_twice_is_heard_once() -> None:
+def test_a_repeated_decision_is_ignored() -> None:
     gate = promised()
     gate.hear_decision(1, commit=True)
     gate.hear_decision(1, commit=True)
@@ -143,7 +143,7 @@ EVENTS = st.lists(
 
 
 @given(EVENTS)
-def test_whatever_is_heard_no_step_passes_a_promise_before_its_decision(
+def test_no_step_passes_a_promised_gate_before_the_decision(
     events: list[tuple[str, int, int]],
 ) -> None:
     """Plans and decisions in any order, repeated, forgotten; one decision and one gate a plan."""

@@ -28,7 +28,7 @@ def test_before_a_signal_there_is_no_deadline(clock: Clock) -> None:
     assert notice.left_s == math.inf
 
 
-def test_the_time_for_a_save_and_a_half_is_kept_free(clock: Clock) -> None:
+def test_time_for_one_and_a_half_saves_is_reserved(clock: Clock) -> None:
     notice = GraceBudget(30, clock)
     notice.saw_save("1-1", 4.0)
     notice.take()
@@ -53,7 +53,7 @@ def test_the_longest_of_the_last_saves_counts(clock: Clock) -> None:
     assert not notice.saw_save("5-1", 70.0), "seen already"
 
 
-def test_a_save_longer_than_the_grace_is_told_with_the_cure(clock: Clock) -> None:
+def test_a_save_longer_than_the_grace_period_is_reported_with_the_fix(clock: Clock) -> None:
     notice = GraceBudget(30, clock)
     notice.saw_save("1-1", 40.0)
     assert notice.shortage is not None
@@ -64,7 +64,7 @@ def test_a_save_longer_than_the_grace_is_told_with_the_cure(clock: Clock) -> Non
     assert enough.shortage is None
 
 
-def test_however_long_a_save_takes_the_run_is_given_a_quarter_of_the_grace_to_agree(clock: Clock) -> None:
+def test_agreement_gets_a_quarter_of_the_grace_period_however_long_a_save_takes(clock: Clock) -> None:
     """The rank that saves may be on another node, where nobody is in a hurry."""
     notice = GraceBudget(30, clock)
     notice.saw_save("1-1", 400.0)

@@ -50,7 +50,7 @@ def ended(pid: int) -> None:
         ("import os, signal; os.kill(os.getpid(), signal.SIGRTMIN + 3)", "killed by signal 37"),
     ],
 )
-def test_how_a_process_ended_is_known_while_its_parent_has_not_asked(code: str, how: str) -> None:
+def test_the_end_of_a_zombie_process_is_known(code: str, how: str) -> None:
     with watched(code) as (process, pidfd):
         ended(process.pid)
         assert how_it_ended(process.pid, pidfd) == how
@@ -60,7 +60,7 @@ def test_how_a_process_ended_is_known_while_its_parent_has_not_asked(code: str, 
         assert how_it_ended(process.pid, -1) is None
 
 
-def test_nothing_is_told_of_one_that_lives() -> None:
+def test_a_living_process_has_no_end() -> None:
     with watched("input()") as (process, pidfd):
         assert how_it_ended(process.pid, pidfd) is None
         process.send_signal(signal.SIGKILL)
@@ -81,7 +81,7 @@ def worker() -> LocalWorker:
     return LocalWorker(member, Schema(None), connection, view=2)
 
 
-def test_an_exception_is_told_by_its_name_and_its_text_on_one_line() -> None:
+def test_an_exception_is_one_line_with_its_name_and_text() -> None:
     told = failures.of_exception(worker(), left(RuntimeError("CUDA\x1b[31m out\n of   memory" + "x" * 500)))
     assert (told.rank, told.view, told.cause) == (3, 2, "RuntimeError")
     assert told.text is not None
@@ -89,7 +89,7 @@ def test_an_exception_is_told_by_its_name_and_its_text_on_one_line() -> None:
     assert len(told.text) <= 200
 
 
-def test_an_exception_that_cannot_be_told_is_told_all_the_same() -> None:
+def test_an_exception_without_a_usable_text_is_described_too() -> None:
     class Mute(Exception):
         def __str__(self) -> str:
             raise ValueError("no words")
@@ -98,11 +98,11 @@ def test_an_exception_that_cannot_be_told_is_told_all_the_same() -> None:
     assert (told.cause, told.text) == ("Mute", "(its text cannot be read: ValueError)")
 
 
-def test_one_that_left_early_without_saying_why_is_told_so() -> None:
+def test_an_early_exit_without_a_reason_is_described() -> None:
     assert failures.of_exception(worker(), left(None)).cause == "left early"
 
 
-def test_a_death_is_told_as_far_as_it_is_known() -> None:
+def test_a_death_is_described_as_far_as_it_is_known() -> None:
     assert failures.of_death(worker(), "killed by signal 9 (SIGKILL)").cause == "killed by signal 9 (SIGKILL)"
     assert failures.of_death(worker(), None).cause == "ended without reporting a reason"
     assert "with instep.join" in (failures.of_death(worker(), "ended with exit code 0").text or "")

@@ -100,14 +100,14 @@ class Together(Hyperparameters):
         return self
 
 
-def test_a_validator_written_in_python_is_heard() -> None:
+def test_a_python_validator_is_applied() -> None:
     assert Codec(Even).decode({"batch": 4}).batch == 4
     with pytest.raises(ConfigError, match="must be even") as refusal:
         Codec(Even).decode({"batch": 3})
     assert refusal.value.problems.keys() == {"batch"}
 
 
-def test_a_validator_over_several_fields_is_heard() -> None:
+def test_a_validator_over_several_fields_is_applied() -> None:
     with pytest.raises(ConfigError, match="longer than the whole") as refusal:
         Codec(Together).decode({"warmup": 200, "total": 100})
     assert refusal.value.problems
@@ -147,9 +147,7 @@ def declared(annotation: Any, default: Any = ...) -> type[Hyperparameters]:
     ],
     ids=lambda part: None,
 )
-def test_what_no_key_could_hold_is_refused_before_anything_is_contacted(
-    annotation: Any, default: Any, why: str
-) -> None:
+def test_a_value_that_no_key_can_hold_is_refused_before_any_connection(annotation: Any, default: Any, why: str) -> None:
     with pytest.raises(SettingsError, match=why) as refusal:
         Codec(declared(annotation, default))
     assert "Declared.x" in str(refusal.value)
@@ -176,12 +174,12 @@ def test_a_name_that_cannot_be_part_of_a_key_is_refused() -> None:
 
 
 @pytest.mark.parametrize("model", [Hyper(), dict, {"lr": 0.1}, "Hyper", 5, float])
-def test_what_is_no_class_of_hyperparameters_is_refused(model: object) -> None:
+def test_a_schema_that_is_no_hyperparameters_class_is_refused(model: object) -> None:
     with pytest.raises(SettingsError, match=r"subclass of instep\.Hyperparameters"):
         Codec(model)
 
 
-def test_join_refuses_such_a_class_before_anything_is_contacted() -> None:
+def test_join_refuses_such_a_class_before_any_connection() -> None:
     with pytest.raises(SettingsError, match="has no default"):
         instep.join("gpt", declared(float), etcd="http://127.0.0.1:1")
 
@@ -226,7 +224,7 @@ def refused(*groups: tuple[int, dict[str, Any]], base: dict[str, Any] = DEFAULTS
     return dict(Codec(Ordered).refusals(values, base, groups))
 
 
-def test_values_that_fit_together_are_all_taken_whatever_their_order() -> None:
+def test_values_that_fit_together_are_all_accepted_in_any_order() -> None:
     assert refused((5, {"low": 7.0}), (6, {"high": 9.0}), (7, {"seed": 4})) == {}
 
 
@@ -235,11 +233,11 @@ def test_only_what_the_validators_refuse_is_left_out_with_its_reason() -> None:
     assert refused((5, {"low": 7.0}), (6, {"seed": 3})) == {5: {"low": "value error, low must be below high"}}
 
 
-def test_a_value_that_needs_another_one_written_later_is_taken_with_it() -> None:
+def test_a_value_that_needs_a_later_one_is_accepted_with_it() -> None:
     assert refused((5, {"low": 7.0}), (6, {"high": 9.0}), (7, {"seed": 13})).keys() == {7}
 
 
-def test_what_was_written_together_is_left_out_together() -> None:
+def test_values_written_together_are_left_out_together() -> None:
     assert refused((5, {"seed": 13, "high": 9.0})).keys() == {5}
 
 
@@ -264,7 +262,7 @@ def test_a_name_that_is_not_set_is_an_attribute_error_that_names_those_that_are(
         FreeConfig({})["lr"]
 
 
-def test_a_free_config_does_not_change_with_what_it_was_made_from() -> None:
+def test_a_free_config_is_a_copy() -> None:
     values: dict[str, Any] = {"lr": 0.5}
     config = FreeConfig(values)
     values["lr"] = 1.0
@@ -276,7 +274,7 @@ def test_a_free_config_can_be_copied_and_pickled() -> None:
     assert dict(copy.deepcopy(config)) == dict(pickle.loads(pickle.dumps(config))) == {"lr": 0.5}
 
 
-def test_that_the_script_is_preferred_is_part_of_the_schema_that_ranks_compare() -> None:
+def test_the_schema_that_ranks_compare_holds_the_preference() -> None:
     class Own(Hyperparameters):
         lr: float = 0.004
 
@@ -294,9 +292,7 @@ def test_that_the_script_is_preferred_is_part_of_the_schema_that_ranks_compare()
         (Hyperparameters, {"prefer": "script", "replay": "a.json"}, "exclude each other"),
     ],
 )
-def test_a_preference_that_makes_no_sense_is_refused_before_anything_is_contacted(
-    schema: Any, more: dict[str, str], said: str
-) -> None:
+def test_an_unknown_preference_is_refused_before_any_connection(schema: Any, more: dict[str, str], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         join("gpt-a", schema, rank=0, world_size=1, **more)  # type: ignore[call-overload]
 

@@ -49,7 +49,7 @@ def now(**more: Any) -> Situation:
     return Situation(**{**calm, **more})
 
 
-def test_when_all_is_as_it_should_be_nothing_is_done() -> None:
+def test_a_settled_run_needs_no_action() -> None:
     assert next_action(now()) is None
 
 
@@ -103,7 +103,7 @@ def test_a_view_does_not_form_before_its_schema_is_there() -> None:
     assert next_action(now(view=None, agreed=None, schemas={})) is None
 
 
-def test_while_workers_go_on_a_newcomer_gets_what_is_agreed_and_not_what_is_desired() -> None:
+def test_beside_continuing_workers_a_newcomer_gets_the_agreed_values() -> None:
     held = agreed({**DEFAULTS, "lr": 0.5}, plan=3, gate=30, previous=DEFAULTS)
     action = next_action(
         now(
@@ -144,7 +144,7 @@ def test_forming_a_view_aborts_the_plan_that_was_open() -> None:
     assert action.abort_plan is None
 
 
-def test_a_run_that_starts_anew_goes_on_counting_its_plans() -> None:
+def test_plan_numbers_continue_after_a_fresh_start() -> None:
     anew = (registered(0, 20), registered(1, 21))
     action = next_action(now(registered=anew, plan=plan(7), decision=COMMIT, desired=desired(lr=("0.5", 7))))
     assert isinstance(action, FormView)
@@ -153,14 +153,14 @@ def test_a_run_that_starts_anew_goes_on_counting_its_plans() -> None:
     assert action.agreed.values == {**DEFAULTS, "lr": 0.5}
 
 
-def test_those_who_wait_are_told_who_is_missing_once() -> None:
+def test_missing_ranks_are_announced_once() -> None:
     one = (registered(2, 12, world_size=4),)
     news = Forming(world_size=4, missing="0-1,3")
     assert next_action(now(view=None, registered=one)) == AnnounceForming(news)
     assert next_action(now(view=None, registered=one, forming=news)) is None
 
 
-def test_only_those_who_have_disagreed_for_long_are_refused() -> None:
+def test_only_workers_that_have_disagreed_for_long_are_refused() -> None:
     stranger = registered(0, 12, world_size=8)
     crowd = (*BOTH, stranger)
     assert not isinstance(next_action(now(registered=crowd)), RefuseWorkers)
@@ -170,7 +170,7 @@ def test_only_those_who_have_disagreed_for_long_are_refused() -> None:
     assert "world size is 8" in action.refused[0].reason
 
 
-def test_who_no_longer_disagrees_is_not_refused() -> None:
+def test_a_worker_that_no_longer_disagrees_is_not_refused() -> None:
     assert next_action(now(long_mismatched=frozenset({WorkerId(0, incarnation(10))}))) is None
 
 
@@ -203,7 +203,7 @@ def test_a_plan_of_another_view_is_aborted_even_with_all_acks() -> None:
     assert action.decision == Decision(commit=False, reason="the view changed")
 
 
-def test_a_plan_that_nobody_decides_is_aborted_in_the_end() -> None:
+def test_an_undecided_plan_is_aborted_after_a_time() -> None:
     assert next_action(now(plan=plan(), plan_age_s=PLAN_TIMEOUT_S)) is None
     action = next_action(now(plan=plan(), plan_age_s=PLAN_TIMEOUT_S + 1))
     assert isinstance(action, AbortPlan)
@@ -279,7 +279,7 @@ def test_no_plan_is_opened_while_one_is_not_settled() -> None:
     ],
     ids=["nobody has begun", "a rank is missing", "no view", "nothing agreed"],
 )
-def test_a_change_waits_while_there_is_nobody_to_agree_with(more: dict[str, Any]) -> None:
+def test_a_change_waits_while_no_worker_trains(more: dict[str, Any]) -> None:
     assert next_action(now(desired=desired(lr=("0.5", 7)), **more)) is None
 
 
@@ -305,7 +305,7 @@ def test_an_aborted_change_is_planned_again() -> None:
     assert (action.plan.number, action.plan.values) == (4, {"lr": 0.5})
 
 
-def test_a_value_that_does_not_validate_is_rejected_with_the_name_of_who_asked() -> None:
+def test_an_invalid_value_is_rejected_with_the_name_of_its_author() -> None:
     change = Change(id="c1", names=("lr",), author="ann", reason="hot")
     action = next_action(now(desired=desired(lr=("50", 7)), changes={7: change}))
     assert isinstance(action, RejectValues)
@@ -313,7 +313,7 @@ def test_a_value_that_does_not_validate_is_rejected_with_the_name_of_who_asked()
     assert (item.name, item.value, item.author, item.why, item.change_id) == ("lr", "50", "ann", "hot", "c1")
 
 
-def test_what_a_worker_refused_is_rejected_and_not_planned_again() -> None:
+def test_a_value_that_a_worker_refused_is_rejected_and_not_planned_again() -> None:
     refusal = Decision(commit=False, refused={"lr": "not with adam"})
     wish = desired(lr=("0.5", 7), clip=("2.0", 7))
     action = next_action(now(desired=wish, plan=plan(revision=7, lr=0.5, clip=2.0), decision=refusal))
@@ -324,14 +324,14 @@ def test_what_a_worker_refused_is_rejected_and_not_planned_again() -> None:
     assert next_action(after) is None
 
 
-def test_what_was_written_again_since_a_worker_refused_it_is_planned() -> None:
+def test_a_refused_value_that_is_written_again_is_planned() -> None:
     refusal = Decision(commit=False, refused={"lr": "not with adam"})
     action = next_action(now(desired=desired(lr=("0.25", 9)), plan=plan(revision=7), decision=refusal))
     assert isinstance(action, OpenPlan)
     assert action.plan.values == {"lr": 0.25}
 
 
-def test_rejections_and_changes_that_are_done_with_are_tidied() -> None:
+def test_finished_rejections_and_changes_are_deleted() -> None:
     action = next_action(
         now(
             desired=desired(lr=("0.1", 9)),
@@ -381,7 +381,7 @@ LEFT = st.dictionaries(
 @given(
     acked=ACKS, gone=LEFT, age_s=st.sampled_from([0.0, 1e4]), there=st.sets(st.sampled_from(BOTH)), of=st.integers(1, 2)
 )
-def test_a_commit_always_has_the_acks_of_all_who_run_and_a_gate_that_nobody_has_passed(
+def test_a_commit_has_the_acks_of_all_running_nodes_and_a_gate_that_no_rank_has_passed(
     acked: frozenset[str], gone: dict[str, Any], age_s: float, there: set[Any], of: int
 ) -> None:
     open_plan = plan(view=of)
@@ -408,7 +408,7 @@ def test_a_plan_that_was_committed_is_not_aborted_because_its_decision_was_delet
     assert next_action(now(plan=plan(3), acked=frozenset({"a", "b"}), agreed=committed, open=False)) is None
 
 
-def test_no_view_is_formed_of_workers_that_have_trained_with_nobody_knows_which_values() -> None:
+def test_no_view_is_formed_of_workers_that_trained_with_unknown_values() -> None:
     """The desired values may be others than those that the ones which train hold."""
     there = tuple(replace(item, member=item.member.model_copy(update={"view": 3})) for item in BOTH)
     action = next_action(now(view=None, agreed=None, registered=there))
@@ -423,7 +423,7 @@ def _trains(item: RegisteredWorker, epoch: int = 1) -> RegisteredWorker:
     return replace(item, member=item.member.model_copy(update={"view": 1, "head": head, "epoch": epoch}))
 
 
-def test_a_view_that_starts_with_less_than_is_agreed_is_not_entered() -> None:
+def test_a_view_that_starts_with_outdated_values_is_not_entered() -> None:
     """Its newcomers could not begin, and no other view would be formed."""
     start = replace(TWO.start, digest="old")
     waits = TWO.model_copy(update={"start": start, "staying": "0"})
@@ -432,7 +432,7 @@ def test_a_view_that_starts_with_less_than_is_agreed_is_not_entered() -> None:
     assert not isinstance(next_action(now(**news, agreed=replace(agreed(), digest="new"))), MarkEntered)
 
 
-def test_nothing_is_planned_where_a_rank_has_left_after_the_pause() -> None:
+def test_nothing_is_planned_if_a_rank_left_after_the_pause() -> None:
     """No gate suits: the plan would be aborted at once, and made again without end."""
     paused = replace(agreed(), course=Directive(paused_at=8))
     order: dict[str, Any] = {"agreed": paused, "desired": desired(lr=("0.5", 7))}

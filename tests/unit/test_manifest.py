@@ -42,26 +42,26 @@ def test_all_files_are_listed_with_their_sizes_and_found_whole(folder: Path) -> 
         (lambda folder: folder.rename(folder.with_name("elsewhere")), "is missing, or cannot be seen from this host"),
     ],
 )
-def test_what_has_happened_to_it_is_told(folder: Path, damage: Callable[[Path], object], told: str) -> None:
+def test_each_damage_is_described(folder: Path, damage: Callable[[Path], object], told: str) -> None:
     sums = write_manifest(folder)
     damage(folder)
     assert told in (verify_manifest(folder, sums.digest) or "")
 
 
-def test_a_file_that_came_later_is_nobodys_concern(folder: Path) -> None:
+def test_a_file_that_was_added_later_is_ignored(folder: Path) -> None:
     sums = write_manifest(folder)
     (folder / "notes").write_text("the good one")
     assert verify_manifest(folder, sums.digest) is None
 
 
-def test_several_ranks_look_at_all_of_it_together(folder: Path) -> None:
+def test_several_ranks_check_all_files_together(folder: Path) -> None:
     sums = write_manifest(folder)
     (folder / "deep" / "b").write_text("damaged")
     found = [verify_manifest(folder, sums.digest, only=lambda number, _, r=rank: number % 2 == r) for rank in (0, 1)]
     assert [problem is None for problem in found] == [True, False]
 
 
-def test_sums_that_are_known_are_taken_unless_the_size_is_another(folder: Path) -> None:
+def test_known_checksums_are_reused_unless_the_size_differs(folder: Path) -> None:
     """Who wrote the file has read it; a folder of the same name on another host is found out."""
     plain = write_manifest(folder)
     known = {"a": sum_file(folder / "a", sync=False)}
@@ -71,7 +71,7 @@ def test_sums_that_are_known_are_taken_unless_the_size_is_another(folder: Path) 
 
 
 @pytest.mark.parametrize("kind", ["pipe", "link to a directory", "link to nothing"])
-def test_what_is_no_file_is_refused(folder: Path, kind: str) -> None:
+def test_a_path_that_is_no_file_is_refused(folder: Path, kind: str) -> None:
     if kind == "pipe":
         os.mkfifo(folder / "odd")
     else:
@@ -80,6 +80,6 @@ def test_what_is_no_file_is_refused(folder: Path, kind: str) -> None:
         write_manifest(folder)
 
 
-def test_names_that_are_no_text_are_listed_too(folder: Path) -> None:
+def test_names_that_are_not_unicode_are_listed_too(folder: Path) -> None:
     (folder / os.fsdecode(b"\xff")).write_text("x")
     assert verify_manifest(folder, write_manifest(folder).digest) is None

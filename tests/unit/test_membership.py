@@ -44,7 +44,7 @@ def test_a_view_forms_when_every_rank_is_there() -> None:
     assert group.incarnations() == {0: incarnation(10), 1: incarnation(11)}
 
 
-def test_a_view_stands_as_long_as_its_own_workers_are_the_latest() -> None:
+def test_a_view_is_kept_while_its_workers_are_the_latest() -> None:
     assert next_group(TWO, [registered(0, 10), registered(1, 11)]) is None
 
 
@@ -71,7 +71,7 @@ def test_a_rank_that_trains_is_not_evicted_by_a_second_start_of_the_same_script(
     assert "is process 1011 on host-a" in reasons[WorkerId(1, incarnation(12))]
 
 
-def test_a_rank_that_trains_is_evicted_by_one_that_was_told_to_take_over() -> None:
+def test_a_training_rank_is_evicted_by_a_join_with_take_over() -> None:
     told = changed(registered(1, 12), take_over=True)
     group = next_group(TWO, [registered(0, 10), registered(1, 11), told])
     assert group is not None
@@ -82,7 +82,7 @@ def test_a_rank_that_trains_is_evicted_by_one_that_was_told_to_take_over() -> No
 @pytest.mark.parametrize(
     ("former", "later", "evicts"), [("job-7", "job-7", True), ("job-7", "job-8", False), ("", "", False)]
 )
-def test_a_new_round_of_one_torchrun_job_evicts_what_is_left_of_the_round_before(
+def test_a_new_round_of_a_torchrun_job_evicts_workers_of_the_round_before(
     former: str, later: str, evicts: bool
 ) -> None:
     """Workers of a torchrun that was killed live on, and the others of the job form a round without it. The restart
@@ -98,15 +98,15 @@ def test_a_rank_whose_process_or_node_is_gone_is_replaced_by_any_process() -> No
     assert group.incarnations()[1] == incarnation(12)
 
 
-def test_a_member_that_registers_again_on_a_new_lease_keeps_its_rank_before_one_that_came_meanwhile() -> None:
+def test_a_member_that_registers_on_a_new_lease_keeps_its_rank_over_a_newcomer() -> None:
     assert next_group(TWO, [registered(0, 10), registered(1, 12), registered(1, 20, number=11)]) is None
 
 
-def test_a_rank_beyond_the_world_does_not_stop_the_leader() -> None:
+def test_a_rank_outside_the_world_size_does_not_stop_the_leader() -> None:
     assert mismatched(TWO, [registered(0, 10), registered(1, 11), registered(7, 12)]) == {}
 
 
-def test_the_order_in_which_registrations_are_listed_means_nothing() -> None:
+def test_the_order_of_the_listing_does_not_matter() -> None:
     arrived = [registered(0, 10), registered(1, 12), registered(1, 11)]
     found = {str(sorted(next_group(None, order).incarnations().items())) for order in (arrived, arrived[::-1])}  # type: ignore[union-attr]
     assert len(found) == 1
@@ -124,30 +124,30 @@ def test_a_rank_that_left_is_not_missing() -> None:
     assert missing_ranks(TWO, [registered(0, 10)], {"b": left(1, view=7)}) == (1,)
 
 
-def test_those_who_disagree_do_not_keep_the_others_from_forming() -> None:
+def test_workers_that_disagree_do_not_block_the_others() -> None:
     crowd = [registered(0, 10), registered(1, 11), registered(0, 12, digest="other"), registered(3, 13, world_size=8)]
     group = next_group(None, crowd)
     assert group is not None
     assert group.incarnations() == {0: incarnation(10), 1: incarnation(11)}
 
 
-def test_a_rank_beyond_its_own_world_is_in_no_group() -> None:
+def test_a_rank_outside_its_own_world_size_is_in_no_group() -> None:
     assert groups([registered(2, 10, world_size=2)]) == ()
 
 
-def test_of_two_complete_groups_the_one_with_the_newest_arrival_forms() -> None:
+def test_the_complete_group_with_the_newest_arrival_forms_the_view() -> None:
     crowd = [registered(0, 12), registered(1, 13), *(registered(rank, 20 + rank, world_size=3) for rank in range(3))]
     group = next_group(TWO, crowd)
     assert group is not None
     assert group.world_size == 3
 
 
-def test_while_a_worker_of_the_view_lives_no_group_of_another_size_takes_its_place() -> None:
+def test_a_group_of_another_size_does_not_replace_a_view_with_a_living_worker() -> None:
     """A script started without torchrun, under the name of a run that trains, is complete with one rank."""
     assert next_group(TWO, [registered(0, 10), registered(1, 11), registered(0, 20, world_size=1)]) is None
 
 
-def test_one_that_trained_before_and_lost_its_place_cannot_take_it_back() -> None:
+def test_a_replaced_worker_cannot_take_its_rank_back() -> None:
     ghost = registered(0, 5)
     ghost = RegisteredWorker(ghost.member.model_copy(update={"view": 1}), 99)
     later = TWO.model_copy(update={"number": 2})
@@ -155,7 +155,7 @@ def test_one_that_trained_before_and_lost_its_place_cannot_take_it_back() -> Non
     assert {item.member.incarnation for item in kept} == {incarnation(10), incarnation(11)}
 
 
-def test_one_that_trained_in_another_view_of_this_number_has_the_next_view_formed() -> None:
+def test_a_worker_from_another_view_of_this_number_causes_the_next_view() -> None:
     """etcd was emptied, and the run began again without it: only a view of a higher number tells it so."""
     other = registered(0, 5)
     other = RegisteredWorker(other.member.model_copy(update={"view": TWO.number}), 5)
@@ -167,7 +167,7 @@ def test_one_that_trained_in_another_view_of_this_number_has_the_next_view_forme
     assert next_group(TWO.model_copy(update={"number": 2}), items) is None
 
 
-def test_workers_that_have_trained_are_no_fresh_start_even_when_the_view_was_deleted() -> None:
+def test_workers_that_have_trained_do_not_start_fresh_even_if_the_view_was_deleted() -> None:
     trained = RegisteredWorker(registered(0, 10).member.model_copy(update={"view": 3}), 1)
     group = next_group(None, [trained, registered(1, 11)])
     assert group is not None
@@ -177,7 +177,7 @@ def test_workers_that_have_trained_are_no_fresh_start_even_when_the_view_was_del
 # -- mismatched ----------------------------------------------------------------------------------------------------
 
 
-def test_who_disagrees_with_a_living_view_is_told_so_and_the_view_is_not() -> None:
+def test_a_worker_that_disagrees_with_a_living_view_is_refused_and_the_view_is_not() -> None:
     crowd = [registered(0, 10), registered(1, 11), registered(0, 12, world_size=4)]
     reasons = mismatched(TWO, crowd)
     assert reasons.keys() == {WorkerId(0, incarnation(12))}
@@ -189,19 +189,19 @@ def test_other_hyperparameters_are_a_disagreement_too() -> None:
     assert "other hyperparameters" in reasons[WorkerId(0, incarnation(12))]
 
 
-def test_without_a_view_the_largest_group_is_the_rest_and_of_equals_the_older() -> None:
+def test_without_a_view_the_largest_group_counts_and_of_equals_the_older() -> None:
     equals = [registered(0, 10, world_size=4), registered(0, 11, world_size=3)]
     assert mismatched(None, equals).keys() == {WorkerId(0, incarnation(11))}
     larger = [*equals, registered(1, 12, world_size=3)]
     assert mismatched(None, larger).keys() == {WorkerId(0, incarnation(10))}
 
 
-def test_a_view_whose_workers_are_all_gone_speaks_for_nobody() -> None:
+def test_a_view_whose_workers_are_all_gone_does_not_count() -> None:
     crowd = [registered(rank, 20 + rank, world_size=3) for rank in range(3)]
     assert mismatched(TWO, crowd) == {}
 
 
-def test_nobody_is_a_stranger_in_an_empty_house() -> None:
+def test_without_other_workers_no_worker_is_mismatched() -> None:
     assert mismatched(None, []) == {}
     assert mismatched(TWO, []) == {}
 
@@ -209,7 +209,7 @@ def test_nobody_is_a_stranger_in_an_empty_house() -> None:
 # -- views ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_view_is_fresh_only_when_no_worker_goes_on() -> None:
+def test_a_view_is_fresh_only_if_no_worker_stays() -> None:
     goes_on = next_group(TWO, [registered(0, 10), registered(1, 12)])
     anew = next_group(TWO, [registered(0, 20), registered(1, 21)])
     assert goes_on is not None
@@ -248,7 +248,7 @@ def test_the_last_step_left_is_the_highest_of_this_view() -> None:
 
 
 @given(CROWD, st.randoms(use_true_random=False))
-def test_whoever_forms_a_view_is_the_latest_of_its_rank(crowd: list[RegisteredWorker], chance: random.Random) -> None:
+def test_each_worker_of_a_view_is_the_latest_of_its_rank(crowd: list[RegisteredWorker], chance: random.Random) -> None:
     group = next_group(None, crowd)
     shuffled = list(crowd)
     chance.shuffle(shuffled)
@@ -267,7 +267,7 @@ def test_whoever_forms_a_view_is_the_latest_of_its_rank(crowd: list[RegisteredWo
 
 
 @given(CROWD)
-def test_there_is_always_somebody_who_is_no_stranger(crowd: list[RegisteredWorker]) -> None:
+def test_at_least_one_worker_is_never_mismatched(crowd: list[RegisteredWorker]) -> None:
     usable = {item.member.worker for item in crowd if item.member.rank < item.member.world_size}
     assert not usable or usable - mismatched(None, crowd).keys()
 

@@ -17,11 +17,11 @@ def writes(cadence: Cadence, seconds: range, *, world_size: int = 8, urgent: boo
     return found
 
 
-def test_a_run_that_only_steps_writes_a_tenth_as_often() -> None:
+def test_an_idle_run_writes_metrics_a_tenth_as_often() -> None:
     assert len(writes(Cadence(), range(DAY_S))) <= DAY_S / IDLE_INTERVAL_S
 
 
-def test_after_something_has_happened_figures_come_each_second_for_a_while() -> None:
+def test_after_an_event_metrics_are_written_each_second_for_a_while() -> None:
     cadence = Cadence()
     writes(cadence, range(100))
     cadence.run_changed(100)
@@ -30,14 +30,14 @@ def test_after_something_has_happened_figures_come_each_second_for_a_while() -> 
     assert len(found) < BUSY_S + 100 / IDLE_INTERVAL_S
 
 
-def test_what_is_new_is_written_at_once() -> None:
+def test_new_metrics_are_written_at_once() -> None:
     cadence = Cadence()
     writes(cadence, range(101))
     assert writes(cadence, range(101, 102)) == []
     assert writes(cadence, range(101, 102), urgent=True) == [101]
 
 
-def test_a_large_run_writes_no_faster_for_that() -> None:
+def test_a_large_run_writes_no_more_often() -> None:
     cadence = Cadence()
     cadence.run_changed(0)
     assert len(writes(cadence, range(60), world_size=10_000)) == 3

@@ -24,7 +24,7 @@ BAD = ["", "a/b", "../x", ".", "..", ".hidden", "-x", "_x", "a b", "a\n", "\x00"
 
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("name", ["a", "gpt-a", "lr", "adam.beta_1", "0", "A-b_c.d", "x" * MAX_LENGTH])
-def test_a_plain_name_is_taken(check: Callable[[object], str], name: str) -> None:
+def test_a_plain_name_is_accepted(check: Callable[[object], str], name: str) -> None:
     assert check(name) == name
     assert is_hyperparameter_name(name)
 
@@ -42,7 +42,7 @@ def test_a_name_that_could_not_be_part_of_a_key_is_refused_with_the_rule(
 
 @pytest.mark.parametrize("check", [*CHECKS, check_namespace])
 @pytest.mark.parametrize("name", [None, 7, b"lr", ["lr"]])
-def test_what_is_no_text_is_refused(check: Callable[[object], str], name: object) -> None:
+def test_a_name_that_is_not_text_is_refused(check: Callable[[object], str], name: object) -> None:
     with pytest.raises(SettingsError, match="must be text"):
         check(name)
 
@@ -70,11 +70,11 @@ def test_no_name_leaves_its_run(run: str, name: str) -> None:
     assert last_part(key) == name
 
 
-def test_the_keys_of_one_run_are_no_prefix_of_anothers() -> None:
+def test_no_key_of_a_run_is_a_prefix_of_another_runs_keys() -> None:
     assert not Keys("/training", "gpt-a").root.startswith(Keys("/training", "gpt").root)
 
 
-def test_what_every_agent_watches_holds_no_report() -> None:
+def test_the_prefix_that_every_agent_watches_holds_no_report() -> None:
     keys = Keys("/training", "gpt")
     for report in (keys.acks, keys.receipts, keys.members, keys.left, keys.metrics, keys.schemas):
         assert not report.startswith(keys.state)

@@ -49,7 +49,7 @@ def receipts(actions: list[NodeAction]) -> list[Receipt]:
     return [action.receipt for action in actions if isinstance(action, WriteReceipt)]
 
 
-def test_a_plan_is_told_to_every_rank_of_the_node_and_acknowledged_by_none() -> None:
+def test_a_plan_goes_to_every_rank_of_the_node_without_an_ack() -> None:
     assert node_of().on_plan(plan()) == [TellPlan(0, plan()), TellPlan(1, plan())]
 
 
@@ -59,7 +59,7 @@ def test_the_node_acknowledges_only_when_every_rank_has_promised() -> None:
     assert acks(node.on_armed(1, 1)) == [Ack(node="a", ranks=(0, 1))]
 
 
-def test_a_promise_of_another_plan_or_of_a_strange_rank_counts_for_nothing() -> None:
+def test_a_promise_for_another_plan_or_from_another_rank_is_ignored() -> None:
     node = with_plan()
     assert node.on_armed(0, 1) == []
     assert node.on_armed(1, 2) == []
@@ -95,7 +95,7 @@ def test_a_plan_whose_gate_a_rank_had_passed_when_it_left_is_refused_at_once() -
     assert settled(node.on_plan(plan(gate=51))) == []
 
 
-def test_a_node_whose_ranks_have_all_left_acknowledges_by_itself() -> None:
+def test_a_node_whose_ranks_have_all_left_acknowledges_alone() -> None:
     node = node_of()
     node.on_left(0, 9)
     node.on_left(1, 9)
@@ -132,7 +132,7 @@ def test_a_node_with_a_dead_rank_does_not_acknowledge_a_new_plan() -> None:
 
 
 @pytest.mark.parametrize("step", [11, 12, 500])
-def test_a_late_rank_makes_the_plan_fail_and_says_where_it_stands(step: int) -> None:
+def test_a_late_rank_makes_the_plan_fail_and_names_its_step(step: int) -> None:
     (decision,) = settled(with_plan(gate=10).on_late(0, 1, step))
     assert (decision.commit, decision.step, decision.by) == (False, step, "a")
 
@@ -148,18 +148,18 @@ def test_a_rank_at_the_gate_has_the_plan_settled() -> None:
     assert not decision.commit
 
 
-def test_a_rank_at_the_gate_is_told_what_is_known_already() -> None:
+def test_a_rank_at_the_gate_gets_the_known_decision() -> None:
     node = with_plan()
     node.on_decision(1, COMMIT)
     assert node.on_gate(0, PROMISED, 10) == [TellDecision(0, 1, COMMIT, plan().digest)]
 
 
-def test_a_rank_at_the_gate_of_a_plan_unknown_here_has_it_settled_too() -> None:
+def test_a_rank_at_the_gate_of_an_unknown_plan_has_it_settled() -> None:
     (decision,) = settled(node_of().on_gate(0, Promised(7, "", 0), 10))
     assert not decision.commit
 
 
-def test_a_decision_is_told_to_the_ranks_that_still_run() -> None:
+def test_a_decision_goes_to_the_ranks_that_still_run() -> None:
     node = with_plan()
     node.on_left(1, 5)
     assert node.on_decision(1, ABORT) == [TellDecision(0, 1, ABORT, plan().digest)]
@@ -179,7 +179,7 @@ def test_a_rank_that_left_is_not_waited_for_by_the_receipt() -> None:
     assert receipts(node.on_left(1, 9)) == [Receipt(node="a", steps={0: 10})]
 
 
-def test_the_receipt_of_a_rank_that_leaves_comes_before_the_word_that_it_has_left() -> None:
+def test_the_receipt_of_a_rank_that_leaves_is_written_before_its_departure() -> None:
     """Else it would not be counted among those that the change is applied on."""
     node = with_plan(gate=10)
     node.on_applied(0, 1, 10)
@@ -189,7 +189,7 @@ def test_the_receipt_of_a_rank_that_leaves_comes_before_the_word_that_it_has_lef
     assert node.left() == left(0, last_step=11)
 
 
-def test_a_plan_of_another_view_or_an_older_one_is_nobodys_business() -> None:
+def test_a_plan_of_another_view_or_an_older_one_is_ignored() -> None:
     node = node_of()
     assert node.on_plan(plan(view=2)) == []
     node.on_plan(plan(3))
@@ -197,7 +197,7 @@ def test_a_plan_of_another_view_or_an_older_one_is_nobodys_business() -> None:
     assert node.on_plan(plan(3)) == []
 
 
-def test_a_worker_that_comes_back_hears_what_is_open() -> None:
+def test_a_worker_that_reconnects_gets_the_open_plan() -> None:
     node = with_plan()
     assert node.on_joined(0) == [TellPlan(0, plan())]
     node.on_decision(1, COMMIT)
@@ -205,7 +205,7 @@ def test_a_worker_that_comes_back_hears_what_is_open() -> None:
     assert node.on_joined(2) == []
 
 
-def test_a_new_view_asks_every_rank_anew() -> None:
+def test_a_new_view_asks_every_rank_again() -> None:
     node = with_plan()
     node.on_armed(0, 1)
     node.on_view(view({"a": {0: 10, 1: 13}, "b": {2: 12}}, number=2, fresh=False))
@@ -215,7 +215,7 @@ def test_a_new_view_asks_every_rank_anew() -> None:
     assert acks(node.on_armed(0, 2)) == [Ack(node="a", ranks=(0, 1))]
 
 
-def test_a_new_agent_learns_from_the_record_who_had_left() -> None:
+def test_a_new_agent_reads_from_the_record_which_ranks_left() -> None:
     node = NodeAgreement("a")
     node.on_view(THREE, left(1, last_step=20))
     (decision,) = settled(node.on_plan(plan(gate=20)))
@@ -225,7 +225,7 @@ def test_a_new_agent_learns_from_the_record_who_had_left() -> None:
     assert settled(node.on_plan(plan(gate=20))) == []
 
 
-def test_a_node_without_a_rank_in_the_view_says_nothing() -> None:
+def test_a_node_without_a_rank_in_the_view_writes_nothing() -> None:
     node = node_of("elsewhere")
     assert node.on_plan(plan()) == []
     assert node.on_armed(0, 1) == []
@@ -242,7 +242,7 @@ EVENT = st.one_of(
 
 
 @given(st.lists(EVENT, max_size=12), st.integers(0, 12))
-def test_whatever_happens_an_ack_means_that_every_rank_has_promised_or_left_before_the_gate(
+def test_an_ack_always_means_that_every_rank_promised_or_left_before_the_gate(
     events: list[tuple[str, int]], last_step: int
 ) -> None:
     node, gate = with_plan(gate=10), 10
@@ -267,7 +267,7 @@ def test_whatever_happens_an_ack_means_that_every_rank_has_promised_or_left_befo
             assert last_step < gate or not gone & {0, 1}
 
 
-def test_what_an_optimizer_does_not_hold_is_in_the_receipt_also_when_it_is_found_later() -> None:
+def test_a_receipt_names_values_that_an_optimizer_lacks_even_if_found_later() -> None:
     node = with_plan()
     assert receipts(node.on_applied(0, 1, 10, ("lr",))) == []
     assert receipts(node.on_applied(1, 1, 10)) == [Receipt(node="a", steps={0: 10, 1: 10}, drift={0: ("lr",)})]
@@ -287,7 +287,7 @@ def test_an_ack_names_the_plan_that_was_promised() -> None:
     assert action.ack.digest == plan(gate=10).digest
 
 
-def test_an_answer_to_another_plan_of_the_same_number_counts_for_nothing() -> None:
+def test_an_answer_to_another_plan_of_the_same_number_is_ignored() -> None:
     """Where etcd's history has gone back a worker may speak of the plan that is lost."""
     node = with_plan()
     assert node.is_about(1, PROMISED.digest)

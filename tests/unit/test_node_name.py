@@ -55,7 +55,7 @@ def test_an_agent_started_after_a_crash_has_the_name_of_the_one_before(folder: R
     assert node_name(folder, "").name != first.name
 
 
-def test_a_name_counts_for_nothing_in_a_copy_of_the_folder(folder: RuntimeFolder, runtime_dir: Path) -> None:
+def test_a_name_in_a_copied_folder_is_ignored(folder: RuntimeFolder, runtime_dir: Path) -> None:
     """As of machines made from one image, on which the run had been tried."""
     first = node_name(folder, "")
     keep_node_name(folder, first)
@@ -63,9 +63,7 @@ def test_a_name_counts_for_nothing_in_a_copy_of_the_folder(folder: RuntimeFolder
     assert node_name(RuntimeFolder(runtime_dir / "copy"), "").name != first.name
 
 
-def test_a_name_counts_for_nothing_once_the_machine_has_started_again(
-    folder: RuntimeFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_from_before_a_reboot_is_ignored(folder: RuntimeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copied disk has the same inodes, but no two machines have started with one boot id."""
     first = node_name(folder, "")
     keep_node_name(folder, first)
@@ -78,14 +76,14 @@ def test_a_name_counts_for_nothing_once_the_machine_has_started_again(
 
 
 @pytest.mark.parametrize("text", ["", "plain-ab12", "[]", "{}", "7", json.dumps({"name": "a", "place": "x"}), "\xff"])
-def test_a_file_that_is_damaged_or_of_an_older_version_is_passed_over(folder: RuntimeFolder, text: str) -> None:
+def test_a_damaged_or_older_file_is_ignored(folder: RuntimeFolder, text: str) -> None:
     folder.node.write_bytes(text.encode("latin-1"))
     name = node_name(folder, "")
     assert len(name.name) > 16
     assert not name.fixed
 
 
-def test_what_the_workers_know_holds_whatever_the_folder_keeps(folder: RuntimeFolder) -> None:
+def test_the_name_that_workers_know_wins_over_the_folder(folder: RuntimeFolder) -> None:
     known = node_name(folder, "node-7")
     assert (known.name, known.fixed) == ("node-7", True)
     keep_node_name(folder, known)

@@ -23,7 +23,7 @@ def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
-def test_a_failure_that_repeats_is_said_once_and_its_end_tells_how_long_it_lasted(
+def test_a_repeated_failure_is_logged_once_and_its_end_with_its_duration(
     said: pytest.LogCaptureFixture,
 ) -> None:
     clock = Clock()
@@ -38,14 +38,14 @@ def test_a_failure_that_repeats_is_said_once_and_its_end_tells_how_long_it_laste
     assert not outage.on
 
 
-def test_a_failure_for_another_reason_is_said_too(said: pytest.LogCaptureFixture) -> None:
+def test_a_failure_for_another_reason_is_logged_too(said: pytest.LogCaptureFixture) -> None:
     outage = Outage("work waits")
     for error in (EtcdUnavailable("nobody answers"), EtcdFull("a long sentence"), EtcdFull("a long sentence")):
         outage.met(error)
     assert said.messages == ["work waits: nobody answers", "work waits: etcd's database is full"]
 
 
-def test_a_success_without_a_failure_before_it_says_nothing(said: pytest.LogCaptureFixture) -> None:
+def test_a_success_without_a_failure_is_not_logged(said: pytest.LogCaptureFixture) -> None:
     outage = Outage("work waits")
     outage.over()
     assert said.messages == []

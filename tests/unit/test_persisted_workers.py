@@ -60,7 +60,7 @@ def loaded(persisted_workers: PersistedWorkersFile) -> list[LocalWorker]:
     return asyncio.run(load())
 
 
-def test_a_worker_that_lives_is_found_as_it_was(folder: RuntimeFolder) -> None:
+def test_a_living_worker_is_loaded_as_it_was_saved(folder: RuntimeFolder) -> None:
     persisted_workers = PersistedWorkersFile(folder)
     persisted_workers.save([worker(2, os.getpid(), view=7)])
     (found,) = loaded(persisted_workers)
@@ -69,7 +69,7 @@ def test_a_worker_that_lives_is_found_as_it_was(folder: RuntimeFolder) -> None:
     assert found.record().view == 7
 
 
-def test_a_leader_that_connects_after_another_rank_loses_no_lead_to_it(folder: RuntimeFolder) -> None:
+def test_a_leader_that_connects_after_another_rank_keeps_the_lead(folder: RuntimeFolder) -> None:
     """Before a worker has connected nobody knows when it passed its last boundary: that is no stall."""
     PersistedWorkersFile(folder).save([worker(0, os.getpid()), worker(1, os.getpid())])
     leader, other = (item.progress() for item in loaded(PersistedWorkersFile(folder)))
@@ -91,7 +91,7 @@ def test_text_in_any_script_is_kept_whatever_the_locale(folder: RuntimeFolder) -
     assert [item.schema.document for item in loaded(persisted_workers)] == [kept.schema.document]
 
 
-def test_only_those_that_train_are_kept(folder: RuntimeFolder) -> None:
+def test_only_training_workers_are_saved(folder: RuntimeFolder) -> None:
     """One that waits to join comes by itself, and one whose pid cannot be seen could not be watched."""
     persisted_workers = PersistedWorkersFile(folder)
     persisted_workers.save([worker(0, os.getpid(), view=0), worker(1, 0)])
@@ -112,7 +112,7 @@ def test_a_process_that_has_ended_is_not_found_and_neither_is_another_one_with_i
     assert loaded(persisted_workers) == []
 
 
-def test_a_roster_of_before_the_machine_started_or_that_cannot_be_read_is_none(folder: RuntimeFolder) -> None:
+def test_a_file_from_before_a_reboot_or_an_unreadable_one_is_ignored(folder: RuntimeFolder) -> None:
     persisted_workers = PersistedWorkersFile(folder)
     assert loaded(persisted_workers) == []
     persisted_workers.save([worker(0, os.getpid())])
@@ -136,7 +136,7 @@ def test_the_end_of_an_absent_worker_is_noticed() -> None:
         asyncio.run(follow(child))
 
 
-def test_a_worker_that_had_died_when_the_roster_was_written_is_not_found(folder: RuntimeFolder) -> None:
+def test_a_worker_that_had_died_when_the_file_was_written_is_not_loaded(folder: RuntimeFolder) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     persisted_workers = PersistedWorkersFile(folder)
@@ -144,9 +144,7 @@ def test_a_worker_that_had_died_when_the_roster_was_written_is_not_found(folder:
     assert loaded(persisted_workers) == []
 
 
-def test_a_roster_in_a_copy_of_the_folder_tells_of_another_node_and_is_none(
-    folder: RuntimeFolder, runtime_dir: Path
-) -> None:
+def test_a_file_in_a_copied_folder_is_another_nodes_and_ignored(folder: RuntimeFolder, runtime_dir: Path) -> None:
     PersistedWorkersFile(folder).save([worker(0, os.getpid())])
     shutil.copytree(folder.path, runtime_dir / "copy")
     assert loaded(PersistedWorkersFile(RuntimeFolder(runtime_dir / "copy"))) == []

@@ -60,7 +60,7 @@ def test_a_process_takes_its_place_from_the_first_source_that_knows_both(
         ((None, None), {"RANK": "0", "SLURM_NTASKS": "4"}, "SLURM_NTASKS 4"),
     ],
 )
-def test_a_process_that_was_started_with_others_and_cannot_tell_which_one_it_is_is_refused_with_the_cure(
+def test_a_process_of_a_group_without_a_known_rank_is_refused_with_the_fix(
     given: tuple[int | None, int | None], environ: dict[str, str], sign: str
 ) -> None:
     with pytest.raises(SettingsError, match="cannot tell which rank") as refused:
@@ -81,12 +81,12 @@ def test_a_process_that_was_started_with_others_and_cannot_tell_which_one_it_is_
         (("0", 2), {}, "rank is '0'"),
     ],
 )
-def test_what_is_no_place_is_refused(given: Any, environ: dict[str, str], text: str) -> None:
+def test_an_invalid_place_is_refused(given: Any, environ: dict[str, str], text: str) -> None:
     with pytest.raises(SettingsError, match=text):
         place(*given, environ)
 
 
-def test_torch_distributed_is_asked_only_where_it_is_imported_and_initialized(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_distributed_is_used_only_if_imported_and_initialized(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "torch.distributed", raising=False)
     assert initialized_group() is None
     module = SimpleNamespace(is_available=lambda: True, is_initialized=lambda: False)

@@ -54,13 +54,13 @@ KINDS: list[type[Record]] = [type(document) for document in DOCUMENTS]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: type(document).__name__)
-def test_a_document_survives_its_way_through_etcd(document: Record) -> None:
+def test_a_document_survives_a_round_trip_through_etcd(document: Record) -> None:
     assert type(document).decode(document.encode()) == document
     assert type(document).decode(document.encode().encode()) == document
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: type(document).__name__)
-def test_fields_of_a_newer_version_are_passed_over(document: Record) -> None:
+def test_fields_of_a_newer_version_are_ignored(document: Record) -> None:
     newer = json.dumps({**json.loads(document.encode()), "from_the_future": [1, {"x": None}]})
     assert type(document).decode(newer) == document
 
@@ -69,14 +69,14 @@ def test_fields_of_a_newer_version_are_passed_over(document: Record) -> None:
 @pytest.mark.parametrize(
     "text", [b"", b"nonsense", b"{", b"[]", b"null", b"7", b'"text"', b"{}", b"\xff\xfe", b"[" * 100_000, b'{"a":1}']
 )
-def test_a_damaged_document_is_no_document(kind: type[Record], text: bytes) -> None:
+def test_a_damaged_document_cannot_be_read(kind: type[Record], text: bytes) -> None:
     assert kind.decode_or_none(text) is None
     assert kind.decode_or_none(None) is None
 
 
 @pytest.mark.parametrize("document", [plan(3, name="@"), agreed({"name": "@"})], ids=["plan", "agreed"])
 @pytest.mark.parametrize("text", [b"\\ud800", b"\xed\xa0\x80"])
-def test_a_document_with_a_lone_surrogate_is_no_document(document: Plan | Agreed, text: bytes) -> None:
+def test_a_document_with_a_lone_surrogate_cannot_be_read(document: Plan | Agreed, text: bytes) -> None:
     """It has no UTF-8 form, so no digest."""
     whole = document.encode().encode()
     assert whole.count(b"@") > 0
@@ -86,7 +86,7 @@ def test_a_document_with_a_lone_surrogate_is_no_document(document: Plan | Agreed
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 @given(data=st.data())
-def test_a_document_cut_or_altered_anywhere_is_read_or_is_none(kind: type[Record], data: st.DataObject) -> None:
+def test_a_truncated_or_altered_document_is_read_or_is_none(kind: type[Record], data: st.DataObject) -> None:
     whole = bytearray(DOCUMENTS[KINDS.index(kind)].encode().encode())
     place = data.draw(st.integers(0, len(whole) - 1))
     whole[place] = data.draw(st.integers(0, 255))
@@ -108,7 +108,7 @@ def test_a_document_cut_or_altered_anywhere_is_read_or_is_none(kind: type[Record
         [],
     ],
 )
-def test_a_view_with_a_damaged_node_is_no_view(nodes: object) -> None:
+def test_a_view_with_a_damaged_node_cannot_be_read(nodes: object) -> None:
     document = {**json.loads(view({"a": {0: 1}}).encode()), "nodes": nodes}
     assert View.decode_or_none(json.dumps(document)) is None
 
@@ -135,7 +135,7 @@ def test_a_view_of_the_largest_run_fits_in_220_kilobytes() -> None:
     assert View.decode(text) == largest
 
 
-def test_incarnations_are_told_by_rank() -> None:
+def test_a_view_gives_incarnations_by_rank() -> None:
     assert view({"a": {0: 10, 2: 12}, "b": {1: 11}}).incarnations() == {
         0: incarnation(10),
         1: incarnation(11),
@@ -158,19 +158,19 @@ def test_ranks_are_written_as_ranges(ranks: tuple[int, ...], text: str) -> None:
 
 
 @given(RANKS, st.randoms(use_true_random=False))
-def test_any_ranks_survive_being_written(ranks: set[int], chance: random.Random) -> None:
+def test_any_ranks_survive_a_round_trip(ranks: set[int], chance: random.Random) -> None:
     shuffled = list(ranks)
     chance.shuffle(shuffled)
     assert parse_ranks(format_ranks(shuffled)) == tuple(sorted(ranks))
 
 
 @pytest.mark.parametrize("text", ["a", "-1", "1-", "1--2", "1-2-3", "1 2", "0x1", "99999999", "1;2", "٣", "1\n"])
-def test_what_is_no_range_of_ranks_is_a_value_error(text: str) -> None:
+def test_text_that_is_no_range_of_ranks_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError, match="not a range of ranks"):
         parse_ranks(text)
 
 
-def test_figures_that_are_no_numbers_do_not_stop_a_report() -> None:
+def test_metrics_that_are_not_finite_do_not_stop_a_report() -> None:
     record = Metrics(rank=0, metrics={"loss": float("nan"), "norm": float("inf")})
     json.loads(record.encode())
     assert Metrics.decode_or_none(record.encode()) is not None
@@ -180,7 +180,7 @@ def test_figures_that_are_no_numbers_do_not_stop_a_report() -> None:
     "change",
     [{"rank": -1}, {"world_size": 0}, {"incarnation": "a/b"}, {"incarnation": ""}, {"node": "a/b"}, {"pid": "x"}],
 )
-def test_a_registration_that_could_leave_its_place_is_none(change: dict[str, object]) -> None:
+def test_a_registration_that_could_leave_its_prefix_cannot_be_read(change: dict[str, object]) -> None:
     document = {**json.loads(registered(0, 10).member.encode()), **change}
     assert Member.decode_or_none(json.dumps(document)) is None
 
@@ -196,7 +196,7 @@ def test_records_are_frozen() -> None:
         st.text(min_size=1, max_size=5), st.floats() | st.integers() | st.booleans() | st.none(), max_size=4
     )
 )
-def test_agreed_values_keep_their_kind(values: dict[str, Any]) -> None:
+def test_agreed_values_keep_their_type(values: dict[str, Any]) -> None:
     finite = {name: value for name, value in values.items() if value == value and abs(value or 0) != float("inf")}
     back = Agreed.decode(Agreed(plan=1, view=1, values=finite).encode()).values
     assert back == finite

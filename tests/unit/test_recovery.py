@@ -40,14 +40,14 @@ def test_ranks_whose_decisions_do_not_follow_from_one_another_stop_changes() -> 
     assert next_step(replace(SPLIT, epoch=action.epoch)) is None
 
 
-def test_new_ranks_settle_an_epoch_that_the_ranks_before_could_not() -> None:
+def test_new_ranks_settle_an_epoch_that_former_ranks_could_not() -> None:
     stuck = EPOCH.model_copy(update={"problem": "rank 0 holds something else than rank 1"})
     action = next_step(replace(SPLIT, epoch=stuck, registered=(registered(0, 20, epoch=1), registered(1, 21, epoch=1))))
     assert isinstance(action, SettleEpoch)
     assert (action.epoch.settled, action.epoch.problem) == (True, None)
 
 
-def test_an_epoch_is_told_with_what_it_means_and_what_to_do() -> None:
+def test_an_epoch_is_explained_with_its_meaning_and_what_to_do() -> None:
     stuck = EPOCH.model_copy(update={"problem": "rank 0 holds x\nrank 1 holds y"})
     assert "Nothing needs to be done" in explain(EPOCH)
     assert "rank 0 holds x rank 1 holds y. Training continues, but no change is applied: restart all" in explain(stuck)
@@ -73,7 +73,7 @@ def test_a_rank_of_another_view_of_the_same_number_proves_that_etcd_holds_anothe
     assert isinstance(next_step(_trained_alone()), RaiseEpoch)
 
 
-def test_a_plan_that_a_rank_was_told_of_must_be_absent_when_it_proves_the_loss() -> None:
+def test_a_received_plan_proves_a_loss_only_if_etcd_lacks_it() -> None:
     """Its watch may lag behind that of the registrations."""
     told = replace(_said(0, "aa"), member=_said(0, "aa").member.model_copy(update={"epoch": 0}))
     head = Head(plan=1, digest="aa", told=9)
@@ -83,12 +83,12 @@ def test_a_plan_that_a_rank_was_told_of_must_be_absent_when_it_proves_the_loss()
     assert action.told == 9
 
 
-def test_it_proves_nothing_while_its_place_is_taken_or_once_that_is_settled() -> None:
+def test_another_view_proves_nothing_while_its_rank_is_taken_or_once_settled() -> None:
     assert not is_under_way(_trained_alone(registered(1, 77, node="c")))
     assert not is_under_way(_trained_alone(settled=1))
 
 
-def test_a_run_whose_epochs_are_used_up_trains_on_and_says_so_once() -> None:
+def test_a_run_whose_epochs_are_used_up_continues_and_reports_it_once() -> None:
     last = Epoch(number=MAX_EPOCH, why="", settled=True)
     lost = replace(_said(0, "aa"), member=_said(0, "aa").member.model_copy(update={"epoch": MAX_EPOCH, "view": 3}))
     now = replace(SPLIT, epoch=last, registered=(lost,), agreed=agreed(plan=1, digest="cc"))

@@ -219,7 +219,7 @@ TABLE: dict[str, tuple[RendezvousSituation, str]] = {
 
 
 @pytest.mark.parametrize(("now", "expected"), TABLE.values(), ids=TABLE.keys())
-def test_what_comes_of_a_situation(now: RendezvousSituation, expected: str) -> None:
+def test_the_decision_in_each_situation(now: RendezvousSituation, expected: str) -> None:
     assert outcome(now) == expected
 
 
@@ -229,7 +229,7 @@ def _written(now: RendezvousSituation) -> WriteRound:
     return action
 
 
-def test_the_store_is_that_of_rank_0_and_the_limits_are_those_of_the_nodes() -> None:
+def test_a_round_has_the_store_of_rank_0_and_the_limits_of_its_nodes() -> None:
     made = _written(scene(asks("b", 1), asks("a", 1), round="1:ab!")).round
     assert (made.store, made.limits) == (Address(host="host-a", port=ord("a")), limits("1:2"))
     assert made.seats == tuple(Seat(node=name, host=f"host-{name}", pid=ord(name)) for name in "ab")
@@ -244,7 +244,7 @@ def test_the_store_is_that_of_rank_0_and_the_limits_are_those_of_the_nodes() -> 
         (("new", "new"), "new", 3),
     ],
 )
-def test_a_round_counts_as_a_restart_when_workers_of_anybody_have_failed(
+def test_a_round_counts_as_a_restart_if_workers_of_any_node_failed(
     causes: tuple[Cause, Cause], cause: Cause, restarts: int
 ) -> None:
     now = scene(asks("a", 1, cause=causes[0]), asks("b", 1, cause=causes[1]), round="1:ab!")
@@ -260,12 +260,12 @@ def test_an_epoch_begins_without_restarts() -> None:
     assert (made.epoch, made.cause, made.restarts) == (2, "new", 0)
 
 
-def test_a_new_round_forgets_who_has_gone_and_the_refused_who_have_left() -> None:
+def test_a_new_round_deletes_departures_and_the_refusals_of_nodes_that_left() -> None:
     now = scene(unreadable("x"), asks("a", 1), asks("b", 1), round="1:ab!", gone="cd", refused="xy")
     assert set(_written(now).forget) == {"c", "d", "y"}
 
 
-def test_a_round_that_is_only_marked_forgets_nobody() -> None:
+def test_marking_a_round_deletes_no_departure() -> None:
     assert _written(scene(runs("a", 1), round="1:ab", gone="b")).forget == ()
 
 
@@ -281,14 +281,14 @@ def test_each_refusal_says_what_to_do() -> None:
 @pytest.mark.parametrize(
     ("round_epoch", "closed", "expected"), [(None, None, 1), (3, None, 3), (3, 2, 3), (3, 3, 4), (None, 3, 4)]
 )
-def test_a_node_that_comes_begins_an_epoch_after_all_that_are_closed(
+def test_a_new_node_begins_the_epoch_after_the_last_closed_one(
     round_epoch: int | None, closed: int | None, expected: int
 ) -> None:
     standing = Round(epoch=round_epoch, number=1, limits=limits("1:2")) if round_epoch else None
     assert epoch_of(standing, Closed(epoch=closed) if closed else None) == expected
 
 
-def test_only_in_trouble_and_with_somebody_absent_does_time_alone_matter() -> None:
+def test_time_alone_changes_a_decision_only_while_etcd_is_unstable_and_a_node_is_absent() -> None:
     absent, all_there = scene(asks("a", 1), round="1:ab", **TROUBLE), scene(runs("a", 1), round="1:a", **TROUBLE)
     assert [round_status(now).waits_for_absent for now in (absent, replace(absent, etcd_stable=True), all_there)] == [
         True,
@@ -298,7 +298,7 @@ def test_only_in_trouble_and_with_somebody_absent_does_time_alone_matter() -> No
 
 
 @given(st.lists(st.sets(st.sampled_from("abcdef"), min_size=1), min_size=1, max_size=8))
-def test_who_stays_keeps_its_place_before_all_who_come_over_any_number_of_rounds(comings: list[set[str]]) -> None:
+def test_staying_nodes_rank_before_new_ones_over_any_number_of_rounds(comings: list[set[str]]) -> None:
     now, before = scene(**OVER), ""
     for there in comings:
         number = now.round.number if now.round is not None else 0

@@ -82,6 +82,6 @@ def test_what_is_written_back_is_then_known(case: str) -> None:
     assert lost_round(known, known_closed, written or shown, now_closed) is None
 
 
-def test_the_end_of_an_epoch_is_written_back_where_etcd_shows_an_earlier_one() -> None:
+def test_a_closed_epoch_is_written_back_if_etcd_shows_an_earlier_one() -> None:
     assert lost_close(closed(2), None) == lost_close(closed(2), closed(1)) == closed(2)
     assert lost_close(closed(2), closed(2)) is lost_close(closed(2), closed(3)) is lost_close(None, None) is None

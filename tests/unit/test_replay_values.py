@@ -85,7 +85,7 @@ def test_a_file_that_is_no_schedule_is_refused(tmp_path: Path, content: bytes | 
 
 
 @pytest.mark.parametrize("path", [7, "a\0b", "/", ""])
-def test_what_is_no_path_of_a_file_is_refused(path: Any) -> None:
+def test_a_value_that_is_no_file_path_is_refused(path: Any) -> None:
     with pytest.raises(SettingsError, match=r"must be the path|cannot be read"):
         Replay.read(path, Codec(Hyper))
 
@@ -103,13 +103,13 @@ def test_what_is_no_path_of_a_file_is_refused(path: Any) -> None:
         (lambda: replay(values={str(n): "x" * 60_000 for n in range(5)}, model=None), "262144 is the most"),
     ],
 )
-def test_values_that_the_script_does_not_take_are_refused(given: Any, said: str) -> None:
+def test_values_that_the_script_does_not_accept_are_refused(given: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said) as caught:
         given()
     assert "\n" not in str(caught.value)
 
 
-def test_values_are_judged_together_as_they_will_hold() -> None:
+def test_values_are_validated_together_as_they_will_apply() -> None:
     """At step 20 the lr would be above the clip of the start, but not above that of step 10."""
     assert replay((10, {"clip": 5.0}), (20, {"lr": 1.0})).values_at(20) == {"lr": 1.0, "clip": 5.0, "dropout": 0.1}
 
@@ -148,13 +148,13 @@ def test_a_worker_takes_the_values_of_the_schedule_at_its_steps() -> None:
     assert worker.next_gate > 2**60
 
 
-def test_a_worker_that_starts_in_the_middle_takes_what_holds_there() -> None:
+def test_a_worker_that_starts_in_the_middle_takes_the_values_of_that_step() -> None:
     worker = agreement((10, {"lr": 0.5, "dropout": 0.4}), (20, {"lr": 0.6}))
     worker.begin(15)
     assert (worker.config.lr, worker.config.dropout, worker.next_gate) == (0.5, 0.4, 20)
 
 
-def test_a_fixed_value_that_changes_while_the_worker_trains_ends_it_with_the_cure() -> None:
+def test_a_fixed_value_that_changes_during_training_is_an_error_with_the_fix() -> None:
     worker = agreement((10, {"dropout": 0.4}))
     worker.begin(0)
     with pytest.raises(ConfigError, match=r"changes dropout before step 10.*save a checkpoint of step 9"):
@@ -195,7 +195,7 @@ def test_without_a_schema_the_names_are_those_of_the_schedule() -> None:
     assert plan.values_at(10) == {"lr": 0.1, "decay": 0.5}
 
 
-def test_what_is_desired_is_neither_taken_at_the_start_nor_later() -> None:
+def test_desired_values_are_ignored_at_the_start_and_later() -> None:
     schema = Schema(replay().document)
     stands = desired(lr=("0.5", 7))
     assert start_values(stands, {"lr": 0.7}, schema, {}).values == BEGUN
@@ -208,7 +208,7 @@ def test_a_document_whose_digest_is_no_text_replays_nothing() -> None:
     assert Schema({REPLAY_KEY: 7}).replays is None
 
 
-def test_a_worker_that_goes_on_from_a_checkpoint_has_the_values_of_the_next_step_before_it_begins() -> None:
+def test_a_resuming_worker_has_the_values_of_the_next_step_before_it_begins() -> None:
     worker = agreement((10, {"lr": 0.5, "dropout": 0.4}), (20, {"lr": 0.6}))
     worker.continue_from("14-7", 14, view=2, plan=1)
     assert worker.config.lr == 0.5
@@ -216,7 +216,7 @@ def test_a_worker_that_goes_on_from_a_checkpoint_has_the_values_of_the_next_step
     assert worker.next_gate == 20
 
 
-def test_a_run_taken_back_replays_from_there() -> None:
+def test_a_restored_run_replays_from_its_checkpoint() -> None:
     worker = agreement((10, {"lr": 0.5}), (20, {"lr": 0.6}))
     worker.handlers.on_restore(lambda manifest: None)
     worker.begin(0)

@@ -58,7 +58,7 @@ def poll(verified: Mapping[str, Verified], **more: Any) -> VoteSituation:
     return VoteSituation(verified=verified, **given)
 
 
-def test_it_is_final_when_every_rank_has_found_it_good() -> None:
+def test_an_offer_is_final_once_every_rank_found_it_good() -> None:
     assert next_resume(poll({})) is None
     assert next_resume(poll({"a": good(0, 1)})) is None
     assert next_resume(poll({"a": good(0), "b": good(2)})) is None
@@ -67,16 +67,16 @@ def test_it_is_final_when_every_rank_has_found_it_good() -> None:
     assert next_resume(poll({"a": good(0, 1), "b": good(2)}, resume=final)) is None
 
 
-def test_a_rank_that_has_left_is_not_waited_for() -> None:
+def test_a_rank_that_has_left_is_not_required() -> None:
     assert next_resume(poll({"a": good(0, 1)}, left={"b": left(2)})) == Resume(view=1, id="30-9", final=True)
 
 
-def test_answers_to_another_question_do_not_count() -> None:
+def test_answers_about_another_checkpoint_do_not_count() -> None:
     for other in (good(0, 1, id="20-9"), good(0, 1, view=7)):
         assert next_resume(poll({"a": other, "b": good(2)})) is None
 
 
-def test_one_fault_leads_to_the_checkpoint_that_it_went_on_from() -> None:
+def test_one_fault_leads_to_the_checkpoint_before_it() -> None:
     second = next_resume(poll({"a": bad(), "b": good(2)}))
     assert second == Resume(view=1, id="20-9", reasons={"30-9": "damaged"})
     third = next_resume(poll({"b": bad("truncated", id="20-9")}, resume=second))
@@ -86,14 +86,14 @@ def test_one_fault_leads_to_the_checkpoint_that_it_went_on_from() -> None:
     assert (none.id, none.final, set(none.reasons)) == (None, True, {"10-9", "20-9", "30-9"})
 
 
-def test_a_fall_back_never_takes_what_the_run_was_taken_back_from() -> None:
+def test_a_fallback_never_uses_an_abandoned_checkpoint() -> None:
     manifests = {**chain(10, 20, 30), "25-12": manifest(25, 12, lineage=("10-9",))}
     fallen = next_resume(poll({"a": bad(id="25-12")}, view=voting("25-12"), manifests=manifests))
     assert fallen is not None
     assert fallen.id == "10-9"
 
 
-def test_ancestors_that_were_forgotten_are_passed_over() -> None:
+def test_forgotten_ancestors_are_skipped() -> None:
     manifests = chain(10, 20, 30)
     del manifests["20-9"]
     fallen = next_resume(poll({"a": bad()}, manifests=manifests))
@@ -101,7 +101,7 @@ def test_ancestors_that_were_forgotten_are_passed_over() -> None:
     assert fallen.id == "10-9"
 
 
-def test_one_older_than_all_that_a_manifest_names_is_found_by_its_step() -> None:
+def test_a_checkpoint_older_than_all_named_ancestors_is_found_by_its_step() -> None:
     everything = chain(*range(1, LINEAGE + 5))
     newest = list(everything)[-1]
     manifests = {key: everything[key] for key in ("1-9", "2-9", newest)}
@@ -110,13 +110,13 @@ def test_one_older_than_all_that_a_manifest_names_is_found_by_its_step() -> None
     assert fallen.id == "2-9"
 
 
-def test_a_checkpoint_whose_record_is_gone_is_a_fault_as_any_other() -> None:
+def test_a_checkpoint_without_a_record_counts_as_faulty() -> None:
     manifests = chain(10, 20)
     fallen = next_resume(poll({"a": good(0, 1)}, manifests=manifests))
     assert fallen == Resume(view=1, id="20-9", reasons={"30-9": GONE})
 
 
-def test_only_a_view_that_votes_is_asked() -> None:
+def test_only_a_voting_view_is_asked() -> None:
     assert asked(voting(), None) == Resume(view=1, id="30-9")
     assert asked(voting(vote=False), None) == Resume(view=1, id="30-9", final=True)
     assert asked(voting(None), None) == Resume(view=1, id=None, final=True)
@@ -127,7 +127,7 @@ def test_only_a_view_that_votes_is_asked() -> None:
     assert not is_open(None, None)
 
 
-def test_who_has_said_nothing_is_named() -> None:
+def test_ranks_without_a_report_are_named() -> None:
     assert missing(voting(), asked(voting(), None), [good(0), good(2, view=7)]) == (1, 2)
 
 
@@ -145,7 +145,7 @@ def test_who_has_said_nothing_is_named() -> None:
         (False, voting(vote=False), None, False, ResumeOffer("30-9", vote=False)),
     ],
 )
-def test_what_the_next_view_starts_from(
+def test_the_checkpoint_that_the_next_view_starts_from(
     fresh: bool, before: View | None, resume: Resume | None, newer: bool, expected: ResumeOffer
 ) -> None:
     assert offer(before, fresh, POINTER, resume, resume_is_newer=newer) == expected
@@ -164,7 +164,7 @@ def pointer(checkpoint_id: str, revision: int) -> KeyValue:
     return KeyValue(KEYS.latest, text, revision, revision, 1, 0)
 
 
-def test_a_checkpoint_goes_on_from_the_newest_or_from_what_was_agreed_since() -> None:
+def test_the_lineage_of_a_checkpoint_continues_the_newest_or_the_agreed_one() -> None:
     found = CheckpointReads(None, pointer("30-9", 50), None)
     newest = manifest(30, 9, lineage=("20-9", "10-9"))
     agreed = Resume(view=1, id="20-9", final=True)
@@ -192,7 +192,7 @@ def test_the_newest_is_never_forgotten_nor_anything_while_that_is_unknown() -> N
     ]
 
 
-def test_a_retry_knows_its_own_commit_whatever_its_lineage() -> None:
+def test_a_retry_recognizes_its_own_commit_whatever_its_lineage() -> None:
     mine = manifest(30, 9)
     assert checkpoints.is_same(replace(mine, lineage=("20-9",)), mine)
     assert not checkpoints.is_same(replace(mine, path="/other"), mine)

@@ -111,7 +111,7 @@ def test_pauses_double_up_to_the_longest_and_start_over_after_a_success() -> Non
 
 
 @pytest.mark.parametrize(("error", "pause_s"), [(AWAY, 0.2), (FULL, 1.0), (DENIED, 5.0), (INVALID, 5.0), (LOST, 0.2)])
-def test_what_people_have_to_fix_is_retried_slowly(error: InstepError, pause_s: float) -> None:
+def test_an_error_that_people_must_fix_is_retried_slowly(error: InstepError, pause_s: float) -> None:
     world = World()
     run(world.retry(SERVICE).run(failing(error, error)))
     assert world.pauses == [pause_s, pause_s]

@@ -87,7 +87,7 @@ def restoring(**more: Any) -> Situation:
     return now(pending_commands=(order("restore", name=GOOD.id),), **more)
 
 
-def test_a_paused_run_that_is_taken_back_stays_paused_where_it_goes_on() -> None:
+def test_a_paused_run_that_restores_a_checkpoint_stays_paused_at_its_new_step() -> None:
     """Not at the step at which it had been paused: until then every plan, also a stop for a preempted node, would
     have that step as its gate."""
     paused = agreed(course=Directive(paused_at=30, reason="paused by somebody"))
@@ -108,14 +108,14 @@ def test_a_paused_run_that_is_taken_back_stays_paused_where_it_goes_on() -> None
     assert worker.course.is_paused(11)
 
 
-def test_a_checkpoint_asked_for_once_is_not_saved_again_when_its_step_comes_again() -> None:
+def test_a_requested_checkpoint_is_not_saved_again_when_its_step_runs_again() -> None:
     saved = agreed(course=Directive(save_at=20))
     after = committed(restoring(agreed=saved), opened(restoring(agreed=saved)))
     assert after.agreed is not None
     assert after.agreed.course.save_at is None
 
 
-def test_a_paused_run_is_not_held_by_a_restore_of_what_was_forgotten_meanwhile() -> None:
+def test_restoring_a_forgotten_checkpoint_does_not_block_a_paused_run() -> None:
     """Otherwise its commit is refused again and again; paused ranks ask for no abort, and no plan can follow."""
     paused = agreed(course=Directive(paused_at=30))
     plan = opened(restoring(agreed=paused))
@@ -125,7 +125,7 @@ def test_a_paused_run_is_not_held_by_a_restore_of_what_was_forgotten_meanwhile()
     assert isinstance(next_action(replace(gone, decision=action.decision)), DeclineCommands)
 
 
-def test_what_is_saved_before_the_ranks_go_back_is_not_what_a_restart_goes_on_from() -> None:
+def test_a_save_before_the_ranks_go_back_does_not_become_the_newest() -> None:
     etcd = ModelEtcd()
     etcd.put(FENCE.key, "{}")
     fence = Fence(FENCE.key, etcd.revision)
@@ -153,7 +153,7 @@ def newest_of(etcd: ModelEtcd) -> str:
     return Pointer.decode(item.value).id
 
 
-def test_a_run_that_ended_before_the_step_of_its_pause_starts_again_unpaused() -> None:
+def test_a_run_that_ended_before_its_pause_restarts_unpaused() -> None:
     ended = {"a": left(0, last_step=39), "b": left(1, last_step=39)}
     again = (registered(0, 20, node="a"), registered(1, 21, node="b"))
     action = next_action(now(agreed=agreed(course=Directive(paused_at=40)), left=ended, registered=again))

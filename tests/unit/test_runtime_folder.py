@@ -31,7 +31,7 @@ def mode(path: Path) -> int:
     return path.stat().st_mode & 0o777
 
 
-def test_the_folder_and_the_one_above_it_are_ours_alone(runtime_dir: Path) -> None:
+def test_the_folder_and_its_parent_are_private(runtime_dir: Path) -> None:
     runtime_dir.rmdir()
     before = os.umask(0)
     try:
@@ -139,7 +139,7 @@ def test_the_claim_passes_to_a_child_that_inherits_it(runtime_dir: Path) -> None
     os.close(again)
 
 
-def test_a_folder_that_was_swept_away_is_made_again(runtime_dir: Path) -> None:
+def test_a_deleted_folder_is_created_again(runtime_dir: Path) -> None:
     folder = RuntimeFolder(runtime_dir / "run")
     shutil.rmtree(folder.path)
     claim = folder.claim()

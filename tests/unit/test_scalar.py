@@ -13,7 +13,7 @@ SCALARS = st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infin
 
 
 @given(SCALARS)
-def test_a_value_survives_its_way_through_etcd(value: Scalar) -> None:
+def test_a_value_survives_a_round_trip_through_etcd(value: Scalar) -> None:
     back = parse_scalar(format_scalar(value))
     assert same(back, value)
     assert type(back) is type(value)
@@ -27,7 +27,7 @@ def test_more_than_one_value_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "high", "0.1.2", "1,5", "True", "None", "NaN", "Infinity", "'x'", "\x00", "1 2"])
-def test_what_is_no_json_is_refused_with_the_cure(text: str) -> None:
+def test_text_that_is_not_json_is_refused_with_the_fix(text: str) -> None:
     with pytest.raises(ValueError, match="not JSON: write a number, true, false, null, or text in quotes"):
         parse_scalar(text)
 
@@ -39,17 +39,17 @@ def test_a_number_that_no_float_can_hold_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ['"\\ud800"', '"a\\udfff"'])
-def test_half_a_character_is_refused_since_etcd_could_not_hold_it(text: str) -> None:
+def test_half_a_surrogate_pair_is_refused_because_etcd_cannot_store_it(text: str) -> None:
     with pytest.raises(ValueError, match="lone surrogate"):
         parse_scalar(text)
 
 
-def test_a_whole_character_written_as_two_halves_is_taken() -> None:
+def test_a_character_written_as_a_surrogate_pair_is_accepted() -> None:
     assert parse_scalar('"\\ud83d\\ude00"') == "\N{GRINNING FACE}"
 
 
 @given(st.text(st.characters()))
-def test_whatever_somebody_writes_it_is_one_scalar_or_a_value_error(text: str) -> None:
+def test_any_text_is_one_scalar_or_a_value_error(text: str) -> None:
     try:
         value = parse_scalar(text)
     except ValueError:
@@ -57,7 +57,7 @@ def test_whatever_somebody_writes_it_is_one_scalar_or_a_value_error(text: str) -
     assert value is None or isinstance(value, (bool, int, float, str))
 
 
-def test_kinds_count_when_values_are_compared() -> None:
+def test_values_of_different_types_are_not_equal() -> None:
     assert same(1, 1.0)
     assert same("a", "a")
     assert same(None, None)

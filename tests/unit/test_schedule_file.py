@@ -21,12 +21,12 @@ def document(**more: Any) -> str:
     return json.dumps({**SCHEDULE.to_json(), **more})
 
 
-def test_what_is_written_is_read_again() -> None:
+def test_a_written_schedule_can_be_read_back() -> None:
     assert Schedule.decode(SCHEDULE.encode()) == SCHEDULE
     assert Schedule.decode(SCHEDULE.encode()).digest == SCHEDULE.digest
 
 
-def test_the_digest_is_of_what_is_trained_with() -> None:
+def test_the_digest_covers_what_the_run_trains_with() -> None:
     signed = [{"step": 10, "values": {"lr": 1e-4}, "author": "bob"}, {"step": 20, "values": {"fast": False, "lr": 0.5}}]
     assert Schedule.decode(document(changes=signed, run="other")).digest == SCHEDULE.digest
     for changes in ([], [{"step": 11, "values": {"lr": 1e-4}}, *signed[1:]]):

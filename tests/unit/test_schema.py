@@ -58,7 +58,7 @@ SCHEMA = Schema(Codec(Hyper).document)
         ("dropout", "0", 0.0),
     ],
 )
-def test_a_value_that_fits_is_taken_as_its_field_holds_it(name: str, text: str, value: object) -> None:
+def test_a_valid_value_is_converted_to_the_type_of_its_field(name: str, text: str, value: object) -> None:
     taken = SCHEMA.parse(name, text)
     assert taken == value
     assert type(taken) is type(value)
@@ -106,18 +106,18 @@ def test_a_value_that_does_not_fit_is_refused_with_the_reason(name: str, text: s
 @pytest.mark.parametrize(
     "text", ['"' + "x" * MAX_VALUE_BYTES + '"', "9" * 5000, "[" * 10_000, '"' + "é" * 40_000 + '"']
 )
-def test_a_value_out_of_all_proportion_is_refused_in_few_words(text: str) -> None:
+def test_an_enormous_value_is_refused_with_a_short_message(text: str) -> None:
     with pytest.raises(ValueError, match=r".") as refusal:
         SCHEMA.parse("name", text)
     assert len(str(refusal.value)) < 300
 
 
-def test_the_largest_text_is_taken_where_nothing_forbids_it() -> None:
+def test_the_largest_text_is_accepted_without_a_length_limit() -> None:
     text = json.dumps("x" * (MAX_VALUE_BYTES - 2))
     assert ANY.parse("prompt", text) == "x" * (MAX_VALUE_BYTES - 2)
 
 
-def test_without_a_document_any_scalar_of_any_name_is_taken() -> None:
+def test_without_a_document_any_scalar_of_any_name_is_accepted() -> None:
     assert [ANY.parse("x", text) for text in ("1", "1.5", "true", "null", '"t"')] == [1, 1.5, True, None, "t"]
     assert ANY.any_scalar
     assert ANY.defaults() == {}
@@ -187,7 +187,7 @@ JSON = st.recursive(
 @given(
     JSON | st.fixed_dictionaries({"properties": st.fixed_dictionaries({"x": JSON}), "$defs": st.just({"a": {}}) | JSON})
 )
-def test_whatever_stands_there_as_a_schema_a_value_is_taken_or_refused(document: object) -> None:
+def test_with_any_document_as_schema_a_value_is_accepted_or_refused(document: object) -> None:
     schema = Schema.decode(json.dumps(document))
     assert schema.is_text("x") in (True, False)
     assert schema.is_fixed("x") in (True, False)
@@ -197,7 +197,7 @@ def test_whatever_stands_there_as_a_schema_a_value_is_taken_or_refused(document:
             schema.parse("x", text)
 
 
-def test_a_schema_survives_its_way_through_etcd() -> None:
+def test_a_schema_survives_a_round_trip_through_etcd() -> None:
     again = Schema.decode(SCHEMA.encode())
     assert again.digest == SCHEMA.digest
     assert again.names == tuple(sorted(SCHEMA.names))
@@ -206,7 +206,7 @@ def test_a_schema_survives_its_way_through_etcd() -> None:
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.booleans() | st.none() | st.text())
-def test_the_schema_takes_exactly_what_the_model_takes(value: bool | int | float | str | None) -> None:
+def test_the_schema_accepts_exactly_what_the_model_accepts(value: bool | int | float | str | None) -> None:
     """Of what both can see: the model may know more, but then it has a validator of its own."""
     codec = Codec(Hyper)
     for name in SCHEMA.names:

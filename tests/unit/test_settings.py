@@ -42,11 +42,11 @@ def _no_local_etcd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("etcd-headless.ns.svc.cluster.local:2379", ("http://etcd-headless.ns.svc.cluster.local:2379",)),
     ],
 )
-def test_endpoints_are_made_whole(text: str, endpoints: tuple[str, ...]) -> None:
+def test_endpoints_are_completed(text: str, endpoints: tuple[str, ...]) -> None:
     assert parse_endpoints(text) == endpoints
 
 
-def test_with_certificates_a_bare_host_is_reached_securely() -> None:
+def test_with_certificates_a_bare_host_uses_https() -> None:
     assert parse_endpoints("a:1,b:1", secure_by_default=True) == ("https://a:1", "https://b:1")
 
 
@@ -81,7 +81,7 @@ def test_a_password_in_an_endpoint_is_refused_and_not_repeated(text: str) -> Non
 
 
 @given(st.text(max_size=40))
-def test_whatever_is_given_it_is_endpoints_or_a_settings_error(text: str) -> None:
+def test_any_input_is_endpoints_or_a_settings_error(text: str) -> None:
     try:
         found = parse_endpoints(text)
     except SettingsError:
@@ -100,7 +100,7 @@ def test_an_argument_wins_over_instep_which_wins_over_etcdctl() -> None:
     assert resolve(environ={**env, "INSTEP_ETCD": ""}).endpoints == ("http://etcdctl:1",)
 
 
-def test_the_origin_of_the_endpoints_is_told() -> None:
+def test_the_origin_of_the_endpoints_is_known() -> None:
     assert resolve("a:1", environ=A).origin == "the argument etcd="
     assert resolve(environ=A).origin == "INSTEP_ETCD"
     assert resolve(environ={"ETCDCTL_ENDPOINTS": "a:1"}).origin == "ETCDCTL_ENDPOINTS"
@@ -129,7 +129,7 @@ def test_certificates_and_keys_come_from_instep_before_etcdctl(ours: bool) -> No
     assert found.secure
 
 
-def test_files_are_named_in_full_for_the_agent_works_in_another_folder(
+def test_file_paths_are_named_in_full_because_the_agent_has_another_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -155,12 +155,12 @@ def test_the_user_comes_from_instep_before_etcdctl() -> None:
         ({"ETCDCTL_USER": "u:p", "ETCDCTL_PASSWORD": "other"}, "p"),
     ],
 )
-def test_a_password_is_understood_as_etcdctl_understands_it(env: dict[str, str], password: str) -> None:
+def test_a_password_is_parsed_as_by_etcdctl(env: dict[str, str], password: str) -> None:
     found = resolve(environ={**A, **env})
     assert (found.user, found.password) == ("u", password)
 
 
-def test_settings_given_whole_are_taken_as_they_are() -> None:
+def test_complete_settings_are_used_unchanged() -> None:
     settings = Settings(endpoints=("http://a:1",), ttl_s=30)
     assert resolve(settings, environ={"INSTEP_ETCD": "b:1"}) is settings
     assert resolve(settings, namespace="/x", environ={}).namespace == "/x"
@@ -169,7 +169,7 @@ def test_settings_given_whole_are_taken_as_they_are() -> None:
 # -- a running local etcd ------------------------------------------------------------------------------------------
 
 
-def test_without_any_etcd_the_error_names_the_cure() -> None:
+def test_without_any_etcd_the_error_names_the_fix() -> None:
     with pytest.raises(SettingsError, match=r"set INSTEP_ETCD .* or start one for development with 'instep local'"):
         resolve(environ={})
 
@@ -187,7 +187,7 @@ def test_a_running_local_etcd_is_used_when_nothing_else_is_set() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "{}", "[]", '{"pid": 1}', "[" * 100_000])
-def test_a_damaged_record_of_a_local_etcd_is_no_local_etcd(text: str) -> None:
+def test_a_damaged_record_of_a_local_etcd_is_ignored(text: str) -> None:
     discovery_file().parent.mkdir(parents=True)
     discovery_file().write_text(text)
     with pytest.raises(SettingsError, match="no etcd is configured"):
@@ -223,7 +223,7 @@ def test_a_damaged_record_of_a_local_etcd_is_no_local_etcd(text: str) -> None:
         ({"INSTEP_NAMESPACE": "/a//b", **A}, "not usable"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_with_the_cure(env: dict[str, str], why: str) -> None:
+def test_settings_that_cannot_work_are_refused_with_the_fix(env: dict[str, str], why: str) -> None:
     with pytest.raises(SettingsError) as refusal:
         resolve(environ=env)
     assert why in str(refusal.value)
@@ -239,18 +239,18 @@ def test_any_spelling_of_false_does_not(text: str) -> None:
     assert not resolve(environ={**A, "INSTEP_ALLOW_READABLE_KEY": text}).allow_readable_key
 
 
-def test_the_lease_may_be_set() -> None:
+def test_the_lease_ttl_can_be_set() -> None:
     assert resolve(environ={**A, "INSTEP_TTL_S": "60"}).ttl_s == 60
 
 
-def test_the_time_after_which_a_hung_worker_leads_no_more_may_be_set_and_reaches_the_agent() -> None:
+def test_the_stall_timeout_can_be_set_and_reaches_the_agent() -> None:
     settings = resolve(environ={**A, "INSTEP_STALL_TIMEOUT_S": "2.5"})
     assert settings.stall_timeout_s == 2.5
     assert Settings.from_json(settings.to_json()) == settings
     assert resolve(environ=A).stall_timeout_s == 60
 
 
-def test_the_time_from_a_sigterm_to_the_kill_may_be_set() -> None:
+def test_the_grace_period_can_be_set() -> None:
     assert resolve(environ={**A, "INSTEP_GRACE_S": "120"}).grace_s == 120
     assert resolve(environ=A).grace_s == 30
 
@@ -265,18 +265,18 @@ def test_no_secret_is_shown() -> None:
         assert "root" in shown
 
 
-def test_a_process_of_our_own_gets_all_of_it() -> None:
+def test_a_process_of_instep_gets_all_settings() -> None:
     settings = resolve(environ={**A, "ETCDCTL_USER": "root:hunter2", "INSTEP_TTL_S": "33"})
     assert Settings.from_json(settings.to_json()) == settings
     assert json.loads(settings.to_json())["password"] == "hunter2"
 
 
-def test_settings_from_another_version_are_taken_as_far_as_they_are_known() -> None:
+def test_known_settings_of_another_version_are_used() -> None:
     settings = resolve(environ=A)
     assert Settings.from_json(json.dumps({**json.loads(settings.to_json()), "from_later": 1})) == settings
 
 
-def test_a_password_over_plain_http_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_password_over_plain_http_causes_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     for endpoints in ("https://plain-a:1", "http://plain-a:1", "http://plain-a:1"):
         resolve(environ={"INSTEP_ETCD": endpoints, "ETCDCTL_USER": "ann:hunter2"})
     assert [record.getMessage() for record in caplog.records] == [
@@ -287,7 +287,7 @@ def test_a_password_over_plain_http_is_warned_of_once(caplog: pytest.LogCaptureF
     assert len(caplog.records) == 1
 
 
-def test_processes_of_our_own_inherit_no_secret() -> None:
+def test_processes_of_instep_inherit_no_secret() -> None:
     kept = {"PATH": "/bin", "LD_LIBRARY_PATH": "/lib", "PYTHONPATH": "/p", "LC_ALL": "C", "INSTEP_TAG": "job"}
     names = ("ETCDCTL_USER", "ETCDCTL_PASSWORD", "INSTEP_USER", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY")
     secrets = dict.fromkeys(names, "hunter2")

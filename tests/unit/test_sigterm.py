@@ -37,7 +37,7 @@ def run(script: str) -> tuple[int, list[str]]:
     return done.returncode, done.stdout.split("\n")[:-1]
 
 
-def test_the_first_signal_is_noted_and_the_second_ends_the_process() -> None:
+def test_the_first_signal_gives_notice_and_the_second_ends_the_process() -> None:
     code, lines = run("a = Listener(); sigterm.listen(a.hear); term(); print('goes on', flush=True); later(); term()")
     assert (code, lines) == (-signal.SIGTERM, ["heard", "goes on"])
 
@@ -57,7 +57,7 @@ term(); print('between'); later(); term()
     assert (code, lines) == (0, ["heard", "between", "mine 15"])
 
 
-def test_the_former_handler_is_put_back_when_nobody_listens_any_more() -> None:
+def test_the_former_handler_is_restored_after_the_last_listener() -> None:
     code, lines = run("""
 former = lambda number, frame: None
 signal.signal(signal.SIGTERM, former)
@@ -70,7 +70,7 @@ sigterm.listen(a.hear); term()
     assert (code, lines) == (0, ["heard", "b", "False", "True", "heard"])
 
 
-def test_a_handler_that_came_later_is_left_where_it_is() -> None:
+def test_a_handler_that_was_installed_later_is_kept() -> None:
     code, lines = run("""
 a = Listener(); sigterm.listen(a.hear)
 later = lambda number, frame: None
@@ -106,12 +106,12 @@ print('now', flush=True); term()
     assert (code, lines) == (-signal.SIGTERM, ["now"])
 
 
-def test_a_listener_that_is_gone_holds_nothing_back() -> None:
+def test_a_removed_listener_holds_no_signal_back() -> None:
     code, lines = run("a = Listener(); sigterm.listen(a.hear); del a; print('now', flush=True); term()")
     assert (code, lines) == (-signal.SIGTERM, ["now"])
 
 
-def test_a_signal_that_came_to_nothing_goes_to_who_was_to_have_it_once_nobody_listens() -> None:
+def test_an_unused_signal_is_passed_to_the_former_handler_after_the_last_listener() -> None:
     code, lines = run("""
 a, b = Listener(), Listener('b')
 sigterm.listen(a.hear); sigterm.listen(b.hear); term()
@@ -122,7 +122,7 @@ sigterm.ignore(b.hear); sigterm.hand_on()
 
 
 @pytest.mark.parametrize("thread", [False, True])
-def test_a_forked_child_dies_from_sigterm_as_ever(thread: bool) -> None:
+def test_a_forked_child_dies_from_sigterm_as_usual(thread: bool) -> None:
     code, lines = run(f"""
 a = Listener(); sigterm.listen(a.hear)
 def fork():
@@ -208,6 +208,6 @@ def test_a_signal_that_cannot_give_notice_is_refused(text: str) -> None:
         notice_signals({"INSTEP_NOTICE_SIGNALS": text})
 
 
-def test_a_signal_that_a_script_handles_in_a_slurm_job_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_that_the_script_handles_in_a_slurm_job_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signal, "getsignal", lambda number: print)
     assert notice_signals({"SLURM_JOB_ID": "7"}) == ()

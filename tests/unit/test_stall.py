@@ -31,13 +31,13 @@ def named(before: Nomination | None, *workers: WorkerProgress, leads: bool = Tru
 # -- who stalls ----------------------------------------------------------------------------------------------------
 
 
-def test_no_boundary_for_longer_than_the_time_out_is_a_stall() -> None:
+def test_no_boundary_for_longer_than_the_timeout_is_a_stall() -> None:
     assert not is_stalled(worker(0, TIMEOUT_S), NOW, TIMEOUT_S)
     assert is_stalled(worker(0, TIMEOUT_S + 0.1), NOW, TIMEOUT_S)
 
 
 @pytest.mark.parametrize("step_time_s", [3.1, 30.0, 600.0])
-def test_slow_steps_may_take_many_times_what_they_took_before(step_time_s: float) -> None:
+def test_slow_steps_may_take_many_times_as_long_as_before(step_time_s: float) -> None:
     assert not is_stalled(worker(0, STEPS * step_time_s, step_time_s=step_time_s), NOW, TIMEOUT_S)
     assert is_stalled(worker(0, STEPS * step_time_s + 1, step_time_s=step_time_s), NOW, TIMEOUT_S)
 
@@ -47,12 +47,12 @@ def test_the_first_steps_may_take_longer_as_they_compile_and_warm_up() -> None:
     assert is_stalled(worker(0, FIRST_STEPS * TIMEOUT_S + 1, step_time_s=0.0), NOW, TIMEOUT_S)
 
 
-def test_who_has_passed_no_boundary_yet_has_not_stalled() -> None:
+def test_a_worker_before_its_first_boundary_has_not_stalled() -> None:
     assert not is_stalled(worker(0, 10**6, joined=False), NOW, TIMEOUT_S)
 
 
 @pytest.mark.parametrize(("excused_for_s", "stalls"), [(500.0, False), (0.0, False), (-59.0, False), (-61.0, True)])
-def test_the_time_of_who_is_excused_counts_from_the_end_of_that(excused_for_s: float, stalls: bool) -> None:
+def test_the_timer_of_an_excused_worker_starts_when_the_excuse_ends(excused_for_s: float, stalls: bool) -> None:
     excused = WorkerProgress(
         rank=0,
         incarnation="w0",
@@ -68,43 +68,43 @@ def test_the_time_of_who_is_excused_counts_from_the_end_of_that(excused_for_s: f
 # -- who is named --------------------------------------------------------------------------------------------------
 
 
-def test_nobody_is_named_where_nobody_is() -> None:
+def test_without_workers_none_is_named() -> None:
     assert nominate(None, [], NOW, timeout_s=TIMEOUT_S, leads=False, rivals=True) is None
     assert nominate(Nomination(W0), [], NOW, timeout_s=TIMEOUT_S, leads=True, rivals=True) is None
 
 
-def test_at_the_start_the_lowest_rank_is_named_in_whatever_order_they_come() -> None:
+def test_at_the_start_the_lowest_rank_is_named_in_any_order_of_arrival() -> None:
     first = named(None, worker(2, joined=False))
     assert first.worker == W2
     assert named(first, worker(2, joined=False), worker(1, joined=False)).worker == W1
 
 
-def test_who_is_named_stays_named_when_a_lower_rank_comes_back() -> None:
+def test_a_named_worker_stays_named_when_a_lower_rank_returns() -> None:
     assert named(Nomination(W1), worker(0, joined=False), worker(1)).worker == W1
     assert named(Nomination(W1), worker(0), worker(1)).worker == W1
 
 
-def test_when_the_named_one_goes_the_lowest_that_trains_follows() -> None:
+def test_when_the_named_worker_leaves_the_lowest_training_rank_follows() -> None:
     assert named(Nomination(W0), worker(1, joined=False), worker(2), worker(3)).worker == W2
     assert named(Nomination(W0), worker(1, joined=False)).worker == W1
 
 
 @pytest.mark.parametrize("leads", [True, False])
-def test_a_stalled_one_makes_way_for_one_that_goes_on_whether_it_leads_or_not(leads: bool) -> None:
+def test_a_stalled_worker_yields_to_a_progressing_one_whether_it_leads_or_not(leads: bool) -> None:
     assert named(Nomination(W0), *stuck(0, 1), worker(2), leads=leads).worker == W2
 
 
-def test_when_the_named_one_goes_while_all_others_are_stuck_the_lowest_of_them_follows() -> None:
+def test_when_the_named_worker_leaves_and_all_others_stall_the_lowest_follows() -> None:
     assert named(Nomination(W0), *stuck(1, 2)).worker == W1
 
 
-def test_a_leader_that_stalls_is_passed_over_though_its_siblings_are_stuck_too() -> None:
+def test_a_stalled_leader_yields_even_if_its_siblings_are_stalled() -> None:
     passed = named(Nomination(W0), *stuck(0, 1, 2))
     assert passed.worker == W1
     assert not passed.yielded
 
 
-def test_who_takes_over_is_given_time_of_its_own() -> None:
+def test_a_worker_that_takes_over_gets_its_own_timeout() -> None:
     given = WorkerProgress(
         rank=1, incarnation="w1", joined=True, trains=True, at=NOW - 100, excused_until=NOW - 1, step_time_s=0.1
     )
@@ -112,7 +112,7 @@ def test_who_takes_over_is_given_time_of_its_own() -> None:
     assert named(before, *stuck(0), given).worker == W1
 
 
-def test_where_all_wait_for_each_other_each_leads_once_and_the_last_one_stays() -> None:
+def test_if_all_workers_stall_each_leads_once_and_the_last_one_stays() -> None:
     everybody = stuck(0, 1, 2)
     now = named(None, *everybody)
     order = [now.worker]
@@ -123,7 +123,7 @@ def test_where_all_wait_for_each_other_each_leads_once_and_the_last_one_stays() 
     assert not now.yielded
 
 
-def test_the_last_one_makes_way_for_other_nodes_and_becomes_their_last_resort() -> None:
+def test_the_last_worker_yields_to_other_nodes_and_stays_their_last_resort() -> None:
     before = named(Nomination(W0), *stuck(0, 1), rivals=True)
     last = named(before, *stuck(0, 1), rivals=True)
     assert (last.worker, last.yielded) == (W1, 1)
@@ -132,32 +132,32 @@ def test_the_last_one_makes_way_for_other_nodes_and_becomes_their_last_resort() 
     assert named(last, *stuck(0, 1), leads=True, rivals=False) == last
 
 
-def test_a_lone_worker_that_stalls_goes_on_leading_where_nobody_else_could() -> None:
+def test_a_lone_stalled_worker_keeps_the_lead_if_no_other_could_lead() -> None:
     alone = named(Nomination(W0), *stuck(0), rivals=False)
     assert (alone.worker, alone.yielded) == (W0, 0)
     assert named(Nomination(W0), *stuck(0), rivals=True).yielded == 1
 
 
-def test_a_candidate_that_does_not_lead_stays_as_it_is_where_nobody_would_be_better() -> None:
+def test_a_candidate_that_does_not_lead_is_kept_if_no_other_is_better() -> None:
     before = Nomination(W0)
     assert named(before, *stuck(0, 1), leads=False) == before
 
 
-def test_once_they_go_on_all_is_forgotten_and_who_leads_goes_on_leading() -> None:
+def test_progress_clears_the_stalls_and_the_leader_stays() -> None:
     last = named(named(Nomination(W0), *stuck(0, 1), rivals=True), *stuck(0, 1), rivals=True)
     assert named(last, worker(0), worker(1), leads=False) == Nomination(W1)
     leading = named(last, worker(0), worker(1), leads=True)
     assert (leading.worker, leading.passed, leading.yielded) == (W1, {}, 1)  # its key stays as it is
 
 
-def test_who_goes_on_and_stalls_again_may_be_named_again() -> None:
+def test_a_worker_that_progressed_and_stalled_again_may_be_named_again() -> None:
     before = named(Nomination(W0), *stuck(0, 1))
     again = named(before, *stuck(0, silent_s=70), *stuck(1))
     assert again.worker == W0
 
 
 @pytest.mark.parametrize("layout", [[[0]], [[0, 1, 2]], [[0], [1], [2]], [[0, 1], [2, 3]], [[0, 1, 2], [3], [4, 5]]])
-def test_in_a_run_that_is_stuck_each_worker_leads_at_most_once_and_then_one_goes_on_leading(
+def test_in_a_stuck_run_each_worker_leads_at_most_once_and_then_one_stays(
     layout: list[list[int]],
 ) -> None:
     queue = list(range(len(layout)))

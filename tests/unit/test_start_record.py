@@ -33,7 +33,7 @@ def put_under(txn: Txn, key: str) -> str:
     return str(put.wire.request_put.value.decode())
 
 
-def test_a_fresh_view_leaves_what_it_began_with() -> None:
+def test_a_fresh_view_records_its_start() -> None:
     txn = formed(5)
     assert history_ops(txn) == ["put 5", "delete 5/step"]
     assert StartOfView.decode(put_under(txn, KEYS.start_of(5))) == StartOfView(
@@ -41,7 +41,7 @@ def test_a_fresh_view_leaves_what_it_began_with() -> None:
     )
 
 
-def test_a_view_that_goes_on_leaves_nothing() -> None:
+def test_a_continuing_view_records_no_start() -> None:
     assert history_ops(formed(5, fresh=False)) == []
 
 
@@ -56,7 +56,7 @@ def test_starts_of_the_last_views_are_kept() -> None:
     assert history_ops(formed(number, fresh=False)) == ["delete 5", "delete 5/step"]
 
 
-def test_the_first_step_is_written_once_and_only_where_a_view_began_freshly() -> None:
+def test_the_first_step_is_written_once_and_only_for_a_fresh_view() -> None:
     first = FirstStep(step=21, origin=Origin(id="20-7", step=20, view=1, plan=3))
     txn = write_first_step(KEYS, 5, first)
     assert list(txn.compares) == [Compare.present(KEYS.start_of(5)), Compare.absent(KEYS.first_step_of(5))]

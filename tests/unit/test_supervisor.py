@@ -45,7 +45,7 @@ def test_an_agent_is_started_again_until_it_ends_well(tmp_path: Path, death: str
     assert (folder / "starts").read_text() == "..."
 
 
-def test_how_a_killed_agent_ended_is_left_for_the_next_one(tmp_path: Path) -> None:
+def test_the_supervisor_passes_the_end_of_a_killed_agent_to_the_next_one(tmp_path: Path) -> None:
     folder = tmp_path / "private" / "run"
     folder.parent.mkdir(mode=0o700)
     subprocess.run([sys.executable, "-c", GUARDED, str(folder), "killed"], check=True, timeout=60)

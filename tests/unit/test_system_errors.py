@@ -34,22 +34,22 @@ def error_of(number: int, path: str | None = None) -> OSError:
         (errno.ENOMEM, "free memory, or raise the memory limit of the container"),
     ],
 )
-def test_a_refusal_names_its_reason_and_its_cure(number: int, cure: str) -> None:
+def test_a_refusal_names_its_reason_and_its_fix(number: int, cure: str) -> None:
     text = explained(error_of(number, "/somewhere"), ELSEWHERE)
     assert text.startswith(f"{os.strerror(number)} (/somewhere): {cure}")
 
 
-def test_without_a_cure_the_reason_stands_alone() -> None:
+def test_without_a_fix_only_the_reason_is_given() -> None:
     assert explained(error_of(errno.EIO)) == os.strerror(errno.EIO)
     assert explained(OSError("of no number")) == "of no number"
 
 
-def test_limits_that_pass_are_told_from_errors_that_stay() -> None:
+def test_temporary_limits_are_distinguished_from_permanent_errors() -> None:
     assert {errno.EMFILE, errno.ENFILE} <= OUT_OF_RESOURCES
     assert errno.EINVAL not in OUT_OF_RESOURCES
 
 
-def test_a_folder_that_takes_no_lock_says_why(runtime_dir: Path) -> None:
+def test_a_folder_that_supports_no_lock_is_an_error_with_the_reason(runtime_dir: Path) -> None:
     folder = RuntimeFolder(runtime_dir / "run")
     (folder.path / "agent.lock").mkdir()
     with pytest.raises(SettingsError, match=r"cannot be used: Is a directory .*: set INSTEP_RUNTIME_DIR to another"):

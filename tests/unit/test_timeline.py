@@ -88,7 +88,7 @@ class Story:
 BEGUN: dict[str, Scalar] = {"lr": 0.1, "clip": 1.0}
 
 
-def test_a_run_that_was_never_started_anew_is_its_start_and_its_committed_changes() -> None:
+def test_a_run_without_restarts_is_its_start_and_its_committed_changes() -> None:
     story = Story()
     story.start()
     story.change(10, lr=0.5)
@@ -100,7 +100,7 @@ def test_a_run_that_was_never_started_anew_is_its_start_and_its_committed_change
     assert story.schedule().changes[0].author == "author 1"
 
 
-def test_what_came_after_the_checkpoint_that_a_restart_went_on_from_is_left_out() -> None:
+def test_changes_after_the_checkpoint_that_a_restart_resumed_from_are_left_out() -> None:
     story = Story()
     story.start()
     story.change(10, lr=0.5)
@@ -110,7 +110,7 @@ def test_what_came_after_the_checkpoint_that_a_restart_went_on_from_is_left_out(
     assert story.schedule().changes[1].reason == "resumed from checkpoint 20-7"
 
 
-def test_a_restart_from_the_beginning_leaves_nothing_of_the_time_before() -> None:
+def test_a_restart_from_the_beginning_drops_everything_before() -> None:
     story = Story()
     story.start()
     story.change(10, lr=0.5)
@@ -118,7 +118,7 @@ def test_a_restart_from_the_beginning_leaves_nothing_of_the_time_before() -> Non
     assert story.told() == ({**BEGUN, "lr": 0.5}, [])
 
 
-def test_a_view_that_ran_no_step_counts_for_nothing() -> None:
+def test_a_view_that_ran_no_step_is_ignored() -> None:
     story = Story()
     story.start()
     story.change(10, lr=0.5)
@@ -126,7 +126,7 @@ def test_a_view_that_ran_no_step_counts_for_nothing() -> None:
     assert story.told() == (BEGUN, [(10, {"lr": 0.5})])
 
 
-def test_a_start_whose_first_step_nobody_told_is_taken_to_go_on_from_its_checkpoint() -> None:
+def test_a_start_without_a_reported_first_step_resumes_from_its_checkpoint() -> None:
     story = Story()
     story.start()
     story.start(None, checkpoint=parts.manifest(20), lr=0.5)
@@ -134,7 +134,7 @@ def test_a_start_whose_first_step_nobody_told_is_taken_to_go_on_from_its_checkpo
     assert story.told() == (BEGUN, [(21, {"lr": 0.5}), (40, {"lr": 0.25})])
 
 
-def test_a_run_taken_back_goes_on_with_the_values_agreed_on_then() -> None:
+def test_a_restored_run_continues_with_the_agreed_values() -> None:
     story = Story()
     story.start()
     story.change(10, lr=0.5)
@@ -144,7 +144,7 @@ def test_a_run_taken_back_goes_on_with_the_values_agreed_on_then() -> None:
     assert story.told() == (BEGUN, [(10, {"lr": 0.5}), (21, {"lr": 0.25}), (25, {"clip": 3.0})])
 
 
-def test_going_back_to_a_checkpoint_that_was_left_takes_up_the_way_that_led_there() -> None:
+def test_restoring_an_abandoned_checkpoint_restores_the_values_that_led_to_it() -> None:
     """Steps 21 to 30 were first run with 0.5, then, taken back to 10, with 0.9: the first way has saved step 30."""
     story = Story()
     story.start()
@@ -155,7 +155,7 @@ def test_going_back_to_a_checkpoint_that_was_left_takes_up_the_way_that_led_ther
     assert story.told() == (BEGUN, [(20, {"lr": 0.5}), (31, {"lr": 0.9})])
 
 
-def test_a_restart_takes_up_the_way_that_led_to_its_checkpoint() -> None:
+def test_a_restart_has_the_values_that_led_to_its_checkpoint() -> None:
     story = Story()
     story.start()
     story.change(20, lr=0.5)
@@ -164,7 +164,7 @@ def test_a_restart_takes_up_the_way_that_led_to_its_checkpoint() -> None:
     assert story.told() == (BEGUN, [(20, {"lr": 0.5}), (31, {"lr": 0.25})])
 
 
-def test_the_checkpoint_that_the_ranks_agreed_on_counts_before_the_one_that_was_newest() -> None:
+def test_the_checkpoint_that_ranks_agreed_on_wins_over_the_newest() -> None:
     story = Story()
     story.start()
     story.change(20, lr=0.5)
@@ -174,7 +174,7 @@ def test_the_checkpoint_that_the_ranks_agreed_on_counts_before_the_one_that_was_
     assert story.told() == (BEGUN, [(20, {"lr": 0.5}), (31, {"lr": 0.25})])
 
 
-def test_a_change_of_a_run_that_is_paused_from_its_start_on_holds_from_the_step_that_it_stands_at() -> None:
+def test_a_change_to_a_run_paused_from_its_start_applies_from_its_first_step() -> None:
     story = Story()
     story.start()
     story.change(10, lr=0.5)
@@ -183,19 +183,19 @@ def test_a_change_of_a_run_that_is_paused_from_its_start_on_holds_from_the_step_
     assert story.told() == (BEGUN, [(10, {"lr": 0.5}), (21, {"clip": 3.0})])
 
 
-def test_a_run_that_has_not_stepped_is_its_start() -> None:
+def test_a_run_without_steps_is_its_start() -> None:
     story = Story()
     story.start(None)
     assert story.told() == (BEGUN, [])
 
 
-def test_a_view_that_is_known_from_its_state_alone_is_a_start() -> None:
+def test_a_view_known_only_from_its_state_is_a_start() -> None:
     view = parts.view({"a": {0: 10}}).model_copy(update={"start": Snapshot(values=BEGUN)})
     assert Timeline(view=view).segments()[0].start.values == BEGUN
 
 
 @pytest.mark.parametrize("forgotten", [1, 2])
-def test_plans_that_are_not_kept_any_more_are_no_schedule(forgotten: int) -> None:
+def test_deleted_plans_make_the_schedule_unknown(forgotten: int) -> None:
     story = Story()
     story.start()
     story.change(10, lr=0.5)
@@ -210,7 +210,7 @@ def test_plans_that_are_not_kept_any_more_are_no_schedule(forgotten: int) -> Non
     assert story.told() == ({**BEGUN, "lr": 0.7}, [])
 
 
-def test_a_start_that_is_not_kept_any_more_is_no_schedule() -> None:
+def test_a_deleted_start_makes_the_schedule_unknown() -> None:
     story = Story()
     story.start()
     story.start(21, checkpoint=parts.manifest(20))
@@ -219,7 +219,7 @@ def test_a_start_that_is_not_kept_any_more_is_no_schedule() -> None:
         story.schedule()
 
 
-def test_steps_that_replayed_a_schedule_are_told_by_that_one() -> None:
+def test_replayed_steps_refer_to_their_schedule() -> None:
     story = Story()
     story.start()
     story.start(21, replays="abc")
@@ -232,7 +232,7 @@ def test_a_run_that_never_started_has_no_schedule() -> None:
         Timeline().schedule("gpt-a")
 
 
-def test_values_before_and_after_a_plan_are_those_of_its_lap() -> None:
+def test_values_before_and_after_a_plan_are_those_of_its_segment() -> None:
     story = Story()
     story.start()
     story.change(10, lr=0.5)
@@ -248,7 +248,7 @@ def test_values_before_and_after_a_plan_are_those_of_its_lap() -> None:
     assert timeline.newest_change() == (3, 0)
 
 
-def test_a_name_that_a_new_script_brings_was_not_changed() -> None:
+def test_a_name_that_a_new_script_adds_is_no_change() -> None:
     story = Story()
     story.start()
     story.change(10, lr=0.5)
@@ -260,7 +260,7 @@ def changed_at_start(*names: str, revision: int = 50, author: str | None = "ann"
     return StartChange(revision=revision, names=names, previous=previous, author=author, reason="slower")
 
 
-def test_what_was_changed_between_two_lives_counts_as_a_change_between_them() -> None:
+def test_changes_between_two_starts_are_in_the_timeline() -> None:
     story = Story()
     story.start()
     story.change(10, lr=0.5)
@@ -278,7 +278,7 @@ def test_what_was_changed_between_two_lives_counts_as_a_change_between_them() ->
         timeline.start(9)
 
 
-def test_a_schedule_names_who_changed_values_between_two_lives() -> None:
+def test_a_schedule_names_the_authors_of_changes_between_two_starts() -> None:
     story = Story()
     story.start()
     story.start(15, lr=0.25, changes=(changed_at_start("lr", lr=0.1),))

@@ -21,7 +21,7 @@ KEYS = Keys("/training", "gpt-a")
 
 
 @given(epochs, revisions)
-def test_a_token_gives_back_what_it_was_made_of(epoch: int, revision: int) -> None:
+def test_a_token_returns_its_epoch_and_revision(epoch: int, revision: int) -> None:
     token = make_token(epoch, revision)
     assert (epoch_of(token), revision_of(token)) == (epoch, revision)
     assert token < 2**63
@@ -38,7 +38,7 @@ def test_tokens_order_by_epoch_and_then_by_revision(e1: int, r1: int, e2: int, r
 
 
 @pytest.mark.parametrize(("epoch", "revision"), [(-1, 0), (MAX_EPOCH + 1, 0), (0, -1), (0, 2**REVISION_BITS)])
-def test_what_does_not_fit_makes_no_token(epoch: int, revision: int) -> None:
+def test_numbers_that_do_not_fit_make_no_token(epoch: int, revision: int) -> None:
     with pytest.raises(ValueError, match="no token"):
         make_token(epoch, revision)
 
@@ -51,7 +51,7 @@ def test_a_fence_compares_the_create_revision_whatever_the_epoch() -> None:
     assert not fence.is_held(None)
 
 
-def test_the_id_of_a_checkpoint_takes_the_largest_token() -> None:
+def test_the_id_of_a_checkpoint_can_hold_the_largest_token() -> None:
     token = make_token(MAX_EPOCH, 2**REVISION_BITS - 1)
     made = manifest(10**18, token)
     assert Manifest.decode(made.encode()) == made

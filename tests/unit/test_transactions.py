@@ -177,36 +177,36 @@ def test_an_action_writes_exactly_this(action: LeaderAction, expected: set[str])
     assert writes(carry_out(action)) == expected
 
 
-def test_only_the_command_that_was_looked_at_is_declined() -> None:
+def test_only_the_command_that_was_read_is_declined() -> None:
     """Another one may have been written under its id meanwhile."""
     action = DeclineCommands((("c1", Declined(command=Command(kind="pause"), revision=40, why="no")),))
     assert Compare.mod_revision(f"{ROOT}commands/c1", "==", 40) in carry_out(action).compares
 
 
-def test_a_new_view_brings_its_values_its_schema_and_the_abort_of_the_open_plan() -> None:
+def test_a_new_view_writes_its_values_and_schema_and_aborts_the_open_plan() -> None:
     assert {"put state/view", "put state/agreed", "put schema", "put state/plans/3/decision"} <= writes(
         carry_out(form(abort_plan=3))
     )
 
 
-def test_a_new_view_forgets_what_was_reported_in_the_one_before() -> None:
+def test_a_new_view_deletes_the_reports_of_the_one_before() -> None:
     """What has failed is counted by then, and who waits at a barrier says so again."""
     assert {"delete reports/failures/*", "delete reports/barriers/*"} <= writes(carry_out(form(fresh=False)))
     assert "put attempts" in writes(carry_out(replace(form(), attempts=Attempts(view=1))))
     assert "put attempts" not in writes(carry_out(form()))
 
 
-def test_only_a_fresh_view_begins_to_count_releases_anew() -> None:
+def test_only_a_fresh_view_restarts_the_count_of_releases() -> None:
     assert "delete state/barriers/*" in writes(carry_out(form()))
     assert "delete state/barriers/*" not in writes(carry_out(form(fresh=False)))
 
 
-def test_of_a_node_the_first_failure_in_a_view_stands() -> None:
+def test_a_node_records_its_first_failure_in_a_view() -> None:
     txn = write_failure(KEYS, "a", Failure(view=3, rank=1, cause="RuntimeError"))
     assert txn.compares == (Compare.absent(f"{ROOT}reports/failures/3/a"),)
 
 
-def test_only_a_fresh_view_writes_down_what_it_could_not_take() -> None:
+def test_only_a_fresh_view_records_its_rejections() -> None:
     assert "put state/rejected/x0" in writes(carry_out(form(rejections=1)))
     assert "put state/rejected/x0" not in writes(carry_out(form(rejections=1, fresh=False)))
 
@@ -238,7 +238,7 @@ def test_a_change_too_large_for_one_txn_is_rejected_by_its_first_names() -> None
     assert len(carry_out(RejectValues(many)).then) == MAX_REJECTIONS
 
 
-def test_history_is_forgotten_bit_by_bit() -> None:
+def test_history_is_deleted_bit_by_bit() -> None:
     number = HISTORY_PLANS + 5
     assert writes(carry_out(OpenPlan(plan(number)))) == {
         f"put state/plans/{number}",
@@ -252,7 +252,7 @@ def test_history_is_forgotten_bit_by_bit() -> None:
     }
 
 
-def test_receipts_from_before_a_plan_was_written_back_give_way_to_those_that_count() -> None:
+def test_writing_a_plan_back_deletes_its_older_receipts() -> None:
     written = writes(carry_out(SettleEpoch(Epoch(number=1, why=""), agreed(), plan(4))))
     assert {"put state/plans/4", "put state/plans/4/decision", "delete reports/receipts/4/*"} <= written
 
@@ -267,7 +267,7 @@ def test_the_prefix_of_one_plan_is_not_that_of_another() -> None:
 # -- what nodes write ----------------------------------------------------------------------------------------------
 
 
-def test_anybody_may_abort_a_plan_that_is_there_and_undecided() -> None:
+def test_any_node_may_abort_an_undecided_plan() -> None:
     txn = abort(KEYS, 4, Decision(commit=False, by="b"))
     assert set(map(repr, txn.compares)) == {repr(Compare.present(KEYS.plan(4))), repr(undecided(4))}
     assert writes(txn) == {"put state/plans/4/decision", "delete state/open/4"}
@@ -287,14 +287,14 @@ def test_an_ack_is_created_and_never_changed() -> None:
     assert [op.wire.request_put.lease for op in txn.then] == [0]
 
 
-def test_only_who_holds_the_token_can_say_that_it_leads() -> None:
+def test_only_the_holder_of_the_token_can_proclaim_itself() -> None:
     leader = Leader(node="a", rank=0, incarnation=incarnation(1), candidate=FENCE.key, token=77, term=1)
     txn = proclaim(KEYS, leader)
     assert txn.compares == (LEADS, Compare.mod_revision(KEYS.epoch, "==", 0))
     assert writes(txn) == {"put state/leader", "put history/leaders/1"}
 
 
-def test_the_history_of_leaders_is_bounded_and_word_of_the_former_one_is_taken_away() -> None:
+def test_the_history_of_leaders_is_bounded_and_the_last_resignation_deleted() -> None:
     former = Leader(node="b", rank=1, incarnation=incarnation(2), candidate="c", token=70, term=TERMS_KEPT)
     leader = Leader(node="a", rank=0, incarnation=incarnation(1), candidate=FENCE.key, token=77, term=TERMS_KEPT + 1)
     txn = proclaim(KEYS, leader, former, at="now", why="its process died")

@@ -72,7 +72,7 @@ def frame(body: bytes) -> bytes:
 
 
 @given(MESSAGES, st.data())
-def test_messages_arrive_whole_and_in_order_however_the_bytes_are_cut(
+def test_messages_arrive_whole_and_in_order_however_bytes_are_split(
     messages: list[FromWorker], data: st.DataObject
 ) -> None:
     stream = b"".join(map(framed, messages))
@@ -94,7 +94,7 @@ def test_a_plan_keeps_its_digest_and_the_kinds_of_its_values_on_the_way(item: Pl
     assert [*map(type, message.plan.values.values())] == [*map(type, item.values.values())]
 
 
-def test_a_message_byte_by_byte_is_there_with_its_last_byte() -> None:
+def test_a_message_sent_byte_by_byte_arrives_with_its_last_byte() -> None:
     decoder = Decoder(from_worker)
     *but_last, last = framed(Leave(True, 5))
     for byte in but_last:
@@ -109,7 +109,7 @@ def test_a_message_over_the_limit_is_not_sent() -> None:
         framed(Note(1, "x" * MAX_MESSAGE_BYTES))
 
 
-def test_the_largest_message_is_sent_and_heard() -> None:
+def test_the_largest_message_is_sent_and_received() -> None:
     message = Note(1, "x" * (MAX_MESSAGE_BYTES - len(framed(Note(1, ""))) + 4))
     assert list(Decoder(from_agent).feed(framed(message))) == [message]
 
@@ -120,7 +120,7 @@ def test_a_frame_over_the_limit_is_refused_before_its_body_comes() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"nonsense", b"{", b"\xff\xfe\xfd", b"[" * 100_000])
-def test_a_frame_that_is_no_json_is_refused(body: bytes) -> None:
+def test_a_frame_that_is_not_json_is_refused(body: bytes) -> None:
     with pytest.raises(WireError, match="not JSON"):
         list(Decoder(from_worker).feed(frame(body)))
 
@@ -145,14 +145,14 @@ def test_a_frame_that_is_no_message_is_refused(body: bytes) -> None:
         ({"t": "dryrunresult", "number": 1, "refused": [[1]]}, "not a DryRunResult: refused: "),
     ],
 )
-def test_a_message_that_is_not_what_its_type_says_is_an_error_that_names_the_field(body: Any, problem: str) -> None:
+def test_a_message_that_does_not_fit_its_type_is_an_error_that_names_the_field(body: Any, problem: str) -> None:
     with pytest.raises(WireError) as caught:
         from_worker(json.dumps(body).encode())
     assert str(caught.value).startswith(problem)
 
 
 @pytest.mark.parametrize("field", ["id", "step", "layout"])
-def test_a_manifest_that_names_no_checkpoint_is_none(field: str) -> None:
+def test_a_manifest_without_a_checkpoint_id_cannot_be_read(field: str) -> None:
     damaged = {**to_json(manifest(7)), field: {"id": "a/b", "step": -1, "layout": "round"}[field]}
     with pytest.raises(WireError):
         from_json(type(manifest(7)), damaged)
@@ -171,12 +171,12 @@ def test_each_message_has_a_reader(base: type[Document], reader: str) -> None:
     assert [kind for kind in _kinds(base).values() if not re.search(rf"\b{kind.__name__}\b", sources)] == []
 
 
-def test_what_a_newer_version_adds_is_passed_over() -> None:
+def test_fields_that_a_newer_version_adds_are_ignored() -> None:
     assert from_worker(b'{"t":"something new"}') is None
     assert from_worker(b'{"t":"leave","clean":true,"step":5,"new":[]}') == Leave(True, 5)
 
 
-def test_a_hello_of_another_protocol_is_read_whatever_else_it_holds_and_its_answer_is_as_it_was() -> None:
+def test_a_hello_of_any_protocol_is_read_and_answered_in_the_old_form() -> None:
     """The first protocol that had versions reads `t`, `kind` and `text` of the answer."""
     assert from_worker(b'{"t":"hello","protocol":3,"version":"0.0.9","rank":"?"}') == OtherHello("0.0.9")
     assert isinstance(from_worker(json.dumps({"t": "hello", "protocol": 1}).encode()), OtherHello)
@@ -191,7 +191,7 @@ def test_answers_keep_their_types() -> None:
         assert from_agent(framed(message)[4:]) == message
 
 
-def test_a_document_in_etcd_has_no_fields_that_say_nothing() -> None:
+def test_a_document_in_etcd_has_no_empty_fields() -> None:
     class Some(Document):
         a: int
         b: str | None = None
@@ -204,7 +204,7 @@ def test_a_document_in_etcd_has_no_fields_that_say_nothing() -> None:
 
 
 @given(st.lists(st.binary(max_size=60), max_size=6))
-def test_whatever_comes_it_is_messages_or_a_wire_error(chunks: list[bytes]) -> None:
+def test_any_bytes_are_messages_or_a_wire_error(chunks: list[bytes]) -> None:
     decoder = Decoder(from_worker)
     try:
         for chunk in chunks:
@@ -227,13 +227,13 @@ def both_ends() -> Iterator[tuple[Words, Words]]:
     agent.close()
 
 
-def test_before_the_first_boundary_the_words_say_so(both_ends: tuple[Words, Words]) -> None:
+def test_the_shared_words_show_that_no_boundary_was_passed(both_ends: tuple[Words, Words]) -> None:
     worker, agent = both_ends
     assert (agent.step, agent.mail, agent.at, agent.beat) == (-1, 0, 0.0, 0.0)
     assert worker.mail == 0
 
 
-def test_what_one_side_writes_the_other_reads(both_ends: tuple[Words, Words]) -> None:
+def test_one_side_reads_what_the_other_writes(both_ends: tuple[Words, Words]) -> None:
     worker, agent = both_ends
     worker.integers[1] = 2**40
     worker.floats[2] = 12.5
@@ -244,7 +244,7 @@ def test_what_one_side_writes_the_other_reads(both_ends: tuple[Words, Words]) ->
     assert (worker.mail, worker.beat) == (2, 7.25)
 
 
-def test_no_word_lies_on_another(both_ends: tuple[Words, Words]) -> None:
+def test_no_two_shared_words_overlap(both_ends: tuple[Words, Words]) -> None:
     worker, agent = both_ends
     agent.count_mail()
     worker.integers[1] = 5

@@ -43,7 +43,7 @@ def test_an_incarnation_has_64_random_bits_in_the_length_that_views_join() -> No
 # -- the leader ----------------------------------------------------------------------------------------------------
 
 
-def test_a_start_is_fresh_though_a_rank_has_drawn_what_another_one_had() -> None:
+def test_a_start_is_fresh_even_if_a_rank_drew_the_incarnation_of_another() -> None:
     group = membership.next_group(TWO, SWAPPED)
     assert group is not None
     assert membership.staying(TWO, group, TWO.number) == ()
@@ -68,17 +68,17 @@ def test_a_stopped_run_that_starts_again_takes_the_desired_values_and_trains() -
     assert action.view.start.course.ends_at is None
 
 
-def test_a_rank_that_died_is_missing_though_another_one_has_its_incarnation() -> None:
+def test_a_dead_rank_is_missing_even_if_another_has_its_incarnation() -> None:
     twins = view({"a": {0: 10, 1: 10}})
     assert membership.missing_ranks(twins, [registered(0, 10)], {}) == (1,)
 
 
-def test_one_that_trained_in_an_older_view_stays_out_though_another_rank_has_its_incarnation() -> None:
+def test_a_worker_of_an_older_view_stays_out_even_if_another_rank_has_its_incarnation() -> None:
     ghost = trained(registered(1, 30, number=10))
     assert membership.without_stale(TWO.model_copy(update={"number": 2}), [ghost]) == ()
 
 
-def test_a_view_whose_workers_have_all_gone_does_not_live_on_in_their_incarnations() -> None:
+def test_a_view_without_living_workers_does_not_continue_by_incarnation() -> None:
     larger = tuple(registered(rank, 20 + rank, number=11 - rank, world_size=3) for rank in range(3))
     group = membership.next_group(TWO, larger)
     assert group is not None
@@ -86,7 +86,7 @@ def test_a_view_whose_workers_have_all_gone_does_not_live_on_in_their_incarnatio
     assert membership.mismatched(TWO, larger) == {}
 
 
-def test_a_stranger_is_refused_alone_though_a_member_has_its_incarnation() -> None:
+def test_only_the_mismatched_worker_is_refused_even_if_a_member_has_its_incarnation() -> None:
     stranger = registered(2, 30, number=10, world_size=4)
     crowd = (registered(0, 10), registered(1, 11, node="b"), stranger)
     assert membership.mismatched(TWO, crowd).keys() == {WorkerId(2, incarnation(10))}
@@ -100,7 +100,7 @@ def test_a_stranger_is_refused_alone_though_a_member_has_its_incarnation() -> No
     assert [item.worker for item in action.refused] == [stranger.member.worker]
 
 
-def test_newcomers_are_turned_away_though_a_member_has_their_incarnation() -> None:
+def test_newcomers_are_refused_even_if_a_member_has_their_incarnation() -> None:
     allowed = [
         replace(item, member=item.member.model_copy(update={"max_restarts": 0}))
         for item in (registered(0, 10), registered(1, 30, number=10, node="b"))
@@ -109,13 +109,13 @@ def test_newcomers_are_turned_away_though_a_member_has_their_incarnation() -> No
     assert refused.workers() == (WorkerId(1, incarnation(10)),)
 
 
-def test_a_lost_rank_is_counted_though_another_one_has_its_incarnation() -> None:
+def test_a_lost_rank_is_counted_even_if_another_has_its_incarnation() -> None:
     group = membership.next_group(TWO, (registered(0, 10), registered(1, 30, number=10, node="b")))
     past = FailureSituation(view=TWO, left={}, stopping=False, registered=(), reports=(), attempts=Attempts())
     assert attempts.counted(past, group).total == 1
 
 
-def test_a_member_of_another_version_is_refused_and_holds_nobody_up() -> None:
+def test_a_member_of_another_version_is_refused_and_delays_no_other() -> None:
     """Before protocol 3 an incarnation had five characters."""
     older = replace(SWAPPED[1], member=SWAPPED[1].member.model_copy(update={"incarnation": "abcde"}))
     newer = replace(SWAPPED[1], member=SWAPPED[1].member.model_copy(update={"protocol": 99}))

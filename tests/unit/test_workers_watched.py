@@ -62,27 +62,27 @@ def watched(somebody: Somebody, until: float) -> tuple[Workers, LocalWorker]:
     return workers, worker
 
 
-def test_a_worker_that_goes_on_measures_its_own_steps(somebody: Somebody) -> None:
+def test_a_continuing_worker_measures_its_own_steps(somebody: Somebody) -> None:
     _, worker = watched(somebody, 20)
     assert worker.progress().step_time_s == pytest.approx(1.0)
     assert worker.progress().silence_s(20.5) == pytest.approx(0.5)
 
 
-def test_one_that_stops_stalls_in_the_end(somebody: Somebody) -> None:
+def test_a_worker_that_stops_is_stalled_after_the_timeout(somebody: Somebody) -> None:
     workers, worker = watched(somebody, 20)
     for second in range(21, 43):
         workers.look(float(second), None)
         assert is_stalled(worker.progress(), second, TIMEOUT_S) == (second > 40)
 
 
-def test_the_time_in_which_the_agent_itself_was_stopped_is_not_held_against_anybody(somebody: Somebody) -> None:
+def test_time_while_the_agent_was_stopped_is_no_stall(somebody: Somebody) -> None:
     workers, worker = watched(somebody, 20)
     workers.look(1000.0, None)
     assert not is_stalled(worker.progress(), 1000.0, TIMEOUT_S)
     assert worker.progress().silence_s(1001.0) == 1.0
 
 
-def test_a_pause_is_no_stall_and_the_time_counts_anew_when_it_is_over(somebody: Somebody) -> None:
+def test_a_pause_is_no_stall_and_restarts_the_timer(somebody: Somebody) -> None:
     workers, worker = watched(somebody, 20)
     for second in range(21, 500):
         workers.look(float(second), 21)
@@ -91,14 +91,14 @@ def test_a_pause_is_no_stall_and_the_time_counts_anew_when_it_is_over(somebody: 
     assert worker.progress().silence_s(500.0) == 1.0
 
 
-def test_who_has_not_come_to_the_step_of_a_pause_may_stall_before_it(somebody: Somebody) -> None:
+def test_a_worker_that_has_not_reached_the_pause_can_stall(somebody: Somebody) -> None:
     workers, worker = watched(somebody, 20)
     for second in range(21, 43):
         workers.look(float(second), 30)
     assert is_stalled(worker.progress(), 42, TIMEOUT_S)
 
 
-def test_a_new_connection_of_a_worker_keeps_what_is_known_of_its_pace(somebody: Somebody) -> None:
+def test_a_worker_that_reconnects_keeps_its_pace(somebody: Somebody) -> None:
     workers, worker = watched(somebody, 20)
     worker.excused_until = 77.0
     again = local_worker(Somebody(somebody.words))
@@ -106,7 +106,7 @@ def test_a_new_connection_of_a_worker_keeps_what_is_known_of_its_pace(somebody: 
     assert (again.pace, again.excused_until) == (worker.pace, 77.0)
 
 
-def test_each_worker_that_comes_is_told_whether_it_leads_and_again_when_its_token_changes(somebody: Somebody) -> None:
+def test_each_worker_learns_whether_it_leads_and_of_each_new_token(somebody: Somebody) -> None:
     workers = Workers()
     workers.add(local_worker(somebody))
     leader = Leader(node="a", rank=0, incarnation=incarnation(1), candidate="c", token=7)
