@@ -30,6 +30,7 @@ from chaos.harness.ranks import CHECKPOINTS
 from chaos.harness.shared_state import Field
 from chaos.harness.tasks import until, until_async
 from chaos.operator import FINAL, RUN, keys_of
+from chaos.options import Failed, failure_of, say
 from chaos.report import Report
 from chaos.run_processes import make_nodes, make_ranks
 from chaos.testbed import NAMESPACE
@@ -103,16 +104,10 @@ def rounds(seed: int) -> Iterator[Round]:
             yield Round(kind, victim, target, changes, open_plan, interrupted and victim is not Victim.AGENTS)
 
 
-class Broken(Exception):
-    """The run broke a promise after the history went back."""
-
-
 class RestoreSession:
     """As many rounds as fit into `duration_s`, and at least one. Use it in a `with` block: `run`, then `check`."""
 
-    def __init__(
-        self, folder: Path, server: EtcdServer, seed: int, duration_s: float, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, folder: Path, server: EtcdServer, seed: int, duration_s: float) -> None:
         self.done: Counter[RestoreKind] = Counter()
         self.hit: Counter[Victim] = Counter()
         self.slowest_s: dict[str, float] = {}
@@ -120,7 +115,6 @@ class RestoreSession:
         self._server = server
         self._seed = seed
         self._duration_s = duration_s
-        self._say = say
         self._keys = keys_of(NAMESPACE)
         self._nodes = make_nodes(folder, server.endpoints, NAMESPACE)
         self._ranks = make_ranks(folder, self._nodes)
@@ -130,12 +124,12 @@ class RestoreSession:
         return f"RestoreSession({sum(self.done.values())} rounds, {self._ranks!r})"
 
     async def run(self) -> None:
-        """Raises Broken."""
+        """Raises Failed."""
         until_s = time.monotonic() + self._duration_s
         self._ranks.start(range(WORLD_SIZE))
         await self._must(lambda: self._ranks.shared.lowest_arrived() >= 0, "the run to start")
         for number, item in enumerate(rounds(self._seed), start=1):
-            self._say(f"round {number}: {item}")
+            say(f"round {number}: {item}")
             await self._round(item)
             self.done[item.kind] += 1
             self.hit[item.victim] += 1
@@ -212,7 +206,7 @@ class RestoreSession:
             if await until(lambda: self._all_run(values), AGAIN_S):
                 return
             self._check_alive()
-        raise Broken(f"not in {LIMIT_S:g} s: the change to {dict(values)}\n{self._story()}")
+        raise Failed(f"not in {LIMIT_S:g} s: the change to {dict(values)}\n{self._story()}")
 
     def _all_run(self, values: dict[str, Scalar]) -> bool:
         return all(
@@ -241,7 +235,7 @@ class RestoreSession:
         )
         _, said = await process.communicate()
         if process.returncode != 0:
-            raise Broken(f"instep adopt ended with {process.returncode}: {said.decode()}\n{self._story()}")
+            raise Failed(f"instep adopt ended with {process.returncode}: {said.decode()}\n{self._story()}")
 
     async def _lists(self, newest: str) -> bool:
         try:
@@ -261,7 +255,7 @@ class RestoreSession:
         ranks = self._ranks
         ranks.shared.end_after(ranks.shared.highest_passed() + MARGIN_STEPS)
         if not await until(lambda: len(ranks.ended()) == WORLD_SIZE, END_TIMEOUT_S) or any(ranks.ended().values()):
-            raise Broken(f"the ranks did not end in order: {ranks.ended()}\n{self._story()}")
+            raise Failed(f"the ranks did not end in order: {ranks.ended()}\n{self._story()}")
 
     def keep_evidence(self) -> None:
         """Saves what etcd holds after a failure, beside the logs of ranks and agents."""
@@ -296,7 +290,7 @@ class RestoreSession:
             async with Client(self._server.endpoints, timeout_s=CLIENT_TIMEOUT_S) as client:
                 await client.txn([], puts)
         except EtcdError as error:
-            self._say(f"a put was not answered: {error}")
+            say(f"a put was not answered: {error}")
 
     def _every_said(self, event: str) -> list[dict[str, Any]]:
         return [line for rank in range(WORLD_SIZE) for line in self._ranks.said(rank, event)]
@@ -325,11 +319,11 @@ class RestoreSession:
 
     async def _must_async(self, condition: Callable[[], Any], what: str) -> None:
         if not await until_async(condition, LIMIT_S):
-            raise Broken(f"not in {LIMIT_S:g} s: {what}\n{self._story()}")
+            raise Failed(f"not in {LIMIT_S:g} s: {what}\n{self._story()}")
 
     def _check_alive(self) -> None:
         if ended := self._ranks.ended():
-            raise Broken(f"ranks ended with {ended}\n{self._story()}")
+            raise Failed(f"ranks ended with {ended}\n{self._story()}")
 
     def _story(self) -> str:
         self._ranks.print_stacks()
@@ -359,19 +353,15 @@ async def _grow(endpoints: list[str], number: int) -> None:
             await client.put(f"/junk/{number}", "x")
 
 
-async def perform(
-    folder: Path, *, seed: int, duration_s: float, version: str | None, say: Callable[[str], None]
-) -> Report:
+async def perform(folder: Path, *, seed: int, duration_s: float, version: str | None) -> Report:
     """A session and its verdicts."""
     failure: str | None = None
     findings: list[Finding] = []
-    with EtcdServer(version=version) as server, RestoreSession(folder, server, seed, duration_s, say) as session:
+    with EtcdServer(version=version) as server, RestoreSession(folder, server, seed, duration_s) as session:
         try:
             await session.run()
-        except Broken as error:
-            failure = str(error)
-        except Exception:  # noqa: BLE001  # no error may pass for success
-            failure = traceback.format_exc()
+        except Exception as error:  # noqa: BLE001  # no error may pass for success
+            failure = failure_of(error)
         if failure is not None:
             session.keep_evidence()
         try:

@@ -7,6 +7,7 @@ import importlib.util
 import random
 import shutil
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,10 @@ from typing import Any
 
 HISTORY_SHARE = 1 / 6
 HISTORY_FROM_S = 600.0
+
+
+class Failed(Exception):
+    """A promise was broken, or a session or drill could not be completed: a finding, not an error of chaos itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +111,11 @@ def parse_drill(drill: str, description: str, arguments: Sequence[str], *, round
     if found.rounds < 1:
         parser.error("--rounds is at least 1")
     return DrillOptions(drill=drill, rounds=found.rounds, torch=found.torch, **_common(found))
+
+
+def failure_of(error: Exception) -> str:
+    """The text of a finding; the traceback of any other error."""
+    return str(error) if isinstance(error, Failed) else "".join(traceback.format_exception(error))
 
 
 def say(text: str) -> None:

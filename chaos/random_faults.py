@@ -17,10 +17,9 @@ from chaos.checks.run_history import RunHistory
 from chaos.checks.verdicts import Finding, check_session, read_run_history
 from chaos.harness import hosts_file
 from chaos.harness.tasks import Background
-from chaos.options import Options, parse, say
+from chaos.options import Options, failure_of, parse, say
 from chaos.report import Report
-from chaos.session import Failed, Session
-from chaos.stall_monitor import Hang
+from chaos.session import Session
 from chaos.testbed import Testbed
 from instep.testing import EtcdCluster
 
@@ -49,7 +48,7 @@ def _parts(options: Options, folder: Path) -> Iterator[tuple[str, Coroutine[Any,
         yield "faults", _perform(options, _below(folder, "f"))
     if options.history_s:
         work = etcd_restores.perform(
-            _below(folder, "h"), seed=options.seed, duration_s=options.history_s, version=options.version, say=say
+            _below(folder, "h"), seed=options.seed, duration_s=options.history_s, version=options.version
         )
         yield "history", work
 
@@ -86,14 +85,12 @@ async def _perform_on(testbed: Testbed, options: Options) -> Report:
     fault_plan.save(plan, testbed.folder / "plan.jsonl")
     if testbed.servers.unsafe:
         say(f"etcd {testbed.version} can lose consistency in a crash: its members are stopped instead of killed")
-    session = Session(testbed, plan, options.faults_s, say)
+    session = Session(testbed, plan, options.faults_s)
     try:
         async with Background([_tell_progress(testbed)]):
             await session.run()
-    except (Failed, Hang) as error:
-        failure = str(error)
-    except Exception:  # noqa: BLE001  # no error may pass for success, and its histories are kept
-        failure = traceback.format_exc()
+    except Exception as error:  # noqa: BLE001  # no error may pass for success, and its histories are kept
+        failure = failure_of(error)
     if failure is not None:
         await testbed.keep_evidence()
     testbed.flush()

@@ -10,7 +10,7 @@ from chaos.fault_plan import NODES, RANKS_PER_NODE, TTL_S
 from chaos.harness.node import LinkedNode
 from chaos.harness.ranks import CHECKPOINTS, SHARED, Ranks, run_python
 from chaos.operator import RUN
-from chaos.trainer import Orders
+from chaos.trainer import TrainerSpec
 
 STEP_S: Final = 0.02
 PATIENCE_S: Final = 240.0
@@ -21,7 +21,7 @@ def make_nodes(folder: Path, endpoints: Sequence[str], namespace: str) -> list[L
 
 
 def make_ranks(folder: Path, nodes: Sequence[LinkedNode]) -> Ranks:
-    orders = Orders(
+    spec = TrainerSpec(
         run=RUN,
         shared=str(folder / SHARED),
         records="",
@@ -30,4 +30,4 @@ def make_ranks(folder: Path, nodes: Sequence[LinkedNode]) -> Ranks:
         step_s=STEP_S,
         patience_s=PATIENCE_S,
     )
-    return Ranks(folder, nodes, orders, per_node=RANKS_PER_NODE, launch=run_python)
+    return Ranks(folder, nodes, spec, per_node=RANKS_PER_NODE, launch=run_python)

@@ -13,7 +13,7 @@ from instep.worker.manifest import verify_manifest
 
 if TYPE_CHECKING:
     from chaos.harness.records import RecordWriter
-    from chaos.trainer import Orders
+    from chaos.trainer import TrainerSpec
 
 KEPT: Final = 3
 FILES: Final = ("model.txt", "optimizer.txt")
@@ -39,9 +39,9 @@ class TinySaver:
 
     restores = False
 
-    def __init__(self, run: instep.Run[Any], orders: Orders, records: RecordWriter) -> None:
+    def __init__(self, run: instep.Run[Any], spec: TrainerSpec, records: RecordWriter) -> None:
         self._run = run
-        self._folder = Path(orders.folder)
+        self._folder = Path(spec.folder)
 
     def restore(self) -> tuple[str | None, int, str]:
         raise NotImplementedError
@@ -84,29 +84,29 @@ class ContentSaver:
 
     restores = True
 
-    def __init__(self, run: instep.Run[Any], orders: Orders, records: RecordWriter) -> None:
+    def __init__(self, run: instep.Run[Any], spec: TrainerSpec, records: RecordWriter) -> None:
         self._run = run
-        self._orders = orders
+        self._spec = spec
         self._records = records
 
     def restore(self) -> tuple[str | None, int, str]:
         checkpoints = self._run.checkpoints
-        manifest = checkpoints.resume(_problem, self._orders.patience_s)
+        manifest = checkpoints.resume(_problem, self._spec.patience_s)
         if manifest is None:
             return None, 0, ""
         with checkpoints.reading(manifest):
             return manifest.id, manifest.step + 1, content.digest(content.read(Path(manifest.path)))
 
     def wants(self, step: int) -> bool:
-        return content.is_saved(self._orders.seed, step)
+        return content.is_saved(self._spec.seed, step)
 
     def save(self, step: int) -> dict[str, object]:
-        orders = self._orders
-        with self._run.checkpoint(step, folder=orders.folder) as slot:
+        spec = self._spec
+        with self._run.checkpoint(step, folder=spec.folder) as slot:
             if slot is None:
                 return {"known": False}
             self._records.write("opened", step=step, id=slot.id)
-            content.write_slowly(slot.path, content.content(orders.seed, step), content.length_s(orders.seed, step))
+            content.write_slowly(slot.path, content.content(spec.seed, step), content.length_s(spec.seed, step))
         return {"known": slot.state == "committed"}
 
 

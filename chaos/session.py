@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from chaos.fault_plan import WORLD_SIZE, Fault
 from chaos.harness.tasks import Background, until, until_async
 from chaos.operator import FINAL
+from chaos.options import Failed, say
 from chaos.testbed import Testbed
 from instep.errors import EtcdError
 from instep.protocol.records import Agreed
@@ -23,27 +24,20 @@ MARGIN_STEPS = 40
 """All ranks have read the last step before the first of them reaches it."""
 
 
-class Failed(Exception):
-    """The session could not be completed. This is a finding, not an error of the test."""
-
-
 class Session:
     """Executes a plan on a testbed. `figures` has its measurements in seconds."""
 
-    def __init__(
-        self, testbed: Testbed, faults: Sequence[Fault], duration_s: float, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, testbed: Testbed, faults: Sequence[Fault], duration_s: float) -> None:
         self.figures: dict[str, float] = {}
         self._testbed = testbed
         self._faults = faults
         self._duration_s = duration_s
-        self._say = say
 
     def __repr__(self) -> str:
         return f"Session({len(self._faults)} faults in {self._duration_s:g} s)"
 
     async def run(self) -> None:
-        """Raises Failed, or Hang of the monitor."""
+        """Raises Failed."""
         testbed = self._testbed
         others = [testbed.calls.watch_loop(), testbed.watcher.run(testbed.prober.key), testbed.prober.run()]
         beside = [client.run() for client in testbed.registers] + [client.run() for client in testbed.election_clients]
@@ -64,7 +58,7 @@ class Session:
             said = "\n".join([ranks.records(0).read_text() if ranks.records(0).exists() else "", ranks.log_tail(0)])
             raise Failed(f"the run did not start: {ranks!r}, ended: {ranks.ended()}\n{said}")
         self.figures["start"] = time.monotonic() - began
-        self._say(f"{WORLD_SIZE} ranks have started after {self.figures['start']:.1f} s")
+        say(f"{WORLD_SIZE} ranks have started after {self.figures['start']:.1f} s")
 
     async def _break(self) -> None:
         async with Background([self._testbed.operator.run()]) as working:

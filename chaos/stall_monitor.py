@@ -13,6 +13,7 @@ from chaos.harness.node import Node
 from chaos.harness.ranks import Ranks
 from chaos.harness.shared_state import Field
 from chaos.injector import FaultInjector
+from chaos.options import Failed
 
 LOOK_S = 0.1
 SUSPEND_AFTER_S = 20.0
@@ -57,10 +58,6 @@ class StallClock:
         self.longest_unexplained_s = max(self.longest_unexplained_s, self.unexplained_s)
 
 
-class Hang(Exception):
-    """The run stalls without a reason, or a rank ended that no fault killed. The text has the state of each process."""
-
-
 class StallMonitor:
     """Looks ten times a second. `collective_timeouts` counts the times when all ranks had to be restarted because
     the survivors of a node without an agent waited for a dead rank (docs/guarantees.md, known limits)."""
@@ -78,7 +75,7 @@ class StallMonitor:
         return f"StallMonitor({self.clock!r})"
 
     async def run(self) -> None:
-        """Runs until cancelled; raises Hang."""
+        """Runs until cancelled. Raises Failed if the run stalls without a reason, or if a rank ends without a fault."""
         while True:
             await asyncio.sleep(LOOK_S)
             await self._check_ends()
@@ -88,7 +85,7 @@ class StallMonitor:
         shared = self._ranks.shared
         for rank, code in self._ranks.ended().items():
             if code or shared.get(rank, Field.PASSED) < shared.last_step:
-                raise Hang(f"rank {rank} ended with {code}:\n{self._ranks.log_tail(rank)}")
+                raise Failed(f"rank {rank} ended with {code}:\n{self._ranks.log_tail(rank)}")
 
     async def _look(self) -> None:
         injector, clock = self._injector, self.clock
@@ -105,7 +102,7 @@ class StallMonitor:
             self.collective_timeouts += 1
             await injector.restart(tuple(range(WORLD_SIZE)))
         elif clock.unexplained_s > BOUND_S:
-            raise Hang(await self._what_each_did())
+            raise Failed(await self._what_each_did())
 
     def _is_known_limit(self) -> bool:
         """An agent and a worker were both killed since shortly before the last step."""

@@ -13,7 +13,7 @@ import torch
 import instep.torch
 from chaos import content
 from chaos.harness.records import RecordWriter
-from chaos.trainer import Orders
+from chaos.trainer import TrainerSpec
 
 torch.set_num_threads(1)
 
@@ -63,29 +63,29 @@ class Part:
 class TorchSaver:
     restores = True
 
-    def __init__(self, run: instep.Run[Any], orders: Orders, records: RecordWriter) -> None:
-        self._orders = orders
+    def __init__(self, run: instep.Run[Any], spec: TrainerSpec, records: RecordWriter) -> None:
+        self._spec = spec
         self._records = records
         self._step = -1
         self._begun = -1
         self._parts = {name: Part(self._begin) for name in content.PARTS}
         parts: dict[str, Any] = dict(self._parts)
         self._checkpointer = instep.torch.Checkpointer(
-            run, Path(orders.folder), keep=KEEP, background=orders.background, **parts
+            run, Path(spec.folder), keep=KEEP, background=spec.background, **parts
         )
 
     def restore(self) -> tuple[str | None, int, str]:
-        following = self._checkpointer.restore(self._orders.patience_s)
+        following = self._checkpointer.restore(self._spec.patience_s)
         held = {name: part.data for name, part in self._parts.items()}
         return None, following, content.digest(held) if following else ""
 
     def wants(self, step: int) -> bool:
-        return content.is_saved(self._orders.seed, step)
+        return content.is_saved(self._spec.seed, step)
 
     def save(self, step: int) -> dict[str, object]:
         self._step = step
-        takes_s = content.length_s(self._orders.seed, step)
-        for name, data in content.content(self._orders.seed, step).items():
+        takes_s = content.length_s(self._spec.seed, step)
+        for name, data in content.content(self._spec.seed, step).items():
             self._parts[name].data, self._parts[name].takes_s = data, takes_s / len(content.PARTS)
         return {"known": self._checkpointer.save(step)}
 

@@ -1,6 +1,6 @@
 """A rank of a run under faults: it trains nothing, waits for the others in every step, and records what it ran.
 
-`python -m chaos.trainer ORDERS`, with RANK and WORLD_SIZE as under torchrun. It ends with its parent. SIGUSR1 prints
+`python -m chaos.trainer SPEC`, with RANK and WORLD_SIZE as under torchrun. It ends with its parent. SIGUSR1 prints
 all stacks; SIGUSR2 holds the interpreter for as long as the shared state says.
 
 It executes commands: it saves a checkpoint when one is requested, and has an action `mark`. A rank that restores begins
@@ -48,7 +48,7 @@ class Hyper(instep.Hyperparameters):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Orders:
+class TrainerSpec:
     """The options of a rank. `saver` names its class, `module:Class`; `seed` determines what it saves, and when."""
 
     run: str
@@ -88,25 +88,25 @@ class WarningRecorder(logging.Handler):
 
 
 class Trainer:
-    def __init__(self, orders: Orders, rank: int, world_size: int) -> None:
+    def __init__(self, spec: TrainerSpec, rank: int, world_size: int) -> None:
         self._rank = rank
-        self._orders = orders
-        self._shared = SharedState(Path(orders.shared), world_size)
-        path = Path(orders.records)
-        self._records = RecordWriter(path, rank=rank, epoch=orders.epoch, life=orders.process)
-        self._steps = StepLog(path.with_suffix(".steps"), orders.process)
+        self._spec = spec
+        self._shared = SharedState(Path(spec.shared), world_size)
+        path = Path(spec.records)
+        self._records = RecordWriter(path, rank=rank, epoch=spec.epoch, life=spec.process)
+        self._steps = StepLog(path.with_suffix(".steps"), spec.process)
         self._values: dict[str, Any] | None = None
         self._step = 0
 
     def run(self) -> int:
         """The exit code."""
-        orders, shared = self._orders, self._shared
+        spec, shared = self._spec, self._shared
         signal.signal(signal.SIGUSR2, lambda *_: _hold_interpreter(shared.get(self._rank, Shared.HOLD_US)))
         logging.getLogger("instep").addHandler(WarningRecorder(self._records))
         shared.set(self._rank, Shared.PID, os.getpid())
-        shared.set(self._rank, Shared.LIFE, orders.process)
+        shared.set(self._rank, Shared.LIFE, spec.process)
         try:
-            with instep.join(orders.run, Hyper, timeout_s=orders.patience_s, etcd_patience_s=orders.patience_s) as run:
+            with instep.join(spec.run, Hyper, timeout_s=spec.patience_s, etcd_patience_s=spec.patience_s) as run:
                 shared.set(self._rank, Shared.VIEW, run.view)
                 run.action(ACTION)(lambda: self._write("acted", view=run.view))
                 self._train(run)
@@ -119,7 +119,7 @@ class Trainer:
         """Steps in lockstep until the shared state ends the run, or the run is stopped."""
         self._step = self._shared.get(self._rank, Shared.ARRIVED) + 1
         self._write("joined", view=run.view)
-        saver = _saver(run, self._orders, self._records)
+        saver = _saver(run, self._spec, self._records)
         if saver.restores:
             checkpoint_id, self._step, digest = saver.restore()
             self._records.write("restored", id=checkpoint_id, next=self._step, digest=digest)
@@ -129,7 +129,7 @@ class Trainer:
                 self._write("stopped")
                 return
             self._begin_step(run)
-            time.sleep(self._orders.step_s)
+            time.sleep(self._spec.step_s)
             if run.checkpoint_requested or saver.wants(self._step):
                 self._save(saver)
             self._reduce_all()
@@ -175,9 +175,9 @@ class Trainer:
         self._records.write(event, step=self._step, **facts)
 
 
-def _saver(run: instep.Run[Hyper], orders: Orders, records: RecordWriter) -> Saver:
-    module, _, name = orders.saver.partition(":")
-    saver: Saver = getattr(importlib.import_module(module), name)(run, orders, records)
+def _saver(run: instep.Run[Hyper], spec: TrainerSpec, records: RecordWriter) -> Saver:
+    module, _, name = spec.saver.partition(":")
+    saver: Saver = getattr(importlib.import_module(module), name)(run, spec, records)
     return saver
 
 
@@ -190,7 +190,7 @@ def main(arguments: Sequence[str]) -> int:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    return Trainer(Orders.of(arguments[0]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])).run()
+    return Trainer(TrainerSpec.of(arguments[0]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])).run()
 
 
 if __name__ == "__main__":

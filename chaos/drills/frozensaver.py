@@ -16,11 +16,11 @@ from typing import Final, Literal, Self
 
 from chaos import content
 from chaos.drills.rounds import run_drill
-from chaos.drills.testbed import TTL_S, Failed, Testbed, testbed
+from chaos.drills.testbed import TTL_S, Testbed, testbed
 from chaos.harness.processes import send
 from chaos.harness.ranks import Rank
 from chaos.harness.records import Record
-from chaos.options import DrillOptions
+from chaos.options import DrillOptions, Failed
 
 NAME: Final = "frozensaver"
 ROUNDS: Final = 6

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from chaos.drills.testbed import Failed, new_folder
-from chaos.options import DrillOptions, parse_drill, say
+from chaos.drills.testbed import new_folder
+from chaos.options import DrillOptions, failure_of, parse_drill, say
 
 
 class Drill(Protocol):
@@ -61,7 +60,7 @@ async def _perform(
                 say(f"round {number:>3}  {time.monotonic() - started:4.1f} s  {text}")
             say(await drill.finish())
     except Exception as error:  # noqa: BLE001  # no error may pass for success
-        failure = str(error) if isinstance(error, Failed) else traceback.format_exc()
+        failure = failure_of(error)
         say(f"round {held + 1:>3}  FAILED: {failure}")
     verdict = "BROKEN" if failure else "held"
     say(f"{options.drill}: {verdict}, {held} of {options.rounds} rounds in {time.monotonic() - began:.0f} s")

@@ -16,10 +16,10 @@ from typing import Final, Literal, Self
 
 from chaos import content
 from chaos.drills.rounds import run_drill
-from chaos.drills.testbed import WORLD_SIZE, Failed, Testbed, testbed
+from chaos.drills.testbed import WORLD_SIZE, Testbed, testbed
 from chaos.harness.processes import send
 from chaos.harness.ranks import Rank
-from chaos.options import DrillOptions
+from chaos.options import DrillOptions, Failed
 
 NAME: Final = "sigterm"
 ROUNDS: Final = 20

@@ -19,8 +19,8 @@ from chaos.harness.processes import send
 from chaos.harness.ranks import SHARED, Rank, Ranks, fork_from
 from chaos.harness.records import Record
 from chaos.harness.tasks import until
-from chaos.options import DrillOptions
-from chaos.trainer import Orders
+from chaos.options import DrillOptions, Failed
+from chaos.trainer import TrainerSpec
 from instep.etcd import Client
 from instep.protocol.keys import Keys
 from instep.protocol.records import Manifest
@@ -42,10 +42,6 @@ LEAVING_S: Final = 15.0
 LAST_STEPS: Final = 20
 
 T = TypeVar("T")
-
-
-class Failed(Exception):
-    """A round broke its promise."""
 
 
 class Testbed:
@@ -155,7 +151,7 @@ class Testbed:
 async def testbed(options: DrillOptions, folder: Path) -> AsyncIterator[Testbed]:
     """After a drill that held, the agents leave with their ranks. Raises Failed if they do not."""
     module, saver = ("chaos.torch_saver", "TorchSaver") if options.torch else ("chaos.savers", "ContentSaver")
-    orders = Orders(
+    spec = TrainerSpec(
         run=RUN,
         shared=str(folder / SHARED),
         records="",
@@ -169,7 +165,7 @@ async def testbed(options: DrillOptions, folder: Path) -> AsyncIterator[Testbed]
     with EtcdServer(version=options.version) as server:
         settings = {**server.environment(), "INSTEP_NAMESPACE": NAMESPACE}
         nodes = [Node(name, folder, settings, ttl_s=TTL_S) for name in NODES]
-        ranks = Ranks(folder, nodes, orders, per_node=RANKS_PER_NODE, launch=fork_from(forks))
+        ranks = Ranks(folder, nodes, spec, per_node=RANKS_PER_NODE, launch=fork_from(forks))
         held = False
         try:
             async with Client(server.endpoints) as client:

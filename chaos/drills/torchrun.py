@@ -20,12 +20,12 @@ from time import monotonic
 from typing import Any, Final, Literal, Self
 
 from chaos.drills.rounds import run_drill
-from chaos.drills.testbed import NAMESPACE, POLL_S, RUN, TTL_S, Failed
+from chaos.drills.testbed import NAMESPACE, POLL_S, RUN, TTL_S
 from chaos.harness.fork_server import ForkServer
 from chaos.harness.node import Node
 from chaos.harness.processes import agents_below, runs, send
 from chaos.harness.records import Record, RecordReader
-from chaos.options import DrillOptions
+from chaos.options import DrillOptions, Failed
 from instep.etcd import Client
 from instep.protocol.keys import Keys
 from instep.protocol.records import Manifest, Pointer
@@ -68,14 +68,14 @@ class Notice:
 class Launch:
     """One start of torchrun."""
 
-    def __init__(self, folder: Path, orders: dict[str, Any], environment: dict[str, str], forks: ForkServer) -> None:
+    def __init__(self, folder: Path, spec: dict[str, Any], environment: dict[str, str], forks: ForkServer) -> None:
         folder.mkdir()
         self.folder = folder
         self._readers = [RecordReader(folder / f"rank-{rank}.records") for rank in range(RANKS)]
         script = Path(__file__).with_name("torchrun_rank.py")
         arguments = [f"--nproc-per-node={RANKS}", "--local-addr=127.0.0.1", "--nnodes=1"]
         arguments += ["--rdzv-backend=etcd3", f"--rdzv-id={RUN}"]
-        arguments += [str(script), json.dumps({**orders, "records": str(folder)})]
+        arguments += [str(script), json.dumps({**spec, "records": str(folder)})]
         self.process = forks.start(TORCHRUN, arguments, environment, log=folder / "log", new_session=True)
 
     def said(self, event: str) -> list[Record]:
@@ -117,14 +117,14 @@ class Testbed:
         self.launch: Launch | None = None
 
     def start(self, number: int, notice: Notice) -> Launch:
-        orders = {
+        spec = {
             "folder": str(self.folder / f"saves-{notice.megabytes}"),
             "megabytes": notice.megabytes,
             "every": EVERY,
             "persistent": notice.persistent,
         }
         environment = {**self.environment, "INSTEP_NAMESPACE": f"{NAMESPACE}/{notice.megabytes}"}
-        self.launch = Launch(self.folder / f"round-{number}", orders, environment, self._forks)
+        self.launch = Launch(self.folder / f"round-{number}", spec, environment, self._forks)
         return self.launch
 
     async def newest(self, notice: Notice) -> Manifest | None:

@@ -36,20 +36,20 @@ class SlowModule(torch.nn.Module):
 
 
 def main(text: str) -> int:
-    orders = json.loads(text)
-    records = RecordWriter(Path(orders["records"]) / f"rank-{os.environ['RANK']}.records")
+    spec = json.loads(text)
+    records = RecordWriter(Path(spec["records"]) / f"rank-{os.environ['RANK']}.records")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     torch.manual_seed(0)
-    module = SlowModule(orders["megabytes"])
+    module = SlowModule(spec["megabytes"])
     model = DistributedDataParallel(module)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     data = TensorDataset(torch.randn(4096, 8), torch.randn(4096, 1))
-    loader = DataLoader(data, batch_size=4, num_workers=2, persistent_workers=orders["persistent"])
+    loader = DataLoader(data, batch_size=4, num_workers=2, persistent_workers=spec["persistent"])
     try:
         with instep.join(RUN, timeout_s=60) as run:
-            checkpointer = instep.torch.Checkpointer(run, orders["folder"], model=module, optimizer=optimizer)
+            checkpointer = instep.torch.Checkpointer(run, spec["folder"], model=module, optimizer=optimizer)
             start = checkpointer.restore()
             records.write("restored", next=start)
             batches = iter(loader)
@@ -65,7 +65,7 @@ def main(text: str) -> int:
                 if step == start:
                     workers: list[Any] = batches._workers  # type: ignore[attr-defined]
                     records.write("trains", pid=os.getpid(), workers=[worker.pid for worker in workers])
-                if run.checkpoint_requested or step % orders["every"] == 0:
+                if run.checkpoint_requested or step % spec["every"] == 0:
                     records.write("saved", step=step, known=checkpointer.save(step))
             records.write("stopped", step=step + 1, reason=run.stopped)
     except instep.InstepError as error:

@@ -15,7 +15,7 @@ from chaos.harness.node import Node
 from chaos.harness.processes import send
 from chaos.harness.records import Record, RecordReader
 from chaos.harness.shared_state import NO_STEP, Field, SharedState
-from chaos.trainer import Orders
+from chaos.trainer import TrainerSpec
 
 CHECKPOINTS = "checkpoints"
 """The folder of the ranks' checkpoints, below that of the session."""
@@ -83,7 +83,9 @@ class Ranks:
     Use it only from the main thread: the ranks end with the thread that started them.
     """
 
-    def __init__(self, folder: Path, nodes: Sequence[Node], orders: Orders, *, per_node: int, launch: Launch) -> None:
+    def __init__(
+        self, folder: Path, nodes: Sequence[Node], spec: TrainerSpec, *, per_node: int, launch: Launch
+    ) -> None:
         self.world_size = len(nodes) * per_node
         self.shared = SharedState(folder / SHARED, self.world_size, create=True)
         self.epoch = 1
@@ -91,7 +93,7 @@ class Ranks:
         self.kills = 0
         self.processes: dict[int, Rank] = {}
         """The last process of each rank, if it was not killed."""
-        self._orders = orders
+        self._spec = spec
         self._per_node = per_node
         self._launch = launch
         self._folder = folder
@@ -140,14 +142,14 @@ class Ranks:
             self._lives[rank] += 1
             self.starts += 1
             node, life = self.node_of(rank), self._lives[rank]
-            orders = replace(
-                self._orders,
+            spec = replace(
+                self._spec,
                 records=str(self.records(rank)),
                 epoch=self.epoch,
                 process=life,
                 background=background,
             )
-            process = self._launch([orders.as_json], self._environment(rank), self._log(rank))
+            process = self._launch([spec.as_json], self._environment(rank), self._log(rank))
             self.processes[rank] = Rank(rank, node, life, self._readers[rank], self._log(rank), process)
 
     def start_all(self, *, background: bool = False) -> None:
