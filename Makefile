@@ -56,8 +56,8 @@ drills: $(READY)  ## repeats one failure (SIGTERM, savers killed and frozen), ab
 			|| exit 1; \
 	done
 
-compat: $(READY)  ## the client's tests on the oldest and newest grpcio and protobuf, torchrun's on torch 2.6 and 2.13
-	PYTHON=$(PYTHON) bash scripts/compat.sh
+compat: $(READY)  ## the client's tests on other versions of grpcio and protobuf, torchrun's on torch 2.6: COMPAT=oldest ...
+	PYTHON=$(PYTHON) bash scripts/compat.sh $(COMPAT)
 
 model: ## explores the Promela model of the protocol with Spin, and its mutants, about 10 minutes
 	bash scripts/spin.sh

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Runs tests/etcd with the oldest supported grpcio and protobuf and with each later major version of protobuf, and
-# tests/torchrun with the oldest torch whose torchrun loads plug-ins (2.6) and with the pinned one.
+# tests/torchrun with the oldest torch whose torchrun loads plug-ins, 2.6 (`make test` runs them with the pinned one).
 #   scripts/compat.sh                    all of them
-#   scripts/compat.sh oldest             one of: oldest protobuf5 protobuf6 newest torch2.6 torch2.13
+#   scripts/compat.sh oldest newest      some of: oldest protobuf5 protobuf6 newest torch2.6
 #   scripts/compat.sh oldest -x -k tls   further arguments are passed to pytest
-# The environments are kept in .cache/compat; delete that folder to recreate them. Those for torch have Instep installed,
-# because torchrun finds its backend by an entry point. If the package index has no CPU build of torch, torch2.6 is a CUDA
-# build: a download of 3 GB, and 5.5 GB of disk. The tests need no GPU.
+# The environments are kept in .cache/compat; delete that folder to recreate them. torch2.6 has Instep installed, because
+# torchrun finds its backend by an entry point. If the package index has no CPU build of torch, it is a CUDA build: a
+# download of 3 GB, and 5.5 GB of disk. The tests need no GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,14 +19,15 @@ declare -A pins=(
   [protobuf6]="grpcio>=1.73,<1.74 protobuf>=6,<7"
   [newest]="grpcio protobuf"
   [torch2.6]="torch==2.6.0 numpy"
-  [torch2.13]="$(grep -o '^torch==[0-9.]*' constraints.txt) numpy"
 )
-order=(oldest protobuf5 protobuf6 newest torch2.6 torch2.13)
+order=(oldest protobuf5 protobuf6 newest torch2.6)
 
-if [[ $# -gt 0 && -n ${pins[$1]:-} ]]; then
-  order=("$1")
+chosen=()
+while [[ $# -gt 0 && -n ${pins[$1]:-} ]]; do
+  chosen+=("$1")
   shift
-fi
+done
+if ((${#chosen[@]})); then order=("${chosen[@]}"); fi
 
 environment() { # name -> path of its python; creates and fills it if necessary
   local folder=.cache/compat/$1 want="${pins[$1]}" base=$python
