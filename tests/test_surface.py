@@ -38,7 +38,7 @@ ETCD = {
     *("Compare", "Op", "DeleteResult", "OpResult", "PutResult", "TxnResult"),
     *("Watch", "WatchBatch", "Event"),
     *("Lease", "LeaseKeeper", "LeaseState", "LeaseTiming"),
-    *("Statistics", "Status", "History"),
+    *("Statistics", "Status", "StoreHistory"),
 }
 CHECKERS = {
     *("History", "Call", "Operation", "Reply", "Value", "may_have_happened", "load_records", "save_records"),

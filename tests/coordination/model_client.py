@@ -11,7 +11,7 @@ from typing import Any, Generic, Self, TypeVar
 from model_etcd import ModelEtcd
 
 from instep.errors import EtcdError, EtcdFull, EtcdUnavailable, HistoryChanged
-from instep.etcd import Compare, Event, History, KeyValue, Lease, Listing, Op, TxnResult, WatchBatch
+from instep.etcd import Compare, Event, KeyValue, Lease, Listing, Op, StoreHistory, TxnResult, WatchBatch
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ class ModelClient:
         self.endpoint_index = 0
         self.endpoint_count = 1
         self.link = "connected"
-        self.history = History()
+        self.history = StoreHistory()
         self._generation = store.generation
         self.calls_held = False
         self.dead = False

@@ -9,7 +9,7 @@ import pytest
 
 from async_support import run, until
 from instep.errors import HistoryChanged
-from instep.etcd import Client, History, _wire
+from instep.etcd import Client, StoreHistory, _wire
 from instep.etcd._cursor import PATIENCE, Cursor
 from instep.etcd._types import KeyValue
 from instep.recipes.informer import Informer
@@ -21,8 +21,8 @@ def header(revision: int, cluster: int = 7) -> Any:
     return _wire.PUT.deserialize(b"").header.__class__(cluster_id=cluster, revision=revision)
 
 
-def seen(revision: int) -> History:
-    history = History()
+def seen(revision: int) -> StoreHistory:
+    history = StoreHistory()
     history.heard(header(revision), history.now(), linearizable=True)
     return history
 

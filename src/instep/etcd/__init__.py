@@ -5,7 +5,7 @@ It supports grpcio >= 1.51, protobuf >= 4.21 and etcd 3.4 to 3.6, and is bound t
 
 from instep.etcd._auth import Credentials
 from instep.etcd._client import Client
-from instep.etcd._history import History
+from instep.etcd._history import StoreHistory
 from instep.etcd._lease import LeaseKeeper, LeaseState, LeaseTiming
 from instep.etcd._ops import Compare, Op
 from instep.etcd._tls import Tls
@@ -49,7 +49,7 @@ __all__ = [
     "LeaseState",
     "LeaseTiming",
     # inspection
-    "History",
+    "StoreHistory",
     "Statistics",
     "Status",
 ]

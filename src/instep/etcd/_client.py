@@ -14,7 +14,7 @@ from instep.etcd._auth import Authenticator, Credentials
 from instep.etcd._encoding import check_size, encode_key, encode_value, key_value, prefix_range
 from instep.etcd._endpoints import parse_endpoints
 from instep.etcd._failures import not_permitted
-from instep.etcd._history import History
+from instep.etcd._history import StoreHistory
 from instep.etcd._ops import Compare, Op, TxnSubject, txn_request, txn_result
 from instep.etcd._permissions import MAX_ASKED, MAX_NAMED, Need, in_words, needs_of
 from instep.etcd._pool import Pool
@@ -94,7 +94,7 @@ class Client:
         return "connected" if self._transport.linked else "suspended"
 
     @property
-    def history(self) -> History:
+    def history(self) -> StoreHistory:
         """The history of etcd as this client has seen it, and how often it was replaced by another one."""
         return self._transport.history
 

@@ -22,7 +22,7 @@ class Moment:
     revision: int
 
 
-class History:
+class StoreHistory:
     """`changes` counts how often etcd was found to hold another history; `reason` says what proved it last. `revision`
     is the highest seen in this one, `lost` the highest seen in the one before."""
 
@@ -35,7 +35,7 @@ class History:
         self._listeners: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
-        return f"History(cluster {self.cluster:x}, revision {self.revision}, {self.changes} changes)"
+        return f"StoreHistory(cluster {self.cluster:x}, revision {self.revision}, {self.changes} changes)"
 
     def now(self) -> Moment:
         """The current moment, to pass to `heard` with the answer of a request that starts now."""

@@ -17,7 +17,7 @@ from instep.etcd._connection import Connection
 from instep.etcd._diagnosis import diagnose
 from instep.etcd._failures import Kind
 from instep.etcd._grpc import aio, grpc, rpc_error
-from instep.etcd._history import History
+from instep.etcd._history import StoreHistory
 from instep.etcd._pool import Pool
 from instep.etcd._unanswered import Unanswered
 
@@ -62,7 +62,7 @@ class Transport:
     def __init__(self, pool: Pool, auth: Authenticator, timeout_s: float) -> None:
         self.pool = pool
         self.auth = auth
-        self.history = History()
+        self.history = StoreHistory()
         self._unanswered = Unanswered(auth)
         self.timeout_s = timeout_s
         self.linked = False
