@@ -36,6 +36,11 @@ def escaped_json(document: str) -> str:
     return "".join(json.dumps(char)[1:-1] if _is_hidden(char) and char != "\n" else char for char in document)
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 rank`, `3 ranks`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 class OneLine(logging.Filter):
     """Makes each record one line. A traceback keeps its lines, each of them indented."""
 

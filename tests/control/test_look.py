@@ -10,8 +10,19 @@ from contextlib import aclosing
 import pytest
 from run_in_etcd import RunInEtcd, with_client
 
-from instep.control import Keys, RunHistory, Runs, RunStatus, get, history, runs, set_values, status, watch_status
-from instep.control._runs import run_names
+from instep.control import (
+    Keys,
+    RunHistory,
+    Runs,
+    RunStatus,
+    get,
+    history,
+    run_names,
+    runs,
+    set_values,
+    status,
+    watch_status,
+)
 from instep.errors import ConfigError, RunNotFound, SettingsError
 from instep.etcd import Client, Op
 from instep.protocol.commands import PendingCommand, declined

@@ -104,7 +104,7 @@ def test_a_rollback_wants_again_what_the_plan_and_all_later_ones_changed(etcd: E
         await change(run, 10, clip=2.0)
         await change(run, 20, lr=0.5)
         await change(run, 30, lr=0.25, sched="cosine")
-        done = await rollback(run.client, run.keys, 2, author="bob", reason="it diverged")
+        done = await rollback(run.client, run.keys, "2", author="bob", reason="it diverged")
         assert done.plan == 2
         assert done.written.values == {"lr": START["lr"], "sched": "linear"}
         assert done.written.reason == "rollback of plan 2: it diverged"
@@ -152,7 +152,7 @@ def test_a_rollback_reaches_over_a_restart(etcd: EtcdServer, namespace: str) -> 
     async def story(run: RunInEtcd) -> None:
         await change(run, 10, lr=0.5)
         await begin(run, step=15, clip=3.0)
-        assert (await rollback(run.client, run.keys, 1)).written.values == {"lr": START["lr"], "clip": 1.0}
+        assert (await rollback(run.client, run.keys, "1")).written.values == {"lr": START["lr"], "clip": 1.0}
 
     told(etcd, namespace, story)
 
@@ -168,25 +168,25 @@ def test_what_cannot_be_taken_back_is_refused_and_nothing_is_written(etcd: EtcdS
         with pytest.raises(
             ConfigError, match="nothing to roll back: every value of run gpt-a is as it was before plan 1"
         ):
-            await rollback(client, keys, 1)
+            await rollback(client, keys, "1")
         with pytest.raises(ConfigError, match="has no plan 9: its newest is 2"):
-            await rollback(client, keys, 9)
+            await rollback(client, keys, "9")
         plan = await client.get(keys.plan(2))
         assert plan is not None
         await client.put(keys.plan(3), plan.text.replace('"number":2', '"number":3').replace('"config"', '"pause"'))
         await client.put(keys.decision(3), '{"commit":true}')
         with pytest.raises(ConfigError, match="plan 3 of run gpt-a is a pause: it changed no value"):
-            await rollback(client, keys, 3)
+            await rollback(client, keys, "3")
         schema = await client.get(keys.schema)
         assert schema is not None
         await client.put(keys.schema, schema.text.replace('"maximum": 1', '"maximum": 0.0001'))
         with pytest.raises(ConfigError, match=r"nothing was written: lr: 0\.5: input should be less than"):
-            await rollback(client, keys, 2)
+            await rollback(client, keys, "2")
         assert await standing(run) == before
         with pytest.raises(RunNotFound):
             await rollback(client, Keys(keys.namespace, "gpt-b"))
         with pytest.raises(SettingsError, match="1000 is the most"):
-            await rollback(client, keys, 1, reason="x" * 2000)
+            await rollback(client, keys, "1", reason="x" * 2000)
 
     told(etcd, namespace, story)
 

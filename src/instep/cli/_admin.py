@@ -13,6 +13,7 @@ from instep.cli import _completion
 from instep.cli._options import AuthorOption, JsonOption, RunArgument, Target, WhyOption
 from instep.cli._output import document, line, talk
 from instep.errors import CheckpointError, SettingsError
+from instep.text import counted
 
 if TYPE_CHECKING:
     from instep.control import Adopted, Deletable, Deleted, Keys
@@ -59,7 +60,7 @@ def reset(run: RunArgument, *, why: WhyOption = None, author: AuthorOption = Non
     if not count:
         line(f"{run}: no failure was counted, so there is nothing to reset")
         return
-    line(f"{run}: reset, {_counted(count, 'failure')} forgotten ({was.before.causes})")
+    line(f"{run}: reset, {counted(count, 'failure')} forgotten ({was.before.causes})")
 
 
 def delete(
@@ -82,7 +83,7 @@ def delete(
     if target.as_json:
         document(deleted.to_json())
         return
-    line(f"{run}: deleted, {_counted(deleted.keys, 'key')}")
+    line(f"{run}: deleted, {counted(deleted.keys, 'key')}")
     if deleted.checkpoints:
         talk(f"the files of {_checkpoints(deleted)} stay")
 
@@ -97,12 +98,8 @@ def _confirm(found: Deletable) -> None:
 
 
 def _checkpoints(found: Deletable | Deleted) -> str:
-    number = _counted(found.checkpoints, "checkpoint")
+    number = counted(found.checkpoints, "checkpoint")
     return f"{number} in {', '.join(found.folders)}" if found.folders else number
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def adopt(

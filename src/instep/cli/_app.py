@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from instep.cli import _admin, _change, _look, _status
+from instep.cli import _admin, _change, _look
 from instep.cli._options import EtcdOption, NamespaceOption, command_line, remember
 from instep.cli._output import as_typed, line, take_any_text, talk
 from instep.command_kinds import COMMAND_KINDS
@@ -64,7 +64,7 @@ def add_commands(app: typer.Typer) -> None:
         "demo": _admin.demo,
         "local": _admin.local,
         "runs": _look.runs,
-        "status": _status.status,
+        "status": _look.status,
         "get": _look.get,
         "set": _change.set_values,
         "unset": _admin.unset,
@@ -81,7 +81,7 @@ def add_commands(app: typer.Typer) -> None:
     }
     kinds = {kind.verb: _change.command_of(kind) for kind in COMMAND_KINDS.values()}
     for name, command in {**before, **kinds, **after}.items():
-        app.command(name)(command_line(command))
+        app.command(name)(command if name in kinds else command_line(command))
 
 
 add_commands(app)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_origin, get_type_hints
 
 import typer
 
@@ -122,25 +123,25 @@ def remember(etcd: str | None, namespace: str | None) -> None:
     _before = Target(etcd, namespace)
 
 
-def command_line(command: Callable[..., None]) -> Callable[..., None]:
-    """The command as typer reads it: each parameter that is a group of options is replaced by those options."""
+def command_line(
+    command: Callable[..., None], takes: Mapping[str, tuple[Any, Any]] = MappingProxyType({})
+) -> Callable[..., None]:
+    """The command as typer reads it: each parameter that is a group of options is replaced by those options.
+
+    `takes` has the type and default of parameters that the command declares without an option or argument of the
+    command line. It does not take the others of these.
+    """
     hints = get_type_hints(command, include_extras=True)
-    signature = inspect.signature(command)
-    groups: dict[str, type] = {}
-    parameters: list[inspect.Parameter] = []
-    for name, parameter in signature.parameters.items():
-        kind = hints.get(name, parameter.annotation)
-        if not is_dataclass(kind) or not isinstance(kind, type):
-            parameters.append(parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))
-            continue
-        groups[name] = kind
-        types = get_type_hints(kind, include_extras=True)
-        parameters += [
-            inspect.Parameter(
-                item.name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=types[item.name]
-            )
-            for item in fields(kind)
-        ]
+    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint) and isinstance(hint, type)}
+    shown: dict[str, tuple[Any, Any]] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in groups:
+            types = get_type_hints(groups[name], include_extras=True)
+            shown |= {item.name: (types[item.name], item.default) for item in fields(groups[name])}
+        elif name in takes:
+            shown[name] = takes[name]
+        elif get_origin(hints[name]) is Annotated:
+            shown[name] = hints[name], parameter.default
 
     @wraps(command)
     def called(**given: Any) -> None:
@@ -149,6 +150,10 @@ def command_line(command: Callable[..., None]) -> Callable[..., None]:
         }
         command(**given, **grouped)
 
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=hint, default=default)
+        for name, (hint, default) in shown.items()
+    ]
     called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # inspect reads it
-    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    called.__annotations__ = {name: hint for name, (hint, _) in shown.items()}
     return called

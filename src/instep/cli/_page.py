@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from instep.cli._output import local_time
-from instep.cli._tables import STATE, history_table, values_table, waiting_table
+from instep.cli._tables import history_table, state_text, values_table, waiting_table
 from instep.control import (
     AttemptsReport,
     NodeAsking,
@@ -28,6 +28,7 @@ from instep.control import (
     drift_sentence,
     format_bytes,
 )
+from instep.text import counted
 
 _METRICS_SHOWN = 6
 _IMPORTANT = ("plan", "commands", "recent", "values", "nodes")
@@ -74,10 +75,9 @@ def status_page(now: RunStatus, *, trouble: str | None = None, hint: str = "", c
 def _title(now: RunStatus) -> Text:
     title = Text(now.run, style="bold")
     title.append("  ")
-    title.append_text(STATE.text(now.state))
+    title.append_text(state_text(now.state))
     if now.view is not None:
-        nodes = f"{now.view.nodes} node{'' if now.view.nodes == 1 else 's'}"
-        ranks = f"{now.view.world_size} rank{'' if now.view.world_size == 1 else 's'}"
+        nodes, ranks = counted(now.view.nodes, "node"), counted(now.view.world_size, "rank")
         title.append(f"  {ranks} on {nodes}, view {now.view.number}", style="dim")
     return title
 
@@ -275,7 +275,10 @@ def torchrun_rows(now: RunStatus) -> Iterator[tuple[str, Text]]:
         if found.asking:
             yield "waiting", _nodes_asking(found)
         if found.lost and found.state != "stopped":
-            yield "absent", Text(f"{_node_count(found.lost_count)} of the round, group rank {found.lost}", style="red")
+            yield (
+                "absent",
+                Text(f"{counted(found.lost_count, 'node')} of the round, group rank {found.lost}", style="red"),
+            )
         if found.refused:
             yield "refused", Text("; ".join(found.refused), style="red")
     if now.restarts is not None and now.restarts.limit:
@@ -322,11 +325,11 @@ def _of_state(found: RendezvousReport, limits: str) -> Text:
         unclosed = f", and round {found.round} was not closed" if found.round else ""
         return Text(f"no node is present{unclosed}", style="red")
     if found.state == "running" or found.wanted:
-        text = Text(f"round {found.round}, {_node_count(found.size)} of {limits}")
+        text = Text(f"round {found.round}, {counted(found.size, 'node')} of {limits}")
         if found.cause in _CAUSES:
             text.append(f", {_CAUSES[found.cause]}")
         if found.wanted:
-            needed = f": {_node_count(found.needed).replace(' ', ' more ')} needed" if found.needed else ""
+            needed = f": {counted(found.needed, 'more node')} needed" if found.needed else ""
             text.append(f", is being replaced{needed}", style="yellow")
         return text
     return Text(f"round {found.round + 1} is being formed{_present(found, limits)}", style="yellow")
@@ -335,7 +338,7 @@ def _of_state(found: RendezvousReport, limits: str) -> Text:
 def _present(found: RendezvousReport, limits: str) -> str:
     if not limits:
         return ""
-    here = f": {_node_count(found.present)} of {limits} {'is' if found.present == 1 else 'are'} there"
+    here = f": {counted(found.present, 'node')} of {limits} {'is' if found.present == 1 else 'are'} there"
     if found.needed:
         return f"{here}, {found.needed} more needed"
     return f"{here}, more may still come"
@@ -348,7 +351,7 @@ def _nodes_asking(found: RendezvousReport) -> Text:
     why = ""
     if found.spares:
         why = ": a spare, the round is full" if total == 1 else f": {found.spares} spares, the round is full"
-    return Text(f"{_node_count(total)}, {named}{more}{why}", style="yellow")
+    return Text(f"{counted(total, 'node')}, {named}{more}{why}", style="yellow")
 
 
 def _restarts(restarts: RestartsReport) -> Text:
@@ -371,7 +374,3 @@ def _of_node(node: NodeReport) -> Text:
 
 def _place(node: NodeAsking) -> str:
     return f"{node.host} (pid {node.pid})"
-
-
-def _node_count(number: int) -> str:
-    return f"{number} node{'' if number == 1 else 's'}"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from rich.table import Table
 from rich.text import Text
@@ -22,38 +21,28 @@ from instep.control import (
     format_bytes,
     format_value,
 )
+from instep.text import counted
 
 LEADER_CHANGES_SHOWN = 5
-
-
 _VALUE = {"pending": "yellow", "rejected": "red"}
 
 
-@dataclass(frozen=True, slots=True)
-class Palette:
-    """A style for each word that reports use."""
+_STATES = {
+    **dict.fromkeys(("training", "running"), "green"),
+    **dict.fromkeys(("paused", "forming"), "yellow"),
+    **dict.fromkeys(("ended", "closed", "new"), "dim"),
+    "stopped": "red",
+}
+_OUTCOMES = {
+    **dict.fromkeys(("committed", "open", "aborted"), "yellow"),
+    **dict.fromkeys(("rejected", "declined"), "red"),
+    **dict.fromkeys(("applied", "started"), "green"),
+}
 
-    styles: Mapping[str, str]
 
-    def text(self, word: str) -> Text:
-        return Text(word, style=self.styles.get(word, ""))
-
-
-STATE = Palette(
-    {
-        **dict.fromkeys(("training", "running"), "green"),
-        **dict.fromkeys(("paused", "forming"), "yellow"),
-        **dict.fromkeys(("ended", "closed", "new"), "dim"),
-        "stopped": "red",
-    }
-)
-OUTCOME = Palette(
-    {
-        **dict.fromkeys(("committed", "open", "aborted"), "yellow"),
-        **dict.fromkeys(("rejected", "declined"), "red"),
-        **dict.fromkeys(("applied", "started"), "green"),
-    }
-)
+def state_text(state: str) -> Text:
+    """The state of a run."""
+    return Text(state, style=_STATES.get(state, ""))
 
 
 def runs_table(found: Runs) -> Table:
@@ -66,7 +55,7 @@ def runs_table(found: Runs) -> Table:
     for run in found.runs:
         leader = "" if run.leader_rank is None else f"rank {run.leader_rank} on {run.leader_host}"
         numbers = ("" if number is None else str(number) for number in (run.world_size, run.step, run.view))
-        table.add_row(run.name, STATE.text(run.state), *numbers, leader, *((_torchrun(run),) if by_torchrun else ()))
+        table.add_row(run.name, state_text(run.state), *numbers, leader, *((_torchrun(run),) if by_torchrun else ()))
     return table
 
 
@@ -176,7 +165,7 @@ def _grid(columns: int) -> Table:
 def _torchrun(run: RunSummary) -> str:
     if not run.round:
         return ""
-    return f"round {run.round}" + (f", {run.nodes} node{'' if run.nodes == 1 else 's'}" if run.nodes else "")
+    return f"round {run.round}" + (f", {counted(run.nodes, 'node')}" if run.nodes else "")
 
 
 def _author(author: str | None, reason: str | None) -> Text:
@@ -195,7 +184,7 @@ def _remark(value: ValueStatus) -> Text:
 
 
 def _outcome(entry: HistoryEntry) -> Text:
-    text = OUTCOME.text(entry.outcome)
+    text = Text(entry.outcome, style=_OUTCOMES.get(entry.outcome, ""))
     if entry.outcome in ("applied", "started"):
         text.append(f" at step {entry.step}" if entry.step is not None else "", style="")
     elif entry.outcome in ("open", "committed"):

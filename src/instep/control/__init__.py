@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from instep.control._change import (
     AttemptsReport,
-    FailureReport,
     Unset,
     WasReset,
     Written,
@@ -35,9 +34,9 @@ from instep.control._checkpoints import (
 from instep.control._commands import ActionReport, ActionsReport, Sent, actions, send
 from instep.control._follow import follow, wait
 from instep.control._history import Attempt, EpochReport, HistoryEntry, Leading, RunHistory, history
-from instep.control._past import Diff, Difference, RolledBack, diff, parse_moment, rollback, schedule, view_of
+from instep.control._past import Diff, Difference, RolledBack, diff, parse_moment, rollback, schedule
 from instep.control._progress import Outcome, Progress, drift_sentence
-from instep.control._read import connect
+from instep.control._read import connect, run_names
 from instep.control._report import JsonReport, ValueChange, format_bytes, format_change, format_changes, format_value
 from instep.control._requests import ChangeReceipt, CommandReceipt
 from instep.control._runs import (
@@ -51,7 +50,6 @@ from instep.control._runs import (
     WaitingReport,
     deletable,
     delete,
-    run_names,
     runs,
 )
 from instep.control._status import (
@@ -84,7 +82,6 @@ __all__ = [
     "history",
     "diff",
     "parse_moment",
-    "view_of",
     "schedule",
     "checkpoints",
     "actions",
@@ -120,7 +117,6 @@ __all__ = [
     "SavingReport",
     "WaitingReport",
     "AttemptsReport",
-    "FailureReport",
     "WasReset",
     "Deletable",
     "Deleted",

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from instep.control._cache import RunCache
-from instep.control._report import JsonReport, ValueChange, changes_between
-from instep.control._runs import run_names, run_not_found
+from instep.control._read import run_not_found
+from instep.control._report import JsonReport, ValueChange, changes_between, format_changes
 from instep.control._values import check_values
 from instep.errors import ConfigError, EtcdFull, EtcdUnavailable, SettingsError
 from instep.etcd import Client, Compare, DeleteResult, KeyValue, Listing, Op
@@ -53,6 +53,10 @@ class Written(JsonReport):
     """Monotonic time before the write: the receipt's duration starts here."""
     epoch: int = field(default=0, metadata={"json": False})
     """The run's epoch at the write: a later one shows that etcd's history has gone back since."""
+
+    @property
+    def what(self) -> str:
+        return format_changes(self.changes)
 
     @property
     def values(self) -> dict[str, Scalar]:
@@ -93,7 +97,7 @@ async def set_values(
         before = await read_for_change(client, keys)
         if before.empty and not create:
             cure = " To write the first values of a run that does not exist yet, use --create."
-            raise run_not_found(keys, await run_names(client, keys.namespace), cure=cure)
+            raise await run_not_found(client, keys, cure=cure)
         written = await write_checked(client, before, texts, change, asked_at_s)
         if written is not None:
             return written
@@ -219,20 +223,10 @@ async def unset_values(client: Client, keys: Keys, names: Sequence[str]) -> Unse
     result = await client.txn([], ops)
     anything, *deleted = result.results
     if isinstance(anything, Listing) and not anything.kvs:
-        raise run_not_found(keys, await run_names(client, keys.namespace))
+        raise await run_not_found(client, keys)
     counts = (part.deleted if isinstance(part, DeleteResult) else 0 for part in deleted)
     gone = tuple(name for name, count in zip(wanted, counts, strict=True) if count)
     return Unset(keys.run, result.revision, gone, tuple(name for name in wanted if name not in gone))
-
-
-@dataclass(frozen=True, slots=True)
-class FailureReport(JsonReport):
-    view: int
-    rank: int
-    host: str
-    cause: str
-    text: str | None
-    at: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +237,7 @@ class AttemptsReport(JsonReport):
     count: int
     limit: int | None
     by_cause: dict[str, int]
-    failures: tuple[FailureReport, ...]
+    failures: tuple[Failure, ...]
 
     @property
     def causes(self) -> str:
@@ -297,14 +291,10 @@ async def _counted(client: Client, keys: Keys) -> tuple[KeyValue | None, int]:
     result = await client.txn([], [Op.get(keys.attempts), Op.range(keys.root, limit=1)])
     found, anything = (part.kvs for part in result.results if isinstance(part, Listing))
     if not anything:
-        raise run_not_found(keys, await run_names(client, keys.namespace))
+        raise await run_not_found(client, keys)
     return (found[0] if found else None), result.revision
 
 
 def _report(counted: Attempts, limit: int | None) -> AttemptsReport:
     last = reversed(counted.failures[-_SHOWN:])
-    return AttemptsReport(counted.total, limit, dict(counted.counts), tuple(map(_failure, last)))
-
-
-def _failure(failure: Failure) -> FailureReport:
-    return FailureReport(failure.view, failure.rank, failure.host, failure.cause, failure.text, failure.at)
+    return AttemptsReport(counted.total, limit, dict(counted.counts), tuple(last))

@@ -12,9 +12,8 @@ from typing import Final
 
 from instep.control._cache import RunCache, Saved
 from instep.control._change import TRIES, change_by
-from instep.control._read import load
+from instep.control._read import load, require_run
 from instep.control._report import JsonReport
-from instep.control._runs import require_run, run_names, run_not_found
 from instep.errors import CheckpointError, ConfigError
 from instep.etcd import Client, Op
 from instep.protocol import checkpoints as registry
@@ -75,8 +74,6 @@ class CheckpointsReport(JsonReport):
 async def checkpoints(client: Client, keys: Keys) -> CheckpointsReport:
     """All committed checkpoints that are kept, at one revision. Raises RunNotFound."""
     cache = await load(client, keys, plans=1, receipts=0, checkpoints=True)
-    if cache.empty:
-        await require_run(client, keys)
     return CheckpointsReport(keys.run, cache.revision, checkpoints_of(cache.saved.values(), cache.latest))
 
 
@@ -163,15 +160,8 @@ async def adopt(client: Client, keys: Keys, records: Sequence[Manifest], *, auth
     for manifest in missing:
         if await _adopt_one(client, keys, manifest):
             adopted.append(manifest.id)
-    pointer = await client.get(keys.latest)
-    newest = Pointer.decode_or_none(pointer.value) if pointer is not None else None
-    return Adopted(
-        keys.run,
-        tuple(adopted),
-        tuple(item.id for item in manifests if item.id not in adopted),
-        newest.id if newest is not None else None,
-        epoch,
-    )
+    known_before = tuple(item.id for item in manifests if item.id not in adopted)
+    return Adopted(keys.run, tuple(adopted), known_before, await _latest(client, keys), epoch)
 
 
 async def forget(client: Client, keys: Keys, ids: Iterable[str] = (), *, everything: bool = False) -> Forgotten:
@@ -189,9 +179,13 @@ async def forget(client: Client, keys: Keys, ids: Iterable[str] = (), *, everyth
         raise ConfigError(f"run {keys.run!r} has no checkpoint {unknown[0]}; its newest are: {there}")
     for checkpoint_id in wanted:
         await _forget_one(client, keys, checkpoint_id)
-    pointer = await client.get(keys.latest)
-    newest = Pointer.decode_or_none(pointer.value) if pointer is not None else None
-    return Forgotten(keys.run, tuple(wanted), newest.id if newest is not None else None)
+    return Forgotten(keys.run, tuple(wanted), await _latest(client, keys))
+
+
+async def _latest(client: Client, keys: Keys) -> str | None:
+    item = await client.get(keys.latest)
+    pointer = Pointer.decode_or_none(item.value) if item is not None else None
+    return pointer.id if pointer is not None else None
 
 
 async def _raise_epoch(client: Client, keys: Keys, highest: int, author: str | None) -> int | None:
@@ -236,8 +230,8 @@ async def _adopt_one(client: Client, keys: Keys, manifest: Manifest) -> bool:
 async def _all_of(client: Client, keys: Keys) -> dict[str, Manifest | None]:
     """By id, the oldest first; None for an unreadable record. Raises RunNotFound."""
     listing = await client.range(keys.checkpoints)
-    if not listing.kvs and not (await client.range(keys.root, limit=1)).kvs:
-        raise run_not_found(keys, await run_names(client, keys.namespace))
+    if not listing.kvs:
+        await require_run(client, keys)
     items = sorted((item for item in listing.kvs if item.key != keys.latest), key=lambda item: item.mod_revision)
     return {item.key.removeprefix(keys.checkpoints): Manifest.decode_or_none(item.value) for item in items}
 

@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 from instep.command_kinds import COMMAND_KINDS, NEVER_STEP, CommandKind, Conditions, Takes, describe, why_refused
 from instep.control._cache import RunCache
 from instep.control._change import TRIES, change_by
-from instep.control._read import PAGE_SIZE, load
-from instep.control._report import JsonReport, closest, counted
-from instep.control._runs import require_run, run_names, run_not_found, state_of_workers
+from instep.control._read import PAGE_SIZE, load, run_not_found
+from instep.control._report import JsonReport, closest
+from instep.control._runs import state_of_workers
 from instep.errors import CommandRefused, EtcdFull, EtcdUnavailable, NotRunning, SettingsError
 from instep.etcd import Client, Compare, Op
 from instep.names import check_action_name
 from instep.protocol.commands import directive_after
 from instep.protocol.keys import Keys
 from instep.protocol.records import Command, Declined, Directive, Plan, format_ranks
-from instep.text import one_line
+from instep.text import counted, one_line
 
 LATEST = "latest"
 """Names the newest committed checkpoint."""
@@ -136,8 +136,6 @@ async def actions(client: Client, keys: Keys) -> ActionsReport:
     Raises RunNotFound and NotRunning.
     """
     cache = await load(client, keys, plans=1, receipts=0, members=True, metrics=True)
-    if cache.empty:
-        await require_run(client, keys)
     why = why_not_running(cache)
     if why is not None:
         raise NotRunning(why)
@@ -176,7 +174,7 @@ async def _read(client: Client, keys: Keys, command: Command) -> RunCache:
         ops.append(Op.range(keys.checkpoints))
     cache = RunCache.of_txn(keys, await client.txn([], ops))
     if cache.empty:
-        raise run_not_found(keys, await run_names(client, keys.namespace))
+        raise await run_not_found(client, keys)
     if cache.live and not _view_is_alive(cache) and everyone:
         listing = await client.range(keys.members, revision=cache.revision, page_size=PAGE_SIZE)
         cache.put_all(listing.kvs)

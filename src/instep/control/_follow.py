@@ -15,7 +15,6 @@ from instep.control._change import Written
 from instep.control._commands import Sent
 from instep.control._progress import Progress, Request, is_doubtful, newest_attempt, progress_of
 from instep.control._read import MultiWatch, load, load_receipts
-from instep.control._report import counted
 from instep.control._requests import ChangeReceipt, ChangeRequest, CommandReceipt, CommandRequest
 from instep.errors import InstepError, ReceiptTimeout
 from instep.etcd import Client, Event
@@ -23,6 +22,7 @@ from instep.outage import Outage
 from instep.protocol.keys import Keys
 from instep.protocol.records import format_ranks
 from instep.recipes.retry import READ, Retry
+from instep.text import counted
 
 R = TypeVar("R")
 
@@ -98,7 +98,7 @@ async def _follow(
             if progress.outcome is not None and progress.outcome == request.refused_outcome:
                 raise request.refused(progress)
             if progress.outcome is not None:
-                yield request.receipt(cache, progress, max(0.0, monotonic() - request.asked_at_s))
+                yield request.receipt(cache, progress, max(0.0, monotonic() - request.asked.asked_at_s))
                 return
             yield progress
 
@@ -114,7 +114,14 @@ async def _all_progress(
     while True:
         changes = client.history.changes
         try:
-            cache = await load(client, keys, plans=_ATTEMPTS_READ, receipts=0, checkpoints=keys.checkpoints in watched)
+            cache = await load(
+                client,
+                keys,
+                plans=_ATTEMPTS_READ,
+                receipts=0,
+                checkpoints=keys.checkpoints in watched,
+                must_exist=False,
+            )
             attempt = newest_attempt(cache, request)
             if attempt is not None:
                 await load_receipts(client, cache, (attempt,), cache.revision)
@@ -208,7 +215,7 @@ async def _timed_out(
     far = last.when_timed_out if last else "etcd did not say how far it got"
     hint = ""
     try:
-        cache = await asyncio.wait_for(load(client, keys, members=True), _LAST_READ_S)
+        cache = await asyncio.wait_for(load(client, keys, members=True, must_exist=False), _LAST_READ_S)
     except Exception:  # noqa: BLE001  # the timeout is the message, and no failed hint may replace it
         cache = None
     if cache is not None:
@@ -218,4 +225,6 @@ async def _timed_out(
         elif not cache.live:
             hint = "; no worker of the run is alive"
     short = "written, but not applied everywhere" if last is None or last.stage != "saving" else "done, but not saved"
-    return ReceiptTimeout(f"{request.what}: {short} within {timeout_s:g} s: {far}{hint}. {request.unfinished(last)}")
+    return ReceiptTimeout(
+        f"{request.asked.what}: {short} within {timeout_s:g} s: {far}{hint}. {request.unfinished(last)}"
+    )

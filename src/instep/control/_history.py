@@ -13,7 +13,6 @@ from instep.control._checkpoints import FailedSaveReport, failed_save_of
 from instep.control._progress import NO_REASON, drift_of_receipts, progress_of_plan, request_of
 from instep.control._read import load, load_receipts
 from instep.control._report import JsonReport, ValueChange, changes_between, format_changes, planned_changes
-from instep.control._runs import require_run
 from instep.errors import Compacted, SettingsError
 from instep.etcd import Client
 from instep.protocol.keys import Keys
@@ -107,8 +106,6 @@ async def history(client: Client, keys: Keys, limit: int = DEFAULT_LIMIT) -> Run
     if not 1 <= limit <= MAX_LIMIT:
         raise SettingsError(f"the limit of {limit} changes is not usable: give 1 to {MAX_LIMIT}")
     cache = await _read(client, keys, limit)
-    if cache.empty:
-        await require_run(client, keys)
     leaders = await leaders_of(client, keys, limit)
     failed = cache.failed_saves.saves if cache.failed_saves is not None else ()
     saves = tuple(report for record in reversed(failed) if (report := failed_save_of(record)) is not None)

@@ -11,9 +11,8 @@ from instep.control._change import TRIES, Written, change_by, read_for_change, w
 from instep.control._progress import NO_REASON
 from instep.control._read import load
 from instep.control._report import JsonReport
-from instep.control._runs import require_run
 from instep.control._values import MAX_VALUES, refusal
-from instep.errors import Compacted, ConfigError, SettingsError
+from instep.errors import ConfigError, SettingsError
 from instep.etcd import Client, Compare
 from instep.protocol.desired import pending_names
 from instep.protocol.keys import Keys
@@ -54,29 +53,9 @@ class Past:
 
 async def load_past(client: Client, keys: Keys) -> Past:
     """All of it at one revision. Raises RunNotFound."""
-    for attempt in range(TRIES):
-        try:
-            return await _load_past(client, keys)
-        except Compacted:
-            if attempt == TRIES - 1:
-                raise
-    raise AssertionError("the last try returns or raises")
-
-
-async def schedule(client: Client, keys: Keys) -> Schedule:
-    """The values that a run was trained with so far, by step. For steps that were run again after a return to a
-    checkpoint, the last time counts. Raises RunNotFound, or ConfigError when etcd no longer keeps enough.
-    """
-    past = await load_past(client, keys)
-    return past.timeline.schedule(keys.run)
-
-
-async def _load_past(client: Client, keys: Keys) -> Past:
     cache = await load(
         client, keys, plans=HISTORY_PLANS + 1, receipts=0, members=True, checkpoints=True, starts=STARTS_KEPT
     )
-    if cache.empty:
-        await require_run(client, keys)
     timeline = Timeline(
         starts=cache.starts,
         first_steps=cache.first_steps,
@@ -86,6 +65,14 @@ async def _load_past(client: Client, keys: Keys) -> Past:
         view=cache.view,
     )
     return Past(cache, timeline)
+
+
+async def schedule(client: Client, keys: Keys) -> Schedule:
+    """The values that a run was trained with so far, by step. For steps that were run again after a return to a
+    checkpoint, the last time counts. Raises RunNotFound, or ConfigError when etcd no longer keeps enough.
+    """
+    past = await load_past(client, keys)
+    return past.timeline.schedule(keys.run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +113,6 @@ def parse_moment(text: str) -> str:
     )
 
 
-def view_of(moment: str) -> int | None:
-    """`3` for `v3`, the start of view 3; None for any other moment."""
-    return int(moment.removeprefix(VIEW)) if moment.startswith(VIEW) else None
-
-
 async def diff(client: Client, keys: Keys, before: str, after: str) -> Diff:
     """Where the values after plan `before` and after plan `after` differ.
 
@@ -165,9 +147,8 @@ def _values(past: Past, moment: str) -> Mapping[str, Scalar]:
         if not segments:
             raise ConfigError(f"run {cache.keys.run} has not started yet: it has no start")
         return segments[0].start.values
-    view = view_of(moment)
-    if view is not None:
-        return past.timeline.start(view).values
+    if moment.startswith(VIEW):
+        return past.timeline.start(int(moment.removeprefix(VIEW))).values
     past.check_plan(int(moment))
     return past.timeline.values_after(int(moment))
 
@@ -184,52 +165,59 @@ class RolledBack(JsonReport):
 async def rollback(
     client: Client,
     keys: Keys,
-    plan: int | None = None,
+    moment: str | None = None,
     *,
-    view: int | None = None,
     author: str | None = None,
     reason: str | None = None,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> RolledBack:
-    """Restore the values from before `plan`, in one change: every value that it or anything later changed.
+    """Restore the values from before a plan (`12`), in one change: every value that it or anything later changed.
 
-    With `view`, restore those from before the changes with which that view started. Without either, take back the
-    newest change of values, which may be a rollback itself. Nothing is written unless the agreed values are still
-    those that were read. Raises RunNotFound, EtcdUnavailable like `set_values`, and ConfigError when there is nothing
-    to take back, for a plan that is unknown, was aborted or is no longer kept, and for values that the run does not
-    accept now.
+    `v3` restores those from before the changes with which view 3 started. Without a moment, take back the newest
+    change of values, which may be a rollback itself. Nothing is written unless the agreed values are still those that
+    were read. Raises RunNotFound, EtcdUnavailable like `set_values`, SettingsError for any other moment, and
+    ConfigError when there is nothing to take back, for a plan that is unknown, was aborted or is no longer kept, and
+    for values that the run does not accept now.
     """
     asked_at_s = monotonic()
+    moment = parse_moment(moment) if moment is not None else None
+    if moment in (START, NOW):
+        raise SettingsError(f"{moment!r} names no plan: give a number, as 'instep history' shows it")
     change_by(author, reason)
     for _ in range(TRIES):
         past = await load_past(client, keys)
-        position = _position(past, plan, view)
+        position = _position(past, moment)
         values = values_to_restore(past, position)
         before = await read_for_change(client, keys)
-        number, of_view = position
-        what = f"the start of view {of_view}" if of_view else f"plan {number}"
-        why = f"rollback of {what}" + (f": {reason}" if reason else "")
+        why = f"rollback of {_named(position)}" + (f": {reason}" if reason else "")
         # If another change is agreed on in the meantime, a different one would have to be taken back.
         guard = Compare.mod_revision(keys.agreed, "<", past.cache.revision + 1)
         texts = {name: format_scalar(value) for name, value in values.items()}
         written = await write_checked(client, before, texts, change_by(author, why), asked_at_s, (guard,))
         if written is not None:
-            return RolledBack(None, written, of_view) if of_view else RolledBack(number, written)
+            plan, view = position
+            return RolledBack(None, written, view) if view else RolledBack(plan, written)
     raise ConfigError(
         f"nothing was written: the values of {keys.run} changed {TRIES} times while they were read; try again"
     )
 
 
-def _position(past: Past, plan: int | None, view: int | None) -> Position:
+def _position(past: Past, moment: str | None) -> Position:
     """Raises ConfigError."""
-    if view is not None:
+    if moment is not None and moment.startswith(VIEW):
+        view = int(moment.removeprefix(VIEW))
         return past.timeline.start(view).plan, view
-    if plan is not None:
-        return plan, 0
+    if moment is not None:
+        return int(moment), 0
     newest = past.timeline.newest_change()
     if newest is None:
         raise ConfigError(f"nothing to roll back: no change of run {past.cache.keys.run} is known")
     return newest
+
+
+def _named(position: Position) -> str:
+    plan, view = position
+    return f"the start of view {view}" if view else f"plan {plan}"
 
 
 def values_to_restore(past: Past, position: Position) -> dict[str, Scalar]:
@@ -240,7 +228,7 @@ def values_to_restore(past: Past, position: Position) -> dict[str, Scalar]:
         start = timeline.start(view)
         if not start.changes:
             raise ConfigError(f"the start of view {view} of run {run} changed no value: there is none to take back")
-        what, target = f"the start of view {view}", start.before
+        target = start.before
     else:
         past.check_plan(number)
         kind = timeline.plans[number].kind
@@ -248,9 +236,9 @@ def values_to_restore(past: Past, position: Position) -> dict[str, Scalar]:
             raise ConfigError(
                 f"plan {number} of run {run} is a {kind}: it changed no value, so there is none to take back"
             )
-        what, target = f"plan {number}", timeline.values_before(number)
+        target = timeline.values_before(number)
+    what, waiting = _named(position), _waiting(past)
     agreed = past.cache.agreed.values if past.cache.agreed else {}
-    waiting = _waiting(past)
     names = dict.fromkeys((*timeline.changed_since(position), *waiting))
     unset = f"it had no value before {what}, and a value cannot be removed"
     problems = {name: unset for name in names if name not in target}

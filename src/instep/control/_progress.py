@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from instep.control._cache import RunCache
-from instep.control._report import JsonReport, counted
+from instep.control._change import Written
+from instep.control._commands import Sent
+from instep.control._report import JsonReport
 from instep.errors import InstepError
 from instep.protocol.keys import Keys
 from instep.protocol.records import Plan, format_ranks
-from instep.text import one_line
+from instep.text import counted, one_line
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -98,12 +100,8 @@ class Request(Protocol[R_co]):
     """What an operator wrote and follows: a change of values, or a command."""
 
     @property
-    def what(self) -> str:
-        """The request, as part of a sentence."""
-
-    @property
-    def asked_at_s(self) -> float:
-        """Monotonic time before the write."""
+    def asked(self) -> Written | Sent:
+        """What was written."""
 
     @property
     def refused_outcome(self) -> Outcome:

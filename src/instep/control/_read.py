@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
 from instep.connect import open_client
 from instep.control._cache import RunCache
+from instep.control._report import closest
 from instep.control._torchrun import rendezvous_keys
-from instep.errors import Compacted, EtcdFull
+from instep.errors import Compacted, EtcdFull, RunNotFound, SettingsError
 from instep.etcd import Client, Event, Listing, Op
+from instep.names import check_namespace, check_run_name
 from instep.protocol.keys import Keys
 from instep.settings import Settings
 from instep.tasks import Background, all_of
@@ -21,6 +23,9 @@ PLANS_READ = 12
 RECEIPTS_READ = 4
 """The newest plans whose acks and receipts are read: two keys per node each."""
 PAGE_SIZE = 2000
+MAX_RUNS = 20_000
+"""The most runs that are found in a namespace."""
+_NAMED = 10
 _TRIES = 3
 
 
@@ -40,52 +45,52 @@ async def load(
     checkpoints: bool = False,
     rendezvous: bool = False,
     starts: int = 0,
+    must_exist: bool = True,
 ) -> RunCache:
     """The run at one revision, that of the cache. Members and metrics have one key per rank, the rendezvous has one per
-    node: they are read only on request, like all checkpoints but the newest, and the starts of the newest views."""
+    node: they are read only on request, like all checkpoints but the newest, and the starts of the newest views.
+
+    Raises RunNotFound for a run without any key, unless it need not exist.
+    """
+    asked = {
+        keys.members: members,
+        keys.metrics: metrics,
+        keys.checkpoints: checkpoints,
+        rendezvous_keys(keys).root: rendezvous,
+    }
+    prefixes = [prefix for prefix, is_asked in asked.items() if is_asked]
     for attempt in range(_TRIES):
         changes = client.history.changes
         try:
-            cache = await _load(client, keys, plans, receipts, members, metrics, checkpoints, rendezvous, starts)
+            cache = await _load(client, keys, prefixes, {keys.plans: plans, keys.starts: starts}, receipts)
         except Compacted:
             if attempt == _TRIES - 1:
                 raise
         else:
             if client.history.changes == changes or attempt == _TRIES - 1:
-                return cache  # otherwise parts of it may be from two histories
-    raise AssertionError("the last try returns or raises")
+                break  # otherwise parts of it may be from two histories
+    if cache.empty and must_exist:
+        await require_run(client, keys)
+    return cache
 
 
 async def _load(
-    client: Client,
-    keys: Keys,
-    plans: int,
-    receipts: int,
-    members: bool,
-    metrics: bool,
-    checkpoints: bool,
-    rendezvous: bool,
-    starts: int,
+    client: Client, keys: Keys, prefixes: Collection[str], newest: Mapping[str, int], receipts: int
 ) -> RunCache:
+    """`newest` says of how many plans or starts each prefix is read: each has two keys."""
     revision, parts = await _first(client, keys)
     cache = RunCache(keys, revision=revision)
     for part in parts:
         cache.put_all(part.kvs)
-    more = [client.range(keys.plans, revision=revision, newest_first=True, limit=2 * plans)]
-    if members:
-        more.append(client.range(keys.members, revision=revision, page_size=PAGE_SIZE))
-    if checkpoints:
-        more.append(client.range(keys.checkpoints, revision=revision))
-    elif cache.latest is not None:
+    more = [client.range(prefix, revision=revision, page_size=PAGE_SIZE) for prefix in prefixes]
+    more += [
+        client.range(prefix, revision=revision, newest_first=True, limit=2 * number)
+        for prefix, number in newest.items()
+        if number
+    ]
+    if cache.latest is not None and keys.checkpoints not in prefixes:
         # The key itself is the first of those that begin with it.
         more.append(client.range(keys.checkpoint(cache.latest.id), revision=revision, limit=1))
-    if metrics:
-        more.append(client.range(keys.metrics, revision=revision, page_size=PAGE_SIZE))
-    if rendezvous:
-        more.append(client.range(rendezvous_keys(keys).root, revision=revision, page_size=PAGE_SIZE))
-    if starts:
-        # Two keys per view.
-        more.append(client.range(keys.starts, revision=revision, newest_first=True, limit=2 * starts))
     for listing in await all_of(*more):
         cache.put_all(listing.kvs)
     await load_receipts(client, cache, sorted(cache.plans)[-receipts:] if receipts else (), revision)
@@ -125,6 +130,61 @@ async def load_receipts(client: Client, cache: RunCache, numbers: Iterable[int],
     wanted = (client.range(prefix, revision=revision, page_size=PAGE_SIZE) for prefix in prefixes)
     for listing in await all_of(*wanted):
         cache.put_all(listing.kvs)
+
+
+async def run_names(client: Client, namespace: str) -> tuple[str, ...]:
+    """Names of the runs that have any key, in etcd's order of keys, at most `MAX_RUNS`."""
+    return tuple(await found_runs(client, namespace))
+
+
+async def found_runs(client: Client, namespace: str) -> dict[str, int]:
+    """The runs by name, each with the revision that changed it last, according to its first keys.
+
+    Keys are read page by page, without values. If a run fills a page, its other keys are skipped. So this takes one
+    request per run of more than 2000 keys, and one per 2000 keys of the others.
+    """
+    base = f"{check_namespace(namespace)}/"
+    found: dict[str, int] = {}
+    start = ""
+    while len(found) < MAX_RUNS:
+        page = await client.range(base, start=start, limit=PAGE_SIZE, page_size=PAGE_SIZE, keys_only=True)
+        for item in page.kvs:
+            name, slash, _ = item.key[len(base) :].partition("/")
+            if slash and (name in found or _is_run_name(name)):
+                found[name] = max(found.get(name, 0), item.mod_revision)
+        if len(page.kvs) < PAGE_SIZE:
+            break
+        name, slash, _ = page.kvs[-1].key[len(base) :].partition("/")
+        start = f"{base}{name}{chr(ord('/') + 1) if slash else chr(0)}"  # the first key after those of the last run
+    return dict(list(found.items())[:MAX_RUNS])
+
+
+def _is_run_name(name: str) -> bool:
+    try:
+        check_run_name(name)
+    except SettingsError:
+        return False
+    return True
+
+
+async def require_run(client: Client, keys: Keys) -> None:
+    """Raises RunNotFound, naming the existing runs, if the run has no key at all."""
+    if not (await client.range(keys.root, limit=1, keys_only=True)).kvs:
+        raise await run_not_found(client, keys)
+
+
+async def run_not_found(client: Client, keys: Keys, *, cure: str = "") -> RunNotFound:
+    """One sentence: which run is missing, which one was probably meant, and which exist."""
+    names = await run_names(client, keys.namespace)
+    close = closest(keys.run, names)
+    if close is not None:
+        hint = f": did you mean {close!r}?"
+    elif names:
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        hint = f": there are {', '.join(names[:_NAMED])}{more}."
+    else:
+        hint = ": no run exists yet."
+    return RunNotFound(f"No run {keys.run!r} is in {keys.namespace}{hint}{cure}")
 
 
 class MultiWatch:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, fields, is_dataclass
 from decimal import Decimal
 from typing import Any
 
+from instep.protocol.records import Record
 from instep.scalar import Scalar, format_scalar, same
-from instep.text import one_line
+from instep.text import counted, one_line
 
 MAX_SHOWN = 40
 """Characters of one value in a sentence."""
@@ -59,6 +60,8 @@ def _plain(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
         shown = (field.name for field in fields(value) if field.metadata.get("json", True))
         return {name: _plain(getattr(value, name)) for name in shown}
+    if isinstance(value, Record):
+        return _plain(value.model_dump())
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -109,11 +112,6 @@ def closest(name: str, names: Iterable[str]) -> str | None:
     alike = difflib.get_close_matches(wanted, by_lower, n=1, cutoff=0.6)
     found = around if len(around) == 1 else alike
     return by_lower[found[0]] if found else None
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 rank`, `3 ranks`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def format_bytes(number: int) -> str:

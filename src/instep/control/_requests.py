@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from instep.command_kinds import COMMAND_KINDS
 from instep.control._cache import RunCache, Saved
@@ -80,24 +81,13 @@ class CommandReceipt(JsonReport):
 class ChangeRequest:
     """All its values have one revision, and so have the plans made for it."""
 
-    written: Written
-
-    @property
-    def what(self) -> str:
-        return format_changes(self.written.changes)
-
-    @property
-    def asked_at_s(self) -> float:
-        return self.written.asked_at_s
-
-    @property
-    def refused_outcome(self) -> Outcome:
-        return "rejected"
+    asked: Written
+    refused_outcome: ClassVar[Outcome] = "rejected"
 
     def is_for(self, plan: Plan) -> bool:
         """After etcd's history has gone back, another change may have the same revision."""
-        is_ours = plan.change_id in (None, self.written.change_id)
-        return plan.revision == self.written.revision and plan.kind == "config" and is_ours
+        is_ours = plan.change_id in (None, self.asked.change_id)
+        return plan.revision == self.asked.revision and plan.kind == "config" and is_ours
 
     def watched(self, keys: Keys) -> tuple[str, ...]:
         return (keys.config,)
@@ -105,31 +95,31 @@ class ChangeRequest:
     def refusal(self, cache: RunCache) -> str | None:
         found = {
             name: record.reason
-            for name in self.written.values
-            if (record := cache.rejected.get(name)) is not None and record.revision == self.written.revision
+            for name in self.asked.values
+            if (record := cache.rejected.get(name)) is not None and record.revision == self.asked.revision
         }
         return "; ".join(f"{name}: {reason}" for name, reason in found.items()) or None
 
     def is_lost(self, cache: RunCache) -> bool:
-        if _hold(cache.agreed.values if cache.agreed is not None else {}, self.written.values):
+        if _hold(cache.agreed.values if cache.agreed is not None else {}, self.asked.values):
             return False
-        return not self._still_desired(cache) and cache.went_back(self.written.epoch, self.written.revision)
+        return not self._still_desired(cache) and cache.went_back(self.asked.epoch, self.asked.revision)
 
     def _still_desired(self, cache: RunCache) -> bool:
         """Whether any of its values is still desired as it was written."""
         return any(
             (item := cache.desired.get(name)) is not None
-            and item.revision == self.written.revision
+            and item.revision == self.asked.revision
             and _means(item.text, value)
-            for name, value in self.written.values.items()
+            for name, value in self.asked.values.items()
         )
 
     def without_plan(self, cache: RunCache) -> Outcome | None:
         agreed, view = cache.agreed, cache.view
-        wanted, revision = self.written.values, self.written.revision
+        wanted, revision = self.asked.values, self.asked.revision
         if agreed is not None and _hold(agreed.values, wanted):
             started = view is not None and view.fresh and agreed.plan == view.start.plan
-            if started and agreed.revision >= revision and not self.written.already_agreed:
+            if started and agreed.revision >= revision and not self.asked.already_agreed:
                 return "started"
             plan = cache.open_plan()
             if plan is None or not wanted.keys() & plan.values.keys():
@@ -149,8 +139,8 @@ class ChangeRequest:
 
     def refused(self, progress: Progress) -> ChangeRejected:
         return ChangeRejected(
-            f"{self.what}: rejected by the run, the agreed values are unchanged: {progress.detail}",
-            problems=dict.fromkeys(self.written.values, progress.detail or ""),
+            f"{self.asked.what}: rejected by the run, the agreed values are unchanged: {progress.detail}",
+            problems=dict.fromkeys(self.asked.values, progress.detail or ""),
         )
 
     def unfinished(self, progress: Progress | None) -> str:
@@ -181,13 +171,13 @@ class ChangeRequest:
         """The written changes, with `before` from the plan: another change may have been applied in between."""
         plan = cache.plans.get(progress.plan) if progress.plan is not None else None
         if plan is None or progress.outcome != "applied":
-            return self.written.changes
+            return self.asked.changes
         planned = {change.name: change for change in planned_changes(plan.values, plan.previous)}
         return tuple(
             ValueChange(change.name, known.before, change.after, known.was_set)
             if (known := planned.get(change.name)) is not None
             else change
-            for change in self.written.changes
+            for change in self.asked.changes
         )
 
 
@@ -215,37 +205,26 @@ def change_sentence(changes: tuple[ValueChange, ...], progress: Progress, took_s
 class CommandRequest:
     """All ranks carry it out at the gate of a plan, whose commit deletes it."""
 
-    sent: Sent
-
-    @property
-    def what(self) -> str:
-        return self.sent.what
-
-    @property
-    def asked_at_s(self) -> float:
-        return self.sent.asked_at_s
-
-    @property
-    def refused_outcome(self) -> Outcome:
-        return "declined"
+    asked: Sent
+    refused_outcome: ClassVar[Outcome] = "declined"
 
     def is_for(self, plan: Plan) -> bool:
-        return plan.revision == self.sent.revision and plan.change_id == self.sent.command_id
+        return plan.revision == self.asked.revision and plan.change_id == self.asked.command_id
 
     def watched(self, keys: Keys) -> tuple[str, ...]:
-        return (keys.commands, keys.checkpoints, keys.failed_saves) if self.sent.saves else (keys.commands,)
+        return (keys.commands, keys.checkpoints, keys.failed_saves) if self.asked.saves else (keys.commands,)
 
     def refusal(self, cache: RunCache) -> str | None:
-        record = cache.declined.get(self.sent.command_id)
+        record = cache.declined.get(self.asked.command_id)
         return record.why if record is not None else None
 
     def is_lost(self, cache: RunCache) -> bool:
-        is_there = self.sent.command_id in cache.commands
-        return not is_there and cache.went_back(self.sent.epoch, self.sent.revision)
+        is_there = self.asked.command_id in cache.commands
+        return not is_there and cache.went_back(self.asked.epoch, self.asked.revision)
 
     def without_plan(self, cache: RunCache) -> Outcome | None:
         """Only a restart of the run, or a person, deletes a command that was neither agreed on nor declined."""
-        if self.sent.command_id not in cache.commands:
+        if self.asked.command_id not in cache.commands:
             return "superseded"
         return "ended" if cache.ended() else None
 
@@ -258,7 +237,7 @@ class CommandRequest:
         if _ends_at(plan) is not None and progress.outcome == "ended":
             ranks = len(cache.ranks())
             progress = replace(progress, outcome="applied", armed=ranks, applied=ranks, ranks=ranks)
-        if not self.sent.saves or progress.outcome != "applied" or self._saved(cache, plan) is not None:
+        if not self.asked.saves or progress.outcome != "applied" or self._saved(cache, plan) is not None:
             return progress
         step = _step_to_save(plan)
         saving = cache.save_under_way()
@@ -274,7 +253,7 @@ class CommandRequest:
         if progress.stage != "saving" or plan is None:
             return False
         step, saving = _step_to_save(plan), cache.save_under_way()
-        if cache.failed_save(step, self.sent.revision) is not None:
+        if cache.failed_save(step, self.asked.revision) is not None:
             return True
         if saving is not None and saving.step == step:
             return False
@@ -283,7 +262,7 @@ class CommandRequest:
         return cache.ended() or (bool(steps) and min(steps) > step)
 
     def refused(self, progress: Progress) -> CommandRefused:
-        return CommandRefused(f"{self.what}: declined by the run: {progress.detail}")
+        return CommandRefused(f"{self.asked.what}: declined by the run: {progress.detail}")
 
     def unfinished(self, progress: Progress | None) -> str:
         if progress is None or progress.stage in ("written", "planned", "aborted"):
@@ -300,8 +279,8 @@ class CommandRequest:
         assert progress.outcome is not None
         return CommandReceipt(
             outcome=progress.outcome,
-            kind=self.sent.kind,
-            name=self.sent.name,
+            kind=self.asked.kind,
+            name=self.asked.name,
             plan=progress.plan,
             attempts=progress.attempt,
             step=_step(plan) if plan is not None and progress.outcome in ("applied", "unsaved") else None,
@@ -310,11 +289,11 @@ class CommandRequest:
             ranks=progress.ranks,
             checkpoint=checkpoint,
             took_s=took_s,
-            sentence=command_sentence(self.sent, plan, checkpoint, progress, took_s, self._why_unsaved(cache, plan)),
+            sentence=command_sentence(self.asked, plan, checkpoint, progress, took_s, self._why_unsaved(cache, plan)),
         )
 
     def _why_unsaved(self, cache: RunCache, plan: Plan | None) -> str:
-        failed = cache.failed_save(_step_to_save(plan), self.sent.revision) if plan is not None else None
+        failed = cache.failed_save(_step_to_save(plan), self.asked.revision) if plan is not None else None
         return f"could not save it: {one_line(failed.text)}" if failed is not None else _SAVED_NOTHING
 
     def _saved(self, cache: RunCache, plan: Plan) -> Saved | None:
@@ -322,7 +301,7 @@ class CommandRequest:
         step = _step_to_save(plan)
         found = [item for item in cache.saved.values() if item.manifest.step == step]
         newest = max(found, key=lambda item: item.revision, default=None)
-        return newest if newest is not None and newest.revision > self.sent.revision and self.sent.saves else None
+        return newest if newest is not None and newest.revision > self.asked.revision and self.asked.saves else None
 
 
 def command_sentence(

@@ -9,20 +9,14 @@ from typing import Literal
 
 from instep.command_kinds import describe
 from instep.control._cache import RunCache
-from instep.control._read import load
-from instep.control._report import JsonReport, closest
+from instep.control._read import found_runs, load
+from instep.control._report import JsonReport
 from instep.control._torchrun import rendezvous_keys
-from instep.errors import CommandRefused, RunNotFound, SettingsError
+from instep.errors import CommandRefused
 from instep.etcd import Client, Compare, DeleteResult, Listing, Op
-from instep.names import check_namespace, check_run_name
 from instep.protocol.keys import Keys
 from instep.tasks import all_of
 from instep.text import one_line
-
-MAX_RUNS = 20_000
-"""The most runs that are found in a namespace."""
-_PAGE_SIZE = 2000
-
 
 MAX_SHOWN = 1000
 """Runs that are summarized."""
@@ -31,48 +25,12 @@ _IN_ONE_TXN = 12
 """Runs that one request reads: etcd allows 128 operations."""
 _METRICS_READ = 64
 _NODES_READ = 64
-_NAMED = 10
 RunState = Literal["training", "paused", "forming", "running", "ended", "stopped", "closed", "new"]
 """training: the run has a view and live workers. paused: the same, and the ranks wait to be resumed. forming: live
 workers but no view yet; or torchrun's agents wait for a round. running: torchrun runs workers, none of which has
 joined. ended: all ranks left cleanly. stopped: no worker is alive, and they did not leave cleanly. closed: torchrun has
 ended a run that no worker ever joined. new: only written to, never joined."""
 _FOLDERS_NAMED = 5
-
-
-async def run_names(client: Client, namespace: str) -> tuple[str, ...]:
-    """Names of the runs that have any key, in etcd's order of keys, at most `MAX_RUNS`."""
-    return tuple(await _found(client, namespace))
-
-
-async def _found(client: Client, namespace: str) -> dict[str, int]:
-    """The runs by name, each with the revision that changed it last, according to its first keys.
-
-    Keys are read page by page, without values. If a run fills a page, its other keys are skipped. So this takes one
-    request per run of more than 2000 keys, and one per 2000 keys of the others.
-    """
-    base = f"{check_namespace(namespace)}/"
-    found: dict[str, int] = {}
-    start = ""
-    while len(found) < MAX_RUNS:
-        page = await client.range(base, start=start, limit=_PAGE_SIZE, page_size=_PAGE_SIZE, keys_only=True)
-        for item in page.kvs:
-            name, slash, _ = item.key[len(base) :].partition("/")
-            if slash and (name in found or _is_run_name(name)):
-                found[name] = max(found.get(name, 0), item.mod_revision)
-        if len(page.kvs) < _PAGE_SIZE:
-            break
-        name, slash, _ = page.kvs[-1].key[len(base) :].partition("/")
-        start = f"{base}{name}{chr(ord('/') + 1) if slash else chr(0)}"  # the first key after those of the last run
-    return dict(list(found.items())[:MAX_RUNS])
-
-
-def _is_run_name(name: str) -> bool:
-    try:
-        check_run_name(name)
-    except SettingsError:
-        return False
-    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +61,7 @@ class Runs(JsonReport):
 async def runs(client: Client, namespace: str) -> Runs:
     """The runs of the namespace by name; of more than 1000, those that were changed last. Each dozen is read at a
     revision of its own."""
-    found = await _found(client, namespace)
+    found = await found_runs(client, namespace)
     newest = sorted(found, key=lambda name: found[name], reverse=True)[:MAX_SHOWN]
     shown = set(newest)
     chosen = [Keys(namespace, name) for name in found if name in shown]
@@ -116,25 +74,6 @@ async def runs(client: Client, namespace: str) -> Runs:
     groups = [chosen[start : start + _IN_ONE_TXN] for start in range(0, len(chosen), _IN_ONE_TXN)]
     read = await all_of(*(summaries(group) for group in groups))
     return Runs(namespace, tuple(one for group in read for one in group), len(found) - len(chosen))
-
-
-async def require_run(client: Client, keys: Keys) -> None:
-    """Raises RunNotFound, naming the existing runs, if the run has no key at all."""
-    if not (await client.range(keys.root, limit=1, keys_only=True)).kvs:
-        raise run_not_found(keys, await run_names(client, keys.namespace))
-
-
-def run_not_found(keys: Keys, names: tuple[str, ...], *, cure: str = "") -> RunNotFound:
-    """One sentence: which run is missing, which one was probably meant, and which exist."""
-    close = closest(keys.run, names)
-    if close is not None:
-        hint = f": did you mean {close!r}?"
-    elif names:
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        hint = f": there are {', '.join(names[:_NAMED])}{more}."
-    else:
-        hint = ": no run exists yet."
-    return RunNotFound(f"No run {keys.run!r} is in {keys.namespace}{hint}{cure}")
 
 
 def state_of(cache: RunCache) -> RunState:
@@ -303,8 +242,6 @@ class Deleted(JsonReport):
 async def deletable(client: Client, keys: Keys) -> Deletable:
     """Raises RunNotFound, and CommandRefused for a run with live processes."""
     cache = await load(client, keys, plans=1, receipts=0, members=True, checkpoints=True, rendezvous=True)
-    if cache.empty and not (await client.range(keys.root, limit=1, keys_only=True)).kvs:
-        raise run_not_found(keys, await run_names(client, keys.namespace))
     if cache.live or cache.rendezvous.nodes:
         raise _refused(keys)
     paths = (saved.manifest.path.rpartition("/")[0] for saved in cache.saved.values())

@@ -22,7 +22,6 @@ from instep.control._runs import (
     StoppingReport,
     WaitingReport,
     paused_of,
-    require_run,
     saving_of,
     state_of,
     stopping_of,
@@ -191,8 +190,6 @@ async def status(client: Client, keys: Keys) -> RunStatus:
     """The run at one revision of etcd. Raises RunNotFound. It stays small at any number of ranks."""
     loading = load(client, keys, members=True, metrics=True, rendezvous=True, starts=RECENT)
     cache, trouble = await all_of(loading, _trouble(client))
-    if cache.empty:
-        await require_run(client, keys)
     cache.silent_s = await _silent(client, cache)
     return replace(status_of(cache, client.endpoint), trouble=trouble)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from instep.control._cache import RunCache
 from instep.control._read import load
 from instep.control._report import JsonReport, closest
-from instep.control._runs import require_run
 from instep.errors import ConfigError, SettingsError
 from instep.etcd import Client
 from instep.names import MAX_VALUE_BYTES, check_hyperparameter_name, is_hyperparameter_name
@@ -41,7 +41,7 @@ def parse_assignments(arguments: Iterable[str]) -> dict[str, str]:
     for argument in arguments:
         name, separator, text = argument.partition("=")
         if not separator:
-            raise SettingsError(f"{_safe(argument)!r} is not name=value: write it without spaces, such as lr=1e-4")
+            raise SettingsError(f"{shortened(argument)!r} is not name=value: write it without spaces, such as lr=1e-4")
         check_hyperparameter_name(name)
         if name in texts:
             raise SettingsError(f"{name} is given twice: give each hyperparameter once")
@@ -132,29 +132,11 @@ def _parsed(name: str, text: str, schema: Schema) -> Scalar:
 
 def _typed_number(text: str) -> float | int | None:
     """A number in Python's notation, which JSON lacks; None for everything else, NaN and infinities included."""
-    for read in (_int, _float):
-        number = read(text)
-        if number is not None:
+    for read in (int, float):
+        with suppress(ValueError):
+            number: float | int = read(text)
             return number if math.isfinite(number) else None
     return None
-
-
-def _int(text: str) -> float | int | None:
-    try:
-        return int(text)
-    except ValueError:
-        return None
-
-
-def _float(text: str) -> float | int | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _safe(argument: str) -> str:
-    return argument if len(argument) <= 60 else argument[:57] + "..."
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +171,6 @@ async def get(client: Client, keys: Keys, name: str | None = None) -> ValuesRepo
     if name is not None:
         check_hyperparameter_name(name)
     cache = await load(client, keys, members=True)
-    if cache.empty:
-        await require_run(client, keys)
     found = values_of(cache)
     if name is not None:
         one = tuple(value for value in found if value.name == name)
