@@ -87,7 +87,7 @@ async def _perform_on(testbed: Testbed, options: Options) -> Report:
         say(f"etcd {testbed.version} can lose consistency in a crash: its members are stopped instead of killed")
     session = Session(testbed, plan, options.faults_s)
     try:
-        async with Background([_tell_progress(testbed)]):
+        async with Background([_report_progress(testbed)]):
             await session.run()
     except Exception as error:  # noqa: BLE001  # no error may pass for success, and its histories are kept
         failure = failure_of(error)
@@ -120,7 +120,7 @@ def _checked(testbed: Testbed, *, ended: bool) -> tuple[RunHistory, list[Finding
         return history, [Finding("The histories can be checked", "all of them", (traceback.format_exc(),))]
 
 
-async def _tell_progress(testbed: Testbed) -> None:
+async def _report_progress(testbed: Testbed) -> None:
     began = time.monotonic()
     while True:
         await asyncio.sleep(PROGRESS_S)

@@ -37,7 +37,7 @@ TTL_S = 3.0
 
 
 class Etcd:
-    """Just enough of etcd to write a history: one revision a call."""
+    """Just enough of etcd to write a history: one revision per call."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []

@@ -20,7 +20,7 @@ TIMEOUT_S = 240.0
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A short path: sockets lie below it."""
+    """A short path for the sockets in it."""
     with tempfile.TemporaryDirectory(prefix="ins-", dir="/tmp") as path:
         yield Path(path)
 

@@ -1,4 +1,4 @@
-"""The pure parts of chaos: its plan, its clock of stalls, and its history of a run's history."""
+"""The pure parts of chaos: the plan of faults, the clock of stalls, and the checks of a run's history."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ TIMEOUT_S = 30.0
 
 
 async def cut_the_holder_off(endpoint: str, path: Path) -> Verdict:
-    """Until another one has led for a moment; then everything ends."""
+    """Waits until another one has led for a moment, then ends everything."""
     history, calls = History(path), TimedCalls()
     links = [Link([endpoint]) for _ in range(CLIENTS)]
     clients = [Client(link.endpoints, timeout_s=5.0) for link in links]

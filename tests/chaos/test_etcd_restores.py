@@ -129,7 +129,7 @@ def test_names_resolve_to_another_address_after_a_move_and_to_none_before(etcd: 
 
 
 def test_ranks_that_were_all_just_started_wait_for_no_rank(tmp_path: Path) -> None:
-    """So no collective can time out, however long they take to join."""
+    """No collective can time out before they have joined."""
     shared = SharedState(tmp_path / "shared", 2, create=True)
     shared.begin_at(7)
     assert not shared.is_waited()

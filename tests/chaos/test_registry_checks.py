@@ -17,7 +17,7 @@ KEYS = Keys("/drills", "drill")
 
 
 class History:
-    """Events as etcd would tell them; revisions are counted from 1."""
+    """Events as etcd would send them; revisions count from 1."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []

@@ -1,7 +1,7 @@
-"""Linearizability by trying everything: for small histories only, and with nothing in common with the checker.
+"""Linearizability by exhaustive search: only for small histories, and independent of the checker.
 
-Every order that real time allows, every choice of the operations without an answer, and every revision that a write may
-have had, from a small range.
+Tries every order that real time allows, every choice of the operations without an answer, and every revision that a
+write may have had, from a small range.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _orders(left: tuple[Operation, ...], value: object, mod: int, now: int, top:
 
 
 def _effects(operation: Operation, value: object, mod: int, now: int, top: int) -> Iterator[tuple[object, int, int]]:
-    """(value, mod revision, store revision) after the operation, for each way it can have gone as told."""
+    """(value, mod revision, store revision) after the operation, for each outcome that fits the record."""
     reply = operation.reply
     if operation.kind == "get":
         if reply is not None and reply.value == value and reply.mod_revision in (None, mod):

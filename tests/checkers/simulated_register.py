@@ -40,7 +40,7 @@ class Register:
 
 @dataclass(frozen=True)
 class Load:
-    """What to simulate. `values` few: writes repeat values; 0: each is new. `told`: how much of its revisions."""
+    """What to simulate. With few `values`, writes repeat them; 0: each is new. `told`: which revisions are recorded."""
 
     operations: int
     keys: int = 1
@@ -80,7 +80,7 @@ def _play(load: Load, plans: list[tuple[float, float | None, float, bool, int]],
 
 
 def forget(reply: Reply, told: float, rng: random.Random) -> Reply:
-    """Leave out revisions, as a client that does not pass them on."""
+    """Omits revisions, like a client that does not return them."""
     return replace(
         reply,
         revision=reply.revision if rng.random() < told else None,

@@ -81,7 +81,7 @@ def test_a_third_process_must_match_the_second() -> None:
 
 
 def test_an_hour_of_six_ranks_is_judged() -> None:
-    """Two million steps for each rank, three thousand changes, recorded in pieces of fifty steps or so."""
+    """Two million steps per rank, three thousand changes, recorded in pieces of about fifty steps."""
     rng = random.Random(1)
     gates = sorted(rng.sample(range(2_000_000), 3000))
 

@@ -163,7 +163,7 @@ def test_a_search_beyond_its_time_limit_is_undecided() -> None:
 
 
 def test_the_time_limit_holds_with_thousands_of_concurrent_operations() -> None:
-    """One situation takes milliseconds then: of ten thousand compares that may come next, one fits."""
+    """Each state takes milliseconds: one of ten thousand possible compares fits."""
     chain = [op(f"1-{2 + n * 7919 % 10_007}", "cas_value", f"v{n}", f"v{n + 1}", reply=wrote()) for n in range(10_000)]
     began = time.monotonic()
     verdict = check_linearizability(chain, initial={"k": "v0"}, budget_s=0.5)

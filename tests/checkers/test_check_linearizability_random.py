@@ -1,4 +1,4 @@
-"""The search against a real register, and against trying everything."""
+"""The search, compared with a real register and with an exhaustive search."""
 
 from __future__ import annotations
 
@@ -118,5 +118,5 @@ def test_twenty_thousand_operations_are_decided_with_few_states() -> None:
 
 
 def decided(history: list[Operation]) -> str:
-    """Bounded by situations alone: a time limit would judge the machine."""
+    """Bounded by the number of states: a time limit would depend on the machine."""
     return check_linearizability(history, budget_s=3600, max_states=100_000).answer

@@ -15,7 +15,7 @@ from instep.rendezvous.records import Closed, Registration, Round
 
 
 class CheckedPeer(Protocol):
-    """A peer, as far as the checker asks."""
+    """The parts of a peer that the checker uses."""
 
     asking: bool
     content_in: Round | None
@@ -35,14 +35,14 @@ class RendezvousChecker:
     def __init__(self, store: ModelEtcd, keys: RendezvousKeys, peers: Peers) -> None:
         self.faults: list[str] = []
         self.acting: CheckedPeer | None = None
-        """Whose request etcd executes; None: a hand's."""
+        """The node whose request etcd executes; None: an operator."""
         self.round: Round | None = None
-        """The newest that was written."""
+        """The newest round that was written."""
         self.formed: dict[int, Round] = {}
         self.rewound = False
-        """Etcd's history has gone back: the rules about numbers and about what went before are those of one history."""
+        """The history of etcd has gone back: the rules about numbers and earlier records apply to one history only."""
         self.asked: dict[str, Registration] = {}
-        """The last registration of each node, also of those that are gone."""
+        """The last registration of each node, also of nodes that have left."""
         self._store = store
         self._keys = keys
         self._peers = peers
@@ -102,7 +102,7 @@ class RendezvousChecker:
         self._must(front == writer, f"{writer} wrote {new} while {front} coordinates")
 
     def _about_the_same(self, before: Round, new: Round) -> None:
-        """One document of seats for each number: only `wanted` changes."""
+        """Each number has one document of seats: only `wanted` changes."""
         self._must(_same(before, new) and new.epoch == before.epoch, f"{before} became {new}")
         if new.wanted:
             gone = {last_part(item.key) for item in self._store.range(self._keys.gone).kvs}
@@ -144,7 +144,7 @@ class RendezvousChecker:
             self._must(not left, f"{new} begins while {left} are there")
 
     def _about_content(self, before: Round | None, new: Round) -> None:
-        """Nobody is restarted for others' sake, or etcd's, without being asked to."""
+        """No node is restarted because of others, or of etcd, unless the round is wanted."""
         ignored = [] if before is None or before.epoch < new.epoch else self._settled(before)
         self._must(not ignored, f"{new} is formed although {ignored} were content with {before}")
 

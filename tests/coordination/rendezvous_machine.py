@@ -49,7 +49,7 @@ class RendezvousMachine(RuleBasedStateMachine):
         self.begin_with(limits, count)
 
     def begin_with(self, limits: tuple[int, int], count: int) -> None:
-        """So many agents start; what they do first has been done."""
+        """Starts `count` agents, and lets them do their first acts."""
         self.world = World(Limits(min_nodes=limits[0], max_nodes=limits[1]))
         self.stack.enter_context(virtual_time(self.world.loop))
         self.stack.enter_context(self.world)
@@ -158,7 +158,7 @@ class RendezvousMachine(RuleBasedStateMachine):
         assert self._round() == before, f"{before} became {self._round()} and nothing had happened"
 
     def _what_must_end_ends(self) -> None:
-        """Workers of a round that has lost a node fail; those of a run that has ended come to their end."""
+        """Workers of a round that has lost a node fail; those of a run that has ended finish."""
         for peer in self.world.alive():
             current = peer.content_in
             if not peer.running or current is None or peer.wish is not None or peer.node is None:
@@ -199,7 +199,7 @@ class RendezvousMachine(RuleBasedStateMachine):
 
 
 class HistoryRendezvousMachine(RendezvousMachine):
-    """Etcd may show an older history at any time, and again; the checker of single writes steps aside then."""
+    """etcd may show an older history at any time, repeatedly; then single writes are not checked."""
 
     @rule(share=st.floats(0.0, 1.0))
     def history_goes_back(self, share: float) -> None:

@@ -103,6 +103,6 @@ def a_round_is_formed_in_a_run_that_was_closed_unnoticed() -> Any:
 
 @contextlib.contextmanager
 def a_round_is_written_over_another() -> Iterator[None]:
-    """Without the fence alone the round's own revision would keep a former coordinator from it."""
+    """Without the fence, the comparison of the round's revision would still stop a former coordinator."""
     with any_node_that_believes_to_coordinate_may_write(), _unguarded("/round"):
         yield

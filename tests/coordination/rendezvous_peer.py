@@ -1,7 +1,7 @@
-"""One torchrun agent of the model: its own Node, driven as the handler drives it.
+"""One torchrun agent of the model: the production RendezvousNode, called as the handler calls it.
 
-A store for each asking, a seat, a meeting of all in rank 0's store, then workers that run until they fail, finish, or
-the round is to be formed anew.
+It opens a store for each request, gets a seat, meets the others in the store of rank 0, and runs workers until they
+fail, finish, or the round has to be formed again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Intent: TypeAlias = Literal["fail", "finish", "leave"]
 
 
 class PeerClient(ModelClient):
-    """Says whose request it is that etcd executes, and can lose replies."""
+    """Records whose request etcd executes, and can lose replies."""
 
     def __init__(self, world: World, peer: Peer) -> None:
         super().__init__(world.store, world.keys.root)
@@ -75,11 +75,11 @@ class Peer:
         self.limits = limits
         self.asking = True
         self.content_in: Round | None = None
-        """The round it was seated in last; None before, and while it asks for the next."""
+        """The last round in which it got a seat; None before that, and while it asks for the next one."""
         self.running = False
-        """All of its round have met."""
+        """Whether all nodes of its round have met."""
         self.disturbed = False
-        """It alone has had trouble with etcd since it was seated."""
+        """Whether it alone has had a problem with etcd since it got its seat."""
         self.wish: Intent | None = None
         self.ended: str | None = None
         self.client = PeerClient(world, self)
@@ -197,7 +197,7 @@ class Peer:
         return True
 
     async def _train(self, node: RendezvousNode) -> Cause | None:
-        """Why it asks again; None: not at all."""
+        """Why it asks again; None: it does not."""
         while True:
             wish, self.wish = self.wish, None
             if wish == "fail":

@@ -1,4 +1,4 @@
-"""The agents of one torchrun run in one process: their own Node and Coordinator, and models of all around them."""
+"""The agents of one torchrun run in one process: production code of node and coordinator, models of the rest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LANES = ("", "state", "election")
 
 
 class World:
-    """The run, what can happen to it; a RendezvousChecker looks at every write."""
+    """The run and the events that can happen to it; a RendezvousChecker checks every write."""
 
     def __init__(self, limits: Limits) -> None:
         self.loop = FreezingLoop()
@@ -61,7 +61,7 @@ class World:
     # -- faults, each of which ends by itself -----------------------------------------------------------------------
 
     def cut_off(self, peer: Peer, seconds: float) -> None:
-        """One alone: others may take it for dead."""
+        """Cuts off one node: the others may consider it dead."""
         peer.disturbed = True
         self._hold(peer)
         self.loop.call_later(seconds, self._release, peer)
@@ -85,7 +85,7 @@ class World:
             self.store.revoke(lease)
 
     def tell_of_death(self, peer: Peer) -> None:
-        """As its guard does, a process that outlives it and has learnt the node's name."""
+        """Reports its death as its guard does, which outlives it and knows the name of the node."""
         if peer.node is None:
             return
         self.checker.acting = None
@@ -95,7 +95,7 @@ class World:
             self.store.revoke(lease)
 
     def delete(self, key: str) -> None:
-        """By hand. A node whose registration is deleted does not notice, and counts as dead until its next lease."""
+        """Deletes a key as an operator. A node does not notice that, and counts as dead until its next lease."""
         self.checker.acting = None
         self.store.txn((), (Op.delete(key),))
         for peer in self.alive():
@@ -104,7 +104,7 @@ class World:
                 self.loop.call_later(40.0, self.lease_ends, peer)
 
     def go_back(self, revision: int) -> None:
-        """Restored from a backup made at that revision, or emptied (1)."""
+        """Restores etcd from a backup of that revision, or wipes it (1)."""
         self.checker.rewound = True
         self.store.go_back(revision)
 
@@ -113,7 +113,7 @@ class World:
         self.loop.call_later(seconds, peer.client.release_watch, lane)
 
     def heal(self) -> None:
-        """All flows again; requests of the dead have arrived, or never will."""
+        """Ends all faults of the network; requests of dead nodes have arrived or never will."""
         self.store.full = False
         if self._away:
             self.store.promote()

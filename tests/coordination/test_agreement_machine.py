@@ -1,4 +1,4 @@
-"""Ranks agree on every step whatever dies or is delayed: the production code of agents and workers on a model."""
+"""Ranks agree on every step despite crashes and delays: the production code of agents and workers on a model."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""The machine is not blind: with one rule of the protocol broken it finds the violation, and where that takes a rare
-chain of events the chain is in agreement_chains.py. Every chain holds with the protocol as it is."""
+"""The machine finds each broken rule of the protocol. For rare violations, agreement_chains.py has the chain of events.
+
+With the unchanged rules, every chain keeps the promises.
+"""
 
 from __future__ import annotations
 
@@ -171,7 +173,7 @@ def test_a_chain_of_events_keeps_the_promise_and_breaks_it_with_the_rule_broken(
 
 
 def test_two_ranks_replaced_in_quick_succession_both_begin() -> None:
-    """The second view takes the newcomer of the first for one that stays, for it may have begun."""
+    """The second view counts the newcomer of the first as a rank that stays, because it may have begun."""
     _play(LockstepMachine, chains.two_ranks_are_replaced_before_the_first_may_begin, THREE_NODES)
 
 

@@ -1,4 +1,4 @@
-"""A node's candidate keys, in a cluster of which a test holds the network: none is left of a worker that has gone."""
+"""The candidate keys of a node when a test delays the network: none of a worker that has left remains."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def candidates(cluster: Cluster) -> list[str]:
 
 
 def standing(cluster: Cluster) -> Request[Any]:
-    """The request under way that puts a candidate key."""
+    """The pending request that puts a candidate key."""
     pending = cluster.hosts[0].client.pending
     (found,) = [request for request in pending if f"put {cluster.keys.election}" in request.text]
     pending.remove(found)

@@ -1,4 +1,4 @@
-"""Commits under thousands of schedules: requests that come late, replies that are lost, leaders that are replaced."""
+"""Commits under thousands of schedules: late requests, lost replies, replaced leaders."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Scene:
             self.etcd.txn(txn.compares, txn.then)
 
     def agent(self, attempts: list[Attempt]) -> Iterator[None]:
-        """As `CheckpointRegistry` does it: looks, sends, and looks again where there was no answer."""
+        """Commits like `CheckpointRegistry`: reads, sends, and reads again if there was no answer."""
         while True:
             attempt = attempts[0]
             found = self.look(attempt)
@@ -133,7 +133,7 @@ def manifest(step: int, token: int, *, path: str = "/x", lineage: tuple[str, ...
 
 
 def violations(scene: Scene) -> list[str]:
-    """What must not be, read from all that etcd has ever held."""
+    """The violations in the whole history of etcd."""
     found: list[str] = []
     committed: dict[str, int] = {}
     highest = 0

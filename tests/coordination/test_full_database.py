@@ -1,4 +1,4 @@
-"""A database that is full while a plan is open, and agents that die before there is space again."""
+"""The database is full while a plan is open, and agents die before there is space again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A term that cannot read all that a leader looks at ends, and the next one leads."""
+"""A term that cannot list everything that a leader needs ends, and the next one leads."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from instep.protocol.margin import MAX_FACTOR, MAX_STEPS, REMEMBERED, Ahead, Mar
 
 
 def test_slow_steps_need_two() -> None:
-    """One for the boundary at which ranks answer, one for the decision."""
+    """One for the boundary at which ranks answer, and one for the decision."""
     margin = Margin(write_s=0.002)
     assert margin.ahead(step_time_s=1.0, since_s=0.3).gate == 2
 

@@ -1,4 +1,4 @@
-"""The promises of the rendezvous hold for its production code, whatever dies, is cut off or delayed."""
+"""The promises of the rendezvous hold for its production code despite crashes, partitions and delays."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""The machine is not blind: with one rule of the rendezvous broken it says so, and where that takes a rare chain of
-events the chain is written down here. Every chain holds with the rules as they are."""
+"""The machine finds each broken rule of the rendezvous. For rare violations, this module has the chain of events.
+
+With the unchanged rules, every chain keeps the promises.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,7 @@ def a_node_takes_a_new_lease_and_another_fails(world: World) -> None:
 
 
 def a_node_is_ended_by_a_signal(world: World) -> None:
-    """Its departure alone tells the others: their workers may hang."""
+    """Only its departure notifies the others: their workers may hang."""
     world.peers[1].wish = "leave"
     world.loop.advance(4.0)
     assert world.checker.round is not None

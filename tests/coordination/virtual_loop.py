@@ -1,4 +1,4 @@
-"""An asyncio loop whose time moves only when a test says so: the same run every time, and no waiting."""
+"""An asyncio loop whose time only a test advances: every run is the same, and nothing waits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def call_later(  # type: ignore[override]  # typeshed ties the arguments to the callback
         self, delay: float, callback: Any, *args: Any, context: Any = None
     ) -> asyncio.TimerHandle:
-        """An agent that is to end its process at some time does not end ours."""
+        """Prevents an agent that ends its process from ending this one."""
         if callback is os._exit:
             callback, args = _nothing, ()
         return super().call_later(delay, callback, *args, context=context)
@@ -54,7 +54,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.now_s = max(self.now_s, end)
 
     def shut(self) -> None:
-        """Ends every task, also those that would rather wait, and closes."""
+        """Ends every task, also those that suppress cancellation, and closes."""
         for _ in range(20):
             tasks = asyncio.all_tasks(self)
             if not tasks:
@@ -79,7 +79,7 @@ def _nothing() -> None:
 
 @contextlib.contextmanager
 def virtual_time(loop: VirtualLoop) -> Iterator[None]:
-    """Every clock that the agent's own code looks at becomes the loop's; its log is silent."""
+    """Makes every clock of the agent's code the clock of the loop; silences its log."""
     from instep.agent.leadership import Leadership
     from instep.agent.metrics import MetricsWriter
     from instep.etcd import LeaseKeeper
