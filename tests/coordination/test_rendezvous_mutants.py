@@ -19,7 +19,7 @@ from instep.rendezvous.records import Closed
 
 Chain = Callable[[World], None]
 
-BROKEN = r"nobody has noticed|is formed|begins while|ranks move|wrote|became|not in \d+ s"
+BROKEN = r"no coordinator has noticed|is formed|begins while|ranks move|wrote|became|not in \d+ s"
 
 
 @pytest.mark.parametrize(
