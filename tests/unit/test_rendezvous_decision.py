@@ -1,7 +1,7 @@
-"""What the node that coordinates does next, from a scene: each line of a table is a situation and what comes of it.
+"""The coordinator's next action: each row of a table is a situation and its outcome.
 
-Nodes stand in the order of their coming. `asks("a")` wants its first round, `asks("a", 1)` was in round 1 and wants the
-next, `runs("a", 1)` is content with round 1. A standing round is its number and its nodes by rank.
+Nodes are listed in the order of their arrival. `asks("a")` wants its first round, `asks("a", 1)` was in round 1 and
+wants the next, `runs("a", 1)` runs in round 1. A current round is its number and its nodes by rank.
 """
 
 from __future__ import annotations
@@ -67,14 +67,12 @@ def unreadable(name: str) -> Said:
 def scene(
     *nodes: Said, round: str = "", nnodes: str = "1:2", epoch: int = 1, closed: int = 0, **more: Any
 ) -> RendezvousSituation:
-    """`round` is "2:ab", or "2:ab!" when it is wanted anew; `closed` an epoch."""
-    standing = None
+    """`round` is "2:ab", or "2:ab!" if it is marked to be formed again; `closed` an epoch."""
+    current = None
     if round:
         number, _, names = round.rstrip("!").partition(":")
         seats = tuple(Seat(node=name, host=f"host-{name}", pid=ord(name)) for name in names)
-        standing = Round(
-            epoch=epoch, number=int(number), limits=limits(nnodes), seats=seats, wanted=round.endswith("!")
-        )
+        current = Round(epoch=epoch, number=int(number), limits=limits(nnodes), seats=seats, wanted=round.endswith("!"))
     return RendezvousSituation(
         nodes=tuple(
             RegisteredNode(said.name, 100 + place, said.registration)
@@ -82,7 +80,7 @@ def scene(
             if said.registration is not None
         ),
         unreadable=frozenset(said.name for said in nodes if said.registration is None),
-        round=standing,
+        round=current,
         closed=Closed(epoch=closed) if closed else None,
         gone=frozenset(more.pop("gone", "")),
         refused=frozenset(more.pop("refused", "")),
@@ -107,111 +105,120 @@ OVER: dict[str, Any] = {"last_call_over": True}
 TROUBLE: dict[str, Any] = {"etcd_stable": False}
 
 TABLE: dict[str, tuple[RendezvousSituation, str]] = {
-    # -- who is waited for -----------------------------------------------------------------------------------------
-    "with the most nodes a round is formed at once": (scene(asks("a"), asks("b")), "form 1:ab"),
-    "with the least there is a last call": (scene(asks("a")), "last call"),
-    "after it the least are enough": (scene(asks("a"), **OVER), "form 1:a"),
-    "below the least it helps nobody": (scene(asks("a", nnodes="2:3"), **OVER), "nothing"),
-    "of more than the most those who came last are left over": (
+    # -- forming a round -------------------------------------------------------------------------------------------
+    "a round with max_nodes is formed at once": (scene(asks("a"), asks("b")), "form 1:ab"),
+    "min_nodes begin a last call": (scene(asks("a")), "last call"),
+    "after the last call min_nodes are enough": (scene(asks("a"), **OVER), "form 1:a"),
+    "below min_nodes no round is formed": (scene(asks("a", nnodes="2:3"), **OVER), "nothing"),
+    "of more than max_nodes the latest get no seat": (
         scene(asks("c"), asks("a"), asks("b")),
         "form 1:ca",
     ),
-    "a spare of the last round comes after those who had a seat, however early it came": (
+    "a spare ranks after nodes that had a seat, however early it registered": (
         scene(asks("s"), asks("b", 1), asks("a", 1), round="1:ab!"),
         "form 2:ab",
     ),
-    "a spare takes the place of one that has gone": (
+    "a spare replaces a node that has left": (
         scene(asks("s"), asks("b", 1), round="1:ab!", gone="a"),
         "form 2:bs",
     ),
     # -- while workers run -----------------------------------------------------------------------------------------
-    "one that runs keeps the round, whatever the clock says": (
+    "a running node keeps the round, whatever the clock says": (
         scene(runs("a", 1), asks("b", 1), round="1:ab!", **OVER),
         "last call",
     ),
-    "one that was seated just now counts as running before it says so": (
+    "a node that was just seated counts as running before it registers that": (
         scene(asks("a"), asks("b"), round="1:ab"),
         "nothing",
     ),
-    "one that asks anew has the others meet again": (
+    "a node that asks again causes a new round": (
         scene(runs("a", 1), asks("b", 1), round="1:ab"),
         "1:ab!",
     ),
-    "a newcomer with a place for it has the round formed anew": (scene(runs("a", 1), asks("b"), round="1:a"), "1:a!"),
-    "a spare has not": (scene(runs("a", 1), runs("b", 1), asks("c"), round="1:ab"), "nothing"),
-    "and it takes back what another had wanted": (
+    "a newcomer causes a new round if there is room": (scene(runs("a", 1), asks("b"), round="1:a"), "1:a!"),
+    "a spare causes no new round": (scene(runs("a", 1), runs("b", 1), asks("c"), round="1:ab"), "nothing"),
+    "a spare clears the mark that another node caused": (
         scene(runs("a", 1), runs("b", 1), asks("c"), round="1:ab!"),
         "1:ab",
     ),
-    "one that has missed a round keeps nothing": (
+    "a node that has missed a round keeps no seat": (
         scene(asks("a", 2), runs("b", 1), round="2:a", **OVER),
         "form 3:a",
     ),
-    # -- the gone and the absent -----------------------------------------------------------------------------------
-    "one that has left has the others meet again": (scene(runs("a", 1), round="1:ab", gone="b"), "1:ab!"),
-    "one that left and had no seat does not": (scene(runs("a", 1), round="1:a", gone="b"), "nothing"),
-    "one that has said goodbye and is still there gets no seat": (
+    # -- departed and absent nodes -----------------------------------------------------------------------------------
+    "a node that has left causes a new round": (scene(runs("a", 1), round="1:ab", gone="b"), "1:ab!"),
+    "a node that left without a seat does not": (scene(runs("a", 1), round="1:a", gone="b"), "nothing"),
+    "a node that has left but is still registered gets no seat": (
         scene(asks("a", 1), asks("b", 1), round="1:ab!", gone="b", **OVER),
         "form 2:a",
     ),
-    "nor does it keep the round": (
+    "a node that has left does not keep the round": (
         scene(asks("a", 1), runs("b", 1), round="1:ab!", gone="b", **OVER),
         "form 2:a",
     ),
-    "one that is merely absent does not stop the others": (scene(runs("a", 1), round="1:ab"), "nothing"),
-    "the absent are not waited for": (scene(asks("a", 1), round="1:ab", **OVER), "form 2:a"),
-    "but in trouble they may still run": (scene(asks("a", 1), round="1:ab", **OVER, **TROUBLE), "1:ab!"),
-    "and hold the round until it is over": (scene(asks("a", 1), round="1:ab!", **OVER, **TROUBLE), "last call"),
-    "in trouble their places are not given away": (
+    "an absent node does not stop the others": (scene(runs("a", 1), round="1:ab"), "nothing"),
+    "a round does not wait for absent nodes": (scene(asks("a", 1), round="1:ab", **OVER), "form 2:a"),
+    "while etcd is unstable absent nodes may still run": (
+        scene(asks("a", 1), round="1:ab", **OVER, **TROUBLE),
+        "1:ab!",
+    ),
+    "while etcd is unstable absent nodes hold the round": (
+        scene(asks("a", 1), round="1:ab!", **OVER, **TROUBLE),
+        "last call",
+    ),
+    "while etcd is unstable the seats of absent nodes are kept": (
         scene(runs("a", 1), asks("c"), round="1:ab", **TROUBLE),
         "nothing",
     ),
-    "in trouble the gone are gone all the same": (
+    "while etcd is unstable nodes that have left stay out": (
         scene(asks("a", 1), round="1:ab", gone="b", **OVER, **TROUBLE),
         "form 2:a",
     ),
     # -- epochs ----------------------------------------------------------------------------------------------------
     "a closed epoch forms no round": (scene(asks("a", 1), asks("b", 1), round="1:ab!", closed=1), "nothing"),
-    "nor has it one formed anew": (scene(runs("a", 1), asks("b", 1), round="1:ab", closed=1), "nothing"),
-    "the next begins when all of it have left": (
+    "a closed epoch forms no further round": (scene(runs("a", 1), asks("b", 1), round="1:ab", closed=1), "nothing"),
+    "the next epoch begins when all nodes of the last one have left": (
         scene(asks("c", epoch=2), asks("d", epoch=2), round="4:ab", closed=1),
         "form 5:cd",
     ),
-    "and not before": (
+    "the next epoch does not begin before": (
         scene(runs("a", 4), asks("c", epoch=2), asks("d", epoch=2), round="4:ab", closed=1, **OVER),
         "nothing",
     ),
-    "its absent are not waited for, whatever the trouble": (
+    "a new epoch does not wait for absent nodes of the last one": (
         scene(asks("c", epoch=2), asks("d", epoch=2), round="4:ab", closed=1, **TROUBLE),
         "form 5:cd",
     ),
-    "a later epoch that etcd has lost is known by its nodes: no round begins beside them": (
+    "no round begins beside nodes of an epoch that etcd has lost": (
         scene(runs("a", 5, epoch=2), asks("d"), **OVER),
         "nothing",
     ),
-    "and who began an earlier one after that is not waited for: it has run nothing": (
+    "a round of a lost epoch does not wait for a node of an earlier one that has run nothing": (
         scene(asks("a", 5, epoch=2), asks("b", 5, epoch=2), asks("d")),
         "form 6:ab",
     ),
     # -- what etcd has lost or cannot be read ----------------------------------------------------------------------
     "numbers continue from what the nodes know": (scene(asks("a", 7), asks("b", 7)), "form 8:ab"),
-    "a round that etcd has lost is not made up while a node runs in it": (scene(runs("a", 7), asks("b", 7)), "nothing"),
-    "it is formed again when all have asked": (scene(asks("a", 7), asks("b", 7), **OVER), "form 8:ab"),
+    "a round that etcd has lost is not replaced while a node runs in it": (
+        scene(runs("a", 7), asks("b", 7)),
+        "nothing",
+    ),
+    "a lost round is formed again when all nodes have asked": (scene(asks("a", 7), asks("b", 7), **OVER), "form 8:ab"),
     "another version's round is left alone": (scene(asks("a"), asks("b"), readable=False, **OVER), "nothing"),
     "another version's node is refused": (scene(unreadable("x"), asks("a"), **OVER), "refuse x"),
-    "and once only": (scene(unreadable("x"), asks("a"), refused="x", **OVER), "form 1:a"),
+    "another version's node is refused once": (scene(unreadable("x"), asks("a"), refused="x", **OVER), "form 1:a"),
     # -- differing limits ------------------------------------------------------------------------------------------
-    "who came first says how many": (scene(asks("a"), asks("b", nnodes="1:3"), **OVER), "refuse b"),
-    "the refused has no seat": (scene(asks("a"), asks("b", nnodes="1:3"), refused="b", **OVER), "form 1:a"),
-    "while a round stands its limits hold": (
+    "the first node sets the limits": (scene(asks("a"), asks("b", nnodes="1:3"), **OVER), "refuse b"),
+    "a refused node gets no seat": (scene(asks("a"), asks("b", nnodes="1:3"), refused="b", **OVER), "form 1:a"),
+    "the limits of a current round apply": (
         scene(asks("b", nnodes="1:3"), runs("a", 1), round="1:a"),
         "refuse b",
     ),
-    "the refused does not have the round formed anew": (
+    "a refused node causes no new round": (
         scene(asks("b", nnodes="1:3"), runs("a", 1), round="1:a", refused="b"),
         "nothing",
     ),
-    "when nobody runs it is over with them": (
+    "the limits of a round end with its nodes": (
         scene(asks("b", nnodes="1:3"), round="1:a", **OVER),
         "form 2:b",
     ),
@@ -284,8 +291,8 @@ def test_each_refusal_says_what_to_do() -> None:
 def test_a_new_node_begins_the_epoch_after_the_last_closed_one(
     round_epoch: int | None, closed: int | None, expected: int
 ) -> None:
-    standing = Round(epoch=round_epoch, number=1, limits=limits("1:2")) if round_epoch else None
-    assert epoch_of(standing, Closed(epoch=closed) if closed else None) == expected
+    current = Round(epoch=round_epoch, number=1, limits=limits("1:2")) if round_epoch else None
+    assert epoch_of(current, Closed(epoch=closed) if closed else None) == expected
 
 
 def test_time_alone_changes_a_decision_only_while_etcd_is_unstable_and_a_node_is_absent() -> None:
