@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import sys
-import tempfile
 import termios
 import tty
 from collections.abc import AsyncGenerator, Iterator
@@ -224,24 +224,16 @@ def _write(path: Path, text: str) -> None:
             return
         if not path.parent.is_dir():
             raise SettingsError(f"the folder of {str(path)!r} does not exist: create it first")
-        descriptor, unfinished = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.chmod(unfinished, 0o666 & ~_umask())
-            os.replace(unfinished, path)
+            unfinished.write_text(text, encoding="utf-8")
+            unfinished.replace(path)
         except BaseException:
-            os.unlink(unfinished)
+            unfinished.unlink(missing_ok=True)
             raise
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise SettingsError(f"the schedule cannot be written to {str(path)!r}: {reason}") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 # -- a status that is kept up to date --------------------------------------------------------------------------

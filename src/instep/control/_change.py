@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 from instep.control._cache import RunCache
 from instep.control._read import run_not_found
-from instep.control._report import JsonReport, ValueChange, changes_between, format_changes
+from instep.control._report import JsonReport, ValueChange, all_same, changes_between, format_changes
 from instep.control._values import check_values
 from instep.errors import ConfigError, EtcdFull, EtcdUnavailable, SettingsError
 from instep.etcd import Client, Compare, DeleteResult, KeyValue, Listing, Op
@@ -23,7 +23,7 @@ from instep.names import check_hyperparameter_name
 from instep.protocol import attempts
 from instep.protocol.keys import Keys
 from instep.protocol.records import Attempts, Change, Cleared, Failure
-from instep.scalar import Scalar, format_scalar, same
+from instep.scalar import Scalar, format_scalar
 from instep.text import one_line
 
 MAX_TEXT = 1000
@@ -185,7 +185,7 @@ def _written(after: RunCache, values: Mapping[str, Scalar], change: Change, aske
         author=change.author or "",
         reason=change.reason,
         changes=changes_between(values, agreed),
-        already_agreed=all(name in agreed and same(agreed[name], value) for name, value in values.items()),
+        already_agreed=all_same(values, agreed),
         live=after.live,
         asked_at_s=asked_at_s,
         epoch=after.epoch.number if after.epoch is not None else 0,

@@ -124,7 +124,7 @@ async def _all_progress(
             )
             attempt = newest_attempt(cache, request)
             if attempt is not None:
-                await load_receipts(client, cache, (attempt,), cache.revision)
+                await load_receipts(client, cache, (attempt,))
             progress = progress_of(cache, request)
             if progress.outcome is None and patience.no_worker_is_alive():
                 progress = replace(progress, stage="done", outcome="lost" if request.is_lost(cache) else "stopped")
@@ -203,7 +203,7 @@ async def _watch_answers(client: Client, watch: MultiWatch, cache: RunCache, req
         return
     prefixes = (f"{cache.keys.acks}{number}/", cache.keys.receipts_of(number))
     if not watch.watches(prefixes[0]):
-        await load_receipts(client, cache, (number,), cache.revision)
+        await load_receipts(client, cache, (number,))
         for prefix in prefixes:
             watch.add(prefix, cache.revision + 1)
 

@@ -175,7 +175,7 @@ async def _read(client: Client, keys: Keys, limit: int) -> RunCache:
         plans *= 4
     newest = [entry.plan for entry in entries_of(cache)[: min(limit, _RECEIPTS_READ)]]
     with suppress(Compacted):  # a history without counts of receipts is still useful
-        await load_receipts(client, cache, [number for number in newest if number is not None], cache.revision)
+        await load_receipts(client, cache, [number for number in newest if number is not None])
     return cache
 
 

@@ -12,7 +12,7 @@ from instep.control._cache import RunCache
 from instep.control._report import closest
 from instep.control._torchrun import rendezvous_keys
 from instep.errors import Compacted, EtcdFull, RunNotFound, SettingsError
-from instep.etcd import Client, Event, Listing, Op
+from instep.etcd import Client, Event, Op
 from instep.names import check_namespace, check_run_name
 from instep.protocol.keys import Keys
 from instep.settings import Settings
@@ -78,10 +78,8 @@ async def _load(
     client: Client, keys: Keys, prefixes: Collection[str], newest: Mapping[str, int], receipts: int
 ) -> RunCache:
     """`newest` says of how many plans or starts each prefix is read: each has two keys."""
-    revision, parts = await _first(client, keys)
-    cache = RunCache(keys, revision=revision)
-    for part in parts:
-        cache.put_all(part.kvs)
+    cache = await _first(client, keys)
+    revision = cache.revision
     more = [client.range(prefix, revision=revision, page_size=PAGE_SIZE) for prefix in prefixes]
     more += [
         client.range(prefix, revision=revision, newest_first=True, limit=2 * number)
@@ -93,13 +91,12 @@ async def _load(
         more.append(client.range(keys.checkpoint(cache.latest.id), revision=revision, limit=1))
     for listing in await all_of(*more):
         cache.put_all(listing.kvs)
-    await load_receipts(client, cache, sorted(cache.plans)[-receipts:] if receipts else (), revision)
-    cache.revision = revision
+    await load_receipts(client, cache, sorted(cache.plans)[-receipts:] if receipts else ())
     return cache
 
 
-async def _first(client: Client, keys: Keys) -> tuple[int, list[Listing]]:
-    """What every caller needs, in one request, and its revision."""
+async def _first(client: Client, keys: Keys) -> RunCache:
+    """What every caller needs, in one request."""
     single = (
         keys.view,
         keys.agreed,
@@ -113,21 +110,21 @@ async def _first(client: Client, keys: Keys) -> tuple[int, list[Listing]]:
     )
     prefixes = (keys.config, keys.changes, keys.rejected, keys.left, keys.commands, keys.declined)
     try:
-        result = await client.txn([], [*map(Op.get, single), *map(Op.range, prefixes)])
+        return RunCache.of_txn(keys, await client.txn([], [*map(Op.get, single), *map(Op.range, prefixes)]))
     except EtcdFull:
         # Some versions of etcd refuse every txn while their database is full, even one that only reads.
-        revision = (await client.range(keys.config, limit=1)).revision
-        parts = await all_of(*(client.range(key, revision=revision) for key in (*single, *prefixes)))
-        return revision, list(parts)
-    return result.revision, [part for part in result.results if isinstance(part, Listing)]
+        cache = RunCache(keys, revision=(await client.range(keys.config, limit=1)).revision)
+        for part in await all_of(*(client.range(key, revision=cache.revision) for key in (*single, *prefixes))):
+            cache.put_all(part.kvs)
+        return cache
 
 
-async def load_receipts(client: Client, cache: RunCache, numbers: Iterable[int], revision: int) -> None:
-    """Add the acks and receipts of these plans, as of `revision`."""
+async def load_receipts(client: Client, cache: RunCache, numbers: Iterable[int]) -> None:
+    """Add the acks and receipts of these plans, as of the cache's revision."""
     prefixes = [
         prefix for number in numbers for prefix in (f"{cache.keys.acks}{number}/", cache.keys.receipts_of(number))
     ]
-    wanted = (client.range(prefix, revision=revision, page_size=PAGE_SIZE) for prefix in prefixes)
+    wanted = (client.range(prefix, revision=cache.revision, page_size=PAGE_SIZE) for prefix in prefixes)
     for listing in await all_of(*wanted):
         cache.put_all(listing.kvs)
 

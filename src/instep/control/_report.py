@@ -56,6 +56,11 @@ def planned_changes(values: Mapping[str, Scalar], previous: Mapping[str, Scalar]
     return changes_between(values, {name: value for name, value in previous.items() if value is not None})
 
 
+def all_same(values: Mapping[str, Scalar], agreed: Mapping[str, Scalar]) -> bool:
+    """Whether all of `values` are agreed already."""
+    return all(name in agreed and same(agreed[name], value) for name, value in values.items())
+
+
 def _plain(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
         shown = (field.name for field in fields(value) if field.metadata.get("json", True))

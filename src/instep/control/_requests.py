@@ -11,7 +11,7 @@ from instep.control._change import Written
 from instep.control._checkpoints import CheckpointReport, checkpoint_of
 from instep.control._commands import Sent
 from instep.control._progress import Outcome, Progress, all_applied, drift_of_receipts, drift_sentence
-from instep.control._report import JsonReport, ValueChange, format_bytes, format_changes, planned_changes
+from instep.control._report import JsonReport, ValueChange, all_same, format_bytes, format_changes, planned_changes
 from instep.errors import ChangeRejected, CommandRefused
 from instep.protocol.keys import Keys
 from instep.protocol.records import Plan
@@ -101,7 +101,7 @@ class ChangeRequest:
         return "; ".join(f"{name}: {reason}" for name, reason in found.items()) or None
 
     def is_lost(self, cache: RunCache) -> bool:
-        if _hold(cache.agreed.values if cache.agreed is not None else {}, self.asked.values):
+        if all_same(self.asked.values, cache.agreed.values if cache.agreed is not None else {}):
             return False
         return not self._still_desired(cache) and cache.went_back(self.asked.epoch, self.asked.revision)
 
@@ -117,7 +117,7 @@ class ChangeRequest:
     def without_plan(self, cache: RunCache) -> Outcome | None:
         agreed, view = cache.agreed, cache.view
         wanted, revision = self.asked.values, self.asked.revision
-        if agreed is not None and _hold(agreed.values, wanted):
+        if agreed is not None and all_same(wanted, agreed.values):
             started = view is not None and view.fresh and agreed.plan == view.start.plan
             if started and agreed.revision >= revision and not self.asked.already_agreed:
                 return "started"
@@ -353,10 +353,6 @@ def _step(plan: Plan) -> int:
 def _step_to_save(plan: Plan) -> int:
     save_at = plan.course.save_at if plan.course is not None else None
     return save_at if save_at is not None else plan.gate
-
-
-def _hold(agreed: dict[str, Scalar], wanted: dict[str, Scalar]) -> bool:
-    return all(name in agreed and same(agreed[name], value) for name, value in wanted.items())
 
 
 def _means(text: str, value: Scalar) -> bool:

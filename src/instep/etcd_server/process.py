@@ -126,8 +126,14 @@ class ServerProcess:
         self._process.returncode = 0
 
     def log_tail(self, lines: int = 30) -> str:
-        """The last lines of the log."""
-        return tail(self.log, lines)
+        """The last lines of the log, at most 64 KiB; empty if there is none."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, self.log.stat().st_size - 65536))
+                text = file.read().decode(errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:])
 
     def _stopped(self) -> bool:
         try:
@@ -146,17 +152,6 @@ def _is_stopped(task: Path) -> bool:
         return (task / "stat").read_text().rpartition(")")[2].split()[0] in "TtZX"
     except OSError:
         return True  # it has ended
-
-
-def tail(path: Path, lines: int) -> str:
-    """The last `lines` lines of a text file, at most 64 KiB; empty if there is no file."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 65536))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return ""
-    return "\n".join(text.splitlines()[-lines:])
 
 
 _Spawn = Callable[[], subprocess.Popen[bytes]]
