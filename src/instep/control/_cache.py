@@ -16,7 +16,7 @@ from instep.names import MAX_VALUE_BYTES
 from instep.protocol.commands import PendingCommand
 from instep.protocol.desired import DesiredValue
 from instep.protocol.keys import Keys
-from instep.protocol.membership import RegisteredWorker, active_nodes, missing_ranks
+from instep.protocol.membership import RegisteredWorker, active_ranks, missing_ranks
 from instep.protocol.records import (
     Ack,
     Agreed,
@@ -219,30 +219,21 @@ class RunCache:
         """Whether any worker holds its registration, which lives on its node's lease."""
         return bool(self.members)
 
-    def ranks_left(self) -> set[int]:
-        """Ranks of the view that ended cleanly."""
-        if self.view is None:
-            return set()
-        number = self.view.number
-        return {
-            rank
-            for node, members in self.view.nodes.items()
-            if (record := self.left.get(node)) is not None and record.view == number
-            for rank in members.ranks
-            if rank in record.ranks
-        }
-
     def ranks(self) -> set[int]:
         """Ranks of the view."""
-        if self.view is None:
-            return set()
-        return {rank for members in self.view.nodes.values() for rank in members.ranks}
+        return set(self.view.incarnations()) if self.view is not None else set()
+
+    def ranks_active(self) -> set[int]:
+        """Ranks of the view that have not ended cleanly."""
+        return set(active_ranks(self.view, self.left)) if self.view is not None else set()
+
+    def ranks_left(self) -> set[int]:
+        """Ranks of the view that ended cleanly."""
+        return self.ranks() - self.ranks_active()
 
     def ranks_missing(self) -> set[int]:
         """Ranks of the view that are neither alive nor ended cleanly; needs the members."""
-        if self.view is None:
-            return set()
-        return set(missing_ranks(self.view, self.members.values(), self.left))
+        return set(missing_ranks(self.view, self.members.values(), self.left)) if self.view is not None else set()
 
     def ranks_silent(self) -> set[int]:
         """Ranks whose node has not renewed its lease for a while, as far as is known."""
@@ -260,7 +251,7 @@ class RunCache:
 
     def ended(self) -> bool:
         """True when every rank of the view ended cleanly."""
-        return self.view is not None and not active_nodes(self.view, self.left)
+        return self.view is not None and not self.ranks_active()
 
     # -- checkpoints and commands ----------------------------------------------------------------------------
 

@@ -182,7 +182,7 @@ def progress_of(cache: RunCache, request: Request[object]) -> Progress:
     if refused is not None:
         return Progress("done", request.refused_outcome, number, attempt=tries, detail=one_line(refused))
     outcome = _lost(cache) if request.is_lost(cache) else request.without_plan(cache)
-    ranks = len(cache.ranks() - cache.ranks_left())
+    ranks = len(cache.ranks_active())
     if outcome is not None:
         view = cache.view.number if cache.view else None
         return Progress("done", outcome, number, attempt=tries, ranks=ranks, applied=ranks, view=view)
@@ -194,7 +194,7 @@ def progress_of_plan(cache: RunCache, plan: Plan, attempt: int) -> Progress:
     runs has applied it."""
     decision = cache.decisions.get(plan.number)
     everyone = cache.ranks()
-    active = everyone - cache.ranks_left()
+    active = cache.ranks_active()
     if decision is None:
         armed = cache.ranks_armed(plan.number) & active
         waiting = tuple(sorted(active - armed))
@@ -216,7 +216,7 @@ def progress_of_plan(cache: RunCache, plan: Plan, attempt: int) -> Progress:
 def all_applied(cache: RunCache, plan: Plan, attempt: int) -> Progress:
     """Every rank that still runs has applied it, each before the same step."""
     steps = cache.steps_applied(plan.number)
-    ranks = len((cache.ranks() - cache.ranks_left()) | (cache.ranks() & steps.keys()))
+    ranks = len(cache.ranks_active() | (cache.ranks() & steps.keys()))
     at = tuple(sorted(set(steps.values()))) or (plan.gate,)
     return Progress("done", "applied", plan.number, plan.gate, attempt, ranks, ranks, ranks, steps=at)
 

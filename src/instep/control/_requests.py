@@ -257,7 +257,7 @@ class CommandRequest:
             return True
         if saving is not None and saving.step == step:
             return False
-        here = cache.ranks() - cache.ranks_left()
+        here = cache.ranks_active()
         steps = [item.step or 0 for rank, item in cache.metrics.items() if rank in here]
         return cache.ended() or (bool(steps) and min(steps) > step)
 

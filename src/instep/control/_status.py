@@ -301,7 +301,7 @@ def _ranks(cache: RunCache) -> RankReport:
     if cache.view is None:
         alive = {item.member.rank for item in cache.members.values()}
     else:
-        alive = cache.ranks() - left - missing
+        alive = cache.ranks_active() - missing
     silent = alive & cache.ranks_silent()
     alive -= silent
     return RankReport(
