@@ -13,13 +13,13 @@ VERSION = os.environ.get("INSTEP_TEST_ETCD_VERSION")
 
 @pytest.fixture(scope="module")
 def shared_server() -> Iterator[EtcdServer]:
-    """A server for tests that do not break it; each keeps to keys of its own."""
+    """A server for tests that do not break it; each uses its own keys."""
     with EtcdServer(version=VERSION) as running:
         yield running
 
 
 @pytest.fixture
 def server() -> Iterator[EtcdServer]:
-    """A server of the test's own, to break."""
+    """A separate server for this test, which may break it."""
     with EtcdServer(version=VERSION) as running:
         yield running

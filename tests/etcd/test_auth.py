@@ -1,4 +1,4 @@
-"""Users, passwords and tokens, with tokens that die under the client."""
+"""Users, passwords and tokens, including tokens that become invalid during use."""
 
 from __future__ import annotations
 
@@ -156,7 +156,8 @@ def test_many_calls_at_once_share_one_authentication(calm: EtcdServer) -> None:
 
 
 def test_calls_that_wait_for_one_authentication_each_end_in_their_own_time() -> None:
-    """Not one after the other, each after its timeout: the server is frozen, and only one may ask at a time."""
+    """Not one after the other, each after its timeout: the server is frozen, and only one call may authenticate at a
+    time."""
 
     async def main(server: EtcdServer) -> None:
         async with Client([server.endpoint], credentials=ROOT, timeout_s=1) as client:

@@ -1,4 +1,4 @@
-"""Where a watch stands, decided without a server."""
+"""The position of a watch in the history, without a server."""
 
 from __future__ import annotations
 

@@ -230,7 +230,7 @@ def test_endpoints_may_leave_out_scheme_and_port() -> None:
 
 
 def test_diagnosing_a_failed_connection_does_not_exceed_the_timeout() -> None:
-    """Something that hangs up once and then says nothing might speak TLS: finding out takes seconds of its own."""
+    """A server that closes the first connection and then sends nothing might use TLS; the diagnosis takes seconds."""
 
     async def main() -> None:
         met: list[asyncio.BaseTransport] = []

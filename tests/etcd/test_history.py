@@ -1,4 +1,4 @@
-"""What proves that etcd holds another history than the one that was seen, and what does not."""
+"""What proves that etcd holds another history than before, and what does not."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_another_cluster_id_proves_another_history_once(linearizable: bool) -> N
     sent = history.now()
     history.heard(header(20, cluster=8), sent, linearizable=linearizable)
     history.heard(header(21, cluster=8), history.now(), linearizable=linearizable)
-    history.heard(header(11, cluster=7), sent, linearizable=True)  # it was on its way
+    history.heard(header(11, cluster=7), sent, linearizable=True)  # it was in flight
     assert (history.changes, history.lost, history.cluster) == (1, 10, 8)
 
 

@@ -1,4 +1,4 @@
-"""Leases: granted, kept, believed only as long as they can be."""
+"""Leases: granted, kept alive, and considered valid only as long as that is certain."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_validity_counts_from_sending_and_needs_only_the_clock(shared_server: Et
 
 
 def test_a_lease_that_was_reported_lost_is_not_renewed(shared_server: EtcdServer) -> None:
-    """A process that stood still for most of its TTL: etcd still holds the lease, but others may have acted on its
+    """A process that was stopped for most of its TTL: etcd still holds the lease, but others may have acted on its
     loss."""
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""Endpoints that answer and are no full member: a learner, and etcd's grpc-proxy."""
+"""Endpoints that answer but are not full members: a learner, and etcd's grpc-proxy."""
 
 from __future__ import annotations
 
@@ -90,7 +90,9 @@ def test_behind_a_grpc_proxy_leases_last_and_watches_deliver(server: EtcdServer,
                 for number in range(3):
                     reading = asyncio.ensure_future(anext(watch))
                     before = watch.resumes
-                    await until(lambda before=before: watch.resumes > before)  # it asks in vain: another stream
+                    await until(
+                        lambda before=before: watch.resumes > before
+                    )  # its request is not answered: another stream
                     await client.put("a", str(number))
                     assert (await reading).events[0].kv.text == str(number)
                 assert lease.valid

@@ -1,4 +1,4 @@
-"""Mutual TLS, certificates replaced on disk, and each way in which it goes wrong."""
+"""Mutual TLS, certificates replaced on disk, and each kind of failure."""
 
 from __future__ import annotations
 

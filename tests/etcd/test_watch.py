@@ -1,4 +1,4 @@
-"""Watches against real servers that are killed, frozen and compacted under them."""
+"""Watches against real servers that are killed, frozen and compacted."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def test_many_watches_of_one_client_do_not_disturb_each_other(shared_server: Etc
 
 
 async def events(watch: Watch, count: int) -> list[Event]:
-    """The next `count` events or somewhat more: whole batches."""
+    """The next `count` events or a few more: whole batches."""
     found: list[Event] = []
     async for batch in batches(watch):
         found.extend(batch)

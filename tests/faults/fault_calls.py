@@ -1,4 +1,4 @@
-"""Calls that are timed: none may outlast its timeout, whatever happens to etcd."""
+"""Timed calls: none may exceed its timeout, whatever happens to etcd."""
 
 from __future__ import annotations
 

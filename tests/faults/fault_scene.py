@@ -1,4 +1,4 @@
-"""A client at work over servers that are being broken, and what must hold of it whatever happens."""
+"""A client at work on servers that are being broken, and the properties that must always hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was recorded, put through the checkers."""
+"""Records, judged by the checkers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def assert_watched(follower: Follower, prefix: str, reference: Sequence[Event], 
 
 
 def assert_linearizable(history: History) -> None:
-    """The registers behaved as one copy would, with the calls whose fate is unknown left open."""
+    """The registers behaved like one copy, with calls of unknown outcome left open."""
     operations = history.select(Operation)
     _assert_passed(check_linearizability(operations))
     _assert_passed(check_revisions(operations))

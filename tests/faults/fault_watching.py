@@ -1,4 +1,4 @@
-"""A watch that is read all the time, with everything it delivered."""
+"""A watch that is read all the time, with everything that it delivered."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from instep.etcd import Client, Event, Watch, WatchBatch
 
 
 class Follower:
-    """Reads one watch in a task of its own; `error` is what ended it, if anything did."""
+    """Reads one watch in its own task; `error` is what ended it, if anything did."""
 
     def __init__(self, client: Client, prefix: str, *, start_revision: int = 0) -> None:
         self.watch: Watch = client.watch(prefix, start_revision=start_revision)
@@ -42,11 +42,12 @@ class Follower:
 
     @property
     def revision(self) -> int:
-        """Of the last event that came; 0 before the first."""
+        """The revision of the newest event; 0 before the first."""
         return self.batches[-1].revision if self.batches else 0
 
     async def reaches(self, revision: int, limit_s: float = 30.0) -> float:
-        """Wait until the events up to this revision have come, in seconds; raises what ended the watch."""
+        """Waits until the events up to this revision have arrived and returns the seconds; raises what ended the
+        watch."""
 
         def there() -> bool:
             if self.error is not None:
@@ -64,7 +65,7 @@ class Follower:
 
 
 async def history_of(client: Client, prefix: str, first_revision: int, last_revision: int) -> Sequence[Event]:
-    """What etcd itself says happened, read by a watch that nothing disturbs."""
+    """The events according to etcd itself, read by an undisturbed watch."""
     async with Follower(client, prefix, start_revision=first_revision) as reader:
         await reader.reaches(last_revision)
         return [event for event in reader.events if event.kv.mod_revision <= last_revision]

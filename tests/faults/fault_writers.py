@@ -1,4 +1,4 @@
-"""What writes while etcd is broken: numbers that must each be there once, and registers that must stay linearizable."""
+"""Writers while etcd is broken: numbers that must each exist once, and registers that must stay linearizable."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _REST_S = 0.004
 
 
 class Numbers:
-    """Creates `prefix`00000, 00001, ... in order, each exactly once, whatever becomes of a reply.
+    """Creates `prefix`00000, 00001, ... in order, each exactly once, whatever happens to a reply.
 
-    A write whose fate is not known is settled by reading, and made again only as a creation: the late arrival of
-    the first one then finds the key there.
+    A write with an unknown outcome is settled by a read and repeated only as a create, which a late arrival of the
+    first one makes fail.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Numbers:
         self._stopping = True
 
     async def write(self, count: int | None = None) -> None:
-        """So many more, or until `stop()`."""
+        """Writes this many more, or until `stop()`."""
         numbers = itertools.count(self.written) if count is None else range(self.written, self.written + count)
         for number in numbers:
             if self._stopping:
@@ -84,7 +84,7 @@ class Numbers:
                 return False
             self.unknown += 1
             return await self._is_there(key)
-        return True  # or it was there already: an attempt of ours whose reply was lost
+        return True  # or it existed already: an earlier attempt whose reply was lost
 
     async def _is_there(self, key: str) -> bool:
         try:
@@ -125,7 +125,7 @@ class Registers:
         self.failed = 0
 
     async def run(self) -> None:
-        """Until cancelled. A call that is cancelled leaves its outcome open."""
+        """Runs until cancelled. A cancelled call has an unknown outcome."""
         async with asyncio.TaskGroup() as lanes:
             for number in range(self._lanes):
                 lanes.create_task(self._lane(f"lane {number}", random.Random(self._seed * 1000 + number)))

@@ -1,4 +1,4 @@
-"""Certificates that are replaced, and that run out, under a client at work."""
+"""Certificates that are replaced, and that expire, under a client at work."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_an_expired_certificate_is_named_and_its_replacement_used_without_a_rest
         async with Client(server.endpoints, tls=tls, timeout_s=3) as client, Follower(client, "expire/") as follower:
             await client.put("expire/a", "1")
             await asyncio.sleep(max(0.0, expired_at - time.monotonic()))  # its expiry is the fault
-            # What stands goes on: certificates are looked at when a connection is made.
+            # Open connections continue: certificates are checked only when a connection is made.
             last = await client.put("expire/a", "2")
             await follower.reaches(last)
             await asyncio.to_thread(server.kill)

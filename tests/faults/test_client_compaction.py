@@ -1,4 +1,4 @@
-"""History that goes away, and databases that are rewritten, under a client at work."""
+"""History that is compacted, and databases that are defragmented, under a client at work."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_live_watch_is_not_disturbed_by_compaction_up_to_now() -> None:
             for _ in range(8):
                 before = len(written)
                 await until(lambda before=before: len(written) > before + 30)
-                # What every member has sent out already: a watch that lags may be told that its history is gone.
+                # What every member has already sent: a watch that lags may end because its history is gone.
                 await client.compact(seen[-1])
             stop.set()
             await writer
@@ -63,7 +63,7 @@ def test_a_live_watch_is_not_disturbed_by_compaction_up_to_now() -> None:
 
 
 class Mirror:
-    """A user's copy of a range: listed, then watched; listed again when the history between is gone."""
+    """A user's copy of a range: listed, then watched; listed again if the history in between is gone."""
 
     def __init__(self, client: Client, prefix: str) -> None:
         self.client = client
@@ -121,7 +121,7 @@ def test_listing_and_watching_again_after_a_compaction_ends_with_etcds_state() -
 
 
 async def change_unseen(server: EtcdServer) -> None:
-    """Changes and a compaction that no client sees: it is away until the server listens to it again."""
+    """Changes and a compaction that no client sees: it is disconnected until the server answers it again."""
     await asyncio.to_thread(server.kill)
     with EtcdServer(version=VERSION, data_dir=server.data_dir) as elsewhere:
         for args in (("put", "mirror/stays", "2"), ("put", "mirror/back", "2"), ("del", "mirror/none")):

@@ -1,4 +1,4 @@
-"""Members that are frozen (SIGSTOP) under a client at work: left soon, and no lease is lost to a short freeze."""
+"""Members that are frozen (SIGSTOP) under a client at work: it leaves them soon, and no short freeze costs a lease."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REST_S = 0.03
 
 @asynccontextmanager
 async def frozen(member: EtcdMember) -> AsyncIterator[float]:
-    """The member is frozen from the start of the block, whose time is given, to its end."""
+    """Freezes the member from the start of the block, whose time is returned, to its end."""
     await asyncio.to_thread(member.pause)
     try:
         yield time.monotonic()
@@ -44,7 +44,7 @@ async def leader_first(cluster: EtcdCluster) -> list[EtcdMember]:
 )
 @pytest.mark.parametrize("version", EACH_VERSION)
 def test_three_members_frozen_in_turn_cost_no_lease(version: str, ttl_s: int, frozen_s: float, sequences: int) -> None:
-    """A freeze that is no longer than what the timing of a lease rides out finds it still running."""
+    """A lease survives a freeze that its timing covers."""
     assert LeaseTiming(ttl_s).rides_out_s >= frozen_s
 
     async def main(cluster: EtcdCluster) -> None:
@@ -83,7 +83,7 @@ def test_a_lease_of_30_s_survives_a_freeze_of_20_s(version: str, which: int) -> 
 
 
 def test_a_lease_that_a_waking_leader_revokes_is_noticed_within_2_s_and_its_fence_holds() -> None:
-    """etcd may revoke a lease that was kept alive (issue 15247); what it guarded must then be refused."""
+    """etcd may revoke a lease that was kept alive (issue 15247); writes that it guarded must then be refused."""
 
     async def main(cluster: EtcdCluster) -> None:
         async with Client(cluster.endpoints) as client, LeaseKeeper(client, ttl_s=5) as keeper:
@@ -100,7 +100,7 @@ def test_a_lease_that_a_waking_leader_revokes_is_noticed_within_2_s_and_its_fenc
 
 
 async def check_consistent(client: Client, keeper: LeaseKeeper) -> None:
-    """Either nothing happened, or what the lease guarded is refused, and the keeper knows soon after."""
+    """Either nothing happened, or writes that the lease guarded are refused, and the keeper notices soon after."""
     token = await client.get("fence/token")
     guarded = await client.txn([Compare.present("fence/token")], [Op.put("fence/guarded", "")])
     if token is None:

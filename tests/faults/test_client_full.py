@@ -1,4 +1,4 @@
-"""A database that reaches its quota while writes are on their way."""
+"""A database that reaches its quota while writes are in flight."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def small() -> Iterator[EtcdServer]:
 
 
 def test_a_write_refused_for_lack_of_space_may_have_been_applied_and_says_so() -> None:
-    """Those that had been let in when the quota was reached. etcd stands still until all of a burst are on their way,
-    and its database grows with each write, so there are some; but it is etcd's affair."""
+    """Requests that were accepted when the quota was reached. etcd is paused until a whole burst is in flight, and
+    its database grows with each write, so there are some; the rest is up to etcd."""
 
     async def fill(server: EtcdServer) -> tuple[dict[str, EtcdFull], set[str]]:
         refused: dict[str, EtcdFull] = {}
@@ -62,7 +62,7 @@ def test_a_write_refused_for_lack_of_space_may_have_been_applied_and_says_so() -
 
 
 class BrimfulClient(Client):
-    """The next txn that puts a key reaches etcd just as its quota does: applied, and refused."""
+    """The next transaction that puts a key reaches etcd at the moment of its quota: applied, and refused."""
 
     brimful = False
 
@@ -82,7 +82,7 @@ class BrimfulClient(Client):
 
 
 def test_a_candidate_that_was_refused_but_created_is_removed() -> None:
-    """Else it would stand before everybody for as long as its session lives."""
+    """Otherwise it would stay ahead of every candidate as long as its session lives."""
 
     async def main(server: EtcdServer) -> None:
         async with BrimfulClient(server.endpoints) as client, Session(client) as session:

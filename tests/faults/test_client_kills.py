@@ -1,4 +1,4 @@
-"""Servers that are killed under a client at work: nothing is lost, nothing comes twice."""
+"""Servers that are killed under a client at work: nothing is lost or delivered twice."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_catch_up_of_8000_revisions_survives_the_kills_of_the_members_that_ser
                 for kills in (1, 2):
                     member = members[watch.endpoint or client.endpoint]
                     await asyncio.to_thread(member.kill)
-                    # What had been sent before is heard first, and may be all that was left.
+                    # Events from before arrive first, and may be all that was left.
                     while watch.resumes < kills and len(found) < 8000:
                         found += [e.kv.mod_revision for e in (await anext(watch)).events]
                     await asyncio.to_thread(member.restart)
@@ -62,7 +62,7 @@ def test_a_catch_up_of_8000_revisions_survives_the_kills_of_the_members_that_ser
 
 
 async def write_history(client: Client, prefix: str, count: int) -> int:
-    """So many revisions of 2 KB each, too many for one message; returns the first."""
+    """Writes this many revisions of 2 KB each, too many for one message; returns the first."""
     value = b"x" * 2000
     first = await client.put(f"{prefix}0", value)
     numbers = iter(range(1, count))
@@ -76,7 +76,7 @@ async def write_history(client: Client, prefix: str, count: int) -> int:
 
 
 def test_a_write_forwarded_to_a_dead_leader_does_not_wait_for_its_whole_timeout() -> None:
-    """The member that it was given to never says that it was lost."""
+    """The member that received it never reports that it was lost."""
 
     async def main(cluster: EtcdCluster) -> None:
         follower = (await asyncio.to_thread(cluster.followers))[0]

@@ -24,7 +24,7 @@ Fault = Callable[[EtcdCluster, EtcdMember], None]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[EtcdCluster]:
-    """One for all: each test heals it."""
+    """One cluster for all tests; each heals it."""
     with EtcdCluster(version=VERSION, proxied=True) as running:
         yield running
 

@@ -1,4 +1,4 @@
-"""Two of three members lost: typed errors in time, and everything goes on when they are back."""
+"""Two of three members lost: typed errors in time, and everything continues when they are back."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_without_a_quorum_every_call_ends_with_a_typed_error_within_its_timeout(
             await client.put("quorum/a", "1")
             lease = await client.lease_grant(60)
             await lose_quorum(cluster)
-            # Until the member that is left has noticed, it opens watches.
+            # Until the remaining member has noticed, it opens watches.
             await until(lambda: has_no_leader(client))
             await asyncio.gather(
                 *map(
@@ -52,7 +52,7 @@ def test_a_watch_a_lease_and_writes_survive_a_lost_quorum() -> None:
             scene.write()
             await scene.written(50)
             lost = await lose_quorum(cluster)
-            # The member that is left says nothing of its own accord: the watch must leave it all the same.
+            # The remaining member sends nothing by itself: the watch must leave it anyway.
             await until(lambda: not scene.follower.watch.connected, limit_s=10.0)
             failed = scene.numbers.failed
             await until(lambda: scene.numbers.failed > failed + 2)

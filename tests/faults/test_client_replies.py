@@ -1,4 +1,4 @@
-"""Replies that are lost on the way back, after etcd has done what was asked."""
+"""Replies that are lost on the way back, after etcd has applied the request."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_lease_survives_lost_replies_to_its_renewals() -> None:
             with pytest.raises(EtcdUnavailable):
                 await client.keepalive(lease.id, endpoint_index=0, timeout_s=0.5)
             assert await client.keepalive(lease.id, endpoint_index=1) == 10
-            # The watch hears nothing either and leaves, though all it asks arrives.
+            # The watch receives nothing either and leaves, although all its requests arrive.
             await until(lambda: watch.resumes > 0, limit_s=5.0)
             await client.put("x/a", "1")
             assert (await waiting).events

@@ -26,7 +26,7 @@ def test_a_member_that_takes_300_ms_is_slow_and_nothing_else() -> None:
             slow.heal()
             await scene.write(20)
             await scene.finish()
-            # Slow is not silent: neither the watch nor the connection was given up.
+            # Slow is not silent: neither the watch nor the connection was abandoned.
             assert scene.follower.watch.resumes == 0
             assert scene.client.statistics().reconnects == 0
             assert scene.numbers.failed == 0

@@ -1,4 +1,4 @@
-"""Tokens that die under a client of a cluster: by a restart of the member that knew them, and by their age."""
+"""Tokens that become invalid under a client of a cluster: by a restart of the member that knew them, or by age."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MINORS = sorted({".".join(version.split(".")[:2]): version for version in VERSIO
 
 @pytest.fixture(params=MINORS)
 def guarded(request: pytest.FixtureRequest) -> Iterator[EtcdCluster]:
-    # A member killed within 100 ms of an authentication would go through it again at its start, and know the token.
+    # A member killed within 100 ms of an authentication would replay it at its start, and know the token.
     at_once = ["--backend-batch-limit=1"]
     with EtcdCluster(
         version=request.param, auth="root:secret", auth_token_ttl_s=TOKEN_TTL_S, extra_args=at_once

@@ -1,4 +1,4 @@
-"""Contenders for every recipe at once, each with a client and a session of its own, and what they record."""
+"""Contenders for every recipe at once, each with its own client and session, and their records."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TIDY_S = 1.5
 
 @dataclass
 class Contest:
-    """What is fought over, and what came of it."""
+    """The contested keys and the recorded results."""
 
     endpoints: Sequence[str]
     over: bool = False
@@ -75,7 +75,7 @@ class Contest:
     async def _use(
         self, name: str, who: str, client: Client, session: Session, fence: Fence, holding: Callable[[], bool]
     ) -> None:
-        """Writes a few times while it believes to hold, each time guarded by the token."""
+        """Writes a few times while it believes that it holds the lock, each time guarded by the token."""
         acquired_at = until = time.monotonic()
         valid_until = acquired_at + session.remaining_s
         for _ in range(3):
@@ -99,6 +99,6 @@ class Contest:
             self.slowest_s = max(self.slowest_s, time.monotonic() - began - limit_s)
 
     def _turned(self, who: str) -> list[str]:
-        """Each begins at another member."""
+        """Each contender begins at another member."""
         turn = ord(who[-1]) % len(self.endpoints)
         return [*self.endpoints[turn:], *self.endpoints[:turn]]

@@ -1,4 +1,4 @@
-"""The election: the oldest candidate leads, and its token is what counts."""
+"""The election: the oldest candidate leads, and its token decides."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_place_is_taken_over_from_several_dead_processes_in_turn(etcd: EtcdSer
     async def main() -> None:
         async with contextlib.AsyncExitStack() as stack:
             tokens, former = [], 0
-            for _ in range(3):  # the sessions of those that died stay: their leases have not ended yet
+            for _ in range(3):  # the sessions of dead processes remain: their leases have not ended yet
                 client, session = await stack.enter_async_context(station(etcd.endpoints))
                 election = Election(client, session, namespace, former_lease=former)
                 tokens.append((await election.campaign("a")).token)
@@ -97,7 +97,7 @@ def test_a_leader_whose_key_was_deleted_by_hand_is_notified_and_fenced(etcd: Etc
 
 
 def test_a_key_with_no_lease_blocks_no_candidate(etcd: EtcdServer, namespace: str) -> None:
-    """No process stands behind it, so nothing but a candidate would ever remove it."""
+    """No process renews it, so only a candidate would ever remove it."""
 
     async def main() -> None:
         async with station(etcd.endpoints) as (a, ours), station(etcd.endpoints) as (b, theirs):
@@ -151,7 +151,7 @@ def test_a_candidate_whose_session_was_lost_is_created_again(etcd: EtcdServer, n
 
 
 class OverrunClient(Client):
-    """Its next listing takes so long that the lease has run out by our own clock when it is there."""
+    """Its next listing takes so long that the lease has ended by our own clock when it arrives."""
 
     now = 0.0
     slow = False
@@ -167,7 +167,7 @@ class OverrunClient(Client):
 def test_a_candidate_without_a_valid_lease_after_the_wait_is_not_elected(
     etcd: EtcdServer, namespace: str, at: str
 ) -> None:
-    """Its key is the oldest then, and its lease still stands in etcd (etcd issue 19597)."""
+    """Its key is then the oldest, and its lease still exists in etcd (etcd issue 19597)."""
 
     async def main() -> None:
         async with (
@@ -231,7 +231,7 @@ def test_a_lost_reply_makes_no_second_candidate(etcd: EtcdServer, namespace: str
 
 
 def test_an_unconfirmed_candidate_is_removed_when_another_is_created(etcd: EtcdServer, namespace: str) -> None:
-    """As when the worker that would have led dies in that moment."""
+    """As if the worker that would have led died at that moment."""
 
     async def main(proxy: Proxy) -> None:
         async with station([proxy.endpoint]) as (client, session):
@@ -241,7 +241,7 @@ def test_an_unconfirmed_candidate_is_removed_when_another_is_created(etcd: EtcdS
                 await election.stand("dead", "dead")
 
             async def stood() -> bool:
-                with contextlib.suppress(EtcdUnavailable):  # the broken connection may take this one with it too
+                with contextlib.suppress(EtcdUnavailable):  # the broken connection may break this one too
                     await election.stand("alive", "alive")
                     return True
                 return False
@@ -309,7 +309,7 @@ def test_a_candidate_waits_for_the_one_before_it_only(etcd: EtcdServer, namespac
 
 
 async def _count_after(client: Client, prefix: str, revision: int) -> bool:
-    """Whether there are two, one of which was created after that revision."""
+    """Whether there are two candidates, one of which was created after that revision."""
     return await _count(client, prefix, 2) and await newest(client, prefix) > revision
 
 

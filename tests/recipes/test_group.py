@@ -1,4 +1,4 @@
-"""The group: who is there, each on its own session's lease."""
+"""The group: its members, each on its own session's lease."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_member_whose_name_was_taken_stays_away_and_logs_it(
         async with station(etcd.endpoints) as (a, ours), station([way.endpoint], ttl_s=2) as (b, theirs):
             first, second = Group(a, ours, namespace), Group(b, theirs, namespace)
             await second.join("x", "second")
-            way.cut()  # or it might be back before the other has come
+            way.cut()  # otherwise it might return before the other has joined
             await a.lease_revoke(theirs.lease_id)
             await first.join("x", "first")
             way.heal()
@@ -151,7 +151,7 @@ def test_a_member_outlives_a_restart(etcd_server: EtcdServer) -> None:
 
 
 def test_a_member_that_left_in_an_outage_and_joins_again_stays(etcd_server: EtcdServer, namespace: str) -> None:
-    """The leaving was left to the session, which must not carry it out on the member that has come since."""
+    """The removal was left to the session, which must not apply it to the member that has joined since."""
 
     async def main() -> None:
         async with Client(etcd_server.endpoints, timeout_s=0.3) as client, Session(client) as session:

@@ -1,7 +1,7 @@
-"""A request that etcd applies long after its sender has given it up: whatever was done since stays as it is.
+"""A request that etcd applies long after its caller has given it up does not undo what was done since.
 
-It happens: a server that was frozen carries out what lies in its buffers when it wakes, and a member without a quorum
-holds what it was told until there is one again. No reading settles that; each recipe has to guard its requests.
+This happens: a server that was frozen processes its buffers when it wakes, and a member without a quorum keeps requests
+until there is one again. No read can settle that; each recipe has to guard its requests.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Request = tuple[Sequence[Compare], Sequence[Op]]
 
 
 class LateClient(Client):
-    """Its network keeps the next transaction that puts a key back, and delivers it when the test says so."""
+    """Its network holds back the next transaction that puts a key, and delivers it when the test says so."""
 
     def __init__(self, endpoints: Iterable[str]) -> None:
         super().__init__(list(endpoints))
@@ -48,7 +48,7 @@ class LateClient(Client):
         return await super().txn(compares, then, otherwise, timeout_s=timeout_s)
 
     async def deliver(self) -> bool:
-        """Whether etcd did anything with it."""
+        """Whether etcd applied it."""
         assert self._kept is not None, "nothing was kept"
         compares, then = self._kept
         return (await super().txn(compares, then)).succeeded
@@ -97,7 +97,7 @@ def test_a_late_request_does_not_restore_a_member_that_left(etcd: EtcdServer, na
 
 
 def test_the_last_value_that_a_node_keeps_wins_over_a_late_earlier_one(etcd: EtcdServer, namespace: str) -> None:
-    """Which of its ranks have left: an earlier, shorter list would make failures of clean ends."""
+    """The ranks that have left: an earlier, shorter list would turn clean ends into failures."""
 
     async def main() -> None:
         async with LateClient(etcd.endpoints) as client:

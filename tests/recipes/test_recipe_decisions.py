@@ -1,4 +1,4 @@
-"""What the recipes decide from what they see, without etcd."""
+"""The decisions of the recipes, without etcd."""
 
 from __future__ import annotations
 

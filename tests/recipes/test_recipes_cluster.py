@@ -1,4 +1,4 @@
-"""All recipes at once on three members, of which one after the other is killed and frozen; the checkers judge."""
+"""All recipes at once on three members that are killed and frozen in turn; the checkers judge the records."""
 
 from __future__ import annotations
 

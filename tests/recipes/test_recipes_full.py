@@ -1,4 +1,4 @@
-"""A database at its quota: what cannot be had in time says that this was why."""
+"""A database at its quota: a timeout names that as its reason."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def small() -> Iterator[EtcdServer]:
 
 @contextlib.asynccontextmanager
 async def full(server: EtcdServer) -> AsyncIterator[tuple[Client, Session]]:
-    """A client and a session of a time when there was space, which has been used up since."""
+    """A client and a session from before the database was full."""
     async with Client(server.endpoints) as client, Session(client, ttl_s=5) as session:
         with contextlib.suppress(EtcdFull):
             for number in range(100):

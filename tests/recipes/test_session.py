@@ -1,4 +1,4 @@
-"""A session: one lease, what stands on it, and how far it can be relied on."""
+"""A session: one lease, the keys on it, and how far it can be relied on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker that steps, waits at barriers and fails as it is told on its standard input; it answers in JSON."""
+"""A worker that steps, waits at barriers and fails on command from its standard input; it answers in JSON."""
 
 from __future__ import annotations
 

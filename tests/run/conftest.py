@@ -38,7 +38,7 @@ def trainers() -> Iterator[ForkServer]:
 
 @pytest.fixture
 def training(etcd: EtcdServer, short_folder: Path, namespace: str, trainers: ForkServer) -> Iterator[TrainingRun]:
-    """A run on the shared etcd server, which the test must leave alone."""
+    """A run on the shared etcd server, which the test must not break."""
     run = TrainingRun(etcd, short_folder, namespace=namespace, fork_server=trainers)
     yield run
     run.close()
@@ -48,7 +48,7 @@ def training(etcd: EtcdServer, short_folder: Path, namespace: str, trainers: For
 def fragile_training(
     etcd_server: EtcdServer, short_folder: Path, namespace: str, trainers: ForkServer
 ) -> Iterator[TrainingRun]:
-    """A run on an etcd server of its own, which the test may break."""
+    """A run on its own etcd server, which the test may break."""
     run = TrainingRun(etcd_server, short_folder, namespace=namespace, fork_server=trainers)
     yield run
     run.close()

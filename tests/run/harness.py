@@ -1,4 +1,4 @@
-"""Runs of real training processes against a real etcd, and what they did."""
+"""Runs of real training processes against a real etcd, and the records of what they did."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Event = dict[str, Any]
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> Any:
-    """The condition's first true value; fails the test with `what` if there is none in time."""
+    """The condition's first true value; fails the test with `what` if there is none within the limit."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not seen in {timeout_s:g} s: {what}"
@@ -43,7 +43,7 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = PATIENC
 
 
 class Trainer:
-    """One worker process and all the events it has said."""
+    """One worker process and all the events that it has reported."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class Trainer:
 
 
 class TrainingRun:
-    """Trainers of one run on one or more nodes, each node a runtime folder of its own."""
+    """Trainers of one run on one or more nodes, each node with its own runtime folder."""
 
     def __init__(
         self,
@@ -193,7 +193,7 @@ class TrainingRun:
         return self._folder / f"stop-{self._stops}"
 
     def stop(self, *trainers: Trainer) -> list[Event]:
-        """Lets the trainers end; returns what each said last, after checking that they ended well."""
+        """Lets the trainers end; returns the last event of each, after checking that they ended well."""
         self.stop_file.touch()
         self._stops += 1
         chosen = trainers or tuple(self.trainers)
@@ -223,7 +223,7 @@ class TrainingRun:
         return list(read_keys(self.server, f"{self.namespace}/{run}/{path}", prefix=True))
 
     def agent_pid(self, node: str = "a", run: str = "gpt-a") -> int:
-        """The pid of the node's agent. Raises OSError where none listens."""
+        """The pid of the node's agent. Raises OSError if no agent listens."""
         pid = server_of(self.folder_of(node, run).socket)
         if pid is None:
             raise ConnectionRefusedError(f"no agent serves node {node}")
@@ -246,7 +246,7 @@ class TrainingRun:
         return self.folder_of(node, run).log.read_text()
 
     def member_host(self, run: str = "gpt-a") -> str:
-        """The host that the workers say they are on."""
+        """The host that the workers report."""
         key = self.keys("reports/members/0/", run)[0].removeprefix(f"{self.namespace}/{run}/")
         return str(self.key(key, run)["host"])
 
@@ -256,7 +256,7 @@ class TrainingRun:
 
 
 def held_gil(training: TrainingRun, *arguments: str) -> tuple[Trainer, Callable[[], None]]:
-    """Rank 1 of 2, on node b, once it holds its interpreter, and what lets it go on."""
+    """Rank 1 of 2, on node b, once it holds its interpreter, and a function that lets it continue."""
     lock = training.node("b") / "gil"
     file = lock.open("w")
     fcntl.flock(file, fcntl.LOCK_EX)
@@ -294,7 +294,7 @@ def open_plan(training: TrainingRun, *arguments: str) -> Iterator[OpenPlan]:
 
 @dataclass(frozen=True)
 class OpenPlan:
-    """What `open_plan` gives: the plan's number, both ranks, and what lets each of them go on."""
+    """The result of `open_plan`: the plan's number, both ranks, and functions that let each of them continue."""
 
     number: int
     held: Trainer
@@ -309,7 +309,7 @@ def at_step(trainer: Trainer, step: int) -> dict[str, Any]:
 
 
 def assert_in_step(*trainers: Trainer) -> None:
-    """No step was run with two configs: the promise, checked on what the trainers recorded."""
+    """No step ran with two configs: the promise, checked on the trainers' records."""
     last = min(trainer.said("done")[-1]["step"] for trainer in trainers)
     changes = {event["step"] for trainer in trainers for event in trainer.said("config")}
     for step in sorted(step for step in changes if step < last):

@@ -1,4 +1,5 @@
-"""A training process that reads from a DataLoader with workers, and saves where it is asked to; for the tests."""
+"""A training process that reads from a DataLoader with workers and saves when a checkpoint is requested; for the
+tests."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class Slow(Dataset[torch.Tensor]):
-    """Takes 2 ms an item, and has no end."""
+    """Takes 2 ms per item and never ends."""
 
     def __len__(self) -> int:
         return 10**9

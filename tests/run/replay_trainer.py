@@ -1,4 +1,4 @@
-"""Ranks of DistributedDataParallel that are steered live, or replay a schedule; for the tests."""
+"""Ranks of DistributedDataParallel that are steered live or replay a schedule; for the tests."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def train(
 
 
 def told_to_stop(stop_file: Path) -> bool:
-    """Rank 0 looks for all."""
+    """Rank 0 checks for all ranks."""
     stop = torch.tensor(float(stop_file.exists()))
     dist.broadcast(stop, 0)
     return bool(stop.item())

@@ -1,4 +1,4 @@
-"""A worker that does one thing at a time, as it is told on its standard input: a line of JSON in, a line out."""
+"""A worker that executes one command at a time from its standard input: a line of JSON in, a line out."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Saver:
         return {"leads": self.run.leads, "token": self.run._session.token, "config": dict(self.run.config)}
 
     def hear(self, wait_s: float = 0.0) -> dict[str, Any]:
-        """Listens to the agent without passing a boundary."""
+        """Reads messages of the agent without passing a boundary."""
         checkpoints = self.run.checkpoints
         checkpoints.wait(lambda: False, wait_s)
         saved, saving = checkpoints.saved, checkpoints.saving
@@ -66,14 +66,14 @@ class Saver:
         return {"committed": self.slot.commit(), "state": self.slot.state}
 
     def hand_in_again(self, times: int = 1) -> None:
-        """As after a lost connection, when an answer was on its way."""
+        """As after a connection that was lost while an answer was in flight."""
         self.run._session.tell([self.slot._said] * times)
 
     def abandon(self) -> None:
         self.slot.abandon()
 
     def save(self, step: int, text: str = "x", folder: str | None = None) -> dict[str, Any]:
-        """As a training script does it."""
+        """As a training script does."""
         with self.run.checkpoint(step, folder=folder or self.folder) as slot:
             if slot is None:
                 return {"slot": None}
@@ -106,7 +106,7 @@ class Saver:
         return {"id": manifest and manifest.id, "seen": seen, "refused": self.run.checkpoints.refused}
 
     def resume_and_read(self, hold: str) -> dict[str, Any]:
-        """What was agreed on is read when the file `hold` is gone."""
+        """Reads the agreed checkpoint once the file `hold` is gone."""
         manifest = self.run.checkpoints.resume()
         assert manifest is not None
         Path(hold).with_suffix(".seen").touch()
@@ -121,7 +121,7 @@ class Saver:
         stack.enter_context(self.run.checkpoints.reading(manifest))
 
     def read_gone(self, id: str, step: int) -> None:
-        """One that is not in the registry any more."""
+        """A checkpoint that is no longer in the registry."""
         newest = self.run.checkpoints.list()[0]
         with self.run.checkpoints.reading(dataclasses.replace(newest, id=id, step=step)):
             raise AssertionError("it is read")

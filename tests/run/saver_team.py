@@ -1,4 +1,4 @@
-"""Workers told one by one what to do, each in a process of its own: `saver.py` on the other end of two pipes."""
+"""Workers that execute commands one by one, each in its own process: `saver.py` on the other end of two pipes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).with_name("saver.py")
 
 
 class Worker:
-    """One process. `ask` waits for the answer, `tell` does not; answers come in the order of what was told."""
+    """One process. `ask` waits for the answer, `tell` does not; answers come in the order of the commands."""
 
     def __init__(self, rank: int, process: subprocess.Popen[str] | ForkedProcess) -> None:
         self.rank = rank
@@ -115,7 +115,7 @@ class Team:
         )
 
     def leader(self, *team: Worker) -> tuple[Worker, list[Worker]]:
-        """Who leads, as all of them have heard, and the others."""
+        """The rank that leads, according to all of them, and the others."""
 
         def led() -> list[Worker]:
             leading = [worker for worker in team if worker.ask("hear")["leads"]]

@@ -1,4 +1,4 @@
-"""The README's lines: an optimizer with a schedule, bound and saved. It ends when lr is 0.02."""
+"""The README's example: an optimizer with a schedule, bound and saved. It ends when lr is 0.02."""
 
 from __future__ import annotations
 

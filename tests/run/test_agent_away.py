@@ -1,4 +1,4 @@
-"""A rank that waits for word of a checkpoint, and has no agent to hear it from."""
+"""A rank that waits for news about a checkpoint and has no agent."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def test_a_rank_without_an_agent_logs_it_once_and_continues_with_the_next(team: 
     agent = team.training.agent_pid()
     for pid in (parent_of(agent), agent):
         os.kill(pid, signal.SIGKILL)
-    claim = wait_for(team.training.folder_of().claim, "the agent's place")  # nobody can start one while we hold it
+    claim = wait_for(
+        team.training.folder_of().claim, "the agent's place"
+    )  # no process can start one while the test holds the claim
     said = wait_for(lambda: worker.ask("hear", wait_s=0.5) and complaints(worker), "the rank to say that it has none")
     worker.ask("hear", wait_s=1.0)
     assert complaints(worker) == said == 1

@@ -33,7 +33,7 @@ def training(short_folder: Path, namespace: str) -> Iterator[TrainingRun]:
 
 
 def put(training: TrainingRun, name: str, value: object, timeout_s: float = 30.0) -> None:
-    """Writes a desired value through any outage: the same text again is the same wish."""
+    """Writes a desired value through any outage: the same text again is the same change."""
 
     async def write() -> None:
         async with Client(training.server.endpoints) as client:
@@ -53,7 +53,7 @@ def same_step(trainers: list[Trainer], timeout_s: float = PATIENCE_S, **values: 
 
 
 def longest_boundary_s(training: TrainingRun, *trainers: Trainer) -> float:
-    """Ends the run; the longest boundary of any of its ranks."""
+    """Ends the run; returns the longest boundary of any of its ranks."""
     return max(item["longest_boundary_s"] for item in training.stop(*trainers))
 
 
@@ -64,7 +64,7 @@ def cluster_of(training: TrainingRun) -> EtcdCluster:
 
 @pytest.mark.parametrize("changes", [15, pytest.param(51, marks=pytest.mark.long)])
 def test_members_killed_in_turn_lose_no_change(training: TrainingRun, changes: int) -> None:
-    """Each change has a name of its own: none can take the place of another."""
+    """Each change has its own name, so none can replace another."""
     cluster = cluster_of(training)
     trainers = training.start_all(4, "--schema=none", nodes="ab")
     each = changes // 3

@@ -1,4 +1,4 @@
-"""Keys of a run that trains are deleted by hand: the ranks never train with different values."""
+"""Keys of a training run are deleted by hand: the ranks never train with different values."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_an_overwritten_registration_is_written_again(training: TrainingRun) -> 
 
 
 def test_a_state_that_no_worker_remembers_is_not_invented(training: TrainingRun) -> None:
-    """A value that was desired, and agreed by nobody, must not reach a newcomer alone."""
+    """A value that was desired but never agreed on must not reach a newcomer alone."""
     trainers = training.start_all(2)
     training.put("clip", "1e-9")
     wait_for(lambda: training.key("state/rejected/clip"), "the rejection")

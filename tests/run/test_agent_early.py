@@ -1,4 +1,5 @@
-"""What workers say before their agent knows the run's state: it is kept, within a bound, and harms nobody else."""
+"""Messages that workers send before their agent knows the run's state are kept, within a bound, and harm no other
+worker."""
 
 from __future__ import annotations
 

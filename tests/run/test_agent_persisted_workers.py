@@ -1,4 +1,4 @@
-"""The agent and one of its ranks die together, while another rank waits for that one inside a step."""
+"""The agent and one of its ranks die together while another rank waits for that one inside a step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from run.harness import Trainer, TrainingRun, assert_in_step, wait_for
 def test_a_rank_that_died_with_its_agent_is_replaced_while_the_other_waits_for_it(
     training: TrainingRun, tmp_path: Path
 ) -> None:
-    """The other one passes no boundary until the new one is there: as in a collective."""
+    """The other rank passes no boundary until the new one has joined, as in a collective."""
     barrier = tmp_path / "barrier"
     alone = training.start(0, 2, f"--barrier={barrier}")
     victim = training.start(1, 2)
@@ -29,7 +29,8 @@ def test_a_rank_that_died_with_its_agent_is_replaced_while_the_other_waits_for_i
 def test_an_agent_killed_while_its_rank_waits_for_another_node_is_replaced_at_once(
     training: TrainingRun, tmp_path: Path
 ) -> None:
-    """No rank of the agent's node passes a boundary, and the one they wait for needs that node to be registered."""
+    """No rank of the agent's node passes a boundary, and the rank that they wait for needs that node to be
+    registered."""
     barrier = tmp_path / "barrier"
     alone = training.start(0, 2, f"--barrier={barrier}", node="a")
     victim = training.start(1, 2, node="b")
@@ -39,7 +40,7 @@ def test_an_agent_killed_while_its_rank_waits_for_another_node_is_replaced_at_on
 
 
 def _both_are_replaced(training: TrainingRun, barrier: Path, alone: Trainer, victim: Trainer, *, node: str) -> None:
-    """The agent of node a and the victim, of `node`, are killed while the other rank waits; then training goes on."""
+    """Kills the agent of node a and the victim, on `node`, while the other rank waits; then training continues."""
     barrier.touch()
     alone.wait_said("waiting")
     agent = training.agent_pid("a")
@@ -57,7 +58,7 @@ def _both_are_replaced(training: TrainingRun, barrier: Path, alone: Trainer, vic
 
 
 def test_an_agent_whose_folder_was_cleaned_away_keeps_its_name(training: TrainingRun, tmp_path: Path) -> None:
-    """No rank passes a boundary, so it is the agent's parent that starts the next one: the view names that node."""
+    """No rank passes a boundary, so the agent's parent starts the next agent: the view names that node."""
     barrier = tmp_path / "barrier"
     trainers = [training.start(rank, 2, f"--barrier={barrier}") for rank in range(2)]
     for trainer in trainers:
@@ -129,7 +130,7 @@ def test_a_worker_that_died_before_the_next_agent_started_is_not_registered(trai
 
 
 def test_a_restarted_rank_replaces_its_former_process_that_still_lives(training: TrainingRun) -> None:
-    """The former one hangs, and its agent is new: what is known of it is its entry in the persisted workers."""
+    """The former process hangs, and its agent is new: all that is known of it is its entry in the persisted workers."""
     trainers = training.start_all(2)
     trainers[1].kill(signal.SIGSTOP)
     os.kill(training.agent_pid(), signal.SIGKILL)

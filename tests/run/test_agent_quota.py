@@ -1,4 +1,4 @@
-"""etcd's database reaches its quota: training goes on, people are told, and nothing need be restarted afterwards."""
+"""etcd's database reaches its quota: training continues, the reason is reported, and nothing has to be restarted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CURE = ("compact", "defragment", "etcdctl alarm disarm", "--quota-backend-bytes"
 
 @pytest.fixture
 def training(short_folder: Path, namespace: str) -> Iterator[TrainingRun]:
-    """A run on an etcd with room for little."""
+    """A run on an etcd with a small quota."""
     with EtcdServer(extra_args=[f"--quota-backend-bytes={QUOTA_BYTES}"]) as server:
         run = TrainingRun(server, short_folder, namespace=namespace)
         yield run
@@ -37,7 +37,7 @@ def training(short_folder: Path, namespace: str) -> Iterator[TrainingRun]:
 
 
 def fill(server: EtcdServer) -> None:
-    """Writes until the database takes no more."""
+    """Writes until the database accepts no more."""
 
     async def write() -> None:
         async with Client(server.endpoints) as client:
@@ -49,7 +49,7 @@ def fill(server: EtcdServer) -> None:
 
 
 def cure(server: EtcdServer) -> None:
-    """What the sentence says."""
+    """The content of the sentence."""
     server.etcdctl("del", "--prefix", "/junk/")
     found = json.loads(server.etcdctl("get", "nothing", "-w", "json"))
     server.etcdctl("compact", str(found["header"]["revision"]))
@@ -115,7 +115,7 @@ def test_a_worker_that_joins_a_full_database_learns_why_it_waits(training: Train
 
 
 def test_a_rank_at_a_gate_continues_although_the_full_database_accepts_no_decision(training: TrainingRun) -> None:
-    """One rank is stuck, so the plan stays open; the other one comes to its gate when no abort can be written."""
+    """One rank is stuck, so the plan stays open; the other one reaches its gate when no abort can be written."""
     with open_plan(training) as plan:
         fill(training.server)
         plan.go_to_gate()
@@ -134,7 +134,8 @@ def test_a_rank_at_a_gate_continues_although_the_full_database_accepts_no_decisi
 def test_a_plan_deleted_to_make_space_is_not_taken_for_an_abort(
     training: TrainingRun, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It was committed, and others have applied it; the one at the gate is told nothing before it is known."""
+    """It was committed, and others have applied it; the rank at the gate gets no answer before the decision is
+    known."""
     keys = Keys(training.namespace, "gpt-a")
     told: list[Decision] = []
 

@@ -1,4 +1,4 @@
-"""What can be read of the node's own processes by a user who may look at them."""
+"""What a user who may inspect the node's own processes can read."""
 
 from __future__ import annotations
 

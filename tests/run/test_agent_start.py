@@ -1,4 +1,4 @@
-"""How an agent meets workers: values that only the script can refuse, and a worker of another version."""
+"""How an agent handles workers: values that only the script can refuse, and a worker of another version."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from run.harness import TrainingRun, assert_in_step, wait_for
 
 
 def test_a_value_that_only_the_script_refuses_does_not_keep_a_run_from_starting(training: TrainingRun) -> None:
-    """Clip must be above lr, which no JSON Schema says; what was written beside it is taken."""
+    """`clip` must be above `lr`, which no JSON Schema expresses; the value written with it is accepted."""
     training.put("clip", "1e-9")
     training.put("batch_size", "64")
     trainers = training.start_all(4, nodes="ab")
@@ -42,7 +42,7 @@ def test_the_next_start_uses_the_last_agreed_value_instead_of_a_refused_one(trai
 
 
 def test_a_worker_of_another_version_gets_that_reason(training: TrainingRun) -> None:
-    """It would not understand what the agent says."""
+    """It would not understand the agent's messages."""
     training.start_all(1)
     hello = {"t": "hello", "protocol": 1, "rank": 0, "world_size": 1, "schema": None, "undecided": None}
     with socket.socket(socket.AF_UNIX) as old:

@@ -1,4 +1,4 @@
-"""A node on which the agent finds no room, no descriptors or no folder: the reason is said at once."""
+"""A node on which the agent finds no space, no descriptors or no folder: the reason is reported at once."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def start(training: TrainingRun, limit: int, rank: int, world_size: int) -> subp
 
 
 def test_with_too_few_descriptors_each_rank_gets_that_reason(training: TrainingRun) -> None:
-    """The one that the agent cannot take at once, the others with what they wait for."""
+    """The first one that the agent cannot serve at once, the others when their wait ends."""
     ranks = [start(training, 26, rank, 6) for rank in range(6)]
     for rank in ranks:
         _, said = rank.communicate(timeout=60)

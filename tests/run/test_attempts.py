@@ -1,4 +1,4 @@
-"""The retry budget: failures are counted over restarts, and a run that fails too often is not started again."""
+"""The retry budget: failures are counted over restarts, and a run that fails too often is not restarted."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def join(team: Team, rank: int, world_size: int, node: str, **environment: str) 
 
 
 def test_failures_are_counted_by_cause_up_to_the_restart_limit(team: Team) -> None:
-    """Who is refused hears what has failed and the cure; who trains goes on; a reset lets others in at once."""
+    """A refused worker gets the failures and the fix, training workers continue, and a reset admits others at once."""
     first, second = team.join("ab", **LIMIT)
     agent = team.training.agent_pid("a")
     die(second)
@@ -87,7 +87,7 @@ def test_failures_are_counted_by_cause_up_to_the_restart_limit(team: Team) -> No
 
 
 def test_a_run_whose_ranks_all_crash_has_failed_once(team: Team) -> None:
-    """Also when each rank fails in its own way, one after the other."""
+    """Also if each rank fails in its own way, one after the other."""
     workers = team.join("aabb", **LIMIT)
     fail(workers[2], "out of memory")
     for worker in workers[:2]:
@@ -112,7 +112,7 @@ def test_a_node_that_vanishes_is_a_failure_without_a_report(team: Team) -> None:
 
 
 def test_a_clean_end_is_no_failure_and_clears_the_count(team: Team) -> None:
-    """A script may also end itself within the block, as long as it says that all is well."""
+    """A script may also exit within the block, if its exit code is 0."""
     first, second = team.join("ab", **LIMIT)
     die(second)
     second, _ = join(team, 1, 2, "b")

@@ -1,4 +1,4 @@
-"""What breaks while a checkpoint is saved: what is committed is committed once, and what is stale never is."""
+"""Faults while a checkpoint is saved: a committed checkpoint is committed once, and an outdated one never."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def team(training: TrainingRun, tmp_path: Path) -> Iterator[Team]:
 
 @pytest.fixture
 def patient_team(etcd_server: EtcdServer, short_folder: Path, namespace: str, tmp_path: Path) -> Iterator[Team]:
-    """On an etcd server of its own, with long leases."""
+    """On its own etcd server, with long leases."""
     training = TrainingRun(etcd_server, short_folder, namespace=namespace, ttl_s=LONG_TTL_S)
     team = Team(training, tmp_path / "saved")
     yield team
@@ -57,7 +57,7 @@ def test_a_replaced_leader_is_fenced_and_its_save_is_not_listed(team: Team) -> N
 
 
 def test_a_rank_that_does_not_lead_any_more_saves_nothing(team: Team) -> None:
-    """It led at its last boundary; its agent, and with it the lead, is gone since."""
+    """It led at its last boundary; since then its agent, and with it the lead, is gone."""
     leader, _ = team.leader(*team.join("ab"))
     leader.ask("step", step=5)
     agent = team.training.agent_pid("ab"[leader.rank])
@@ -129,7 +129,7 @@ def test_a_commit_whose_agent_is_killed_is_made_once(patient_team: Team, delay_s
     worker.tell("commit")
     kill_after(agent, delay_s)
     answer = worker.answer()
-    while not answer["committed"]:  # the next agent is not there yet: the commit is handed in again
+    while not answer["committed"]:  # the next agent has not started yet: the commit is sent again
         assert answer["state"] == "sent"
         answer = worker.ask("commit")
     assert patient_team.versions() == {opened["id"]: 1}
@@ -150,8 +150,8 @@ def test_a_commit_during_an_outage_waits_5_s_at_most_and_is_made_later(patient_t
     waited = leader.ask("commit")
     assert waited == {**waited, "committed": False, "state": "sent"}
     assert waited["took_s"] < 8
-    assert leader.ask("step", step=6)["took_s"] < 2  # the training goes on
-    os.kill(patient_team.training.agent_pid("ab"[leader.rank]), signal.SIGKILL)  # the next agent is told of it too
+    assert leader.ask("step", step=6)["took_s"] < 2  # the training continues
+    os.kill(patient_team.training.agent_pid("ab"[leader.rank]), signal.SIGKILL)  # the next agent gets it too
     patient_team.training.server.resume()
     steps = itertools.count(7)
 
@@ -247,7 +247,7 @@ def test_a_checkpoint_is_not_forgotten_before_the_ranks_that_resume_from_it_bega
     leader, (other,) = team.leader(*workers)
     leader.ask("step", step=6)
     assert leader.ask("save", step=6)["slot"]
-    assert leader.ask("forget", ids=[old])["ids"] == []  # the other may be loading it still
+    assert leader.ask("forget", ids=[old])["ids"] == []  # the other one may still be loading it
     other.ask("step", step=6)
     wait_for(lambda: leader.ask("forget", ids=[old])["ids"] == [old], "the marks to go")
 
@@ -269,7 +269,7 @@ def test_a_file_system_error_is_reported_with_its_fix_and_does_not_harm_the_run(
     full = worker.ask("fail_to_save", step=5, full=True)
     assert full["error"] == "CheckpointError"
     assert "No space left on device; free space there" in full["text"]
-    assert list(team.folder.iterdir()) == []  # what was given up takes no space
+    assert list(team.folder.iterdir()) == []  # what was given up uses no space
     assert worker.ask("step", step=6)["leads"]
     assert worker.ask("save", step=6)["state"] == "committed"
 

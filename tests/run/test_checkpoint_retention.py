@@ -51,7 +51,7 @@ def test_of_many_checkpoints_every_one_to_keep_is_kept(team: Team) -> None:
 
 
 def test_a_restored_checkpoint_is_kept_longer_than_those_left_behind(team: Team) -> None:
-    """It is what a restart falls back to where the next one is damaged."""
+    """A restart falls back to it if the next one is damaged."""
     ranks = team.join("a")
     all_do(ranks, "build", keep=3)
     for step in range(3):
@@ -81,7 +81,7 @@ def test_a_whole_directory_of_a_lost_etcd_is_kept_although_its_token_is_reused(t
 
 
 def test_a_leader_that_reaches_the_save_seconds_after_the_others_saves_for_all(team: Team) -> None:
-    """It evaluates first. Who waited in vain knew of no checkpoint."""
+    """It evaluates first. Before the fix, ranks that gave up had no checkpoint."""
     ranks = team.join("ab")
     all_do(ranks, "build")
     all_do(ranks, "train", start=0, steps=1)
@@ -93,7 +93,7 @@ def test_a_leader_that_reaches_the_save_seconds_after_the_others_saves_for_all(t
 
 
 def test_a_directory_whose_forgetting_was_unconfirmed_is_deleted_after_the_next_save(team: Team) -> None:
-    """Its directory is older than the process that asked for it to be forgotten."""
+    """Its directory is older than the process that asked to forget it."""
     ranks = team.join("a")
     all_do(ranks, "build", keep=None)
     for step in range(3):

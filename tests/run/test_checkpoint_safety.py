@@ -1,4 +1,4 @@
-"""Checkpoints that must not be lost, and those that must not be loaded."""
+"""Checkpoints that must not be lost, and checkpoints that must not be loaded."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def train_and_save(team: Team, *steps: int, **options: object) -> None:
 
 
 def put_manifest(team: Team, **changes: object) -> None:
-    """Changes the record of the newest checkpoint, as whoever may write to etcd can."""
+    """Changes the record of the newest checkpoint, as anyone who may write to etcd can."""
     newest = team.training.key("checkpoints/latest")["id"]
     record = {**team.training.key(f"checkpoints/{newest}"), **changes}
     key = f"{team.training.namespace}/gpt-a/checkpoints/{newest}"
@@ -74,7 +74,7 @@ def test_a_record_in_etcd_cannot_name_files_outside_the_folder(team: Team, tmp_p
 
 
 def test_a_planted_record_does_not_delete_another_checkpoint(team: Team) -> None:
-    """Whose directory it names; the record itself is forgotten in its turn."""
+    """The record names another checkpoint's directory; the record itself is forgotten in its turn."""
     train_and_save(team, 0, 1, keep=None)
     first, second = saved_in(team)
     record = team.training.key(f"checkpoints/{first.removeprefix('step-')}")
@@ -133,7 +133,7 @@ def test_a_lost_registry_is_rebuilt_from_the_disk_and_no_checkpoint_is_deleted(t
 
 
 def test_a_training_run_lists_its_checkpoints_again_once_tokens_have_another_epoch(team: Team) -> None:
-    """As it is when etcd's history has gone back; without another save, and although the first attempt is refused."""
+    """As after etcd's history has gone back; without another save, and although the first attempt is refused."""
     (rank,) = ranks = team.join("a")
     all_do(ranks, "build", keep=None)
     all_do(ranks, "refuse_adoption")

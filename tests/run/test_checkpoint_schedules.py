@@ -21,7 +21,7 @@ def team(training: TrainingRun, tmp_path: Path) -> Iterator[Team]:
 
 
 def test_a_step_is_saved_again_if_its_first_checkpoint_was_deleted(team: Team) -> None:
-    """As after a run was taken back. Its commit was taken for the first one's, and never made."""
+    """As after a restore. Before the fix, its commit was mistaken for the first one's and never made."""
     (worker,) = team.join("a")
     team.leader(worker)
     first = worker.ask("save", step=5)
@@ -35,8 +35,9 @@ def test_a_step_is_saved_again_if_its_first_checkpoint_was_deleted(team: Team) -
 
 
 def test_a_rank_that_joins_after_a_fall_back_does_not_count_the_damaged_checkpoint(team: Team) -> None:
-    """The run goes on from step 10 since the checkpoint of step 20 is damaged. A rank that joins later and comes to
-    lead believes that all up to step 20 is saved, and so does `Checkpointer.save`: it saves nothing."""
+    """The run resumed from step 10 because the checkpoint of step 20 is damaged. Before the fix, a rank that joined
+    later and became the leader assumed that everything up to step 20 was saved, and so did `Checkpointer.save`,
+    which saved nothing."""
     good, damaged = save_some(team, "ab", 10, 20)
     ranks = zero, one = team.join("aa")
     for worker in ranks:
@@ -56,7 +57,8 @@ def test_a_rank_that_joins_after_a_fall_back_does_not_count_the_damaged_checkpoi
 def test_the_agreed_checkpoint_is_read_even_if_etcd_has_gone_away(
     fragile_training: TrainingRun, tmp_path: Path
 ) -> None:
-    """Nobody forgets it: its mark was written before they were asked. What they have not agreed on has none."""
+    """It cannot be forgotten, because it was pinned before the ranks voted. A checkpoint without an agreement has no
+    pin."""
     team = Team(fragile_training, tmp_path / "saved")
     try:
         older, newest = save_some(team, "a", 10, 20)

@@ -1,4 +1,5 @@
-"""A Checkpointer on real ranks: what is restored is what was saved, whoever was killed and whatever the disk did."""
+"""A Checkpointer on real ranks: a restore returns what was saved, whichever process was killed and whatever the disk
+did."""
 
 from __future__ import annotations
 
@@ -35,14 +36,14 @@ def team(training: TrainingRun, tmp_path: Path, fork_server: ForkServer) -> Iter
 
 @pytest.fixture
 def fragile_team(fragile_training: TrainingRun, tmp_path: Path, fork_server: ForkServer) -> Iterator[Team]:
-    """On an etcd server of its own."""
+    """On its own etcd server."""
     team = Team(fragile_training, tmp_path / "saved", SCRIPT, fork_server)
     yield team
     team.close()
 
 
 def all_do(team: list[Worker], do: str, **arguments: Any) -> list[dict[str, Any]]:
-    """All at once, as it is for what one rank cannot do alone."""
+    """Sends to all ranks at once, for what one rank cannot do alone."""
     for worker in team:
         worker.tell(do, **arguments)
     answers = [worker.answer() for worker in team]
@@ -52,7 +53,7 @@ def all_do(team: list[Worker], do: str, **arguments: Any) -> list[dict[str, Any]
 
 
 def the_one(answers: list[dict[str, Any]], name: str) -> Any:
-    """What all ranks have answered."""
+    """The answers of all ranks."""
     assert all(answer[name] == answers[0][name] for answer in answers), answers
     return answers[0][name]
 
@@ -77,7 +78,7 @@ def saved_in(team: Team) -> list[str]:
 
 
 def test_what_is_restored_is_what_was_saved_to_the_bit(team: Team) -> None:
-    """On another number of ranks too. But live values win; the log says what is not the same."""
+    """Also on another number of ranks. But live values win, and the log names the differences."""
     team.training.put("lr", "0.25")
     ranks = team.join("aab")
     built = all_do(ranks, "build")
@@ -109,7 +110,8 @@ def test_what_is_restored_is_what_was_saved_to_the_bit(team: Team) -> None:
 
 
 def test_a_damaged_checkpoint_is_skipped_by_all_ranks(team: Team) -> None:
-    """Damaged on the disk of all; what the others find does not matter. When none is left nothing is loaded."""
+    """Damaged on every rank's disk; the others' findings do not matter. If no good checkpoint is left, nothing is
+    loaded."""
     ranks = team.join("ab")
     all_do(ranks, "build")
     hashes: dict[int, str] = {}
@@ -148,7 +150,7 @@ def truncate(path: Path) -> None:
 
 
 def test_a_saver_that_is_killed_during_a_save_is_replaced_at_the_same_step(team: Team, tmp_path: Path) -> None:
-    """And its directory is cleaned up after the save that follows."""
+    """Its directory is deleted after the following save."""
     hold = tmp_path / "hold"
     ranks = team.join("aab")
     all_do(ranks, "build", hold=str(hold))
@@ -180,7 +182,7 @@ def test_a_saver_that_is_killed_during_a_save_is_replaced_at_the_same_step(team:
 
 
 def test_a_saver_stopped_beyond_its_lease_learns_that_another_saved_the_step(team: Team, tmp_path: Path) -> None:
-    """Although its directory was cleaned away under its hands."""
+    """Although its directory was deleted during the save."""
     hold = tmp_path / "hold"
     ranks = team.join("ab")
     all_do(ranks, "build", hold=str(hold))
@@ -200,7 +202,7 @@ def test_a_saver_stopped_beyond_its_lease_learns_that_another_saved_the_step(tea
 
 
 def test_a_background_save_whose_directory_was_cleaned_away_is_given_up(team: Team, tmp_path: Path) -> None:
-    """For a newer leader has saved since. The training goes on."""
+    """Because a newer leader has saved since. The training continues."""
     hold = tmp_path / "hold"
     ranks = team.join("ab")
     all_do(ranks, "build", hold=str(hold), background=True)
@@ -238,7 +240,7 @@ def stopped_in_mid_save(team: Team, leader: Worker, hold: Path) -> Iterator[None
 
 @pytest.mark.long
 def test_whenever_a_saver_is_killed_the_newest_committed_checkpoint_is_restored_whole(team: Team) -> None:
-    """20 times, at a random moment of a save; the rank that is left may have to save the step anew, then all end."""
+    """20 times, at a random moment of a save; the remaining rank may have to save the step again, then all end."""
     dice = random.Random(7)
     hashes: dict[int, str] = {-1: ""}
     newest = -1
@@ -272,7 +274,7 @@ def test_the_last_ones_are_kept_and_the_first_of_every_n_steps(team: Team) -> No
     for step in range(8):
         all_do(ranks, "train", start=step, steps=1)
         all_do(ranks, "keep", step=step)
-        stranger.mkdir(exist_ok=True)  # of a run that this one knows nothing of: no label of ours is in it
+        stranger.mkdir(exist_ok=True)  # of a run that this one does not know: it has none of our labels
     steps = [int(name.split("-")[0]) for name in rank.ask("list")["ids"]]
     assert steps == [7, 6, 3]
     assert {int(name.split("-")[1]) for name in saved_in(team) if name != stranger.name} == set(steps)
@@ -304,7 +306,7 @@ def test_with_and_without_ddp_it_is_one_checkpoint(team: Team, tmp_path: Path) -
 
 
 def test_a_background_save_is_committed_at_a_later_boundary_once_it_is_complete(team: Team) -> None:
-    """What it holds is the state at the call of save, whatever the training has done since."""
+    """It holds the state at the call of save, whatever the training has done since."""
     ranks = team.join("aa")
     all_do(ranks, "build", background=True, ballast=5_000_000)
     all_do(ranks, "train", start=0, steps=3)
@@ -383,7 +385,8 @@ def test_a_checkpoint_that_cannot_be_loaded_is_refused_with_the_fix(team: Team, 
 
 
 def test_shards_of_all_ranks_are_one_checkpoint_for_any_number_of_ranks(team: Team, tmp_path: Path) -> None:
-    """Saved at once or in the background; each rank looks at a part of the files, and what one finds counts for all."""
+    """Saved at once or in the background; each rank checks a part of the files, and the findings of one count for
+    all."""
     shards = {"wrap": "fsdp", "sharded": True}
     ranks = team.join("ab")
     all_do(ranks, "build", **shards, world=str(tmp_path / "one"), keep=2)
@@ -409,7 +412,7 @@ def test_shards_of_all_ranks_are_one_checkpoint_for_any_number_of_ranks(team: Te
     all_do(ranks, "part")
     leave(team)
 
-    truncate(team.folder / f"step-{newest['id']}" / "__1_0.distcp")  # which only rank 1 looks at
+    truncate(team.folder / f"step-{newest['id']}" / "__1_0.distcp")  # which only rank 1 checks
     ranks = team.join("ab")
     all_do(ranks, "build", **shards, world=str(tmp_path / "three"), seed=2)
     restored = all_do(ranks, "restore")
@@ -419,7 +422,7 @@ def test_shards_of_all_ranks_are_one_checkpoint_for_any_number_of_ranks(team: Te
 
 
 def test_all_ranks_restore_a_checkpoint_at_the_same_step(team: Team) -> None:
-    """A damaged one is declined, with what is wrong with it, and nobody goes back."""
+    """A damaged one is declined with the reason, and no rank goes back."""
     ranks = team.join("ab")
     all_do(ranks, "build")
     all_do(ranks, "train", start=0, steps=3)
@@ -441,7 +444,7 @@ def test_all_ranks_restore_a_checkpoint_at_the_same_step(team: Team) -> None:
 
 
 def test_a_save_during_an_outage_delays_training_for_seconds_only(fragile_team: Team, tmp_path: Path) -> None:
-    """When etcd is back the agent commits it, or it is refused for its lease has ended: then it is cleaned up."""
+    """When etcd is back, the agent commits it, or it is refused because its lease has ended and then deleted."""
     team, hold = fragile_team, tmp_path / "hold"
     ranks = team.join("ab")
     all_do(ranks, "build", hold=str(hold))

@@ -1,4 +1,4 @@
-"""Checkpoints: exactly one rank saves, what is committed is listed once, and nothing else ever is."""
+"""Checkpoints: exactly one rank saves, a committed checkpoint is listed once, and no other is ever listed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def team(training: TrainingRun, tmp_path: Path) -> Iterator[Team]:
 
 @pytest.fixture
 def fragile_team(fragile_training: TrainingRun, tmp_path: Path) -> Iterator[Team]:
-    """On an etcd server of its own."""
+    """On its own etcd server."""
     team = Team(fragile_training, tmp_path / "saved")
     yield team
     team.close()
@@ -66,7 +66,7 @@ def save_some(team: Team, nodes: str, *steps: int) -> list[str]:
 
 def test_all_ranks_of_a_new_start_resume_from_the_newest_checkpoint(team: Team) -> None:
     old = save_some(team, "ab", 10, 20)
-    workers = team.join("aab")  # another world size: what it means is the script's affair
+    workers = team.join("aab")  # another world size: its meaning is up to the script
     assert team.training.key("state/view")["start"]["checkpoint"] == old[-1]
     for worker in workers:
         worker.tell("resume")
@@ -131,4 +131,4 @@ def test_a_rank_that_does_not_resume_is_named(team: Team) -> None:
         assert answer["missing"] == ["rank 2"]
         assert "rank 2 has not answered" in answer["text"]
     two.tell("resume")
-    assert two.answer()["id"] is not None  # what the others have said still stands
+    assert two.answer()["id"] is not None  # the votes of the others still count

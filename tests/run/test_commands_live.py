@@ -1,4 +1,4 @@
-"""Commands of an operator: done by every rank at one step, or declined with the reason."""
+"""Commands of an operator: executed by every rank at one step, or declined with the reason."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from run.harness import Trainer, TrainingRun, wait_for
 
 
 def order(training: TrainingRun, kind: Any, **fields: Any) -> str:
-    """Writes a command as anything that can put would; its id."""
+    """Writes a command as any client with a put could; returns its id."""
     name = uuid.uuid4().hex[:12]
     document = Command(kind=kind, author="op@here", **fields).encode()
     training.server.etcdctl("put", "--", f"{training.namespace}/gpt-a/commands/{name}", document)
@@ -63,7 +63,7 @@ def test_stop_without_a_save_ends_before_the_gate(training: TrainingRun) -> None
 
 
 def test_paused_ranks_wait_before_the_same_step_and_apply_changes_there(training: TrainingRun) -> None:
-    """A change made while the run is paused holds from the very step they stand before."""
+    """A change made while the run is paused applies from the very step before which they wait."""
     trainers = training.start_all(4, nodes="ab")
     order(training, "pause", reason="look at it")
     gate = paused_at(training)
@@ -149,7 +149,7 @@ def test_an_impossible_command_is_declined_with_the_reason(training: TrainingRun
 
 
 def test_a_stopped_run_starts_again(training: TrainingRun) -> None:
-    """What was asked of those who trained before is not done to those who come next."""
+    """A request to the former workers is not carried out for the next ones."""
     trainers = training.start_all(2)
     order(training, "stop")
     assert [trainer.finish() for trainer in trainers] == [0, 0]

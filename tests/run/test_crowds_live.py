@@ -1,4 +1,4 @@
-"""A run whose part of etcd somebody has filled with junk: changes apply, and a stop overtakes what waits."""
+"""A run whose prefix in etcd is full of junk: changes apply, and a stop is carried out before waiting commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A script that writes over what was agreed: log, receipt, history and status say so."""
+"""A script that overwrites an agreed value: log, receipt, history and status report it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What breaks while a run trains, and what that costs: never a step with two configs, never a change."""
+"""Faults during training, and their cost: never a step with two configs, never a change."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_killing_the_agent_loses_no_change_and_stops_no_step(training: TrainingR
 
 
 def test_an_agent_killed_between_promise_and_decision_changes_nothing(training: TrainingRun) -> None:
-    """Slow steps keep plans open for long, so that the kills fall into every part of a plan."""
+    """Slow steps keep plans open for long, so kills hit every phase of a plan."""
     trainers = training.start_all(3, "--step-s=0.05", nodes="abc")
     for number in range(1, 4):
         training.put("lr", str(number / 100))
@@ -88,7 +88,7 @@ def test_a_change_made_while_a_rank_is_missing_waits_for_its_replacement(trainin
 
 
 def test_the_leading_worker_is_replaced_as_soon_as_it_dies(training: TrainingRun) -> None:
-    """Its node's lease, which another one would have to wait for, lasts much longer."""
+    """Its node's lease, for which another node would have to wait, lasts much longer."""
     training.extra_environment["INSTEP_TTL_S"] = "30"
     trainers = training.start_all(3)
     leader = wait_for(lambda: training.key("state/leader"), "a leader")
@@ -189,7 +189,7 @@ def test_forked_children_neither_crash_nor_disturb(training: TrainingRun) -> Non
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_dead_worker_is_noticed_although_a_child_holds_its_socket(training: TrainingRun, number: int) -> None:
-    """The child outlives the worker; only the worker's pid tells."""
+    """The child outlives the worker; only the worker's process shows the death."""
     trainers = training.start_all(2, "--fork=1", "--child-s=60")
     children = [pid for trainer in trainers for pid in trainer.wait_said("forked")["pids"]]
     try:
@@ -227,7 +227,7 @@ def test_a_rank_at_a_gate_waits_for_etcd_and_then_continues(fragile_training: Tr
 
 
 def test_waiting_too_long_at_a_gate_ends_with_an_error_that_says_so(fragile_training: TrainingRun) -> None:
-    """One rank is stuck, so the plan stays open; etcd goes; the other rank comes to the gate and may not guess."""
+    """One rank is stuck, so the plan stays open; etcd goes away; the other rank reaches the gate and may not guess."""
     training = fragile_training
     with open_plan(training, "--patience-s=1.5") as plan:
         training.server.pause()

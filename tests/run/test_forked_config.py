@@ -1,4 +1,5 @@
-"""`run.config` outside the process that joined: stale in a forked child, which says so; not to be sent to others."""
+"""`run.config` outside the process that joined: outdated in a forked child, which warns; a run cannot be sent to
+another process."""
 
 from __future__ import annotations
 

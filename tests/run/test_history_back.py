@@ -1,4 +1,4 @@
-"""etcd's history goes back under a run of real processes: the run writes back what its ranks hold, and goes on."""
+"""etcd's history goes back under a run of real processes: the run writes back what its ranks hold, and continues."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def test_etcd_goes_back_and_no_value_does(fragile_training: TrainingRun, how: st
 
 
 def test_a_run_whose_etcd_was_wiped_ends_cleanly_on_sigterm(fragile_training: TrainingRun, tmp_path: Path) -> None:
-    """The change of before is kept, another one is made, and one rank's SIGTERM has all save, leave and exit with 0.
-    Each node's log and the front ends tell what happened."""
+    """The earlier change is kept, another one is made, and after one rank's SIGTERM all save, leave and exit with 0.
+    Each node's log and the front ends explain what happened."""
     training, server = fragile_training, fragile_training.server
     assert isinstance(server, EtcdServer)
     trainers = training.start_all(4, f"--save-to={tmp_path}", nodes="ab")
@@ -135,7 +135,7 @@ def warnings_of(node: list[Trainer]) -> list[str]:
 
 
 def test_saves_take_no_longer_after_etcd_was_wiped(fragile_training: TrainingRun, tmp_path: Path) -> None:
-    """Those of before are not in its records; that must not make the ranks wait for one another until a timeout."""
+    """Earlier checkpoints are not in its records; that must not make the ranks wait for one another until a timeout."""
     training, server = fragile_training, fragile_training.server
     assert isinstance(server, EtcdServer)
     team = Team(training, tmp_path)
@@ -162,7 +162,7 @@ def save_together(ranks: list[Worker], step: int) -> list[dict[str, Any]]:
 
 
 def test_ranks_of_two_histories_stop_changes_until_all_are_started_again(fragile_training: TrainingRun) -> None:
-    """A process that was frozen before etcd was emptied takes the place of one that was started after it and died."""
+    """A process that was frozen before etcd was emptied replaces one that was started after that and died."""
     training, server = fragile_training, fragile_training.server
     assert isinstance(server, EtcdServer)
     first, old = training.start_all(2, nodes="ab")

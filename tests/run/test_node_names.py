@@ -1,4 +1,4 @@
-"""Machines made from one image, and other nodes that happen to have one name: each is a node of its own."""
+"""Machines made from one image, and other nodes that happen to have the same name: each is its own node."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from run.harness import TrainingRun, assert_in_step
 
 
 def test_nodes_whose_folders_are_copies_of_one_folder_agree_on_a_change(training: TrainingRun) -> None:
-    """The run had been tried on the machine that the image was made of, and the agent's folder is in the image."""
+    """The run was tried on the machine from which the image was made, and the agent's folder is in the image."""
     trial = training.start(0, 1, node="image")
     trial.wait_said("joined")
     for name in "ab":

@@ -1,4 +1,4 @@
-"""What operators do to a run of real workers, from the command line: each command to its receipt."""
+"""Operations on a run of real workers, from the command line: each command to its receipt."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Operator:
         return instep(*arguments, env=environment(self._environment))
 
     def receipt(self, *arguments: str) -> str:
-        """Of a command that must succeed."""
+        """The output of a command that must succeed."""
         ended = self.types(*arguments, "--author", "ann", "--wait")
         assert ended.code == 0, ended.err
         return ended.out.removesuffix("\n")
@@ -51,7 +51,7 @@ class Operator:
         return self.does(look).to_json()
 
     def saves(self) -> dict[str, Any]:
-        """The checkpoint that it has asked for."""
+        """The checkpoint that it has requested."""
 
         async def work(client: Client, keys: Keys) -> JsonReport:
             receipt = await control.wait(client, keys, await control.send(client, keys, "checkpoint"), 60)
@@ -181,7 +181,7 @@ def test_a_checkpoint_is_requested_and_awaited(training: TrainingRun, operator: 
 
 
 def test_a_loop_that_saves_nothing_is_reported(training: TrainingRun, operator: Operator) -> None:
-    """Long before the timeout: nobody has begun to write when all ranks are far past the step."""
+    """Long before the timeout: no rank has begun to write when all ranks are far past the step."""
     training.start_all(2)
     ended = operator.types("checkpoint", "gpt-a", "--wait", "--timeout", "60")
     assert ended.code == 12

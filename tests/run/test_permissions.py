@@ -1,4 +1,4 @@
-"""Roles of etcd that lack a permission: who hears of it, and what is named."""
+"""Roles of etcd that lack a permission: which processes report it, and what they name."""
 
 from __future__ import annotations
 

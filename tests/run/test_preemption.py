@@ -1,4 +1,4 @@
-"""SIGTERM on one rank: all ranks save at one step and leave; and what happens where they cannot."""
+"""SIGTERM on one rank: all ranks save at one step and leave; and what happens if they cannot."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def test_ranks_that_are_signalled_at_once_ask_once(training: TrainingRun) -> Non
     assert [trainer.finish() for trainer in trainers] == [0, 0, 0, 0]
     assert not training.keys("state/declined/")
     assert not training.keys("commands/")
-    # A plan that came too late for a busy machine is aborted and made anew; a second request would be committed too.
+    # A plan that arrives too late on a busy machine is aborted and repeated; a second request would be committed too.
     plans = range(1, training.key("state/agreed")["plan"] + 1)
     assert [training.key(f"state/plans/{n}/decision")["commit"] for n in plans].count(True) == 1
 
 
 def test_ranks_of_the_staying_node_wait_for_torchrun_to_continue_without_the_other(training: TrainingRun) -> None:
-    """Those that ended by themselves would count as finished: torchrun would wait for the others, and end the run."""
+    """Ranks that end by themselves would count as finished: torchrun would wait for the others and end the run."""
     world = {"TORCHELASTIC_RUN_ID": "gpt-a", "GROUP_WORLD_SIZE": "2"}
     going, *staying = [training.start(rank, 3, node="abb"[rank], environment=world) for rank in range(3)]
     wait_trains(going, *staying)
@@ -74,7 +74,7 @@ def test_a_paused_rank_is_notified_too(training: TrainingRun) -> None:
 
 
 def test_the_notice_is_repeated_to_the_next_agent(training: TrainingRun) -> None:
-    """The agent is stopped when the signal comes, and dies before it has read of it."""
+    """The agent is stopped when the signal arrives, and dies before it has read the notice."""
     trainers = training.start_all(2)
     wait_trains(*trainers)
     agent = training.agent_pid()
@@ -87,7 +87,7 @@ def test_the_notice_is_repeated_to_the_next_agent(training: TrainingRun) -> None
 
 
 def test_everything_on_a_node_may_receive_the_signal(training: TrainingRun) -> None:
-    """Some schedulers tell every process of a node, the agent and its parent too."""
+    """Some schedulers signal every process of a node, including the agent and its parent."""
     trainers = training.start_all(4, nodes="ab")
     wait_trains(*trainers)
     agent = training.agent_pid("b")
@@ -102,13 +102,13 @@ def test_everything_on_a_node_may_receive_the_signal(training: TrainingRun) -> N
 
 
 def test_a_second_signal_ends_the_process_now(training: TrainingRun) -> None:
-    """Where a step is too long for the run to agree at once."""
+    """If a step is too long for the run to agree at once."""
     trainers = training.start_all(2, "--step-s=20")
     wait_trains(*trainers)
     began = time.monotonic()
 
     def is_dead() -> bool:
-        trainers[0].kill(TERM)  # signals that follow at once are the same one
+        trainers[0].kill(TERM)  # signals that follow at once count as the same one
         return trainers[0].process.poll() is not None
 
     wait_for(is_dead, "the rank to end by the second signal")
@@ -163,7 +163,7 @@ def test_without_etcd_a_paused_rank_gives_up_too(fragile_training: TrainingRun) 
 
 
 def test_a_save_longer_than_the_grace_period_is_reported_before_a_signal(training: TrainingRun, tmp_path: Path) -> None:
-    """By the rank that saves, once; and the run is asked to stop all the same when the time has come."""
+    """By the rank that saves, once; the run is still asked to stop when the time has come."""
     training.extra_environment["INSTEP_GRACE_S"] = "2"
     trainers = training.start_all(2, f"--save-to={tmp_path}", "--save-s=1.2")
     wait_trains(*trainers)
@@ -179,7 +179,7 @@ def test_a_save_longer_than_the_grace_period_is_reported_before_a_signal(trainin
 
 
 def test_a_rank_that_waits_before_the_first_step_gives_up_too(training: TrainingRun, tmp_path: Path) -> None:
-    """Another rank does not come to agree on what to go on from."""
+    """Another rank does not arrive to agree on a checkpoint."""
     training.extra_environment["INSTEP_GRACE_S"] = "3"
     with contextlib.closing(Team(training, tmp_path)) as team:
         (first,) = team.join("a")
@@ -219,7 +219,8 @@ def test_after_a_run_was_left_the_signal_has_its_former_effect(training: Trainin
 def test_survivors_signalled_after_a_death_do_not_wait_for_an_impossible_agreement(
     training: TrainingRun,
 ) -> None:
-    """As when torchrun ends the other ranks, to start all again: one on the node of the dead rank, one elsewhere."""
+    """As when torchrun ends the other ranks in order to restart all: one on the node of the dead rank, one
+    elsewhere."""
     trainers = [training.start(rank, 3, node="aab"[rank]) for rank in range(3)]
     wait_trains(*trainers)
     trainers[1].kill()

@@ -1,4 +1,4 @@
-"""SIGTERM for whole process groups, as torchrun sends it, while DataLoader workers are at work."""
+"""SIGTERM for whole process groups, as torchrun sends it, while DataLoader workers are running."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_loaders_of_a_run_joined_without_protection_die_of_the_signal(training: 
 
 
 def test_loaders_do_not_outlive_a_trainer_that_is_killed(training: TrainingRun, tmp_path: Path) -> None:
-    """A signal that they pass over does not make orphans of them."""
+    """Ignoring the signal does not make them orphans."""
     (trainer,) = training.start_all(1, f"--folder={tmp_path}", script=SCRIPT)
     workers = trainer.wait_said("trains")["workers"]
     for pid in workers:

@@ -1,4 +1,4 @@
-"""What people get wrong: one clear sentence with the cure, and nobody else is touched."""
+"""User errors: one clear sentence with the fix, and no other worker is affected."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BAD_VALUES = [
 
 
 def test_a_value_that_cannot_be_used_is_rejected_with_its_reason(training: TrainingRun) -> None:
-    """One after the other; after each of them a good one is agreed on."""
+    """One after the other; after each of them a good value is agreed on."""
     trainers = training.start_all(2)
     newest = 0
     for number, (name, text, reason) in enumerate(BAD_VALUES, start=1):
@@ -153,7 +153,7 @@ def test_a_join_that_waits_in_vain_names_the_missing_ranks(training: TrainingRun
 
 
 def with_an_agent(training: TrainingRun, world_size: int) -> None:
-    """Rank 0 waits, and its node's agent is there: the timeout of who joins next is not spent on starting one."""
+    """Rank 0 waits, and its node's agent runs: the timeout of the next rank is not spent on starting one."""
     training.start(0, world_size)
     wait_for(lambda: training.folder_of().socket.exists(), "the agent")
 

@@ -1,4 +1,4 @@
-"""Runs of real processes that replay a schedule, and what is written of how each view began."""
+"""Runs of real processes that replay a schedule, and the records of how each view began."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The proof: what was steered live is trained again from its schedule, bit for bit."""
+"""The proof: a run that was steered live is trained again from its schedule, bit for bit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCRIPT = Path(__file__).with_name("replay_trainer.py")
 
 
 class Ranks:
-    """Two ranks of one process group, and all that they said."""
+    """Two ranks of one process group, and all their output."""
 
     def __init__(self, fork_server: ForkServer, environment: dict[str, str], stop_file: Path, *arguments: str) -> None:
         self.stop_file = stop_file
@@ -66,7 +66,7 @@ class Ranks:
         assert len(self.said("joined")) == 2, self.errors
 
     def end(self) -> list[Event]:
-        """What the two ranks ended with."""
+        """The final state of the two ranks."""
         assert [process.wait(120) for process in self.processes] == [0, 0], self.errors
         for reader in self._readers:
             reader.join()
@@ -167,7 +167,7 @@ def test_a_run_steered_live_is_repeated_bit_for_bit_from_its_schedule(
 def test_a_run_that_was_killed_and_resumed_is_repeated_in_one_go(
     training: TrainingRun, tmp_path: Path, fork_server: ForkServer
 ) -> None:
-    """What was trained after the checkpoint and lost is not repeated, nor are the values of that time."""
+    """Steps after the checkpoint that were lost are not repeated, nor are their values."""
     saving = (f"--checkpoints={tmp_path / 'checkpoints'}", "--save-every=30", "--step-s=0.01")
     with ranks(fork_server, training, tmp_path / "stop", *saving) as killed:
         killed.wait_joined()

@@ -1,4 +1,4 @@
-"""An agent that cannot work, folders that vanish, records that nobody should have written: training goes on."""
+"""An agent that cannot work, folders that vanish, invalid records: training continues."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_an_invalid_record_stops_no_agent(training: TrainingRun) -> None:
 
 @pytest.fixture
 def readers(short_folder: Path, tmp_path: Path, namespace: str) -> Iterator[TrainingRun]:
-    """A run whose user may read everything and write nothing."""
+    """A run whose user may read but not write."""
     with EtcdServer(auth="ann:secret") as server:
         for command in (
             ("role", "add", "reader"),
@@ -157,7 +157,7 @@ def test_a_user_without_write_permission_gets_an_error_at_once(readers: Training
 
 
 def test_a_rank_whose_place_was_given_away_cannot_reclaim_it(training: TrainingRun) -> None:
-    """Its node was out of reach beyond its lease; back again, it holds values of long ago."""
+    """Its node was unreachable beyond its lease; it returns with outdated values."""
     ghost = training.start(0, 2, node="a")
     other = training.start(1, 2, node="b")
     for trainer in (ghost, other):

@@ -1,4 +1,4 @@
-"""Barriers of a run: nobody goes on before all have come, whatever dies or is away meanwhile."""
+"""Barriers of a run: no rank passes before all have arrived, whatever dies or is unreachable in the meantime."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def team(training: TrainingRun, tmp_path: Path) -> Iterator[Team]:
 
 @pytest.fixture
 def fragile_team(fragile_training: TrainingRun, tmp_path: Path) -> Iterator[Team]:
-    """On an etcd server of its own."""
+    """On its own etcd server."""
     team = Team(fragile_training, tmp_path, SCRIPT)
     yield team
     team.close()
@@ -44,7 +44,7 @@ def through(name: str, *workers: Worker) -> None:
 
 
 def waiting(team: Team, name: str) -> set[int]:
-    """Ranks of which it is known in etcd that they wait for the next release."""
+    """Ranks that wait for the next release according to etcd."""
     server, root = team.training.server, f"{team.training.namespace}/gpt-a"
     stands = json.loads(server.etcdctl("get", "-w", "json", f"{root}/state/barriers/{name}")).get("kvs", [])
     seen = stands[0]["mod_revision"] if stands else 0
@@ -108,7 +108,7 @@ def test_a_missing_rank_is_named_with_the_barrier_at_which_it_waits(team: Team) 
 
 
 def test_a_rank_that_timed_out_does_not_count(team: Team) -> None:
-    """The others wait for it, also when it has come before."""
+    """The others wait for it, even if it arrived before."""
     first, second, third = team.join("abb")
     come("epoch", first, second, timeout_s=1.5)
     assert {first.answer()["error"], second.answer()["error"]} == {"BarrierTimeout"}
@@ -119,14 +119,14 @@ def test_a_rank_that_timed_out_does_not_count(team: Team) -> None:
 
 
 def test_a_rank_that_retries_after_the_release_passes(team: Team) -> None:
-    """It may have given up just as the release was written: the others are through, and do not come back."""
+    """It may have given up just as the release was written: the others have passed and do not return."""
     first, second = team.join("ab")
     come("epoch", first)
     wait_for(lambda: waiting(team, "epoch") == {0}, "one waits")
     os.kill(team.training.agent_pid("a"), signal.SIGSTOP)
     come("epoch", second)
     through("epoch", second)
-    through("epoch", first)  # its agent is replaced, and the next one knows
+    through("epoch", first)  # its agent is replaced, and the next one knows it
 
 
 def test_ranks_that_have_ended_are_not_required(team: Team) -> None:
@@ -146,7 +146,7 @@ def test_invalid_arguments_are_refused_at_once(team: Team) -> None:
     assert all("barrier name" in answer["text"] for answer in names)
     assert ["more than 0 s" in answer["text"] for answer in times] == [True, True, False, False, False]
     assert ["a number of seconds" in answer["text"] for answer in times] == [False, False, True, True, True]
-    assert worker.ask("barrier", name="x")["through"] == "x"  # alone, it waits for nobody
+    assert worker.ask("barrier", name="x")["through"] == "x"  # alone, it waits for no other rank
 
 
 # -- what dies meanwhile ----------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def test_a_barrier_survives_the_loss_of_agents_and_leaders(team: Team) -> None:
 
 
 def test_a_replacement_rank_has_to_arrive_itself(team: Team) -> None:
-    """It died at the barrier: that it had come does not let its successor through, nor the others."""
+    """It died at the barrier: its arrival frees neither its successor nor the others."""
     workers = team.join("abc")
     come("epoch", *workers)
     through("epoch", *workers)
@@ -220,12 +220,12 @@ def test_a_long_outage_is_named_at_the_timeout(fragile_team: Team) -> None:
 
 
 def test_a_change_is_agreed_on_while_ranks_wait_and_applies_after_that(team: Team) -> None:
-    """Two ranks promise from within the barrier; nobody applies anything there."""
+    """Two ranks promise from within the barrier; no rank applies anything there."""
     workers = team.join("ab")
     steps = itertools.count()
 
     def is_paced() -> bool:
-        """Plans are made once it is known how long a step takes."""
+        """Plans are made once the length of a step is known."""
         step = next(steps)
         for worker in workers:
             worker.ask("step", step=step)

@@ -1,4 +1,4 @@
-"""A script that is edited again and again leaves a schema each time: the leader keeps the newest."""
+"""A script that is edited again and again adds a schema each time; the leader keeps the newest."""
 
 from __future__ import annotations
 

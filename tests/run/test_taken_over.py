@@ -1,4 +1,4 @@
-"""A process whose rank another process takes over hears so wherever it waits, and the others continue."""
+"""A process whose rank another process takes over is evicted wherever it waits, and the others continue."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_rank_that_is_taken_over_while_the_run_is_paused_is_evicted(training: 
 
 
 def test_of_two_processes_that_wait_to_join_as_one_rank_the_first_is_refused(team: Team) -> None:
-    """The one that came later is admitted; nobody waits until a timeout."""
+    """The later process is admitted; none waits until a timeout."""
     first = team.start(0, 2, "a")
     wait_for(lambda: team.training.keys("reports/members/0/"), "the first registration")
     newcomer = team.start(0, 2, "c", TAKES_OVER)

@@ -1,4 +1,4 @@
-"""Whoever leads and dies, hangs or vanishes is followed by another, and the history says why."""
+"""A leader that dies, hangs or vanishes is followed by another, and the history records why."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ FOLLOWS_S = 10.0
 
 
 def leading(trainers: list[Trainer]) -> list[int]:
-    """The ranks that said last that they lead."""
+    """The ranks that reported last that they lead."""
     return [rank for rank, trainer in enumerate(trainers) if (said := trainer.said("leads")) and said[-1]["leads"]]
 
 
 def wait_leading(trainers: list[Trainer], *but: int, timeout_s: float = 20) -> int:
-    """The one rank that leads, as soon as it is none of `but`."""
+    """The one rank that leads, as soon as it is not in `but`."""
 
     def one() -> list[int] | None:
         found = leading(trainers)
@@ -49,14 +49,14 @@ def wait_term(training: TrainingRun, rank: int, after: int = 0) -> dict[str, Any
 
 
 def terms(training: TrainingRun, after: int) -> list[dict[str, Any]]:
-    """The terms that have begun since that token, in order: the history keeps them, however short they were."""
+    """The terms that have begun since that token, in order: the history keeps even short ones."""
     paths = [key.removeprefix(f"{training.namespace}/gpt-a/") for key in training.keys("history/leaders/")]
     found = [term for path in paths if (term := training.key(path)) and term["token"] > after]
     return sorted(found, key=lambda term: int(term["token"]))
 
 
 def wait_steps(training: TrainingRun, trainers: list[Trainer], steps: int = 100) -> None:
-    """Until their agents have seen enough to know how fast they step."""
+    """Until their agents have observed the pace of the workers."""
     reports = [f"reports/metrics/{rank}" for rank in range(len(trainers))]
     wait_for(lambda: all(((training.key(path) or {}).get("step") or 0) > steps for path in reports), f"{steps} steps")
 
@@ -89,7 +89,7 @@ def test_a_killed_leader_is_followed_at_the_next_boundary_by_a_rank_of_its_node(
     again.wait_said("joined")
     trainers[0].finish()
     training.stop(again, *trainers[1:])
-    assert leading([again, *trainers[1:]]) == [1]  # who leads goes on leading when a lower rank comes back
+    assert leading([again, *trainers[1:]]) == [1]  # the leader keeps the lead when a lower rank returns
 
 
 def test_a_killed_leader_is_followed_by_a_rank_of_another_node(training: TrainingRun) -> None:
@@ -123,7 +123,7 @@ def test_a_leader_that_leaves_is_followed_and_the_history_says_that_it_left(trai
 def test_a_stopped_leader_loses_its_lead_while_all_others_wait_for_it(
     training: TrainingRun,
 ) -> None:
-    """The others stand in a step until the stopped one goes on, as in a collective."""
+    """The others wait in a step until the stopped one continues, as in a collective."""
     training.extra_environment.update(STALL)
     barrier = training.node("a") / "barrier"
     trainers = training.start_all(4, f"--barrier={barrier}", nodes="ab")
@@ -135,7 +135,7 @@ def test_a_stopped_leader_loses_its_lead_while_all_others_wait_for_it(
         barrier.touch()
         for trainer in others:
             trainer.wait_said("waiting")
-        # Those of its node are given their time too, but it is on to the other one, and never back to the stopped one.
+        # Workers of its node get a turn too, but the lead ends at the other node, never at the stopped worker.
         wait_for(
             lambda: {term["rank"] // 2 for term in terms(training, token)} - {first // 2}, "the other node to lead"
         )
@@ -163,7 +163,7 @@ def test_a_stopped_leader_yields_to_a_progressing_rank_of_its_node(training: Tra
 
 
 def test_a_slow_run_keeps_its_leader(training: TrainingRun) -> None:
-    """Steps of 0.25 s and a stall timeout of 1 s; then one step takes ten times as long, in which nobody hangs."""
+    """Steps of 0.25 s and a stall timeout of 1 s; then one step takes ten times as long, and no worker hangs."""
     training.extra_environment.update(STALL)
     barrier = training.node("a") / "barrier"
     trainers = training.start_all(2, "--step-s=0.25", f"--barrier={barrier}", nodes="ab")
@@ -204,13 +204,13 @@ def test_a_frozen_node_is_followed_after_its_lease_and_does_not_lead_when_it_wak
 
 
 def test_a_rank_whose_agent_was_replaced_learns_that_another_node_leads(training: TrainingRun) -> None:
-    """Its new agent does not know what the former one has told it."""
+    """Its new agent does not know what the former one has reported."""
     trainers = training.start_all(2, nodes="ab")
     first = wait_leading(trainers)
     other = 1 - first
     agent = training.agent_pid("ab"[first])
     with stopped(parent_of(agent), trainers[first].process.pid):
-        os.kill(agent, signal.SIGKILL)  # nobody starts another one until its lease has ended
+        os.kill(agent, signal.SIGKILL)  # no process starts another one until its lease has ended
         wait_for(lambda: trainers[other].said("leads"), "the other node to lead")
     wait_for(lambda: leading(trainers) == [other], "the first to hear it")
     training.stop()
@@ -248,7 +248,7 @@ def test_an_agent_that_is_stopped_passes_its_lead_on_at_once(training: TrainingR
 
 
 def test_an_agent_killed_with_its_supervisor_is_replaced_in_a_second_not_a_lease(training: TrainingRun) -> None:
-    """Its workers start another one, which puts them on its own lease and leads."""
+    """Its workers start another agent, which moves the keys to its own lease and leads."""
     training.extra_environment.update(LONG_TTL)
     trainers = training.start_all(2)
     wait_leading(trainers)

@@ -1,4 +1,4 @@
-"""What the training's own log says, at INFO, of its start, its changes and what it resumed from."""
+"""What the training's own log shows at INFO about its start, its changes and the checkpoint that it resumed from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).with_name("scheduled_trainer.py")
 def test_the_log_names_the_first_values_each_change_with_its_step_and_each_resume(
     training: TrainingRun, tmp_path: Path
 ) -> None:
-    """And the schedule of the README's lines goes on where it was saved."""
+    """The schedule of the README's example continues where it was saved."""
     first = training.start(0, 1, str(tmp_path / "saved"), script=SCRIPT)
     first.wait_said("joined")
     training.put("lr", "0.02")

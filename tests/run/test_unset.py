@@ -1,4 +1,4 @@
-"""Values that were set once, and a script that wants its own."""
+"""Values that were set once, and a script that prefers its own."""
 
 from __future__ import annotations
 

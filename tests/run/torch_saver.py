@@ -1,4 +1,4 @@
-"""A rank that trains a small model and saves it as it is told: `saver.py` with a Checkpointer."""
+"""A rank that trains a small model and saves it on command: `saver.py` with a Checkpointer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import instep.torch
 
 
 class Slow:
-    """A part whose state takes as long to read as the file `hold` is there."""
+    """A part whose state takes as long to read as the file `hold` exists."""
 
     def __init__(self, hold: Path) -> None:
         self._hold = hold
@@ -37,7 +37,7 @@ class Slow:
 
 
 class Heavy:
-    """A part with a large state; `odd` makes it one that torch loads only when told to trust it."""
+    """A part with a large state; `odd` makes it one that torch loads only if it may trust it."""
 
     def __init__(self, size: int, odd: bool) -> None:
         self._state = {"ballast": torch.zeros(size), **({"odd": _Odd()} if odd else {})}
@@ -79,7 +79,7 @@ class TorchSaver(Saver):
         return self.state()
 
     def train(self, start: int, steps: int) -> dict[str, Any]:
-        """All ranks learn from the same batch, so a rank alone comes to the same."""
+        """All ranks learn from the same batch, so a rank alone gets the same result."""
         for step in range(start, start + steps):
             if step > self.run._step:
                 assert self.run.boundary(step) == step
@@ -95,7 +95,7 @@ class TorchSaver(Saver):
         self.scheduler.step()
 
     def train_until_back(self, start: int) -> dict[str, Any]:
-        """Until the run is taken back to a checkpoint."""
+        """Until the run is restored to a checkpoint."""
         for step in range(start, start + 100_000):
             next_step = self.run.boundary(step)
             if next_step != step:
@@ -108,7 +108,7 @@ class TorchSaver(Saver):
         return {"saved": self.checkpointer.save(step), **self.state()}
 
     def lose_answers(self) -> None:
-        """What is forgotten next is forgotten, and nobody hears of it."""
+        """The next forget succeeds, but its reply is lost."""
         registry = self.run.checkpoints
         forget = registry.forget
 
@@ -120,7 +120,7 @@ class TorchSaver(Saver):
         registry.forget = lost  # type: ignore[method-assign]
 
     def refuse_adoption(self) -> None:
-        """Once, as where this rank gets another token before its request arrives."""
+        """Once, as if this rank gets another token before its request arrives."""
         registry = self.run.checkpoints
         adopt = registry.adopt
 

@@ -1,4 +1,4 @@
-"""A small training process for the tests: steps, records what it ran with, and can be told to misbehave."""
+"""A small training process for the tests: steps, records what it ran with, and can be made to misbehave."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def say(**event: object) -> None:
 
 @contextmanager
 def said_errors() -> Iterator[None]:
-    """Says an error at once: it takes seconds to leave a run without etcd."""
+    """Prints an error at once: leaving a run without etcd takes seconds."""
     try:
         yield
     except instep.InstepError as error:
@@ -106,7 +106,7 @@ def main() -> int:
 
 
 def train(run: instep.Run[instep.Hyperparameters], options: argparse.Namespace) -> None:
-    """Says each step at which the config differs from that of the step before, and the longest pause of a boundary."""
+    """Prints each step at which the config differs from that of the previous step, and the longest boundary."""
     before: dict[str, object] | None = None
     longest_s, step, led = 0.0, options.start, False
     forked: list[int] = []
@@ -156,7 +156,7 @@ def train(run: instep.Run[instep.Hyperparameters], options: argparse.Namespace) 
 
 
 def save(run: instep.Run[instep.Hyperparameters], step: int, folder: Path | None, takes_s: float) -> None:
-    """Nothing where there is no folder: a loop that does not look at `checkpoint_requested`."""
+    """Does nothing without a folder: a loop that does not check `checkpoint_requested`."""
     if folder is None:
         return
     with run.checkpoint(step, folder=folder) as slot:
@@ -166,14 +166,14 @@ def save(run: instep.Run[instep.Hyperparameters], step: int, folder: Path | None
 
 
 def wait_at(barrier: Path) -> None:
-    """Waits inside a step while the file is there, as a collective does for a rank that is not."""
+    """Waits inside a step while the file exists, as a collective does for a missing rank."""
     say(event="waiting")
     while barrier.exists():
         time.sleep(0.01)
 
 
 def hold_promise(run: instep.Run[instep.Hyperparameters], file: Path) -> None:
-    """Once it has promised: waits inside the step, so that its gate lies ahead for as long as the file is there."""
+    """Once it has promised: waits inside the step, so its gate stays ahead as long as the file exists."""
     number = run._agreement.gate.undecided
     if number is None:
         return

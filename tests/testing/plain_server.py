@@ -1,4 +1,4 @@
-"""A plain TCP server for the tests of the proxy: it answers each line, and tells what reached it."""
+"""A plain TCP server for the tests of the proxy: it answers each line and records what it received."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class PlainClient:
         return self.hear()
 
     def silent(self, for_s: float = 0.1) -> bool:
-        """Whether nothing comes for so long."""
+        """Whether nothing arrives for this long."""
         self._socket.settimeout(for_s)
         try:
             self._socket.recv(1, socket.MSG_PEEK)

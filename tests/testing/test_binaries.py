@@ -1,4 +1,4 @@
-"""The etcd programs of a machine are found, and told apart by their versions."""
+"""The etcd programs of a machine are found and distinguished by their versions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from instep.testing import EtcdBinary, etcd_versions, find_etcd
 
 @pytest.fixture
 def nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A folder for programs, named first, on a machine whose PATH and cache hold none."""
+    """A folder for programs, searched first, on a machine whose PATH and cache hold none."""
     folder = tmp_path / "programs"
     folder.mkdir()
     monkeypatch.setenv("INSTEP_ETCD_BINARIES", str(folder))

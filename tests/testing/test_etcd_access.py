@@ -1,4 +1,4 @@
-"""Servers with TLS and users let in who proves who they are, and nobody else."""
+"""Servers with TLS and users admit only clients that prove their identity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real cluster starts, is broken member by member, and comes back with its data."""
+"""A real cluster starts, is broken member by member, and recovers with its data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VERSIONS = [binary.version for binary in etcd_versions()]
 
 @pytest.fixture(scope="module")
 def calm_cluster() -> Iterator[EtcdCluster]:
-    """A cluster that the tests of this module share and leave alone."""
+    """A cluster that the tests of this module share and do not break."""
     with EtcdCluster() as cluster:
         yield cluster
 

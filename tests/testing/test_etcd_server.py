@@ -1,4 +1,4 @@
-"""A real etcd starts, is broken in every way a test may want, and comes back with its data."""
+"""A real etcd starts, is broken in every way that a test may want, and recovers with its data."""
 
 from __future__ import annotations
 
@@ -233,12 +233,12 @@ def test_the_plugin_imports_nothing_heavy() -> None:
 
 
 def test_a_process_that_no_caller_waits_for_is_ended() -> None:
-    """The user's ctrl-C may come just while a server is being started."""
+    """Ctrl-C may arrive just while a server is being started."""
     interrupted = threading.Event()
     started: list[subprocess.Popen[bytes]] = []
 
     def spawn() -> subprocess.Popen[bytes]:
-        for _ in range(3):  # one that comes while Python finalizes an object is lost
+        for _ in range(3):  # one that arrives while Python finalizes an object is lost
             os.kill(os.getpid(), signal.SIGINT)
             if interrupted.wait(3):
                 break

@@ -21,7 +21,7 @@ def shared_cluster() -> Iterator[EtcdCluster]:
 
 @pytest.fixture
 def cluster(shared_cluster: EtcdCluster) -> Iterator[EtcdCluster]:
-    """A cluster with proxies that is whole before each test."""
+    """A cluster with proxies, healed before each test."""
     yield shared_cluster
     shared_cluster.heal()
     shared_cluster.start()

@@ -1,4 +1,4 @@
-"""A proxy passes on what it is given, and breaks it in each way a test may want."""
+"""A proxy passes on what it receives, and fails in each way that a test may want."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a proxy decides, without a network: what waits for how long, and which reply is lost."""
+"""The decisions of a proxy, without a network: how long data waits, and which reply is lost."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def runtime_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where run folders are made during the test: its path is short enough for sockets below it."""
+    """The parent of run folders during the test, with a path short enough for sockets."""
     path = Path(tempfile.mkdtemp(prefix="ins-", dir="/tmp"))
     monkeypatch.setenv("INSTEP_RUNTIME_DIR", str(path))
     yield path

@@ -1,4 +1,4 @@
-"""Records of a small run, made short: rank r of node a, and so on."""
+"""Short constructors for the records of a small run: rank r of node a, and so on."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def registered(
     version: str | None = None,
     epoch: int = 0,
 ) -> RegisteredWorker:
-    """Arrived at revision `at`; its incarnation is that number too, unless `number` is given."""
+    """A worker that registered at revision `at`; its incarnation is that number too, unless `number` is given."""
     member = Member(
         rank=rank,
         world_size=world_size,

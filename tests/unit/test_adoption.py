@@ -1,4 +1,4 @@
-"""A directory says which checkpoint it holds: that is all that is needed to list it again."""
+"""A directory names the checkpoint that it holds, which is enough to list it again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The worker's end of the socket, with an agent that says what the test wants it to say."""
+"""The worker's end of the socket, with an agent that the test scripts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TIMEOUT_S = 10.0
 
 
 class ScriptedAgent:
-    """Holds the folder's claim, as an agent does, so that no link ever starts a real one."""
+    """Holds the folder's claim, as an agent does, so no link starts a real agent."""
 
     def __init__(self) -> None:
         self.folder = RuntimeFolder.of("gpt", SETTINGS)
@@ -267,7 +267,7 @@ def test_a_stopped_agent_with_a_full_backlog_blocks_no_worker(agent: ScriptedAge
 
 
 def test_other_output_of_an_agent_is_not_its_reason(runtime_dir: Path) -> None:
-    """A sitecustomize of the machine may greet on standard output."""
+    """A sitecustomize module of the machine may print to standard output."""
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     link = AgentConnection("gpt", SETTINGS)

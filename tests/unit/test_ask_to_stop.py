@@ -1,4 +1,4 @@
-"""What a node writes when one of its ranks was told to end, and when it need not."""
+"""What a node writes when one of its ranks is preempted, and when it writes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How failures are counted, and who is turned away for them."""
+"""How failures are counted, and which workers are refused because of them."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def replacing(names: dict[int, int]) -> WorkerGroup:
 
 
 def after_the_first() -> Attempts:
-    """Rank 0 has failed, and was replaced by itself."""
+    """Rank 0 has failed and was replaced by a new process."""
     found = attempts.counted(past(view=view(FOUR, number=3), registered=()), replacing({**FOUR_NAMES, 0: 20}))
     assert (found.total, found.replaced) == (1, "0")
     return found
@@ -116,7 +116,7 @@ def test_a_reset_or_a_view_in_between_makes_the_next_loss_a_failure_of_its_own()
 
 
 def test_a_count_without_replaced_ranks_is_not_extended() -> None:
-    """Somebody has written into etcd; no decision may fail over it."""
+    """A user has written into etcd; no decision may fail because of it."""
     assert Attempts.decode_or_none(b'{"replaced": "all"}') is None
 
 
@@ -157,7 +157,7 @@ def test_no_failure_is_counted(more: dict[str, Any], why: str) -> None:
 
 
 def test_a_clean_end_clears_the_failures_before_all_ranks_are_back() -> None:
-    """Or the first one to come would be refused on account of what is forgotten once the last one is there."""
+    """Otherwise the first rank to return would be refused because of failures that the last one clears."""
     ended = past(left={"a": left(0, view=3), "b": left(1, view=3)}, attempts=failed(7))
     assert attempts.counted(ended, None).total == 0
     assert attempts.counted(ended, group(registered(0, 20), registered(1, 21))).total == 0
@@ -248,7 +248,7 @@ def test_a_failure_beyond_the_limit_forms_no_view_and_is_counted() -> None:
 
 
 def test_a_plan_of_training_workers_continues_while_newcomers_are_refused() -> None:
-    """Who was refused is not looked at any more."""
+    """Refused workers are no longer considered."""
     both = (STAYS, registered(1, 11, node="b"))
     open_plan = plan(view=3)
     action = next_action(now(registered=both, attempts=failed(9), plan=open_plan, acked=frozenset({"a", "b"})))

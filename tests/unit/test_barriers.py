@@ -1,4 +1,4 @@
-"""When all have come to a barrier: the leader's decision, what a node says, and both together under delays."""
+"""When all ranks have arrived at a barrier: the leader's decision, a node's report, and both together under delays."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_the_leader_releases_barriers_before_it_opens_plans() -> None:
 
 
 def test_a_rank_that_died_at_a_barrier_is_replaced_before_any_rank_passes() -> None:
-    """Its node has vanished, and nobody has withdrawn what it said."""
+    """Its node is lost, and nothing has withdrawn its report."""
     living = tuple(registered(rank, 10 + rank, node="a", world_size=3) for rank in range(2))
     told = Forming(world_size=3, missing="2")
     now = Situation(view=THREE, agreed=agreed(), registered=living, arrivals=ALL, forming=told)
@@ -164,7 +164,7 @@ class Rank:
 
 
 class World:
-    """Three ranks on two nodes, etcd, and a leader whose look at the arrivals may be old. Anything may be late."""
+    """Three ranks on two nodes, etcd, and a leader whose view of the arrivals may be outdated. Anything may be late."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -183,7 +183,7 @@ class World:
         rank = self.random.choice(self.nodes[node])
         moves = [self.come, self.hear, self.say, self.say, self.see, self.lead, self.lead]
         if self.random.random() < 0.05:
-            self.known[node] = {}  # the agent is killed: what it knew is gone
+            self.known[node] = {}  # the agent is killed and loses its memory
         self.random.choice(moves)(node, rank)
 
     def come(self, node: str, number: int) -> None:
@@ -193,7 +193,7 @@ class World:
             rank.message = rank.calls.come("xyx"[rank.came % 3], 1)
 
     def hear(self, node: str, number: int) -> None:
-        """The agent hears a call, maybe again."""
+        """The agent receives a call, possibly again."""
         rank = self.ranks[number]
         if rank.calls.name is not None and rank.message is not None:
             self.known[node][number] = BarrierWait(rank.message.name, rank.message.view, rank.message.after)
@@ -204,7 +204,7 @@ class World:
         self.tell(node)
 
     def tell(self, node: str) -> None:
-        """Whoever is free by what the agent has seen: before it says that they wait."""
+        """Ranks that the releases seen by the agent free, before it reports that they wait."""
         for rank, call in list(self.known[node].items()):
             stands = self.shown[node].get(call.name)
             if stands is not None and call.is_freed_by(stands):
@@ -216,7 +216,7 @@ class World:
                     self.pass_on(rank)
 
     def say(self, node: str, number: int) -> None:
-        """What the agent knows, as far as it has seen releases."""
+        """The agent's knowledge, as far as it has seen releases."""
         waiting: dict[str, Waiting] = {}
         for rank, call in sorted(self.known[node].items()):
             stands = self.shown[node].get(call.name)

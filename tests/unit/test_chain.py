@@ -1,4 +1,4 @@
-"""What the records alone tell of a history that may have gone back."""
+"""What the records alone show about a history that may have gone back."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_agreed_values_name_the_decision_before_them() -> None:
     ("number", "digest", "agreed", "where"),
     [
         (2, TWO.digest, AFTER_TWO, HeadStatus.IN_STEP),
-        (1, ONE.digest, AFTER_TWO, HeadStatus.IN_STEP),  # it hears of the second one late
+        (1, ONE.digest, AFTER_TWO, HeadStatus.IN_STEP),  # it learns of the second one late
         (2, TWO.digest, AFTER_ONE, HeadStatus.BEYOND),
         (2, TWO.digest, None, HeadStatus.BEYOND),
         (2, OTHER_TWO.digest, AFTER_TWO, HeadStatus.BRANCHED),
@@ -78,7 +78,7 @@ def test_an_impossible_registration_proves_that_the_history_went_back() -> None:
     assert not is_lost(knows_two, AFTER_TWO, 3, 1, 2)
     assert not is_lost(trained(AFTER_ONE), AFTER_TWO, 3, 1, 2)  # it may be an old registration
     told = trained(AFTER_TWO, told=3)
-    assert is_lost(told, AFTER_TWO, 3, 1, 2)  # who has promised it waits at its gate, and nothing else tells
+    assert is_lost(told, AFTER_TWO, 3, 1, 2)  # a worker that promised it waits at its gate, and there is no other proof
     assert not is_lost(told, AFTER_TWO, 3, 1, 3)
     assert not is_lost(trained(AFTER_TWO, view=9), AFTER_ONE, 3, 2, 2)  # brought back from before the epoch
     assert not is_lost(registered(0, 10).member, AFTER_ONE, 3, 0, 2)  # it holds nothing

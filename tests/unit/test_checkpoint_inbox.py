@@ -1,4 +1,4 @@
-"""What a worker keeps of what it has asked, and hears of checkpoints."""
+"""What a worker stores of its requests and of news about checkpoints."""
 
 from __future__ import annotations
 

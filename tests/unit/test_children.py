@@ -1,4 +1,4 @@
-"""What SIGTERM does to a DataLoader's workers, with a stand-in for the library: the module's name is what counts."""
+"""What SIGTERM does to a DataLoader's workers, with a stand-in for the library: only the module's name matters."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def execute(path: Path) -> subprocess.CompletedProcess[str]:
 
 
 def run(folder: Path, script: str, *, unprotected: bool = False) -> list[object]:
-    """What the script has said; it runs in a process group of its own."""
+    """The output of the script, which runs in its own process group."""
     path = folder / "script.py"
     protect = "" if unprotected else "from instep.worker.children import protect; protect()"
     main = f"{protect}\n{script}"
@@ -152,7 +152,7 @@ def test_a_process_that_a_worker_starts_can_be_terminated(folder: Path) -> None:
 
 
 def test_a_worker_that_ignored_the_signal_ends_with_its_trainer(folder: Path) -> None:
-    """Its trainer is killed, and cannot see to it."""
+    """Its trainer is killed and cannot end it."""
     path = folder / "trainer.py"
     path.write_text(
         BEGINNING
@@ -185,7 +185,7 @@ print(child.exitcode)
 
 
 def test_the_children_of_another_process_that_inherits_the_environment_are_left_alone(folder: Path) -> None:
-    """A script that a training process starts, and that has loaders of its own, has not joined anything."""
+    """A script that a training process starts, with its own loaders, has not joined a run."""
     said = run(
         folder,
         """

@@ -1,4 +1,4 @@
-"""Thousands of keys, or very large ones, that somebody has written: a change, and a stop above all, comes through."""
+"""Thousands of keys, or very large ones, written by a user: changes, and above all a stop, are still agreed on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what stands in etcd to the next change."""
+"""From the desired values in etcd to the next change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What torchrun tells a worker reaches the registration, and nothing that it says can keep a worker out."""
+"""What torchrun gives a worker is in the registration, and no value of it can keep a worker out."""
 
 from __future__ import annotations
 

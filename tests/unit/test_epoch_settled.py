@@ -58,7 +58,7 @@ def is_settling(situation: Situation) -> bool:
 
 
 def test_an_emptied_etcd_is_not_settled_before_every_rank_has_reported() -> None:
-    """Rank 1 has applied decision 2, of which rank 0 does not know: settled without rank 1, rank 0 would abort it."""
+    """Rank 1 has applied decision 2, which rank 0 does not know: settled without rank 1, rank 0 would abort it."""
     first = trained(0, AFTER_ONE)
     held = {"a": Held(agreed=AFTER_ONE, plan=ONE), "b": Held(agreed=AFTER_TWO, plan=TWO)}
     assert not is_settling(now(first, held=held))
@@ -74,7 +74,8 @@ def test_a_newcomer_that_registers_first_does_not_settle_the_epoch_for_training_
 
 
 def test_the_epoch_waits_for_a_rank_restored_from_backup_to_register_again() -> None:
-    """The backup is from before its first step: it may have trained since, and hold what the others do not know."""
+    """The backup is from before its first step: it may have trained since, and hold values that the others do not
+    know."""
     held = {"a": Held(agreed=AFTER_ONE, plan=ONE)}
     assert not is_settling(now(trained(0, AFTER_ONE), registered(1, 30, node="b"), held=held))
     assert is_settling(now(trained(0, AFTER_ONE), registered(1, 30, node="b", epoch=1), held=held))

@@ -1,4 +1,4 @@
-"""What a checkpoint's folder may hold that somebody else has put there: it is refused, at once, and nothing is read."""
+"""Foreign files in a checkpoint's folder are refused at once, and nothing is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker promises a plan only where that follows from the decision that it holds."""
+"""A worker promises a plan only if it follows from the decision that the worker holds."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def test_another_plan_with_the_promised_number_is_refused_and_its_decision_ignor
 
 
 def test_a_worker_that_waits_at_the_gate_of_a_plan_it_refused_asks_about_that_plan() -> None:
-    """Its number alone does not name it: with the digest of the plan before, the agent would take it for agreed."""
+    """Its number alone does not identify it: with the digest of the previous plan, the agent would consider it
+    agreed."""
     agreement, first = worker(), plan(1, START.digest, 0.2)
     agreement.hear_plan(told(first, START), 2)
     agreement.hear_decision(Decide(1, True, first.digest), 3)
@@ -60,7 +61,7 @@ def test_a_worker_that_waits_at_the_gate_of_a_plan_it_refused_asks_about_that_pl
     assert due is not None
     agreement.apply(due, 9)  # type: ignore[arg-type]
     refused = plan(2, first.digest, "much")
-    for _ in range(2):  # the next agent tells it again
+    for _ in range(2):  # the next agent sends it again
         assert isinstance(agreement.hear_plan(told(refused, after(START, first)), 9)[0], PlanRefused)
     assert agreement.gate.undecided == 2
     assert agreement.at_gate(2, 9).digest == refused.digest

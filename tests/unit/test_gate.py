@@ -146,7 +146,7 @@ EVENTS = st.lists(
 def test_no_step_passes_a_promised_gate_before_the_decision(
     events: list[tuple[str, int, int]],
 ) -> None:
-    """Plans and decisions in any order, repeated, forgotten; one decision and one gate a plan."""
+    """Plans and decisions in any order, repeated or lost; one decision and one gate per plan."""
     gate, step = Gate(), 0
     gates: dict[int, int] = {}
     decisions: dict[int, bool] = {}

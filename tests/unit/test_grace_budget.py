@@ -1,4 +1,4 @@
-"""How long a process that was told to end may wait for the others."""
+"""How long a preempted process may wait for the other ranks."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_save_longer_than_the_grace_period_is_reported_with_the_fix(clock: Clo
 
 
 def test_agreement_gets_a_quarter_of_the_grace_period_however_long_a_save_takes(clock: Clock) -> None:
-    """The rank that saves may be on another node, where nobody is in a hurry."""
+    """The rank that saves may be on another node, which is not preempted."""
     notice = GraceBudget(30, clock)
     notice.saw_save("1-1", 400.0)
     notice.take()

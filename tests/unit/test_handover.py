@@ -1,4 +1,4 @@
-"""What is told of a process that ended and is not our child."""
+"""How the end of a process that is not our child is described."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def watched(code: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
 
 
 def ended(pid: int) -> None:
-    """Waits for the end, and leaves the zombie."""
+    """Waits for the end of the process and leaves the zombie."""
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 

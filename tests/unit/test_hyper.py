@@ -194,7 +194,7 @@ def test_other_scalars_can_be_declared(annotation: Any, default: Any) -> None:
 
 
 class Ordered(instep.Hyperparameters):
-    """Low must stay below high, which no JSON Schema can say; and nobody may ask for 13."""
+    """`low` must stay below `high`, which no JSON Schema can express, and 13 is forbidden."""
 
     low: float = 1.0
     high: float = 2.0

@@ -1,4 +1,4 @@
-"""What the leader does next, from a situation."""
+"""The leader's next action for a situation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DEFAULTS = SCHEMA.defaults()
 
 
 def now(**more: Any) -> Situation:
-    """A run of two ranks on two nodes at step 20, where nothing is to be done."""
+    """A run of two ranks on two nodes at step 20, in which no action is due."""
     calm: dict[str, Any] = {
         "view": TWO,
         "agreed": agreed(),
@@ -122,8 +122,8 @@ def test_beside_continuing_workers_a_newcomer_gets_the_agreed_values() -> None:
 
 @pytest.mark.parametrize(("plan_number", "began", "gate"), [(3, 0, 0), (3, 3, None), (0, 0, None)])
 def test_a_newcomer_owes_a_receipt_for_a_command_too(plan_number: int, began: int, gate: int | None) -> None:
-    """No value has been changed since the run began, so there is no gate; without one a newcomer would say nothing, and
-    all that comes after the command would wait for its receipt."""
+    """No value has changed since the run began, so there is no gate. Without one, a newcomer would write no receipt,
+    and everything after the command would wait for it."""
     held = replace(agreed(plan=plan_number), began=began)
     replaced = (BOTH[0], registered(1, 12, node="b"))
     action = next_action(now(agreed=held, registered=replaced))
@@ -397,7 +397,7 @@ def test_a_commit_has_the_acks_of_all_running_nodes_and_a_gate_that_no_rank_has_
 
 
 def test_a_plan_that_can_no_longer_be_committed_is_aborted_by_the_leader() -> None:
-    """A rank went past its gate while the database was full, and its agent died before it could write the abort."""
+    """A rank passed its gate while the database was full, and its agent died before it could write the abort."""
     action = next_action(now(plan=plan(3), acked=frozenset({"a", "b"}), open=False))
     assert isinstance(action, AbortPlan)
     assert action.number == 3
@@ -409,7 +409,7 @@ def test_a_plan_that_was_committed_is_not_aborted_because_its_decision_was_delet
 
 
 def test_no_view_is_formed_of_workers_that_trained_with_unknown_values() -> None:
-    """The desired values may be others than those that the ones which train hold."""
+    """The desired values may differ from those that the training ranks hold."""
     there = tuple(replace(item, member=item.member.model_copy(update={"view": 3})) for item in BOTH)
     action = next_action(now(view=None, agreed=None, registered=there))
     assert not isinstance(action, FormView)
@@ -433,7 +433,7 @@ def test_a_view_that_starts_with_outdated_values_is_not_entered() -> None:
 
 
 def test_nothing_is_planned_if_a_rank_left_after_the_pause() -> None:
-    """No gate suits: the plan would be aborted at once, and made again without end."""
+    """No gate fits: the plan would be aborted at once and repeated endlessly."""
     paused = replace(agreed(), course=Directive(paused_at=8))
     order: dict[str, Any] = {"agreed": paused, "desired": desired(lr=("0.5", 7))}
     assert isinstance(next_action(now(**order, left={"b": left(1, last_step=7)})), OpenPlan)

@@ -30,7 +30,7 @@ def test_one_check_after_a_long_sleep_is_not_enough() -> None:
 
 
 def test_quick_checks_before_a_long_sleep_do_not_replace_those_after_it() -> None:
-    """A rank that waits looks four times between two beats; when all wake up the agent may be the last."""
+    """A waiting rank checks four times between two beats; when all processes wake up, the agent may be the last."""
     pulse = LivenessDetector()
     assert not any(pulse.is_stopped(beat=5.0, now=look / 4) for look in range(4))
     assert not any(pulse.is_stopped(beat=5.0, now=100.0 + look / 4) for look in range(3))

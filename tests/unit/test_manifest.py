@@ -1,4 +1,4 @@
-"""The list of a checkpoint's files: whatever happens to one of them is told in one sentence."""
+"""The list of a checkpoint's files: any damage to one of them is described in one sentence."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_several_ranks_check_all_files_together(folder: Path) -> None:
 
 
 def test_known_checksums_are_reused_unless_the_size_differs(folder: Path) -> None:
-    """Who wrote the file has read it; a folder of the same name on another host is found out."""
+    """The writer of a file has read it; a folder with the same name on another host is detected."""
     plain = write_manifest(folder)
     known = {"a": sum_file(folder / "a", sync=False)}
     assert write_manifest(folder, known) == plain

@@ -85,8 +85,8 @@ def test_a_training_rank_is_evicted_by_a_join_with_take_over() -> None:
 def test_a_new_round_of_a_torchrun_job_evicts_workers_of_the_round_before(
     former: str, later: str, evicts: bool
 ) -> None:
-    """Workers of a torchrun that was killed live on, and the others of the job form a round without it. The restart
-    count does not tell: it also rises where a second torchrun starts a script that was refused."""
+    """Workers of a torchrun that was killed survive, and the rest of the job forms a round without them. The restart
+    count is no criterion, because it also rises if a second torchrun starts a script that was refused."""
     trains = changed(registered(1, 11), **started_by(former))
     group = next_group(TWO, [registered(0, 10), trains, changed(registered(1, 12), **started_by(later, restarts=1))])
     assert (group is not None) == evicts
@@ -143,7 +143,7 @@ def test_the_complete_group_with_the_newest_arrival_forms_the_view() -> None:
 
 
 def test_a_group_of_another_size_does_not_replace_a_view_with_a_living_worker() -> None:
-    """A script started without torchrun, under the name of a run that trains, is complete with one rank."""
+    """A script that is started without torchrun under the name of a training run is complete with one rank."""
     assert next_group(TWO, [registered(0, 10), registered(1, 11), registered(0, 20, world_size=1)]) is None
 
 
@@ -156,7 +156,8 @@ def test_a_replaced_worker_cannot_take_its_rank_back() -> None:
 
 
 def test_a_worker_from_another_view_of_this_number_causes_the_next_view() -> None:
-    """etcd was emptied, and the run began again without it: only a view of a higher number tells it so."""
+    """etcd was emptied, and the run restarted without this worker, which learns that only from a view with a higher
+    number."""
     other = registered(0, 5)
     other = RegisteredWorker(other.member.model_copy(update={"view": TWO.number}), 5)
     items = without_stale(TWO, [registered(0, 10), registered(1, 11), other])

@@ -1,4 +1,4 @@
-"""How often a node writes its figures: each write is a revision that etcd keeps."""
+"""How often a node writes its metrics: each write is a revision that etcd keeps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ DAY_S = 86_400
 
 
 def writes(cadence: Cadence, seconds: range, *, world_size: int = 8, urgent: bool = False) -> list[int]:
-    """When it writes, looked at each second."""
+    """The seconds at which it writes, if checked each second."""
     found = []
     for now in seconds:
         if cadence.is_due(now, world_size, urgent=urgent):

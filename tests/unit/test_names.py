@@ -1,4 +1,4 @@
-"""Names become parts of keys, so none may leave its place."""
+"""Names become parts of keys, so none may leave its prefix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one node answers for all its ranks."""
+"""How one node answers for all its ranks."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_a_rank_that_left_is_not_waited_for_by_the_receipt() -> None:
 
 
 def test_the_receipt_of_a_rank_that_leaves_is_written_before_its_departure() -> None:
-    """Else it would not be counted among those that the change is applied on."""
+    """Otherwise it would not be counted among the ranks that applied the change."""
     node = with_plan(gate=10)
     node.on_applied(0, 1, 10)
     node.on_applied(1, 1, 10)
@@ -250,7 +250,7 @@ def test_an_ack_always_means_that_every_rank_promised_or_left_before_the_gate(
     gone: set[int] = set()
     for kind, rank in events:
         if rank in gone:
-            continue  # who has left says nothing more
+            continue  # a rank that has left sends nothing more
         match kind:
             case "armed":
                 promised.add(rank)
@@ -288,7 +288,7 @@ def test_an_ack_names_the_plan_that_was_promised() -> None:
 
 
 def test_an_answer_to_another_plan_of_the_same_number_is_ignored() -> None:
-    """Where etcd's history has gone back a worker may speak of the plan that is lost."""
+    """After etcd's history has gone back, a worker may refer to the plan that is lost."""
     node = with_plan()
     assert node.is_about(1, PROMISED.digest)
     assert not node.is_about(1, plan(gate=11).digest)

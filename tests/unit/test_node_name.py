@@ -1,4 +1,4 @@
-"""What a node is called, and when a name that was kept counts."""
+"""How a node gets its name, and when a stored name is valid."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_an_agent_started_after_a_crash_has_the_name_of_the_one_before(folder: R
 
 
 def test_a_name_in_a_copied_folder_is_ignored(folder: RuntimeFolder, runtime_dir: Path) -> None:
-    """As of machines made from one image, on which the run had been tried."""
+    """As on machines made from one image, on which the run was tried before."""
     first = node_name(folder, "")
     keep_node_name(folder, first)
     shutil.copytree(folder.path, runtime_dir / "copy")

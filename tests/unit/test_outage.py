@@ -1,4 +1,4 @@
-"""Trouble is said once, and when it is over."""
+"""A failure is logged once, and its end once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an agent that comes after a crash may believe about the node's workers."""
+"""What an agent that starts after a crash may assume about the node's workers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_living_worker_is_loaded_as_it_was_saved(folder: RuntimeFolder) -> Non
 
 
 def test_a_leader_that_connects_after_another_rank_keeps_the_lead(folder: RuntimeFolder) -> None:
-    """Before a worker has connected nobody knows when it passed its last boundary: that is no stall."""
+    """Before a worker has connected, the time of its last boundary is unknown, so it has not stalled."""
     PersistedWorkersFile(folder).save([worker(0, os.getpid()), worker(1, os.getpid())])
     leader, other = (item.progress() for item in loaded(PersistedWorkersFile(folder)))
     now = time.monotonic()
@@ -82,7 +82,7 @@ def test_a_leader_that_connects_after_another_rank_keeps_the_lead(folder: Runtim
 
 
 def test_text_in_any_script_is_kept_whatever_the_locale(folder: RuntimeFolder) -> None:
-    """An agent inherits the locale of a training, and a schema may hold text that has no UTF-8 form."""
+    """An agent inherits the locale of a training, and a schema may contain text without a UTF-8 form."""
     persisted_workers = PersistedWorkersFile(folder)
     kept = worker(0, os.getpid())
     kept.schema = Schema({**(SCHEMA.document or {}), "description": "3e-4 → 1e-4 \ud800"})
@@ -92,7 +92,7 @@ def test_text_in_any_script_is_kept_whatever_the_locale(folder: RuntimeFolder) -
 
 
 def test_only_training_workers_are_saved(folder: RuntimeFolder) -> None:
-    """One that waits to join comes by itself, and one whose pid cannot be seen could not be watched."""
+    """A worker that waits to join reconnects itself, and one whose process is invisible could not be watched."""
     persisted_workers = PersistedWorkersFile(folder)
     persisted_workers.save([worker(0, os.getpid(), view=0), worker(1, 0)])
     assert loaded(persisted_workers) == []

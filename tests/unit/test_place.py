@@ -1,4 +1,4 @@
-"""Which rank a process is, from what launchers tell it; and when it must not guess."""
+"""Which rank a process is, according to its launcher; and when it must not guess."""
 
 from __future__ import annotations
 

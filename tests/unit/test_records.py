@@ -1,4 +1,4 @@
-"""Documents in etcd, where anyone may have written."""
+"""Documents in etcd, where any user may have written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the leader does in an epoch that is not settled, and how it is told."""
+"""What the leader does in an epoch that is not settled, and how the epoch is explained."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def _trained_alone(*others: RegisteredWorker, settled: int | None = None) -> Sit
 
 
 def test_a_rank_of_another_view_of_the_same_number_proves_that_etcd_holds_another_history() -> None:
-    """Its decision alone does not: it could be one that was heard of long ago. Before, it was taken into the next view
-    with the values of its own history."""
+    """Its decision alone proves nothing, because the worker could have learned of it long ago. Before the fix, the
+    next view included it with the values of its own history."""
     assert isinstance(next_step(_trained_alone()), RaiseEpoch)
 
 

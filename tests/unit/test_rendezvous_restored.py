@@ -1,4 +1,4 @@
-"""What a node writes back of torchrun's rendezvous where etcd shows another history than it has seen."""
+"""What a node writes back of torchrun's rendezvous if etcd shows another history than the node has seen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker that replays a schedule: what it reads, what it refuses, and what holds at a step."""
+"""A worker that replays a schedule: what it reads, what it refuses, and its values at each step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which checkpoint all ranks go on from, and what is forgotten."""
+"""From which checkpoint all ranks resume, and which ones are forgotten."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ POINTER = Pointer(id="30-9", step=30, token=9)
 
 
 def chain(*steps: int, token: int = 9) -> dict[str, Manifest]:
-    """Checkpoints that follow from one another, the oldest first."""
+    """Checkpoints that resumed from one another, the oldest first."""
     found: dict[str, Manifest] = {}
     for step in steps:
         item = manifest(step, token, lineage=tuple(list(found)[::-1][:LINEAGE]))

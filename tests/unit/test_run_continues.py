@@ -64,7 +64,7 @@ def opened(situation: Situation) -> Plan:
 
 
 def committed(situation: Situation, plan: Plan) -> Situation:
-    """All have promised and done it."""
+    """All ranks have promised and executed it."""
     action = next_action(replace(situation, plan=plan, acked=frozenset({"a", "b"})))
     assert isinstance(action, CommitPlan)
     receipts = {node: Receipt(node=node, steps={rank: plan.gate}) for rank, node in enumerate("ab")}
@@ -116,7 +116,7 @@ def test_a_requested_checkpoint_is_not_saved_again_when_its_step_runs_again() ->
 
 
 def test_restoring_a_forgotten_checkpoint_does_not_block_a_paused_run() -> None:
-    """Otherwise its commit is refused again and again; paused ranks ask for no abort, and no plan can follow."""
+    """Otherwise its commit is refused again and again; paused ranks ask for no abort, and no other plan can follow."""
     paused = agreed(course=Directive(paused_at=30))
     plan = opened(restoring(agreed=paused))
     gone = restoring(agreed=paused, plan=plan, acked=frozenset({"a", "b"}), manifests={})

@@ -1,4 +1,4 @@
-"""A schedule as a file: what is written can be read, and what is wrong is said in one sentence."""
+"""A schedule as a file: a written file can be read, and each mistake is explained in one sentence."""
 
 from __future__ import annotations
 

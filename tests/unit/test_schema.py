@@ -1,4 +1,4 @@
-"""What the schema takes, without the training script."""
+"""What the schema accepts, without the training script."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_a_schema_survives_a_round_trip_through_etcd() -> None:
 
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.booleans() | st.none() | st.text())
 def test_the_schema_accepts_exactly_what_the_model_accepts(value: bool | int | float | str | None) -> None:
-    """Of what both can see: the model may know more, but then it has a validator of its own."""
+    """For everything that both can check: the model may know more, but then it has its own validator."""
     codec = Codec(Hyper)
     for name in SCHEMA.names:
         try:

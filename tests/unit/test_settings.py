@@ -1,4 +1,4 @@
-"""Where etcd is and who we are there."""
+"""Where etcd is, and as which user Instep connects."""
 
 from __future__ import annotations
 

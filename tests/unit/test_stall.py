@@ -1,4 +1,4 @@
-"""Which of a node's workers stall, and which one its candidate names."""
+"""Which of a node's workers have stalled, and which one its candidate names."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_in_a_stuck_run_each_worker_leads_at_most_once_and_then_one_stays(
 
 
 def test_a_healthy_slow_run_never_changes_its_leader() -> None:
-    """Steps of 30 s and a timeout of 60 s, looked at every second, with a step of 9 minutes among them."""
+    """Steps of 30 s and a timeout of 60 s, checked every second, with one step of 9 minutes among them."""
     now, at, nomination = 0.0, 0.0, None
     lengths = [30.0] * 5 + [540.0] + [30.0] * 5
     for length in lengths:

@@ -1,4 +1,4 @@
-"""What is kept of how a view began: written with the view, completed by the first rank at its first step."""
+"""The record of a view's start: written with the view, completed by the first rank at its first step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process that starts an agent again."""
+"""The process that restarts an agent."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ sys.exit(supervise(folder, lock, serve))
 
 @pytest.mark.parametrize("death", ["killed", "failed"])
 def test_an_agent_is_started_again_until_it_ends_well(tmp_path: Path, death: str) -> None:
-    """Also where the trainer ignores the end of its children: that is handed on from process to process."""
+    """Also if the trainer ignores the end of its children, a setting that child processes inherit."""
     folder = tmp_path / "private" / "run"
     folder.parent.mkdir(mode=0o700)
     subprocess.run([sys.executable, "-c", GUARDED, str(folder), death], check=True, timeout=60)

@@ -1,4 +1,4 @@
-"""What the operating system refuses, as sentences."""
+"""Refusals of the operating system, as sentences."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ asyncio.run(main())
 
 
 def test_an_agent_without_descriptors_refuses_with_the_reason_and_serves_again_when_it_has_some(tmp_path: Path) -> None:
-    """It holds one descriptor back for that, does not take a core, and does not fill its log."""
+    """It reserves one descriptor for that, does not use a whole core, and does not fill its log."""
     import socket
     import tempfile
 
@@ -91,7 +91,7 @@ def test_an_agent_without_descriptors_refuses_with_the_reason_and_serves_again_w
         return client
 
     def refusal(client: socket.socket) -> str | None:
-        """None for one that is served, which hears nothing."""
+        """The reason of a refusal; None for a worker that is served and receives nothing."""
         client.settimeout(1)
         try:
             (message,) = Decoder(from_agent).feed(client.recv(65536))

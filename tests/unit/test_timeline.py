@@ -1,4 +1,4 @@
-"""What a run was trained with, from the starts of its views and its plans."""
+"""What a run was trained with, according to the starts of its views and its plans."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMMIT, ABORT = Decision(commit=True), Decision(commit=False, reason="late")
 
 
 class Story:
-    """A run's past, told move by move."""
+    """A run's past, built event by event."""
 
     def __init__(self) -> None:
         self.starts: dict[int, StartOfView] = {}
@@ -145,7 +145,8 @@ def test_a_restored_run_continues_with_the_agreed_values() -> None:
 
 
 def test_restoring_an_abandoned_checkpoint_restores_the_values_that_led_to_it() -> None:
-    """Steps 21 to 30 were first run with 0.5, then, taken back to 10, with 0.9: the first way has saved step 30."""
+    """Steps 21 to 30 first ran with 0.5 and then, after a restore of step 10, with 0.9. The first pass saved step
+    30."""
     story = Story()
     story.start()
     story.change(20, lr=0.5)

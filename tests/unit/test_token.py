@@ -1,4 +1,4 @@
-"""A token orders by its epoch first, and a fence still compares what etcd knows: the create revision."""
+"""Tokens are ordered by their epoch first, and a fence still compares what etcd knows: the create revision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The guards: what must still be true for each action, and what it then writes."""
+"""The guards: what must still be true for each action, and what it writes."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_an_action_writes_exactly_this(action: LeaderAction, expected: set[str])
 
 
 def test_only_the_command_that_was_read_is_declined() -> None:
-    """Another one may have been written under its id meanwhile."""
+    """Another command may have been written under its id in the meantime."""
     action = DeclineCommands((("c1", Declined(command=Command(kind="pause"), revision=40, why="no")),))
     assert Compare.mod_revision(f"{ROOT}commands/c1", "==", 40) in carry_out(action).compares
 
@@ -190,7 +190,7 @@ def test_a_new_view_writes_its_values_and_schema_and_aborts_the_open_plan() -> N
 
 
 def test_a_new_view_deletes_the_reports_of_the_one_before() -> None:
-    """What has failed is counted by then, and who waits at a barrier says so again."""
+    """Failures are counted by then, and ranks that wait at a barrier report it again."""
     assert {"delete reports/failures/*", "delete reports/barriers/*"} <= writes(carry_out(form(fresh=False)))
     assert "put attempts" in writes(carry_out(replace(form(), attempts=Attempts(view=1))))
     assert "put attempts" not in writes(carry_out(form()))
@@ -274,7 +274,7 @@ def test_any_node_may_abort_an_undecided_plan() -> None:
 
 
 def test_a_plan_without_its_mark_cannot_be_committed() -> None:
-    """A rank at a gate may go on once the mark is deleted: that needs no space in etcd's database."""
+    """A rank at a gate may continue once the mark is deleted, which needs no space in etcd's database."""
     opened, committed = carry_out(OpenPlan(plan(4))), carry_out(CommitPlan(plan(4), agreed()))
     assert "put state/open/4" in writes(opened)
     assert Compare.present(f"{ROOT}state/open/4") in committed.compares

@@ -1,4 +1,4 @@
-"""Messages between worker and agent, and the words they share."""
+"""Messages between worker and agent, and their shared words."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_a_manifest_without_a_checkpoint_id_cannot_be_read(field: str) -> None:
 
 
 def test_text_that_is_not_unicode_arrives_with_question_marks() -> None:
-    """The name of a file in the text of an error, for example: whoever writes it to etcd or a log needs UTF-8."""
+    """A file name in the text of an error, for example: etcd and logs need UTF-8."""
     sent = Leave(clean=False, step=1, error="OSError", text="no file 'a\udc80', no \U0001f600")
     body = json.dumps({"t": "leave", **to_json(sent)}).encode()
     assert from_worker(body) == Leave(False, 1, "OSError", "no file 'a?', no \U0001f600")

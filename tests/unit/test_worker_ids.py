@@ -1,4 +1,4 @@
-"""Two ranks may have drawn the same incarnation: nothing may take one for the other."""
+"""Two ranks may have drawn the same incarnation; they must not be confused."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_start_is_fresh_even_if_a_rank_drew_the_incarnation_of_another() -> No
 
 
 def test_a_stopped_run_that_starts_again_takes_the_desired_values_and_trains() -> None:
-    """It began with the old values, and ended at once."""
+    """It started with the old values and ended at once."""
     before = Agreed(plan=3, view=1, values={"lr": 0.5}, origin=1, course=Directive(ends_at=10, reason="stopped"))
     action = next_action(
         Situation(
@@ -159,7 +159,7 @@ def test_a_refusal_whose_names_do_not_fit_its_ranks_is_none(also: list[str]) -> 
 
 
 class Wire:
-    """A connection, as far as these tests look at it."""
+    """A connection, as far as these tests use it."""
 
     def __init__(self) -> None:
         self.said: list[FromAgent] = []

@@ -1,4 +1,4 @@
-"""What the agent sees of its workers' progress, and what it does not hold against them."""
+"""How the agent observes its workers' progress, and which times do not count as a stall."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TIMEOUT_S = 10.0
 
 
 class Somebody:
-    """A worker's connection: its shared words, and what it was told."""
+    """A worker's connection: its shared words, and the messages that it received."""
 
     pid = 1
 
@@ -53,7 +53,7 @@ def local_worker(connection: Somebody) -> LocalWorker:
 
 
 def watched(somebody: Somebody, until: float) -> tuple[Workers, LocalWorker]:
-    """A worker with steps of 1 s up to that time, looked at every second."""
+    """A worker with steps of 1 s up to that time, checked every second."""
     workers, worker = Workers(), local_worker(somebody)
     workers.add(worker)
     for second in range(int(until) + 1):
