@@ -16,7 +16,7 @@ from typing import Any, cast
 import pytest
 
 from instep.agent.connection import DisconnectedWorker
-from instep.agent.persisted_workers import PersistedWorkersFile
+from instep.agent.persisted_workers import MOST_LINES, PersistedWorkersFile
 from instep.agent.stall import nominate
 from instep.agent.workers import LocalWorker
 from instep.protocol.records import Member, WorkerId
@@ -106,9 +106,9 @@ def test_a_process_that_has_ended_is_not_found_and_neither_is_another_one_with_i
         child.kill()
     assert loaded(persisted_workers) == []
     persisted_workers.save([worker(0, os.getpid())])
-    document = json.loads(folder.persisted_workers.read_text())
+    document = json.loads(folder.persisted_workers.read_text().splitlines()[-1])
     document["workers"][0]["started"] -= 1
-    folder.persisted_workers.write_text(json.dumps(document))
+    folder.persisted_workers.write_text(json.dumps(document) + "\n")
     assert loaded(persisted_workers) == []
 
 
@@ -116,10 +116,32 @@ def test_a_file_from_before_a_reboot_or_an_unreadable_one_is_ignored(folder: Run
     persisted_workers = PersistedWorkersFile(folder)
     assert loaded(persisted_workers) == []
     persisted_workers.save([worker(0, os.getpid())])
-    document = json.loads(folder.persisted_workers.read_text())
+    document = json.loads(folder.persisted_workers.read_text().splitlines()[-1])
     for text in ("garbage", "[]", "{}", json.dumps({**document, "place": "another"})):
-        folder.persisted_workers.write_text(text)
+        folder.persisted_workers.write_text(text + "\n")
         assert loaded(persisted_workers) == []
+
+
+def test_an_agent_killed_while_it_appended_a_line_leaves_the_line_before(folder: RuntimeFolder) -> None:
+    persisted_workers = PersistedWorkersFile(folder)
+    for view in (7, 8):
+        persisted_workers.save([worker(2, os.getpid(), view=view)])
+    text = folder.persisted_workers.read_bytes()
+    assert text.count(b"\n") == 2
+    folder.persisted_workers.write_bytes(text[:-5])
+    (found,) = loaded(persisted_workers)
+    assert found.view == 7
+
+
+def test_the_file_stays_short_and_is_written_again_when_it_was_removed(folder: RuntimeFolder) -> None:
+    persisted_workers = PersistedWorkersFile(folder)
+    for view in range(1, 3 * MOST_LINES):
+        persisted_workers.save([worker(2, os.getpid(), view=view)])
+        assert [item.view for item in loaded(persisted_workers)] == [view]
+    assert folder.persisted_workers.read_bytes().count(b"\n") <= MOST_LINES + 1
+    folder.persisted_workers.unlink()
+    persisted_workers.save([worker(2, os.getpid(), view=9)])
+    assert [item.view for item in loaded(PersistedWorkersFile(folder))] == [9]
 
 
 def test_the_end_of_an_absent_worker_is_noticed() -> None:

@@ -75,7 +75,7 @@ if sys.argv[2] == "needed":
     who = {"rank": 0, "world_size": 1, "incarnation": sys.argv[3], "node": "a", "host": "h", "pid": pid}
     member = Member(**who, schema_digest="d", view=1)
     entry = {"pid": pid, "started": _started(pid), "member": json.loads(member.encode()), "schema": None}
-    folder.persisted_workers.write_text(json.dumps({"place": folder.place(), "workers": [entry]}))
+    folder.persisted_workers.write_text(json.dumps({"place": folder.place(), "workers": [entry]}) + "\\n")
 service.FIRST_WORKER_S = 0.1
 settings = Settings(endpoints=("https://127.0.0.1:1",), cacert="/no/such/file")
 sys.exit(service.serve(str(folder.path), "run", settings.to_json(), NodeName("a", "c")))

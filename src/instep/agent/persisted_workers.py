@@ -6,8 +6,10 @@ a dead rank never reaches one, and the dead rank could not be replaced.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -22,6 +24,9 @@ from instep.version import VERSION
 from instep.wire.codec import Document, from_json, to_json
 
 log = logging.getLogger("instep")
+
+MOST_LINES = 50
+"""The file is written again when it is longer than so many lines."""
 
 
 class Entry(Document):
@@ -54,7 +59,9 @@ class PersistedWorkers:
 
 
 class PersistedWorkersFile(PersistedWorkers):
-    """The file. It is ignored in a copy of the folder, where it describes workers of another node.
+    """The file: its last line that can be read holds the workers. It is ignored in a copy of the folder, where it
+    describes workers of another node. Lines are appended, because creating or renaming a file waits for other
+    processes that sync files, such as etcd.
 
     Limit: it outlives processes, not a restart of the machine. A worker whose pid is not visible (another pid
     namespace) is not kept. Errors of the file are logged, and the agent continues without it.
@@ -63,19 +70,38 @@ class PersistedWorkersFile(PersistedWorkers):
     def __init__(self, folder: RuntimeFolder) -> None:
         self._folder = folder
         self._path = folder.persisted_workers
+        self._file: int | None = None
+        """The descriptor that lines are appended to."""
+        self._starts: dict[int, int] = {}
+        """By pid, when the process of each saved worker began: it is read once."""
 
     def __repr__(self) -> str:
         return f"PersistedWorkersFile({self._path})"
 
     def save(self, workers: Iterable[LocalWorker]) -> None:
-        kept = tuple(_entry(worker) for worker in workers if worker.view and worker.connection.pid > 0)
-        part = self._path.with_suffix(".part")
+        saved = [worker for worker in workers if worker.view and worker.connection.pid > 0]
+        pids = (worker.connection.pid for worker in saved)
+        self._starts = {pid: self._starts.get(pid) or _started(pid) for pid in pids}
+        kept = tuple(_entry(worker, self._starts[worker.connection.pid]) for worker in saved)
+        line = json.dumps(to_json(Kept(self._folder.place(), kept))).encode("ascii") + b"\n"
         try:
-            part.write_text(json.dumps(to_json(Kept(self._folder.place(), kept))), encoding="ascii")
-            part.replace(self._path)
+            if self._file is None or not _has_room(self._file, len(line)):
+                self._file = self._new_file(line)
+            elif os.write(self._file, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             log.warning("the list of workers %s cannot be written: %s", self._path, error)
             self._path.unlink(missing_ok=True)  # an old file would name workers that have left
+
+    def _new_file(self, line: bytes) -> int:
+        """A descriptor to append to the file, which holds only `line`."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        part = self._path.with_suffix(".part")
+        part.write_bytes(line)
+        part.replace(self._path)
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
 
     def has_living(self) -> bool:
         """Whether one of them still lives."""
@@ -91,7 +117,7 @@ class PersistedWorkersFile(PersistedWorkers):
     def _living(self) -> list[Entry]:
         """Entries of processes that still run."""
         try:
-            kept = from_json(Kept, json.loads(self._path.read_bytes()))
+            kept = _newest(self._path.read_bytes())
         except FileNotFoundError:
             return []
         except (OSError, ValueError) as error:
@@ -102,10 +128,22 @@ class PersistedWorkersFile(PersistedWorkers):
         return [entry for entry in kept.workers if entry.started and _started(entry.pid) == entry.started]
 
 
-def _entry(worker: LocalWorker) -> Entry:
+def _has_room(file: int, size: int) -> bool:
+    """False also if the file has been removed, for example by a cleanup of /tmp."""
+    found = os.fstat(file)
+    return found.st_nlink > 0 and found.st_size < MOST_LINES * size
+
+
+def _newest(data: bytes) -> Kept:
+    """What the last whole line holds: an agent that is killed while it appends a line has not sent its news yet."""
+    whole, _, _ = data.rpartition(b"\n")
+    return from_json(Kept, json.loads(whole.rpartition(b"\n")[2]))
+
+
+def _entry(worker: LocalWorker, started: int) -> Entry:
     pid, record = worker.connection.pid, worker.record().model_dump(exclude_none=True)
     held = worker.agreed, worker.plan, worker.told
-    return Entry(pid, _started(pid), record, worker.schema.document, worker.epoch, *held)
+    return Entry(pid, started, record, worker.schema.document, worker.epoch, *held)
 
 
 def _worker(entry: Entry, node: str, on_died: Callable[[Any], None]) -> LocalWorker:

@@ -152,12 +152,13 @@ class PlanRelay(Component):
 
     def _do(self, actions: list[NodeAction]) -> None:
         local = self.members()
+        messages: list[tuple[LocalWorker, wire.FromAgent]] = []
         for action in actions:
             match action:
                 case TellPlan(rank, plan) if rank in local and local[rank].met == plan.view:
-                    self._tell_plan(local[rank], plan)
+                    messages.append((local[rank], self._plan_for(local[rank], plan)))
                 case TellDecision(rank, number, decision, digest) if rank in local:
-                    self._tell_decision(local[rank], number, decision, digest)
+                    messages.append((local[rank], self._decision_for(local[rank], number, decision, digest)))
                 case WriteAck(number, ack):
                     self._writer.write(acknowledge(self._keys, number, ack))
                 case WriteReceipt(number, receipt):
@@ -169,35 +170,46 @@ class PlanRelay(Component):
                     self._writer.settle(promised, decision, self._decision_callback(promised))
                 case _:
                     pass  # for a worker that is not connected: `welcome` repeats it
+        self._send(messages)
+
+    def _send(self, messages: list[tuple[LocalWorker, wire.FromAgent]]) -> None:
+        """Persists what the workers are about to receive, once for all of them, because a worker may promise each plan
+        that it receives."""
+        if messages:
+            self._on_told()
+        for worker, message in messages:
+            worker.tell(message)
 
     def _decision_callback(self, promised: Promised) -> Callable[[Decision], None]:
         """Sends the decision to all workers that hold the promise, even if their view is not known."""
 
         def tell(decision: Decision) -> None:
             self._do(self._agreement.on_decision(promised.number, decision, promised.digest))
-            for worker in self._workers:
-                told = worker.told
-                if told is not None and told.number == promised.number and promised.digest in ("", told.digest):
-                    self._tell_decision(worker, promised.number, decision, told.digest)
+            self._send(
+                [
+                    (worker, self._decision_for(worker, promised.number, decision, worker.told.digest))
+                    for worker in self._workers
+                    if worker.told is not None
+                    and worker.told.number == promised.number
+                    and promised.digest in ("", worker.told.digest)
+                ]
+            )
 
         return tell
 
-    def _tell_plan(self, worker: LocalWorker, plan: Plan) -> None:
-        """Persists the plan before it sends it: a worker may promise each plan that it receives."""
+    def _plan_for(self, worker: LocalWorker, plan: Plan) -> wire.ProposePlan:
         if worker.told is None or worker.told.number < plan.number:
             worker.told, worker.heard = plan, max(worker.heard, plan.number)
-            self._on_told()
-        worker.tell(wire.ProposePlan(plan, if_committed(self._state.agreed, plan)))
+        return wire.ProposePlan(plan, if_committed(self._state.agreed, plan))
 
-    def _tell_decision(self, worker: LocalWorker, number: int, decision: Decision, digest: str) -> None:
+    def _decision_for(self, worker: LocalWorker, number: int, decision: Decision, digest: str) -> wire.Decide:
         told = worker.told
         if told is not None and number == told.number and digest in ("", told.digest):
             agreed = if_committed(self._held(worker), told) if decision.commit else None
             if agreed is not None:
                 worker.agreed, worker.plan = agreed, told
             worker.told = None
-            self._on_told()
-        worker.tell(wire.Decide(number, decision.commit, digest))
+        return wire.Decide(number, decision.commit, digest)
 
     def _held(self, worker: LocalWorker) -> Agreed | None:
         """The agreed values that the worker holds; if unknown, those in etcd, which the plan follows."""
