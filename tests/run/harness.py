@@ -87,7 +87,13 @@ class Trainer:
         return [item for item in list(self.events) if item["event"] == event]
 
     def wait_said(self, event: str, timeout_s: float = PATIENCE_S) -> Event:
-        return wait_for(lambda: self.said(event) or self._ended(event), event, timeout_s)[-1]
+        return self._wait_for(lambda: self.said(event) or self._ended(event), event, timeout_s)[-1]
+
+    def _wait_for(self, condition: Callable[[], Any], what: str, timeout_s: float) -> Any:
+        try:
+            return wait_for(condition, what, timeout_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self.events[-5:]} {self.errors[-20:]}") from None
 
     def _ended(self, event: str) -> None:
         if self.process.poll() is not None and not any(reader.is_alive() for reader in self._readers):
@@ -101,7 +107,7 @@ class Trainer:
         def seen() -> list[Event]:
             return [e for e in self.said("config") if all(e["config"].get(k) == v for k, v in values.items())]
 
-        return int(wait_for(lambda: seen() or self._ended("config"), f"config {values}", timeout_s)[0]["step"])
+        return int(self._wait_for(lambda: seen() or self._ended("config"), f"config {values}", timeout_s)[0]["step"])
 
     def finish(self, timeout_s: float = PATIENCE_S) -> int:
         code = self.process.wait(timeout_s)
