@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DOCS := .cache/docs
 PYTEST_ARGS ?=
 # Most tests spend their time waiting for servers and processes.
-PARALLEL ?= --numprocesses 2 --dist worksteal
+PARALLEL ?= --numprocesses 3 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-long long-tests deep lint bench chaos drills compat model recording docs etcd-versions lock sbom clean

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
 from instep.testing import fixtures
+
+if TYPE_CHECKING:
+    from chaos.harness.fork_server import ForkServer
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
@@ -28,6 +33,16 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 SLOW = tuple(f"tests/{name}/" for name in ("chaos", "coordination", "demo", "faults", "run", "torchrun"))
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """Starts ranks and torchrun's agents without the seconds that importing torch takes."""
+    from chaos.harness.fork_server import ALL_OF_TORCH, ForkServer
+
+    server = ForkServer(ALL_OF_TORCH, "torch.distributed.run")
+    yield server
+    server.close()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -70,10 +70,11 @@ class ForkedProcess:
 
 
 class ForkServer:
-    """Imports `module` when the first process is started. From any thread; `close` ends all processes."""
+    """Imports `modules`, or all of torch, when the first process is started. From any thread; `close` ends all
+    processes."""
 
-    def __init__(self, module: str = ALL_OF_TORCH) -> None:
-        self._module = module
+    def __init__(self, *modules: str) -> None:
+        self._modules = modules or (ALL_OF_TORCH,)
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket
@@ -127,7 +128,7 @@ class ForkServer:
             return
         self._channel, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other:
-            command = [sys.executable, "-P", __file__, self._module]
+            command = [sys.executable, "-P", __file__, *self._modules]
             path = os.pathsep.join(filter(None, sys.path))
             environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": path}
             self._process = subprocess.Popen(command, stdin=other.fileno(), env=environment)
@@ -160,9 +161,10 @@ def _files(log: Path) -> tuple[list[int], list[int]]:
 # -- the server ------------------------------------------------------------------------------------------------------
 
 
-def serve(module: str) -> int:
+def serve(modules: Sequence[str]) -> int:
     """Forks the requested processes and reports how each one ended, until the other end of its input closes."""
-    importlib.import_module(module)
+    for module in modules:
+        importlib.import_module(module)
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads cannot be forked safely"
     channel = socket.socket(fileno=os.dup(0))
     with selectors.DefaultSelector() as selector, channel:
@@ -234,4 +236,4 @@ def _run(target: str, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(sys.argv[1]))
+    sys.exit(serve(sys.argv[1:]))

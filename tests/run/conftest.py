@@ -21,14 +21,6 @@ def short_folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def fork_server() -> Iterator[ForkServer]:
-    """Ranks with torch in them, soon there."""
-    fork_server = ForkServer()
-    yield fork_server
-    fork_server.close()
-
-
-@pytest.fixture(scope="session")
 def trainers() -> Iterator[ForkServer]:
     """Starts ranks of the plain trainer without the import of Instep and pydantic."""
     server = ForkServer("run.trainer")

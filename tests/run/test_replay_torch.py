@@ -135,7 +135,7 @@ def test_a_run_steered_live_is_repeated_bit_for_bit_from_its_schedule(
 ) -> None:
     """In one go; and again with a stop and a resumption from a checkpoint between two changes."""
     file = tmp_path / "schedule.json"
-    with ranks(fork_server, training, tmp_path / "stop", "--step-s=0.01") as live:
+    with ranks(fork_server, training, tmp_path / "stop", "--step-s=0.03") as live:
         live.wait_joined()
         command(training, "set", "ddp", "lr=0.05", "--wait", "--why", "loss spike")
         command(training, "set", "ddp", "momentum=0.8", "clip=0.5", "--wait")
@@ -168,7 +168,7 @@ def test_a_run_that_was_killed_and_resumed_is_repeated_in_one_go(
     training: TrainingRun, tmp_path: Path, fork_server: ForkServer
 ) -> None:
     """Steps after the checkpoint that were lost are not repeated, nor are their values."""
-    saving = (f"--checkpoints={tmp_path / 'checkpoints'}", "--save-every=30", "--step-s=0.01")
+    saving = (f"--checkpoints={tmp_path / 'checkpoints'}", "--save-every=10", "--step-s=0.03")
     with ranks(fork_server, training, tmp_path / "stop", *saving) as killed:
         killed.wait_joined()
         command(training, "set", "ddp", "lr=0.05", "--wait")

@@ -22,14 +22,6 @@ def _environment() -> Iterator[None]:
     os.environ.update(before)
 
 
-@pytest.fixture(scope="session")
-def fork_server() -> Iterator[ForkServer]:
-    """Agents that start without the seconds that importing torch takes."""
-    server = ForkServer("torch.distributed.run")
-    yield server
-    server.close()
-
-
 @pytest.fixture
 def elastic_folder() -> Iterator[Path]:
     """A folder whose path is short enough for sockets in it."""
