@@ -25,8 +25,8 @@ def test_an_unreachable_etcd_is_one_sentence_within_the_timeout() -> None:
                 assert message.startswith("etcd at http://127.0.0.1:")  # which of the two is chance
                 for port in (1, 2):
                     assert f"http://127.0.0.1:{port} (connection refused)" in message
-                cure = "check that etcd runs there and that the endpoints are right."
-                assert message.endswith(f": no answer within 0.8 s; {cure}")
+                fix = "check that etcd runs there and that the endpoints are right."
+                assert message.endswith(f": no answer within 0.8 s; {fix}")
                 assert not failed.value.applied_unknown
             assert client.link == "suspended"
 

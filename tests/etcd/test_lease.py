@@ -66,7 +66,7 @@ def test_a_lease_revoked_by_others_is_lost_at_the_next_renewal(shared_server: Et
     run(main())
 
 
-def test_a_lease_is_suspended_then_lost_when_nobody_answers(server: EtcdServer) -> None:
+def test_a_lease_is_suspended_then_lost_when_etcd_does_not_answer(server: EtcdServer) -> None:
     async def main() -> None:
         async with Client([server.endpoint], timeout_s=1) as client, LeaseKeeper(client, ttl_s=3) as keeper:
             server.pause()

@@ -240,13 +240,13 @@ def test_an_unconfirmed_candidate_is_removed_when_another_is_created(etcd: EtcdS
             with pytest.raises(EtcdUnavailable):
                 await election.stand("dead", "dead")
 
-            async def stood() -> bool:
+            async def candidate_entered() -> bool:
                 with contextlib.suppress(EtcdUnavailable):  # the broken connection may break this one too
                     await election.stand("alive", "alive")
                     return True
                 return False
 
-            await until(stood)
+            await until(candidate_entered)
             (candidate,) = await keys(client, namespace)
             assert candidate.text == "alive"
             assert (await election.elected()).token == candidate.create_revision

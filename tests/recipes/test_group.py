@@ -45,7 +45,7 @@ def test_a_session_that_ends_removes_its_member(etcd: EtcdServer, namespace: str
     run(main())
 
 
-def test_a_name_has_one_holder_and_nobody_is_evicted(etcd: EtcdServer, namespace: str) -> None:
+def test_a_name_has_one_holder_and_no_member_is_evicted(etcd: EtcdServer, namespace: str) -> None:
     async def main() -> None:
         async with station(etcd.endpoints) as (a, ours), station(etcd.endpoints) as (b, theirs):
             first, second = Group(a, ours, namespace), Group(b, theirs, namespace)

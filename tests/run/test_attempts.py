@@ -69,16 +69,16 @@ def test_failures_are_counted_by_cause_up_to_the_restart_limit(team: Team) -> No
         assert part in answer["text"]
     assert "RuntimeError" in join(team, 1, 2, "c")[1]["text"]
     assert sum(counted(team).values()) == 3
-    wait_for(lambda: not team.training.keys("state/refused/"), "refusals that concern nobody are deleted")
+    wait_for(lambda: not team.training.keys("state/refused/"), "outdated refusals to be deleted")
     assert first.ask("step", step=0)["step"] == 0
 
     told = command(team, "status", "gpt-a").out
     assert "3 times, 2 restarts are allowed" in told
-    was = json.loads(command(team, "reset", "gpt-a", "--why", "mended", "--json").out)
+    was = json.loads(command(team, "reset", "gpt-a", "--why", "fixed", "--json").out)
     assert was["before"]["count"] == 3
     assert was["before"]["failures"][0]["cause"] == "killed by signal 11 (SIGSEGV)"
     cleared = team.training.key("attempts")["cleared"]
-    assert (cleared["failures"], cleared["reason"]) == (3, "mended")
+    assert (cleared["failures"], cleared["reason"]) == (3, "fixed")
     assert command(team, "reset", "gpt-a").out == "gpt-a: no failure was counted, so there is nothing to reset\n"
     second, answer = join(team, 1, 2, "b")
     assert answer["view"] == 4

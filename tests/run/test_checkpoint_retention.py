@@ -104,7 +104,7 @@ def test_a_directory_whose_forgetting_was_unconfirmed_is_deleted_after_the_next_
     all_do(ranks, "build", keep=1)
     all_do(ranks, "restore")
     all_do(ranks, "train", start=3, steps=1)
-    wait_for(lambda: not team.training.keys("reports/readers/"), "the restored checkpoint to be read by nobody")
+    wait_for(lambda: not team.training.keys("reports/readers/"), "the restored checkpoint to have no reader")
     all_do(ranks, "lose_answers")
     all_do(ranks, "keep", step=3)
     assert len(saved_in(team)) == 4

@@ -77,7 +77,7 @@ def saved_in(team: Team) -> list[str]:
     return sorted(path.name for path in team.folder.iterdir())
 
 
-def test_what_is_restored_is_what_was_saved_to_the_bit(team: Team) -> None:
+def test_a_restore_returns_what_was_saved_bit_for_bit(team: Team) -> None:
     """Also on another number of ranks. But live values win, and the log names the differences."""
     team.training.put("lr", "0.25")
     ranks = team.join("aab")

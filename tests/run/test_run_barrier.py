@@ -46,8 +46,8 @@ def through(name: str, *workers: Worker) -> None:
 def waiting(team: Team, name: str) -> set[int]:
     """Ranks that wait for the next release according to etcd."""
     server, root = team.training.server, f"{team.training.namespace}/gpt-a"
-    stands = json.loads(server.etcdctl("get", "-w", "json", f"{root}/state/barriers/{name}")).get("kvs", [])
-    seen = stands[0]["mod_revision"] if stands else 0
+    released = json.loads(server.etcdctl("get", "-w", "json", f"{root}/state/barriers/{name}")).get("kvs", [])
+    seen = released[0]["mod_revision"] if released else 0
     found = [team.training.key(f"reports/barriers/{key.rsplit('/', 1)[-1]}") for key in keys(team)]
     calls = [item["waiting"][name] for item in found if item is not None and name in item["waiting"]]
     return {rank for call in calls if call["seen"] == seen for rank in call["ranks"]}

@@ -158,7 +158,7 @@ def test_a_stopped_leader_yields_to_a_progressing_rank_of_its_node(training: Tra
     with stopped(trainers[0].process.pid):
         wait_leading(trainers[1:])
         assert training.key("state/leader")["rank"] == 1
-    wait_for(lambda: leading(trainers) == [1], "rank 0 to hear that it leads no more")
+    wait_for(lambda: leading(trainers) == [1], "rank 0 to learn that it no longer leads")
     training.stop()
 
 
@@ -196,7 +196,7 @@ def test_a_frozen_node_is_followed_after_its_lease_and_does_not_lead_when_it_wak
         second = others[wait_leading(others)]
         assert second.said("leads")[-1]["at"] - frozen_at < TTL_S + FOLLOWS_S
         assert wait_term(training, trainers.index(second))["why"] == "its node was lost"
-    wait_for(lambda: leading(frozen) == [], "the frozen rank to hear that it leads no more")
+    wait_for(lambda: leading(frozen) == [], "the frozen rank to learn that it no longer leads")
     training.put("lr", "0.01")
     assert len({trainer.wait_config(lr=0.01) for trainer in trainers}) == 1
     training.stop()
@@ -226,7 +226,7 @@ def test_a_leader_cut_off_from_etcd_stops_leading_before_another_leads(
     assert isinstance(training.server, EtcdServer)
     training.server.pause()
     try:
-        wait_for(lambda: not leading(trainers), "nobody to lead", TTL_S + FOLLOWS_S)
+        wait_for(lambda: not leading(trainers), "no rank to lead", TTL_S + FOLLOWS_S)
     finally:
         training.server.resume()
     wait_leading(trainers)

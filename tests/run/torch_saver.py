@@ -102,7 +102,7 @@ class TorchSaver(Saver):
                 return {"next": next_step, **self.state()}
             self._update(step)
             time.sleep(0.005)
-        raise AssertionError("nobody took it back")
+        raise AssertionError("the run was not restored")
 
     def keep(self, step: int) -> dict[str, Any]:
         return {"saved": self.checkpointer.save(step), **self.state()}

@@ -67,7 +67,7 @@ def main() -> int:
     parser.add_argument("--patience-s", type=float, default=120)
     parser.add_argument("--misbehave-after", type=int, default=20, help="so many steps")
     parser.add_argument("--hold-gil-s", type=float, default=0)
-    parser.add_argument("--hold-gil", type=Path, help="until nobody else has locked this file")
+    parser.add_argument("--hold-gil", type=Path, help="until no other process has locked this file")
     parser.add_argument("--hold-promise", type=Path, help="waits in a step after a promise while this file is there")
     parser.add_argument("--fork", type=int, default=0)
     parser.add_argument("--child-s", type=float, default=0.2)

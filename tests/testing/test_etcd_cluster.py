@@ -129,7 +129,7 @@ def test_compaction_drops_the_history_and_defragmentation_keeps_the_data(etcd_cl
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_cluster_with_tls_and_users_can_be_asked_who_leads(version: str) -> None:
+def test_a_cluster_with_tls_and_users_reports_its_leader(version: str) -> None:
     with EtcdCluster(version=version, tls=True, auth="alice:secret") as cluster:
         cluster.leader().kill()
         cluster.leader().status()

@@ -37,7 +37,7 @@ def value(cluster: EtcdCluster, member: EtcdMember, key: str) -> str:
     return cluster.etcdctl(endpoint, "get", key, "--print-value-only", "--consistency=s")
 
 
-def leads_nobody(member: EtcdMember) -> bool:
+def does_not_lead(member: EtcdMember) -> bool:
     return member.status().leader != member.status().member
 
 
@@ -48,7 +48,7 @@ def test_an_isolated_leader_is_replaced_and_catches_up_when_healed(version: str)
         cluster.isolate(old)
         assert not is_healthy(old.endpoint), "its clients are cut off too"
         assert cluster.leader(other_than=old) is not old
-        assert wait_until(lambda: leads_nobody(old), timeout_s=10)
+        assert wait_until(lambda: does_not_lead(old), timeout_s=10)
         cluster.etcdctl("put", "lr", "new")
         assert value(cluster, old, "lr") == ""
         cluster.heal()
@@ -83,7 +83,7 @@ def test_one_direction_can_be_blocked(cluster: EtcdCluster) -> None:
         cluster.block(mute, follower)
     assert cluster.leader(other_than=mute) is not mute
     heard = mute.status().term
-    assert wait_until(lambda: mute.status().term > heard or leads_nobody(mute), timeout_s=10), "it hears the others"
+    assert wait_until(lambda: mute.status().term > heard or does_not_lead(mute), timeout_s=10), "it hears the others"
 
 
 def test_clients_that_are_cut_off_are_refused_while_the_member_continues(cluster: EtcdCluster) -> None:

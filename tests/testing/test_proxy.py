@@ -172,14 +172,14 @@ def test_many_bytes_pass_a_delay_intact(proxy: Proxy) -> None:
 
 
 NO_FAULTS: dict[str, Callable[[Any], object]] = {
-    "a direction that is none": lambda proxy: proxy.black_hole("upp"),
-    "a delay in no direction": lambda proxy: proxy.delay(1, ways=""),
-    "a delay that is no number": lambda proxy: proxy.delay(math.nan),
-    "a delay for ever": lambda proxy: proxy.delay(math.inf),
-    "a jitter for ever": lambda proxy: proxy.delay(1, math.inf),
-    "a request that contains a number": lambda proxy: proxy.lose_next_reply(7),
-    "fewer bytes than none": lambda proxy: proxy.lose_next_reply(after_bytes=-1),
-    "half a byte": lambda proxy: proxy.lose_next_reply(after_bytes=0.5),
+    "an unknown direction": lambda proxy: proxy.black_hole("upp"),
+    "a delay without a direction": lambda proxy: proxy.delay(1, ways=""),
+    "a delay of NaN": lambda proxy: proxy.delay(math.nan),
+    "an infinite delay": lambda proxy: proxy.delay(math.inf),
+    "an infinite jitter": lambda proxy: proxy.delay(1, math.inf),
+    "a number as content": lambda proxy: proxy.lose_next_reply(7),
+    "a negative number of bytes": lambda proxy: proxy.lose_next_reply(after_bytes=-1),
+    "a fraction of a byte": lambda proxy: proxy.lose_next_reply(after_bytes=0.5),
 }
 
 

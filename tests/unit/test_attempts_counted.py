@@ -145,9 +145,9 @@ def test_a_living_rank_that_is_replaced_was_taken_over() -> None:
 @pytest.mark.parametrize(
     ("more", "why"),
     [
-        ({"view": None}, "nobody trained"),
+        ({"view": None}, "no worker trained"),
         ({"left": {"b": left(1, view=3)}}, "it left cleanly"),
-        ({"stopping": True}, "the run was told to stop"),
+        ({"stopping": True}, "the run was stopped"),
         ({"attempts": failed(1, of=3)}, "its view is counted already"),
     ],
 )

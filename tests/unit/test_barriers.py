@@ -29,7 +29,7 @@ def released(number: int, revision: int, of: int = 1) -> Released:
     return Released(Release(view=of, number=number), revision)
 
 
-def hall(**more: Any) -> BarrierSituation:
+def barrier_situation(**more: Any) -> BarrierSituation:
     return BarrierSituation(**{"view": THREE, "left": {}, "released": {}, "arrivals": {}, **more})
 
 
@@ -37,7 +37,7 @@ ALL = {"a": at("x", 0, 1), "b": at("x", 2)}
 
 
 def test_all_ranks_pass_when_all_have_arrived() -> None:
-    assert barriers.next_release(hall(arrivals=ALL)) == ReleaseBarrier("x", Release(view=1, number=1), 0)
+    assert barriers.next_release(barrier_situation(arrivals=ALL)) == ReleaseBarrier("x", Release(view=1, number=1), 0)
 
 
 @pytest.mark.parametrize(
@@ -53,43 +53,43 @@ def test_all_ranks_pass_when_all_have_arrived() -> None:
         {"a": at("x", 0, 1), "elsewhere": at("x", 2)},
     ],
     ids=[
-        *("nobody", "a node is missing", "a rank is missing", "another barrier", "another view", "another round"),
+        *("no arrival", "a node is missing", "a rank is missing", "another barrier", "another view", "another round"),
         *("said by another node", "said by a node of another view"),
     ],
 )
 def test_no_rank_passes_before_all_have_arrived(arrivals: dict[str, Arrivals]) -> None:
-    assert barriers.next_release(hall(arrivals=arrivals)) is None
+    assert barriers.next_release(barrier_situation(arrivals=arrivals)) is None
 
 
 def test_ranks_that_have_left_are_not_required_but_an_empty_barrier_is_not_released() -> None:
     gone = {"b": left(2)}
-    assert barriers.next_release(hall(arrivals={"a": at("x", 0, 1)}, left=gone)) is not None
-    everybody = {"a": left(0, 1), "b": left(2)}
-    assert barriers.next_release(hall(arrivals={"a": at("x", 0, 1)}, left=everybody)) is None
+    assert barriers.next_release(barrier_situation(arrivals={"a": at("x", 0, 1)}, left=gone)) is not None
+    all_left = {"a": left(0, 1), "b": left(2)}
+    assert barriers.next_release(barrier_situation(arrivals={"a": at("x", 0, 1)}, left=all_left)) is None
 
 
 def test_numbers_rise_over_all_barriers_even_if_one_was_deleted() -> None:
-    stand = {"x": released(4, 40), "y": released(7, 70)}
+    last_releases = {"x": released(4, 40), "y": released(7, 70)}
     arrivals = {"a": at("x", 0, 1, seen=40, after=9), "b": at("x", 2, seen=40, after=7)}
-    found = barriers.next_release(hall(arrivals=arrivals, released=stand))
+    found = barriers.next_release(barrier_situation(arrivals=arrivals, released=last_releases))
     assert found == ReleaseBarrier("x", Release(view=1, number=10), 40)
 
 
 def test_only_the_newest_releases_are_kept() -> None:
-    stand = {f"n{number}": released(number, number) for number in range(1, 31)}
-    found = barriers.next_release(hall(arrivals=ALL, released=stand))
+    last_releases = {f"n{number}": released(number, number) for number in range(1, 31)}
+    found = barriers.next_release(barrier_situation(arrivals=ALL, released=last_releases))
     assert found is not None
-    assert len(stand) + 1 - len(found.outdated) == RELEASES_KEPT
+    assert len(last_releases) + 1 - len(found.outdated) == RELEASES_KEPT
     assert set(found.outdated) == {f"n{number}" for number in range(1, 12)}
 
 
 def test_missing_ranks_are_named_with_the_barrier_at_which_they_wait() -> None:
-    found = barriers.missing_ranks(hall(arrivals={"a": at("x", 0), "b": at("y", 2)}), "x")
+    found = barriers.missing_ranks(barrier_situation(arrivals={"a": at("x", 0), "b": at("y", 2)}), "x")
     assert (found.ranks, found.elsewhere) == ((1, 2), {"y": (2,)})
 
 
 @pytest.mark.parametrize(
-    ("call", "stands", "is_free"),
+    ("call", "last_release", "is_free"),
     [
         (BarrierWait("x", view=1, after=0), None, False),
         (BarrierWait("x", view=1, after=0), released(1, 9), True),
@@ -97,10 +97,12 @@ def test_missing_ranks_are_named_with_the_barrier_at_which_they_wait() -> None:
         (BarrierWait("x", view=1, after=1), released(2, 9, of=2), True),
         (BarrierWait("x", view=2, after=0), released(1, 9, of=1), False),
     ],
-    ids=["none", "ours", "the last one", "of a later view, which has us too", "of those before us"],
+    ids=["none", "the next one", "the last one", "of a later view that includes us", "of an earlier view"],
 )
-def test_a_release_frees_the_ranks_that_had_arrived(call: BarrierWait, stands: Released | None, is_free: bool) -> None:
-    assert call.is_freed_by(stands) is is_free
+def test_a_release_frees_the_ranks_that_had_arrived(
+    call: BarrierWait, last_release: Released | None, is_free: bool
+) -> None:
+    assert call.is_freed_by(last_release) is is_free
 
 
 @pytest.mark.parametrize(
@@ -130,11 +132,11 @@ def test_a_released_barrier_is_removed_from_the_report() -> None:
 
 
 def test_the_leader_releases_barriers_before_it_opens_plans() -> None:
-    everybody = tuple(registered(rank, 10 + rank, node="aab"[rank], world_size=3) for rank in range(3))
+    all_ranks = tuple(registered(rank, 10 + rank, node="aab"[rank], world_size=3) for rank in range(3))
     now = Situation(
         view=THREE,
         agreed=agreed(),
-        registered=everybody,
+        registered=all_ranks,
         arrivals=ALL,
         desired=desired(lr=("0.5", 7)),
     )
@@ -206,10 +208,10 @@ class World:
     def tell(self, node: str) -> None:
         """Ranks that the releases seen by the agent free, before it reports that they wait."""
         for rank, call in list(self.known[node].items()):
-            stands = self.shown[node].get(call.name)
-            if stands is not None and call.is_freed_by(stands):
+            last_release = self.shown[node].get(call.name)
+            if last_release is not None and call.is_freed_by(last_release):
                 del self.known[node][rank]
-                told = BarrierReleased(call.name, stands.record.number)
+                told = BarrierReleased(call.name, last_release.record.number)
                 before = self.ranks[rank].calls.name
                 self.ranks[rank].calls.hear(told)
                 if before is not None and self.ranks[rank].calls.name is None:
@@ -219,8 +221,8 @@ class World:
         """The agent's knowledge, as far as it has seen releases."""
         waiting: dict[str, Waiting] = {}
         for rank, call in sorted(self.known[node].items()):
-            stands = self.shown[node].get(call.name)
-            seen = stands.revision if stands is not None else 0
+            last_release = self.shown[node].get(call.name)
+            seen = last_release.revision if last_release is not None else 0
             ranks = (*(waiting[call.name].ranks if call.name in waiting else ()), rank)
             waiting[call.name] = Waiting(ranks=ranks, seen=seen, after=call.after)
         self.arrivals[node] = Arrivals(view=1, waiting=waiting)
@@ -228,7 +230,7 @@ class World:
 
     def lead(self, node: str, number: int) -> None:
         look = self.random.choice(self.looks[-3:])
-        action = barriers.next_release(hall(arrivals=look, released=self.released))
+        action = barriers.next_release(barrier_situation(arrivals=look, released=self.released))
         if action is not None:
             self.revision += 1
             self.released[action.name] = Released(action.release, self.revision)

@@ -44,17 +44,17 @@ def start(context, how="", target=work, daemon=True):
     return child, here.recv()
 
 def kill_group():
-    "As somebody else does it; the trainer passes it over here."
+    "As another process does; the trainer ignores it here."
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     subprocess.run(["setsid", "kill", "-TERM", "--", f"-{os.getpgrp()}"])
 
 def preload():
     "The fork server loads the script, as newer Pythons let it."
     former = spawn.get_preparation_data
-    def mended(name):
+    def patched(name):
         data = former(name)
         return {**data, "main_path": data.get("init_main_from_path")}
-    spawn.get_preparation_data = mended
+    spawn.get_preparation_data = patched
 """
 
 

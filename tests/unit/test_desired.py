@@ -44,9 +44,9 @@ def test_the_same_number_in_another_notation_is_no_change() -> None:
 
 
 def test_all_keys_of_one_revision_are_one_change_and_the_oldest_comes_first() -> None:
-    stands = desired(lr=("0.5", 8), batch=("64", 7), clip=("2.0", 7))
-    assert next_change(stands, AGREED, SCHEMA, {}) == NextChange(7, {"batch": 64, "clip": 2.0})
-    assert next_change(stands, {**AGREED, "batch": 64, "clip": 2.0}, SCHEMA, {}) == NextChange(8, {"lr": 0.5})
+    shown = desired(lr=("0.5", 8), batch=("64", 7), clip=("2.0", 7))
+    assert next_change(shown, AGREED, SCHEMA, {}) == NextChange(7, {"batch": 64, "clip": 2.0})
+    assert next_change(shown, {**AGREED, "batch": 64, "clip": 2.0}, SCHEMA, {}) == NextChange(8, {"lr": 0.5})
 
 
 def test_a_value_agreed_already_is_no_part_of_its_change() -> None:
@@ -72,8 +72,8 @@ def test_a_companion_that_would_have_changed_nothing_is_not_blamed() -> None:
 
 
 def test_a_rejected_revision_does_not_hold_up_the_next_one() -> None:
-    stands = desired(lr=("5", 7), batch=("64", 8))
-    assert next_change(stands, AGREED, SCHEMA, rejected("lr", 7)) == NextChange(8, {"batch": 64})
+    shown = desired(lr=("5", 7), batch=("64", 8))
+    assert next_change(shown, AGREED, SCHEMA, rejected("lr", 7)) == NextChange(8, {"batch": 64})
 
 
 def test_a_rejection_ends_when_the_key_is_written_again() -> None:
@@ -109,8 +109,8 @@ def test_a_long_text_is_recorded_cut_short() -> None:
 
 def test_a_rejection_is_settled_when_its_key_is_gone_or_written_again() -> None:
     held = {**rejected("lr", 7), **rejected("clip", 7), **rejected("batch", 7)}
-    stands = desired(lr=("5", 7), clip=("2.0", 9))
-    assert set(settled_rejections(stands, AGREED, SCHEMA, held)) == {"clip", "batch"}
+    shown = desired(lr=("5", 7), clip=("2.0", 9))
+    assert set(settled_rejections(shown, AGREED, SCHEMA, held)) == {"clip", "batch"}
 
 
 def test_a_fixed_value_that_a_restart_took_is_settled() -> None:
@@ -120,9 +120,9 @@ def test_a_fixed_value_that_a_restart_took_is_settled() -> None:
 
 
 def test_a_revision_is_pending_until_it_is_agreed_or_rejected() -> None:
-    stands = desired(lr=("0.5", 7), clip=("1.0", 8), batch=("-4", 9))
-    assert pending_revisions(stands, AGREED, SCHEMA, {}) == {7, 9}
-    assert pending_revisions(stands, {**AGREED, "lr": 0.5}, SCHEMA, rejected("batch", 9)) == frozenset()
+    shown = desired(lr=("0.5", 7), clip=("1.0", 8), batch=("-4", 9))
+    assert pending_revisions(shown, AGREED, SCHEMA, {}) == {7, 9}
+    assert pending_revisions(shown, {**AGREED, "lr": 0.5}, SCHEMA, rejected("batch", 9)) == frozenset()
 
 
 # -- a fresh start -------------------------------------------------------------------------------------------------
@@ -140,8 +140,8 @@ def test_a_fresh_start_uses_a_fixed_value() -> None:
 
 
 def test_an_unusable_value_falls_back_to_the_agreed_one_or_else_the_default() -> None:
-    stands = desired(lr=("nonsense", 7), batch=("0", 8))
-    start = start_values(stands, {"lr": 0.25}, SCHEMA, {})
+    shown = desired(lr=("nonsense", 7), batch=("0", 8))
+    start = start_values(shown, {"lr": 0.25}, SCHEMA, {})
     assert (start.values["lr"], start.values["batch"]) == (0.25, 32)
     assert {(item.name, item.revision) for item in start.rejections} == {("lr", 7), ("batch", 8)}
 
@@ -165,8 +165,8 @@ def test_an_agreed_value_that_workers_now_refuse_is_no_fallback() -> None:
 
 
 def test_a_worker_validates_the_accepted_values_revision_by_revision() -> None:
-    stands = desired(lr=("0.5", 7), clip=("2.0", 7), batch=("8", 5), dropout=("nonsense", 6))
-    start = start_values(stands, {**AGREED, "lr": 0.25}, SCHEMA, {})
+    shown = desired(lr=("0.5", 7), clip=("2.0", 7), batch=("8", 5), dropout=("nonsense", 6))
+    start = start_values(shown, {**AGREED, "lr": 0.25}, SCHEMA, {})
     assert start.dry_run is not None
     assert start.dry_run.values == start.values
     assert start.dry_run.base == {**AGREED, "lr": 0.25}
@@ -174,15 +174,15 @@ def test_a_worker_validates_the_accepted_values_revision_by_revision() -> None:
 
 
 def test_a_refused_revision_is_rejected_whole_and_not_used_at_the_next_start() -> None:
-    stands = desired(lr=("0.5", 7), clip=("2.0", 7), batch=("8", 5))
-    dry_run = start_values(stands, None, SCHEMA, {}).dry_run
+    shown = desired(lr=("0.5", 7), clip=("2.0", 7), batch=("8", 5))
+    dry_run = start_values(shown, None, SCHEMA, {}).dry_run
     assert dry_run is not None
     rejections = dry_run.rejections({7: {"clip": "clip must be above lr"}})
     assert {item.name: item.reason for item in rejections} == {
         "clip": "clip must be above lr",
         "lr": "it was written together with clip, which was rejected",
     }
-    again = start_values(stands, None, SCHEMA, {item.name: item for item in rejections})
+    again = start_values(shown, None, SCHEMA, {item.name: item for item in rejections})
     assert again.values == {**AGREED, "batch": 8}
     assert again.dry_run is not None
     assert again.dry_run.groups() == ((5, {"batch": 8}),)
@@ -194,37 +194,37 @@ def test_no_dry_run_without_desired_values_or_without_a_schema() -> None:
 
 
 @given(DESIRED)
-def test_a_fresh_start_always_has_values_that_the_schema_takes(stands: dict[str, DesiredValue]) -> None:
-    start = start_values(stands, None, SCHEMA, {})
+def test_a_fresh_start_always_has_values_that_the_schema_takes(shown: dict[str, DesiredValue]) -> None:
+    start = start_values(shown, None, SCHEMA, {})
     assert start.values.keys() == set(SCHEMA.names)
     for name, value in start.values.items():
         assert SCHEMA.check(name, value) == value
-    assert all(item.name in stands for item in start.rejections)
+    assert all(item.name in shown for item in start.rejections)
 
 
 @given(DESIRED)
 def test_planning_all_changes_ends_and_leaves_nothing_pending(
-    stands: dict[str, DesiredValue],
+    shown: dict[str, DesiredValue],
 ) -> None:
     values: dict[str, Scalar] = dict(AGREED)
     held: dict[str, Rejected] = {}
     seen: list[int] = []
-    while (wanted := next_change(stands, values, SCHEMA, held)) is not None:
+    while (wanted := next_change(shown, values, SCHEMA, held)) is not None:
         assert bool(wanted.values) != bool(wanted.rejections)
         values |= wanted.values
         held |= {item.name: item for item in wanted.rejections}
         seen.append(wanted.revision)
     assert seen == sorted(set(seen))
-    assert pending_revisions(stands, values, SCHEMA, held) == frozenset()
+    assert pending_revisions(shown, values, SCHEMA, held) == frozenset()
     assert all(SCHEMA.parse(name, format_scalar(value)) == value for name, value in values.items())
 
 
-# -- changes made while nobody trains --------------------------------------------------------------------------------
+# -- changes made while no rank trains --------------------------------------------------------------------------------
 
 
-def test_a_fresh_start_knows_which_values_were_written_while_nobody_trained() -> None:
-    stands = desired(lr=("0.5", 7), clip=("2.0", 7), batch=("64", 5), dropout=("0.1", 9))
-    start = start_values(stands, {**AGREED, "lr": 0.25, "batch": 64}, SCHEMA, {})
+def test_a_fresh_start_knows_which_values_were_written_while_no_worker_trained() -> None:
+    shown = desired(lr=("0.5", 7), clip=("2.0", 7), batch=("64", 5), dropout=("0.1", 9))
+    start = start_values(shown, {**AGREED, "lr": 0.25, "batch": 64}, SCHEMA, {})
     assert [(item.revision, item.names, item.previous) for item in start.changes] == [
         (7, ("clip", "lr"), {"lr": 0.25, "clip": 1.0})
     ]
@@ -248,8 +248,8 @@ def test_an_unset_value_or_a_new_script_value_is_a_change_of_the_start() -> None
 
 
 def test_with_a_preferred_script_its_values_are_used_and_no_desired_one_is_planned() -> None:
-    stands = desired(lr=("0.5", 7), batch=("64", 7), clip=("1.0", 8), dropout=("nonsense", 9))
-    start = start_values(stands, {**AGREED, "batch": 16}, SCRIPT, {}, prefer_script=True)
+    shown = desired(lr=("0.5", 7), batch=("64", 7), clip=("1.0", 8), dropout=("nonsense", 9))
+    start = start_values(shown, {**AGREED, "batch": 16}, SCRIPT, {}, prefer_script=True)
     assert start.values == AGREED
     assert [(item.name, item.revision, item.by) for item in start.rejections] == [
         ("batch", 7, "script"),
@@ -257,35 +257,35 @@ def test_with_a_preferred_script_its_values_are_used_and_no_desired_one_is_plann
         ("dropout", 9, "schema"),
     ]
     assert [(item.names, item.previous) for item in start.changes] == [(("batch",), {"batch": 16})]
-    first = start_values(stands, None, SCRIPT, {}, prefer_script=True)
+    first = start_values(shown, None, SCRIPT, {}, prefer_script=True)
     assert [(item.names, item.previous) for item in first.changes] == [(("batch", "lr"), {"batch": 64, "lr": 0.5})]
     held = {item.name: item for item in start.rejections}
-    assert next_change(stands, start.values, SCRIPT, held) is None
-    assert pending_revisions(stands, start.values, SCRIPT, held) == frozenset()
-    assert settled_rejections(stands, start.values, SCRIPT, held) == ()
-    later = stands | desired(lr=("0.5", 12))  # the same value, set again while it trains
+    assert next_change(shown, start.values, SCRIPT, held) is None
+    assert pending_revisions(shown, start.values, SCRIPT, held) == frozenset()
+    assert settled_rejections(shown, start.values, SCRIPT, held) == ()
+    later = shown | desired(lr=("0.5", 12))  # the same value, set again while it trains
     assert next_change(later, start.values, SCRIPT, held) == NextChange(12, {"lr": 0.5})
 
 
 def test_a_restart_keeps_superseded_values_out_and_later_changes_in() -> None:
-    stands = desired(lr=("0.5", 7), batch=("64", 12))
+    shown = desired(lr=("0.5", 7), batch=("64", 12))
     held = rejected("lr", 7, by="script")
-    restarted = start_values(stands, {**AGREED, "batch": 64}, SCRIPT, held)
+    restarted = start_values(shown, {**AGREED, "batch": 64}, SCRIPT, held)
     assert restarted.values == {**AGREED, "batch": 64}
     assert [item.name for item in restarted.rejections] == ["lr"]
-    assert start_values(stands, {**AGREED, "batch": 64}, SCHEMA, held).values == {**AGREED, "lr": 0.5, "batch": 64}
+    assert start_values(shown, {**AGREED, "batch": 64}, SCHEMA, held).values == {**AGREED, "lr": 0.5, "batch": 64}
 
 
 def test_the_number_of_superseded_values_is_bounded() -> None:
     names = [f"v{number:03}" for number in range(MAX_SUPERSEDED + 3)]
     fields = {name: {"type": "integer", "default": 0} for name in names}
     schema = Schema({"properties": fields, PREFER_KEY: "script"})
-    stands = {name: DesiredValue(name, "1", number) for number, name in enumerate(names, 1)}
-    start = start_values(stands, None, schema, {}, prefer_script=True)
+    shown = {name: DesiredValue(name, "1", number) for number, name in enumerate(names, 1)}
+    start = start_values(shown, None, schema, {}, prefer_script=True)
     assert [name for name in names if start.values[name] == 1] == names[-3:]
     held = {item.name: item for item in start.rejections}
     assert len(held) == MAX_SUPERSEDED
-    assert next_change(stands, start.values, schema, held) is None
+    assert next_change(shown, start.values, schema, held) is None
 
 
 def test_a_value_that_a_start_rejects_is_no_change_of_it() -> None:
@@ -294,8 +294,8 @@ def test_a_value_that_a_start_rejects_is_no_change_of_it() -> None:
 
 def test_very_many_changes_before_a_start_are_recorded_with_a_bound() -> None:
     count = MAX_START_CHANGES + 7
-    stands = {f"v{number}": DesiredValue(f"v{number}", "1", number + 1) for number in range(count)}
-    changes = start_values(stands, None, ANY, {}).changes
+    shown = {f"v{number}": DesiredValue(f"v{number}", "1", number + 1) for number in range(count)}
+    changes = start_values(shown, None, ANY, {}).changes
     assert len(changes) == MAX_START_CHANGES
     assert sum(len(change.names) for change in changes) == count
     assert (changes[0].revision, changes[-1].revision) == (0, count)

@@ -54,7 +54,7 @@ def is_settling(situation: Situation) -> bool:
     return isinstance(action, SettleEpoch) and action.epoch.settled
 
 
-# -- nobody is passed over -----------------------------------------------------------------------------------------
+# -- every rank is waited for -----------------------------------------------------------------------------------------
 
 
 def test_an_emptied_etcd_is_not_settled_before_every_rank_has_reported() -> None:

@@ -67,7 +67,7 @@ def test_the_first_view_starts_from_the_desired_values() -> None:
     assert action.abort_plan is None
 
 
-def test_the_record_of_a_start_says_who_changed_values_before_it() -> None:
+def test_the_record_of_a_start_names_the_authors_of_changes_before_it() -> None:
     marks = {
         7: Change(id="abc", names=("lr",), author="ann", reason="slower"),
         8: Change(id="d", names=(), author="bob"),
@@ -145,8 +145,8 @@ def test_forming_a_view_aborts_the_plan_that_was_open() -> None:
 
 
 def test_plan_numbers_continue_after_a_fresh_start() -> None:
-    anew = (registered(0, 20), registered(1, 21))
-    action = next_action(now(registered=anew, plan=plan(7), decision=COMMIT, desired=desired(lr=("0.5", 7))))
+    restarted = (registered(0, 20), registered(1, 21))
+    action = next_action(now(registered=restarted, plan=plan(7), decision=COMMIT, desired=desired(lr=("0.5", 7))))
     assert isinstance(action, FormView)
     assert action.view.fresh
     assert (action.agreed.plan, action.view.start.plan, action.view.start.gate) == (7, 7, None)
@@ -234,8 +234,8 @@ def test_a_node_that_has_left_owes_no_receipt() -> None:
 
 
 def test_a_fresh_view_owes_nothing_to_the_plans_before_it() -> None:
-    anew = view({"a": {0: 20}, "b": {1: 21}}, number=2)
-    assert is_settled(now(view=anew, agreed=agreed(plan=1, began=1), plan=plan(view=1), decision=COMMIT))
+    restarted = view({"a": {0: 20}, "b": {1: 21}}, number=2)
+    assert is_settled(now(view=restarted, agreed=agreed(plan=1, began=1), plan=plan(view=1), decision=COMMIT))
     goes_on = view({"a": {0: 10}, "b": {1: 21}}, number=2, fresh=False)
     gated = agreed(plan=1, gate=10)
     assert not is_settled(now(view=goes_on, agreed=gated, plan=plan(view=1), decision=COMMIT))
@@ -277,7 +277,7 @@ def test_no_plan_is_opened_while_one_is_not_settled() -> None:
         {"view": None, "registered": ()},
         {"agreed": None},
     ],
-    ids=["nobody has begun", "a rank is missing", "no view", "nothing agreed"],
+    ids=["no rank has begun", "a rank is missing", "no view", "nothing agreed"],
 )
 def test_a_change_waits_while_no_worker_trains(more: dict[str, Any]) -> None:
     assert next_action(now(desired=desired(lr=("0.5", 7)), **more)) is None

@@ -212,12 +212,12 @@ def test_without_other_workers_no_worker_is_mismatched() -> None:
 
 def test_a_view_is_fresh_only_if_no_worker_stays() -> None:
     goes_on = next_group(TWO, [registered(0, 10), registered(1, 12)])
-    anew = next_group(TWO, [registered(0, 20), registered(1, 21)])
+    restarted = next_group(TWO, [registered(0, 20), registered(1, 21)])
     assert goes_on is not None
-    assert anew is not None
+    assert restarted is not None
     assert not staying(None, goes_on, 0)
     assert staying(TWO, goes_on, TWO.number)
-    assert not staying(TWO, anew, TWO.number)
+    assert not staying(TWO, restarted, TWO.number)
 
 
 def test_a_view_names_nodes_with_their_ranks_rising() -> None:

@@ -29,9 +29,9 @@ def test_a_repeated_failure_is_logged_once_and_its_end_with_its_duration(
     clock = Clock()
     outage = Outage("the lease cannot be had", clock=clock)
     for _ in range(30):
-        outage.met(EtcdUnavailable("nobody answers"))
+        outage.met(EtcdUnavailable("no answer"))
         clock.now += 1.5
-    assert said.messages == ["the lease cannot be had: nobody answers"]
+    assert said.messages == ["the lease cannot be had: no answer"]
     assert outage.on
     outage.over()
     assert said.messages[1:] == ["the lease cannot be had: over after 45.0 s and 30 failures"]
@@ -40,9 +40,9 @@ def test_a_repeated_failure_is_logged_once_and_its_end_with_its_duration(
 
 def test_a_failure_for_another_reason_is_logged_too(said: pytest.LogCaptureFixture) -> None:
     outage = Outage("work waits")
-    for error in (EtcdUnavailable("nobody answers"), EtcdFull("a long sentence"), EtcdFull("a long sentence")):
+    for error in (EtcdUnavailable("no answer"), EtcdFull("a long sentence"), EtcdFull("a long sentence")):
         outage.met(error)
-    assert said.messages == ["work waits: nobody answers", "work waits: etcd's database is full"]
+    assert said.messages == ["work waits: no answer", "work waits: etcd's database is full"]
 
 
 def test_a_success_without_a_failure_is_not_logged(said: pytest.LogCaptureFixture) -> None:

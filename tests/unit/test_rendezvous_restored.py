@@ -19,48 +19,54 @@ def closed(epoch: int) -> Closed:
 
 
 CASES: dict[str, tuple[Round | None, Closed | None, Round | None, Closed | None, Round | None]] = {
-    "nothing is known, nothing is written": (None, None, round_of("ab", 3), closed(1), None),
+    "without a known round nothing is written": (None, None, round_of("ab", 3), closed(1), None),
     "etcd shows nothing": (round_of("ab", 5), None, None, None, round_of("ab", 5)),
     "etcd shows an older round": (round_of("ab", 5), None, round_of("ab", 4), None, round_of("ab", 5)),
-    "etcd shows it": (round_of("ab", 5), None, round_of("ab", 5), None, None),
-    "etcd shows it under another number, for it was written back": (
+    "etcd shows the known round": (round_of("ab", 5), None, round_of("ab", 5), None, None),
+    "etcd shows the known round with another number, because it was written back": (
         round_of("ab", 5),
         None,
         round_of("ab", 41, epoch=4, port=5),
         closed(3),
         None,
     ),
-    "etcd shows a later one of the same nodes": (round_of("ab", 5), None, round_of("bc", 6), None, None),
-    "etcd shows one of the same number that others have formed meanwhile": (
+    "etcd shows a later round of the same nodes": (round_of("ab", 5), None, round_of("bc", 6), None, None),
+    "etcd shows a round with the same number that other nodes have formed": (
         round_of("ab", 5),
         None,
         round_of("c", 5, port=9),
         None,
         round_of("ab", 6, port=5),
     ),
-    "etcd shows another run under the same name, which has ended": (
+    "etcd shows another run with the same name, which has ended": (
         round_of("ab", 5),
         None,
         round_of("x", 40, epoch=3),
         closed(3),
         round_of("ab", 41, epoch=4, port=5),
     ),
-    "etcd knows the end of such a run only": (
+    "etcd shows only the end of such a run": (
         round_of("ab", 5),
         None,
         None,
         closed(3),
         round_of("ab", 5, epoch=4),
     ),
-    "a second run under the name stays the second": (
+    "a second run with the name keeps its epoch": (
         round_of("ab", 5, epoch=2),
         closed(1),
         round_of("x", 2),
         None,
         round_of("ab", 5, epoch=2),
     ),
-    "a round that was over when it was lost stays over": (round_of("ab", 5), closed(1), None, None, round_of("ab", 5)),
-    "and is not put above what etcd shows": (round_of("ab", 5), closed(1), round_of("x", 40), None, None),
+    "a round of an ended epoch keeps its number": (round_of("ab", 5), closed(1), None, None, round_of("ab", 5)),
+    "a round of an ended epoch is not written over a later one": (
+        round_of("ab", 5),
+        closed(1),
+        round_of("x", 40),
+        None,
+        None,
+    ),
 }
 
 
@@ -76,7 +82,7 @@ def test_the_round_that_is_written_back(
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_written_back_is_then_known(case: str) -> None:
+def test_the_round_that_was_written_back_is_then_known(case: str) -> None:
     known, known_closed, shown, shown_closed, written = CASES[case]
     now_closed = lost_close(known_closed, shown_closed) or shown_closed
     assert lost_round(known, known_closed, written or shown, now_closed) is None

@@ -197,9 +197,9 @@ def test_without_a_schema_the_names_are_those_of_the_schedule() -> None:
 
 def test_desired_values_are_ignored_at_the_start_and_later() -> None:
     schema = Schema(replay().document)
-    stands = desired(lr=("0.5", 7))
-    assert start_values(stands, {"lr": 0.7}, schema, {}).values == BEGUN
-    wanted = next_change(stands, BEGUN, schema, {})
+    shown = desired(lr=("0.5", 7))
+    assert start_values(shown, {"lr": 0.7}, schema, {}).values == BEGUN
+    wanted = next_change(shown, BEGUN, schema, {})
     assert wanted is not None
     assert "replays a schedule" in wanted.rejections[0].reason
 

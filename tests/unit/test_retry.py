@@ -35,7 +35,7 @@ from instep.recipes.retry import (
     retry_until_done,
 )
 
-AWAY = EtcdUnavailable("nobody answers")
+AWAY = EtcdUnavailable("no answer")
 FULL = EtcdFull("there is no space")
 DENIED = EtcdDenied("a permission is missing")
 INVALID = SettingsError("the request is too large")
@@ -125,7 +125,7 @@ def test_a_pause_is_shortened_at_random() -> None:
 
 def test_a_retry_that_would_pass_its_time_out_raises_the_error() -> None:
     world = World()
-    with pytest.raises(EtcdUnavailable, match="nobody answers"):
+    with pytest.raises(EtcdUnavailable, match="no answer"):
         run(world.retry(UNAVAILABLE, timeout_s=1.0).run(failing(*[AWAY] * 100)))
     assert sum(world.pauses) < 1.0
     assert len(world.pauses) == 4
@@ -135,7 +135,7 @@ def test_the_log_has_one_line_when_it_begins_and_one_when_it_ends(caplog: pytest
     caplog.set_level(logging.INFO, logger="instep")
     run(World().retry(SERVICE).run(failing(*[AWAY] * 50)))
     assert caplog.messages == [
-        "the work waits: nobody answers",
+        "the work waits: no answer",
         "the work waits: over after 10.0 s and 50 failures",
     ]
 

@@ -90,12 +90,12 @@ def restoring(**more: Any) -> Situation:
 def test_a_paused_run_that_restores_a_checkpoint_stays_paused_at_its_new_step() -> None:
     """Not at the step at which it had been paused: until then every plan, also a stop for a preempted node, would
     have that step as its gate."""
-    paused = agreed(course=Directive(paused_at=30, reason="paused by somebody"))
+    paused = agreed(course=Directive(paused_at=30, reason="paused by an operator"))
     back = opened(restoring(agreed=paused))
     assert back.gate == 30
     after = committed(restoring(agreed=paused), back)
     assert after.agreed is not None
-    assert after.agreed.course == Directive(paused_at=11, reason="paused by somebody")
+    assert after.agreed.course == Directive(paused_at=11, reason="paused by an operator")
     worker: Agreement[Hyper] = Agreement(Codec(Hyper))
     worker.start(Snapshot(values={"lr": 0.1}, course=Directive(paused_at=30)))
     worker.begin(30)

@@ -86,12 +86,12 @@ def test_a_file_in_its_place_is_refused(runtime_dir: Path) -> None:
         RuntimeFolder(runtime_dir / "x")
 
 
-def test_a_folder_that_cannot_be_made_is_refused_with_the_cure(runtime_dir: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_refused_with_the_fix(runtime_dir: Path) -> None:
     with pytest.raises(SettingsError, match="set INSTEP_RUNTIME_DIR"):
         RuntimeFolder(runtime_dir / "not" / "there" / "x")
 
 
-def test_a_path_too_long_for_a_socket_is_refused_with_the_cure(runtime_dir: Path) -> None:
+def test_a_path_too_long_for_a_socket_is_refused_with_the_fix(runtime_dir: Path) -> None:
     room = MAX_SOCKET_PATH - len(os.fsencode(runtime_dir)) - len("//agent.sock")
     RuntimeFolder(runtime_dir / ("x" * room))
     with pytest.raises(SettingsError, match="too long for a socket: set INSTEP_RUNTIME_DIR"):

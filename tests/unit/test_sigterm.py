@@ -38,14 +38,14 @@ def run(script: str) -> tuple[int, list[str]]:
 
 
 def test_the_first_signal_gives_notice_and_the_second_ends_the_process() -> None:
-    code, lines = run("a = Listener(); sigterm.listen(a.hear); term(); print('goes on', flush=True); later(); term()")
-    assert (code, lines) == (-signal.SIGTERM, ["heard", "goes on"])
+    code, lines = run("a = Listener(); sigterm.listen(a.hear); term(); print('continues', flush=True); later(); term()")
+    assert (code, lines) == (-signal.SIGTERM, ["heard", "continues"])
 
 
 def test_signals_shortly_after_the_first_are_the_same_one() -> None:
     """A scheduler signals torchrun and its ranks, and torchrun its ranks once more."""
-    code, lines = run("a = Listener(); sigterm.listen(a.hear); term(); term(); term(); print('goes on')")
-    assert (code, lines) == (0, ["heard", "heard", "heard", "goes on"])
+    code, lines = run("a = Listener(); sigterm.listen(a.hear); term(); term(); term(); print('continues')")
+    assert (code, lines) == (0, ["heard", "heard", "heard", "continues"])
 
 
 def test_a_handler_of_the_script_is_called_at_the_second_signal() -> None:
@@ -115,10 +115,10 @@ def test_an_unused_signal_is_passed_to_the_former_handler_after_the_last_listene
     code, lines = run("""
 a, b = Listener(), Listener('b')
 sigterm.listen(a.hear); sigterm.listen(b.hear); term()
-sigterm.ignore(a.hear); sigterm.hand_on(); print('goes on', flush=True)
+sigterm.ignore(a.hear); sigterm.hand_on(); print('continues', flush=True)
 sigterm.ignore(b.hear); sigterm.hand_on()
 """)
-    assert (code, lines) == (-signal.SIGTERM, ["heard", "b", "goes on"])
+    assert (code, lines) == (-signal.SIGTERM, ["heard", "b", "continues"])
 
 
 @pytest.mark.parametrize("thread", [False, True])

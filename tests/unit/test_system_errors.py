@@ -22,7 +22,7 @@ def error_of(number: int, path: str | None = None) -> OSError:
 
 
 @pytest.mark.parametrize(
-    ("number", "cure"),
+    ("number", "fix"),
     [
         (errno.ENOSPC, "free space or inodes on that file system, or set X to another folder"),
         (errno.EDQUOT, "free some of the quota on that file system, or set X to another folder"),
@@ -34,9 +34,9 @@ def error_of(number: int, path: str | None = None) -> OSError:
         (errno.ENOMEM, "free memory, or raise the memory limit of the container"),
     ],
 )
-def test_a_refusal_names_its_reason_and_its_fix(number: int, cure: str) -> None:
+def test_a_refusal_names_its_reason_and_its_fix(number: int, fix: str) -> None:
     text = explained(error_of(number, "/somewhere"), ELSEWHERE)
-    assert text.startswith(f"{os.strerror(number)} (/somewhere): {cure}")
+    assert text.startswith(f"{os.strerror(number)} (/somewhere): {fix}")
 
 
 def test_without_a_fix_only_the_reason_is_given() -> None:
