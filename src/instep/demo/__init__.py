@@ -22,7 +22,6 @@ def main(steps: int = DEFAULT_STEPS, ranks: int = DEFAULT_RANKS, *, keep: bool =
     or 143 (SIGTERM). However it ends, it leaves no process behind. Call it in the main thread. Raises SettingsError if
     torch or etcd is missing, and InstepError if the training itself fails.
     """
-    from instep.demo._command import run_demo
-    from instep.demo._scenario import DemoOptions
+    from instep.demo._scenario import DemoOptions, run_demo
 
     return run_demo(DemoOptions(steps=steps, ranks=ranks, keep=keep), as_json=as_json)

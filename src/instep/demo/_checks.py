@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from instep.control import ChangeReceipt, JsonReport, format_changes
 from instep.demo._records import BaselineRecord, RankRecord
 from instep.rendezvous.records import Round
+from instep.text import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +62,9 @@ class Stop(JsonReport):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What one demo left behind. `alone` are the ranks that trained without Instep, told to use `baseline_lr`."""
+    """What one demo left behind. `baseline` are the ranks that trained without Instep, told to use `baseline_lr`."""
 
     ranks: int
-    records: tuple[RankRecord, ...]
     steered: tuple[Steered, ...]
     refusal: RefusedValue
     takeover: Takeover
@@ -72,8 +72,9 @@ class Evidence:
     """torchrun's round after the restart, read from etcd."""
     pause: Pause
     stop: Stop
-    baseline: tuple[BaselineRecord, ...]
     baseline_lr: float
+    records: tuple[RankRecord, ...] = ()
+    baseline: tuple[BaselineRecord, ...] = ()
 
     @property
     def first(self) -> tuple[RankRecord, ...]:
@@ -117,7 +118,7 @@ def check(evidence: Evidence) -> tuple[Check, ...]:
 
 def _same_parameters(evidence: Evidence) -> Check:
     hashes = {record.end for record in evidence.last}
-    found = f"{_count(len(hashes), 'hash', 'hashes')}: {_shortened(hashes)}"
+    found = f"{_hashes(len(hashes))}: {_shortened(hashes)}"
     return Check(
         claim=f"all {evidence.ranks} ranks hold bit-identical parameters",
         how="sha256 on each rank, at the end",
@@ -195,7 +196,7 @@ def _met_again(evidence: Evidence) -> Check:
         how="the round in etcd",
         found="no round was found"
         if formed is None
-        else f"round {formed.number}, after {formed.restarts} failure{'' if formed.restarts == 1 else 's'}",
+        else f"round {formed.number}, after {counted(formed.restarts, 'failure')}",
         held=formed is not None and formed.number > 1 and formed.restarts > 0,
     )
 
@@ -260,7 +261,7 @@ def _drifted(evidence: Evidence) -> Check:
     difference = max((item.difference for item in evidence.baseline), default=0.0)
     complete = _complete(evidence, evidence.baseline)
     steps = ", ".join("never" if step is None else str(step) for step in heard)
-    apart = f"at {steps}; {_count(len(after), 'hash', 'hashes')}, up to {difference:.1e} apart"
+    apart = f"at {steps}; {_hashes(len(after))}, up to {difference:.1e} apart"
     found = apart if len(before) == 1 else f"{len(before)} hashes before anything was changed"
     return Check(
         claim="without Instep the ranks drift apart",
@@ -286,5 +287,5 @@ def _shortened(hashes: Iterable[str | None]) -> str:
     return ", ".join(f"{digest[:12]}…" for digest in sorted(digest or "nothing" for digest in hashes))
 
 
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
+def _hashes(number: int) -> str:
+    return f"{number} {'hash' if number == 1 else 'hashes'}"

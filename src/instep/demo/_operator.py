@@ -24,7 +24,7 @@ from instep.control import (
     wait,
 )
 from instep.demo._checks import RefusedValue, Takeover
-from instep.demo._environment import TemporaryEtcd
+from instep.demo._environment import Sandbox
 from instep.errors import ConfigError, InstepError
 from instep.etcd import Client, Event, WatchBatch
 from instep.protocol.records import CommandName, Leader, Manifest, Member, Pointer, Saving
@@ -33,42 +33,38 @@ from instep.scalar import parse_scalar
 AUTHOR = "operator@demo"
 RECEIPT_TIMEOUT_S = 60.0
 
-T = TypeVar("T")
+R = TypeVar("R")
 PATIENCE_S: Final = 30.0
 
 
 class Operator:
     """The operator of one run."""
 
-    def __init__(self, client: Client, keys: Keys, server: TemporaryEtcd) -> None:
+    def __init__(self, client: Client, keys: Keys, sandbox: Sandbox) -> None:
+        self.keys = keys
         self._client = client
-        self._keys = keys
-        self._server = server
-
-    @property
-    def keys(self) -> Keys:
-        return self._keys
+        self._sandbox = sandbox
 
     def order_command(self, kind: str, *options: str) -> str:
         """The command line equivalent to `order`."""
-        return " ".join(["instep", kind, self._keys.run, *options])
+        return " ".join(["instep", kind, self.keys.run, *options])
 
     def command(self, values: Mapping[str, str], reason: str | None) -> str:
         """The command line equivalent to `change`."""
-        words = ["instep", "set", self._keys.run, *(f"{name}={value}" for name, value in values.items())]
+        words = ["instep", "set", self.keys.run, *(f"{name}={value}" for name, value in values.items())]
         return shlex.join(words) + (f' --why "{reason}" --wait' if reason else "")
 
     async def change(self, values: Mapping[str, str], reason: str) -> ChangeReceipt:
         """Raises ConfigError, ChangeRejected, ReceiptTimeout as `instep set --wait` does."""
-        written = await set_values(self._client, self._keys, values, author=AUTHOR, reason=reason)
-        return await wait(self._client, self._keys, written, RECEIPT_TIMEOUT_S)
+        written = await set_values(self._client, self.keys, values, author=AUTHOR, reason=reason)
+        return await wait(self._client, self.keys, written, RECEIPT_TIMEOUT_S)
 
     async def try_bad(self, name: str, value: str) -> RefusedValue:
         """Tries to set a value that must be refused."""
-        key = self._keys.config_of(name)
+        key = self.keys.config_of(name)
         before = await self._holds(key)
         try:
-            await set_values(self._client, self._keys, {name: value}, author=AUTHOR)
+            await set_values(self._client, self.keys, {name: value}, author=AUTHOR)
             reason = "it was not refused"
         except ConfigError as error:
             reason = str(error)
@@ -77,31 +73,27 @@ class Operator:
 
     async def send(self, kind: CommandName, reason: str | None = None) -> Sent:
         """Sends a command without waiting. Raises CommandRefused."""
-        return await send(self._client, self._keys, kind, author=AUTHOR, reason=reason)
+        return await send(self._client, self.keys, kind, author=AUTHOR, reason=reason)
 
     async def order(self, kind: CommandName, reason: str | None = None) -> CommandReceipt:
         """Sends a command and waits for its receipt. Raises CommandRefused and ReceiptTimeout."""
-        return await wait(self._client, self._keys, await self.send(kind, reason), RECEIPT_TIMEOUT_S)
-
-    @property
-    def has_etcdctl(self) -> bool:
-        return self._server.has_etcdctl
+        return await wait(self._client, self.keys, await self.send(kind, reason), RECEIPT_TIMEOUT_S)
 
     def put_command(self, name: str, value: str) -> str:
-        return f"etcdctl put {self._keys.config_of(name)} {value}"
+        return f"etcdctl put {self.keys.config_of(name)} {value}"
 
     async def put(self, name: str, value: str) -> ChangeReceipt:
         """Bypasses Instep's front ends with a plain etcdctl put. The receipt is the same."""
-        before = next(iter((await get(self._client, self._keys, name)).values)).agreed
+        before = next(iter((await get(self._client, self.keys, name)).values)).agreed
         asked_at_s = time.monotonic()
-        arguments = ("put", self._keys.config_of(name), value, "--write-out=json")
-        answer = await asyncio.to_thread(self._server.etcdctl, *arguments)
+        arguments = ("put", self.keys.config_of(name), value, "--write-out=json")
+        answer = await asyncio.to_thread(self._sandbox.etcdctl, *arguments)
         try:
             revision = int(json.loads(answer)["header"]["revision"])
         except (ValueError, KeyError, TypeError):
             raise InstepError(f"etcdctl put answered {answer[:200]!r}, which names no revision") from None
         written = Written(
-            run=self._keys.run,
+            run=self.keys.run,
             revision=revision,
             change_id="",
             author="",
@@ -111,63 +103,53 @@ class Operator:
             live=True,
             asked_at_s=asked_at_s,
         )
-        return await wait(self._client, self._keys, written, RECEIPT_TIMEOUT_S)
+        return await wait(self._client, self.keys, written, RECEIPT_TIMEOUT_S)
 
     async def _holds(self, key: str) -> tuple[int, str]:
         found = await self._client.get(key)
         return (found.mod_revision, found.text) if found else (0, "")
 
+    async def pids(self) -> dict[int, int]:
+        """The pids of the training processes, by rank."""
+        found = (Member.decode_or_none(item.value) for item in (await self._client.range(self.keys.members)).kvs)
+        return {member.rank: member.pid for member in found if member is not None}
 
-async def pids(client: Client, keys: Keys) -> dict[int, int]:
-    """The pids of the training processes, by rank."""
-    found = (Member.decode_or_none(item.value) for item in (await client.range(keys.members)).kvs)
-    return {member.rank: member.pid for member in found if member is not None}
+    def check_pid(self, rank: int, pid: int) -> None:
+        """Raises InstepError if it is none of the demo's processes, which alone may be killed."""
+        if pid not in self._sandbox.processes():
+            raise InstepError(f"rank {rank} is pid {pid}, which is none of the demo's processes")
 
+    async def kill_saver(self, told: Callable[[str], None]) -> Takeover:
+        """Waits for the next save, kills the rank that writes it, and waits until another rank has committed it.
 
-async def kill_saver(
-    client: Client, keys: Keys, ours: Callable[[], list[int]], told: Callable[[str], None]
-) -> Takeover:
-    """Waits for the next save, kills the rank that writes it, and waits until another rank has committed it.
+        Raises InstepError after 30 s.
+        """
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                return await self._kill_saver(told)
+        except TimeoutError:
+            raise InstepError(f"no checkpoint was saved in {PATIENCE_S:.0f} s after its saver was killed") from None
 
-    `ours` returns the processes that may be killed. Raises InstepError after 30 s.
-    """
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            return await _kill_saver(client, keys, ours, told)
-    except TimeoutError:
-        raise InstepError(f"no checkpoint was saved in {PATIENCE_S:.0f} s after its saver was killed") from None
-
-
-async def _kill_saver(
-    client: Client, keys: Keys, ours: Callable[[], list[int]], told: Callable[[str], None]
-) -> Takeover:
-    by_rank = await pids(client, keys)
-    revision = (await client.range(keys.state, limit=1)).revision
-    async with client.watch(keys.state, start_revision=revision + 1) as watch:
-        events = _events(watch)
-        saving = await _first(events, lambda event: _saving(keys, event))
-        dead, pid = saving.rank, by_rank[saving.rank]
-        if pid not in ours():
-            raise InstepError(f"rank {dead} is pid {pid}, which is none of the demo's processes")
-        os.kill(pid, signal.SIGKILL)
-        killed_at = time.monotonic()
-        told(f"kill -9 {pid}  # rank {dead}, in the middle of saving step {saving.step}")
-        leader = await _first(events, lambda event: _leader(keys, event, dead))
-        took_ms = (time.monotonic() - killed_at) * 1000
-        saved = await _first(events, lambda event: _saved(keys, event, saving.step))
-    item = await client.get(keys.checkpoint(saved.id))
-    manifest = Manifest.decode_or_none(item.value if item is not None else None)
-    if manifest is None:
-        raise InstepError(f"checkpoint {saved.id} is not in the registry")
-    return Takeover(saving.step, dead, leader.rank, took_ms, manifest.rank)
-
-
-async def _first(events: AsyncIterator[Event], read: Callable[[Event], T | None]) -> T:
-    """The first result of `read` over the events that is not None."""
-    async for event in events:
-        if (found := read(event)) is not None:
-            return found
-    raise InstepError("the watch has ended")
+    async def _kill_saver(self, told: Callable[[str], None]) -> Takeover:
+        client, keys = self._client, self.keys
+        by_rank = await self.pids()
+        revision = (await client.range(keys.state, limit=1)).revision
+        async with client.watch(keys.state, start_revision=revision + 1) as watch:
+            events = _events(watch)
+            saving = await _first(events, keys.saving, Saving.decode_or_none, lambda saving: True)
+            dead, pid = saving.rank, by_rank[saving.rank]
+            self.check_pid(dead, pid)
+            os.kill(pid, signal.SIGKILL)
+            killed_at = time.monotonic()
+            told(f"kill -9 {pid}  # rank {dead}, in the middle of saving step {saving.step}")
+            leader = await _first(events, keys.leader, Leader.decode_or_none, lambda leader: leader.rank != dead)
+            took_ms = (time.monotonic() - killed_at) * 1000
+            saved = await _first(events, keys.saved, Pointer.decode_or_none, lambda saved: saved.step == saving.step)
+        item = await client.get(keys.checkpoint(saved.id))
+        manifest = Manifest.decode_or_none(item.value if item is not None else None)
+        if manifest is None:
+            raise InstepError(f"checkpoint {saved.id} is not in the registry")
+        return Takeover(saving.step, dead, leader.rank, took_ms, manifest.rank)
 
 
 async def _events(watch: AsyncIterator[WatchBatch]) -> AsyncIterator[Event]:
@@ -176,15 +158,12 @@ async def _events(watch: AsyncIterator[WatchBatch]) -> AsyncIterator[Event]:
             yield event
 
 
-def _saving(keys: Keys, event: Event) -> Saving | None:
-    return Saving.decode_or_none(event.kv.value) if event.kind == "put" and event.kv.key == keys.saving else None
-
-
-def _leader(keys: Keys, event: Event, dead: int) -> Leader | None:
-    leader = Leader.decode_or_none(event.kv.value) if event.kind == "put" and event.kv.key == keys.leader else None
-    return leader if leader is not None and leader.rank != dead else None
-
-
-def _saved(keys: Keys, event: Event, step: int) -> Pointer | None:
-    saved = Pointer.decode_or_none(event.kv.value) if event.kind == "put" and event.kv.key == keys.saved else None
-    return saved if saved is not None and saved.step == step else None
+async def _first(
+    events: AsyncIterator[Event], key: str, decode: Callable[[bytes], R | None], fits: Callable[[R], bool]
+) -> R:
+    """The first record put to `key` that fits."""
+    async for event in events:
+        record = decode(event.kv.value) if event.kind == "put" and event.kv.key == key else None
+        if record is not None and fits(record):
+            return record
+    raise InstepError("the watch has ended")

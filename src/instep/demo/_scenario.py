@@ -1,23 +1,33 @@
-"""The demo, step by step: train, steer, kill and stop with Instep, then the same training without it."""
+"""The demo, step by step: train, steer, kill and stop with Instep, then the same training without it.
+
+`run_demo` is the command: exit code, interrupts, JSON document.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any, Final
+
+from rich.console import Console
 
 from instep.control import ChangeReceipt, Keys, connect, format_changes
-from instep.demo._checks import Evidence, Pause, RefusedValue, Steered, Stop, Takeover
-from instep.demo._environment import RUN, SCRIPT, Program, Sandbox, tagged, training_script
-from instep.demo._operator import Operator, kill_saver, pids
+from instep.demo._checks import Check, Evidence, Pause, Steered, Stop, Takeover, check
+from instep.demo._environment import RUN, SCRIPT, Sandbox, check_needs, training_script
+from instep.demo._operator import Operator
 from instep.demo._records import BaselineRecord, read_baseline, read_records
-from instep.demo._screen import DemoProgress, Screen, exports
+from instep.demo._screen import DemoProgress, Screen
 from instep.errors import InstepError, SettingsError
 from instep.etcd import Client
+from instep.etcd_server.process import ServerProcess
 from instep.protocol.records import Pointer
 from instep.rendezvous.keys import RendezvousKeys
 from instep.rendezvous.records import Round
@@ -33,6 +43,10 @@ SLOW_DISK_S: Final = 0.7
 PAUSE_S: Final = 1.5
 MAX_RANKS: Final = 64
 MAX_STEPS: Final = 10_000
+END_S: Final = 8.0
+"""torchrun first stops its workers after a SIGTERM."""
+_TAIL_LINES: Final = 25
+_PIPED_WIDTH: Final = 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,18 +67,6 @@ class DemoOptions:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What the operator did, and the results."""
-
-    steered: list[Steered]
-    refusal: RefusedValue
-    takeover: Takeover
-    round: Round | None
-    pause: Pause
-    stop: Stop
-
-
 @dataclass(slots=True)
 class Scenario:
     """One demo. `kept`: the changes are made, and the user controls the training now."""
@@ -73,35 +75,20 @@ class Scenario:
     sandbox: Sandbox
     screen: Screen
     kept: bool = False
-    etcd: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.etcd = self.sandbox.server.version
 
     async def run(self) -> Evidence | None:
         """Runs the demo. Returns None if the user took over the training and stopped it."""
         options, screen = self.options, self.screen
         screen.title("instep demo", f"{options.ranks} ranks train one model; an operator changes it live")
-        screen.heading("a real etcd", f"{self.etcd} at {self.sandbox.server.endpoint}, only for this demo")
+        screen.heading("a real etcd", f"{self.sandbox.etcd.version} at {self.sandbox.endpoint}, only for this demo")
         async with connect(self.sandbox.settings) as client:
-            outcome = await self._with_instep(client)
-            if outcome is None:
+            evidence = await self._with_instep(client)
+            if evidence is None:
                 return None
             alone = await self._without_instep(client)
-        return Evidence(
-            ranks=options.ranks,
-            records=read_records(self.sandbox.subfolder("trained")),
-            steered=tuple(outcome.steered),
-            refusal=outcome.refusal,
-            takeover=outcome.takeover,
-            round=outcome.round,
-            pause=outcome.pause,
-            stop=outcome.stop,
-            baseline=alone,
-            baseline_lr=BASELINE_LR,
-        )
+        return replace(evidence, records=read_records(self.sandbox.subfolder("trained")), baseline=alone)
 
-    async def _with_instep(self, client: Client) -> Outcome | None:
+    async def _with_instep(self, client: Client) -> Evidence | None:
         options, sandbox = self.options, self.sandbox
         keys = Keys(sandbox.settings.namespace, RUN)
         command = f"torchrun --rdzv-backend=etcd3 --rdzv-id={RUN} --nproc-per-node={options.ranks} examples/{SCRIPT}"
@@ -110,23 +97,17 @@ class Scenario:
         script = [str(training_script()), f"--name={RUN}", f"--steps={UNENDING_STEPS}"]
         script += [f"--proof={sandbox.subfolder('trained')}", f"--checkpoints={sandbox.subfolder('checkpoints')}"]
         script += [f"--slow-disk={SLOW_DISK_S}", f"--save-every={UNENDING_STEPS}"]
-        torchrun = self._program(
-            "torchrun", *_TORCHRUN, f"--nproc-per-node={options.ranks}", f"--max-restarts={MAX_RESTARTS}", *script
-        )
-        try:
-            async with torchrun, asyncio.TaskGroup() as tasks:
-                training = tasks.create_task(torchrun.wait())
-                with self.screen.moving(progress):
-                    watching = tasks.create_task(progress.watch())
-                    outcome = await self._run_steps(client, Operator(client, keys, sandbox.server), progress, training)
-                    watching.cancel()
-        except* InstepError as failures:
-            raise failures.exceptions[0] from None
-        return outcome
+        arguments = [*_TORCHRUN, f"--nproc-per-node={options.ranks}", f"--max-restarts={MAX_RESTARTS}", *script]
+        async with self._program("torchrun", arguments) as (tasks, training):
+            with self.screen.moving(progress):
+                watching = tasks.create_task(progress.watch())
+                evidence = await self._run_steps(client, Operator(client, keys, sandbox), progress, training)
+                watching.cancel()
+        return evidence
 
     async def _run_steps(
         self, client: Client, operator: Operator, progress: DemoProgress, training: asyncio.Task[None]
-    ) -> Outcome | None:
+    ) -> Evidence | None:
         async def some_steps() -> None:
             await progress.wait_steps(self.options.steps, training)
 
@@ -139,7 +120,7 @@ class Scenario:
         self.screen.receipt(f"refused: {refusal.reason}", good=not refusal.written)
 
         self.screen.heading("a crash", "the rank that writes the checkpoint is killed during the save")
-        takeover = await self._kill_saver_during_save(client, operator, progress)
+        takeover = await self._kill_saver_during_save(operator)
         await progress.wait_for_view(progress.view + 1, training)
         formed = await client.get(RendezvousKeys(self.sandbox.settings.namespace, RUN).round)
         await some_steps()
@@ -147,7 +128,7 @@ class Scenario:
         self.screen.heading("commands", "all ranks act before the same step")
         pause = await self._pause(operator)
         await some_steps()
-        if operator.has_etcdctl:
+        if self.sandbox.etcd.etcdctl is not None:
             self.screen.command(operator.put_command("lr", "3e-4"))
             steered.append(self._show(Steered("etcdctl put", await operator.put("lr", "3e-4"))))
         else:
@@ -158,11 +139,20 @@ class Scenario:
         await some_steps()
         stop = await self._stop(client, operator, training)
         round_ = Round.decode_or_none(formed.value if formed is not None else None)
-        return Outcome(steered, refusal, takeover, round_, pause, stop)
+        return Evidence(
+            ranks=self.options.ranks,
+            steered=tuple(steered),
+            refusal=refusal,
+            takeover=takeover,
+            round=round_,
+            pause=pause,
+            stop=stop,
+            baseline_lr=BASELINE_LR,
+        )
 
-    async def _kill_saver_during_save(self, client: Client, operator: Operator, progress: DemoProgress) -> Takeover:
+    async def _kill_saver_during_save(self, operator: Operator) -> Takeover:
         self.screen.command(operator.order_command("checkpoint", "--no-wait"))
-        killing = kill_saver(client, operator.keys, lambda: tagged(self.sandbox.mark), self.screen.command)
+        killing = operator.kill_saver(self.screen.command)
         takeover, _ = await all_of(killing, operator.send("checkpoint"))
         self.screen.receipt(
             f"rank {takeover.by_rank} led after {takeover.took_ms:.0f} ms, and rank {takeover.saved_by} saved step "
@@ -184,9 +174,8 @@ class Scenario:
 
     async def _stop(self, client: Client, operator: Operator, training: asyncio.Task[None]) -> Stop:
         rank = self.options.ranks - 1
-        pid = (await pids(client, operator.keys))[rank]
-        if pid not in tagged(self.sandbox.mark):
-            raise InstepError(f"rank {rank} is pid {pid}, which is none of the demo's processes")
+        pid = (await operator.pids())[rank]
+        operator.check_pid(rank, pid)
         self.screen.command(f"kill -TERM {pid}  # rank {rank}, as when its machine is taken away")
         began = time.monotonic()
         os.kill(pid, signal.SIGTERM)
@@ -213,9 +202,7 @@ class Scenario:
         """Returns when the user stops the run. An interrupt ends the demo."""
         self.kept = True
         self.screen.heading("your turn", "training continues until Ctrl-C; try from another terminal:")
-        for line in exports({"INSTEP_ETCD": self.sandbox.server.endpoint}):
-            self.screen.command(line)
-        for words in _TO_TRY:
+        for words in (f"export INSTEP_ETCD={self.sandbox.endpoint}", *_TO_TRY):
             self.screen.command(words)
         shown = {item.receipt.plan for item in steered}
         while not training.done():  # the user may stop it
@@ -229,26 +216,49 @@ class Scenario:
     async def _without_instep(self, client: Client) -> tuple[BaselineRecord, ...]:
         ranks, folder = self.options.ranks, self.sandbox.subfolder("alone")
         self.screen.heading("the same training without Instep", "each rank polls etcd on its own, every ten steps")
-        where = [f"--etcd={self.sandbox.server.endpoint}", f"--key={BASELINE_KEY}", f"--proof={folder}"]
+        where = [f"--etcd={self.sandbox.endpoint}", f"--key={BASELINE_KEY}", f"--proof={folder}"]
         script = ["-m", "instep.demo.without", str(training_script()), f"--ranks={ranks}", f"--steps={BASELINE_STEPS}"]
-        program = self._program("without-instep", *script, *where)
-        try:
-            async with program, asyncio.TaskGroup() as tasks:
-                training = tasks.create_task(program.wait())
-                while not (folder / "now").exists() and not training.done():  # noqa: ASYNC110  # another process's file
-                    await asyncio.sleep(0.02)
-                self.screen.command(f"etcdctl put {BASELINE_KEY} {BASELINE_LR}")
-                await client.put(BASELINE_KEY, str(BASELINE_LR))
-        except* InstepError as failures:
-            raise failures.exceptions[0] from None
+        async with self._program("without-instep", [*script, *where]) as (_, training):
+            while not (folder / "now").exists() and not training.done():  # noqa: ASYNC110  # another process's file
+                await asyncio.sleep(0.02)
+            self.screen.command(f"etcdctl put {BASELINE_KEY} {BASELINE_LR}")
+            await client.put(BASELINE_KEY, str(BASELINE_LR))
         alone = read_baseline(folder)
         heard = ", ".join(f"rank {item.rank} at step {item.first_step_with(BASELINE_LR)}" for item in alone)
         self.screen.say(f"lr 3e-3 → 1e-3 applied: {heard}", style="yellow")
         return alone
 
-    def _program(self, name: str, *arguments: str) -> Program:
-        log = self.sandbox.folder / f"{name}.log"
-        return Program(arguments, self.sandbox.environment(), log=log, show=lambda tail: self.screen.say(tail, "dim"))
+    @asynccontextmanager
+    async def _program(
+        self, name: str, arguments: Sequence[str]
+    ) -> AsyncGenerator[tuple[asyncio.TaskGroup, asyncio.Task[None]]]:
+        """Runs Python with these arguments until the block ends and the program has ended. Raises InstepError if it
+        fails. Its session is its own, so Ctrl-C reaches only the demo, which then stops it.
+
+        Yields a group of tasks that end with the block, and the task that waits for the program.
+        """
+        process = ServerProcess(
+            [sys.executable, *arguments],
+            log=self.sandbox.folder / f"{name}.log",
+            environment=self.sandbox.environment(),
+            parent_death_signal=signal.SIGTERM,
+        )
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                yield tasks, tasks.create_task(self._end_of(process))
+        except* InstepError as failures:
+            raise failures.exceptions[0] from None
+        finally:
+            process.stop(END_S)
+
+    async def _end_of(self, process: ServerProcess) -> None:
+        """Returns when it exits with status 0. Otherwise shows the end of its log and raises InstepError."""
+        while process.exit_status is None:  # noqa: ASYNC110  # another process is polled
+            await asyncio.sleep(0.02)
+        if process.exit_status != 0:
+            self.screen.say(process.log_tail(_TAIL_LINES), "dim")
+            what = f"{process.log.stem} ended with status {process.exit_status}"
+            raise InstepError(f"{what}: the end of its log is shown above")
 
 
 _TORCHRUN: Final = (
@@ -264,3 +274,81 @@ _TO_TRY: Final = (
     f"etcdctl --endpoints $INSTEP_ETCD put /training/{RUN}/config/clip 2",
     f"instep stop {RUN}",
 )
+
+
+# -- the command ---------------------------------------------------------------------------------------------
+
+
+def run_demo(options: DemoOptions, *, as_json: bool) -> int:
+    """See `instep.demo.main`."""
+    check_needs()
+    screen = Screen(_console(as_json))
+    began = time.monotonic()
+    with _interruptible() as interrupted:
+        scenario: Scenario | None = None
+        try:
+            with Sandbox() as sandbox:
+                scenario = Scenario(options, sandbox, screen)
+                evidence = asyncio.run(scenario.run())
+        except KeyboardInterrupt:
+            kept = scenario is not None and scenario.kept
+            screen.end("ended" if kept else "interrupted", ", no process left")
+            return 0 if kept else 128 + interrupted[-1]
+    if evidence is None:
+        screen.end("ended", ", no process left")
+        return 0
+    checks = check(evidence)
+    took_s = time.monotonic() - began
+    screen.heading("claims and results")
+    screen.summary(checks, took_s)
+    if as_json:
+        document = _document(evidence, checks, sandbox.etcd.version, took_s)
+        print(json.dumps(document, ensure_ascii=False, indent=2))  # noqa: T201  # --json: stdout is for the document
+    return 0 if all(item.held for item in checks) else 1
+
+
+def _console(as_json: bool) -> Console:
+    console = Console(stderr=as_json, markup=False, emoji=False, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _PIPED_WIDTH
+    return console
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """Makes SIGTERM and SIGHUP end the demo as Ctrl-C does. Yields the signals received."""
+    came = [int(signal.SIGINT)]
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        signal.raise_signal(signal.SIGINT)
+
+    # A shell starts background jobs with SIGINT ignored.
+    handlers: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler}
+    handlers |= {signal.SIGTERM: interrupt, signal.SIGHUP: interrupt}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _document(evidence: Evidence, checks: tuple[Check, ...], etcd: str, took_s: float) -> dict[str, Any]:
+    return {
+        "held": all(item.held for item in checks),
+        "ranks": evidence.ranks,
+        "steps": evidence.last_step + 1,
+        "etcd": etcd,
+        "took_s": round(took_s, 1),
+        "changes": [steered.to_json() for steered in evidence.steered],
+        "refused": evidence.refusal.to_json(),
+        "takeover": evidence.takeover.to_json(),
+        "pause": evidence.pause.to_json(),
+        "stop": evidence.stop.to_json(),
+        "without": [
+            {"rank": item.rank, "step": item.first_step_with(evidence.baseline_lr), "sha256": item.after}
+            for item in evidence.baseline
+        ],
+        "checks": [item.to_json() for item in checks],
+    }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
@@ -120,11 +119,6 @@ def _curve(losses: Sequence[float]) -> str:
     low, high = min(shown), max(shown)
     scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
     return "".join(_BLOCKS[round((loss - low) * scale)] for loss in shown)
-
-
-def exports(variables: dict[str, str]) -> list[str]:
-    """Export commands for a shell."""
-    return [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
 
 
 class DemoProgress:

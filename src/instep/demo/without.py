@@ -62,8 +62,9 @@ def train(rank: int, example: Any, options: argparse.Namespace) -> None:
     torch.manual_seed(0)
     model = example.parallel(example.CharTransformer(example.Hyper().dropout))
     opt = torch.optim.AdamW(model.parameters(), lr=LR)
-    used, poller, before = Used(), None, ""
-    began = 0.0
+    used: list[tuple[int, float]] = []
+    """The lr that updates used: step and lr for each step where it changed."""
+    poller, before, began = None, "", 0.0
     for step in range(options.steps):
         if step == WARM:
             began = time.monotonic()
@@ -82,21 +83,12 @@ def train(rank: int, example: Any, options: argparse.Namespace) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         opt.step()
-        used.note(step, opt.param_groups[0]["lr"])
-    facts = {"rank": rank, "used": used.changes, "before": before, "after": example.digest(model)}
+        lr = opt.param_groups[0]["lr"]
+        if not used or used[-1][1] != lr:
+            used.append((step, lr))
+    facts = {"rank": rank, "used": used, "before": before, "after": example.digest(model)}
     proof = options.proof / f"rank-{rank}.json"
     proof.write_text(json.dumps({**facts, "difference": _difference(model)}))
-
-
-class Used:
-    """The lr that updates used: (step, lr) for each step where it changed."""
-
-    def __init__(self) -> None:
-        self.changes: list[tuple[int, float]] = []
-
-    def note(self, step: int, lr: float) -> None:
-        if not self.changes or self.changes[-1][1] != lr:
-            self.changes.append((step, lr))
 
 
 def _same_everywhere(value: float) -> float:

@@ -21,18 +21,9 @@ def run_etcdctl(binary: EtcdBinary, flags: Sequence[str], args: Sequence[str], *
     """
     if binary.etcdctl is None:
         raise SettingsError(f"there is no etcdctl next to {binary.path}")
-    # etcdctl refuses to run when a setting comes both from its environment and as a flag.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCDCTL_")}
     command = f"etcdctl {' '.join(args)}"
     try:
-        answer = subprocess.run(
-            [binary.etcdctl, *_without(flags, args), *args],
-            env=environment | {"ETCDCTL_API": "3"},
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
+        answer = _run([str(binary.etcdctl), *_without(flags, args), *args])
     except subprocess.TimeoutExpired as error:
         raise EtcdError(f"{command} did not end within {_TIMEOUT_S:g} s") from error
     if check and answer.returncode != 0:
@@ -57,17 +48,16 @@ def restore_snapshot(binary: EtcdBinary, snapshot: Path, member: MemberSettings,
         "--initial-cluster=" + ",".join(f"{name}={url}" for name, url in cluster.items()),
         f"--initial-advertise-peer-urls={member.advertised_peer_url}",
     ]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCDCTL_")}
-    answer = subprocess.run(
-        command,
-        env=environment | {"ETCDCTL_API": "3"},
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_S,
-        check=False,
-    )
+    answer = _run(command)
     if answer.returncode != 0:
         raise EtcdError(f"the snapshot {snapshot} cannot be restored: {answer.stderr.strip() or answer.stdout.strip()}")
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    # etcdctl refuses to run when a setting comes both from its environment and as a flag.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ETCDCTL_")}
+    environment = inherited | {"ETCDCTL_API": "3"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
 
 
 def _without(flags: Sequence[str], args: Sequence[str]) -> list[str]:

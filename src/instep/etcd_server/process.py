@@ -25,20 +25,20 @@ _PAUSE_POLL_S = 0.001
 # check of its pid.
 _DIE_WITH_PARENT = """
 import ctypes, os, sys
-PR_SET_PDEATHSIG, SIGKILL = 1, 9
-if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) != 0:
+PR_SET_PDEATHSIG = 1
+if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(sys.argv[2]), 0, 0, 0) != 0:
     sys.exit("prctl: " + os.strerror(ctypes.get_errno()))
 if os.getppid() != int(sys.argv[1]):
     sys.exit("the parent is gone")
-os.execv(sys.argv[2], sys.argv[2:])
+os.execv(sys.argv[3], sys.argv[3:])
 """
 
 
 class ServerProcess:
     """A running program in its own session, with its output appended to `log`.
 
-    With `die_with_parent` the kernel kills it when this process ends in any way, SIGKILL included; without it, the
-    program keeps running.
+    With `die_with_parent` the kernel sends it `parent_death_signal` when this process ends in any way, SIGKILL
+    included; without it, the program keeps running.
     """
 
     def __init__(
@@ -47,11 +47,12 @@ class ServerProcess:
         *,
         log: Path,
         die_with_parent: bool = True,
+        parent_death_signal: signal.Signals = signal.SIGKILL,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.command = list(command)
         self.log = log
-        python = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())]
+        python = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), str(int(parent_death_signal))]
         prefix = python if die_with_parent else []
 
         def spawn() -> subprocess.Popen[bytes]:
@@ -109,14 +110,14 @@ class ServerProcess:
         """Sends SIGKILL without waiting."""
         self._process.kill()
 
-    def stop(self) -> None:
-        """Stops it with SIGTERM, also when it is paused, and with SIGKILL after 5 s. Returns when it is gone."""
+    def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
+        """Stops it with SIGTERM, paused or not, and with SIGKILL after `timeout_s`. Returns when it is gone."""
         if self.exit_status is not None:
             return
         self._process.terminate()
         self._process.send_signal(signal.SIGCONT)
         try:
-            self._process.wait(_STOP_TIMEOUT_S)
+            self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self.kill()
 
