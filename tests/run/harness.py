@@ -55,7 +55,7 @@ class Trainer:
         environment = {**os.environ, "PYTHONPATH": str(SOURCE), **environment}
         self.process: subprocess.Popen[str] | ForkedProcess
         if fork_server is not None:
-            self.process = fork_server.start(script, arguments, environment)
+            self.process = fork_server.start(script, arguments, environment, new_session=script is not TRAINER)
         else:
             self.process = subprocess.Popen(
                 [sys.executable, str(script), *arguments],
@@ -171,14 +171,16 @@ class TrainingRun:
         node: str = "a",
         environment: Mapping[str, str] | None = None,
         script: Path = TRAINER,
+        fork_server: ForkServer | None = None,
     ) -> Trainer:
+        """`fork_server` starts another script than the plain trainer."""
         place = {"RANK": str(rank), "WORLD_SIZE": str(world_size), **(environment or {})}
         forks = script is TRAINER and "PYTHONPATH" not in place  # the fork server has imported Instep already
         trainer = Trainer(
             [f"--stop-file={self.stop_file}", *arguments],
             {**self.environment(node), **place},
             script,
-            self.fork_server if forks else None,
+            self.fork_server if forks else fork_server,
         )
         self.trainers.append(trainer)
         return trainer

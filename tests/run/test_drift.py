@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chaos.harness.fork_server import ForkServer
 
 from instep import control
 from instep.etcd import Client
@@ -25,9 +26,9 @@ SAID = "the optimizer of rank 0 does not hold lr: another part of the script ove
 
 
 def test_a_script_that_overwrites_a_bound_value_is_reported_everywhere(
-    training: TrainingRun,
+    training: TrainingRun, fork_server: ForkServer
 ) -> None:
-    trainer = training.start(0, 1, script=SCRIPT)
+    trainer = training.start(0, 1, script=SCRIPT, fork_server=fork_server)
     trainer.wait_said("joined")
     told = wait_for(lambda: [line for line in trainer.errors if "does not hold the agreed lr" in line], "the warning")
     assert "group 0 of the optimizer holds lr=" in told[0]

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from chaos.harness.fork_server import ForkServer
 
 from run.harness import TrainingRun
 
@@ -16,10 +17,10 @@ SCRIPT = Path(__file__).with_name("scheduled_trainer.py")
 
 
 def test_the_log_names_the_first_values_each_change_with_its_step_and_each_resume(
-    training: TrainingRun, tmp_path: Path
+    training: TrainingRun, tmp_path: Path, fork_server: ForkServer
 ) -> None:
     """The schedule of the README's example continues where it was saved."""
-    first = training.start(0, 1, str(tmp_path / "saved"), script=SCRIPT)
+    first = training.start(0, 1, str(tmp_path / "saved"), script=SCRIPT, fork_server=fork_server)
     first.wait_said("joined")
     training.put("lr", "0.02")
     step = first.wait_said("done")["step"]
@@ -32,7 +33,7 @@ def test_the_log_names_the_first_values_each_change_with_its_step_and_each_resum
     assert int(applied[1]) == step
     assert "do not hold" not in log
 
-    again = training.start(0, 1, str(tmp_path / "saved"), script=SCRIPT)
+    again = training.start(0, 1, str(tmp_path / "saved"), script=SCRIPT, fork_server=fork_server)
     joined = again.wait_said("joined")
     assert joined["start"] == joined["epoch"] == step + 1
     again.wait_said("done")
