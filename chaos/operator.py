@@ -90,13 +90,13 @@ class Operator:
         """Requests the end of a pause if the run is or will be paused, unless that was already requested."""
         try:
             pending = await self.pending()
-            course = await self._course()
+            directive = await self._directive()
         except EtcdError:
             return
         kinds = [command.kind for command in pending.values()]
         if "resume" in kinds:
             return
-        if course.paused_at is not None or "pause" in kinds:
+        if directive.paused_at is not None or "pause" in kinds:
             await self._command(Command(kind="resume"))
 
     async def pending(self) -> dict[str, Command]:
@@ -106,11 +106,11 @@ class Operator:
         )
         return {kv.key.removeprefix(self._keys.commands): Command.decode(kv.value) for kv in found.kvs}
 
-    async def _course(self) -> Directive:
+    async def _directive(self) -> Directive:
         found = await self._calls.timed(
             "operator get", TIMEOUT_S, self._client.get(self._keys.agreed, timeout_s=TIMEOUT_S)
         )
-        return Agreed.decode(found.value).course if found is not None else Directive()
+        return Agreed.decode(found.value).directive if found is not None else Directive()
 
     def _next(self) -> Mapping[str, Scalar] | Command:
         """Mostly a change of one name, now and then of several at once, seldom a value that must be rejected; and

@@ -83,7 +83,7 @@ class Session:
         except EtcdError:
             return False
         agreed = Agreed.decode_or_none(found.value if found else None)
-        if pending or agreed is None or agreed.course.paused_at is not None or agreed.values != FINAL:
+        if pending or agreed is None or agreed.directive.paused_at is not None or agreed.values != FINAL:
             await testbed.operator.insist()
             return False
         return agreed.gate is None or testbed.ranks.shared.lowest_arrived() >= agreed.gate

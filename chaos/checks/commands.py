@@ -144,13 +144,13 @@ class CommandHistory:
             self._committed(found.committed, found.agreed)
         if not self.generations or found.agreed is None:
             return
-        generation, course = self.generations[-1], found.agreed.course
-        if course.save_at is not None:
-            generation.saves.add(course.save_at)
+        generation, directive = self.generations[-1], found.agreed.directive
+        if directive.save_at is not None:
+            generation.saves.add(directive.save_at)
         paused = _open(generation)
-        if paused is None and course.paused_at is not None:
-            generation.pauses.append(Pause(course.paused_at))
-        elif paused is not None and course.paused_at is None:
+        if paused is None and directive.paused_at is not None:
+            generation.pauses.append(Pause(directive.paused_at))
+        elif paused is not None and directive.paused_at is None:
             plan = found.committed
             paused.ended_by = plan.change_id if plan is not None and plan.kind == "resume" else ""
             if not paused.ended_by:
@@ -158,21 +158,21 @@ class CommandHistory:
 
     def _start_generation(self, view: View, agreed: Agreed | None) -> None:
         paused = _open(self.generations[-1]) if self.generations else None
-        if paused is not None and (agreed is None or agreed.course.paused_at is None):
+        if paused is not None and (agreed is None or agreed.directive.paused_at is None):
             self._problem(f"the pause at step {paused.gate} did not outlive the start of view {view.number}")
         self.generations.append(Generation(view.number))
 
     def _committed(self, plan: Plan, agreed: Agreed | None) -> None:
-        course = agreed.course if agreed is not None else None
+        directive = agreed.directive if agreed is not None else None
         wanted = self._commands.get(plan.change_id or "")
         if wanted is None or (wanted.kind, wanted.name) != (plan.kind, plan.name):
             self._problem(f"plan {plan.number} is a {plan.kind} {plan.name or ''}, and what was asked for is {wanted}")
-        if course is None:
+        if directive is None:
             self._problem(f"plan {plan.number}, a {plan.kind}, was committed without what is agreed")
-        elif plan.kind == "pause" and course.paused_at != plan.gate:
-            self._problem(f"plan {plan.number} pauses before step {plan.gate}, and agreed is {course.paused_at}")
-        elif plan.kind == "checkpoint" and course.save_at != plan.gate:
-            self._problem(f"plan {plan.number} saves step {plan.gate}, and agreed is {course.save_at}")
+        elif plan.kind == "pause" and directive.paused_at != plan.gate:
+            self._problem(f"plan {plan.number} pauses before step {plan.gate}, and agreed is {directive.paused_at}")
+        elif plan.kind == "checkpoint" and directive.save_at != plan.gate:
+            self._problem(f"plan {plan.number} saves step {plan.gate}, and agreed is {directive.save_at}")
         if plan.kind == "action":
             if plan.name not in self._known:
                 self._problem(f"plan {plan.number}, the unknown action {plan.name}, was committed")

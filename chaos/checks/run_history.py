@@ -181,7 +181,7 @@ class RunHistory:
             return
         span = self.spans[-1]
         # While the run is paused, all ranks wait before the same step, and every change is applied there.
-        least = span.gates[-1] + (before.course.paused_at is None)
+        least = span.gates[-1] + (before.directive.paused_at is None)
         if agreed.gate < least:
             self._problem(f"the gate of plan {agreed.plan}, {agreed.gate}, is not above the one before it")
         span.add(agreed.gate, agreed.values)

@@ -57,9 +57,9 @@ def etcd() -> Etcd:
     return Etcd()
 
 
-def begin(etcd: Etcd, number: int = 1, *, course: Directive | None = None) -> None:
+def begin(etcd: Etcd, number: int = 1, *, directive: Directive | None = None) -> None:
     view = View(number=number, world_size=1, schema_digest="d", nodes={}, start=Snapshot(), fresh=True)
-    agreed = Agreed(plan=0, view=number, values={}, course=course or Directive())
+    agreed = Agreed(plan=0, view=number, values={}, directive=directive or Directive())
     etcd.txn((KEYS.view, view.encode()), (KEYS.agreed, agreed.encode()))
 
 
@@ -67,7 +67,7 @@ def ask(etcd: Etcd, name: str, command: Command) -> None:
     etcd.txn((KEYS.command(name), command.encode()))
 
 
-def commit(etcd: Etcd, number: int, name: str, command: Command, course: Directive, *, keep: bool = False) -> None:
+def commit(etcd: Etcd, number: int, name: str, command: Command, directive: Directive, *, keep: bool = False) -> None:
     """The plan of a command at gate 10 times its number, and its commit."""
     gate = number * 10
     plan = Plan(
@@ -76,14 +76,14 @@ def commit(etcd: Etcd, number: int, name: str, command: Command, course: Directi
         gate=gate,
         kind=command.kind,
         name=command.name,
-        course=course,
+        directive=directive,
         values={},
         previous={},
         revision=1,
         change_id=name,
     )
     etcd.txn((KEYS.plan(number), plan.encode()))
-    agreed = Agreed(plan=number, view=1, values={}, course=course)
+    agreed = Agreed(plan=number, view=1, values={}, directive=directive)
     changes = [(KEYS.decision(number), Decision(commit=True).encode()), (KEYS.agreed, agreed.encode())]
     etcd.txn(*changes, *([] if keep else [(KEYS.command(name), None)]))
 
@@ -151,7 +151,7 @@ def test_a_command_that_remains_after_its_commit_is_found(etcd: Etcd) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "done", "course", "sentence"),
+    ("asked", "done", "directive", "sentence"),
     [
         (PAUSE, PAUSE, Directive(), "pauses before step 10, and agreed is None"),
         (PAUSE, PAUSE, Directive(paused_at=11), "pauses before step 10, and agreed is 11"),
@@ -162,11 +162,11 @@ def test_a_command_that_remains_after_its_commit_is_found(etcd: Etcd) -> None:
     ids=["no pause", "another step", "another step to save", "another command", "unknown"],
 )
 def test_a_commit_that_is_not_what_was_asked_for_is_found(
-    etcd: Etcd, asked: Command, done: Command, course: Directive, sentence: str
+    etcd: Etcd, asked: Command, done: Command, directive: Directive, sentence: str
 ) -> None:
     begin(etcd)
     ask(etcd, "a", asked)
-    commit(etcd, 1, "a", done, course)
+    commit(etcd, 1, "a", done, directive)
     assert any(sentence in problem for problem in commanded(etcd).problems)
 
 
@@ -183,7 +183,7 @@ def test_a_pause_that_does_not_outlive_a_fresh_start_is_found(etcd: Etcd) -> Non
     begin(etcd)
     ask(etcd, "a", PAUSE)
     commit(etcd, 1, "a", PAUSE, Directive(paused_at=10))
-    begin(etcd, 2, course=Directive(paused_at=0))
+    begin(etcd, 2, directive=Directive(paused_at=0))
     kept = commanded(etcd)
     assert kept.problems == []
     assert [generation.pauses for generation in kept.generations] == [[Pause(10)], [Pause(0)]]

@@ -110,18 +110,18 @@ def commit(etcd: Etcd, number: int, lr: float) -> None:
     etcd.write((KEYS.decision(number), Decision(commit=True).encode()), (KEYS.agreed, agreed.encode()))
 
 
-def change_at(etcd: Etcd, number: int, gate: int, lr: float, course: Directive | None = None) -> None:
+def change_at(etcd: Etcd, number: int, gate: int, lr: float, directive: Directive | None = None) -> None:
     proposed = Plan(number=number, view=1, gate=gate, values={"lr": lr}, previous={}, revision=1)
     etcd.write((KEYS.plan(number), proposed.encode()))
-    agreed = Agreed(plan=number, view=1, values={"lr": lr}, gate=gate, previous={}, course=course or Directive())
+    agreed = Agreed(plan=number, view=1, values={"lr": lr}, gate=gate, previous={}, directive=directive or Directive())
     etcd.write((KEYS.decision(number), Decision(commit=True).encode()), (KEYS.agreed, agreed.encode()))
 
 
-def order(etcd: Etcd, number: int, lr: float, course: Directive) -> None:
+def order(etcd: Etcd, number: int, lr: float, directive: Directive) -> None:
     """A pause that follows the change with gate 10, and leaves `lr` agreed."""
     proposed = Plan(number=number, view=1, gate=20, kind="pause", values={}, previous={}, revision=1)
     etcd.write((KEYS.plan(number), proposed.encode()))
-    agreed = Agreed(plan=number, view=1, values={"lr": lr}, gate=10, previous={}, course=course)
+    agreed = Agreed(plan=number, view=1, values={"lr": lr}, gate=10, previous={}, directive=directive)
     etcd.write((KEYS.decision(number), Decision(commit=True).encode()), (KEYS.agreed, agreed.encode()))
 
 

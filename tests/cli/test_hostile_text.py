@@ -27,8 +27,8 @@ from instep.protocol.records import (
     Command,
     Declined,
     Directive,
-    Failure,
     Leader,
+    RankFailure,
     Rejected,
     StartChange,
     StartOfView,
@@ -95,12 +95,12 @@ async def _hostile_run(client: Client, namespace: str) -> None:
     change = StartChange(revision=2, names=("note",), previous={"note": HOSTILE}, author=HOSTILE, reason=HOSTILE)
     start = StartOfView(view=1, values={**run.values, HOSTILE: HOSTILE}, changes=(change,))
     await client.put(keys.start_of(1), start.encode())
-    failure = Failure(view=1, rank=0, host=HOSTILE, cause=HOSTILE, text=HOSTILE)
+    failure = RankFailure(view=1, rank=0, host=HOSTILE, cause=HOSTILE, text=HOSTILE)
     await client.put(keys.attempts, Attempts(view=1, counts={HOSTILE: 1}, failures=(failure,)).encode())
     for number in (1, 2):
         term = Term(term=number, node="node-0", rank=0, host=HOSTILE, token=7, at=HOSTILE, why=HOSTILE)
         await client.put(keys.term(number), term.encode())
-    run.course = Directive(paused_at=20, ends_at=30, reason=HOSTILE)
+    run.directive = Directive(paused_at=20, ends_at=30, reason=HOSTILE)
     for _ in range(2):
         await run.open(revision, {"note": HOSTILE, HOSTILE: HOSTILE})
         await run.abort(HOSTILE)

@@ -77,7 +77,7 @@ class RunInEtcd:
         self.view = 0
         self.values = dict(START)
         self.plan = 0
-        self.course = Directive()
+        self.directive = Directive()
 
     @property
     def ranks(self) -> int:
@@ -181,7 +181,7 @@ class RunInEtcd:
             gate=gate,
             kind=order.kind,
             name=order.name,
-            course=directive_after(order, gate, self.course),
+            directive=directive_after(order, gate, self.directive),
             values={},
             previous={},
             revision=revision,
@@ -193,8 +193,8 @@ class RunInEtcd:
         return self.plan
 
     async def commit_order(self, order: Command, command_id: str, *, gate: int = 100) -> None:
-        self.course = directive_after(order, gate, self.course) or self.course
-        agreed = Agreed(plan=self.plan, view=self.view, values=self.values, course=self.course)
+        self.directive = directive_after(order, gate, self.directive) or self.directive
+        agreed = Agreed(plan=self.plan, view=self.view, values=self.values, directive=self.directive)
         decision = Decision(commit=True, by="leader").encode()
         await self.client.txn(
             [],

@@ -113,7 +113,7 @@ def test_the_leader_plans_it_and_declines_it_by_its_precondition() -> None:
     assert isinstance(action, OpenPlan)
     assert now.agreed is not None
     then = after(now.agreed, action.plan)
-    assert then.course == Directive(save_at=24, paused_at=25, reason="drained for a")
+    assert then.directive == Directive(save_at=24, paused_at=25, reason="drained for a")
     again = next_action(replace(now, agreed=then))
     assert isinstance(again, DeclineCommands)
     assert again.declined[0][1].why == "the run is paused, so it is drained already"

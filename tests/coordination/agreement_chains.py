@@ -235,7 +235,7 @@ def a_rank_is_replaced_while_its_process_lives(machine: AgreementMachine) -> Non
 def a_rank_joins_a_run_that_is_paused(machine: AgreementMachine) -> None:
     cluster = machine.cluster
     cluster.command("pause")
-    while (agreed := cluster.agreed()) is None or agreed.course.paused_at is None:
+    while (agreed := cluster.agreed()) is None or agreed.directive.paused_at is None:
         cluster.go()
     while cluster.go():
         pass  # until every rank waits

@@ -274,7 +274,7 @@ class AgreementMachine(RuleBasedStateMachine):
 
     def _resume(self) -> None:
         agreed = self.cluster.agreed()
-        if agreed is not None and agreed.course.paused_at is not None and not self._commands():
+        if agreed is not None and agreed.directive.paused_at is not None and not self._commands():
             self.cluster.command("resume")
 
     def _commands(self) -> list[str]:
@@ -361,8 +361,8 @@ class AgreementMachine(RuleBasedStateMachine):
         agreed = self.cluster.agreed()
         if agreed is None or not self.cluster.settled:
             return ["etcd does not hold what the ranks hold"]
-        if agreed.course.paused_at is not None or self._commands():
-            return [f"{agreed.course}, and {self._commands()} are neither done nor declined"]
+        if agreed.directive.paused_at is not None or self._commands():
+            return [f"{agreed.directive}, and {self._commands()} are neither done nor declined"]
         found = [
             f"rank {worker.rank} has {worker.values()} instead of {agreed.values}"
             for worker in active

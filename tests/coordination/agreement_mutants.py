@@ -26,9 +26,9 @@ from instep.protocol.records import (
     Agreed,
     Decision,
     Directive,
-    Failure,
     NodeMembers,
     Plan,
+    RankFailure,
     Resume,
     Snapshot,
     View,
@@ -78,17 +78,17 @@ def acknowledge_before_all_are_armed() -> Any:
 
 
 def promise_too_late() -> Any:
-    real = Gate.hear_plan
+    real = Gate.on_plan
 
     def always(self: Gate, number: int, gate: int, values: Mapping[str, Any], next_step: int) -> PromiseAnswer:
         return real(self, number, gate, values, min(next_step, gate))
 
-    return mock.patch.object(Gate, "hear_plan", always)
+    return mock.patch.object(Gate, "on_plan", always)
 
 
 def promise_two_gates() -> Any:
     """The second promise replaces the first one, as if that plan were decided."""
-    real = Gate.hear_plan
+    real = Gate.on_plan
 
     def greedy(self: Gate, number: int, gate: int, values: Mapping[str, Any], next_step: int) -> PromiseAnswer:
         answer = real(self, number, gate, values, next_step)
@@ -97,7 +97,7 @@ def promise_two_gates() -> Any:
             return PromiseAnswer.ARMED
         return answer
 
-    return mock.patch.object(Gate, "hear_plan", greedy)
+    return mock.patch.object(Gate, "on_plan", greedy)
 
 
 @contextlib.contextmanager
@@ -143,7 +143,7 @@ def view_leaves_the_plan_open_and_commit_ignores_the_view() -> Iterator[None]:
 def newcomers_ignore_the_gate() -> Any:
     def ignore(self: Agreement[Any], step: int) -> list[FromWorker]:
         self._start = None
-        return self.hear_postponed(step)
+        return self.answer_postponed(step)
 
     return mock.patch.object(Agreement, "begin", ignore)
 
@@ -179,22 +179,22 @@ def newcomers_ignore_the_directive() -> Any:
     real = Agreement.start
 
     def start(self: Agreement[Any], start: Snapshot, *rest: Any) -> None:
-        real(self, replace(start, course=Directive()), *rest)
+        real(self, replace(start, directive=Directive()), *rest)
 
     return mock.patch.object(Agreement, "start", start)
 
 
 def a_directive_applies_when_it_is_promised() -> Any:
     """A rank does not wait for the decision to pause, to stop or to save."""
-    real = Agreement.hear_plan
+    real = Agreement.on_plan
 
-    def hear_plan(self: Agreement[Any], message: ProposePlan, step: int) -> list[FromWorker]:
+    def on_plan(self: Agreement[Any], message: ProposePlan, step: int) -> list[FromWorker]:
         answers = real(self, message, step)
-        if any(isinstance(answer, PlanArmed) for answer in answers) and message.plan.course is not None:
-            self.course = message.plan.course
+        if any(isinstance(answer, PlanArmed) for answer in answers) and message.plan.directive is not None:
+            self.directive = message.plan.directive
         return answers
 
-    return mock.patch.object(Agreement, "hear_plan", hear_plan)
+    return mock.patch.object(Agreement, "on_plan", on_plan)
 
 
 @contextlib.contextmanager
@@ -233,11 +233,11 @@ def abort_any_plan_of_the_number() -> Iterator[None]:
 @contextlib.contextmanager
 def a_refused_plan_is_named_like_the_plan_before_it() -> Iterator[None]:
     """A worker that waits at the gate of a plan it refused names the digest of the plan that it promised before."""
-    hear_plan = Agreement.hear_plan
+    on_plan = Agreement.on_plan
 
     def hear(self: Agreement[Any], message: ProposePlan, step: int) -> list[FromWorker]:
         before = self._told
-        answers = hear_plan(self, message, step)
+        answers = on_plan(self, message, step)
         if any(isinstance(answer, PlanRefused) for answer in answers):
             self._told = before
         return answers
@@ -247,7 +247,7 @@ def a_refused_plan_is_named_like_the_plan_before_it() -> Iterator[None]:
             return Decision(commit=True, by="leader")
         return verdict(promised, found)
 
-    with mock.patch.object(Agreement, "hear_plan", hear), mock.patch.object(retrying_writer, "verdict", committed):
+    with mock.patch.object(Agreement, "on_plan", hear), mock.patch.object(retrying_writer, "verdict", committed):
         yield
 
 
@@ -317,7 +317,7 @@ def a_refusal_counts_for_the_next_checkpoint_too() -> Any:
 def a_failure_of_another_view_counts() -> Any:
     real = attempts._first
 
-    def first(situation: attempts.FailureSituation, view: View, lost: frozenset[int]) -> Failure:
+    def first(situation: attempts.FailureSituation, view: View, lost: frozenset[int]) -> RankFailure:
         said = [item.failure for item in situation.reports if item.failure.rank in lost]
         return said[0] if said else real(situation, view, lost)
 

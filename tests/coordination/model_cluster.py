@@ -21,6 +21,7 @@ from model_training import Place, Training
 from pydantic import Field, field_validator
 from virtual_loop import VirtualLoop
 
+from instep.agent.name import NodeName
 from instep.agent.node import Node
 from instep.agent.persisted_workers import PersistedWorkers
 from instep.agent.workers import LocalWorker
@@ -34,6 +35,7 @@ from instep.protocol.records import Agreed, Attempts, Epoch, Leader, Manifest, P
 from instep.recipes.fence import Fence
 from instep.wire.messages import AwaitOffer, Offer
 from instep.worker.agent_connection import AgentConnection, ConnectionLost
+from instep.worker.applier import Applier
 from instep.worker.gate import Apply
 from instep.worker.hyper import Codec, Hyperparameters, fixed
 from instep.worker.run import Run
@@ -156,7 +158,8 @@ class Host:
 
     def _start(self) -> None:
         self.client = ModelClient(self._cluster.store, self._cluster.keys.root)
-        self.node = Node(cast(Client, self.client), self._cluster.keys, self.name, TTL_S, self.persisted_workers)
+        name = NodeName(self.name, claim=self.name)
+        self.node = Node(cast(Client, self.client), self._cluster.keys, name, TTL_S, self.persisted_workers)
         self.node.on_empty = self._stop_accepting
         self.accepts = True
         self._serving = self.loop.create_task(self.node.run())
@@ -175,11 +178,13 @@ class AtGate(Exception):
     """The worker is blocked before a step until it receives a decision."""
 
 
-class SteppedRun(Run[Any]):
-    """A Run that raises instead of blocking at a gate: `boundary` is then called again."""
+class SteppedApplier(Applier):
+    """Raises instead of blocking at a gate: `boundary` is then called again."""
 
     asked: tuple[ModelConnection | None, int] = (None, 0)
     model_link: ModelLink
+    on_apply: Callable[[int], None]
+    on_back: Callable[[int], None]
 
     def _await_decision(self, number: int, step: int) -> None:
         if self._session.failure is not None:
@@ -204,8 +209,22 @@ class SteppedRun(Run[Any]):
             self.on_back(continues_at)
         return continues_at
 
-    on_apply: Callable[[int], None]
-    on_back: Callable[[int], None]
+
+class SteppedRun(Run[Any]):
+    """A Run with such an applier."""
+
+    def step_with(self, link: ModelLink, on_apply: Callable[[int], None], on_back: Callable[[int], None]) -> None:
+        applier = SteppedApplier(
+            self._session,
+            self._agreement,
+            self._preemption,
+            run=self.name,
+            patience_s=0.0,
+            on_return=self._return_to,
+            while_paused=self._while_paused,
+        )
+        applier.model_link, applier.on_apply, applier.on_back = link, on_apply, on_back
+        self._applier = applier
 
 
 class Worker:
@@ -236,9 +255,7 @@ class Worker:
             incarnation=incarnation,
             take_over=True,
         )
-        self.run.model_link = self.link
-        self.run.on_apply = cluster.check_applied
-        self.run.on_back = self._go_back
+        self.run.step_with(self.link, cluster.check_applied, self._go_back)
         self.run.on_restore(lambda manifest: None)
 
     def __repr__(self) -> str:
@@ -291,7 +308,7 @@ class Worker:
         if self._verified is None:
             self._verified = set()
             inbox.drop_offer()
-            session.tell([inbox.repeat_to_agents("resume", AwaitOffer())])
+            session.send(inbox.repeat_to_agents("resume", AwaitOffer()))
         offer = inbox.offer
         if offer is None or offer is self._answered:
             return None
@@ -314,7 +331,7 @@ class Worker:
             with contextlib.suppress(ConnectionLost):
                 if not self.link.connected and self.link.try_connect():
                     session.introduce()
-                session.hear(self.link.receive(), step=0)
+                session.process(self.link.receive(), step=0)
         return session.is_joined()
 
     def _hear(self) -> None:
@@ -323,7 +340,7 @@ class Worker:
         with contextlib.suppress(ConnectionLost):
             if not self.link.connected and self.link.try_connect():
                 session.introduce()
-            session.hear(self.link.receive(), self.run._next_step())
+            session.process(self.link.receive(), self.run._next_step())
         if session.failure is not None:
             raise session.failure
 
@@ -361,8 +378,8 @@ class Worker:
         checks.check()
         checks.arrived.add(self.incarnation)
         self.at_barrier = True
-        called = session.inbox.barrier.come(BARRIER, session.view)
-        session.tell([session.inbox.repeat_to_agents("barrier", called)])
+        called = session.inbox.barrier.enter(BARRIER, session.view)
+        session.send(session.inbox.repeat_to_agents("barrier", called))
 
     def _passes_barrier(self) -> bool:
         """Also when it gives up: the others have passed it without this worker, or were taken back to a checkpoint."""
@@ -376,7 +393,7 @@ class Worker:
             is_counted = not number or self.incarnation in cluster.checks.released[number]
             if is_counted and all(place.back <= self.back for place in cluster.training.started.values()):
                 return False
-            session.tell([session.inbox.barrier.go()])
+            session.send(session.inbox.barrier.leave())
         session.inbox.stop_repeating("barrier")
         self.at_barrier = False
         return True
@@ -613,7 +630,7 @@ class Cluster:
             return
         if worker.back < agreed.back:
             return  # it has not been taken back yet, and the step of the pause comes after that
-        paused_at, ends_at = agreed.course.paused_at, agreed.course.ends_at
+        paused_at, ends_at = agreed.directive.paused_at, agreed.directive.ends_at
         assert paused_at is None or worker.step < paused_at, f"{worker} runs step {worker.step}, paused at {paused_at}"
         assert ends_at is None or worker.step < ends_at, f"{worker} runs step {worker.step}, stopped at {ends_at}"
 
@@ -621,7 +638,7 @@ class Cluster:
         """Ranks end at the agreed step, not before."""
         agreed = self.agreed()
         if agreed is not None and self._is_member(worker) and self.settled and worker.back == agreed.back:
-            ends_at = agreed.course.ends_at
+            ends_at = agreed.directive.ends_at
             assert ends_at is not None, f"{worker} ended, but that was not agreed"
             assert worker.step >= ends_at, f"{worker} ended before step {worker.step}, stopped at {ends_at}"
 

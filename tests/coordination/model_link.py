@@ -7,8 +7,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from instep.errors import AgentError
-from instep.wire.frames import Decoder, Words, create_words, framed
-from instep.wire.messages import FromAgent, FromWorker, from_agent, from_worker
+from instep.wire.frames import Decoder, Words, create_words, framed, from_agent, from_worker
+from instep.wire.messages import FromAgent, FromWorker
 from instep.worker.agent_connection import ConnectionLost
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class ModelConnection:
         self.cut = False
         self.up: deque[bytes] = deque()
         self.down: deque[bytes] = deque()
-        self._mail = words
+        self._words = words
         self._host = host
         self._node = host.node
         self._delays = delays
@@ -69,7 +69,7 @@ class ModelConnection:
     def pump_down(self, count: int | None = None) -> None:
         while self.down and (count is None or count > 0):
             self.arrived.append(self.down.popleft())
-            self._mail.count_mail()
+            self._words.count_message()
             count = None if count is None else count - 1
 
     def pump_up(self, count: int | None = None) -> None:

@@ -89,7 +89,7 @@ def test_a_candidate_that_was_refused_but_created_is_removed() -> None:
             election = Election(client, session, "/vote/")
             client.brimful = True
             with pytest.raises(EtcdFull):
-                await election.stand("a", "1")
+                await election.enter("a", "1")
             assert len((await client.range("/vote/")).kvs) == 1
             await election.resign()
             assert (await client.range("/vote/")).kvs == ()

@@ -238,11 +238,11 @@ def test_an_unconfirmed_candidate_is_removed_when_another_is_created(etcd: EtcdS
             election = Election(client, session, namespace)
             proxy.lose_next_reply(namespace.encode())
             with pytest.raises(EtcdUnavailable):
-                await election.stand("dead", "dead")
+                await election.enter("dead", "dead")
 
             async def candidate_entered() -> bool:
                 with contextlib.suppress(EtcdUnavailable):  # the broken connection may break this one too
-                    await election.stand("alive", "alive")
+                    await election.enter("alive", "alive")
                     return True
                 return False
 

@@ -73,8 +73,8 @@ def test_a_candidate_that_was_replaced_stays_replaced(etcd: EtcdServer, namespac
             election = Election(client, session, namespace)
             client.keep_next(namespace)
             with pytest.raises(EtcdUnavailable):
-                await election.stand("dead", "dead")
-            await election.stand("alive", "alive")
+                await election.enter("dead", "dead")
+            await election.enter("alive", "alive")
             assert not await client.deliver()
             assert [item.text for item in await keys(client, namespace)] == ["alive"]
 

@@ -67,7 +67,7 @@ class Saver:
 
     def hand_in_again(self, times: int = 1) -> None:
         """As after a connection that was lost while an answer was in flight."""
-        self.run._session.tell([self.slot._said] * times)
+        self.run._session.send(*[self.slot._said] * times)
 
     def abandon(self) -> None:
         self.slot.abandon()

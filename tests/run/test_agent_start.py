@@ -6,8 +6,8 @@ import json
 import socket
 import struct
 
-from instep.wire.frames import Decoder
-from instep.wire.messages import Failure, FromAgent, from_agent
+from instep.wire.frames import Decoder, from_agent
+from instep.wire.messages import Failure, FromAgent
 from run.harness import TrainingRun, assert_in_step, wait_for
 
 

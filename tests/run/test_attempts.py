@@ -138,7 +138,7 @@ def test_a_run_that_was_stopped_has_not_failed(team: Team) -> None:
         step = next(steps)
         for worker in workers:
             worker.ask("step", step=step)
-        return "ends_at" in team.training.key("state/agreed")["course"]
+        return "ends_at" in team.training.key("state/agreed")["directive"]
 
     for _ in range(3):
         is_stopping()

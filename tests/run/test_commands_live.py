@@ -18,12 +18,12 @@ def order(training: TrainingRun, kind: Any, **fields: Any) -> str:
     return name
 
 
-def wait_course(training: TrainingRun, **fields: Any) -> dict[str, Any]:
-    def course() -> dict[str, Any] | None:
-        found = training.key("state/agreed")["course"]
+def wait_directive(training: TrainingRun, **fields: Any) -> dict[str, Any]:
+    def directive() -> dict[str, Any] | None:
+        found = training.key("state/agreed")["directive"]
         return found if all(found.get(name) == value for name, value in fields.items()) else None
 
-    return dict(wait_for(course, f"course {fields}"))
+    return dict(wait_for(directive, f"directive {fields}"))
 
 
 def wait_declined(training: TrainingRun, name: str) -> str:
@@ -32,7 +32,7 @@ def wait_declined(training: TrainingRun, name: str) -> str:
 
 def paused_at(training: TrainingRun) -> int:
     def all_stand() -> int | None:
-        at = training.key("state/agreed")["course"].get("paused_at")
+        at = training.key("state/agreed")["directive"].get("paused_at")
         plan = training.key("state/agreed")["plan"]
         receipts = training.keys(f"reports/receipts/{plan}/")
         return at if at is not None and receipts else None
@@ -58,7 +58,7 @@ def test_stop_without_a_save_ends_before_the_gate(training: TrainingRun) -> None
     trainers = training.start_all(2)
     order(training, "stop", save=False)
     (gate,) = steps_said(trainers, "stopped")
-    assert gate == training.key("state/agreed")["course"]["ends_at"]
+    assert gate == training.key("state/agreed")["directive"]["ends_at"]
     assert not trainers[0].said("asked to save")
 
 
@@ -85,7 +85,7 @@ def test_a_pause_outlives_the_agent_and_the_leader(training: TrainingRun) -> Non
     for node in "ab":
         os.kill(training.agent_pid(node), signal.SIGKILL)
     order(training, "resume")
-    wait_for(lambda: "paused_at" not in training.key("state/agreed")["course"], "resumed")
+    wait_for(lambda: "paused_at" not in training.key("state/agreed")["directive"], "resumed")
     training.put("lr", "0.02")
     steps = {trainer.wait_config(lr=0.02) for trainer in trainers}
     assert len(steps) == 1

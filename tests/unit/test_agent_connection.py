@@ -15,10 +15,16 @@ import pytest
 from instep.errors import AgentError
 from instep.runtime import RuntimeFolder
 from instep.settings import Settings
-from instep.wire.frames import Decoder, Words, framed, receive_with_descriptor
-from instep.wire.messages import FromAgent, FromWorker, Hello, Leave, NewEpoch, Report, SaveFailed, from_worker
-from instep.worker.agent_connection import MAX_OUTBOX_BYTES, AgentConnection, ConnectionLost
-from instep.worker.spawn import LOG_TAIL_CHARACTERS, log_tail, start_agent
+from instep.wire.frames import Decoder, Words, framed, from_worker, receive_with_descriptor
+from instep.wire.messages import FromAgent, FromWorker, Hello, Leave, MetricsReport, NewEpoch, SaveFailed
+from instep.worker.agent_connection import (
+    LOG_TAIL_CHARACTERS,
+    MAX_OUTBOX_BYTES,
+    AgentConnection,
+    ConnectionLost,
+    log_tail,
+    start_agent,
+)
 
 SETTINGS = Settings(endpoints=("http://127.0.0.1:1",))
 TIMEOUT_S = 10.0
@@ -110,8 +116,8 @@ def test_the_introduction_brings_the_shared_words(agent: ScriptedAgent, link: Ag
     words = Words(descriptor)
     os.close(descriptor)
     link.words.integers[1] = 41
-    words.count_mail()
-    assert (words.step, link.words.mail) == (41, 1)
+    words.count_message()
+    assert (words.step, link.words.messages) == (41, 1)
     words.close()
 
 
@@ -174,7 +180,7 @@ def test_a_droppable_message_is_dropped_while_others_are_queued(agent: ScriptedA
     while not link._outbox:
         link.send(SaveFailed(1, "x" * 10_000))
         kept += 1
-    link.send(Report({}), droppable=True)
+    link.send(MetricsReport({}), droppable=True)
     link.send(SaveFailed(1, "kept"))
     decoder, messages = Decoder(from_worker), list[FromWorker]()
     while len(messages) <= kept:
@@ -189,7 +195,7 @@ def test_a_disconnected_link_reports_that_and_drops_droppable_messages(agent: Sc
     for use in (link.flush, link.receive, lambda: link.wait_readable(1.0), lambda: link.send(Leave(True, 1))):
         with pytest.raises(ConnectionLost, match="not connected"):
             use()
-    link.send(Report({}), droppable=True)
+    link.send(MetricsReport({}), droppable=True)
     link.kill_agent()
     link.close()
 

@@ -41,8 +41,8 @@ def test_all_nodes_use_one_key_until_the_next_fresh_start() -> None:
     ("known", "stopping"),
     [
         (KnownRun(7, AGREED, 9), False),
-        (KnownRun(7, replace(AGREED, course=Directive(ends_at=20)), 9), True),
-        (KnownRun(7, replace(AGREED, course=Directive(paused_at=20)), 9), False),
+        (KnownRun(7, replace(AGREED, directive=Directive(ends_at=20)), 9), True),
+        (KnownRun(7, replace(AGREED, directive=Directive(paused_at=20)), 9), False),
         (KnownRun(7, AGREED, 9, a_plan("stop")), True),
         (KnownRun(7, AGREED, 9, a_plan("stop"), Decision(commit=False)), False),
         (KnownRun(7, AGREED, 9, a_plan("pause")), False),

@@ -20,7 +20,7 @@ from instep.protocol.attempts import (
 )
 from instep.protocol.leading import next_action
 from instep.protocol.membership import RegisteredWorker, WorkerGroup
-from instep.protocol.records import Attempts, Directive, Failure, Refused, WorkerId
+from instep.protocol.records import Attempts, Directive, RankFailure, Refused, WorkerId
 from instep.protocol.situation import ProgressDetector, Situation
 from unit.parts import DIGEST, SCHEMA, agreed, incarnation, left, plan, registered, view
 
@@ -38,8 +38,8 @@ def group(*items: RegisteredWorker) -> WorkerGroup:
     return found
 
 
-def failure(rank: int, cause: str = "RuntimeError", of: int = 3) -> Failure:
-    return Failure(view=of, rank=rank, host="h", cause=cause)
+def failure(rank: int, cause: str = "RuntimeError", of: int = 3) -> RankFailure:
+    return RankFailure(view=of, rank=rank, host="h", cause=cause)
 
 
 def past(**more: Any) -> FailureSituation:
@@ -256,7 +256,7 @@ def test_a_plan_of_training_workers_continues_while_newcomers_are_refused() -> N
 
 
 def test_a_stop_is_no_failure() -> None:
-    action = next_action(now(agreed=agreed(view=3, course=Directive(ends_at=7))))
+    action = next_action(now(agreed=agreed(view=3, directive=Directive(ends_at=7))))
     assert isinstance(action, FormView)
     assert action.attempts is None
 

@@ -192,7 +192,7 @@ class World:
         rank = self.ranks[number]
         if rank.calls.name is None:
             rank.came += 1
-            rank.message = rank.calls.come("xyx"[rank.came % 3], 1)
+            rank.message = rank.calls.enter("xyx"[rank.came % 3], 1)
 
     def hear(self, node: str, number: int) -> None:
         """The agent receives a call, possibly again."""
@@ -213,7 +213,7 @@ class World:
                 del self.known[node][rank]
                 told = BarrierReleased(call.name, last_release.record.number)
                 before = self.ranks[rank].calls.name
-                self.ranks[rank].calls.hear(told)
+                self.ranks[rank].calls.on_release(told)
                 if before is not None and self.ranks[rank].calls.name is None:
                     self.pass_on(rank)
 

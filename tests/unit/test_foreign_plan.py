@@ -34,20 +34,20 @@ def worker() -> Agreement[Any]:
 
 def test_a_plan_that_does_not_follow_from_the_decision_held_is_refused() -> None:
     agreement, first = worker(), plan(1, START.digest, 0.2)
-    assert agreement.hear_plan(told(first, START), 2) == [PlanArmed(1, first.digest)]
-    agreement.hear_decision(Decide(1, True, first.digest), 3)
+    assert agreement.on_plan(told(first, START), 2) == [PlanArmed(1, first.digest)]
+    agreement.on_decision(Decide(1, True, first.digest), 3)
     due = agreement.due(9)
     assert due is not None
     agreement.apply(due, 9)  # type: ignore[arg-type]
-    assert isinstance(agreement.hear_plan(told(plan(2, START.digest, 0.3)), 9)[0], PlanForeign)
-    assert isinstance(agreement.hear_plan(told(plan(2, first.digest, 0.3)), 9)[0], PlanArmed)
+    assert isinstance(agreement.on_plan(told(plan(2, START.digest, 0.3)), 9)[0], PlanForeign)
+    assert isinstance(agreement.on_plan(told(plan(2, first.digest, 0.3)), 9)[0], PlanArmed)
 
 
 def test_another_plan_with_the_promised_number_is_refused_and_its_decision_ignored() -> None:
     agreement, first, other = worker(), plan(1, START.digest, 0.2), plan(1, START.digest, 0.3)
-    agreement.hear_plan(told(first, START), 2)
-    assert isinstance(agreement.hear_plan(told(other, START), 3)[0], PlanForeign)
-    agreement.hear_decision(Decide(1, True, other.digest), 4)
+    agreement.on_plan(told(first, START), 2)
+    assert isinstance(agreement.on_plan(told(other, START), 3)[0], PlanForeign)
+    agreement.on_decision(Decide(1, True, other.digest), 4)
     assert agreement.gate.undecided == 1
 
 
@@ -55,14 +55,14 @@ def test_a_worker_that_waits_at_the_gate_of_a_plan_it_refused_asks_about_that_pl
     """Its number alone does not identify it: with the digest of the previous plan, the agent would consider it
     agreed."""
     agreement, first = worker(), plan(1, START.digest, 0.2)
-    agreement.hear_plan(told(first, START), 2)
-    agreement.hear_decision(Decide(1, True, first.digest), 3)
+    agreement.on_plan(told(first, START), 2)
+    agreement.on_decision(Decide(1, True, first.digest), 3)
     due = agreement.due(9)
     assert due is not None
     agreement.apply(due, 9)  # type: ignore[arg-type]
     refused = plan(2, first.digest, "much")
     for _ in range(2):  # the next agent sends it again
-        assert isinstance(agreement.hear_plan(told(refused, after(START, first)), 9)[0], PlanRefused)
+        assert isinstance(agreement.on_plan(told(refused, after(START, first)), 9)[0], PlanRefused)
     assert agreement.gate.undecided == 2
     assert agreement.at_gate(2, 9).digest == refused.digest
 

@@ -13,7 +13,7 @@ CLIP = {"clip": 2.0}
 
 def promised(gate_step: int = 10) -> Gate:
     gate = Gate()
-    assert gate.hear_plan(1, gate_step, LR, next_step=5) is PromiseAnswer.ARMED
+    assert gate.on_plan(1, gate_step, LR, next_step=5) is PromiseAnswer.ARMED
     return gate
 
 
@@ -31,12 +31,12 @@ def test_a_plan_received_before_its_gate_is_promised() -> None:
 
 
 def test_the_gate_may_be_the_very_step_that_is_about_to_run() -> None:
-    assert Gate().hear_plan(1, 10, LR, next_step=10) is PromiseAnswer.ARMED
+    assert Gate().on_plan(1, 10, LR, next_step=10) is PromiseAnswer.ARMED
 
 
 def test_a_plan_received_after_its_gate_is_late_and_not_promised() -> None:
     gate = Gate()
-    assert gate.hear_plan(1, 10, LR, next_step=11) is PromiseAnswer.LATE
+    assert gate.on_plan(1, 10, LR, next_step=11) is PromiseAnswer.LATE
     assert gate.next_gate == NEVER
 
 
@@ -50,7 +50,7 @@ def test_before_the_gate_steps_run_and_at_the_gate_they_wait() -> None:
 
 def test_a_commit_is_applied_at_the_gate_and_once() -> None:
     gate = promised()
-    gate.hear_decision(1, commit=True)
+    gate.on_decision(1, commit=True)
     assert gate.at(9) is None
     assert gate.at(10) == Apply(1, LR)
     assert gate.at(10) is None
@@ -59,7 +59,7 @@ def test_a_commit_is_applied_at_the_gate_and_once() -> None:
 
 def test_an_abort_ends_the_promise() -> None:
     gate = promised()
-    gate.hear_decision(1, commit=False)
+    gate.on_decision(1, commit=False)
     assert gate.at(10) is None
     assert gate.next_gate == NEVER
     assert gate.undecided is None
@@ -67,51 +67,51 @@ def test_an_abort_ends_the_promise() -> None:
 
 def test_a_second_plan_is_for_later_while_the_first_is_not_settled() -> None:
     gate = promised()
-    assert gate.hear_plan(2, 20, CLIP, next_step=6) is PromiseAnswer.LATER
-    gate.hear_decision(1, commit=True)
-    assert gate.hear_plan(2, 20, CLIP, next_step=6) is PromiseAnswer.LATER
+    assert gate.on_plan(2, 20, CLIP, next_step=6) is PromiseAnswer.LATER
+    gate.on_decision(1, commit=True)
+    assert gate.on_plan(2, 20, CLIP, next_step=6) is PromiseAnswer.LATER
     assert gate.at(10) == Apply(1, LR)
-    assert gate.hear_plan(2, 20, CLIP, next_step=10) is PromiseAnswer.ARMED
+    assert gate.on_plan(2, 20, CLIP, next_step=10) is PromiseAnswer.ARMED
 
 
 def test_after_an_abort_the_next_plan_is_promised_at_once() -> None:
     gate = promised()
-    gate.hear_decision(1, commit=False)
-    assert gate.hear_plan(2, 20, CLIP, next_step=6) is PromiseAnswer.ARMED
+    gate.on_decision(1, commit=False)
+    assert gate.on_plan(2, 20, CLIP, next_step=6) is PromiseAnswer.ARMED
 
 
 def test_a_repeated_plan_is_still_promised() -> None:
     gate = promised()
-    assert gate.hear_plan(1, 10, LR, next_step=9) is PromiseAnswer.ARMED
+    assert gate.on_plan(1, 10, LR, next_step=9) is PromiseAnswer.ARMED
 
 
 def test_a_plan_repeated_after_its_decision_is_known() -> None:
     gate = promised()
-    gate.hear_decision(1, commit=True)
-    assert gate.hear_plan(1, 10, LR, next_step=6) is PromiseAnswer.KNOWN
+    gate.on_decision(1, commit=True)
+    assert gate.on_plan(1, 10, LR, next_step=6) is PromiseAnswer.KNOWN
     gate.at(10)
-    assert gate.hear_plan(1, 10, LR, next_step=6) is PromiseAnswer.KNOWN
+    assert gate.on_plan(1, 10, LR, next_step=6) is PromiseAnswer.KNOWN
 
 
 def test_an_older_plan_than_one_promised_is_known() -> None:
     gate = Gate()
-    gate.hear_plan(3, 10, LR, next_step=5)
-    assert gate.hear_plan(2, 12, LR, next_step=5) is PromiseAnswer.KNOWN
+    gate.on_plan(3, 10, LR, next_step=5)
+    assert gate.on_plan(2, 12, LR, next_step=5) is PromiseAnswer.KNOWN
 
 
 def test_the_decision_of_a_plan_never_promised_changes_nothing() -> None:
     gate = promised()
-    gate.hear_decision(2, commit=False)
-    gate.hear_decision(0, commit=True)
+    gate.on_decision(2, commit=False)
+    gate.on_decision(0, commit=True)
     assert gate.undecided == 1
 
 
 def test_a_repeated_decision_is_ignored() -> None:
     gate = promised()
-    gate.hear_decision(1, commit=True)
-    gate.hear_decision(1, commit=True)
+    gate.on_decision(1, commit=True)
+    gate.on_decision(1, commit=True)
     assert gate.at(10) == Apply(1, LR)
-    gate.hear_decision(1, commit=True)
+    gate.on_decision(1, commit=True)
     assert gate.at(11) is None
 
 
@@ -120,16 +120,16 @@ def test_a_newcomer_inherits_the_gate_it_has_before_it() -> None:
     gate.start(4)
     gate.inherit(4, 30, LR)
     assert gate.at(29) is None
-    assert gate.hear_plan(5, 40, CLIP, next_step=12) is PromiseAnswer.LATER
+    assert gate.on_plan(5, 40, CLIP, next_step=12) is PromiseAnswer.LATER
     assert gate.at(30) == Apply(4, LR)
-    assert gate.hear_plan(5, 40, CLIP, next_step=30) is PromiseAnswer.ARMED
+    assert gate.on_plan(5, 40, CLIP, next_step=30) is PromiseAnswer.ARMED
 
 
 def test_a_newcomer_knows_the_plans_before_its_view() -> None:
     gate = Gate()
     gate.start(4)
-    assert gate.hear_plan(4, 99, LR, next_step=0) is PromiseAnswer.KNOWN
-    assert gate.hear_plan(5, 99, LR, next_step=0) is PromiseAnswer.ARMED
+    assert gate.on_plan(4, 99, LR, next_step=0) is PromiseAnswer.KNOWN
+    assert gate.on_plan(5, 99, LR, next_step=0) is PromiseAnswer.ARMED
 
 
 EVENTS = st.lists(
@@ -155,11 +155,11 @@ def test_no_step_passes_a_promised_gate_before_the_decision(
     for kind, number, what in events:
         if kind == "plan":
             at = gates.setdefault(number, what)
-            if gate.hear_plan(number, at, {"n": number}, next_step=step) is PromiseAnswer.ARMED:
+            if gate.on_plan(number, at, {"n": number}, next_step=step) is PromiseAnswer.ARMED:
                 assert step <= at
                 open_promises.setdefault(number, at)
         elif kind == "decision" and number in open_promises:
-            gate.hear_decision(number, decisions.setdefault(number, bool(what)))
+            gate.on_decision(number, decisions.setdefault(number, bool(what)))
             if not decisions[number]:
                 del open_promises[number]
         elif kind == "step":

@@ -434,7 +434,7 @@ def test_a_view_that_starts_with_outdated_values_is_not_entered() -> None:
 
 def test_nothing_is_planned_if_a_rank_left_after_the_pause() -> None:
     """No gate fits: the plan would be aborted at once and repeated endlessly."""
-    paused = replace(agreed(), course=Directive(paused_at=8))
+    paused = replace(agreed(), directive=Directive(paused_at=8))
     order: dict[str, Any] = {"agreed": paused, "desired": desired(lr=("0.5", 7))}
     assert isinstance(next_action(now(**order, left={"b": left(1, last_step=7)})), OpenPlan)
     assert next_action(now(**order, left={"b": left(1, last_step=12)})) is None

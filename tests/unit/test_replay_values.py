@@ -165,14 +165,14 @@ def test_a_live_change_is_refused_by_the_worker_too() -> None:
     worker = agreement()
     worker.begin(0)
     change = plan(4, lr=0.5)
-    assert worker.hear_plan(ProposePlan(change), 1) == [PlanRefused(4, change.digest, {"lr": REFUSAL})]
+    assert worker.on_plan(ProposePlan(change), 1) == [PlanRefused(4, change.digest, {"lr": REFUSAL})]
 
 
 def test_a_command_is_not_refused() -> None:
     worker = agreement()
     worker.begin(0)
-    pause = replace(plan(4), kind="pause", values={}, previous={}, course=Directive(paused_at=10))
-    assert worker.hear_plan(ProposePlan(pause), 1) == [PlanArmed(4, pause.digest)]
+    pause = replace(plan(4), kind="pause", values={}, previous={}, directive=Directive(paused_at=10))
+    assert worker.on_plan(ProposePlan(pause), 1) == [PlanArmed(4, pause.digest)]
 
 
 # -- what the run says of it ---------------------------------------------------------------------------------------
@@ -223,8 +223,8 @@ def test_a_restored_run_replays_from_its_checkpoint() -> None:
     worker.begin(22)
     saved = manifest(14)
     back = replace(plan(4, gate=25), kind="restore", name="14-7", checkpoint=saved, values={}, previous={})
-    worker.hear_plan(ProposePlan(back), 23)
-    worker.hear_decision(Decide(4, True), 24)
+    worker.on_plan(ProposePlan(back), 23)
+    worker.on_decision(Decide(4, True), 24)
     due = worker.due(25)
     assert isinstance(due, Apply)
     assert worker.apply(due, 25) == 15

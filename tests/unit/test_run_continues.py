@@ -90,34 +90,34 @@ def restoring(**more: Any) -> Situation:
 def test_a_paused_run_that_restores_a_checkpoint_stays_paused_at_its_new_step() -> None:
     """Not at the step at which it had been paused: until then every plan, also a stop for a preempted node, would
     have that step as its gate."""
-    paused = agreed(course=Directive(paused_at=30, reason="paused by an operator"))
+    paused = agreed(directive=Directive(paused_at=30, reason="paused by an operator"))
     back = opened(restoring(agreed=paused))
     assert back.gate == 30
     after = committed(restoring(agreed=paused), back)
     assert after.agreed is not None
-    assert after.agreed.course == Directive(paused_at=11, reason="paused by an operator")
+    assert after.agreed.directive == Directive(paused_at=11, reason="paused by an operator")
     worker: Agreement[Hyper] = Agreement(Codec(Hyper))
-    worker.start(Snapshot(values={"lr": 0.1}, course=Directive(paused_at=30)))
+    worker.start(Snapshot(values={"lr": 0.1}, directive=Directive(paused_at=30)))
     worker.begin(30)
     worker.handlers.on_restore(lambda manifest: None)
-    assert worker.hear_plan(ProposePlan(back), 30) == [PlanArmed(back.number, back.digest)]
-    worker.hear_decision(Decide(back.number, True), 30)
+    assert worker.on_plan(ProposePlan(back), 30) == [PlanArmed(back.number, back.digest)]
+    worker.on_decision(Decide(back.number, True), 30)
     due = worker.due(30)
     assert isinstance(due, Apply)
     assert worker.apply(due, 30) == 11
-    assert worker.course.is_paused(11)
+    assert worker.directive.is_paused(11)
 
 
 def test_a_requested_checkpoint_is_not_saved_again_when_its_step_runs_again() -> None:
-    saved = agreed(course=Directive(save_at=20))
+    saved = agreed(directive=Directive(save_at=20))
     after = committed(restoring(agreed=saved), opened(restoring(agreed=saved)))
     assert after.agreed is not None
-    assert after.agreed.course.save_at is None
+    assert after.agreed.directive.save_at is None
 
 
 def test_restoring_a_forgotten_checkpoint_does_not_block_a_paused_run() -> None:
     """Otherwise its commit is refused again and again; paused ranks ask for no abort, and no other plan can follow."""
-    paused = agreed(course=Directive(paused_at=30))
+    paused = agreed(directive=Directive(paused_at=30))
     plan = opened(restoring(agreed=paused))
     gone = restoring(agreed=paused, plan=plan, acked=frozenset({"a", "b"}), manifests={})
     action = next_action(gone)
@@ -156,10 +156,10 @@ def newest_of(etcd: ModelEtcd) -> str:
 def test_a_run_that_ended_before_its_pause_restarts_unpaused() -> None:
     ended = {"a": left(0, last_step=39), "b": left(1, last_step=39)}
     again = (registered(0, 20, node="a"), registered(1, 21, node="b"))
-    action = next_action(now(agreed=agreed(course=Directive(paused_at=40)), left=ended, registered=again))
+    action = next_action(now(agreed=agreed(directive=Directive(paused_at=40)), left=ended, registered=again))
     assert isinstance(action, FormView)
     assert action.view.fresh
-    assert action.agreed.course == Directive()
+    assert action.agreed.directive == Directive()
 
 
 def test_a_view_is_not_formed_from_an_outdated_vote() -> None:

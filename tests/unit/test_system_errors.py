@@ -81,8 +81,8 @@ def test_an_agent_without_descriptors_refuses_with_the_reason_and_serves_again_w
     import socket
     import tempfile
 
-    from instep.wire.frames import Decoder
-    from instep.wire.messages import Failure, from_agent
+    from instep.wire.frames import Decoder, from_agent
+    from instep.wire.messages import Failure
 
     def came(path: str) -> socket.socket:
         client = socket.socket(socket.AF_UNIX)

@@ -36,9 +36,9 @@ from instep.protocol.records import (
     Decision,
     Declined,
     Epoch,
-    Failure,
     Forming,
     Leader,
+    RankFailure,
     Refused,
     Rejected,
     Release,
@@ -202,7 +202,7 @@ def test_only_a_fresh_view_restarts_the_count_of_releases() -> None:
 
 
 def test_a_node_records_its_first_failure_in_a_view() -> None:
-    txn = write_failure(KEYS, "a", Failure(view=3, rank=1, cause="RuntimeError"))
+    txn = write_failure(KEYS, "a", RankFailure(view=3, rank=1, cause="RuntimeError"))
     assert txn.compares == (Compare.absent(f"{ROOT}reports/failures/3/a"),)
 
 

@@ -20,7 +20,17 @@ import instep
 from instep.wire import PROTOCOL
 from instep.wire.codec import Document, WireError, from_json, to_json
 from instep.wire.documents import Agreed, Directive, Plan
-from instep.wire.frames import MAX_MESSAGE_BYTES, Decoder, Words, create_words, framed, receive_with_descriptor
+from instep.wire.frames import (
+    MAX_MESSAGE_BYTES,
+    Decoder,
+    Words,
+    _kinds,
+    create_words,
+    framed,
+    from_agent,
+    from_worker,
+    receive_with_descriptor,
+)
 from instep.wire.messages import (
     DryRunResult,
     Failure,
@@ -29,16 +39,13 @@ from instep.wire.messages import (
     Hello,
     Inventory,
     Leave,
+    MetricsReport,
+    MissingRanks,
     Note,
     OtherHello,
     PlanApplied,
     PlanRefused,
     ProposePlan,
-    Ranks,
-    Report,
-    _kinds,
-    from_agent,
-    from_worker,
 )
 from unit.parts import agreed, manifest, plan
 
@@ -51,7 +58,7 @@ PLANS = st.builds(
     number=st.integers(min_value=1),
     view=st.integers(),
     gate=st.integers(),
-    course=st.none() | st.builds(Directive, ends_at=st.none() | st.integers(), reason=st.none() | TEXTS),
+    directive=st.none() | st.builds(Directive, ends_at=st.none() | st.integers(), reason=st.none() | TEXTS),
     checkpoint=st.none() | st.just(manifest(7)),
     values=VALUES,
     previous=VALUES,
@@ -61,7 +68,7 @@ MESSAGES = st.lists(
     st.builds(Leave, clean=st.booleans(), step=st.integers(), error=TEXTS)
     | st.builds(PlanRefused, number=st.integers(), digest=TEXTS, problems=st.dictionaries(TEXTS, TEXTS, max_size=3))
     | st.builds(PlanApplied, number=st.integers(), digest=TEXTS, step=st.integers(), drift=st.none() | st.just(("lr",)))
-    | st.builds(Report, metrics=st.dictionaries(TEXTS, st.floats(allow_nan=False), max_size=3))
+    | st.builds(MetricsReport, metrics=st.dictionaries(TEXTS, st.floats(allow_nan=False), max_size=3))
     | st.builds(DryRunResult, number=st.integers(), refused=st.just(((4, {"lr": "too high"}),))),
     max_size=5,
 )
@@ -137,7 +144,7 @@ def test_a_frame_that_is_no_message_is_refused(body: bytes) -> None:
         ({"t": "leave", "clean": True}, "not a Leave: step is missing"),
         ({"t": "leave", "clean": 1, "step": 5}, "not a Leave: clean: 1 is not a bool"),
         ({"t": "leave", "clean": True, "step": True}, "not a Leave: step: True is not a int"),
-        ({"t": "report", "metrics": []}, "not a Report: metrics: [] is not a "),
+        ({"t": "metricsreport", "metrics": []}, "not a MetricsReport: metrics: [] is not a "),
         (
             {"t": "commitcheckpoint", "candidate": "c", "manifest": {"id": "x"}},
             "not a CommitCheckpoint: manifest: step is missing",
@@ -187,7 +194,10 @@ def test_a_hello_of_any_protocol_is_read_and_answered_in_the_old_form() -> None:
 
 
 def test_answers_keep_their_types() -> None:
-    for message in (Ranks(3, (1, 2), {"x": (3,)}), Inventory(3, (manifest(7),), frozenset({"7-7"}), "7-7", True)):
+    for message in (
+        MissingRanks(3, (1, 2), {"x": (3,)}),
+        Inventory(3, (manifest(7),), frozenset({"7-7"}), "7-7", True),
+    ):
         assert from_agent(framed(message)[4:]) == message
 
 
@@ -229,28 +239,28 @@ def both_ends() -> Iterator[tuple[Words, Words]]:
 
 def test_the_shared_words_show_that_no_boundary_was_passed(both_ends: tuple[Words, Words]) -> None:
     worker, agent = both_ends
-    assert (agent.step, agent.mail, agent.at, agent.beat) == (-1, 0, 0.0, 0.0)
-    assert worker.mail == 0
+    assert (agent.step, agent.messages, agent.at, agent.beat) == (-1, 0, 0.0, 0.0)
+    assert worker.messages == 0
 
 
 def test_one_side_reads_what_the_other_writes(both_ends: tuple[Words, Words]) -> None:
     worker, agent = both_ends
     worker.integers[1] = 2**40
     worker.floats[2] = 12.5
-    agent.count_mail()
-    agent.count_mail()
+    agent.count_message()
+    agent.count_message()
     agent.set_beat(7.25)
     assert (agent.step, agent.at) == (2**40, 12.5)
-    assert (worker.mail, worker.beat) == (2, 7.25)
+    assert (worker.messages, worker.beat) == (2, 7.25)
 
 
 def test_no_two_shared_words_overlap(both_ends: tuple[Words, Words]) -> None:
     worker, agent = both_ends
-    agent.count_mail()
+    agent.count_message()
     worker.integers[1] = 5
     worker.floats[2] = 1.5
     agent.set_beat(2.5)
-    assert (agent.mail, agent.step, agent.at, agent.beat) == (1, 5, 1.5, 2.5)
+    assert (agent.messages, agent.step, agent.at, agent.beat) == (1, 5, 1.5, 2.5)
 
 
 def test_the_descriptor_of_the_words_does_not_leak_into_children() -> None:

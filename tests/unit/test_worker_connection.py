@@ -7,8 +7,8 @@ import os
 import socket
 
 from instep.agent.connection import WorkerConnection
-from instep.wire.frames import Decoder, create_words
-from instep.wire.messages import FromAgent, Note, from_agent
+from instep.wire.frames import Decoder, create_words, from_agent
+from instep.wire.messages import FromAgent, Note
 
 
 def test_a_message_larger_than_the_socket_is_announced_while_its_rest_waits() -> None:
@@ -23,13 +23,13 @@ def test_a_message_larger_than_the_socket_is_announced_while_its_rest_waits() ->
         os.close(descriptor)
         with theirs:
             connection.send(note)
-            assert connection.words.mail == 1
+            assert connection.words.messages == 1
             theirs.setblocking(False)
             decoder = Decoder(from_agent)
             async with asyncio.timeout(10):
                 while not heard:
                     heard.extend(decoder.feed(await asyncio.get_running_loop().sock_recv(theirs, 65536)))
-            assert connection.words.mail > 1
+            assert connection.words.messages > 1
             connection.close()
 
     asyncio.run(main())

@@ -51,7 +51,7 @@ def test_a_start_is_fresh_even_if_a_rank_drew_the_incarnation_of_another() -> No
 
 def test_a_stopped_run_that_starts_again_takes_the_desired_values_and_trains() -> None:
     """It started with the old values and ended at once."""
-    before = Agreed(plan=3, view=1, values={"lr": 0.5}, origin=1, course=Directive(ends_at=10, reason="stopped"))
+    before = Agreed(plan=3, view=1, values={"lr": 0.5}, origin=1, directive=Directive(ends_at=10, reason="stopped"))
     action = next_action(
         Situation(
             view=TWO,
@@ -65,7 +65,7 @@ def test_a_stopped_run_that_starts_again_takes_the_desired_values_and_trains() -
     assert isinstance(action, FormView)
     assert action.view.fresh
     assert action.view.start.values["lr"] == 0.2
-    assert action.view.start.course.ends_at is None
+    assert action.view.start.directive.ends_at is None
 
 
 def test_a_dead_rank_is_missing_even_if_another_has_its_incarnation() -> None:
@@ -183,8 +183,8 @@ def test_an_agent_serves_both_of_its_workers_that_drew_the_same_incarnation() ->
     assert list(workers) == [first, second]
     twins = view({"a": {0: 10, 1: 10}})
     assert workers.in_view(twins, "a") == {0: first, 1: second}
-    workers.tell_leader(Leader(node="a", rank=1, incarnation=incarnation(10), candidate="c", token=7))
-    assert [item.connection.said[-1].leads for item in (first, second)] == [False, True]  # type: ignore[union-attr]
+    workers.notify_leader(Leader(node="a", rank=1, incarnation=incarnation(10), candidate="c", token=7))
+    assert [item.connection.said[-1].token for item in (first, second)] == [0, 7]  # type: ignore[union-attr]
     workers.remove(first)
     assert list(workers) == [second]
 

@@ -111,10 +111,5 @@ def test_each_worker_learns_whether_it_leads_and_of_each_new_token(connection: F
     workers.add(local_worker(connection))
     leader = Leader(node="a", rank=0, incarnation=incarnation(1), candidate="c", token=7)
     for told in (None, None, leader, leader, leader.model_copy(update={"token": 9}), None):
-        workers.tell_leader(told)
-    assert [(message.leads, message.token) for message in connection.told if isinstance(message, Leads)] == [
-        (False, 0),
-        (True, 7),
-        (True, 9),
-        (False, 0),
-    ]
+        workers.notify_leader(told)
+    assert [message.token for message in connection.told if isinstance(message, Leads)] == [0, 7, 9, 0]

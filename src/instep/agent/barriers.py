@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -10,7 +9,6 @@ from typing import Final
 from instep.agent.context import Component, Context
 from instep.agent.retrying_writer import ATTEMPT_S
 from instep.agent.workers import LocalWorker
-from instep.errors import EtcdError
 from instep.names import is_hyperparameter_name
 from instep.protocol import barriers
 from instep.protocol.barriers import BarrierSituation, BarrierWait
@@ -24,8 +22,9 @@ from instep.wire.messages import (
     EnterBarrier,
     FromWorker,
     LeaveBarrier,
-    NoAnswer,
-    Ranks,
+    MissingRanks,
+    QueryFailure,
+    QueryResult,
 )
 
 PARTIAL_S: Final = 1.0
@@ -55,7 +54,7 @@ class Barriers(Component):
 
     # -- what workers say -------------------------------------------------------------------------------------------
 
-    def hear(self, worker: LocalWorker, message: FromWorker) -> None:
+    def handle(self, worker: LocalWorker, message: FromWorker) -> None:
         match message:
             case EnterBarrier(name, view, after):
                 if not is_hyperparameter_name(name):
@@ -64,15 +63,15 @@ class Barriers(Component):
                 self._calls[worker.id] = BarrierWait(name, view, after)
                 self.follow()
             case AskBarrier():
-                self._writer.start(self._answer(worker.id, message))
+                self._answer_query(worker, message.q, lambda: self._missing(message), limit_s=ATTEMPT_S)
             case LeaveBarrier():
                 self.gone(worker, failed=False)
 
     def gone(self, worker: LocalWorker, *, failed: bool) -> None:
         if self._calls.pop(worker.id, None) is not None:
-            self._say()
+            self._report()
 
-    # -- what they hear ---------------------------------------------------------------------------------------------
+    # -- what they learn --------------------------------------------------------------------------------------------
 
     def follow(self) -> None:
         """The run's state has changed, or a rank has arrived."""
@@ -83,11 +82,11 @@ class Barriers(Component):
                 del self._calls[worker.id]
                 self._wanted = barriers.without(self._wanted, call.name)  # these arrivals no longer count
                 number = released.record.number
-                worker.tell(BarrierReleased(call.name, number))
-        self._say()
+                worker.send(BarrierReleased(call.name, number))
+        self._report()
 
     def tick(self) -> None:
-        self._say()
+        self._report()
 
     @property
     def waits(self) -> bool:
@@ -97,39 +96,30 @@ class Barriers(Component):
         """With the next state, or the next tick."""
         self._wanted, self._is_known = None, False
 
-    async def _answer(self, asking: WorkerId, question: AskBarrier) -> None:
-        """Answers which ranks are missing at a barrier, or why etcd does not tell."""
-        reply: Ranks | NoAnswer
-        try:
-            async with asyncio.timeout(ATTEMPT_S):
-                problem = self._quota.problem
-                reply = NoAnswer(question.q, problem) if problem is not None else await self._absent(question)
-        except (EtcdError, TimeoutError) as error:
-            reply = NoAnswer(question.q, str(error) or f"etcd has not answered in {ATTEMPT_S:g} s")
-        worker = self._workers.of_id(asking)
-        if worker is not None:
-            worker.tell(reply)
-
-    async def _absent(self, question: AskBarrier) -> Ranks:
+    async def _missing(self, query: AskBarrier) -> QueryResult:
+        """Which ranks are missing at a barrier. Raises EtcdError."""
+        problem = self._quota.problem
+        if problem is not None:
+            return QueryFailure(query.q, problem)
         view = self._state.view
         if view is None:
-            return Ranks(question.q, ())
+            return MissingRanks(query.q, ())
         listed = await all_of(self._client.range(self._keys.left), self._client.range(self._keys.arrivals))
         left = {last_part(item.key): Left.decode_or_none(item.value) for item in listed[0].kvs}
         arrivals = {last_part(item.key): Arrivals.decode_or_none(item.value) for item in listed[1].kvs}
         arrivals[self._node] = self._now(view)
-        hall = BarrierSituation(
+        situation = BarrierSituation(
             view=view,
             left={node: record for node, record in left.items() if record is not None},
             released=self._state.released,
             arrivals={node: record for node, record in arrivals.items() if record is not None},
         )
-        found = barriers.missing_ranks(hall, question.name)
-        return Ranks(question.q, found.ranks, found.elsewhere)
+        found = barriers.missing_ranks(situation, query.name)
+        return MissingRanks(query.q, found.ranks, found.elsewhere)
 
     # -- reports to the leader --------------------------------------------------------------------------------------
 
-    def _say(self) -> None:
+    def _report(self) -> None:
         """Reports the arrivals if they have changed. Does nothing until the view is known."""
         view = self._state.view
         if view is None or (self._is_known and not self._calls and self._wanted is None):

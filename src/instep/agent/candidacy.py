@@ -42,9 +42,6 @@ class TermHistory(Component):
     """Promise: a transaction that is guarded by the token proclaims each leader, with the next term number. Limit: the
     reason why the former leader's term ended is recorded only if its agent could write it, or if its node is gone."""
 
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
-
     async def proclaim(self, fence: Fence) -> Leader | None:
         """Proclaims the worker that our candidate names as the leader. None if the term is over already."""
         seen = self._state.leader
@@ -93,7 +90,7 @@ class TermHistory(Component):
         return why_ended(former, note, registered=member is not None)
 
     async def _next_term(self, former: Leader | None) -> int:
-        """From the state, or from the history if the state does not tell."""
+        """From the state, or from the history if the state does not have it."""
         if former is not None and former.term:
             return former.term + 1
         listing = await self._client.range(self._keys.terms)
@@ -153,18 +150,18 @@ class Candidacy(Component):
         if self._leadership is not None:
             self._leadership.wake()
 
-    async def stand(self) -> None:
+    async def update(self) -> None:
         """Writes the candidate key that fits the workers of this node."""
         async with self._lock:
             try:
-                await Retry(UNAVAILABLE, self._outage).run(self._stand)
+                await Retry(UNAVAILABLE, self._outage).run(self._update)
             except EtcdError as error:
                 self._outage.met(error)
                 if isinstance(error, EtcdDenied):
                     self._on_denied(error)
 
     def ended(self, worker: WorkerId, how: str) -> None:
-        """A worker is gone. Call it before `stand`: then the next leader can record how the former term ended."""
+        """A worker is gone. Call it before `update`: then the next leader can record how the former term ended."""
         self._ends[worker] = how
         if len(self._ends) > ENDS_KEPT:
             del self._ends[next(iter(self._ends))]
@@ -230,7 +227,7 @@ class Candidacy(Component):
 
     # -- the candidate ----------------------------------------------------------------------------------------------
 
-    async def _stand(self) -> None:
+    async def _update(self) -> None:
         before, now = self._nomination, await self._nominated()
         worker = self._workers.of_id(now.worker) if now is not None else None
         if now is None or worker is None:
@@ -240,7 +237,7 @@ class Candidacy(Component):
         else:
             named = Candidate(node=self._node, **worker.id._asdict(), yielded=now.yielded)
             is_other = before is None or (before.worker, before.yielded) != (now.worker, now.yielded)
-            standing = self._election.stand(str(worker.id), named.encode())
+            standing = self._election.enter(str(worker.id), named.encode())
             await (self._replace(standing, self._end_of(before)) if is_other else standing)
         self._nomination = now
 

@@ -61,11 +61,11 @@ class CheckpointRegistry(Component):
 
     # -- what workers say -------------------------------------------------------------------------------------------
 
-    def hear(self, worker: LocalWorker, message: wire.FromWorker) -> None:
+    def handle(self, worker: LocalWorker, message: wire.FromWorker) -> None:
         match message:
-            case wire.SaveStarted(checkpoint_id, step, token, candidate):
+            case wire.SaveStarted(saving, candidate):
                 worker.excused_until = time.monotonic() + self._patience_s
-                self._announce(Fence(candidate, token), Saving(checkpoint_id, step, token, worker.rank))
+                self._announce(Fence(candidate, saving.token), saving)
             case wire.SaveAbandoned(checkpoint_id):
                 worker.excused_until = time.monotonic()
                 self._withdraw(checkpoint_id)
@@ -84,28 +84,23 @@ class CheckpointRegistry(Component):
             case wire.AskVoters(q):
                 self._answer(worker, q, lambda: self._missing(q))
 
-    # -- what they hear ---------------------------------------------------------------------------------------------
+    # -- what they learn --------------------------------------------------------------------------------------------
 
     def follow(self) -> None:
         news = self._news()
         if news != self._told:
             self._told = news
             for worker in self._workers:
-                worker.tell(news)
+                worker.send(news)
 
     def welcome(self, worker: LocalWorker) -> None:
-        worker.tell(self._news())
+        worker.send(self._news())
 
     def _news(self) -> wire.CheckpointNews:
         state = self._state
         saving = state.saving
         leads = state.leader is not None and saving is not None and saving.token == state.leader.token
         return wire.CheckpointNews(state.saved, saving if leads else None)
-
-    def _tell(self, asking: WorkerId, message: wire.FromAgent) -> None:
-        worker = self._workers.of_id(asking)
-        if worker is not None:
-            worker.tell(message)
 
     # -- saving -----------------------------------------------------------------------------------------------------
 
@@ -136,7 +131,7 @@ class CheckpointRegistry(Component):
         worker.excused_until = time.monotonic()
         outcome = self._known_outcome(manifest)
         if outcome is not None:
-            self._tell_outcome(worker.id, manifest, outcome)
+            self._send_outcome(worker.id, manifest, outcome)
         else:
             self._writer.start(self._commit(worker.id, Fence(message.candidate, manifest.token), manifest))
 
@@ -146,7 +141,7 @@ class CheckpointRegistry(Component):
             if outcome is None:
                 outcome = await self._writer.retry_until_done(lambda: self._try_commit(fence, manifest))
                 self._remember(manifest, outcome)
-        self._tell_outcome(saver, manifest, outcome)
+        self._send_outcome(saver, manifest, outcome)
 
     def _known_outcome(self, manifest: Manifest) -> CommitOutcome | None:
         recorded, outcome = self._outcomes.get(manifest.path, (None, None))
@@ -160,13 +155,13 @@ class CheckpointRegistry(Component):
         if self._announced is not None and self._announced.id == manifest.id:
             self._announced = None
 
-    def _tell_outcome(self, saver: WorkerId, manifest: Manifest, outcome: CommitOutcome) -> None:
+    def _send_outcome(self, saver: WorkerId, manifest: Manifest, outcome: CommitOutcome) -> None:
         problem = None if outcome is CommitOutcome.COMMITTED else self._fenced(manifest)
         if problem is None:
             log.info("checkpoint %s is committed", manifest.id)
         else:
             log.warning("checkpoint %s is refused: %s", manifest.id, problem)
-        self._tell(saver, wire.CommitResult(manifest.id, manifest.path, problem))
+        self._send_to(saver, wire.CommitResult(manifest.id, manifest.path, problem))
 
     async def _try_commit(self, fence: Fence, manifest: Manifest) -> CommitOutcome:
         keys = self._keys
@@ -224,19 +219,8 @@ class CheckpointRegistry(Component):
 
     # -- questions --------------------------------------------------------------------------------------------------
 
-    def _answer(self, worker: LocalWorker, q: int, find: Callable[[], Awaitable[wire.Answer]]) -> None:
-        async def answer() -> None:
-            reply: wire.Answer
-            try:
-                async with asyncio.timeout(QUESTION_S):
-                    reply = await find()
-            except EtcdError as error:
-                reply = wire.NoAnswer(q, str(error))
-            except TimeoutError:
-                reply = wire.NoAnswer(q, f"etcd has not answered in {QUESTION_S:g} s about the run's checkpoints")
-            self._tell(worker.id, reply)
-
-        self._writer.start(answer())
+    def _answer(self, worker: LocalWorker, q: int, find: Callable[[], Awaitable[wire.QueryResult]]) -> None:
+        self._answer_query(worker, q, find, limit_s=QUESTION_S, about=" about the run's checkpoints")
 
     async def _list(self, q: int) -> wire.Inventory:
         listing = await self._client.range(self._keys.checkpoints, timeout_s=QUESTION_S)
@@ -260,7 +244,7 @@ class CheckpointRegistry(Component):
         first_id = newest.id if newest is not None else None
         return wire.Inventory(q, tuple(found), frozenset(ids), first_id, self._state.leader is not None)
 
-    async def _forget(self, q: int, ids: Iterable[str]) -> wire.Ids:
+    async def _forget(self, q: int, ids: Iterable[str]) -> wire.CheckpointIds:
         """Raises EtcdError if not even the first could be removed; otherwise returns those that were."""
         gone: list[str] = []
         try:
@@ -271,7 +255,7 @@ class CheckpointRegistry(Component):
                 raise
             log.warning("some checkpoints are not forgotten yet: %s", str(error) or f"that took {FORGET_S:g} s")
         log.info("forgotten: %s", ", ".join(gone) or "no checkpoint")
-        return wire.Ids(q, tuple(gone))
+        return wire.CheckpointIds(q, tuple(gone))
 
     async def _forget_each(self, ids: Iterable[str], gone: list[str]) -> None:
         pointer = await self._client.get(self._keys.latest, timeout_s=ATTEMPT_S)
@@ -280,12 +264,12 @@ class CheckpointRegistry(Component):
             if txn is not None and (await self._send(txn)).succeeded:
                 gone.append(checkpoint_id)
 
-    async def _adopt(self, message: wire.AdoptCheckpoints) -> wire.Ids:
+    async def _adopt(self, message: wire.AdoptCheckpoints) -> wire.CheckpointIds:
         """Returns the ids that are registered now. Raises EtcdError."""
         fence = Fence(message.candidate, message.token)
         there = [item.id for item in message.manifests if await self._adopt_one(fence, item)]
         log.warning("adopted checkpoints that etcd had no record of: %s", ", ".join(there) or "none")
-        return wire.Ids(message.q, tuple(there))
+        return wire.CheckpointIds(message.q, tuple(there))
 
     async def _adopt_one(self, fence: Fence, manifest: Manifest) -> bool:
         for _ in range(ADOPT_TRIES):
@@ -295,12 +279,12 @@ class CheckpointRegistry(Component):
                 return True
         return False  # another rank leads, or the registry changes too often
 
-    async def _mark(self, q: int, checkpoint_id: str) -> wire.Ids:
+    async def _mark(self, q: int, checkpoint_id: str) -> wire.CheckpointIds:
         is_there = await self._pins.mark(checkpoint_id) is not None
-        return wire.Ids(q, (checkpoint_id,) if is_there else ())
+        return wire.CheckpointIds(q, (checkpoint_id,) if is_there else ())
 
-    async def _missing(self, q: int) -> wire.Ranks:
-        return wire.Ranks(q, await self._vote.missing())
+    async def _missing(self, q: int) -> wire.MissingRanks:
+        return wire.MissingRanks(q, await self._vote.missing())
 
     async def _send(self, txn: Txn) -> TxnResult:
         return await self._client.txn(txn.compares, txn.then, timeout_s=ATTEMPT_S)

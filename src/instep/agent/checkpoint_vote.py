@@ -44,7 +44,7 @@ class CheckpointPins(Component):
         if not readers and self._by_checkpoint.pop(checkpoint_id, None) is not None:
             self._writer.start(self._unmark(checkpoint_id))
 
-    def hear(self, worker: LocalWorker, message: FromWorker) -> None:
+    def handle(self, worker: LocalWorker, message: FromWorker) -> None:
         match message:
             case ReadCheckpoint(checkpoint_id):
                 self.reads(str(worker.id), checkpoint_id)
@@ -100,7 +100,7 @@ class CheckpointPins(Component):
 
 
 @dataclass(slots=True)
-class Question:
+class VoteTally:
     """One checkpoint that the ranks of a view vote on, and the votes of this node."""
 
     view: int
@@ -128,14 +128,14 @@ class CheckpointVote(Component):
         self._asking = asyncio.Lock()
         self._waiting: dict[WorkerId, Resume | None] = {}
         """Workers that want to resume, and the last offer that each received."""
-        self._question: Question | None = None
+        self._tally: VoteTally | None = None
 
     def __repr__(self) -> str:
-        return f"CheckpointVote({len(self._waiting)} wait, {self._question})"
+        return f"CheckpointVote({len(self._waiting)} wait, {self._tally})"
 
     # -- what workers say -------------------------------------------------------------------------------------------
 
-    def hear(self, worker: LocalWorker, message: FromWorker) -> None:
+    def handle(self, worker: LocalWorker, message: FromWorker) -> None:
         match message:
             case AwaitOffer():
                 self._waiting[worker.id] = None
@@ -144,16 +144,16 @@ class CheckpointVote(Component):
                 self._count(worker, message)
 
     def _count(self, worker: LocalWorker, message: Vote) -> None:
-        question = self._question
-        if question is None or (message.view, message.id) != (question.view, question.id):
+        tally = self._tally
+        if tally is None or (message.view, message.id) != (tally.view, tally.id):
             return
         if message.problem is None:
-            question.good.add(worker.rank)
-            question.since = question.since or self._clock()
-        elif question.problem is None:
-            question.problem = f"rank {worker.rank} on {worker.member.host}: {message.problem}"[:500]
-        if question.problem is not None or question.good >= self._ranks_here():
-            self._report(question)
+            tally.good.add(worker.rank)
+            tally.since = tally.since or self._clock()
+        elif tally.problem is None:
+            tally.problem = f"rank {worker.rank} on {worker.member.host}: {message.problem}"[:500]
+        if tally.problem is not None or tally.good >= self._ranks_here():
+            self._report(tally)
 
     def gone(self, worker: LocalWorker, *, failed: bool) -> None:
         self._waiting.pop(worker.id, None)
@@ -166,13 +166,13 @@ class CheckpointVote(Component):
         now = self._now()
         if now is None or all(told == now for told in self._waiting.values()):
             return
-        self._writer.start(self._tell(now))
+        self._writer.start(self._send_offer(now))
 
     def tick(self) -> None:
-        question = self._question
-        has_said = question is not None and (question.good or question.problem is not None)
-        if question is not None and has_said and self._clock() - question.since > PARTIAL_S:
-            self._report(question)
+        tally = self._tally
+        has_said = tally is not None and (tally.good or tally.problem is not None)
+        if tally is not None and has_said and self._clock() - tally.since > PARTIAL_S:
+            self._report(tally)
         for worker in self._workers:
             if worker.step >= 0:  # it has loaded the checkpoint
                 self._pins.release(_voter(worker.id))
@@ -183,8 +183,8 @@ class CheckpointVote(Component):
 
     def repeat(self) -> None:
         """With the next tick."""
-        if self._question is not None:
-            self._question.written = None
+        if self._tally is not None:
+            self._tally.written = None
 
     async def missing(self) -> tuple[int, ...]:
         """Ranks of the view that have not yet voted on the offer. Raises EtcdError."""
@@ -193,47 +193,47 @@ class CheckpointVote(Component):
             return ()
         listing = await self._client.range(self._keys.verified, timeout_s=ATTEMPT_S)
         records = [record for item in listing.kvs if (record := Verified.decode_or_none(item.value)) is not None]
-        here = [self._question.record()] if self._question is not None else []
+        here = [self._tally.record()] if self._tally is not None else []
         return tuple(resuming.missing(view, now, [*records, *here]))
 
     def _now(self) -> Resume | None:
         view = self._state.view
         return resuming.asked(view, self._state.resume) if view is not None else None
 
-    async def _tell(self, now: Resume) -> None:
+    async def _send_offer(self, now: Resume) -> None:
         """Pins the checkpoint before any worker receives the offer."""
         async with self._asking:
             if now != self._now():
                 return  # another task sends the newer offer
-            question = await self._put(now) if now.id is not None else None
+            tally = await self._put(now) if now.id is not None else None
             if now != self._now():
                 return
-            if question is not None and question.manifest is None and not now.final:
-                question.problem = question.problem or resuming.GONE
-                self._report(question)
+            if tally is not None and tally.manifest is None and not now.final:
+                tally.problem = tally.problem or resuming.GONE
+                self._report(tally)
                 return
-            offer = Offer(now.view, now.id, now.final, now.reasons, question.manifest if question is not None else None)
+            offer = Offer(now.view, now.id, now.final, now.reasons, tally.manifest if tally is not None else None)
             for worker in self._workers:
                 if self._waiting.get(worker.id, now) != now:
                     self._waiting[worker.id] = now
                     if now.final:
                         del self._waiting[worker.id]
-                    worker.tell(offer)
+                    worker.send(offer)
 
-    async def _put(self, now: Resume) -> Question:
-        """The question about `now`, with its manifest and its pin."""
+    async def _put(self, now: Resume) -> VoteTally:
+        """The tally about `now`, with its manifest and its pin."""
         assert now.id is not None
-        question = self._question
-        if question is None or (question.view, question.id) != (now.view, now.id):
+        tally = self._tally
+        if tally is None or (tally.view, tally.id) != (now.view, now.id):
             for waiting in self._waiting:
                 self._pins.release(_voter(waiting))
-            question = self._question = Question(now.view, now.id)
+            tally = self._tally = VoteTally(now.view, now.id)
         for waiting in self._waiting:
             self._pins.reads(_voter(waiting), now.id)
-        if not question.marked:
-            question.manifest = await self._writer.retry_until_done(lambda: self._mark(now))
-            question.marked = True
-        return question
+        if not tally.marked:
+            tally.manifest = await self._writer.retry_until_done(lambda: self._mark(now))
+            tally.marked = True
+        return tally
 
     async def _mark(self, now: Resume) -> Manifest | None:
         """Gives up if the offer has changed: an outage must not delay the next one."""
@@ -244,11 +244,11 @@ class CheckpointVote(Component):
 
     # -- reports to the leader --------------------------------------------------------------------------------------
 
-    def _report(self, question: Question) -> None:
-        record = question.record()
-        if record == question.written or not self._state.view or not self._state.view.start.vote:
+    def _report(self, tally: VoteTally) -> None:
+        record = tally.record()
+        if record == tally.written or not self._state.view or not self._state.view.start.vote:
             return
-        question.written = record
+        tally.written = record
         self._writer.keep(self._keys.verified_of(self._node), record.encode())
 
     def _ranks_here(self) -> set[int]:

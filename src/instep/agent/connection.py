@@ -14,8 +14,8 @@ from typing import Final
 
 from instep.agent.ending import how_it_ended
 from instep.system_errors import OUT_OF_RESOURCES, explained
-from instep.wire.frames import Decoder, Words, framed, receive_with_descriptor
-from instep.wire.messages import Failure, FromAgent, FromWorker, from_worker
+from instep.wire.frames import Decoder, Words, framed, from_worker, receive_with_descriptor
+from instep.wire.messages import Failure, FromAgent, FromWorker
 
 log = logging.getLogger("instep")
 
@@ -60,7 +60,7 @@ class WorkerConnection:
         self._on_refused = on_refused
         self._decoder = Decoder(from_worker)
         self._outbox = bytearray()
-        self._mail_waiting = 0
+        self._uncounted = 0
         self._closed = False
         self._deaf = False
         self.words: Words | None = None
@@ -80,11 +80,11 @@ class WorkerConnection:
         return self._closed
 
     def send(self, message: FromAgent) -> None:
-        """Queues the message. The worker's mail word rises when the message is in the socket."""
+        """Queues the message. The shared count of messages rises when it is in the socket."""
         if self._closed or self._deaf:
             return
         self._outbox += framed(message)
-        self._mail_waiting += 1
+        self._uncounted += 1
         if len(self._outbox) > MAX_OUTBOX_BYTES:
             log.error("worker %d does not read its messages: connection dropped", self.pid)
             self.hang_up()
@@ -200,15 +200,15 @@ class WorkerConnection:
                 del self._outbox[:sent]
         except BlockingIOError:
             self._loop.add_writer(self._socket, self._writable)
-            if self.words is not None and self._mail_waiting:
-                self.words.count_mail()  # the rest of a large message goes when the worker has read the first part
+            if self.words is not None and self._uncounted:
+                self.words.count_message()  # the rest of a large message goes when the worker has read the first part
             return
         except OSError:
             self._outbox.clear()  # the reader notices the end
         self._loop.remove_writer(self._socket)
-        if self.words is not None and self._mail_waiting:
-            self._mail_waiting = 0
-            self.words.count_mail()
+        if self.words is not None and self._uncounted:
+            self._uncounted = 0
+            self.words.count_message()
 
 
 class DisconnectedWorker:

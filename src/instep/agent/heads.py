@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
+from typing import Any
 
 from instep.agent.context import Component, Context
 from instep.agent.retrying_writer import ATTEMPT_S
-from instep.agent.workers import LocalWorker
-from instep.protocol.chain import HeadStatus, Promised, head_status
+from instep.protocol.chain import HeadStatus, head_status
 from instep.protocol.records import Epoch, Held
 from instep.protocol.recovery import NO_EPOCH_LEFT, epoch_after, explain
 from instep.protocol.transactions import raise_epoch
@@ -28,7 +28,7 @@ class Heads(Component):
     """
 
     def __init__(
-        self, context: Context, *, register: Callable[[], Awaitable[None]], on_epoch: Callable[[Epoch], None]
+        self, context: Context, *, register: Callable[[], Coroutine[Any, Any, None]], on_epoch: Callable[[Epoch], None]
     ) -> None:
         super().__init__(context)
         self._key = context.keys.head_of(context.node)
@@ -75,9 +75,9 @@ class Heads(Component):
         behind = [worker for worker in self._workers if worker.epoch < number]
         for worker in behind:
             worker.epoch = number
-            worker.tell(NewEpoch(number))
+            worker.send(NewEpoch(number))
         if behind:
-            self._writer.start(self._registered())
+            self._writer.start(self._register())
         if epoch is not None:
             # This agent was started in an epoch: no worker enters a view before it is settled.
             trains = any(worker.view for worker in behind)
@@ -90,9 +90,6 @@ class Heads(Component):
             self._announced = None if epoch.settled else epoch
             log.log(logging.INFO if epoch.settled else logging.WARNING, "%s", explain(epoch))
             self._on_epoch(epoch)
-
-    async def _registered(self) -> None:
-        await self._register()
 
     def _lost(self) -> Held | None:
         """The newest decision that a worker of this node holds and etcd does not."""
@@ -164,9 +161,3 @@ class Heads(Component):
             )
             txn = raise_epoch(self._keys, item.mod_revision if item is not None else 0, epoch)
             await self._client.txn(txn.compares, txn.then, timeout_s=ATTEMPT_S)
-
-
-def promised(worker: LocalWorker) -> Promised | None:
-    """The plan that a worker has received and whose decision it does not know."""
-    told = worker.told
-    return Promised(told.number, told.digest, told.epoch) if told is not None else None

@@ -21,12 +21,12 @@ from instep.protocol.records import (
     Arrivals,
     Attempts,
     Change,
-    Failure,
     Held,
     Left,
     Manifest,
     Member,
     Pointer,
+    RankFailure,
     Receipt,
     Verified,
     WorkerId,
@@ -109,7 +109,7 @@ class LeaderCache:
         self._left = Informer(client, keys.left, changed, decode=Left.decode_or_none)
         self._schemas = Informer(client, keys.schemas, changed)
         self._verified = Informer(client, keys.verified, changed, decode=Verified.decode_or_none)
-        self._failures = Informer(client, keys.failures, changed, decode=Failure.decode_or_none)
+        self._failures = Informer(client, keys.failures, changed, decode=RankFailure.decode_or_none)
         self._arrivals = Informer(client, keys.arrivals, changed, decode=Arrivals.decode_or_none)
         self._heads = Informer(client, keys.heads, changed, decode=Held.decode_or_none)
         self._attempts = Informer(client, keys.attempts, changed, decode=Attempts.decode_or_none)

@@ -185,7 +185,7 @@ class Leadership:
             case OpenPlan():
                 plan = action.plan
                 self._margin.opened(took_s)
-                if plan.gate != self._paused_at():  # answers of paused ranks say nothing about the margin
+                if plan.gate != self._state.paused_at:  # answers of paused ranks say nothing about the margin
                     arming = plan.gate - self._ahead.gate + self._ahead.arming
                     self._pending = PendingPlan(plan.number, plan.gate, arming)
                 what = plan.values or f"{plan.kind} {plan.name or ''}"
@@ -236,9 +236,6 @@ class Leadership:
             self._pending = None
             if decision.step is not None:
                 self._margin.aborted((pending.gate - pending.arming) * pace.step_time_s)
-
-    def _paused_at(self) -> int | None:
-        return self._state.agreed.course.paused_at if self._state.agreed is not None else None
 
     async def _caught_up(self, action: LeaderAction, revision: int) -> None:
         """Waits until the write shows in the informer: otherwise the next decision repeats this one."""

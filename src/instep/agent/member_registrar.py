@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Sequence
 
 from instep.agent.context import Component, Context
 from instep.agent.name import NodeName, NodeNameTaken
@@ -44,14 +45,10 @@ class MemberRegistrar(Component):
     def __repr__(self) -> str:
         return f"MemberRegistrar({self._workers!r}, {self._outage!r})"
 
-    async def register(self, worker: LocalWorker) -> None:
-        """Registers one worker. Without a lease, `register_all` does it when there is one."""
-        await self._write([worker])
-
-    async def register_all(self) -> None:
-        everyone = list(self._workers)
-        for start in range(0, len(everyone), BATCH):
-            await self._write(everyone[start : start + BATCH])
+    async def register(self, workers: Sequence[LocalWorker]) -> None:
+        """Registers these workers. Does nothing without a lease: all workers are registered when there is one."""
+        for start in range(0, len(workers), BATCH):
+            await self._write(workers[start : start + BATCH])
 
     async def forget(self, worker: LocalWorker) -> None:
         await Retry(UNAVAILABLE, self._outage).run(lambda: self._delete(worker))
@@ -66,7 +63,7 @@ class MemberRegistrar(Component):
         assert self._taken is not None
         raise self._taken
 
-    async def _write(self, workers: list[LocalWorker]) -> None:
+    async def _write(self, workers: Sequence[LocalWorker]) -> None:
         """Retries until it is done, or until there is no lease or none of the workers is here. Raises EtcdDenied."""
         retry = Retry(REGISTER, self._outage)
         while self._taken is None:

@@ -76,7 +76,7 @@ class MetricsWriter(Component):
                 step=worker.step if worker.step >= 0 else None,
                 step_time_s=step_time_s or None,
                 metrics=dict(worker.metrics),
-                **(asdict(worker.offers) if worker.offers is not None else {}),
+                **(asdict(worker.status) if worker.status is not None else {}),
             )
             for worker in workers
             if worker.view == view.number

@@ -17,7 +17,7 @@ from instep.agent.checkpoint_vote import CheckpointPins, CheckpointVote
 from instep.agent.connection import DisconnectedWorker, WorkerConnection
 from instep.agent.context import Component, Context
 from instep.agent.handover import LeaseFile
-from instep.agent.heads import Heads, promised
+from instep.agent.heads import Heads
 from instep.agent.leadership import Pace
 from instep.agent.member_registrar import MemberRegistrar
 from instep.agent.metrics import MetricsWriter
@@ -64,12 +64,11 @@ class Node:
         self,
         client: Client,
         keys: Keys,
-        name: str,
+        name: NodeName,
         ttl_s: int,
-        persisted_workers: PersistedWorkers | None = None,
+        persisted_workers: PersistedWorkers,
         leases: LeaseFile | None = None,
         *,
-        claim: NodeName | None = None,
         stall_timeout_s: float = DEFAULT_STALL_TIMEOUT_S,
     ) -> None:
         self._leases = leases
@@ -90,22 +89,12 @@ class Node:
         self.on_tick: Callable[[], None] = lambda: None
         self.problem_here: Callable[[], str | None] = lambda: None
         """Why processes of this node cannot connect; None if they can."""
-        self._persisted_workers = persisted_workers or PersistedWorkers()
-        self._context = self._new_context(name, client, keys, ttl_s)
-        self._client, self._keys, self._name = client, keys, name
+        self._client, self._keys, self._name = client, keys, name.name
+        self._persisted_workers = persisted_workers
+        self._context = self._new_context(ttl_s)
+        dry_run = StartDryRun(self._context)
         self._plan_relay = PlanRelay(self._context, self._keep_told)
-        dry_run, pins = StartDryRun(self._context), CheckpointPins(self._context)
-        vote = CheckpointVote(self._context, pins)
-        self._components: tuple[Component, ...] = (
-            dry_run,
-            pins,
-            vote,
-            CheckpointRegistry(self._context, pins, vote),
-            Barriers(self._context),
-            PreemptionRelay(self._context),
-            self._plan_relay,
-        )
-        self._registrar = MemberRegistrar(self._context, claim or NodeName(name, claim=name))
+        self._components = self._new_components(dry_run)
         self._metrics = MetricsWriter(self._context)
         self._candidacy = Candidacy(
             self._context,
@@ -116,18 +105,27 @@ class Node:
             former_lease=self._former_lease,
             on_denied=lambda error: self._sessions.deny(error),
         )
+        self._registrar = MemberRegistrar(self._context, name)
         self._sessions = WorkerSessions(
             self._context,
-            persisted_workers=self._persisted_workers,
+            persisted_workers=persisted_workers,
             plan_relay=self._plan_relay,
             registrar=self._registrar,
             candidacy=self._candidacy,
             components=self._components,
         )
-        self._heads = Heads(self._context, register=self._sessions.register_all, on_epoch=self._on_epoch)
+        self._heads = Heads(self._context, register=self._sessions.register, on_epoch=self._on_epoch)
         self._writer.is_certain = lambda: self._heads.is_certain
 
-    def _new_context(self, name: str, client: Client, keys: Keys, ttl_s: int) -> Context:
+    def _new_components(self, dry_run: StartDryRun) -> tuple[Component, ...]:
+        context = self._context
+        pins = CheckpointPins(context)
+        vote = CheckpointVote(context, pins)
+        registry = CheckpointRegistry(context, pins, vote)
+        return dry_run, pins, vote, registry, Barriers(context), PreemptionRelay(context), self._plan_relay
+
+    def _new_context(self, ttl_s: int) -> Context:
+        client, keys = self._client, self._keys
         self._workers = Workers()
         self._state = RunState(client, keys, self._on_state, self._on_reset)
         self._notifier = WorkerNotifier(client, self._state, self._workers)
@@ -137,7 +135,7 @@ class Node:
         )
         self._writer = RetryingWriter(client, keys, self._quota)
         return Context(
-            node=name,
+            node=self._name,
             client=client,
             keys=keys,
             session=self._session,
@@ -181,14 +179,14 @@ class Node:
     def fail_all(self, error: InstepError, kind: str) -> None:
         """Sends every worker the reason why this agent cannot serve."""
         for worker in self._workers:
-            worker.tell(Failure(kind, str(error)))
+            worker.send(Failure(kind, str(error)))
 
     def on_message(self, connection: WorkerConnection, message: FromWorker) -> None:
         """Raises ValueError for a message that cannot be acted on."""
         self._sessions.on_message(connection, message)
         if isinstance(message, Hello):
             self._heads.follow()
-            self._tell_leader()
+            self._notify_leader()
 
     def on_died(self, connection: WorkerConnection | DisconnectedWorker) -> None:
         self._sessions.on_died(connection)
@@ -213,13 +211,13 @@ class Node:
         self._metrics.run_changed()
         self._unlisted.over()
         if self._plan_relay.enter_view(self._left_before):
-            self._notifier.tell_versions()
+            self._notifier.note_versions()
         self._sessions.meet_all()
         self._heads.follow()  # a worker that enters the view now is registered in this epoch
         self._plan_relay.follow_plans(news)
         self._look_up_promises()
         self._sessions.dismiss_refused()
-        self._tell_leader()
+        self._notify_leader()
         for component in self._components:
             component.follow()
         self._candidacy.wake()
@@ -245,28 +243,28 @@ class Node:
             return
         self._settled = epoch.number
         for worker in self._workers:
-            held = promised(worker)
+            held = worker.promised
             if held is not None and held.epoch < epoch.number:
                 self._plan_relay.look_up(held)
 
     def _keep_told(self) -> None:
         self._persisted_workers.save(self._workers)
 
-    def _tell_leader(self) -> None:
+    def _notify_leader(self) -> None:
         leader = self._state.leader
         holds = leader is not None and self._session.valid and leader.token > self._void_token
-        self._workers.tell_leader(leader if holds else None)
+        self._workers.notify_leader(leader if holds else None)
 
     def _on_link(self, link: LinkState) -> None:
         if link == "lost" and self._state.leader is not None:
             self._void_token = self._state.leader.token
-        self._tell_leader()
+        self._notify_leader()
 
     async def _on_lease(self, lease_id: int) -> None:
         if self._leases is not None:
             self._leases.write(lease_id)
-        await self._sessions.register_all()
-        await self._candidacy.stand()
+        await self._sessions.register()
+        await self._candidacy.update()
         former, self._former_lease = self._former_lease, 0
         if former:  # after its workers and its candidate are on our lease
             self._writer.start(self._revoke(former))
@@ -300,17 +298,17 @@ class Node:
 
     async def _look_around(self) -> None:
         self._pace.observe(*self._workers.furthest())
-        self._workers.look(time.monotonic(), self._paused_at())
-        self._tell_leader()
+        self._workers.look(time.monotonic(), self._state.paused_at)
+        self._notify_leader()
         self.on_tick()
-        self._writer.start(self._candidacy.stand())  # its worker may have stalled, or the key may be gone
+        self._writer.start(self._candidacy.update())  # its worker may have stalled, or the key may be gone
         self._notifier.note_link()
         for component in self._components:
             component.tick()
         self._sessions.give_up_on_the_dead(time.monotonic())
-        self._notifier.tell_awaited(self._quota.problem, here=self.problem_here())
+        self._notifier.send_join_waits(self._quota.problem, here=self.problem_here())
         if not await self._metrics.write(self._workers, self._state.view, self._pace.step_time_s):
-            self._writer.start(self._sessions.register_all())
+            self._writer.start(self._sessions.register())
 
     async def _beat(self) -> None:
         """Shows the workers that this agent runs. They replace one that is stopped or stuck."""
@@ -318,9 +316,6 @@ class Node:
             for worker in self._workers:
                 worker.beat(time.monotonic())
             await asyncio.sleep(TICK_S)
-
-    def _paused_at(self) -> int | None:
-        return self._state.agreed.course.paused_at if self._state.agreed is not None else None
 
     def _measure(self) -> Pace:
         step, at = self._workers.furthest()

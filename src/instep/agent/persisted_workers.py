@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from instep.agent.connection import DisconnectedWorker
 from instep.agent.workers import LocalWorker
@@ -47,18 +47,17 @@ class Kept(Document):
     workers: tuple[Entry, ...]
 
 
-class PersistedWorkers:
-    """Keeps nothing: what a node without a file uses."""
+class PersistedWorkers(Protocol):
+    """What a node keeps its workers in."""
 
     def save(self, workers: Iterable[LocalWorker]) -> None:
         """Called before a worker is sent a view, a plan or a commit: the file must not know less than the worker."""
 
     def load(self, node: str, on_died: Callable[[Any], None]) -> list[LocalWorker]:
         """The workers that still live, each without a connection."""
-        return []
 
 
-class PersistedWorkersFile(PersistedWorkers):
+class PersistedWorkersFile:
     """The file: its last line that can be read holds the workers. It is ignored in a copy of the folder, where it
     describes workers of another node. Lines are appended, because creating or renaming a file waits for other
     processes that sync files, such as etcd.

@@ -20,7 +20,7 @@ from instep.protocol.node import (
     WriteLeft,
     WriteReceipt,
 )
-from instep.protocol.records import Agreed, Decision, Failure, FirstStep, Left, Plan
+from instep.protocol.records import Agreed, Decision, FirstStep, Left, Plan, RankFailure
 from instep.protocol.transactions import acknowledge, write_failure, write_first_step
 from instep.wire import messages as wire
 
@@ -83,10 +83,8 @@ class PlanRelay(Component):
 
     def repeat(self) -> None:
         """Writes which ranks have left."""
-        left = self._agreement.left()
-        if left is not None:
-            self._left = left
-            self._keep_left()
+        self._left = self._agreement.left() or self._left
+        self._keep_left()
 
     def _keep_left(self) -> None:
         """Writes which ranks have left by now, because the view may have changed while a receipt was written."""
@@ -103,7 +101,7 @@ class PlanRelay(Component):
 
     # -- what workers of the view say, and what becomes of them -----------------------------------------------------
 
-    def hear(self, worker: LocalWorker, message: wire.FromWorker) -> None:
+    def handle(self, worker: LocalWorker, message: wire.FromWorker) -> None:
         if isinstance(message, wire.PlanApplied):
             worker.applied = message  # even if its view is not known: etcd may have lost it
         is_member = self.is_member(worker)
@@ -123,7 +121,7 @@ class PlanRelay(Component):
         key = self._keys.left_of(self._node)
         self._writer.when_kept(self._receipt, partial(self._writer.when_kept, key, then))
 
-    def failed(self, rank: int, failure: Failure, then: Callable[[], None]) -> None:
+    def failed(self, rank: int, failure: RankFailure, then: Callable[[], None]) -> None:
         """Calls `then` when etcd has the failure."""
         self._writer.write(write_failure(self._keys, self._node, failure), then)
         self._do(self._agreement.on_died(rank))
@@ -178,12 +176,12 @@ class PlanRelay(Component):
         if messages:
             self._on_told()
         for worker, message in messages:
-            worker.tell(message)
+            worker.send(message)
 
     def _decision_callback(self, promised: Promised) -> Callable[[Decision], None]:
         """Sends the decision to all workers that hold the promise, even if their view is not known."""
 
-        def tell(decision: Decision) -> None:
+        def send(decision: Decision) -> None:
             self._do(self._agreement.on_decision(promised.number, decision, promised.digest))
             self._send(
                 [
@@ -195,7 +193,7 @@ class PlanRelay(Component):
                 ]
             )
 
-        return tell
+        return send
 
     def _plan_for(self, worker: LocalWorker, plan: Plan) -> wire.ProposePlan:
         if worker.told is None or worker.told.number < plan.number:

@@ -16,7 +16,7 @@ from instep.protocol import membership
 from instep.protocol.keys import last_part
 from instep.protocol.preemption import KnownRun, ask_to_stop
 from instep.protocol.records import Command, Left, View, WorkerId
-from instep.wire.messages import FromWorker, Missing, PreemptionNotice
+from instep.wire.messages import FromWorker, LostRanks, PreemptionNotice
 
 log = logging.getLogger("instep")
 
@@ -46,7 +46,7 @@ class PreemptionRelay(Component):
     def __repr__(self) -> str:
         return f"PreemptionRelay({len(self._by_worker)} given{', asking' if self._asking else ''})"
 
-    def hear(self, worker: LocalWorker, message: FromWorker) -> None:
+    def handle(self, worker: LocalWorker, message: FromWorker) -> None:
         if not isinstance(message, PreemptionNotice):
             return
         if worker.id not in self._by_worker:
@@ -62,13 +62,13 @@ class PreemptionRelay(Component):
         self._told.pop(worker.id, None)
         if failed:
             self._dead.add(worker.id)
-            self._tell_missing()
+            self._send_lost_ranks()
 
     def tick(self) -> None:
         self.follow()
 
     def follow(self) -> None:
-        self._tell_missing()
+        self._send_lost_ranks()
         self._look_elsewhere()
         known = self._known()
         if self._asking or known is None or self._command(known) is None:
@@ -79,7 +79,7 @@ class PreemptionRelay(Component):
 
     # -- ranks that are gone: until they are replaced no stop is agreed on -------------------------------------------
 
-    def _tell_missing(self) -> None:
+    def _send_lost_ranks(self) -> None:
         view = self._state.view
         if not self._by_worker or view is None:
             return
@@ -89,7 +89,7 @@ class PreemptionRelay(Component):
         for worker in self._workers:
             if worker.id in self._by_worker and self._told.get(worker.id, ()) != missing:
                 self._told[worker.id] = missing
-                worker.tell(Missing(missing))
+                worker.send(LostRanks(missing))
 
     def _look_elsewhere(self) -> None:
         """The leader reports ranks that are not registered. This reads from etcd whether that is still true, and
@@ -118,7 +118,7 @@ class PreemptionRelay(Component):
         active = membership.active_ranks(view, {node: said for node, said in records.items() if said is not None})
         pairs = zip(suspects, members, strict=True)
         self._absent = {worker for worker, there in pairs if worker.rank in active and not there}
-        self._tell_missing()
+        self._send_lost_ranks()
 
     def _known(self) -> KnownRun | None:
         state = self._state

@@ -32,7 +32,7 @@ ATTEMPT_S = 2.0
 
 
 class QuotaMonitor:
-    """Whether etcd's database has reached its quota. Reports that once, to the log and to `tell`, and once when it
+    """Whether etcd's database has reached its quota. Reports that once, to the log and to `notify`, and once when it
     is over.
 
     Limit: it learns from writes that are made anyway. An agent with idle workers notices late.
@@ -40,11 +40,11 @@ class QuotaMonitor:
 
     def __init__(
         self,
-        tell: Callable[[str], None],
+        notify: Callable[[str], None],
         on_denied: Callable[[EtcdDenied], None] = lambda error: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._tell = tell
+        self._notify = notify
         self._on_denied = on_denied
         self._clock = clock
         self._since = 0.0
@@ -72,7 +72,7 @@ class QuotaMonitor:
 
     def _say(self, text: str) -> None:
         log.warning("%s", text)
-        self._tell(text)
+        self._notify(text)
 
 
 @dataclass(slots=True)
@@ -132,16 +132,16 @@ class RetryingWriter:
         else:
             wanted.waiting.append(then)
 
-    def settle(self, promised: Promised, decision: Decision, tell: Callable[[Decision], None]) -> None:
-        """Tries to make `decision` the decision of the plan, then calls `tell` with the actual one. A second call
+    def settle(self, promised: Promised, decision: Decision, then: Callable[[Decision], None]) -> None:
+        """Tries to make `decision` the decision of the plan, then calls `then` with the actual one. A second call
         for the same plan joins the first."""
         if promised not in self._settling:
             self._settling.add(promised)
-            self.start(self._settle(promised, decision, tell))
+            self.start(self._settle(promised, decision, then))
 
-    def look_up(self, promised: Promised, tell: Callable[[Decision], None]) -> None:
-        """Calls `tell` with the decision of the plan, if there is one."""
-        self.start(self._look_up(promised, tell))
+    def look_up(self, promised: Promised, then: Callable[[Decision], None]) -> None:
+        """Calls `then` with the decision of the plan, if there is one."""
+        self.start(self._look_up(promised, then))
 
     async def drain(self, timeout_s: float) -> None:
         """Waits for the writes in progress and those that follow from them, then cancels the rest."""
@@ -185,12 +185,12 @@ class RetryingWriter:
             await self._client.delete(key, timeout_s=ATTEMPT_S)
             return None
 
-    async def _settle(self, promised: Promised, decision: Decision, tell: Callable[[Decision], None]) -> None:
+    async def _settle(self, promised: Promised, decision: Decision, then: Callable[[Decision], None]) -> None:
         try:
             final = await self._decided(promised, decision)
         finally:
             self._settling.discard(promised)
-        tell(final)
+        then(final)
 
     async def _decided(self, promised: Promised, decision: Decision) -> Decision:
         """The plan's decision. An abort compares that the plan and the epoch are the promised ones.
@@ -250,10 +250,10 @@ class RetryingWriter:
         self.write(abort(self._keys, number, decision))
         return decision
 
-    async def _look_up(self, promised: Promised, tell: Callable[[Decision], None]) -> None:
+    async def _look_up(self, promised: Promised, then: Callable[[Decision], None]) -> None:
         found = verdict(promised, _found(await self.retry_until_done(lambda: self._look(promised.number))))
         if isinstance(found, Decision) and self.is_certain():
-            tell(found)
+            then(found)
 
     async def _look(self, number: int) -> Items:
         keys = self._keys

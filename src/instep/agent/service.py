@@ -70,9 +70,7 @@ async def _serve(folder: RuntimeFolder, run: str, settings: Settings, name: Node
     async with client:
         keys, persisted_workers, leases = Keys(settings.namespace, run), PersistedWorkersFile(folder), LeaseFile(folder)
         stall_s = settings.stall_timeout_s
-        node = Node(
-            client, keys, name.name, settings.ttl_s, persisted_workers, leases, claim=name, stall_timeout_s=stall_s
-        )
+        node = Node(client, keys, name, settings.ttl_s, persisted_workers, leases, stall_timeout_s=stall_s)
         _keep_node_name(folder, name)
         server = Server(folder.socket, node.on_message, node.on_died)
         node.on_empty, node.on_tick = server.stop_accepting, server.stay_reachable

@@ -39,7 +39,7 @@ class StartDryRun(Component):
             return NOTHING
         self._number += 1
         self._answer = asyncio.get_running_loop().create_future()
-        worker.tell(AskDryRun(self._number, dry_run.values, dry_run.base, dry_run.groups()))
+        worker.send(AskDryRun(self._number, dry_run.values, dry_run.base, dry_run.groups()))
         try:
             async with asyncio.timeout(ANSWER_S):
                 return await self._answer
@@ -49,7 +49,7 @@ class StartDryRun(Component):
         finally:
             self._answer = None
 
-    def hear(self, worker: LocalWorker, message: FromWorker) -> None:
+    def handle(self, worker: LocalWorker, message: FromWorker) -> None:
         if not isinstance(message, DryRunResult) or message.number != self._number or self._answer is None:
             return
         if not self._answer.done():

@@ -77,6 +77,11 @@ class RunState:
         view = self.view.number if self.view else 0
         return f"RunState(view {view}, plan {self.plan.number if self.plan else 0}, {self.informer!r})"
 
+    @property
+    def paused_at(self) -> int | None:
+        """The step before which the run is paused, if it is."""
+        return self.agreed.directive.paused_at if self.agreed is not None else None
+
     def _contradicts(self, found: Mapping[str, KeyValue]) -> str | None:
         """Whether the newest plan is missing in a listing: plan numbers only rise."""
         key = self._keys.plan(self.plan.number) if self.plan is not None else None

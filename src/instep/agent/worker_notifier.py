@@ -27,7 +27,7 @@ class WorkerNotifier:
 
     def note(self, text: str, *, level: int = logging.WARNING) -> None:
         for worker in list(self._workers)[:1]:
-            worker.tell(Note(level, text))
+            worker.send(Note(level, text))
 
     def note_link(self) -> None:
         """Reports once that etcd cannot be reached, and once that it is back."""
@@ -43,7 +43,7 @@ class WorkerNotifier:
         log.warning("%s", text)
         self.note(text)
 
-    def tell_versions(self) -> None:
+    def note_versions(self) -> None:
         """In a new view: reports if its nodes run different versions of Instep."""
         versions = self._state.view.versions if self._state.view is not None else ()
         if versions:
@@ -56,18 +56,20 @@ class WorkerNotifier:
 
     def report_unlisted(self, problem: str) -> None:
         """Sends joining workers why the run's state cannot be read, at once."""
-        self._tell_waiting(problem, urgent=True)
+        self._send_join_waits(problem, urgent=True)
 
-    def tell_awaited(self, problem: str | None, *, here: str | None = None) -> None:
+    def send_join_waits(self, problem: str | None, *, here: str | None = None) -> None:
         """Sends joining workers what they wait for: the end of `problem` if there is one, else what the state says.
         `here` is what keeps other processes of this node from joining; it is sent at once."""
         if self._linked or here:
             text, missing = _awaited(self._state)
             text = problem or text
             held = problem is None and not here
-            self._tell_waiting(f"{text}; {here}" if here else text, missing=missing, urgent=here is not None, held=held)
+            self._send_join_waits(
+                f"{text}; {here}" if here else text, missing=missing, urgent=here is not None, held=held
+            )
 
-    def _tell_waiting(
+    def _send_join_waits(
         self, text: str, *, missing: tuple[int, ...] = (), urgent: bool = False, held: bool = False
     ) -> None:
         """`held`: also notifies a worker whose rank another process holds."""
@@ -75,7 +77,7 @@ class WorkerNotifier:
             if not worker.view:
                 holder = _holder(self._state, worker.rank) if held and worker.rank not in missing else None
                 said = f"{text}; {holder}" if holder else text
-                worker.tell(JoinWait(said, missing, urgent))
+                worker.send(JoinWait(said, missing, urgent))
 
 
 def _holder(state: RunState, rank: int) -> str | None:

@@ -18,7 +18,7 @@ from instep.agent.plan_relay import PlanRelay
 from instep.agent.workers import LocalWorker
 from instep.errors import EtcdDenied
 from instep.protocol.chain import HeadStatus, Promised, head_status
-from instep.protocol.records import Agreed, Failure, View, WorkerId, parse_ranks
+from instep.protocol.records import Agreed, RankFailure, View, WorkerId, parse_ranks
 from instep.version import VERSION
 from instep.wire import messages as wire
 
@@ -62,7 +62,7 @@ class WorkerSessions(Component):
 
     def __repr__(self) -> str:
         return (
-            f"WorkerSessions({self._workers!r}, {'open' if self.is_open else f'{len(self._early)} wait to be heard'})"
+            f"WorkerSessions({self._workers!r}, {'open' if self.is_open else f'{len(self._early)} wait to be handled'})"
         )
 
     def adopt(self) -> None:
@@ -98,19 +98,19 @@ class WorkerSessions(Component):
             case _:
                 worker = self._workers.of(connection)
                 if worker is not None:
-                    self._hear(worker, message)
+                    self._handle(worker, message)
 
-    def _hear(self, worker: LocalWorker, message: wire.FromWorker) -> None:
+    def _handle(self, worker: LocalWorker, message: wire.FromWorker) -> None:
         match message:
             case wire.Leave(clean, step):
                 self._on_gone(worker, None if clean else failures.of_exception(worker, message), last_step=step)
-            case wire.Report(metrics):
+            case wire.MetricsReport(metrics):
                 worker.metrics = metrics
-            case wire.Offers():
-                worker.offers = message
+            case wire.WorkerStatus():
+                worker.status = message
             case _:
                 for component in self._components:
-                    component.hear(worker, message)
+                    component.handle(worker, message)
 
     def _hold(self, connection: WorkerConnection, message: wire.FromWorker) -> None:
         """Queues a message until the state is known. A worker that sends too many is disconnected: it connects again
@@ -137,15 +137,15 @@ class WorkerSessions(Component):
             if other.rank == worker.rank and other.id != worker.id and other.absent:
                 self._on_gone(other, failures.of_replaced(other))  # it gets the reason when it connects
         self._workers.add(worker)
-        self._writer.start(self._register(worker))
-        self._writer.start(self._candidacy.stand())
+        self._writer.start(self.register(worker))
+        self._writer.start(self._candidacy.update())
         if self.is_open:
             self._meet(worker)
         promised = _promised(worker, undecided)
         if promised is not None:
             self._plan_relay.look_up(promised)
 
-    def _on_gone(self, worker: LocalWorker, failure: Failure | None, *, last_step: int = -1) -> None:
+    def _on_gone(self, worker: LocalWorker, failure: RankFailure | None, *, last_step: int = -1) -> None:
         """`failure` is None for a worker that has left cleanly. It receives `Bye` after etcd has recorded its end."""
         was_member = self._plan_relay.is_member(worker)
         self._remove(worker)
@@ -159,7 +159,7 @@ class WorkerSessions(Component):
         self._forget(worker, failed=failure is not None)
 
     def _bye(self, worker: LocalWorker) -> None:
-        worker.tell(wire.Bye())
+        worker.send(wire.Bye())
         worker.connection.close()
 
     # -- their place in the view ------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ class WorkerSessions(Component):
         view."""
         met = [self._meet(worker) for worker in self._workers]
         if any(met):
-            self._writer.start(self.register_all())
+            self._writer.start(self.register())
 
     def reset(self) -> None:
         """etcd holds another history: the workers' place in it is not known."""
@@ -187,7 +187,7 @@ class WorkerSessions(Component):
             holder = members.get(other.rank)
             if holder is not None and other not in self._told_of:
                 text = f"another process wanted to join as rank {other.rank} and was refused: {record.reason}"
-                holder.tell(wire.Note(logging.WARNING, text))
+                holder.send(wire.Note(logging.WARNING, text))
         self._told_of = frozenset(self._state.refused)
 
     def give_up_on_the_dead(self, now: float) -> None:
@@ -220,7 +220,7 @@ class WorkerSessions(Component):
             if is_new or worker.agreed is None:
                 worker.agreed = agreed
             self._persisted_workers.save(self._workers)
-        worker.tell(wire.EnterView(view.number, view.start, self._node, agreed))
+        worker.send(wire.EnterView(view.number, view.start, self._node, agreed))
         for component in self._components:
             component.welcome(worker)
         return True
@@ -250,7 +250,7 @@ class WorkerSessions(Component):
 
     def _dismiss(self, worker: LocalWorker, kind: str, text: str) -> None:
         log.warning("rank %d: %s", worker.rank, text)
-        worker.tell(wire.Failure(kind, text))
+        worker.send(wire.Failure(kind, text))
         self._remove(worker)
         self._candidacy.ended(worker.id, f"it was {kind}")
         self._forget(worker)
@@ -261,15 +261,10 @@ class WorkerSessions(Component):
 
     # -- what etcd knows of them ------------------------------------------------------------------------------------
 
-    async def register_all(self) -> None:
+    async def register(self, *workers: LocalWorker) -> None:
+        """Registers these workers; all of them if none is named."""
         try:
-            await self._registrar.register_all()
-        except EtcdDenied as error:
-            self.deny(error)
-
-    async def _register(self, worker: LocalWorker) -> None:
-        try:
-            await self._registrar.register(worker)
+            await self._registrar.register(workers or list(self._workers))
         except EtcdDenied as error:
             self.deny(error)
 
@@ -290,13 +285,13 @@ class WorkerSessions(Component):
         log.error("%s", error)
         text = f"{error} Training continues; writes that need the permission wait until it is granted."
         for worker in [worker for worker in self._workers if worker.view][:1]:
-            worker.tell(wire.Note(logging.ERROR, text))
+            worker.send(wire.Note(logging.ERROR, text))
 
     def _forget(self, worker: LocalWorker, *, failed: bool = False) -> None:
         for component in self._components:
             component.gone(worker, failed=failed)
         self._writer.start(self._registrar.forget(worker))
-        self._writer.start(self._candidacy.stand())
+        self._writer.start(self._candidacy.update())
 
 
 def _other_version(theirs: str) -> str:
@@ -308,9 +303,9 @@ def _other_version(theirs: str) -> str:
 
 def _promised(worker: LocalWorker, undecided: int | None) -> Promised | None:
     """The plan whose decision neither the worker nor its agent knows."""
-    told = worker.told
-    if told is not None and undecided in (None, told.number):
-        return Promised(told.number, told.digest, told.epoch)
+    promised = worker.promised
+    if promised is not None and undecided in (None, promised.number):
+        return promised
     return Promised(undecided, "", 0) if undecided is not None else None
 
 

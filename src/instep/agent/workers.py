@@ -10,10 +10,11 @@ from typing import Final
 
 from instep.agent.connection import DisconnectedWorker, WorkerConnection
 from instep.agent.stall import WorkerProgress
+from instep.protocol.chain import Promised
 from instep.protocol.records import Agreed, Head, Leader, Member, Plan, View, WorkerId
 from instep.protocol.schema import Schema
 from instep.version import VERSION
-from instep.wire.messages import FromAgent, Hello, Leads, Offers, PlanApplied
+from instep.wire.messages import FromAgent, Hello, Leads, PlanApplied, WorkerStatus
 
 WINDOW_S = 5.0
 SPACING_S = 0.2
@@ -83,7 +84,7 @@ class LocalWorker:
     """Until then (seconds on the monotonic clock) it may pass no boundary without counting as stalled; its stall
     time starts there. Set it far ahead when a long operation begins, and to now when it ends."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    offers: Offers | None = None
+    status: WorkerStatus | None = None
     """Its newest report of what operators can ask of it; None before the first."""
 
     @classmethod
@@ -135,6 +136,12 @@ class LocalWorker:
         number = max(agreed.plan, self.heard, told.number if told is not None else 0)
         return Head(plan=agreed.plan, digest=agreed.digest, told=number)
 
+    @property
+    def promised(self) -> Promised | None:
+        """The plan that it was sent and whose decision it does not know."""
+        told = self.told
+        return Promised(told.number, told.digest, told.epoch) if told is not None else None
+
     def keep(self, former: LocalWorker) -> None:
         """The worker has connected again. Messages over the former connection may be lost, but they count."""
         self.pace, self.excused_until = former.pace, former.excused_until
@@ -169,7 +176,7 @@ class LocalWorker:
             step_time_s=self.pace.step_time_s,
         )
 
-    def tell(self, message: FromAgent) -> None:
+    def send(self, message: FromAgent) -> None:
         self.connection.send(message)
 
     def beat(self, now: float) -> None:
@@ -249,7 +256,7 @@ class Workers:
         """Step and time of the last boundary of the furthest worker; -1 if none has passed one."""
         return max(((worker.step, worker.at) for worker in self), default=(-1, 0.0))
 
-    def tell_leader(self, leader: Leader | None) -> None:
+    def notify_leader(self, leader: Leader | None) -> None:
         """Notifies each worker whose leadership or token has changed, and each new one: a former agent may have told
         it otherwise."""
         for worker in self:
@@ -257,4 +264,4 @@ class Workers:
             if token != worker.told_token:
                 worker.told_token = token
                 candidate = leader.candidate if leader is not None and token else ""
-                worker.tell(Leads(token > 0, token, candidate))
+                worker.send(Leads(token, candidate))

@@ -258,7 +258,7 @@ class RunCache:
     @property
     def directive(self) -> Directive:
         """What the ranks do besides training, as agreed."""
-        return self.agreed.course if self.agreed is not None else Directive()
+        return self.agreed.directive if self.agreed is not None else Directive()
 
     def save_under_way(self) -> Saving | None:
         """The checkpoint that is being written, unless the leader that announced it has been replaced."""

@@ -22,7 +22,7 @@ from instep.etcd import Client, Compare, DeleteResult, KeyValue, Listing, Op
 from instep.names import check_hyperparameter_name
 from instep.protocol import attempts
 from instep.protocol.keys import Keys
-from instep.protocol.records import Attempts, Change, Cleared, Failure
+from instep.protocol.records import Attempts, Change, Cleared, RankFailure
 from instep.scalar import Scalar, format_scalar
 from instep.text import one_line
 
@@ -237,7 +237,7 @@ class AttemptsReport(JsonReport):
     count: int
     limit: int | None
     by_cause: dict[str, int]
-    failures: tuple[Failure, ...]
+    failures: tuple[RankFailure, ...]
 
     @property
     def causes(self) -> str:

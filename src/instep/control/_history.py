@@ -150,7 +150,7 @@ def saves_first(plan: Plan) -> bool | None:
     kind = COMMAND_KINDS.get(plan.kind)
     if kind is None or "save" not in kind.options:
         return None
-    return plan.course is not None and plan.course.save_at is not None
+    return plan.directive is not None and plan.directive.save_at is not None
 
 
 def _order(cache: RunCache, entry: HistoryEntry) -> tuple[int, int]:

@@ -341,7 +341,7 @@ def _again(progress: Progress) -> str:
 
 
 def _ends_at(plan: Plan) -> int | None:
-    return plan.course.ends_at if plan.course is not None else None
+    return plan.directive.ends_at if plan.directive is not None else None
 
 
 def _step(plan: Plan) -> int:
@@ -351,7 +351,7 @@ def _step(plan: Plan) -> int:
 
 
 def _step_to_save(plan: Plan) -> int:
-    save_at = plan.course.save_at if plan.course is not None else None
+    save_at = plan.directive.save_at if plan.directive is not None else None
     return save_at if save_at is not None else plan.gate
 
 

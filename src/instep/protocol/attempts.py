@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from instep.protocol import membership
 from instep.protocol.membership import RegisteredWorker, WorkerGroup
-from instep.protocol.records import Attempts, Failure, Left, Refused, View, format_ranks, parse_ranks
+from instep.protocol.records import Attempts, Left, RankFailure, Refused, View, format_ranks, parse_ranks
 
 FAILURES_KEPT = 20
 FAILURES_TOLD = 5
@@ -27,7 +27,7 @@ TAKEN_OVER = "taken over"
 class ReportedFailure:
     """A node's report of its first failed rank, and the revision that orders the reports."""
 
-    failure: Failure
+    failure: RankFailure
     revision: int
 
 
@@ -125,7 +125,7 @@ def _belongs_to_last_failure(situation: FailureSituation, view: View, lost: froz
     return is_next and not situation.has_progressed and lost.isdisjoint(parse_ranks(before.replaced))
 
 
-def _first(situation: FailureSituation, view: View, lost: frozenset[int]) -> Failure:
+def _first(situation: FailureSituation, view: View, lost: frozenset[int]) -> RankFailure:
     """The first report about a lost rank: the others may have exited because of it."""
     said = [item for item in situation.reports if item.failure.view == view.number and item.failure.rank in lost]
     if said:
@@ -135,12 +135,12 @@ def _first(situation: FailureSituation, view: View, lost: frozenset[int]) -> Fai
     replaced = sorted((member for member in here if member.worker in known), key=lambda member: member.rank)
     if len(replaced) == len(lost):
         text = "another process has joined as this rank"
-        return Failure(view=view.number, rank=rank, host=replaced[0].host, cause=TAKEN_OVER, text=text)
+        return RankFailure(view=view.number, rank=rank, host=replaced[0].host, cause=TAKEN_OVER, text=text)
     node = next(name for name, members in view.nodes.items() if rank in members.ranks)
-    return Failure(view=view.number, rank=rank, host=node, cause=NODE_LOST, text="the node stopped responding")
+    return RankFailure(view=view.number, rank=rank, host=node, cause=NODE_LOST, text="the node stopped responding")
 
 
-def _with(attempts: Attempts, failure: Failure) -> Attempts:
+def _with(attempts: Attempts, failure: RankFailure) -> Attempts:
     counts = dict(attempts.counts)
     cause = failure.cause if failure.cause in counts or len(counts) < MAX_CAUSES else OTHER
     counts[cause] = counts.get(cause, 0) + 1
@@ -148,7 +148,7 @@ def _with(attempts: Attempts, failure: Failure) -> Attempts:
     return attempts.model_copy(update={"view": failure.view, "counts": counts, "failures": failures})
 
 
-def _in_words(failure: Failure) -> str:
+def _in_words(failure: RankFailure) -> str:
     place = f"rank {failure.rank}" + (f" on {failure.host}" if failure.host else "")
     text = f": {failure.text}" if failure.text else ""
     when = f" at {failure.at}" if failure.at else ""

@@ -29,7 +29,7 @@ def after(agreed: Agreed, plan: Plan) -> Agreed:
     news: dict[str, Any] = {
         "plan": plan.number,
         "view": plan.view,
-        "course": plan.course or agreed.course,
+        "directive": plan.directive or agreed.directive,
         "digest": plan.digest,
         "parent": agreed.digest,
         "restored": None,

@@ -69,28 +69,34 @@ def _age(pending: PendingCommand) -> tuple[int, str]:
 
 
 def why_not(
-    pending: PendingCommand, course: Directive, manifests: Mapping[str, Manifest], *, somebody_left: bool
+    pending: PendingCommand, directive: Directive, manifests: Mapping[str, Manifest], *, somebody_left: bool
 ) -> str | None:
     """Why the command cannot be carried out now, with the fix; None when it can."""
     if pending.command is None:
         return pending.problem
     by_step = sorted(manifests, key=lambda name: manifests[name].step)
-    return why_refused(pending.command, Conditions(course, by_step, somebody_left))
+    return why_refused(pending.command, Conditions(directive, by_step, somebody_left))
 
 
-def directive_after(command: Command, gate: int, course: Directive, *, goes_on: int | None = None) -> Directive | None:
-    """The directive from the gate on; None if the command does not change it. `goes_on` is the step that the ranks
+def directive_after(
+    command: Command, gate: int, directive: Directive, *, resumes_at: int | None = None
+) -> Directive | None:
+    """The directive from the gate on; None if the command does not change it. `resumes_at` is the step that the ranks
     continue with after they have loaded a checkpoint."""
-    return COMMAND_KINDS[command.kind].sets(command, Takes(gate, course, goes_on))
+    return COMMAND_KINDS[command.kind].sets(command, Takes(gate, directive, resumes_at))
 
 
-def directive_of_fresh_view(course: Directive, *, ended: bool) -> Directive:
+def directive_of_fresh_view(directive: Directive, *, ended: bool) -> Directive:
     """The directive of a fresh view. A pause is kept, because an operator does not pause a run until its next crash;
     everything else applied to the former processes.
 
     If all ranks have `ended` cleanly, their loops ended before the step of the pause, and the pause ends with them.
     """
-    return Directive(paused_at=0, reason=course.reason) if course.paused_at is not None and not ended else Directive()
+    return (
+        Directive(paused_at=0, reason=directive.reason)
+        if directive.paused_at is not None and not ended
+        else Directive()
+    )
 
 
 def declined(pending: PendingCommand, why: str) -> Declined:

@@ -88,7 +88,7 @@ def about_intents(now: Situation) -> LeaderAction | None:
         return RejectValues(refused)
     urgent = commands.oldest_urgent(now.pending_commands)
     if urgent is not None:
-        return _about_command(now, urgent, now.agreed.course)
+        return _about_command(now, urgent, now.agreed.directive)
     unacceptable = commands.unacceptable(now.pending_commands)
     if unacceptable:
         return DeclineCommands(unacceptable)
@@ -97,7 +97,7 @@ def about_intents(now: Situation) -> LeaderAction | None:
         return RejectValues(tuple(signed_rejection(item, now.changes.get(item.revision)) for item in wanted.rejections))
     pending = commands.oldest(now.pending_commands)
     if pending is not None and (wanted is None or pending.revision < wanted.revision):
-        return _about_command(now, pending, now.agreed.course)
+        return _about_command(now, pending, now.agreed.directive)
     action = _about_change(now, wanted) if wanted is not None else None
     return action or _collect_garbage(now, now.agreed)
 
@@ -110,9 +110,9 @@ def _about_change(now: Situation, wanted: NextChange) -> LeaderAction | None:
     return _opened(now, _plan(now, gate, wanted.revision, wanted.values, change))
 
 
-def _about_command(now: Situation, pending: PendingCommand, course: Directive) -> LeaderAction | None:
+def _about_command(now: Situation, pending: PendingCommand, directive: Directive) -> LeaderAction | None:
     left = _somebody_left(now)
-    why = _refusal_of(now, pending) or commands.why_not(pending, course, now.manifests, somebody_left=left)
+    why = _refusal_of(now, pending) or commands.why_not(pending, directive, now.manifests, somebody_left=left)
     if why is not None or pending.command is None:
         return DeclineCommands(((pending.id, commands.declined(pending, why or "")),))
     gate = _next_gate(now)
@@ -121,12 +121,12 @@ def _about_command(now: Situation, pending: PendingCommand, course: Directive) -
     command = pending.command
     loads = COMMAND_KINDS[command.kind].argument == "checkpoint"
     back_to = now.manifests.get(command.name or "") if loads else None
-    goes_on = back_to.step + 1 if back_to is not None else None
+    resumes_at = back_to.step + 1 if back_to is not None else None
     plan = replace(
         _plan(now, gate, pending.revision, {}, None),
         kind=command.kind,
         name=command.name,
-        course=commands.directive_after(command, gate, course, goes_on=goes_on),
+        directive=commands.directive_after(command, gate, directive, resumes_at=resumes_at),
         checkpoint=back_to,
         author=command.author,
         reason=command.reason,
@@ -162,7 +162,7 @@ def _next_gate(now: Situation) -> int | None:
     assert now.agreed is not None
     if membership.missing_ranks(now.view, now.registered, now.left):
         return None
-    paused_at = now.agreed.course.paused_at
+    paused_at = now.agreed.directive.paused_at
     if paused_at is not None:
         return paused_at if membership.last_step_left(now.view, now.left) < paused_at else None
     if now.progress.step is None:

@@ -117,7 +117,7 @@ def _past(now: Situation) -> attempts.FailureSituation:
     return attempts.FailureSituation(
         view=now.view,
         left=now.left,
-        stopping=now.agreed is not None and now.agreed.course.ends_at is not None,
+        stopping=now.agreed is not None and now.agreed.directive.ends_at is not None,
         registered=now.registered,
         reports=now.reports,
         attempts=now.attempts,
@@ -182,7 +182,7 @@ def _agreed_at_start(now: Situation, number: int, values: Mapping[str, Scalar]) 
         view=number,
         values=dict(values),
         revision=_newest_revision(now.desired),
-        course=commands.directive_of_fresh_view(now.agreed.course, ended=ended) if now.agreed else Directive(),
+        directive=commands.directive_of_fresh_view(now.agreed.directive, ended=ended) if now.agreed else Directive(),
         origin=number,
         began=last_plan,
         digest=now.agreed.digest if now.agreed else "",
@@ -197,7 +197,7 @@ def _snapshot(agreed: Agreed) -> Snapshot:
         plan=agreed.plan,
         gate=agreed.gate,
         previous=agreed.previous,
-        course=agreed.course,
+        directive=agreed.directive,
         origin=agreed.origin,
         back=agreed.back,
     )

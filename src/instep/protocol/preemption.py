@@ -24,7 +24,7 @@ class KnownRun:
     def is_stopping(self) -> bool:
         """Whether a stop is agreed on or proposed."""
         proposed = self.plan is not None and self.plan.kind == "stop" and self.decision is None
-        return self.agreed.course.ends_at is not None or proposed
+        return self.agreed.directive.ends_at is not None or proposed
 
     @property
     def moment(self) -> tuple[int, int]:

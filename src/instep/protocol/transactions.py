@@ -37,11 +37,11 @@ from instep.protocol.records import (
     Decision,
     Entered,
     Epoch,
-    Failure,
     FirstStep,
     Leader,
     Manifest,
     Pointer,
+    RankFailure,
     Refused,
     StartOfView,
     Term,
@@ -183,7 +183,7 @@ def acknowledge(keys: Keys, number: int, ack: Ack) -> Txn:
     return Txn((Compare.absent(key),), (Op.put(key, ack.encode()),))
 
 
-def write_failure(keys: Keys, node: str, failure: Failure) -> Txn:
+def write_failure(keys: Keys, node: str, failure: RankFailure) -> Txn:
     """Create-only: a node reports its first failed rank in a view; others may have exited because of it."""
     key = keys.failure(failure.view, node)
     return Txn((Compare.absent(key),), (Op.put(key, failure.encode()),))

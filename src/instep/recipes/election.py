@@ -123,13 +123,13 @@ class Election:
 
     # -- for callers that decide when to enter ----------------------------------------------------------------------
 
-    async def stand(self, name: str, value: str) -> None:
+    async def enter(self, name: str, value: str) -> None:
         """Creates the candidate key, and removes one with another name or value in the same transaction. Call it again
         after an error. Without a lease it does nothing."""
         await self._queue.enter(value, name)
 
     async def elected(self) -> Fence:
-        """Waits until a candidate that `stand` has created is the oldest, through outages and refusals."""
+        """Waits until a candidate that `enter` has created is the oldest, through outages and refusals."""
         retry = Retry(SERVICE, "the election cannot be followed")
         while True:
             fence = await retry.run(self._queue.turn)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Raised when the messages or the records in etcd change: processes of different versions then say so."""
 CANNOT_SERVE = "its agent cannot serve: "
 """What an agent's line for the worker that has started it begins with."""

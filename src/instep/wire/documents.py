@@ -66,7 +66,7 @@ class Snapshot(Document):
     plan: int = 0
     gate: int | None = None
     previous: dict[str, Scalar] | None = None
-    course: Directive = Directive()
+    directive: Directive = Directive()
     origin: int = 0
     back: int = 0
     """As in Agreed."""
@@ -146,7 +146,7 @@ class Saving(Document):
 class Plan(Document, kw_only=True):
     """A change or a command that is proposed for step `gate`. `values` are those that change.
 
-    A command changes no value; `course` is the directive from the gate on, if the command changes it.
+    A command changes no value; `directive` holds from the gate on, if the command changes it.
     """
 
     number: int
@@ -155,7 +155,7 @@ class Plan(Document, kw_only=True):
     kind: str = "config"
     """`config` for a change of values, else the name of the command; a worker refuses an unknown command."""
     name: str | None = None
-    course: Directive | None = None
+    directive: Directive | None = None
     checkpoint: Manifest | None = None
     """The checkpoint that the run returns to."""
     values: dict[str, Scalar]
@@ -185,7 +185,7 @@ class Plan(Document, kw_only=True):
 
 class Agreed(Document, kw_only=True):
     """The values that every rank has: `previous` before step `gate`, the last gate that changed a value, and `values`
-    from it on. `course` is the directive.
+    from it on.
 
     `plan` is the newest committed plan, of a command or a change.
     """
@@ -196,7 +196,7 @@ class Agreed(Document, kw_only=True):
     gate: int | None = None
     previous: dict[str, Scalar] | None = None
     revision: int = 0
-    course: Directive = Directive()
+    directive: Directive = Directive()
     origin: int = 0
     """The view of the last fresh start."""
     back: int = 0

@@ -1,4 +1,5 @@
-"""The bytes between worker and agent: framed messages on a unix socket, and four shared words.
+"""The bytes between worker and agent: framed messages on a unix socket, each tagged with its class name in lower case,
+and four shared words.
 
 With the words a step boundary costs nothing: the worker looks at one of them instead of asking the kernel. The worker
 creates them (a memfd), passes the descriptor to each agent it meets, and both map the same page.
@@ -8,16 +9,18 @@ from __future__ import annotations
 
 import array
 import errno
+import json
 import mmap
 import os
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, Generic, TypeVar
 
-from instep.wire.codec import WireError
-from instep.wire.messages import FromAgent, FromWorker, encode
+from instep.wire import PROTOCOL
+from instep.wire.codec import D, Document, WireError, from_json, to_json
+from instep.wire.messages import FromAgent, FromWorker
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
@@ -31,9 +34,52 @@ _WORD_BYTES = 8
 _WORDS = 4
 
 
+def _kinds(base: type[D]) -> dict[str, type[D]]:
+    """The classes below `base` that have none below them, by the names that they are sent with."""
+    found = [(kind, _kinds(kind)) for kind in base.__subclasses__()]
+    return {name: leaf for kind, below in found for name, leaf in (below or {_name(kind): kind}).items()}
+
+
+def _name(kind: type[Document]) -> str:
+    return kind.__name__.lower()
+
+
+_FROM_WORKER: Final = _kinds(FromWorker)
+_FROM_AGENT: Final = _kinds(FromAgent)
+
+
+def _encode(message: FromWorker | FromAgent) -> bytes:
+    return json.dumps({"t": _name(type(message)), **to_json(message)}, separators=(",", ":")).encode()
+
+
+def from_worker(body: bytes) -> FromWorker | None:
+    """None for a message that only a newer version knows. Raises WireError."""
+    return _decode(_FROM_WORKER, body)
+
+
+def from_agent(body: bytes) -> FromAgent | None:
+    """None for a message that only a newer version knows. Raises WireError."""
+    return _decode(_FROM_AGENT, body)
+
+
+def _decode(kinds: Mapping[str, type[D]], body: bytes) -> D | None:
+    try:
+        document = json.loads(body)
+        if b"\\ud" in body.lower():  # a file name that is not UTF-8, in an error's text
+            document = json.loads(json.dumps(document, ensure_ascii=False).encode(errors="replace"))
+    except (ValueError, RecursionError):
+        raise WireError("a frame is not JSON") from None
+    name = document.get("t") if isinstance(document, dict) else None
+    if not isinstance(name, str):
+        raise WireError("a frame holds no message")
+    if name == "hello" and document.get("protocol") != PROTOCOL:
+        name = "otherhello"
+    return from_json(kinds[name], document) if name in kinds else None
+
+
 def framed(message: FromWorker | FromAgent) -> bytes:
     """Raises WireError when it is too long."""
-    body = encode(message)
+    body = _encode(message)
     if len(body) > MAX_MESSAGE_BYTES:
         raise WireError(f"a message of {len(body)} bytes is over the limit of {MAX_MESSAGE_BYTES}")
     return _HEADER.pack(len(body)) + body
@@ -69,7 +115,7 @@ class Decoder(Generic[M]):
 
 
 class Words:
-    """The shared page. `mail` counts the messages that the agent has sent, and `beat` is when it last ran; `step`
+    """The shared page. `messages` counts what the agent has sent, and `beat` is when it last ran; `step`
     and `at` are the worker's newest boundary and its time.
 
     Each word has one writer. Both times are on the monotonic clock, which both processes share.
@@ -81,10 +127,10 @@ class Words:
         self.floats = memoryview(self._map).cast("d")
 
     @property
-    def mail(self) -> int:
+    def messages(self) -> int:
         return self.integers[0]
 
-    def count_mail(self) -> None:
+    def count_message(self) -> None:
         """Called by the agent when a message is in the socket, and when the socket is full of a part of one."""
         self.integers[0] += 1
 

@@ -1,16 +1,15 @@
-"""All messages between a worker and its node's agent: one tagged union. The tag is the class name in lower case."""
+"""All messages between a worker and its node's agent: one union of documents."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 from instep.scalar import Scalar
 from instep.version import VERSION
 from instep.wire import PROTOCOL
-from instep.wire.codec import D, Document, WireError, from_json, to_json
+from instep.wire.codec import Document
 from instep.wire.documents import Agreed, Elastic, Manifest, Origin, Plan, Pointer, Saving, Snapshot
 
 
@@ -62,11 +61,11 @@ class Leave(FromWorker):
     text: str = ""
 
 
-class Report(FromWorker):
+class MetricsReport(FromWorker):
     metrics: Mapping[str, float]
 
 
-class Offers(FromWorker):
+class WorkerStatus(FromWorker):
     """What operators can ask of the worker, and the hyperparameters that it does not train with as agreed."""
 
     actions: tuple[str, ...]
@@ -136,11 +135,7 @@ class Began(FromWorker):
     origin: Origin | None = None
 
 
-class BarrierMessage(FromWorker):
-    pass
-
-
-class EnterBarrier(BarrierMessage):
+class EnterBarrier(FromWorker):
     """`after`: the last release that let the worker through."""
 
     name: str
@@ -148,59 +143,53 @@ class EnterBarrier(BarrierMessage):
     after: int
 
 
-class LeaveBarrier(BarrierMessage):
+class LeaveBarrier(FromWorker):
     """The worker no longer waits."""
 
 
-class AskBarrier(BarrierMessage):
-    """Which ranks are missing? `Ranks` answers."""
+class AskBarrier(FromWorker):
+    """Which ranks are missing? `MissingRanks` answers."""
 
     q: int
     name: str
 
 
-class CheckpointMessage(FromWorker):
-    pass
-
-
-class SaveStarted(CheckpointMessage):
-    id: str
-    step: int
-    token: int
+class SaveStarted(FromWorker):
+    saving: Saving
     candidate: str
 
 
-class SaveAbandoned(CheckpointMessage):
+class SaveAbandoned(FromWorker):
     id: str
 
 
-class SaveFailed(CheckpointMessage):
+class SaveFailed(FromWorker):
     step: int
     text: str
 
 
-class CommitCheckpoint(CheckpointMessage):
+class CommitCheckpoint(FromWorker):
     """`CommitResult` answers, as often as it is sent."""
 
     candidate: str
     manifest: Manifest
 
 
-class ListCheckpoints(CheckpointMessage):
+class ListCheckpoints(FromWorker):
     """`Inventory` answers."""
 
     q: int
 
 
-class ForgetCheckpoints(CheckpointMessage):
-    """`Ids` answers: those that are off the registry."""
+class ForgetCheckpoints(FromWorker):
+    """`CheckpointIds` answers: those that are off the registry."""
 
     q: int
     ids: tuple[str, ...]
 
 
-class AdoptCheckpoints(CheckpointMessage):
-    """`Ids` answers: those that are registered."""
+class AdoptCheckpoints(FromWorker):
+    """`CheckpointIds` answers: those that are registered."""
 
     q: int
     manifests: tuple[Manifest, ...]
@@ -208,29 +197,29 @@ class AdoptCheckpoints(CheckpointMessage):
     candidate: str
 
 
-class ReadCheckpoint(CheckpointMessage):
-    """The worker reads it: it is not forgotten until `ReadDone`. With `q`, `Ids` answers: it, or none."""
+class ReadCheckpoint(FromWorker):
+    """The worker reads it: it is not forgotten until `ReadDone`. With `q`, `CheckpointIds` answers: it, or none."""
 
     id: str
     q: int | None = None
 
 
-class ReadDone(CheckpointMessage):
+class ReadDone(FromWorker):
     id: str
 
 
-class AwaitOffer(CheckpointMessage):
+class AwaitOffer(FromWorker):
     """The worker waits for an `Offer`."""
 
 
-class Vote(CheckpointMessage):
+class Vote(FromWorker):
     view: int
     id: str
     problem: str | None = None
 
 
-class AskVoters(CheckpointMessage):
-    """Which ranks have not voted? `Ranks` answers."""
+class AskVoters(FromWorker):
+    """Which ranks have not voted? `MissingRanks` answers."""
 
     q: int
 
@@ -270,7 +259,7 @@ class Bye(FromAgent):
     """Answers `Leave`: etcd has recorded it."""
 
 
-class Missing(FromAgent):
+class LostRanks(FromAgent):
     """For a preempted worker: ranks that are gone and not replaced, without which no stop can be agreed on."""
 
     ranks: tuple[int, ...]
@@ -281,9 +270,8 @@ class NewEpoch(FromAgent):
 
 
 class Leads(FromAgent):
-    """Whether the worker leads the run, with which token, on which candidate key."""
+    """The fencing token with which the worker leads the run, and its candidate key; 0 if it does not lead."""
 
-    leads: bool
     token: int
     candidate: str
 
@@ -342,12 +330,12 @@ class Offer(FromAgent):
     manifest: Manifest | None = None
 
 
-class Answer(FromAgent):
+class QueryResult(FromAgent):
     q: int
     """The number of the question."""
 
 
-class Inventory(Answer):
+class Inventory(QueryResult):
     """The registry at one moment. `ids` are of all checkpoints, `manifests` of those that the answer had room for, the
     newest first, and `newest` is what a start resumes from. `led`: the node's agent knows a leader."""
 
@@ -357,62 +345,19 @@ class Inventory(Answer):
     led: bool = False
 
 
-class Ids(Answer):
+class CheckpointIds(QueryResult):
     ids: tuple[str, ...]
 
 
-class Ranks(Answer):
+class MissingRanks(QueryResult):
     """`elsewhere`: ranks that wait at another barrier, by its name."""
 
     ranks: tuple[int, ...]
     elsewhere: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-class NoAnswer(Answer):
+class QueryFailure(QueryResult):
     problem: str
 
 
-Question: TypeAlias = AskBarrier | AskVoters | ListCheckpoints | ForgetCheckpoints | AdoptCheckpoints | ReadCheckpoint
-
-
-def _kinds(base: type[D]) -> dict[str, type[D]]:
-    """The classes below `base` that have none below them, by the names that they are sent with."""
-    found = [(kind, _kinds(kind)) for kind in base.__subclasses__()]
-    return {name: leaf for kind, below in found for name, leaf in (below or {_name(kind): kind}).items()}
-
-
-def _name(kind: type[Document]) -> str:
-    return kind.__name__.lower()
-
-
-_FROM_WORKER: Final = _kinds(FromWorker)
-_FROM_AGENT: Final = _kinds(FromAgent)
-
-
-def encode(message: FromWorker | FromAgent) -> bytes:
-    return json.dumps({"t": _name(type(message)), **to_json(message)}, separators=(",", ":")).encode()
-
-
-def from_worker(body: bytes) -> FromWorker | None:
-    """None for a message that only a newer version knows. Raises WireError."""
-    return _decode(_FROM_WORKER, body)
-
-
-def from_agent(body: bytes) -> FromAgent | None:
-    """None for a message that only a newer version knows. Raises WireError."""
-    return _decode(_FROM_AGENT, body)
-
-
-def _decode(kinds: Mapping[str, type[D]], body: bytes) -> D | None:
-    try:
-        document = json.loads(body)
-        if b"\\ud" in body.lower():  # a file name that is not UTF-8, in an error's text
-            document = json.loads(json.dumps(document, ensure_ascii=False).encode(errors="replace"))
-    except (ValueError, RecursionError):
-        raise WireError("a frame is not JSON") from None
-    name = document.get("t") if isinstance(document, dict) else None
-    if not isinstance(name, str):
-        raise WireError("a frame holds no message")
-    if name == "hello" and document.get("protocol") != PROTOCOL:
-        name = "otherhello"
-    return from_json(kinds[name], document) if name in kinds else None
+Query: TypeAlias = AskBarrier | AskVoters | ListCheckpoints | ForgetCheckpoints | AdoptCheckpoints | ReadCheckpoint

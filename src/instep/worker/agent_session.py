@@ -33,37 +33,45 @@ class AgentSession:
     """Introduces this worker to each agent, passes messages to the agreement, and keeps the rest: `view` (0 before
     the first), `leads`, and the `failure` that ends the run.
 
-    Only `await_decision`, `listen`, `wait_until` and `leave` wait, each with a bound. `mail` is the shared word of
-    that name before the last read of the socket. `next_look` is the latest time of the next look, in seconds on the
-    monotonic clock.
+    Only `await_decision`, `listen`, `wait_until` and `leave` wait, each with a bound. `messages_seen` is the shared
+    count of messages before the last read of the socket. `next_look` is the latest time of the next look, in seconds
+    on the monotonic clock.
     """
 
     def __init__(
-        self, connection: AgentConnection, agreement: Agreement[Any], *, rank: int, world_size: int, incarnation: str
+        self,
+        connection: AgentConnection,
+        agreement: Agreement[Any],
+        *,
+        rank: int,
+        world_size: int,
+        incarnation: str,
+        max_restarts: int | None = None,
+        take_over: bool = False,
     ) -> None:
         self._connection = connection
         self._agreement = agreement
-        self._rank = rank
-        self._world_size = world_size
+        self.rank = rank
+        self.world_size = world_size
         self._incarnation = incarnation
+        self._max_restarts = max_restarts
+        self._take_over = take_over
         self._liveness = LivenessDetector()
         self._apart_since = self._warn_at = 0.0
         self.reports = Reports()
         self.view = 0
-        self.leads = False
         self.token = 0
+        """The fencing token while this worker leads, else 0."""
         self.candidate = ""
         self.inbox = CheckpointInbox()
         self.missing: tuple[int, ...] = ()
         """After a SIGTERM: ranks of the run that are gone and not replaced."""
         self.missing_since = 0.0
-        self.max_restarts: int | None = None
-        self.take_over = False
-        self._offered: wire.Offers | None = None
+        self._status: wire.WorkerStatus | None = None
         self.drift: tuple[str, ...] = ()
         """Hyperparameters that this rank does not train with as agreed."""
         self.failure: InstepError | None = None
-        self.mail = 0
+        self.messages_seen = 0
         self.next_look = 0.0
         self.at_each_look: Callable[[], None] = lambda: None
         """Called at each look at the agent, also in every wait."""
@@ -71,13 +79,18 @@ class AgentSession:
         """Called in the wait for a decision; may set `failure`."""
 
     def __repr__(self) -> str:
-        return f"AgentSession(rank {self._rank}, view {self.view}, {self._connection!r})"
+        return f"AgentSession(rank {self.rank}, view {self.view}, {self._connection!r})"
 
     @property
     def state(self) -> Literal["joining", "training", "evicted"]:
         if isinstance(self.failure, Evicted):
             return "evicted"
         return "training" if self.view else "joining"
+
+    @property
+    def leads(self) -> bool:
+        """Whether this worker leads the run, as last reported."""
+        return self.token > 0
 
     def is_joined(self) -> bool:
         """Raises the failure, if there is one."""
@@ -92,9 +105,9 @@ class AgentSession:
         self._connection.introduce(self._hello())
         self._liveness = LivenessDetector()  # the old beat is the former agent's
         self._apart_since = self._warn_at = 0.0
-        self._offered = None
+        self._status = None
         self.missing = ()
-        self.leads, self.token = False, 0  # until this agent confirms it
+        self.token = 0  # until this agent confirms it
         for fact in (self._agreement.began, self._agreement.applied):
             if fact is not None:
                 self._connection.send(fact)
@@ -104,8 +117,8 @@ class AgentSession:
     def _hello(self) -> wire.Hello:
         agreement = self._agreement
         return wire.Hello(
-            rank=self._rank,
-            world_size=self._world_size,
+            rank=self.rank,
+            world_size=self.world_size,
             incarnation=self._incarnation,
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -116,12 +129,12 @@ class AgentSession:
             told=agreement.undecided,
             heard=agreement.gate.newest,
             epoch=agreement.epoch,
-            max_restarts=self.max_restarts,
+            max_restarts=self._max_restarts,
             elastic=elastic(os.environ),
-            take_over=self.take_over,
+            take_over=self._take_over,
         )
 
-    def tell(self, messages: Iterable[wire.FromWorker]) -> None:
+    def send(self, *messages: wire.FromWorker) -> None:
         """Sends messages. Those that are lost are repeated to the next agent, which the next boundary looks for."""
         for message in messages:
             try:
@@ -137,25 +150,28 @@ class AgentSession:
                 if not self._connection.try_connect():
                     self.next_look = min(self.next_look, time.monotonic() + RECONNECT_S)
                     return
-                log.warning("rank %d has a new agent on its node", self._rank)
+                log.warning("rank %d has a new agent on its node", self.rank)
                 self.introduce()
-            self.hear(self._connection.receive(), step)
-            self._offer()
-            self.reports.send_to(self._connection)
-            self._connection.flush()
-            self.replace_stopped_agent()
+            self._exchange(step)
         except ConnectionLost as lost:
-            log.warning("rank %d lost its agent (%s): training continues, another is started", self._rank, lost)
-            self.leads, self.token = False, 0  # it led by the agent's lease
+            log.warning("rank %d lost its agent (%s): training continues, another is started", self.rank, lost)
+            self.token = 0  # it led by the agent's lease
             self.next_look = 0.0
 
-    def _offer(self) -> None:
+    def _exchange(self, step: int) -> None:
+        self.process(self._connection.receive(), step)
+        self._send_status()
+        self.reports.send_to(self._connection)
+        self._connection.flush()
+        self.replace_stopped_agent()
+
+    def _send_status(self) -> None:
         """Sends what operators can ask of this worker, if it has changed."""
         actions, restores = self._agreement.handlers.offer
-        offers = wire.Offers(actions, restores, self.drift)
-        if offers != self._offered:
-            self._connection.send(offers)
-            self._offered = offers
+        status = wire.WorkerStatus(actions, restores, self.drift)
+        if status != self._status:
+            self._connection.send(status)
+            self._status = status
 
     def await_decision(self, number: int, step: int, patience_s: float) -> None:
         """Waits at a gate until plan `number` is decided: for etcd, never for another rank. Raises GateTimeout."""
@@ -167,11 +183,9 @@ class AgentSession:
             self.at_gate(step)
             waited_s = time.monotonic() - started
             if waited_s >= patience_s:
-                raise _gate_timeout(self._rank, number, step, waited_s)
+                raise _gate_timeout(self.rank, number, step, waited_s)
             if time.monotonic() >= say_at:
-                log.warning(
-                    "rank %d waits before step %d: etcd has not answered for %.1f s", self._rank, step, waited_s
-                )
+                log.warning("rank %d waits before step %d: etcd has not answered for %.1f s", self.rank, step, waited_s)
                 say_at += 10.0
             try:
                 if not self._connection.connected:
@@ -182,8 +196,8 @@ class AgentSession:
                     self._connection.send(self._agreement.at_gate(number, step))
                     asked = True
                 self._connection.wait_readable(0.25)
-                self.mail = self._connection.words.mail
-                self.hear(self._connection.receive(), step)
+                self.messages_seen = self._connection.words.messages
+                self.process(self._connection.receive(), step)
                 self.replace_stopped_agent()
             except ConnectionLost:
                 continue
@@ -198,11 +212,8 @@ class AgentSession:
                 self._connection.wait_connected(timeout_s)
                 self.introduce()
             self._connection.wait_readable(timeout_s)
-            self.mail = self._connection.words.mail
-            self.hear(self._connection.receive(), step)
-            self._offer()
-            self.reports.send_to(self._connection)
-            self.replace_stopped_agent()
+            self.messages_seen = self._connection.words.messages
+            self._exchange(step)
         except ConnectionLost:
             pass  # the next look connects to another agent
         except InstepError as error:
@@ -233,15 +244,15 @@ class AgentSession:
 
     def ask(
         self,
-        question: Callable[[int], wire.Question],
+        query: Callable[[int], wire.Query],
         timeout_s: float,
         step: int,
         unless: Callable[[], bool] = lambda: False,
-    ) -> wire.Answer | None:
-        """Asks a question, which gets a number. Returns the answer, or None if none arrived in time. Raises the
+    ) -> wire.QueryResult | None:
+        """Asks a query, which gets a number. Returns the answer, or None if none arrived in time. Raises the
         failure."""
-        number, message = self.inbox.ask(question)
-        self.tell([message])
+        number, message = self.inbox.ask(query)
+        self.send(message)
         try:
             self.wait_until(lambda: unless() or self.inbox.is_answered(number), timeout_s, step)
         finally:
@@ -274,19 +285,19 @@ class AgentSession:
                 log.warning("%s", error)
                 lost = False
         if not answered:
-            log.warning("rank %d left, and no agent has confirmed it", self._rank)
+            log.warning("rank %d left, and no agent has confirmed it", self.rank)
 
     def close(self) -> None:
         self._connection.close()
 
     def replace_stopped_agent(self) -> None:
         if self._connection.connected and self._liveness.is_stopped(self._connection.words.beat, time.monotonic()):
-            log.warning("the agent of rank %d is stopped or stuck: replacing it", self._rank)
+            log.warning("the agent of rank %d is stopped or stuck: replacing it", self.rank)
             self._connection.kill_agent()
 
-    # -- hearing ----------------------------------------------------------------------------------------------------
+    # -- receiving ---------------------------------------------------------------------------------------------------
 
-    def hear(self, messages: Iterable[wire.FromAgent], step: int) -> None:
+    def process(self, messages: Iterable[wire.FromAgent], step: int) -> None:
         """`step` is the one about to be run. Raises ConnectionLost if an answer cannot be sent."""
         for message in messages:
             match message:
@@ -294,34 +305,34 @@ class AgentSession:
                     self._enter_view(message)
                     self._connection.reset_restart_delay()
                 case wire.ProposePlan():
-                    for answer in self._agreement.hear_plan(message, step):
+                    for answer in self._agreement.on_plan(message, step):
                         self._connection.send(answer)
                 case wire.Decide():
-                    self.tell(self._agreement.hear_decision(message, step))
+                    self.send(*self._agreement.on_decision(message, step))
                 case wire.NewEpoch(number):
                     self._agreement.epoch = max(self._agreement.epoch, number)
                 case wire.AskDryRun():
                     with contextlib.suppress(ConnectionLost):  # the next agent asks again
                         self._connection.send(self._agreement.refusals(message))
-                case wire.Leads():
-                    self.leads, self.token, self.candidate = message.leads, message.token, message.candidate
+                case wire.Leads(token, candidate):
+                    self.token, self.candidate = token, candidate
                 case wire.Failure():
-                    self._hear_failure(failure_from(message, self._rank))
-                case wire.Missing(ranks):
+                    self._on_failure(failure_from(message, self.rank))
+                case wire.LostRanks(ranks):
                     if not self.missing:
                         self.missing_since = time.monotonic()
                     self.missing = ranks
                 case wire.Note(level, text):
                     log.log(level, "%s", text)
                 case _:
-                    self.inbox.hear(message)
+                    self.inbox.receive(message)
 
     def _enter_view(self, message: wire.EnterView) -> None:
         if message.view < self.view:
             log.error(
                 "view %d is refused: rank %d has been in view %d, which etcd has lost",
                 message.view,
-                self._rank,
+                self.rank,
                 self.view,
             )
             return
@@ -330,10 +341,10 @@ class AgentSession:
         if first:
             self._agreement.start(message.start, self.view, message.agreed)
 
-    def _hear_failure(self, failure: InstepError) -> None:
+    def _on_failure(self, failure: InstepError) -> None:
         """The failure of an agent ends a join, but not a training."""
         if self.view and not isinstance(failure, Evicted | JoinRefused):
-            log.warning("rank %d: %s; training continues, changes wait", self._rank, failure)
+            log.warning("rank %d: %s; training continues, changes wait", self.rank, failure)
             return
         self.failure = failure
 

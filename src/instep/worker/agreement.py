@@ -31,7 +31,7 @@ class Paused:
 
 
 class Agreement(Generic[Config]):
-    """Promise: after `start`, `config` and `course` change only in `begin` and `apply`, that is, at a boundary.
+    """Promise: after `start`, `config` and `directive` change only in `begin` and `apply`, that is, at a boundary.
 
     `due` returns what comes before a step. `applied` is the newest report, which every agent must get. Methods
     return messages for the caller to send; the next agent asks again for those that are lost.
@@ -39,7 +39,7 @@ class Agreement(Generic[Config]):
 
     def __init__(self, codec: Codec, replay: Replay | None = None) -> None:
         self.gate = Gate()
-        self.course = Directive()
+        self.directive = Directive()
         self.handlers = CommandHandlers()
         self.config: Config
         self.applied: wire.PlanApplied | None = None
@@ -97,7 +97,7 @@ class Agreement(Generic[Config]):
         self.agreed, self._start = agreed, start
         self.gate.start(start.plan)
         self.plan, self.origin, self.back = start.plan, start.origin, start.back
-        self.course = start.course
+        self.directive = start.directive
         self._view = view
         self._values = dict(start.values if self._replay is None else self._replay.schedule.values)
         self.config = self._codec.decode(self._values)
@@ -125,11 +125,11 @@ class Agreement(Generic[Config]):
                 self.gate.inherit(start.plan, start.gate, start.values)
             else:
                 said.append(self._has_applied(start.plan, step))
-        return said + self.hear_postponed(step)
+        return said + self.answer_postponed(step)
 
     # -- what the agent says ----------------------------------------------------------------------------------------
 
-    def hear_plan(self, message: wire.ProposePlan, step: int) -> list[wire.FromWorker]:
+    def on_plan(self, message: wire.ProposePlan, step: int) -> list[wire.FromWorker]:
         """`step` is the one about to be run."""
         if self._start is not None:
             self._postponed = message  # until it is known on which side of the last gate this worker begins
@@ -141,8 +141,8 @@ class Agreement(Generic[Config]):
             log.error("plan %d is refused: it does not follow from %s here, so etcd's history went back", number, held)
             return [wire.PlanForeign(number, digest, held)]
         # A paused rank waits before `step`, wherever the gate is: it runs no step before it knows the decision.
-        gate = max(plan.gate, step) if self.course.is_paused(step) else plan.gate
-        answer = self.gate.hear_plan(number, gate, values, step)
+        gate = max(plan.gate, step) if self.directive.is_paused(step) else plan.gate
+        answer = self.gate.on_plan(number, gate, values, step)
         if answer is PromiseAnswer.LATER:
             self._postponed = message
         elif answer is PromiseAnswer.LATE:
@@ -183,38 +183,38 @@ class Agreement(Generic[Config]):
             return dict.fromkeys(plan.values, REFUSAL)
         return self._codec.problems(self._values, plan.values) if plan.values else self.handlers.why_not(plan)
 
-    def hear_decision(self, decision: wire.Decide, step: int) -> list[wire.FromWorker]:
+    def on_decision(self, decision: wire.Decide, step: int) -> list[wire.FromWorker]:
         number, told = decision.number, self._told
         if told is not None and told.plan.number == number and decision.digest not in ("", told.plan.digest):
             return []
         if decision.commit and told is not None and number == self.gate.undecided:
             self.agreed = told.then or self.agreed
-        self.gate.hear_decision(number, decision.commit)
+        self.gate.on_decision(number, decision.commit)
         if self._postponed is not None and self._postponed.plan.number == number:
             self._postponed = None  # decided without this worker, so it is aborted
-        return self.hear_postponed(step)
+        return self.answer_postponed(step)
 
-    def hear_postponed(self, step: int) -> list[wire.FromWorker]:
+    def answer_postponed(self, step: int) -> list[wire.FromWorker]:
         """Answers a postponed plan, if the earlier promise is settled now."""
         if self._postponed is None:
             return []
         message, self._postponed = self._postponed, None
-        return self.hear_plan(message, step)
+        return self.on_plan(message, step)
 
     # -- what is due ------------------------------------------------------------------------------------------------
 
     @property
     def next_gate(self) -> int:
         """The first step before which there may be something to do."""
-        stops = [at for at in (self.course.paused_at, self.course.ends_at) if at is not None]
+        stops = [at for at in (self.directive.paused_at, self.directive.ends_at) if at is not None]
         return min(self.gate.next_gate, self._next_value, *stops)
 
     @property
     def is_ending(self) -> bool:
         """Whether a stop of the run is agreed on, as far as this worker knows."""
         plan = self._told_as(self.gate.committed)
-        coming = plan.course if plan is not None else None
-        return self.course.ends_at is not None or (coming is not None and coming.ends_at is not None)
+        coming = plan.directive if plan is not None else None
+        return self.directive.ends_at is not None or (coming is not None and coming.ends_at is not None)
 
     def due(self, step: int) -> Wait | Apply | Paused | None:
         """What must be done before `step` may run; call it again until it returns None.
@@ -222,7 +222,7 @@ class Agreement(Generic[Config]):
         A paused rank never asks for an abort: its promise can be decided while it waits.
         """
         due = self.gate.at(step)
-        if not isinstance(due, Apply) and self.course.is_paused(step):
+        if not isinstance(due, Apply) and self.directive.is_paused(step):
             return Paused()
         return due
 
@@ -237,16 +237,16 @@ class Agreement(Generic[Config]):
         known = prepared[1] if prepared and prepared[0] == due.number else None
         if due.values:
             self._use({**self._values, **due.values}, known)
-        goes_on = None
+        resumes_at = None
         if plan is not None:
-            if plan.course is not None:
-                self.course = plan.course.from_step(plan.gate, step)
-            goes_on = self.handlers.act(plan)
-            if goes_on is not None:
+            if plan.directive is not None:
+                self.directive = plan.directive.from_step(plan.gate, step)
+            resumes_at = self.handlers.act(plan)
+            if resumes_at is not None:
                 self.back = due.number
-                self._follow_schedule(goes_on)
+                self._follow_schedule(resumes_at)
         self._has_applied(due.number, step)
-        return step if goes_on is None else goes_on
+        return step if resumes_at is None else resumes_at
 
     def _follow_schedule(self, step: int) -> None:
         """Raises ConfigError if a fixed hyperparameter would change while the worker trains."""

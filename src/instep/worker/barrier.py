@@ -9,7 +9,7 @@ from typing import Final
 
 from instep.errors import BarrierTimeout, SettingsError
 from instep.names import check_barrier_name
-from instep.wire.messages import Answer, AskBarrier, NoAnswer, Ranks
+from instep.wire.messages import AskBarrier, MissingRanks, QueryFailure, QueryResult
 from instep.worker.agent_session import AgentSession
 
 ANSWER_S: Final = 3.0
@@ -20,14 +20,13 @@ NAMED: Final = 20
 class Barrier:
     """Used in the training thread only."""
 
-    def __init__(self, session: AgentSession, *, rank: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, session: AgentSession, clock: Callable[[], float] = time.monotonic) -> None:
         self._session = session
         self._calls = session.inbox.barrier
-        self._rank = rank
         self._clock = clock
 
     def __repr__(self) -> str:
-        return f"Barrier(rank {self._rank}, {self._calls!r})"
+        return f"Barrier(rank {self._session.rank}, {self._calls!r})"
 
     def meet(self, name: str, timeout_s: float, step: int, alive: Callable[[], None]) -> None:
         """See `Run.barrier`. `step` is the first one that has not begun; `alive` is called repeatedly."""
@@ -41,17 +40,17 @@ class Barrier:
             return calls.name is None
 
         inbox = session.inbox
-        session.tell([inbox.repeat_to_agents("barrier", calls.come(name, session.view))])
+        session.send(inbox.repeat_to_agents("barrier", calls.enter(name, session.view)))
         try:
             if session.wait_until(through, timeout_s, step):
                 return
             answer = session.ask(lambda q: AskBarrier(q, name), ANSWER_S, step, unless=through)
             if calls.name is not None:
-                raise _timed_out(name, timeout_s, answer, self._rank)
+                raise _timed_out(name, timeout_s, answer, session.rank)
         finally:
             inbox.stop_repeating("barrier")
             if calls.name is not None:
-                session.tell([calls.go()])
+                session.send(calls.leave())
 
 
 def _checked(timeout_s: object) -> float:
@@ -62,23 +61,24 @@ def _checked(timeout_s: object) -> float:
     return float(timeout_s)
 
 
-def _timed_out(name: str, waited_s: float, answer: Answer | None, rank: int) -> BarrierTimeout:
+def _timed_out(name: str, waited_s: float, answer: QueryResult | None, rank: int) -> BarrierTimeout:
     began = f"rank {rank} waited {waited_s:g} s at barrier {name!r}"
-    if not isinstance(answer, Ranks):
-        why = answer.problem if isinstance(answer, NoAnswer) else "the node's agent does not answer"
+    if not isinstance(answer, MissingRanks):
+        why = answer.problem if isinstance(answer, QueryFailure) else "the node's agent does not answer"
         text = f"{began}, and the missing ranks are not known: {why}"
         return BarrierTimeout(text, waited_s=waited_s)
     missing = [f"rank {other}" for other in answer.ranks]
     if not missing:
         return BarrierTimeout(f"{began}: all ranks arrived, but no leader has released them in time", waited_s=waited_s)
-    text = f"{began}: {_named(missing)} did not arrive{_elsewhere(answer.elsewhere)}"
+    text = f"{began}: {named(missing)} did not arrive{_elsewhere(answer.elsewhere)}"
     return BarrierTimeout(text, waited_s=waited_s, missing=missing, missing_count=len(missing))
 
 
 def _elsewhere(ranks_by_name: Mapping[str, tuple[int, ...]]) -> str:
-    found = [f"{_named([f'rank {rank}' for rank in ranks])} at {name!r}" for name, ranks in ranks_by_name.items()]
+    found = [f"{named([f'rank {rank}' for rank in ranks])} at {name!r}" for name, ranks in ranks_by_name.items()]
     return f" (waiting at another one: {'; '.join(found[:NAMED])})" if found else ""
 
 
-def _named(names: list[str]) -> str:
+def named(names: list[str]) -> str:
+    """The first 20 of them, and how many more there are."""
     return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

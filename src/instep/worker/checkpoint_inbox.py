@@ -1,4 +1,4 @@
-"""What this worker knows about checkpoints and barriers, and its unanswered questions. No socket, no clock."""
+"""What this worker knows about checkpoints and barriers, and its unanswered queries. No socket, no clock."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ class BarrierCalls:
     def __repr__(self) -> str:
         return f"BarrierCalls({f'at {self.name}' if self.name else 'nowhere'}, after release {self._after})"
 
-    def come(self, name: str, view: int) -> wire.EnterBarrier:
+    def enter(self, name: str, view: int) -> wire.EnterBarrier:
         self.name = name
         return wire.EnterBarrier(name, view, self._after)
 
-    def go(self) -> wire.LeaveBarrier:
+    def leave(self) -> wire.LeaveBarrier:
         self.name = None
         return wire.LeaveBarrier()
 
-    def hear(self, message: wire.BarrierReleased) -> None:
+    def on_release(self, message: wire.BarrierReleased) -> None:
         if message.name == self.name and message.number > self._after:
             self._after, self.name = message.number, None
 
 
 class CheckpointInbox:
-    """Promise: each question and commit is kept until it is answered, and `unanswered` repeats it to each new agent.
+    """Promise: each query and commit is kept until it is answered, and `unanswered` repeats it to each new agent.
 
     Limit: an answer that is no longer awaited is dropped; only the outcome of a commit is then logged.
     """
@@ -55,13 +55,13 @@ class CheckpointInbox:
         """The checkpoint that this rank votes on, or resumes from."""
         self._commits: dict[str, wire.CommitCheckpoint] = {}
         self._outcomes: dict[str, wire.CommitResult] = {}
-        self._questions: dict[int, wire.Question] = {}
-        self._answers: dict[int, wire.Answer] = {}
+        self._queries: dict[int, wire.Query] = {}
+        self._answers: dict[int, wire.QueryResult] = {}
         self._lasting: dict[str, wire.FromWorker] = {}
         self._last = 0
 
     def __repr__(self) -> str:
-        return f"CheckpointInbox({len(self._commits)} commits, {len(self._questions)} questions, saved {self.saved})"
+        return f"CheckpointInbox({len(self._commits)} commits, {len(self._queries)} queries, saved {self.saved})"
 
     # -- asking -----------------------------------------------------------------------------------------------------
 
@@ -82,15 +82,15 @@ class CheckpointInbox:
         """The outcome of the directory's commit; None while it is not known."""
         return self._outcomes.get(path)
 
-    def ask(self, question: Callable[[int], wire.Question]) -> tuple[int, wire.Question]:
-        """Makes a question with the next number."""
+    def ask(self, query: Callable[[int], wire.Query]) -> tuple[int, wire.Query]:
+        """Makes a query with the next number."""
         self._last += 1
-        message = self._questions[self._last] = question(self._last)
+        message = self._queries[self._last] = query(self._last)
         return self._last, message
 
-    def take_answer(self, number: int) -> wire.Answer | None:
-        """Returns the answer, if there is one, and forgets the question."""
-        self._questions.pop(number, None)
+    def take_answer(self, number: int) -> wire.QueryResult | None:
+        """Returns the answer, if there is one, and forgets the query."""
+        self._queries.pop(number, None)
         return self._answers.pop(number, None)
 
     def is_answered(self, number: int) -> bool:
@@ -106,31 +106,31 @@ class CheckpointInbox:
             self._lasting.pop(name, None)
 
     def drop_offer(self) -> None:
-        """Forgets the offer, which answered an earlier question."""
+        """Forgets the offer, which answered an earlier query."""
         self.offer = None
 
     def unanswered(self) -> Iterator[wire.FromWorker]:
         """The messages for a new agent."""
         yield from self._lasting.values()
         yield from self._commits.values()
-        yield from self._questions.values()
+        yield from self._queries.values()
 
-    # -- hearing ----------------------------------------------------------------------------------------------------
+    # -- receiving ---------------------------------------------------------------------------------------------------
 
-    def hear(self, message: wire.FromAgent) -> None:
+    def receive(self, message: wire.FromAgent) -> None:
         match message:
             case wire.CheckpointNews():
                 self.saved, self.saving = message.saved, message.saving
             case wire.CommitResult():
-                self._hear_outcome(message)
+                self._on_outcome(message)
             case wire.BarrierReleased():
-                self.barrier.hear(message)
+                self.barrier.on_release(message)
             case wire.Offer():
                 self.offer = message
-            case wire.Answer() if message.q in self._questions:
+            case wire.QueryResult() if message.q in self._queries:
                 self._answers[message.q] = message
 
-    def _hear_outcome(self, message: wire.CommitResult) -> None:
+    def _on_outcome(self, message: wire.CommitResult) -> None:
         path = message.path
         if self._commits.pop(path, None) is None:
             return

@@ -14,8 +14,9 @@ from instep.wire import messages as wire
 from instep.wire.documents import Manifest, Pointer, Saving
 from instep.worker.agent_session import AgentSession
 from instep.worker.agreement import Agreement
+from instep.worker.barrier import named
 from instep.worker.checkpoint_inbox import CheckpointInbox
-from instep.worker.slot import Layout, Saver, Slot, make_directory, step_index, trouble
+from instep.worker.slot import Layout, Saver, Slot, make_directory, step_index, write_error
 
 log = logging.getLogger("instep")
 
@@ -25,7 +26,7 @@ RESUME_S: Final = 600.0
 LINEAGE: Final = 20
 """Upper bound for the ancestors that a checkpoint names."""
 
-A = TypeVar("A", bound=wire.Answer)
+A = TypeVar("A", bound=wire.QueryResult)
 
 Verify: TypeAlias = Callable[[Manifest], str | None]
 """None for a checkpoint that this rank can resume from, else what is wrong with it, in one sentence."""
@@ -45,8 +46,6 @@ class Checkpoints:
         *,
         run: str,
         namespace: str,
-        rank: int,
-        world_size: int,
         next_step: Callable[[], int],
     ) -> None:
         self.run = run
@@ -54,8 +53,6 @@ class Checkpoints:
         self._session = session
         self._inbox: CheckpointInbox = session.inbox
         self._agreement = agreement
-        self._rank = rank
-        self._world_size = world_size
         self._next_step = next_step
         self._saved_by: tuple[object, int] | None = None
         self._line: tuple[str, ...] = ()
@@ -68,7 +65,7 @@ class Checkpoints:
         self._background: list[tuple[Callable[[], object], Callable[[], object]]] = []
 
     def __repr__(self) -> str:
-        return f"Checkpoints(rank {self._rank}, {self._inbox!r})"
+        return f"Checkpoints(rank {self._session.rank}, {self._inbox!r})"
 
     def claim(self, saver: object, step: int) -> bool:
         """False if another saver has saved that step: each would take the other's checkpoint for its own."""
@@ -107,7 +104,7 @@ class Checkpoints:
     @property
     def token(self) -> int:
         """The fencing token of this worker while it leads, else 0."""
-        return self._session.token if self._session.leads else 0
+        return self._session.token
 
     @property
     def passed_over(self) -> Pointer | None:
@@ -139,7 +136,7 @@ class Checkpoints:
         CheckpointError if the directory cannot be created."""
         index = step_index(step)
         if not self._leads():
-            raise Fenced(f"rank {self._rank} does not lead the run: its leader saves the checkpoints", token=0)
+            raise Fenced(f"rank {self._session.rank} does not lead the run: its leader saves the checkpoints", token=0)
         return self._open(index, folder, layout)
 
     def _warn_of_passed_over(self) -> None:
@@ -162,8 +159,8 @@ class Checkpoints:
         saver = Saver(
             run=self.run,
             namespace=self.namespace,
-            rank=self._rank,
-            world_size=self._world_size,
+            rank=session.rank,
+            world_size=session.world_size,
             view=session.view,
             token=session.token,
             candidate=session.candidate,
@@ -173,8 +170,9 @@ class Checkpoints:
         )
         slot = Slot(index, make_directory(folder, index, saver.token), layout, saver, self)
         self._inbox.begin(str(slot.path))
-        started = wire.SaveStarted(slot.id, index, slot.token, saver.candidate)
-        session.tell([self._inbox.repeat_to_agents("save", started)])
+        saving = Saving(slot.id, index, slot.token, session.rank)
+        started = wire.SaveStarted(saving, saver.candidate)
+        session.send(self._inbox.repeat_to_agents("save", started))
         return slot
 
     def _lineage(self) -> tuple[str, ...]:
@@ -202,7 +200,7 @@ class Checkpoints:
         except BaseException as error:
             slot.abandon()
             if isinstance(error, OSError):
-                refused = trouble(slot.step, slot.path, error)
+                refused = write_error(slot.step, slot.path, error)
                 slot.note_failed(refused)
                 raise refused from error
             raise
@@ -218,7 +216,7 @@ class Checkpoints:
         step = self._next_step()
         if inbox.outcome(manifest.path) is None:
             inbox.stop_repeating("save")
-            self._session.tell([inbox.commit(message)])
+            self._session.send(inbox.commit(message))
         if not self._session.wait_until(lambda: inbox.outcome(manifest.path) is not None, COMMIT_WAIT_S, step):
             log.warning(
                 "checkpoint %s is not committed yet: etcd has not answered in %.0f s; the agent retries",
@@ -235,12 +233,12 @@ class Checkpoints:
     def give_up(self, checkpoint_id: str) -> None:
         """For a slot that is abandoned."""
         self._inbox.stop_repeating("save")
-        self._session.tell([wire.SaveAbandoned(checkpoint_id)])
+        self._session.send(wire.SaveAbandoned(checkpoint_id))
 
     def note_failed(self, step: int, text: str) -> None:
         """Reports that a checkpoint of `step` could not be saved and training continues: operators see it in the
         status and the history. Lost if the node's agent dies."""
-        self._session.tell([wire.SaveFailed(step, text)])
+        self._session.send(wire.SaveFailed(step, text))
 
     def in_background(self, look: Callable[[], object], finish: Callable[[], object]) -> None:
         """For a saver that writes in the background: `look` is called at boundaries, about once a second or more
@@ -271,14 +269,16 @@ class Checkpoints:
         committed again. Ends after 3 s, however many are left: ask again. Raises EtcdUnavailable after 5 s at most;
         some may be removed then."""
         closed = tuple(item for item in ids if item not in self._inbox.open_commits)
-        return self._ask(lambda q: wire.ForgetCheckpoints(q, closed), wire.Ids).ids
+        return self._ask(lambda q: wire.ForgetCheckpoints(q, closed), wire.CheckpointIds).ids
 
     def adopt(self, records: Iterable[Manifest]) -> tuple[str, ...]:
         """Registers checkpoints whose records etcd has lost, if this worker leads. `records`: as `find_checkpoints`
         returns them. Returns the ids that are registered now. Raises EtcdUnavailable after 5 s at most; some may be
         registered then."""
         manifests, session = tuple(records), self._session
-        return self._ask(lambda q: wire.AdoptCheckpoints(q, manifests, session.token, session.candidate), wire.Ids).ids
+        return self._ask(
+            lambda q: wire.AdoptCheckpoints(q, manifests, session.token, session.candidate), wire.CheckpointIds
+        ).ids
 
     # -- resuming from one -------------------------------------------------------------------------------------------
 
@@ -295,11 +295,11 @@ class Checkpoints:
             yield
         finally:
             self._inbox.stop_repeating(f"read {manifest.id}")
-            self._session.tell([wire.ReadDone(manifest.id)])
+            self._session.send(wire.ReadDone(manifest.id))
 
     def _is_there(self, checkpoint_id: str) -> bool:
         try:
-            return checkpoint_id in self._ask(lambda q: wire.ReadCheckpoint(checkpoint_id, q), wire.Ids).ids
+            return checkpoint_id in self._ask(lambda q: wire.ReadCheckpoint(checkpoint_id, q), wire.CheckpointIds).ids
         except EtcdUnavailable as error:
             if self._kept != (checkpoint_id, self._next_step()):
                 raise
@@ -317,7 +317,7 @@ class Checkpoints:
         deadline = time.monotonic() + timeout_s
         inbox, step = self._inbox, self._next_step()
         inbox.drop_offer()
-        self._session.tell([inbox.repeat_to_agents("resume", wire.AwaitOffer())])
+        self._session.send(inbox.repeat_to_agents("resume", wire.AwaitOffer()))
         verified: set[tuple[int, str]] = set()
         try:
             while True:
@@ -338,7 +338,7 @@ class Checkpoints:
         assert offer.manifest is not None
         problem = _problem(offer.manifest, verify)
         verified.add((offer.view, offer.id))
-        self._session.tell([self._inbox.repeat_to_agents("vote", wire.Vote(offer.view, offer.id, problem))])
+        self._session.send(self._inbox.repeat_to_agents("vote", wire.Vote(offer.view, offer.id, problem)))
 
     def _resumed(self, offer: wire.Offer, verified: set[tuple[int, str]], verify: Verify) -> Manifest | None:
         self.refused = dict(offer.reasons)
@@ -360,26 +360,25 @@ class Checkpoints:
 
     def _timed_out(self, waited_s: float) -> InstepError:
         try:
-            ranks = self._ask(wire.AskVoters, wire.Ranks).ranks
+            ranks = self._ask(wire.AskVoters, wire.MissingRanks).ranks
         except InstepError as error:
             return BarrierTimeout(
                 f"the ranks did not agree on a checkpoint to resume from in {waited_s:g} s; {error}", waited_s=waited_s
             )
         missing = [f"rank {rank}" for rank in ranks]
-        names = ", ".join(missing[:20]) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "")
         text = (
             f"the ranks did not agree on a checkpoint to resume from in {waited_s:g} s: "
-            f"{names or 'nobody'} has not answered; every rank must call resume before its first step"
+            f"{named(missing) or 'nobody'} has not answered; every rank must call resume before its first step"
         )
         return BarrierTimeout(text, waited_s=waited_s, missing=missing, missing_count=len(missing))
 
     # -- asking the agent -------------------------------------------------------------------------------------------
 
-    def _ask(self, question: Callable[[int], wire.Question], kind: type[A]) -> A:
-        answer = self._session.ask(question, ANSWER_S, self._next_step())
+    def _ask(self, query: Callable[[int], wire.Query], kind: type[A]) -> A:
+        answer = self._session.ask(query, ANSWER_S, self._next_step())
         if isinstance(answer, kind):
             return answer
-        if isinstance(answer, wire.NoAnswer):
+        if isinstance(answer, wire.QueryFailure):
             raise EtcdUnavailable(answer.problem)
         raise EtcdUnavailable(f"the node's agent has not answered in {ANSWER_S:g} s about the run's checkpoints")
 

@@ -1,4 +1,5 @@
-"""Keeps DataLoader workers alive at a SIGTERM that is meant for the training process.
+"""What concerns children of the training process: above all, DataLoader workers stay alive at a SIGTERM that is meant
+for the training process.
 
 torchrun signals the whole process group of a rank, and some schedulers signal every process of a job. A DataLoader
 worker that dies from that makes its DataLoader raise in the middle of a step, before the ranks can save. So in such
@@ -15,6 +16,8 @@ fail to do (gh-126631). Limit: a program that a worker starts other than by `sub
 
 from __future__ import annotations
 
+import logging
+import mmap
 import os
 import signal
 import sys
@@ -23,6 +26,8 @@ from types import FrameType
 from typing import Any, Final
 
 from instep.names import PROTECTED_VARIABLE
+
+log = logging.getLogger("instep")
 
 LOADERS: Final = ("torch.utils.data.", "torchdata.")
 """Modules of processes that serve a training process and need no SIGTERM of their own."""
@@ -40,6 +45,22 @@ _anchor = _Anchor()
 _is_on = False
 _registered = False
 _is_server = False
+_has_warned = mmap.mmap(-1, 1)
+"""Shared with all forked children: 1 after one of them has logged that its config keeps the values of the fork."""
+
+
+def warn_of_copied_config(step: int) -> None:
+    """In a forked child that reads the config of a run, of which `step` was begun last. Only one of all children logs
+    it."""
+    if not _has_warned[0]:
+        _has_warned[0] = 1
+        log.warning(
+            "run.config is read in process %d, a child of the training process, such as a worker of a DataLoader: "
+            "there it keeps the values of the fork (%s) and receives no changes; read run.config in the "
+            "training process and make the batch of a step there, as docs/howto/data-loaders.md shows",
+            os.getpid(),
+            f"after step {step}" if step >= 0 else "before the first step",
+        )
 
 
 def protect() -> None:

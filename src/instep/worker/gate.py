@@ -100,7 +100,7 @@ class Gate:
         assert self._promise is None, "a worker inherits before it promises"
         self._hold(Promise(number, gate, values, commit=True))
 
-    def hear_plan(self, number: int, gate: int, values: Mapping[str, Scalar], next_step: int) -> PromiseAnswer:
+    def on_plan(self, number: int, gate: int, values: Mapping[str, Scalar], next_step: int) -> PromiseAnswer:
         """`next_step` is the step about to be run: it has not begun, so `gate` may be equal to it."""
         promise = self._promise
         if promise is not None and number == promise.number:
@@ -114,7 +114,7 @@ class Gate:
         self._hold(Promise(number, gate, values))
         return PromiseAnswer.ARMED
 
-    def hear_decision(self, number: int, commit: bool) -> None:
+    def on_decision(self, number: int, commit: bool) -> None:
         """Ignores decisions of plans that were not promised: they can only be aborts."""
         promise = self._promise
         if promise is None or number != promise.number:

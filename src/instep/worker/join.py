@@ -7,7 +7,9 @@ import os
 import string
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, overload
+from typing import Any
+
+from typing_extensions import TypeVar
 
 from instep.errors import JoinTimeout, SettingsError
 from instep.names import INCARNATION_LENGTH, check_run_name
@@ -28,50 +30,12 @@ log = logging.getLogger("instep")
 _ALPHABET = string.ascii_letters + string.digits
 SAY_EVERY_S = 10.0
 
-Hyper = TypeVar("Hyper", bound=Hyperparameters)
-
-
-@overload
-def join(
-    name: str,
-    schema: type[Hyper],
-    *,
-    etcd: str | Sequence[str] | None = ...,
-    namespace: str | None = ...,
-    rank: int | None = ...,
-    world_size: int | None = ...,
-    timeout_s: float = ...,
-    etcd_patience_s: float = ...,
-    replay: str | os.PathLike[str] | None = ...,
-    max_restarts: int | None = ...,
-    take_over: bool = ...,
-    protect_loader_workers: bool = ...,
-    prefer: str = ...,
-) -> Run[Hyper]: ...
-
-
-@overload
-def join(
-    name: str,
-    schema: None = None,
-    *,
-    etcd: str | Sequence[str] | None = ...,
-    namespace: str | None = ...,
-    rank: int | None = ...,
-    world_size: int | None = ...,
-    timeout_s: float = ...,
-    etcd_patience_s: float = ...,
-    replay: str | os.PathLike[str] | None = ...,
-    max_restarts: int | None = ...,
-    take_over: bool = ...,
-    protect_loader_workers: bool = ...,
-    prefer: str = ...,
-) -> Run[FreeConfig]: ...
+Hyper = TypeVar("Hyper", bound=Hyperparameters | FreeConfig, default=FreeConfig)
 
 
 def join(
     name: str,
-    schema: type[Hyperparameters] | None = None,
+    schema: type[Hyper] | None = None,
     *,
     etcd: str | Sequence[str] | None = None,
     namespace: str | None = None,
@@ -84,7 +48,7 @@ def join(
     take_over: bool = False,
     protect_loader_workers: bool = True,
     prefer: str = "etcd",
-) -> Run[Any]:
+) -> Run[Hyper]:
     """Joins run `name` and returns when all ranks are there, each with the same values.
 
     `rank` and `world_size` come, if not given, from torch.distributed where it is initialized, else from RANK and
@@ -111,11 +75,9 @@ def join(
     signals = notice_signals(os.environ)
     codec = Codec(schema, prefer_script=_prefers_script(prefer, schema, replay))
     schedule = Replay.read(replay, codec) if replay is not None else None
-    settings = resolve(etcd, namespace=namespace)
-    if settings.origin == "instep local":
-        log.warning("no etcd is configured: using the one of 'instep local' at %s", settings.endpoints[0])
+    settings = _settings(etcd, namespace)
     connection = AgentConnection(name, settings)
-    run: Run[Any] = Run(
+    run: Run[Hyper] = Run(
         name,
         connection,
         codec,
@@ -130,17 +92,29 @@ def join(
         take_over=take_over,
         notice_signals=signals,
     )
+    _enter(run, connection, timeout_s, settings)
+    if protect_loader_workers:
+        children.protect()
+    if rank == 0:
+        _log_start(run, codec.differences(run._agreement.values) if schedule is None else [])
+    return run
+
+
+def _settings(etcd: str | Sequence[str] | None, namespace: str | None) -> Settings:
+    settings = resolve(etcd, namespace=namespace)
+    if settings.origin == "instep local":
+        log.warning("no etcd is configured: using the one of 'instep local' at %s", settings.endpoints[0])
+    return settings
+
+
+def _enter(run: Run[Any], connection: AgentConnection, timeout_s: float, settings: Settings) -> None:
+    """Waits until the run is in a view, and leaves if that fails."""
     try:
         _wait_for_view(run, run._session, connection, timeout_s, settings)
     except BaseException as error:
         run._close(False, error)
         raise
     run._preemption.open()
-    if protect_loader_workers:
-        children.protect()
-    if rank == 0:
-        _log_start(run, codec.differences(run._agreement.values) if schedule is None else [])
-    return run
 
 
 def _log_start(run: Run[Any], differences: Sequence[str]) -> None:
@@ -192,7 +166,7 @@ def _wait_for_view(
                 waiting_for, missing = message.text, message.missing
                 if message.urgent:
                     say_at = 0.0
-        session.hear(messages, step=0)
+        session.process(messages, step=0)
 
 
 def _incarnation() -> str:

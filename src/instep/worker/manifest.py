@@ -102,7 +102,7 @@ def _open_directory(name: str | Path, within: int | None, path: Path, owners: Ow
         descriptor = os.open(name, _DIRECTORY, dir_fd=within)
     except OSError as error:
         if error.errno == errno.ELOOP or (error.errno == errno.ENOTDIR and _is_link(name, within)):
-            raise _connection(path) from None
+            raise _link_refused(path) from None
         raise OSError(error.errno, error.strerror, str(path)) from None
     try:
         owners.check(path, os.fstat(descriptor).st_uid)
@@ -119,7 +119,7 @@ def _open_regular(name: str, within: int, path: Path, owners: Owners) -> int:
         descriptor = os.open(name, _FILE, dir_fd=within)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise _connection(path) from None
+            raise _link_refused(path) from None
         raise OSError(error.errno, error.strerror, str(path)) from None
     try:
         found = os.fstat(descriptor)
@@ -133,7 +133,7 @@ def _open_regular(name: str, within: int, path: Path, owners: Owners) -> int:
 
 def _check_regular(found: os.stat_result, path: Path) -> None:
     if stat.S_ISLNK(found.st_mode):
-        raise _connection(path)
+        raise _link_refused(path)
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "it is not a regular file, and only regular files are read", str(path))
 
@@ -145,7 +145,7 @@ def _is_link(name: str | Path, within: int | None) -> bool:
         return False
 
 
-def _connection(path: Path) -> OSError:
+def _link_refused(path: Path) -> OSError:
     return OSError(errno.ELOOP, "it is a symbolic link, and links in a checkpoint folder are not followed", str(path))
 
 

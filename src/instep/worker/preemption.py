@@ -38,14 +38,12 @@ class Preemption:
         session: AgentSession,
         agreement: Agreement[Any],
         *,
-        rank: int,
         grace_s: float,
         further: tuple[int, ...] = (),
         wake: Callable[[], None],
     ) -> None:
         self._session = session
         self._agreement = agreement
-        self._rank = rank
         self._further = further
         self._replaced: str | None = None
         self._wake = wake
@@ -55,7 +53,7 @@ class Preemption:
         session.at_each_look, session.at_gate = self.send_notice, self.check
 
     def __repr__(self) -> str:
-        return f"Preemption(rank {self._rank}, {self._grace!r})"
+        return f"Preemption(rank {self._session.rank}, {self._grace!r})"
 
     @property
     def pending(self) -> bool:
@@ -72,15 +70,17 @@ class Preemption:
         return self._grace.left_s
 
     def open(self) -> None:
-        sigterm.listen(self._hear, self._further)
+        sigterm.listen(self._on_signal, self._further)
 
     def close(self) -> None:
-        sigterm.ignore(self._hear)
+        sigterm.ignore(self._on_signal)
 
     def hand_on(self) -> None:
         """After `close`, if the training has ended by itself: lets the signal take its usual effect."""
         if self._grace.at is not None and self._session.failure is None:
-            log.warning("rank %d got %s, and its training was over before the run stopped", self._rank, sigterm.heard)
+            log.warning(
+                "rank %d got %s, and its training was over before the run stopped", self._session.rank, sigterm.heard
+            )
             sigterm.hand_on()
 
     def wait_for_restart(self, node: str | None, environ: Mapping[str, str]) -> None:
@@ -91,13 +91,15 @@ class Preemption:
             return
         limit_s = min(RESTART_WAIT_S, self._grace.grace_s)
         log.warning(
-            "rank %d waits %g s at most for torchrun to continue without the preempted node", self._rank, limit_s
+            "rank %d waits %g s at most for torchrun to continue without the preempted node",
+            self._session.rank,
+            limit_s,
         )
         deadline = time.monotonic() + limit_s
         while not self.has_signal() and time.monotonic() < deadline:
             time.sleep(RESTART_LOOK_S)
 
-    def _hear(self) -> None:
+    def _on_signal(self) -> None:
         """Called by the signal handler, between any two instructions."""
         self._grace.take()
         self._wake()
@@ -112,10 +114,10 @@ class Preemption:
             return
         self._told = True
         notice = PreemptionNotice(sigterm.heard)
-        self._session.tell([self._session.inbox.repeat_to_agents("notice", notice)])
+        self._session.send(self._session.inbox.repeat_to_agents("notice", notice))
         log.warning(
             "rank %d got %s: all ranks are asked to save in one step and to stop; a second SIGTERM ends it at once",
-            self._rank,
+            self._session.rank,
             sigterm.heard,
         )
         self._warn()
@@ -144,7 +146,7 @@ class Preemption:
                 f"and the run has not agreed to stop: a save of {grace.save_s:.1f} s may not be finished before the "
                 f"kill, so it ends before step {step} without one; the newest committed checkpoint remains"
             )
-        text = f"rank {self._rank} got {sigterm.heard} {grace.waited_s:.1f} s ago {why}"
+        text = f"rank {self._session.rank} got {sigterm.heard} {grace.waited_s:.1f} s ago {why}"
         session.failure = Preempted(text, step=step, waited_s=grace.waited_s)
         log.warning("%s", session.failure)
 

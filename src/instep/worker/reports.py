@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from instep.wire.messages import Report
+from instep.wire.messages import MetricsReport, PlanApplied
 from instep.worker.agent_connection import AgentConnection
 
 log = logging.getLogger("instep")
@@ -43,7 +44,7 @@ class Reports:
                 if name not in self._refused:
                     self._refused.add(name)
                     log.warning("the metric %r is not a number and is not reported: %.80r", name, value)
-        connection.send(Report(figures), droppable=True)
+        connection.send(MetricsReport(figures), droppable=True)
 
 
 class DriftWatch:
@@ -55,6 +56,10 @@ class DriftWatch:
         self._logged: set[str] = set()
         self.names: tuple[str, ...] = ()
         """Hyperparameters that were not used as agreed at the last look."""
+        self._changed: frozenset[str] = frozenset()
+        """The names that the newest change has set: its receipt says which of them the training does not use."""
+        self._is_known = True
+        """False until the first look after that change."""
 
     def __repr__(self) -> str:
         return f"DriftWatch({len(self._checks)} bindings, drift of {', '.join(self.names) or 'nothing'})"
@@ -78,3 +83,21 @@ class DriftWatch:
                 log.warning("the optimizer of rank %d does not hold the agreed %s: %s", self._rank, name, how)
         self.names = tuple(sorted(found))
         return self.names
+
+    def receipt(self, applied: PlanApplied, changed: Iterable[str]) -> PlanApplied:
+        """The receipt of a change to these names, with their drift at the last look."""
+        self._changed, self._is_known = frozenset(changed), False
+        return replace(applied, drift=self._drifted())
+
+    def corrected(self, applied: PlanApplied) -> PlanApplied:
+        """The receipt after another look: the first look adds and removes names, later looks only add."""
+        if applied.drift is None:
+            return applied
+        before, now = set(applied.drift), set(self._drifted())
+        if self._is_known:
+            now |= before
+        self._is_known = True
+        return applied if now == before else replace(applied, drift=tuple(sorted(now)))
+
+    def _drifted(self) -> tuple[str, ...]:
+        return tuple(name for name in self.names if name in self._changed)

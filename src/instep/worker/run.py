@@ -7,33 +7,30 @@ no thread: nothing happens between boundaries, so a value never changes in the m
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Generic, Never, Self
 
 from instep.errors import InstepError, StepError
 from instep.names import DEFAULT_NAMESPACE, check_action_name
-from instep.scalar import Scalar, format_scalar, same
 from instep.settings import DEFAULT_GRACE_S
 from instep.text import one_line
+from instep.worker import children
 from instep.worker.agent_connection import AgentConnection
 from instep.worker.agent_session import AgentSession
-from instep.worker.agreement import Agreement, Config, Paused
+from instep.worker.agreement import Agreement, Config
+from instep.worker.applier import Applier
 from instep.worker.barrier import Barrier
 from instep.worker.checkpoints import Checkpoints
 from instep.worker.command_handlers import Action, Check, Restorer
-from instep.worker.gate import Apply
 from instep.worker.grace_budget import LEAVING_S
 from instep.worker.hyper import Codec
 from instep.worker.preemption import Preemption
 from instep.worker.replay import Replay
-from instep.worker.reports import DriftWatch
 from instep.worker.slot import Layout, Slot, step_index
 
 log = logging.getLogger("instep")
@@ -42,8 +39,6 @@ CHECK_S: Final = 1.0
 """How often a boundary checks the agent and sends reports."""
 ETCD_PATIENCE_S: Final = 300.0
 GOODBYE_S: Final = 8.0
-PAUSED_LISTEN_S: Final = 0.5
-"""How long a paused rank waits for a message before it looks around."""
 
 
 class Run(Generic[Config]):
@@ -79,41 +74,46 @@ class Run(Generic[Config]):
         self.world_size = world_size
         self._agreement: Agreement[Config] = Agreement(codec, replay)
         self._session = AgentSession(
-            connection, self._agreement, rank=rank, world_size=world_size, incarnation=incarnation
+            connection,
+            self._agreement,
+            rank=rank,
+            world_size=world_size,
+            incarnation=incarnation,
+            max_restarts=max_restarts,
+            take_over=take_over,
         )
         self.checkpoints = Checkpoints(
             self._session,
             self._agreement,
             run=name,
             namespace=namespace,
-            rank=rank,
-            world_size=world_size,
             next_step=self._next_step,
         )
-        self._session.max_restarts, self._session.take_over = max_restarts, take_over
-        self._assembly = Barrier(self._session, rank=rank)
+        self._barrier = Barrier(self._session)
         self._preemption = Preemption(
             self._session,
             self._agreement,
-            rank=rank,
             grace_s=grace_s,
             further=notice_signals,
             wake=self._look_soon,
         )
-        self._drift = DriftWatch(rank)
-        self._may_have_drifted: frozenset[str] = frozenset()
-        """The names that the newest change has set: its receipt says which of them the training does not use."""
-        self._drift_known = True
-        """False until the first look after that change."""
-        self._patience_s = etcd_patience_s
+        self._applier = Applier(
+            self._session,
+            self._agreement,
+            self._preemption,
+            run=name,
+            patience_s=etcd_patience_s,
+            on_return=self._return_to,
+            while_paused=self._while_paused,
+        )
+        self._drift = self._applier.drift
         self._ended = ""
         self._stopped: str | None = None
-        self._paused = False
         # Read by every boundary: kept here to save an attribute look-up.
         self._next_gate = 0
         self._integers, self._floats = connection.words.integers, connection.words.floats
         self._step = -1
-        self._mail = 0
+        self._seen = 0
         self._next_look = 0.0
         _alive.add(self)
 
@@ -128,7 +128,7 @@ class Run(Generic[Config]):
         """The agreed values: a new frozen object after each change. In a forked child, such as a DataLoader worker,
         it keeps the values of the fork, and a warning says so once."""
         if self._ended == "forked":
-            self._warn_of_copy()
+            children.warn_of_copied_config(self._step)
         return self._agreement.config
 
     @property
@@ -144,7 +144,7 @@ class Run(Generic[Config]):
     @property
     def checkpoint_requested(self) -> bool:
         """Whether an operator, or a stop, requests a checkpoint of the current step: the same on every rank."""
-        return self._agreement.course.save_at == self._step
+        return self._agreement.directive.save_at == self._step
 
     @property
     def stopped(self) -> str | None:
@@ -154,7 +154,7 @@ class Run(Generic[Config]):
     @property
     def paused(self) -> bool:
         """Whether this rank waits at a boundary until the run is resumed."""
-        return self._paused
+        return self._applier.paused
 
     # -- what a training script calls -------------------------------------------------------------------------------
 
@@ -182,7 +182,7 @@ class Run(Generic[Config]):
         could not be read at a gate), and whatever an `on_change` function raises.
         """
         now = time.monotonic()
-        if self._integers[0] != self._mail or step >= self._next_gate or now >= self._next_look or step <= self._step:
+        if self._integers[0] != self._seen or step >= self._next_gate or now >= self._next_look or step <= self._step:
             step = self._look_closer(step, now)
             now = time.monotonic()
         self._step = self._integers[1] = step
@@ -248,7 +248,7 @@ class Run(Generic[Config]):
         """
         self._check_here()
         try:
-            self._assembly.meet(name, timeout_s, self._step + 1, self._show_life)
+            self._barrier.meet(name, timeout_s, self._step + 1, self._show_life)
         finally:
             self._next_look = 0.0
 
@@ -287,7 +287,7 @@ class Run(Generic[Config]):
                 timeout_s = min(GOODBYE_S, max(LEAVING_S, self._preemption.left_s))
                 self._session.leave(self._step, clean=clean, error=error, timeout_s=timeout_s)
             if clean and error is None and self._stopped is not None:
-                self._preemption.wait_for_restart(self._agreement.course.node, os.environ)
+                self._preemption.wait_for_restart(self._agreement.directive.node, os.environ)
             self._end("closed")
         if is_over:
             self._preemption.hand_on()
@@ -307,28 +307,25 @@ class Run(Generic[Config]):
         step = step_index(step)
         self._check_usable(step)
         session = self._session
-        session.mail, session.next_look = self._integers[0], now + CHECK_S
+        session.messages_seen, session.next_look = self._integers[0], now + CHECK_S
         try:
-            before = self._agreement.values
-            session.tell(self._agreement.begin(step))
-            if self._agreement.values != before:
-                self._log_new_values(before, f"from step {step} on, values differ from those before")
-            self._look_for_drift()
+            self._applier.begin(step)
+            self._applier.look_for_drift()
             session.exchange(step)
             self._preemption.check(step)
             self.checkpoints.look()
-            step = self._pass_gates(step)
+            step = self._applier.pass_gates(step)
         finally:
-            self._mail, self._next_look = session.mail, session.next_look
+            self._seen, self._next_look = session.messages_seen, session.next_look
             if self._preemption.pending:  # it arrived during this look
                 self._next_look = 0.0
             self._next_gate = self._agreement.next_gate
         if session.failure is not None:
             self._next_look = 0.0
             raise session.failure
-        course = self._agreement.course
-        if course.is_over(step):
-            self._stopped = one_line(course.reason or "the run was stopped")
+        directive = self._agreement.directive
+        if directive.is_over(step):
+            self._stopped = one_line(directive.reason or "the run was stopped")
             log.warning("rank %d ends before step %d: %s", self.rank, step, self._stopped)
         return step
 
@@ -354,79 +351,11 @@ class Run(Generic[Config]):
         if step <= self._step:
             raise StepError(f"step {step} follows step {self._step}: steps must increase")
 
-    def _pass_gates(self, step: int) -> int:
-        """The step to run. A failed worker runs none, so it passes no gate."""
-        while self._session.failure is None and (due := self._agreement.due(step)) is not None:
-            if isinstance(due, Apply):
-                step = self._apply(due, step)
-            elif isinstance(due, Paused):
-                self._wait_while_paused(step)
-            else:
-                self._await_decision(due.number, step)
-            self._session.tell(self._agreement.hear_postponed(step))
-            self._preemption.check(step)
-        self._paused = False
-        return step
+    def _return_to(self, step: int) -> None:
+        """The run was taken back to a checkpoint: `step` runs next."""
+        self._step = self._integers[1] = step - 1
 
-    def _apply(self, due: Apply, step: int) -> int:
-        before = self._agreement.values
-        goes_on = self._agreement.apply(due, step)
-        if due.values:
-            self._log_new_values(before, f"change {due.number} applies from step {step} on all ranks")
-        if goes_on != step:
-            log.warning("rank %d goes back from step %d to step %d", self.rank, step, goes_on)
-            self._step = self._integers[1] = goes_on - 1
-        applied = self._agreement.applied
-        if applied is not None and self._drift:
-            # A value that something else overwrites is usually overwritten again: the next boundary checks.
-            self._may_have_drifted = frozenset(due.values)
-            applied = self._agreement.applied = replace(applied, drift=self._drifted())
-            self._session.next_look = 0.0
-            self._drift_known = False
-        self._session.tell([applied] if applied is not None else [])
-        return goes_on
-
-    def _drifted(self) -> tuple[str, ...]:
-        return tuple(name for name in self._drift.names if name in self._may_have_drifted)
-
-    def _look_for_drift(self) -> None:
-        """Corrects the receipt of the last change: the first look adds and removes names, later looks only add."""
-        if not self._drift:
-            return
-        self._session.drift = self._drift.look()
-        applied = self._agreement.applied
-        if applied is None or applied.drift is None:
-            return
-        before, now = set(applied.drift), set(self._drifted())
-        if self._drift_known:
-            now |= before
-        self._drift_known = True
-        if now != before:
-            self._agreement.applied = replace(applied, drift=tuple(sorted(now)))
-            self._session.tell([self._agreement.applied])
-
-    def _log_new_values(self, before: Mapping[str, Scalar], what: str) -> None:
-        """Rank 0 logs for all ranks: they apply the same values before the same step."""
-        if self.rank == 0:
-            changes = [
-                f"{name} {format_scalar(before[name]) if name in before else 'unset'} -> {format_scalar(value)}"
-                for name, value in self._agreement.values.items()
-                if name not in before or not same(before[name], value)
-            ]
-            log.info("%s: %s", what, ", ".join(changes) or "its values were already in effect")
-
-    def _await_decision(self, number: int, step: int) -> None:
-        self._session.await_decision(number, step, self._patience_s)
-
-    def _wait_while_paused(self, step: int) -> None:
-        """Processes messages once, while the run is paused before `step`."""
-        if not self._paused:
-            self._paused = True
-            reason = self._agreement.course.reason or "the run is paused"
-            log.warning(
-                "rank %d waits before step %d: %s; 'instep resume %s' continues it", self.rank, step, reason, self.name
-            )
-        self._session.listen(step, PAUSED_LISTEN_S)
+    def _while_paused(self) -> None:
         self.checkpoints.look()
         self._show_life()
 
@@ -451,18 +380,6 @@ class Run(Generic[Config]):
             "values that it needs, and let changes act in the training process (docs/howto/data-loaders.md)"
         )
 
-    def _warn_of_copy(self) -> None:
-        """In a forked child. Only one of all children logs it."""
-        if not _told_of_copy[0]:
-            _told_of_copy[0] = 1
-            log.warning(
-                "run.config is read in process %d, a child of the training process, such as a worker of a DataLoader: "
-                "there it keeps the values of the fork (%s) and receives no changes; read run.config in the "
-                "training process and make the batch of a step there, as docs/howto/data-loaders.md shows",
-                os.getpid(),
-                f"after step {self._step}" if self._step >= 0 else "before the first step",
-            )
-
     def _became_child(self) -> None:
         """In a forked child: releases the parent's socket. The run cannot be used any more."""
         if self._ended != "closed":
@@ -470,8 +387,6 @@ class Run(Generic[Config]):
 
 
 _NOWHERE = (memoryview(bytearray(32)).cast("q"), memoryview(bytearray(32)).cast("d"))
-_told_of_copy = mmap.mmap(-1, 1)
-"""Shared with all forked children: 1 after one of them has logged that its config keeps the values of the fork."""
 _alive: weakref.WeakSet[Run[Any]] = weakref.WeakSet()
 
 

@@ -115,7 +115,7 @@ class Slot:
             about = {name: value for name, value in manifest.items() if name not in known_later}
             self._sums = write_manifest(self.path, known, {**place, **about})
         except OSError as error:
-            raise trouble(self.step, self.path, error) from error
+            raise write_error(self.step, self.path, error) from error
 
     def commit(self) -> bool:
         """Makes it the run's newest checkpoint. True if etcd has confirmed that; False if etcd does not answer in 5
@@ -210,11 +210,11 @@ def make_directory(folder: str | os.PathLike[str], step: int, token: int) -> Pat
                 path.mkdir()
                 return path
     except OSError as error:
-        raise trouble(step, parent, error) from error
+        raise write_error(step, parent, error) from error
     raise CheckpointError(f"{parent} holds {MAX_ATTEMPTS} attempts at step {step}: clean it up")
 
 
-def trouble(step: int, path: Path, error: OSError) -> CheckpointError:
+def write_error(step: int, path: Path, error: OSError) -> CheckpointError:
     """The error to raise if the file system refuses something."""
     where = error.filename if isinstance(error.filename, str) else path
     reason = error.strerror or str(error)

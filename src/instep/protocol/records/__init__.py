@@ -11,7 +11,7 @@ from instep.protocol.records.agreement import (
     Receipt,
     Rejected,
 )
-from instep.protocol.records.attempts import Attempts, Cleared, Failure
+from instep.protocol.records.attempts import Attempts, Cleared, RankFailure
 from instep.protocol.records.base import MAX_RANKS, Record, WorkerId, format_ranks, parse_ranks
 from instep.protocol.records.checkpoint import FailedSave, FailedSaves, Resume, Verified
 from instep.protocol.records.leadership import CAME_FIRST, Candidate, Epoch, Leader, Resigned, Term
@@ -47,7 +47,7 @@ __all__ = [
     "Refused",
     "Forming",
     # attempts
-    "Failure",
+    "RankFailure",
     "Cleared",
     "Attempts",
     # agreement

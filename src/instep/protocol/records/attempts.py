@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from instep.protocol.records.base import Record, parse_ranks
 
 
-class Failure(Record):
+class RankFailure(Record):
     """How a rank of `view` failed. `cause` is counted; `text` has the details."""
 
     view: int
@@ -37,7 +37,7 @@ class Attempts(Record):
     """The newest view that has been considered."""
     counts: dict[str, int] = Field(default_factory=dict)
     """By cause."""
-    failures: tuple[Failure, ...] = ()
+    failures: tuple[RankFailure, ...] = ()
     """The last 20, oldest first."""
     replaced: str = ""
     """Ranks that were replaced since the last failure: all others were there when it happened."""

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from instep.errors import CheckpointError, Fenced
 from instep.worker.checkpoints import Checkpoints
-from instep.worker.slot import Slot, trouble
+from instep.worker.slot import Slot, write_error
 
 log = logging.getLogger("instep")
 
@@ -87,7 +87,7 @@ def as_checkpoint_error(slot: Slot) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise trouble(slot.step, slot.path, error) from error
+        raise write_error(slot.step, slot.path, error) from error
 
 
 def commit(slot: Slot, committed: Callable[[Slot], object]) -> bool | None:

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from instep.errors import CheckpointError, Fenced
 from instep.worker.manifest import FileSum
-from instep.worker.slot import Slot, trouble
+from instep.worker.slot import Slot, write_error
 
 from .background_save import UnopenedSlot, abandon_on_error, as_checkpoint_error, commit, report_failure
 from .metadata import METADATA, files_in, read_metadata
@@ -154,7 +154,7 @@ class ShardedSaver(Saver):
         if was_removed:
             log.warning("%s was removed while it was written, by a newer leader", slot.path)
             return None
-        report_failure(trouble(slot.step, slot.path, error), slot)
+        report_failure(write_error(slot.step, slot.path, error), slot)
         return False
 
     def _collect_checksums(self, path: Path, slot: Slot | None, metadata: Metadata) -> dict[str, FileSum]:
