@@ -6,12 +6,12 @@ from rich.console import Console
 
 from instep.cli._output import facts_console, plain
 from instep.cli._tables import LEADER_CHANGES_SHOWN, leader_changes, leaders_table
-from instep.control import Leading
+from instep.control import TermReport
 from instep.protocol.records import CAME_FIRST
 
 
-def leading(term: int, why: str | None, former: int | None) -> Leading:
-    return Leading(
+def leading(term: int, why: str | None, former: int | None) -> TermReport:
+    return TermReport(
         term=term,
         rank=term,
         node="n",

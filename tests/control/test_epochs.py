@@ -15,9 +15,9 @@ from instep.control import (
     ChangeReceipt,
     CommandReceipt,
     EpochReport,
+    HistoryReport,
     Keys,
     Progress,
-    RunHistory,
     RunStatus,
     Written,
     follow,
@@ -94,7 +94,7 @@ def test_a_status_names_ranks_that_cannot_be_joined_and_the_cure(etcd: EtcdServe
 
 
 def test_a_history_tells_each_epoch_and_marks_what_was_written_back(etcd: EtcdServer, namespace: str) -> None:
-    async def work(client: Client) -> tuple[RunStatus, RunHistory]:
+    async def work(client: Client) -> tuple[RunStatus, HistoryReport]:
         keys = Keys(namespace, "gpt-a")
         run = RunInEtcd(client, keys)
         await run.join()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from control.run_in_etcd import with_client
 from instep.cli._tables import leader_changes
-from instep.control import Keys, RunHistory, history
+from instep.control import HistoryReport, Keys, history
 from instep.etcd import Client, Op
 from instep.names import INCARNATION_LENGTH
 from instep.protocol.records import CAME_FIRST, Leader
@@ -34,7 +34,7 @@ async def led(client: Client, keys: Keys, *whys: str | None) -> None:
 def test_history_tells_who_led_before_and_how_that_ended(etcd: EtcdServer, namespace: str) -> None:
     keys = Keys(namespace, "gpt-a")
 
-    async def look(client: Client) -> RunHistory:
+    async def look(client: Client) -> HistoryReport:
         await led(client, keys, None, CAME_FIRST, "its process died", None)
         return await history(client, keys)
 
@@ -51,7 +51,7 @@ def test_history_tells_who_led_before_and_how_that_ended(etcd: EtcdServer, names
 def test_leaders_beyond_the_limit_and_damaged_records_are_passed_over(etcd: EtcdServer, namespace: str) -> None:
     keys = Keys(namespace, "gpt-a")
 
-    async def look(client: Client) -> RunHistory:
+    async def look(client: Client) -> HistoryReport:
         await led(client, keys, *[None] * 120)
         await client.txn([], [Op.put(keys.term(119), "nonsense"), Op.put(f"{keys.terms}x", "{}")])
         return await history(client, keys, 1000)
@@ -64,7 +64,7 @@ def test_leaders_beyond_the_limit_and_damaged_records_are_passed_over(etcd: Etcd
 def test_a_run_without_leaders_has_none(etcd: EtcdServer, namespace: str) -> None:
     keys = Keys(namespace, "gpt-a")
 
-    async def look(client: Client) -> RunHistory:
+    async def look(client: Client) -> HistoryReport:
         await client.put(keys.config_of("lr"), "0.1")
         return await history(client, keys, 1)
 

@@ -11,8 +11,8 @@ import pytest
 from run_in_etcd import RunInEtcd, with_client
 
 from instep.control import (
+    HistoryReport,
     Keys,
-    RunHistory,
     Runs,
     RunStatus,
     get,
@@ -174,7 +174,7 @@ def test_a_key_that_names_no_hyperparameter_is_not_said_to_wait(etcd: EtcdServer
 
 
 def test_a_command_that_nobody_could_read_is_not_told_as_another_one(etcd: EtcdServer, namespace: str) -> None:
-    async def work(client: Client) -> RunHistory:
+    async def work(client: Client) -> HistoryReport:
         keys = Keys(namespace, "gpt-a")
         await RunInEtcd(client, keys).join()
         pending = PendingCommand.read("c1", await client.put(keys.command("c1"), "nonsense"), b"nonsense")
@@ -255,7 +255,7 @@ def test_what_is_not_there_is_said_to_be_missing(etcd: EtcdServer, namespace: st
 
 
 def test_history_folds_attempts_and_tells_rejections(etcd: EtcdServer, namespace: str) -> None:
-    async def work(client: Client) -> tuple[RunHistory, RunHistory]:
+    async def work(client: Client) -> tuple[HistoryReport, HistoryReport]:
         keys = Keys(namespace, "gpt-a")
         run = RunInEtcd(client, keys)
         await run.join()
@@ -283,7 +283,7 @@ def test_history_folds_attempts_and_tells_rejections(etcd: EtcdServer, namespace
 
 
 def test_a_long_history_is_read_from_its_newest_end(etcd: EtcdServer, namespace: str) -> None:
-    async def work(client: Client) -> RunHistory:
+    async def work(client: Client) -> HistoryReport:
         keys = Keys(namespace, "gpt-a")
         run = RunInEtcd(client, keys)
         await run.join()

@@ -14,8 +14,8 @@ from instep.control import (
     ActionsReport,
     CheckpointsReport,
     CommandReceipt,
+    HistoryReport,
     Keys,
-    RunHistory,
     RunStatus,
     Sent,
     actions,
@@ -424,7 +424,7 @@ def test_a_status_tells_what_is_under_way(etcd: EtcdServer, namespace: str) -> N
 
 
 def test_history_shows_commands_beside_changes(etcd: EtcdServer, namespace: str) -> None:
-    async def work(client: Client) -> RunHistory:
+    async def work(client: Client) -> HistoryReport:
         keys = Keys(namespace, "gpt-a")
         run = RunInEtcd(client, keys)
         await run.join()

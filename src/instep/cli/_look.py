@@ -24,7 +24,7 @@ from instep.outage import Outage
 from instep.tasks import first_of
 
 if TYPE_CHECKING:
-    from instep.control import Keys, RunHistory, RunStatus, ValueStatus
+    from instep.control import HistoryReport, Keys, RunStatus, ValueStatus
     from instep.etcd import Client
     from instep.schedule import Schedule
 
@@ -186,7 +186,7 @@ def history(
         _print_history(found, limit)
 
 
-def _print_history(found: RunHistory, limit: int) -> None:
+def _print_history(found: HistoryReport, limit: int) -> None:
     from instep.cli._tables import history_table, leader_changes, leaders_table
 
     if found.entries:

@@ -12,9 +12,9 @@ from instep.control import (
     CheckpointsReport,
     Diff,
     HistoryEntry,
-    Leading,
     Runs,
     RunSummary,
+    TermReport,
     ValueStatus,
     WaitingReport,
     drift_sentence,
@@ -128,13 +128,13 @@ def waiting_table(commands: Iterable[WaitingReport]) -> Table:
     return table
 
 
-def leader_changes(leaders: Iterable[Leading]) -> list[Leading]:
+def leader_changes(leaders: Iterable[TermReport]) -> list[TermReport]:
     """The newest few changes of leader, except those at a start, when the ranks join one after another."""
     found = [leading for leading in leaders if leading.former_rank is not None and not leading.at_start]
     return found[:LEADER_CHANGES_SHOWN]
 
 
-def leaders_table(leaders: Iterable[Leading]) -> Table:
+def leaders_table(leaders: Iterable[TermReport]) -> Table:
     """One row per change of leader: the new leader and its start, the former leader, and why its term ended."""
     table = Table.grid(padding=(0, 2, 0, 0))
     for no_wrap in (True, False):

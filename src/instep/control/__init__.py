@@ -33,7 +33,7 @@ from instep.control._checkpoints import (
 )
 from instep.control._commands import ActionReport, ActionsReport, Sent, actions, send
 from instep.control._follow import follow, wait
-from instep.control._history import Attempt, EpochReport, HistoryEntry, Leading, RunHistory, history
+from instep.control._history import Attempt, EpochReport, HistoryEntry, HistoryReport, TermReport, history
 from instep.control._past import Diff, Difference, RolledBack, diff, parse_moment, rollback, schedule
 from instep.control._progress import Outcome, Progress, drift_sentence
 from instep.control._read import connect, run_names
@@ -142,10 +142,10 @@ __all__ = [
     "ActionReport",
     "ActionsReport",
     "Outcome",
-    "RunHistory",
+    "HistoryReport",
     "HistoryEntry",
     "Attempt",
-    "Leading",
+    "TermReport",
     "EpochReport",
     # words
     "format_value",

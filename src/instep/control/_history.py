@@ -84,12 +84,12 @@ class HistoryEntry(JsonReport):
 
 
 @dataclass(frozen=True, slots=True)
-class RunHistory(JsonReport):
+class HistoryReport(JsonReport):
     run: str
     revision: int
     entries: tuple[HistoryEntry, ...]
     """The newest first."""
-    leaders: tuple[Leading, ...] = ()
+    leaders: tuple[TermReport, ...] = ()
     """The leaders of the run, the newest first."""
     failed_saves: tuple[FailedSaveReport, ...] = ()
     """The last 20 checkpoints that could not be saved, the newest first."""
@@ -97,7 +97,7 @@ class RunHistory(JsonReport):
     """When etcd's history went back, or checkpoints were adopted, the newest first."""
 
 
-async def history(client: Client, keys: Keys, limit: int = DEFAULT_LIMIT) -> RunHistory:
+async def history(client: Client, keys: Keys, limit: int = DEFAULT_LIMIT) -> HistoryReport:
     """The newest `limit` changes and leaders. etcd keeps those of the last 1000 plans, receipts of the last 20, and the
     last 100 leaders.
 
@@ -110,7 +110,7 @@ async def history(client: Client, keys: Keys, limit: int = DEFAULT_LIMIT) -> Run
     failed = cache.failed_saves.saves if cache.failed_saves is not None else ()
     saves = tuple(report for record in reversed(failed) if (report := failed_save_of(record)) is not None)
     epochs = await epochs_of(client, keys, cache, limit)
-    return RunHistory(keys.run, cache.revision, entries_of(cache)[:limit], leaders, saves, epochs)
+    return HistoryReport(keys.run, cache.revision, entries_of(cache)[:limit], leaders, saves, epochs)
 
 
 def entries_of(cache: RunCache) -> tuple[HistoryEntry, ...]:
@@ -288,7 +288,7 @@ def _value(text: str) -> Scalar:
 
 
 @dataclass(frozen=True, slots=True)
-class Leading(JsonReport):
+class TermReport(JsonReport):
     """One term of leadership, from `since` (wall clock of the leader's host) to the next one's.
 
     `former_rank` and `former_host` led before, None if the history does not say; `why` is how that term ended, None if
@@ -311,7 +311,7 @@ class Leading(JsonReport):
         return self.why == CAME_FIRST
 
 
-async def leaders_of(client: Client, keys: Keys, limit: int) -> tuple[Leading, ...]:
+async def leaders_of(client: Client, keys: Keys, limit: int) -> tuple[TermReport, ...]:
     """The newest `limit` leaders, the newest first; etcd keeps the last 100."""
     listing = await client.range(keys.terms, newest_first=True, limit=min(limit, TERMS_KEPT) + 1)
     terms = {term.term: term for item in listing.kvs if (term := Term.decode_or_none(item.value)) is not None}
@@ -319,8 +319,8 @@ async def leaders_of(client: Client, keys: Keys, limit: int) -> tuple[Leading, .
     return tuple(_leading(terms[number], terms.get(number - 1)) for number in newest)
 
 
-def _leading(term: Term, former: Term | None) -> Leading:
-    return Leading(
+def _leading(term: Term, former: Term | None) -> TermReport:
+    return TermReport(
         term=term.term,
         rank=term.rank,
         node=term.node,

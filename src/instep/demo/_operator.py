@@ -37,7 +37,7 @@ R = TypeVar("R")
 PATIENCE_S: Final = 30.0
 
 
-class Operator:
+class DemoOperator:
     """The operator of one run."""
 
     def __init__(self, client: Client, keys: Keys, sandbox: Sandbox) -> None:

@@ -22,7 +22,7 @@ from rich.console import Console
 from instep.control import ChangeReceipt, Keys, connect, format_changes
 from instep.demo._checks import Check, Evidence, Pause, Steered, Stop, Takeover, check
 from instep.demo._environment import RUN, SCRIPT, Sandbox, check_needs, training_script
-from instep.demo._operator import Operator
+from instep.demo._operator import DemoOperator
 from instep.demo._records import BaselineRecord, read_baseline, read_records
 from instep.demo._screen import DemoProgress, Screen
 from instep.errors import InstepError, SettingsError
@@ -101,12 +101,12 @@ class Scenario:
         async with self._program("torchrun", arguments) as (tasks, training):
             with self.screen.moving(progress):
                 watching = tasks.create_task(progress.watch())
-                evidence = await self._run_steps(client, Operator(client, keys, sandbox), progress, training)
+                evidence = await self._run_steps(client, DemoOperator(client, keys, sandbox), progress, training)
                 watching.cancel()
         return evidence
 
     async def _run_steps(
-        self, client: Client, operator: Operator, progress: DemoProgress, training: asyncio.Task[None]
+        self, client: Client, operator: DemoOperator, progress: DemoProgress, training: asyncio.Task[None]
     ) -> Evidence | None:
         async def some_steps() -> None:
             await progress.wait_steps(self.options.steps, training)
@@ -150,7 +150,7 @@ class Scenario:
             baseline_lr=BASELINE_LR,
         )
 
-    async def _kill_saver_during_save(self, operator: Operator) -> Takeover:
+    async def _kill_saver_during_save(self, operator: DemoOperator) -> Takeover:
         self.screen.command(operator.order_command("checkpoint", "--no-wait"))
         killing = operator.kill_saver(self.screen.command)
         takeover, _ = await all_of(killing, operator.send("checkpoint"))
@@ -161,7 +161,7 @@ class Scenario:
         )
         return takeover
 
-    async def _pause(self, operator: Operator) -> Pause:
+    async def _pause(self, operator: DemoOperator) -> Pause:
         self.screen.command(operator.order_command("pause", '--why "a look at the data"'))
         receipt = await operator.order("pause", "a look at the data")
         self.screen.receipt(receipt.sentence, good=receipt.holds)
@@ -172,7 +172,7 @@ class Scenario:
         self.screen.receipt(resumed.sentence, good=resumed.holds)
         return Pause(receipt.step if receipt.step is not None else -1, time.monotonic() - began)
 
-    async def _stop(self, client: Client, operator: Operator, training: asyncio.Task[None]) -> Stop:
+    async def _stop(self, client: Client, operator: DemoOperator, training: asyncio.Task[None]) -> Stop:
         rank = self.options.ranks - 1
         pid = (await operator.pids())[rank]
         operator.check_pid(rank, pid)
@@ -187,7 +187,7 @@ class Scenario:
         self.screen.receipt(f"all ranks saved step {step} and exited in {took_s:.1f} s, exit code 0", good=True)
         return Stop(rank=rank, checkpoint=step, code=0, took_s=took_s)
 
-    async def _change(self, operator: Operator, values: dict[str, str], reason: str) -> Steered:
+    async def _change(self, operator: DemoOperator, values: dict[str, str], reason: str) -> Steered:
         self.screen.command(operator.command(values, reason))
         return self._show(Steered("instep set", await operator.change(values, reason)))
 

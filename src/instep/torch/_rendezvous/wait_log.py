@@ -13,6 +13,7 @@ from instep.rendezvous.keys import RendezvousKeys
 from instep.rendezvous.node import RendezvousNode
 from instep.rendezvous.records import Limits, Registration
 from instep.tasks import Background
+from instep.text import counted
 
 log = logging.getLogger("instep")
 
@@ -76,15 +77,13 @@ def what_is_missing(registered: Sequence[Registration], limits: Limits, last_cal
     running = sum(one.epoch == epoch and not one.asks for one in registered)
     count = sum(one.epoch == epoch for one in asking)
     if former:
-        return f"waiting until the nodes of the ended run have left: {_nodes(former)} registered"
+        return f"waiting until the nodes of the ended run have left: {counted(former, 'node')} registered"
     if running:
-        return f"waiting until the training nodes ({_nodes(running)}) stop their workers and join this one"
+        return f"waiting until the training nodes ({counted(running, 'node')}) stop their workers and join this one"
     if count < limits.min_nodes:
-        return f"{_nodes(count)} of --nnodes={limits}: waiting for {limits.min_nodes - count} more"
+        return f"{counted(count, 'node')} of --nnodes={limits}: waiting for {limits.min_nodes - count} more"
     if count < limits.max_nodes:
-        return f"{_nodes(count)} of --nnodes={limits}: waiting {last_call_s:g} s (last_call_timeout) for others"
+        return (
+            f"{counted(count, 'node')} of --nnodes={limits}: waiting {last_call_s:g} s (last_call_timeout) for others"
+        )
     return None
-
-
-def _nodes(number: int) -> str:
-    return f"{number} node{'' if number == 1 else 's'}"
