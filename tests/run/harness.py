@@ -264,11 +264,16 @@ class TrainingRun:
 
 
 def held_gil(training: TrainingRun, *arguments: str) -> tuple[Trainer, Callable[[], None]]:
-    """Rank 1 of 2, on node b, once it holds its interpreter, and a function that lets it continue."""
+    """Rank 1 of 2, on node b, once it holds its interpreter, and a function that lets it continue.
+
+    It does so after a first change: a leader plans none before it has seen two boundaries of its node's ranks.
+    """
     lock = training.node("b") / "gil"
     file = lock.open("w")
     fcntl.flock(file, fcntl.LOCK_EX)
-    trainer = training.start(1, 2, f"--hold-gil={lock}", *arguments, node="b")
+    trainer = training.start(1, 2, "--misbehave-at-change", f"--hold-gil={lock}", *arguments, node="b")
+    trainer.wait_said("joined")
+    training.put("clip", "2.5")
     trainer.wait_said("holding")
 
     def let_go() -> None:
@@ -286,10 +291,11 @@ def open_plan(training: TrainingRun, *arguments: str) -> Iterator[OpenPlan]:
     reached before it heard of it was aborted: what is given is the next one.
     """
     hold = training.node("a") / "promised"
-    hold.touch()
     pace = "--step-s=0.05"
     held = training.start(0, 2, f"--hold-promise={hold}", pace, *arguments)
-    blocked, let_go = held_gil(training, pace, "--misbehave-after=5")
+    blocked, let_go = held_gil(training, pace)
+    held.wait_config(clip=2.5)
+    hold.touch()
     training.put("lr", "0.01")
     plan = int(held.wait_said("promised")["plan"])
     wait_for(lambda: training.keys(f"reports/acks/{plan}/"), "the ack of the node that is not stuck")

@@ -66,6 +66,7 @@ def main() -> int:
     parser.add_argument("--timeout-s", type=float, default=60)
     parser.add_argument("--patience-s", type=float, default=120)
     parser.add_argument("--misbehave-after", type=int, default=20, help="so many steps")
+    parser.add_argument("--misbehave-at-change", action="store_true", help="in the first step with another config")
     parser.add_argument("--hold-gil-s", type=float, default=0)
     parser.add_argument("--hold-gil", type=Path, help="until no other process has locked this file")
     parser.add_argument("--hold-promise", type=Path, help="waits in a step after a promise while this file is there")
@@ -129,10 +130,12 @@ def train(run: instep.Run[instep.Hyperparameters], options: argparse.Namespace) 
             led = run.leads
             say(event="leads", leads=led, step=step, at=time.monotonic())
         now = dict(run.config)
+        changed = before is not None and now != before
         if now != before:
             say(event="config", step=step, config=now)
             before = now
-        if step == options.start + options.misbehave_after:
+        is_due = changed if options.misbehave_at_change else step == options.start + options.misbehave_after
+        if is_due:
             misbehave(options, forked)
         if options.hold_promise and options.hold_promise.exists():
             hold_promise(run, options.hold_promise)
