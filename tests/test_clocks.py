@@ -36,13 +36,13 @@ def _reads_wall_clock(source: Path) -> bool:
     return False
 
 
-def test_only_texts_for_people_hold_the_time_of_day() -> None:
+def test_only_texts_for_display_hold_the_time_of_day() -> None:
     product = (path for path in SOURCE.rglob("*.py") if path.relative_to(SOURCE).parts[0] != "testing")
     found = {str(path.relative_to(SOURCE)) for path in product if _reads_wall_clock(path)}
     assert found == set(FOR_PEOPLE)
 
 
-def test_a_reading_of_the_wall_clock_is_seen(tmp_path: Path) -> None:
+def test_a_read_of_the_wall_clock_is_detected(tmp_path: Path) -> None:
     for text in ("import time\ntime.time()", "from time import time", "import datetime\ndatetime.datetime.now()"):
         (tmp_path / "module.py").write_text(text)
         assert _reads_wall_clock(tmp_path / "module.py"), text

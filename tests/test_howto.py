@@ -23,7 +23,7 @@ def whole_programs() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("name", "text"), whole_programs(), ids=lambda item: item if len(item) < 40 else "")
-def test_a_program_of_the_pages_runs(name: str, text: str, tmp_path: Path) -> None:
+def test_each_program_in_the_documentation_runs(name: str, text: str, tmp_path: Path) -> None:
     if "import torch" in text:
         pytest.importorskip("torch")
     program = tmp_path / "program.py"
@@ -33,5 +33,5 @@ def test_a_program_of_the_pages_runs(name: str, text: str, tmp_path: Path) -> No
     assert "yes" in ended.stdout
 
 
-def test_there_is_such_a_program() -> None:
+def test_the_documentation_contains_the_program() -> None:
     assert whole_programs()

@@ -217,7 +217,7 @@ def test_no_modules_import_each_other() -> None:
     assert circles(graph) == []
 
 
-def test_a_circle_is_found() -> None:
+def test_an_import_cycle_is_found() -> None:
     graph = {"a": {"b", "d"}, "b": {"c"}, "c": {"a"}, "d": {"e"}, "e": set()}
     assert circles(graph) == [{"a", "b", "c"}]
 
@@ -254,7 +254,7 @@ def test_a_circle_is_found() -> None:
         ("instep.agent.node", "from instep.novelty import thing", "in no layer"),
     ],
 )
-def test_a_wrong_import_is_complained_about(module: str, source: str, reason: str) -> None:
+def test_a_wrong_import_is_reported(module: str, source: str, reason: str) -> None:
     (complaint,) = complaints(module, source)
     assert reason in complaint
 
@@ -270,5 +270,5 @@ def test_a_wrong_import_is_complained_about(module: str, source: str, reason: st
         ("instep.settings", "from instep import names\nimport instep.errors"),
     ],
 )
-def test_a_right_import_is_not(module: str, source: str) -> None:
+def test_a_correct_import_is_not_reported(module: str, source: str) -> None:
     assert complaints(module, source) == []

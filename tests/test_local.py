@@ -48,7 +48,7 @@ def test_nothing_is_found_and_nothing_stopped_when_none_was_started(port: int) -
     assert local.stop() is False
 
 
-def test_it_serves_is_found_and_stops(port: int) -> None:
+def test_a_local_etcd_serves_is_found_and_stops(port: int) -> None:
     said: list[str] = []
     started = local.start(port=port, tell=said.append)
     assert started.endpoint == f"http://127.0.0.1:{port}"
@@ -60,7 +60,7 @@ def test_it_serves_is_found_and_stops(port: int) -> None:
     assert not is_healthy(started.endpoint)
 
 
-def test_the_one_that_runs_is_returned_and_said_so(port: int) -> None:
+def test_a_running_local_etcd_is_returned_and_reported(port: int) -> None:
     first = local.start(port=port)
     said: list[str] = []
     assert local.start(port=port, tell=said.append) == first
@@ -68,7 +68,7 @@ def test_the_one_that_runs_is_returned_and_said_so(port: int) -> None:
     assert local.serve(tell=said.append) == first
 
 
-def test_data_are_kept_between_starts_also_on_another_port_and_synced_to_disk(port: int) -> None:
+def test_data_is_synced_and_kept_between_starts_even_on_another_port(port: int) -> None:
     from instep.etcd_server.etcdctl import run_etcdctl
     from instep.testing import find_etcd
 
@@ -81,7 +81,7 @@ def test_data_are_kept_between_starts_also_on_another_port_and_synced_to_disk(po
     assert run_etcdctl(binary, [f"--endpoints={second.endpoint}"], ["get", "lr", "--print-value-only"]) == "1"
 
 
-def test_a_taken_port_is_replaced_by_another_and_said_so(port: int) -> None:
+def test_a_taken_port_is_replaced_and_reported(port: int) -> None:
     said: list[str] = []
     with socket.create_server(("127.0.0.1", port)):
         started = local.start(port=port, tell=said.append)
@@ -90,7 +90,7 @@ def test_a_taken_port_is_replaced_by_another_and_said_so(port: int) -> None:
     assert local.find() == started
 
 
-def test_it_outlives_the_process_that_started_it(port: int) -> None:
+def test_a_local_etcd_outlives_the_process_that_started_it(port: int) -> None:
     with process(f"local.start(port={port})") as starter:
         assert starter.wait(60) == 0
     found = local.find()
@@ -98,7 +98,7 @@ def test_it_outlives_the_process_that_started_it(port: int) -> None:
     assert is_healthy(found.endpoint)
 
 
-def test_two_starts_at_once_give_one_etcd(port: int) -> None:
+def test_two_simultaneous_starts_yield_one_etcd(port: int) -> None:
     with (
         process(f"print(local.start(port={port}).pid)") as one,
         process(f"print(local.start(port={port}).pid)") as two,
@@ -106,7 +106,7 @@ def test_two_starts_at_once_give_one_etcd(port: int) -> None:
         assert one.communicate(timeout=60) == two.communicate(timeout=60)
 
 
-def test_one_that_crashed_is_not_found_and_starts_again(port: int) -> None:
+def test_a_crashed_local_etcd_is_not_found_and_can_be_restarted(port: int) -> None:
     crashed = local.start(port=port)
     os.kill(crashed.pid, signal.SIGKILL)
     assert wait_until(lambda: local.find() is None, timeout_s=10)
@@ -114,7 +114,7 @@ def test_one_that_crashed_is_not_found_and_starts_again(port: int) -> None:
     assert local.start(port=port).pid != crashed.pid
 
 
-def test_a_paused_one_is_stopped(port: int) -> None:
+def test_a_paused_local_etcd_can_be_stopped(port: int) -> None:
     os.kill(local.start(port=port).pid, signal.SIGSTOP)
     assert local.stop() is True
 
@@ -136,13 +136,13 @@ def test_another_process_with_its_pid_is_neither_found_nor_stopped(port: int) ->
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", "null", "not json", '{"pid": 1}', NOTHING_IN_IT])
-def test_a_discovery_file_that_makes_no_sense_is_no_etcd(port: int, content: str) -> None:
+def test_an_invalid_discovery_file_is_ignored(port: int, content: str) -> None:
     local.home().mkdir()
     (local.home() / "local.json").write_text(content)
     assert local.find() is None
 
 
-def test_one_whose_port_does_not_answer_is_not_found(port: int) -> None:
+def test_a_local_etcd_whose_port_does_not_answer_is_not_found(port: int) -> None:
     started = local.start(port=port)
     silent = replace(started, endpoint=f"http://127.0.0.1:{free_ports(1, '127.0.0.1')[0]}")
     discovery.write(silent)
@@ -160,7 +160,7 @@ def test_in_the_foreground_it_serves_until_interrupted(port: int, number: signal
     assert not (local.home() / "local.json").exists()
 
 
-def test_in_the_foreground_it_ends_well_when_stopped_from_elsewhere(port: int) -> None:
+def test_in_the_foreground_it_exits_cleanly_when_stopped_from_elsewhere(port: int) -> None:
     with process(f"local.serve(port={port})") as server:
         assert wait_until(lambda: local.find() is not None, timeout_s=60)
         assert local.stop() is True
@@ -174,7 +174,7 @@ def test_in_the_foreground_it_dies_with_its_parent(port: int) -> None:
     assert wait_until(lambda: local.find() is None, timeout_s=10)
 
 
-def test_a_folder_that_cannot_be_written_is_refused_with_the_cure(port: int, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_writable_is_refused_with_the_fix(port: int, tmp_path: Path) -> None:
     (tmp_path / "instep").write_text("in the way")
     assert local.find() is None
     with pytest.raises(SettingsError, match="XDG_DATA_HOME"):

@@ -28,7 +28,7 @@ def test_every_package_of_the_lock_file_has_hashes_and_no_host_is_named(name: st
 
 
 @pytest.mark.parametrize("name", LOCKS)
-def test_what_pyproject_demands_is_in_the_lock_file(name: str) -> None:
+def test_every_requirement_of_pyproject_is_in_the_lock_file(name: str) -> None:
     wanted = subprocess.run(
         [
             sys.executable,
@@ -44,7 +44,7 @@ def test_what_pyproject_demands_is_in_the_lock_file(name: str) -> None:
     assert {re.split(r"[\[<>=]", text)[0] for text in wanted if text} <= locked
 
 
-def test_the_bill_of_materials_lists_what_runs_and_not_what_tests(tmp_path: Path) -> None:
+def test_the_bill_of_materials_lists_runtime_and_no_test_packages(tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(ROOT / "scripts" / "sbom.py")], cwd=tmp_path, check=True, capture_output=True)
     document = json.loads((tmp_path / "dist" / "instep.cdx.json").read_text())
     names = {part["name"] for part in document["components"]}

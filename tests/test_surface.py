@@ -153,11 +153,11 @@ def test_every_error_is_public_and_is_an_instep_error() -> None:
     assert all(1 <= kind.exit_code < 126 for kind in defined.values())
 
 
-def test_what_may_be_called_on_a_run_is_this() -> None:
+def test_the_public_methods_of_a_run_are_these() -> None:
     assert {name for name in dir(instep.Run) if not name.startswith("_")} - RUN_ATTRIBUTES == RUN
 
 
-def test_join_takes_what_it_always_took() -> None:
+def test_the_parameters_of_join_are_these() -> None:
     assert parameters(instep.join) == {
         "name": (POSITIONAL, NONE_GIVEN),
         "schema": (POSITIONAL, None),
@@ -176,7 +176,7 @@ def test_join_takes_what_it_always_took() -> None:
 
 
 @pytest.mark.torch
-def test_bind_takes_what_it_always_took() -> None:
+def test_the_parameters_of_bind_are_these() -> None:
     pytest.importorskip("torch")
     bind = importlib.import_module("instep.torch").bind
     assert parameters(bind) == {
@@ -189,7 +189,7 @@ def test_bind_takes_what_it_always_took() -> None:
     }
 
 
-def test_a_training_script_pays_for_no_client_no_thread_and_no_event_loop() -> None:
+def test_a_training_script_loads_no_client_no_thread_and_no_event_loop() -> None:
     done = subprocess.run(
         [sys.executable, "-c", A_TRAINER_LOADS, *NOT_IN_A_TRAINER],
         capture_output=True,
@@ -202,7 +202,7 @@ def test_a_training_script_pays_for_no_client_no_thread_and_no_event_loop() -> N
     assert threads == "1 1"
 
 
-def test_the_package_alone_loads_next_to_nothing() -> None:
+def test_importing_the_package_loads_almost_nothing() -> None:
     """The agent and the command line import it first: what training scripts use loads when it is used."""
     program = "import sys, instep; print('pydantic' in sys.modules, instep.join.__name__, 'pydantic' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)

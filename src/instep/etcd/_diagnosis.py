@@ -21,7 +21,7 @@ _NAME_MISMATCH = (62, 64)
 
 
 async def diagnose(endpoint: Endpoint, files: TlsFiles | None) -> str | None:
-    """One sentence with the cure if repeating cannot help, else None. Takes about 3 s at most."""
+    """One sentence with the fix if repeating cannot help, else None. Takes about 3 s at most."""
     if not endpoint.secure:
         if await _answers(endpoint, None) == "silent" and await _speaks_tls(endpoint):
             return f"{endpoint.address} expects TLS but received plain text: use https:// and set the CA."

@@ -130,7 +130,7 @@ def may_need_diagnosis(details: str) -> bool:
 
 
 def refusal(code: str, details: str, *, endpoint: str, subject: object, user: str | None, lease: int = 0) -> EtcdError:
-    """The typed error for a call that etcd refused, in one sentence with its cure."""
+    """The typed error for a call that etcd refused, in one sentence with its fix."""
     kind = classify(code, details)
     who = f"user {user}" if user else "a client without a user"
     if kind is Kind.TOKEN:
@@ -195,7 +195,7 @@ def _token_refusal(code: str, endpoint: str, user: str | None) -> EtcdDenied:
 
 
 def unavailable(reasons: dict[str, str], *, timeout_s: float, applied_unknown: bool, code: str) -> EtcdUnavailable:
-    """The error if no endpoint answered: one sentence with the endpoints, why each failed, and the cure."""
+    """The error if no endpoint answered: one sentence with the endpoints, why each failed, and the fix."""
     places = ", ".join(f"{endpoint} ({reason})" for endpoint, reason in reasons.items())
     if applied_unknown:
         what = "the connection failed after a write was sent; it may have been applied, so read before repeating it"

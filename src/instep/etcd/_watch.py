@@ -34,7 +34,7 @@ class Watch:
     once, in order. A broken stream is replaced without end; a frozen server is noticed `probe_s` +
     `silence_s` after its last word while someone waits for a batch. Limit: history that etcd compacts while
     the watch is behind is gone, and the watch ends with Compacted. It ends with EtcdDenied when etcd
-    withdraws the permission, and at its first connection with EtcdUnavailable when nobody answers in the
+    withdraws the permission, and at its first connection with EtcdUnavailable when no endpoint answers in the
     client's time. It ends with HistoryChanged (a Compacted) when etcd was restored from a backup, emptied or
     replaced; a stream that is made again begins with what was delivered last, to see that. One consumer at a
     time.

@@ -222,7 +222,7 @@ class Queue:
         return place, listing.revision
 
     async def _remove_stray(self, item: KeyValue) -> None:
-        """An entry on no lease was written, or written over, by somebody else, and would never end."""
+        """An entry on no lease was written or overwritten by another client and would never end."""
         log.warning("%s is removed: it is on no lease, so it was written by hand and would never end", item.key)
         await self._client.txn([Compare.mod_revision(item.key, "==", item.mod_revision)], [Op.delete(item.key)])
 

@@ -59,7 +59,7 @@ class Session(TaskBlock):
     lease is taken, the callbacks of `on_lease` and `each_lease` are awaited with its id.
 
     `link` is "connected"; "suspended" if no endpoint answered the last renewal but the lease is still valid by the
-    local clock: stop acting as leader; or "lost" if there is no valid lease: its keys belong to nobody. An exception of
+    local clock: stop acting as leader; or "lost" if there is no valid lease: its keys have no owner. An exception of
     a callback ends the session at its first lease; at a later lease it is logged, and another lease is taken.
 
     Limit: "suspended" is noticed at the next renewal, up to a third of `ttl_s` (seconds) late, "lost" at each read.

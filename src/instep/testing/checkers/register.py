@@ -1,6 +1,6 @@
 """One key of etcd as a register: what each operation may do to it. Pure.
 
-Places in etcd's history are counted in halves, so that a read has a place between two writes: revision r is written
+Places in etcd's history are counted in halves, which gives a read a place between two writes: revision r is written
 at 2r, and 2r + 1 sees it. A floor is the highest place that is known to be behind us.
 """
 

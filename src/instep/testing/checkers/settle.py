@@ -24,7 +24,7 @@ class _Unseen(str):
     __hash__ = str.__hash__
 
 
-UNSEEN = _Unseen("a value that nobody saw")
+UNSEEN = _Unseen("a value that no operation saw")
 
 
 def settle(acts: list[Act], initial: Value | None) -> None:
