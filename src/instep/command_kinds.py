@@ -51,12 +51,12 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True)
 class Takes:
-    """When a command takes effect: at `gate`, over what holds before it. `resumes_at` is the step that the ranks
+    """When a command takes effect: at `gate`, over what holds before it. `continues_at` is the step that the ranks
     continue with after they have loaded a checkpoint."""
 
     gate: int
     before: Directive
-    resumes_at: int | None = None
+    continues_at: int | None = None
 
 
 def _no_reason(given: CommandFields, now: Conditions) -> str | None:
@@ -160,9 +160,9 @@ def _checkpoint(given: CommandFields, takes: Takes) -> Directive:
 def _restore(given: CommandFields, takes: Takes) -> Directive:
     """A paused run is paused again at the step that it continues with. A requested save is not repeated when its step
     is run again."""
-    if takes.before.paused_at is None or takes.resumes_at is None:
+    if takes.before.paused_at is None or takes.continues_at is None:
         return Directive()
-    return Directive(paused_at=takes.resumes_at, reason=takes.before.reason)
+    return Directive(paused_at=takes.continues_at, reason=takes.before.reason)
 
 
 def _signed(did: str, given: CommandFields) -> str:

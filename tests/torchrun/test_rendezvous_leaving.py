@@ -119,7 +119,7 @@ def closed(agents: Agents) -> Closed | None:
 
 def test_a_node_that_does_not_get_back_in_time_leaves_the_run_to_the_others(agents: Agents) -> None:
     """torchrun shuts the handler of each agent down that ends; the other trains on."""
-    (staying, failing), _ = agents.in_a_round(2, 1, 2, join_timeout="3")
+    (staying, failing), _ = agents.in_a_round(2, 1, 2, join_timeout="8")
     with pytest.raises(RendezvousTimeoutError):
         failing.joins().result(LIMIT_S)
     assert failing.handler.shutdown()
@@ -138,7 +138,7 @@ def test_a_node_that_is_interrupted_leaves_the_run_to_the_others(agents: Agents)
 
 
 def test_a_node_whose_workers_have_failed_too_often_ends_the_run_though_it_once_came_too_late(agents: Agents) -> None:
-    (staying, failing), _ = agents.in_a_round(2, 1, 2, join_timeout="3")
+    (staying, failing), _ = agents.in_a_round(2, 1, 2, join_timeout="8")
     with pytest.raises(RendezvousTimeoutError):
         failing.joins().result(LIMIT_S)
     again = [staying.joins(), failing.joins()]

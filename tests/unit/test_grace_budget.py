@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from instep.worker.grace_budget import GraceBudget
+from instep.worker.grace_budget import SHORTEST_GOODBYE_S, GraceBudget
 
 
 class Clock:
@@ -43,6 +43,17 @@ def test_only_the_first_signal_starts_the_clock(clock: Clock) -> None:
     notice.take()
     assert notice.waited_s == 10
     assert notice.left_s == 20
+
+
+def test_a_process_that_leaves_does_not_wait_until_it_is_killed(clock: Clock) -> None:
+    budget = GraceBudget(4, clock)
+    assert budget.settling_s == budget.goodbye_s == math.inf
+    budget.take()
+    assert (budget.settling_s, budget.goodbye_s) == (3, 3.5)
+    clock.now += 3
+    assert (budget.settling_s, budget.goodbye_s) == (0, 0.5)
+    clock.now += 10
+    assert (budget.settling_s, budget.goodbye_s) == (0, SHORTEST_GOODBYE_S)
 
 
 def test_the_longest_of_the_last_saves_counts(clock: Clock) -> None:

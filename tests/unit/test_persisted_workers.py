@@ -133,6 +133,14 @@ def test_an_agent_killed_while_it_appended_a_line_leaves_the_line_before(folder:
     assert found.view == 7
 
 
+def test_a_removed_folder_ends_no_agent(folder: RuntimeFolder, caplog: pytest.LogCaptureFixture) -> None:
+    persisted_workers = PersistedWorkersFile(folder)
+    persisted_workers.save([worker(2, os.getpid())])
+    shutil.rmtree(folder.path)
+    persisted_workers.save([worker(2, os.getpid())])
+    assert "cannot be written" in caplog.text
+
+
 def test_the_file_stays_short_and_is_written_again_when_it_was_removed(folder: RuntimeFolder) -> None:
     persisted_workers = PersistedWorkersFile(folder)
     for view in range(1, 3 * MOST_LINES):

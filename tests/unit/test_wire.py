@@ -183,6 +183,14 @@ def test_fields_that_a_newer_version_adds_are_ignored() -> None:
     assert from_worker(b'{"t":"leave","clean":true,"step":5,"new":[]}') == Leave(True, 5)
 
 
+def test_a_run_paused_under_protocol_4_stays_paused() -> None:
+    """Its directive was called `course`."""
+    agreed = Agreed(plan=3, view=1, values={}, directive=Directive(paused_at=7))
+    stored = agreed.encode().replace('"directive"', '"course"')
+    assert "course" in stored
+    assert Agreed.decode(stored) == agreed
+
+
 def test_a_hello_of_any_protocol_is_read_and_answered_in_the_old_form() -> None:
     """The first protocol that had versions reads `t`, `kind` and `text` of the answer."""
     assert from_worker(b'{"t":"hello","protocol":3,"version":"0.0.9","rank":"?"}') == OtherHello("0.0.9")

@@ -1,4 +1,4 @@
-"""The node's part in the run's checkpoints: commits and questions of its workers, and news for them."""
+"""The node's part in the run's checkpoints: commits and queries of its workers, and news for them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ SAVING_S: Final = 600.0
 """A leader that saves may pass no boundary for so long, or for 5 times its longest save, without counting as
 stalled."""
 OUTCOMES_KEPT: Final = 100
-QUESTION_S: Final = 4.0
-"""Each question is answered in this time, if only with the problem: the worker waits one second longer."""
+QUERY_S: Final = 4.0
+"""Each query is answered in this time, if only with the problem: the worker waits one second longer."""
 MAX_LISTED_BYTES: Final = 2 * 1024 * 1024
 """Upper bound for the manifests in one answer; the oldest are left out. The answer has all ids."""
 ADOPT_TRIES: Final = 3
@@ -217,13 +217,13 @@ class CheckpointRegistry(Component):
 
         await self._writer.retry_until_done(attempt)
 
-    # -- questions --------------------------------------------------------------------------------------------------
+    # -- queries ----------------------------------------------------------------------------------------------------
 
     def _answer(self, worker: LocalWorker, q: int, find: Callable[[], Awaitable[wire.QueryResult]]) -> None:
-        self._answer_query(worker, q, find, limit_s=QUESTION_S, about=" about the run's checkpoints")
+        self._answer_query(worker, q, find, limit_s=QUERY_S, about=" about the run's checkpoints")
 
     async def _list(self, q: int) -> wire.Inventory:
-        listing = await self._client.range(self._keys.checkpoints, timeout_s=QUESTION_S)
+        listing = await self._client.range(self._keys.checkpoints, timeout_s=QUERY_S)
         pointer = next((item for item in listing.kvs if item.key == self._keys.latest), None)
         newest = Pointer.decode_or_none(pointer.value) if pointer is not None else None
         first = self._keys.checkpoint(newest.id) if newest is not None else ""  # others may have been adopted since

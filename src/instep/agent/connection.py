@@ -80,7 +80,7 @@ class WorkerConnection:
         return self._closed
 
     def send(self, message: FromAgent) -> None:
-        """Queues the message. The shared count of messages rises when it is in the socket."""
+        """Queues the message. The shared word `messages` rises when the worker has something to read."""
         if self._closed or self._deaf:
             return
         self._outbox += framed(message)

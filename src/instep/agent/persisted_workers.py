@@ -82,8 +82,8 @@ class PersistedWorkersFile:
         pids = (worker.connection.pid for worker in saved)
         self._starts = {pid: self._starts.get(pid) or _started(pid) for pid in pids}
         kept = tuple(_entry(worker, self._starts[worker.connection.pid]) for worker in saved)
-        line = json.dumps(to_json(Kept(self._folder.place(), kept))).encode("ascii") + b"\n"
         try:
+            line = json.dumps(to_json(Kept(self._folder.place(), kept))).encode("ascii") + b"\n"
             if self._file is None or not _has_room(self._file, len(line)):
                 self._file = self._new_file(line)
             elif os.write(self._file, line) < len(line):

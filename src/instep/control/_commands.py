@@ -272,7 +272,7 @@ def _expected(cache: RunCache) -> tuple[Directive, Command | None]:
     for command in (pending.command for pending in cache.commands_by_age()):
         if command is None or why_refused(command, _conditions(cache, directive)) is not None:
             continue
-        after = directive_after(command, NEVER_STEP, directive, resumes_at=NEVER_STEP) or directive
+        after = directive_after(command, NEVER_STEP, directive, continues_at=NEVER_STEP) or directive
         if _state(after) != _state(directive):
             last = command
         directive = after

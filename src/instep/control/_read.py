@@ -26,7 +26,7 @@ PAGE_SIZE = 2000
 MAX_RUNS = 20_000
 """The most runs that are found in a namespace."""
 _NAMED = 10
-_TRIES = 3
+_TRIES = 8
 
 
 _Item = Event | Exception

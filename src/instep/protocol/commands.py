@@ -79,11 +79,11 @@ def why_not(
 
 
 def directive_after(
-    command: Command, gate: int, directive: Directive, *, resumes_at: int | None = None
+    command: Command, gate: int, directive: Directive, *, continues_at: int | None = None
 ) -> Directive | None:
-    """The directive from the gate on; None if the command does not change it. `resumes_at` is the step that the ranks
+    """The directive from the gate on; None if the command does not change it. `continues_at` is the step that the ranks
     continue with after they have loaded a checkpoint."""
-    return COMMAND_KINDS[command.kind].sets(command, Takes(gate, directive, resumes_at))
+    return COMMAND_KINDS[command.kind].sets(command, Takes(gate, directive, continues_at))
 
 
 def directive_of_fresh_view(directive: Directive, *, ended: bool) -> Directive:

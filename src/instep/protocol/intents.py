@@ -121,12 +121,12 @@ def _about_command(now: Situation, pending: PendingCommand, directive: Directive
     command = pending.command
     loads = COMMAND_KINDS[command.kind].argument == "checkpoint"
     back_to = now.manifests.get(command.name or "") if loads else None
-    resumes_at = back_to.step + 1 if back_to is not None else None
+    continues_at = back_to.step + 1 if back_to is not None else None
     plan = replace(
         _plan(now, gate, pending.revision, {}, None),
         kind=command.kind,
         name=command.name,
-        directive=commands.directive_after(command, gate, directive, resumes_at=resumes_at),
+        directive=commands.directive_after(command, gate, directive, continues_at=continues_at),
         checkpoint=back_to,
         author=command.author,
         reason=command.reason,

@@ -12,6 +12,8 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar, Union
 
 _HINTS: dict[Any, dict[str, Any]] = {}
 _SCALARS = frozenset({bool, int, float, str, NoneType})
+_FORMER_NAMES = {"directive": "course"}
+"""Fields by their name until protocol 4: a run that was paused then stays paused."""
 
 
 class WireError(ValueError):
@@ -159,9 +161,10 @@ def _read(hint: Any, value: Any) -> Any:
 def _read_document(kind: Any, value: dict[str, Any]) -> Any:
     given = {}
     for name, hint in _hints(kind).items():
-        if name in value:
+        stored = name if name in value else _FORMER_NAMES.get(name)
+        if stored in value:
             try:
-                given[name] = _read(hint, value[name])
+                given[name] = _read(hint, value[stored])
             except WireError as error:
                 raise WireError(f"{name}: {error}") from None
     try:

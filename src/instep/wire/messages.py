@@ -270,7 +270,7 @@ class NewEpoch(FromAgent):
 
 
 class Leads(FromAgent):
-    """The fencing token with which the worker leads the run, and its candidate key; 0 if it does not lead."""
+    """The fencing token with which the worker leads the run, 0 if it does not lead, and its candidate key."""
 
     token: int
     candidate: str
@@ -332,7 +332,7 @@ class Offer(FromAgent):
 
 class QueryResult(FromAgent):
     q: int
-    """The number of the question."""
+    """The number of the query."""
 
 
 class Inventory(QueryResult):

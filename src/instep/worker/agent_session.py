@@ -64,9 +64,9 @@ class AgentSession:
         """The fencing token while this worker leads, else 0."""
         self.candidate = ""
         self.inbox = CheckpointInbox()
-        self.missing: tuple[int, ...] = ()
+        self.lost_ranks: tuple[int, ...] = ()
         """After a SIGTERM: ranks of the run that are gone and not replaced."""
-        self.missing_since = 0.0
+        self.lost_since = 0.0
         self._status: wire.WorkerStatus | None = None
         self.drift: tuple[str, ...] = ()
         """Hyperparameters that this rank does not train with as agreed."""
@@ -106,7 +106,7 @@ class AgentSession:
         self._liveness = LivenessDetector()  # the old beat is the former agent's
         self._apart_since = self._warn_at = 0.0
         self._status = None
-        self.missing = ()
+        self.lost_ranks = ()
         self.token = 0  # until this agent confirms it
         for fact in (self._agreement.began, self._agreement.applied):
             if fact is not None:
@@ -319,9 +319,9 @@ class AgentSession:
                 case wire.Failure():
                     self._on_failure(failure_from(message, self.rank))
                 case wire.LostRanks(ranks):
-                    if not self.missing:
-                        self.missing_since = time.monotonic()
-                    self.missing = ranks
+                    if not self.lost_ranks:
+                        self.lost_since = time.monotonic()
+                    self.lost_ranks = ranks
                 case wire.Note(level, text):
                     log.log(level, "%s", text)
                 case _:

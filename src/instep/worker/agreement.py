@@ -85,10 +85,10 @@ class Agreement(Generic[Config]):
         """Calls `function(old, new)` at each change from now on."""
         self._callbacks.append(function)
 
-    def refusals(self, question: wire.AskDryRun) -> wire.DryRunResult:
+    def refusals(self, asked: wire.AskDryRun) -> wire.DryRunResult:
         """The values that this worker would refuse to start with."""
-        refused = self._codec.refusals(question.values, question.base, question.groups)
-        return wire.DryRunResult(question.number, tuple(refused))
+        refused = self._codec.refusals(asked.values, asked.base, asked.groups)
+        return wire.DryRunResult(asked.number, tuple(refused))
 
     # -- how it begins ----------------------------------------------------------------------------------------------
 
@@ -237,16 +237,16 @@ class Agreement(Generic[Config]):
         known = prepared[1] if prepared and prepared[0] == due.number else None
         if due.values:
             self._use({**self._values, **due.values}, known)
-        resumes_at = None
+        continues_at = None
         if plan is not None:
             if plan.directive is not None:
                 self.directive = plan.directive.from_step(plan.gate, step)
-            resumes_at = self.handlers.act(plan)
-            if resumes_at is not None:
+            continues_at = self.handlers.act(plan)
+            if continues_at is not None:
                 self.back = due.number
-                self._follow_schedule(resumes_at)
+                self._follow_schedule(continues_at)
         self._has_applied(due.number, step)
-        return step if resumes_at is None else resumes_at
+        return step if continues_at is None else continues_at
 
     def _follow_schedule(self, step: int) -> None:
         """Raises ConfigError if a fixed hyperparameter would change while the worker trains."""

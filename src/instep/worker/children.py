@@ -1,5 +1,5 @@
-"""What concerns children of the training process: above all, DataLoader workers stay alive at a SIGTERM that is meant
-for the training process.
+"""Keeps DataLoader workers alive at a SIGTERM that is meant for the training process, and warns when a forked child
+reads the run's values.
 
 torchrun signals the whole process group of a rank, and some schedulers signal every process of a job. A DataLoader
 worker that dies from that makes its DataLoader raise in the middle of a step, before the ranks can save. So in such

@@ -13,7 +13,8 @@ SAVES_KEPT: Final = 5
 SAVE_FACTOR: Final = 1.5
 """The next save may be slower than any before it."""
 LEAVING_S: Final = 1.0
-"""For the commit, leaving, and the end of the interpreter."""
+"""For the commit, leaving, and the end of the interpreter, which gets half of it."""
+SHORTEST_GOODBYE_S: Final = 0.2
 AGREEING_SHARE: Final = 0.25
 """Share of the grace period for agreeing on the last step, however long a save takes."""
 
@@ -73,6 +74,16 @@ class GraceBudget:
     def left_s(self) -> float:
         """Seconds until the kill; infinite without a notice."""
         return math.inf if self.at is None else max(0.0, self.at + self.grace_s - self._clock())
+
+    @property
+    def settling_s(self) -> float:
+        """How long a process that leaves may wait for unanswered commits."""
+        return max(0.0, self.left_s - LEAVING_S)
+
+    @property
+    def goodbye_s(self) -> float:
+        """How long it may wait for the confirmation that it has left."""
+        return max(SHORTEST_GOODBYE_S, self.left_s - LEAVING_S / 2)
 
     @property
     def shortage(self) -> str | None:

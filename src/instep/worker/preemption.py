@@ -47,27 +47,22 @@ class Preemption:
         self._further = further
         self._replaced: str | None = None
         self._wake = wake
-        self._grace = GraceBudget(grace_s)
+        self.grace = GraceBudget(grace_s)
         self._told = False
         self._warned = False
         session.at_each_look, session.at_gate = self.send_notice, self.check
 
     def __repr__(self) -> str:
-        return f"Preemption(rank {self._session.rank}, {self._grace!r})"
+        return f"Preemption(rank {self._session.rank}, {self.grace!r})"
 
     @property
     def pending(self) -> bool:
         """Whether a SIGTERM has not been reported to the agent yet."""
-        return self._grace.at is not None and not self._told
+        return self.grace.at is not None and not self._told
 
     def has_signal(self) -> bool:
         """Whether this process has received a SIGTERM."""
-        return self._grace.at is not None
-
-    @property
-    def left_s(self) -> float:
-        """Seconds until the expected kill."""
-        return self._grace.left_s
+        return self.grace.at is not None
 
     def open(self) -> None:
         sigterm.listen(self._on_signal, self._further)
@@ -77,7 +72,7 @@ class Preemption:
 
     def hand_on(self) -> None:
         """After `close`, if the training has ended by itself: lets the signal take its usual effect."""
-        if self._grace.at is not None and self._session.failure is None:
+        if self.grace.at is not None and self._session.failure is None:
             log.warning(
                 "rank %d got %s, and its training was over before the run stopped", self._session.rank, sigterm.heard
             )
@@ -89,7 +84,7 @@ class Preemption:
         would count as finished, and its training with it."""
         if node is None or self.has_signal() or not has_several_nodes(environ):
             return
-        limit_s = min(RESTART_WAIT_S, self._grace.grace_s)
+        limit_s = min(RESTART_WAIT_S, self.grace.grace_s)
         log.warning(
             "rank %d waits %g s at most for torchrun to continue without the preempted node",
             self._session.rank,
@@ -101,7 +96,7 @@ class Preemption:
 
     def _on_signal(self) -> None:
         """Called by the signal handler, between any two instructions."""
-        self._grace.take()
+        self.grace.take()
         self._wake()
 
     def send_notice(self) -> None:
@@ -124,19 +119,19 @@ class Preemption:
 
     def check(self, step: int) -> None:
         """Before `step` is run: fails the worker if it is too late for a save."""
-        grace, session = self._grace, self._session
+        grace, session = self.grace, self._session
         if grace.agree_by is None or self._agreement.is_ending or session.failure is not None:
             return
         agree_by = grace.agree_by
-        if session.missing:
-            agree_by = min(agree_by, max(session.missing_since, grace.at or 0.0) + REPLACED_S)
+        if session.lost_ranks:
+            agree_by = min(agree_by, max(session.lost_since, grace.at or 0.0) + REPLACED_S)
         if time.monotonic() < agree_by:
             session.next_look = min(session.next_look, agree_by)
             return
         if self._agreement.began is None:
             why = "and has not begun its first step: it ends, because there is nothing to save"
-        elif session.missing:
-            ranks = ", ".join(map(str, session.missing))
+        elif session.lost_ranks:
+            ranks = ", ".join(map(str, session.lost_ranks))
             why = (
                 f"and no stop can be agreed without rank {ranks}, which is gone: it ends before step {step} without a "
                 "save; the newest committed checkpoint remains"
@@ -163,12 +158,12 @@ class Preemption:
 
     def _look_at_saves(self) -> None:
         saved = self._session.inbox.saved
-        if saved is not None and self._grace.saw_save(saved.id, saved.duration_s) and self._session.leads:
+        if saved is not None and self.grace.saw_save(saved.id, saved.duration_s) and self._session.leads:
             self._warn()
 
     def _warn(self) -> None:
         """Warns once: the leader as soon as the shortage is known, a preempted rank at the latest then."""
-        shortage = self._grace.shortage
+        shortage = self.grace.shortage
         if shortage is not None and not self._warned:
             self._warned = True
             log.warning("%s", shortage)

@@ -27,7 +27,6 @@ from instep.worker.applier import Applier
 from instep.worker.barrier import Barrier
 from instep.worker.checkpoints import Checkpoints
 from instep.worker.command_handlers import Action, Check, Restorer
-from instep.worker.grace_budget import LEAVING_S
 from instep.worker.hyper import Codec
 from instep.worker.preemption import Preemption
 from instep.worker.replay import Replay
@@ -283,8 +282,8 @@ class Run(Generic[Config]):
                 self.checkpoints.finish()
         finally:
             if not self._ended:
-                self.checkpoints.settle(min(GOODBYE_S, self._preemption.left_s))
-                timeout_s = min(GOODBYE_S, max(LEAVING_S, self._preemption.left_s))
+                self.checkpoints.settle(min(GOODBYE_S, self._preemption.grace.settling_s))
+                timeout_s = min(GOODBYE_S, self._preemption.grace.goodbye_s)
                 self._session.leave(self._step, clean=clean, error=error, timeout_s=timeout_s)
             if clean and error is None and self._stopped is not None:
                 self._preemption.wait_for_restart(self._agreement.directive.node, os.environ)

@@ -11,7 +11,7 @@ from instep.errors import CheckpointError, EtcdUnavailable, Fenced
 from .background_save import UnopenedSlot, abandon_on_error, commit, report_failure
 from .parts import on_cpu
 from .save_election import SaveElection, SaveVerdict
-from .saver import MAX_ATTEMPTS, Saver
+from .saver import MAX_ATTEMPTS, BaseSaver
 
 log = logging.getLogger("instep")
 
@@ -21,7 +21,7 @@ ASK_S: Final = 5.0
 MAX_ASK_S: Final = 60.0
 
 
-class PlainSaver(Saver):
+class PlainSaver(BaseSaver):
     """Saves with one rank, the leader.
 
     Promise: when `save` returns True, the current leader has committed a checkpoint of this step. Limit: without etcd,

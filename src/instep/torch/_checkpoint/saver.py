@@ -20,7 +20,7 @@ MAX_ATTEMPTS: Final = 3
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Saver:
+class BaseSaver:
     """Saves and loads `parts` for one Checkpointer. `PlainSaver` and `ShardedSaver` decide which rank writes what."""
 
     layout: ClassVar[Layout]

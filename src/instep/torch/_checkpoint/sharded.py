@@ -19,7 +19,7 @@ from instep.worker.slot import Slot, write_error
 from .background_save import UnopenedSlot, abandon_on_error, as_checkpoint_error, commit, report_failure
 from .metadata import METADATA, files_in, read_metadata
 from .parts import on_cpu
-from .saver import MAX_ATTEMPTS, Saver
+from .saver import MAX_ATTEMPTS, BaseSaver
 from .shards import Shards, check_files_visible, checksums_of_rank, result_of
 
 log = logging.getLogger("instep")
@@ -39,7 +39,7 @@ class SlotOffer:
     waited_s: float = 0.0
 
 
-class ShardedSaver(Saver):
+class ShardedSaver(BaseSaver):
     """Saves with all ranks.
 
     Promise: after `save`, all ranks know the same result. Limit: a rank that dies during the save ends it for all, as
