@@ -110,6 +110,10 @@ class Event:
     """The id of the tuner's action that it carries out; None for everything that is not the tuner's."""
 
 
+ActionKind: TypeAlias = Literal["take_back", "recover", "cut_lr", "revert", "pause"]
+"""take_back: sets back what a recent change has set. recover: goes back to a checkpoint, sets values back, and passes
+over data. revert: sets back what a cut_lr of the tuner has set. An alert is not an action: nothing is written."""
+
 JournalOutcome: TypeAlias = Literal["open", "done", "failed", "rejected"]
 """open: not known yet. failed: it was not applied, for example because a newer plan came first. rejected: by a
 person."""
@@ -124,13 +128,14 @@ class Past:
 
     id: str
     rule: str
-    kind: str
+    kind: ActionKind
     step: int
     """The newest step when it was decided."""
     suspect: int
     """The first suspect step."""
     outcome: JournalOutcome = "open"
     checkpoint: str | None = None
+    checkpoint_step: int | None = None
     changes: Mapping[str, tuple[Scalar, Scalar]] = field(default_factory=dict)
     """By name, the value before and the new one."""
     skipped_to: int | None = None

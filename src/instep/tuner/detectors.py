@@ -1,0 +1,300 @@
+"""The detectors: what each kind of rule makes of the next point. One function for each, counted in steps. Pure.
+
+A detector sees points one after another, never samples: how steps are divided into samples makes no difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from instep.tuner.robust import Reference, Series, level, recent, reference, steps_above, usable
+from instep.tuner.rules import Grad, Level, LossScale, Nonfinite, Plateau, Rule, Spike, TooEasy
+from instep.tuner.sample import LOSS_SCALE, Point
+from instep.tuner.state import Change, Memory
+from instep.tuner.verdict import Detection, Evidence, Progress
+
+KEEP_STEPS: Final = 20
+"""A detection is dropped when its condition has not been met for more steps than that."""
+LEAST_REFERENCE: Final = 64
+"""Steps that a rule needs to know before it judges."""
+_LEAST_RECENT: Final = 3
+"""Points that a level is made from at the least: the median of three ignores one outlier."""
+_HITS_KEPT: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a detector sees beside its own memory."""
+
+    point: Point
+    series: Mapping[str, Series]
+    """With the point's values appended."""
+    finite: frozenset[str]
+    """Metrics that were finite at least once."""
+    nan_by_design: frozenset[str]
+    gradients: tuple[int, ...] = ()
+    """Steps of the newest gradient spikes."""
+    changes: tuple[Change, ...] = ()
+    change_within_steps: int = 100
+
+    def reference(self, metric: str, value: float, step: int, span: int) -> Reference | None:
+        return reference(self.series.get(metric, ()), value, step, span=span, least=LEAST_REFERENCE)
+
+
+def found(memory: Memory, point: Point, detection: Detection, keep: int = KEEP_STEPS) -> Memory:
+    """The memory with a detection: a new one, or the live one with its worst figures."""
+    live = memory.detection
+    if live is None or point.first_step - live.last > keep:
+        return replace(memory, detection=detection, announced=False)
+    worse = live if _excess(live) >= _excess(detection) else detection
+    return replace(
+        memory,
+        detection=replace(
+            live,
+            last=detection.last,
+            figure=worse.figure,
+            value=worse.value,
+            rank=worse.rank,
+            evidence=tuple(dict.fromkeys((*live.evidence, *detection.evidence))),
+        ),
+    )
+
+
+def dropped(memory: Memory, point: Point, keep: int = KEEP_STEPS) -> Memory:
+    """The memory after a point that did not meet the condition: a detection lives on for `keep` steps."""
+    live = memory.detection
+    if live is None or point.last_step - live.last <= keep:
+        return memory
+    return replace(memory, detection=None, announced=False)
+
+
+def held(memory: Memory, point: Point, is_met: bool) -> Memory:
+    """Counts for how many steps the condition has been met without a break."""
+    if not is_met:
+        return replace(memory, since=None, held=0)
+    since = point.first_step if memory.since is None else memory.since
+    return replace(memory, since=since, held=memory.held + point.steps)
+
+
+def nonfinite(rule: Nonfinite, memory: Memory, look: Look) -> Memory:
+    """A metric that has never been finite is not judged: it may be so by design."""
+    scaled = LOSS_SCALE in look.finite
+    never = False
+    for metric in rule.metrics:
+        window = look.point.metrics.get(metric)
+        if window is None or window.nonfinite <= 0 or metric in look.nan_by_design:
+            continue
+        if metric != rule.metrics[0] and scaled:
+            continue
+        if metric not in look.finite:
+            never = True
+            continue
+        first = look.point.first_step if window.first_bad is None else window.first_bad
+        suspect = max(look.point.first_step, min(look.point.last_step, first))
+        detection = Detection(
+            metric=metric,
+            suspect=suspect,
+            since=suspect,
+            last=look.point.last_step,
+            figure=float(window.nonfinite),
+            limit=0.0,
+            rank=window.worst_rank,
+        )
+        return replace(found(memory, look.point, detection), progress=Progress())
+    return replace(dropped(memory, look.point), progress=Progress(lacks="never finite" if never else None))
+
+
+def spike(rule: Spike, memory: Memory, look: Look) -> Memory:
+    return _counted(rule, memory, look, up=True)
+
+
+def too_easy(rule: TooEasy, memory: Memory, look: Look) -> Memory:
+    return _counted(rule, memory, look, up=False)
+
+
+def _counted(rule: Spike | TooEasy, memory: Memory, look: Look, *, up: bool) -> Memory:
+    """Counts steps that stand out, in the newest points that cover `of` steps."""
+    point, series = look.point, look.series.get(rule.metric, ())
+    if not series or series[-1].last != point.last_step:
+        return dropped(memory, point)
+    entry = series[-1]
+    normal = look.reference(rule.metric, entry.mean, point.first_step, rule.span)
+    if normal is None:
+        return replace(dropped(memory, point), progress=Progress(lacks="reference"))
+    z = normal.z(entry.mean, entry.steps)
+    if up:
+        hits = steps_above(entry, normal.value_at(rule.z)) if z > rule.z else 0
+    else:
+        assert isinstance(rule, TooEasy)
+        hits = entry.steps if z < -rule.z and normal.rise(entry.mean) < -rule.fall else 0
+    memory = replace(memory, hits=(*memory.hits, (entry.first, entry.steps, hits))[-rule.of :])
+    window, steps = [], 0
+    for item in reversed(memory.hits):
+        window.append(item)
+        steps += item[1]
+        if steps >= rule.of:
+            break
+    count = sum(item[2] for item in window)
+    progress = Progress(have=count, need=rule.hits, lacks="hits" if 0 < count < rule.hits else None)
+    memory = replace(memory, progress=progress)
+    if count < rule.hits:
+        return dropped(memory, point)
+    suspect = min(item[0] for item in window if item[2])
+    detection = Detection(
+        metric=rule.metric,
+        suspect=suspect,
+        since=point.first_step,
+        last=point.last_step,
+        figure=abs(z),
+        limit=rule.z,
+        value=entry.mean,
+        normal=normal.median,
+        rank=_rank(point, rule.metric),
+    )
+    return found(memory, point, detection)
+
+
+def slow(rule: Level, memory: Memory, look: Look) -> Memory:
+    """The level of the newest steps against the level before them."""
+    point = look.point
+    entries = recent(look.series.get(rule.metric, ()), rule.recent, _LEAST_RECENT)
+    if not entries or entries[-1].last != point.last_step:
+        return dropped(memory, point)
+    now = level(entries)
+    normal = look.reference(rule.metric, now, entries[0].first, rule.span)
+    if normal is None:
+        return replace(dropped(held(memory, point, False), point), progress=Progress(lacks="reference"))
+    usual = sum(entry.steps for entry in entries) / len(entries)
+    errors = normal.difference(now) / normal.error_of_median(len(entries), usual)
+    is_met = errors > rule.errors and normal.rise(now) > rule.rise
+    start = memory.best_step if memory.since is not None and memory.best_step is not None else entries[0].first
+    memory = replace(held(memory, point, is_met), best_step=start)
+    if not is_met or memory.since is None:
+        return replace(dropped(memory, point), progress=Progress())
+    evidence = _evidence(rule, look, start, memory.since)
+    need = (rule.for_steps + 1) // 2 if "gradient" in evidence else rule.for_steps
+    if memory.held < need or not evidence:
+        progress = Progress(have=memory.held, need=need, lacks="steps" if memory.held < need else "evidence")
+        return replace(dropped(memory, point), progress=progress)
+    detection = Detection(
+        metric=rule.metric,
+        suspect=start,
+        since=memory.since,
+        last=point.last_step,
+        figure=errors,
+        limit=rule.errors,
+        value=now,
+        normal=normal.median,
+        rank=_rank(point, rule.metric),
+        evidence=evidence,
+    )
+    return replace(found(memory, point, detection), progress=Progress(have=memory.held, need=need))
+
+
+def _evidence(rule: Level, look: Look, start: int, since: int) -> tuple[Evidence, ...]:
+    evidence: list[Evidence] = []
+    if any(abs(step - since) <= rule.gradient_within for step in look.gradients):
+        evidence.append("gradient")
+    if any(start - look.change_within_steps <= change.step <= since for change in look.changes):
+        evidence.append("change")
+    return tuple(evidence)
+
+
+def grad(rule: Grad, memory: Memory, look: Look) -> Memory:
+    """Remembers the steps of the newest gradient spikes in `hits`."""
+    point, series = look.point, look.series.get(rule.metric, ())
+    if not series or series[-1].last != point.last_step:
+        return dropped(memory, point)
+    entry = series[-1]
+    normal = reference(series, entry.max, point.first_step, span=rule.span, least=LEAST_REFERENCE, figure="max")
+    if normal is None:
+        return replace(dropped(memory, point), progress=Progress(lacks="reference"))
+    memory = replace(memory, progress=Progress())
+    z = normal.z(entry.max)
+    if z <= rule.z:
+        return dropped(memory, point)
+    detection = Detection(
+        metric=rule.metric,
+        suspect=entry.first,
+        since=entry.first,
+        last=entry.last,
+        figure=z,
+        limit=rule.z,
+        value=entry.max,
+        normal=normal.median,
+        rank=_rank(point, rule.metric),
+    )
+    hits = (*memory.hits, (entry.first, entry.steps, 1))[-_HITS_KEPT:]
+    return found(replace(memory, hits=hits), point, detection)
+
+
+def loss_scale(rule: LossScale, memory: Memory, look: Look) -> Memory:
+    """Remembers the largest scale of the newest `span` steps in `best`. A run that calibrates its scale at the start is
+    left alone: the scale must have risen, or held for `span` steps, before."""
+    window = look.point.metrics.get(rule.metric)
+    now = usable(window.last if window is not None else None)
+    if now is None or now <= 0:
+        return dropped(memory, look.point)
+    point, best, best_step = look.point, memory.best, memory.best_step
+    settled = memory.since is not None
+    if best is None or best_step is None or now > best or point.last_step - best_step > rule.span:
+        settled |= best is not None
+        best, best_step = now, point.last_step
+    memory = replace(memory, best=best, best_step=best_step, since=best_step if settled else None)
+    fell = best / now
+    if not settled or (now > rule.minimum and fell < 2.0**rule.halvings) or fell <= 1:
+        return dropped(memory, point)
+    detection = Detection(
+        metric=rule.metric,
+        suspect=best_step + 1,
+        since=point.first_step,
+        last=point.last_step,
+        figure=fell,
+        limit=2.0**rule.halvings,
+        value=now,
+        normal=best,
+    )
+    return found(memory, point, detection)
+
+
+def plateau(rule: Plateau, memory: Memory, look: Look) -> Memory:
+    """Remembers the lowest level, and when it was reached."""
+    point = look.point
+    entries = recent(look.series.get(rule.metric, ()), rule.recent, _LEAST_RECENT)
+    if not entries or entries[-1].last != point.last_step:
+        return dropped(memory, point)
+    now, best = level(entries), memory.best
+    if best is None or memory.best_step is None or now < best - rule.fall * abs(best):
+        return replace(
+            memory, best=now, best_step=point.last_step, detection=None, announced=False, progress=Progress()
+        )
+    flat = point.last_step - memory.best_step
+    if flat < rule.for_steps:
+        return memory
+    detection = Detection(
+        metric=rule.metric,
+        suspect=memory.best_step + 1,
+        since=memory.best_step + rule.for_steps,
+        last=point.last_step,
+        figure=float(flat),
+        limit=float(rule.for_steps),
+        value=now,
+        normal=best,
+    )
+    return found(memory, point, detection)
+
+
+def _rank(point: Point, metric: str) -> int | None:
+    window = point.metrics.get(metric)
+    return window.worst_rank if window is not None else None
+
+
+def _excess(detection: Detection) -> float:
+    return abs((detection.figure or 0.0) - (detection.limit or 0.0))
+
+
+def needs_series(rule: Rule) -> bool:
+    """Whether the rule compares with what its metric was before."""
+    return isinstance(rule, Spike | Level | TooEasy | Grad | Plateau)

@@ -1,0 +1,238 @@
+"""Takes a sample into the state: events, the journal of actions, and points. Decides nothing. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from instep.tuner import detectors, figures
+from instep.tuner.detectors import LEAST_REFERENCE, Look
+from instep.tuner.robust import Series, appended, before, entry_of, marked, reference, usable
+from instep.tuner.rules import (
+    GpuLow,
+    Grad,
+    InputBound,
+    Level,
+    LossScale,
+    Nonfinite,
+    Plateau,
+    Rule,
+    Spike,
+    Stalled,
+    Threshold,
+    TooEasy,
+)
+from instep.tuner.sample import Event, Past, Point, Sample
+from instep.tuner.state import (
+    MAX_ABANDONED,
+    MAX_CHANGES,
+    MAX_LEDGER,
+    MAX_METRICS,
+    Change,
+    HoldOff,
+    LedgerEntry,
+    Memory,
+    State,
+)
+
+_OUT_Z = 6.0
+"""Values further from the median than that are left out of references."""
+_SPAN = 128
+
+
+def observed(state: State, sample: Sample) -> State:
+    """The state after everything that the sample reports."""
+    for event in sample.events:
+        state = _after_event(state, event, sample)
+    for past in sample.journal:
+        state = _after_journal(state, past)
+    if state.view is not None and state.view != sample.view:
+        state = held_off(state, "a view change")
+    if state.paused and not sample.paused:
+        state = held_off(state, "a resume")
+    state = replace(state, view=sample.view, paused=sample.paused)
+    for point in sample.points:
+        if 0 <= point.first_step <= point.last_step:
+            state = _after_point(state, point, sample)
+    memories = dict(state.memories)
+    for name, rule in state.rules.enabled:
+        if isinstance(rule, Stalled):
+            memories[name] = figures.stalled(rule, memories.get(name, Memory()), sample, state.step)
+    return replace(state, memories=memories)
+
+
+def held_off(state: State, why: HoldOff) -> State:
+    return replace(state, hold_off_ran=state.ran, hold_off_why=why)
+
+
+def rewound(state: State, step: int, sample: Sample) -> State:
+    """The state after the run went back to `step`, which runs next: what was seen of later steps is dropped.
+
+    A change made after that step holds all the same, so it counts as one made at `step`.
+    """
+    memories = {name: _rewound_memory(memory, step) for name, memory in state.memories.items()}
+    abandoned = [item.id for item in sample.checkpoints if item.step >= step and item.id not in state.abandoned]
+    return replace(
+        state,
+        step=step - 1,
+        series={metric: before(series, step) for metric, series in state.series.items()},
+        memories=memories,
+        changes=tuple(replace(change, step=min(change.step, step)) for change in state.changes),
+        abandoned=(*state.abandoned, *abandoned)[-MAX_ABANDONED:],
+    )
+
+
+def settled(state: State, past: Past) -> State:
+    """The state with the outcome of an action, or with an action that another tuner has decided."""
+    known = next((entry for entry in state.ledger if entry.id == past.id), None)
+    if known is None:
+        entry = LedgerEntry(
+            id=past.id,
+            kind=past.kind,
+            rule=past.rule,
+            step=past.step,
+            suspect=past.suspect,
+            ran=state.ran,  # not known: cool-down and budget count from here
+            outcome=past.outcome,
+            settled_ran=state.ran,
+            checkpoint=past.checkpoint,
+            checkpoint_step=past.checkpoint_step,
+            changes=past.changes,
+            skipped_to=past.skipped_to,
+        )
+        state = replace(state, ledger=(*state.ledger, entry)[-MAX_LEDGER:], actions=state.actions + 1)
+    else:
+        entry = replace(known, outcome=past.outcome, settled_ran=known.settled_ran or state.ran)
+        state = replace(state, ledger=tuple(entry if item is known else item for item in state.ledger))
+    if entry.outcome == "done" and entry.skipped_to is not None:
+        state = replace(state, skipped_to=max(state.skipped_to, entry.skipped_to))
+    return state
+
+
+def _after_event(state: State, event: Event, sample: Sample) -> State:
+    if event.action is not None:
+        known = next((entry for entry in state.ledger if entry.id == event.action), None)
+        if known is not None and known.outcome == "open":
+            state = settled(state, _past_of(known))
+    elif event.changes:
+        change = Change(step=event.step, plan=event.plan, changes=event.changes)
+        state = held_off(replace(state, changes=(*state.changes, change)[-MAX_CHANGES:]), "a person's change")
+    if event.kind == "restored":
+        state = held_off(rewound(state, max(event.step, 0), sample), "a restore")
+    elif event.kind == "view":
+        state = held_off(state, "a view change")
+    return state
+
+
+def _past_of(entry: LedgerEntry) -> Past:
+    return Past(
+        id=entry.id,
+        rule=entry.rule,
+        kind=entry.kind,
+        step=entry.step,
+        suspect=entry.suspect,
+        outcome="done",
+        skipped_to=entry.skipped_to,
+    )
+
+
+def _after_journal(state: State, past: Past) -> State:
+    known = next((entry for entry in state.ledger if entry.id == past.id), None)
+    if known is not None and known.outcome != "open":
+        return state  # the first outcome holds
+    return settled(state, past)
+
+
+def _rewound_memory(memory: Memory, step: int) -> Memory:
+    hits = tuple(item for item in memory.hits if item[0] < step)
+    if memory.best_step is None or memory.best_step >= step:
+        return Memory(hits=hits)
+    return Memory(hits=hits, best=memory.best, best_step=memory.best_step)
+
+
+def _after_point(state: State, point: Point, sample: Sample) -> State:
+    if point.first_step <= state.step:
+        state = rewound(state, point.first_step, sample)
+    reported = _united(state.reported, tuple(point.metrics))
+    finite = tuple(name for name, item in point.metrics.items() if item.count > 0 and usable(item.mean) is not None)
+    state = replace(
+        state,
+        step=point.last_step,
+        ran=state.ran + point.steps,
+        reported=reported,
+        finite=_united(state.finite, finite),
+        series=_appended(state, point),
+    )
+    return replace(state, memories=_memories(state, point, sample))
+
+
+def _united(known: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
+    news = tuple(name for name in more if name not in known)
+    return (*known, *news)[:MAX_METRICS] if news else known
+
+
+def _appended(state: State, point: Point) -> dict[str, Series]:
+    """The series with the values of a point; values that stand out are marked."""
+    series = dict(state.series)
+    wanted = {
+        rule.metric: rule for _, rule in state.rules.enabled if isinstance(rule, Spike | Level | TooEasy | Plateau)
+    }
+    largest = {rule.metric for _, rule in state.rules.enabled if isinstance(rule, Grad)}
+    for metric in dict.fromkeys((*wanted, *sorted(largest))):
+        window = point.metrics.get(metric)
+        entry = entry_of(point.first_step, point.last_step, window) if window is not None else None
+        if entry is None:
+            continue
+        past = series.get(metric, ())
+        value, steps = (entry.max, 1) if metric in largest else (entry.mean, entry.steps)
+        figure = "max" if metric in largest else "mean"
+        normal = reference(past, value, entry.first, span=_SPAN, least=LEAST_REFERENCE, figure=figure)
+        if normal is not None and abs(normal.z(value, steps)) > _OUT_Z:
+            entry = marked(entry)
+        series[metric] = appended(past, entry)
+    return series
+
+
+def _memories(state: State, point: Point, sample: Sample) -> dict[str, Memory]:
+    """What all rules remember after a point. Gradients come first: they corroborate others."""
+    memories = dict(state.memories)
+    look = Look(
+        point=point,
+        series=state.series,
+        finite=frozenset(state.finite),
+        nan_by_design=frozenset(state.rules.nan_by_design),
+        changes=state.changes,
+        change_within_steps=state.rules.brakes.change_within_steps,
+    )
+    rules = sorted(state.rules.enabled, key=lambda item: not isinstance(item[1], Grad))
+    for name, rule in rules:
+        memories[name] = memory = _seen(rule, memories.get(name, Memory()), look, sample)
+        if isinstance(rule, Grad):
+            steps = tuple(first for first, _, _ in memory.hits)
+            look = replace(look, gradients=(*look.gradients, *steps))
+    return memories
+
+
+def _seen(rule: Rule, memory: Memory, look: Look, sample: Sample) -> Memory:
+    match rule:
+        case Nonfinite():
+            return detectors.nonfinite(rule, memory, look)
+        case Spike():
+            return detectors.spike(rule, memory, look)
+        case Level():
+            return detectors.slow(rule, memory, look)
+        case TooEasy():
+            return detectors.too_easy(rule, memory, look)
+        case Grad():
+            return detectors.grad(rule, memory, look)
+        case LossScale():
+            return detectors.loss_scale(rule, memory, look)
+        case Plateau():
+            return detectors.plateau(rule, memory, look)
+        case Threshold():
+            return figures.threshold(rule, memory, look)
+        case GpuLow():
+            return figures.gpu_low(rule, memory, look)
+        case InputBound():
+            return figures.input_bound(rule, memory, look, sample.step_time_s)
+        case Stalled():
+            return memory
