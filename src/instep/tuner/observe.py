@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from instep.tuner import detectors, figures
 from instep.tuner.detectors import LEAST_REFERENCE, Look
-from instep.tuner.robust import Series, appended, before, entry_of, marked, reference, usable
+from instep.tuner.robust import Figure, Series, appended, before, entry_of, marked, reference, usable
 from instep.tuner.rules import (
     GpuLow,
     Grad,
@@ -21,7 +21,7 @@ from instep.tuner.rules import (
     Threshold,
     TooEasy,
 )
-from instep.tuner.sample import Event, Past, Point, Sample
+from instep.tuner.sample import LOSS, Event, Past, Point, Sample
 from instep.tuner.state import (
     MAX_ABANDONED,
     MAX_CHANGES,
@@ -101,7 +101,7 @@ def settled(state: State, past: Past) -> State:
         )
         state = replace(state, ledger=(*state.ledger, entry)[-MAX_LEDGER:], actions=state.actions + 1)
     else:
-        entry = replace(known, outcome=past.outcome, settled_ran=known.settled_ran or state.ran)
+        entry = replace(known, outcome=past.outcome, settled_ran=state.ran, peak=_peak(state, known))
         state = replace(state, ledger=tuple(entry if item is known else item for item in state.ledger))
     if entry.outcome == "done" and entry.skipped_to is not None:
         state = replace(state, skipped_to=max(state.skipped_to, entry.skipped_to))
@@ -121,6 +121,12 @@ def _after_event(state: State, event: Event, sample: Sample) -> State:
     elif event.kind == "view":
         state = held_off(state, "a view change")
     return state
+
+
+def _peak(state: State, entry: LedgerEntry) -> float | None:
+    """The highest loss since the first suspect step, as far as it is still known."""
+    values = [item.mean for item in state.series.get(LOSS, ()) if item.first >= entry.suspect]
+    return max([*values, *([] if entry.peak is None else [entry.peak])], default=None)
 
 
 def _past_of(entry: LedgerEntry) -> Past:
@@ -184,7 +190,7 @@ def _appended(state: State, point: Point) -> dict[str, Series]:
             continue
         past = series.get(metric, ())
         value, steps = (entry.max, 1) if metric in largest else (entry.mean, entry.steps)
-        figure = "max" if metric in largest else "mean"
+        figure: Figure = "max" if metric in largest else "mean"
         normal = reference(past, value, entry.first, span=_SPAN, least=LEAST_REFERENCE, figure=figure)
         if normal is not None and abs(normal.z(value, steps)) > _OUT_Z:
             entry = marked(entry)
