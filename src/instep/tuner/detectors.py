@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from instep.tuner.robust import Reference, Series, level, recent, reference, steps_above, usable
+from instep.tuner.robust import Entry, Reference, Series, level, recent, reference, steps_above, usable
 from instep.tuner.rules import Grad, Level, LossScale, Nonfinite, Plateau, Rule, Spike, TooEasy
 from instep.tuner.sample import LOSS_SCALE, Point
 from instep.tuner.state import Change, Memory
@@ -17,8 +17,6 @@ from instep.tuner.verdict import Detection, Evidence, Progress
 
 KEEP_STEPS: Final = 20
 """A detection is dropped when its condition has not been met for more steps than that."""
-LEAST_REFERENCE: Final = 64
-"""Steps that a rule needs to know before it judges."""
 _LEAST_RECENT: Final = 3
 """Points that a level is made from at the least: the median of three ignores one outlier."""
 _HITS_KEPT: Final = 8
@@ -31,6 +29,8 @@ class Look:
     point: Point
     series: Mapping[str, Series]
     """With the point's values appended."""
+    normals: Mapping[str, Reference | None]
+    """By metric, what the point is compared with."""
     finite: frozenset[str]
     """Metrics that were finite at least once."""
     nan_by_design: frozenset[str]
@@ -39,8 +39,10 @@ class Look:
     changes: tuple[Change, ...] = ()
     change_within_steps: int = 100
 
-    def reference(self, metric: str, value: float, step: int, span: int) -> Reference | None:
-        return reference(self.series.get(metric, ()), value, step, span=span, least=LEAST_REFERENCE)
+    def entry(self, metric: str) -> Entry | None:
+        """The point's entry; None if it has no value."""
+        series = self.series.get(metric, ())
+        return series[-1] if series and series[-1].last == self.point.last_step else None
 
 
 def found(memory: Memory, point: Point, detection: Detection, keep: int = KEEP_STEPS) -> Memory:
@@ -116,16 +118,15 @@ def too_easy(rule: TooEasy, memory: Memory, look: Look) -> Memory:
 
 def _counted(rule: Spike | TooEasy, memory: Memory, look: Look, *, up: bool) -> Memory:
     """Counts steps that stand out, in the newest points that cover `of` steps."""
-    point, series = look.point, look.series.get(rule.metric, ())
-    if not series or series[-1].last != point.last_step:
+    point, entry = look.point, look.entry(rule.metric)
+    if entry is None:
         return dropped(memory, point)
-    entry = series[-1]
-    normal = look.reference(rule.metric, entry.mean, point.first_step, rule.span)
+    normal = look.normals.get(rule.metric)
     if normal is None:
         return replace(dropped(memory, point), progress=Progress(lacks="reference"))
     z = normal.z(entry.mean, entry.steps)
     if up:
-        hits = steps_above(entry, normal.value_at(rule.z)) if z > rule.z else 0
+        hits = steps_above(entry, normal.value_at(rule.z, entry.steps)) if z > rule.z else 0
     else:
         assert isinstance(rule, TooEasy)
         hits = entry.steps if z < -rule.z and normal.rise(entry.mean) < -rule.fall else 0
@@ -163,7 +164,7 @@ def slow(rule: Level, memory: Memory, look: Look) -> Memory:
     if not entries or entries[-1].last != point.last_step:
         return dropped(memory, point)
     now = level(entries)
-    normal = look.reference(rule.metric, now, entries[0].first, rule.span)
+    normal = reference(look.series[rule.metric], now, entries[0].first, rule.span)
     if normal is None:
         return replace(dropped(held(memory, point, False), point), progress=Progress(lacks="reference"))
     usual = sum(entry.steps for entry in entries) / len(entries)
@@ -204,11 +205,10 @@ def _evidence(rule: Level, look: Look, start: int, since: int) -> tuple[Evidence
 
 def grad(rule: Grad, memory: Memory, look: Look) -> Memory:
     """Remembers the steps of the newest gradient spikes in `hits`."""
-    point, series = look.point, look.series.get(rule.metric, ())
-    if not series or series[-1].last != point.last_step:
+    point, entry = look.point, look.entry(rule.metric)
+    if entry is None:
         return dropped(memory, point)
-    entry = series[-1]
-    normal = reference(series, entry.max, point.first_step, span=rule.span, least=LEAST_REFERENCE, figure="max")
+    normal = look.normals.get(rule.metric)
     if normal is None:
         return replace(dropped(memory, point), progress=Progress(lacks="reference"))
     memory = replace(memory, progress=Progress())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from instep.tuner import detectors, figures
-from instep.tuner.detectors import LEAST_REFERENCE, Look
-from instep.tuner.robust import Figure, Series, appended, before, entry_of, marked, reference, usable
+from instep.tuner.detectors import Look
+from instep.tuner.robust import Figure, Reference, Series, appended, before, entry_of, marked, reference, usable
 from instep.tuner.rules import (
     GpuLow,
     Grad,
@@ -33,10 +34,6 @@ from instep.tuner.state import (
     Memory,
     State,
 )
-
-_OUT_Z = 6.0
-"""Values further from the median than that are left out of references."""
-_SPAN = 128
 
 
 def observed(state: State, sample: Sample) -> State:
@@ -160,15 +157,16 @@ def _after_point(state: State, point: Point, sample: Sample) -> State:
         state = rewound(state, point.first_step, sample)
     reported = _united(state.reported, tuple(point.metrics))
     finite = tuple(name for name, item in point.metrics.items() if item.count > 0 and usable(item.mean) is not None)
+    series, normals = _appended(state, point)
     state = replace(
         state,
         step=point.last_step,
         ran=state.ran + point.steps,
         reported=reported,
         finite=_united(state.finite, finite),
-        series=_appended(state, point),
+        series=series,
     )
-    return replace(state, memories=_memories(state, point, sample))
+    return replace(state, memories=_memories(state, point, sample, normals))
 
 
 def _united(known: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
@@ -176,34 +174,34 @@ def _united(known: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
     return (*known, *news)[:MAX_METRICS] if news else known
 
 
-def _appended(state: State, point: Point) -> dict[str, Series]:
-    """The series with the values of a point; values that stand out are marked."""
-    series = dict(state.series)
-    wanted = {
-        rule.metric: rule for _, rule in state.rules.enabled if isinstance(rule, Spike | Level | TooEasy | Plateau)
-    }
-    largest = {rule.metric for _, rule in state.rules.enabled if isinstance(rule, Grad)}
-    for metric in dict.fromkeys((*wanted, *sorted(largest))):
+def _figures(state: State) -> dict[str, Figure]:
+    """The metrics that are kept as series, and which of their figures counts."""
+    rules = [rule for _, rule in state.rules.enabled if isinstance(rule, Spike | Level | TooEasy | Plateau | Grad)]
+    kept: dict[str, Figure] = dict.fromkeys((rule.metric for rule in rules), "mean")
+    return kept | {rule.metric: "max" for rule in rules if isinstance(rule, Grad)}
+
+
+def _appended(state: State, point: Point) -> tuple[dict[str, Series], dict[str, Reference | None]]:
+    """The series with the point's values, and what these are compared with."""
+    series, normals = dict(state.series), dict[str, Reference | None]()
+    for metric, figure in _figures(state).items():
         window = point.metrics.get(metric)
         entry = entry_of(point.first_step, point.last_step, window) if window is not None else None
-        if entry is None:
-            continue
-        past = series.get(metric, ())
-        value, steps = (entry.max, 1) if metric in largest else (entry.mean, entry.steps)
-        figure: Figure = "max" if metric in largest else "mean"
-        normal = reference(past, value, entry.first, span=_SPAN, least=LEAST_REFERENCE, figure=figure)
-        if normal is not None and abs(normal.z(value, steps)) > _OUT_Z:
-            entry = marked(entry)
-        series[metric] = appended(past, entry)
-    return series
+        if entry is not None:
+            past = series.get(metric, ())
+            value = entry.max if figure == "max" else entry.mean
+            normals[metric] = reference(past, value, entry.first, figure=figure)
+            series[metric] = appended(past, marked(entry, normals[metric], figure))
+    return series, normals
 
 
-def _memories(state: State, point: Point, sample: Sample) -> dict[str, Memory]:
+def _memories(state: State, point: Point, sample: Sample, normals: Mapping[str, Reference | None]) -> dict[str, Memory]:
     """What all rules remember after a point. Gradients come first: they corroborate others."""
     memories = dict(state.memories)
     look = Look(
         point=point,
         series=state.series,
+        normals=normals,
         finite=frozenset(state.finite),
         nan_by_design=frozenset(state.rules.nan_by_design),
         changes=state.changes,

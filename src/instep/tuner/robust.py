@@ -14,8 +14,14 @@ from typing import Final, Literal, TypeAlias
 
 from instep.tuner.sample import Window
 
+SPAN: Final = 128
+"""Steps that a point is compared with."""
+LEAST_REFERENCE: Final = 64
+"""Steps that must be known before anything is judged."""
 MAX_ENTRIES: Final = 256
 """Entries of a series at most."""
+OUT_Z: Final = 6.0
+"""Values that are further from the median stand out: they do not count as normal."""
 RELEARN_STEPS: Final = 200
 """A value that stood out counts as normal after so many steps: the run may have changed for good."""
 LEAST_SIGMA: Final = 0.005
@@ -108,9 +114,9 @@ class Reference:
         """The distance from the median, on the scale of the reference."""
         return self._scaled(value) - self.center
 
-    def value_at(self, z: float) -> float:
-        """The value of one step that has this z."""
-        scaled = self.center + z * self.sigma_of(1)
+    def value_at(self, z: float, steps: int = 1) -> float:
+        """The mean of `steps` steps that has this z."""
+        scaled = self.center + z * self.sigma_of(steps)
         return math.exp(min(scaled, 700.0)) if self.logarithmic else scaled
 
     @property
@@ -125,13 +131,11 @@ class Reference:
         return math.log(value) if self.logarithmic else value
 
 
-def reference(
-    series: Series, value: float, step: int, *, span: int, least: int, figure: Figure = "mean"
-) -> Reference | None:
+def reference(series: Series, value: float, step: int, span: int = SPAN, figure: Figure = "mean") -> Reference | None:
     """What `value`, seen at `step`, is compared with: the entries before it, without those that stood out.
 
     Takes the newest entries that cover `span` steps, but at least 32 entries if there are so many. None if they cover
-    fewer than `least` steps.
+    fewer than `LEAST_REFERENCE` steps.
     """
     taken: list[Entry] = []
     covered = 0
@@ -142,7 +146,7 @@ def reference(
             break
         taken.append(entry)
         covered += entry.steps
-    if covered < least or len(taken) < 8:
+    if covered < min(LEAST_REFERENCE, span) or len(taken) < 8:
         return None
     values = [getattr(entry, figure) for entry in taken]
     logarithmic = value > 0 and min(values) > 0
@@ -181,5 +185,9 @@ def level(entries: Sequence[Entry]) -> float:
     return median(entry.mean for entry in entries)
 
 
-def marked(entry: Entry) -> Entry:
-    return replace(entry, out=True)
+def marked(entry: Entry, normal: Reference | None, figure: Figure) -> Entry:
+    """The entry, marked if it stands out."""
+    if normal is None:
+        return entry
+    z = normal.z(entry.max) if figure == "max" else normal.z(entry.mean, entry.steps)
+    return replace(entry, out=True) if abs(z) > OUT_Z else entry

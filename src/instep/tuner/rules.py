@@ -49,7 +49,6 @@ class Spike(_Rule):
     z: Score = 6.0
     hits: Steps = 4
     of: Steps = 5
-    span: Steps = 128
 
     @model_validator(mode="after")
     def _check(self) -> Spike:
@@ -88,7 +87,6 @@ class TooEasy(_Rule):
     fall: Share = 0.4
     hits: Steps = 4
     of: Steps = 5
-    span: Steps = 128
 
 
 class Grad(_Rule):
@@ -97,7 +95,6 @@ class Grad(_Rule):
     kind: Literal["grad"] = "grad"
     metric: str = GRAD_NORM
     z: Score = 8.0
-    span: Steps = 128
 
 
 class LossScale(_Rule):
