@@ -155,7 +155,7 @@ class Simulation:
         if overtaken:
             self._journal.append(_past(action, "failed"))
             return
-        news = {name: float(new) for name, (_, new) in action.changes.items()}
+        news = {name: float(new) for name, (_, new) in action.changes.items() if isinstance(new, int | float)}
         gate = world.step
         if action.kind == "pause":
             self.paused = True

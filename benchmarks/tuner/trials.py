@@ -80,15 +80,15 @@ def _fault(fault: Case, base: Simulation, twin: float) -> FaultTrial:
     treated, untreated = base.fork(fault), base.fork(fault, acts=False)
     treated.run()
     untreated.run()
-    first, before = base.world.first, len(base.firings)
-    begins = next(index for index, record in enumerate(untreated.records) if record.step == first)
+    before = len(base.firings)
+    begins = len(base.records) + _FORK_BEFORE
     delays = {detector.name: _delay(detector, untreated.records, begins) for detector in DETECTORS}
     fired = next((firing for firing in untreated.firings[before:] if firing.rule != "grad"), None)
     delays[TUNER] = None if fired is None else fired.ran - begins - 1
     return FaultTrial(
         fault=fault.name,
         seed=base.world.seed,
-        first=first,
+        first=base.world.first,
         twin=twin,
         treated=treated.world.evaluate(),
         untreated=untreated.world.evaluate(),
