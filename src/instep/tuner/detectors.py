@@ -232,19 +232,17 @@ def grad(rule: Grad, memory: Memory, look: Look) -> Memory:
 
 def loss_scale(rule: LossScale, memory: Memory, look: Look) -> Memory:
     """Remembers the largest scale of the newest `span` steps in `best`. A run that calibrates its scale at the start is
-    left alone: the scale must have risen, or held for `span` steps, before."""
-    window = look.point.metrics.get(rule.metric)
+    left alone: nothing is judged within the first `2 * span` steps."""
+    point, window = look.point, look.point.metrics.get(rule.metric)
     now = usable(window.last if window is not None else None)
     if now is None or now <= 0:
-        return dropped(memory, look.point)
-    point, best, best_step = look.point, memory.best, memory.best_step
-    settled = memory.since is not None
-    if best is None or best_step is None or now > best or point.last_step - best_step > rule.span:
-        settled |= best is not None
+        return dropped(memory, point)
+    memory, best, best_step = held(memory, point, True), memory.best, memory.best_step
+    if best is None or best_step is None or now >= best or point.last_step - best_step > rule.span:
         best, best_step = now, point.last_step
-    memory = replace(memory, best=best, best_step=best_step, since=best_step if settled else None)
+    memory = replace(memory, best=best, best_step=best_step)
     fell = best / now
-    if not settled or (now > rule.minimum and fell < 2.0**rule.halvings) or fell <= 1:
+    if memory.held <= 2 * rule.span or fell <= 1 or (now > rule.minimum and fell < 2.0**rule.halvings):
         return dropped(memory, point)
     detection = Detection(
         metric=rule.metric,
