@@ -48,7 +48,7 @@ class Look:
 def found(memory: Memory, point: Point, detection: Detection, keep: int = KEEP_STEPS) -> Memory:
     """The memory with a detection: a new one, or the live one with its worst figures."""
     live = memory.detection
-    if live is None or point.first_step - live.last > keep:
+    if live is None or _is_over(memory, live, point.first_step, keep):
         return replace(memory, detection=detection, announced=False)
     worse = live if _excess(live) >= _excess(detection) else detection
     return replace(
@@ -67,9 +67,14 @@ def found(memory: Memory, point: Point, detection: Detection, keep: int = KEEP_S
 def dropped(memory: Memory, point: Point, keep: int = KEEP_STEPS) -> Memory:
     """The memory after a point that did not meet the condition: a detection lives on for `keep` steps."""
     live = memory.detection
-    if live is None or point.last_step - live.last <= keep:
+    if live is None or not _is_over(memory, live, point.last_step, keep):
         return memory
     return replace(memory, detection=None, announced=False)
+
+
+def _is_over(memory: Memory, live: Detection, step: int, keep: int) -> bool:
+    """Not before a verdict has shown it: with fast steps, one sample holds what begins and ends between two verdicts."""
+    return memory.announced and step - live.last > keep
 
 
 def held(memory: Memory, point: Point, is_met: bool) -> Memory:
