@@ -65,7 +65,7 @@ def test_a_single_rank_that_is_not_finite_is_found_and_named() -> None:
     found = of(tuned, "nonfinite").detection
     assert found is not None
     assert (found.suspect, found.rank) == (104, 3)
-    assert texts.detection("nonfinite", found) == "loss was not finite in step 104 on rank 3 (1 values)"
+    assert texts.detection("nonfinite", found) == "loss was not finite in step 104 on rank 3"
 
 
 def test_a_metric_that_is_nan_by_design_is_ignored_when_it_is_listed() -> None:

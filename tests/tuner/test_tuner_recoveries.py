@@ -159,6 +159,17 @@ def test_checkpoints_of_the_steps_that_were_taken_back_are_not_used() -> None:
     assert not taken & set(tuned.state.abandoned)
 
 
+def test_the_checkpoints_before_the_first_suspect_step_are_pinned_until_the_recovery_is_judged() -> None:
+    tuned = Tuned(SimulatedRun(bad_data(300, 340))).steps(304)
+    found = tuned.verdicts[-1]
+    assert found.action is not None
+    assert (found.suspect, found.pins) == (300, ("249-4", "199-3"))
+    tuned.steps(60)
+    assert (tuned.verdicts[-1].suspect, tuned.verdicts[-1].pins) == (None, ("249-4", "199-3"))
+    tuned.steps(60)
+    assert tuned.verdicts[-1].pins == ()
+
+
 def test_a_skip_that_the_schema_forbids_becomes_a_pause() -> None:
     tuned = Tuned(SimulatedRun(bad_data(300, 340), maximum={"skip": 100})).steps(350)
     assert tuned.kinds == ["pause"]

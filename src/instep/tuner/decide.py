@@ -15,6 +15,7 @@ from dataclasses import replace
 from instep.tuner.brakes import brakes_of, left
 from instep.tuner.escalation import revert_of, wanted
 from instep.tuner.observe import observed
+from instep.tuner.recovery import usable_checkpoints
 from instep.tuner.robust import level, recent
 from instep.tuner.rules import Rule, Threshold, watched
 from instep.tuner.sample import LOSS, Sample
@@ -35,12 +36,15 @@ def decide(state: State, sample: Sample) -> tuple[State, Verdict]:
     state = _announced(state, rules)
     if action is not None:
         state = _noted(state, action, rules)
+    suspect, pins = _suspect(state, sample, rules)
     verdict = Verdict(
         step=state.step,
         rules=rules,
         action=action,
         judged=judged,
         budget_left=max(0, left(state)),
+        suspect=suspect,
+        pins=pins,
         unreported=_unreported(state),
     )
     return state, verdict
@@ -126,6 +130,20 @@ def _noted(state: State, action: Action, rules: tuple[RuleVerdict, ...]) -> Stat
 
 def _is_reverted(entry: LedgerEntry, action: Action) -> bool:
     return entry.kind == "cut_lr" and action.changes == {name: (new, old) for name, (old, new) in entry.changes.items()}
+
+
+def _suspect(state: State, sample: Sample, rules: tuple[RuleVerdict, ...]) -> tuple[int | None, tuple[str, ...]]:
+    """The first suspect step, and the two newest checkpoints before it. They stay pinned until a recovery is judged."""
+    firing = [rule.wants.suspect for rule in rules if rule.wants is not None]
+    waiting = [
+        entry.suspect
+        for entry in state.ledger
+        if entry.kind == "recover" and entry.judgement is None and entry.outcome in ("open", "done")
+    ]
+    if not firing and not waiting:
+        return None, ()
+    pins = usable_checkpoints(state, sample, min([*firing, *waiting]))[:2]
+    return min(firing, default=None), tuple(item.id for item in pins)
 
 
 def _judged(state: State) -> tuple[State, tuple[Judged, ...]]:

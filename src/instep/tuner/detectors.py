@@ -73,7 +73,7 @@ def dropped(memory: Memory, point: Point, keep: int = KEEP_STEPS) -> Memory:
 
 
 def _is_over(memory: Memory, live: Detection, step: int, keep: int) -> bool:
-    """Not before a verdict has shown it: with fast steps, one sample holds what begins and ends between two verdicts."""
+    """Not before a verdict has shown it: with fast steps, a fault begins and ends between two verdicts."""
     return memory.announced and step - live.last > keep
 
 

@@ -116,18 +116,25 @@ def checkpoint_for(state: State, sample: Sample, suspect: int, related: Iterable
     After a first recovery only older ones count: what followed that checkpoint is suspect as well.
     """
     used = [entry for entry in related if entry.checkpoint is not None]
-    latest = suspect - state.rules.brakes.rewind_steps
     older_than = min((entry.checkpoint_step for entry in used if entry.checkpoint_step is not None), default=None)
-    names = {entry.checkpoint for entry in used} | set(state.abandoned)
+    names = {entry.checkpoint for entry in used}
+    usable = (
+        item
+        for item in usable_checkpoints(state, sample, suspect)
+        if item.id not in names and (older_than is None or item.step < older_than)
+    )
+    return next(usable, None)
+
+
+def usable_checkpoints(state: State, sample: Sample, suspect: int) -> list[Checkpoint]:
+    """The checkpoints that a recovery may use, the newest first."""
+    latest = suspect - state.rules.brakes.rewind_steps
     usable = [
         item
         for item in sample.checkpoints
-        if item.step <= latest
-        and item.id not in names
-        and item.finite is not False
-        and (older_than is None or item.step < older_than)
+        if item.step <= latest and item.id not in state.abandoned and item.finite is not False
     ]
-    return max(usable, key=lambda item: item.step, default=None)
+    return sorted(usable, key=lambda item: item.step, reverse=True)
 
 
 def lower_lr(state: State, sample: Sample, back: Changes) -> Changes:

@@ -9,7 +9,7 @@ from instep.scalar import Scalar, format_scalar
 from instep.tuner.verdict import Action, Brake, BrakeName, Detection, Judged, Progress, RuleVerdict, Verdict
 
 _FOUND: Mapping[str, str] = {
-    "nonfinite": "{metric} was not finite in step {suspect}{rank} ({figure} values)",
+    "nonfinite": "{metric} was not finite in step {suspect}{rank}",
     "spike": "{metric} rose from {normal} to {value} (z {figure}, limit {limit}), suspect since step {suspect}",
     "level": "the level of {metric} rose from {normal} to {value} ({figure} standard errors, limit {limit}){evidence}, "
     "suspect since step {suspect}",

@@ -146,5 +146,9 @@ class Verdict:
     """What is to be done now: at most one action. Nothing holds it back."""
     judged: tuple[Judged, ...] = ()
     budget_left: int = 0
+    suspect: int | None = None
+    """The first suspect step, while a rule that asks for an action fires. Checkpoints from there on are suspect."""
+    pins: tuple[str, ...] = ()
+    """Checkpoints that must be kept for this recovery and for the next one."""
     unreported: tuple[str, ...] = ()
     """Metrics that rules watch and nobody has reported."""
