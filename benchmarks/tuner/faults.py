@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 
 import torch
 
+from benchmarks.tuner.model import places_of
 from benchmarks.tuner.text import SYMBOLS, Batch
 from benchmarks.tuner.world import PERSON, Case, Incident, Moment, Spoil, World
 
@@ -58,11 +60,12 @@ def scaled(factor: float, count: int = 1, ranks: tuple[int, ...] = (0, 1)) -> Sp
 
 
 def flip_two_weights(world: World) -> None:
-    """Two weights grow by 2^13, as by a flipped bit of their exponents. (By a flip of the highest one they would become
-    so large that the next loss is NaN.)"""
+    """Two weights that every symbol passes grow by 2^13, as by a flipped bit of their exponents.
+
+    The highest bit would make them so large that the next loss is NaN; other places do little harm.
+    """
     state = world.model.save()
-    dice = torch.Generator().manual_seed(world.seed)
-    places = torch.randint(len(state.parameters), (2,), generator=dice)
+    places = random.Random(world.seed).sample(places_of("mix.weight", "wide.weight"), 2)
     state.parameters[places] *= 2.0**13
     world.model.load(state)
 

@@ -48,6 +48,17 @@ SHAPES: dict[str, tuple[int, ...]] = {
 SIZE = sum(math.prod(shape) for shape in SHAPES.values())
 
 
+def places_of(*ends: str) -> list[int]:
+    """Where the parameters are whose names end so, in `State.parameters`."""
+    found: list[int] = []
+    start = 0
+    for name, shape in SHAPES.items():
+        if name.endswith(ends):
+            found += range(start, start + math.prod(shape))
+        start += math.prod(shape)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """Parameters and optimizer state, as a checkpoint holds them."""
