@@ -48,7 +48,7 @@ def test_weights_that_are_not_finite_are_recovered_at_once() -> None:
 
 
 def test_a_slow_rise_after_a_change_is_taken_back_in_place() -> None:
-    run = SimulatedRun(lambda run: (0.12 if run.values["lr"] == 0.02 else 0.0) - run.damage)
+    run = SimulatedRun(lambda run: (0.07 if run.values["lr"] == 0.02 else 0.0) - run.damage)
     tuned = Tuned(run).steps(300)
     run.change(lr=0.02)
     tuned.steps(300)
@@ -56,6 +56,16 @@ def test_a_slow_rise_after_a_change_is_taken_back_in_place() -> None:
     assert (action.kind, action.rule, action.changes) == ("take_back", "level", {"lr": (0.02, 0.01)})
     assert action.checkpoint is None
     assert run.step == 599, "the run did not go back"
+
+
+def test_a_rise_that_has_damaged_the_weights_is_recovered_and_the_change_taken_back_in_one_plan() -> None:
+    run = SimulatedRun(lambda run: (0.17 if run.values["lr"] == 0.02 else 0.0) - run.damage)
+    tuned = Tuned(run).steps(300)
+    run.change(lr=0.02)
+    tuned.steps(400)
+    (action,) = tuned.actions
+    assert (action.kind, action.rule, action.changes) == ("recover", "level", {"lr": (0.02, 0.01)})
+    assert action.checkpoint is not None
 
 
 def test_a_fault_that_stays_is_met_by_older_checkpoints_a_lower_lr_and_then_a_pause() -> None:

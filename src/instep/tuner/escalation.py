@@ -45,7 +45,7 @@ class Place:
 def wanted(state: State, sample: Sample, name: str, detection: Detection) -> tuple[Action | None, tuple[Brake, ...]]:
     """The action that the rule asks for now, and what of it speaks against it; no action for an alert."""
     rule = state.rules.rules[name]
-    wish: Wish = getattr(rule, "action", "alert")
+    wish = _wish_of(rule, detection)
     if wish == "alert":
         return None, ()
     place = place_of(state, sample, rule, detection)
@@ -66,6 +66,16 @@ def wanted(state: State, sample: Sample, name: str, detection: Detection) -> tup
     if left(state) == 1 and action.kind != "pause":
         action, why = draft, Brake("budget", 1.0, "the last action of a budget is a pause")
     return replace(action, reason=texts.reason(action, rule.kind, detection, why)), ()
+
+
+def _wish_of(rule: Rule, detection: Detection) -> Wish:
+    """What the rule asks for first. A loss that rose far has damaged the weights, and no taking back repairs them."""
+    wish: Wish = getattr(rule, "action", "alert")
+    if not isinstance(rule, Level) or wish != "take_back":
+        return wish
+    value, normal = detection.value, detection.normal
+    is_damaged = value is not None and normal is not None and value - normal > rule.damage * abs(normal)
+    return "recover" if is_damaged else wish
 
 
 def place_of(state: State, sample: Sample, rule: Rule, detection: Detection) -> Place:

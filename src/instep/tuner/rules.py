@@ -70,6 +70,8 @@ class Level(_Rule):
     errors: Score = 5.0
     """Standard errors of the median."""
     rise: Share = 0.03
+    damage: Share = 0.1
+    """A rise by more than that share has damaged the weights: going back repairs them, taking a change back cannot."""
     recent: Steps = 16
     span: Steps = 128
     for_steps: Steps = Field(8, alias="for")
