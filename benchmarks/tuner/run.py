@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import random
 import secrets
 import sys
@@ -74,7 +75,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="instead of a fresh one; the seeds of all runs are drawn from it")
     parser.add_argument("--tuning", action="store_true", help="use the seeds that thresholds may be chosen with")
     parser.add_argument("--step-time", type=float, default=Pace().step_time_s, metavar="S", help="simulated")
-    parser.add_argument("--processes", type=int, default=1, help="each uses one core")
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="each uses one core")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all trials there")
     options = parser.parse_args(arguments)
     unknown = {*options.faults, *options.kinds} - set(ABOUT)
