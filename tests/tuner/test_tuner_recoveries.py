@@ -47,8 +47,12 @@ def test_weights_that_are_not_finite_are_recovered_at_once() -> None:
     assert math.isfinite(run.damage)
 
 
+def slow_rise(by: float) -> SimulatedRun:
+    return SimulatedRun(lambda run: (by if run.values["lr"] == 0.02 else 0.0) - run.damage)
+
+
 def test_a_slow_rise_after_a_change_is_taken_back_in_place() -> None:
-    run = SimulatedRun(lambda run: (0.07 if run.values["lr"] == 0.02 else 0.0) - run.damage)
+    run = slow_rise(0.07)
     tuned = Tuned(run).steps(300)
     run.change(lr=0.02)
     tuned.steps(300)
@@ -59,13 +63,14 @@ def test_a_slow_rise_after_a_change_is_taken_back_in_place() -> None:
 
 
 def test_a_rise_that_has_damaged_the_weights_is_recovered_and_the_change_taken_back_in_one_plan() -> None:
-    run = SimulatedRun(lambda run: (0.17 if run.values["lr"] == 0.02 else 0.0) - run.damage)
+    run = slow_rise(0.17)
     tuned = Tuned(run).steps(300)
     run.change(lr=0.02)
     tuned.steps(400)
     (action,) = tuned.actions
     assert (action.kind, action.rule, action.changes) == ("recover", "level", {"lr": (0.02, 0.01)})
-    assert action.checkpoint is not None
+    assert 280 <= action.suspect <= 300
+    assert action.checkpoint_step == 249
 
 
 def test_a_fault_that_stays_is_met_by_older_checkpoints_a_lower_lr_and_then_a_pause() -> None:
@@ -146,6 +151,23 @@ def test_a_run_without_checkpoints_is_paused() -> None:
     tuned = Tuned(SimulatedRun(bad_data(300, 340), every=10_000)).steps(400)
     assert tuned.kinds == ["pause"]
     assert "no usable checkpoint" in tuned.actions[0].reason
+
+
+def test_a_run_without_checkpoints_gets_a_change_taken_back_before_it_is_paused() -> None:
+    run = SimulatedRun(too_high_lr(0.05), every=10_000)
+    tuned = Tuned(run).steps(300)
+    run.change(lr=0.3)
+    tuned.steps(200)
+    assert tuned.kinds == ["take_back", "pause"]
+
+
+def test_a_gradient_spike_before_the_loss_rises_is_suspect_too() -> None:
+    def fault(run: SimulatedRun) -> float:
+        return 0.6 if run.index == 300 else 0.3 if 304 <= run.index <= 307 else 0.0
+
+    run = SimulatedRun(fault, noise=0.2)
+    tuned = Tuned(run).steps(330)
+    assert tuned.actions[0].suspect == 300
 
 
 def test_a_checkpoint_that_is_not_finite_is_not_restored() -> None:

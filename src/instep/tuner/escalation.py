@@ -21,11 +21,13 @@ from instep.tuner.recovery import (
     out_of_bounds,
     skip_of,
 )
-from instep.tuner.rules import Level, Nonfinite, Rule, Spike, TooEasy, Wish
+from instep.tuner.rules import Grad, Level, Nonfinite, Rule, Spike, TooEasy, Wish
 from instep.tuner.sample import ActionKind, Sample
 from instep.tuner.state import LedgerEntry, State
 from instep.tuner.verdict import Action, Brake, Detection
 
+GRADIENT_WITHIN: Final = 50
+"""A gradient spike so many steps before the first suspect step belongs to it."""
 RECOVERIES: Final = 2
 """Recoveries at one place; after them only a person can tell."""
 
@@ -82,11 +84,7 @@ def place_of(state: State, sample: Sample, rule: Rule, detection: Detection) -> 
     """The first suspect step over all rules that fire, the change that came just before, and the related actions."""
     suspect = detection.suspect
     if isinstance(rule, Nonfinite | Spike | Level):
-        for name, other in state.rules.enabled:
-            memory = state.memories.get(name)
-            live = memory.detection if memory is not None else None
-            if isinstance(other, Nonfinite | Spike | Level | TooEasy) and live is not None:
-                suspect = min(suspect, live.suspect if live.last >= suspect - KEEP_STEPS else suspect)
+        suspect = min(suspect, _earliest(state, suspect))
     cause = cause_of(state, sample, suspect, detection.since)
     if cause is not None:
         suspect = min(suspect, cause.step)
@@ -97,6 +95,21 @@ def place_of(state: State, sample: Sample, rule: Rule, detection: Detection) -> 
         if entry.outcome != "failed" and _begins(entry, incident) <= suspect <= entry.step + incident
     )
     return Place(suspect, cause, related)
+
+
+def _earliest(state: State, suspect: int) -> int:
+    """The first suspect step of all rules that watch the same run, gradient spikes shortly before included."""
+    found = [suspect]
+    for name, rule in state.rules.enabled:
+        memory = state.memories.get(name)
+        if memory is None:
+            continue
+        live = memory.detection
+        if isinstance(rule, Grad):
+            found += [first for first, _, _ in memory.hits if suspect - GRADIENT_WITHIN <= first < suspect]
+        elif isinstance(rule, Nonfinite | Spike | Level | TooEasy) and live is not None:
+            found += [live.suspect] if live.last >= suspect - KEEP_STEPS else []
+    return min(found)
 
 
 def _begins(entry: LedgerEntry, incident: int) -> int:
@@ -137,11 +150,13 @@ def _take_back(state: State, sample: Sample, cause: Cause, draft: Action) -> tup
 
 def _recover(
     state: State, sample: Sample, place: Place, draft: Action, *, further: bool
-) -> tuple[Action, Brake | None]:
-    """A recovery, or the pause that takes its place, with the reason."""
+) -> tuple[Action | None, Brake | None]:
+    """A recovery, or what takes its place, with the reason: without a checkpoint, a change is taken back at least."""
     brakes, cause = state.rules.brakes, place.cause
     checkpoint = checkpoint_for(state, sample, place.suspect, place.related)
     if checkpoint is None:
+        if cause is not None and not place.related:
+            return _take_back(state, sample, cause, draft)
         return draft, Brake("no checkpoint", float(len(sample.checkpoints)), f"before step {place.suspect}")
     rewind = state.step - checkpoint.step
     if rewind > brakes.max_rewind_steps:
