@@ -144,7 +144,7 @@ def test_a_rejected_proposal_is_not_made_again_for_the_same_place() -> None:
 def test_the_last_action_of_the_budget_is_a_pause() -> None:
     tuned = ill(rules=settings(budget_per_run=1)).steps(30)
     assert tuned.kinds == ["pause"]
-    assert "the budget is used" in tuned.actions[0].reason
+    assert "it is the last action of the budget" in tuned.actions[0].reason
     assert tuned.verdicts[-1].budget_left == 0
 
 
@@ -170,7 +170,7 @@ def test_a_bound_that_contradicts_the_schema_disarms_everything() -> None:
 def test_a_checkpoint_too_far_back_becomes_a_pause() -> None:
     tuned = ill(rules=settings(max_rewind_steps=30)).steps(30)
     assert tuned.kinds == ["pause"]
-    assert "none 30 steps back" in tuned.actions[0].reason
+    assert "steps back (limit 30)" in tuned.actions[0].reason
 
 
 def test_every_brake_has_a_text() -> None:

@@ -10,7 +10,7 @@ import pytest
 from simulated_run import SimulatedRun, Tuned, bad_data, past_of, settings, too_high_lr
 
 from instep.tuner.rule_file import read_rules
-from instep.tuner.sample import Event, Sample
+from instep.tuner.sample import Event, Past, Sample
 
 
 @pytest.mark.parametrize("resolution", [1, 4, 10])
@@ -256,6 +256,25 @@ def test_a_successor_restores_no_checkpoint_twice_and_has_no_new_budget() -> Non
     used = [action.checkpoint for action in (*first.actions, *second.actions) if action.checkpoint]
     assert len(used) == len(set(used))
     assert len(first.actions) + len(second.actions) == 3
+
+
+def test_a_successor_counts_actions_of_long_ago_for_the_run_only() -> None:
+    run = SimulatedRun(bad_data(2000, 2040), step=1800)
+    past = Past(id="20-1", rule="spike", kind="recover", step=20, suspect=18, outcome="done", judgement="verified")
+    run.journal = [replace(past, id=f"20-{number}") for number in range(5)]
+    tuned = Tuned(run).steps(1)
+    assert tuned.verdicts[-1].budget_left == 3
+    assert tuned.verdicts[-1].judged == ()
+    tuned.steps(300)
+    assert tuned.kinds == ["recover"]
+
+
+def test_a_recovery_that_a_person_interfered_with_is_not_judged_as_a_success() -> None:
+    run = SimulatedRun(bad_data(300, 340))
+    tuned = Tuned(run).steps(320)
+    run.change(lr=0.005)
+    tuned.steps(150)
+    assert [item.judgement for verdict in tuned.verdicts for item in verdict.judged] == ["unsure"]
 
 
 def test_a_person_who_restores_by_hand_takes_the_change_along() -> None:

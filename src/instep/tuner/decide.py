@@ -18,9 +18,9 @@ from instep.tuner.observe import observed
 from instep.tuner.recovery import usable_checkpoints
 from instep.tuner.robust import level, recent
 from instep.tuner.rules import Rule, Threshold, watched
-from instep.tuner.sample import LOSS, Sample
+from instep.tuner.sample import LOSS, Judgement, Sample
 from instep.tuner.state import MAX_LEDGER, LedgerEntry, Memory, State
-from instep.tuner.verdict import Action, Brake, Judged, Judgement, Progress, RuleVerdict, Status, Verdict
+from instep.tuner.verdict import Action, Brake, Judged, Progress, RuleVerdict, Status, Verdict
 
 _SETTLED_STEPS = 100
 """Steps after which a metric that was not reported is called unreported."""
@@ -171,8 +171,7 @@ def _judged(state: State) -> tuple[State, tuple[Judged, ...]]:
 def _judgement(state: State, entry: LedgerEntry, later: list[LedgerEntry]) -> Judgement:
     if any(item.outcome == "done" and item.kind != "revert" for item in later):
         return "not helped"
-    changed = state.hold_off_why == "a person's change" and (state.hold_off_ran or 0) > (entry.settled_ran or 0)
-    if changed:
+    if state.person_ran is not None and state.person_ran > (entry.settled_ran or 0):
         return "unsure"
     for name, rule in state.rules.enabled:
         memory = state.memories.get(name)

@@ -11,7 +11,7 @@ from typing import Final
 
 from instep.tuner.robust import Entry, Reference, Series, level, recent, reference, steps_above, usable
 from instep.tuner.rules import Grad, Level, LossScale, Nonfinite, Plateau, Rule, Spike, TooEasy
-from instep.tuner.sample import LOSS_SCALE, Point
+from instep.tuner.sample import GRAD_NORM, LOSS_SCALE, Point
 from instep.tuner.state import Change, Memory
 from instep.tuner.verdict import Detection, Evidence, Progress
 
@@ -93,7 +93,7 @@ def nonfinite(rule: Nonfinite, memory: Memory, look: Look) -> Memory:
         window = look.point.metrics.get(metric)
         if window is None or window.nonfinite <= 0 or metric in look.nan_by_design:
             continue
-        if metric != rule.metrics[0] and scaled:
+        if metric == GRAD_NORM and scaled:
             continue
         if metric not in look.finite:
             never = True

@@ -66,7 +66,7 @@ def wanted(state: State, sample: Sample, name: str, detection: Detection) -> tup
     if action is None:
         return None, () if why is None else (why,)
     if left(state) == 1 and action.kind != "pause":
-        action, why = draft, Brake("budget", 1.0, "the last action of a budget is a pause")
+        action, why = draft, Brake("last action")
     return replace(action, reason=texts.reason(action, rule.kind, detection, why)), ()
 
 
@@ -160,7 +160,7 @@ def _recover(
         return draft, Brake("no checkpoint", float(len(sample.checkpoints)), f"before step {place.suspect}")
     rewind = state.step - checkpoint.step
     if rewind > brakes.max_rewind_steps:
-        return draft, Brake("no checkpoint", float(rewind), f"{brakes.max_rewind_steps} steps back")
+        return draft, Brake("too far back", float(rewind), float(brakes.max_rewind_steps))
     skip = skip_of(state, sample, checkpoint)
     if skip is None and cause is None:
         return draft, Brake("no data offset")

@@ -41,7 +41,7 @@ def observed(state: State, sample: Sample) -> State:
     for event in sample.events:
         state = _after_event(state, event, sample)
     for past in sample.journal:
-        state = _after_journal(state, past)
+        state = _after_journal(state, past, sample)
     if state.view is not None and state.view != sample.view:
         state = held_off(state, "a view change")
     if state.paused and not sample.paused:
@@ -78,19 +78,24 @@ def rewound(state: State, step: int, sample: Sample) -> State:
     )
 
 
-def settled(state: State, past: Past) -> State:
-    """The state with the outcome of an action, or with an action that another tuner has decided."""
+def settled(state: State, past: Past, newest: int) -> State:
+    """The state with the outcome of an action, or with an action that another tuner has decided.
+
+    How many steps were run since the latter is not known: at least as many as lie between it and the newest step.
+    """
     known = next((entry for entry in state.ledger if entry.id == past.id), None)
     if known is None:
+        ran = state.ran - max(0, newest - past.step)
         entry = LedgerEntry(
             id=past.id,
             kind=past.kind,
             rule=past.rule,
             step=past.step,
             suspect=past.suspect,
-            ran=state.ran,  # not known: cool-down and budget count from here
+            ran=ran,
             outcome=past.outcome,
-            settled_ran=state.ran,
+            settled_ran=ran,
+            judgement=past.judgement,
             checkpoint=past.checkpoint,
             checkpoint_step=past.checkpoint_step,
             changes=past.changes,
@@ -106,10 +111,12 @@ def settled(state: State, past: Past) -> State:
 
 
 def _after_event(state: State, event: Event, sample: Sample) -> State:
+    if event.action is None and (event.changes or event.kind == "restored"):
+        state = replace(state, person_ran=state.ran)
     if event.action is not None:
         known = next((entry for entry in state.ledger if entry.id == event.action), None)
         if known is not None and known.outcome == "open":
-            state = settled(state, _past_of(known))
+            state = settled(state, _past_of(known), state.step)
     elif event.changes:
         change = Change(step=event.step, plan=event.plan, changes=event.changes)
         state = held_off(replace(state, changes=(*state.changes, change)[-MAX_CHANGES:]), "a person's change")
@@ -138,11 +145,11 @@ def _past_of(entry: LedgerEntry) -> Past:
     )
 
 
-def _after_journal(state: State, past: Past) -> State:
+def _after_journal(state: State, past: Past, sample: Sample) -> State:
     known = next((entry for entry in state.ledger if entry.id == past.id), None)
     if known is not None and known.outcome != "open":
         return state  # the first outcome holds
-    return settled(state, past)
+    return settled(state, past, max([state.step, *(point.last_step for point in sample.points)]))
 
 
 def _rewound_memory(memory: Memory, step: int) -> Memory:

@@ -119,6 +119,10 @@ JournalOutcome: TypeAlias = Literal["open", "done", "failed", "rejected"]
 person."""
 
 
+Judgement: TypeAlias = Literal["verified", "not helped", "unsure"]
+"""verified: no rule that asks for an action has fired since. unsure: the run was changed meanwhile."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Past:
     """An action of the journal: read when a tuner takes over, and whenever the outcome of an action is known.
@@ -134,6 +138,7 @@ class Past:
     suspect: int
     """The first suspect step."""
     outcome: JournalOutcome = "open"
+    judgement: Judgement | None = None
     checkpoint: str | None = None
     checkpoint_step: int | None = None
     changes: Mapping[str, tuple[Scalar, Scalar]] = field(default_factory=dict)

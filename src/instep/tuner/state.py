@@ -14,8 +14,8 @@ from instep.errors import SettingsError
 from instep.scalar import Scalar
 from instep.tuner.robust import Series
 from instep.tuner.rules import Rules
-from instep.tuner.sample import ActionKind, JournalOutcome
-from instep.tuner.verdict import Detection, Judgement, Progress
+from instep.tuner.sample import ActionKind, JournalOutcome, Judgement
+from instep.tuner.verdict import Detection, Progress
 
 STATE_VERSION: Final = 1
 MAX_CHANGES: Final = 50
@@ -101,6 +101,8 @@ class State:
     hold_off_ran: int | None = None
     """When the newest event happened after which nothing is done for some steps."""
     hold_off_why: HoldOff | None = None
+    person_ran: int | None = None
+    """When a person has changed the run for the last time."""
     ledger: tuple[LedgerEntry, ...] = ()
     actions: int = 0
     """How many were decided in the life of the run."""

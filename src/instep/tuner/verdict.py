@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from instep.scalar import Scalar
-from instep.tuner.sample import ActionKind
+from instep.tuner.sample import ActionKind, Judgement
 
 Evidence: TypeAlias = Literal["gradient", "change"]
 
@@ -23,7 +23,9 @@ BrakeName: TypeAlias = Literal[
     "cool-down",
     "open action",
     "budget",
+    "last action",
     "no checkpoint",
+    "too far back",
     "no data offset",
     "bounds",
     "nothing to set",
@@ -119,10 +121,6 @@ class RuleVerdict:
     wants: Action | None = None
     """None for an alert, and for what only corroborates others."""
     brakes: tuple[Brake, ...] = ()
-
-
-Judgement: TypeAlias = Literal["verified", "not helped", "unsure"]
-"""verified: no rule that asks for an action has fired since. unsure: the run was changed meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
