@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -139,6 +140,20 @@ def test_a_rejected_proposal_is_not_made_again_for_the_same_place() -> None:
     tuned.steps(120)
     assert len(tuned.actions) == 1
     assert tuned.brakes("spike") == ["waits for a person"]
+
+
+def test_a_proposal_that_nobody_answers_is_made_again_and_not_taken_further() -> None:
+    rules = read_rules("[rules.spike]\nask = true\n[brakes]\nanswer_steps = 60")
+    tuned = ill(rules=rules, armed=("spike",), obeys=False).steps(120)
+    first, second = tuned.actions
+    assert (second.kind, second.checkpoint, second.changes) == (first.kind, first.checkpoint, {})
+
+
+def test_an_open_proposal_does_not_hold_a_rule_that_may_act() -> None:
+    rules = read_rules("[rules.spike]\nask = true")
+    run = SimulatedRun(lambda run: 0.5 if run.step == 300 else math.nan if run.step == 370 else 0.0)
+    tuned = Tuned(run, rules, ("spike", "nonfinite"), obeys=False).steps(372)
+    assert [action.rule for action in tuned.actions] == ["spike", "nonfinite"]
 
 
 def test_the_last_action_of_the_budget_is_a_pause() -> None:

@@ -202,6 +202,23 @@ def test_the_checkpoints_before_the_first_suspect_step_are_pinned_until_the_reco
     assert tuned.verdicts[-1].pins == ()
 
 
+def test_a_restart_from_an_older_checkpoint_abandons_the_newer_ones() -> None:
+    run = SimulatedRun(every=20)
+    tuned = Tuned(run).steps(110)
+    run.step, run.damage = 59, 0.0
+    run.events.append(Event(kind="view", step=60))
+    tuned.steps(1)
+    assert tuned.state.abandoned == ("79-3", "99-4")
+
+
+def test_points_that_are_seen_twice_abandon_no_checkpoint() -> None:
+    run = SimulatedRun(every=20)
+    tuned = Tuned(run).steps(110)
+    run.step = 95
+    tuned.steps(10)
+    assert tuned.state.abandoned == ()
+
+
 def test_a_skip_that_the_schema_forbids_becomes_a_pause() -> None:
     tuned = Tuned(SimulatedRun(bad_data(300, 340), maximum={"skip": 100})).steps(350)
     assert tuned.kinds == ["pause"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from instep.tuner.rule_file import contradictions
 from instep.tuner.sample import Sample
-from instep.tuner.state import State
+from instep.tuner.state import LedgerEntry, State
 from instep.tuner.verdict import Brake
 
 
@@ -25,6 +25,16 @@ def left(state: State) -> int:
     """How many actions the budgets still allow."""
     brakes = state.rules.brakes
     return min(brakes.budget_per_run - state.actions, brakes.budget_per_1000_steps - _within_1000(state))
+
+
+def is_open(state: State, entry: LedgerEntry) -> bool:
+    """Whether the outcome of an action is still waited for."""
+    return entry.outcome == "open" and state.ran - entry.ran < state.rules.brakes.answer_steps
+
+
+def counts(state: State, entry: LedgerEntry) -> bool:
+    """Whether an action was carried out or may yet be; a proposal that nobody has answered was not."""
+    return entry.outcome in ("done", "rejected") or is_open(state, entry)
 
 
 def _within_1000(state: State) -> int:
@@ -62,11 +72,7 @@ def _time_brakes(state: State, *, asks: bool) -> list[Brake]:
     last = max((entry.ran for entry in state.ledger if entry.outcome in ("open", "done")), default=None)
     if last is not None and state.ran - last < brakes.cool_down_steps:
         found.append(Brake("cool-down", float(state.ran - last), f"{brakes.cool_down_steps} steps after an action"))
-    waiting = [
-        entry
-        for entry in state.ledger
-        if entry.outcome == "open" and state.ran - entry.ran < brakes.answer_steps and (asks or not entry.ask)
-    ]
+    waiting = [entry for entry in state.ledger if is_open(state, entry) and (asks or not entry.ask)]
     if waiting:
         found.append(Brake("open action", waiting[-1].id))
     return found

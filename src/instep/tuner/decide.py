@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from instep.tuner.brakes import brakes_of, left
+from instep.tuner.brakes import brakes_of, counts, left
 from instep.tuner.escalation import revert_of, wanted
 from instep.tuner.observe import observed
 from instep.tuner.recovery import usable_checkpoints
@@ -138,7 +138,7 @@ def _suspect(state: State, sample: Sample, rules: tuple[RuleVerdict, ...]) -> tu
     waiting = [
         entry.suspect
         for entry in state.ledger
-        if entry.kind == "recover" and entry.judgement is None and entry.outcome in ("open", "done")
+        if entry.kind == "recover" and entry.judgement is None and entry.outcome != "rejected" and counts(state, entry)
     ]
     if not firing and not waiting:
         return None, ()

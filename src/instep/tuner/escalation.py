@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from instep.tuner import texts
-from instep.tuner.brakes import left
+from instep.tuner.brakes import counts, left
 from instep.tuner.detectors import KEEP_STEPS
 from instep.tuner.recovery import (
     Cause,
@@ -92,7 +92,7 @@ def place_of(state: State, sample: Sample, rule: Rule, detection: Detection) -> 
     related = tuple(
         entry
         for entry in state.ledger
-        if entry.outcome != "failed" and _begins(entry, incident) <= suspect <= entry.step + incident
+        if counts(state, entry) and _begins(entry, incident) <= suspect <= entry.step + incident
     )
     return Place(suspect, cause, related)
 

@@ -61,21 +61,25 @@ def held_off(state: State, why: HoldOff) -> State:
     return replace(state, hold_off_ran=state.ran, hold_off_why=why)
 
 
-def rewound(state: State, step: int, sample: Sample) -> State:
+def rewound(state: State, step: int) -> State:
     """The state after the run went back to `step`, which runs next: what was seen of later steps is dropped.
 
     A change made after that step holds all the same, so it counts as one made at `step`.
     """
     memories = {name: _rewound_memory(memory, step) for name, memory in state.memories.items()}
-    abandoned = [item.id for item in sample.checkpoints if item.step >= step and item.id not in state.abandoned]
     return replace(
         state,
         step=step - 1,
         series={metric: before(series, step) for metric, series in state.series.items()},
         memories=memories,
         changes=tuple(replace(change, step=min(change.step, step)) for change in state.changes),
-        abandoned=(*state.abandoned, *abandoned)[-MAX_ABANDONED:],
     )
+
+
+def _without(state: State, step: int, sample: Sample) -> State:
+    """The state without the checkpoints from `step` on: those steps were taken back."""
+    abandoned = [item.id for item in sample.checkpoints if item.step >= step and item.id not in state.abandoned]
+    return replace(state, abandoned=(*state.abandoned, *abandoned)[-MAX_ABANDONED:])
 
 
 def settled(state: State, past: Past, newest: int) -> State:
@@ -120,11 +124,12 @@ def _after_event(state: State, event: Event, sample: Sample) -> State:
     elif event.changes:
         change = Change(step=event.step, plan=event.plan, changes=event.changes)
         state = held_off(replace(state, changes=(*state.changes, change)[-MAX_CHANGES:]), "a person's change")
-    if event.kind == "restored":
-        state = held_off(rewound(state, max(event.step, 0), sample), "a restore")
-    elif event.kind == "view":
-        state = held_off(state, "a view change")
-    return state
+    step = max(event.step, 0)
+    if event.kind == "restored" or (event.kind == "view" and step <= state.step):
+        state = _without(rewound(state, step), step, sample)
+    return (
+        state if event.kind == "plan" else held_off(state, "a restore" if event.kind == "restored" else "a view change")
+    )
 
 
 def _peak(state: State, entry: LedgerEntry) -> float | None:
@@ -161,7 +166,7 @@ def _rewound_memory(memory: Memory, step: int) -> Memory:
 
 def _after_point(state: State, point: Point, sample: Sample) -> State:
     if point.first_step <= state.step:
-        state = rewound(state, point.first_step, sample)
+        state = rewound(state, point.first_step)
     reported = _united(state.reported, tuple(point.metrics))
     finite = tuple(name for name, item in point.metrics.items() if item.count > 0 and usable(item.mean) is not None)
     series, normals = _appended(state, point)
