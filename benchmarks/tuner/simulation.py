@@ -228,6 +228,7 @@ def _window(values: Sequence[tuple[int, int, float]]) -> Window:
         nonfinite=len(bad),
         first_bad=bad[0][0] if bad else None,
         worst_rank=bad[0][1] if bad else largest[1],
+        steps=len({item[0] for item in values}),
     )
 
 

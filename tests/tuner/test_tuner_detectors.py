@@ -117,6 +117,19 @@ def test_outliers_within_one_point_of_many_steps_do_not_fire(outliers: int) -> N
     assert fired(tuned, "spike") == []
 
 
+def test_a_point_of_many_steps_with_one_loss_counts_as_one_step() -> None:
+    """The script reports its loss every 10 steps, on 8 ranks."""
+    usual = noisy(2.5)
+
+    def sparse(at: int, factor: float) -> Point:
+        return Point(at, at + 9, {"loss": replace(window(*(usual(at) * factor for _ in range(8))), steps=1)})
+
+    tuned = seen([sparse(at, 1.0) for at in range(0, 1000, 10)] + [sparse(at, 3.0) for at in range(1000, 1030, 10)])
+    assert fired(tuned, "spike") == []
+    tuned.see(Sample(points=(sparse(1030, 3.0),)))
+    assert fired(tuned, "spike") == [1039]
+
+
 def test_a_spike_within_one_point_of_many_steps_fires_at_once() -> None:
     usual = noisy(2.5)
     items = [Point(at, at + 9, {"loss": window(*(usual(at) for _ in range(10)))}) for at in range(0, 300, 10)]

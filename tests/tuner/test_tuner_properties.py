@@ -38,6 +38,7 @@ any_window = st.builds(
     nonfinite=st.sampled_from([0, 0, 0, 1, 7]),
     first_bad=st.one_of(st.none(), STEPS),
     worst_rank=st.one_of(st.none(), st.integers(0, 9)),
+    steps=st.one_of(st.none(), st.integers(-3, 20)),
 )
 any_point = st.builds(
     lambda first, more, metrics: Point(first, first + more, metrics),

@@ -25,6 +25,8 @@ from instep.tuner.verdict import Action, Brake, Judged, Progress, RuleVerdict, S
 _SETTLED_STEPS = 100
 """Steps after which a metric that was not reported is called unreported."""
 _RECENT = 16
+_ABOUT_WEIGHTS = ("nonfinite", "spike", "level", "loss_scale")
+"""Kinds of rules that doubt the weights, and with them the checkpoints."""
 
 
 def decide(state: State, sample: Sample) -> tuple[State, Verdict]:
@@ -134,7 +136,7 @@ def _is_reverted(entry: LedgerEntry, action: Action) -> bool:
 
 def _suspect(state: State, sample: Sample, rules: tuple[RuleVerdict, ...]) -> tuple[int | None, tuple[str, ...]]:
     """The first suspect step, and the two newest checkpoints before it. They stay pinned until a recovery is judged."""
-    firing = [rule.wants.suspect for rule in rules if rule.wants is not None]
+    firing = [rule.wants.suspect for rule in rules if rule.wants is not None and rule.kind in _ABOUT_WEIGHTS]
     waiting = [
         entry.suspect
         for entry in state.ledger

@@ -77,12 +77,12 @@ def _is_over(memory: Memory, live: Detection, step: int, keep: int) -> bool:
     return memory.announced and step - live.last > keep
 
 
-def held(memory: Memory, point: Point, is_met: bool) -> Memory:
-    """Counts for how many steps the condition has been met without a break."""
+def held(memory: Memory, point: Point, steps: int, is_met: bool) -> Memory:
+    """Counts for how many steps the condition has been met without a break; `steps` of the point have a value."""
     if not is_met:
         return replace(memory, since=None, held=0)
     since = point.first_step if memory.since is None else memory.since
-    return replace(memory, since=since, held=memory.held + point.steps)
+    return replace(memory, since=since, held=memory.held + steps)
 
 
 def nonfinite(rule: Nonfinite, memory: Memory, look: Look) -> Memory:
@@ -171,12 +171,12 @@ def slow(rule: Level, memory: Memory, look: Look) -> Memory:
     now = level(entries)
     normal = reference(look.series[rule.metric], now, entries[0].first, rule.span)
     if normal is None:
-        return replace(dropped(held(memory, point, False), point), progress=Progress(lacks="reference"))
+        return replace(dropped(held(memory, point, 0, False), point), progress=Progress(lacks="reference"))
     usual = sum(entry.steps for entry in entries) / len(entries)
     errors = normal.difference(now) / normal.error_of_median(len(entries), usual)
     is_met = errors > rule.errors and normal.rise(now) > rule.rise
     start = memory.best_step if memory.since is not None and memory.best_step is not None else entries[0].first
-    memory = replace(held(memory, point, is_met), best_step=start)
+    memory = replace(held(memory, point, entries[-1].steps, is_met), best_step=start)
     if not is_met or memory.since is None:
         return replace(dropped(memory, point), progress=Progress())
     evidence = _evidence(rule, look, start, memory.since)
@@ -242,7 +242,7 @@ def loss_scale(rule: LossScale, memory: Memory, look: Look) -> Memory:
     now = usable(window.last if window is not None else None)
     if now is None or now <= 0:
         return dropped(memory, point)
-    memory, best, best_step = held(memory, point, True), memory.best, memory.best_step
+    memory, best, best_step = held(memory, point, point.steps, True), memory.best, memory.best_step
     if best is None or best_step is None or now >= best or point.last_step - best_step > rule.span:
         best, best_step = now, point.last_step
     memory = replace(memory, best=best, best_step=best_step)

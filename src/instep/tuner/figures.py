@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from instep.tuner.detectors import KEEP_STEPS, Look, dropped, found, held
-from instep.tuner.robust import usable
+from instep.tuner.robust import steps_of, usable
 from instep.tuner.rules import GpuLow, InputBound, Stalled, Threshold
 from instep.tuner.sample import COMPUTE, Sample
 from instep.tuner.state import Memory
@@ -66,14 +66,14 @@ def _lasting(
     for_steps: int,
     keep: int = KEEP_STEPS,
 ) -> Memory:
-    memory = held(memory, look.point, is_met)
+    point, window = look.point, look.point.metrics[metric]
+    memory = held(memory, point, steps_of(point.first_step, point.last_step, window), is_met)
     if memory.since is None:
         return replace(dropped(memory, look.point, keep), progress=Progress())
     progress = Progress(have=memory.held, need=for_steps, lacks="steps" if memory.held < for_steps else None)
     since, memory = memory.since, replace(memory, progress=progress)
     if memory.held < for_steps:
         return dropped(memory, look.point, keep)
-    window = look.point.metrics.get(metric)
     detection = Detection(
         metric=metric,
         suspect=since,
@@ -82,6 +82,6 @@ def _lasting(
         figure=value,
         limit=limit,
         value=value,
-        rank=window.worst_rank if window is not None else None,
+        rank=window.worst_rank,
     )
     return found(memory, look.point, detection, keep)

@@ -76,8 +76,8 @@ def rewound(state: State, step: int) -> State:
     )
 
 
-def _without(state: State, step: int, sample: Sample) -> State:
-    """The state without the checkpoints from `step` on: those steps were taken back."""
+def _with_abandoned(state: State, step: int, sample: Sample) -> State:
+    """The state in which no checkpoint from `step` on is used any more: those steps were taken back."""
     abandoned = [item.id for item in sample.checkpoints if item.step >= step and item.id not in state.abandoned]
     return replace(state, abandoned=(*state.abandoned, *abandoned)[-MAX_ABANDONED:])
 
@@ -126,10 +126,10 @@ def _after_event(state: State, event: Event, sample: Sample) -> State:
         state = held_off(replace(state, changes=(*state.changes, change)[-MAX_CHANGES:]), "a person's change")
     step = max(event.step, 0)
     if event.kind == "restored" or (event.kind == "view" and step <= state.step):
-        state = _without(rewound(state, step), step, sample)
-    return (
-        state if event.kind == "plan" else held_off(state, "a restore" if event.kind == "restored" else "a view change")
-    )
+        state = _with_abandoned(rewound(state, step), step, sample)
+    if event.kind == "plan":
+        return state
+    return held_off(state, "a restore" if event.kind == "restored" else "a view change")
 
 
 def _peak(state: State, entry: LedgerEntry) -> float | None:

@@ -6,19 +6,19 @@ only rises. Suppose that steps `a` to `b` are suspect and ran at offset `k`: the
 plan sets the offset and the checkpoint at one gate, so the first index that any rank reads afterwards is
 `c + 1 + k'`. The recovery chooses
 
-    k' = k + (b - c) + margin,      so that      c + 1 + k' = (b + k) + 1 + margin:
+    k' = k + (b - c) + margin,      which gives      c + 1 + k' = (b + k) + 1 + margin:
 
-the run continues behind the newest suspect batch and `margin` more. What this costs and what it gives:
+the run continues behind the newest suspect batch and `margin` more. The costs, and the reasons:
 
 - The block that is passed over begins at index `c + 1 + k`. It contains `a - c - 1` batches that were read before the
-  suspect ones and that nothing speaks against. At most one checkpoint interval and 20 batches are lost that way. To
-  read them once more and to skip only `[a + k, b + k + margin]`, a second plan would have to raise the offset at the
-  exact step `a`. If that plan comes late, the suspect data is read. One scalar in one plan cannot come late. Going
-  back at least 20 steps and passing over 100 batches in this way ended within 0.025 of the twin in 40 of 40 runs.
+  suspect ones and that are probably good. At most one checkpoint interval and 20 batches are lost that way. To read
+  them again and to skip only `[a + k, b + k + margin]`, a second plan would have to raise the offset at the exact step
+  `a`. If that plan came late, the ranks would read the suspect data. One scalar in one plan cannot come late. In 40 of
+  40 measured runs, going back at least 20 steps and passing over 100 batches ended within 0.025 nats of the twin.
 - Between the decision in step `b` and the gate, the ill run reads more data. The margin has to cover it, and the rest
   of a bad shard: its default is 100 batches.
 - Every rank reads `run.config` after the same boundary, so all ranks pass over the same batches. A loader that has
-  fetched ahead must be positioned anew after the restore, at `step + offset`.
+  fetched ahead must restart at `step + offset` after the restore.
 - A second recovery raises the offset again. If it goes back to an older checkpoint than the first one, the position
   `c + 1 + k'` could lie before data that was skipped then. `State.skipped_to` remembers the end of all skipped data,
   and no recovery continues before it.
@@ -26,9 +26,9 @@ the run continues behind the newest suspect batch and `margin` more. What this c
   pointer was moved to `c` by the same plan. Each later checkpoint records the agreed values, the offset included. A
   restart takes the larger one of the recorded offset and the agreed one. The journal records `skipped_to`, so a
   successor of the tuner knows it too.
-- Limit: a person who restarts from a checkpoint older than `c` moves the position back by the difference. `instep
-  recover` therefore computes its default skip with the same function (`skip_to`).
-- Limit: a data set that ends has `k'` batches fewer. The script decides what follows the last index.
+- Limit: a restart from a checkpoint older than `c` moves the position back by the difference. `instep recover`
+  therefore computes its default skip with the same function (`skip_to`).
+- Limit: a finite data set loses `k'` batches at its end. The script decides what follows the last index.
 """
 
 from __future__ import annotations

@@ -45,18 +45,15 @@ def usable(value: float | None) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """The values of one metric in steps `first` to `last`."""
+    """The values of one metric in steps `first` to `last`; `steps` of them have a value."""
 
     first: int
     last: int
+    steps: int
     mean: float
     max: float
     out: bool = False
     """Whether it stood out: it is left out of references for `RELEARN_STEPS`."""
-
-    @property
-    def steps(self) -> int:
-        return self.last - self.first + 1
 
 
 Series: TypeAlias = tuple[Entry, ...]
@@ -69,7 +66,13 @@ def entry_of(first: int, last: int, window: Window) -> Entry | None:
     if mean is None:
         return None
     largest = usable(window.max)
-    return Entry(first, last, mean, mean if largest is None else max(mean, largest))
+    return Entry(first, last, steps_of(first, last, window), mean, mean if largest is None else max(mean, largest))
+
+
+def steps_of(first: int, last: int, window: Window) -> int:
+    """How many steps of a point have a value of this metric."""
+    steps = last - first + 1
+    return max(1, min(steps, window.count, steps if window.steps is None else window.steps))
 
 
 def appended(series: Series, entry: Entry) -> Series:

@@ -45,6 +45,9 @@ class Window:
     """The first step with a value that is not finite."""
     worst_rank: int | None = None
     """The rank of the first value that is not finite; else the rank of `max`."""
+    steps: int | None = None
+    """How many steps have a value, on the rank with the most; None: all steps of the point. A script that reports its
+    loss every 10 steps has fewer values than steps."""
 
 
 @dataclass(frozen=True, slots=True)

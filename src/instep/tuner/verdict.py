@@ -145,7 +145,7 @@ class Verdict:
     judged: tuple[Judged, ...] = ()
     budget_left: int = 0
     suspect: int | None = None
-    """The first suspect step, while a rule that asks for an action fires. Checkpoints from there on are suspect."""
+    """The first suspect step, while a rule that doubts the weights asks for an action; later checkpoints are too."""
     pins: tuple[str, ...] = ()
     """Checkpoints that must be kept for this recovery and for the next one."""
     unreported: tuple[str, ...] = ()
