@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from instep.tuner.rule_file import contradictions
 from instep.tuner.sample import Sample
 from instep.tuner.state import LedgerEntry, State
 from instep.tuner.verdict import Brake
+
+_MOST_RANKS: Final = 10**9
 
 
 def brakes_of(state: State, sample: Sample, *, asks: bool) -> tuple[Brake, ...]:
@@ -14,10 +18,10 @@ def brakes_of(state: State, sample: Sample, *, asks: bool) -> tuple[Brake, ...]:
     if left(state) <= 0:
         brakes = state.rules.brakes
         if state.actions >= brakes.budget_per_run:
-            found.append(Brake("budget", float(state.actions), f"{brakes.budget_per_run} a run"))
+            found.append(Brake("budget", state.actions, f"{brakes.budget_per_run} actions per run"))
         else:
-            figure = float(_within_1000(state))
-            found.append(Brake("budget", figure, f"{brakes.budget_per_1000_steps} in 1000 steps"))
+            limit = f"{brakes.budget_per_1000_steps} actions in 1000 steps"
+            found.append(Brake("budget", _within_1000(state), limit))
     return tuple(found)
 
 
@@ -54,11 +58,12 @@ def _input_brakes(state: State, sample: Sample) -> list[Brake]:
         found.append(Brake("paused"))
     if not sample.age_s <= brakes.max_age_s:
         found.append(Brake("stale", sample.age_s, brakes.max_age_s))
-    share = sample.reporting / sample.world_size if sample.world_size > 0 else 0.0
+    reporting, ranks = min(sample.reporting, _MOST_RANKS), min(sample.world_size, _MOST_RANKS)
+    share = reporting / ranks if ranks > 0 else 0.0
     if not share >= brakes.min_reporting:
         found.append(Brake("partial", share, brakes.min_reporting))
     if sample.others_ill > 0:
-        found.append(Brake("others ill", float(sample.others_ill), 0.0))
+        found.append(Brake("others ill", sample.others_ill, 0))
     return found
 
 
@@ -68,10 +73,10 @@ def _time_brakes(state: State, *, asks: bool) -> list[Brake]:
     if state.hold_off_ran is not None:
         since = state.ran - state.hold_off_ran
         if since < brakes.hold_off_steps:
-            found.append(Brake("hold-off", float(since), f"{brakes.hold_off_steps} steps after {state.hold_off_why}"))
+            found.append(Brake("hold-off", since, f"{brakes.hold_off_steps} steps after {state.hold_off_why}"))
     last = max((entry.ran for entry in state.ledger if entry.outcome in ("open", "done")), default=None)
     if last is not None and state.ran - last < brakes.cool_down_steps:
-        found.append(Brake("cool-down", float(state.ran - last), f"{brakes.cool_down_steps} steps after an action"))
+        found.append(Brake("cool-down", state.ran - last, f"{brakes.cool_down_steps} steps after an action"))
     waiting = [entry for entry in state.ledger if is_open(state, entry) and (asks or not entry.ask)]
     if waiting:
         found.append(Brake("open action", waiting[-1].id))

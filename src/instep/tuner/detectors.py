@@ -105,7 +105,7 @@ def nonfinite(rule: Nonfinite, memory: Memory, look: Look) -> Memory:
             suspect=suspect,
             since=suspect,
             last=look.point.last_step,
-            figure=float(window.nonfinite),
+            figure=usable(window.nonfinite),
             limit=0.0,
             rank=window.worst_rank,
         )

@@ -157,10 +157,10 @@ def _recover(
     if checkpoint is None:
         if cause is not None and not place.related:
             return _take_back(state, sample, cause, draft)
-        return draft, Brake("no checkpoint", float(len(sample.checkpoints)), f"before step {place.suspect}")
+        return draft, Brake("no checkpoint", len(sample.checkpoints), f"before step {place.suspect}")
     rewind = state.step - checkpoint.step
     if rewind > brakes.max_rewind_steps:
-        return draft, Brake("too far back", float(rewind), float(brakes.max_rewind_steps))
+        return draft, Brake("too far back", rewind, brakes.max_rewind_steps)
     skip = skip_of(state, sample, checkpoint)
     if skip is None and cause is None:
         return draft, Brake("no data offset")
@@ -173,9 +173,9 @@ def _recover(
     if skip is not None:
         most = sample.parameters[skip.offset].maximum
         if skip.by > brakes.max_skip:
-            return draft, Brake("bounds", float(skip.by), f"{brakes.max_skip} batches")
+            return draft, Brake("bounds", skip.by, f"{brakes.max_skip} batches")
         if most is not None and skip.to - checkpoint.step - 1 > most:
-            return draft, Brake("bounds", float(skip.to - checkpoint.step - 1), f"{most:g} for {skip.offset}")
+            return draft, Brake("bounds", skip.to - checkpoint.step - 1, f"{most:g} for {skip.offset}")
     action = replace(
         draft,
         kind="recover",

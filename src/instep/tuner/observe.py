@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Final
 
 from instep.tuner import detectors, figures
 from instep.tuner.detectors import Look
@@ -35,6 +36,9 @@ from instep.tuner.state import (
     State,
 )
 
+LAST_STEP: Final = 10**15
+"""A point of later steps is not a point."""
+
 
 def observed(state: State, sample: Sample) -> State:
     """The state after everything that the sample reports."""
@@ -48,7 +52,7 @@ def observed(state: State, sample: Sample) -> State:
         state = held_off(state, "a resume")
     state = replace(state, view=sample.view, paused=sample.paused)
     for point in sample.points:
-        if 0 <= point.first_step <= point.last_step:
+        if 0 <= point.first_step <= point.last_step <= LAST_STEP:
             state = _after_point(state, point, sample)
     memories = dict(state.memories)
     for name, rule in state.rules.enabled:

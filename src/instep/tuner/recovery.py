@@ -37,6 +37,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from instep.scalar import Scalar, same
+from instep.tuner.robust import usable
 from instep.tuner.sample import Checkpoint, Parameter, Sample
 from instep.tuner.state import Change, LedgerEntry, State
 
@@ -174,7 +175,7 @@ def positive(value: Scalar) -> float | None:
     """The value as a number above zero; None if it is not one."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         return None
-    return float(value)
+    return usable(value)
 
 
 def is_lower(value: Scalar, than: Scalar) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
-from instep.scalar import Scalar, format_scalar
+from instep.scalar import Scalar, format_scalar, shortened
 from instep.tuner.verdict import Action, Brake, BrakeName, Detection, Judged, Progress, RuleVerdict, Verdict
 
 _FOUND: Mapping[str, str] = {
@@ -61,8 +60,10 @@ def number(value: float | str | None) -> str:
         return "a value that is not finite"
     if isinstance(value, str):
         return value
-    if not math.isfinite(value):
-        return str(value)
+    if value > 1e15 or value < -1e15:
+        return "a huge number"
+    if value != value:
+        return "nan"
     if 1000 <= abs(value) < 1e9:
         return f"{value:.0f}"
     return f"{value:.4g}"
@@ -98,7 +99,10 @@ def progress(item: Progress) -> str:
 
 def changes(values: Mapping[str, tuple[Scalar, Scalar]]) -> str:
     """`lr 0.03 → 0.0003, clip 2 → 1`."""
-    return ", ".join(f"{name} {format_scalar(old)} → {format_scalar(new)}" for name, (old, new) in values.items())
+    return ", ".join(
+        f"{name} {shortened(format_scalar(old))} → {shortened(format_scalar(new))}"
+        for name, (old, new) in values.items()
+    )
 
 
 def action(item: Action) -> str:
