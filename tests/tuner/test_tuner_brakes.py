@@ -186,11 +186,3 @@ def test_a_checkpoint_too_far_back_becomes_a_pause() -> None:
     tuned = ill(rules=settings(max_rewind_steps=30)).steps(30)
     assert tuned.kinds == ["pause"]
     assert "steps back (limit 30)" in tuned.actions[0].reason
-
-
-def test_every_brake_has_a_text() -> None:
-    from typing import get_args
-
-    from instep.tuner.texts import _HELD
-
-    assert set(get_args(BrakeName)) == set(_HELD)
