@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from instep.errors import SettingsError
 from instep.tuner.rule_file import read_rules
@@ -10,6 +14,21 @@ from instep.tuner.rules import RULE_KINDS, Rules, Spike, Threshold
 from instep.tuner.sample import Parameter
 from instep.tuner.state import decode_state, encode_state, initial
 
+NAMES = (
+    "version",
+    "rules",
+    "brakes",
+    "bounds",
+    "kind",
+    "z",
+    "min",
+    "metric",
+    "action",
+    "for",
+    "lr",
+    "above",
+    "brakes.lr",
+)
 PARAMETERS = {"lr": Parameter(0.01, 0.0, 1.0), "clip": Parameter(1.0, 0.1)}
 
 
@@ -63,6 +82,13 @@ def test_a_rule_may_be_switched_off() -> None:
         ("[bounds.lr]\nmin = 2.0", "line 2: min 2 is above 1, the most that the schema allows for lr: lower it"),
         ("[bounds.clip]\nmax = 0.01", "line 2: max 0.01 is below 0.1, the least that the schema allows for clip"),
         ("[bounds.foo]\nmin = 1.0", "line 1: the run has no hyperparameter 'foo'; it has lr, clip"),
+        (
+            '[rules.x]\nkind = ["spike"]',
+            "line 2: there is no kind of rule ['spike'] (did you mean 'spike'?)",
+        ),
+        ("bounds = 3", "line 1: bounds = 3: it must be"),
+        ("[rules.spike]\nz = {a = 1}", "line 2: rules.spike.z: it must be a valid number"),
+        ("[rules]\nspike = {z = -1}", "line 2: rules.spike.z = -1: it must be greater than 0"),
         ("[rules.spike]\nz = 2020-01-01", "line 2: rules.spike.z = 2020-01-01: it must be a valid number"),
     ],
 )
@@ -73,7 +99,7 @@ def test_a_bad_file_gives_one_sentence_with_the_line_and_the_fix(text: str, sent
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["z = ", "[rules", "a = 1\na = 2", "x = " + "[" * 5000])
+@pytest.mark.parametrize("text", ["z = ", "[rules", "a = 1\na = 2", "x = " + "[" * 5000, "x = " + "1" * 5000])
 def test_a_file_that_is_not_toml_says_so(text: str) -> None:
     with pytest.raises(SettingsError, match="the rule file is not TOML: "):
         read_rules(text)
@@ -108,3 +134,22 @@ def test_a_state_of_another_version_is_refused() -> None:
 def test_a_text_that_is_not_a_state_is_refused(text: str) -> None:
     with pytest.raises(SettingsError):
         decode_state(text)
+
+
+TABLES = ("rules", "brakes", "bounds", "bounds.lr", "rules.spike", "rules.x", "x.y", "rules.x.z")
+VALUES = ("1", "-1.5", "nan", '"alert"', "[1]", "{a = 1}", "true")
+LINES = st.sampled_from(
+    [
+        *(f"[{table}]" for table in TABLES),
+        *(f"{name} = {value}" for name in NAMES for value in VALUES),
+        "[[rules]]",
+        'kind = "threshold"',
+        'metric = "loss"',
+    ]
+)
+
+
+@given(st.lists(LINES, max_size=6))
+def test_no_file_raises_anything_but_a_sentence(lines: list[str]) -> None:
+    with suppress(SettingsError):
+        read_rules("\n".join(lines), PARAMETERS)

@@ -41,6 +41,11 @@ def counts(state: State, entry: LedgerEntry) -> bool:
     return entry.outcome in ("done", "rejected") or is_open(state, entry)
 
 
+def _may_act(entry: LedgerEntry) -> bool:
+    """Whether an action was carried out, or may be at any moment; a proposal waits for a person."""
+    return entry.outcome == "done" or (entry.outcome == "open" and not entry.ask)
+
+
 def _within_1000(state: State) -> int:
     return sum(state.ran - entry.ran < 1000 for entry in state.ledger)
 
@@ -74,7 +79,7 @@ def _time_brakes(state: State, *, asks: bool) -> list[Brake]:
         since = state.ran - state.hold_off_ran
         if since < brakes.hold_off_steps:
             found.append(Brake("hold-off", since, f"{brakes.hold_off_steps} steps after {state.hold_off_why}"))
-    last = max((entry.ran for entry in state.ledger if entry.outcome in ("open", "done")), default=None)
+    last = max((entry.ran for entry in state.ledger if _may_act(entry)), default=None)
     if last is not None and state.ran - last < brakes.cool_down_steps:
         found.append(Brake("cool-down", state.ran - last, f"{brakes.cool_down_steps} steps after an action"))
     waiting = [entry for entry in state.ledger if is_open(state, entry) and (asks or not entry.ask)]

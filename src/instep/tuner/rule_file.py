@@ -33,7 +33,7 @@ def read_rules(text: str, parameters: Mapping[str, Parameter] | None = None) -> 
     """
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # a TOMLDecodeError, or a number of too many digits
         reason = str(error)[:1].lower() + str(error)[1:]
         raise SettingsError(f"the rule file is not TOML: {one_line(reason)}") from None
     except RecursionError:
@@ -78,7 +78,7 @@ def _completed(document: dict[str, Any], lines: _Lines) -> dict[str, Any]:
         if not isinstance(table, dict):
             raise _at(lines, ("rules", name), f"a rule is a table: write [rules.{name}] and its settings below")
         kind = table.get("kind", name)
-        if kind not in RULE_KINDS:
+        if not isinstance(kind, str) or kind not in RULE_KINDS:
             hint = _KIND if "kind" not in table else f"one of {', '.join(RULE_KINDS)}"
             where = ("rules", name, "kind") if "kind" in table else ("rules", name)
             raise _at(lines, where, f"there is no kind of rule {kind!r}{_meant(str(kind), RULE_KINDS)}: write {hint}")
