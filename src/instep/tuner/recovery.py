@@ -11,12 +11,15 @@ plan sets the offset and the checkpoint at one gate, so the first index that any
 the run continues behind the newest suspect batch and `margin` more. The costs, and the reasons:
 
 - The block that is passed over begins at index `c + 1 + k`. It contains `a - c - 1` batches that were read before the
-  suspect ones and that are probably good. At most one checkpoint interval and 20 batches are lost that way. To read
+  suspect ones and that are probably good: in a first recovery at most one checkpoint interval and 20 batches. To read
   them again and to skip only `[a + k, b + k + margin]`, a second plan would have to raise the offset at the exact step
   `a`. If that plan came late, the ranks would read the suspect data. One scalar in one plan cannot come late. In 40 of
   40 measured runs, going back at least 20 steps and passing over 100 batches ended within 0.025 nats of the twin.
-- Between the decision in step `b` and the gate, the ill run reads more data. The margin has to cover it, and the rest
-  of a bad shard: its default is 100 batches.
+- Nobody knows where a bad shard ends. The margin has to cover the rest of it: its default is 100 batches. Between the
+  decision in step `b` and the gate, the ill run reads more data. What of it lies behind the margin is read again, from
+  healthy weights.
+- The new values hold from step `c + 1` on. The gate is a later step, so the agreed record must not give a rank that
+  joins between the two the values of before the gate.
 - Every rank reads `run.config` after the same boundary, so all ranks pass over the same batches. A loader that has
   fetched ahead must restart at `step + offset` after the restore.
 - A second recovery raises the offset again. If it goes back to an older checkpoint than the first one, the position
