@@ -25,6 +25,16 @@ def changed(moment: Moment, dice: torch.Generator) -> Batch:
     return draw("prose" if moment.index < moment.first else "code", moment.size, dice)
 
 
+def jumped(moment: Moment, dice: torch.Generator) -> Batch:
+    """A very different text from one step on: the loss nearly doubles, and then falls."""
+    return draw("prose" if moment.index < moment.first else "tables", moment.size, dice)
+
+
+def in_order(moment: Moment, dice: torch.Generator) -> Batch:
+    """The data is not shuffled: every 75 batches, 12 in a row come from a harder text."""
+    return draw("code" if moment.index % 75 >= 63 else "prose", moment.size, dice)
+
+
 def with_outliers(moment: Moment, dice: torch.Generator) -> Batch:
     """One batch of 40 is noise."""
     batch = draw("prose", moment.size, dice)
@@ -63,6 +73,8 @@ HEALTHY: tuple[Case, ...] = (
     replace(STANDARD, name="high_lr", about="lr x4", lr=1.2e-2),
     replace(STANDARD, name="mixed_data", about="each batch from one of three texts", draw=mixed),
     replace(STANDARD, name="data_change", about="another text from one step on, unannounced", draw=changed),
+    replace(STANDARD, name="data_jump", about="a very different text from one step on, unannounced", draw=jumped),
+    replace(STANDARD, name="in_order", about="12 batches in a row from a harder text, every 75", draw=in_order),
     replace(STANDARD, name="warm_restarts", about="a cosine that restarts every 150 steps", lr=6e-3, schedule=cosine),
     replace(STANDARD, name="outliers", about="one batch of 40 is noise", draw=with_outliers),
     replace(STANDARD, name="outliers_n", about="the same, no clipping", clip=NO_CLIPPING, draw=with_outliers),

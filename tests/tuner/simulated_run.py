@@ -67,12 +67,12 @@ class SimulatedRun:
         return self.step + (skip if isinstance(skip, int) else 0)
 
     def train(self) -> tuple[float, float]:
-        """Runs one step; returns loss and gradient norm."""
+        """Runs one step; returns loss and gradient norm. The loss is that of the weights before the step's update."""
         self.step += 1
         self.read.append(self.index)
         more = self.fault(self)
-        self.damage = min(self.damage + more, 3.0) if math.isfinite(more) else math.nan
         loss = 2.5 * math.exp(self.damage + self.random.gauss(0, self.noise))
+        self.damage = min(self.damage + more, 3.0) if math.isfinite(more) else math.nan
         if self.step % self.every == self.every - 1:
             self.checkpoints[f"{self.step}-{len(self.checkpoints)}"] = (self.step, self.damage)
         return loss, math.exp((20 * more if math.isfinite(more) else math.nan) + self.random.gauss(0, 0.2))

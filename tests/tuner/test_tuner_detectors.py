@@ -93,13 +93,46 @@ def test_gradients_that_are_not_finite_are_normal_with_a_loss_scale() -> None:
 # -- spike ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_spike_fires_with_the_fourth_step_that_stands_out() -> None:
-    tuned = seen(points(range(220), loss=stepwise(2.5, 5.0, 200, 210)))
+def gradients(spike_at: int) -> Series:
+    usual = noisy(1.0, 0.2)
+    return lambda step: 5000.0 if step == spike_at else usual(step)
+
+
+def test_a_spike_after_a_gradient_spike_fires_with_the_fourth_step_that_stands_out() -> None:
+    tuned = seen(points(range(220), loss=stepwise(2.5, 5.0, 200, 210), grad_norm=gradients(199)))
     assert fired(tuned, "spike") == [203]
     found = next(item.detection for item in tuned.verdicts[203].rules if item.rule == "spike")
     assert found is not None
     assert found.suspect == 200
     assert found.normal == pytest.approx(2.5, rel=0.05)
+    assert found.evidence == ("gradient",)
+
+
+def test_a_spike_after_a_change_or_a_restore_fires_with_the_fourth_step_that_stands_out() -> None:
+    for event in (raised_lr(195), Event(kind="restored", step=196, plan=7), Event(kind="view", step=196)):
+        tuned = seen(points(range(220), loss=stepwise(2.5, 5.0, 200, 210)), events=(event,))
+        assert fired(tuned, "spike") == [203]
+
+
+@pytest.mark.parametrize("norms", [None, gradients(200)])
+def test_a_spike_that_nothing_explains_must_last(norms: Series | None) -> None:
+    """A gradient spike in the step in which the loss rises explains nothing: new data does both."""
+    more = {} if norms is None else {"grad_norm": norms}
+    assert fired(seen(points(range(220), loss=stepwise(2.5, 5.0, 200), **more)), "spike") == [211]
+    tuned = seen(points(range(211), loss=stepwise(2.5, 5.0, 200, 211), **more))
+    assert fired(tuned, "spike") == []
+    assert "without a gradient spike or a change that explains it" in texts.rule(of(tuned, "spike"))
+
+
+def test_new_data_that_is_learned_soon_is_no_spike() -> None:
+    usual = noisy(2.5)
+    loss: Series = lambda step: usual(step) * (1 + 2.0 * 0.8 ** (step - 200) if step >= 200 else 1)  # noqa: E731 - one line
+    assert fired(seen(points(range(300), loss=loss, grad_norm=gradients(200))), "spike") == []
+
+
+def test_a_small_rise_is_no_spike_however_quiet_the_run() -> None:
+    tuned = seen(points(range(220), loss=lambda step: 2.6 if step >= 200 else 2.5), events=(raised_lr(195),))
+    assert fired(tuned, "spike") == []
 
 
 def test_three_outliers_are_watched_and_do_not_fire() -> None:
@@ -124,7 +157,8 @@ def test_a_point_of_many_steps_with_one_loss_counts_as_one_step() -> None:
     def sparse(at: int, factor: float) -> Point:
         return Point(at, at + 9, {"loss": replace(window(*(usual(at) * factor for _ in range(8))), steps=1)})
 
-    tuned = seen([sparse(at, 1.0) for at in range(0, 1000, 10)] + [sparse(at, 3.0) for at in range(1000, 1030, 10)])
+    items = [sparse(at, 1.0) for at in range(0, 1000, 10)] + [sparse(at, 3.0) for at in range(1000, 1030, 10)]
+    tuned = seen(items, events=(raised_lr(1000),))
     assert fired(tuned, "spike") == []
     tuned.see(Sample(points=(sparse(1030, 3.0),)))
     assert fired(tuned, "spike") == [1039]
@@ -133,8 +167,9 @@ def test_a_point_of_many_steps_with_one_loss_counts_as_one_step() -> None:
 def test_a_spike_within_one_point_of_many_steps_fires_at_once() -> None:
     usual = noisy(2.5)
     items = [Point(at, at + 9, {"loss": window(*(usual(at) for _ in range(10)))}) for at in range(0, 300, 10)]
-    tuned = seen([*items, Point(300, 309, {"loss": window(*(usual(0) * 2 for _ in range(10)))})])
-    assert fired(tuned, "spike") == [309]
+    bad = [Point(at, at + 9, {"loss": window(*(usual(0) * 2 for _ in range(10)))}) for at in (300, 310, 320)]
+    assert fired(seen([*items, *bad], events=(replace(raised_lr(0), step=300),)), "spike") == [309]
+    assert fired(seen([*items, *bad]), "spike") == [329], "without a change it must last"
 
 
 def test_a_spike_is_not_judged_before_enough_steps_are_known() -> None:
@@ -146,7 +181,7 @@ def test_a_spike_is_not_judged_before_enough_steps_are_known() -> None:
 def test_a_spike_that_lasts_does_not_become_normal_at_once_and_does_so_in_the_end() -> None:
     tuned = seen(points(range(900), loss=stepwise(2.5, 5.0, 200)))
     live = [v.step for v in tuned.verdicts for r in v.rules if r.rule == "spike" and r.status == "fired"]
-    assert live[0] == 203
+    assert live[0] == 211
     assert 380 < live[-1] < 600
 
 
@@ -154,7 +189,7 @@ def test_a_spike_that_lasts_does_not_become_normal_at_once_and_does_so_in_the_en
 def test_losses_that_are_zero_or_negative_are_compared_linearly(value: float) -> None:
     source = random.Random(0)
     usual: Series = lambda step: value + source.gauss(0, 0.1) + (5.0 if step >= 200 else 0.0)  # noqa: E731 - one line
-    assert fired(seen(points(range(210), loss=usual)), "spike") == [203]
+    assert fired(seen(points(range(220), loss=usual)), "spike") == [211]
 
 
 def test_a_loss_without_any_noise_does_not_fire_on_rounding() -> None:
@@ -192,14 +227,18 @@ def test_a_slow_rise_long_after_a_change_does_not_fire() -> None:
 
 
 def test_a_gradient_spike_corroborates_and_halves_the_time() -> None:
-    usual = noisy(1.0, 0.2)
-    norm: Series = lambda step: 5000.0 if step == 200 else usual(step)  # noqa: E731 - one line
-    loss = points(range(230), loss=stepwise(2.5, 2.8, 200), grad_norm=norm)
+    loss = points(range(230), loss=stepwise(2.5, 2.8, 200), grad_norm=gradients(199))
     tuned = seen(loss)
     (step,) = fired(tuned, "level")
     (late,) = fired(seen(loss, read_rules("[rules.level]\nfor = 16")), "level")
-    assert fired(tuned, "grad") == [200]
+    assert fired(tuned, "grad") == [199]
     assert step + 4 == late
+
+
+def test_gradients_that_have_become_noisier_explain_nothing() -> None:
+    usual = noisy(1.0, 0.2)
+    norm: Series = lambda step: usual(step) * (9.0 if step >= 190 else 1.0)  # noqa: E731 - one line
+    assert fired(seen(points(range(230), loss=stepwise(2.5, 2.8, 200), grad_norm=norm)), "level") == []
 
 
 # -- the others ----------------------------------------------------------------------------------------------------

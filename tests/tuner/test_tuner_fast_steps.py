@@ -8,7 +8,7 @@ from instep.tuner.decide import decide
 from instep.tuner.sample import LOSS, Point, Sample, Window
 from instep.tuner.state import initial
 
-BAD = range(210, 218)
+BAD = range(210, 226)
 
 
 def point(step: int) -> Point:

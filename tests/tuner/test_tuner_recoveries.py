@@ -192,7 +192,7 @@ def test_checkpoints_of_the_steps_that_were_taken_back_are_not_used() -> None:
 
 
 def test_the_checkpoints_before_the_first_suspect_step_are_pinned_until_the_recovery_is_judged() -> None:
-    tuned = Tuned(SimulatedRun(bad_data(300, 340))).steps(304)
+    tuned = Tuned(SimulatedRun(bad_data(300, 340))).steps(305)
     found = tuned.verdicts[-1]
     assert found.action is not None
     assert (found.suspect, found.pins) == (300, ("249-4", "199-3"))

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeAlias
 
 from instep.tuner.robust import Entry, Reference, Series, level, recent, reference, steps_above, usable
 from instep.tuner.rules import Grad, Level, LossScale, Nonfinite, Plateau, Rule, Spike, TooEasy
-from instep.tuner.sample import GRAD_NORM, LOSS_SCALE, Point
+from instep.tuner.sample import GRAD_NORM, LOSS, LOSS_SCALE, Point
 from instep.tuner.state import Change, Memory
 from instep.tuner.verdict import Detection, Evidence, Progress
 
@@ -20,6 +20,15 @@ KEEP_STEPS: Final = 20
 _LEAST_RECENT: Final = 3
 """Points that a level is made from at the least: the median of three ignores one outlier."""
 _HITS_KEPT: Final = 8
+_FEW: Final = 4
+_FEW_WITHIN: Final = 50
+"""More gradient spikes than `_FEW` in so many steps are no event: gradients have become noisier, as with a smaller
+batch."""
+_CALM_Z: Final = 3.0
+"""A loss up to this z is normal."""
+
+Hits: TypeAlias = tuple[tuple[int, int, int, int], ...]
+"""See `Memory.hits`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +44,10 @@ class Look:
     """Metrics that were finite at least once."""
     nan_by_design: frozenset[str]
     gradients: tuple[int, ...] = ()
-    """Steps of the newest gradient spikes."""
+    """Steps of the newest gradient spikes, as far as they are rare and the loss was still normal. The loss of a step is
+    computed before its update: where both rise in one step, the data did it, not the update."""
+    is_too_easy: bool = False
+    """Whether a rule has just found that the data was too easy."""
     changes: tuple[Change, ...] = ()
     change_within_steps: int = 100
 
@@ -114,15 +126,44 @@ def nonfinite(rule: Nonfinite, memory: Memory, look: Look) -> Memory:
 
 
 def spike(rule: Spike, memory: Memory, look: Look) -> Memory:
-    return _counted(rule, memory, look, up=True)
+    point, entry = look.point, look.entry(rule.metric)
+    if entry is None:
+        return dropped(memory, point)
+    normal = look.normals.get(rule.metric)
+    if normal is None:
+        return replace(dropped(memory, point), progress=Progress(lacks="reference"))
+    limit = normal.value_at(rule.z, entry.steps)
+    high = steps_above(entry, max(limit, normal.raised(rule.rise)))
+    far = entry.steps if entry.mean > max(limit, normal.raised(rule.alone_rise)) else 0
+    memory = replace(memory, hits=(*memory.hits, (entry.first, entry.steps, high, far))[-rule.alone_of :])
+    near, wide = _newest(memory.hits, rule.of), _newest(memory.hits, rule.alone_of, _LEAST_RECENT)
+    count = sum(item[2] for item in near)
+    first = min((item[0] for item in near if item[2]), default=point.first_step)
+    evidence = _evidence(look, first, point.last_step, rule.gradient_within)
+    is_alone = _lasts(wide, rule.alone_hits, rule.alone_of)
+    if is_alone:
+        first = min(item[0] for item in wide if item[3])
+    progress = Progress(have=count, need=rule.hits, lacks="hits" if 0 < count < rule.hits else None)
+    if not is_alone and (count < rule.hits or not evidence):
+        if count >= rule.hits:
+            progress = replace(progress, lacks="evidence")
+        return replace(dropped(memory, point), progress=progress)
+    detection = Detection(
+        metric=rule.metric,
+        suspect=first,
+        since=point.first_step,
+        last=point.last_step,
+        figure=normal.z(entry.mean, entry.steps),
+        limit=rule.z,
+        value=entry.mean,
+        normal=normal.median,
+        rank=_rank(point, rule.metric),
+        evidence=evidence,
+    )
+    return found(replace(memory, progress=progress), point, detection)
 
 
 def too_easy(rule: TooEasy, memory: Memory, look: Look) -> Memory:
-    return _counted(rule, memory, look, up=False)
-
-
-def _counted(rule: Spike | TooEasy, memory: Memory, look: Look, *, up: bool) -> Memory:
-    """Counts steps that stand out, in the newest points that cover `of` steps."""
     point, entry = look.point, look.entry(rule.metric)
     if entry is None:
         return dropped(memory, point)
@@ -130,27 +171,17 @@ def _counted(rule: Spike | TooEasy, memory: Memory, look: Look, *, up: bool) -> 
     if normal is None:
         return replace(dropped(memory, point), progress=Progress(lacks="reference"))
     z = normal.z(entry.mean, entry.steps)
-    if up:
-        hits = steps_above(entry, normal.value_at(rule.z, entry.steps)) if z > rule.z else 0
-    else:
-        assert isinstance(rule, TooEasy)
-        hits = entry.steps if z < -rule.z and normal.rise(entry.mean) < -rule.fall else 0
-    memory = replace(memory, hits=(*memory.hits, (entry.first, entry.steps, hits))[-rule.of :])
-    window, steps = [], 0
-    for item in reversed(memory.hits):
-        window.append(item)
-        steps += item[1]
-        if steps >= rule.of:
-            break
+    low = entry.steps if z < -rule.z and normal.rise(entry.mean) < -rule.fall else 0
+    memory = replace(memory, hits=(*memory.hits, (entry.first, entry.steps, low, low))[-rule.of :])
+    window = _newest(memory.hits, rule.of)
     count = sum(item[2] for item in window)
     progress = Progress(have=count, need=rule.hits, lacks="hits" if 0 < count < rule.hits else None)
     memory = replace(memory, progress=progress)
     if count < rule.hits:
         return dropped(memory, point)
-    suspect = min(item[0] for item in window if item[2])
     detection = Detection(
         metric=rule.metric,
-        suspect=suspect,
+        suspect=min(item[0] for item in window if item[2]),
         since=point.first_step,
         last=point.last_step,
         figure=abs(z),
@@ -160,6 +191,22 @@ def _counted(rule: Spike | TooEasy, memory: Memory, look: Look, *, up: bool) -> 
         rank=_rank(point, rule.metric),
     )
     return found(memory, point, detection)
+
+
+def _newest(hits: Hits, of: int, least: int = 1) -> Hits:
+    """The newest points that cover `of` steps, and `least` of them; all if there are not so many."""
+    steps = 0
+    for number, item in enumerate(reversed(hits), start=1):
+        steps += item[1]
+        if steps >= of and number >= least:
+            return hits[-number:]
+    return hits
+
+
+def _lasts(hits: Hits, need: int, of: int) -> bool:
+    """Whether `need` of `of` steps met the stricter condition, over several points: one tells nothing of what lasts."""
+    steps = sum(item[1] for item in hits)
+    return steps >= of and len(hits) >= _LEAST_RECENT and sum(item[3] for item in hits) * of >= need * steps
 
 
 def slow(rule: Level, memory: Memory, look: Look) -> Memory:
@@ -179,7 +226,7 @@ def slow(rule: Level, memory: Memory, look: Look) -> Memory:
     memory = replace(held(memory, point, entries[-1].steps, is_met), best_step=start)
     if not is_met or memory.since is None:
         return replace(dropped(memory, point), progress=Progress())
-    evidence = _evidence(rule, look, start, memory.since)
+    evidence = _evidence(look, start, memory.since, rule.gradient_within)
     need = (rule.for_steps + 1) // 2 if "gradient" in evidence else rule.for_steps
     if memory.held < need or not evidence:
         progress = Progress(have=memory.held, need=need, lacks="steps" if memory.held < need else "evidence")
@@ -199,17 +246,20 @@ def slow(rule: Level, memory: Memory, look: Look) -> Memory:
     return replace(found(memory, point, detection), progress=Progress(have=memory.held, need=need))
 
 
-def _evidence(rule: Level, look: Look, start: int, since: int) -> tuple[Evidence, ...]:
+def _evidence(look: Look, start: int, since: int, gradient_within: int) -> tuple[Evidence, ...]:
+    """What corroborates a rise that began at `start` and was seen at `since`."""
     evidence: list[Evidence] = []
-    if any(abs(step - since) <= rule.gradient_within for step in look.gradients):
+    if any(start - gradient_within <= step <= since for step in look.gradients):
         evidence.append("gradient")
     if any(start - look.change_within_steps <= change.step <= since for change in look.changes):
         evidence.append("change")
+    if look.is_too_easy:
+        evidence.append("too easy")
     return tuple(evidence)
 
 
 def grad(rule: Grad, memory: Memory, look: Look) -> Memory:
-    """Remembers the steps of the newest gradient spikes in `hits`."""
+    """Remembers the steps of the newest gradient spikes in `hits`, and whether they may explain a rise."""
     point, entry = look.point, look.entry(rule.metric)
     if entry is None:
         return dropped(memory, point)
@@ -231,7 +281,10 @@ def grad(rule: Grad, memory: Memory, look: Look) -> Memory:
         normal=normal.median,
         rank=_rank(point, rule.metric),
     )
-    hits = (*memory.hits, (entry.first, entry.steps, 1))[-_HITS_KEPT:]
+    loss, usual = look.entry(LOSS), look.normals.get(LOSS)
+    is_calm = loss is None or usual is None or usual.z(loss.mean, loss.steps) <= _CALM_Z
+    is_rare = sum(item[0] >= entry.first - _FEW_WITHIN for item in memory.hits) < _FEW
+    hits = (*memory.hits, (entry.first, entry.steps, 1, int(is_calm and is_rare)))[-_HITS_KEPT:]
     return found(replace(memory, hits=hits), point, detection)
 
 

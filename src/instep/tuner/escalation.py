@@ -106,7 +106,7 @@ def _earliest(state: State, suspect: int) -> int:
             continue
         live = memory.detection
         if isinstance(rule, Grad):
-            found += [first for first, _, _ in memory.hits if suspect - GRADIENT_WITHIN <= first < suspect]
+            found += [item[0] for item in memory.hits if item[3] and suspect - GRADIENT_WITHIN <= item[0] < suspect]
         elif isinstance(rule, Nonfinite | Spike | Level | TooEasy) and live is not None:
             found += [live.suspect] if live.last >= suspect - KEEP_STEPS else []
     return min(found)

@@ -125,7 +125,7 @@ def _after_event(state: State, event: Event, sample: Sample) -> State:
         known = next((entry for entry in state.ledger if entry.id == event.action), None)
         if known is not None and known.outcome == "open":
             state = settled(state, _past_of(known), state.step)
-    elif event.changes:
+    elif event.changes or event.kind != "plan":
         change = Change(step=event.step, plan=event.plan, changes=event.changes)
         state = held_off(replace(state, changes=(*state.changes, change)[-MAX_CHANGES:]), "a person's change")
     step = max(event.step, 0)
@@ -212,7 +212,7 @@ def _appended(state: State, point: Point) -> tuple[dict[str, Series], dict[str, 
 
 
 def _memories(state: State, point: Point, sample: Sample, normals: Mapping[str, Reference | None]) -> dict[str, Memory]:
-    """What all rules remember after a point. Gradients come first: they corroborate others."""
+    """What all rules remember after a point. Those that corroborate others come first."""
     memories = dict(state.memories)
     look = Look(
         point=point,
@@ -223,12 +223,14 @@ def _memories(state: State, point: Point, sample: Sample, normals: Mapping[str, 
         changes=state.changes,
         change_within_steps=state.rules.brakes.change_within_steps,
     )
-    rules = sorted(state.rules.enabled, key=lambda item: not isinstance(item[1], Grad))
+    rules = sorted(state.rules.enabled, key=lambda item: not isinstance(item[1], Grad | TooEasy))
     for name, rule in rules:
         memories[name] = memory = _seen(rule, memories.get(name, Memory()), look, sample)
         if isinstance(rule, Grad):
-            steps = tuple(first for first, _, _ in memory.hits)
+            steps = tuple(first for first, _, _, calm in memory.hits if calm)
             look = replace(look, gradients=(*look.gradients, *steps))
+        elif isinstance(rule, TooEasy):
+            look = replace(look, is_too_easy=look.is_too_easy or memory.detection is not None)
     return memories
 
 

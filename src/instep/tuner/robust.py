@@ -122,6 +122,10 @@ class Reference:
         scaled = self.center + z * self.sigma_of(steps)
         return math.exp(min(scaled, 700.0)) if self.logarithmic else scaled
 
+    def raised(self, share: float) -> float:
+        """The value that is above the median by that share of it."""
+        return self.median + share * abs(self.median)
+
     @property
     def median(self) -> float:
         return math.exp(self.center) if self.logarithmic else self.center

@@ -41,19 +41,34 @@ class Nonfinite(_Rule):
 
 
 class Spike(_Rule):
-    """Fast: the robust z of the log loss is above `z` in `hits` of the last `of` steps."""
+    """Fast: in `hits` of the last `of` steps, the robust z of the log loss is above `z` and the loss is `rise` higher.
+
+    It needs corroboration: a gradient spike within `gradient_within` steps and before the loss rose; a change, a
+    restore or a new view within `brakes.change_within_steps`; or data that was too easy. New data has none of them, and
+    is learned soon: a rise that nothing corroborates must reach `alone_rise` in `alone_hits` of the last `alone_of`
+    steps.
+    """
 
     kind: Literal["spike"] = "spike"
     action: Wish = "recover"
     metric: str = LOSS
     z: Score = 6.0
+    rise: Share = 0.1
     hits: Steps = 4
     of: Steps = 5
+    gradient_within: Steps = 50
+    alone_rise: Annotated[float, Field(gt=0, le=100)] = 0.3
+    alone_hits: Steps = 12
+    alone_of: Steps = 16
+    span: Steps = 128
 
     @model_validator(mode="after")
     def _check(self) -> Spike:
-        if self.hits > self.of:
-            raise ValueError(f"hits of {self.hits} are more than the {self.of} steps they are counted in")
+        for hits, of in ((self.hits, self.of), (self.alone_hits, self.alone_of)):
+            if hits > of:
+                raise ValueError(f"hits of {hits} are more than the {of} steps they are counted in")
+        if self.alone_of < self.of:
+            raise ValueError(f"alone_of of {self.alone_of} steps is below of, which is {self.of}")
         return self
 
 

@@ -29,8 +29,8 @@ HoldOff: TypeAlias = Literal["a view change", "a restore", "a resume", "a person
 class Memory:
     """What one rule remembers. Which fields it uses depends on its kind."""
 
-    hits: tuple[tuple[int, int, int], ...] = ()
-    """The newest points: first step, steps, and how many of them met the condition."""
+    hits: tuple[tuple[int, int, int, int], ...] = ()
+    """The newest points: first step, steps, how many of them met the condition, and how many a stricter one."""
     since: int | None = None
     """First step of the condition that holds now."""
     held: int = 0
@@ -45,7 +45,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A committed change of values that was not the tuner's."""
+    """A change of values, a restore or a new view that was not the tuner's."""
 
     step: int
     plan: int | None

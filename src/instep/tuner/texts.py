@@ -9,7 +9,8 @@ from instep.tuner.verdict import Action, Brake, BrakeName, Detection, Judged, Pr
 
 _FOUND: Mapping[str, str] = {
     "nonfinite": "{metric} was not finite in step {suspect}{rank}",
-    "spike": "{metric} rose from {normal} to {value} (z {figure}, limit {limit}), suspect since step {suspect}",
+    "spike": "{metric} rose from {normal} to {value} (z {figure}, limit {limit}){evidence}, "
+    "suspect since step {suspect}",
     "level": "the level of {metric} rose from {normal} to {value} ({figure} standard errors, limit {limit}){evidence}, "
     "suspect since step {suspect}",
     "too_easy": "{metric} fell at once from {normal} to {value} (z {figure}, limit {limit}) in step {suspect}: "
@@ -47,7 +48,7 @@ _HELD: Mapping[BrakeName, str] = {
 _LACKS: Mapping[str, str] = {
     "steps": "for {have} of {need} steps",
     "hits": "{have} of {need} steps stand out",
-    "evidence": "the level has risen, without a gradient spike or a change that explains it",
+    "evidence": "it has risen, without a gradient spike or a change that explains it",
     "reference": "too few steps to compare with yet",
     "reports": "nobody reports its metric",
     "never finite": "a metric was never finite: list it under nan_by_design if that is meant",
@@ -71,7 +72,7 @@ def number(value: float | str | None) -> str:
 
 def detection(kind: str, found: Detection) -> str:
     """What a rule has found."""
-    because = {"gradient": "a gradient spike", "change": "a recent change"}
+    because = {"gradient": "a gradient spike", "change": "a recent change", "too easy": "data that was too easy"}
     evidence = " and ".join(because[item] for item in found.evidence)
     return _FOUND[kind].format(
         metric=found.metric,

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from instep.scalar import Scalar
 from instep.tuner.sample import ActionKind, Judgement
 
-Evidence: TypeAlias = Literal["gradient", "change"]
+Evidence: TypeAlias = Literal["gradient", "change", "too easy"]
 
 BrakeName: TypeAlias = Literal[
     "shadow",
