@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.tuner.detectors import DETECTORS, Detector
 from benchmarks.tuner.simulation import Done, Firing, Pace, Simulation
-from benchmarks.tuner.world import STEPS, Case, Record
+from benchmarks.tuner.world import STEPS, Case, Record, World
 
 TUNER = "tuner"
 NEAR = 0.05
@@ -61,13 +61,18 @@ def fault_trials(seed: int, faults: Sequence[Case], pace: Pace) -> Iterator[Faul
         kind = fault.twin
         if kind not in twins:
             base = Simulation.of(kind, seed, pace=pace)
-            base.run(base.world.first - _FORK_BEFORE)
+            base.run(fork_point(base.world))
             whole = base.fork(kind)
             whole.run()
             twins[kind] = base, whole.world.evaluate()
             yield _healthy(kind, whole)
         base, loss = twins[kind]
         yield _fault(fault, base, loss)
+
+
+def fork_point(world: World) -> int:
+    """The step before which a fault goes its own way."""
+    return world.first - _FORK_BEFORE
 
 
 def healthy_trial(seed: int, kind: Case, pace: Pace) -> HealthyTrial:
