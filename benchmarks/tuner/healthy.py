@@ -102,6 +102,12 @@ HEALTHY: tuple[Case, ...] = (
     ),
     replace(
         STANDARD,
+        name="person_raises",
+        about="a person sets lr x3, which this run bears",
+        incidents=(plan(0, lr=3.0),),
+    ),
+    replace(
+        STANDARD,
         name="rank_replaced",
         about="a rank is restarted: a new view goes on from the newest checkpoint",
         incidents=(Incident(0, World.replace_rank), Incident(100, World.replace_rank)),
