@@ -16,6 +16,8 @@ Wish: TypeAlias = Literal["alert", "take_back", "recover", "cut_lr", "pause"]
 """What a rule may ask for. The steps after it are the same for all rules: see `escalation.py`."""
 
 Steps: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000)]
+Few: TypeAlias = Annotated[int, Field(ge=1, le=256)]
+"""Steps that are remembered one by one."""
 Score: TypeAlias = Annotated[float, Field(gt=0, le=1000)]
 Share: TypeAlias = Annotated[float, Field(gt=0, le=1)]
 
@@ -55,12 +57,11 @@ class Spike(_Rule):
     z: Score = 6.0
     rise: Share = 0.1
     hits: Steps = 4
-    of: Steps = 5
+    of: Few = 5
     gradient_within: Steps = 50
     alone_rise: Annotated[float, Field(gt=0, le=100)] = 0.3
     alone_hits: Steps = 12
-    alone_of: Steps = 16
-    span: Steps = 128
+    alone_of: Few = 16
 
     @model_validator(mode="after")
     def _check(self) -> Spike:
@@ -87,8 +88,8 @@ class Level(_Rule):
     rise: Share = 0.03
     damage: Share = 0.1
     """A rise by more than that share has damaged the weights: going back repairs them, taking a change back cannot."""
-    recent: Steps = 16
-    span: Steps = 128
+    recent: Few = 16
+    span: Few = 128
     for_steps: Steps = Field(8, alias="for")
     """Half as many after a gradient spike."""
     gradient_within: Steps = 50
@@ -103,7 +104,7 @@ class TooEasy(_Rule):
     z: Score = 6.0
     fall: Share = 0.4
     hits: Steps = 4
-    of: Steps = 5
+    of: Few = 5
 
 
 class Grad(_Rule):
@@ -132,7 +133,7 @@ class Plateau(_Rule):
     action: Wish = "alert"
     metric: str = LOSS
     fall: Share = 0.002
-    recent: Steps = 64
+    recent: Few = 64
     for_steps: Steps = Field(5000, alias="for")
 
 
