@@ -72,13 +72,12 @@ def flip_two_weights(world: World) -> None:
 
 def lose_second_moments(world: World) -> None:
     """The newest checkpoint was written without the optimizer's second moments: updates after it are far too large."""
-    newest = max(world.saved)
-    state = world.saved[newest]
-    world.saved[newest] = replace(state, second=torch.zeros_like(state.second))
+    state = world.checkpoints.newest.state
+    world.checkpoints.damage_newest(replace(state, second=torch.zeros_like(state.second)))
 
 
 def go_back(world: World) -> None:
-    world.restore(max(world.saved), author=PERSON)
+    world.restore(world.checkpoints.newest.id, author=PERSON)
 
 
 STANDARD = Case(name="standard", about="")

@@ -141,6 +141,7 @@ class Simulation:
             self._journal.clear()
         self.world.evaluating = False
         self.state, self.verdict = decide(self.state, sample)
+        self.world.pinned = frozenset(self.verdict.pins)
         for rule in self.verdict.rules:
             if rule.began and rule.detection is not None:
                 step = sample.points[-1].last_step
@@ -163,7 +164,7 @@ class Simulation:
             assert action.checkpoint is not None
             if action.offset is not None:
                 news[action.offset] = world.values[action.offset] + action.raise_offset
-            world.restore(int(action.checkpoint), news, author=TUNER, action=action.id)
+            world.restore(action.checkpoint, news, author=TUNER, action=action.id)
         else:
             world.set(news, author=TUNER, action=action.id)
         self._journal.append(_past(action, "done"))
@@ -187,7 +188,7 @@ class Simulation:
                 "weight_decay": Parameter(world.values["weight_decay"], minimum=0.0),
                 "skip": Parameter(int(world.values["skip"]), minimum=0, data_offset=True),
             },
-            checkpoints=tuple(Checkpoint(str(step), step) for step in sorted(world.saved)),
+            checkpoints=tuple(Checkpoint(saved.id, saved.step) for saved in world.checkpoints.all),
             events=tuple(world.events),
             journal=tuple(self._journal),
             evaluating=world.evaluating,

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from benchmarks.tuner.model import Measured, Model, Settings, State
+from benchmarks.tuner.checkpoints import Checkpoints
+from benchmarks.tuner.model import Measured, Model, Settings
 from benchmarks.tuner.text import Batch, Text, draw, held_out
 from instep.tuner.sample import Event
 
 RANKS = 2
 STEPS = 600
 SAVE_EVERY = 50
-KEEP = 5
 FIRST = range(280, 330)
 """Where faults begin: the seed determines the step."""
 PERSON = "ann"
@@ -111,8 +111,9 @@ class World:
     plans: int = 0
     view: int = 1
     evaluating: bool = False
-    saved: dict[int, State] = field(default_factory=dict)
-    """By step; a restore of one continues with the step after it."""
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    pinned: frozenset[str] = frozenset()
+    """Checkpoints that are kept although newer ones were saved."""
     events: list[Event] = field(default_factory=list)
     """What nobody has read yet."""
     _happened: int = 0
@@ -132,7 +133,7 @@ class World:
         other = copy.copy(self)
         other.case, other.model = case, Model(self.seed)
         other.model.load(self.model.save())
-        other.values, other.saved, other.events = dict(self.values), dict(self.saved), list(self.events)
+        other.values, other.checkpoints, other.events = dict(self.values), self.checkpoints.copy(), list(self.events)
         return other
 
     def advance(self) -> Record:
@@ -155,9 +156,7 @@ class World:
         self.step += 1
         self.run += 1
         if self.step % SAVE_EVERY == 0:
-            self.saved[step] = self.model.save()
-            for old in sorted(self.saved)[:-KEEP]:
-                del self.saved[old]
+            self.checkpoints.save(step, self.model.save(), self.pinned)
         return Record(step, measured, reported=step % case.report_every == 0)
 
     def evaluate(self) -> float:
@@ -170,21 +169,20 @@ class World:
         self._log("plan", changes=self._change(news), author=author, action=action)
 
     def restore(
-        self, checkpoint: int, news: Mapping[str, float] | None = None, *, author: str, action: str | None = None
+        self, checkpoint: str, news: Mapping[str, float] | None = None, *, author: str, action: str | None = None
     ) -> None:
         """Carries out a restore, with a change of values in the same plan, before the next step."""
-        self.model.load(self.saved[checkpoint])
-        self.step = checkpoint + 1
-        for newer in [step for step in self.saved if step > checkpoint]:
-            del self.saved[newer]
+        saved = self.checkpoints.go_back(checkpoint)
+        self.model.load(saved.state)
+        self.step = saved.step + 1
         changes = self._change(news or {})
-        self._log("restored", changes=changes, author=author, action=action, checkpoint=str(checkpoint))
+        self._log("restored", changes=changes, author=author, action=action, checkpoint=checkpoint)
 
     def replace_rank(self) -> None:
         """A rank was restarted: another view, which continues from the newest checkpoint."""
-        newest = max(self.saved)
-        self.model.load(self.saved[newest])
-        self.step = newest + 1
+        newest = self.checkpoints.newest
+        self.model.load(newest.state)
+        self.step = newest.step + 1
         self.view += 1
         self.events.append(Event(kind="view", step=self.step))
 

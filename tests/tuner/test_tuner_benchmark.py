@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from benchmarks.tuner.checkpoints import Checkpoints  # noqa: E402
 from benchmarks.tuner.detectors import DETECTORS, Detector  # noqa: E402  # after the check for torch
 from benchmarks.tuner.faults import STANDARD, random_targets, scaled  # noqa: E402
 from benchmarks.tuner.model import SIZE, Measured, Model, Settings  # noqa: E402
@@ -36,7 +37,7 @@ def test_a_restore_repeats_the_steps_after_the_checkpoint_bit_for_bit() -> None:
     world = World(STANDARD, 1)
     advanced(world, 50)
     later = advanced(world, 3)
-    world.restore(49, author="ann")
+    world.restore("49-1", author="ann")
     assert world.step == 50
     assert advanced(world, 3) == later
 
@@ -45,7 +46,7 @@ def test_a_restore_that_raises_the_data_offset_reads_other_data() -> None:
     world = World(STANDARD, 1)
     advanced(world, 50)
     later = advanced(world, 2)
-    world.restore(49, {"skip": 100}, author="ann")
+    world.restore("49-1", {"skip": 100}, author="ann")
     assert advanced(world, 2) != later
     assert [(event.kind, event.step, dict(event.changes)) for event in world.events] == [
         ("restored", 50, {"skip": (0, 100)})
@@ -92,6 +93,19 @@ def test_a_batch_of_nan_on_one_rank_breaks_the_loss_of_that_rank_and_then_all() 
     first, second = advanced(fault, 2)
     assert [math.isnan(loss) for loss in first.losses] == [False, True]
     assert [math.isnan(loss) for loss in second.losses] == [True, True]
+
+
+def test_checkpoints_that_were_left_behind_are_dropped_first_and_pinned_ones_stay() -> None:
+    store, state = Checkpoints(), Model(0).save()
+    for step in (49, 99, 149):
+        store.save(step, state, ())
+    assert store.go_back("99-2").step == 99
+    assert [saved.id for saved in store.all] == ["49-1", "99-2", "149-3"]
+    assert store.newest.id == "99-2"
+    store.save(149, state, ())
+    assert [saved.id for saved in store.all] == ["49-1", "99-2", "149-4"]
+    store.save(199, state, {"49-1"})
+    assert [saved.id for saved in store.all] == ["49-1", "99-2", "149-4", "199-5"]
 
 
 def test_a_report_of_many_steps_has_points_of_several_steps() -> None:
