@@ -77,10 +77,19 @@ def test_a_metric_that_is_nan_by_design_is_ignored_when_it_is_listed() -> None:
 
 
 def test_a_metric_that_was_never_finite_is_only_watched() -> None:
-    tuned = seen(points(range(100), loss=lambda step: math.nan))
+    tuned = seen(points(range(100), loss=noisy(2.5), grad_norm=lambda step: math.nan))
     found = of(tuned, "nonfinite")
     assert found.status == "watching"
     assert "list it under nan_by_design" in texts.rule(found)
+
+
+def test_a_loss_that_was_never_finite_fires_after_some_steps() -> None:
+    """A tuner that takes over may find the run like that."""
+    tuned = seen(points(range(100, 150), loss=lambda step: math.nan))
+    assert fired(tuned, "nonfinite") == [119]
+    found = of(tuned, "nonfinite").detection
+    assert found is not None
+    assert found.suspect == 100
 
 
 def test_gradients_that_are_not_finite_are_normal_with_a_loss_scale() -> None:

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 
 from instep.tuner.robust import Entry, Reference, Series, level, recent, reference, steps_above, usable
 from instep.tuner.rules import Grad, Level, LossScale, Nonfinite, Plateau, Rule, Spike, TooEasy
-from instep.tuner.sample import GRAD_NORM, LOSS, LOSS_SCALE, Point
+from instep.tuner.sample import GRAD_NORM, LOSS, LOSS_SCALE, Point, Window
 from instep.tuner.state import Change, Memory
 from instep.tuner.verdict import Detection, Evidence, Progress
 
@@ -98,31 +98,36 @@ def held(memory: Memory, point: Point, steps: int, is_met: bool) -> Memory:
 
 
 def nonfinite(rule: Nonfinite, memory: Memory, look: Look) -> Memory:
-    """A metric that has never been finite is not judged: it may be so by design."""
-    scaled = LOSS_SCALE in look.finite
-    never = False
-    for metric in rule.metrics:
-        window = look.point.metrics.get(metric)
-        if window is None or window.nonfinite <= 0 or metric in look.nan_by_design:
-            continue
-        if metric == GRAD_NORM and scaled:
-            continue
-        if metric not in look.finite:
-            never = True
-            continue
-        first = look.point.first_step if window.first_bad is None else window.first_bad
-        suspect = max(look.point.first_step, min(look.point.last_step, first))
-        detection = Detection(
-            metric=metric,
-            suspect=suspect,
-            since=suspect,
-            last=look.point.last_step,
-            figure=usable(window.nonfinite),
-            limit=0.0,
-            rank=window.worst_rank,
-        )
-        return replace(found(memory, look.point, detection), progress=Progress())
-    return replace(dropped(memory, look.point), progress=Progress(lacks="never finite" if never else None))
+    """A metric that has never been finite may be so by design. Of those only the loss is judged, after some steps: a
+    tuner that has just taken over has not seen better ones."""
+    point = look.point
+    bad = {metric: window for metric in rule.metrics if (window := _bad_window(metric, look)) is not None}
+    never = [metric for metric in bad if metric not in look.finite]
+    memory = held(memory, point, point.steps, bool(never))
+    metric = next((name for name in bad if name not in never or (name == LOSS and memory.held >= KEEP_STEPS)), None)
+    if metric is None:
+        return replace(dropped(memory, point), progress=Progress(lacks="never finite" if never else None))
+    window = bad[metric]
+    first = point.first_step if window.first_bad is None else window.first_bad
+    suspect = max(point.first_step, min(point.last_step, first))
+    detection = Detection(
+        metric=metric,
+        suspect=suspect if memory.since is None else memory.since,
+        since=suspect,
+        last=point.last_step,
+        figure=usable(window.nonfinite),
+        limit=0.0,
+        rank=window.worst_rank,
+    )
+    return replace(found(memory, point, detection), progress=Progress())
+
+
+def _bad_window(metric: str, look: Look) -> Window | None:
+    """The window, if it has values that are not finite and should be. A scaler skips steps whose gradients are not."""
+    window = look.point.metrics.get(metric)
+    if window is None or window.nonfinite <= 0 or metric in look.nan_by_design:
+        return None
+    return None if metric == GRAD_NORM and LOSS_SCALE in look.finite else window
 
 
 def spike(rule: Spike, memory: Memory, look: Look) -> Memory:
