@@ -227,7 +227,9 @@ def slow(rule: Level, memory: Memory, look: Look) -> Memory:
     usual = sum(entry.steps for entry in entries) / len(entries)
     errors = normal.difference(now) / normal.error_of_median(len(entries), usual)
     is_met = errors > rule.errors and normal.rise(now) > rule.rise
-    start = memory.best_step if memory.since is not None and memory.best_step is not None else entries[0].first
+    start = memory.best_step
+    if memory.since is None or start is None:
+        start = _began(entries, (normal.median + now) / 2)
     memory = replace(held(memory, point, entries[-1].steps, is_met), best_step=start)
     if not is_met or memory.since is None:
         return replace(dropped(memory, point), progress=Progress())
@@ -249,6 +251,15 @@ def slow(rule: Level, memory: Memory, look: Look) -> Memory:
         evidence=evidence,
     )
     return replace(found(memory, point, detection), progress=Progress(have=memory.held, need=need))
+
+
+def _began(entries: Series, middle: float) -> int:
+    """The first step of the rise: from there on, three of four values are above the middle between before and now."""
+    for number, entry in enumerate(entries):
+        rest = entries[number:]
+        if entry.mean > middle and 4 * sum(item.mean > middle for item in rest) >= 3 * len(rest):
+            return entry.first
+    return entries[0].first
 
 
 def _evidence(look: Look, start: int, since: int, gradient_within: int) -> tuple[Evidence, ...]:
