@@ -109,7 +109,7 @@ HEALTHY: tuple[Case, ...] = (
     replace(
         STANDARD,
         name="rank_replaced",
-        about="a rank is restarted: a new view goes on from the newest checkpoint",
+        about="a rank is restarted: a new view continues from the newest checkpoint",
         incidents=(Incident(0, World.replace_rank), Incident(100, World.replace_rank)),
     ),
 )

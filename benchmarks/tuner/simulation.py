@@ -107,7 +107,7 @@ class Simulation:
         return cls(World(case, seed), initial(armed=("all",) if acts else ()), pace)
 
     def fork(self, case: Case, *, acts: bool = True) -> Simulation:
-        """A copy that goes on as another case."""
+        """A copy that continues as another case."""
         other = copy.copy(self)
         other.world = self.world.become(case)
         other.state = replace(self.state, armed=self.state.armed if acts else ())

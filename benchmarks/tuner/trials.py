@@ -71,7 +71,7 @@ def fault_trials(seed: int, faults: Sequence[Case], pace: Pace) -> Iterator[Faul
 
 
 def fork_point(world: World) -> int:
-    """The step before which a fault goes its own way."""
+    """The step before which the copies for the faults are made."""
     return world.first - _FORK_BEFORE
 
 

@@ -36,7 +36,7 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """Something that happens once, before the step `after` steps behind the fault's first one. It does not happen again
+    """Something that happens once, `after` steps after the first step of the fault. It does not happen again
     when the step is run again."""
 
     after: int
@@ -99,7 +99,7 @@ class Record:
 
 @dataclass(slots=True)
 class World:
-    """One run. Copies of it go on independently."""
+    """One run. Its copies continue independently."""
 
     case: Case
     seed: int
@@ -129,7 +129,7 @@ class World:
         return FIRST[self.seed % len(FIRST)]
 
     def become(self, case: Case) -> World:
-        """A copy that goes on as another case."""
+        """A copy that continues as another case."""
         other = copy.copy(self)
         other.case, other.model = case, Model(self.seed)
         other.model.load(self.model.save())

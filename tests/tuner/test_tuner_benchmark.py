@@ -11,10 +11,11 @@ torch = pytest.importorskip("torch")
 
 from benchmarks.tuner.checkpoints import Checkpoints  # noqa: E402
 from benchmarks.tuner.detectors import DETECTORS, Detector  # noqa: E402  # after the check for torch
-from benchmarks.tuner.faults import STANDARD, random_targets, scaled  # noqa: E402
+from benchmarks.tuner.faults import FAULTS, STANDARD, random_targets, scaled  # noqa: E402
 from benchmarks.tuner.model import SIZE, Measured, Model, Settings  # noqa: E402
-from benchmarks.tuner.simulation import Pace, points_of  # noqa: E402
+from benchmarks.tuner.simulation import Pace, Simulation, points_of  # noqa: E402
 from benchmarks.tuner.text import SYMBOLS, draw  # noqa: E402
+from benchmarks.tuner.trials import NEAR, fork_point  # noqa: E402
 from benchmarks.tuner.world import Moment, Record, World  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -53,7 +54,7 @@ def test_a_restore_that_raises_the_data_offset_reads_other_data() -> None:
     ]
 
 
-def test_a_copy_of_a_run_goes_on_by_itself() -> None:
+def test_a_copy_of_a_run_continues_independently() -> None:
     world = World(STANDARD, 1)
     advanced(world, 3)
     other = world.become(STANDARD)
@@ -125,6 +126,23 @@ def test_a_report_names_the_first_bad_step_and_its_rank() -> None:
 def test_slow_steps_are_reported_one_by_one_and_acted_on_later() -> None:
     assert (Pace(5.0).report_steps, Pace(5.0).gate_steps) == (1, 4)
     assert (Pace(0.01).report_steps, Pace(0.01).gate_steps) == (100, 53)
+
+
+@pytest.mark.long
+def test_a_simulated_run_is_recovered_at_a_gate_and_ends_near_its_twin() -> None:
+    fault = next(case for case in FAULTS if case.name == "nan_rank")
+    base = Simulation.of(fault.twin, 1)
+    base.run(fork_point(base.world))
+    twin, tuned, untreated = base.fork(fault.twin), base.fork(fault), base.fork(fault, acts=False)
+    for run in (twin, tuned, untreated):
+        run.run()
+    (done,) = tuned.actions
+    assert (done.kind, done.rule, done.suspect) == ("recover", "nonfinite", base.world.first)
+    assert done.gate == base.world.first + 1 + Pace().gate_steps
+    assert tuned.world.values["skip"] == done.skipped > 0
+    assert (twin.actions, untreated.actions) == ([], [])
+    assert abs(tuned.world.evaluate() - twin.world.evaluate()) < NEAR
+    assert untreated.world.evaluate() == math.inf
 
 
 def raised(detector: Detector, losses: list[float], norms: list[float] | None = None) -> int | None:

@@ -69,7 +69,7 @@ def test_an_action_on_a_healthy_run_is_a_shortfall_and_its_seed_is_named() -> No
     assert "4711" in text(found, {})
 
 
-def test_a_run_that_was_not_recovered_is_told_with_its_seed_and_actions() -> None:
+def test_a_run_that_did_not_recover_is_listed_with_its_seed_and_actions() -> None:
     said = text(results(replace(GOOD, treated=math.inf)), {})
     assert "targets with seed 7, fault at 300: broken; recover by spike at 311, to 249, skipping 157" in said
 
