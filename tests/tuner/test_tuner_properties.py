@@ -111,7 +111,7 @@ def warm(seed: int = 0) -> State:
 WARM = warm()
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(st.booleans(), st.lists(any_sample, max_size=6))
 def test_a_decision_never_raises_and_repeats_itself(from_warm: bool, samples: list[Sample]) -> None:
     state = WARM if from_warm else initial(loose(), ("all",))
@@ -163,7 +163,7 @@ def told(story: list[tuple[str, int]], each: int, resolution: int) -> Iterator[t
             yield before, sample, tuned.state, verdict
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(stories(), st.sampled_from([1, 5, 20]), st.sampled_from([1, 5]))
 def test_no_story_breaks_a_promise(story: list[tuple[str, int]], each: int, resolution: int) -> None:
     actions: list[tuple[Action, tuple[LedgerEntry, ...]]] = []
@@ -251,7 +251,7 @@ def test_coarse_points_find_the_same_faults_up_to_their_resolution(seed: int, re
     assert fine - resolution <= coarse <= 201 + 3 * max(resolution, 6)
 
 
-@settings(max_examples=30)
+@settings(max_examples=10)
 @given(st.integers(1, 4), st.floats(0.0, 0.08), st.integers(0, 9))
 def test_a_state_stays_small(resolution: int, noise: float, seed: int) -> None:
     run = SimulatedRun(resolution=resolution, noise=noise, seed=seed)
