@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 PARALLEL ?= --numprocesses 3 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long long-tests deep lint bench chaos drills compat model recording docs etcd-versions lock sbom clean
+.PHONY: help demo test test-long long-tests deep lint bench bench-tuner chaos drills compat model recording docs etcd-versions lock sbom clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,6 +43,9 @@ lint: $(READY)  ## ruff and mypy
 
 bench: $(READY)  ## the figures in docs/benchmarks.md, as ratios measured in one run
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-tuner: $(READY)  ## the tuner on real training with fresh seeds: twelve faults, healthy runs (TUNER_ARGS=--help)
+	$(BIN)/python -m benchmarks.tuner $(TUNER_ARGS)
 
 chaos: $(READY)  ## a run and clients under random faults, checked, 10 minutes: SEED= DURATION_S= ETCD= KEEP=1 CHAOS_ARGS=
 	$(BIN)/python -m chaos --duration-s $(or $(DURATION_S),600) $(if $(SEED),--seed $(SEED)) \
