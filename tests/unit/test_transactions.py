@@ -121,7 +121,7 @@ def writes(txn: Txn) -> set[str]:
             CommitPlan(plan(4), agreed()),
             [LEADS, SAME_EPOCH, SAME_VIEW, undecided(4), Compare.present(f"{ROOT}state/open/4")],
         ),
-        (RaiseEpoch(Epoch(number=1, why="")), [LEADS, SAME_VIEW, SAME_AGREED, SAME_EPOCH]),
+        (RaiseEpoch(Epoch(number=1, why=""), told=0), [LEADS, SAME_VIEW, SAME_AGREED, SAME_EPOCH]),
         (
             RaiseEpoch(Epoch(number=1, why=""), told=9),
             [LEADS, SAME_VIEW, SAME_AGREED, Compare.absent(f"{ROOT}state/plans/9"), SAME_EPOCH],

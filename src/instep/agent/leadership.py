@@ -159,7 +159,8 @@ class Leadership:
         if isinstance(action, OpenPlan):
             action = replace(action, plan=replace(action.plan, opened_at=_now()))
         if isinstance(action, RaiseEpoch):
-            action = RaiseEpoch(action.epoch.model_copy(update={"at": _now(), "after": self._state.informer.revision}))
+            stamp = {"at": _now(), "after": self._state.informer.revision}
+            action = replace(action, epoch=action.epoch.model_copy(update=stamp))
         sent_at = self._clock()
         txn = for_action(action, self._keys, self._fence, seen)
         result = await self._client.txn(txn.compares, txn.then)

@@ -125,7 +125,7 @@ class RaiseEpoch:
     """Begins an epoch: a registration proves that etcd's history has gone back."""
 
     epoch: Epoch
-    told: int = 0
+    told: int
     """The number of a plan that a registration names and that etcd lacks; 0 if there is none."""
 
 
