@@ -6,11 +6,16 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from functools import cache
+from types import FunctionType
 from typing import Any
 from unittest import mock
 
 MAX_ROUNDS = 20_000
+_REAL = time.monotonic
 INSTANT_S = 1e-7
 """Time always advances a little, because a wait below the resolution of a float would never end."""
 
@@ -80,19 +85,39 @@ def _nothing() -> None:
 @contextlib.contextmanager
 def virtual_time(loop: VirtualLoop) -> Iterator[None]:
     """Makes every clock of the agent's code the clock of the loop; silences its log."""
-    from instep.agent.leadership import Leadership
-    from instep.agent.metrics import MetricsWriter
-    from instep.etcd import LeaseKeeper
+    import instep.agent.node  # loads every module that an agent uses
+    import instep.rendezvous.node  # noqa: F401  # and those of a rendezvous
 
     log = logging.getLogger("instep")
     disabled = log.disabled
     with contextlib.ExitStack() as stack:
-        for owner in (Leadership, LeaseKeeper):
-            stack.enter_context(mock.patch.dict(owner.__init__.__kwdefaults__, clock=loop.time))
-        stack.enter_context(mock.patch.object(MetricsWriter.__init__, "__defaults__", (loop.time,)))
+        for made in _with_clock():
+            if made.__kwdefaults__:
+                stack.enter_context(mock.patch.dict(made.__kwdefaults__, _on(made.__kwdefaults__, loop)))
+            if made.__defaults__:
+                defaults = tuple(_on(dict(enumerate(made.__defaults__)), loop).values())
+                stack.enter_context(mock.patch.object(made, "__defaults__", defaults))
         stack.enter_context(mock.patch("time.monotonic", loop.time))
         log.disabled = True
         try:
             yield
         finally:
             log.disabled = disabled
+
+
+def _on(defaults: Mapping[Any, Any], loop: VirtualLoop) -> dict[Any, Any]:
+    """The defaults, with the clock of the loop instead of the real one."""
+    return {name: loop.time if value is _REAL else value for name, value in defaults.items()}
+
+
+@cache
+def _with_clock() -> tuple[FunctionType, ...]:
+    """The constructors of Instep with a clock as a default argument: a default is bound before anything is patched."""
+    modules = [module for name, module in sorted(sys.modules.items()) if name.startswith("instep.")]
+    inits = {
+        vars(kind)["__init__"]: None
+        for module in modules
+        for kind in vars(module).values()
+        if isinstance(kind, type) and isinstance(vars(kind).get("__init__"), FunctionType)
+    }
+    return tuple(made for made in inits if _REAL in (*(made.__defaults__ or ()), *(made.__kwdefaults__ or {}).values()))
