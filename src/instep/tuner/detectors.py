@@ -56,6 +56,17 @@ class Look:
         series = self.series.get(metric, ())
         return series[-1] if series and series[-1].last == self.point.last_step else None
 
+    def compared(self, metric: str) -> tuple[Entry, Reference] | None:
+        """The point's entry and its reference; None if one of them is missing."""
+        entry, normal = self.entry(metric), self.normals.get(metric)
+        return None if entry is None or normal is None else (entry, normal)
+
+
+def _not_compared(metric: str, memory: Memory, look: Look) -> Memory:
+    """The memory after a point without a value or without a reference."""
+    memory = dropped(memory, look.point)
+    return memory if look.entry(metric) is None else replace(memory, progress=Progress(lacks="reference"))
+
 
 def found(memory: Memory, point: Point, detection: Detection, keep: int = KEEP_STEPS) -> Memory:
     """The memory with a detection: a new one, or the live one with its worst figures."""
@@ -131,12 +142,10 @@ def _bad_window(metric: str, look: Look) -> Window | None:
 
 
 def spike(rule: Spike, memory: Memory, look: Look) -> Memory:
-    point, entry = look.point, look.entry(rule.metric)
-    if entry is None:
-        return dropped(memory, point)
-    normal = look.normals.get(rule.metric)
-    if normal is None:
-        return replace(dropped(memory, point), progress=Progress(lacks="reference"))
+    point, compared = look.point, look.compared(rule.metric)
+    if compared is None:
+        return _not_compared(rule.metric, memory, look)
+    entry, normal = compared
     limit = normal.value_at(rule.z, entry.steps)
     high = steps_above(entry, max(limit, normal.raised(rule.rise)))
     far = entry.steps if entry.mean > max(limit, normal.raised(rule.alone_rise)) else 0
@@ -169,12 +178,10 @@ def spike(rule: Spike, memory: Memory, look: Look) -> Memory:
 
 
 def too_easy(rule: TooEasy, memory: Memory, look: Look) -> Memory:
-    point, entry = look.point, look.entry(rule.metric)
-    if entry is None:
-        return dropped(memory, point)
-    normal = look.normals.get(rule.metric)
-    if normal is None:
-        return replace(dropped(memory, point), progress=Progress(lacks="reference"))
+    point, compared = look.point, look.compared(rule.metric)
+    if compared is None:
+        return _not_compared(rule.metric, memory, look)
+    entry, normal = compared
     z = normal.z(entry.mean, entry.steps)
     low = entry.steps if z < -rule.z and normal.rise(entry.mean) < -rule.fall else 0
     memory = replace(memory, hits=(*memory.hits, (entry.first, entry.steps, low, low))[-rule.of :])
@@ -276,12 +283,10 @@ def _evidence(look: Look, start: int, since: int, gradient_within: int) -> tuple
 
 def grad(rule: Grad, memory: Memory, look: Look) -> Memory:
     """Remembers the steps of the newest gradient spikes in `hits`, and whether they may explain a rise."""
-    point, entry = look.point, look.entry(rule.metric)
-    if entry is None:
-        return dropped(memory, point)
-    normal = look.normals.get(rule.metric)
-    if normal is None:
-        return replace(dropped(memory, point), progress=Progress(lacks="reference"))
+    point, compared = look.point, look.compared(rule.metric)
+    if compared is None:
+        return _not_compared(rule.metric, memory, look)
+    entry, normal = compared
     memory = replace(memory, progress=Progress())
     z = normal.z(entry.max)
     if z <= rule.z:

@@ -94,21 +94,7 @@ def settled(state: State, past: Past, newest: int) -> State:
     known = next((entry for entry in state.ledger if entry.id == past.id), None)
     if known is None:
         ran = state.ran - max(0, newest - past.step)
-        entry = LedgerEntry(
-            id=past.id,
-            kind=past.kind,
-            rule=past.rule,
-            step=past.step,
-            suspect=past.suspect,
-            ran=ran,
-            outcome=past.outcome,
-            settled_ran=ran,
-            judgement=past.judgement,
-            checkpoint=past.checkpoint,
-            checkpoint_step=past.checkpoint_step,
-            changes=past.changes,
-            skipped_to=past.skipped_to,
-        )
+        entry = LedgerEntry.of(past, ran)
         state = replace(state, ledger=(*state.ledger, entry)[-MAX_LEDGER:], actions=state.actions + 1)
     else:
         entry = replace(known, outcome=past.outcome, settled_ran=state.ran, peak=_peak(state, known))
@@ -124,7 +110,7 @@ def _after_event(state: State, event: Event, sample: Sample) -> State:
     if event.action is not None:
         known = next((entry for entry in state.ledger if entry.id == event.action), None)
         if known is not None and known.outcome == "open":
-            state = settled(state, _past_of(known), state.step)
+            state = settled(state, replace(known, outcome="done"), state.step)
     elif event.changes or event.kind != "plan":
         change = Change(step=event.step, plan=event.plan, changes=event.changes)
         state = held_off(replace(state, changes=(*state.changes, change)[-MAX_CHANGES:]), "a person's change")
@@ -140,18 +126,6 @@ def _peak(state: State, entry: LedgerEntry) -> float | None:
     """The highest loss since the first suspect step, as far as it is still known."""
     values = [item.mean for item in state.series.get(LOSS, ()) if item.first >= entry.suspect]
     return max([*values, *([] if entry.peak is None else [entry.peak])], default=None)
-
-
-def _past_of(entry: LedgerEntry) -> Past:
-    return Past(
-        id=entry.id,
-        rule=entry.rule,
-        kind=entry.kind,
-        step=entry.step,
-        suspect=entry.suspect,
-        outcome="done",
-        skipped_to=entry.skipped_to,
-    )
 
 
 def _after_journal(state: State, past: Past, sample: Sample) -> State:

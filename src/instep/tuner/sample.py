@@ -88,7 +88,8 @@ class Checkpoint:
 
 
 EventKind: TypeAlias = Literal["plan", "view", "restored"]
-"""plan: committed, with changes of values or a command. view: another view trains. restored: the run has gone back."""
+"""plan: a plan was committed, with changes of values or a command. view: another view began to train. restored: the run
+went back to a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Final, Literal, TypeAlias
 
@@ -14,7 +14,7 @@ from instep.errors import SettingsError
 from instep.scalar import Scalar
 from instep.tuner.robust import Series
 from instep.tuner.rules import Rules
-from instep.tuner.sample import ActionKind, JournalOutcome, Judgement
+from instep.tuner.sample import Past
 from instep.tuner.verdict import Detection, Progress
 
 STATE_VERSION: Final = 1
@@ -53,28 +53,23 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerEntry:
-    """One action. `ran` counts the steps that had been run when it was decided."""
+class LedgerEntry(Past):
+    """One action, and what the decision remembers of it. `ran`: the steps that had been run when it was decided."""
 
-    id: str
-    kind: ActionKind
-    rule: str
-    step: int
-    suspect: int
     ran: int
-    outcome: JournalOutcome = "open"
     settled_ran: int | None = None
     """When its outcome became known."""
-    checkpoint: str | None = None
-    checkpoint_step: int | None = None
-    changes: Mapping[str, tuple[Scalar, Scalar]] = field(default_factory=dict)
-    skipped_to: int | None = None
     before: float | None = None
     peak: float | None = None
-    judgement: Judgement | None = None
     reverted: bool = False
     """Whether a revert of it was decided."""
     ask: bool = False
+
+    @classmethod
+    def of(cls, past: Past, ran: int) -> LedgerEntry:
+        """An action that another tuner has decided."""
+        told = {item.name: getattr(past, item.name) for item in fields(Past)}
+        return cls(**told, ran=ran, settled_ran=ran)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
